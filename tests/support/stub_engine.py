@@ -1,0 +1,200 @@
+"""A server that speaks OpenAI's HTTP API: the engine of the chaos runs, and their oracle.
+
+    python -m tests.support.stub_engine --port 0 --log prompts.log [--delay-ms 1] [--models stub-model,other]
+
+Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
+that was ever asked. Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in
+that way. The first line of standard output is the server's URL.
+"""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from workers.engines.fake import SLOW_SECONDS, magic_of, prompt_of, reply
+from workers.engines.port import Answer, refusal, unknown_model
+
+HUGE_BYTES = 100 << 20
+RETRY_AFTER_SECONDS = 1
+ROOT = Path(__file__).parents[2]
+
+
+class PromptLog:
+    """Appends lines: all that came in one turn of the loop in one write, awaited before the answers."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+        self._lines: list[bytes] = []
+        self._written: asyncio.Future[None] | None = None
+
+    def add(self, prompt: str) -> asyncio.Future[None]:
+        self._lines.append(msgspec.json.encode(prompt))
+        if self._written is None:
+            loop = asyncio.get_running_loop()
+            self._written = loop.create_future()
+            loop.call_soon(self._write)
+        return self._written
+
+    def _write(self) -> None:
+        os.write(self._file, b"\n".join(self._lines) + b"\n")
+        self._lines.clear()
+        if self._written:
+            self._written.set_result(None)
+            self._written = None
+
+
+def prompts(log: Path) -> list[str]:
+    """Every prompt the server was asked, oldest first."""
+    return (
+        [msgspec.json.decode(line, type=str) for line in log.read_bytes().splitlines()]
+        if log.exists()
+        else []
+    )
+
+
+class Stub:
+    def __init__(self, log: PromptLog, models: tuple[str, ...], delay: float) -> None:
+        self._log, self._models, self._delay = log, models, delay
+        self._tries: Counter[str] = Counter()
+        self._magic: dict[str, Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse | None]]] = {
+            "!reset": _reset,
+            "!hang": _hang,
+            "!500": _status(500),
+            "!503": _status(503),
+            "!429": _status(429),
+            "!html": _html,
+            "!huge": _huge,
+            "!crash": _crash,
+            "!flaky2": self._flaky,
+            "!slow": _slow,
+        }
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "GET":
+            return self._get(request.path)
+        try:
+            body = msgspec.json.decode(await request.read(), type=dict)
+        except msgspec.DecodeError:
+            return _response(refusal(400, "The body is not a JSON object."))
+        if body.get("model") not in self._models and "*" not in self._models:
+            return _response(unknown_model(str(body.get("model"))))
+        return await self._answer(request, body, prompt_of(request.path, body))
+
+    async def _answer(
+        self, request: web.BaseRequest, body: dict[str, object], prompt: str
+    ) -> web.StreamResponse:
+        await self._log.add(prompt)
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        word = magic_of(prompt)
+        broken = await self._magic[word](request, prompt) if word else None
+        return broken or _response(reply(request.path, body, prompt))
+
+    def _get(self, path: str) -> web.Response:
+        if path != "/v1/models":
+            return _response(refusal(404, f"Unknown request URL: {path}"))
+        cards = [{"id": name, "object": "model", "created": 0, "owned_by": "stub"} for name in self._models]
+        return _response(Answer(200, msgspec.json.encode({"object": "list", "data": cards})))
+
+    async def _flaky(self, request: web.BaseRequest, prompt: str) -> web.StreamResponse | None:
+        self._tries[prompt] += 1
+        return await _reset(request, prompt) if self._tries[prompt] <= 2 else None
+
+
+def _response(answer: Answer, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=answer.body, status=answer.status, content_type="application/json", headers=headers
+    )
+
+
+async def _reset(request: web.BaseRequest, _: str) -> web.StreamResponse:
+    if request.transport:
+        request.transport.abort()
+    return web.Response()
+
+
+async def _hang(_: web.BaseRequest, __: str) -> None:
+    await asyncio.Event().wait()
+
+
+async def _slow(_: web.BaseRequest, __: str) -> None:
+    await asyncio.sleep(SLOW_SECONDS)
+
+
+def _status(status: int) -> Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]:
+    headers = {} if status == 500 else {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+    async def answer(_: web.BaseRequest, __: str) -> web.StreamResponse:
+        return _response(refusal(status, f"The stub answers {status}, as it was asked to."), headers)
+
+    return answer
+
+
+async def _html(_: web.BaseRequest, __: str) -> web.StreamResponse:
+    return web.Response(text="<html><body>It works!</body></html>", content_type="text/html")
+
+
+async def _huge(request: web.BaseRequest, _: str) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={"Content-Type": "application/json", "Content-Length": str(HUGE_BYTES)}
+    )
+    await response.prepare(request)
+    chunk = b" " * (1 << 20)
+    try:
+        for _chunk in range(HUGE_BYTES // len(chunk)):
+            await response.write(chunk)
+    except ConnectionError:  # the client has seen enough
+        return response
+    await response.write_eof()
+    return response
+
+
+async def _crash(_: web.BaseRequest, __: str) -> None:
+    os._exit(66)
+
+
+async def serve(port: int, stub: Stub) -> None:
+    runner = web.ServerRunner(web.Server(stub.handle, access_log=None, handler_cancellation=True))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
+    await site.start()
+    sys.stdout.write(f"http://127.0.0.1:{runner.addresses[0][1]}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A stub of OpenAI's HTTP API.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--models", default="stub-model")
+    options = parser.parse_args()
+    stub = Stub(PromptLog(options.log), tuple(options.models.split(",")), options.delay_ms / 1000)
+    uvloop.run(serve(options.port, stub))
+
+
+@contextmanager
+def running(log: Path, *options: str) -> Iterator[str]:
+    """A stub server in a process of its own, as long as the block lasts; gives its URL."""
+    command = [sys.executable, "-m", "tests.support.stub_engine", "--log", str(log), *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""One OpenAI-compatible server, as the HTTP engine sees it: where it is, what it serves, how it is doing."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from workers.engines.limits import Circuit, CircuitState, Clock, Window
+
+ANY_MODEL: Final = "*"
+RELIST_SECONDS: Final = 30.0  # a server may load other models
+UNKNOWN_SECONDS: Final = 2.0
+
+
+def base_of(url: str) -> str:
+    """`http://host/v1/` and `http://host` are the same server."""
+    return url.strip().rstrip("/").removesuffix("/v1")
+
+
+@dataclass(eq=False, slots=True)
+class Endpoint:
+    """`serves` maps our name of a model to the server's; None: ask the server what it has."""
+
+    url: str
+    api_key: str = ""
+    serves: Mapping[str, str] | None = None
+    concurrency: int = 256
+    clock: Clock = time.monotonic
+    found: frozenset[str] | None = None  # None: it never answered
+    paused_until: float = 0.0
+    circuit: Circuit = field(init=False)
+    window: Window = field(init=False)
+    _listed_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.url = base_of(self.url)
+        self.circuit = Circuit(self.clock)
+        self.window = Window(self.concurrency)
+        self._listed_at = float("-inf")
+
+    @property
+    def known(self) -> bool:
+        return self.serves is not None or self.found is not None
+
+    @property
+    def models(self) -> frozenset[str]:
+        return frozenset(self.serves) if self.serves is not None else (self.found or frozenset())
+
+    def upstream(self, model: str) -> str | None:
+        """The server's name of a model; None if it doesn't have it."""
+        if self.serves is not None:
+            return self.serves.get(model)
+        found = self.found or ()
+        return model if model in found or ANY_MODEL in found else None
+
+    @property
+    def pause(self) -> float:
+        """Seconds that the server asked us to wait."""
+        return max(0.0, self.paused_until - self.clock())
+
+    def ready(self) -> bool:
+        return self.circuit.closed and self.window.room > 0 and (not self.paused_until or self.pause == 0)
+
+    def wait(self) -> float:
+        """Seconds until it is worth asking again."""
+        return self.pause if self.circuit.closed else max(self.pause, self.circuit.wait)
+
+    def listing_due(self) -> bool:
+        """Is it time to list its models: at first, to probe an open circuit, or as they may have changed?"""
+        if not self.circuit.closed:
+            return self.circuit.due()
+        return self.clock() - self._listed_at >= (RELIST_SECONDS if self.known else UNKNOWN_SECONDS)
+
+    def listing(self) -> None:
+        """A listing is on its way."""
+        self._listed_at = self.clock()
+        if not self.circuit.closed:
+            self.circuit.probe()
+
+    def listed(self, names: frozenset[str]) -> None:
+        self.circuit.close()
+        self.found = names
+
+    def unlisted(self) -> None:
+        """The listing failed. A server that is busy may be slow to list, so only a probe is judged by it."""
+        if self.circuit.state is CircuitState.HALF_OPEN:
+            self.circuit.trip()

@@ -1,0 +1,236 @@
+"""The fake engine: deterministic answers at memory speed, and every way in which an engine can break.
+
+    prompt ──sha256──▶ text, tokens, vectors            the same prompt always gets the same answer
+    prompt with "!reset", "!hang", "!500" …             breaks in that way (MAGIC)
+
+The stub server of the tests gives the same answers over HTTP and breaks on the same words.
+"""
+
+import asyncio
+import base64
+import struct
+from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from workers.engines.port import (
+    Answer,
+    EngineBusy,
+    EngineDead,
+    EngineFault,
+    Request,
+    Usage,
+    refusal,
+    unknown_model,
+)
+
+MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow")
+CREATED: Final = 1_700_000_000  # answers are the same at any time
+DIMENSIONS: Final = 8
+SLOW_SECONDS: Final = 2.0
+
+Body = dict[str, Any]
+Fault = Callable[[Request], BaseException | Answer | None]
+
+
+def magic_of(prompt: str) -> str | None:
+    """The magic word of a prompt, if it has one."""
+    if "!" not in prompt:
+        return None
+    return next((word for word in MAGIC if word in prompt), None)
+
+
+def prompt_of(url: str, body: Body) -> str:
+    """The text that a request asks about, as one string."""
+    if url == "/v1/chat/completions":
+        return _text(body.get("messages"))
+    return _text(body.get("prompt" if url == "/v1/completions" else "input"))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\n".join(map(_text, value))
+    if isinstance(value, dict):
+        return _text(value.get("content") if "content" in value else value.get("text"))
+    return "" if value is None else str(value)
+
+
+def reply(url: str, body: Body, prompt: str) -> Answer:
+    """The answer to `prompt`; a 404 for a path that no model has."""
+    form = FORMS.get(url)
+    if form is None:
+        return refusal(404, f"Unknown request URL: {url}", code="unknown_url")
+    return form(body, prompt, sha256(prompt.encode()).digest())
+
+
+def usage_of(prompt: str, digest: bytes) -> Usage:
+    tokens = len(prompt) // 4 + 1
+    output = 1 + digest[0] % 16
+    return Usage(tokens, tokens * digest[1] // 512, output, digest[2] % output)
+
+
+def _chat(body: Body, prompt: str, digest: bytes) -> Answer:
+    message = {"role": "assistant", "content": f"echo {digest.hex()[:16]}", "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    return _completion("chat.completion", "chatcmpl", choice, body, prompt, digest)
+
+
+def _text_completion(body: Body, prompt: str, digest: bytes) -> Answer:
+    choice = {"index": 0, "text": f"echo {digest.hex()[:16]}", "logprobs": None, "finish_reason": "stop"}
+    return _completion("text_completion", "cmpl", choice, body, prompt, digest)
+
+
+def _completion(kind: str, prefix: str, choice: Body, body: Body, prompt: str, digest: bytes) -> Answer:
+    usage = usage_of(prompt, digest)
+    answer = {
+        "id": f"{prefix}-{digest.hex()[:24]}",
+        "object": kind,
+        "created": CREATED,
+        "model": body.get("model"),
+        "choices": [{**choice, "index": index} for index in range(body.get("n") or 1)],
+        "usage": {
+            "prompt_tokens": usage.input_tokens,
+            "completion_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        },
+    }
+    return Answer(200, msgspec.json.encode(answer), usage)
+
+
+def _response(body: Body, prompt: str, digest: bytes) -> Answer:
+    usage, name = usage_of(prompt, digest), digest.hex()[:24]
+    content = {"type": "output_text", "text": f"echo {digest.hex()[:16]}", "annotations": []}
+    message = {
+        "type": "message",
+        "id": f"msg_{name}",
+        "status": "completed",
+        "role": "assistant",
+        "content": [content],
+    }
+    answer = {
+        "id": f"resp_{name}",
+        "object": "response",
+        "created_at": CREATED,
+        "status": "completed",
+        "model": body.get("model"),
+        "output": [message],
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "output_tokens": usage.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+            "total_tokens": usage.total_tokens,
+        },
+    }
+    return Answer(200, msgspec.json.encode(answer), usage)
+
+
+def _embeddings(body: Body, prompt: str, _: bytes) -> Answer:
+    value = body.get("input")
+    many = isinstance(value, list) and bool(value) and not isinstance(value[0], int)
+    texts = [_text(item) for item in value] if many and isinstance(value, list) else [prompt]
+    vectors = [_vector(text, body.get("dimensions") or DIMENSIONS) for text in texts]
+    if body.get("encoding_format") == "base64":
+        shown: list[Any] = [base64.b64encode(struct.pack(f"<{len(v)}f", *v)).decode() for v in vectors]
+    else:
+        shown = vectors
+    tokens = len(prompt) // 4 + 1
+    answer = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(shown)],
+        "model": body.get("model"),
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return Answer(200, msgspec.json.encode(answer), Usage(tokens))
+
+
+def _vector(text: str, dimensions: int) -> list[float]:
+    stream = b"".join(sha256(b"%d:%s" % (i, text.encode())).digest() for i in range(-(-dimensions // 32)))
+    raw = [byte - 127.5 for byte in stream[:dimensions]]
+    norm = sum(value * value for value in raw) ** 0.5
+    return [value / norm for value in raw]
+
+
+FORMS: Final[dict[str, Callable[[Body, str, bytes], Answer]]] = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _text_completion,
+    "/v1/responses": _response,
+    "/v1/embeddings": _embeddings,
+}
+
+
+class FakeEngine:
+    """An engine without a model.
+
+    `asked` hears each prompt before it is answered; `fault` may give an error or an answer instead of ours.
+    """
+
+    def __init__(
+        self,
+        models: tuple[str, ...] = ("fake-model",),
+        *,
+        delay: float = 0.0,
+        timeout: float = 600.0,
+        asked: Callable[[str], object] | None = None,
+        fault: Fault | None = None,
+    ) -> None:
+        self.models = models
+        self.starts = 0
+        self._delay, self._timeout, self._asked, self._fault = delay, timeout, asked, fault
+        self._alive = False
+        self._tries: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        if not self._alive:
+            self._alive = True
+            self.starts += 1
+
+    async def answer(self, request: Request) -> Answer:
+        if not self._alive:
+            raise EngineDead("The fake engine is not running.")
+        if request.body.get("model") not in self.models and "*" not in self.models:
+            return unknown_model(str(request.body.get("model")))
+        prompt = prompt_of(request.url, request.body)
+        if self._asked:
+            self._asked(prompt)
+        await asyncio.sleep(self._delay)
+        told = self._fault(request) if self._fault else None
+        if isinstance(told, BaseException):
+            raise told
+        if told is None and (word := magic_of(prompt)):
+            await self._break(word, prompt)
+        return told or reply(request.url, request.body, prompt)
+
+    async def close(self) -> None:
+        self._alive = False
+
+    async def _break(self, word: str, prompt: str) -> None:
+        if word == "!slow":
+            await asyncio.sleep(SLOW_SECONDS)
+        elif word == "!hang":
+            await asyncio.sleep(self._timeout)
+            raise EngineFault("The engine gave no answer in time.")
+        elif word == "!flaky2":
+            self._tries[prompt] += 1
+            if self._tries[prompt] <= 2:
+                raise EngineFault("connection reset")
+        else:
+            self._alive = self._alive and word != "!crash"
+            raise _error_of(word)
+
+
+def _error_of(word: str) -> Exception:
+    if word == "!crash":
+        return EngineDead("The fake engine crashed.")
+    if word in {"!503", "!429"}:
+        return EngineBusy(f"The engine answered {word[1:]}.", retry_after=1.0)
+    if word == "!500":
+        return EngineFault("The engine answered 500.", refusal(500, "The stub broke, as it was asked to."))
+    return EngineFault({"!reset": "connection reset", "!html": "not JSON"}.get(word, "answer too large"))

@@ -1,0 +1,316 @@
+"""Any number of OpenAI-compatible servers as one engine.
+
+              ┌ has the model? circuit closed? not paused? a slot free? ── least in flight ──▶ POST
+answer ──▶ admit ── none free: wait in line (by priority, then order) ◀── a slot, a window, a circuit opens up
+              └ none left ──▶ EngineBusy
+
+refused, no route, 503   next server, else EngineBusy        429   wait as told, try again, else EngineBusy
+reset, timeout, 5xx, not JSON, too large   EngineFault       4xx   Answer with OpenAI's error body
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from workers.engines import wire
+from workers.engines.endpoints import ANY_MODEL, Endpoint
+from workers.engines.port import Answer, EngineBusy, EngineFault, Request, unknown_model
+
+CONNECT_SECONDS: Final = 5.0
+LISTING_SECONDS: Final = 5.0
+KEEPALIVE_SECONDS: Final = (
+    4.0  # below the 5 s after which uvicorn closes: a request never meets a dying connection
+)
+WATCH_SECONDS: Final = 0.25
+TRIES_WHEN_LIMITED: Final = 3  # a request that got 429 this often goes back to its worker
+LONGEST_PAUSE_SECONDS: Final = 5.0  # a longer Retry-After is the worker's to wait
+FIRST_BACKOFF_SECONDS: Final = 0.25
+
+log = logging.getLogger(__name__)
+
+Ticket = tuple[int, int, asyncio.Future[None]]
+Said = tuple[int, str | None, bytes]  # status, Retry-After, body
+
+
+class Refused(EngineBusy):
+    """One server didn't take the request; another one may."""
+
+
+class Limited(EngineBusy):
+    """The server answered 429."""
+
+
+class HttpEngine:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, timeout: float, max_answer_bytes: int = 16 << 20
+    ) -> None:
+        self.endpoints = tuple(endpoints)
+        self._timeout, self._max_bytes = timeout, max_answer_bytes
+        self._session: aiohttp.ClientSession | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._waiting: dict[str, list[Ticket]] = {}
+        self._order = itertools.count()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(sorted(frozenset[str]().union(*(endpoint.models for endpoint in self.endpoints))))
+
+    @property
+    def settled(self) -> bool:
+        """Does each server's list of models stand? If not, a model may still turn up."""
+        return all(endpoint.known for endpoint in self.endpoints)
+
+    async def start(self) -> None:
+        if self._session is not None:
+            return
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+                "User-Agent": "nightmill",
+            },
+            timeout=aiohttp.ClientTimeout(
+                total=self._timeout, sock_connect=min(CONNECT_SECONDS, self._timeout / 2)
+            ),
+            trust_env=False,
+        )
+        await self.discover()
+        self._watchers = [asyncio.create_task(self._watch(endpoint)) for endpoint in self.endpoints]
+
+    async def close(self) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        if self._session:
+            await self._session.close()
+        self._session, self._watchers = None, []
+
+    async def answer(self, request: Request) -> Answer:
+        model = str(request.body.get("model"))
+        able = [endpoint for endpoint in self.endpoints if endpoint.upstream(model)]
+        if not able:
+            return self._unserved(model)
+        limited = 0
+        while True:
+            endpoint = await self._admit(model, request.priority, able)
+            try:
+                return await self._send(endpoint, request, model)
+            except Refused as refused:
+                able.remove(endpoint)
+                if not able:
+                    raise EngineBusy(str(refused), refused.retry_after) from refused
+            except Limited as error:
+                limited += 1
+                await self._back_off(error, limited)
+
+    def _unserved(self, model: str) -> Answer:
+        if self.settled:
+            return unknown_model(model)
+        raise EngineBusy(f"No reachable endpoint serves the model `{model}`.", retry_after=1.0)
+
+    async def _back_off(self, limited: Limited, times: int) -> None:
+        """The pause itself is served in the line, where a second server may end it."""
+        if times >= TRIES_WHEN_LIMITED or (limited.retry_after or 0) > LONGEST_PAUSE_SECONDS:
+            raise EngineBusy(str(limited), limited.retry_after) from limited
+        if limited.retry_after is None:
+            await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2**times)
+
+    async def _admit(self, model: str, priority: int, able: list[Endpoint]) -> Endpoint:
+        """A server with a free slot, which is taken; waits for one."""
+        order = next(self._order)
+        while True:
+            ready = [endpoint for endpoint in able if endpoint.ready()]
+            if ready:
+                chosen = min(ready, key=_in_flight)
+                chosen.window.in_flight += 1
+                return chosen
+            self._expect(able)
+            await self._line_up(model, priority, order)
+
+    def _expect(self, able: list[Endpoint]) -> None:
+        """Waiting makes sense if a server is merely full, or pauses for a moment."""
+        if not any(e.circuit.closed and e.pause <= LONGEST_PAUSE_SECONDS for e in able):
+            wait = min(endpoint.wait() for endpoint in able)
+            raise EngineBusy(
+                "No endpoint of this model takes requests now.", retry_after=max(wait, WATCH_SECONDS)
+            )
+
+    async def _line_up(self, model: str, priority: int, order: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting.setdefault(model, []), (priority, order, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # our turn had come: pass it on
+                for endpoint in self.endpoints:
+                    self._wake(endpoint)
+            raise
+
+    def _wake(self, endpoint: Endpoint) -> None:
+        """Give the free slots of an endpoint to those who wait for its models."""
+        if not self._waiting or not endpoint.ready():
+            return
+        room = endpoint.window.room
+        for model in [name for name in self._waiting if endpoint.upstream(name)]:
+            room -= self._call_up(model, room)
+
+    def _wake_all(self) -> None:
+        """A circuit changed: everyone looks again."""
+        for model in list(self._waiting):
+            self._call_up(model, len(self._waiting[model]))
+
+    def _call_up(self, model: str, most: int) -> int:
+        line, called = self._waiting[model], 0
+        while line and called < most:
+            turn = heapq.heappop(line)[2]
+            if not turn.done():
+                turn.set_result(None)
+                called += 1
+        if not line:
+            del self._waiting[model]
+        return called
+
+    async def _send(self, endpoint: Endpoint, request: Request, model: str) -> Answer:
+        """Use the slot that was taken, and free it."""
+        upstream = endpoint.upstream(model) or model
+        body = request.body if upstream == model else {**request.body, "model": upstream}
+        headers = {"X-Request-Id": request.request_id}
+        if endpoint.api_key:
+            headers["Authorization"] = f"Bearer {endpoint.api_key}"
+        cuts = endpoint.window.cuts
+        try:
+            said = await self._post(endpoint, request.url, msgspec.json.encode(body), headers)
+            return self._judge(endpoint, cuts, *said)
+        finally:
+            endpoint.window.in_flight -= 1
+            self._wake(endpoint)
+
+    async def _post(self, endpoint: Endpoint, path: str, body: bytes, headers: dict[str, str]) -> Said:
+        assert self._session, "start() comes first"
+        url = endpoint.url + path
+        try:
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                raw = await self._read(response)
+                return response.status, response.headers.get("Retry-After"), raw
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self._failed(endpoint, error, endpoint.circuit.trip)
+            raise Refused(f"The endpoint is not reachable: {error}") from error
+        except TimeoutError as error:
+            self._failed(endpoint, error, endpoint.circuit.fault)
+            raise EngineFault(f"The endpoint gave no answer within {self._timeout:g} s.") from error
+        except aiohttp.ClientError as error:
+            self._failed(endpoint, error, endpoint.circuit.fault)
+            raise EngineFault(f"The connection broke: {type(error).__name__} {error}".rstrip()) from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        length = response.content_length
+        if length is not None and length <= self._max_bytes and "Content-Encoding" not in response.headers:
+            return await response.read()
+        body = bytearray()
+        if (length or 0) <= self._max_bytes:
+            async for part in response.content.iter_any():
+                body += part
+                if len(body) > self._max_bytes:
+                    break
+            else:
+                return bytes(body)
+        response.close()
+        raise EngineFault(f"The endpoint's answer is larger than {self._max_bytes} bytes.")
+
+    def _judge(
+        self, endpoint: Endpoint, cuts: int, status: int, retry_after: str | None, raw: bytes
+    ) -> Answer:
+        if status in {429, 503}:
+            raise self._slow_down(endpoint, cuts, status, wire.retry_after(retry_after))
+        if status in {502, 504}:  # a proxy that lost its server
+            self._failed(endpoint, f"status {status}", endpoint.circuit.fault)
+        else:
+            endpoint.circuit.succeed()
+        if status >= 500:
+            answer = Answer(status, wire.error_body(status, raw))
+            raise EngineFault(f"The endpoint answered {status}.", answer)
+        endpoint.window.grow()
+        return _answer(status, raw)
+
+    def _slow_down(self, endpoint: Endpoint, cuts: int, status: int, retry_after: float | None) -> EngineBusy:
+        endpoint.window.cut(cuts)
+        if retry_after:
+            until = endpoint.clock() + retry_after
+            endpoint.paused_until = max(endpoint.paused_until, until)
+            # A little later than the pause: a timer may fire a clock tick early.
+            asyncio.get_running_loop().call_later(retry_after + 0.01, self._wake, endpoint)
+            if retry_after > LONGEST_PAUSE_SECONDS:
+                self._wake_all()
+        kind = Limited if status == 429 else Refused
+        return kind(f"The endpoint answered {status}.", retry_after)
+
+    def _failed(self, endpoint: Endpoint, reason: object, count: Callable[[], None]) -> None:
+        """Count a failure of the server; those who wait look again if that opened its circuit."""
+        closed = endpoint.circuit.closed
+        count()
+        if closed and not endpoint.circuit.closed:
+            log.warning("engine.circuit_opened", extra={"endpoint": endpoint.url, "reason": str(reason)})
+            self._wake_all()
+
+    async def discover(self) -> None:
+        """List the models of every server whose listing is due."""
+        await asyncio.gather(*(self._list(endpoint) for endpoint in self.endpoints if endpoint.listing_due()))
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if endpoint.listing_due():
+                await self._list(endpoint)
+
+    async def _list(self, endpoint: Endpoint) -> None:
+        endpoint.listing()
+        was_closed = endpoint.circuit.closed
+        names = await self._names(endpoint)
+        if names is None:
+            endpoint.unlisted()
+            return
+        endpoint.listed(names)
+        if not was_closed:
+            log.info("engine.circuit_closed", extra={"endpoint": endpoint.url})
+        self._wake(endpoint)
+
+    async def _names(self, endpoint: Endpoint) -> frozenset[str] | None:
+        """The names of its models, any if it answers without a list, None if it is not there."""
+        assert self._session, "start() comes first"
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+        timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
+        url = f"{endpoint.url}/v1/models"
+        try:
+            async with self._session.get(
+                url, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status >= 500:
+                    return None
+                names = wire.model_names(await self._read(response)) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, EngineFault):
+            return None
+        return frozenset({ANY_MODEL}) if names is None else names
+
+
+def _in_flight(endpoint: Endpoint) -> int:
+    return endpoint.window.in_flight
+
+
+def _answer(status: int, raw: bytes) -> Answer:
+    if status >= 400:
+        return Answer(status, wire.error_body(status, raw))
+    if status != 200:
+        raise EngineFault(f"The endpoint answered {status}, which is neither an answer nor an error.")
+    try:
+        usage = wire.usage_of(raw)
+    except wire.NotJson as error:
+        raise EngineFault(f"The endpoint's answer is not JSON: {error}") from error
+    return Answer(status, wire.one_line(raw), usage)

@@ -1,0 +1,114 @@
+"""The engine port: one request in, one answer out.
+
+    Request ──▶ Engine.answer ──▶ Answer          the engine judged it (any HTTP status)
+                     ├─ EngineBusy                 it never got in: nothing counts, come back later
+                     ├─ EngineFault                this request broke in transport: it counts one try
+                     └─ EngineDead                 the engine is gone: every request in flight is suspect
+
+Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` (sentence-transformers),
+`fake` (tests and fault injection). `router` picks one by model.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One line of a batch, ready for an engine.
+
+    `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to
+    the engine's own name. A lower `priority` is served first.
+    """
+
+    url: str
+    body: dict[str, Any]
+    request_id: str
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; `cached_tokens` are among the input's, `reasoning_tokens` among the output's."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine said: an HTTP status, the JSON body as bytes, and what it cost.
+
+    For `status >= 400` the body is OpenAI's `{"error": {...}}`.
+    """
+
+    status: int
+    body: bytes
+    usage: Usage = field(default_factory=Usage)
+
+
+def refusal(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Answer:
+    """An answer in OpenAI's error shape."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return Answer(status, msgspec.json.encode({"error": error}))
+
+
+def unknown_model(name: str) -> Answer:
+    return refusal(404, f"The model `{name}` does not exist.", code="model_not_found", param="model")
+
+
+class EngineError(Exception):
+    """An engine gave no answer."""
+
+
+class EngineBusy(EngineError):
+    """The request never reached the model: refused connection, open circuit, 503, 429.
+
+    `retry_after` is in seconds; None where the engine gave no hint.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineFault(EngineError):
+    """This request was sent and broke: reset, timeout, a 5xx, an answer that is not JSON or is too large.
+
+    `answer` is what the server said, if it said something: the item's line when its tries are used up.
+    """
+
+    def __init__(self, message: str, answer: Answer | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+class EngineDead(EngineError):
+    """The engine process is gone; `start()` builds a new one."""
+
+
+class Engine(Protocol):
+    """What a worker needs of an engine. All methods run on the event loop that called `start`."""
+
+    @property
+    def models(self) -> tuple[str, ...]: ...
+
+    async def start(self) -> None:
+        """Load, or load again after `EngineDead`. May take minutes. Idempotent."""
+
+    async def answer(self, request: Request) -> Answer:
+        """Answer one request; cancelling the awaiting task aborts it in the engine.
+
+        Raises EngineBusy, EngineFault, EngineDead.
+        """
+
+    async def close(self) -> None: ...

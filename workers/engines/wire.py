@@ -1,0 +1,152 @@
+"""What OpenAI-compatible servers put on the wire, read with tolerance.
+
+200      body untouched, its usage read out of it (chat, completions, responses, embeddings; null and extra fields)
+4xx 5xx  {"error": {"message": …}} untouched; {"detail": …}, {"object": "error", …}, {"error": "…"}, text: wrapped
+"""
+
+import time
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from workers.engines.port import Usage
+
+LONGEST_RETRY_SECONDS: Final = 3600.0
+ERROR_TEXT_CHARACTERS: Final = 2000
+
+
+class NotJson(ValueError):
+    """The body is not a JSON object in UTF-8."""
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None  # SGLang has it here
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Reply(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_NOTHING: Final = _Details()
+_reply = msgspec.json.Decoder(_Reply)
+
+
+def one_line(body: bytes) -> bytes:
+    """The same JSON without line breaks: in valid JSON they only stand between tokens."""
+    if b"\n" in body or b"\r" in body:
+        return body.replace(b"\n", b" ").replace(b"\r", b" ").strip()
+    return body
+
+
+def usage_of(body: bytes) -> Usage:
+    """The tokens an answer says it cost, zero where it doesn't say."""
+    try:
+        if not body.isascii():
+            body.decode()
+        reply = _reply.decode(body)
+    except msgspec.ValidationError:
+        return _odd_usage(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NotJson(str(error)) from error
+    return _usage(reply.usage) if reply.usage else Usage()
+
+
+def _odd_usage(body: bytes) -> Usage:
+    """An object whose usage has other types than ours is an answer still; anything else is not."""
+    if not isinstance(msgspec.json.decode(body), dict):
+        raise NotJson("not a JSON object")
+    return Usage()
+
+
+def _usage(said: _Usage) -> Usage:
+    asked = said.prompt_tokens_details or said.input_tokens_details or _NOTHING
+    given = said.completion_tokens_details or said.output_tokens_details or _NOTHING
+    inputs = said.prompt_tokens or said.input_tokens or 0
+    outputs = said.completion_tokens or said.output_tokens or 0
+    reasoning = given.reasoning_tokens or said.reasoning_tokens or 0
+    return Usage(inputs, min(asked.cached_tokens or 0, inputs), outputs, min(reasoning, outputs))
+
+
+def error_body(status: int, body: bytes) -> bytes:
+    """`body` if it is OpenAI's error shape, else what it says in that shape."""
+    try:
+        said: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        said = body.decode(errors="replace")
+    error = said.get("error") if isinstance(said, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return one_line(body)
+    return msgspec.json.encode({"error": _error(status, said)})
+
+
+def _error(status: int, said: Any) -> dict[str, Any]:
+    fields = said if isinstance(said, dict) else {}
+    kind = fields.get("type") or fields.get("error_type")
+    code = fields.get("code")
+    return {
+        "message": _message(said) or _phrase(status),
+        "type": kind or ("server_error" if status >= 500 else "invalid_request_error"),
+        "param": fields.get("param"),
+        "code": None if code is None else str(code),
+    }
+
+
+def _message(said: Any) -> str:
+    """The words in an error of any shape."""
+    if isinstance(said, dict):
+        told = next((said[key] for key in ("message", "error", "detail", "msg") if said.get(key)), said)
+        return _message(told) if told is not said else _short(said)
+    return said.strip()[:ERROR_TEXT_CHARACTERS] if isinstance(said, str) else _short(said)
+
+
+def _short(said: Any) -> str:
+    return msgspec.json.encode(said).decode()[:ERROR_TEXT_CHARACTERS] if said else ""
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in HTTPStatus else f"HTTP status {status}"
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which is a number or a date."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(0.0, seconds), LONGEST_RETRY_SECONDS) if seconds == seconds else None
+
+
+class _Card(msgspec.Struct):
+    id: str
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card]
+
+
+def model_names(body: bytes) -> frozenset[str] | None:
+    """The names in a listing of models; None if this is not one."""
+    try:
+        return frozenset(card.id for card in msgspec.json.decode(body, type=_Cards).data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
