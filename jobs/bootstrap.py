@@ -1,0 +1,84 @@
+"""The release step: `python -m jobs.bootstrap` brings the database to the newest schema and makes the first key.
+
+It is run before anything else starts and may run again at any time. The operator's own key is kept beside the
+data it opens, readable by its owner alone, like a notebook server's token; the database holds only its hash.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+from jobs import logs
+from jobs.clock import now
+from jobs.db import Database
+from jobs.errors import NightmillError
+from jobs.keys import check_key, create_key, ensure_project
+from jobs.models import Meta, Project
+from jobs.settings import Settings, settings
+
+OPERATOR_KEY = "operator.key"
+DEFAULT_PROJECT = "default"
+_HOST = "sqlite_host"
+
+
+class WrongHost(NightmillError):
+    """This SQLite database belongs to another host; several hosts need PostgreSQL (NIGHTMILL_DATABASE_URL)."""
+
+
+def main() -> None:
+    config = settings()
+    logs.configure(config.log_level)
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    migrate(config.database)
+    db = Database(config.database, patience=10)
+    claim_host(db)
+    operator_key(db, config)
+    db.close()
+
+
+def migrate(url: str) -> None:
+    """Apply every migration that is missing."""
+    alembic = Config()
+    alembic.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    alembic.attributes["url"] = url
+    command.upgrade(alembic, "head")
+
+
+def claim_host(db: Database) -> None:
+    """SQLite is one host: the first one's name is kept, another refuses to start."""
+    if not db.sqlite:
+        return
+    with db.write() as session:
+        meta = session.get(Meta, _HOST)
+        if meta is None:
+            session.add(Meta(key=_HOST, value=socket.gethostname()))
+        elif meta.value != socket.gethostname():
+            raise WrongHost
+
+
+def operator_key(db: Database, config: Settings) -> str:
+    """The operator's key, made on the first start or when it no longer opens anything."""
+    path = config.data_dir / OPERATOR_KEY
+    key = path.read_text().strip() if path.exists() else ""
+    with db.write() as session:
+        project: Project = ensure_project(session, DEFAULT_PROJECT)
+        if key and check_key(session, key):
+            return key
+        key = create_key(session, project.name)
+        _keep(path, key)  # before the commit: a key on disk that opens nothing is replaced at the next start
+    return key
+
+
+def _keep(path: Path, key: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{int(now())}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(key + "\n")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()

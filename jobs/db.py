@@ -1,0 +1,178 @@
+"""The database: short transactions, and a fair gate on SQLite.
+
+    with db.write() as session:      # BEGIN IMMEDIATE behind the gate; commits at exit
+    with db.read() as session:       # rolls back at exit; never held across an await or a network call
+
+SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
+seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, and a loop of writes calls
+`db.breathe()` after each, which sleeps for as long as that transaction took. On PostgreSQL both are no-ops.
+"""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from jobs.errors import DatabaseBusy
+
+T = TypeVar("T")
+
+#: Rows a write transaction touches at most, so that the others wait milliseconds.
+WRITE_ROWS = 200
+
+
+class Database:
+    """Sessions of one database for one process.
+
+    `patience` is how long, in seconds, a transaction waits for its turn before `DatabaseBusy`.
+    """
+
+    def __init__(self, url: str, *, patience: float = 1.5, pool_size: int = 10) -> None:
+        self.url = url
+        self.sqlite = make_url(url).get_backend_name() == "sqlite"
+        self.engine = _engine(url, self.sqlite, patience, pool_size)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._gate = _Gate(make_url(url).database, patience) if self.sqlite else None
+        self._last = threading.local()
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One write transaction. Raises DatabaseBusy when the database is locked or away."""
+        with _our_errors():
+            if self._gate is None:
+                with self._sessions.begin() as session:
+                    yield session
+                return
+            with self._gate.hold():
+                began = time.monotonic()
+                with self._sessions() as session:
+                    session.connection(execution_options={"write": True})
+                    yield session
+                    session.commit()
+                self._last.took = time.monotonic() - began
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One read transaction; nothing written in it is kept."""
+        with _our_errors(), self._sessions() as session:
+            yield session
+
+    def breathe(self, stop: threading.Event | None = None) -> None:
+        """Let others write: sleep as long as this thread's last write took (SQLite only)."""
+        took = getattr(self._last, "took", 0.0)
+        if self.sqlite and took:
+            (stop or threading.Event()).wait(min(took, 1.0))
+
+    def retrying(self, work: Callable[[Session], T], stop: threading.Event | None = None) -> T:
+        """Run `work` in a write transaction, again and again while the database is busy.
+
+        The commit's answer may be lost, so `work` must be guarded: run twice, it changes nothing twice.
+        Raises DatabaseBusy only once `stop` is set.
+        """
+        stop = stop or threading.Event()
+        delay = 0.05
+        while True:
+            try:
+                with self.write() as session:
+                    return work(session)
+            except DatabaseBusy:
+                if stop.wait(delay):
+                    raise
+                delay = min(delay * 2, 2.0)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+class _Gate:
+    """An exclusive lock on a file, one descriptor per thread: `flock` is between descriptors."""
+
+    def __init__(self, database: str | None, patience: float) -> None:
+        self._path = None if database in (None, "", ":memory:") else Path(f"{database}.gate")
+        self._patience = patience
+        self._mine = threading.local()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        if self._path is None:
+            yield
+            return
+        descriptor = self._descriptor(self._path)
+        self._lock(descriptor)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    def _descriptor(self, path: Path) -> int:
+        if getattr(self._mine, "pid", None) != os.getpid():
+            self._mine.handle = path.open("a")
+            self._mine.pid = os.getpid()
+        return int(self._mine.handle.fileno())
+
+    def _lock(self, descriptor: int) -> None:
+        """A blocking flock has no timeout and polling is unfair, so: one quick try, then poll with a short pause."""
+        deadline = time.monotonic() + self._patience
+        pause = threading.Event()
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DatabaseBusy from None
+                pause.wait(0.001)
+
+
+def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
+    if not sqlite:
+        options = f"-c statement_timeout={30_000} -c lock_timeout={10_000}"
+        return create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=10,
+            pool_pre_ping=True,
+            pool_timeout=max(patience, 2.0),
+            connect_args={"options": options, "connect_timeout": 2},
+        )
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=40,
+        connect_args={"timeout": patience, "isolation_level": None, "check_same_thread": False},
+    )
+    event.listen(engine, "connect", _pragmas)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _pragmas(connection: Any, _record: Any) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    """A deferred transaction that turns into a write gets SQLITE_BUSY in spite of the timeout: take the lock first."""
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise DatabaseBusy from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseBusy from error
+        raise

@@ -1,0 +1,160 @@
+"""Every error a caller can meet, as one tree. Status and type are facts of the class; the docstring is the message.
+
+NightmillError (500 server_error)
+├── InvalidRequest (400 invalid_request_error)
+│   └── Expired (400)
+├── Unauthenticated (401)
+├── PermissionDenied (403)
+├── NotFound (404)
+├── Conflict (409)
+│   └── InFlight (409)
+├── PayloadTooLarge (413)
+├── UnsupportedMedia (415)
+├── IdempotencyMismatch (422)
+├── TooManyRequests (429 rate_limit_error)
+├── Unavailable (503)
+│   ├── DatabaseBusy (503)
+│   └── NoWorker (503)
+├── StorageFull (507)
+└── Fenced (500, inside workers: a newer claim exists)
+"""
+
+from http import HTTPStatus
+
+
+class NightmillError(Exception):
+    """The server had an error while processing your request."""
+
+    status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
+    type: str = "server_error"
+    code: str | None = None
+    retryable: bool = False
+    retry_after: int | None = None  # seconds, sent as Retry-After
+
+    def __init__(
+        self, message: str | None = None, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        self.message = message or (type(self).__doc__ or "").strip()
+        super().__init__(self.message)
+        self.param = param
+        self.code = code or self.code
+
+
+class InvalidRequest(NightmillError):
+    """The request is not valid."""
+
+    status = HTTPStatus.BAD_REQUEST
+    type = "invalid_request_error"
+
+
+class Expired(InvalidRequest):
+    """This object has expired."""
+
+    code = "expired"
+
+
+class Unauthenticated(NightmillError):
+    """Incorrect API key provided. Make a key with `nightmill keys create`."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(NightmillError):
+    """This key may not do that."""
+
+    status = HTTPStatus.FORBIDDEN
+    type = "invalid_request_error"
+    code = "permission_denied"
+
+
+class NotFound(NightmillError):
+    """There is no such object."""
+
+    status = HTTPStatus.NOT_FOUND
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class Conflict(NightmillError):
+    """The object's state does not allow this."""
+
+    status = HTTPStatus.CONFLICT
+    type = "invalid_request_error"
+
+
+class InFlight(Conflict):
+    """A request with this Idempotency-Key is still being processed."""
+
+    code = "idempotency_key_in_use"
+    retryable = True
+    retry_after = 1
+
+
+class PayloadTooLarge(NightmillError):
+    """The request is too large."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class UnsupportedMedia(NightmillError):
+    """The Content-Type or Content-Encoding of this request is not supported."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class IdempotencyMismatch(NightmillError):
+    """This Idempotency-Key was used with another request."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    type = "invalid_request_error"
+    code = "idempotency_key_mismatch"
+
+
+class TooManyRequests(NightmillError):
+    """Too many requests."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+    retry_after = 5
+
+
+class Unavailable(NightmillError):
+    """The service cannot answer now."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "unavailable"
+    retryable = True
+    retry_after = 2
+
+
+class DatabaseBusy(Unavailable):
+    """The database is busy or not reachable."""
+
+    code = "database_unavailable"
+
+
+class NoWorker(Unavailable):
+    """No live worker serves this model."""
+
+    code = "no_worker"
+
+
+class StorageFull(NightmillError):
+    """There is not enough free space."""
+
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    code = "insufficient_storage"
+    retryable = True
+    retry_after = 60
+
+
+class Fenced(NightmillError):
+    """A newer claim on this work exists; what this one produced is dropped."""

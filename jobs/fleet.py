@@ -1,0 +1,73 @@
+"""The workers that are alive, and the models that endpoints have shown.
+
+A worker registers, then beats; the leading dispatcher removes those whose beat stands still on its own clock.
+A row that is here is therefore a worker that lives, give or take one lease.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.models import Model, Worker
+
+ANY_MODEL = "*"  # an endpoint without a usable list takes any name
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process, for certain: a pid may be reused, a pid with its start time may not."""
+
+    host: str
+    pid: int
+    started: int
+
+
+def register(session: Session, worker: Worker) -> None:
+    session.add(worker)
+
+
+def beat(session: Session, worker_id: str, **changes: Any) -> bool:
+    """One heartbeat; False when the row is gone (the dispatcher took this worker for dead)."""
+    changed = session.execute(
+        update(Worker).where(Worker.id == worker_id).values(beat=Worker.beat + 1, seen_at=now(), **changes)
+    )
+    return changed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+
+
+def leave(session: Session, worker_id: str) -> None:
+    session.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+def alive(session: Session, queue: str | None = None) -> Sequence[Worker]:
+    """Workers that can take work now, of one queue or all."""
+    found = session.scalars(select(Worker).where(Worker.state == "ready").order_by(Worker.id)).all()
+    return [worker for worker in found if queue is None or queue in worker.queues]
+
+
+def slots(session: Session) -> dict[str, int]:
+    """Live slots per queue."""
+    total: dict[str, int] = {}
+    for worker in alive(session):
+        for queue in worker.queues:
+            total[queue] = total.get(queue, 0) + worker.slots
+    return total
+
+
+def serves(session: Session, queue: str, model: str) -> bool:
+    """Whether a live worker of `queue` serves `model`."""
+    return any(model in worker.models or ANY_MODEL in worker.models for worker in alive(session, queue))
+
+
+def remember(session: Session, names: Sequence[str], queue: str, *, external: bool) -> None:
+    """Note models that an endpoint serves, so that they stay known while it is away."""
+    known = {model.id: model for model in session.scalars(select(Model).where(Model.id.in_(names)))}
+    for name in names:
+        if name in known:
+            known[name].seen_at = now()
+            known[name].external = external
+        else:
+            session.add(Model(id=name, queue=queue, external=external, created_at=now(), seen_at=now()))

@@ -1,0 +1,322 @@
+"""The ledger: the only writer of a job's state.
+
+    submit ─▶ claim(plan) ─▶ planned ─▶ … shards … ─▶ settle ─▶ claim(finish) ─▶ close
+                  └─▶ reject        cancel / expire ─▶ settle ┘
+
+Each function takes the caller's session and runs in its transaction; the audit row, the event, the deliveries and
+the doorbells are written there too. Guards stand in the WHERE: source state and epoch. Who lost the claim gets
+`Fenced` and has changed nothing. `jobs.shards` is the same for the shards of a running job.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs import audit, events, outbox
+from jobs.clock import now
+from jobs.errors import Conflict, Fenced
+from jobs.models import File, Job, Outbox, Shard
+from jobs.payloads import BATCH_EVENTS
+from jobs.queues import Queue, Task
+from jobs.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
+
+#: The column that is stamped on entering each state.
+STAMPS: dict[JobState, str] = {
+    JobState.RUNNING: "in_progress_at",
+    JobState.FINISHING: "finalizing_at",
+    JobState.EXPIRING: "expiring_at",
+    JobState.CANCELLING: "cancelling_at",
+    JobState.SUCCEEDED: "completed_at",
+    JobState.FAILED: "failed_at",
+    JobState.EXPIRED: "expired_at",
+    JobState.CANCELLED: "cancelled_at",
+}
+
+#: The states in which a job itself can be claimed, by task.
+CLAIMABLE: dict[Task, frozenset[JobState]] = {
+    Task.PLAN: frozenset({JobState.QUEUED}),
+    Task.FINISH: frozenset(CLOSING),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobClaim:
+    """The right to plan or finish a job until a newer epoch exists."""
+
+    job: Job
+    epoch: int
+    worker_id: str
+
+
+def submit(session: Session, job: Job, *, actor: str) -> Job:
+    """A new job, its first event, its audit row and its doorbell, in the caller's transaction."""
+    job.state = JobState.QUEUED
+    job.event_seq = 1
+    session.add(job)
+    session.flush()
+    _event(session, job, "job.created")
+    audit.record(
+        session,
+        actor=actor,
+        action="job.submit",
+        target=job.id,
+        project_id=job.project_id,
+        destination=job.state,
+        request_id=job.request_id,
+    )
+    outbox.owe(session, job, Task.PLAN, Queue.PLAN)
+    return job
+
+
+def move(
+    session: Session,
+    job_id: str,
+    sources: JobState | Collection[JobState],
+    target: JobState,
+    *,
+    actor: str,
+    epoch: int | None = None,
+    reason: str | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Job:
+    """Take a job along one arrow of `states.MOVES`. Raises ValueError off the table, Fenced when the guard fails."""
+    allowed = {sources} if isinstance(sources, JobState) else set(sources)
+    if any(target not in MOVES[source] for source in allowed):
+        raise ValueError(f"no move {sorted(allowed)} -> {target}")
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    if job is None or job.state not in allowed or epoch not in (None, job.epoch):
+        raise Fenced
+    source = JobState(job.state)
+    guard = and_(Job.id == job_id, Job.state == source, Job.epoch == job.epoch)
+    changes = {
+        "state": target,
+        STAMPS[target]: now(),
+        "event_seq": Job.event_seq + 1,
+        "epoch": Job.epoch + 1,
+        "worker_id": None,
+        "waiting_for": None,
+    }
+    changes.update(values or {})
+    if session.execute(update(Job).where(guard).values(changes)).rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+    session.refresh(job)
+    _moved(session, job, source, actor=actor, reason=reason)
+    return job
+
+
+def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim | None:
+    """Take a job for planning or finishing; None when there is nothing to take (a stale doorbell)."""
+    outbox.settle(session, task, job_id)
+    free = and_(Job.id == job_id, Job.state.in_(CLAIMABLE[task]), Job.worker_id.is_(None))
+    if task is Task.FINISH:
+        free = and_(free, ~_shards_in(job_id, ShardState.RUNNING))
+    taken = session.execute(update(Job).where(free).values(epoch=Job.epoch + 1, beat=0, worker_id=worker_id))
+    if taken.rowcount != 1:  # type: ignore[attr-defined]
+        return None
+    job = session.scalar(select(Job).where(Job.id == job_id).execution_options(populate_existing=True))
+    assert job is not None
+    return JobClaim(job, job.epoch, worker_id)
+
+
+def hold(session: Session, claim: JobClaim) -> None:
+    """Prove, inside a transaction, that the claim is still ours. Raises Fenced."""
+    mine = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
+    if session.execute(update(Job).where(mine).values(beat=Job.beat + 1)).rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+
+
+def planned(session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str) -> Job:
+    """The input was read and cut: the job runs. Its shards' doorbells, owed while planning, now mean something."""
+    job = move(
+        session,
+        claim.job.id,
+        JobState.QUEUED,
+        JobState.RUNNING,
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        values={"total": total, "model": model, "queue": queue},
+    )
+    settle(session, job.id, actor=_worker(claim))
+    return job
+
+
+def reject(session: Session, claim: JobClaim, errors: list[dict[str, Any]]) -> Job:
+    """The input is not valid: the job fails with its errors by line; nothing was run."""
+    outbox.forget(session, claim.job.id)
+    return move(
+        session,
+        claim.job.id,
+        JobState.QUEUED,
+        JobState.FAILED,
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        values={"errors": errors},
+    )
+
+
+def close(session: Session, claim: JobClaim, values: Mapping[str, Any], files: Collection[File]) -> Job:
+    """The output is assembled: final counts, the files' rows, and the terminal state, at once."""
+    source = JobState(claim.job.state)
+    session.add_all(files)
+    return move(
+        session, claim.job.id, source, CLOSING[source], actor=_worker(claim), epoch=claim.epoch, values=values
+    )
+
+
+def put_back(
+    session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None
+) -> bool:
+    """A claim on a job ends without a result (given up or lost); its doorbell is owed again. False: fenced already."""
+    mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
+    freed = session.execute(
+        update(Job).where(mine).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
+    )
+    if freed.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    _owe_own(session, _get(session, job_id), delay)
+    return True
+
+
+def lose(session: Session, job_id: str, epoch: int, beat: int) -> bool:
+    """The claimer's beat stood still at `beat` for a whole lease: take the job back. False: it moved after all."""
+    still = and_(Job.id == job_id, Job.epoch == epoch, Job.beat == beat, Job.worker_id.is_not(None))
+    counted = session.execute(update(Job).where(still).values(stalls=Job.stalls + 1))
+    return counted.rowcount == 1 and put_back(session, job_id, epoch)  # type: ignore[attr-defined]
+
+
+def cancel(session: Session, job_id: str, *, actor: str) -> Job:
+    """Cancel a queued or running job. Already cancelled: nothing. Otherwise ended or ending: Conflict."""
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    assert job is not None
+    state = JobState(job.state)
+    if state in (JobState.CANCELLING, JobState.CANCELLED):
+        return job
+    if JobState.CANCELLING not in MOVES[state]:
+        raise Conflict(f"Cannot cancel a job in state '{state}'.")
+    return _stop(session, job_id, JobState.CANCELLING, actor)
+
+
+def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
+    """The completion window passed: keep what is finished. None when the job is beyond that already."""
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    if job is None or JobState.EXPIRING not in MOVES[JobState(job.state)] or job.deadline > now():
+        return None
+    return _stop(session, job_id, JobState.EXPIRING, actor)
+
+
+def settle(session: Session, job_id: str, *, actor: str) -> None:
+    """Owe the next step of a job that is due for one. Harmless at any time, by anyone, any number of times."""
+    job = _get(session, job_id)
+    if job is None or job.state in TERMINAL or job.worker_id is not None:
+        return
+    if job.state == JobState.RUNNING:
+        open_shards = session.scalar(select(_shards_in(job_id, ShardState.PENDING, ShardState.RUNNING)))
+        if not open_shards:
+            move(session, job_id, JobState.RUNNING, JobState.FINISHING, actor=actor)
+            _owe_own(session, job, 0.0)
+        return
+    if not session.scalar(select(_shards_in(job_id, ShardState.RUNNING))):
+        _owe_own(session, job, 0.0)
+
+
+def unsettled(session: Session, limit: int = 200) -> list[str]:
+    """Live jobs that may lack their next step: nobody holds them, no doorbell is owed for them, no shard is open."""
+    of_job = Outbox.job_id == Job.id
+    owed = exists().where(of_job, or_(Outbox.shard_n == outbox.JOB, Job.state == JobState.RUNNING))
+    busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
+    statement = select(Job.id).where(Job.state.in_(LIVE), Job.worker_id.is_(None), ~owed, ~busy).limit(limit)
+    return list(session.scalars(statement))
+
+
+def overdue(session: Session, at: float, limit: int = 100) -> list[str]:
+    """Jobs whose completion window has passed and that are not ending yet."""
+    open_states = [state for state, targets in MOVES.items() if JobState.EXPIRING in targets]
+    statement = select(Job.id).where(Job.state.in_(open_states), Job.deadline <= at).order_by(Job.deadline)
+    return list(session.scalars(statement.limit(limit)))
+
+
+def claimed(session: Session) -> list[tuple[str, int, int, str]]:
+    """The claims on jobs: id, epoch, beat, worker."""
+    statement = select(Job.id, Job.epoch, Job.beat, Job.worker_id).where(
+        Job.state.in_(LIVE), Job.worker_id.is_not(None)
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in session.execute(statement)]
+
+
+def wait_for(session: Session, job_id: str, what: str | None) -> None:
+    """Say what a job waits for (`model`, `disk`), or that it waits for nothing."""
+    session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
+
+
+def sums(session: Session, job_id: str) -> dict[str, int]:
+    """Counts and tokens of a job, summed over its shards."""
+    row = session.execute(
+        select(
+            func.coalesce(func.sum(Shard.done - Shard.failed), 0),
+            func.coalesce(func.sum(Shard.failed), 0),
+            func.coalesce(func.sum(Shard.input_tokens), 0),
+            func.coalesce(func.sum(Shard.cached_tokens), 0),
+            func.coalesce(func.sum(Shard.output_tokens), 0),
+            func.coalesce(func.sum(Shard.reasoning_tokens), 0),
+        ).where(Shard.job_id == job_id)
+    ).one()
+    names = ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    return dict(zip(names, map(int, row), strict=True))
+
+
+def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
+    outbox.forget(session, job_id)
+    job = move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, target, actor=actor)
+    settle(session, job_id, actor=actor)
+    return job
+
+
+def _owe_own(session: Session, job: Job | None, delay: float) -> None:
+    if job is None or job.state in TERMINAL or job.state == JobState.RUNNING:
+        return
+    task = Task.PLAN if job.state == JobState.QUEUED else Task.FINISH
+    outbox.owe(session, job, task, Queue.PLAN, delay=delay)
+
+
+def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None) -> None:
+    target = JobState(job.state)
+    audit.record(
+        session,
+        actor=actor,
+        action="job.move",
+        target=job.id,
+        project_id=job.project_id,
+        source=source,
+        destination=target,
+        request_id=job.request_id,
+        details={"reason": reason} if reason else None,
+    )
+    _event(session, job, BATCH_EVENTS[target] if target in TERMINAL else f"job.{target}")
+
+
+def _event(session: Session, job: Job, kind: str) -> None:
+    event = events.record(
+        session,
+        subject_id=job.id,
+        seq=job.event_seq,
+        project_id=job.project_id,
+        type=kind,
+        data={"id": job.id},
+    )
+    session.flush()
+    events.fan_out(session, event, job)
+
+
+def _get(session: Session, job_id: str) -> Job | None:
+    return session.scalar(select(Job).where(Job.id == job_id).execution_options(populate_existing=True))
+
+
+def _shards_in(job_id: str, *states: ShardState) -> Any:
+    return exists().where(Shard.job_id == job_id, Shard.state.in_(states))
+
+
+def _worker(claim: JobClaim) -> str:
+    return f"worker:{claim.worker_id}"

@@ -1,0 +1,38 @@
+"""The tables.
+
+job ─┬─ shard ── segment          what is to be done, and what has been
+     ├─ outbox                    doorbells owed to the broker
+     └─ event ── delivery ── attempt      what happened, and who was told
+file, upload, upload_part · project, api_key, idempotency · worker, model, meta · audit, audit_head
+"""
+
+from jobs.models.access import ApiKey, Idempotency, Project
+from jobs.models.audit import Audit, AuditHead
+from jobs.models.base import Base
+from jobs.models.files import File, Upload, UploadPart
+from jobs.models.job import Job, Outbox, Segment, Shard
+from jobs.models.webhooks import Attempt, Delivery, Event, WebhookEndpoint
+from jobs.models.worker import Meta, Model, Worker
+
+__all__ = [
+    "ApiKey",
+    "Attempt",
+    "Audit",
+    "AuditHead",
+    "Base",
+    "Delivery",
+    "Event",
+    "File",
+    "Idempotency",
+    "Job",
+    "Meta",
+    "Model",
+    "Outbox",
+    "Project",
+    "Segment",
+    "Shard",
+    "Upload",
+    "UploadPart",
+    "WebhookEndpoint",
+    "Worker",
+]

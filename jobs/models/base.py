@@ -1,0 +1,29 @@
+"""What every table shares: naming of constraints (so that migrations can drop them) and the column types."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, Integer, MetaData, String
+from sqlalchemy.orm import DeclarativeBase
+
+_NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+#: Autoincrementing keys: SQLite only does that for INTEGER.
+Serial = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Times are unix seconds (float), sizes bytes, JSON columns plain dicts and lists."""
+
+    metadata = MetaData(naming_convention=_NAMING)
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it from the class)
+        str: String(255),
+        int: BigInteger,
+        float: Float(53),
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+    }

@@ -1,0 +1,144 @@
+"""The outbox: doorbells owed to the broker. The queue of record is this table; the broker only rings.
+
+owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──claim──▶ row deleted
+                                    ▲               │
+                                    └── not heard ──┘  again after 10, 20, 40, 60 s
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.models import Job, Outbox, Project
+from jobs.queues import Task
+from jobs.states import CLOSING, JobState
+
+JOB = -1  # shard_n of a doorbell for the job itself
+
+#: The job's states in which each doorbell means something; others wait (a shard of a job being planned).
+READY: dict[Task, frozenset[JobState]] = {
+    Task.PLAN: frozenset({JobState.QUEUED}),
+    Task.RUN: frozenset({JobState.RUNNING}),
+    Task.FINISH: frozenset(CLOSING),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """One doorbell, as published: ids only."""
+
+    id: int
+    task: str
+    queue: str
+    job_id: str
+    shard_n: int
+    project_id: str
+
+
+def owe(
+    session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0
+) -> None:
+    """Owe the broker doorbells, in the caller's transaction. One owed already is not owed twice."""
+    created = now()
+    rows = [
+        {
+            "task": task,
+            "queue": queue,
+            "job_id": job.id,
+            "shard_n": n,
+            "project_id": job.project_id,
+            "priority": job.priority,
+            "deadline": job.deadline,
+            "created_at": created,
+            "due_at": created + delay,
+            "rings": 0,
+        }
+        for n in shards
+    ]
+    if rows:
+        insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else pg_insert
+        session.execute(insert(Outbox).on_conflict_do_nothing(), rows)
+
+
+def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
+    """The work was claimed: its doorbell is no longer owed."""
+    session.execute(
+        delete(Outbox).where(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
+    )
+
+
+def forget(session: Session, job_id: str) -> None:
+    """Nothing more is to be done for this job but what is owed after this call."""
+    session.execute(delete(Outbox).where(Outbox.job_id == job_id))
+
+
+def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
+    """Projects with an unrung, due doorbell on `queue`."""
+    waits = (
+        select(Outbox.id)
+        .where(
+            Outbox.queue == queue,
+            Outbox.project_id == Project.id,
+            Outbox.rung_at.is_(None),
+            Outbox.due_at <= at,
+        )
+        .limit(1)
+    )
+    return list(session.scalars(select(Project.id).where(exists(waits))))
+
+
+def due(session: Session, queue: str, project_id: str, at: float, limit: int) -> Sequence[Ring]:
+    """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them."""
+    statement = (
+        select(
+            Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, Job.state
+        )
+        .join(Job, Job.id == Outbox.job_id)
+        .where(
+            Outbox.queue == queue,
+            Outbox.project_id == project_id,
+            Outbox.rung_at.is_(None),
+            Outbox.due_at <= at,
+            _ready(),
+        )
+        .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
+        .limit(limit)
+    )
+    return [Ring(*row[:6]) for row in session.execute(statement)]
+
+
+def rung(session: Session, ids: Sequence[int]) -> None:
+    """These doorbells were handed to the broker (or are about to be: ringing twice is harmless)."""
+    session.execute(
+        update(Outbox).where(Outbox.id.in_(ids)).values(rung_at=now(), rings=Outbox.rings + 1),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def unheard(session: Session, queue: str | None = None) -> Sequence[Outbox]:
+    """Doorbells rung and not yet claimed."""
+    statement = select(Outbox).where(Outbox.rung_at.is_not(None))
+    if queue is not None:
+        statement = statement.where(Outbox.queue == queue)
+    return session.scalars(statement.order_by(Outbox.id).limit(1000)).all()
+
+
+def depth(session: Session) -> dict[str, tuple[int, float]]:
+    """Per queue: how many doorbells wait and since when the oldest does (unix seconds)."""
+    rows = session.execute(
+        select(Outbox.queue, func.count(), func.min(Outbox.created_at)).group_by(Outbox.queue)
+    )
+    return {queue: (count, oldest) for queue, count, oldest in rows}
+
+
+def _ready():  # type: ignore[no-untyped-def]
+    clauses = [(Outbox.task == task) & Job.state.in_(states) for task, states in READY.items()]
+    condition = clauses[0]
+    for clause in clauses[1:]:
+        condition |= clause
+    return condition

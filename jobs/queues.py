@@ -1,0 +1,24 @@
+"""The queues, as the broker, the Procfile and Flower name them."""
+
+from enum import StrEnum
+
+
+class Queue(StrEnum):
+    """A pool of workers listens on one or more of these; a model may name a queue of its own."""
+
+    PLAN = "cpu.plan"  # validate input, cut shards, assemble results
+    INGEST = "cpu.ingest"
+    EVALUATE = "cpu.evaluate"
+    EMBED = "gpu.embed"
+    GENERATE = "gpu.generate"
+    FINETUNE = "gpu.finetune"
+    WEBHOOKS = "io.webhooks"
+
+
+class Task(StrEnum):
+    """What a doorbell asks for; also the Celery task's name."""
+
+    PLAN = "plan"  # job: read the input, cut it into shards
+    RUN = "run"  # shard: answer its lines
+    FINISH = "finish"  # job: assemble output and error files
+    DELIVER = "deliver"  # webhooks that are due

@@ -1,0 +1,295 @@
+"""Shards of a running job: claimed, committed segment by segment, given back or lost.
+
+    pending ──claim──▶ running ──last segment──▶ done
+       ▲                 │
+       └─ give_back, lose, fence ─┘      the next attempt runs only the lines no segment covers
+
+Every write carries the claim's epoch. A segment's file is durable before its row; the row and the shard's sums
+are one transaction. `stalls` counts claims lost without any commit: past a limit the shard is run one line at a
+time, with `trying_line` committed first, so that the line that kills its worker is known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import and_, delete, exists, select, update
+from sqlalchemy.orm import Session
+
+from jobs import ledger, outbox
+from jobs.clock import now
+from jobs.errors import Fenced
+from jobs.models import Job, Outbox, Segment, Shard
+from jobs.queues import Queue, Task
+from jobs.states import JobState, ShardState
+
+
+@dataclass(frozen=True, slots=True)
+class ShardClaim:
+    """The right to answer the lines of a shard that are not `covered` yet (a bitmap, bit 0 first)."""
+
+    job: Job
+    n: int
+    epoch: int
+    worker_id: str
+    first_line: int
+    lines: int
+    offset: int
+    length: int
+    stalls: int
+    trying_line: int | None
+    trying_times: int
+    covered: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one segment adds: lines covered and good (bitmaps as ints), and tokens."""
+
+    covered: int = 0
+    good: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.covered.bit_count()
+
+    @property
+    def failed(self) -> int:
+        return (self.covered & ~self.good).bit_count()
+
+    def tokens(self) -> dict[str, int]:
+        return {
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
+        }
+
+
+def segment_path(job_id: str, n: int, epoch: int, seq: int) -> str:
+    return f"jobs/{job_id}/segments/{n:06d}-{epoch}-{seq}.jsonl"
+
+
+def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[Shard]) -> None:
+    """Add planned shards and their doorbells, which mean nothing until the job runs. Raises Fenced."""
+    ledger.hold(session, claim)
+    session.add_all(shards)
+    session.flush()
+    outbox.owe(session, claim.job, Task.RUN, queue, (shard.n for shard in shards))
+
+
+def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
+    """Remove shards of an earlier, lost planning; returns how many went."""
+    ledger.hold(session, claim)
+    old = list(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id).limit(limit)))
+    session.execute(delete(Shard).where(Shard.job_id == claim.job.id, Shard.n.in_(old)))
+    session.execute(
+        delete(Outbox).where(Outbox.job_id == claim.job.id, Outbox.task == Task.RUN, Outbox.shard_n.in_(old))
+    )
+    return len(old)
+
+
+def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim | None:
+    """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell)."""
+    job = session.scalar(
+        select(Job).where(Job.id == job_id, Job.state == JobState.RUNNING).with_for_update(read=True)
+    )
+    if job is None:
+        return None
+    outbox.settle(session, Task.RUN, job_id, n)
+    taken = session.execute(
+        update(Shard)
+        .where(Shard.job_id == job_id, Shard.n == n, Shard.state == ShardState.PENDING)
+        .values(
+            state=ShardState.RUNNING,
+            epoch=Shard.epoch + 1,
+            beat=0,
+            worker_id=worker_id,
+            progressed=False,
+            started_at=now(),
+        )
+    )
+    if taken.rowcount != 1:  # type: ignore[attr-defined]
+        return None
+    if job.waiting_for is not None:
+        ledger.wait_for(session, job_id, None)
+    shard = session.scalar(
+        select(Shard).where(Shard.job_id == job_id, Shard.n == n).execution_options(populate_existing=True)
+    )
+    assert shard is not None
+    return ShardClaim(
+        job=job,
+        n=n,
+        epoch=shard.epoch,
+        worker_id=worker_id,
+        first_line=shard.first_line,
+        lines=shard.lines,
+        offset=shard.offset,
+        length=shard.length,
+        stalls=shard.stalls,
+        trying_line=shard.trying_line,
+        trying_times=shard.trying_times,
+        covered=covered(session, job_id, n),
+    )
+
+
+def covered(session: Session, job_id: str, n: int) -> int:
+    """The lines of a shard that some segment holds, as a bitmap."""
+    lines = 0
+    for bitmap in session.scalars(select(Segment.covered).where(Segment.job_id == job_id, Segment.n == n)):
+        lines |= int.from_bytes(bitmap, "little")
+    return lines
+
+
+def commit(
+    session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
+) -> None:
+    """Make a segment count; with `last` the shard is done. Run twice it counts once. Raises Fenced."""
+    if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
+        return  # the first commit's answer was lost
+    ending = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()} if last else {}
+    sums = {name: getattr(Shard, name) + count for name, count in tally.tokens().items()}
+    counted = session.execute(
+        update(Shard)
+        .where(_mine(claim))
+        .values(
+            done=Shard.done + tally.done,
+            failed=Shard.failed + tally.failed,
+            progressed=True,
+            stalls=0,
+            trying_line=None,
+            trying_times=0,
+            **sums,
+            **ending,
+        )
+    )
+    if counted.rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+    size = (claim.lines + 7) // 8
+    session.add(
+        Segment(
+            job_id=claim.job.id,
+            n=claim.n,
+            epoch=claim.epoch,
+            seq=seq,
+            path=path,
+            length=length,
+            covered=tally.covered.to_bytes(size, "little"),
+            good=tally.good.to_bytes(size, "little"),
+            created_at=now(),
+            **tally.tokens(),
+        )
+    )
+
+
+def finish_empty(session: Session, claim: ShardClaim) -> None:
+    """Every line was covered by earlier attempts: the shard is done. Raises Fenced."""
+    done = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()}
+    if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+
+
+def trying(session: Session, claim: ShardClaim, line: int) -> None:
+    """Careful mode: say which line is tried, and how often it was, before it is. Raises Fenced."""
+    times = claim.trying_times + 1 if line == claim.trying_line else 1
+    tried = session.execute(update(Shard).where(_mine(claim)).values(trying_line=line, trying_times=times))
+    if tried.rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+
+
+def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """One beat for each held (job, n, epoch); returns those that are no longer held."""
+    lost = []
+    for job_id, n, epoch in claims:
+        held = and_(
+            Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING
+        )
+        if session.execute(update(Shard).where(held).values(beat=Shard.beat + 1)).rowcount != 1:  # type: ignore[attr-defined]
+            lost.append((job_id, n, epoch))
+    return lost
+
+
+def give_back(
+    session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None
+) -> None:
+    """The claimer stops of its own accord; nothing counts against the shard. Fenced already: nothing happens."""
+    _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
+    if waiting_for is not None:
+        ledger.wait_for(session, claim.job.id, waiting_for)
+    ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
+
+
+def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
+    """The claimer's beat stood still at `beat` for a whole lease: take the shard back. False: it moved after all."""
+    still = select(Shard).where(
+        Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.beat == beat
+    )
+    shard = session.scalar(still.with_for_update())
+    if shard is None or not _free(session, job_id, n, epoch, stalled=not shard.progressed, delay=0.0):
+        return False
+    ledger.settle(session, job_id, actor="dispatcher")
+    return True
+
+
+def fence(session: Session, job_id: str) -> None:
+    """A stopping job waits no longer for its running shards: whatever they still produce is dropped."""
+    running = session.execute(
+        select(Shard.n, Shard.epoch).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
+    )
+    for n, epoch in running.all():
+        _free(session, job_id, n, epoch, stalled=False, delay=0.0)
+    ledger.settle(session, job_id, actor="dispatcher")
+
+
+def unowed(session: Session, limit: int = 200) -> int:
+    """Mend pending shards of running jobs whose doorbell is gone; returns how many there were."""
+    owed = exists().where(Outbox.job_id == Shard.job_id, Outbox.shard_n == Shard.n, Outbox.task == Task.RUN)
+    lost = session.execute(
+        select(Job, Shard.n)
+        .join(Shard, Shard.job_id == Job.id)
+        .where(Job.state == JobState.RUNNING, Shard.state == ShardState.PENDING, ~owed)
+        .limit(limit)
+    ).all()
+    for job, n in lost:
+        outbox.owe(session, job, Task.RUN, job.queue or Queue.GENERATE, (n,))
+    return len(lost)
+
+
+def running(session: Session) -> list[tuple[str, int, int, int, str]]:
+    """The claims on shards: job, n, epoch, beat, worker."""
+    statement = select(Shard.job_id, Shard.n, Shard.epoch, Shard.beat, Shard.worker_id).where(
+        Shard.state == ShardState.RUNNING
+    )
+    return [(row[0], row[1], row[2], row[3], row[4] or "") for row in session.execute(statement)]
+
+
+def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, delay: float) -> bool:
+    mine = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
+    freed = session.execute(
+        update(Shard)
+        .where(mine)
+        .values(
+            state=ShardState.PENDING,
+            epoch=Shard.epoch + 1,
+            worker_id=None,
+            stalls=Shard.stalls + (1 if stalled else 0),
+        )
+    )
+    if freed.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    job = session.get_one(Job, job_id)
+    if job.state == JobState.RUNNING:
+        outbox.owe(session, job, Task.RUN, job.queue or Queue.GENERATE, (n,), delay)
+    return True
+
+
+def _mine(claim: ShardClaim):  # type: ignore[no-untyped-def]
+    return and_(
+        Shard.job_id == claim.job.id,
+        Shard.n == claim.n,
+        Shard.epoch == claim.epoch,
+        Shard.state == ShardState.RUNNING,
+    )

@@ -1,0 +1,201 @@
+"""Where bytes live: a folder, or any fsspec URL (S3). Paths are relative, with `/`.
+
+What can be seen is whole: a writer's bytes appear under their name only when it closes without an error, after
+fsync of file and folder. Rows that point to a path are committed after that, so a crash leaves at worst a file
+that nobody points to.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Protocol, cast
+
+from jobs.errors import NotFound, StorageFull
+
+CHUNK = 1 << 20
+_TEMPORARY = ".partial-"
+
+
+class Storage(Protocol):
+    """The port. Missing paths raise NotFound; a full disk raises StorageFull."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write one small object durably."""
+
+    def writer(self, path: str) -> Any:
+        """A context manager with `.write(bytes)`; the object appears at a clean exit, durable."""
+
+    def reader(self, path: str, offset: int = 0) -> Any:
+        """A context manager with `.read(n)` and line iteration, from `offset`."""
+
+    def size(self, path: str) -> int: ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object or everything under a folder; what is not there is no error."""
+
+    def list(self, prefix: str) -> list[str]: ...
+
+    def free(self) -> int | None:
+        """Free bytes, or None where that means nothing."""
+
+
+class DiskStorage:
+    """A folder of this machine (or a shared file system)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folders: set[Path] = set()
+
+    def put(self, path: str, data: bytes) -> None:
+        with self.writer(path) as handle:
+            handle.write(data)
+
+    @contextmanager
+    def writer(self, path: str) -> Iterator[BinaryIO]:
+        target = self._at(path)
+        with _our_errors(path):
+            self._folder(target.parent)
+            temporary = target.with_name(_TEMPORARY + uuid.uuid4().hex)
+            try:
+                with temporary.open("xb", buffering=CHUNK) as handle:
+                    yield handle
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync(target.parent)
+
+    @contextmanager
+    def reader(self, path: str, offset: int = 0) -> Iterator[BinaryIO]:
+        with _our_errors(path), self._at(path).open("rb", buffering=CHUNK) as handle:
+            handle.seek(offset)
+            yield handle
+
+    def size(self, path: str) -> int:
+        with _our_errors(path):
+            return self._at(path).stat().st_size
+
+    def delete(self, path: str) -> None:
+        target = self._at(path)
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            self._folders = {folder for folder in self._folders if target not in (folder, *folder.parents)}
+        else:
+            target.unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> list[str]:
+        base = self._at(prefix)
+        found = (path for path in base.rglob("*") if path.is_file() and not path.name.startswith(_TEMPORARY))
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def free(self) -> int | None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self.root).free
+
+    def _at(self, path: str) -> Path:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(path)
+        return self.root / path
+
+    def _folder(self, folder: Path) -> None:
+        """Make it, durably: each new folder's parent is synced. Remembered, since segments come by the thousand."""
+        if folder in self._folders:
+            return
+        missing = []
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        for new in reversed(missing):
+            new.mkdir(exist_ok=True)
+            _sync(new.parent)
+            self._folders.add(new)
+
+
+class ObjectStorage:
+    """Any fsspec file system whose writes appear at close (S3 and compatible)."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        import fsspec
+
+        self._fs, self._root = fsspec.core.url_to_fs(url, **options)
+
+    def put(self, path: str, data: bytes) -> None:
+        with _our_errors(path):
+            self._fs.pipe_file(self._at(path), data)
+
+    @contextmanager
+    def writer(self, path: str) -> Iterator[BinaryIO]:
+        with _our_errors(path):
+            handle = self._fs.open(self._at(path), "wb")
+            try:
+                yield cast(BinaryIO, handle)
+            except BaseException:
+                _abandon(handle)
+                raise
+            handle.close()
+
+    @contextmanager
+    def reader(self, path: str, offset: int = 0) -> Iterator[BinaryIO]:
+        with _our_errors(path), self._fs.open(self._at(path), "rb") as handle:
+            if offset:
+                handle.seek(offset)
+            yield cast(BinaryIO, handle)
+
+    def size(self, path: str) -> int:
+        with _our_errors(path):
+            return int(self._fs.size(self._at(path)))
+
+    def delete(self, path: str) -> None:
+        with _our_errors(path):
+            if self._fs.exists(self._at(path)):
+                self._fs.rm(self._at(path), recursive=True)
+
+    def list(self, prefix: str) -> list[str]:
+        found = self._fs.find(self._at(prefix))
+        return sorted(path.removeprefix(self._root).lstrip("/") for path in found)
+
+    def free(self) -> int | None:
+        return None
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+def open_storage(url: str) -> Storage:
+    """The storage of a URL: `file:///folder` or anything fsspec knows."""
+    if url.startswith("file://"):
+        return DiskStorage(Path(url.removeprefix("file://")))
+    return ObjectStorage(url)
+
+
+def _abandon(handle: IO[bytes]) -> None:
+    """Drop an unfinished remote write: closing it would publish half an object."""
+    discard = getattr(handle, "discard", None)
+    if discard is not None:
+        discard()
+    handle.closed = True  # type: ignore[misc]  # fsspec's own flag: its finaliser would flush
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _our_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"No stored object '{path}'.") from error
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise StorageFull from error
+        raise
