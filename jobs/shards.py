@@ -38,6 +38,7 @@ class ShardClaim:
     stalls: int
     trying_line: int | None
     trying_times: int
+    faults: dict[int, int]
     covered: int
 
 
@@ -132,6 +133,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim |
         stalls=shard.stalls,
         trying_line=shard.trying_line,
         trying_times=shard.trying_times,
+        faults={int(line): times for line, times in (shard.faults or {}).items()},
         covered=covered(session, job_id, n),
     )
 
@@ -212,10 +214,9 @@ def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple
     return lost
 
 
-def give_back(
-    session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None
-) -> None:
+def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
     """The claimer stops of its own accord; nothing counts against the shard. Fenced already: nothing happens."""
+    session.execute(update(Shard).where(_mine(claim)).values(faults={str(n): k for n, k in claim.faults.items()}))
     _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
     if waiting_for is not None:
         ledger.wait_for(session, claim.job.id, waiting_for)
