@@ -3,8 +3,8 @@
     python -m tests.support.stub_engine --port 0 --log prompts.log [--delay-ms 1] [--models stub-model,other]
 
 Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
-that was ever asked. Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in
-that way. The first line of standard output is the server's URL.
+that was ever asked. Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server
+in that way. The first line of standard output is the server's URL.
 """
 
 import argparse
@@ -35,31 +35,29 @@ class PromptLog:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
         self._lines: list[bytes] = []
-        self._written: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
 
-    def add(self, prompt: str) -> asyncio.Future[None]:
-        self._lines.append(msgspec.json.encode(prompt))
-        if self._written is None:
-            loop = asyncio.get_running_loop()
-            self._written = loop.create_future()
+    async def add(self, prompt: str) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._lines:
             loop.call_soon(self._write)
-        return self._written
+        written = loop.create_future()
+        self._lines.append(msgspec.json.encode(prompt))
+        self._waiting.append(written)
+        await written
 
     def _write(self) -> None:
         os.write(self._file, b"\n".join(self._lines) + b"\n")
+        for written in self._waiting:
+            if not written.done():  # its client may have hung up
+                written.set_result(None)
         self._lines.clear()
-        if self._written:
-            self._written.set_result(None)
-            self._written = None
+        self._waiting.clear()
 
 
 def prompts(log: Path) -> list[str]:
     """Every prompt the server was asked, oldest first."""
-    return (
-        [msgspec.json.decode(line, type=str) for line in log.read_bytes().splitlines()]
-        if log.exists()
-        else []
-    )
+    return [msgspec.json.decode(line, type=str) for line in log.read_bytes().splitlines()] if log.exists() else []
 
 
 class Stub:
@@ -90,9 +88,7 @@ class Stub:
             return _response(unknown_model(str(body.get("model"))))
         return await self._answer(request, body, prompt_of(request.path, body))
 
-    async def _answer(
-        self, request: web.BaseRequest, body: dict[str, object], prompt: str
-    ) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, body: dict[str, object], prompt: str) -> web.StreamResponse:
         await self._log.add(prompt)
         if self._delay:
             await asyncio.sleep(self._delay)
@@ -112,9 +108,7 @@ class Stub:
 
 
 def _response(answer: Answer, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=answer.body, status=answer.status, content_type="application/json", headers=headers
-    )
+    return web.Response(body=answer.body, status=answer.status, content_type="application/json", headers=headers)
 
 
 async def _reset(request: web.BaseRequest, _: str) -> web.StreamResponse:
@@ -145,9 +139,7 @@ async def _html(_: web.BaseRequest, __: str) -> web.StreamResponse:
 
 
 async def _huge(request: web.BaseRequest, _: str) -> web.StreamResponse:
-    response = web.StreamResponse(
-        headers={"Content-Type": "application/json", "Content-Length": str(HUGE_BYTES)}
-    )
+    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(HUGE_BYTES)})
     await response.prepare(request)
     chunk = b" " * (1 << 20)
     try:
@@ -185,15 +177,22 @@ def main() -> None:
 
 
 @contextmanager
-def running(log: Path, *options: str) -> Iterator[str]:
-    """A stub server in a process of its own, as long as the block lasts; gives its URL."""
+def started(log: Path, *options: str) -> Iterator[tuple[str, int]]:
+    """A stub server in a process of its own, as long as the block lasts; gives its URL and process id."""
     command = [sys.executable, "-m", "tests.support.stub_engine", "--log", str(log), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
-            yield process.stdout.readline().strip()
+            yield process.stdout.readline().strip(), process.pid
         finally:
             process.kill()
+
+
+@contextmanager
+def running(log: Path, *options: str) -> Iterator[str]:
+    """The same, for those who only need the URL."""
+    with started(log, *options) as (url, _):
+        yield url
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What OpenAI-compatible servers put on the wire, read with tolerance.
 
-200      body untouched, its usage read out of it (chat, completions, responses, embeddings; null and extra fields)
-4xx 5xx  {"error": {"message": …}} untouched; {"detail": …}, {"object": "error", …}, {"error": "…"}, text: wrapped
+200      body untouched, its usage read out of it, whatever else or null is in it
+4xx 5xx  {"error": {"message": …}} untouched;
+         {"detail": …}, {"object": "error", …}, {"error": "…"} and plain text wrapped into that
 """
 
+import http.client
 import time
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -119,7 +120,7 @@ def _short(said: Any) -> str:
 
 
 def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase if status in HTTPStatus else f"HTTP status {status}"
+    return http.client.responses.get(status, f"HTTP status {status}")
 
 
 def retry_after(value: str | None) -> float | None:
