@@ -121,10 +121,15 @@ def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim
     return JobClaim(job, job.epoch, worker_id)
 
 
+def beat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
+    """One heartbeat of a claim on a job; False when it is no longer held."""
+    mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id == worker_id)
+    return session.execute(update(Job).where(mine).values(beat=Job.beat + 1)).rowcount == 1  # type: ignore[attr-defined, no-any-return]
+
+
 def hold(session: Session, claim: JobClaim) -> None:
     """Prove, inside a transaction, that the claim is still ours. Raises Fenced."""
-    mine = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
-    if session.execute(update(Job).where(mine).values(beat=Job.beat + 1)).rowcount != 1:  # type: ignore[attr-defined]
+    if not beat(session, claim.job.id, claim.epoch, claim.worker_id):
         raise Fenced
 
 

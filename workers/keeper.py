@@ -1,0 +1,143 @@
+"""The keeper: one thread per worker process that beats for what the process holds and listens for what stops it.
+
+    every beat_seconds      worker.beat += 1, and the beat of each held claim
+    every second            which held jobs are to stop (cancelled, expired), which claims are no longer ours
+
+A claim's `Hold` carries the two answers as flags; whoever works looks at them or waits for `changed`.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import fleet, ledger, shards
+from jobs.db import Database
+from jobs.errors import DatabaseBusy
+from jobs.models import Job, Worker
+from jobs.states import JobState
+
+log = logging.getLogger(__name__)
+_LOOK = 1.0  # seconds between looks at the held jobs' states
+
+
+@dataclass(eq=False)
+class Hold:
+    """A claim under watch. `stop`: finish up and give back; `lost`: what you produce is dropped."""
+
+    job_id: str
+    epoch: int
+    shard_n: int | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    lost: threading.Event = field(default_factory=threading.Event)
+    changed: threading.Event = field(default_factory=threading.Event)
+
+    def end(self, *, lost: bool = False) -> None:
+        (self.lost if lost else self.stop).set()
+        self.changed.set()
+
+    @property
+    def ended(self) -> bool:
+        return self.stop.is_set() or self.lost.is_set()
+
+
+class Keeper:
+    """Registers the process as a worker, beats, watches. `stop` ends it and everything it holds."""
+
+    def __init__(self, db: Database, worker: Callable[[], Worker], *, beat_seconds: float, stop: threading.Event) -> None:
+        self._db = db
+        self._worker = worker
+        self._beat = beat_seconds
+        self._stop = stop
+        self._holds: set[Hold] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self.worker_id = worker().id
+
+    def start(self) -> None:
+        self._db.retrying(lambda session: fleet.register(session, self._worker()), self._stop)
+        self._thread.start()
+
+    def announce(self) -> None:
+        """Say at once what changed about this worker (ready, models)."""
+        self._db.retrying(self._beat_worker, self._stop)
+
+    @contextmanager
+    def holding(self, job_id: str, epoch: int, shard_n: int | None = None) -> Iterator[Hold]:
+        hold = Hold(job_id, epoch, shard_n)
+        with self._lock:
+            self._holds.add(hold)
+        if self._stop.is_set():
+            hold.end()
+        try:
+            yield hold
+        finally:
+            with self._lock:
+                self._holds.discard(hold)
+
+    def leave(self) -> None:
+        """A clean end: everything held is told to stop, the worker's row goes."""
+        self._stop.set()
+        for hold in self._held():
+            hold.end()
+        try:
+            with self._db.write() as session:
+                fleet.leave(session, self.worker_id)
+        except DatabaseBusy:
+            log.warning("worker_row_left_behind")
+
+    def _run(self) -> None:
+        waited = self._beat
+        while not self._stop.wait(min(_LOOK, self._beat)):
+            waited += min(_LOOK, self._beat)
+            try:
+                if waited >= self._beat:
+                    waited = 0.0
+                    self._beat_all()
+                self._look()
+            except DatabaseBusy:
+                log.warning("beat_missed")
+                waited = self._beat
+        for hold in self._held():
+            hold.end()
+
+    def _beat_all(self) -> None:
+        holds = self._held()
+        claims = {(hold.job_id, hold.shard_n, hold.epoch): hold for hold in holds if hold.shard_n is not None}
+        with self._db.write() as session:
+            self._beat_worker(session)
+            lost = shards.beat(session, list(claims))  # type: ignore[arg-type]
+            lost_jobs = [hold for hold in holds if hold.shard_n is None and not _beat_job(session, hold, self.worker_id)]
+        for hold in [claims[key] for key in lost] + lost_jobs:
+            log.warning("claim_lost", extra={"job_id": hold.job_id, "shard": hold.shard_n, "epoch": hold.epoch})
+            hold.end(lost=True)
+
+    def _beat_worker(self, session: Session) -> None:
+        worker = self._worker()
+        changes = {"models": worker.models, "state": worker.state, "restarts": worker.restarts, "slots": worker.slots}
+        if not fleet.beat(session, worker.id, **changes):
+            fleet.register(session, worker)  # taken for dead (stopped, or a database restored): here we are again
+
+    def _look(self) -> None:
+        """A claim on a shard ends when its job no longer runs."""
+        holds = [hold for hold in self._held() if hold.shard_n is not None and not hold.ended]
+        if not holds:
+            return
+        with self._db.read() as session:
+            wanted = {hold.job_id for hold in holds}
+            running = set(session.scalars(select(Job.id).where(Job.id.in_(wanted), Job.state == JobState.RUNNING)))
+        for hold in holds:
+            if hold.job_id not in running:
+                hold.end()
+
+    def _held(self) -> list[Hold]:
+        with self._lock:
+            return list(self._holds)
+
+
+def _beat_job(session: Session, hold: Hold, worker_id: str) -> bool:
+    return ledger.beat(session, hold.job_id, hold.epoch, worker_id)
