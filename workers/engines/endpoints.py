@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from jobs.registry import ANY_MODEL
 from workers.engines.limits import Circuit, CircuitState, Clock, Window
 
-ANY_MODEL: Final = "*"
 RELIST_SECONDS: Final = 30.0  # a server may load other models
 UNKNOWN_SECONDS: Final = 2.0
 

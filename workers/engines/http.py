@@ -18,8 +18,9 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from jobs.registry import ANY_MODEL
 from workers.engines import wire
-from workers.engines.endpoints import ANY_MODEL, Endpoint
+from workers.engines.endpoints import Endpoint
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request, unknown_model
 
 CONNECT_SECONDS: Final = 5.0

@@ -1,0 +1,301 @@
+"""The models of a deployment, from one checked file (`models.yaml`, which documents its own keys).
+
+    name ──▶ a model of the file ──▶ a model some endpoint has ──▶ an alias ──▶ an endpoint that takes any name
+
+A Registry never changes; `fresh()` gives the one that the file describes now.
+"""
+
+import ipaddress
+import logging
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jobs.queues import Queue
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ANY_MODEL: Final = "*"  # an endpoint without a usable list takes any name
+PACKAGED_FILE: Final = Path(__file__).with_name("models.yaml")
+PRIVATE_SUFFIXES: Final = (".local", ".internal", ".localhost", ".lan", ".cluster.local")
+
+Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+GENERATION: Final[tuple[Route, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+class ModelsFileError(ValueError):
+    """The models file cannot be used; the message says where and why."""
+
+
+class EngineKind(StrEnum):
+    VLLM = "vllm"
+    EMBED = "embed"
+    HTTP = "http"
+
+
+DEFAULT_QUEUES: Final[Mapping[EngineKind, str]] = {
+    EngineKind.VLLM: Queue.GENERATE,
+    EngineKind.EMBED: Queue.EMBED,
+    EngineKind.HTTP: Queue.GENERATE,
+}
+DEFAULT_ROUTES: Final[Mapping[EngineKind, tuple[Route, ...]]] = {
+    EngineKind.VLLM: GENERATION,
+    EngineKind.EMBED: ("/v1/embeddings",),
+    EngineKind.HTTP: (*GENERATION, "/v1/embeddings"),
+}
+
+
+def is_internal(url: str) -> bool:
+    """Is this server on this machine or in a private network, as far as its name tells? Nothing is resolved."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith(PRIVATE_SUFFIXES)
+    return address.is_loopback or (address.is_private and not address.is_unspecified)
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http or https URL with a host")
+    if parts.username or parts.password:
+        raise ValueError("must carry no user name or password: name the key's variable in api_key_env")
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[^\s\x00-\x1f*]{1,255}", value):
+        raise ValueError("must have 1 to 255 characters and neither spaces nor *")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Checked):
+    packaged: str | None = None
+    path: Path | None = None
+    repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    urls: tuple[Annotated[str, AfterValidator(_url)], ...] = ()
+    model: str | None = None
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    internal: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [key for key in ("packaged", "path", "repo", "urls") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(f"must have exactly one of packaged, path, repo, urls; has {given or 'none'}")
+        self._belongs(given[0], "repo", ("revision",))
+        self._belongs(given[0], "urls", ("model", "api_key_env", "internal"))
+        if self.repo and not self.revision:
+            raise ValueError("repo needs a revision: the 40 digits of a commit")
+        return self
+
+    def _belongs(self, kind: str, owner: str, keys: tuple[str, ...]) -> None:
+        strays = [key for key in keys if getattr(self, key) is not None]
+        if strays and kind != owner:
+            raise ValueError(f"{', '.join(strays)} belongs to {owner}, not to {kind}")
+
+
+class Model(_Checked):
+    name: Name
+    source: Source
+    engine: EngineKind
+    queue: str = Field("", pattern=r"^gpu\.[a-z0-9][a-z0-9_.-]*$")
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    aliases: tuple[Name, ...] = ()
+    endpoints: tuple[Route, ...] = ()
+    max_model_len: int | None = Field(None, ge=1)
+    owned_by: str = "nightmill"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("engine") not in set(EngineKind):
+            return value
+        kind = EngineKind(value["engine"])
+        return {"queue": DEFAULT_QUEUES[kind], "endpoints": DEFAULT_ROUTES[kind]} | value
+
+    @model_validator(mode="after")
+    def _engine_fits_source(self) -> Self:
+        remote = self.engine is EngineKind.HTTP
+        if remote != bool(self.source.urls):
+            raise ValueError("engine http and source urls belong together")
+        if remote and self.engine_args:
+            raise ValueError("engine_args are for engines in process, not for http")
+        return self
+
+    @property
+    def external(self) -> bool:
+        """Do prompts for this model leave the house?"""
+        if self.source.internal is not None:
+            return not self.source.internal
+        return not all(is_internal(url) for url in self.source.urls)
+
+    @property
+    def upstream(self) -> str:
+        """What its servers call it."""
+        return self.source.model or self.name
+
+
+class _File(_Checked):
+    models: dict[str, Model]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """A model knows its own name, which is its key."""
+        models = value.get("models") if isinstance(value, dict) else None
+        if not isinstance(models, dict):
+            return value
+        return value | {"models": {k: v | {"name": k} if isinstance(v, dict) else v for k, v in models.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    models: Mapping[str, Model]
+    aliases: Mapping[str, str]
+    file: Path
+    vllm_enabled: bool = True
+    stamp: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def load(cls, settings: Settings) -> "Registry":
+        """The models that this deployment can serve. Raises ModelsFileError."""
+        file = Path(settings.models_file).expanduser() if settings.models_file else PACKAGED_FILE
+        return cls.read(file, vllm_enabled=settings.vllm_enabled)
+
+    @classmethod
+    def read(cls, file: Path, *, vllm_enabled: bool = True) -> "Registry":
+        stamp = _stamp(file)
+        kept = {m.name: m for m in _parse(file) if vllm_enabled or m.engine is not EngineKind.VLLM}
+        aliases = {alias: model.name for model in kept.values() for alias in model.aliases}
+        return cls(MappingProxyType(kept), MappingProxyType(aliases), file, vllm_enabled, stamp)
+
+    def fresh(self) -> "Registry":
+        """This one, or a new one if the file has changed. One that has become wrong is reported and not taken."""
+        stamp = _stamp(self.file)
+        if stamp == self.stamp:
+            return self
+        try:
+            return Registry.read(self.file, vllm_enabled=self.vllm_enabled)
+        except ModelsFileError as error:
+            log.error("models_file.rejected", extra={"file": str(self.file), "reason": str(error)})  # noqa: TRY400
+            return Registry(self.models, self.aliases, self.file, self.vllm_enabled, stamp)
+
+    def resolve(self, name: str) -> Model | None:
+        """The model of that name or alias."""
+        return self.models.get(name) or self.models.get(self.aliases.get(name, ""))
+
+    def target(self, name: str, live: Collection[str]) -> str | None:
+        """The name under which a worker serves what a client calls `name`; `live` is what endpoints have shown."""
+        if name in self.models or name in live:
+            return name
+        if name in self.aliases:
+            return self.aliases[name]
+        return name if ANY_MODEL in live else None
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return (0, 0)
+    return (found.st_mtime_ns, found.st_size)
+
+
+def _parse(file: Path) -> list[Model]:
+    """Read and check the whole file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelsFileError(f"{file}: {error}") from error
+    problems = list(_repeated(root))
+    try:
+        models = [_rooted(model, file.parent) for model in _File.model_validate(content).models.values()]
+    except ValidationError as error:
+        problems += [(_line(root, e["loc"]), _words(e["loc"], e["msg"])) for e in error.errors()]
+    else:
+        problems += _ambiguous(root, models)
+    if problems:
+        lines = [f"{file}, line {line}: {words}" for line, words in sorted(problems)]
+        raise ModelsFileError("\n".join(lines))
+    return models
+
+
+def _rooted(model: Model, folder: Path) -> Model:
+    """Paths in the file are relative to it."""
+    if model.source.path is None:
+        return model
+    path = (folder / model.source.path.expanduser()).absolute()
+    return model.model_copy(update={"source": model.source.model_copy(update={"path": path})})
+
+
+def _ambiguous(root: yaml.Node | None, models: list[Model]) -> list[tuple[int, str]]:
+    """A name may mean one model only."""
+    owners = {model.name: model.name for model in models}
+    problems = []
+    for model in models:
+        for place, alias in enumerate(model.aliases):
+            if owners.setdefault(alias, model.name) != model.name or alias == model.name:
+                loc = ("models", model.name, "aliases", place)
+                problems.append((_line(root, loc), _words(loc, f"{alias} already names {owners[alias]}")))
+    return problems
+
+
+def _repeated(node: yaml.Node | None) -> "list[tuple[int, str]]":
+    """Keys that stand twice in one mapping: YAML would silently take the last."""
+    if isinstance(node, yaml.SequenceNode):
+        return [problem for item in node.value for problem in _repeated(item)]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    problems, seen = [], set()
+    for key, value in node.value:
+        if key.value in seen:
+            problems.append((key.start_mark.line + 1, f"{key.value}: stands here a second time"))
+        seen.add(key.value)
+        problems += _repeated(value)
+    return problems
+
+
+def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
+    """The line of the innermost part of `loc` that is in the file."""
+    line = 1
+    for part in loc:
+        found = _child(node, part)
+        if found is None:
+            break
+        line, node = found
+    return line
+
+
+def _child(node: yaml.Node | None, part: int | str) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark.line + 1, node.value[part]
+    return None
+
+
+def _words(loc: tuple[int | str, ...], message: str) -> str:
+    return f"{'.'.join(map(str, loc))}: {message.removeprefix('Value error, ')}"
