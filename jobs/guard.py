@@ -1,0 +1,240 @@
+"""The guard of URLs that users give: no request of ours reaches what only we can reach.
+
+    check_url ── parse once, strictly ──▶ resolve ──▶ every address public? ──▶ Target
+    GuardedResolver ── the same test, inside the client's own resolution: what was checked is what is connected to
+
+The second is what counts: a name may answer differently a second later. The first gives an early, clear answer.
+One parser reads the URL and the request is built from its parts, so that no second parser can disagree.
+"""
+
+import asyncio
+import re
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from urllib.parse import SplitResult, urlsplit
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from jobs.errors import InvalidRequest
+
+Address = IPv4Address | IPv6Address
+Resolve = Callable[[str, int], Sequence[Address]]
+
+PORTS = frozenset({443, 8443})
+_MAX_URL = 2048
+#: A name that has not answered by then is judged at the first attempt.
+_RESOLVE_SECONDS = 2.0
+_PRINTABLE = re.compile(r"[!-~]+")
+_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_LOCAL_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home.arpa", "onion", "invalid")
+#: IANA's special-purpose registry, IPv4; multicast and reserved included.
+_NOT_PUBLIC_4 = [
+    ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24"),
+        *("192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+        *("224.0.0.0/4", "240.0.0.0/4"),
+    )
+]
+#: IPv6 is public in 2000::/3 only, so v4-mapped, NAT64 and ULA are out; within it not Teredo, 6to4 and documentation.
+_GLOBAL_6 = ip_network("2000::/3")
+_NOT_PUBLIC_6 = [
+    ip_network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL in parts. `addresses` is empty when the name gave no answer: the attempt decides then."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    query: str
+    addresses: tuple[Address, ...] = ()
+
+    def url(self) -> URL:
+        """The URL as the client takes it, from these parts."""
+        return URL.build(
+            scheme=self.scheme,
+            host=self.host,
+            port=self.port,
+            path=self.path,
+            query_string=self.query,
+            encoded=True,
+        )
+
+
+def check_url(url: str, *, allow_private: bool, resolve: Resolve | None = None) -> Target:
+    """The parts of a URL that may be called; raises InvalidRequest for any other.
+
+    Public addresses, https and the ports of PORTS only; with `allow_private` also private ones, http and any port.
+    """
+    target = parse(url, allow_private=allow_private)
+    if target.addresses:
+        return target
+    found = _answers(resolve or system_resolve, target.host, target.port)
+    return replace(target, addresses=_all_permitted(found, allow_private=allow_private))
+
+
+def parse(url: str, *, allow_private: bool) -> Target:
+    """Everything but resolving: the shape, the scheme, the port, and an address where the host is one."""
+    if len(url) > _MAX_URL or not _PRINTABLE.fullmatch(url) or "\\" in url:
+        raise _refused(f"The URL must be at most {_MAX_URL} printable ASCII characters without backslashes.")
+    parts = _split(url)
+    if parts.username is not None or parts.password is not None or "#" in url:
+        raise _refused("The URL must not hold a user name, a password or a fragment.")
+    if parts.scheme not in ("https", "http") or (parts.scheme == "http" and not allow_private):
+        raise _refused("The URL must start with https://.")
+    port = parts.port if parts.port is not None else {"https": 443, "http": 80}[parts.scheme]
+    if port == 0 or (port not in PORTS and not allow_private):
+        raise _refused(f"The URL's port must be one of {', '.join(map(str, sorted(PORTS)))}.")
+    host, addresses = _host(parts, allow_private=allow_private)
+    allowed = _all_permitted(addresses, allow_private=allow_private)
+    return Target(parts.scheme, host, port, parts.path or "/", parts.query, allowed)
+
+
+def permitted(address: Address, *, allow_private: bool) -> bool:
+    """Whether a request may go to this address. Link-local (metadata services) and multicast: never."""
+    plain = _plain(address)
+    if allow_private:
+        return not (plain.is_link_local or plain.is_multicast)
+    return _public(address) and not _own(address)
+
+
+def system_resolve(host: str, port: int) -> Sequence[Address]:
+    """Every address of a name, as the system answers. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ip_address(str(info[4][0]).partition("%")[0]) for info in found))
+
+
+class AddressRefused(OSError):
+    """The name leads, at least in part, to an address that is not public."""
+
+
+class GuardedResolver(AbstractResolver):
+    """The resolver of a client: answers with permitted addresses, or refuses the name when any is not."""
+
+    def __init__(self, *, allow_private: bool, resolve: Resolve | None = None) -> None:
+        self._allow_private = allow_private
+        self._resolve = resolve or system_resolve
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002
+    ) -> list[ResolveResult]:
+        addresses = await asyncio.wrap_future(_lookup(self._resolve, host, port))
+        if not addresses:
+            raise OSError("no address")
+        if not all(permitted(address, allow_private=self._allow_private) for address in addresses):
+            raise AddressRefused("address not public")
+        return [_result(host, port, address) for address in addresses]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError as error:
+        raise _refused("The URL is not valid.") from error
+    return parts
+
+
+def _host(parts: SplitResult, *, allow_private: bool) -> tuple[str, tuple[Address, ...]]:
+    """The host in lower case; a second item when it is an address. Odd spellings of addresses are no names."""
+    host = parts.hostname or ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if address is not None and "%" not in host:
+        return str(address), (address,)
+    if not _NAME.fullmatch(host) or "[" in parts.netloc:
+        raise _refused("The URL's host must be a domain name in ASCII or a plain IP address.")
+    if not allow_private and ("." not in host or any(_under(host, name) for name in _LOCAL_NAMES)):
+        raise _refused("The URL's host must be a public domain name.")
+    return host, ()
+
+
+def _under(host: str, name: str) -> bool:
+    return host == name or host.endswith(f".{name}")
+
+
+def _answers(resolve: Resolve, host: str, port: int) -> Sequence[Address]:
+    try:
+        return _lookup(resolve, host, port).result(_RESOLVE_SECONDS)
+    except (OSError, TimeoutError):
+        return ()
+
+
+def _lookup(resolve: Resolve, host: str, port: int) -> "Future[Sequence[Address]]":
+    """A daemon thread for each: a name server that hangs must hold up no other name and no process's exit."""
+    future: Future[Sequence[Address]] = Future()
+
+    def work() -> None:
+        try:
+            found = resolve(host, port)
+        except (OSError, UnicodeError) as error:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(OSError(str(error)))
+        else:
+            if future.set_running_or_notify_cancel():
+                future.set_result(found)
+
+    threading.Thread(target=work, name="resolve", daemon=True).start()
+    return future
+
+
+def _plain(address: Address) -> Address:
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped if isinstance(mapped, IPv4Address) else address
+
+
+def _public(address: Address) -> bool:
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _NOT_PUBLIC_4)
+    return address in _GLOBAL_6 and not any(address in network for network in _NOT_PUBLIC_6)
+
+
+def _own(address: Address) -> bool:
+    """Whether an interface of this host has the address: only then can a socket be bound to it."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
+def _result(host: str, port: int, address: Address) -> ResolveResult:
+    return ResolveResult(
+        hostname=host,
+        host=str(address),
+        port=port,
+        family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
+        proto=0,
+        flags=socket.AI_NUMERICHOST,
+    )
+
+
+def _all_permitted(addresses: Sequence[Address], *, allow_private: bool) -> tuple[Address, ...]:
+    if not all(permitted(address, allow_private=allow_private) for address in addresses):
+        raise _refused("The URL's host does not have a public address.")
+    return tuple(addresses)
+
+
+def _refused(message: str) -> InvalidRequest:
+    return InvalidRequest(message, param="url", code="invalid_url")
