@@ -1,0 +1,328 @@
+"""Deliveries: one event owed to one receiver, at least once, under one `webhook-id`.
+
+    pending ──claim──▶ (held by a worker) ──2xx──▶ delivered ─┐
+       ▲                  │      │                            ├── replay ──▶ pending
+       └── due again ◀────┘      └──schedule used up──▶ failed┘
+           by the schedule, or at once when its worker died (take_back)
+
+Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for
+`webhook_disable_seconds`, disables an endpoint; what it is still owed is kept at `HELD` until it is enabled again.
+Events that happen meanwhile are not owed to it, but `replay` owes them with `missed`. Claims are made in `jobs.due`.
+"""
+
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, exists, func, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from jobs import audit, events
+from jobs.clock import now
+from jobs.due import HELD, WAITING, DeliveryClaim
+from jobs.errors import Conflict, NotFound
+from jobs.ids import new_id
+from jobs.models import Attempt, Delivery, Event, WebhookEndpoint, Worker
+from jobs.settings import Settings
+from jobs.webhook import Outcome
+
+PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
+_JITTER = 0.2
+_RETRY_AFTER_MAX = 86_400.0
+_GONE = 410
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to replay: these ids, or the deliveries of a span of time in one of these states.
+
+    `missed` adds the events of that span that the endpoint, being disabled, was never owed.
+    """
+
+    ids: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+    states: tuple[str, ...] = (FAILED,)
+    missed: bool = False
+
+
+def next_delay(
+    attempt: int, schedule: Sequence[float], retry_after: float | None, rng: Callable[[], float]
+) -> float | None:
+    """Seconds until the next attempt after `attempt` failed ones, with 20 % of jitter; None: that was the last.
+
+    The receiver's Retry-After only ever makes it later, up to a day.
+    """
+    if attempt >= len(schedule):
+        return None
+    delay = schedule[attempt] * (1 + _JITTER * (2 * rng() - 1))
+    return max(delay, min(retry_after or 0.0, _RETRY_AFTER_MAX))
+
+
+def record(
+    session: Session,
+    results: Sequence[tuple[DeliveryClaim, Outcome]],
+    config: Settings,
+    rng: Callable[[], float] = random.random,
+) -> int:
+    """Write down attempts and what follows from them; returns how many still were their claimer's to write."""
+    endpoints = _locked(session, {claim.endpoint_id for claim, _ in results if claim.endpoint_id})
+    at, written = now(), 0
+    for claim, outcome in results:
+        endpoint = endpoints.get(claim.endpoint_id or "")
+        values = _after(claim, outcome, endpoint, config, rng, at)
+        if not _write(session, claim, values):
+            continue
+        written += 1
+        session.add(_attempt(claim, outcome, at))
+        if endpoint is not None:
+            _judge(session, endpoint, outcome, config, at)
+    return written
+
+
+def take_back(session: Session, worker_id: str, keep: Collection[str] = ()) -> int:
+    """Free what a dead worker held (or a live one holds without knowing: all but `keep`); returns how many."""
+    mine = and_(Delivery.worker_id == worker_id, Delivery.id.not_in(keep))
+    return _update(session, mine, worker_id=None, epoch=Delivery.epoch + 1)
+
+
+def give_back(session: Session, claims: Iterable[DeliveryClaim]) -> None:
+    """Claims of which no attempt was made; fenced ones are nobody's business any more."""
+    for claim in claims:
+        _write(session, claim, {"worker_id": None})
+
+
+def due_count(session: Session) -> int:
+    """How many deliveries wait and are due."""
+    return session.scalar(select(func.count()).where(WAITING, Delivery.due_at <= now())) or 0
+
+
+def next_due(session: Session) -> float | None:
+    """When the first waiting delivery is due; None when none waits."""
+    return session.scalar(select(func.min(Delivery.due_at)).where(WAITING))
+
+
+def orphans(session: Session) -> list[str]:
+    """Workers that hold deliveries but are not registered any more."""
+    gone = ~exists().where(Worker.id == Delivery.worker_id)
+    found = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), gone).distinct()
+    return [worker_id for worker_id in session.scalars(found) if worker_id is not None]
+
+
+def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
+    """Stop sending to an endpoint whose row the caller has locked; others hear of it, nothing is deleted."""
+    endpoint.disabled_at, endpoint.disabled_reason = now(), reason
+    endpoint.event_seq += 1
+    session.flush()
+    event = events.record(
+        session,
+        subject_id=endpoint.id,
+        seq=endpoint.event_seq,
+        project_id=endpoint.project_id,
+        type="webhook_endpoint.disabled",
+        data={"id": endpoint.id},
+    )
+    session.flush()
+    events.fan_out(session, event)
+    _audit(session, endpoint, "webhook_endpoint.disable", "webhooks", reason)
+
+
+def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
+    """Send to an endpoint again, what was held first; returns how many deliveries that were."""
+    if endpoint.disabled_at is None:
+        return 0
+    endpoint.disabled_at = endpoint.disabled_reason = endpoint.failing_since = None
+    session.flush()
+    _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
+    held = and_(Delivery.endpoint_id == endpoint.id, WAITING, Delivery.due_at >= HELD)
+    return _update(session, held, due_at=now())
+
+
+def replay(
+    session: Session, project_id: str, endpoint_id: str | None, selection: Selection, limit: int = 1000
+) -> list[str]:
+    """Make deliveries pending again, from the first attempt on, under their old `webhook-id`; returns their ids.
+
+    Without an endpoint: one-off webhooks. As many as `limit`: call again for more. Raises NotFound for an unknown
+    endpoint or id, Conflict while the endpoint is disabled.
+    """
+    endpoint = _replayable(session, project_id, endpoint_id)
+    mine = and_(Delivery.project_id == project_id, _of(endpoint_id))
+    if selection.ids:
+        wanted = and_(mine, Delivery.id.in_(selection.ids))
+        known = session.scalar(select(func.count()).select_from(Delivery).where(wanted))
+        if known != len(set(selection.ids)):
+            raise NotFound("There is no such delivery.", param="ids")
+    else:
+        wanted = and_(mine, Delivery.state.in_(selection.states), _within(Delivery.created_at, selection))
+    free = select(Delivery.id).where(wanted, Delivery.worker_id.is_(None)).order_by(Delivery.created_at)
+    ids = list(session.scalars(free.limit(limit)))
+    again = {"state": PENDING, "attempts": 0, "due_at": now(), "delivered_at": None}
+    _update(session, and_(Delivery.id.in_(ids), Delivery.worker_id.is_(None)), **again)
+    if endpoint is not None and selection.missed and not selection.ids:
+        ids += _owe_missed(session, endpoint, selection, limit - len(ids))
+    return ids
+
+
+def page(
+    session: Session,
+    project_id: str,
+    endpoint_id: str | None,
+    *,
+    after: str | None = None,
+    limit: int = 20,
+    order: str = "desc",
+    state: str | None = None,
+) -> tuple[list[Delivery], bool]:
+    """One page of an endpoint's deliveries (None: of one-off webhooks), and whether more follow.
+
+    Raises NotFound for an unknown cursor.
+    """
+    key = tuple_(Delivery.created_at, Delivery.id)
+    query = select(Delivery).where(Delivery.project_id == project_id, _of(endpoint_id))
+    if state is not None:
+        query = query.where(Delivery.state == state)
+    if after is not None:
+        cursor = session.get(Delivery, after)
+        if cursor is None or cursor.project_id != project_id:
+            raise NotFound("There is no such delivery.", param="after")
+        place = tuple_(cursor.created_at, cursor.id)
+        query = query.where(key > place if order == "asc" else key < place)
+    columns = (Delivery.created_at, Delivery.id)
+    query = query.order_by(*(column.asc() if order == "asc" else column.desc() for column in columns))
+    rows = list(session.scalars(query.limit(limit + 1)))
+    return rows[:limit], len(rows) > limit
+
+
+def attempts(session: Session, delivery_ids: Collection[str]) -> dict[str, list[Attempt]]:
+    """The log of each delivery, oldest first. A replay counts its attempts from 1 again."""
+    log: dict[str, list[Attempt]] = {delivery_id: [] for delivery_id in delivery_ids}
+    for row in session.scalars(select(Attempt).where(Attempt.delivery_id.in_(delivery_ids)).order_by(Attempt.id)):
+        log[row.delivery_id].append(row)
+    return log
+
+
+def prune(session: Session, before: float, limit: int = 200) -> int:
+    """Forget ended deliveries created before `before`, with their logs; returns how many went."""
+    old = select(Delivery.id).where(Delivery.state != PENDING, Delivery.created_at < before)
+    ids = list(session.scalars(old.limit(limit)))
+    session.execute(delete(Attempt).where(Attempt.delivery_id.in_(ids)))
+    session.execute(delete(Delivery).where(Delivery.id.in_(ids)))
+    return len(ids)
+
+
+def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint]:
+    """Endpoints before deliveries, in the order of their ids: no two recorders wait for each other."""
+    query = select(WebhookEndpoint).where(WebhookEndpoint.id.in_(ids)).order_by(WebhookEndpoint.id)
+    fresh = query.with_for_update().execution_options(populate_existing=True)
+    return {endpoint.id: endpoint for endpoint in session.scalars(fresh)} if ids else {}
+
+
+def _after(
+    claim: DeliveryClaim,
+    outcome: Outcome,
+    endpoint: WebhookEndpoint | None,
+    config: Settings,
+    rng: Callable[[], float],
+    at: float,
+) -> dict[str, Any]:
+    """What an attempt makes of its delivery."""
+    told: dict[str, Any] = {"worker_id": None, "attempts": claim.attempt}
+    told |= {"status_code": outcome.status_code, "error": outcome.error}
+    if outcome.delivered:
+        return told | {"state": DELIVERED, "delivered_at": at}
+    delay = next_delay(claim.attempt, config.webhook_retry_seconds, outcome.retry_after, rng)
+    if delay is None or (outcome.status_code == _GONE and endpoint is None):
+        return told | {"state": FAILED}
+    return told | {"due_at": at + delay}
+
+
+def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config: Settings, at: float) -> None:
+    """What an attempt makes of its endpoint."""
+    if outcome.delivered:
+        endpoint.failing_since = None
+        return
+    endpoint.failing_since = endpoint.failing_since or at
+    if endpoint.disabled_at is not None:
+        return
+    if outcome.status_code == _GONE:
+        disable(session, endpoint, "gone")
+    elif at - endpoint.failing_since >= config.webhook_disable_seconds:
+        disable(session, endpoint, "failing")
+
+
+def _write(session: Session, claim: DeliveryClaim, values: Mapping[str, Any]) -> bool:
+    mine = and_(Delivery.id == claim.id, Delivery.epoch == claim.epoch, Delivery.worker_id == claim.worker_id)
+    return _update(session, mine, **values) == 1
+
+
+def _update(session: Session, where: Any, **values: Any) -> int:
+    unsynchronized = {"synchronize_session": False}
+    changed = session.execute(update(Delivery).where(where).values(values), execution_options=unsynchronized)
+    return int(changed.rowcount)  # type: ignore[attr-defined]
+
+
+def _attempt(claim: DeliveryClaim, outcome: Outcome, at: float) -> Attempt:
+    return Attempt(
+        delivery_id=claim.id,
+        n=claim.attempt,
+        at=at - outcome.seconds,
+        seconds=outcome.seconds,
+        status_code=outcome.status_code,
+        error=outcome.error,
+    )
+
+
+def _audit(session: Session, endpoint: WebhookEndpoint, action: str, actor: str, reason: str | None) -> None:
+    audit.record(
+        session,
+        actor=actor,
+        action=action,
+        target=endpoint.id,
+        project_id=endpoint.project_id,
+        details={"reason": reason} if reason else None,
+    )
+
+
+def _of(endpoint_id: str | None):  # type: ignore[no-untyped-def]
+    return Delivery.endpoint_id.is_(None) if endpoint_id is None else Delivery.endpoint_id == endpoint_id
+
+
+def _within(column: Any, selection: Selection):  # type: ignore[no-untyped-def]
+    since, until = selection.since or 0.0, selection.until if selection.until is not None else HELD
+    return column.between(since, until)
+
+
+def _replayable(session: Session, project_id: str, endpoint_id: str | None) -> WebhookEndpoint | None:
+    if endpoint_id is None:
+        return None
+    endpoint = session.get(WebhookEndpoint, endpoint_id)
+    if endpoint is None or endpoint.project_id != project_id:
+        raise NotFound("There is no such webhook endpoint.")
+    if endpoint.disabled_at is not None:
+        raise Conflict("This webhook endpoint is disabled; update it to enable it again.")
+    return endpoint
+
+
+def _owe_missed(session: Session, endpoint: WebhookEndpoint, selection: Selection, limit: int) -> list[str]:
+    owed = exists().where(Delivery.event_id == Event.id, Delivery.endpoint_id == endpoint.id)
+    missed = select(Event).where(
+        Event.project_id == endpoint.project_id,
+        Event.type.in_(endpoint.event_types),
+        _within(Event.created_at, selection),
+        ~owed,
+    )
+    made = [
+        Delivery(
+            id=new_id("wh_"),
+            project_id=endpoint.project_id,
+            event_id=event.id,
+            endpoint_id=endpoint.id,
+            due_at=now(),
+            created_at=event.created_at,
+        )
+        for event in session.scalars(missed.order_by(Event.created_at).limit(limit))
+    ]
+    session.add_all(made)
+    return [delivery.id for delivery in made]
