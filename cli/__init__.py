@@ -1,0 +1,1 @@
+"""The `nightmill` command: one module a noun, one function a verb. It speaks to the server over HTTP, except `up`."""

@@ -1,0 +1,157 @@
+"""The data folder of `nightmill up`: one supervisor at a time, and files that only their owner reads.
+
+up.lock           held (flock) by the guard and the supervisor as long as either lives
+run.json          what runs now: url, flower_url, api_key, processes; gone after a clean stop
+operator.key      the operator's own API key, made by the release step
+flower.password   for Flower's one user
+logs/             one file per process
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from cli import proc
+from cli.trouble import Trouble
+
+RUN_FILE = "run.json"
+OPERATOR_KEY = "operator.key"
+FLOWER_PASSWORD = "flower.password"  # noqa: S105 (a file's name)
+SUPERVISED = "NIGHTMILL_SUPERVISED"  # in the environment of everything that `up` starts: the folder it works for
+_LEAVING_SECONDS = 10.0
+
+
+class DataFolder:
+    """One data folder, by its absolute path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.run_file = self.path / RUN_FILE
+        self.logs = self.path / "logs"
+
+    def make(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise Trouble(f"cannot use {self.path} as the data folder: {error.strerror}") from error
+
+    def lock(self) -> IO[str]:
+        """Own the folder until the returned file is closed in every process that has it. Raises Trouble when taken."""
+        handle = (self.path / "up.lock").open("a+")
+        try:
+            self._wait_for_lock(handle)
+        except Trouble:
+            handle.close()
+            raise
+        me = proc.read(os.getpid())
+        handle.truncate(0)
+        handle.write(f"{os.getpid()} {me.started if me else 0}\n")
+        handle.flush()
+        return handle
+
+    def _wait_for_lock(self, handle: IO[str]) -> None:
+        """A live owner keeps the folder; one that was killed is waited for while what it left is being killed."""
+        deadline = time.monotonic() + _LEAVING_SECONDS
+        while not _locked(handle):
+            owner, started = _owner(handle)
+            if proc.alive(owner, started) or time.monotonic() > deadline:
+                running = f"nightmill is already running on {self.path} (pid {owner})"
+                raise Trouble(f"{running}; stop it, or use another --data-dir")
+            threading.Event().wait(0.05)
+
+    def kill_leftovers(self) -> int:
+        """Kill what an earlier supervisor of this folder left running; returns how many processes that were.
+
+        They are known by the mark in their environment. Some programs overwrite that with a title: these are known
+        by the sessions that `run.json` still names, and by running the same interpreter.
+        """
+        sessions = self._recorded_sessions()
+        found = self._leftovers(sessions)
+        total = len(found)
+        deadline = time.monotonic() + 5.0
+        while found and time.monotonic() < deadline:
+            proc.kill(found)
+            threading.Event().wait(0.02)
+            found = self._leftovers(sessions)
+        self.run_file.unlink(missing_ok=True)
+        return total
+
+    def _leftovers(self, sessions: Mapping[int, int]) -> set[int]:
+        mark = f"{SUPERVISED}={self.path}".encode()
+        interpreter = proc.executable(os.getpid())
+        processes = {pid: process for pid, process in proc.table().items() if not process.zombie}
+        roots = {
+            pid
+            for pid, process in processes.items()
+            if mark in proc.environment(pid).split(b"\0")
+            or (_member(process, sessions, processes) and proc.executable(pid) == interpreter)
+        }
+        return proc.with_descendants(roots, processes) - {os.getpid()}
+
+    def _recorded_sessions(self) -> dict[int, int]:
+        """Sessions of the last run by the start time of their leader, if this boot has seen them."""
+        run = self.read_run()
+        if run.get("boot_id") != proc.boot_id():
+            return {}
+        return {one["pid"]: one["started"] for one in run["processes"] if one.get("pid") and one.get("started")}
+
+    def read_run(self) -> dict[str, Any]:
+        """What `run.json` says; empty when nothing runs."""
+        try:
+            found = json.loads(self.run_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_run(self, facts: Mapping[str, Any]) -> None:
+        """Replace `run.json` as a whole."""
+        self._write_private(self.run_file, json.dumps({**facts, "boot_id": proc.boot_id()}, indent=2))
+
+    def operator_key(self) -> str:
+        """The operator's key; empty before the first release step."""
+        path = self.path / OPERATOR_KEY
+        return path.read_text().strip() if path.exists() else ""
+
+    def flower_password(self) -> str:
+        """Flower's password, made at the first call."""
+        path = self.path / FLOWER_PASSWORD
+        if not path.exists():
+            self._write_private(path, secrets.token_urlsafe(18))
+        return path.read_text().strip()
+
+    def _write_private(self, path: Path, text: str) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+            handle.write(text + "\n")
+        temporary.replace(path)
+
+
+def _locked(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _owner(handle: IO[str]) -> tuple[int, int]:
+    handle.seek(0)
+    words = handle.read().split()
+    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
+
+
+def _member(process: proc.Process, sessions: Mapping[int, int], processes: Mapping[int, proc.Process]) -> bool:
+    """Whether the process belongs to a recorded session, whose number nobody else has taken since."""
+    started = sessions.get(process.session)
+    if started is None or process.started < started:
+        return False
+    leader = processes.get(process.session)
+    return leader is None or leader.started == started

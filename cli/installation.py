@@ -1,0 +1,148 @@
+"""One installation on this machine: what is started, with which environment, and what the user is told."""
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli import broker, procfile, readiness
+from cli.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
+from cli.notices import Notices
+from cli.service import Program, Service
+from cli.signals import Wakeups
+from cli.supervisor import Hooks, Plan, Supervisor
+from cli.trouble import Trouble
+from jobs.settings import Settings
+
+FLOWER_USER = "nightmill"
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Its settings, its folder, and where its programs are."""
+
+    config: Settings
+    folder: DataFolder
+    root: Path
+    guard_pid: int
+    verbose: bool
+
+    @property
+    def url(self) -> str:
+        host = _ANYWHERE.get(self.config.host, self.config.host)
+        return self.config.public_url.rstrip("/") or f"http://{host}:{self.config.port}"
+
+    @property
+    def flower_url(self) -> str:
+        return f"http://127.0.0.1:{self.config.flower_port}"
+
+    def check_ports(self) -> None:
+        """A port that is taken would only show as a process that never comes up."""
+        if not is_free(self.config.host, self.config.port):
+            raise Trouble(f"port {self.config.port} of {self.config.host} is in use; choose another with --port")
+
+    def run(self, lines: Sequence[procfile.Line], guard: int, killed: int) -> int:
+        """Supervise until told to stop; the body of the supervisor's process."""
+        notices = Notices(self.folder.logs / "up.log")
+        leaving = threading.Event()
+        with Wakeups(guard) as wakeups:
+            if killed:
+                notices.say(f"killed {killed} processes that an earlier run left behind")
+            try:
+                return Supervisor(self.plan(lines), self.hooks(notices, leaving), wakeups).run()
+            finally:
+                leaving.set()
+                self.folder.run_file.unlink(missing_ok=True)
+
+    def plan(self, lines: Sequence[procfile.Line]) -> Plan:
+        """Everything that is started, in order."""
+        services = {line.name: Service(self._program(line)) for line in lines}
+        release = services.pop(procfile.RELEASE, None)
+        if self.config.broker_url:
+            return Plan(list(services.values()), release)
+        return Plan(
+            list(services.values()),
+            release,
+            Service(self._program(procfile.Line("broker", broker.command(self.folder.path)))),
+            lambda: broker.answers(self.folder.path),
+            lambda: broker.set_aside(self.folder.path),
+        )
+
+    def _program(self, line: procfile.Line) -> Program:
+        environment = {**os.environ, **self.environment(), **line.environment}
+        if line.name == "flower":  # nobody else needs the password, and a command line can be read by everyone
+            environment["FLOWER_BASIC_AUTH"] = f"{FLOWER_USER}:{self.folder.flower_password()}"
+        return Program(line.name, line.program, environment, self.root, self.folder.logs / f"{line.name}.log")
+
+    def environment(self) -> Mapping[str, str]:
+        """What the command line and this command have decided, for every process."""
+        config = self.config
+        return {
+            "NIGHTMILL_DATA_DIR": str(config.data_dir),
+            "NIGHTMILL_HOST": config.host,
+            "NIGHTMILL_PORT": str(config.port),
+            "NIGHTMILL_FLOWER_PORT": str(config.flower_port),
+            "NIGHTMILL_ENGINE_URLS": ",".join(config.engine_urls),
+            "NIGHTMILL_VLLM_ENABLED": str(config.vllm_enabled).lower(),
+            "NIGHTMILL_MODELS_FILE": str(Path(config.models_file).absolute()) if config.models_file else "",
+            "NIGHTMILL_BROKER_URL": config.broker_url or broker.broker_url(self.folder.path),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            SUPERVISED: str(config.data_dir),
+        }
+
+    def hooks(self, notices: Notices, leaving: threading.Event) -> Hooks:
+        """What the supervisor reports goes to `run.json` and to the user."""
+        shown = (lambda name, line: notices.show(f"{name:>10} | {line}")) if self.verbose else None
+        return Hooks(
+            say=notices.say,
+            publish=self._publish,
+            released=lambda: self._announce(notices, leaving),
+            output=shown,
+        )
+
+    def _publish(self, services: Sequence[Service]) -> None:
+        key = self.folder.operator_key()
+        if not key:  # the first release step has not run: there is nothing to connect to yet
+            return
+        self.folder.write_run(
+            {
+                "url": self.url,
+                "flower_url": self.flower_url,
+                "api_key": key,
+                "pid": self.guard_pid,
+                "processes": [service.described() for service in services],
+            }
+        )
+
+    def _announce(self, notices: Notices, leaving: threading.Event) -> None:
+        notices.say(f"starting in {self.folder.path}; logs are in its folder 'logs'")
+
+        def ready() -> None:
+            notices.say(f"ready: {self.url}/v1")
+            password = self.folder.path / FLOWER_PASSWORD
+            notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")
+            key = self.folder.operator_key()  # shown to a person, never to a pipe or a log
+            notices.show(f"API key: {key if sys.stdout.isatty() else f'in {self.folder.run_file}'}")
+
+        readiness.when_ready(self.url, ready, leaving)
+
+
+def is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

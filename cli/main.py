@@ -1,0 +1,51 @@
+"""The command's table of contents. `nightmill --help` reads it aloud."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+from cli.trouble import Trouble
+from cli.up import up
+
+
+class Command(typer.Typer):
+    """A command whose failures are one line on standard error."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except Trouble as trouble:
+            print(f"nightmill: {trouble}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+
+app = Command(
+    name="nightmill",
+    help="Batches for language models on your own machines, through the OpenAI SDK.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        try:
+            print(f"nightmill {version('nightmill')}")
+        except PackageNotFoundError:
+            print("nightmill (not installed: run from its checkout)")
+        raise typer.Exit
+
+
+@app.callback()
+def nightmill(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Batches for language models on your own machines, through the OpenAI SDK."""
+
+
+app.command()(up)
