@@ -1,0 +1,119 @@
+"""Engine processes that outlived their worker: written down while they start, killed before the next start.
+
+vLLM runs its engine in child processes. When the worker is killed they live on, with gigabytes of memory and the GPU.
+The record is one line for each process, `pid start-time`: a number that was given to another process meanwhile has
+another start time and is left alone. Where there is no /proc, nothing is recorded and nothing is killed.
+Python's own resource tracker is not recorded: it cleans up after the others, and then ends by itself.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+LOOK_SECONDS = 0.2  # how long a process that has just begun may be unrecorded
+GONE_SECONDS = 10.0  # the kernel frees tens of gigabytes in less
+TRACKER = b"multiprocessing.resource_tracker"
+
+
+class Process(NamedTuple):
+    pid: int
+    started: int  # clock ticks after boot
+
+
+class _Stat(NamedTuple):
+    state: str
+    parent: int
+    started: int
+
+
+@contextmanager
+def recorded(record: Path) -> Iterator[None]:
+    """Write down every process that begins below this one inside the block."""
+    before = descendants()
+    done = threading.Event()
+
+    def look() -> None:
+        known: set[Process] = set()
+        while True:
+            last = done.is_set()
+            found = {process for process in descendants() - before if not _is_tracker(process.pid)}
+            known = _write_if_new(record, known, found)
+            if last:
+                return
+            done.wait(LOOK_SECONDS)
+
+    watch = threading.Thread(target=look, name="engine-pids", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watch.join()
+
+
+def kill(record: Path) -> list[Process]:
+    """End what is left of an earlier engine, and forget it. Returns what had to be killed."""
+    found = [process for process in read(record) if alive(process)]
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    pause = threading.Event()
+    for _ in range(int(GONE_SECONDS / LOOK_SECONDS)):
+        if not any(alive(process) for process in found):
+            break
+        pause.wait(LOOK_SECONDS)
+    record.unlink(missing_ok=True)
+    return found
+
+
+def read(record: Path) -> list[Process]:
+    if not record.exists():
+        return []
+    pairs = (line.split() for line in record.read_text().splitlines())
+    return [Process(int(pid), int(started)) for pid, started in pairs]
+
+
+def alive(process: Process) -> bool:
+    """Whether it is this very process, and not a zombie that waits for its parent."""
+    stat = _stat(process.pid)
+    return stat is not None and stat.started == process.started and stat.state != "Z"
+
+
+def descendants() -> set[Process]:
+    """Every process below this one."""
+    stats = {int(path.name): stat for path in Path("/proc").glob("[0-9]*") if (stat := _stat(int(path.name)))}
+    below: set[int] = set()
+    grown = {os.getpid()}
+    while grown:
+        grown = {pid for pid, stat in stats.items() if stat.parent in grown} - below
+        below |= grown
+    return {Process(pid, stats[pid].started) for pid in below}
+
+
+def _write_if_new(record: Path, known: set[Process], found: set[Process]) -> set[Process]:
+    if found - known:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        scratch = record.with_suffix(".new")
+        scratch.write_text("".join(f"{pid} {started}\n" for pid, started in sorted(found | known)))
+        scratch.replace(record)
+    return found | known
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # gone already: nothing to record
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+    return _Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))

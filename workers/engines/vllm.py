@@ -1,0 +1,167 @@
+"""vLLM in this process: one base model, one engine, many requests in flight.
+
+    start ──▶ running ──▶ answer … answer
+      ▲          │
+      └──────────┴── EngineCore died: everyone in flight gets EngineDead, the next start() builds a new one
+
+Everything runs on the event loop that first called `start`. That loop belongs to the engine alone: building it blocks
+the loop for half a minute on a CPU. Requests that arrive meanwhile wait; they have never reached an engine that died.
+"""
+
+import asyncio
+import importlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pydantic
+
+from workers.engines import leftovers
+from workers.engines.documented import documented, objection
+from workers.engines.port import (
+    Answer,
+    EngineBusy,
+    EngineDead,
+    EngineFault,
+    Request,
+    refusal,
+    unknown_model,
+)
+from workers.engines.vllm_serving import BadEngineArgs, Serving, Unsupported, plain, prepare_environment
+from workers.engines.wire import usage_of
+
+log = logging.getLogger(__name__)
+
+# OpenAI lets greedy sampling give several choices, vLLM doesn't; below this vLLM itself rounds up.
+LEAST_TEMPERATURE = 0.01
+# vLLM names what it counts; OpenAI names the field that is wrong.
+PROMPT_FIELD = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/responses": "input",
+    "/v1/embeddings": "input",
+}
+CONTEXT_PARAMETERS = frozenset({"input_tokens", "input_text"})
+OPENAI_PARAMETER = {"response_id": "previous_response_id"}
+DETAILS = re.compile(r" \(parameter=.*\)$", re.DOTALL)  # how vLLM's validation errors end
+REQUEST_ID_PREFIX = {"/v1/responses": "resp_"}  # vLLM puts chatcmpl- and cmpl- before the others itself
+
+
+class VllmEngine:
+    """`model` is a folder or a hub's name, `names` what requests call it, `args` vLLM's own engine arguments.
+
+    `pids` is a file for the process ids of the engine's children, kept from one life of this process to the next.
+    """
+
+    def __init__(self, model: str, names: Sequence[str], args: Mapping[str, Any], pids: Path) -> None:
+        self._model = model
+        self._names = tuple(names)
+        self._args = dict(args)
+        self._pids = pids
+        self._serving: Serving | None = None
+        self._starting = asyncio.Lock()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self._names
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._serving is not None and not self._serving.dead:
+                return
+            await self._stop()
+            prepare_environment(self._model, self._args)
+            await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
+            try:
+                with leftovers.recorded(self._pids):
+                    self._serving = await Serving.open(self._model, self._names, self._args)
+            except BadEngineArgs:
+                raise
+            except Exception as error:  # a driver, a full GPU, a broken checkpoint: vLLM raises anything here
+                log.exception("engine_start_failed", extra={"model": self._model})
+                raise EngineDead(f"vLLM could not start {self._model}: {error}") from error
+
+    async def close(self) -> None:
+        async with self._starting:
+            await self._stop()
+
+    async def answer(self, request: Request) -> Answer:
+        if refused := objection(request.url, request.body):
+            return refused
+        name = request.body.get("model")
+        if name not in self._names:
+            return unknown_model(str(name))
+        await self.start()
+        return await self._ask(request)
+
+    async def _ask(self, request: Request) -> Answer:
+        serving = self._serving
+        assert serving is not None
+        task = asyncio.current_task()
+        assert task is not None
+        cancels = task.cancelling()
+        try:
+            said = await serving.ask(request.url, self._body(request))
+        except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
+            said = error
+        if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
+            raise asyncio.CancelledError
+        return _judge(serving, request.url, said)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body = documented(request.url, request.body)
+        if body.get("temperature") == 0 and (body.get("n") or 1) != 1:
+            body["temperature"] = LEAST_TEMPERATURE
+        prefix = REQUEST_ID_PREFIX.get(request.url, "")
+        return body | {"stream": False, "priority": request.priority, "request_id": prefix + request.request_id}
+
+    async def _stop(self) -> None:
+        if self._serving is not None:
+            serving, self._serving = self._serving, None
+            await serving.close()
+        if killed := leftovers.kill(self._pids):
+            log.warning("engine_leftovers_killed", extra={"pids": [process.pid for process in killed]})
+
+
+def _judge(serving: Serving, url: str, said: Any) -> Answer:
+    """vLLM's answer, refusal or failure in the port's words."""
+    from vllm.entrypoints.serve import create_error_response
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    failed = isinstance(said, Exception | ErrorResponse)
+    if isinstance(said, EngineDeadError) or (failed and serving.dead):
+        raise EngineDead(f"the engine died: {said}")
+    if isinstance(said, pydantic.ValidationError):
+        return _invalid(said)
+    if isinstance(said, Unsupported):
+        return refusal(HTTPStatus.BAD_REQUEST, f"This model does not serve {url}.", param="model")
+    if failed:
+        error = (create_error_response(said) if isinstance(said, Exception) else said).error
+        return _refused(url, error.code, DETAILS.sub("", error.message), error.param)
+    body = msgspec.json.encode(plain(said))
+    return Answer(HTTPStatus.OK, body, usage_of(body))
+
+
+def _refused(url: str, status: int, message: str, param: str | None) -> Answer:
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        raise EngineBusy(message)
+    if status == HTTPStatus.NOT_IMPLEMENTED:  # a field or a feature that this model or engine lacks
+        return refusal(HTTPStatus.BAD_REQUEST, message, param=param)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise EngineFault(message, refusal(status, message))
+    if param in CONTEXT_PARAMETERS:
+        return refusal(status, message, code="context_length_exceeded", param=PROMPT_FIELD[url])
+    return refusal(status, message, param=OPENAI_PARAMETER.get(str(param), param))
+
+
+def _invalid(error: pydantic.ValidationError) -> Answer:
+    """The first thing that is wrong with a body, at the field that OpenAI would name."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = [str(part) for part in first["loc"]]
+    message = f"{'.'.join(where)}: {first['msg']}" if where else first["msg"]
+    return refusal(HTTPStatus.BAD_REQUEST, message, param=where[0] if where else None)

@@ -1,0 +1,195 @@
+"""The seam to vLLM's own modules: start its OpenAI serving layer in this process, without its HTTP server.
+
+    args (dict) ──argv──▶ vLLM's parser ──▶ AsyncLLM (EngineCore and workers: child processes)
+    url, body ──▶ vLLM's request model ──▶ its serving object ──▶ its response model ──▶ dict
+
+Only this module and `vllm` import vLLM, and inside functions: loading it takes about 20 s.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+FEW_CPUS = 4  # up to here the engine gets every core; with more, vLLM's own choice leaves some to others
+
+DEFAULTS: dict[str, Any] = {
+    "enable_prompt_tokens_details": True,  # cached tokens in the usage
+    "disable_log_stats": True,  # the product's own metrics say it
+    "scheduling_policy": "priority",  # who waits at a screen goes before a batch
+}
+OURS = frozenset({"model", "served_model_name"})
+
+_NOT_OPENAI: dict[str, Any] = {
+    "prompt_logprobs": True, "prompt_token_ids": True, "prompt_text": True, "kv_transfer_params": True,
+    "ec_transfer_params": True, "metrics": True, "input_messages": True, "output_messages": True,
+}  # fmt: skip
+_NOT_OPENAI_CHOICE = ("stop_reason", "token_ids", "routed_experts", "prompt_logprobs", "prompt_token_ids")
+_ONLY_IF_SAID = ("reasoning", "annotations", "audio", "function_call")
+_NOT_OPENAI_USAGE = (
+    "created_cache_tokens", "multimodal_tokens", "cache_write_tokens", "tool_output_tokens",
+    "input_tokens_per_turn", "cached_tokens_per_turn", "output_tokens_per_turn", "tool_output_tokens_per_turn",
+)  # fmt: skip
+
+
+class BadEngineArgs(ValueError):
+    """vLLM's own parser refuses the configured arguments."""
+
+
+class Unsupported(Exception):
+    """The model has no such endpoint: embeddings of a chat model, chat of an embedding model."""
+
+
+def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
+    """What vLLM reads from the environment, to be set before it is imported. What is set already stays."""
+    cpus = sorted(os.sched_getaffinity(0))
+    wanted = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; ignored on a GPU
+        # a fork would take along the locks and sockets of the worker's other threads
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    if len(cpus) <= FEW_CPUS and args.get("tensor_parallel_size", 1) == 1:
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cpus))
+    if args.get("enforce_eager"):
+        # eager promises that nothing is compiled, yet the first log-prob compiles for 20 s and needs a C++ compiler
+        wanted["TORCHDYNAMO_DISABLE"] = "1"
+    if Path(model).is_dir():
+        wanted["HF_HUB_OFFLINE"] = "1"
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+class Serving:
+    """vLLM's serving objects over one running engine."""
+
+    def __init__(self, client: Any, state: Any, stack: AsyncExitStack) -> None:
+        self._client = client
+        self._state = state
+        self._stack = stack
+        self._endpoints: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._completion,
+            "/v1/responses": self._response,
+            "/v1/embeddings": self._embedding,
+        }
+
+    @classmethod
+    async def open(cls, model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> "Serving":
+        from starlette.datastructures import State
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+
+        parsed = parse(model, names, args)
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(build_async_engine_client(parsed))
+            state = State()
+            await init_app_state(client, state, parsed, await client.get_supported_tasks())
+            return cls(client, state, stack.pop_all())
+        raise AssertionError("an exit stack swallows nothing")
+
+    @property
+    def dead(self) -> bool:
+        return bool(self._client.errored)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    async def ask(self, url: str, body: dict[str, Any]) -> Any:
+        """vLLM's answer: one of its response models, its ErrorResponse, or a dict; or it raises."""
+        return await self._endpoints[url](body)
+
+    async def _chat(self, body: dict[str, Any]) -> Any:
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+        serving = self._serving("openai_serving_chat")
+        return await serving.create_chat_completion(ChatCompletionRequest.model_validate(body), None)
+
+    async def _completion(self, body: dict[str, Any]) -> Any:
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+        serving = self._serving("openai_serving_completion")
+        return await serving.create_completion(CompletionRequest.model_validate(body), None)
+
+    async def _response(self, body: dict[str, Any]) -> Any:
+        from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+        serving = self._serving("openai_serving_responses")
+        return await serving.create_responses(ResponsesRequest.model_validate(body), None)
+
+    async def _embedding(self, body: dict[str, Any]) -> Any:
+        from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
+
+        serving = self._serving("serving_embedding")
+        response = await serving(EmbeddingCompletionRequest.model_validate(body), None)
+        return json.loads(response.body)
+
+    def _serving(self, name: str) -> Any:
+        serving = getattr(self._state, name, None)
+        if serving is None:
+            raise Unsupported
+        return serving
+
+
+def plain(said: Any) -> dict[str, Any]:
+    """A response model as OpenAI would write it: without the fields that only vLLM has."""
+    if isinstance(said, dict):
+        return said
+    content: dict[str, Any] = said.model_dump(mode="json", by_alias=True, exclude=_NOT_OPENAI)
+    for choice in content.get("choices", ()):
+        _drop(choice, _NOT_OPENAI_CHOICE)
+        message = choice.get("message", {})
+        _drop(message, [name for name in _ONLY_IF_SAID if message.get(name) is None])
+    for details in (content.get("usage") or {}).values():
+        if isinstance(details, dict):
+            _drop(details, _NOT_OPENAI_USAGE)
+    return content
+
+
+def _drop(fields: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        fields.pop(name, None)
+
+
+def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
+    """The configured arguments through vLLM's own parser, which knows their types, defaults and conflicts."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    def refuse(message: str) -> None:
+        raise BadEngineArgs(f"engine arguments of {model}: {message}")
+
+    if taken := OURS & args.keys():
+        refuse(f"{', '.join(sorted(taken))} can't be set here")
+    parser = make_arg_parser(FlexibleArgumentParser())
+    parser.error = refuse
+    parsed = parser.parse_args(
+        ["--model", model, "--served-model-name", *names, *argv({**DEFAULTS, **args}, parser._option_string_actions)]
+    )
+    try:
+        validate_parsed_serve_args(parsed)
+    except (TypeError, ValueError) as error:
+        raise BadEngineArgs(f"engine arguments of {model}: {error}") from error
+    return parsed
+
+
+def argv(args: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """`{"max_model_len": 2048, "enforce_eager": True}` as words for a command line."""
+    words: list[str] = []
+    for name, value in args.items():
+        option = "--" + name.replace("_", "-")
+        if value is None:
+            continue
+        if value is False:
+            words += ["--no-" + option[2:]] if "--no-" + option[2:] in options else []
+        elif value is True:
+            words.append(option)
+        elif isinstance(value, list | tuple):
+            words += [option, *map(str, value)]
+        else:
+            words += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words
