@@ -1,0 +1,226 @@
+"""The delivery loop: one per process, an asyncio loop in the thread that calls `run`.
+
+    ┌─▶ turn: one transaction, at most each 50 ms: record outcomes · give back · claim what is due
+    │         │
+    │         ▼
+    └── outcomes ◀── posts in flight ◀── lanes
+
+An attempt that was made and not recorded, because the process died, is made again under the same `webhook-id`.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from jobs import deliveries
+from jobs.clock import now
+from jobs.db import Database
+from jobs.due import DeliveryClaim, claim_due
+from jobs.errors import DatabaseBusy
+from jobs.settings import Settings
+from jobs.webhook import Client, Outcome, open_client, post_signed
+from workers.webhooks.lanes import AHEAD, Lanes
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_CLAIMS = 64  # per transaction
+_OUTCOMES = 128  # per transaction
+_TURN_SECONDS = 0.05
+_POLL_SECONDS = 0.15
+_GRACE_SECONDS = 2.0  # for requests in flight, once told to stop
+_GONE = 410
+
+_lock = threading.Lock()
+_running: set[str] = set()
+
+
+def run(db: Database, config: Settings, worker_id: str, stop: threading.Event, *, idle_seconds: float = 5.0) -> None:
+    """Deliver until nothing was due for `idle_seconds` or `stop` is set. At once, when this worker already does."""
+    with _only_one(worker_id) as first:
+        if first:
+            asyncio.run(_main(db, config, worker_id, stop, idle_seconds))
+
+
+@contextmanager
+def _only_one(worker_id: str) -> Iterator[bool]:
+    with _lock:
+        first = worker_id not in _running
+        _running.add(worker_id)
+    try:
+        yield first
+    finally:
+        if first:
+            _running.discard(worker_id)
+
+
+async def _main(db: Database, config: Settings, worker_id: str, stop: threading.Event, idle_seconds: float) -> None:
+    with ThreadPoolExecutor(1, "deliveries") as sql:
+        async with open_client(config) as client:
+            loop = _Loop(db, config, worker_id, client, sql)
+            try:
+                await loop.work(stop, idle_seconds)
+            finally:
+                await loop.finish()
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What a transaction is to write, and what came of it."""
+
+    results: list[tuple[DeliveryClaim, Outcome]]
+    back: list[DeliveryClaim]
+    keep: list[str] | None = None
+    claims: list[DeliveryClaim] = field(default_factory=list)
+    next_due: float | None = None
+
+
+class _Loop:
+    """`_results` are the outcomes that no transaction has yet; `_held` are all claims without a recorded outcome."""
+
+    def __init__(self, db: Database, config: Settings, worker_id: str, client: Client, sql: ThreadPoolExecutor) -> None:
+        self._db = db
+        self._config = config
+        self._worker_id = worker_id
+        self._client = client
+        self._sql = sql
+        self._lanes = Lanes()
+        self._held: dict[str, DeliveryClaim] = {}
+        self._results: list[tuple[DeliveryClaim, Outcome]] = []
+        self._back: list[DeliveryClaim] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._doubt = True  # what an earlier run of this worker left, or a commit whose answer was lost
+        self._next_due: float | None = None
+        self._claimed = 0  # by the last turn
+
+    async def work(self, stop: threading.Event, idle_seconds: float) -> None:
+        active = time.monotonic()
+        while not stop.is_set() and time.monotonic() - active < idle_seconds:
+            self._lanes.watch(time.monotonic())
+            self._back += self._lanes.surrender(self._closed())
+            if self._owes() or await self._is_due():
+                await self._take_turn(claiming=True)
+            self._send()
+            if self._held:
+                active = time.monotonic()
+            await self._pause()
+
+    async def finish(self) -> None:
+        """Let what is in flight end, within reason; record that, and give back the rest."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_GRACE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        known = {claim.id for claim, _ in self._results}
+        self._back = [claim for claim in self._held.values() if claim.id not in known]
+        while self._results or self._back:
+            if not await self._take_turn(claiming=False):
+                log.warning("deliveries_left_claimed", extra={"count": len(self._held)})
+                return
+
+    def _closed(self) -> set[str]:
+        """Endpoints that have just said that they are gone."""
+        return {claim.lane for claim, outcome in self._results if outcome.status_code == _GONE}
+
+    def _owes(self) -> bool:
+        return bool(self._results or self._back or self._doubt)
+
+    async def _is_due(self) -> bool:
+        try:
+            self._next_due = await self._in_sql(self._look)
+        except DatabaseBusy:
+            return False
+        return self._next_due is not None and self._next_due <= now()
+
+    def _look(self) -> float | None:
+        with self._db.read() as session:
+            return deliveries.next_due(session)
+
+    async def _take_turn(self, *, claiming: bool) -> bool:
+        """One transaction; False when the database was busy, and all of it is still to be done."""
+        turn = _Turn(self._results[:_OUTCOMES], self._back, list(self._held) if self._doubt else None)
+        limit = min(_CLAIMS, self._lanes.room()) if claiming else 0
+        allowances = self._lanes.allowances()
+        try:
+            await self._in_sql(lambda: self._write(turn, limit, allowances))
+        except DatabaseBusy:
+            log.warning("deliveries_wait_for_database", extra={"outcomes": len(turn.results)})
+            self._doubt = True  # it may be committed all the same; then the guards let nothing count twice
+            return False
+        self._settle(turn)
+        return True
+
+    def _write(self, turn: _Turn, limit: int, allowances: dict[str, int]) -> None:
+        with self._db.write() as session:
+            if turn.keep is not None:
+                deliveries.take_back(session, self._worker_id, turn.keep)
+            written = deliveries.record(session, turn.results, self._config)
+            deliveries.give_back(session, turn.back)
+            if limit > 0:
+                turn.claims = claim_due(session, self._worker_id, limit, AHEAD, allowances)
+            turn.next_due = deliveries.next_due(session)
+        if written < len(turn.results):
+            log.warning("outcomes_fenced", extra={"count": len(turn.results) - written})
+
+    def _settle(self, turn: _Turn) -> None:
+        self._doubt = False
+        self._next_due = turn.next_due
+        self._claimed = len(turn.claims)
+        del self._results[: len(turn.results)]
+        self._back = []
+        for claim in (*(claim for claim, _ in turn.results), *turn.back):
+            self._held.pop(claim.id, None)
+        self._held.update({claim.id: claim for claim in turn.claims})
+        self._lanes.add(turn.claims)
+
+    def _send(self) -> None:
+        for claim in self._lanes.start(time.monotonic()):
+            task = asyncio.create_task(self._deliver(claim))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, claim: DeliveryClaim) -> None:
+        try:
+            outcome = await post_signed(
+                self._client, claim.url, claim.secrets, claim.id, claim.body, sequence=claim.sequence
+            )
+        except Exception:  # a fault of ours counts as a failed attempt: it must neither stop the loop nor be lost
+            log.exception("delivery_broken", extra={"delivery": claim.id})
+            outcome = Outcome(None, "internal error", None, 0.0)
+        self._note(claim, outcome)
+        self._lanes.finished(claim, time.monotonic())
+        self._results.append((claim, outcome))
+        self._send()
+        self._wake.set()
+
+    def _note(self, claim: DeliveryClaim, outcome: Outcome) -> None:
+        level, name = (logging.DEBUG, "webhook_delivered") if outcome.delivered else (logging.INFO, "webhook_failed")
+        fields = {"delivery": claim.id, "endpoint": claim.endpoint_id, "attempt": claim.attempt}
+        log.log(level, name, extra={**fields, "status": outcome.status_code, "failure": outcome.error})
+
+    async def _pause(self) -> None:
+        """Until an outcome is in or something is due; no turn follows another within 50 ms."""
+        await asyncio.sleep(_TURN_SECONDS)
+        rest = min(_POLL_SECONDS - _TURN_SECONDS, self._until_due())
+        if rest > 0 and not self._results:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._wake.wait()
+        self._wake.clear()
+
+    def _until_due(self) -> float:
+        """What is due and was not claimed waits in a full lane: then there is no hurry."""
+        until = self._next_due - now() if self._next_due is not None else _POLL_SECONDS
+        return _POLL_SECONDS if until <= 0 and not self._claimed else until
+
+    async def _in_sql(self, work: Callable[[], T]) -> T:
+        """SQL stays on one thread, off the loop: while it waits for its turn, posts go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._sql, work)
