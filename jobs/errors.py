@@ -6,6 +6,7 @@ NightmillError (500 server_error)
 ├── Unauthenticated (401)
 ├── PermissionDenied (403)
 ├── NotFound (404)
+├── RequestTimeout (408)
 ├── Conflict (409)
 │   └── InFlight (409)
 ├── PayloadTooLarge (413)
@@ -75,6 +76,15 @@ class NotFound(NightmillError):
     status = HTTPStatus.NOT_FOUND
     type = "invalid_request_error"
     code = "not_found"
+
+
+class RequestTimeout(NightmillError):
+    """The request's body stopped arriving."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    type = "invalid_request_error"
+    code = "request_timeout"
+    retryable = True
 
 
 class Conflict(NightmillError):

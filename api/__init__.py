@@ -1,0 +1,1 @@
+"""Intake: validate, one transaction, answer. What happens after the answer is `workers`'."""

@@ -1,0 +1,60 @@
+"""The composition root of the web process: `build()` makes the app and everything that it works with.
+
+Trace ─▶ Authenticate ─▶ Limit ─▶ routes ─▶ one transaction ─▶ answer
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import errors
+from api.deps import Services
+from api.middleware import Authenticate, Limit, Trace
+from api.routes import ROUTERS
+from jobs.db import Database
+from jobs.registry import Registry
+from jobs.settings import Settings, settings
+from jobs.storage import open_storage
+
+#: Requests wait for the database this long, in seconds, before they answer 503.
+_PATIENCE = 1.5
+#: As many as there are threads that may ask.
+_CONNECTIONS = 40
+
+
+def build(config: Settings | None = None) -> FastAPI:
+    """The app of one process."""
+    config = config or settings()
+    services = Services(
+        config=config,
+        db=Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS),
+        storage=open_storage(config.storage),
+        models=Registry.load(config),
+    )
+    app = FastAPI(
+        title="Nightmill",
+        version=version("nightmill"),
+        description="The asynchronous half of the OpenAI API on your own workers.",
+        docs_url=None,  # their scripts come from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+    for router in ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(Limit, config=config)
+    app.add_middleware(Authenticate, services=services)
+    app.add_middleware(Trace)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    yield {}
+    app.state.services.stopping.set()
+    app.state.services.db.close()

@@ -1,0 +1,86 @@
+"""JSON bodies, read strictly: what is ambiguous or cannot be stored is refused, never repaired.
+
+Refused with 400: what is not UTF-8 or JSON (NaN and a byte order mark included), a name given twice, nesting beyond
+100, numbers no double holds, lone surrogates, NUL characters (PostgreSQL has no place for them).
+"""
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jobs.errors import InvalidRequest
+
+_MAX_DEPTH = 100
+
+
+class Body(BaseModel):
+    """The base of every JSON body: its types are exact and unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def fields(self) -> dict[str, Any]:
+        """What the client sent, and nothing filled in."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def parse(raw: bytes) -> Any:
+    """The value of a JSON text. Raises InvalidRequest."""
+    try:
+        msgspec.json.decode(raw)
+        value = json.loads(raw, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise _refused("nested too deeply") from error
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _refused("not valid JSON") from error
+    _check(value, _MAX_DEPTH)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _refused("an object that has the same name twice")
+    return found
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise _refused("nested too deeply")
+    if isinstance(value, str):
+        if "\0" in value:
+            raise _refused("text with a NUL character")
+        return
+    if isinstance(value, dict):
+        for name in value:
+            _check(name, depth)
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check(item, depth - 1)
+
+
+def _refused(what: str) -> InvalidRequest:
+    message = "We could not use the JSON body of your request: it is "
+    return InvalidRequest(f"{message}{what}.", code="invalid_json")
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        return parse(await self.body())
+
+
+class StrictRoute(APIRoute):
+    """A route whose JSON body is read by `parse`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(_StrictRequest(request.scope, request.receive))
+
+        return strict

@@ -1,0 +1,46 @@
+"""Fields that several requests share, with OpenAI's limits."""
+
+import re
+import unicodedata
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from api.bodies import Body
+from jobs.errors import InvalidRequest
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
+
+_MONTH = 30 * 86_400
+_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they make a name read as another
+
+
+class ExpiresAfter(Body):
+    """When a file is removed, counted from its creation."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=_MONTH)
+
+
+def check_filename(name: str) -> str:
+    """A file's name as it is kept: the last part of a path, printable, at most 255 characters."""
+    base = re.split(r"[/\\]", name)[-1].strip()
+    if not base or len(base) > 255:
+        raise ValueError("A file name has 1 to 255 characters.")
+    if _BIDI.search(base) or any(unicodedata.category(character) in ("Cc", "Cs") for character in base):
+        raise ValueError("A file name has no control characters.")
+    return base
+
+
+Filename = Annotated[str, Field(max_length=4096), AfterValidator(check_filename)]
+
+
+def filename(name: str | None, param: str) -> str:
+    """The name of a file part. Raises InvalidRequest."""
+    try:
+        return check_filename(name or "")
+    except ValueError as error:
+        raise InvalidRequest(str(error), param=param, code="invalid_filename") from error

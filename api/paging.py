@@ -1,0 +1,68 @@
+"""Lists, once for all: `after`, `limit`, `order`; the newest first; keyed by `created_at`, then id.
+
+A page is found by comparing with the row that `after` names, so a page deep in a list costs as much as the first,
+and rows added meanwhile neither repeat nor hide others. An `after` that names nothing of this project is an error,
+never page one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel
+from sqlalchemy import Select, tuple_
+from sqlalchemy.orm import Session
+
+from api.validation import clip
+from jobs.errors import InvalidRequest
+
+Row = TypeVar("Row")
+Shown = TypeVar("Shown")
+
+After = Annotated[str | None, Query(max_length=64, description="Id of the last object of the previous page.")]
+Order = Annotated[Literal["asc", "desc"], Query(description="By `created_at`.")]
+Limit20 = Annotated[int, Query(ge=1, le=100, description="Objects on a page.")]
+
+
+class Page(BaseModel, Generic[Shown]):
+    """One page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Shown]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def find(
+    session: Session,
+    statement: Select[Row],
+    table: Any,
+    *,
+    after: str | None,
+    limit: int,
+    order: str = "desc",
+) -> tuple[Sequence[Row], bool]:
+    """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project."""
+    key = tuple_(table.created_at, table.id)
+    if after is not None:
+        anchor = session.execute(statement.with_only_columns(table.created_at).where(table.id == after)).scalar()
+        if anchor is None:
+            raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+        point = (anchor, after)
+        statement = statement.where(key < point if order == "desc" else key > point)
+    columns = (table.created_at, table.id)
+    ordering = [column.desc() if order == "desc" else column.asc() for column in columns]
+    rows = session.scalars(statement.order_by(*ordering).limit(limit + 1)).all()
+    return rows[:limit], len(rows) > limit
+
+
+def page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> Page[Shown]:
+    """Rows as their resource shows them."""
+    ids = [row.id for row in rows]  # type: ignore[attr-defined]
+    return Page(
+        data=[show(row) for row in rows],
+        first_id=ids[0] if ids else None,
+        last_id=ids[-1] if ids else None,
+        has_more=more,
+    )

@@ -1,0 +1,214 @@
+"""Files: bytes streamed into storage, then a row; and back.
+
+A deleted file is hidden at once; its bytes go when the last live job that reads them has ended.
+"""
+
+from typing import Annotated, Any, get_args
+
+from fastapi import Query, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import Call, CallContext
+from api.download import send_file
+from api.fields import ExpiresAfter, filename
+from api.idempotency import Idempotent
+from api.multipart import Received, Sink, receive
+from api.paging import After, Order, Page, find, page
+from api.presenters.file import FileDeleted, FileObject, Purpose, show_file
+from api.routing import resource
+from api.validation import clip, explain
+from jobs.clock import now
+from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageFull
+from jobs.ids import new_id
+from jobs.models import File
+from jobs.settings import Settings
+
+router = resource("Files")
+
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(get_args(Purpose))},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+                    },
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+_EXPIRES = "expires_after"
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+@router.post("/files", response_model=FileObject, openapi_extra=_FORM)
+async def create_file(request: Request, call: Call, once: Idempotent) -> Response:
+    """Upload a file. Its bytes are streamed, hashed and durable before the answer."""
+    await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
+    file_id = new_id("file-")
+    path = f"files/{file_id}"
+    async with once.leased() as lease:
+        sink = Sink(call.storage, None if lease.kept else path, call.config.file_max_bytes)
+        form = await receive(request, "file", sink, lease.beat)
+        try:
+            file = _row(call, file_id, path, form)
+            fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
+            return await run_in_threadpool(lease.complete, fields, lambda session: insert(session, call, file))
+        except DatabaseBusy:
+            raise  # the row may have been committed all the same: better bytes without a row than the reverse
+        except BaseException:
+            if not lease.kept:
+                await run_in_threadpool(call.storage.delete, path)
+            raise
+
+
+@router.get("/files")
+def list_files(
+    call: Call,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Order = "desc",
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
+) -> Page[FileObject]:
+    """The project's files."""
+    statement = visible(call)
+    if purpose is not None:
+        statement = statement.where(File.purpose == purpose)
+    with call.db.read() as session:
+        rows, more = find(session, statement, File, after=after, limit=limit, order=order)
+    return page(rows, more, show_file)
+
+
+@router.get("/files/{file_id}")
+def retrieve_file(call: Call, file_id: str) -> FileObject:
+    """One file's description."""
+    with call.db.read() as session:
+        return show_file(get_file(session, call, file_id))
+
+
+@router.delete("/files/{file_id}")
+def delete_file(call: Call, file_id: str) -> FileDeleted:
+    """Hide a file. Jobs that read it go on."""
+    with call.db.write() as session:
+        file = get_file(session, call, file_id)
+        file.deleted_at = now()
+        call.record(session, "file.delete", file_id)
+    return FileDeleted(id=file_id)
+
+
+@router.get(
+    "/files/{file_id}/content",
+    response_class=Response,
+    responses={
+        200: {"description": "The bytes", "content": _BYTES},
+        206: {"description": "A range of the bytes", "content": _BYTES},
+        416: {"description": "Range Not Satisfiable"},
+    },
+)
+async def file_content(request: Request, call: Call, file_id: str) -> Response:
+    """A file's bytes, or one range of them."""
+
+    def look_up() -> File:
+        with call.db.read() as session:
+            return get_file(session, call, file_id)
+
+    file = await run_in_threadpool(look_up)
+    return await send_file(call.storage, file, request.headers.get("range"))
+
+
+def visible(call: CallContext) -> Select[File]:
+    """The files that this project sees."""
+    return select(File).where(
+        File.project_id == call.project_id,
+        File.deleted_at.is_(None),
+        or_(File.expires_at.is_(None), File.expires_at > now()),
+    )
+
+
+def get_file(session: Session, call: CallContext, file_id: str) -> File:
+    file = session.scalar(visible(call).where(File.id == file_id))
+    if file is None:
+        raise NotFound(f"No such File object: {clip(file_id)}", param="id")
+    return file
+
+
+def insert(session: Session, call: CallContext, file: File) -> FileObject:
+    """The row of a file whose bytes are durable."""
+    session.add(file)
+    call.record(session, "file.create", file.id, {"bytes": file.bytes, "sha256": file.sha256})
+    return show_file(file)
+
+
+def check_space(call: CallContext, arriving: int) -> None:
+    """Raises StorageFull while there is room to say so."""
+    free = call.storage.free()
+    if free is not None and free - arriving < call.config.min_free_bytes:
+        raise StorageFull
+
+
+def expiry(config: Settings, purpose: str, seconds: int | None, created_at: float) -> float | None:
+    """When a file goes: as asked, or by default for batch files alone."""
+    if seconds is None and purpose == "batch":
+        seconds = config.file_expiry_batch_seconds
+    return None if seconds is None else created_at + seconds
+
+
+def _row(call: CallContext, file_id: str, path: str, form: Received) -> File:
+    purpose = _purpose(form.fields)
+    after = _expires_after(form.fields)
+    created_at = now()
+    return File(
+        id=file_id,
+        project_id=call.project_id,
+        purpose=purpose,
+        filename=filename(form.filename, "file"),
+        bytes=form.bytes,
+        sha256=form.sha256,
+        path=path,
+        created_at=created_at,
+        expires_at=expiry(call.config, purpose, after.seconds if after else None, created_at),
+    )
+
+
+def _purpose(fields: dict[str, str]) -> str:
+    purpose = fields.get("purpose")
+    if purpose is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter"
+        )
+    supported = get_args(Purpose)
+    if purpose not in supported:
+        names = ", ".join(f"'{name}'" for name in supported)
+        message = f"Invalid value: '{clip(purpose)}'. Supported values are: {names}."
+        raise InvalidRequest(message, param="purpose", code="invalid_value")
+    return purpose
+
+
+def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
+    """`expires_after[anchor]` and `expires_after[seconds]`; any other field is unknown."""
+    given: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "purpose":
+            continue
+        if not (name.startswith(f"{_EXPIRES}[") and name.endswith("]")):
+            raise InvalidRequest(f"Unknown parameter: '{clip(name)}'.", param=clip(name), code="unknown_parameter")
+        digits = value.isascii() and value.isdigit() and len(value) < 12
+        given[name[len(_EXPIRES) + 1 : -1]] = int(value) if digits else value
+    if not given:
+        return None
+    try:
+        return ExpiresAfter.model_validate(given)
+    except ValidationError as error:
+        raise explain([{**fault, "loc": ("body", _EXPIRES, *fault["loc"])} for fault in error.errors()]) from error

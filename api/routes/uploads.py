@@ -1,0 +1,243 @@
+"""Multi-part uploads: parts in any order and in parallel, put together by `complete`.
+
+pending ──complete──▶ completed (a File)       parts: only while pending
+   ├──cancel──▶ cancelled
+   └──an hour──▶ expired
+"""
+
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.bodies import Body
+from api.deps import Call, CallContext
+from api.fields import ExpiresAfter, Filename
+from api.idempotency import Idempotent
+from api.multipart import Sink, receive
+from api.presenters.file import PartObject, Purpose, UploadObject, show_part, show_upload
+from api.routes.files import check_space, expiry, insert
+from api.routing import resource
+from api.validation import clip
+from jobs.clock import now
+from jobs.errors import Conflict, DatabaseBusy, Expired, InvalidRequest, NotFound
+from jobs.ids import new_id
+from jobs.models import File, Upload, UploadPart
+from jobs.storage import CHUNK
+
+router = resource("Uploads")
+
+_PART_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {"type": "string", "format": "binary"}},
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+
+
+class CreateUpload(Body):
+    bytes: int = Field(ge=1, le=1 << 43, description="Size of the whole file.")
+    filename: Filename
+    mime_type: str = Field(max_length=255)
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(Body):
+    part_ids: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=10_000)
+    md5: str | None = Field(default=None, max_length=64, description="Of the whole file, in hex.")
+
+
+@router.post("/uploads", response_model=UploadObject)
+def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
+    """Announce a file that will come in parts within an hour."""
+    if body.bytes > call.config.upload_max_bytes:
+        message = f"Invalid 'bytes': an upload has at most {call.config.upload_max_bytes} bytes."
+        raise InvalidRequest(message, param="bytes", code="integer_above_max_value")
+
+    def make(session: Session) -> UploadObject:
+        created_at = now()
+        upload = Upload(
+            id=new_id("upload_"),
+            project_id=call.project_id,
+            filename=body.filename,
+            purpose=body.purpose,
+            mime_type=body.mime_type,
+            bytes=body.bytes,
+            status="pending",
+            file_expires_seconds=body.expires_after.seconds if body.expires_after else None,
+            created_at=created_at,
+            expires_at=created_at + call.config.upload_expiry_seconds,
+        )
+        session.add(upload)
+        call.record(session, "upload.create", upload.id, {"bytes": upload.bytes})
+        return show_upload(upload, "pending")
+
+    return once.run(body.fields(), make)
+
+
+@router.post("/uploads/{upload_id}/parts", response_model=PartObject, openapi_extra=_PART_FORM)
+async def create_part(request: Request, call: Call, once: Idempotent, upload_id: str) -> Response:
+    """Add one part, at most 64 MB. Its place in the file is given by `complete`."""
+    await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
+    await run_in_threadpool(_check_pending, call, upload_id)
+    part_id = new_id("part_")
+    path = f"uploads/{upload_id}/{part_id}"
+    async with once.leased() as lease:
+        sink = Sink(call.storage, None if lease.kept else path, call.config.part_max_bytes)
+        form = await receive(request, "data", sink, lease.beat)
+
+        def make(session: Session) -> PartObject:
+            _pending(session, call, upload_id)
+            part = UploadPart(id=part_id, upload_id=upload_id, bytes=form.bytes, path=path, created_at=now())
+            session.add(part)
+            call.record(session, "upload.part", part_id, {"bytes": form.bytes})
+            return show_part(part)
+
+        try:
+            fields = {**form.fields, "data": {"sha256": form.sha256}}
+            return await run_in_threadpool(lease.complete, fields, make)
+        except DatabaseBusy:
+            raise  # the row may have been committed all the same
+        except BaseException:
+            if not lease.kept:
+                await run_in_threadpool(call.storage.delete, path)
+            raise
+
+
+@router.post("/uploads/{upload_id}/complete")
+def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadObject:
+    """Put the parts together, in the order given. Asked again, it answers the same."""
+    with call.db.read() as session:
+        upload = _get(session, call, upload_id)
+        parts = _parts(session, upload_id, body.part_ids)
+        if upload.status == "completed":
+            return show_upload(upload, "completed", session.get(File, upload.file_id))
+        _check_open(upload)
+    if sum(part.bytes for part in parts) != upload.bytes:
+        message = (
+            f"The parts have {sum(part.bytes for part in parts)} bytes, the upload was created for {upload.bytes}."
+        )
+        raise InvalidRequest(message, param="part_ids", code="bytes_mismatch")
+    check_space(call, upload.bytes)
+    file = _assemble(call, upload, parts, body.md5)
+    try:
+        with call.db.write() as session:
+            shown = _complete(session, call, upload, file)
+    except DatabaseBusy:
+        raise  # the row may have been committed all the same
+    except BaseException:
+        call.storage.delete(file.path)
+        raise
+    call.storage.delete(f"uploads/{upload_id}")
+    return shown
+
+
+@router.post("/uploads/{upload_id}/cancel")
+def cancel_upload(call: Call, upload_id: str) -> UploadObject:
+    """Give an upload up; its parts go."""
+    with call.db.write() as session:
+        upload = _get(session, call, upload_id, lock=True)
+        if upload.status != "cancelled":
+            _check_open(upload)
+            upload.status = "cancelled"
+            call.record(session, "upload.cancel", upload_id)
+        shown = show_upload(upload, "cancelled")
+    call.storage.delete(f"uploads/{upload_id}")
+    return shown
+
+
+def _get(session: Session, call: CallContext, upload_id: str, *, lock: bool = False) -> Upload:
+    statement = select(Upload).where(Upload.id == upload_id, Upload.project_id == call.project_id)
+    upload = session.scalar(statement.with_for_update() if lock else statement)
+    if upload is None:
+        raise NotFound(f"No such Upload object: {clip(upload_id)}", param="upload_id")
+    return upload
+
+
+def _check_open(upload: Upload) -> None:
+    if upload.status == "expired" or (upload.status == "pending" and upload.expires_at <= now()):
+        raise Expired(f"Upload '{upload.id}' has expired.")
+    if upload.status != "pending":
+        raise Conflict(f"Upload '{upload.id}' is {upload.status}.", code="upload_not_pending")
+
+
+def _pending(session: Session, call: CallContext, upload_id: str) -> None:
+    """Lock the upload, so that no part is added to one that is being completed."""
+    _check_open(_get(session, call, upload_id, lock=True))
+
+
+def _check_pending(call: CallContext, upload_id: str) -> None:
+    with call.db.read() as session:
+        _check_open(_get(session, call, upload_id))
+
+
+def _parts(session: Session, upload_id: str, ids: list[str]) -> list[UploadPart]:
+    """The named parts, in that order. Raises InvalidRequest for one that is unknown or named twice."""
+    known = {part.id: part for part in session.scalars(select(UploadPart).where(UploadPart.upload_id == upload_id))}
+    seen: set[str] = set()
+    for part_id in ids:
+        if part_id not in known:
+            message = f"The upload has no part '{clip(part_id)}'."
+            raise InvalidRequest(message, param="part_ids", code="part_not_found")
+        if part_id in seen:
+            message = f"Part '{part_id}' is named twice."
+            raise InvalidRequest(message, param="part_ids", code="duplicate_part")
+        seen.add(part_id)
+    return [known[part_id] for part_id in ids]
+
+
+def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart], md5: str | None) -> File:
+    """Write the parts as one object. Raises InvalidRequest when the checksum differs; then nothing is left."""
+    file_id = new_id("file-")
+    path = f"files/{file_id}"
+    sha256, sum_ = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with call.storage.writer(path) as out:
+        for part in parts:
+            with call.storage.reader(part.path) as handle:
+                while data := handle.read(CHUNK):
+                    sha256.update(data)
+                    sum_.update(data)
+                    out.write(data)
+        if md5 is not None and sum_.hexdigest() != md5.lower():
+            raise InvalidRequest(f"The MD5 of the parts is {sum_.hexdigest()}.", param="md5", code="md5_mismatch")
+    created_at = now()
+    return File(
+        id=file_id,
+        project_id=call.project_id,
+        purpose=upload.purpose,
+        filename=upload.filename,
+        bytes=upload.bytes,
+        sha256=sha256.hexdigest(),
+        path=path,
+        created_at=created_at,
+        expires_at=expiry(call.config, upload.purpose, upload.file_expires_seconds, created_at),
+    )
+
+
+def _complete(session: Session, call: CallContext, upload: Upload, file: File) -> UploadObject:
+    """Of two that complete at once, one does."""
+    changed = session.execute(
+        update(Upload)
+        .where(Upload.id == upload.id, Upload.status == "pending")
+        .values(status="completed", file_id=file.id)
+    )
+    if changed.rowcount != 1:  # type: ignore[attr-defined]
+        raise Conflict(f"Upload '{upload.id}' is no longer pending.", code="upload_not_pending")
+    insert(session, call, file)
+    call.record(session, "upload.complete", upload.id, {"file_id": file.id})
+    return show_upload(upload, "completed", file)
