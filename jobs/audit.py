@@ -65,6 +65,11 @@ def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
     return len(rows)
 
 
+def unsealed(session: Session) -> bool:
+    """Whether a row waits for its seal."""
+    return session.scalar(select(Audit.id).where(Audit.seal.is_(None)).limit(1)) is not None
+
+
 def digest(previous: str, row: Audit, seal: int) -> str:
     """The hash of one row, given its predecessor's."""
     fields = {
@@ -93,9 +98,7 @@ class Verdict:
     faults: tuple[str, ...]
 
 
-def verify(
-    session: Session, *, unsealed_after: float = 60.0, anchor: tuple[int, str] | None = None
-) -> Verdict:
+def verify(session: Session, *, unsealed_after: float = 60.0, anchor: tuple[int, str] | None = None) -> Verdict:
     """Walk the whole chain. `anchor` is a (seal, hash) noted earlier: it proves that nothing before was rewritten."""
     faults: list[str] = []
     previous, expected = GENESIS, 0

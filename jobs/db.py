@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
@@ -91,6 +91,8 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+        if self._gate is not None:
+            self._gate.close()
 
 
 class _Gate:
@@ -100,6 +102,12 @@ class _Gate:
         self._path = None if database in (None, "", ":memory:") else Path(f"{database}.gate")
         self._patience = patience
         self._mine = threading.local()
+        self._all: list[IO[str]] = []  # of every thread, to be closed
+
+    def close(self) -> None:
+        for handle in self._all:
+            handle.close()
+        self._all.clear()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -117,6 +125,7 @@ class _Gate:
         if getattr(self._mine, "pid", None) != os.getpid():
             self._mine.handle = path.open("a")
             self._mine.pid = os.getpid()
+            self._all.append(self._mine.handle)
         return int(self._mine.handle.fileno())
 
     def _lock(self, descriptor: int) -> None:

@@ -32,9 +32,7 @@ class NightmillError(Exception):
     retryable: bool = False
     retry_after: int | None = None  # seconds, sent as Retry-After
 
-    def __init__(
-        self, message: str | None = None, *, param: str | None = None, code: str | None = None
-    ) -> None:
+    def __init__(self, message: str | None = None, *, param: str | None = None, code: str | None = None) -> None:
         self.message = message or (type(self).__doc__ or "").strip()
         super().__init__(self.message)
         self.param = param

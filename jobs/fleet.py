@@ -4,7 +4,7 @@ A worker registers, then beats; the leading dispatcher removes those whose beat 
 A row that is here is therefore a worker that lives, give or take one lease.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +62,10 @@ def serves(session: Session, queue: str, model: str) -> bool:
     return any(model in worker.models or ANY_MODEL in worker.models for worker in alive(session, queue))
 
 
-def remember(session: Session, names: Sequence[str], queue: str, *, external: bool) -> None:
-    """Note models that an endpoint serves, so that they stay known while it is away."""
-    known = {model.id: model for model in session.scalars(select(Model).where(Model.id.in_(names)))}
-    for name in names:
+def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:
+    """Note models that endpoints serve (name → whether the endpoint is external): they stay known while it is away."""
+    known = {model.id: model for model in session.scalars(select(Model).where(Model.id.in_(found)))}
+    for name, external in found.items():
         if name in known:
             known[name].seen_at = now()
             known[name].external = external

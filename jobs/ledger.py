@@ -133,6 +133,13 @@ def hold(session: Session, claim: JobClaim) -> None:
         raise Fenced
 
 
+def reads_from(session: Session, claim: JobClaim, path: str) -> None:
+    """A retry reads a copy of the lines that were left over. Raises Fenced."""
+    mine = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
+    if session.execute(update(Job).where(mine).values(input_path=path)).rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+
+
 def planned(session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str) -> Job:
     """The input was read and cut: the job runs. Its shards' doorbells, owed while planning, now mean something."""
     job = move(
@@ -166,14 +173,10 @@ def close(session: Session, claim: JobClaim, values: Mapping[str, Any], files: C
     """The output is assembled: final counts, the files' rows, and the terminal state, at once."""
     source = JobState(claim.job.state)
     session.add_all(files)
-    return move(
-        session, claim.job.id, source, CLOSING[source], actor=_worker(claim), epoch=claim.epoch, values=values
-    )
+    return move(session, claim.job.id, source, CLOSING[source], actor=_worker(claim), epoch=claim.epoch, values=values)
 
 
-def put_back(
-    session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None
-) -> bool:
+def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
     """A claim on a job ends without a result (given up or lost); its doorbell is owed again. False: fenced already."""
     mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
     freed = session.execute(

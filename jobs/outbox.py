@@ -8,7 +8,7 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
@@ -18,6 +18,7 @@ from jobs.models import Job, Outbox, Project
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
 
+CHANNEL = "nightmill_outbox"  # PostgreSQL: notified when something is owed
 JOB = -1  # shard_n of a doorbell for the job itself
 
 #: The job's states in which each doorbell means something; others wait (a shard of a job being planned).
@@ -40,9 +41,7 @@ class Ring:
     project_id: str
 
 
-def owe(
-    session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0
-) -> None:
+def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0) -> None:
     """Owe the broker doorbells, in the caller's transaction. One owed already is not owed twice."""
     created = now()
     rows = [
@@ -61,15 +60,16 @@ def owe(
         for n in shards
     ]
     if rows:
-        insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else pg_insert
+        sqlite = session.get_bind().dialect.name == "sqlite"
+        insert = sqlite_insert if sqlite else pg_insert
         session.execute(insert(Outbox).on_conflict_do_nothing(), rows)
+        if not sqlite:
+            session.execute(text(f"NOTIFY {CHANNEL}"))
 
 
 def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
     """The work was claimed: its doorbell is no longer owed."""
-    session.execute(
-        delete(Outbox).where(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
-    )
+    session.execute(delete(Outbox).where(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n))
 
 
 def forget(session: Session, job_id: str) -> None:
@@ -95,9 +95,7 @@ def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
 def due(session: Session, queue: str, project_id: str, at: float, limit: int) -> Sequence[Ring]:
     """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them."""
     statement = (
-        select(
-            Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, Job.state
-        )
+        select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, Job.state)
         .join(Job, Job.id == Outbox.job_id)
         .where(
             Outbox.queue == queue,
@@ -130,9 +128,7 @@ def unheard(session: Session, queue: str | None = None) -> Sequence[Outbox]:
 
 def depth(session: Session) -> dict[str, tuple[int, float]]:
     """Per queue: how many doorbells wait and since when the oldest does (unix seconds)."""
-    rows = session.execute(
-        select(Outbox.queue, func.count(), func.min(Outbox.created_at)).group_by(Outbox.queue)
-    )
+    rows = session.execute(select(Outbox.queue, func.count(), func.min(Outbox.created_at)).group_by(Outbox.queue))
     return {queue: (count, oldest) for queue, count, oldest in rows}
 
 

@@ -20,9 +20,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="NIGHTMILL_", frozen=True, extra="ignore")
 
-    data_dir: Path = Field(
-        Path(".nightmill"), description="folder of everything embedded: database, files, logs, keys"
-    )
+    data_dir: Path = Field(Path(".nightmill"), description="folder of everything embedded: database, files, logs, keys")
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder")
     broker_url: str = Field("", description="Celery broker; empty: the embedded Valkey's Unix socket")
     storage_url: str = Field("", description="fsspec URL (`s3://bucket/prefix`); empty: the data folder")
@@ -42,36 +40,24 @@ class Settings(BaseSettings):
     engine_timeout_seconds: float = Field(600, gt=0, description="one request to an engine")
     engine_concurrency: int = Field(256, ge=1, description="requests in flight per endpoint, at most")
     engine_max_answer_bytes: int = Field(16 * MB, ge=1024, description="larger answers are faults")
-    item_tries: int = Field(3, ge=1, description="tries of an item whose request breaks, the last one alone")
+    item_tries: int = Field(4, ge=1, le=8, description="tries of an item whose request breaks, the last one alone")
 
     shard_lines: int = Field(256, ge=1, le=4096, description="lines of a shard, at most")
-    shard_bytes: int = Field(
-        4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)"
-    )
+    shard_bytes: int = Field(4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)")
     shards_in_flight: int = Field(2, ge=1, description="shards one engine works on at once")
     segment_seconds: float = Field(1.0, gt=0, description="results are durable after this long")
     beat_seconds: float = Field(5, gt=0, description="a worker's heartbeat")
-    lease_seconds: float = Field(
-        30, gt=0, description="a claim whose beat stands still this long is taken back"
-    )
+    lease_seconds: float = Field(30, gt=0, description="a claim whose beat stands still this long is taken back")
     rering_seconds: float = Field(10, gt=0, description="a doorbell nobody heard is rung again, then 2x, 4x")
     tick_seconds: float = Field(0.1, gt=0, description="the dispatcher's loop")
-    cancel_grace_seconds: float = Field(
-        3, ge=0, description="a cancelled job's shards are fenced after this long"
-    )
-    stalls_before_careful: int = Field(
-        2, ge=1, description="lost leases without progress before one line at a time"
-    )
+    cancel_grace_seconds: float = Field(3, ge=0, description="a cancelled job's shards are fenced after this long")
+    stalls_before_careful: int = Field(2, ge=1, description="lost leases without progress before one line at a time")
 
     batch_max_lines: int = Field(50_000, ge=1, description="requests of a batch")
     batch_max_bytes: int = Field(200 * MB, ge=1, description="bytes of a batch's input file")
     batch_max_line_bytes: int = Field(32 * MB, ge=1024, description="bytes of one line")
-    batch_max_embedding_inputs: int = Field(
-        50_000, ge=1, description="embedding inputs over all lines of a batch"
-    )
-    project_max_queued_tokens: int = Field(
-        0, ge=0, description="estimated tokens waiting per project; 0: no limit"
-    )
+    batch_max_embedding_inputs: int = Field(50_000, ge=1, description="embedding inputs over all lines of a batch")
+    project_max_queued_tokens: int = Field(0, ge=0, description="estimated tokens waiting per project; 0: no limit")
     window_min_seconds: int = Field(60, ge=1, description="shortest completion window")
     window_max_seconds: int = Field(30 * DAY, ge=1, description="longest completion window")
     file_max_bytes: int = Field(512 * MB, ge=1, description="one uploaded file")
@@ -81,9 +67,7 @@ class Settings(BaseSettings):
     upload_expiry_seconds: int = Field(3600, ge=1, description="life of a pending upload")
     file_expiry_batch_seconds: int = Field(30 * DAY, ge=1, description="life of batch input and output files")
     idempotency_seconds: int = Field(7 * DAY, ge=1, description="life of an Idempotency-Key")
-    retention_seconds: int = Field(
-        30 * DAY, ge=1, description="segments, deliveries and attempt logs of ended jobs"
-    )
+    retention_seconds: int = Field(30 * DAY, ge=1, description="segments, deliveries and attempt logs of ended jobs")
     min_free_bytes: int = Field(1024 * MB, ge=0, description="below this, uploads answer 507 and jobs wait")
     wrong_keys_per_minute: int = Field(600, ge=1, description="wrong keys of one address before 429")
 
@@ -94,27 +78,17 @@ class Settings(BaseSettings):
     )
     webhook_timeout_seconds: float = Field(15, gt=0, description="one delivery attempt")
     webhook_connect_seconds: float = Field(5, gt=0, description="connecting, within the attempt")
-    webhook_disable_seconds: float = Field(
-        5 * DAY, gt=0, description="only failures for this long disable an endpoint"
-    )
+    webhook_disable_seconds: float = Field(5 * DAY, gt=0, description="only failures for this long disable an endpoint")
 
     @field_validator("engine_urls", mode="before")
     @classmethod
     def _urls(cls, value: Any) -> Any:
-        return (
-            tuple(part.strip() for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("webhook_retry_seconds", mode="before")
     @classmethod
     def _schedule(cls, value: Any) -> Any:
-        return (
-            tuple(float(part) for part in value.split(",") if part.strip())
-            if isinstance(value, str)
-            else value
-        )
+        return tuple(float(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @property
     def database(self) -> str:

@@ -95,9 +95,7 @@ def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
 
 def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim | None:
     """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell)."""
-    job = session.scalar(
-        select(Job).where(Job.id == job_id, Job.state == JobState.RUNNING).with_for_update(read=True)
-    )
+    job = session.scalar(select(Job).where(Job.id == job_id, Job.state == JobState.RUNNING).with_for_update(read=True))
     if job is None:
         return None
     outbox.settle(session, Task.RUN, job_id, n)
@@ -146,9 +144,7 @@ def covered(session: Session, job_id: str, n: int) -> int:
     return lines
 
 
-def commit(
-    session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
-) -> None:
+def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool) -> None:
     """Make a segment count; with `last` the shard is done. Run twice it counts once. Raises Fenced."""
     if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
         return  # the first commit's answer was lost
@@ -206,9 +202,7 @@ def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple
     """One beat for each held (job, n, epoch); returns those that are no longer held."""
     lost = []
     for job_id, n, epoch in claims:
-        held = and_(
-            Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING
-        )
+        held = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
         if session.execute(update(Shard).where(held).values(beat=Shard.beat + 1)).rowcount != 1:  # type: ignore[attr-defined]
             lost.append((job_id, n, epoch))
     return lost
@@ -225,9 +219,7 @@ def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waitin
 
 def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
     """The claimer's beat stood still at `beat` for a whole lease: take the shard back. False: it moved after all."""
-    still = select(Shard).where(
-        Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.beat == beat
-    )
+    still = select(Shard).where(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.beat == beat)
     shard = session.scalar(still.with_for_update())
     if shard is None or not _free(session, job_id, n, epoch, stalled=not shard.progressed, delay=0.0):
         return False

@@ -48,7 +48,9 @@ class Hold:
 class Keeper:
     """Registers the process as a worker, beats, watches. `stop` ends it and everything it holds."""
 
-    def __init__(self, db: Database, worker: Callable[[], Worker], *, beat_seconds: float, stop: threading.Event) -> None:
+    def __init__(
+        self, db: Database, worker: Callable[[], Worker], *, beat_seconds: float, stop: threading.Event
+    ) -> None:
         self._db = db
         self._worker = worker
         self._beat = beat_seconds
@@ -79,11 +81,15 @@ class Keeper:
             with self._lock:
                 self._holds.discard(hold)
 
-    def leave(self) -> None:
-        """A clean end: everything held is told to stop, the worker's row goes."""
+    def stop_all(self) -> None:
+        """Everything held is told to finish up and give back; nothing new is begun."""
         self._stop.set()
         for hold in self._held():
             hold.end()
+
+    def leave(self) -> None:
+        """A clean end: everything held is told to stop, the worker's row goes."""
+        self.stop_all()
         try:
             with self._db.write() as session:
                 fleet.leave(session, self.worker_id)
@@ -111,7 +117,9 @@ class Keeper:
         with self._db.write() as session:
             self._beat_worker(session)
             lost = shards.beat(session, list(claims))  # type: ignore[arg-type]
-            lost_jobs = [hold for hold in holds if hold.shard_n is None and not _beat_job(session, hold, self.worker_id)]
+            lost_jobs = [
+                hold for hold in holds if hold.shard_n is None and not _beat_job(session, hold, self.worker_id)
+            ]
         for hold in [claims[key] for key in lost] + lost_jobs:
             log.warning("claim_lost", extra={"job_id": hold.job_id, "shard": hold.shard_n, "epoch": hold.epoch})
             hold.end(lost=True)

@@ -1,0 +1,116 @@
+"""A worker process: `python -m workers cpu|gpu|embed|io`.
+
+    cpu     prefork, spawned children, each a worker of its own
+    gpu     threads over one generation engine          embed   threads over one embedding engine
+    io      threads over one delivery loop
+
+`gpu QUEUE` and `embed QUEUE` serve another queue that models.yaml names.
+"""
+
+import logging
+import os
+import sys
+import threading
+
+from celery import Celery
+
+from jobs import fleet, logs
+from jobs.errors import NightmillError
+from jobs.queues import Queue
+from jobs.registry import Registry
+from jobs.settings import Settings, settings
+from workers import app as celery_app
+from workers import tasks
+from workers.context import Context, Pool, build
+from workers.engines.port import EngineError
+from workers.engines.router import Router
+from workers.engines.router import build as build_router
+from workers.host import EngineHost
+
+log = logging.getLogger(__name__)
+_NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
+_REFRESH_SECONDS = 10.0
+
+
+def main(arguments: list[str]) -> None:
+    config = settings()
+    logs.configure(config.log_level)
+    pool, queue = arguments[0], arguments[1] if len(arguments) > 1 else None
+    if pool == "cpu":
+        _cpu(config)
+    elif pool == "io":
+        _threads(config, Pool("io", (Queue.WEBHOOKS,), slots=1))
+    elif pool in ("gpu", "embed"):
+        _engine(config, pool, queue or (Queue.GENERATE if pool == "gpu" else Queue.EMBED))
+    else:
+        raise SystemExit(f"unknown pool {pool!r}: one of cpu, gpu, embed, io")
+
+
+def _cpu(config: Settings) -> None:
+    app = celery_app.build(config)
+    _work(app, "cpu", tasks.CPU_POOL.queues, ["--pool=prefork", f"--concurrency={max(2, (os.cpu_count() or 2) // 2)}"])
+
+
+def _threads(config: Settings, pool: Pool) -> None:
+    context = build(config, pool)
+    tasks.furnish(context)
+    _work(celery_app.build(config), pool.name, pool.queues, ["--pool=threads", "--concurrency=4"])
+    context.keeper.leave()
+
+
+def _engine(config: Settings, name: str, queue: str) -> None:
+    """The engine comes up beside Celery's consumer; no doorbell is rung for us before it is there."""
+    pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
+    context = build(config, pool)
+    engine = build_router(config, Registry.load(config), queue)
+    host = EngineHost(engine, lambda: _restarted(context))
+    tasks.furnish(context, host)
+    threading.Thread(target=_bring_up, args=(context, host, engine, queue), name="engine-start", daemon=True).start()
+    argv = ["--pool=threads", f"--concurrency={pool.slots}"]
+    _work(celery_app.build(config, (queue,)), name, pool.queues, argv)
+    context.keeper.leave()
+    host.close()
+    logging.shutdown()
+    os._exit(0)  # engines leave threads behind that would hold the exit up
+
+
+def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> None:
+    app.set_default()
+    common = ["--without-mingle", "--without-gossip", "--loglevel=WARNING", f"--hostname={name}-{os.getpid()}@%h"]
+    app.worker_main(["worker", f"--queues={','.join(queues)}", *common, *argv])
+
+
+def _bring_up(context: Context, host: EngineHost, engine: Router, queue: str) -> None:
+    try:
+        host.start()
+    except (EngineError, NightmillError, OSError, ValueError):
+        log.exception("engine_did_not_start")
+        logging.shutdown()
+        os._exit(_NO_ENGINE)
+    log.info("engine_up", extra={"queue": queue})
+    shown: frozenset[str] = frozenset()
+    while True:
+        shown = _announce(context, engine, queue, shown)
+        if context.stop.wait(_REFRESH_SECONDS):
+            return
+
+
+def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str]) -> frozenset[str]:
+    """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
+    names = frozenset(engine.models)
+    if names == shown and context.standing.state == "ready":
+        return shown
+    context.standing.models = tuple(sorted(names))
+    context.standing.state = "ready"
+    found = engine.discovered()
+    context.db.retrying(lambda session: fleet.remember_all(session, found, queue), context.stop)
+    context.keeper.announce()
+    return names
+
+
+def _restarted(context: Context) -> None:
+    context.standing.restarts += 1
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,112 @@
+"""Answering the lines of a shard: all at once, then fewer and fewer at a time for those whose request breaks.
+
+    try 1 ─▶ everything in flight ──broke──▶ 2 ─▶ 16 at a time ─▶ 3 ─▶ 2 at a time ─▶ last ─▶ alone ─▶ error line
+
+When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company, so that
+an innocent line soon succeeds among fewer, and the poison is alone in the end. What never reached the model (busy,
+refused, circuit open) counts for nobody: the line waits, and when nothing has been answered for a while the whole
+shard is given back with a delay.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault
+from workers.host import EngineHost, GaveUp
+from workers.records import Item
+
+log = logging.getLogger(__name__)
+
+#: How long a shard waits in place for a busy engine before it is given back, in seconds.
+PATIENCE = 8.0
+_PAUSE = 0.5
+_NARROW = (16, 2)
+
+
+def widths(tries: int) -> list[int | None]:
+    """How many of a round's lines are in flight at once (None: all); the last is 1, and alone in the process."""
+    middle = [_NARROW[min(n, len(_NARROW) - 1)] for n in range(tries - 2)]
+    return [None, *middle, 1][:tries] if tries > 1 else [1]
+
+
+class Answering:
+    """One run over the items of a shard. `emit` is called on the loop, once per item that got an answer."""
+
+    def __init__(self, host: EngineHost, tries: int, emit: Callable[[Item, Answer], None]) -> None:
+        self._host = host
+        self._widths = widths(tries)
+        self._emit = emit
+        self._last_sign = time.monotonic()
+
+    async def run(self, items: Sequence[Item]) -> list[Item]:
+        """Answer all; returns the items that broke every time. Raises GaveUp, CancelledError."""
+        left = list(items)
+        for level, width in enumerate(self._widths):
+            ready = [item for item in left if item.faults <= level]
+            left = [item for item in left if item.faults > level]
+            alone = level == len(self._widths) - 1
+            await self._round(ready, width, alone=alone)
+            left += [item for item in ready if item.fault is not None]
+        return left
+
+    async def _round(self, items: list[Item], width: int | None, *, alone: bool) -> None:
+        """One try of each. A GaveUp of one ends the round for all."""
+        waiting = iter(items)
+
+        async def lane() -> None:
+            for item in waiting:
+                item.fault = None
+                await self._try(item, alone=alone)
+
+        lanes = len(items) if width is None else min(width, len(items))
+        tasks = [asyncio.create_task(lane()) for _ in range(lanes)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION) if tasks else (set(), set())
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _try(self, item: Item, *, alone: bool) -> None:
+        """Ask until the engine takes the request; then it has an answer or one fault more."""
+        gate = self._host.alone if alone else self._host.company
+        while True:
+            generation = self._host.generation
+            try:
+                async with gate():
+                    generation = self._host.generation
+                    answer = await self._host.engine.answer(item.request)
+            except EngineBusy as busy:
+                await self._wait(busy)
+                continue
+            except EngineDead as death:
+                self._broke(item, death)
+                await self._host.revive(generation)
+                self._last_sign = time.monotonic()
+                return
+            except EngineFault as fault:
+                self._broke(item, fault)
+                return
+            except Exception as error:
+                log.exception("engine_raised")
+                self._broke(item, error)
+                return
+            self._last_sign = time.monotonic()
+            self._emit(item, answer)
+            return
+
+    def _broke(self, item: Item, fault: Exception) -> None:
+        item.faults += 1
+        item.fault = fault
+        self._last_sign = time.monotonic()
+
+    async def _wait(self, busy: EngineBusy) -> None:
+        silent = time.monotonic() - self._last_sign
+        pause = max(busy.retry_after or _PAUSE, _PAUSE)
+        if silent + pause > PATIENCE:
+            raise GaveUp(max(pause, 2.0))
+        await asyncio.sleep(pause)

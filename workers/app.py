@@ -1,0 +1,88 @@
+"""The Celery app: rings in, nothing else. SQL owns state; Celery never decides.
+
+Messages carry ids and are acknowledged at once: a message is a doorbell, and one that is lost is rung again. So
+there is no result backend, no retry, no ETA, no chord, and nothing that a broker could forget or repeat to harm.
+"""
+
+from typing import Any
+from urllib.parse import quote
+
+from celery import Celery
+from kombu import Exchange
+from kombu import Queue as KombuQueue
+
+from jobs.queues import Queue
+from jobs.settings import Settings
+
+SOCKET = "valkey.sock"
+_EXCHANGE = Exchange("nightmill", type="direct", durable=True)
+#: Redis transport: timeouts everywhere (the default waits for ever), and no re-sending, which duplicates.
+_REDIS = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "retry_on_timeout": False,
+    "health_check_interval": 10,
+    "visibility_timeout": 600,
+    "unacked_restore_interval": 10,
+    "unacked_restore_throttle": 1,
+    "global_keyprefix": "nightmill:",
+}
+
+
+def broker_url(config: Settings) -> str:
+    """The broker in force: the one set, or the embedded Valkey's socket."""
+    return config.broker_url or f"redis+socket://{quote(str(config.data_dir.absolute() / SOCKET))}"
+
+
+def build(config: Settings, extra_queues: tuple[str, ...] = ()) -> Celery:
+    """An app for this process, with every queue declared: a typo creates none."""
+    app = Celery("nightmill")
+    names = [queue.value for queue in Queue] + [name for name in extra_queues if name not in set(Queue)]
+    app.conf.update(
+        broker_url=broker_url(config),
+        broker_transport_options=_transport(broker_url(config)),
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_limit=10,
+        broker_pool_acquire_timeout=2,
+        broker_heartbeat=10,
+        task_queues=[queue(name, broker_url(config)) for name in names],
+        task_default_queue=Queue.PLAN.value,
+        task_default_exchange="nightmill",
+        task_create_missing_queues=False,
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        task_ignore_result=True,
+        result_backend=None,
+        task_track_started=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_publish_retry=False,
+        task_send_sent_event=False,
+        worker_send_task_events=True,  # Flower shows them; a doorbell per shard is few
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=_is_redis(broker_url(config)),
+        worker_pool_start_method="spawn",
+        worker_max_tasks_per_child=200,
+        worker_max_memory_per_child=600_000,  # KiB: recycled after the task, not a guard
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_soft_shutdown_timeout=5,
+        worker_enable_soft_shutdown_on_idle=False,
+    )
+    return app
+
+
+def queue(name: str, url: str) -> KombuQueue:
+    """A queue's declaration: durable, on RabbitMQ a quorum queue."""
+    arguments: dict[str, Any] = {} if _is_redis(url) else {"x-queue-type": "quorum"}
+    return KombuQueue(name, _EXCHANGE, routing_key=name, durable=True, queue_arguments=arguments)
+
+
+def _transport(url: str) -> dict[str, Any]:
+    return dict(_REDIS) if _is_redis(url) else {"confirm_publish": True}
+
+
+def _is_redis(url: str) -> bool:
+    return url.startswith(("redis", "rediss", "valkey"))

@@ -1,0 +1,89 @@
+"""What a worker process works with, built once per process and handed to the handlers."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jobs.clock import now
+from jobs.db import Database
+from jobs.ids import new_id
+from jobs.models import Worker
+from jobs.settings import Settings
+from jobs.storage import Storage, open_storage
+from workers import process
+from workers.keeper import Keeper
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Standing:
+    """What this worker says of itself; the keeper writes it with each beat."""
+
+    state: str = "ready"
+    models: tuple[str, ...] = ()
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything a handler may touch."""
+
+    config: Settings
+    db: Database
+    storage: Storage
+    worker_id: str
+    stop: threading.Event
+    standing: Standing
+    keeper: Keeper
+
+    def low_on_disk(self) -> bool:
+        """Whether results may not fit: work waits at a checkpoint and does not fail."""
+        free = self.storage.free()
+        return free is not None and free < self.config.min_free_bytes // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One line of the Procfile: its queues and how many tasks it runs at once."""
+
+    name: str
+    queues: tuple[str, ...]
+    slots: int
+    state: str = "ready"
+    models: tuple[str, ...] = field(default=())
+
+
+def build(config: Settings, pool: Pool) -> Context:
+    """The context of this process; its worker row is written and beats from here on."""
+    db = Database(config.database, patience=10)
+    stop = threading.Event()
+    standing = Standing(state=pool.state, models=pool.models)
+    worker_id = new_id(f"{pool.name}-")
+    keeper = Keeper(db, _describe(worker_id, pool, standing), beat_seconds=config.beat_seconds, stop=stop)
+    keeper.start()
+    log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
+    return Context(config, db, open_storage(config.storage), worker_id, stop, standing, keeper)
+
+
+def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:
+    host, pid, start = process.me()
+
+    def describe() -> Worker:
+        return Worker(
+            id=worker_id,
+            pool=pool.name,
+            host=host,
+            pid=pid,
+            started=start,
+            queues=list(pool.queues),
+            models=list(standing.models),
+            slots=pool.slots,
+            state=standing.state,
+            restarts=standing.restarts,
+            created_at=now(),
+            seen_at=now(),
+        )
+
+    return describe

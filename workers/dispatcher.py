@@ -1,0 +1,228 @@
+"""The dispatcher: the only publisher and the only housekeeper. `python -m workers.dispatcher`.
+
+    every tick (100 ms)    ring what is due, as far as the live slots go       outbox ─▶ broker
+    every second           leases, dead workers, deadlines, stopping jobs, audit seals, webhooks that are due
+    every minute           retention
+
+Several may run; one leads. What it observes (leases, rings) it observes on its own monotonic clock, and a new
+leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is away delays rings and nothing else.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs import fleet, logs, outbox
+from jobs.db import Database
+from jobs.errors import DatabaseBusy
+from jobs.models import Job, Outbox, Project, Shard
+from jobs.outbox import Ring
+from jobs.queues import Queue
+from jobs.settings import Settings, settings
+from jobs.states import LIVE, ShardState
+from jobs.storage import Storage, open_storage
+from workers.away import BrokerAway
+from workers.fairness import choose
+from workers.housekeeping import Housekeeper
+from workers.leadership import Leadership
+from workers.leases import Since
+from workers.ringer import CeleryRinger
+
+log = logging.getLogger(__name__)
+
+#: Doorbells out per live slot: one being answered, one on its way, so that no slot waits for a tick.
+RINGS_PER_SLOT = 2
+_MAX_RERING = 60.0
+_IDLE_LOOK = 1.0  # seconds between full looks while nothing was written
+_BROKER_PAUSE = 2.0
+
+
+class Ringer(Protocol):
+    """Hands doorbells to the broker. Raises BrokerAway."""
+
+    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None: ...
+
+
+@dataclass(slots=True)
+class Rings:
+    """When each unheard doorbell was last rung, on our own clock, and when it is to be rung again."""
+
+    clock: Callable[[], float]
+    first: float
+    _again: dict[int, float] = field(default_factory=dict)
+
+    def overdue(self, unheard: Sequence[Outbox]) -> list[Outbox]:
+        at = self.clock()
+        self._again = {row.id: self._again.get(row.id, at + self._delay(row)) for row in unheard}
+        return [row for row in unheard if self._again[row.id] <= at]
+
+    def rung(self, row_id: int) -> None:
+        self._again.pop(row_id, None)
+
+    def _delay(self, row: Outbox) -> float:
+        return min(self.first * (1 << max(row.rings - 1, 0)), max(_MAX_RERING, self.first))
+
+
+class Dispatcher:
+    """One tick at a time, so that tests drive it by hand."""
+
+    def __init__(
+        self,
+        config: Settings,
+        db: Database,
+        storage: Storage,
+        ringer: Ringer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.db = db
+        self.clock = clock
+        self._ringer = ringer
+        self._rings = Rings(clock, config.rering_seconds)
+        self._house = Housekeeper(config, db, storage, clock)
+        self._delivering = Since[str](clock)
+        self._broker_back = 0.0
+        self._kept_at = float("-inf")
+
+    def tick(self) -> None:
+        """Ring what is due; once a second also keep house."""
+        if self.clock() - self._kept_at >= min(1.0, self.config.lease_seconds / 4):
+            self._kept_at = self.clock()
+            self._house.keep()
+            self._ring_unheard()
+            self._ring_deliveries()
+        self._ring_due()
+
+    def _ring_due(self) -> None:
+        if self.clock() < self._broker_back:
+            return
+        with self.db.read() as session:
+            rings = [ring for queue, room in self._room(session).items() for ring in self._choose(session, queue, room)]
+        if rings:
+            self._publish(rings)
+
+    def _room(self, session: Session) -> dict[str, int]:
+        """Per queue with live slots and waiting work: how many doorbells may go out now."""
+        waiting = set(session.scalars(select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()))
+        if not waiting:
+            return {}
+        slots = {queue: count for queue, count in fleet.slots(session).items() if queue in waiting}
+        out = _out(session)
+        room = {queue: RINGS_PER_SLOT * count - sum(out.get(queue, {}).values()) for queue, count in slots.items()}
+        return {queue: count for queue, count in room.items() if count > 0}
+
+    def _choose(self, session: Session, queue: str, room: int) -> list[Ring]:
+        at = time.time()
+        projects = outbox.waiting_projects(session, queue, at)
+        waiting = {project: outbox.due(session, queue, project, at, room) for project in projects}
+        weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())  # type: ignore[arg-type]
+        return choose(waiting, _out(session).get(queue, {}), weights, room)
+
+    def _publish(self, rings: Sequence[Ring | Outbox]) -> None:
+        """Ring, then say so: a crash between the two rings twice, which harms nothing."""
+        rung = []
+        try:
+            for ring in rings:
+                arguments = [ring.job_id] if ring.shard_n == outbox.JOB else [ring.job_id, ring.shard_n]
+                self._ringer.ring(ring.task, ring.queue, arguments)
+                rung.append(ring.id)
+        except BrokerAway:
+            log.warning("broker_away", extra={"waiting": len(rings) - len(rung)})
+            self._broker_back = self.clock() + _BROKER_PAUSE
+        for row_id in rung:
+            self._rings.rung(row_id)
+        if rung:
+            with self.db.write() as session:
+                outbox.rung(session, rung)
+
+    def _ring_unheard(self) -> None:
+        """Doorbells that nobody heard are rung again: the broker may have lost them."""
+        if self.clock() < self._broker_back:
+            return
+        with self.db.read() as session:
+            overdue = self._rings.overdue(outbox.unheard(session))
+            live = fleet.slots(session)
+        again = [row for row in overdue if row.queue in live]
+        if again:
+            log.info("rung_again", extra={"doorbells": len(again)})
+            self._publish(again)
+
+    def _ring_deliveries(self) -> None:
+        """Webhooks that are due and that nobody has taken: wake the senders, now and then again."""
+        waiting = self._house.deliveries_waiting()
+        age = self._delivering.ages(["due"] if waiting else []).get("due")
+        if age is None or self.clock() < self._broker_back:
+            return
+        try:
+            self._ringer.ring("deliver", Queue.WEBHOOKS, [])
+        except BrokerAway:
+            self._broker_back = self.clock() + _BROKER_PAUSE
+
+
+def _out(session: Session) -> dict[str, dict[str, int]]:
+    """Per queue and project: what is running, and rung but not yet claimed."""
+    out: dict[str, dict[str, int]] = {}
+    running = (
+        select(Job.queue, Job.project_id, func.count())
+        .join(Shard, Shard.job_id == Job.id)
+        .where(Shard.state == ShardState.RUNNING)
+        .group_by(Job.queue, Job.project_id)
+    )
+    claimed = (
+        select(Job.project_id, func.count())
+        .where(Job.state.in_(LIVE), Job.worker_id.is_not(None))
+        .group_by(Job.project_id)
+    )
+    rung = (
+        select(Outbox.queue, Outbox.project_id, func.count())
+        .where(Outbox.rung_at.is_not(None))
+        .group_by(Outbox.queue, Outbox.project_id)
+    )
+    rows = [tuple(row) for row in session.execute(running)] + [tuple(row) for row in session.execute(rung)]
+    rows += [(Queue.PLAN.value, project, count) for project, count in session.execute(claimed)]
+    for queue, project, count in rows:
+        projects = out.setdefault(str(queue), {})
+        projects[project] = projects.get(project, 0) + count
+    return out
+
+
+def main() -> None:
+    """Run until SIGTERM; lead when it is our turn."""
+    config = settings()
+    logs.configure(config.log_level)
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    db = Database(config.database, patience=10)
+    leadership = Leadership(config, db)
+    while not stop.is_set():
+        if leadership.take():
+            _lead(config, db, leadership, stop)
+        else:
+            stop.wait(1.0)
+    leadership.drop()
+    db.close()
+
+
+def _lead(config: Settings, db: Database, leadership: Leadership, stop: threading.Event) -> None:
+    """Lead until told to stop or until the leadership is lost; starts every observation afresh."""
+    log.info("dispatcher_leads")
+    dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryRinger(config))
+    while not stop.is_set() and leadership.holds():
+        try:
+            dispatcher.tick()
+            leadership.wait(config.tick_seconds, _IDLE_LOOK, stop)
+        except DatabaseBusy:
+            log.warning("database_busy")
+            stop.wait(0.5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Finishing: stream a job's segments into its output and error file, once per line, in the order of the input.
+
+    claim ─▶ each shard: its segments' records, by line ─┬─ good ─▶ output file
+                └─ lines without a record ─▶ batch_expired / batch_cancelled ─┴─▶ error file
+          ─▶ files durable ─▶ one transaction: file rows, final counts, terminal state
+
+Counts and tokens are those of the records read here, so that what the job says is what its files hold. Memory holds
+one shard's records. A finisher that dies leaves two files that nobody points to; the next one writes its own.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, BinaryIO
+
+from sqlalchemy import select
+
+from jobs import ledger, lines
+from jobs.clock import now
+from jobs.errors import Fenced, NotFound, StorageFull
+from jobs.ids import new_id
+from jobs.ledger import JobClaim
+from jobs.models import File, Segment, Shard
+from jobs.payloads import Batch
+from jobs.queues import Task
+from jobs.states import JobState
+from workers import records
+from workers.context import Context
+from workers.keeper import Hold
+
+log = logging.getLogger(__name__)
+_SHARDS_AT_ONCE = 100
+_REASONS = {JobState.EXPIRING: records.EXPIRED, JobState.CANCELLING: records.CANCELLED}
+_TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
+
+def finish(context: Context, job_id: str) -> None:
+    """Handle one `finish` doorbell. Returns quietly when there is nothing to finish or the claim was lost."""
+    claim = context.db.retrying(
+        lambda session: ledger.claim(session, job_id, Task.FINISH, context.worker_id), context.stop
+    )
+    if claim is None:
+        return
+    with context.keeper.holding(job_id, claim.epoch) as hold:
+        try:
+            _Finisher(context, claim, hold).run()
+        except Fenced:
+            log.info("finishing_fenced", extra={"job_id": job_id})
+        except StorageFull:
+            log.warning("finishing_waits_for_disk", extra={"job_id": job_id})
+            context.db.retrying(
+                lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
+            )
+
+
+class _Output:
+    """A file of the job that comes into being with its first line."""
+
+    def __init__(self, context: Context, stack: ExitStack, claim: JobClaim, name: str) -> None:
+        self._context = context
+        self._stack = stack
+        self._claim = claim
+        self._name = name
+        self._handle: BinaryIO | None = None
+        self.id = new_id("file-")
+        self.bytes = 0
+
+    def write(self, line: bytes) -> None:
+        if self._handle is None:
+            self._handle = self._stack.enter_context(self._context.storage.writer(f"files/{self.id}"))
+        self._handle.write(line + b"\n")
+        self.bytes += len(line) + 1
+
+    def row(self) -> File | None:
+        """Its row, or None when nothing was written (OpenAI shows null)."""
+        if self._handle is None:
+            return None
+        payload = Batch.model_validate(self._claim.job.payload)
+        life = payload.output_expires_seconds or self._context.config.file_expiry_batch_seconds
+        created = now()
+        return File(
+            id=self.id,
+            project_id=self._claim.job.project_id,
+            purpose="batch_output",
+            filename=f"{self._claim.job.id}_{self._name}.jsonl",
+            bytes=self.bytes,
+            path=f"files/{self.id}",
+            created_at=created,
+            expires_at=created + life,
+        )
+
+
+class _Finisher:
+    """One assembly of one job's results."""
+
+    def __init__(self, context: Context, claim: JobClaim, hold: Hold) -> None:
+        self.context = context
+        self.claim = claim
+        self.job = claim.job
+        self.hold = hold
+        self.reason = _REASONS.get(JobState(claim.job.state))
+        self.counts = dict.fromkeys(("completed", "failed", *_TOKENS), 0)
+        self.total = claim.job.total
+
+    def run(self) -> None:
+        with ExitStack() as stack:
+            self.output = _Output(self.context, stack, self.claim, "output")
+            self.errors = _Output(self.context, stack, self.claim, "error")
+            if self.job.in_progress_at is None:
+                self._never_ran()
+            else:
+                for shard, segments in self._shards():
+                    if self.hold.lost.is_set():
+                        raise Fenced
+                    self._shard(shard, segments)
+        self._close()  # the files are durable now: the stack's writers have closed
+
+    def _shards(self) -> Iterator[tuple[Shard, list[Segment]]]:
+        at = -1
+        while page := self._page(at):
+            yield from page
+            at = page[-1][0].n
+
+    def _page(self, after: int) -> list[tuple[Shard, list[Segment]]]:
+        job_id = self.job.id
+        with self.context.db.read() as session:
+            page = session.scalars(
+                select(Shard).where(Shard.job_id == job_id, Shard.n > after).order_by(Shard.n).limit(_SHARDS_AT_ONCE)
+            ).all()
+            numbers = [shard.n for shard in page]
+            segments = session.scalars(select(Segment).where(Segment.job_id == job_id, Segment.n.in_(numbers))).all()
+        return [(shard, [segment for segment in segments if segment.n == shard.n]) for shard in page]
+
+    def _shard(self, shard: Shard, segments: list[Segment]) -> None:
+        found: dict[int, tuple[bool, bytes]] = {}
+        for segment in segments:
+            for line, good, data in self._records(segment):
+                found[line] = (good, data)
+            for name in _TOKENS:
+                self.counts[name] += getattr(segment, name)
+        if len(found) < shard.lines:
+            self._unrun(shard, found)
+        for line in sorted(found):
+            good, data = found[line]
+            (self.output if good else self.errors).write(data)
+
+    def _records(self, segment: Segment) -> Iterator[tuple[int, bool, bytes]]:
+        with self.context.storage.reader(segment.path) as handle:
+            for raw in handle.read(segment.length).splitlines(keepends=True):
+                line, good, data = records.parse(raw)
+                self.counts["completed" if good else "failed"] += 1
+                yield line, good, data
+
+    def _unrun(self, shard: Shard, found: dict[int, tuple[bool, bytes]]) -> None:
+        """Lines that were not executed: they get an error line and count for nothing."""
+        if self.reason is None:
+            raise LookupError(f"{self.job.id}: shard {shard.n} is done but lines are missing")
+        with self.context.storage.reader(self.job.input_path or "", shard.offset) as handle:
+            texts = lines.split(handle.read(shard.length))
+        for line, raw in enumerate(texts):
+            if line not in found:
+                item_id = records.line_id(self.job.id, shard.n, line)
+                found[line] = (False, records.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
+
+    def _never_ran(self) -> None:
+        """Stopped before it was planned: every line that names itself gets its error line."""
+        assert self.reason is not None
+        if self.job.input_path is None:
+            return
+        try:
+            with self.context.storage.reader(self.job.input_path) as handle:
+                for text in lines.read(handle, self.context.config.batch_max_line_bytes):
+                    self._stopped_line(text)
+                    if self.hold.lost.is_set():
+                        raise Fenced
+        except NotFound:
+            log.warning("input_missing", extra={"job_id": self.job.id})
+
+    def _stopped_line(self, text: lines.Text) -> None:
+        custom_id = lines.id_of(text.raw)
+        if custom_id is None or self.reason is None:
+            return
+        item_id = records.line_id(self.job.id, self.total >> 12, self.total & 0xFFF)
+        self.errors.write(records.unanswered(item_id, custom_id, *self.reason))
+        self.total += 1
+
+    def _close(self) -> None:
+        rows = {"output_file_id": self.output.row(), "error_file_id": self.errors.row()}
+        values: dict[str, Any] = {**self.counts, "total": self.total}
+        values |= {name: row.id for name, row in rows.items() if row is not None}
+        files = [row for row in rows.values() if row is not None]
+        described = [{c.name: getattr(row, c.name) for c in File.__table__.columns} for row in files]
+
+        def close(session):  # type: ignore[no-untyped-def]
+            return ledger.close(session, self.claim, values, [File(**row) for row in described])
+
+        self.context.db.retrying(close)
+        log.info("job_closed", extra={"job_id": self.job.id, **self.counts})

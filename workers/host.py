@@ -1,0 +1,116 @@
+"""The engine host: an event loop on a thread of its own, and the engines that live on it.
+
+vLLM's client, aiohttp and the embedder's collector belong to the loop that started them. Celery's threads hand
+coroutines over and wait; the loop outlives every task, so the engine stays warm from job to job.
+
+    alone()   one request with nothing else in flight in this process: who broke it is then beyond doubt
+    revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from workers.engines.port import Engine, EngineError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class GaveUp(Exception):
+    """The engine takes nothing now; come back after `delay` seconds."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(delay)
+        self.delay = delay
+
+
+class EngineHost:
+    """One process's engines on one loop. `start` blocks until they are up."""
+
+    def __init__(self, engine: Engine, on_restart: Callable[[], None]) -> None:
+        self.engine = engine
+        self.loop = asyncio.new_event_loop()
+        self._on_restart = on_restart
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._in_flight = 0
+        self._alone: asyncio.Lock
+        self._reviving: asyncio.Lock
+        self._open: asyncio.Event
+        self._quiet: asyncio.Event
+        self._up: asyncio.Event
+        self.generation = 0
+
+    def start(self) -> None:
+        """Run the loop and load the engines. Raises what the engine raises."""
+        self._thread.start()
+        self.call(self._begin()).result()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Hand a coroutine to the loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def close(self, timeout: float = 10.0) -> None:
+        try:
+            self.call(self.engine.close()).result(timeout)
+        except (TimeoutError, EngineError):
+            log.warning("engine_close_failed")
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    @asynccontextmanager
+    async def company(self) -> AsyncIterator[None]:
+        """A request among others; waits while someone is alone or the engine is being rebuilt."""
+        while not (self._open.is_set() and self._up.is_set()):
+            await self._open.wait()
+            await self._up.wait()
+        self._in_flight += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._quiet.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """A request with no other in flight."""
+        async with self._alone:
+            self._open.clear()
+            try:
+                await self._quiet.wait()
+                await self._up.wait()
+                yield
+            finally:
+                self._open.set()
+
+    async def revive(self, generation: int) -> None:
+        """Rebuild the engine that died in `generation`. Raises GaveUp when it does not come up."""
+        self._up.clear()
+        async with self._reviving:
+            if generation == self.generation:
+                log.warning("engine_died")
+                try:
+                    await self.engine.start()
+                except EngineError as error:
+                    log.exception("engine_restart_failed")
+                    raise GaveUp(15.0) from error
+                finally:
+                    self.generation += 1
+                    self._on_restart()
+                    self._up.set()
+
+    async def _begin(self) -> None:
+        self._alone, self._reviving = asyncio.Lock(), asyncio.Lock()
+        self._open, self._quiet, self._up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        await self.engine.start()
+        for event in (self._open, self._quiet, self._up):
+            event.set()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()

@@ -1,0 +1,135 @@
+"""What the leading dispatcher looks after once a second, and once a minute.
+
+workers     whose beat stands still for a lease, or whose process is gone from this host: their row goes
+claims      of such workers at once; others when their own beat stands still for a lease
+jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step
+audit       sealed
+retention   every minute, see `workers.retention`
+"""
+
+import logging
+from collections.abc import Callable
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import audit, deliveries, fleet, ledger, shards
+from jobs.clock import now
+from jobs.db import WRITE_ROWS, Database
+from jobs.models import Job, Worker
+from jobs.settings import Settings
+from jobs.states import JobState
+from jobs.storage import Storage
+from workers import process
+from workers.leases import Observer, Since
+from workers.retention import Retention
+
+log = logging.getLogger(__name__)
+_ACTOR = "dispatcher"
+_SWEEP_SECONDS = 5.0
+_RETENTION_SECONDS = 60.0
+_SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
+
+
+class Housekeeper:
+    """One leader's observations and duties."""
+
+    def __init__(self, config: Settings, db: Database, storage: Storage, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._db = db
+        self._clock = clock
+        self._workers = Observer[str](config.lease_seconds, clock)
+        self._shards = Observer[tuple[str, int, int]](config.lease_seconds, clock)
+        self._jobs = Observer[tuple[str, int]](config.lease_seconds, clock)
+        self._stopping = Since[str](clock)
+        self._retention = Retention(config, db, storage)
+        self._swept = self._retained = clock()
+
+    def keep(self) -> None:
+        self._bury_workers()
+        self._take_back()
+        self._expire()
+        self._fence_stopping()
+        self._seal()
+        if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
+            self._swept = self._clock()
+            self._sweep()
+        if self._clock() - self._retained >= _RETENTION_SECONDS:
+            self._retained = self._clock()
+            self._retention.run()
+
+    def deliveries_waiting(self) -> bool:
+        with self._db.read() as session:
+            return deliveries.due_count(session) > 0
+
+    def _bury_workers(self) -> None:
+        with self._db.read() as session:
+            workers = session.scalars(select(Worker)).all()
+        silent = {key for key, _ in self._workers.stale((worker.id, worker.beat) for worker in workers)}
+        for worker in workers:
+            if worker.id in silent or process.gone(worker.host, worker.pid, worker.started):
+                log.warning("worker_lost", extra={"worker": worker.id, "pool": worker.pool})
+                self._bury(worker.id)
+
+    def _bury(self, worker_id: str) -> None:
+        """A dead worker's row and all it held go in one transaction."""
+        with self._db.write() as session:
+            for job_id, n, epoch, beat, holder in shards.running(session):
+                if holder == worker_id:
+                    shards.lose(session, job_id, n, epoch, beat)
+            for job_id, epoch, beat, holder in ledger.claimed(session):
+                if holder == worker_id:
+                    ledger.lose(session, job_id, epoch, beat)
+            deliveries.take_back(session, worker_id)
+            fleet.leave(session, worker_id)
+
+    def _take_back(self) -> None:
+        """Claims whose own beat stands still, though their worker may live."""
+        with self._db.read() as session:
+            running = shards.running(session)
+            claimed = ledger.claimed(session)
+        lost_shards = self._shards.stale(((job_id, n, epoch), beat) for job_id, n, epoch, beat, _ in running)
+        lost_jobs = self._jobs.stale(((job_id, epoch), beat) for job_id, epoch, beat, _ in claimed)
+        for (job_id, n, epoch), beat in lost_shards:
+            log.warning("lease_lost", extra={"job_id": job_id, "shard": n, "epoch": epoch})
+            self._write(lambda session, key=(job_id, n, epoch, beat): shards.lose(session, *key))
+        for (job_id, epoch), beat in lost_jobs:
+            log.warning("lease_lost", extra={"job_id": job_id, "epoch": epoch})
+            self._write(lambda session, key=(job_id, epoch, beat): ledger.lose(session, *key))
+
+    def _expire(self) -> None:
+        with self._db.read() as session:
+            overdue = ledger.overdue(session, now())
+        for job_id in overdue:
+            log.info("job_expires", extra={"job_id": job_id})
+            self._write(lambda session, job_id=job_id: ledger.expire(session, job_id, actor=_ACTOR))
+            self._db.breathe()
+
+    def _fence_stopping(self) -> None:
+        """Workers have a moment to abort and commit what they finished; then the job ends without them."""
+        stopping = (JobState.CANCELLING, JobState.EXPIRING)
+        with self._db.read() as session:
+            jobs = list(session.scalars(select(Job.id).where(Job.state.in_(stopping), Job.worker_id.is_(None))))
+        for job_id, age in self._stopping.ages(jobs).items():
+            if age >= self._config.cancel_grace_seconds:
+                self._write(lambda session, job_id=job_id: shards.fence(session, job_id))
+
+    def _sweep(self) -> None:
+        with self._db.read() as session:
+            lost = ledger.unsettled(session)
+        for job_id in lost:
+            self._write(lambda session, job_id=job_id: ledger.settle(session, job_id, actor=_ACTOR))
+        if self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
+            log.warning("doorbells_mended")
+
+    def _seal(self) -> None:
+        for _ in range(_SEALS_AT_ONCE):
+            with self._db.read() as session:
+                if not audit.unsealed(session):
+                    return
+            self._write(audit.seal)
+            self._db.breathe()
+
+    def _write(self, work: Callable[[Session], object]) -> object:
+        with self._db.write() as session:
+            return work(session)

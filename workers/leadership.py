@@ -1,0 +1,146 @@
+"""One dispatcher leads: a PostgreSQL advisory lock, or on SQLite a `flock` beside the database.
+
+Both go with the process that held them. The leader also waits here between ticks: on PostgreSQL for a
+notification of the outbox, on SQLite for the database's version to change, so that an idle system is looked at once a
+second and a busy one ten times.
+"""
+
+import fcntl
+import logging
+import threading
+import time
+from typing import IO, Any, Protocol
+
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from jobs.db import Database
+from jobs.outbox import CHANNEL
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+_LOCK = 0x6E6D_0001  # any number that is ours
+
+
+class _Seat(Protocol):
+    def take(self) -> bool: ...
+    def holds(self) -> bool: ...
+    def changed(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for something to be written."""
+
+    def drop(self) -> None: ...
+
+
+class Leadership:
+    """The seat of the leading dispatcher."""
+
+    def __init__(self, config: Settings, db: Database) -> None:
+        self._seat: _Seat = _SqliteSeat(config, db) if db.sqlite else _PostgresSeat(db)
+
+    def take(self) -> bool:
+        return self._seat.take()
+
+    def holds(self) -> bool:
+        return self._seat.holds()
+
+    def drop(self) -> None:
+        self._seat.drop()
+
+    def wait(self, tick: float, idle: float, stop: threading.Event) -> None:
+        """A tick; longer while nothing changes, up to `idle` seconds."""
+        until = time.monotonic() + idle
+        while not stop.is_set() and time.monotonic() < until:
+            if self._seat.changed(tick):
+                return
+
+
+class _SqliteSeat:
+    def __init__(self, config: Settings, db: Database) -> None:
+        database = make_url(config.database).database or str(config.data_dir / "nightmill")
+        self._path = f"{database}.dispatcher"
+        self._db = db
+        self._handle: IO[str] | None = None
+        self._version: int | None = None
+        self._watch: Any = None
+        self._pause = threading.Event()
+
+    def take(self) -> bool:
+        handle = open(self._path, "a")  # noqa: SIM115, PTH123 (held for as long as we lead)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            return False
+        self._handle = handle
+        return True
+
+    def holds(self) -> bool:
+        return self._handle is not None
+
+    def changed(self, timeout: float) -> bool:
+        """`PRAGMA data_version` moves when another connection commits, and costs microseconds."""
+        self._pause.wait(timeout)
+        if self._watch is None:
+            self._watch = self._db.engine.raw_connection()
+        version = self._watch.driver_connection.execute("PRAGMA data_version").fetchone()[0]
+        before, self._version = self._version, version
+        return bool(version != before)
+
+    def drop(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = None
+
+
+class _PostgresSeat:
+    """A connection of its own, outside the pool: the lock and the notifications live with it."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._connection: Any = None
+
+    def take(self) -> bool:
+        try:
+            connection = self._db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}):
+                connection.close()
+                return False
+            connection.execute(text(f"LISTEN {CHANNEL}"))
+        except DBAPIError:
+            log.warning("leadership_database_away")
+            return False
+        self._connection = connection
+        return True
+
+    def holds(self) -> bool:
+        if self._connection is None:
+            return False
+        try:
+            self._connection.execute(text("SELECT 1"))
+        except DBAPIError:
+            log.warning("leadership_lost")
+            self.drop()
+            return False
+        return True
+
+    def changed(self, timeout: float) -> bool:
+        driver = self._connection.connection.driver_connection
+        try:
+            return any(True for _ in driver.notifies(timeout=timeout, stop_after=1))
+        except driver_errors():
+            return True  # `holds` will see what happened
+
+    def drop(self) -> None:
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+        self._connection = None
+
+
+def driver_errors() -> tuple[type[Exception], ...]:
+    import psycopg
+
+    return (psycopg.Error,)

@@ -1,0 +1,55 @@
+"""Where a model runs: the queue of a name, or why it has none.
+
+configured name ─▶ name that an endpoint showed ─▶ alias ─▶ an endpoint that takes any name
+"""
+
+from sqlalchemy.orm import Session
+
+from jobs import fleet
+from jobs.models import Job, Model, Project
+from jobs.queues import Queue
+from jobs.registry import Registry
+from jobs.settings import Settings
+
+
+class NotServed(Exception):
+    """No worker will ever serve this model (for this project)."""
+
+    def __init__(self, message: str, code: str = "model_not_found") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotYet(Exception):
+    """An endpoint that may serve it has not been heard from yet."""
+
+
+def queue_of(session: Session, config: Settings, name: str, job: Job) -> str:
+    """The queue whose workers serve `name`. Raises NotServed, NotYet."""
+    registry = Registry.load(config)
+    configured = registry.models.get(name)
+    if configured is None and (shown := session.get(Model, name)) is not None:
+        _check_external(session, shown.external, name, job)
+        return shown.queue
+    configured = configured or registry.models.get(registry.aliases.get(name, ""))
+    if configured is None:
+        return _wildcard(session, config, name)
+    if job.endpoint not in configured.endpoints:
+        raise NotServed(f"The model '{name}' does not serve {job.endpoint}.", "model_not_supported")
+    _check_external(session, configured.external, name, job)
+    return configured.queue
+
+
+def _wildcard(session: Session, config: Settings, name: str) -> str:
+    workers = fleet.alive(session, Queue.GENERATE)
+    if any(fleet.ANY_MODEL in worker.models for worker in workers):
+        return Queue.GENERATE
+    if config.engine_urls and not any(worker.models for worker in workers):
+        raise NotYet(name)
+    raise NotServed(f"The provided model '{name}' is not supported by the Batch API.")
+
+
+def _check_external(session: Session, external: bool, name: str, job: Job) -> None:
+    if external and not session.get_one(Project, job.project_id).allow_external:
+        message = f"The model '{name}' runs outside this deployment, which the project does not allow."
+        raise NotServed(message, "external_model_not_allowed")

@@ -1,0 +1,203 @@
+"""Planning: read a batch's input once, check every line, cut it into shards of bytes.
+
+    claim ─▶ each line: check, add to the shard being filled ─▶ planned      the job runs
+                 │            └─ 50 shards: one transaction
+                 └─ bad lines ─▶ rejected, with line numbers                 the job fails, nothing was run
+
+Memory holds one line, the shard's numbers and 8 bytes per `custom_id`. A planner that dies is followed by another
+that removes the shards of the first and starts again; until `planned`, no shard's doorbell means anything.
+"""
+
+import logging
+from typing import BinaryIO
+
+from jobs import ledger, lines, shards
+from jobs.db import WRITE_ROWS
+from jobs.errors import Fenced, NotFound
+from jobs.ledger import JobClaim
+from jobs.models import Shard
+from jobs.queues import Task
+from workers import placement, selection
+from workers.context import Context
+from workers.keeper import Hold
+
+log = logging.getLogger(__name__)
+
+#: Errors a rejected batch names, at most.
+MAX_ERRORS = 1000
+_SHARDS_AT_ONCE = 50
+
+
+class Abandoned(Exception):
+    """The claim ended, or the work has to wait; `delay` and `waiting_for` say how it goes on."""
+
+    def __init__(self, delay: float = 0.0, waiting_for: str | None = None) -> None:
+        super().__init__(waiting_for)
+        self.delay = delay
+        self.waiting_for = waiting_for
+
+
+def plan(context: Context, job_id: str) -> None:
+    """Handle one `plan` doorbell. Returns quietly when there is nothing to plan or the claim was lost."""
+    claim = context.db.retrying(
+        lambda session: ledger.claim(session, job_id, Task.PLAN, context.worker_id), context.stop
+    )
+    if claim is None:
+        return
+    with context.keeper.holding(job_id, claim.epoch) as hold:
+        try:
+            _Planner(context, claim, hold).run()
+        except Fenced:
+            log.info("planning_fenced", extra={"job_id": job_id})
+        except Abandoned as reason:
+            wait = {"delay": reason.delay, "waiting_for": reason.waiting_for}
+            context.db.retrying(lambda session: ledger.put_back(session, job_id, claim.epoch, **wait))  # type: ignore[arg-type]
+
+
+class _Planner:
+    """One pass over one input."""
+
+    def __init__(self, context: Context, claim: JobClaim, hold: Hold) -> None:
+        self.context = context
+        self.config = context.config
+        self.claim = claim
+        self.hold = hold
+        self.checker = lines.Checker(claim.job.endpoint)
+        self.errors: list[lines.Bad] = []
+        self.queue: str | None = None
+        self.total = self.inputs = self.bytes = 0
+        self.cut = 0  # shards so far, the one being filled included
+        self.filling: Shard | None = None
+        self.full: list[Shard] = []
+
+    def run(self) -> None:
+        if self.context.low_on_disk():
+            raise Abandoned(5.0, "disk")
+        self._clear()
+        path = selection.input_path(self.context, self.claim)
+        if path is None:
+            self.errors.append(selection.missing_file(self.claim.job))
+        else:
+            self._read(path)
+        if self.errors:
+            self._clear()
+            errors = [bad.as_dict() for bad in self.errors]
+            self._write(lambda session: ledger.reject(session, self.claim, errors))
+        else:
+            self._write(self._planned)
+
+    def _planned(self, session):  # type: ignore[no-untyped-def]
+        ledger.planned(session, self.claim, total=self.total, model=self.checker.model, queue=self.queue or "")
+
+    def _read(self, path: str) -> None:
+        try:
+            if self.context.storage.size(path) > self.config.batch_max_bytes:
+                self._complain("file_too_large", f"The input file exceeds {self.config.batch_max_bytes} bytes.")
+                return
+            with self.context.storage.reader(path) as handle:
+                self._cut_all(handle)
+            suspects = self.checker.ids.suspects()
+            if suspects:
+                with self.context.storage.reader(path) as handle:
+                    self._name_duplicates(handle, suspects)
+        except NotFound:
+            self.errors.append(selection.missing_file(self.claim.job))
+        self._check_totals()
+
+    def _cut_all(self, handle: BinaryIO) -> None:
+        for text in lines.read(handle, self.config.batch_max_line_bytes):
+            checked = self.checker.check(text)
+            if isinstance(checked, lines.Bad):
+                self.errors.append(checked)
+            elif not self.errors:
+                self._add(text, checked)
+            if len(self.errors) >= MAX_ERRORS or self.total > self.config.batch_max_lines:
+                return
+        self._flush(last=True)
+
+    def _name_duplicates(self, handle: BinaryIO, suspects: frozenset[int]) -> None:
+        for bad in lines.duplicates(handle, self.config.batch_max_line_bytes, suspects):
+            self.errors.append(bad)
+            if len(self.errors) >= MAX_ERRORS:
+                return
+
+    def _add(self, text: lines.Text, good: lines.Good) -> None:
+        if self.queue is None:
+            self.queue = self._place(good.model, text.number)
+        shard = self.filling
+        if shard is None or self._is_full(shard, text):
+            self._flush()
+            shard = self.filling = Shard(
+                job_id=self.claim.job.id, n=self.cut, first_line=self.total, lines=0, offset=text.offset, length=0
+            )
+            self.cut += 1
+        shard.lines += 1
+        shard.length = text.offset + text.length - shard.offset
+        self.total += 1
+        self.inputs += good.inputs
+        self.bytes += text.length
+
+    def _is_full(self, shard: Shard, text: lines.Text) -> bool:
+        if shard.lines >= self.config.shard_lines:
+            return True
+        return text.offset + text.length - shard.offset > self.config.shard_bytes
+
+    def _flush(self, *, last: bool = False) -> None:
+        """Commit full shards, many at a time; between transactions others write."""
+        if self.filling is not None:
+            self.full.append(self.filling)
+            self.filling = None
+        if not self.full or (len(self.full) < _SHARDS_AT_ONCE and not last):
+            return
+        if self.hold.ended:
+            raise Abandoned
+        full, self.full = self.full, []
+        rows = [{c.name: getattr(shard, c.name) for c in Shard.__table__.columns if c.name in _CUT} for shard in full]
+        queue = self.queue or ""
+        self._write(lambda session: shards.cut(session, self.claim, queue, [Shard(**row) for row in rows]))
+        self.context.db.breathe(self.context.stop)
+
+    def _place(self, model: str, number: int) -> str:
+        try:
+            with self.context.db.read() as session:
+                return placement.queue_of(session, self.context.config, model, self.claim.job)
+        except placement.NotServed as refusal:
+            self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
+            return ""
+        except placement.NotYet:
+            raise Abandoned(5.0, "model") from None
+
+    def _check_totals(self) -> None:
+        if self.total > self.config.batch_max_lines:
+            limit = self.config.batch_max_lines
+            self._complain("too_many_requests", f"The input file has more than {limit} requests.")
+        if self.claim.job.kind == "embedding" and self.inputs > self.config.batch_max_embedding_inputs:
+            limit = self.config.batch_max_embedding_inputs
+            self._complain("too_many_inputs", f"The batch has more than {limit} embedding inputs.")
+        if not self.total and not self.errors:
+            self._complain("empty_file", "The input file contains no requests.")
+        if not self.errors and self._over_token_limit():
+            limit = self.config.project_max_queued_tokens
+            self._complain("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
+
+    def _over_token_limit(self) -> bool:
+        limit = self.config.project_max_queued_tokens
+        if not limit:
+            return False
+        with self.context.db.read() as session:
+            queued = selection.queued_bytes(session, self.claim.job.project_id)
+        return (queued + self.bytes) // selection.BYTES_PER_TOKEN > limit
+
+    def _complain(self, code: str, message: str) -> None:
+        self.errors.append(lines.Bad(code, message))
+
+    def _clear(self) -> None:
+        """Remove what an earlier planner (or this one, before an error) has cut."""
+        while self._write(lambda session: shards.uncut(session, self.claim, WRITE_ROWS)):
+            self.context.db.breathe(self.context.stop)
+
+    def _write(self, work):  # type: ignore[no-untyped-def]
+        return self.context.db.retrying(work, self.context.stop)
+
+
+_CUT = frozenset({"job_id", "n", "first_line", "lines", "offset", "length"})

@@ -1,0 +1,92 @@
+"""The output lines of a batch, assembled from bytes: an answer's body is never parsed to be passed on.
+
+    record on disk:  <line in the shard> TAB <1|0> TAB <output line> LF        1: goes to the output file, 0: to the errors
+
+An HTTP answer of any status fills `response` and leaves `error` null; what never got an answer is the reverse.
+"""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from workers.engines.port import Answer, Request, Usage
+
+_encode = msgspec.json.Encoder().encode
+
+EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
+CANCELLED = ("batch_cancelled", "This request was not executed because the batch was cancelled.")
+
+
+@dataclass(slots=True)
+class Item:
+    """One line that has no result yet. `faults` counts how often its request broke, over all attempts.
+
+    `followers` are identical lines that share its answer, where the job asked for that.
+    """
+
+    line: int
+    custom_id: str
+    id: str
+    request: Request
+    faults: int = 0
+    fault: Exception | None = None
+    followers: list["Item"] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A line's result, ready for a segment."""
+
+    line: int
+    good: bool
+    data: bytes
+    usage: Usage = field(default_factory=Usage)
+
+
+def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
+    """The engine's answer, whatever its status; with `leader` it is a copy and costs nothing."""
+    body = answer.body if b"\n" not in answer.body else _compact(answer.body)
+    extra = b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
+    line = b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null%b}' % (
+        item.id.encode(),
+        _encode(item.custom_id),
+        answer.status,
+        item.request.request_id.encode(),
+        body,
+        extra,
+    )
+    good = 200 <= answer.status < 300
+    return Record(item.line, good, _framed(item.line, good, line), Usage() if leader else answer.usage)
+
+
+def failed(line: int, item_id: str, custom_id: str, code: str, message: str) -> Record:
+    """A line that got no answer."""
+    return Record(line, False, _framed(line, False, unanswered(item_id, custom_id, code, message)))
+
+
+def unanswered(item_id: str, custom_id: str, code: str, message: str) -> bytes:
+    return b'{"id":"%b","custom_id":%b,"response":null,"error":{"code":%b,"message":%b}}' % (
+        item_id.encode(),
+        _encode(custom_id),
+        _encode(code),
+        _encode(message),
+    )
+
+
+def parse(record: bytes) -> tuple[int, bool, bytes]:
+    """A record of a segment: line in the shard, whether it is good, the output line."""
+    line, good, data = record.split(b"\t", 2)
+    return int(line), good == b"1", data.rstrip(b"\n")
+
+
+def line_id(job_id: str, n: int, line: int) -> str:
+    """The same in every attempt: `batch_req_…` of this line of this job."""
+    return f"batch_req_{job_id.rpartition('_')[2]}{n:05x}{line:03x}"
+
+
+def _framed(line: int, good: bool, data: bytes) -> bytes:
+    return b"%d\t%d\t%b\n" % (line, good, data)
+
+
+def _compact(body: bytes) -> bytes:
+    return msgspec.json.format(body, indent=-1) if body.strip() else b"null"

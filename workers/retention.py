@@ -1,0 +1,107 @@
+"""What is no longer needed goes: expired and deleted files, abandoned uploads, old keys, the inside of old jobs.
+
+Rows go first, then bytes: a crash between leaves bytes that nobody points to.
+A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+"""
+
+import logging
+from collections.abc import Sequence
+
+from sqlalchemy import delete, exists, select, update
+from sqlalchemy.orm import Session
+
+from jobs import audit
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Attempt, Delivery, Event, File, Idempotency, Job, Segment, Shard, Upload, UploadPart
+from jobs.settings import Settings
+from jobs.states import LIVE, TERMINAL
+from jobs.storage import Storage
+
+log = logging.getLogger(__name__)
+_AT_ONCE = 200
+
+
+class Retention:
+    """Each pass does a bounded amount; the next one goes on."""
+
+    def __init__(self, config: Settings, db: Database, storage: Storage) -> None:
+        self._config = config
+        self._db = db
+        self._storage = storage
+
+    def run(self) -> None:
+        for step in (self._files, self._uploads, self._old_jobs, self._old_rows):
+            step()
+            self._db.breathe()
+
+    def _files(self) -> None:
+        """Expired files are hidden; the bytes of hidden ones go when no live job reads them."""
+        with self._db.write() as session:
+            expired = File.expires_at <= now(), File.deleted_at.is_(None)
+            session.execute(update(File).where(*expired).values(deleted_at=now()))
+        read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
+        with self._db.write() as session:
+            gone = session.scalars(select(File).where(File.deleted_at.is_not(None), ~read).limit(_AT_ONCE)).all()
+            for file in gone:
+                audit.record(
+                    session, actor="dispatcher", action="file.purge", target=file.id, project_id=file.project_id
+                )
+                session.delete(file)
+        self._drop([file.path for file in gone])
+
+    def _uploads(self) -> None:
+        """Pending uploads whose hour is over, and the parts of all that are not pending."""
+        with self._db.write() as session:
+            late = Upload.status == "pending", Upload.expires_at <= now()
+            session.execute(update(Upload).where(*late).values(status="expired"))
+            ended = select(Upload.id).where(Upload.status != "pending")
+            parts = session.scalars(select(UploadPart).where(UploadPart.upload_id.in_(ended)).limit(_AT_ONCE)).all()
+            for part in parts:
+                session.delete(part)
+        self._drop([part.path for part in parts])
+
+    def _old_jobs(self) -> None:
+        """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""
+        before = now() - self._config.retention_seconds
+        with self._db.read() as session:
+            inside = exists().where(Shard.job_id == Job.id)
+            old = session.scalars(
+                select(Job.id).where(Job.state.in_(TERMINAL), Job.created_at < before, inside).limit(5)
+            ).all()
+        for job_id in old:
+            self._empty(job_id)
+            self._drop([f"jobs/{job_id}"])
+
+    def _empty(self, job_id: str) -> None:
+        for table in (Segment, Shard):
+            while True:
+                with self._db.write() as session:
+                    numbers = session.scalars(select(table.n).where(table.job_id == job_id).limit(_AT_ONCE)).all()
+                    session.execute(delete(table).where(table.job_id == job_id, table.n.in_(numbers)))
+                if not numbers:
+                    break
+                self._db.breathe()
+
+    def _old_rows(self) -> None:
+        before = now() - self._config.retention_seconds
+        keys = now() - self._config.idempotency_seconds
+        with self._db.write() as session:
+            _delete_old(session, Attempt, Attempt.id, Attempt.at < before)
+            _delete_old(session, Delivery, Delivery.id, Delivery.state != "pending", Delivery.created_at < before)
+            referred = exists().where(Delivery.event_id == Event.id)
+            _delete_old(session, Event, Event.id, Event.created_at < before, ~referred)
+            session.execute(delete(Idempotency).where(Idempotency.created_at < keys))
+
+    def _drop(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            try:
+                self._storage.delete(path)
+            except OSError:
+                log.warning("purge_failed", extra={"path": path})
+
+
+def _delete_old(session: Session, table, key, *conditions) -> None:  # type: ignore[no-untyped-def]
+    ids = session.scalars(select(key).where(*conditions).limit(_AT_ONCE)).all()
+    if ids:
+        session.execute(delete(table).where(key.in_(ids)))

@@ -1,0 +1,203 @@
+"""Running a shard: claim it, answer the lines that no segment covers, commit segments, close it or give it back.
+
+    claim ─▶ items ─▶ engine loop ──answers──▶ buffer ──every second, and at the end──▶ file, fsync ─▶ one transaction
+                          ▲                                                                  │
+      stop (cancel, expiry, shutdown): abort, commit what is there, give back                ├─ Fenced: dropped
+      GaveUp (engine away): commit, give back with a delay                                   └─ last: shard done
+
+The Celery thread owns SQL and files; the engine's loop owns the requests. After repeated stalls the shard is run in
+careful mode, one line at a time, so that a line that kills the worker names itself.
+"""
+
+import logging
+from collections import deque
+from concurrent.futures import CancelledError
+
+from jobs import ledger, shards
+from jobs.errors import Fenced, NotFound, StorageFull
+from jobs.shards import ShardClaim, Tally
+from workers import records
+from workers.answering import Answering
+from workers.context import Context
+from workers.engines.port import Answer, EngineFault
+from workers.host import EngineHost, GaveUp
+from workers.items import read_items
+from workers.keeper import Hold
+from workers.records import Item, Record
+
+log = logging.getLogger(__name__)
+_CAREFUL_TRIES = 2  # of one line, when its worker died each time
+_CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
+_BROKE = "engine_error"
+
+
+def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
+    """Handle one `run` doorbell. Returns quietly when there is nothing to run or the claim was lost."""
+    claim = context.db.retrying(lambda session: shards.claim(session, job_id, n, context.worker_id), context.stop)
+    if claim is None:
+        return
+    with context.keeper.holding(job_id, claim.epoch, n) as hold:
+        run = _Run(context, host, claim, hold)
+        try:
+            run.all()
+        except Fenced:
+            log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
+        except GaveUp as away:
+            run.give_back(away.delay, "model")
+        except (StorageFull, NotFound) as error:
+            log.warning("shard_storage_failed", extra={"job_id": job_id, "shard": n, "error": str(error)})
+            run.give_back(10.0, "disk")
+
+
+class _Run:
+    """One claim on one shard."""
+
+    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
+        self.context = context
+        self.host = host
+        self.claim = claim
+        self.hold = hold
+        self.tries = context.config.item_tries
+        self.buffer: deque[Record] = deque()
+        self.items: list[Item] = []
+        self.left = claim.lines - claim.covered.bit_count()
+        self.seq = 0
+        self.closed = False
+
+    def all(self) -> None:
+        claim, limit = self.claim, self.context.config.stalls_before_careful
+        if self.context.low_on_disk():
+            raise StorageFull
+        self.items, broken = read_items(self.context, claim)
+        self.buffer.extend(broken)
+        if claim.stalls >= limit or claim.trying_line is not None:
+            self._carefully()
+        else:
+            self._answer(self.items)
+        self._close()
+
+    def give_back(self, delay: float, waiting_for: str | None) -> None:
+        """End the claim without closing the shard; how often each line broke is kept."""
+        self.claim.faults.update({item.line: item.faults for item in self.items if item.faults})
+        self.context.db.retrying(
+            lambda session: shards.give_back(session, self.claim, delay=delay, waiting_for=waiting_for)
+        )
+
+    def _carefully(self) -> None:
+        """One line at a time, named before it is tried; a line that has killed its workers is not tried again."""
+        log.warning("shard_careful", extra={"job_id": self.claim.job.id, "shard": self.claim.n})
+        for item in self.items:
+            claim = self.claim
+            if item.line == claim.trying_line and claim.trying_times >= _CAREFUL_TRIES:
+                self._fail(item, *_CRASHED)
+            else:
+                self._write(lambda session, line=item.line: shards.trying(session, claim, line))
+                self._answer([item])
+            self._commit()
+            if self.hold.ended:
+                return
+
+    def _answer(self, items: list[Item]) -> None:
+        """Answer on the loop, commit on this thread while it goes on."""
+        self.hold.changed.clear()
+        if self.hold.ended:
+            return
+        answering = Answering(self.host, self.tries, self._emit)
+        future = self.host.call(answering.run([item for item in items if item.faults < self.tries]))
+        future.add_done_callback(lambda _: self.hold.changed.set())
+        try:
+            self._collect(future)
+            broken = future.result()
+        except CancelledError:
+            return
+        for item in broken + [item for item in items if item.faults >= self.tries and item.fault is None]:
+            self._give_up(item)
+
+    def _collect(self, future) -> None:  # type: ignore[no-untyped-def]
+        while not future.done():
+            self.hold.changed.wait(self.context.config.segment_seconds)
+            if self.hold.lost.is_set():
+                future.cancel()
+                raise Fenced
+            if self.hold.stop.is_set():
+                future.cancel()
+                self.host.call(_nothing()).result()  # the loop has seen the cancellation
+                return
+            if not future.done() and self.buffer:
+                self._commit()
+
+    def _close(self) -> None:
+        """The last segment: with every line covered the shard is done, otherwise it goes back."""
+        if self.hold.lost.is_set():
+            raise Fenced
+        self._commit()
+        if self.left:
+            self.give_back(0.0, None)
+
+    def _commit(self) -> None:
+        """One segment: its file, durable, then its row with the shard's sums."""
+        batch = [self.buffer.popleft() for _ in range(len(self.buffer))]
+        if self.closed or (not batch and self.left):
+            return
+        self.left -= len(batch)
+        last = not self.left
+        tally = _tally(batch)
+        data = b"".join(record.data for record in batch)
+        path = shards.segment_path(self.claim.job.id, self.claim.n, self.claim.epoch, self.seq)
+        if batch:
+            self.context.storage.put(path, data)
+        self._write(lambda session: self._record(session, path, len(data), tally, last))
+        if last and not self.context.db.sqlite:
+            # two last shards may each have seen the other open: look again, now that both are committed
+            self._write(lambda session: ledger.settle(session, self.claim.job.id, actor=self._actor))
+        self.seq += 1
+        self.closed = last
+
+    def _record(self, session, path: str, length: int, tally: Tally, last: bool) -> None:  # type: ignore[no-untyped-def]
+        if tally.covered:
+            shards.commit(session, self.claim, self.seq, path, length, tally, last=last)
+        else:
+            shards.finish_empty(session, self.claim)
+        if last:
+            ledger.settle(session, self.claim.job.id, actor=self._actor)
+
+    @property
+    def _actor(self) -> str:
+        return f"worker:{self.context.worker_id}"
+
+    def _emit(self, item: Item, answer: Answer) -> None:
+        self.buffer.append(records.answered(item, answer))
+        self.buffer.extend(records.answered(follower, answer, item) for follower in item.followers)
+
+    def _give_up(self, item: Item) -> None:
+        """A line that broke every time: with the engine's own error answer where it gave one."""
+        fault = item.fault
+        answer = fault.answer if isinstance(fault, EngineFault) else None
+        if answer is not None:
+            self._emit(item, answer)
+        else:
+            self._fail(item, _BROKE, f"The engine gave no answer to this request: {fault or 'it broke every time'}")
+
+    def _fail(self, item: Item, code: str, message: str) -> None:
+        for one in (item, *item.followers):
+            self.buffer.append(records.failed(one.line, one.id, one.custom_id, code, message))
+
+    def _write(self, work) -> None:  # type: ignore[no-untyped-def]
+        self.context.db.retrying(work)
+
+
+def _tally(batch: list[Record]) -> Tally:
+    tally = Tally()
+    for record in batch:
+        bit = 1 << record.line
+        tally.covered |= bit
+        tally.good |= bit if record.good else 0
+        tally.input_tokens += record.usage.input_tokens
+        tally.cached_tokens += record.usage.cached_tokens
+        tally.output_tokens += record.usage.output_tokens
+        tally.reasoning_tokens += record.usage.reasoning_tokens
+    return tally
+
+
+async def _nothing() -> None:
+    """Runs after whatever the loop had to do before it."""

@@ -1,0 +1,77 @@
+"""Which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing."""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs import lines
+from jobs.ledger import JobClaim
+from jobs.models import File, Job, Segment, Shard
+from jobs.states import LIVE
+from workers.context import Context
+
+#: The estimate of tokens from bytes, where no tokenizer has been asked.
+BYTES_PER_TOKEN = 4
+
+
+def missing_file(job: Job) -> lines.Bad:
+    message = f"Cannot find file {job.input_file_id}, or your project does not have access to it."
+    return lines.Bad("invalid_request", message, None, "file_id")
+
+
+def input_path(context: Context, claim: JobClaim) -> str | None:
+    """Where the job's input lies; None when it named a file that it may not read."""
+    job = claim.job
+    if job.input_path is None or job.retry_of is None:
+        return job.input_path
+    with context.db.read() as session:
+        first = session.get(Job, job.retry_of)
+        good = _good_lines(session, job.retry_of)
+    if first is None or first.in_progress_at is None:
+        return job.input_path  # nothing of it was ever run
+    path = f"jobs/{job.id}/input-{claim.epoch}.jsonl"
+    source = first.input_path or job.input_path
+    with context.storage.reader(source) as handle, context.storage.writer(path) as out:
+        for raw in _left(handle, good, context.config.batch_max_line_bytes):
+            out.write(raw + b"\n")
+    _remember(context, claim, path)
+    return path
+
+
+def queued_bytes(session: Session, project_id: str) -> int:
+    """Bytes of input that a project's live jobs still read."""
+    total = session.scalar(
+        select(func.sum(File.bytes))
+        .join(Job, Job.input_file_id == File.id)
+        .where(Job.project_id == project_id, Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
+    )
+    return int(total or 0)
+
+
+def _good_lines(session: Session, job_id: str) -> dict[int, tuple[int, int]]:
+    """Per shard: its first line, and the bitmap of lines that succeeded."""
+    found: dict[int, tuple[int, int]] = {}
+    firsts = dict(session.execute(select(Shard.n, Shard.first_line).where(Shard.job_id == job_id)).all())  # type: ignore[arg-type]
+    for n, good in session.execute(select(Segment.n, Segment.good).where(Segment.job_id == job_id)):
+        first, bitmap = found.get(n, (firsts[n], 0))
+        found[n] = (first, bitmap | int.from_bytes(good, "little"))
+    return found
+
+
+def _left(handle: BinaryIO, good: dict[int, tuple[int, int]], max_bytes: int) -> Iterator[bytes]:
+    spans = sorted(good.values())
+    at = 0
+    for number, text in enumerate(lines.read(handle, max_bytes)):
+        while at + 1 < len(spans) and spans[at + 1][0] <= number:
+            at += 1
+        first, bitmap = spans[at] if spans else (0, 0)
+        if number < first or not bitmap >> (number - first) & 1:
+            yield text.raw or b""
+
+
+def _remember(context: Context, claim: JobClaim, path: str) -> None:
+    from jobs import ledger
+
+    context.db.retrying(lambda session: ledger.reads_from(session, claim, path), context.stop)

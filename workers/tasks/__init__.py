@@ -1,0 +1,80 @@
+"""Every task, by name: the composition root of a worker process.
+
+    plan(job)      cpu.plan       read and cut the input
+    finish(job)    cpu.plan       assemble the results
+    run(job, n)    gpu.*          answer the lines of a shard
+    deliver()      io.webhooks    send what is due
+
+A doorbell carries ids; what they mean is read from SQL. The process's context is built when the process is: by
+`workers.__main__` in a pool of threads, by `worker_process_init` in each child of a prefork pool.
+"""
+
+from celery import shared_task, signals
+
+from jobs.logs import about
+from jobs.queues import Queue, Task
+from jobs.settings import settings
+from workers.context import Context, Pool, build
+from workers.finishing import finish as finish_job
+from workers.host import EngineHost
+from workers.planning import plan as plan_job
+from workers.running import run as run_shard
+from workers.tasks.deliver import deliver as deliver_due
+
+CPU_POOL = Pool("cpu", (Queue.PLAN, Queue.INGEST, Queue.EVALUATE), slots=1)
+
+
+class _Process:
+    """What this process works with; set once."""
+
+    context: Context
+    host: EngineHost
+
+
+def furnish(context: Context, host: EngineHost | None = None) -> None:
+    """Give this process's tasks what they work with."""
+    _Process.context = context
+    if host is not None:
+        _Process.host = host
+
+
+@shared_task(name=Task.PLAN.value)
+def plan(job_id: str) -> None:
+    with about(job_id=job_id):
+        plan_job(_Process.context, job_id)
+
+
+@shared_task(name=Task.FINISH.value)
+def finish(job_id: str) -> None:
+    with about(job_id=job_id):
+        finish_job(_Process.context, job_id)
+
+
+@shared_task(name=Task.RUN.value)
+def run(job_id: str, n: int) -> None:
+    with about(job_id=job_id):
+        run_shard(_Process.context, _Process.host, job_id, n)
+
+
+@shared_task(name=Task.DELIVER.value)
+def deliver() -> None:
+    deliver_due(_Process.context)
+
+
+@signals.worker_process_init.connect
+def _child_begins(**_: object) -> None:
+    """A child of the prefork pool is a worker of its own, with a beat of its own."""
+    furnish(build(settings(), CPU_POOL))
+
+
+@signals.worker_process_shutdown.connect
+def _child_ends(**_: object) -> None:
+    _Process.context.keeper.leave()
+
+
+@signals.worker_shutting_down.connect
+def _ending(**_: object) -> None:
+    """Whoever runs commits what it has and gives the rest back; Celery then waits for the tasks to return."""
+    context = getattr(_Process, "context", None)
+    if context is not None:
+        context.keeper.stop_all()
