@@ -11,6 +11,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from cli.trouble import Trouble
 
@@ -29,7 +30,7 @@ def socket_path(folder: Path) -> Path:
 
 def broker_url(folder: Path) -> str:
     """As Celery takes it."""
-    return f"redis+socket://{socket_path(folder)}"
+    return f"redis+socket://{quote(str(socket_path(folder)))}"
 
 
 def server() -> str:

@@ -1,7 +1,6 @@
 """One installation on this machine: what is started, with which environment, and what the user is told."""
 
 import os
-import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from cli import broker, procfile, readiness
 from cli.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
 from cli.notices import Notices
+from cli.ports import is_free
 from cli.service import Program, Service
 from cli.signals import Wakeups
 from cli.supervisor import Hooks, Plan, Supervisor
@@ -88,7 +88,7 @@ class Installation:
             "NIGHTMILL_FLOWER_PORT": str(config.flower_port),
             "NIGHTMILL_ENGINE_URLS": ",".join(config.engine_urls),
             "NIGHTMILL_VLLM_ENABLED": str(config.vllm_enabled).lower(),
-            "NIGHTMILL_MODELS_FILE": str(Path(config.models_file).absolute()) if config.models_file else "",
+            "NIGHTMILL_MODELS_FILE": config.models_file,
             "NIGHTMILL_BROKER_URL": config.broker_url or broker.broker_url(self.folder.path),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             SUPERVISED: str(config.data_dir),
@@ -129,20 +129,3 @@ class Installation:
             notices.show(f"API key: {key if sys.stdout.isatty() else f'in {self.folder.run_file}'}")
 
         readiness.when_ready(self.url, ready, leaving)
-
-
-def is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

@@ -6,8 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import audit, keys, webhooks
+from cli.doctor import doctor
 from cli.trouble import Trouble
 from cli.up import up
+from jobs.errors import NightmillError
 
 
 class Command(typer.Typer):
@@ -16,7 +19,7 @@ class Command(typer.Typer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
-        except Trouble as trouble:
+        except (Trouble, NightmillError) as trouble:
             print(f"nightmill: {trouble}", file=sys.stderr)
             raise SystemExit(1) from None
 
@@ -49,3 +52,7 @@ def nightmill(
 
 
 app.command()(up)
+app.command()(doctor)
+app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(webhooks.app, name="webhooks")

@@ -2,17 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-
-from cli import procfile
-from cli.folder import DataFolder
-from cli.guard import guarded
-from cli.installation import Installation, free_port, is_free
-from cli.trouble import Trouble
-from jobs.settings import Settings
 
 
 def up(
@@ -35,7 +27,13 @@ def up(
     lines: Annotated[Path | None, typer.Option("--procfile", help="Run the lines of another Procfile.")] = None,
 ) -> None:
     """Start every process on this machine and keep them running until Ctrl-C."""
-    config = _effective(data_dir=data_dir, host=host, port=port, engine_urls=engine_url, no_vllm=no_vllm, models=models)
+    from cli import procfile
+    from cli.effective import for_up
+    from cli.folder import DataFolder
+    from cli.guard import guarded
+    from cli.installation import Installation
+
+    config = for_up(data_dir, host, port, engine_url, no_vllm, models)
     path = (lines or procfile.CHECKOUT / "Procfile").absolute()
     parsed = procfile.load(path)
     folder = DataFolder(config.data_dir)
@@ -48,29 +46,3 @@ def up(
     folder.run_file.unlink(missing_ok=True)  # a supervisor that was killed has left it
     lock.close()
     raise typer.Exit(code)
-
-
-def _effective(
-    *,
-    data_dir: Path | None,
-    host: str | None,
-    port: int | None,
-    engine_urls: list[str] | None,
-    no_vllm: bool,
-    models: Path | None,
-) -> Settings:
-    """The settings of the environment, with what the command line says instead, and with ports that are chosen."""
-    given: dict[str, Any] = {"data_dir": data_dir, "host": host, "port": port, "engine_urls": engine_urls}
-    given["vllm_enabled"] = False if no_vllm else None
-    given["models_file"] = str(models.absolute()) if models else None
-    try:
-        config = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise Trouble("; ".join(f"{_name(one['loc'])}: {one['msg']}" for one in error.errors())) from error
-    chosen = config.port or free_port(config.host)
-    beside = config.flower_port or (chosen + 1 if is_free("127.0.0.1", chosen + 1) else free_port("127.0.0.1"))
-    return config.model_copy(update={"data_dir": config.data_dir.absolute(), "port": chosen, "flower_port": beside})
-
-
-def _name(location: tuple[int | str, ...]) -> str:
-    return f"NIGHTMILL_{str(location[0]).upper()}" if location else "settings"

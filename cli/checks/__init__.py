@@ -1,0 +1,25 @@
+"""What the doctor looks at, in this order. Each check takes the patient and yields what it found."""
+
+from collections.abc import Callable, Iterable
+
+from cli.checks import installed, reachable, stored
+from cli.checks.patient import Patient
+from cli.finding import Finding
+
+CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
+    installed.interpreter,
+    installed.packages,
+    installed.engines,
+    installed.models,
+    stored.data_folder,
+    stored.disk,
+    stored.database,
+    stored.files,
+    reachable.broker,
+    reachable.api,
+    reachable.ports,
+    reachable.processes,
+    reachable.engine_endpoints,
+)
+
+__all__ = ["CHECKS", "Patient"]

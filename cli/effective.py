@@ -1,0 +1,56 @@
+"""The settings in force: the environment's, with what the command line says instead."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cli.ports import is_free, take_free
+from cli.trouble import Trouble
+from jobs.settings import Settings
+
+
+def effective(**given: Any) -> Settings:
+    """Settings; what is given as None is as the environment says. Raises Trouble that names the wrong variables."""
+    try:
+        config = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise Trouble("; ".join(f"{_name(one['loc'])}: {one['msg']}" for one in error.errors())) from error
+    return config.model_copy(update={"data_dir": config.data_dir.absolute()})
+
+
+def for_up(
+    data_dir: Path | None,
+    host: str | None,
+    port: int | None,
+    urls: list[str] | None,
+    no_vllm: bool,
+    models: Path | None,
+) -> Settings:
+    """What `up` runs with: ports are chosen, files are named by their whole path."""
+    config = effective(
+        data_dir=data_dir,
+        host=host,
+        port=port,
+        engine_urls=urls or None,
+        vllm_enabled=False if no_vllm else None,
+        models_file=str(models) if models else None,
+    )
+    bad = [url for url in config.engine_urls if not url.startswith(("http://", "https://"))]
+    if bad:
+        raise Trouble(f"'{bad[0]}' is no engine URL; one looks like http://127.0.0.1:8080/v1")
+    chosen = config.port or take_free(config.host)
+    named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""
+    return config.model_copy(
+        update={"port": chosen, "flower_port": config.flower_port or _beside(chosen), "models_file": named}
+    )
+
+
+def _beside(port: int) -> int:
+    """The next port for Flower, or any free one."""
+    following = port + 1
+    return following if following < 1 << 16 and is_free("127.0.0.1", following) else take_free("127.0.0.1")
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return f"NIGHTMILL_{str(location[0]).upper()}" if location else "settings"

@@ -1,0 +1,71 @@
+"""`nightmill keys`: who may use the server. Works on the database directly, so that the first key needs no key."""
+
+import json
+import time
+from typing import Annotated
+
+import typer
+
+from cli.options import AsJson, DataDir
+from cli.trouble import Trouble
+
+app = typer.Typer(help="Make, list and revoke API keys. Every key belongs to a project.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    project: Annotated[str, typer.Option(help="The project the key belongs to; made if it is new.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key and print it, alone, on standard output. It is shown this once."""
+    from cli.ledger import opened
+    from jobs.keys import create_key
+
+    if not project.strip():
+        raise Trouble("a project needs a name")
+    with opened(data_dir) as db, db.write() as session:
+        key = create_key(session, project.strip())
+    print(key)
+
+
+@app.command("list")
+def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show every key's id, project and dates. The keys themselves are not kept."""
+    from cli.ledger import opened
+    from jobs.keys import list_keys
+
+    with opened(data_dir) as db, db.read() as session:
+        rows = [
+            {"id": key.id, "project": project.name, "created": key.created_at, "revoked": key.revoked_at}
+            for key, project in list_keys(session)
+        ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "project", "created", "revoked", box=None)
+    for row in rows:
+        table.add_row(str(row["id"]), str(row["project"]), _day(row["created"]), _day(row["revoked"]))
+    Console().print(table)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nightmill keys list` shows it.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke a key. Requests with it are refused from now on."""
+    from cli.ledger import opened
+    from jobs.keys import revoke_key
+
+    with opened(data_dir) as db, db.write() as session:
+        revoked = revoke_key(session, key_id)
+    if not revoked:
+        raise Trouble(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
+    print(f"revoked {key_id}")
+
+
+def _day(moment: object) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) if isinstance(moment, float) else "-"

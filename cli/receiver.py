@@ -1,0 +1,86 @@
+"""A small HTTP server that receives webhooks, verifies them as Standard Webhooks, and prints each once."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from cli.trouble import Trouble
+
+_MAX_BODY = 1 << 20
+
+
+class Receiver:
+    """Listens from its making on; answers once it runs. 204 for what it accepts, 400 for what it does not."""
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            self._http = ThreadingHTTPServer((host, port), _Handler)
+        except OSError as error:
+            raise Trouble(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        self._http.daemon_threads = True
+        self._http.receive = self._receive  # type: ignore[attr-defined]
+        self._lock = threading.Lock()
+        self._seen: set[str] = set()
+        self._verify: Webhook | None = None
+        self._wanted = 0
+        self.url = f"http://{host}:{self._http.server_port}/"
+
+    def run(self, secret: str, count: int = 0) -> None:
+        """Receive until `count` different events were verified, or until Ctrl-C."""
+        try:
+            self._verify = Webhook(secret) if secret else None
+        except ValueError as error:
+            raise Trouble("this is no signing secret; one looks like whsec_…") from error
+        if not secret:
+            print("no signing secret: events are printed without a check", flush=True)
+        self._wanted = count
+        try:
+            self._http.serve_forever(poll_interval=0.1)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+        finally:
+            self._http.server_close()
+
+    def _receive(self, headers: dict[str, str], body: bytes) -> int:
+        try:
+            event = self._verify.verify(body, headers) if self._verify else json.loads(body)
+        except (WebhookVerificationError, ValueError) as error:
+            print(f"refused: {error}", flush=True)
+            return 400
+        with self._lock:
+            self._print(headers.get("webhook-id", ""), event)
+            if self._wanted and len(self._seen) >= self._wanted:
+                threading.Thread(target=self._http.shutdown, daemon=True).start()
+        return 204
+
+    def _print(self, webhook_id: str, event: object) -> None:
+        again = " (again)" if webhook_id in self._seen else ""
+        self._seen.add(webhook_id)
+        found = event if isinstance(event, dict) else {}
+        about = (found.get("data") or {}).get("id", "")
+        checked = "verified" if self._verify else "not verified"
+        print(f"{time.strftime('%H:%M:%S')} {found.get('type', '?')} {about} {webhook_id} {checked}{again}", flush=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 15
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("content-length") or 0)
+        if length > _MAX_BODY:
+            self._answer(413)
+            return
+        receive: Callable[[dict[str, str], bytes], int] = self.server.receive  # type: ignore[attr-defined]
+        self._answer(receive({name.lower(): value for name, value in self.headers.items()}, self.rfile.read(length)))
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        """Events are printed, requests are not."""

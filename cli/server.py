@@ -1,0 +1,88 @@
+"""The server as the commands see it: the official SDK, OpenAI's routes, and Nightmill's own beside them.
+
+Where it is and which key opens it: what the command line or the environment says, else `run.json` of the data folder.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import openai
+from openai import OpenAI
+
+from cli.effective import effective
+from cli.folder import DataFolder
+from cli.trouble import Trouble
+
+_JSON = dict[str, Any]
+_TIMEOUT = 60.0  # seconds for one answer; uploads get more
+_UPLOAD_TIMEOUT = 3600.0
+
+
+def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
+    """The server to use. Raises Trouble when nothing says where it is."""
+    folder = DataFolder(effective(data_dir=data_dir).data_dir)
+    run = {} if url and api_key else folder.read_run()
+    base, key = url or run.get("url"), api_key or run.get("api_key")
+    if not base:
+        raise Trouble(f"nothing runs in {folder.path}; start it with `nightmill up`, or name a server with --url")
+    if not key:
+        raise Trouble("no API key: set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`")
+    return Server(base.rstrip("/").removesuffix("/v1"), key)
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """The SDK's errors, in one line each."""
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        raise Trouble(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
+    except openai.AuthenticationError as error:
+        raise Trouble(f"the server at {url} does not accept this key") from error
+    except openai.APIStatusError as error:
+        where = f" ({error.param})" if error.param else ""
+        told = error.body.get("message") if isinstance(error.body, dict) else None
+        raise Trouble(f"{told or error.message}{where}") from error
+
+
+class Server:
+    """One server and one key."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self.url = url
+        self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=_TIMEOUT)
+
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> _JSON:
+        with _told(self.url):
+            found = self.sdk.get(path, cast_to=object, options={"params": dict(query or {})})
+        return cast("_JSON", found)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> _JSON:
+        """A create is safe to send again: it carries a key of its own."""
+        with _told(self.url):
+            key = {"Idempotency-Key": str(uuid.uuid4())}
+            found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options={"headers": key})
+        return cast("_JSON", found)
+
+    def delete(self, path: str) -> None:
+        with _told(self.url):
+            self.sdk.delete(path, cast_to=object)
+
+    def upload(self, path: Path) -> str:
+        """Upload a batch's input; returns the file's id."""
+        key = {"Idempotency-Key": str(uuid.uuid4())}
+        with _told(self.url), path.open("rb") as handle:
+            sent = self.sdk.files.create(file=handle, purpose="batch", extra_headers=key, timeout=_UPLOAD_TIMEOUT)
+        return sent.id
+
+    def download(self, file_id: str, path: Path) -> None:
+        """Write a file's content to `path`, which appears when it is whole."""
+        temporary = path.with_name(f"{path.name}.part")
+        with _told(self.url):
+            answer = self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT)
+            with answer as content:
+                content.stream_to_file(temporary)
+        temporary.replace(path)
