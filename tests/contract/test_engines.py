@@ -1,4 +1,7 @@
-"""The engine port: one suite over the fake, the HTTP adapter and the embedding engine."""
+"""The engine port: one suite over the fake, the same on a loop of its own, and the HTTP adapter against a server.
+
+Generation and embedding on real models have files of their own: they can't be told to break.
+"""
 
 import asyncio
 import base64
@@ -18,6 +21,7 @@ from tests.support import stub_engine
 from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
 from workers.engines.http import HttpEngine
+from workers.engines.ownloop import OwnLoop
 from workers.engines.port import (
     Answer,
     Engine,
@@ -74,10 +78,24 @@ async def over_http(url: str, log: Path) -> AsyncIterator[Subject]:
         await engine.close()
 
 
-@pytest.fixture(params=["fake", "http"])
+@contextlib.asynccontextmanager
+async def on_a_thread_of_its_own() -> AsyncIterator[Subject]:
+    prompts: list[str] = []
+    engine = OwnLoop([MODEL], lambda: FakeEngine((MODEL,), timeout=0.5, asked=prompts.append))
+    await engine.start()
+    try:
+        yield Subject(engine, lambda: prompts)
+    finally:
+        await engine.close()
+
+
+@pytest.fixture(params=["fake", "own-loop", "http"])
 async def subject(request: pytest.FixtureRequest, log: Path) -> AsyncIterator[Subject]:
     if request.param == "fake":
         async with fake() as running:
+            yield running
+    elif request.param == "own-loop":
+        async with on_a_thread_of_its_own() as running:
             yield running
     else:
         async with over_http(request.getfixturevalue("stub"), log) as running:

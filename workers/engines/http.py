@@ -18,16 +18,14 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from jobs.registry import ANY_MODEL
+from jobs.registry import ANY_MODEL, is_internal
 from workers.engines import wire
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request, unknown_model
 
 CONNECT_SECONDS: Final = 5.0
 LISTING_SECONDS: Final = 5.0
-KEEPALIVE_SECONDS: Final = (
-    4.0  # below the 5 s after which uvicorn closes: a request never meets a dying connection
-)
+KEEPALIVE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn closes: a request never meets a dying connection
 WATCH_SECONDS: Final = 0.25
 TRIES_WHEN_LIMITED: Final = 3  # a request that got 429 this often goes back to its worker
 LONGEST_PAUSE_SECONDS: Final = 5.0  # a longer Retry-After is the worker's to wait
@@ -48,9 +46,7 @@ class Limited(EngineBusy):
 
 
 class HttpEngine:
-    def __init__(
-        self, endpoints: Sequence[Endpoint], *, timeout: float, max_answer_bytes: int = 16 << 20
-    ) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], *, timeout: float, max_answer_bytes: int = 16 << 20) -> None:
         self.endpoints = tuple(endpoints)
         self._timeout, self._max_bytes = timeout, max_answer_bytes
         self._session: aiohttp.ClientSession | None = None
@@ -61,6 +57,15 @@ class HttpEngine:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(sorted(frozenset[str]().union(*(endpoint.models for endpoint in self.endpoints))))
+
+    @property
+    def discovered(self) -> dict[str, bool]:
+        """Models that servers have shown of themselves, and whether one of these servers is external."""
+        found: dict[str, bool] = {}
+        for endpoint in self.endpoints:
+            for name in endpoint.models if endpoint.serves is None else ():
+                found[name] = found.get(name, False) or not is_internal(endpoint.url)
+        return found
 
     @property
     def settled(self) -> bool:
@@ -78,9 +83,7 @@ class HttpEngine:
                 "Accept-Encoding": "identity",
                 "User-Agent": "nightmill",
             },
-            timeout=aiohttp.ClientTimeout(
-                total=self._timeout, sock_connect=min(CONNECT_SECONDS, self._timeout / 2)
-            ),
+            timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=min(CONNECT_SECONDS, self._timeout / 2)),
             trust_env=False,
         )
         await self.discover()
@@ -140,9 +143,7 @@ class HttpEngine:
         """Waiting makes sense if a server is merely full, or pauses for a moment."""
         if not any(e.circuit.closed and e.pause <= LONGEST_PAUSE_SECONDS for e in able):
             wait = min(endpoint.wait() for endpoint in able)
-            raise EngineBusy(
-                "No endpoint of this model takes requests now.", retry_after=max(wait, WATCH_SECONDS)
-            )
+            raise EngineBusy("No endpoint of this model takes requests now.", retry_after=max(wait, WATCH_SECONDS))
 
     async def _line_up(self, model: str, priority: int, order: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -226,9 +227,7 @@ class HttpEngine:
         response.close()
         raise EngineFault(f"The endpoint's answer is larger than {self._max_bytes} bytes.")
 
-    def _judge(
-        self, endpoint: Endpoint, cuts: int, status: int, retry_after: str | None, raw: bytes
-    ) -> Answer:
+    def _judge(self, endpoint: Endpoint, cuts: int, status: int, retry_after: str | None, raw: bytes) -> Answer:
         if status in {429, 503}:
             raise self._slow_down(endpoint, cuts, status, wire.retry_after(retry_after))
         if status in {502, 504}:  # a proxy that lost its server
@@ -290,9 +289,7 @@ class HttpEngine:
         timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
         url = f"{endpoint.url}/v1/models"
         try:
-            async with self._session.get(
-                url, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
+            async with self._session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
                 if response.status >= 500:
                     return None
                 names = wire.model_names(await self._read(response)) if response.status == 200 else None

@@ -1,0 +1,68 @@
+"""An engine on a thread of its own, for one that blocks the event loop while it is built (vLLM, half a minute)."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from workers.engines.port import Answer, Engine, Request
+
+T = TypeVar("T")
+
+
+class OwnLoop:
+    """`make` runs in the thread too, at the first start: it may convert or download a model."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[], Engine]) -> None:
+        self._names, self._make = tuple(names), make
+        self._engine: Engine | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._starting = asyncio.Lock()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self._names
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=_run, args=(self._loop,), name="engine", daemon=True)
+                self._thread.start()
+            await self._over(self._start())
+
+    async def answer(self, request: Request) -> Answer:
+        if self._engine is None:
+            await self.start()
+        assert self._engine is not None
+        return await self._over(self._engine.answer(request))
+
+    async def close(self) -> None:
+        async with self._starting:
+            if self._loop is None or self._thread is None:
+                return
+            if self._engine is not None:
+                await self._over(self._engine.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            await asyncio.to_thread(self._thread.join)
+            self._engine = self._loop = self._thread = None
+
+    async def _start(self) -> None:
+        if self._engine is None:
+            self._engine = self._make()
+        await self._engine.start()
+
+    async def _over(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run it over there; cancelling here cancels there."""
+        assert self._loop is not None
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()

@@ -1,0 +1,143 @@
+"""The engines of one worker process as one engine, and how they are built from the models file.
+
+name ── registry.target ──▶ an engine that has the model ── else ──▶ an endpoint that takes any name
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from jobs.queues import Queue
+from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
+from jobs.settings import Settings
+from workers.engines.embed import EmbedEngine
+from workers.engines.endpoints import Endpoint, base_of
+from workers.engines.http import HttpEngine
+from workers.engines.ownloop import OwnLoop
+from workers.engines.packaged import materialise
+from workers.engines.port import Answer, Engine, EngineBusy, Request, unknown_model
+from workers.engines.vllm import VllmEngine
+
+log = logging.getLogger(__name__)
+
+
+class Router:
+    """An engine made of engines. `registry` may be replaced when the models file has changed."""
+
+    def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
+        self.engines = tuple(engines)
+        self.registry = registry
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for engine in self.engines for name in engine.models))
+
+    @property
+    def discovered(self) -> Mapping[str, bool]:
+        """Models that endpoints have shown, and whether prompts for them leave the house."""
+        found = [engine.discovered for engine in self.engines if isinstance(engine, HttpEngine)]
+        return {name: external for models in found for name, external in models.items()}
+
+    async def start(self) -> None:
+        """Start what is not running; if any engine fails, the others run and its error is raised."""
+        outcomes = await asyncio.gather(*(engine.start() for engine in self.engines), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def answer(self, request: Request) -> Answer:
+        name = str(request.body.get("model"))
+        target = self.registry.target(name, self.models)
+        engine = self._engine_of(target) if target else None
+        if engine is None or target is None:
+            return self._unserved(name)
+        if target != name:
+            request = replace(request, body={**request.body, "model": target})
+        return await engine.answer(request)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(engine.close() for engine in self.engines))
+
+    def _engine_of(self, target: str) -> Engine | None:
+        for engine in self.engines:
+            if target in engine.models:
+                return engine
+        if target in self.registry.models:
+            return None  # it has a worker of its own: an endpoint that takes any name is not meant
+        return next((engine for engine in self.engines if ANY_MODEL in engine.models), None)
+
+    def _unserved(self, name: str) -> Answer:
+        unsettled = any(isinstance(engine, HttpEngine) and not engine.settled for engine in self.engines)
+        if unsettled or self.registry.resolve(name):
+            raise EngineBusy(f"This worker does not serve the model `{name}` now.", retry_after=1.0)
+        return unknown_model(name)
+
+
+def build(settings: Settings, registry: Registry, queue: str) -> Router:
+    """What a worker process of `queue` serves. Nothing is loaded before `start`."""
+    mine = [model for model in registry.models.values() if model.queue == queue]
+    engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
+    engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
+    endpoints = _endpoints([model for model in mine if model.engine is EngineKind.HTTP], settings)
+    if queue == Queue.GENERATE:
+        endpoints += [
+            Endpoint(url, settings.engine_api_key, concurrency=settings.engine_concurrency)
+            for url in settings.engine_urls
+        ]
+    if endpoints:
+        timeout, most = settings.engine_timeout_seconds, settings.engine_max_answer_bytes
+        engines.append(HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most))
+    return Router(engines, registry)
+
+
+def _source(model: Model, settings: Settings) -> str:
+    """The folder or hub name of a model; a packaged one may take a minute to make."""
+    source = model.source
+    if source.packaged:
+        return str(materialise(source.packaged, models_dir(settings)))
+    return str(source.path) if source.path else str(source.repo)
+
+
+def models_dir(settings: Settings) -> Path:
+    return settings.data_dir.absolute() / "models"
+
+
+def _embed(model: Model, settings: Settings) -> EmbedEngine:
+    source = partial(_source, model, settings)
+    return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
+
+
+def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
+    if len(models) > 1:
+        names = ", ".join(model.name for model in models)
+        raise ModelsFileError(f"{names}: a process holds one vLLM model; give each of these a queue of its own")
+    return [OwnLoop([model.name], partial(_make_vllm, model, settings)) for model in models]
+
+
+def _make_vllm(model: Model, settings: Settings) -> VllmEngine:
+    args = dict(model.engine_args)
+    if model.source.revision:
+        args = {"revision": model.source.revision, "tokenizer_revision": model.source.revision} | args
+    # One file per device: workers of one queue on several GPUs must not end each other's engines.
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "_")
+    pids = settings.data_dir.absolute() / "run" / f"engine-{model.queue}-{device or 'all'}.pids"
+    pids.parent.mkdir(parents=True, exist_ok=True)
+    return VllmEngine(_source(model, settings), [model.name], args, pids)
+
+
+def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
+    """One endpoint per server and key, with all models that the file says it has."""
+    serves: dict[tuple[str, str], dict[str, str]] = {}
+    for model in models:
+        key = os.environ.get(model.source.api_key_env or "", "")
+        if model.source.api_key_env and not key:
+            log.error("models_file.key_missing", extra={"model": model.name, "variable": model.source.api_key_env})
+            continue
+        for url in model.source.urls:
+            serves.setdefault((base_of(url), key), {})[model.name] = model.upstream
+    most = settings.engine_concurrency
+    return [Endpoint(url, key, names, concurrency=most) for (url, key), names in serves.items()]
