@@ -102,7 +102,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str
         return shown
     context.standing.models = tuple(sorted(names))
     context.standing.state = "ready"
-    found = engine.discovered()
+    found = engine.discovered
     context.db.retrying(lambda session: fleet.remember_all(session, found, queue), context.stop)
     context.keeper.announce()
     return names

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from celery import Celery
-from kombu import Exchange
-from kombu import Queue as KombuQueue
+from kombu.entity import Exchange
+from kombu.entity import Queue as KombuQueue
 
 from jobs.queues import Queue
 from jobs.settings import Settings

@@ -1,7 +1,7 @@
 """The dispatcher: the only publisher and the only housekeeper. `python -m workers.dispatcher`.
 
     every tick (100 ms)    ring what is due, as far as the live slots go       outbox ─▶ broker
-    every second           leases, dead workers, deadlines, stopping jobs, audit seals, webhooks that are due
+    every second           leases, dead workers, deadlines, stopping jobs, audit seals, due webhooks
     every minute           retention
 
 Several may run; one leads. What it observes (leases, rings) it observes on its own monotonic clock, and a new
@@ -122,7 +122,7 @@ class Dispatcher:
         at = time.time()
         projects = outbox.waiting_projects(session, queue, at)
         waiting = {project: outbox.due(session, queue, project, at, room) for project in projects}
-        weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())  # type: ignore[arg-type]
+        weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         return choose(waiting, _out(session).get(queue, {}), weights, room)
 
     def _publish(self, rings: Sequence[Ring | Outbox]) -> None:
@@ -185,10 +185,13 @@ def _out(session: Session) -> dict[str, dict[str, int]]:
         .where(Outbox.rung_at.is_not(None))
         .group_by(Outbox.queue, Outbox.project_id)
     )
-    rows = [tuple(row) for row in session.execute(running)] + [tuple(row) for row in session.execute(rung)]
-    rows += [(Queue.PLAN.value, project, count) for project, count in session.execute(claimed)]
-    for queue, project, count in rows:
-        projects = out.setdefault(str(queue), {})
+    counts = [
+        *((queue or "", project, count) for queue, project, count in session.execute(running)),
+        *((Queue.PLAN.value, project, count) for project, count in session.execute(claimed)),
+        *((queue, project, count) for queue, project, count in session.execute(rung)),
+    ]
+    for queue, project, count in counts:
+        projects = out.setdefault(queue, {})
         projects[project] = projects.get(project, 0) + count
     return out
 

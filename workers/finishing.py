@@ -14,13 +14,14 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs import ledger, lines
 from jobs.clock import now
 from jobs.errors import Fenced, NotFound, StorageFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
-from jobs.models import File, Segment, Shard
+from jobs.models import File, Job, Segment, Shard
 from jobs.payloads import Batch
 from jobs.queues import Task
 from jobs.states import JobState
@@ -191,7 +192,7 @@ class _Finisher:
         files = [row for row in rows.values() if row is not None]
         described = [{c.name: getattr(row, c.name) for c in File.__table__.columns} for row in files]
 
-        def close(session):  # type: ignore[no-untyped-def]
+        def close(session: Session) -> Job:
             return ledger.close(session, self.claim, values, [File(**row) for row in described])
 
         self.context.db.retrying(close)

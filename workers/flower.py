@@ -5,7 +5,6 @@ their names and ids, never a prompt: a doorbell carries nothing else.
 """
 
 import os
-import sys
 
 from jobs import logs
 from jobs.settings import settings
@@ -33,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,6 +9,7 @@ retention   every minute, see `workers.retention`
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -92,17 +93,17 @@ class Housekeeper:
         lost_jobs = self._jobs.stale(((job_id, epoch), beat) for job_id, epoch, beat, _ in claimed)
         for (job_id, n, epoch), beat in lost_shards:
             log.warning("lease_lost", extra={"job_id": job_id, "shard": n, "epoch": epoch})
-            self._write(lambda session, key=(job_id, n, epoch, beat): shards.lose(session, *key))
+            self._write(partial(shards.lose, job_id=job_id, n=n, epoch=epoch, beat=beat))
         for (job_id, epoch), beat in lost_jobs:
             log.warning("lease_lost", extra={"job_id": job_id, "epoch": epoch})
-            self._write(lambda session, key=(job_id, epoch, beat): ledger.lose(session, *key))
+            self._write(partial(ledger.lose, job_id=job_id, epoch=epoch, beat=beat))
 
     def _expire(self) -> None:
         with self._db.read() as session:
             overdue = ledger.overdue(session, now())
         for job_id in overdue:
             log.info("job_expires", extra={"job_id": job_id})
-            self._write(lambda session, job_id=job_id: ledger.expire(session, job_id, actor=_ACTOR))
+            self._write(partial(ledger.expire, job_id=job_id, actor=_ACTOR))
             self._db.breathe()
 
     def _fence_stopping(self) -> None:
@@ -112,13 +113,13 @@ class Housekeeper:
             jobs = list(session.scalars(select(Job.id).where(Job.state.in_(stopping), Job.worker_id.is_(None))))
         for job_id, age in self._stopping.ages(jobs).items():
             if age >= self._config.cancel_grace_seconds:
-                self._write(lambda session, job_id=job_id: shards.fence(session, job_id))
+                self._write(partial(shards.fence, job_id=job_id))
 
     def _sweep(self) -> None:
         with self._db.read() as session:
             lost = ledger.unsettled(session)
         for job_id in lost:
-            self._write(lambda session, job_id=job_id: ledger.settle(session, job_id, actor=_ACTOR))
+            self._write(partial(ledger.settle, job_id=job_id, actor=_ACTOR))
         if self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
 

@@ -26,7 +26,7 @@ def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Re
         if claim.covered >> line & 1:
             continue
         text = lines.working.decode(raw)
-        item = _item(claim, line, text.custom_id, payload)
+        item = _item(claim, line, text.custom_id)
         try:
             item.request.body.update(_decode(text.body))
         except (msgspec.MsgspecError, RecursionError):
@@ -38,7 +38,7 @@ def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Re
     return (_deduped(found) if payload.dedupe else [item for _, item in found]), broken
 
 
-def _item(claim: ShardClaim, line: int, custom_id: str, payload: Batch) -> Item:
+def _item(claim: ShardClaim, line: int, custom_id: str) -> Item:
     item_id = records.line_id(claim.job.id, claim.n, line)
     request = Request(
         url=claim.job.endpoint,

@@ -116,7 +116,7 @@ class Keeper:
         claims = {(hold.job_id, hold.shard_n, hold.epoch): hold for hold in holds if hold.shard_n is not None}
         with self._db.write() as session:
             self._beat_worker(session)
-            lost = shards.beat(session, list(claims))  # type: ignore[arg-type]
+            lost = shards.beat(session, list(claims))
             lost_jobs = [
                 hold for hold in holds if hold.shard_n is None and not _beat_job(session, hold, self.worker_id)
             ]

@@ -9,7 +9,10 @@ that removes the shards of the first and starts again; until `planned`, no shard
 """
 
 import logging
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
+
+from sqlalchemy.orm import Session
 
 from jobs import ledger, lines, shards
 from jobs.db import WRITE_ROWS
@@ -22,6 +25,7 @@ from workers.context import Context
 from workers.keeper import Hold
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Errors a rejected batch names, at most.
 MAX_ERRORS = 1000
@@ -86,7 +90,7 @@ class _Planner:
         else:
             self._write(self._planned)
 
-    def _planned(self, session):  # type: ignore[no-untyped-def]
+    def _planned(self, session: Session) -> None:
         ledger.planned(session, self.claim, total=self.total, model=self.checker.model, queue=self.queue or "")
 
     def _read(self, path: str) -> None:
@@ -196,7 +200,7 @@ class _Planner:
         while self._write(lambda session: shards.uncut(session, self.claim, WRITE_ROWS)):
             self.context.db.breathe(self.context.stop)
 
-    def _write(self, work):  # type: ignore[no-untyped-def]
+    def _write(self, work: Callable[[Session], T]) -> T:
         return self.context.db.retrying(work, self.context.stop)
 
 

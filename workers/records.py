@@ -1,6 +1,6 @@
 """The output lines of a batch, assembled from bytes: an answer's body is never parsed to be passed on.
 
-    record on disk:  <line in the shard> TAB <1|0> TAB <output line> LF        1: goes to the output file, 0: to the errors
+    record on disk:  <line in the shard> TAB <1|0> TAB <output line> LF        1: output file, 0: error file
 
 An HTTP answer of any status fills `response` and leaves `error` null; what never got an answer is the reverse.
 """

@@ -6,6 +6,7 @@ A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import Session
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 from jobs import audit
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Attempt, Delivery, Event, File, Idempotency, Job, Segment, Shard, Upload, UploadPart
+from jobs.models import Attempt, Base, Delivery, Event, File, Idempotency, Job, Segment, Shard, Upload, UploadPart
 from jobs.settings import Settings
 from jobs.states import LIVE, TERMINAL
 from jobs.storage import Storage
@@ -101,7 +102,7 @@ class Retention:
                 log.warning("purge_failed", extra={"path": path})
 
 
-def _delete_old(session: Session, table, key, *conditions) -> None:  # type: ignore[no-untyped-def]
+def _delete_old(session: Session, table: type[Base], key: Any, *conditions: Any) -> None:
     ids = session.scalars(select(key).where(*conditions).limit(_AT_ONCE)).all()
     if ids:
         session.execute(delete(table).where(key.in_(ids)))

@@ -11,7 +11,11 @@ careful mode, one line at a time, so that a line that kills the worker names its
 
 import logging
 from collections import deque
-from concurrent.futures import CancelledError
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from functools import partial
+
+from sqlalchemy.orm import Session
 
 from jobs import ledger, shards
 from jobs.errors import Fenced, NotFound, StorageFull
@@ -91,7 +95,7 @@ class _Run:
             if item.line == claim.trying_line and claim.trying_times >= _CAREFUL_TRIES:
                 self._fail(item, *_CRASHED)
             else:
-                self._write(lambda session, line=item.line: shards.trying(session, claim, line))
+                self._write(partial(shards.trying, claim=claim, line=item.line))
                 self._answer([item])
             self._commit()
             if self.hold.ended:
@@ -113,7 +117,7 @@ class _Run:
         for item in broken + [item for item in items if item.faults >= self.tries and item.fault is None]:
             self._give_up(item)
 
-    def _collect(self, future) -> None:  # type: ignore[no-untyped-def]
+    def _collect(self, future: Future[list[Item]]) -> None:
         while not future.done():
             self.hold.changed.wait(self.context.config.segment_seconds)
             if self.hold.lost.is_set():
@@ -153,7 +157,7 @@ class _Run:
         self.seq += 1
         self.closed = last
 
-    def _record(self, session, path: str, length: int, tally: Tally, last: bool) -> None:  # type: ignore[no-untyped-def]
+    def _record(self, session: Session, path: str, length: int, tally: Tally, last: bool) -> None:
         if tally.covered:
             shards.commit(session, self.claim, self.seq, path, length, tally, last=last)
         else:
@@ -182,7 +186,7 @@ class _Run:
         for one in (item, *item.followers):
             self.buffer.append(records.failed(one.line, one.id, one.custom_id, code, message))
 
-    def _write(self, work) -> None:  # type: ignore[no-untyped-def]
+    def _write(self, work: Callable[[Session], None]) -> None:
         self.context.db.retrying(work)
 
 

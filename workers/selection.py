@@ -6,7 +6,7 @@ from typing import BinaryIO
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import lines
+from jobs import ledger, lines
 from jobs.ledger import JobClaim
 from jobs.models import File, Job, Segment, Shard
 from jobs.states import LIVE
@@ -53,7 +53,7 @@ def queued_bytes(session: Session, project_id: str) -> int:
 def _good_lines(session: Session, job_id: str) -> dict[int, tuple[int, int]]:
     """Per shard: its first line, and the bitmap of lines that succeeded."""
     found: dict[int, tuple[int, int]] = {}
-    firsts = dict(session.execute(select(Shard.n, Shard.first_line).where(Shard.job_id == job_id)).all())  # type: ignore[arg-type]
+    firsts = dict(session.execute(select(Shard.n, Shard.first_line).where(Shard.job_id == job_id)).all())
     for n, good in session.execute(select(Segment.n, Segment.good).where(Segment.job_id == job_id)):
         first, bitmap = found.get(n, (firsts[n], 0))
         found[n] = (first, bitmap | int.from_bytes(good, "little"))
@@ -72,6 +72,4 @@ def _left(handle: BinaryIO, good: dict[int, tuple[int, int]], max_bytes: int) ->
 
 
 def _remember(context: Context, claim: JobClaim, path: str) -> None:
-    from jobs import ledger
-
     context.db.retrying(lambda session: ledger.reads_from(session, claim, path), context.stop)
