@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from jobs.errors import DatabaseBusy
@@ -28,6 +30,9 @@ T = TypeVar("T")
 
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
+
+#: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
+_PASSING = frozenset({5, 6, 9, 10, 13, 14})
 
 
 class Database:
@@ -95,51 +100,58 @@ class Database:
             self._gate.close()
 
 
+@dataclass(slots=True)
+class _Door:
+    """One process's side of the gate: its threads queue here, one of them stands at the file."""
+
+    threads: threading.Lock = field(default_factory=threading.Lock)
+    file: IO[str] | None = None
+
+
 class _Gate:
-    """An exclusive lock on a file, one descriptor per thread: `flock` is between descriptors."""
+    """An exclusive `flock` between processes. A fork begins with a door of its own: `flock` is between descriptors."""
 
     def __init__(self, database: str | None, patience: float) -> None:
         self._path = None if database in (None, "", ":memory:") else Path(f"{database}.gate")
         self._patience = patience
-        self._mine = threading.local()
-        self._all: list[IO[str]] = []  # of every thread, to be closed
-
-    def close(self) -> None:
-        for handle in self._all:
-            handle.close()
-        self._all.clear()
+        self._doors: dict[int, _Door] = {}
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         if self._path is None:
             yield
             return
-        descriptor = self._descriptor(self._path)
-        self._lock(descriptor)
-        try:
-            yield
-        finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-    def _descriptor(self, path: Path) -> int:
-        if getattr(self._mine, "pid", None) != os.getpid():
-            self._mine.handle = path.open("a")
-            self._mine.pid = os.getpid()
-            self._all.append(self._mine.handle)
-        return int(self._mine.handle.fileno())
-
-    def _lock(self, descriptor: int) -> None:
-        """A blocking flock has no timeout and polling is unfair, so: one quick try, then poll with a short pause."""
         deadline = time.monotonic() + self._patience
-        pause = threading.Event()
-        while True:
+        door = self._doors.setdefault(os.getpid(), _Door())
+        if not door.threads.acquire(timeout=self._patience):
+            raise DatabaseBusy
+        try:
+            file = door.file = door.file or self._path.open("a")
+            _lock(file, deadline)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise DatabaseBusy from None
-                pause.wait(0.001)
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+        finally:
+            door.threads.release()
+
+    def close(self) -> None:
+        door = self._doors.pop(os.getpid(), None)
+        if door is not None and door.file is not None:
+            door.file.close()
+
+
+def _lock(file: IO[str], deadline: float) -> None:
+    """A blocking flock has no timeout, so: try, with short pauses."""
+    pause = threading.Event()
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DatabaseBusy from None
+            pause.wait(0.001)
 
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
@@ -157,6 +169,7 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
         url,
         pool_size=pool_size,
         max_overflow=40,
+        pool_timeout=max(patience, 2.0),
         connect_args={"timeout": patience, "isolation_level": None, "check_same_thread": False},
     )
     event.listen(engine, "connect", _pragmas)
@@ -179,9 +192,17 @@ def _begin(connection: Connection) -> None:
 def _our_errors() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except PoolTimeout as error:
         raise DatabaseBusy from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        if _passes(error):
             raise DatabaseBusy from error
         raise
+
+
+def _passes(error: DBAPIError) -> bool:
+    """Whether the same statement may work later. A wrong one stays wrong, and SQLite calls that operational too."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _PASSING
+    return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))

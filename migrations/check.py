@@ -1,4 +1,4 @@
-"""`python -m migrations.check` fails unless a new database, brought to the newest revision, holds what the models say."""
+"""`python -m migrations.check` fails unless a new database at the newest revision holds what the models say."""
 
 import sys
 import tempfile
