@@ -34,6 +34,7 @@ class Receiver:
         try:
             self._verify = Webhook(secret) if secret else None
         except ValueError as error:
+            self._http.server_close()
             raise Trouble("this is no signing secret; one looks like whsec_…") from error
         if not secret:
             print("no signing secret: events are printed without a check", flush=True)
@@ -45,6 +46,10 @@ class Receiver:
         finally:
             self._http.server_close()
 
+    def stop(self) -> None:
+        """Make `run` return, from any thread."""
+        threading.Thread(target=self._http.shutdown, daemon=True).start()
+
     def _receive(self, headers: dict[str, str], body: bytes) -> int:
         try:
             event = self._verify.verify(body, headers) if self._verify else json.loads(body)
@@ -54,7 +59,7 @@ class Receiver:
         with self._lock:
             self._print(headers.get("webhook-id", ""), event)
             if self._wanted and len(self._seen) >= self._wanted:
-                threading.Thread(target=self._http.shutdown, daemon=True).start()
+                self.stop()
         return 204
 
     def _print(self, webhook_id: str, event: object) -> None:

@@ -1,0 +1,144 @@
+"""The doctor says what is broken and how to mend it, and is not alarmed by what is merely not there yet."""
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.doctor import examine
+from cli.finding import Finding, Health
+from cli.main import app
+
+Examine = Callable[..., dict[str, Finding]]
+
+
+@pytest.fixture
+def diagnosis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """What the doctor finds about an empty data folder, by what it looked at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NIGHTMILL_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("NIGHTMILL_FLOWER_PORT", "1")
+
+    def diagnosis(**settings: str) -> dict[str, Finding]:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"NIGHTMILL_{name.upper()}", value)
+        return {finding.what: finding for finding in examine(tmp_path)}
+
+    return diagnosis
+
+
+class _Models(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.headers["authorization"] == "Bearer right" else 401)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "some-model"}]}')
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def engine() -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Models) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def _dead_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_new_installation_is_sound(diagnosis: Examine) -> None:
+    assert [one for one in diagnosis().values() if one.health is Health.BROKEN] == []
+
+
+def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: Path) -> None:
+    dead = _dead_port()
+    (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")
+
+    found = diagnosis(
+        database_url=f"postgresql://u:secret@127.0.0.1:{dead}/none",
+        broker_url=f"redis://:secret@127.0.0.1:{dead}/0",
+        engine_urls=f"http://127.0.0.1:{dead}/v1",
+        models_file=str(tmp_path / "models.yaml"),
+        min_free_bytes=str(1 << 60),
+    )
+
+    sick = {name: one for name, one in found.items() if one.health is Health.BROKEN}
+    assert set(sick) == {"database", "broker", f"engine http://127.0.0.1:{dead}/v1", "models file", "disk"}
+    assert all(one.mend for one in sick.values())
+    assert "secret" not in json.dumps([one.described() for one in found.values()])
+
+
+def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
+    found = diagnosis(port="many")
+
+    assert found["settings"].health is Health.BROKEN
+    assert "NIGHTMILL_PORT" in found["settings"].told
+
+
+def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: str) -> None:
+    found = diagnosis(engine_urls=engine, engine_api_key="right")[f"engine {engine}"]
+
+    assert (found.health, found.told) == (Health.FINE, "serves some-model")
+
+
+def test_an_attached_engine_that_refuses_the_key_is_broken(diagnosis: Examine, engine: str) -> None:
+    found = diagnosis(engine_urls=engine, engine_api_key="wrong")[f"engine {engine}"]
+
+    assert found.health is Health.BROKEN
+    assert "401" in found.told
+
+
+def test_a_database_of_an_older_version_is_to_be_migrated(
+    diagnosis: Examine, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = diagnosis(database_url=sqlite_url)["database"]
+    monkeypatch.setattr("alembic.script.ScriptDirectory.get_heads", lambda _: ["another"])
+
+    older = diagnosis(database_url=sqlite_url)["database"]
+
+    assert current.health is Health.FINE
+    assert (older.health, older.mend) == (Health.BROKEN, "python -m jobs.bootstrap")
+
+
+def test_a_port_that_is_taken_is_broken_while_nothing_runs(diagnosis: Examine) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        found = diagnosis(port=str(taken.getsockname()[1]))
+
+    assert found["port of api"].health is Health.BROKEN
+
+
+def test_a_process_that_is_gone_is_found_by_its_start_time(diagnosis: Examine, tmp_path: Path) -> None:
+    one = {"name": "gpu", "pid": 1, "started": 1, "restarts": 3, "state": "running"}
+    (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [one]}))
+
+    found = diagnosis()
+
+    assert found["process gpu"].health is Health.BROKEN
+    assert found["api"].health is Health.BROKEN
+    assert found["broker"].health is Health.BROKEN
+
+
+def test_the_exit_code_says_whether_something_is_broken(diagnosis: Examine, tmp_path: Path) -> None:
+    diagnosis()
+    sound = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path), "--json"])
+    diagnosis(min_free_bytes=str(1 << 60))
+    sick = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path)])
+
+    assert (sound.exit_code, sick.exit_code) == (0, 1)
+    assert {one["health"] for one in json.loads(sound.stdout)} <= {"fine", "warning"}
+    assert "to mend it: make room" in sick.stdout

@@ -1,0 +1,88 @@
+"""The local receiver accepts what is signed, refuses what is not, and counts an event once."""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from standardwebhooks import Webhook
+
+from cli.receiver import Receiver
+from cli.trouble import Trouble
+
+SECRET = "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c="
+BODY = json.dumps({"type": "batch.completed", "data": {"id": "batch_1"}})
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver("127.0.0.1", 0)
+    thread = threading.Thread(target=receiver.run, args=(SECRET, 2))
+    thread.start()
+    yield receiver
+    receiver.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def _post(receiver: Receiver, webhook_id: str, secret: str = SECRET, body: str = BODY) -> int:
+    at = datetime.now(UTC)
+    headers = {
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Webhook(secret).sign(webhook_id, at, body),
+    }
+    request = urllib.request.Request(receiver.url, body.encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_signed_event_is_accepted_and_printed(receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
+    status = _post(receiver, "wh_1")
+
+    assert status == 204
+    assert "batch.completed batch_1 wh_1 verified" in capsys.readouterr().out
+
+
+def test_an_event_signed_with_another_secret_is_refused(receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
+    status = _post(receiver, "wh_1", secret="whsec_" + "A" * 44)
+
+    assert status == 400
+    assert "refused: " in capsys.readouterr().out
+
+
+def test_a_repeated_event_is_marked_and_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    receiver = Receiver("127.0.0.1", 0)
+    thread = threading.Thread(target=receiver.run, args=(SECRET, 2))
+    thread.start()
+
+    _post(receiver, "wh_1")
+    _post(receiver, "wh_1")
+    still = thread.is_alive()
+    _post(receiver, "wh_2")
+    thread.join(5)
+
+    assert still
+    assert not thread.is_alive()
+    assert "wh_1 verified (again)" in capsys.readouterr().out
+
+
+def test_a_secret_that_is_none_is_told_in_one_line() -> None:
+    receiver = Receiver("127.0.0.1", 0)
+
+    with pytest.raises(Trouble, match="no signing secret"):
+        receiver.run("whsec_not base64!")
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(receiver: Receiver) -> None:
+    port = int(receiver.url.rsplit(":", 1)[1].strip("/"))
+
+    with pytest.raises(Trouble, match="cannot listen on"):
+        Receiver("127.0.0.1", port)
