@@ -168,7 +168,11 @@ async def _throttle(request: Received, writer: asyncio.StreamWriter) -> bool:
 
 
 async def _huge(_request: Received, writer: asyncio.StreamWriter) -> bool:
-    return await _reply(writer, "200 OK", body=b"x" * 10_000_000)
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10000000\r\n\r\n")
+    for _ in range(1000):
+        writer.write(b"x" * 10_000)
+        await writer.drain()
+    return True
 
 
 async def _bomb(_request: Received, writer: asyncio.StreamWriter) -> bool:
