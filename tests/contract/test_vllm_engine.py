@@ -1,4 +1,4 @@
-"""The vLLM adapter over a real engine and a real small model: one engine for all tests, killed and rebuilt by the last."""
+"""The vLLM adapter over a real engine and a small model: one engine for all tests, killed and rebuilt by the last."""
 
 import os
 import signal

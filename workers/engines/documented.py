@@ -55,5 +55,5 @@ def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
 
 
 def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body without anything that OpenAI doesn't document for this URL, and without nulls, which mean "not given"."""
+    """The body without what OpenAI doesn't document for this URL, and without nulls: they mean "not given"."""
     return {name: value for name, value in body.items() if name in FIELDS[url] and value is not None}

@@ -1,0 +1,45 @@
+"""Who may import whom: the contracts in pyproject.toml, and what a light process must not load."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "sentence_transformers", "vllm")
+
+
+def test_the_import_contracts_are_kept() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "foreign"),
+    [
+        ("api.app", (*HEAVY, "celery", "kombu")),
+        ("jobs.ledger", (*HEAVY, "celery", "kombu", "fastapi")),
+        ("cli.main", (*HEAVY, "celery", "kombu", "fastapi")),
+        ("workers.engines.vllm", HEAVY),
+        ("workers.engines.packaged", HEAVY),
+        ("workers.app", HEAVY),
+        ("workers.dispatcher", HEAVY),
+    ],
+)
+def test_a_light_process_stays_light(module: str, foreign: tuple[str, ...]) -> None:
+    """The API and the command start in under a second, and run where torch is not installed."""
+    if not any((ROOT / module.replace(".", "/")).with_suffix(suffix).exists() for suffix in (".py", "")):
+        pytest.skip(f"{module} is not there")
+    script = f"import sys, {module}; print(*sorted({set(foreign)!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
