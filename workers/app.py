@@ -64,6 +64,7 @@ def build(config: Settings, extra_queues: tuple[str, ...] = ()) -> Celery:
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=_is_redis(broker_url(config)),
         worker_pool_start_method="spawn",
+        worker_proc_alive_timeout=60,  # a spawned child imports everything anew: seconds on a busy machine
         worker_max_tasks_per_child=200,
         worker_max_memory_per_child=600_000,  # KiB: recycled after the task, not a guard
         worker_hijack_root_logger=False,
