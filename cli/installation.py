@@ -53,7 +53,7 @@ class Installation:
             if killed:
                 notices.say(f"killed {killed} processes that an earlier run left behind")
             try:
-                return Supervisor(self.plan(lines), self.hooks(notices, leaving), wakeups).run()
+                return Supervisor(self.plan(lines), self.hooks(lines, notices, leaving), wakeups).run()
             finally:
                 leaving.set()
                 self.folder.run_file.unlink(missing_ok=True)
@@ -94,13 +94,13 @@ class Installation:
             SUPERVISED: str(config.data_dir),
         }
 
-    def hooks(self, notices: Notices, leaving: threading.Event) -> Hooks:
+    def hooks(self, lines: Sequence[procfile.Line], notices: Notices, leaving: threading.Event) -> Hooks:
         """What the supervisor reports goes to `run.json` and to the user."""
         shown = (lambda name, line: notices.show(f"{name:>10} | {line}")) if self.verbose else None
         return Hooks(
             say=notices.say,
             publish=self._publish,
-            released=lambda: self._announce(notices, leaving),
+            released=lambda: self._announce([line.name for line in lines], notices, leaving),
             output=shown,
         )
 
@@ -118,14 +118,17 @@ class Installation:
             }
         )
 
-    def _announce(self, notices: Notices, leaving: threading.Event) -> None:
-        notices.say(f"starting in {self.folder.path}; logs are in its folder 'logs'")
+    def _announce(self, names: Sequence[str], notices: Notices, leaving: threading.Event) -> None:
+        notices.say(f"starting in {self.folder.path}; what each process logs is in {self.folder.logs}")
 
         def ready() -> None:
             notices.say(f"ready: {self.url}/v1")
-            password = self.folder.path / FLOWER_PASSWORD
-            notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")
+            if "flower" in names:
+                password = self.folder.path / FLOWER_PASSWORD
+                notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")
             key = self.folder.operator_key()  # shown to a person, never to a pipe or a log
             notices.show(f"API key: {key if sys.stdout.isatty() else f'in {self.folder.run_file}'}")
+            if "gpu" in names and self.config.vllm_enabled:
+                notices.say("gpu loads its model; vLLM takes about a minute to start")
 
-        readiness.when_ready(self.url, ready, leaving)
+        readiness.tell_when_up(self.url, names, ready, notices.say, leaving)

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import audit, keys, webhooks
+from cli import audit, jobs, keys, webhooks
 from cli.doctor import doctor
+from cli.submit import submit
 from cli.trouble import Trouble
 from cli.up import up
+from cli.watch import watch
 from jobs.errors import NightmillError
 
 
@@ -52,6 +54,11 @@ def nightmill(
 
 
 app.command()(up)
+app.command()(submit)
+app.command("jobs")(jobs.jobs)
+app.command()(watch)
+app.command()(jobs.cancel)
+app.command()(jobs.retry)
 app.command()(doctor)
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")

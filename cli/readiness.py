@@ -1,40 +1,65 @@
-"""Tells when the server answers and which workers have joined, while the supervisor goes on by itself."""
+"""What `GET /readyz` says: whether the server takes requests, and which pools of workers have come up."""
 
 import json
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_INTERVAL = 0.3  # seconds between looks
-_PATIENCE = 2.0
+_INTERVAL = 0.5  # seconds between looks
+_PATIENCE = 3.0
+#: The queue by which each line of the Procfile shows that it works.
+POOLS: Mapping[str, str] = {
+    "cpu": "cpu.plan",
+    "gpu": "gpu.generate",
+    "embed": "gpu.embed",
+    "io": "io.webhooks",
+}
 
 
 def look(url: str) -> dict[str, Any] | None:
-    """What GET /readyz says, or None while it does not answer 200."""
+    """The server's answer, whether it is ready or not; None while there is none."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=_PATIENCE) as answer:  # noqa: S310 (our own http URL)
-            found = json.load(answer)
-    except (OSError, ValueError):
+        with urllib.request.urlopen(f"{url}/readyz", timeout=_PATIENCE) as answer:  # noqa: S310 (an http URL of ours)
+            return _parsed(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return _parsed(error.read())
+    except OSError:
         return None
-    return found if isinstance(found, dict) else {}
 
 
-def answers(url: str) -> bool:
-    """Whether the server takes requests."""
-    return look(url) is not None
+def takes_requests(url: str) -> bool:
+    """Whether it answers and has its database. Work may wait for a worker meanwhile."""
+    found = look(url)
+    return found is not None and found.get("database") == "ok"
 
 
-def when_ready(url: str, then: Callable[[], None], stop: threading.Event) -> threading.Thread:
-    """Call `then` once, from another thread, when the server takes requests."""
+def tell_when_up(
+    url: str, pools: Sequence[str], ready: Callable[[], None], say: Callable[[str], None], stop: threading.Event
+) -> threading.Thread:
+    """From a thread of its own: call `ready` when the server takes requests, then say which pool has come up."""
 
     def watch() -> None:
-        while not answers(url):
+        while not takes_requests(url):
             if stop.wait(_INTERVAL):
                 return
-        then()
+        ready()
+        waiting = {name: POOLS[name] for name in pools if name in POOLS}
+        while waiting and not stop.wait(_INTERVAL):
+            live = (look(url) or {}).get("workers", {})
+            for name in [name for name, queue in waiting.items() if live.get(queue)]:
+                say(f"{name} takes work from {waiting.pop(name)}")
 
     thread = threading.Thread(target=watch, name="readiness", daemon=True)
     thread.start()
     return thread
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

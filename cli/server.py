@@ -6,6 +6,7 @@ Where it is and which key opens it: what the command line or the environment say
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from cli.trouble import Trouble
 _JSON = dict[str, Any]
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
+_PAGE = 100  # entries of one page, at most
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
@@ -33,19 +35,24 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
     return Server(base.rstrip("/").removesuffix("/v1"), key)
 
 
+class Away(Trouble):
+    """No server answers, or it cannot answer now."""
+
+
 @contextmanager
 def _told(url: str) -> Iterator[None]:
     """The SDK's errors, in one line each."""
     try:
         yield
     except openai.APIConnectionError as error:
-        raise Trouble(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
+        raise Away(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
     except openai.AuthenticationError as error:
         raise Trouble(f"the server at {url} does not accept this key") from error
     except openai.APIStatusError as error:
         where = f" ({error.param})" if error.param else ""
         told = error.body.get("message") if isinstance(error.body, dict) else None
-        raise Trouble(f"{told or error.message}{where}") from error
+        trouble = Away if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else Trouble
+        raise trouble(f"{told or error.message}{where}") from error
 
 
 class Server:
@@ -59,6 +66,18 @@ class Server:
         with _told(self.url):
             found = self.sdk.get(path, cast_to=object, options={"params": dict(query or {})})
         return cast("_JSON", found)
+
+    def pages(self, path: str, query: Mapping[str, Any], limit: int) -> list[_JSON]:
+        """The first `limit` entries of a list, over as many pages as that takes."""
+        found: list[_JSON] = []
+        after: dict[str, Any] = {}
+        while len(found) < limit:
+            page = self.get(path, {**query, **after, "limit": min(limit - len(found), _PAGE)})
+            found += page["data"]
+            if not page["has_more"] or not page["data"]:
+                break
+            after = {"after": page["data"][-1]["id"]}
+        return found
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> _JSON:
         """A create is safe to send again: it carries a key of its own."""

@@ -61,12 +61,18 @@ def _redis(url: str) -> Finding:
 
 def api(patient: Patient) -> Iterator[Finding]:
     url = patient.run.get("url") or patient.config.url
-    if readiness.answers(url):
-        yield fine("api", f"ready at {url}")
-    elif patient.run:
-        yield broken("api", f"does not say that it is ready at {url}", f"look at {patient.folder.logs}/web.log")
-    else:
+    found = readiness.look(url)
+    if found is None and not patient.run:
         yield fine("api", f"nothing runs in {patient.folder.path}; start it with `{_START}`")
+    elif found is None:
+        yield broken("api", f"no answer at {url}", f"look at {patient.folder.logs}/web.log")
+    elif found.get("status") == "ready":
+        workers = ", ".join(f"{queue} {slots}" for queue, slots in found.get("workers", {}).items())
+        yield fine("api", f"ready at {url}; slots: {workers or 'none yet'}")
+    else:
+        waiting = found.get("depth") or "none"
+        told = f"{url} says '{found.get('status', 'something else')}'; work that waits: {waiting}"
+        yield broken("api", told, f"look at the processes below and at {patient.folder.logs}")
 
 
 def ports(patient: Patient) -> Iterator[Finding]:

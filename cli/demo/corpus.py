@@ -1,0 +1,102 @@
+"""The demo's text: docstrings of Python's own standard library, read from its sources. Nothing is imported or run.
+
+Modules take turns, so that a small batch has something of many of them.
+"""
+
+import ast
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+_SHORTEST = 60  # characters; below, there is nothing to sum up
+_LONGEST = 600
+_PER_MODULE = 8
+_PASSED_OVER = frozenset({"antigravity", "idlelib", "lib2to3", "test", "this", "turtledemo", "pydoc_data"})
+
+#: Put to the docstrings at the end: which of them means this?
+QUESTIONS = ("read a CSV file", "wait for a thread to end", "the average of some numbers")
+#: Each docstring is labelled with the topic that is nearest to it.
+TOPICS = {
+    "files": "reading, writing, copying and naming files and directories",
+    "text": "strings, text, regular expressions and formatting",
+    "numbers": "numbers, mathematics, statistics and random values",
+    "dates": "dates, times and calendars",
+    "network": "network connections, sockets, HTTP, URLs and e-mail",
+    "concurrency": "threads, processes, tasks, locks and queues",
+    "data formats": "parsing and serialising JSON, XML, CSV and other data formats",
+    "language": "classes, functions, modules, imports, types and the Python interpreter",
+    "security": "hashing, encryption, certificates and secrets",
+    "testing": "tests, mocks, debugging and profiling",
+}
+_TASK = "You describe Python functions. Answer with one short sentence and nothing else."
+
+
+@dataclass(frozen=True, slots=True)
+class Docstring:
+    """One docstring by the full name of what it documents."""
+
+    name: str
+    text: str
+
+
+def docstrings(count: int) -> list[Docstring]:
+    """The first `count` of them; the same on every run of one Python."""
+    turns = zip_longest(*(list(islice(_of_module(name, path), _PER_MODULE)) for name, path in _modules()))
+    return list(islice((one for turn in turns for one in turn if one is not None), count))
+
+
+def chats(found: Sequence[Docstring], model: str, max_tokens: int) -> list[dict[str, Any]]:
+    """A one-line summary of each, as lines of a batch's input file."""
+    return [_line(f"chat-{n}", "/v1/chat/completions", _chat(one, model, max_tokens)) for n, one in enumerate(found)]
+
+
+def embeddings(found: Sequence[Docstring], model: str) -> list[dict[str, Any]]:
+    """A vector of each, and of the topics and questions that they are compared with."""
+    texts = [(f"doc-{n}", f"{one.name}: {one.text}") for n, one in enumerate(found)]
+    texts += [(f"topic-{name}", text) for name, text in TOPICS.items()]
+    texts += [(f"question-{n}", text) for n, text in enumerate(QUESTIONS)]
+    return [_line(custom_id, "/v1/embeddings", {"model": model, "input": text}) for custom_id, text in texts]
+
+
+def _chat(one: Docstring, model: str, max_tokens: int) -> dict[str, Any]:
+    messages = [
+        {"role": "system", "content": _TASK},
+        {"role": "user", "content": f"What does {one.name} do?\n\n{one.text}"},
+    ]
+    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+
+
+def _line(custom_id: str, url: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for name in sorted(sys.stdlib_module_names - _PASSED_OVER):
+        path = root / f"{name}.py" if (root / f"{name}.py").exists() else root / name / "__init__.py"
+        if not name.startswith("_") and path.exists():
+            yield name, path
+
+
+def _of_module(name: str, path: Path) -> Iterator[Docstring]:
+    with warnings.catch_warnings():  # old modules have old escapes in their strings
+        warnings.simplefilter("ignore")
+        tree = ast.parse(path.read_bytes())
+    yield from _documented(name, tree.body)
+
+
+def _documented(prefix: str, body: Iterable[ast.stmt]) -> Iterator[Docstring]:
+    """Public functions, classes and their methods, in the order of the source."""
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        text = ast.get_docstring(node) or ""
+        if len(text) >= _SHORTEST:
+            yield Docstring(f"{prefix}.{node.name}", text[:_LONGEST])
+        if isinstance(node, ast.ClassDef):
+            yield from _documented(f"{prefix}.{node.name}", node.body)

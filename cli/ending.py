@@ -1,0 +1,38 @@
+"""How a job ended, in words, and its files."""
+
+import sys
+from pathlib import Path
+
+from cli.server import Server
+from cli.snapshot import Snapshot, fault
+from cli.trouble import Trouble
+
+_SHOWN = 10
+
+
+def tell(job: Snapshot) -> None:
+    """Say on standard error what came of it."""
+    tokens = f"{job.input_tokens} tokens in, {job.output_tokens} out"
+    _say(f"{job.id} {job.state}: {job.completed} completed, {job.failed} failed of {job.total}; {tokens}")
+    for error in job.errors[:_SHOWN]:
+        _say(f"  {fault(error)}")
+    if len(job.errors) > _SHOWN:
+        _say(f"  and {len(job.errors) - _SHOWN} more errors")
+
+
+def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
+    """Download what the job has made. A job that was cut short has files too."""
+    for file_id, path, what in ((job.output_file_id, answers, "answers"), (job.error_file_id, errors, "errors")):
+        if file_id:
+            server.download(file_id, path)
+            _say(f"{what}: {path}")
+
+
+def require_success(job: Snapshot) -> None:
+    """Raises Trouble for a job that did not succeed, so that the exit code says so."""
+    if job.state != "succeeded":
+        raise Trouble(f"{job.id} {job.state}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

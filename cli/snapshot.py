@@ -1,0 +1,101 @@
+"""A job as `GET /v1/jobs/{id}` shows it, reduced to what a person watches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+TERMINAL = frozenset({"succeeded", "failed", "expired", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where one job stands. Rates and the time left are None while they mean nothing."""
+
+    id: str
+    kind: str
+    state: str
+    model: str
+    total: int
+    completed: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    items_per_second: float | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    waiting_for: str
+    queue_position: int | None
+    created_at: int
+    output_file_id: str | None
+    error_file_id: str | None
+    errors: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of(cls, job: Mapping[str, Any]) -> Self:
+        progress, usage, rate = job["progress"], job["usage"], job.get("rate") or {}
+        return cls(
+            id=job["id"],
+            kind=job["kind"],
+            state=job["state"],
+            model=job.get("model") or "",
+            total=progress["total"],
+            completed=progress["completed"],
+            failed=progress["failed"],
+            input_tokens=usage["input_tokens"],
+            output_tokens=usage["output_tokens"],
+            items_per_second=rate.get("items_per_second"),
+            tokens_per_second=rate.get("tokens_per_second"),
+            eta_seconds=job.get("eta_seconds"),
+            waiting_for=(job.get("waiting_for") or "").replace("_", " "),
+            queue_position=job.get("queue_position"),
+            created_at=job["created_at"],
+            output_file_id=job.get("output_file_id"),
+            error_file_id=job.get("error_file_id"),
+            errors=tuple((job.get("errors") or {}).get("data", ())),
+        )
+
+    @property
+    def done(self) -> int:
+        return self.completed + self.failed
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def standing(self) -> str:
+        """The state, and what it waits for."""
+        if self.waiting_for:
+            return f"{self.state}, {self.waiting_for}"
+        if self.state == "queued" and self.queue_position:
+            return f"queued, place {self.queue_position}"
+        return self.state
+
+    @property
+    def pace(self) -> str:
+        """Items and tokens a second, and the time left, as far as they are known."""
+        parts = []
+        if self.items_per_second:
+            parts.append(f"{self.items_per_second:.1f} items/s")
+        if self.tokens_per_second:
+            parts.append(f"{self.tokens_per_second:.0f} tokens/s")
+        if self.eta_seconds is not None and not self.ended:
+            parts.append(f"{duration(self.eta_seconds)} left")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def fault(error: Mapping[str, Any]) -> str:
+    """One entry of a batch's errors, in words."""
+    line = f"line {error['line']}: " if error.get("line") else ""
+    where = f" ({error['param']})" if error.get("param") else ""
+    return f"{line}{error.get('message')}{where}"

@@ -1,0 +1,50 @@
+"""What a batch's input file says by itself, before anything is sent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cli.trouble import Trouble
+
+_LOOK = 1 << 20  # bytes of the first line that are read, at most
+
+
+def guess_endpoint(path: Path) -> str:
+    """The `url` of the first line. Raises Trouble when there is none."""
+    line = _first_line(path)
+    try:
+        request: Any = json.loads(line)
+    except ValueError:
+        raise Trouble(f"{path}, line 1 is no JSON object; name the endpoint with --endpoint") from None
+    url = request.get("url") if isinstance(request, dict) else None
+    if not isinstance(url, str):
+        raise Trouble(f"{path}, line 1 has no 'url'; name the endpoint with --endpoint")
+    return url
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open("rb") as handle:
+            line = handle.readline(_LOOK)
+    except OSError as error:
+        raise Trouble(f"cannot read {path}: {error.strerror}") from error
+    if not line.strip():
+        raise Trouble(f"{path} is empty or begins with an empty line")
+    return line.decode("utf-8-sig", errors="replace")
+
+
+def parse_metadata(pairs: list[str]) -> dict[str, str]:
+    """`k=v` words as a mapping."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise Trouble(f"'{pair}' is no metadata; write it as name=value")
+        found[name] = value
+    return found
+
+
+def output_paths(source: Path, output: Path | None) -> tuple[Path, Path]:
+    """Where answers and errors are written."""
+    answers = output or source.with_name(f"{source.stem}.output.jsonl")
+    return answers, answers.with_name(f"{answers.name.removesuffix('.jsonl')}.errors.jsonl")

@@ -1,0 +1,76 @@
+"""`nightmill submit FILE`: check, upload, create, watch, download."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import ApiKey, DataDir, Url
+from cli.snapshot import duration, fault
+from cli.trouble import Trouble
+
+if TYPE_CHECKING:
+    from cli.server import Server
+
+_SHOWN = 20
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Requests, one a line, as OpenAI's Batch API has them.")],
+    endpoint: Annotated[str, typer.Option(help="Such as /v1/chat/completions; else the first line's url.")] = "",
+    window: Annotated[str, typer.Option(help="Time allowed: 24h, or any of 90m, 6h, 7d.")] = "24h",
+    priority: Annotated[int, typer.Option(help="Higher goes first within the project, -100 to 100.")] = 0,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Noted with the batch; any number of times.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Watch it to its end and download the results.")] = True,
+    check: Annotated[bool, typer.Option(help="Have the server check the file before anything is created.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(help="Where answers go; errors go beside it. Else beside FILE.")
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a file of requests as one batch: check, upload, create, watch, download."""
+    from cli.server import connect
+    from cli.submission import guess_endpoint, output_paths, parse_metadata
+
+    wanted: dict[str, Any] = {
+        "endpoint": endpoint or guess_endpoint(file),
+        "completion_window": window,
+        "priority": priority,
+        "metadata": parse_metadata(metadata or []) or None,
+    }
+    server = connect(url, api_key, data_dir)
+    file_id = server.upload(file)
+    if check:
+        _check(server, file_id, wanted["endpoint"])
+    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+    print(batch["id"], flush=True)
+    if not wait:
+        return
+    from cli.watch import watched
+
+    watched(server, batch["id"], output_paths(file, output))
+
+
+def _check(server: "Server", file_id: str, endpoint: str) -> None:
+    """Say what the file holds. One that would fail is removed again, with its errors told."""
+    found = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
+    if found["valid"]:
+        tokens = found["estimate"]["input_tokens"]
+        eta = f", about {duration(found['eta_seconds'])}" if found["eta_seconds"] else ""
+        _say(f"{found['requests']} requests for {found['model']}, about {tokens} input tokens (bytes / 4){eta}")
+        return
+    server.delete(f"/files/{file_id}")
+    errors = found["errors"]["data"]
+    for error in errors[:_SHOWN]:
+        _say(fault(error))
+    more = "or more " if found["errors_truncated"] else ""
+    raise Trouble(f"nothing was created: the file has {len(errors)} {more}errors")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
