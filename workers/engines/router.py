@@ -94,7 +94,7 @@ def build(settings: Settings, registry: Registry, queue: str) -> Router:
     return Router(engines, registry)
 
 
-def _source(model: Model, settings: Settings) -> str:
+def source_of(model: Model, settings: Settings) -> str:
     """The folder or hub name of a model; a packaged one may take a minute to make."""
     source = model.source
     if source.packaged:
@@ -107,7 +107,7 @@ def models_dir(settings: Settings) -> Path:
 
 
 def _embed(model: Model, settings: Settings) -> EmbedEngine:
-    source = partial(_source, model, settings)
+    source = partial(source_of, model, settings)
     return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
 
 
@@ -115,10 +115,10 @@ def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
     if len(models) > 1:
         names = ", ".join(model.name for model in models)
         raise ModelsFileError(f"{names}: a process holds one vLLM model; give each of these a queue of its own")
-    return [OwnLoop([model.name], partial(_make_vllm, model, settings)) for model in models]
+    return [OwnLoop([model.name], partial(make_vllm, model, settings)) for model in models]
 
 
-def _make_vllm(model: Model, settings: Settings) -> VllmEngine:
+def make_vllm(model: Model, settings: Settings) -> VllmEngine:
     args = dict(model.engine_args)
     if model.source.revision:
         args = {"revision": model.source.revision, "tokenizer_revision": model.source.revision} | args
@@ -126,7 +126,7 @@ def _make_vllm(model: Model, settings: Settings) -> VllmEngine:
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "_")
     pids = settings.data_dir.absolute() / "run" / f"engine-{model.queue}-{device or 'all'}.pids"
     pids.parent.mkdir(parents=True, exist_ok=True)
-    return VllmEngine(_source(model, settings), [model.name], args, pids)
+    return VllmEngine(source_of(model, settings), [model.name], args, pids)
 
 
 def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:

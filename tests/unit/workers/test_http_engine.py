@@ -58,9 +58,7 @@ def says(status: int, body: bytes | str = b"{}", **headers: str) -> Handler:
     data = body.encode() if isinstance(body, str) else body
 
     async def answer(_: web.BaseRequest) -> web.Response:
-        return web.Response(
-            status=status, body=data, headers={k.replace("_", "-"): v for k, v in headers.items()}
-        )
+        return web.Response(status=status, body=data, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
     return answer
 
@@ -101,9 +99,7 @@ async def engine(server: Server) -> AsyncIterator[HttpEngine]:
 
 
 def request(model: str = "m", prompt: str = "hello", priority: int = 0) -> Request:
-    return Request(
-        CHAT, {"model": model, "messages": [{"role": "user", "content": prompt}]}, "req_1", priority
-    )
+    return Request(CHAT, {"model": model, "messages": [{"role": "user", "content": prompt}]}, "req_1", priority)
 
 
 def unused_url() -> str:
@@ -124,9 +120,7 @@ def error_of(answer: Answer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_usage_is_read_from_what_each_server_says(
-    server: Server, engine: HttpEngine, name: str
-) -> None:
+async def test_usage_is_read_from_what_each_server_says(server: Server, engine: HttpEngine, name: str) -> None:
     body, usage = ANSWERS[name]
     server.script = says(200, body)
 
@@ -138,9 +132,7 @@ async def test_usage_is_read_from_what_each_server_says(
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_errors_of_each_server_arrive_in_openais_shape(
-    server: Server, engine: HttpEngine, name: str
-) -> None:
+async def test_errors_of_each_server_arrive_in_openais_shape(server: Server, engine: HttpEngine, name: str) -> None:
     body, expected = ERRORS[name]
     server.script = says(400, body)
 
@@ -162,9 +154,7 @@ async def test_body_on_one_line_is_passed_on_untouched(server: Server, engine: H
 @pytest.mark.parametrize(
     "body", [b"<html>", b"", b"[]", b'"text"', b"null", b'{"a":1', b'{"a":"\xff"}', b'{"a":NaN}', b"{}{}"]
 )
-async def test_answer_that_is_no_json_object_is_a_fault(
-    server: Server, engine: HttpEngine, body: bytes
-) -> None:
+async def test_answer_that_is_no_json_object_is_a_fault(server: Server, engine: HttpEngine, body: bytes) -> None:
     server.script = says(200, body)
 
     with pytest.raises(EngineFault, match="not JSON"):
@@ -200,12 +190,8 @@ async def test_declared_length_over_the_cap_is_a_fault(server: Server) -> None:
             await engine.answer(request())
 
 
-async def test_server_error_is_a_fault_that_carries_what_the_server_said(
-    server: Server, engine: HttpEngine
-) -> None:
-    server.script = says(
-        500, '{"object":"error","message":"CUDA error","type":"InternalServerError","code":500}'
-    )
+async def test_server_error_is_a_fault_that_carries_what_the_server_said(server: Server, engine: HttpEngine) -> None:
+    server.script = says(500, '{"object":"error","message":"CUDA error","type":"InternalServerError","code":500}')
 
     with pytest.raises(EngineFault) as caught:
         await engine.answer(request())
@@ -235,9 +221,7 @@ async def test_request_that_takes_too_long_is_a_fault(server: Server) -> None:
             await engine.answer(request())
 
 
-async def test_reset_connection_is_a_fault_and_the_next_request_is_answered(
-    server: Server, engine: HttpEngine
-) -> None:
+async def test_reset_connection_is_a_fault_and_the_next_request_is_answered(server: Server, engine: HttpEngine) -> None:
     async def reset(http_request: web.BaseRequest) -> web.Response:
         assert http_request.transport
         http_request.transport.abort()
@@ -487,9 +471,7 @@ async def test_circuit_opens_after_faults_in_a_row_and_closes_when_the_server_li
     assert (await engine.answer(request())).status == 200
 
 
-async def test_poisonous_requests_between_answers_leave_the_circuit_closed(
-    server: Server, engine: HttpEngine
-) -> None:
+async def test_poisonous_requests_between_answers_leave_the_circuit_closed(server: Server, engine: HttpEngine) -> None:
     for _ in range(limits.FAULTS):
         server.script = says(504)
         with pytest.raises(EngineFault):
@@ -602,3 +584,57 @@ def test_window_never_leaves_its_bounds() -> None:
     for _ in range(10):
         window.cut(window.cuts)
     assert window.limit == 1
+
+
+async def test_turn_of_a_request_that_is_cancelled_as_it_comes_goes_to_the_next(server: Server) -> None:
+    gate = asyncio.Event()
+
+    async def gated(_: web.BaseRequest) -> web.Response:
+        await gate.wait()
+        return good()
+
+    server.script = gated
+    async with engine_of(Endpoint(server.url, concurrency=1)) as engine:
+        first = asyncio.create_task(engine.answer(request()))
+        await until(lambda: len(server.asked) == 1)
+        second, third = [asyncio.create_task(engine.answer(request())) for _ in range(2)]
+        await asyncio.sleep(0)
+        first.add_done_callback(lambda _: second.cancel())
+        gate.set()
+
+        async with asyncio.timeout(2):
+            outcomes = await asyncio.gather(first, second, third, return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [Answer, asyncio.CancelledError, Answer]
+
+
+async def test_server_that_refuses_to_list_stays_shut_out_for_longer(server: Server, engine: HttpEngine) -> None:
+    circuit = engine.endpoints[0].circuit
+    server.listing = web.Response(status=503)
+    circuit.trip()
+    first = circuit.wait
+
+    await until(lambda: circuit.wait > first)
+
+    assert circuit.state is CircuitState.OPEN
+    assert circuit.wait == pytest.approx(2 * limits.FIRST_DELAY_SECONDS, abs=0.3)
+
+
+async def test_busy_server_that_is_slow_to_list_keeps_its_circuit(
+    server: Server, engine: HttpEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.listing = web.Response(status=500)
+    monkeypatch.setattr("workers.engines.endpoints.RELIST_SECONDS", 0.0)
+
+    await engine.discover()
+
+    assert engine.endpoints[0].circuit.closed
+    assert engine.models == ("m",)
+
+
+async def test_models_of_external_servers_are_marked(server: Server) -> None:
+    outside = Endpoint("https://api.example.com")
+    outside.found = frozenset({"m", "far"})
+    engine = HttpEngine([Endpoint(server.url, found=frozenset({"m", "near"})), outside], timeout=5)
+
+    assert engine.discovered == {"m": True, "near": False, "far": True}

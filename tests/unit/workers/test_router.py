@@ -11,6 +11,7 @@ import pytest
 from jobs.registry import ModelsFileError, Registry
 from jobs.settings import Settings
 from tests.support import stub_engine
+from workers.engines import router as router_module
 from workers.engines.embed import EmbedEngine
 from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
@@ -239,3 +240,28 @@ async def test_engine_of_its_own_loop_can_start_again_after_its_death() -> None:
     assert (await engine.answer(chat("m"))).status == 200
     assert fake.starts == 2
     await engine.close()
+
+
+def test_pinned_revision_and_arguments_reach_vllm(tmp_path: Path) -> None:
+    commit = "a" * 40
+    source = f"{{repo: org/big, revision: {commit}}}"
+    models = registry(
+        tmp_path,
+        f"models:\n  big: {{source: {source}, engine: vllm, engine_args: {{tensor_parallel_size: 2}}}}\n",
+    )
+
+    engine = router_module.make_vllm(models.models["big"], settings(tmp_path))
+
+    assert engine.models == ("big",)
+    assert engine._model == "org/big"
+    assert engine._args == {"revision": commit, "tokenizer_revision": commit, "tensor_parallel_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("{path: weights}", "weights"), ("{packaged: all-minilm-l6-v2}", "model")],
+)
+def test_source_of_a_model_is_a_folder_where_it_is_one(tmp_path: Path, source: str, expected: str) -> None:
+    models = registry(tmp_path, f"models:\n  m: {{source: {source}, engine: embed}}\n")
+
+    assert Path(router_module.source_of(models.models["m"], settings(tmp_path))).name == expected
