@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from api import errors
 from api.deps import Services
+from api.metrics import Exposition
 from api.middleware import Authenticate, Limit, Trace
 from api.routes import ROUTERS
 from jobs.db import Database
@@ -28,9 +29,11 @@ _CONNECTIONS = 40
 def build(config: Settings | None = None) -> FastAPI:
     """The app of one process."""
     config = config or settings()
+    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS)
     services = Services(
         config=config,
-        db=Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS),
+        db=db,
+        exposition=Exposition(db),
         storage=open_storage(config.storage),
         models=Registry.load(config),
     )

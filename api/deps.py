@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from api.metrics import Exposition
+from api.readiness import Watch
 from jobs import audit
 from jobs.db import Database
 from jobs.registry import Registry
@@ -30,6 +32,8 @@ class Services:
     db: Database
     storage: Storage
     models: Registry
+    exposition: Exposition
+    watch: Watch = field(default_factory=Watch)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def registry(self) -> Registry:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, distinct, func, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.models import Job, Shard
-from jobs.states import TERMINAL
+from jobs.clock import now
+from jobs.models import Job, Outbox, Segment, Shard
+from jobs.states import TERMINAL, JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,54 @@ def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
 
 def _final(job: Job) -> Totals:
     return Totals(job.completed, job.failed, *(getattr(job, name) for name in _TOKENS))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What the last seconds brought."""
+
+    items_per_second: float
+    tokens_per_second: float
+
+
+#: Long enough to hold several segments, short enough to follow a change.
+_RECENT_SECONDS = 30.0
+
+
+def pace(session: Session, job: Job) -> Pace | None:
+    """How fast a running job goes, from its segments of the last half minute; None for one that does not run."""
+    if job.state != JobState.RUNNING or job.in_progress_at is None:
+        return None
+    since = max(now() - _RECENT_SECONDS, job.in_progress_at)
+    seconds = max(now() - since, 1.0)
+    items = tokens = 0
+    rows = session.execute(
+        select(Segment.covered, Segment.input_tokens + Segment.output_tokens).where(
+            Segment.job_id == job.id, Segment.created_at > since
+        )
+    )
+    for covered, count in rows:
+        items += int.from_bytes(covered, "little").bit_count()
+        tokens += int(count)
+    return Pace(items / seconds, tokens / seconds)
+
+
+def queue_position(session: Session, job: Job) -> int | None:
+    """How many live jobs of the same queue and project come before this one's next doorbell; None when none is owed.
+
+    Between projects the order is one of fair shares, not of places, so only the project's own jobs are counted.
+    """
+    if job.state not in (JobState.QUEUED, JobState.RUNNING):
+        return None
+    owed = select(func.min(Outbox.id), Outbox.queue).where(Outbox.job_id == job.id).group_by(Outbox.queue)
+    first = session.execute(owed.order_by(func.min(Outbox.id)).limit(1)).one_or_none()
+    if first is None:
+        return None
+    later = and_(Outbox.priority == job.priority, Outbox.deadline == job.deadline, Outbox.id < first[0])
+    sooner = and_(Outbox.priority == job.priority, Outbox.deadline < job.deadline)
+    ahead = or_(Outbox.priority > job.priority, sooner, later)
+    return session.scalar(
+        select(func.count(distinct(Outbox.job_id))).where(
+            Outbox.queue == first[1], Outbox.project_id == job.project_id, Outbox.job_id != job.id, ahead
+        )
+    )

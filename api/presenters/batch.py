@@ -86,6 +86,19 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None
 
 
+class BatchWebhook(BaseModel):
+    """`signing_secret` is told when it was made here, and only in the answer to the create."""
+
+    url: str
+    signing_secret: str | None
+
+
+class CreatedBatch(Batch):
+    """A batch as its create answers it."""
+
+    webhook: BatchWebhook | None
+
+
 def show_batch(job: Job, totals: Totals) -> Batch:
     return Batch(
         id=job.id,

@@ -2,11 +2,15 @@
 
 from fastapi import APIRouter
 
-from api.routes import batches, files, models, uploads
+from api.routes import batches, files, health, jobs, models, uploads, validation, webhook_endpoints
 
 ROUTERS: tuple[APIRouter, ...] = (
     files.router,
     uploads.router,
+    validation.router,  # before batches: /v1/batches/validate is no id
     batches.router,
     models.router,
+    webhook_endpoints.router,
+    jobs.router,
+    health.router,
 )

@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 from api.bodies import Body
 from api.deps import Call, CallContext
 from api.fields import ExpiresAfter, Metadata
+from api.file_rows import visible
 from api.hooks import JobWebhook, check_webhook
 from api.idempotency import Idempotent
 from api.paging import After, Limit20, Page, find, page
-from api.presenters.batch import STATUS, Batch, show_batch
+from api.presenters.batch import STATUS, Batch, BatchWebhook, CreatedBatch, show_batch
 from api.progress import totals
-from api.routes.files import visible
 from api.routing import resource
 from api.validation import clip
 from api.windows import seconds
@@ -49,7 +49,7 @@ class CreateBatch(Body):
     webhook: JobWebhook | None = None
 
 
-@router.post("/batches", response_model=Batch)
+@router.post("/batches", response_model=CreatedBatch)
 def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     """Queue a batch."""
     fields = body.fields()
@@ -57,15 +57,17 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     if replayed is not None:
         return replayed
     window = seconds(body.completion_window, call.config)
-    secret = check_webhook(call.config, body.webhook)
+    hook = check_webhook(call.config, body.webhook)
 
-    def make(session: Session) -> Batch:
+    def make(session: Session) -> CreatedBatch:
         job = _job(call, body, window, once.key)
         job.input_path = _input_path(session, call, body.input_file_id)
-        if body.webhook is not None:
-            job.webhook_url, job.webhook_secret = body.webhook.url, secret
+        if hook is not None:
+            job.webhook_url, job.webhook_secret = hook.url, hook.secret
         ledger.submit(session, job, actor=call.actor)
-        return show_batch(job, totals(session, [job])[job.id])
+        shown = show_batch(job, totals(session, [job])[job.id])
+        webhook = BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
+        return CreatedBatch(**shown.model_dump(), webhook=webhook)
 
     return once.run(fields, make)
 

@@ -8,13 +8,12 @@ from typing import Annotated, Any, get_args
 from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
-from sqlalchemy import Select, or_, select
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Call, CallContext
 from api.download import send_file
 from api.fields import ExpiresAfter, filename
+from api.file_rows import check_space, expiry, get_file, insert, visible
 from api.idempotency import Idempotent
 from api.multipart import Received, Sink, receive
 from api.paging import After, Order, Page, find, page
@@ -22,10 +21,9 @@ from api.presenters.file import FileDeleted, FileObject, Purpose, show_file
 from api.routing import resource
 from api.validation import clip, explain
 from jobs.clock import now
-from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageFull
+from jobs.errors import DatabaseBusy, InvalidRequest
 from jobs.ids import new_id
 from jobs.models import File
-from jobs.settings import Settings
 
 router = resource("Files")
 
@@ -126,43 +124,6 @@ async def file_content(request: Request, call: Call, file_id: str) -> Response:
 
     file = await run_in_threadpool(look_up)
     return await send_file(call.storage, file, request.headers.get("range"))
-
-
-def visible(call: CallContext) -> Select[File]:
-    """The files that this project sees."""
-    return select(File).where(
-        File.project_id == call.project_id,
-        File.deleted_at.is_(None),
-        or_(File.expires_at.is_(None), File.expires_at > now()),
-    )
-
-
-def get_file(session: Session, call: CallContext, file_id: str) -> File:
-    file = session.scalar(visible(call).where(File.id == file_id))
-    if file is None:
-        raise NotFound(f"No such File object: {clip(file_id)}", param="id")
-    return file
-
-
-def insert(session: Session, call: CallContext, file: File) -> FileObject:
-    """The row of a file whose bytes are durable."""
-    session.add(file)
-    call.record(session, "file.create", file.id, {"bytes": file.bytes, "sha256": file.sha256})
-    return show_file(file)
-
-
-def check_space(call: CallContext, arriving: int) -> None:
-    """Raises StorageFull while there is room to say so."""
-    free = call.storage.free()
-    if free is not None and free - arriving < call.config.min_free_bytes:
-        raise StorageFull
-
-
-def expiry(config: Settings, purpose: str, seconds: int | None, created_at: float) -> float | None:
-    """When a file goes: as asked, or by default for batch files alone."""
-    if seconds is None and purpose == "batch":
-        seconds = config.file_expiry_batch_seconds
-    return None if seconds is None else created_at + seconds
 
 
 def _row(call: CallContext, file_id: str, path: str, form: Received) -> File:

@@ -18,10 +18,10 @@ from starlette.concurrency import run_in_threadpool
 from api.bodies import Body
 from api.deps import Call, CallContext
 from api.fields import ExpiresAfter, Filename
+from api.file_rows import check_space, expiry, insert
 from api.idempotency import Idempotent
 from api.multipart import Sink, receive
 from api.presenters.file import PartObject, Purpose, UploadObject, show_part, show_upload
-from api.routes.files import check_space, expiry, insert
 from api.routing import resource
 from api.validation import clip
 from jobs.clock import now
@@ -124,10 +124,10 @@ def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadO
     """Put the parts together, in the order given. Asked again, it answers the same."""
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
-        parts = _parts(session, upload_id, body.part_ids)
         if upload.status == "completed":
             return show_upload(upload, "completed", session.get(File, upload.file_id))
         _check_open(upload)
+        parts = _parts(session, upload_id, body.part_ids)
     if sum(part.bytes for part in parts) != upload.bytes:
         message = (
             f"The parts have {sum(part.bytes for part in parts)} bytes, the upload was created for {upload.bytes}."

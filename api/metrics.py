@@ -1,0 +1,157 @@
+"""Prometheus metrics of the whole deployment, read from SQL when they are asked for.
+
+Counters are sums over rows that stay, so they survive every restart; a scrape sees at most five seconds ago.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.observe import REGISTRY
+from jobs import outbox
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Delivery, Job, Shard, Worker
+from jobs.states import LIVE, TERMINAL, ShardState
+
+_KEEP_SECONDS = 5.0
+_TOKENS = ("input", "cached", "output", "reasoning")
+
+
+class Exposition:
+    """The text of a scrape, kept for a moment: counting a million jobs takes a second."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._lock = threading.Lock()
+        self._until = 0.0
+        self._text = b""
+
+    def text(self) -> bytes:
+        """Raises DatabaseBusy."""
+        with self._lock:
+            if time.monotonic() > self._until:
+                with self._db.read() as session:
+                    families = [family for read in _READERS for family in read(session)]
+                registry = CollectorRegistry()
+                registry.register(_Fixed(families))
+                self._text, self._until = generate_latest(registry), time.monotonic() + _KEEP_SECONDS
+            return self._text + generate_latest(REGISTRY)
+
+
+class _Fixed:
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _jobs(session: Session) -> Iterator[Metric]:
+    jobs = GaugeMetricFamily("nightmill_jobs", "Jobs by kind and state.", labels=["kind", "state"])
+    for kind, state, count in session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state)):
+        jobs.add_metric([kind, state], count)
+    yield jobs
+    waiting = GaugeMetricFamily("nightmill_jobs_waiting", "Live jobs by what they wait for.", labels=["reason"])
+    held_up = select(Job.waiting_for, func.count()).where(Job.state.in_(LIVE), Job.waiting_for.is_not(None))
+    for reason, count in session.execute(held_up.group_by(Job.waiting_for)):
+        waiting.add_metric([f"waiting_for_{reason}"], count)
+    yield waiting
+
+
+def _queues(session: Session) -> Iterator[Metric]:
+    depth = GaugeMetricFamily("nightmill_queue_depth", "Doorbells owed and not claimed.", labels=["queue"])
+    age = GaugeMetricFamily("nightmill_queue_oldest_seconds", "Age of the oldest of them.", labels=["queue"])
+    at = now()
+    for queue, (count, oldest) in outbox.depth(session).items():
+        depth.add_metric([queue], count)
+        age.add_metric([queue], max(at - oldest, 0.0))
+    yield depth
+    yield age
+    running = select(Job.queue, func.count()).join(Shard, Shard.job_id == Job.id)
+    running = running.where(Job.state.in_(LIVE), Shard.state == ShardState.RUNNING).group_by(Job.queue)
+    shards = GaugeMetricFamily("nightmill_shards_running", "Shards being answered.", labels=["queue"])
+    for name, count in session.execute(running):
+        shards.add_metric([name or ""], count)
+    yield shards
+
+
+def _work(session: Session) -> Iterator[Metric]:
+    """Ended jobs have their sums themselves, live ones in their shards."""
+    tokens = [f"{name}_tokens" for name in _TOKENS]
+    ended = select(
+        Job.model, func.sum(Job.completed), func.sum(Job.failed), *(func.sum(getattr(Job, name)) for name in tokens)
+    ).where(Job.state.in_(TERMINAL))
+    live = (
+        select(
+            Job.model,
+            func.sum(Shard.done - Shard.failed),
+            func.sum(Shard.failed),
+            *(func.sum(getattr(Shard, name)) for name in tokens),
+        )
+        .join(Shard, Shard.job_id == Job.id)
+        .where(Job.state.in_(LIVE))
+    )
+    sums: dict[str, list[int]] = {}
+    for statement in (ended, live):
+        for model, *counts in session.execute(statement.group_by(Job.model)):
+            known = sums.setdefault(model or "", [0] * (2 + len(_TOKENS)))
+            sums[model or ""] = [old + int(new or 0) for old, new in zip(known, counts, strict=True)]
+    items = CounterMetricFamily("nightmill_items", "Requests answered.", labels=["model", "result"])
+    used = CounterMetricFamily("nightmill_tokens", "Tokens used.", labels=["model", "type"])
+    for model, counts in sums.items():
+        for result, count in zip(("completed", "failed"), counts, strict=False):
+            items.add_metric([model, result], count)
+        for kind, count in zip(_TOKENS, counts[2:], strict=True):
+            used.add_metric([model, kind], count)
+    yield items
+    yield used
+
+
+def _workers(session: Session) -> Iterator[Metric]:
+    alive = GaugeMetricFamily("nightmill_workers", "Live workers.", labels=["pool", "state"])
+    slots = GaugeMetricFamily("nightmill_worker_slots", "Slots of live workers.", labels=["queue"])
+    restarts = GaugeMetricFamily("nightmill_engine_restarts", "Engine restarts of live workers.", labels=["pool"])
+    counts: dict[tuple[str, str], int] = {}
+    room: dict[str, int] = {}
+    again: dict[str, int] = {}
+    for worker in session.scalars(select(Worker)):
+        counts[worker.pool, worker.state] = counts.get((worker.pool, worker.state), 0) + 1
+        again[worker.pool] = again.get(worker.pool, 0) + worker.restarts
+        for queue in worker.queues if worker.state == "ready" else ():
+            room[queue] = room.get(queue, 0) + worker.slots
+    for (pool, state), count in counts.items():
+        alive.add_metric([pool, state], count)
+    for family, values in ((slots, room), (restarts, again)):
+        for name, value in values.items():
+            family.add_metric([name], value)
+    yield from (alive, slots, restarts)
+
+
+def _losses(session: Session) -> Iterator[Metric]:
+    """A shard's own count is reset by progress; a claim that ended otherwise has moved its epoch by two."""
+    stalls = session.scalar(select(func.sum(Job.stalls))) or 0
+    live = select(func.sum(Shard.stalls), func.sum(Shard.epoch - 1)).join(Job, Job.id == Shard.job_id)
+    shard_stalls, epochs = session.execute(live.where(Job.state.in_(LIVE), Shard.epoch > 0)).one()
+    losses = GaugeMetricFamily("nightmill_lease_losses", "Claims lost without progress, of jobs and live shards.")
+    losses.add_metric([], int(stalls) + int(shard_stalls or 0))
+    yield losses
+    reclaims = GaugeMetricFamily("nightmill_shard_reclaims", "Claims of live shards that ended before the shard did.")
+    reclaims.add_metric([], int(epochs or 0) // 2)
+    yield reclaims
+
+
+def _webhooks(session: Session) -> Iterator[Metric]:
+    sent = GaugeMetricFamily("nightmill_webhook_deliveries", "Deliveries by state.", labels=["state"])
+    for state, count in session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)):
+        sent.add_metric([state], count)
+    yield sent
+
+
+_READERS: tuple[Callable[[Session], Any], ...] = (_jobs, _queues, _work, _workers, _losses, _webhooks)

@@ -1,0 +1,143 @@
+"""A job of any kind, with what OpenAI's views leave out: progress, pace, place in the queue."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from api.presenters.batch import STATUS, BatchErrors, Usage, show_errors, show_usage, when
+from api.progress import Pace, Totals
+from jobs.models import Event, Job
+
+
+class Progress(BaseModel):
+    """Items so far. `fraction` is of the total, 0 while that is not known."""
+
+    total: int
+    completed: int
+    failed: int
+    fraction: float
+
+
+class Rate(BaseModel):
+    """Of the last 30 seconds."""
+
+    items_per_second: float
+    tokens_per_second: float
+
+
+class Webhook(BaseModel):
+    url: str
+
+
+class JobObject(BaseModel):
+    """`rate`, `eta_seconds` and `queue_position` are null in lists and where they mean nothing."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: str
+    state: str
+    status: str
+    endpoint: str | None
+    model: str | None
+    waiting_for: str | None
+    progress: Progress
+    rate: Rate | None
+    eta_seconds: float | None
+    queue_position: int | None
+    usage: Usage
+    errors: BatchErrors | None
+    input_file_id: str | None
+    output_file_id: str | None
+    error_file_id: str | None
+    priority: int
+    completion_window: str
+    deadline: int
+    retry_of: str | None
+    overrides: dict[str, Any]
+    webhook: Webhook | None
+    metadata: dict[str, str] | None
+    idempotency_key: str | None
+    request_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expiring_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+
+
+class JobEvent(BaseModel):
+    """Something that happened to a job. `seq` counts from 1 without gaps."""
+
+    id: str
+    object: Literal["job.event"] = "job.event"
+    job_id: str
+    seq: int
+    type: str
+    created_at: int
+    data: dict[str, Any]
+
+
+def show_job(job: Job, totals: Totals, pace: Pace | None = None, position: int | None = None) -> JobObject:
+    return JobObject(
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        status=STATUS[job.state],
+        endpoint=job.endpoint or None,
+        model=job.model,
+        waiting_for=f"waiting_for_{job.waiting_for}" if job.waiting_for else None,
+        progress=_progress(job, totals),
+        rate=Rate(items_per_second=round(pace.items_per_second, 3), tokens_per_second=round(pace.tokens_per_second, 3))
+        if pace
+        else None,
+        eta_seconds=_eta(job, totals, pace),
+        queue_position=position,
+        usage=show_usage(totals),
+        errors=show_errors(job.errors),
+        input_file_id=job.input_file_id,
+        output_file_id=job.output_file_id,
+        error_file_id=job.error_file_id,
+        priority=job.priority,
+        completion_window=job.window,
+        deadline=int(job.deadline),
+        retry_of=job.retry_of,
+        overrides=job.payload.get("overrides") or {},
+        webhook=Webhook(url=job.webhook_url) if job.webhook_url else None,
+        metadata=job.labels,
+        idempotency_key=job.idempotency_key,
+        request_id=job.request_id,
+        **_times(job),
+    )
+
+
+def show_event(event: Event) -> JobEvent:
+    return JobEvent(
+        id=event.id,
+        job_id=event.subject_id,
+        seq=event.seq,
+        type=event.type,
+        created_at=int(event.created_at),
+        data=event.data,
+    )
+
+
+def _progress(job: Job, totals: Totals) -> Progress:
+    done = totals.completed + totals.failed
+    fraction = round(done / job.total, 6) if job.total else 0.0
+    return Progress(total=job.total, completed=totals.completed, failed=totals.failed, fraction=fraction)
+
+
+def _eta(job: Job, totals: Totals, pace: Pace | None) -> float | None:
+    if pace is None or pace.items_per_second <= 0:
+        return None
+    return round((job.total - totals.completed - totals.failed) / pace.items_per_second, 1)
+
+
+def _times(job: Job) -> dict[str, Any]:
+    names = ("in_progress", "finalizing", "completed", "failed", "expiring", "expired", "cancelling", "cancelled")
+    times: dict[str, Any] = {f"{name}_at": when(getattr(job, f"{name}_at")) for name in names}
+    return times | {"created_at": int(job.created_at)}

@@ -1,0 +1,68 @@
+"""Whether work that is waiting is being taken up, as observed from here on a clock that never jumps."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from jobs import fleet, outbox
+from jobs.clock import now
+from jobs.models import Job, Outbox, Shard, Worker
+from jobs.states import LIVE, ShardState
+
+#: Work waits this long without anybody claiming any: something is wrong.
+STUCK_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One look at the deployment."""
+
+    depth: dict[str, int]
+    oldest: dict[str, float]
+    slots: dict[str, int]
+    last_beat: float | None
+    stuck: bool
+
+
+@dataclass(slots=True)
+class Watch:
+    """Remembers when work was last seen to move: claims are held, or the oldest doorbell has changed."""
+
+    _moved: float = field(default_factory=time.monotonic)
+    _first: int | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def look(self, session: Session) -> Standing:
+        at = now()
+        waiting = outbox.depth(session)
+        last_beat = session.scalar(select(func.max(Worker.seen_at)))
+        return Standing(
+            depth={queue: count for queue, (count, _) in waiting.items()},
+            oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
+            slots=fleet.slots(session),
+            last_beat=last_beat,
+            stuck=self._stuck(session, at),
+        )
+
+    def _stuck(self, session: Session, at: float) -> bool:
+        """Jobs that wait for a model or for disk space say so themselves and do not count."""
+        due = select(Outbox.id, Outbox.due_at).join(Job, Job.id == Outbox.job_id)
+        first = session.execute(
+            due.where(Outbox.due_at <= at, Job.waiting_for.is_(None)).order_by(Outbox.id).limit(1)
+        ).one_or_none()
+        with self._lock:
+            tick = time.monotonic()
+            if first is None or first[0] != self._first or _held(session):
+                self._moved, self._first = tick, first[0] if first else None
+                return False
+            return tick - self._moved > STUCK_SECONDS and at - first[1] > STUCK_SECONDS
+
+
+def _held(session: Session) -> bool:
+    """Whether any claim is held, by whomever."""
+    shards = select(exists().where(Shard.state == ShardState.RUNNING))
+    jobs = select(exists().where(Job.state.in_(LIVE), Job.worker_id.is_not(None)))
+    return bool(session.scalar(shards) or session.scalar(jobs))

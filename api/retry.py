@@ -1,0 +1,68 @@
+"""A retry: a new job over the same input, for the lines that failed or are missing. The old job stays untouched.
+
+Which lines those are is found when the new job is planned.
+"""
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.file_rows import visible
+from api.windows import seconds
+from jobs import ledger
+from jobs.clock import now
+from jobs.errors import Conflict, InvalidRequest
+from jobs.ids import new_id
+from jobs.models import File, Job
+from jobs.payloads import Batch
+from jobs.states import TERMINAL, JobState
+
+_COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
+
+
+def again(
+    session: Session,
+    call: CallContext,
+    old: Job,
+    key: str | None,
+    overrides: dict[str, Any],
+    window: str | None,
+    priority: int | None,
+) -> Job:
+    """Submit the retry of an ended job, in the caller's transaction."""
+    _check(old)
+    created_at, window = now(), window or old.window
+    payload = Batch.model_validate(old.payload)
+    job = Job(
+        id=new_id("batch_"),
+        project_id=call.project_id,
+        input_path=_input(session, call, old).path,
+        payload=payload.model_copy(update={"overrides": {**payload.overrides, **overrides}}).model_dump(mode="json"),
+        priority=old.priority if priority is None else priority,
+        window=window,
+        created_at=created_at,
+        deadline=created_at + seconds(window, call.config),
+        idempotency_key=key,
+        retry_of=old.id,
+        request_id=call.request_id,
+        **{name: getattr(old, name) for name in _COPIED},
+    )
+    if old.labels is not None:
+        job.labels = old.labels
+    return ledger.submit(session, job, actor=call.actor)
+
+
+def _check(old: Job) -> None:
+    if old.state not in TERMINAL:
+        raise Conflict(f"Job '{old.id}' has not ended: it is {old.state}.", code="invalid_state")
+    if old.state == JobState.SUCCEEDED and not old.failed:
+        raise InvalidRequest(f"Every line of job '{old.id}' has succeeded.", code="nothing_to_retry")
+
+
+def _input(session: Session, call: CallContext, old: Job) -> File:
+    file = session.scalar(visible(call).where(File.id == old.input_file_id).with_for_update(read=True))
+    if file is None:
+        message = f"The input file '{old.input_file_id}' of job '{old.id}' is gone."
+        raise InvalidRequest(message, param="input_file_id", code="input_file_gone")
+    return file

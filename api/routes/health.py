@@ -1,0 +1,79 @@
+"""Health, for anyone who asks: no key, and nothing about any project."""
+
+from http import HTTPStatus
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from api.deps import services_of
+from api.errors import ErrorBody
+from jobs.errors import DatabaseBusy
+
+router = APIRouter(tags=["Health"])
+
+
+class Alive(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    """`oldest_seconds` and `depth`: doorbells that nobody has claimed, by queue; `workers`: live slots, by queue."""
+
+    status: Literal["ready", "stuck", "unavailable"]
+    database: Literal["ok", "unavailable"]
+    depth: dict[str, int] = {}
+    oldest_seconds: dict[str, float] = {}
+    workers: dict[str, int] = {}
+    last_beat_at: float | None = None
+
+
+@router.get("/livez")
+async def livez() -> Alive:
+    """This process runs."""
+    return Alive()
+
+
+@router.get(
+    "/readyz",
+    response_model=Ready,
+    responses={503: {"model": Ready, "description": "The database is away, or work waits and nobody takes it"}},
+)
+def readyz(request: Request) -> JSONResponse:
+    """Requests can be taken, and what was taken is being done. The broker is not asked: intake does not need it."""
+    services = services_of(request)
+    try:
+        with services.db.read() as session:
+            standing = services.watch.look(session)
+    except DatabaseBusy:
+        return _answer(Ready(status="unavailable", database="unavailable"))
+    return _answer(
+        Ready(
+            status="stuck" if standing.stuck else "ready",
+            database="ok",
+            depth=standing.depth,
+            oldest_seconds=standing.oldest,
+            workers=standing.slots,
+            last_beat_at=standing.last_beat,
+        )
+    )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        503: {"model": ErrorBody, "description": "The database is away"},
+    },
+)
+def metrics(request: Request) -> Response:
+    """Measurements for Prometheus."""
+    return Response(services_of(request).exposition.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _answer(ready: Ready) -> JSONResponse:
+    status = HTTPStatus.OK if ready.status == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse(ready.model_dump(), status)

@@ -1,0 +1,196 @@
+"""Jobs of every kind, as the ledger sees them: progress, events, results, cancel, retry."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Select, exists, func, literal, or_, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.bodies import Body
+from api.deps import Call, CallContext
+from api.idempotency import Idempotent
+from api.paging import After, Limit20, Order, Page, find, page
+from api.presenters.job import JobEvent, JobObject, show_event, show_job
+from api.progress import pace, queue_position, totals
+from api.retry import again
+from api.routing import resource
+from api.streams import event_stream, result_stream
+from api.validation import clip
+from jobs import events, ledger
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.models import Job
+from jobs.states import JobState
+
+router = resource("Jobs")
+
+_EVENTS_DOC: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A page of events, or, with `Accept: text/event-stream`, each as it happens",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+_RESULTS_DOC: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One line of JSON for each finished request",
+        "content": {"application/jsonl": {"schema": {"type": "string"}}},
+    }
+}
+
+
+class EventPage(BaseModel):
+    """Events after a `seq`, the oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobEvent]
+    has_more: bool
+
+
+class RetryJob(Body):
+    """What the new job does otherwise than the old one."""
+
+    overrides: dict[str, Any] = Field(default_factory=dict, description="Laid over the body of each line.")
+    completion_window: str | None = Field(default=None, max_length=16)
+    priority: int | None = Field(default=None, ge=-100, le=100)
+
+
+@router.get("/jobs")
+def list_jobs(
+    request: Request,
+    call: Call,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    kind: Annotated[str | None, Query(max_length=32)] = None,
+    state: Annotated[JobState | None, Query()] = None,
+    idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
+) -> Page[JobObject]:
+    """The project's jobs. `metadata[key]=value` selects, any number of times; `metadata=null` those without."""
+    statement = jobs_of(call)
+    for column, value in ((Job.kind, kind), (Job.state, state), (Job.idempotency_key, idempotency_key)):
+        statement = statement if value is None else statement.where(column == value)
+    for name, value in request.query_params.multi_items():
+        statement = _by_metadata(statement, name, value, sqlite=call.db.sqlite)
+    with call.db.read() as session:
+        rows, more = find(session, statement, Job, after=after, limit=limit, order=order)
+        sums = totals(session, rows)
+    return page(rows, more, lambda job: show_job(job, sums[job.id]))
+
+
+@router.get("/jobs/{job_id}")
+def retrieve_job(call: Call, job_id: str) -> JobObject:
+    """One job, with its pace, the time it still needs and its place in the queue."""
+    with call.db.read() as session:
+        return _shown(session, get_job(session, call, job_id))
+
+
+@router.get("/jobs/{job_id}/events", response_model=EventPage, responses=_EVENTS_DOC)
+async def job_events(
+    request: Request,
+    call: Call,
+    job_id: str,
+    after: Annotated[int, Query(ge=0, lt=1 << 62, description="The `seq` of the last event known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    last_event_id: Annotated[str | None, Header(description="As browsers send it when they reconnect.")] = None,
+) -> Response:
+    """What happened to a job: a page, or a stream that ends with it."""
+    after = _resume(last_event_id, after)
+
+    def look() -> EventPage:
+        with call.db.read() as session:
+            get_job(session, call, job_id)
+            found = events.after(session, job_id, after, limit + 1)
+            return EventPage(data=[show_event(event) for event in found[:limit]], has_more=len(found) > limit)
+
+    first = await run_in_threadpool(look)
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        return Response(first.model_dump_json(), media_type="application/json")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(event_stream(call, job_id, after), headers=headers, media_type="text/event-stream")
+
+
+@router.get("/jobs/{job_id}/results", response_class=StreamingResponse, responses=_RESULTS_DOC)
+async def job_results(
+    call: Call,
+    job_id: str,
+    follow: Annotated[bool, Query(description="Go on until the job ends.")] = True,
+) -> StreamingResponse:
+    """The finished lines, while the job runs; in no particular order."""
+
+    def look() -> None:
+        with call.db.read() as session:
+            get_job(session, call, job_id)
+
+    await run_in_threadpool(look)
+    return StreamingResponse(result_stream(call, job_id, follow=follow), media_type="application/jsonl")
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(call: Call, job_id: str) -> JobObject:
+    """Stop a job; what is finished stays. Cancelling twice is no error."""
+    with call.db.write() as session:
+        job = get_job(session, call, job_id)
+        before = job.state
+        try:
+            job = ledger.cancel(session, job.id, actor=call.actor)
+        except Conflict as error:
+            raise Conflict(f"Cannot cancel a job in state '{before}'.", code="invalid_state") from error
+        if job.state != before:
+            call.record(session, "job.cancel", job.id)
+        return _shown(session, job)
+
+
+@router.post("/jobs/{job_id}/retry", response_model=JobObject)
+def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None = None) -> Response:
+    """A new job that runs what failed or is missing in an ended one, which stays as it is."""
+    wanted = body or RetryJob()
+    if wanted.overrides.get("stream"):
+        raise InvalidRequest("Batches do not stream.", param="overrides.stream", code="streaming_unsupported")
+
+    def make(session: Session) -> JobObject:
+        old = get_job(session, call, job_id)
+        job = again(session, call, old, once.key, wanted.overrides, wanted.completion_window, wanted.priority)
+        return _shown(session, job)
+
+    return once.run(wanted.fields(), make)
+
+
+def jobs_of(call: CallContext) -> Select[Job]:
+    return select(Job).where(Job.project_id == call.project_id)
+
+
+def get_job(session: Session, call: CallContext, job_id: str) -> Job:
+    job = session.scalar(jobs_of(call).where(Job.id == job_id))
+    if job is None:
+        raise NotFound(f"No job found with id '{clip(job_id)}'.", param="job_id")
+    return job
+
+
+def _shown(session: Session, job: Job) -> JobObject:
+    return show_job(job, totals(session, [job])[job.id], pace(session, job), queue_position(session, job))
+
+
+def _resume(last_event_id: str | None, after: int) -> int:
+    """Where a stream goes on. An id that is none of ours is ignored, as browsers may send anything."""
+    known = last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit()
+    return int(last_event_id[:18]) if known and last_event_id else after
+
+
+def _by_metadata(statement: Select[Job], name: str, value: str, *, sqlite: bool) -> Select[Job]:
+    if name == "metadata" and value == "null":
+        return (
+            statement.where(or_(Job.labels.is_(None), func.json_type(Job.labels) == "null"))
+            if sqlite
+            else (statement.where(or_(Job.labels.is_(None), func.json_typeof(Job.labels) == "null")))
+        )
+    if not (name.startswith("metadata[") and name.endswith("]")):
+        return statement
+    key = name[len("metadata[") : -1]
+    if not sqlite:
+        return statement.where(Job.labels.op("->>")(key) == value)
+    pairs = func.json_each(Job.labels).table_valued("key", "value")  # a path would give quotes in a key a meaning
+    return statement.where(
+        exists(select(literal(1)).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value))
+    )

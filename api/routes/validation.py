@@ -1,0 +1,140 @@
+"""A dry run of a batch: nothing is created. The file is read by a child process with little memory and time."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.bodies import Body
+from api.deps import Call, CallContext
+from api.file_rows import get_file
+from api.presenters.batch import BatchError, BatchErrors
+from api.presenters.validation import BatchValidation, TokenEstimate
+from api.routes.batches import Endpoint
+from api.routing import resource
+from jobs import fleet
+from jobs.clock import now
+from jobs.errors import InvalidRequest, Unavailable
+from jobs.models import Job, Model, Project
+from jobs.states import JobState
+
+log = logging.getLogger(__name__)
+router = resource("Batches")
+
+_SECONDS = 60
+_MEMORY_BYTES = 1 << 30
+_DAY = 86_400
+#: Children at once: each takes a core.
+_AT_ONCE = threading.BoundedSemaphore(2)
+
+
+class ValidateBatch(Body):
+    input_file_id: str = Field(min_length=1, max_length=64)
+    endpoint: Endpoint
+
+
+@router.post("/batches/validate")
+def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
+    """Check every line of a file as a batch would, and say what the batch would cost."""
+    with call.db.read() as session:
+        file = get_file(session, call, body.input_file_id)
+    found = _run(_asked(call, file.path, body.endpoint))
+    with call.db.read() as session:
+        errors = [*found["errors"], *_model_errors(session, call, found)]
+        eta = None if errors else _eta(session, call, found)
+    return BatchValidation(
+        valid=not errors,
+        endpoint=body.endpoint,
+        input_file_id=file.id,
+        model=found["model"],
+        bytes=found["bytes"],
+        requests=found["total"],
+        inputs=found["inputs"],
+        errors=BatchErrors(data=[BatchError(**error) for error in errors]),
+        errors_truncated=found["truncated"],
+        estimate=TokenEstimate(input_tokens=found["bytes"] // 4),
+        eta_seconds=eta,
+    )
+
+
+def _asked(call: CallContext, path: str, endpoint: str) -> dict[str, Any]:
+    return {
+        "storage": call.config.storage,
+        "path": path,
+        "endpoint": endpoint,
+        "max_lines": call.config.batch_max_lines,
+        "max_line_bytes": call.config.batch_max_line_bytes,
+        "max_bytes": call.config.batch_max_bytes,
+        "max_inputs": call.config.batch_max_embedding_inputs,
+        "memory_bytes": _MEMORY_BYTES,
+        "cpu_seconds": _SECONDS,
+    }
+
+
+def _run(asked: dict[str, Any]) -> dict[str, Any]:
+    """The child's findings. Raises Unavailable when too many run, InvalidRequest when it was too much for one."""
+    if not _AT_ONCE.acquire(blocking=False):
+        raise Unavailable("Other files are being validated. Try again in a moment.", code="validation_busy")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.validate"],
+            input=json.dumps(asked).encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        log.warning("validation_gave_up", extra={"stderr": (error.stderr or b"")[-2000:].decode(errors="replace")})
+        message = f"The file could not be read within {_SECONDS} seconds and {_MEMORY_BYTES >> 20} MB."
+        raise InvalidRequest(message, param="input_file_id", code="validation_gave_up") from error
+    finally:
+        _AT_ONCE.release()
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _model_errors(session: Session, call: CallContext, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether somebody could serve the model. An endpoint that takes any name counts."""
+    name = found["model"]
+    if name is None:
+        return []
+    configured, shown = call.services.registry().resolve(name), session.get(Model, name)
+    if configured is None and shown is None:
+        if any(fleet.ANY_MODEL in worker.models for worker in fleet.alive(session)):
+            return []
+        message = f"The provided model '{name}' is not supported by the Batch API."
+        return [_error(found, "model_not_found", message)]
+    external = configured.external if configured is not None else shown is not None and shown.external
+    if external and not session.get_one(Project, call.project_id).allow_external:
+        message = f"The model '{name}' runs outside this deployment, which the project does not allow."
+        return [_error(found, "external_model_not_allowed", message)]
+    return []
+
+
+def _error(found: dict[str, Any], code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "line": found["first_line"], "message": message, "param": "body.model"}
+
+
+def _eta(session: Session, call: CallContext, found: dict[str, Any]) -> float | None:
+    """From the pace of the project's last batch of this model within a day."""
+    last = session.scalar(
+        select(Job)
+        .where(
+            Job.project_id == call.project_id,
+            Job.model == found["model"],
+            Job.state == JobState.SUCCEEDED,
+            Job.created_at > now() - _DAY,
+        )
+        .order_by(Job.created_at.desc())
+        .limit(1)
+    )
+    if last is None or not last.total or last.in_progress_at is None or last.finalizing_at is None:
+        return None
+    seconds = max(last.finalizing_at - last.in_progress_at, 0.001)
+    return float(round(found["total"] * seconds / last.total, 1))

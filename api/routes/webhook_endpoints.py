@@ -1,0 +1,295 @@
+"""Webhook endpoints: where a project wants its events; the log of what was sent, and sending it again."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from fastapi import Query
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.bodies import Body
+from api.deps import Call, CallContext
+from api.idempotency import Idempotent
+from api.paging import After, Limit20, Order, Page, find, page
+from api.presenters.webhook import (
+    DeliveryObject,
+    EndpointDeleted,
+    EndpointObject,
+    EndpointWithSecret,
+    EventTypeList,
+    Replayed,
+    TestResult,
+    show_delivery,
+    show_endpoint,
+    show_with_secret,
+)
+from api.routing import resource
+from api.validation import clip
+from jobs import deliveries
+from jobs.clock import now
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.guard import check_url
+from jobs.ids import new_id
+from jobs.models import Delivery, Event, WebhookEndpoint
+from jobs.payloads import EVENT_TYPES
+from jobs.webhook import body as body_of
+from jobs.webhook import new_secret, post_once, signing_secrets
+
+router = resource("Webhooks")
+
+EventType = Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled", "webhook_endpoint.disabled"]
+assert get_args(EventType) == EVENT_TYPES
+
+EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=64)]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+Url = Annotated[str, Field(min_length=1, max_length=2048)]
+
+_OVERLAP_SECONDS = 86_400
+_MAX_ENDPOINTS = 100
+_REPLAYED_AT_ONCE = 1000
+
+
+class CreateEndpoint(Body):
+    name: Name
+    url: Url
+    event_types: EventTypes
+
+
+class UpdateEndpoint(Body):
+    name: Name | None = None
+    url: Url | None = None
+    event_types: EventTypes | None = None
+
+
+class RotateSecret(Body):
+    keep_old_secret_active_for_24_hours: bool = False
+
+
+class TestEndpoint(Body):
+    event_type: EventType
+
+
+class Replay(Body):
+    """What to send again: deliveries by id, those of an event, or those of a span of time (unix seconds).
+
+    `failed_since` selects failed ones, `since` and `until` delivered ones too; `missed` adds the events that the
+    endpoint was never owed because it was disabled.
+    """
+
+    delivery_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, min_length=1, max_length=1000)
+    event_id: str | None = Field(default=None, max_length=64)
+    since: float | None = Field(default=None, ge=0, le=1e11)
+    until: float | None = Field(default=None, ge=0, le=1e11)
+    failed_since: float | None = Field(default=None, ge=0, le=1e11)
+    missed: bool = False
+
+
+@router.post("/webhook_endpoints", response_model=EndpointWithSecret)
+def create_endpoint(call: Call, once: Idempotent, body: CreateEndpoint) -> Response:
+    """Make an endpoint. Its signing secret is shown here and never again."""
+    replayed = once.replay(body.fields())
+    if replayed is not None:
+        return replayed
+    _check_url(call, body.url)
+
+    def make(session: Session) -> EndpointWithSecret:
+        _check_room(session, call)
+        endpoint = WebhookEndpoint(
+            id=new_id("we_"),
+            project_id=call.project_id,
+            name=body.name,
+            url=body.url,
+            event_types=_unique(body.event_types),
+            secret=new_secret(),
+            created_at=now(),
+        )
+        session.add(endpoint)
+        call.record(session, "webhook_endpoint.create", endpoint.id, {"event_types": endpoint.event_types})
+        return show_with_secret(endpoint)
+
+    return once.run(body.fields(), make)
+
+
+@router.get("/webhook_endpoints")
+def list_endpoints(call: Call, after: After = None, limit: Limit20 = 20) -> Page[EndpointObject]:
+    """The project's endpoints."""
+    with call.db.read() as session:
+        rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit)
+    return page(rows, more, show_endpoint)
+
+
+@router.get("/webhook_endpoints/{webhook_endpoint_id}")
+def retrieve_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointObject:
+    """One endpoint, without its secret."""
+    with call.db.read() as session:
+        return show_endpoint(_get(session, call, webhook_endpoint_id))
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}")
+def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) -> EndpointObject:
+    """Change an endpoint. One that was disabled is enabled again and gets what was held for it."""
+    if body.url is not None:
+        _check_url(call, body.url)
+    with call.db.write() as session:
+        endpoint = _get(session, call, webhook_endpoint_id, lock=True)
+        for name, value in body.fields().items():
+            if value is not None:
+                setattr(endpoint, name, _unique(value) if name == "event_types" else value)
+        endpoint.updated_at = now()
+        deliveries.enable(session, endpoint, actor=call.actor)
+        call.record(session, "webhook_endpoint.update", endpoint.id, {"fields": sorted(body.fields())})
+        return show_endpoint(endpoint)
+
+
+@router.delete("/webhook_endpoints/{webhook_endpoint_id}")
+def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
+    """Delete an endpoint. What it was still owed is not sent."""
+    with call.db.write() as session:
+        session.delete(_get(session, call, webhook_endpoint_id, lock=True))
+        call.record(session, "webhook_endpoint.delete", webhook_endpoint_id)
+    return EndpointDeleted(id=webhook_endpoint_id)
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}/rotate_secret")
+def rotate_secret(call: Call, webhook_endpoint_id: str, body: RotateSecret | None = None) -> EndpointWithSecret:
+    """A new signing secret; the old one signs beside it for a day if asked for."""
+    keep = body is not None and body.keep_old_secret_active_for_24_hours
+    with call.db.write() as session:
+        endpoint = _get(session, call, webhook_endpoint_id, lock=True)
+        endpoint.old_secret = endpoint.secret if keep else None
+        endpoint.old_secret_until = now() + _OVERLAP_SECONDS if keep else None
+        endpoint.secret, endpoint.updated_at = new_secret(), now()
+        call.record(session, "webhook_endpoint.rotate_secret", endpoint.id, {"kept": keep})
+        return show_with_secret(endpoint)
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
+async def test_endpoint(call: Call, webhook_endpoint_id: str, body: TestEndpoint) -> TestResult:
+    """Send a signed event of this type at once, whose object does not exist, and tell how it was answered."""
+
+    def look() -> WebhookEndpoint:
+        with call.db.write() as session:
+            call.record(session, "webhook_endpoint.test", webhook_endpoint_id)
+            return _get(session, call, webhook_endpoint_id)
+
+    endpoint = await run_in_threadpool(look)
+    secrets = signing_secrets(endpoint, now())
+    content = body_of(_sample(call, body.event_type))
+    outcome = await post_once(call.config, endpoint.url, secrets, new_id("wh_"), content)
+    if outcome.status_code is None:
+        message = f"The receiver could not be reached: {outcome.error}."
+        raise InvalidRequest(message, param="url", code="webhook_not_delivered")
+    return TestResult(
+        webhook_endpoint_id=endpoint.id,
+        event_type=body.event_type,
+        status_code=outcome.status_code,
+        success=outcome.delivered,
+    )
+
+
+@router.get("/webhook_endpoints/{webhook_endpoint_id}/deliveries")
+def list_deliveries(
+    call: Call,
+    webhook_endpoint_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    state: Annotated[Literal["pending", "delivered", "failed"] | None, Query()] = None,
+) -> Page[DeliveryObject]:
+    """What was sent or is owed, with every attempt."""
+    with call.db.read() as session:
+        _get(session, call, webhook_endpoint_id)
+        statement = _deliveries(call, webhook_endpoint_id)
+        if state is not None:
+            statement = statement.where(Delivery.state == state)
+        rows, more = find(session, statement, Delivery, after=after, limit=limit, order=order)
+        log = deliveries.attempts(session, [row.id for row in rows])
+        types = dict(
+            session.execute(select(Event.id, Event.type).where(Event.id.in_([row.event_id for row in rows]))).all()
+        )
+    return page(rows, more, lambda row: show_delivery(row, types.get(row.event_id), log[row.id]))
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}/replay")
+def replay(call: Call, webhook_endpoint_id: str, body: Replay) -> Replayed:
+    """Send again, under the old `webhook-id`s."""
+    with call.db.write() as session:
+        _get(session, call, webhook_endpoint_id)
+        selection = _selection(session, call, webhook_endpoint_id, body)
+        ids = deliveries.replay(session, call.project_id, webhook_endpoint_id, selection, _REPLAYED_AT_ONCE)
+        call.record(session, "webhook_endpoint.replay", webhook_endpoint_id, {"deliveries": len(ids)})
+    return Replayed(webhook_endpoint_id=webhook_endpoint_id, delivery_ids=ids, has_more=len(ids) >= _REPLAYED_AT_ONCE)
+
+
+@router.get("/webhook_event_types")
+def list_event_types() -> EventTypeList:
+    """The events that an endpoint may ask for."""
+    return EventTypeList(data=list(EVENT_TYPES))
+
+
+def _endpoints(call: CallContext) -> Select[WebhookEndpoint]:
+    return select(WebhookEndpoint).where(WebhookEndpoint.project_id == call.project_id)
+
+
+def _deliveries(call: CallContext, endpoint_id: str) -> Select[Delivery]:
+    return select(Delivery).where(Delivery.project_id == call.project_id, Delivery.endpoint_id == endpoint_id)
+
+
+def _get(session: Session, call: CallContext, endpoint_id: str, *, lock: bool = False) -> WebhookEndpoint:
+    statement = _endpoints(call).where(WebhookEndpoint.id == endpoint_id)
+    endpoint = session.scalar(statement.with_for_update() if lock else statement)
+    if endpoint is None:
+        raise NotFound(f"No webhook endpoint found with id '{clip(endpoint_id)}'.", param="webhook_endpoint_id")
+    return endpoint
+
+
+def _check_url(call: CallContext, url: str) -> None:
+    """Asks the name server, so never inside a transaction."""
+    check_url(url, allow_private=call.config.webhook_allow_private)
+
+
+def _check_room(session: Session, call: CallContext) -> None:
+    count = session.scalar(select(func.count()).select_from(_endpoints(call).subquery())) or 0
+    if count >= _MAX_ENDPOINTS:
+        raise Conflict(f"A project has at most {_MAX_ENDPOINTS} webhook endpoints.", code="too_many_endpoints")
+
+
+def _unique(types: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(types))
+
+
+def _sample(call: CallContext, event_type: str) -> Event:
+    """An event that is sent and not kept."""
+    prefix = "we_" if event_type.startswith("webhook_endpoint.") else "batch_"
+    return Event(
+        subject_id="test",
+        seq=0,
+        id=new_id("evt_"),
+        project_id=call.project_id,
+        type=event_type,
+        data={"id": new_id(f"{prefix}test_")},
+        created_at=now(),
+    )
+
+
+def _selection(session: Session, call: CallContext, endpoint_id: str, body: Replay) -> deliveries.Selection:
+    """What a replay means. Raises InvalidRequest unless it names exactly one kind of thing."""
+    by_time = body.since is not None or body.until is not None
+    given = [body.delivery_ids is not None, body.event_id is not None, body.failed_since is not None, by_time]
+    if sum(given) != 1:
+        message = "Name exactly one of delivery_ids, event_id, failed_since, since/until."
+        raise InvalidRequest(message, param="delivery_ids", code="invalid_selection")
+    if body.delivery_ids is not None:
+        return deliveries.Selection(ids=tuple(body.delivery_ids))
+    if body.event_id is not None:
+        owed = _deliveries(call, endpoint_id).where(Delivery.event_id == body.event_id)
+        ids = tuple(row.id for row in session.scalars(owed))
+        if not ids:
+            raise NotFound(f"No delivery of event '{clip(body.event_id)}' to this endpoint.", param="event_id")
+        return deliveries.Selection(ids=ids)
+    if body.failed_since is not None:
+        return deliveries.Selection(since=body.failed_since, missed=body.missed)
+    both = (deliveries.DELIVERED, deliveries.FAILED)
+    return deliveries.Selection(since=body.since, until=body.until, states=both, missed=body.missed)
