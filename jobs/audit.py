@@ -8,14 +8,15 @@ seals, every second. `verify` finds an edited, deleted, swapped, inserted or cut
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
+from jobs.db import insert_into
 from jobs.models import Audit, AuditHead
 
 GENESIS = "0" * 64
@@ -53,10 +54,9 @@ def record(
 
 def seal(session: Session, limit: int = _SEALED_AT_ONCE) -> int:
     """Chain up to `limit` unsealed rows; returns how many. One sealer at a time (the head row is locked)."""
-    head = session.scalar(select(AuditHead).where(AuditHead.id == _HEAD).with_for_update())
-    if head is None:
-        head = AuditHead(id=_HEAD, seal=0, hash=GENESIS)
-        session.add(head)
+    first = insert_into(session, AuditHead).values(id=_HEAD, seal=0, hash=GENESIS)
+    session.execute(first.on_conflict_do_nothing())
+    head = session.scalars(select(AuditHead).where(AuditHead.id == _HEAD).with_for_update()).one()
     rows = session.scalars(select(Audit).where(Audit.seal.is_(None)).order_by(Audit.id).limit(limit)).all()
     for row in rows:
         head.seal += 1
@@ -70,7 +70,7 @@ def unsealed(session: Session) -> bool:
     return session.scalar(select(Audit.id).where(Audit.seal.is_(None)).limit(1)) is not None
 
 
-def digest(previous: str, row: Audit, seal: int) -> str:
+def digest(previous: str, row: Audit | Row[Any], seal: int) -> str:
     """The hash of one row, given its predecessor's."""
     fields = {
         "id": row.id,
@@ -100,36 +100,55 @@ class Verdict:
 
 def verify(session: Session, *, unsealed_after: float = 60.0, anchor: tuple[int, str] | None = None) -> Verdict:
     """Walk the whole chain. `anchor` is a (seal, hash) noted earlier: it proves that nothing before was rewritten."""
-    faults: list[str] = []
-    previous, expected = GENESIS, 0
-    for row in _sealed(session):
-        expected += 1
-        if row.seal != expected:
-            faults.append(f"seal {expected} is missing (found {row.seal})")
-            expected = row.seal or expected
-        if digest(previous, row, expected) != row.hash:
-            faults.append(f"row {row.id} (seal {row.seal}) does not match its hash")
-        previous = row.hash or previous
-        if anchor and row.seal == anchor[0] and row.hash != anchor[1]:
-            faults.append(f"seal {anchor[0]} does not match the anchor")
-    faults += _tail(session, expected, previous, anchor)
-    faults += _unsealed(session, unsealed_after)
-    return Verdict(expected, previous, tuple(faults))
+    walk = _Walk(anchor)
+    grown, head = True, (0, GENESIS)
+    while grown:  # a reader may see what is sealed meanwhile: walk until the head is no further
+        grown = walk.over(_sealed(session, walk.seal))
+        head = _head(session)
+        grown = grown and head[0] > walk.seal
+    faults = walk.faults + _tail(walk, head) + _unsealed(session, unsealed_after)
+    return Verdict(walk.seal, walk.hash, tuple(faults))
 
 
-def _sealed(session: Session) -> Iterator[Audit]:
-    statement = select(Audit).where(Audit.seal.is_not(None)).order_by(Audit.seal)
-    yield from session.scalars(statement.execution_options(yield_per=1000))
+class _Walk:
+    """How far a walk along the chain has come, and what it found."""
+
+    def __init__(self, anchor: tuple[int, str] | None) -> None:
+        self.anchor = anchor
+        self.seal = 0
+        self.hash = GENESIS
+        self.faults: list[str] = []
+
+    def over(self, rows: Iterable[Row[Any]]) -> bool:
+        """Check these rows; False when there were none."""
+        before = self.seal
+        for row in rows:
+            if row.seal != self.seal + 1:
+                self.faults.append(f"seal {self.seal + 1} is missing (found {row.seal})")
+            if digest(self.hash, row, row.seal) != row.hash:
+                self.faults.append(f"row {row.id} (seal {row.seal}) does not match its hash")
+            if self.anchor and row.seal == self.anchor[0] and row.hash != self.anchor[1]:
+                self.faults.append(f"seal {row.seal} does not match the anchor")
+            self.seal, self.hash = row.seal, row.hash
+        return self.seal != before
 
 
-def _tail(session: Session, last: int, last_hash: str, anchor: tuple[int, str] | None) -> list[str]:
-    head = session.get(AuditHead, _HEAD)
-    sealed, hashed = (head.seal, head.hash) if head else (0, GENESIS)
+def _sealed(session: Session, after: int) -> Iterator[Row[Any]]:
+    statement = select(*Audit.__table__.columns).where(Audit.seal > after).order_by(Audit.seal)
+    yield from session.execute(statement.execution_options(yield_per=1000))
+
+
+def _head(session: Session) -> tuple[int, str]:
+    row = session.execute(select(AuditHead.seal, AuditHead.hash).where(AuditHead.id == _HEAD)).first()
+    return (row.seal, row.hash) if row else (0, GENESIS)
+
+
+def _tail(walk: _Walk, head: tuple[int, str]) -> list[str]:
     faults = []
-    if (sealed, hashed) != (last, last_hash):
-        faults.append(f"the head says {sealed} rows, the chain ends at {last}")
-    if anchor and anchor[0] > last:
-        faults.append(f"the chain is shorter than the anchor ({anchor[0]})")
+    if head != (walk.seal, walk.hash):
+        faults.append(f"the head says {head[0]} rows, the chain ends at {walk.seal}")
+    if walk.anchor and walk.anchor[0] > walk.seal:
+        faults.append(f"the chain is shorter than the anchor ({walk.anchor[0]})")
     return faults
 
 

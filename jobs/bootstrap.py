@@ -42,7 +42,8 @@ def main() -> None:
 def migrate(url: str) -> None:
     """Apply every migration that is missing."""
     alembic = Config()
-    alembic.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    scripts = str(Path(__file__).parent.parent / "migrations")
+    alembic.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
     alembic.attributes["url"] = url
     command.upgrade(alembic, "head")
 

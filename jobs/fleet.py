@@ -12,6 +12,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
+from jobs.db import insert_into
 from jobs.models import Model, Worker
 
 ANY_MODEL = "*"  # an endpoint without a usable list takes any name
@@ -27,7 +28,7 @@ class Process:
 
 
 def register(session: Session, worker: Worker) -> None:
-    session.add(worker)
+    session.merge(worker)  # a register whose answer was lost is run again
 
 
 def beat(session: Session, worker_id: str, **changes: Any) -> bool:
@@ -64,10 +65,9 @@ def serves(session: Session, queue: str, model: str) -> bool:
 
 def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:
     """Note models that endpoints serve (name → whether the endpoint is external): they stay known while it is away."""
-    known = {model.id: model for model in session.scalars(select(Model).where(Model.id.in_(found)))}
-    for name, external in found.items():
-        if name in known:
-            known[name].seen_at = now()
-            known[name].external = external
-        else:
-            session.add(Model(id=name, queue=queue, external=external, created_at=now(), seen_at=now()))
+    seen = now()
+    for name in sorted(found):  # in one order: several workers may do this at once
+        model = {"id": name, "queue": queue, "owned_by": "endpoint", "created_at": seen}
+        fresh = {"external": found[name], "seen_at": seen}
+        insert = insert_into(session, Model).values(model | fresh)
+        session.execute(insert.on_conflict_do_update(index_elements=[Model.id], set_=fresh))

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from jobs import audit
 from jobs.clock import now
+from jobs.db import insert_into
 from jobs.ids import new_id
 from jobs.models import ApiKey, Project
 
@@ -39,12 +40,10 @@ def create_key(session: Session, project_name: str, *, actor: str = "operator") 
 
 
 def ensure_project(session: Session, name: str) -> Project:
-    project = session.scalar(select(Project).where(Project.name == name))
-    if project is None:
-        project = Project(id=new_id("proj_"), name=name, created_at=now())
-        session.add(project)
-        session.flush()
-    return project
+    """The project of this name; of two that make it at once, one does."""
+    new = {"id": new_id("proj_"), "name": name, "weight": 1.0, "allow_external": False, "created_at": now()}
+    session.execute(insert_into(session, Project).values(new).on_conflict_do_nothing())
+    return session.scalars(select(Project).where(Project.name == name)).one()
 
 
 def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
@@ -57,7 +56,7 @@ def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
 def revoke_key(session: Session, key_id: str, *, actor: str = "operator") -> bool:
     """Revoke by id; False when there is no such live key."""
     live = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now())
-    revoked = session.execute(live).rowcount == 1  # type: ignore[attr-defined]
+    revoked: bool = session.execute(live).rowcount == 1  # type: ignore[attr-defined]
     if revoked:
         audit.record(session, actor=actor, action="key.revoke", target=key_id)
     return revoked

@@ -6,6 +6,8 @@
 Each function takes the caller's session and runs in its transaction; the audit row, the event, the deliveries and
 the doorbells are written there too. Guards stand in the WHERE: source state and epoch. Who lost the claim gets
 `Fenced` and has changed nothing. `jobs.shards` is the same for the shards of a running job.
+
+On PostgreSQL rows are locked in one order: the job, its shards, its doorbells.
 """
 
 from collections.abc import Collection, Mapping
@@ -86,7 +88,7 @@ def move(
     allowed = {sources} if isinstance(sources, JobState) else set(sources)
     if any(target not in MOVES[source] for source in allowed):
         raise ValueError(f"no move {sorted(allowed)} -> {target}")
-    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    job = lock(session, job_id)
     if job is None or job.state not in allowed or epoch not in (None, job.epoch):
         raise Fenced
     source = JobState(job.state)
@@ -107,13 +109,21 @@ def move(
     return job
 
 
+def lock(session: Session, job_id: str) -> Job | None:
+    """The job as it is now, held still until the transaction ends."""
+    statement = select(Job).where(Job.id == job_id).with_for_update()
+    return session.scalar(statement.execution_options(populate_existing=True))
+
+
 def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim | None:
     """Take a job for planning or finishing; None when there is nothing to take (a stale doorbell)."""
-    outbox.settle(session, task, job_id)
     free = and_(Job.id == job_id, Job.state.in_(CLAIMABLE[task]), Job.worker_id.is_(None))
     if task is Task.FINISH:
         free = and_(free, ~_shards_in(job_id, ShardState.RUNNING))
-    taken = session.execute(update(Job).where(free).values(epoch=Job.epoch + 1, beat=0, worker_id=worker_id))
+    lock(session, job_id)  # a doorbell owed by another transaction meanwhile is not ours to settle
+    ours = {"epoch": Job.epoch + 1, "beat": 0, "worker_id": worker_id, "waiting_for": None}
+    taken = session.execute(update(Job).where(free).values(ours))
+    outbox.settle(session, task, job_id)
     if taken.rowcount != 1:  # type: ignore[attr-defined]
         return None
     job = session.scalar(select(Job).where(Job.id == job_id).execution_options(populate_existing=True))
@@ -157,8 +167,7 @@ def planned(session: Session, claim: JobClaim, *, total: int, model: str | None,
 
 def reject(session: Session, claim: JobClaim, errors: list[dict[str, Any]]) -> Job:
     """The input is not valid: the job fails with its errors by line; nothing was run."""
-    outbox.forget(session, claim.job.id)
-    return move(
+    job = move(
         session,
         claim.job.id,
         JobState.QUEUED,
@@ -167,13 +176,16 @@ def reject(session: Session, claim: JobClaim, errors: list[dict[str, Any]]) -> J
         epoch=claim.epoch,
         values={"errors": errors},
     )
+    outbox.forget(session, job.id)
+    return job
 
 
 def close(session: Session, claim: JobClaim, values: Mapping[str, Any], files: Collection[File]) -> Job:
     """The output is assembled: final counts, the files' rows, and the terminal state, at once."""
     source = JobState(claim.job.state)
-    session.add_all(files)
-    return move(session, claim.job.id, source, CLOSING[source], actor=_worker(claim), epoch=claim.epoch, values=values)
+    job = move(session, claim.job.id, source, CLOSING[source], actor=_worker(claim), epoch=claim.epoch, values=values)
+    session.add_all(files)  # after the guard: of a close whose answer was lost they are there already
+    return job
 
 
 def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
@@ -197,7 +209,7 @@ def lose(session: Session, job_id: str, epoch: int, beat: int) -> bool:
 
 def cancel(session: Session, job_id: str, *, actor: str) -> Job:
     """Cancel a queued or running job. Already cancelled: nothing. Otherwise ended or ending: Conflict."""
-    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    job = lock(session, job_id)
     assert job is not None
     state = JobState(job.state)
     if state in (JobState.CANCELLING, JobState.CANCELLED):
@@ -209,7 +221,7 @@ def cancel(session: Session, job_id: str, *, actor: str) -> Job:
 
 def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
     """The completion window passed: keep what is finished. None when the job is beyond that already."""
-    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    job = lock(session, job_id)
     if job is None or JobState.EXPIRING not in MOVES[JobState(job.state)] or job.deadline > now():
         return None
     return _stop(session, job_id, JobState.EXPIRING, actor)
@@ -217,7 +229,7 @@ def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
 
 def settle(session: Session, job_id: str, *, actor: str) -> None:
     """Owe the next step of a job that is due for one. Harmless at any time, by anyone, any number of times."""
-    job = _get(session, job_id)
+    job = lock(session, job_id)
     if job is None or job.state in TERMINAL or job.worker_id is not None:
         return
     if job.state == JobState.RUNNING:
@@ -251,7 +263,7 @@ def claimed(session: Session) -> list[tuple[str, int, int, str]]:
     statement = select(Job.id, Job.epoch, Job.beat, Job.worker_id).where(
         Job.state.in_(LIVE), Job.worker_id.is_not(None)
     )
-    return [(row[0], row[1], row[2], row[3]) for row in session.execute(statement)]
+    return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
@@ -276,8 +288,8 @@ def sums(session: Session, job_id: str) -> dict[str, int]:
 
 
 def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
-    outbox.forget(session, job_id)
     job = move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, target, actor=actor)
+    outbox.forget(session, job_id)
     settle(session, job_id, actor=actor)
     return job
 

@@ -8,12 +8,11 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, exists, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
+from jobs.db import insert_into
 from jobs.models import Job, Outbox, Project
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
@@ -60,10 +59,8 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
         for n in shards
     ]
     if rows:
-        sqlite = session.get_bind().dialect.name == "sqlite"
-        insert = sqlite_insert if sqlite else pg_insert
-        session.execute(insert(Outbox).on_conflict_do_nothing(), rows)
-        if not sqlite:
+        session.execute(insert_into(session, Outbox).on_conflict_do_nothing(), rows)
+        if session.get_bind().dialect.name == "postgresql":
             session.execute(text(f"NOTIFY {CHANNEL}"))
 
 
@@ -111,9 +108,13 @@ def due(session: Session, queue: str, project_id: str, at: float, limit: int) ->
 
 
 def rung(session: Session, ids: Sequence[int]) -> None:
-    """These doorbells were handed to the broker (or are about to be: ringing twice is harmless)."""
+    """These doorbells were handed to the broker (or are about to be: ringing twice is harmless).
+
+    One that is being claimed at this moment is passed over: to wait for it while holding others could be for ever.
+    """
+    still = select(Outbox.id).where(Outbox.id.in_(ids)).with_for_update(skip_locked=True)
     session.execute(
-        update(Outbox).where(Outbox.id.in_(ids)).values(rung_at=now(), rings=Outbox.rings + 1),
+        update(Outbox).where(Outbox.id.in_(still)).values(rung_at=now(), rings=Outbox.rings + 1),
         execution_options={"synchronize_session": False},
     )
 
@@ -132,9 +133,5 @@ def depth(session: Session) -> dict[str, tuple[int, float]]:
     return {queue: (count, oldest) for queue, count, oldest in rows}
 
 
-def _ready():  # type: ignore[no-untyped-def]
-    clauses = [(Outbox.task == task) & Job.state.in_(states) for task, states in READY.items()]
-    condition = clauses[0]
-    for clause in clauses[1:]:
-        condition |= clause
-    return condition
+def _ready() -> ColumnElement[bool]:
+    return or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items()))

