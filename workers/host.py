@@ -60,6 +60,7 @@ class EngineHost:
         except (TimeoutError, EngineError):
             log.warning("engine_close_failed")
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
 
     @asynccontextmanager
     async def company(self) -> AsyncIterator[None]:
@@ -114,3 +115,4 @@ class EngineHost:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        self.loop.close()

@@ -1,0 +1,356 @@
+"""The whole way of a batch, on SQLite and PostgreSQL: planned, run, finished, whatever breaks on the way."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, update
+
+from jobs import audit, events, fleet, ledger, shards
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Audit, Segment, Shard
+from jobs.queues import Queue
+from jobs.states import JobState
+from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers.engines.fake import FakeEngine
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
+    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append)) as made:
+        yield made
+
+
+def _batch(count: int, prompt: str = "hello") -> bytes:
+    return jsonl([chat_line(f"r{n}", f"{prompt} {n}") for n in range(count)])
+
+
+def _ids(lines: list[dict[str, object]]) -> list[object]:
+    return [line["custom_id"] for line in lines]
+
+
+def _usage(lines: list[dict[str, object]]) -> int:
+    return sum(line["response"]["body"]["usage"]["total_tokens"] for line in lines)  # type: ignore[index]
+
+
+def test_every_line_comes_out_once_in_order_with_exact_usage(mill: Mill, asked: list[str]) -> None:
+    (job,) = mill.drain(mill.submit(_batch(50)))
+
+    output, errors = mill.results(job)
+    assert job.state == JobState.SUCCEEDED
+    assert _ids(output) == [f"r{n}" for n in range(50)]
+    assert errors == []
+    assert (job.total, job.completed, job.failed) == (50, 50, 0)
+    assert _usage(output) == job.input_tokens + job.output_tokens
+    assert len(asked) == 50
+
+
+def test_output_line_has_the_shape_of_openai(mill: Mill) -> None:
+    (job,) = mill.drain(mill.submit(_batch(1)))
+
+    (line,) = mill.results(job)[0]
+    assert set(line) == {"id", "custom_id", "response", "error"}
+    assert line["id"].startswith("batch_req_")
+    assert line["response"]["status_code"] == 200
+    assert line["response"]["request_id"].startswith("req_")
+    assert line["response"]["body"]["object"] == "chat.completion"
+    assert line["error"] is None
+
+
+def test_events_and_audit_tell_each_transition_once(mill: Mill) -> None:
+    job_id = mill.submit(_batch(3))
+    mill.drain(job_id)
+    mill.until(lambda: not _unsealed(mill.db))
+
+    with mill.db.read() as session:
+        told = [event.type for event in events.after(session, job_id, 0, 100)]
+        moves = session.execute(select(Audit.source, Audit.destination).where(Audit.target == job_id)).all()
+        verdict = audit.verify(session)
+    assert told == ["job.created", "job.running", "job.finishing", "batch.completed"]
+    assert len(moves) == len(set(moves)) == 4
+    assert verdict.faults == ()
+
+
+def test_bad_lines_fail_the_job_with_their_numbers_and_nothing_is_run(mill: Mill, asked: list[str]) -> None:
+    good = chat_line("a", "x")
+    content = jsonl([good]) + b"\n{broken\n" + jsonl([good, {**chat_line("b", "y"), "url": "/v1/embeddings"}])
+
+    (job,) = mill.drain(mill.submit(content))
+
+    assert job.state == JobState.FAILED
+    assert [(error["code"], error["line"]) for error in job.errors or []] == [
+        ("invalid_json_line", 3),
+        ("invalid_url", 5),
+        ("duplicate_custom_id", 4),
+    ]
+    assert asked == []
+    with mill.db.read() as session:
+        assert session.scalar(select(func.count()).select_from(Shard)) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "empty_file"),
+        (b"\n\n \r\n", "empty_file"),
+        (jsonl([chat_line("a", "x", model="nobody-has-this")]), "model_not_found"),
+        (jsonl([chat_line("a", "x"), chat_line("b", "x", model="other")]), "model_mismatch"),
+        (jsonl([chat_line("a", "x", stream=True)]), "streaming_unsupported"),
+    ],
+)
+def test_unusable_input_fails_with_a_code(db: Database, tmp_path: Path, content: bytes, code: str) -> None:
+    with running(db, tmp_path) as mill:
+        mill.gpu.standing.models = (MODEL,)
+        mill.gpu.keeper.announce()
+        with db.write() as session:
+            fleet.remember_all(session, {MODEL: False}, Queue.GENERATE)
+        (job,) = mill.drain(mill.submit(content))
+
+    assert job.state == JobState.FAILED
+    assert [error["code"] for error in job.errors or []] == [code]
+
+
+def test_missing_input_fails_with_openais_words(mill: Mill) -> None:
+    (job,) = mill.drain(mill.submit(b"", input_path=None, input_file_id="file-gone"))
+
+    assert job.errors == [
+        {
+            "code": "invalid_request",
+            "line": None,
+            "message": "Cannot find file file-gone, or your project does not have access to it.",
+            "param": "file_id",
+        }
+    ]
+
+
+def test_crlf_blank_lines_and_a_byte_order_mark_are_no_trouble(mill: Mill) -> None:
+    lines = [json.dumps(chat_line(f"r{n}", "x")).encode() for n in range(20)]
+    content = b"\xef\xbb\xbf" + b"\r\n\r\n\n".join(lines)
+
+    (job,) = mill.drain(mill.submit(content))
+
+    assert _ids(mill.results(job)[0]) == [f"r{n}" for n in range(20)]
+
+
+def test_engine_errors_become_error_lines_and_the_job_completes(mill: Mill) -> None:
+    content = jsonl([chat_line("a", "fine"), chat_line("b", "!500"), chat_line("c", "!html")])
+
+    (job,) = mill.drain(mill.submit(content))
+
+    output, errors = mill.results(job)
+    assert job.state == JobState.SUCCEEDED
+    assert _ids(output) == ["a"]
+    assert {line["custom_id"]: (line["response"] or {}).get("status_code") for line in errors} == {"b": 500, "c": None}
+    assert errors[1]["error"]["code"] == "engine_error"
+    assert (job.completed, job.failed) == (1, 2)
+
+
+def test_all_failed_batch_completes_without_an_output_file(mill: Mill) -> None:
+    (job,) = mill.drain(mill.submit(jsonl([chat_line("a", "!reset")])))
+
+    assert (job.state, job.output_file_id, job.failed) == (JobState.SUCCEEDED, None, 1)
+    assert job.error_file_id is not None
+
+
+def test_poison_that_kills_the_engine_costs_its_own_line_only(mill: Mill, asked: list[str]) -> None:
+    content = jsonl([chat_line(f"r{n}", "!crash" if n == 11 else f"fine {n}") for n in range(40)])
+
+    (job,) = mill.drain(mill.submit(content))
+
+    output, errors = mill.results(job)
+    assert len(output) == 39
+    assert _ids(errors) == ["r11"]
+    assert mill.engine.starts <= 1 + mill.config.item_tries
+    assert asked.count("!crash") == mill.config.item_tries
+
+
+def test_item_refused_twice_and_then_answered_succeeds(mill: Mill) -> None:
+    content = jsonl([chat_line("a", "!flaky2 one"), chat_line("b", "!crash"), chat_line("c", "fine")])
+
+    (job,) = mill.drain(mill.submit(content))
+
+    assert sorted(_ids(mill.results(job)[0])) == ["a", "c"]  # type: ignore[type-var]
+
+
+def test_busy_engine_delays_and_never_fails_a_line(db: Database, tmp_path: Path) -> None:
+    from workers.engines.port import EngineBusy, Request
+
+    refused: Counter[str] = Counter()
+
+    def full(request: Request) -> EngineBusy | None:
+        refused[request.request_id] += 1
+        return EngineBusy("full", retry_after=0.0) if refused[request.request_id] <= 6 else None
+
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=full)) as mill:
+        (job,) = mill.drain(mill.submit(_batch(4)))
+
+    assert (job.completed, job.failed) == (4, 0)
+
+
+def test_cancel_keeps_what_is_finished_and_names_the_rest(db: Database, tmp_path: Path, asked: list[str]) -> None:
+    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append)) as mill:
+        job_id = mill.submit(jsonl([chat_line(f"r{n}", "!hang" if n >= 8 else "x") for n in range(24)]))
+        mill.until(lambda: len(asked) >= 16 and _committed(mill.db, job_id) >= 8)
+        with mill.db.write() as session:
+            ledger.cancel(session, job_id, actor="test")
+        (job,) = mill.drain(job_id, timeout=6)
+
+        output, errors = mill.results(job)
+    assert job.state == JobState.CANCELLED
+    assert _ids(output) == [f"r{n}" for n in range(8)]
+    assert _ids(errors) == [f"r{n}" for n in range(8, 24)]
+    assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+    assert (job.total, job.completed, job.failed) == (24, 8, 0)
+
+
+def test_batch_cancelled_before_it_was_planned_names_every_line(mill: Mill, asked: list[str]) -> None:
+    job_id = mill.submit(_batch(5))
+    with mill.db.write() as session:
+        ledger.cancel(session, job_id, actor="test")
+
+    (job,) = mill.drain(job_id)
+
+    assert job.state == JobState.CANCELLED
+    assert _ids(mill.results(job)[1]) == [f"r{n}" for n in range(5)]
+    assert asked == []
+
+
+def test_expired_batch_has_openais_exact_lines_for_the_rest(mill: Mill) -> None:
+    job_id = mill.submit(_batch(3), deadline=now() - 1)
+
+    (job,) = mill.drain(job_id)
+
+    assert job.state == JobState.EXPIRED
+    assert [line["error"] for line in mill.results(job)[1]] == [
+        {
+            "code": "batch_expired",
+            "message": "This request could not be executed before the completion window expired.",
+        }
+    ] * 3
+    assert (job.completed, job.failed) == (0, 0)
+
+
+def test_lost_doorbells_are_rung_again(mill: Mill) -> None:
+    rings: Counter[str] = Counter()
+
+    def first_of_each(task: str) -> bool:
+        rings[task] += 1
+        return rings[task] == 1
+
+    mill.lose_rings = first_of_each
+    (job,) = mill.drain(mill.submit(_batch(10)))
+
+    assert job.completed == 10
+    assert rings["plan"] >= 2
+
+
+def test_doorbells_rung_many_times_cost_no_second_answer(mill: Mill, asked: list[str]) -> None:
+    job_id = mill.submit(_batch(30))
+    (job,) = mill.drain(job_id)
+
+    for _ in range(3):
+        mill.ring("plan", "", [job_id])
+        mill.ring("finish", "", [job_id])
+        for n in range(4):
+            mill.ring("run", "", [job_id, n])
+    mill.drain(mill.submit(_batch(1, "after")))
+
+    assert len(asked) == 31
+    assert mill.job(job_id).output_file_id == job.output_file_id
+
+
+def test_attempt_after_a_lost_lease_runs_only_what_is_missing(mill: Mill, asked: list[str]) -> None:
+    """A claim that died with half its lines committed: its zombie's late segment changes nothing."""
+    job_id = _planned_only(mill, _batch(8))
+    with mill.db.write() as session:
+        zombie = shards.claim(session, job_id, 0, "dead-worker")
+    assert zombie is not None
+    half = shards.Tally(covered=0b1111, good=0b1111, output_tokens=40)
+    mill.storage.put("half", b"".join(b'%d\t1\t{"custom_id":"r%d"}\n' % (n, n) for n in range(4)))
+    with mill.db.write() as session:
+        shards.commit(session, zombie, 0, "half", mill.storage.size("half"), half, last=False)
+
+    mill.lose_rings = lambda _task: False
+    (job,) = mill.drain(job_id)
+
+    with pytest.raises(Exception, match="newer claim"), mill.db.write() as session:
+        shards.commit(session, zombie, 1, "late", 1, shards.Tally(covered=0b11110000), last=True)
+    assert _ids(mill.results(job)[0]) == [f"r{n}" for n in range(8)]
+    assert len(asked) == 4
+
+
+def test_line_that_kills_its_worker_is_named_and_given_up(mill: Mill, asked: list[str]) -> None:
+    """Two lost leases without progress, then careful mode; the line that was being tried each time is the one."""
+    job_id = _planned_only(mill, _batch(8))
+    with mill.db.write() as session:
+        session.execute(update(Shard).where(Shard.job_id == job_id).values(stalls=2, trying_line=3, trying_times=2))
+
+    mill.lose_rings = lambda _task: False
+    (job,) = mill.drain(job_id)
+
+    output, errors = mill.results(job)
+    assert len(output) == 7
+    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("r3", "worker_crashed")]
+
+
+def test_retry_runs_only_what_failed_and_lays_overrides_over_the_body(mill: Mill, asked: list[str]) -> None:
+    content = jsonl([chat_line(f"r{n}", "!500" if n % 3 == 0 else f"x {n}") for n in range(20)])
+    (first,) = mill.drain(mill.submit(content))
+    asked.clear()
+
+    overrides = {"messages": [{"role": "user", "content": "again"}]}
+    (second,) = mill.drain(
+        mill.submit(b"", input_path=first.input_path, retry_of=first.id, payload={"overrides": overrides})
+    )
+
+    assert _ids(mill.results(second)[0]) == [f"r{n}" for n in range(0, 20, 3)]
+    assert set(asked) == {"again"}
+    assert mill.job(first.id).failed == first.failed
+
+
+def test_identical_requests_are_computed_once_only_if_the_job_asks(mill: Mill, asked: list[str]) -> None:
+    content = jsonl([chat_line(f"r{n}", "same") for n in range(6)])
+
+    plain, deduped = mill.drain(mill.submit(content), mill.submit(content, payload={"dedupe": True}))
+
+    assert len(asked) == 6 + 1
+    output = mill.results(deduped)[0]
+    assert [line.get("duplicate_of") for line in output] == [None] + ["r0"] * 5
+    assert deduped.output_tokens == plain.output_tokens // 6
+
+
+def test_project_with_little_work_is_not_kept_waiting_by_one_with_much(db: Database, tmp_path: Path) -> None:
+    with running(db, tmp_path, FakeEngine((MODEL,), delay=0.02), shard_lines=1) as mill:
+        large = mill.submit(_batch(200), project="large")
+        mill.until(lambda: mill.job(large).state == JobState.RUNNING)
+        small = mill.submit(_batch(4), project="small")
+        mill.drain(small)
+
+        assert mill.job(large).state == JobState.RUNNING
+
+
+def _planned_only(mill: Mill, content: bytes) -> str:
+    """A job whose shards no worker hears of yet."""
+    mill.lose_rings = lambda task: task == "run"
+    job_id = mill.submit(content)
+    mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)
+    return job_id
+
+
+def _unsealed(db: Database) -> bool:
+    with db.read() as session:
+        return audit.unsealed(session)
+
+
+def _committed(db: Database, job_id: str) -> int:
+    with db.read() as session:
+        covered = session.scalars(select(Segment.covered).where(Segment.job_id == job_id)).all()
+    return sum(int.from_bytes(bitmap, "little").bit_count() for bitmap in covered)

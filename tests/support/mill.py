@@ -1,0 +1,161 @@
+"""A deployment in one process: the real dispatcher, planner, runner and finisher, over the fake engine.
+
+Doorbells go straight to the handlers on a few threads instead of through a broker, so that a test drives the whole
+way of a job in milliseconds. The broker can be told to lose rings.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs import keys, ledger
+from jobs.clock import now
+from jobs.db import Database
+from jobs.ids import new_id
+from jobs.models import Job
+from jobs.payloads import ENDPOINTS
+from jobs.queues import Queue, Task
+from jobs.settings import Settings
+from jobs.states import TERMINAL
+from jobs.storage import DiskStorage
+from workers.context import Context, Pool, build
+from workers.dispatcher import Dispatcher
+from workers.engines.fake import FakeEngine
+from workers.finishing import finish
+from workers.host import EngineHost
+from workers.planning import plan
+from workers.running import run
+
+CHAT = "/v1/chat/completions"
+MODEL = "fake-model"
+
+
+def chat_line(custom_id: str, prompt: str, **body: Any) -> dict[str, Any]:
+    """One request of a batch file."""
+    messages = [{"role": "user", "content": prompt}]
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": CHAT,
+        "body": {"model": MODEL, "messages": messages, **body},
+    }
+
+
+def jsonl(lines: Sequence[Any]) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+@dataclass
+class Mill:
+    """`submit` a batch, `drain` until it ends, read `results`."""
+
+    config: Settings
+    db: Database
+    storage: DiskStorage
+    engine: FakeEngine
+    cpu: Context
+    gpu: Context
+    host: EngineHost
+    lose_rings: Callable[[str], bool] = lambda _task: False
+    errors: list[BaseException] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(4)
+        self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
+
+    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
+        """The broker: a doorbell reaches a worker, or is lost."""
+        if not self.lose_rings(task):
+            self._threads.submit(self._handle, task, arguments)
+
+    def submit(self, content: bytes, *, project: str = "default", **fields: Any) -> str:
+        """A batch over `content`; returns the job's id."""
+        path = f"files/{new_id('file-')}"
+        self.storage.put(path, content)
+        endpoint = fields.pop("endpoint", CHAT)
+        values: dict[str, Any] = {
+            "id": new_id("batch_"),
+            "kind": ENDPOINTS[endpoint],
+            "endpoint": endpoint,
+            "payload": {},
+            "input_path": path,
+            "created_at": now(),
+            "deadline": now() + 3600,
+        }
+        with self.db.write() as session:
+            owner = keys.ensure_project(session, project)
+            job = Job(project_id=owner.id, **{**values, **fields})
+            return ledger.submit(session, job, actor="test").id
+
+    def job(self, job_id: str) -> Job:
+        with self.db.read() as session:
+            return session.get_one(Job, job_id)
+
+    def drain(self, *job_ids: str, timeout: float = 20.0) -> list[Job]:
+        """Tick until all of these have ended."""
+        self.until(lambda: all(self.job(job_id).state in TERMINAL for job_id in job_ids), timeout)
+        return [self.job(job_id) for job_id in job_ids]
+
+    def until(self, reached: Callable[[], bool], timeout: float = 20.0) -> None:
+        pause = threading.Event()
+        ends = time.monotonic() + timeout
+        while not reached():
+            assert time.monotonic() < ends, "the mill stands still"
+            assert not self.errors, self.errors
+            self.dispatcher.tick()
+            pause.wait(0.005)
+
+    def results(self, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The lines of the output file and of the error file."""
+        return self._lines(job.output_file_id), self._lines(job.error_file_id)
+
+    def close(self) -> None:
+        for context in (self.cpu, self.gpu):
+            context.keeper.leave()
+        self._threads.shutdown(wait=True)
+        self.host.close()
+        for context in (self.cpu, self.gpu):
+            context.db.close()
+
+    def _lines(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        with self.storage.reader(f"files/{file_id}") as handle:
+            return [json.loads(line) for line in handle.read().splitlines()]
+
+    def _handle(self, task: str, arguments: Sequence[Any]) -> None:
+        try:
+            if task == Task.PLAN:
+                plan(self.cpu, *arguments)
+            elif task == Task.RUN:
+                run(self.gpu, self.host, *arguments)
+            elif task == Task.FINISH:
+                finish(self.cpu, *arguments)
+        except BaseException as error:
+            logging.getLogger(__name__).exception("handler_raised")
+            self.errors.append(error)
+
+
+@contextmanager
+def running(db: Database, folder: Path, engine: FakeEngine | None = None, **settings: Any) -> Iterator[Mill]:
+    """A mill over `db`, with small constants."""
+    scaled = {"shard_lines": 8, "beat_seconds": 0.2, "lease_seconds": 1.5, "rering_seconds": 0.3, "min_free_bytes": 0}
+    scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}
+    config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
+    engine = engine or FakeEngine(models=(MODEL,))
+    host = EngineHost(engine, lambda: None)
+    host.start()
+    cpu = build(config, Pool("cpu", (Queue.PLAN,), 2))
+    gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*",)))
+    mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host)
+    try:
+        yield mill
+    finally:
+        mill.close()
