@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import audit, jobs, keys, webhooks
+from cli.demo.command import demo
 from cli.doctor import doctor
 from cli.submit import submit
 from cli.trouble import Trouble
@@ -54,6 +55,7 @@ def nightmill(
 
 
 app.command()(up)
+app.command()(demo)
 app.command()(submit)
 app.command("jobs")(jobs.jobs)
 app.command()(watch)

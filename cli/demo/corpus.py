@@ -33,7 +33,7 @@ TOPICS = {
     "security": "hashing, encryption, certificates and secrets",
     "testing": "tests, mocks, debugging and profiling",
 }
-_TASK = "You describe Python functions. Answer with one short sentence and nothing else."
+_TASK = "You write documentation. Answer with one short sentence."
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def embeddings(found: Sequence[Docstring], model: str) -> list[dict[str, Any]]:
 def _chat(one: Docstring, model: str, max_tokens: int) -> dict[str, Any]:
     messages = [
         {"role": "system", "content": _TASK},
-        {"role": "user", "content": f"What does {one.name} do?\n\n{one.text}"},
+        {"role": "user", "content": f"Summarise in one sentence what `{one.name}` is for:\n\n{one.text}"},
     ]
     return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
 
@@ -87,7 +87,10 @@ def _of_module(name: str, path: Path) -> Iterator[Docstring]:
     with warnings.catch_warnings():  # old modules have old escapes in their strings
         warnings.simplefilter("ignore")
         tree = ast.parse(path.read_bytes())
-    yield from _documented(name, tree.body)
+    parts = _documented(name, tree.body)
+    yield from islice(parts, 1)
+    yield from _shown(name, tree)
+    yield from parts
 
 
 def _documented(prefix: str, body: Iterable[ast.stmt]) -> Iterator[Docstring]:
@@ -95,8 +98,13 @@ def _documented(prefix: str, body: Iterable[ast.stmt]) -> Iterator[Docstring]:
     for node in body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
-        text = ast.get_docstring(node) or ""
-        if len(text) >= _SHORTEST:
-            yield Docstring(f"{prefix}.{node.name}", text[:_LONGEST])
+        name = f"{prefix}.{node.name}"
+        yield from _shown(name, node)
         if isinstance(node, ast.ClassDef):
-            yield from _documented(f"{prefix}.{node.name}", node.body)
+            yield from _documented(name, node.body)
+
+
+def _shown(name: str, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Docstring]:
+    text = ast.get_docstring(node) or ""
+    if len(text) >= _SHORTEST:
+        yield Docstring(name, text[:_LONGEST])

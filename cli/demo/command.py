@@ -1,0 +1,146 @@
+"""The order of events of `nightmill demo`."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from cli.trouble import Trouble
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from rich.console import Console
+
+    from cli.demo.batch import DemoBatch
+    from cli.demo.corpus import Docstring
+    from cli.demo.inbox import Inbox
+    from cli.demo.system import System
+
+CHATS = "summaries"
+VECTORS = "embeddings"
+_Lines = list[dict[str, Any]]
+_LOOK_SECONDS = 0.5
+_WEBHOOK_SECONDS = 30.0  # after the last batch has ended
+
+
+def demo(
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder of the demo; kept, so that the next run needs no conversion.")
+    ] = Path(".nightmill-demo"),
+    chats: Annotated[int, typer.Option(min=12, help="Chat requests.")] = 128,
+    documents: Annotated[int, typer.Option(min=12, help="Docstrings to embed, at least as many as chats.")] = 480,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 24,
+    model: Annotated[str, typer.Option(help="Model of the chats.")] = "smollm2-135m-instruct",
+    embedding_model: Annotated[str, typer.Option(help="Model of the embeddings.")] = "all-minilm-l6-v2",
+    engine_url: Annotated[
+        list[str] | None, typer.Option(help="Attach an OpenAI-compatible server; any number of times.")
+    ] = None,
+    no_vllm: Annotated[bool, typer.Option("--no-vllm", help="Start without vLLM in process.")] = False,
+    patience: Annotated[float, typer.Option(help="Give up after this many seconds.")] = 900.0,
+    stay: Annotated[bool, typer.Option("--stay", help="Keep everything running at the end, until Ctrl-C.")] = False,
+) -> None:
+    """Start everything, run real batches here, show the results, stop. Exit code 1 if anything is missing."""
+    from rich.console import Console
+
+    from cli.demo import corpus, system
+
+    console = Console()
+    began = time.monotonic()
+    options = [word for url in engine_url or [] for word in ("--engine-url", url)] + ["--no-vllm"] * no_vllm
+    signal.signal(signal.SIGTERM, _leave)
+    found = corpus.docstrings(max(chats, documents))
+    lines = (
+        corpus.chats(found[:chats], model, max_tokens),
+        corpus.embeddings(found, embedding_model),
+    )
+    console.print(f"[bold]starting Nightmill[/] in {data_dir} (logs in {data_dir / 'logs'})", soft_wrap=True)
+    with _interruptible(console), system.running(data_dir, options, {"NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true"}) as up:
+        up.wait_until_ready()
+        console.print(f"the API answers at {up.url}/v1 after {time.monotonic() - began:.0f} s")
+        missing = _run(console, up, found, lines, began + patience)
+        console.print(f"[bold]{time.monotonic() - began:.0f} s[/] from nothing to here")
+        if stay and not missing:
+            _stay(console, up)
+    if missing:
+        raise Trouble("the demo is not complete:\n  " + "\n  ".join(missing))
+
+
+def _run(
+    console: "Console", up: "System", found: "Sequence[Docstring]", lines: tuple[_Lines, _Lines], deadline: float
+) -> list[str]:
+    """Everything a user would do. Returns what is missing."""
+    from openai import OpenAI
+
+    from cli.demo import inbox, report, results
+    from cli.demo.batch import cancel_live, submit
+    from jobs.settings import Settings
+
+    client = OpenAI(base_url=f"{up.url}/v1", api_key=up.api_key)
+    folder = up.folder.path / "demo"
+    folder.mkdir(exist_ok=True)
+    cancel_live(client)
+    with inbox.registered(client) as mail:
+        chats = submit(client, CHATS, "/v1/chat/completions", lines[0], folder)
+        vectors = submit(client, VECTORS, "/v1/embeddings", lines[1], folder)
+        console.print(f"uploaded {len(lines[0])} chat and {len(lines[1])} embedding requests, created two batches")
+        _follow(console, client, up, [chats, vectors], deadline)
+        _await_mail(mail, [chats, vectors], up)
+        for batch in (chats, vectors):
+            batch.download(client)
+    missing = list(results.faults([chats, vectors], mail))
+    if not missing:
+        report.show_answers(console, found, chats, vectors)
+        report.show_neighbours(console, found, vectors)
+        report.show_counts(console, [chats, vectors], mail.events)
+        report.show_next(console, folder, up.folder.path, Settings().flower)
+    return missing
+
+
+def _follow(
+    console: "Console", client: "OpenAI", up: "System", batches: "Sequence[DemoBatch]", deadline: float
+) -> None:
+    """Show the batches until both have ended. Raises Trouble when that does not come."""
+    from cli.demo.board import board
+
+    with board(console, batches) as shown:
+        while not all(batch.ended for batch in batches):
+            for batch in batches:
+                batch.look(client)
+                shown.show(batch)
+            up.check()
+            if time.monotonic() > deadline:
+                raise Trouble(f"the batches did not end in time; look at {up.folder.logs}")
+            threading.Event().wait(_LOOK_SECONDS)
+
+
+def _await_mail(mail: "Inbox", batches: "Sequence[DemoBatch]", up: "System") -> None:
+    deadline = time.monotonic() + _WEBHOOK_SECONDS
+    while not all(batch.id in mail.events for batch in batches) and time.monotonic() < deadline:
+        up.check()
+        threading.Event().wait(0.1)
+
+
+def _stay(console: "Console", up: "System") -> None:
+    console.print(f"{up.url}/v1 and Flower at {up.flower_url} stay up until Ctrl-C", soft_wrap=True)
+    while True:
+        up.check()
+        threading.Event().wait(1.0)
+
+
+@contextmanager
+def _interruptible(console: "Console") -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("stopped")
+        raise typer.Exit(130) from None
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)

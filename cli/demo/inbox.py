@@ -1,0 +1,80 @@
+"""Where the demo gets its webhooks: a local HTTP server that lets the SDK check each signature."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+
+import openai
+from openai import OpenAI
+
+_MAX_BODY = 1 << 20
+_Event = Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"]
+_EVENTS: tuple[_Event, ...] = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
+
+
+class Inbox:
+    """Events by the batch they tell of. What can't be verified is counted and refused."""
+
+    def __init__(self, client: OpenAI) -> None:
+        self._client = client
+        self._secret = ""
+        self._known = threading.Event()
+        self.events: dict[str, str] = {}
+        self.refused = 0
+        self._lock = threading.Lock()
+
+    def use(self, secret: str) -> None:
+        """Verify with this from now on; what came before waits for it."""
+        self._secret = secret
+        self._known.set()
+
+    def receive(self, body: bytes, headers: dict[str, str]) -> int:
+        """The status to answer."""
+        self._known.wait(10)
+        try:
+            event = self._client.webhooks.unwrap(body, headers, secret=self._secret)
+        except (openai.InvalidWebhookSignatureError, ValueError):
+            with self._lock:
+                self.refused += 1
+            return 400
+        with self._lock:
+            self.events[getattr(event.data, "id", "")] = event.type
+        return 204
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    inbox: Inbox
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 15
+    server: _Server
+
+    def do_POST(self) -> None:
+        length = min(int(self.headers.get("content-length") or 0), _MAX_BODY)
+        self.send_response(self.server.inbox.receive(self.rfile.read(length), dict(self.headers.items())))
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+        """The demo shows events, not requests."""
+
+
+@contextmanager
+def registered(client: OpenAI) -> Iterator[Inbox]:
+    """An inbox that the server knows as a webhook endpoint while the block runs."""
+    inbox = Inbox(client)
+    with _Server(("127.0.0.1", 0), _Handler) as server:
+        server.inbox = inbox
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/webhooks"
+        endpoint = client.webhooks.create(name="nightmill demo", url=url, event_types=[*_EVENTS])
+        inbox.use(endpoint.signing_secret)
+        try:
+            yield inbox
+        finally:
+            client.webhooks.delete(endpoint.id)
+            server.shutdown()

@@ -1,0 +1,79 @@
+"""What the demo shows at the end: answers, neighbours, counts, and what to try next."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cli.demo.batch import DemoBatch
+from cli.demo.corpus import QUESTIONS, TOPICS, Docstring
+from cli.demo.results import Vector, answer, nearest, vector
+
+_ROWS = 12
+_NEIGHBOURS = 3
+
+
+def show_answers(console: Console, found: Sequence[Docstring], chats: DemoBatch, embeddings: DemoBatch) -> None:
+    """Some docstrings with the model's summary and the topic that is nearest to each."""
+    answers = {name: answer(body) for name, body in chats.bodies().items()}
+    vectors = _vectors(embeddings)
+    topics = {name: vectors[f"topic-{name}"] for name in TOPICS}
+    table = Table("function", "its docstring begins", "the model's summary", "nearest topic", box=box.SIMPLE)
+    for n in range(0, len(answers), max(1, len(answers) // _ROWS)):
+        [(_, topic)] = nearest(vectors[f"doc-{n}"], topics, 1)
+        table.add_row(found[n].name, _clip(found[n].text, 60), _clip(answers[f"chat-{n}"], 100), topic)
+    console.print(table)
+
+
+def show_neighbours(console: Console, found: Sequence[Docstring], embeddings: DemoBatch) -> None:
+    """For each question the docstrings that mean it."""
+    vectors = _vectors(embeddings)
+    documents = {found[int(name[4:])].name: one for name, one in vectors.items() if name.startswith("doc-")}
+    table = Table("asked for", "nearest docstrings, by cosine of their embeddings", box=box.SIMPLE)
+    for n, question in enumerate(QUESTIONS):
+        best = nearest(vectors[f"question-{n}"], documents, _NEIGHBOURS)
+        table.add_row(question, " · ".join(f"{name} ({score:.2f})" for score, name in best))
+    console.print(table)
+
+
+def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[str, str]) -> None:
+    """One row a batch."""
+    table = Table("batch", "requests", "tokens in", "tokens out", "running", "items/s", "webhook", box=box.SIMPLE)
+    for batch in batches:
+        usage, seconds = batch.job["usage"], max(1, batch.job["finalizing_at"] - batch.job["in_progress_at"])
+        table.add_row(
+            batch.title,
+            str(batch.job["progress"]["completed"]),
+            str(usage["input_tokens"]),
+            str(usage["output_tokens"]),
+            f"{seconds} s",
+            f"{len(batch.requests) / seconds:.0f}",
+            f"{events.get(batch.id, 'none')}, verified",
+        )
+    console.print(table)
+    console.print("'running' is from planned to the last result, with the time in which the engine was still loading.")
+
+
+def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> None:
+    """What a newcomer may type now."""
+    lines = (
+        f"inputs and outputs are in {folder}",
+        f"nightmill up --data-dir {data_dir}    (prints its URL and where the key is)",
+        f"nightmill submit {folder / 'summaries.jsonl'} --data-dir {data_dir}    (in another terminal)",
+        f"http://127.0.0.1:{flower}    Flower, while `nightmill up` runs (password: {data_dir / 'flower.password'})",
+        "nightmill --help, and README.md",
+    )
+    console.print("\n[bold]What to try next[/]")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
+
+
+def _vectors(batch: DemoBatch) -> dict[str, Vector]:
+    return {name: vector(body) for name, body in batch.bodies().items()}
+
+
+def _clip(text: str, length: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"

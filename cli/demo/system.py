@@ -1,0 +1,94 @@
+"""The demo's own Nightmill: `nightmill up` as a child, in a folder that is kept, so that the next start is faster.
+
+The child dies with the demo, however that ends: the kernel kills its guard, and the supervisor then kills the rest.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cli import readiness
+from cli.folder import DataFolder
+from cli.procfile import CHECKOUT
+from cli.service import Program, Service
+from cli.trouble import Trouble
+
+_READY_SECONDS = 180.0
+_STOP_SECONDS = 60.0
+_HOPELESS = 3  # restarts of one process
+
+
+class System:
+    """One running installation."""
+
+    def __init__(self, folder: DataFolder, service: Service) -> None:
+        self.folder = folder
+        self._service = service
+        self._ended: int | None = None
+
+    @property
+    def url(self) -> str:
+        return str(self.folder.read_run()["url"])
+
+    @property
+    def flower_url(self) -> str:
+        return str(self.folder.read_run()["flower_url"])
+
+    @property
+    def api_key(self) -> str:
+        return str(self.folder.read_run()["api_key"])
+
+    def wait_until_ready(self) -> None:
+        """Until the API answers. Raises Trouble when it won't."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not (self.folder.read_run() and readiness.takes_requests(self.url)):
+            self.check()
+            if time.monotonic() > deadline:
+                raise Trouble(f"the API does not answer; look at {self.folder.logs / 'web.log'}")
+            threading.Event().wait(0.2)
+
+    def check(self) -> None:
+        """Raises Trouble when it has ended, or when one of its processes ends again and again."""
+        if self._has_ended():
+            raise Trouble(f"nightmill up has ended:\n{self._service.log.tail(8)}")
+        for one in self.folder.read_run().get("processes", []):
+            if one["restarts"] >= _HOPELESS:
+                raise Trouble(f"the process '{one['name']}' keeps ending; look at {self.folder.logs / one['name']}.log")
+
+    def stop(self) -> None:
+        """End it in good order; after a minute by force."""
+        self._service.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while not self._has_ended() and time.monotonic() < deadline:
+            threading.Event().wait(0.05)
+        if not self._has_ended():
+            self._service.stop(signal.SIGKILL)
+            os.waitpid(self._service.pid, 0)
+
+    def _has_ended(self) -> bool:
+        if self._ended is None:
+            pid, status = os.waitpid(self._service.pid, os.WNOHANG)
+            self._ended = os.waitstatus_to_exitcode(status) if pid else None
+        return self._ended is not None
+
+
+@contextmanager
+def running(path: Path, options: Sequence[str], environment: Mapping[str, str]) -> Iterator[System]:
+    """An installation in `path` while the block runs."""
+    folder = DataFolder(path)
+    folder.make()
+    command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", "0", *options)
+    program = Program("up", command, {**os.environ, **environment}, CHECKOUT, folder.logs / "demo-up.log")
+    program.log.unlink(missing_ok=True)  # of the last run
+    service = Service(program)
+    service.start()
+    system = System(folder, service)
+    try:
+        yield system
+    finally:
+        system.stop()
