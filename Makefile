@@ -30,7 +30,7 @@ test: setup  ## Run the tests (pass options with ARGS='-k name')
 	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
 
 chaos: setup  ## Kill everything at every moment and count what was lost
-	$(BIN)/python -m pytest tests/chaos -m chaos $(ARGS)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: setup  ## Measure throughput and latency
 	$(BIN)/python -m bench $(ARGS)

@@ -1,0 +1,278 @@
+"""One run: a deployment under load, the faults of a plan one after the other, and the judgement.
+
+    start ─▶ calm: no fault, no rework ─▶ poison ─▶ cancels ─▶ faults under load ─▶ drain ─▶ judge ─▶ stop ─▶ judge
+
+The plan follows from the seed. What a fault cost is read from the logs of the stub engines, in which every prompt
+stands once for each time that it was asked.
+"""
+
+import random
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from openai.types import Batch
+
+from tests.chaos.faults import FAULTS, Scene
+from tests.chaos.journal import Journal
+from tests.chaos.load import Client, Load, Mix
+from tests.support import oracle
+from tests.support.oracle import Job, Result
+from tests.support.receiver import Receiver
+from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, eventually, pause
+
+SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
+IN_FLIGHT = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
+#: What may be asked again when one engine worker dies.
+LOST_AT_ONCE = IN_FLIGHT * SHARD_LINES
+#: After the last fault: a lease, a ring, the supervisor's longest backoff, a start on a slow machine, and the work.
+DRAIN_SECONDS = 90.0
+#: Nothing goes on anywhere, though something could: a lease, a ring, a restart with its backoff.
+STUCK_SECONDS = 45.0
+CANCEL_SECONDS = 5.0
+_BEFORE = "poison"  # what was asked again before the first fault
+
+
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """A fault that happened: when, and how long the engines' logs were."""
+
+    name: str
+    at: float
+    over: float
+    heard: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Campaign:
+    """One seed's run. Use `with campaign.running():`."""
+
+    folder: Path
+    seed: int
+    database_url: str = ""
+    delay_ms: float = 250.0
+    mix: Mix = field(default_factory=Mix)
+    width: int = 5
+    options: tuple[str, ...] = ()  # of `up`, in place of the stub engines
+    struck: list[Struck] = field(default_factory=list)
+    results: dict[str, Result] = field(default_factory=dict)
+    journal: Journal = field(init=False)
+    scene: Scene = field(init=False)
+    engines: tuple[StubEngine, ...] = field(init=False, default=())
+    _growth: list[float] = field(default_factory=list)
+    _first: int = 0  # jobs before this one were judged for rework already
+
+    @property
+    def system(self) -> System:
+        return self.scene.system
+
+    @property
+    def load(self) -> Load:
+        return self.scene.load
+
+    @contextmanager
+    def running(self) -> Iterator["Campaign"]:
+        self.journal, rng = Journal(self.seed), random.Random(self.seed)
+        with ExitStack() as stack:
+            if not self.options:
+                self.engines = self._stubs(stack)
+            system = self._system()
+            stack.callback(system.destroy)
+            system.start()
+            receiver = stack.enter_context(Receiver())
+            client = Client(system.url, system.api_key, self.journal)
+            load = Load(client, receiver, self.journal, random.Random(self.seed + 1), self.mix, self.width)
+            engine = self.engines[0] if self.engines else None
+            self.scene = Scene(system, stack.enter_context(load), engine, self.journal, rng)
+            self._watch(stack)
+            stack.callback(self._write_journal)
+            yield self
+
+    def _write_journal(self) -> None:
+        (self.folder / "journal.txt").write_text("\n".join(self.journal.notes))
+
+    def _stubs(self, stack: ExitStack) -> tuple[StubEngine, ...]:
+        stubs = [StubEngine(self.folder, model, delay_ms=self.delay_ms) for model in (MODEL, EMBED_MODEL)]
+        return tuple(stack.enter_context(stub) for stub in stubs)
+
+    def _system(self) -> System:
+        database = {"NIGHTMILL_DATABASE_URL": self.database_url} if self.database_url else {}
+        urls = dict(zip(("engine_url", "embed_url"), (engine.url for engine in self.engines), strict=False))
+        return System(self.folder, *self.options, **urls, **database)
+
+    def _watch(self, stack: ExitStack) -> None:
+        """Notes when the generating engine was asked something, and who lives."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._look, args=(stop,), daemon=True)
+        thread.start()
+        stack.callback(thread.join, 5)
+        stack.callback(stop.set)
+
+    def _look(self, stop: threading.Event) -> None:
+        heard, turns = 0, 0
+        while not stop.wait(0.05):
+            if self.engines and (now := self.engines[0].heard()) != heard:
+                heard = now
+                self._growth.append(time.monotonic())
+            turns += 1
+            if turns % 40 == 0:
+                self.system.remember()
+
+    # -- phases
+
+    def calm(self, batches: int) -> None:
+        """Nothing happens, and nothing is asked twice."""
+        jobs = [self.load.submit(self.load.new_job()) for _ in range(batches)]
+        self._await(jobs, "without a fault")
+        asked = sum(map(oracle.rework, self._prompts()))
+        if asked:
+            self.journal.violation(f"I4: {asked} requests were repeated without a fault")
+
+    def poison(self, words: Sequence[str]) -> None:
+        """F14: one poisonous line among many; its neighbours are answered."""
+        for word in words:
+            began, ends = time.monotonic(), self.engines[0].ends
+            self._await([self.load.submit(self.load.new_job("/v1/chat/completions", word))], f"F14 {word}")
+            took, crashes = time.monotonic() - began, self.engines[0].ends - ends
+            self.journal.note(f"F14 {word}: {took:.1f} s, {crashes} crashes")
+            if crashes > 4:
+                self.journal.violation(f"F14 {word}: the engine crashed {crashes} times")
+
+    def cancels(self, batches: int) -> None:
+        """F18: cancelled at a random moment, in peace: within five seconds it has ended."""
+        for _ in range(batches):
+            before = len(self.load.cancel_seconds)
+            job = self.load.submit(self.load.new_job("/v1/chat/completions", lines=600))
+            pause(self.scene.rng.uniform(0, 2))
+            self.load.cancel(job)
+            self._await([job], "F18")
+            for seconds in self.load.cancel_seconds[before:]:
+                if seconds > CANCEL_SECONDS:
+                    self.journal.violation(f"F18: {job.key} was cancelled after {seconds:.1f} s")
+
+    def strike(self, names: Sequence[str], wait: tuple[float, float] = (1.5, 4.5)) -> None:
+        """Faults under load."""
+        self.load.feeding.set()
+        pause(2)
+        for count, name in enumerate(names, 1):
+            self.journal.note(f"fault {count}/{len(names)}: {name}")
+            heard, began = tuple(engine.heard() for engine in self.engines), time.monotonic()
+            FAULTS[name].strike(self.scene)
+            self.struck.append(Struck(name, began, time.monotonic(), heard))
+            pause(self.scene.rng.uniform(*wait))
+        self.load.feeding.clear()
+
+    def drain(self) -> None:
+        """I1: everything that was accepted ends."""
+        began = time.monotonic()
+        self._await(list(self.load.jobs), "I1", DRAIN_SECONDS)
+        self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
+
+    def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
+        if not self.load.await_terminal(jobs, seconds):
+            late = [f"{job.key} {self.load.status(job)}" for job in jobs if job in self.load.open]
+            self.journal.violation(f"{what}: not ended in {seconds:g} s: {', '.join(late)}")
+
+    # -- judgement
+
+    def judge(self) -> None:
+        """Everything that can be asked while it runs."""
+        client, load, blame = self.load.client.sdk, self.load, self.journal.violation
+        self._await_webhooks()
+        blame(*oracle.once(client, load.jobs))
+        for job in [job for job in load.jobs if job not in load.open]:
+            result = self.results[job.key] = oracle.fetch(client, job.batch_id)
+            for check in (oracle.ended, oracle.complete, oracle.counted):
+                blame(*check(job, result))
+            blame(*oracle.monotone(job, [*load.polls[job.key], result.batch]))
+            blame(*oracle.transitions(client, job))
+            blame(*self._told(job, result.batch))
+        if self.rework() > self.bound():
+            blame(f"I4: {self.rework()} requests were repeated, {self.bound()} may be")
+        if self.longest_standstill() > STUCK_SECONDS:
+            blame(f"stuck for {self.longest_standstill():.1f} s")
+        verdict = self.system.cli("audit", "verify")
+        if verdict.returncode:
+            blame(f"I7: {verdict.stdout} {verdict.stderr}")
+        self.journal.note(verdict.stdout.strip())
+
+    def stop(self) -> None:
+        """A clean end leaves nothing running."""
+        code = self.system.stop()
+        if code:
+            self.journal.violation(f"`up` ended with {code}")
+        try:
+            eventually(lambda: not self.system.family(), 3, "nothing is left")
+        except TimeoutError:
+            left = [" ".join(process.cmdline())[:120] for process in self.system.family()]
+            self.journal.violation(f"alive after the stop: {left}")
+
+    def _await_webhooks(self) -> None:
+        """Those that failed come again by the schedule."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and any(self._untold()):
+            pause(0.2)
+
+    def _untold(self) -> Iterator[Job]:
+        everywhere = {told.subject for told in self.load.told if told.path == "/ok/all"}
+        alone = {told.path for told in self.load.told}
+        for job in self.load.jobs:
+            if job.batch_id not in everywhere or (job.webhook_path and f"/{job.webhook_path}" not in alone):
+                yield job
+
+    def _told(self, job: Job, batch: Batch) -> list[str]:
+        faults = oracle.told(job, batch.status, [told for told in self.load.told if told.path == "/ok/all"])
+        if job.webhook_path:
+            mine = [told for told in self.load.told if told.path == f"/{job.webhook_path}"]
+            faults += oracle.told(job, batch.status, mine)
+        return faults
+
+    # -- figures
+
+    def _prompts(self) -> list[list[str]]:
+        from tests.support.stub_engine import prompts
+
+        return [prompts(engine.log) for engine in self.engines]
+
+    def rework(self) -> int:
+        return sum(self.rework_by_fault().values())
+
+    def bound(self) -> int:
+        """For each kill that strikes an engine worker, all that it may have in flight."""
+        crashes = sum(engine.ends for engine in self.engines) - sum(one.name == "engine" for one in self.struck)
+        return LOST_AT_ONCE * (crashes + sum(FAULTS[one.name].rework for one in self.struck))
+
+    def rework_by_fault(self) -> dict[str, int]:
+        """What was asked again, by the last fault before it that an engine worker had to bear."""
+        spent: dict[str, int] = {}
+        struck = [one for one in self.struck if FAULTS[one.name].rework]
+        for number, log in enumerate(self._prompts()):
+            marks, at, seen = [one.heard[number] for one in struck], 0, set()
+            for prompt in log:
+                if prompt in seen and "!" not in prompt:
+                    last = bisect_right(marks, at) - 1
+                    name = struck[last].name if last >= 0 else _BEFORE
+                    spent[name] = spent.get(name, 0) + 1
+                seen.add(prompt)
+                at += len(prompt.encode()) + 3  # its quotes and the line's end
+        return spent
+
+    def recoveries(self) -> dict[str, list[float]]:
+        """Seconds from a fault to the next question that the generating engine heard."""
+        found = {name: list(times) for name, times in self.scene.recovered.items()}
+        for one in self.struck:
+            if FAULTS[one.name].rework:
+                later = bisect_right(self._growth, one.at + 0.15)
+                if later < len(self._growth):
+                    found.setdefault(one.name, []).append(self._growth[later] - one.at)
+        return found
+
+    def longest_standstill(self) -> float:
+        """While something was open, the longest time in which no client saw anything go on."""
+        moved = sorted(self.load.moved)
+        return max((later - earlier for earlier, later in pairwise(moved)), default=0.0)

@@ -1,0 +1,239 @@
+"""What is done to a deployment. Each fault is a function of the `Scene`; `FAULTS` is the table of them.
+
+    id   fault                                   who has to bear it
+    F1   kill -9 of a worker, with its children   its shards are taken back, uncovered lines run again
+    F4   freeze for two leases, then thaw         the zombie's writes are fenced
+    F5   freeze an idle worker, submit, kill -9   the doorbell it swallowed is rung again
+    F6   the broker forgets everything            every doorbell is rung again
+    F7   the broker dies and remembers, or hangs  nobody notices
+    F11  kill -9 of web as a create arrives       the same key again: one job
+    F16  kill -9 of the sender of webhooks        each event is told all the same
+
+`rework` is how many engine workers lose what they have in flight, which may be asked again.
+"""
+
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import openai
+import psutil
+import redis
+
+from cli.broker import socket_path
+from tests.chaos.journal import Journal
+from tests.chaos.load import Load
+from tests.support.oracle import Job
+from tests.support.system import SCALED, StubEngine, System, eventually, pause, signal_all
+
+LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
+_WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
+_GONE_SECONDS = 5.0  # after a kill of `up`, nothing of it may live longer
+_START_SECONDS = 15.0  # F5: a job whose doorbell was swallowed starts elsewhere within this time
+
+
+@dataclass(slots=True)
+class Scene:
+    """Where a fault strikes, and what it finds out."""
+
+    system: System
+    load: Load
+    engine: StubEngine | None
+    journal: Journal
+    rng: random.Random
+    recovered: dict[str, list[float]] = field(default_factory=dict)
+
+    def recovery(self, name: str, seconds: float) -> None:
+        self.recovered.setdefault(name, []).append(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`weight` is its share among others, `kills` whether a process dies of it."""
+
+    strike: Callable[[Scene], None]
+    family: str
+    weight: int
+    rework: int = 0
+    kills: bool = True
+
+
+def _kill(name: str) -> Callable[[Scene], None]:
+    def strike(scene: Scene) -> None:
+        processes = scene.system.tree(name)
+        signal_all(processes[::-1] if scene.rng.random() < 0.5 else processes, signal.SIGKILL)
+
+    return strike
+
+
+def _kill_main(name: str) -> Callable[[Scene], None]:
+    """Only the process that the supervisor knows; its children are the supervisor's to find."""
+
+    def strike(scene: Scene) -> None:
+        signal_all(scene.system.tree(name)[:1], signal.SIGKILL)
+
+    return strike
+
+
+def _kill_child(name: str) -> Callable[[Scene], None]:
+    def strike(scene: Scene) -> None:
+        children = scene.system.tree(name)[1:]
+        signal_all([scene.rng.choice(children)] if children else [], signal.SIGKILL)
+
+    return strike
+
+
+def _freeze(name: str, seconds: float = 2 * LEASE) -> Callable[[Scene], None]:
+    def strike(scene: Scene) -> None:
+        with scene.system.frozen(name):
+            pause(seconds)
+
+    return strike
+
+
+def _kill_engine(scene: Scene) -> None:
+    assert scene.engine is not None
+    scene.engine.kill()
+
+
+def _kill_idle(scene: Scene) -> None:
+    """F5: Celery on Redis loses this doorbell every time."""
+    load = scene.load
+    feeding = load.feeding.is_set()
+    load.feeding.clear()
+    if not load.await_terminal(load.jobs, 90):
+        scene.journal.violation("F5: the jobs before it do not end")
+        return
+    frozen = scene.system.tree("gpu")
+    signal_all(frozen, signal.SIGSTOP)
+    job = load.submit(load.new_job("/v1/chat/completions"))
+    with suppress(TimeoutError):
+        eventually(lambda: load.status(job) == "in_progress", 20, "planned")
+    pause(0.5)  # the doorbell is on its way to the frozen process
+    signal_all(frozen, signal.SIGKILL)
+    _await_start(scene, job)
+    if feeding:
+        load.feeding.set()
+
+
+def _await_start(scene: Scene, job: Job) -> None:
+    """Its first result may not be long in coming."""
+    began = time.monotonic()
+    polls = scene.load.polls[job.key]
+    try:
+        eventually(lambda: polls[-1].request_counts and polls[-1].request_counts.completed, 40, "it starts")
+    except TimeoutError:
+        scene.journal.violation(f"F5: {job.key} does not start")
+    scene.recovery("idle", time.monotonic() - began)
+
+
+def _forget(scene: Scene) -> None:
+    """F6: kill -9, and the append-only file is lost."""
+    signal_all(scene.system.tree("broker"), signal.SIGKILL)
+    shutil.rmtree(scene.system.data / "broker" / "appendonlydir", ignore_errors=True)
+
+
+def _down(scene: Scene) -> None:
+    """F6: down for a while, and empty afterwards."""
+    until = time.monotonic() + 6
+    while time.monotonic() < until:
+        _forget(scene)
+        pause(0.2)
+
+
+def _flush(scene: Scene) -> None:
+    with suppress(redis.RedisError), redis.Redis(unix_socket_path=str(socket_path(scene.system.data))) as broker:
+        broker.flushall()
+
+
+def _kill_web(scene: Scene) -> None:
+    """F11: a create whose answer may be cut off, then the same again until it is answered."""
+    job = scene.load.new_job()
+    cut = threading.Thread(target=_post_once, args=(scene, job), daemon=True)
+    if scene.rng.random() < 0.5:  # the upload is what is cut, otherwise the batch
+        scene.load.client.sdk.files.create(
+            file=(f"{job.key}.jsonl", job.jsonl()), purpose="batch", extra_headers={"Idempotency-Key": job.key}
+        )
+    victims = scene.system.tree("web")
+    cut.start()
+    pause(scene.rng.uniform(0, _WEB_DELAY))
+    signal_all(victims, signal.SIGKILL)
+    cut.join(30)
+    answered = job.batch_id
+    scene.load.submit(job)
+    if answered and answered != job.batch_id:
+        scene.journal.violation(f"F11: {job.key} was {answered} and is {job.batch_id}")
+
+
+def _post_once(scene: Scene, job: Job) -> None:
+    """The SDK without its patience."""
+    load = scene.load
+    with suppress(openai.APIError), load.client.hasty() as hasty:
+        hasty.submit(job, load.receiver)
+
+
+def _kill_up(guard: bool) -> Callable[[Scene], None]:
+    """The supervisor dies: nothing may be left, and `up` again on the same folder goes on with everything."""
+
+    def strike(scene: Scene) -> None:
+        system = scene.system
+        system.remember()
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(system.guard() if guard else system.supervisor()).kill()
+        try:
+            eventually(lambda: not system.family(), _GONE_SECONDS, "nothing is left of `up`")
+        except TimeoutError:
+            left = [f"{process.pid} {' '.join(process.cmdline())[:120]}" for process in system.family()]
+            scene.journal.violation(f"alive after the kill of `up`: {left}")
+        assert system.process is not None
+        system.process.wait(10)
+        began = time.monotonic()
+        system.start()
+        scene.recovery("up again", time.monotonic() - began)
+
+    return strike
+
+
+FAULTS: Mapping[str, Fault] = {
+    "gpu": Fault(_kill("gpu"), "F1", 20, rework=1),
+    "gpu, main alone": Fault(_kill_main("gpu"), "F1", 6, rework=1),
+    "embed": Fault(_kill("embed"), "F1", 6, rework=1),
+    "cpu": Fault(_kill("cpu"), "F1", 8),
+    "cpu, main alone": Fault(_kill_main("cpu"), "F1", 4),
+    "cpu, one child": Fault(_kill_child("cpu"), "F1", 6),
+    "engine": Fault(_kill_engine, "F1", 5, rework=1),
+    "gpu zombie": Fault(_freeze("gpu"), "F4", 4, rework=1, kills=False),
+    "cpu zombie": Fault(_freeze("cpu"), "F4", 3, kills=False),
+    "io zombie": Fault(_freeze("io"), "F4", 1, kills=False),
+    "dispatcher zombie": Fault(_freeze("dispatcher"), "F4", 2, kills=False),
+    "gpu idle": Fault(_kill_idle, "F5", 3),
+    "broker, file lost": Fault(_forget, "F6", 4),
+    "broker down": Fault(_down, "F6", 2),
+    "broker flushed": Fault(_flush, "F6", 3, kills=False),
+    "broker": Fault(_kill("broker"), "F7", 5),
+    "broker frozen": Fault(_freeze("broker", 7.0), "F7", 2, kills=False),
+    "web": Fault(_kill_web, "F11", 12),
+    "io": Fault(_kill("io"), "F16", 8),
+    "dispatcher": Fault(_kill("dispatcher"), "dispatcher", 9),
+    "supervisor": Fault(_kill_up(guard=False), "supervisor", 2, rework=2),
+    "guard": Fault(_kill_up(guard=True), "supervisor", 2, rework=2),
+}
+
+
+def deck(kills: int, rng: random.Random, names: Mapping[str, Fault] = FAULTS) -> list[str]:
+    """So many kills, dealt by weight, and the faults without a kill in proportion, in an order of the seed."""
+    weights = sum(fault.weight for fault in names.values() if fault.kills)
+    dealt: list[str] = []
+    for name, fault in names.items():
+        share = fault.weight * kills / weights
+        dealt += [name] * (int(share) + (rng.random() < share % 1))
+    rng.shuffle(dealt)
+    killing = [name for name in names if names[name].kills]
+    while sum(names[name].kills for name in dealt) < kills:
+        dealt.insert(rng.randrange(len(dealt) + 1), rng.choice(killing))
+    return dealt

@@ -1,0 +1,254 @@
+"""The clients of a run: they keep some batches open through the official SDK, cancel some, and watch all.
+
+    feeder    while fewer than `width` are open: upload, create, each under a key of its own
+    poller    asks for each open batch, remembers every answer that differs from the one before
+    hooks     verifies each webhook soon after it came
+
+All of them outlive whatever is killed: the SDK comes back until it is answered.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import httpx2
+import openai
+from openai import OpenAI
+from openai.types import Batch
+from standardwebhooks import WebhookVerificationError
+
+from jobs.webhook import new_secret
+from tests.chaos.journal import Journal
+from tests.support.oracle import TERMINAL, Job, Told, verified
+from tests.support.receiver import Received, Receiver
+from tests.support.system import EMBED_MODEL, MODEL, pause
+
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+#: Poison that costs nobody else anything; `!crash` is for runs of its own.
+HARMLESS = ("!reset", "!html", "!500", "!flaky2", "!hang")
+_EVENTS = ("batch.completed", "batch.cancelled", "batch.failed", "batch.expired")
+_POLL_SECONDS = 0.25
+
+
+class Client:
+    """The SDK of one key, patient, and with an eye on the answers that no client should see."""
+
+    def __init__(self, url: str, api_key: str, journal: Journal, retries: int = 60) -> None:
+        self._made_of = (url, api_key, journal)
+        self._journal = journal
+        http = openai.DefaultHttpxClient(event_hooks={"response": [self._look]})
+        self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=retries, timeout=20, http_client=http)
+        self.busy = 0  # answers 503: a database that is busy says so
+
+    @contextmanager
+    def hasty(self) -> Iterator["Client"]:
+        """The same one, who asks once."""
+        client = Client(*self._made_of, retries=0)
+        try:
+            yield client
+        finally:
+            client.sdk.close()
+
+    def _look(self, response: httpx2.Response) -> None:
+        if response.status_code == 503:
+            self.busy += 1
+        elif response.status_code >= 500:
+            response.read()
+            self._journal.violation(f"{response.request.method} {response.request.url}: {response.text[:500]}")
+
+    def submit(self, job: Job, receiver: Receiver) -> None:
+        """Upload and create, however often it takes: both carry the job's key."""
+        key = {"Idempotency-Key": job.key}
+        file = self.sdk.files.create(file=(f"{job.key}.jsonl", job.jsonl()), purpose="batch", extra_headers=key)
+        extra = {}
+        if job.webhook_path:
+            extra["webhook"] = {"url": receiver.url(job.webhook_path), "secret": job.secret}
+        batch = self.sdk.batches.create(
+            input_file_id=file.id,
+            endpoint=job.endpoint,  # type: ignore[arg-type]
+            completion_window="24h",
+            metadata={"key": job.key},
+            extra_headers=key,
+            extra_body=extra,
+        )
+        job.batch_id = batch.id
+
+    def cancel(self, job: Job) -> bool:
+        """Whether the server took it; a batch that has ended refuses."""
+        try:
+            self.sdk.batches.cancel(job.batch_id)
+        except openai.ConflictError:
+            return False
+        return True
+
+    def listen(self, receiver: Receiver, path: str) -> str:
+        """Register an endpoint for every end of a batch; its secret."""
+        made = self.sdk.webhooks.create(name=path, url=receiver.url(path), event_types=list(_EVENTS))
+        return str(made.signing_secret)
+
+
+@dataclass(slots=True)
+class Mix:
+    """What kinds of batches are made. Shares are of one."""
+
+    lines: tuple[int, int] = (100, 600)
+    poison: Sequence[str] = HARMLESS
+    poisoned: float = 0.12
+    cancelled: float = 0.15
+    embeddings: float = 0.2
+    models: tuple[str, str] = (MODEL, EMBED_MODEL)
+    judged: bool = True
+
+
+def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
+    """A batch of prompts that nobody else asks."""
+    if not endpoint:
+        endpoint = ENDPOINTS[3] if rng.random() < mix.embeddings else rng.choice(ENDPOINTS[:3])
+    key = f"job-{number:04d}"
+    names = [f"{key}-{line:04d}" for line in range(lines or rng.randint(*mix.lines))]
+    prompts = {name: f"Say {rng.getrandbits(48):012x} to {name}" for name in names}
+    if not poison and mix.poison and rng.random() < mix.poisoned:
+        poison = rng.choice(list(mix.poison))
+    if poison:
+        prompts[rng.choice(names)] += f" {poison}"
+    job = Job(key, endpoint, mix.models[endpoint == ENDPOINTS[3]], prompts, judged=mix.judged)
+    if rng.random() < 0.5:
+        job.webhook_path, job.secret = f"ok/{key}", new_secret()
+    return job
+
+
+@dataclass(slots=True)
+class Load:
+    """Everything the clients know. `width` batches are kept open while `feeding`."""
+
+    client: Client
+    receiver: Receiver
+    journal: Journal
+    rng: random.Random
+    mix: Mix = field(default_factory=Mix)
+    width: int = 5
+    jobs: list[Job] = field(default_factory=list)
+    polls: dict[str, list[Batch]] = field(default_factory=dict)
+    told: list[Told] = field(default_factory=list)
+    cancel_seconds: list[float] = field(default_factory=list)
+    moved: list[float] = field(default_factory=list)  # when something was seen to go on
+    feeding: threading.Event = field(default_factory=threading.Event)
+    endpoint_secret: str = ""
+    _heard: int = 0
+    _due: list[tuple[float, Job]] = field(default_factory=list)
+    _asked: dict[str, float] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> "Load":
+        self.endpoint_secret = self.client.listen(self.receiver, "ok/all")
+        for work in (self._feed, self._poll, self._hear):
+            thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+        self.client.sdk.close()
+
+    @property
+    def open(self) -> list[Job]:
+        return [job for job in self.jobs if not self._ended(job)]
+
+    def status(self, job: Job) -> str:
+        polls = self.polls.get(job.key)
+        return polls[-1].status if polls else ""
+
+    def new_job(self, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
+        with self._lock:
+            job = make_job(len(self.jobs), self.rng, self.mix, endpoint, poison, lines)
+            self.jobs.append(job)
+        return job
+
+    def submit(self, job: Job) -> Job:
+        self.client.submit(job, self.receiver)
+        self.journal.note(f"{job.key} is {job.batch_id}: {len(job.prompts)} lines for {job.endpoint}")
+        self.moved.append(time.monotonic())
+        return job
+
+    def cancel(self, job: Job) -> None:
+        asked = time.monotonic()
+        job.cancelled = True
+        if self.client.cancel(job):
+            self._asked[job.key] = asked
+            self.journal.note(f"{job.key} is to be cancelled")
+
+    def await_terminal(self, jobs: Sequence[Job], seconds: float) -> bool:
+        """Whether all of them end in time."""
+        deadline = time.monotonic() + seconds
+        while not all(self._ended(job) for job in jobs):
+            if time.monotonic() > deadline:
+                return False
+            pause(0.05)
+        return True
+
+    def _ended(self, job: Job) -> bool:
+        return self.status(job) in TERMINAL
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """A client that dies is a violation, and not a run that goes on without it."""
+        while not self._stop.is_set():
+            try:
+                work()
+            except openai.OpenAIError as error:
+                self.journal.violation(f"{work.__name__}: {type(error).__name__} {error}")
+            self._stop.wait(0.05)
+
+    def _feed(self) -> None:
+        self._cancel_due()
+        if not self.feeding.is_set() or len(self.open) >= self.width:
+            return
+        job = self.submit(self.new_job())
+        if self.rng.random() < self.mix.cancelled:
+            self._due.append((time.monotonic() + self.rng.uniform(0, 4), job))
+
+    def _cancel_due(self) -> None:
+        for due in [due for due in self._due if due[0] <= time.monotonic()]:
+            self._due.remove(due)
+            self.cancel(due[1])
+
+    def _poll(self) -> None:
+        for job in [job for job in self.open if job.batch_id]:
+            with suppress(openai.APIConnectionError, openai.APITimeoutError):
+                self._seen(job, self.client.sdk.with_options(max_retries=0, timeout=5).batches.retrieve(job.batch_id))
+        self._stop.wait(_POLL_SECONDS)
+
+    def _seen(self, job: Job, batch: Batch) -> None:
+        polls = self.polls.setdefault(job.key, [])
+        if polls and polls[-1] == batch:
+            return
+        if not polls or polls[-1].status != batch.status:
+            self.journal.note(f"{job.key} {batch.status}")
+        polls.append(batch)
+        self.moved.append(time.monotonic())
+        if batch.status == "cancelled" and job.key in self._asked:
+            self.cancel_seconds.append(time.monotonic() - self._asked.pop(job.key))
+
+    def _hear(self) -> None:
+        for request in self._unheard():
+            path = request.path.removeprefix("/")
+            try:
+                self.told.append(verified(request, self._secret(path)))
+            except WebhookVerificationError as error:
+                self.journal.violation(f"a webhook to {path} is not signed well: {error}")
+        self._stop.wait(_POLL_SECONDS)
+
+    def _unheard(self) -> Iterator[Received]:
+        for request in self.receiver.requests[self._heard :]:
+            self._heard += 1
+            yield request
+
+    def _secret(self, path: str) -> str:
+        return next((job.secret for job in self.jobs if job.webhook_path == path), self.endpoint_secret)

@@ -1,0 +1,48 @@
+"""The table that a run ends with."""
+
+from collections import Counter
+from statistics import median
+
+from tests.chaos.campaign import LOST_AT_ONCE, Campaign
+from tests.chaos.faults import FAULTS
+
+
+def rows(campaign: Campaign) -> list[tuple[str, ...]]:
+    """Fault, dose, requests repeated, what the bound allows, recovery."""
+    doses = Counter(one.name for one in campaign.struck)
+    spent, times = campaign.rework_by_fault(), campaign.recoveries()
+    found = []
+    for name, dose in sorted(doses.items(), key=lambda pair: (FAULTS[pair[0]].family, pair[0])):
+        fault = FAULTS[name]
+        bound = dose * fault.rework * LOST_AT_ONCE
+        found.append((fault.family, name, str(dose), str(spent.get(name, 0)), str(bound), _span(times.get(name, []))))
+    return found
+
+
+def shown(campaign: Campaign) -> str:
+    head = ("", "fault", "dose", "repeated", "bound", "goes on after, median / worst")
+    body = rows(campaign)
+    widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *body)]
+    return "\n".join([*lines, "", *_totals(campaign)])
+
+
+def _totals(campaign: Campaign) -> list[str]:
+    load, kills = campaign.load, sum(FAULTS[one.name].kills for one in campaign.struck)
+    times = campaign.scene.recovered
+    states = Counter(result.batch.status for result in campaign.results.values())
+    lines = sum(len(result.lines) for result in campaign.results.values())
+    return [
+        f"seed {campaign.seed}: {kills} kills and {len(campaign.struck) - kills} other faults",
+        f"{len(load.jobs)} batches ({dict(states)}), {lines} lines, {len(load.told)} webhooks",
+        f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
+        f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
+        f"answers 503: {load.client.busy}",
+        f"`up` again after {_span(times.get('up again', []))}",
+        f"a swallowed doorbell was rung again and answered after {_span(times.get('idle', []))}",
+        f"violations: {len(campaign.journal.violations)}",
+    ]
+
+
+def _span(seconds: list[float]) -> str:
+    return f"{median(seconds):.1f} / {max(seconds):.1f} s" if seconds else "-"

@@ -1,0 +1,68 @@
+"""The short chaos run: nine faults of mixed kinds on SQLite and the embedded broker, and what must be true afterwards.
+
+`make chaos` is the long one. A failure prints the seed and the last events.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.campaign import Campaign
+from tests.chaos.faults import FAULTS, deck
+from tests.chaos.load import Mix
+from tests.chaos.table import shown
+
+pytestmark = pytest.mark.timeout(420)  # the first test waits for the whole run: 90 s on a quiet machine
+
+_SEED = 20
+_FAULTS = ("gpu", "web", "cpu", "broker, file lost", "dispatcher", "gpu zombie", "io", "guard", "embed")
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
+    folder: Path = tmp_path_factory.mktemp("chaos")
+    made = Campaign(folder, _SEED, delay_ms=150, mix=Mix(lines=(60, 160), poison=("!reset", "!flaky2")), width=3)
+    with made.running():
+        made.calm(1)
+        made.poison(["!crash"])
+        made.cancels(1)
+        made.strike(_FAULTS, wait=(0.5, 1.5))
+        made.drain()
+        made.judge()
+        made.stop()
+        print(shown(made))
+        yield made
+
+
+def test_every_batch_keeps_every_promise_whatever_was_killed(campaign: Campaign) -> None:
+    assert not campaign.journal.violations, campaign.journal.story()
+
+
+def test_the_faults_struck_a_deployment_that_was_at_work(campaign: Campaign) -> None:
+    answered = sum(len(result.output) for result in campaign.results.values())
+
+    assert [one.name for one in campaign.struck] == list(_FAULTS)
+    assert len(campaign.results) >= 6
+    assert answered > 300
+
+
+def test_only_what_was_in_flight_is_asked_again(campaign: Campaign) -> None:
+    assert campaign.rework() <= campaign.bound()
+
+
+def test_no_process_logs_an_error_of_its_own(campaign: Campaign) -> None:
+    """The broker's absence is told by Celery, which is not ours to hush."""
+    errors = [line for lines in campaign.system.errors().values() for line in lines]
+
+    assert [line for line in errors if "valkey.sock" not in line] == []
+
+
+def test_a_plan_follows_from_its_seed_and_has_as_many_kills_as_were_asked_for() -> None:
+    dealt = deck(100, random.Random(5))
+
+    assert dealt == deck(100, random.Random(5))
+    assert dealt != deck(100, random.Random(6))
+    assert sum(FAULTS[name].kills for name in dealt) >= 100
+    assert set(dealt) == set(FAULTS)

@@ -1,0 +1,249 @@
+"""What must be true of a deployment, whatever was done to it: judged from outside, through HTTP alone.
+
+    I1 terminal    each batch that was accepted ends
+    I2 complete    each custom_id exactly once over output and error file, each with the answer to its own prompt
+    I3 once        counts = lines, usage = sum over lines, one batch per key, one event per end of a batch
+    I4 rework      what the engine was asked twice, against what the faults allow
+    I5 monotone    what was polled never goes back, and never changes once it is terminal
+    I7 audit       the chain holds
+    webhooks       each end told at least once, signed, under one webhook-id
+    leftovers      no process after the stop
+
+Each function returns violations in words; an empty list is a pass. `I6`, no zombie's write, shows in I2 and I3.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from openai import OpenAI
+from openai.types import Batch
+
+from tests.support.receiver import Received
+from workers.engines.fake import reply
+
+Line = dict[str, Any]
+
+RANK = {"validating": 0, "in_progress": 1, "finalizing": 2, "cancelling": 2}
+TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+_COUNTED = ("completed", "failed")
+#: Tokens of an answer, as each endpoint names them.
+_INPUT, _OUTPUT = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
+#: What a poisonous prompt comes to; other prompts are answered.
+POISON = ("!crash", "!reset", "!hang", "!html", "!500")
+_UNRUN = frozenset({"batch_cancelled", "batch_expired"})
+
+
+@dataclass(slots=True)
+class Job:
+    """A batch as its client knows it: what was asked, under which key, and what may become of it."""
+
+    key: str
+    endpoint: str
+    model: str
+    prompts: dict[str, str]  # by custom_id
+    batch_id: str = ""
+    cancelled: bool = False
+    webhook_path: str = ""
+    secret: str = ""
+    judged: bool = True  # whether the answers can be known beforehand
+
+    def body(self, custom_id: str) -> Line:
+        prompt = self.prompts[custom_id]
+        if self.endpoint == "/v1/chat/completions":
+            return {"model": self.model, "max_tokens": 16, "messages": [{"role": "user", "content": prompt}]}
+        if self.endpoint == "/v1/completions":
+            return {"model": self.model, "max_tokens": 16, "prompt": prompt}
+        return {"model": self.model, "input": prompt}
+
+    def jsonl(self) -> bytes:
+        lines = (
+            {"custom_id": custom_id, "method": "POST", "url": self.endpoint, "body": self.body(custom_id)}
+            for custom_id in self.prompts
+        )
+        return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+@dataclass(slots=True)
+class Result:
+    """What the server says of an ended batch: the batch itself and the lines of its files."""
+
+    batch: Batch
+    output: list[Line] = field(default_factory=list)
+    errors: list[Line] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[Line]:
+        return self.output + self.errors
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One webhook whose signature was right."""
+
+    path: str
+    webhook_id: str
+    id: str
+    type: str
+    subject: str
+
+
+def verified(request: Received, secret: str) -> Told:
+    """Raises WebhookVerificationError. To be called within five minutes of the request."""
+    event: Any = request.verify(secret)
+    return Told(request.path, request.webhook_id, event["id"], event["type"], event["data"]["id"])
+
+
+def fetch(client: OpenAI, batch_id: str) -> Result:
+    batch = client.batches.retrieve(batch_id)
+    return Result(batch, _content(client, batch.output_file_id), _content(client, batch.error_file_id))
+
+
+def _content(client: OpenAI, file_id: str | None) -> list[Line]:
+    if file_id is None:
+        return []
+    return [json.loads(line) for line in client.files.content(file_id).content.splitlines()]
+
+
+def complete(job: Job, result: Result) -> list[str]:
+    """I2."""
+    found = Counter(line["custom_id"] for line in result.lines)
+    faults = [
+        _say(job, "lines missing", [name for name in job.prompts if name not in found]),
+        _say(job, "lines more than once", [name for name, times in found.items() if times > 1]),
+        _say(job, "lines nobody asked for", [name for name in found if name not in job.prompts]),
+    ]
+    if job.judged:
+        faults.append(_say(job, "lines with another's answer", _wrong_answers(job, result.output)))
+    if not job.cancelled:
+        faults.append(_say(job, "lines that should have failed", _spared(job, result.output)))
+        faults.append(_say(job, "lines that should have been answered", _harmed(job, result.errors)))
+    return [fault for fault in faults if fault]
+
+
+def _wrong_answers(job: Job, lines: Iterable[Line]) -> list[str]:
+    return [line["custom_id"] for line in lines if not _is_answer(job, line)]
+
+
+def _is_answer(job: Job, line: Line) -> bool:
+    prompt = job.prompts.get(line["custom_id"])
+    if prompt is None:
+        return False
+    expected = reply(job.endpoint, job.body(line["custom_id"]), prompt)
+    return bool(line["response"]["body"] == json.loads(expected.body))
+
+
+def _spared(job: Job, lines: Iterable[Line]) -> list[str]:
+    return [line["custom_id"] for line in lines if _poisonous(job.prompts.get(line["custom_id"], ""))]
+
+
+def _harmed(job: Job, lines: Iterable[Line]) -> list[str]:
+    harmed = [line for line in lines if not _poisonous(job.prompts.get(line["custom_id"], ""))]
+    return [f"{line['custom_id']} ({line['error']})" for line in harmed]
+
+
+def _poisonous(prompt: str) -> bool:
+    return any(word in prompt for word in POISON)
+
+
+def counted(job: Job, result: Result) -> list[str]:
+    """I3: counts and usage."""
+    counts, unrun = result.batch.request_counts, [line for line in result.errors if _unrun(line)]
+    assert counts is not None
+    said = (counts.total, counts.completed, counts.failed)
+    there = (len(job.prompts), len(result.output), len(result.errors) - len(unrun))
+    faults = [] if said == there else [f"{job.key}: counts {said}, lines {there}"]
+    return faults + _usage(job, result)
+
+
+def _unrun(line: Line) -> bool:
+    return bool(line["error"]) and line["error"]["code"] in _UNRUN
+
+
+def _usage(job: Job, result: Result) -> list[str]:
+    assert result.batch.usage is not None
+    usages = [(line["response"] or {}).get("body", {}).get("usage") or {} for line in result.lines]
+    summed = tuple(sum(_first(usage, names) for usage in usages) for names in (_INPUT, _OUTPUT))
+    said = (result.batch.usage.input_tokens, result.batch.usage.output_tokens)
+    faults = [] if said == summed else [f"{job.key}: usage {said}, sum over lines {summed}"]
+    if result.batch.usage.total_tokens != sum(said):
+        faults.append(f"{job.key}: total_tokens {result.batch.usage.total_tokens} is not {sum(said)}")
+    return faults
+
+
+def _first(usage: Line, names: tuple[str, ...]) -> int:
+    return next((int(usage[name]) for name in names if usage.get(name) is not None), 0)
+
+
+def ended(job: Job, result: Result) -> list[str]:
+    """I1: terminal, in a state that this batch may end in."""
+    may = {"completed", "cancelled"} if job.cancelled else {"completed"}
+    status = result.batch.status
+    return [] if status in may else [f"{job.key}: {job.batch_id} is {status} ({result.batch.errors})"]
+
+
+def once(client: OpenAI, jobs: Sequence[Job]) -> list[str]:
+    """I3: one batch per key, and none that nobody asked for."""
+    found = Counter((batch.metadata or {}).get("key") for batch in client.batches.list(limit=100))
+    faults = [f"{job.key}: {found[job.key]} batches for one key" for job in jobs if found[job.key] != 1]
+    strays = set(found) - {job.key for job in jobs}
+    return faults + ([f"batches of unknown keys: {sorted(map(str, strays))}"] if strays else [])
+
+
+def monotone(job: Job, polls: Sequence[Batch]) -> list[str]:
+    """I5, over everything that was polled of one batch, oldest first."""
+    faults = []
+    for before, after in pairwise(polls):
+        if before.status in TERMINAL and before != after:
+            faults.append(f"{job.key}: changed after it was {before.status}: {before} → {after}")
+        elif before.status not in TERMINAL and _went_back(before, after):
+            faults.append(f"{job.key}: went back from {_shown(before)} to {_shown(after)}")
+    return faults
+
+
+def _went_back(before: Batch, after: Batch) -> bool:
+    rank = RANK.get(after.status, 3)
+    return rank < RANK[before.status] or any(
+        getattr(after.request_counts, name) < getattr(before.request_counts, name) for name in _COUNTED
+    )
+
+
+def _shown(batch: Batch) -> str:
+    counts = batch.request_counts
+    return f"{batch.status} {counts.completed}+{counts.failed}" if counts else batch.status
+
+
+def transitions(client: OpenAI, job: Job) -> list[str]:
+    """I3, I7: one event per move, numbered without a gap, the last one the end."""
+    events = client.get(f"/jobs/{job.batch_id}/events?limit=100", cast_to=object)
+    assert isinstance(events, dict)
+    found = [(event["seq"], event["type"]) for event in events["data"]]
+    kinds = [kind for _, kind in found]
+    faults = []
+    if [seq for seq, _ in found] != list(range(1, len(found) + 1)) or len(set(kinds)) != len(kinds):
+        faults.append(f"{job.key}: events {found}")
+    if sum(kind.startswith("batch.") for kind in kinds) != 1 or not kinds[-1].startswith("batch."):
+        faults.append(f"{job.key}: ends {kinds}")
+    return faults
+
+
+def told(job: Job, status: str, events: Sequence[Told]) -> list[str]:
+    """At least one webhook about this batch at one receiver, all of them of one event and under one id."""
+    kinds = {(event.webhook_id, event.id, event.type) for event in events if event.subject == job.batch_id}
+    if not kinds:
+        return [f"{job.key}: nobody was told that {job.batch_id} is {status}"]
+    if len(kinds) > 1 or {kind for _, _, kind in kinds} != {f"batch.{status}"}:
+        return [f"{job.key}: {status}, told as {sorted(kinds)}"]
+    return []
+
+
+def rework(prompts: Sequence[str]) -> int:
+    """I4: how often the engine was asked what it had been asked before. Poison is tried again by design."""
+    return sum(times - 1 for prompt, times in Counter(prompts).items() if "!" not in prompt)
+
+
+def _say(job: Job, what: str, names: Sequence[str]) -> str:
+    return f"{job.key}: {len(names)} {what}: {', '.join(names[:5])}" if names else ""

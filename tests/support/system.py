@@ -1,0 +1,264 @@
+"""A whole deployment under test: `nightmill up` in a process of its own, and the stub engine beside it.
+
+    StubEngine   a process that is started again whenever it ends, on the same port, over one log of prompts
+    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, embed, io, flower
+
+`System` can kill and freeze each process by its name, and knows everything that it ever saw running, so that what is
+left behind is found even where it has left its family.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from jobs.queues import Queue
+
+ROOT = Path(__file__).parents[2]
+MODEL = "stub-model"
+EMBED_MODEL = "stub-embed"
+
+#: Time constants at a tenth of what they are in life, so that a lease is lost and found while one looks on.
+SCALED: Mapping[str, str] = {
+    "NIGHTMILL_SHARD_LINES": "32",
+    "NIGHTMILL_SHARDS_IN_FLIGHT": "2",
+    "NIGHTMILL_LEASE_SECONDS": "3",
+    "NIGHTMILL_BEAT_SECONDS": "0.5",
+    "NIGHTMILL_RERING_SECONDS": "2",
+    "NIGHTMILL_ENGINE_TIMEOUT_SECONDS": "4",
+    "NIGHTMILL_CANCEL_GRACE_SECONDS": "2",
+    "NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true",
+    "NIGHTMILL_WEBHOOK_RETRY_SECONDS": "0,0.5,1,2,4,8,16,30,60",
+    "NIGHTMILL_WEBHOOK_TIMEOUT_SECONDS": "5",
+    "NIGHTMILL_MIN_FREE_BYTES": "0",
+}
+
+#: Queues without which nothing is done. Webhooks can wait.
+_NEEDED = frozenset({Queue.PLAN, Queue.GENERATE})
+
+_MODELS_FILE = f"""
+models:
+  {EMBED_MODEL}:
+    source: {{urls: ["%s"]}}
+    engine: http
+    queue: {Queue.EMBED}
+    endpoints: [/v1/embeddings]
+"""
+
+
+def eventually(true: Callable[[], object], seconds: float, what: str, every: float = 0.05) -> None:
+    """Wait until something is so. Raises TimeoutError that says what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        pause(every)
+
+
+def pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class StubEngine:
+    """The stub server, kept running. `ends` counts how often it crashed or was killed."""
+
+    def __init__(self, folder: Path, model: str, *, delay_ms: float = 0.0) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.log = folder / f"{model}.log"
+        self.ends = 0
+        self._output = folder / f"{model}.out"
+        self._options = ["--port", str(self.port), "--log", str(self.log), "--delay-ms", str(delay_ms)]
+        self._options += ["--models", model]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="stub-engine", daemon=True)
+
+    def __enter__(self) -> "StubEngine":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self.kill()
+        self._thread.join(10)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    def heard(self) -> int:
+        """Bytes of the log: they grow with each prompt."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def _keep(self) -> None:
+        command = [sys.executable, "-m", "tests.support.stub_engine", *self._options]
+        while not self._stop.is_set():
+            with self._output.open("ab") as output:
+                self._process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+                self._process.wait()
+            self.ends += 1
+            self._stop.wait(0.2)
+
+
+class System:
+    """One `nightmill up` on one data folder; it may be killed and started again."""
+
+    def __init__(
+        self, folder: Path, *options: str, engine_url: str = "", embed_url: str = "", **environment: str
+    ) -> None:
+        self.data = folder / "data"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._output = folder / "up.out"
+        self._seen: dict[int, psutil.Process] = {}
+        self._options = ["--data-dir", str(self.data), "--port", str(self.port), *options]
+        self._environment = {**os.environ, **SCALED, **environment}
+        if engine_url:
+            models = folder / "models.yaml"
+            models.write_text(_MODELS_FILE % embed_url)
+            self._options += ["--no-vllm", "--engine-url", engine_url, "--models", str(models)]
+
+    def start(self, seconds: float = 120.0) -> None:
+        """Start it, and wait until it takes requests and its workers have joined."""
+        with self._output.open("ab") as output:
+            command = [sys.executable, "-m", "cli", "up", *self._options]
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=output, stderr=output)
+        eventually(self.ready, seconds, f"{self.data} is up")
+        self.remember()
+
+    def ready(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"`up` ended with {self.process.returncode}:\n{self._output.read_text()[-3000:]}")
+        with suppress(httpx2.HTTPError):
+            told = httpx2.get(f"{self.url}/readyz", timeout=2).json()
+            return set(told["workers"]) >= _NEEDED
+        return False
+
+    def stop(self, seconds: float = 40.0) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.remember()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def destroy(self) -> None:
+        """Whatever is left goes, for the sake of the machine."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def run_file(self) -> dict[str, Any]:
+        with suppress(FileNotFoundError, ValueError):
+            return dict(json.loads((self.data / "run.json").read_text()))
+        return {"processes": []}
+
+    @property
+    def api_key(self) -> str:
+        return str(self.run_file()["api_key"])
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in self.run_file()["processes"]}
+
+    def pid(self, name: str, seconds: float = 30.0) -> int:
+        """Of a service; waits while it is being started again."""
+        found: list[int] = []
+
+        def runs() -> bool:
+            pid = self.table().get(name, {}).get("pid")
+            found[:] = [pid] if pid and psutil.pid_exists(pid) else []
+            return bool(found)
+
+        eventually(runs, seconds, f"{name} runs")
+        return found[0]
+
+    def tree(self, name: str) -> list[psutil.Process]:
+        """A service's main process, then all its descendants."""
+        with suppress(psutil.NoSuchProcess):
+            main = psutil.Process(self.pid(name))
+            return [main, *main.children(recursive=True)]
+        return []
+
+    def guard(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def supervisor(self) -> int:
+        return psutil.Process(self.guard()).children()[0].pid
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """SIGSTOP a service with all its descendants, SIGCONT at the end (to those that still live)."""
+        processes = self.tree(name)
+        signal_all(processes, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            signal_all(processes, signal.SIGCONT)
+
+    def remember(self) -> None:
+        """Note every process that runs now."""
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.guard()).children(recursive=True):
+                self._seen.setdefault(process.pid, process)
+
+    def family(self) -> list[psutil.Process]:
+        """Every live process that works for this folder: by its mark, or because it was seen among the children."""
+        found = {process.pid: process for process in self._seen.values() if _lives(process)}
+        mark = str(self.data)
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.environ().get("NIGHTMILL_SUPERVISED") == mark and _lives(process):
+                    found[process.pid] = process
+        return list(found.values())
+
+    def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Another command of `nightmill`, on this folder."""
+        command = [sys.executable, "-m", "cli", *arguments, "--data-dir", str(self.data)]
+        return subprocess.run(
+            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def errors(self) -> dict[str, list[str]]:
+        """Per service, the events that it logged as errors, and tracebacks of no event."""
+        return {path.stem: found for path in (self.data / "logs").glob("*.log") if (found := _errors(path))}
+
+
+def signal_all(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _errors(path: Path) -> list[str]:
+    lines = path.read_text(errors="replace").splitlines()
+    return [line[:2000] for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
