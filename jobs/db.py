@@ -120,15 +120,12 @@ class _Gate:
     """An exclusive `flock` between processes. A fork begins with a door of its own: `flock` is between descriptors."""
 
     def __init__(self, database: str | None, patience: float) -> None:
-        self._path = None if database in (None, "", ":memory:") else Path(f"{database}.gate")
+        self._path = Path(f"{database}.gate")
         self._patience = patience
         self._doors: dict[int, _Door] = {}
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        if self._path is None:
-            yield
-            return
         deadline = time.monotonic() + self._patience
         door = self._doors.setdefault(os.getpid(), _Door())
         if not door.threads.acquire(timeout=self._patience):

@@ -11,11 +11,11 @@ Events that happen meanwhile are not owed to it, but `replay` owes them with `mi
 """
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, select, tuple_, update
+from sqlalchemy import and_, bindparam, delete, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from jobs import audit, events
@@ -68,17 +68,16 @@ def record(
 ) -> int:
     """Write down attempts and what follows from them; returns how many still were their claimer's to write."""
     endpoints = _locked(session, {claim.endpoint_id for claim, _ in results if claim.endpoint_id})
-    at, written = now(), 0
-    for claim, outcome in results:
+    held = _held(session, [claim for claim, _ in results])
+    at = now()
+    mine = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in held]
+    _write(session, [_after(claim, outcome, config, rng) for claim, outcome in mine])
+    _log(session, [_attempt(claim, outcome) for claim, outcome in mine])
+    for claim, outcome in mine:
         endpoint = endpoints.get(claim.endpoint_id or "")
-        values = _after(claim, outcome, endpoint, config, rng, at)
-        if not _write(session, claim, values):
-            continue
-        written += 1
-        session.add(_attempt(claim, outcome, at))
         if endpoint is not None:
             _judge(session, endpoint, outcome, config, at)
-    return written
+    return len(mine)
 
 
 def take_back(session: Session, worker_id: str, keep: Collection[str] = ()) -> int:
@@ -87,10 +86,11 @@ def take_back(session: Session, worker_id: str, keep: Collection[str] = ()) -> i
     return _update(session, mine, worker_id=None, epoch=Delivery.epoch + 1)
 
 
-def give_back(session: Session, claims: Iterable[DeliveryClaim]) -> None:
+def give_back(session: Session, claims: Sequence[DeliveryClaim]) -> None:
     """Claims of which no attempt was made; fenced ones are nobody's business any more."""
-    for claim in claims:
-        _write(session, claim, {"worker_id": None})
+    held = [delivery_id for delivery_id, _ in _held(session, claims)]
+    if held:
+        _update(session, Delivery.id.in_(held), worker_id=None)
 
 
 def due_count(session: Session) -> int:
@@ -219,23 +219,33 @@ def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint
     return {endpoint.id: endpoint for endpoint in session.scalars(fresh)} if ids else {}
 
 
-def _after(
-    claim: DeliveryClaim,
-    outcome: Outcome,
-    endpoint: WebhookEndpoint | None,
-    config: Settings,
-    rng: Callable[[], float],
-    at: float,
-) -> dict[str, Any]:
-    """What an attempt makes of its delivery."""
-    told: dict[str, Any] = {"worker_id": None, "attempts": claim.attempt}
-    told |= {"status_code": outcome.status_code, "error": outcome.error}
-    if outcome.delivered:
-        return told | {"state": DELIVERED, "delivered_at": at}
+def _held(session: Session, claims: Sequence[DeliveryClaim]) -> set[tuple[str, int]]:
+    """The claims that hold, as (id, epoch); their rows are locked until the caller's transaction ends."""
+    if not claims:
+        return set()
+    rows = select(Delivery.id, Delivery.epoch, Delivery.worker_id).where(
+        Delivery.id.in_([claim.id for claim in claims]), Delivery.worker_id.is_not(None)
+    )
+    found = {tuple(row) for row in session.execute(rows.with_for_update())}
+    return {(claim.id, claim.epoch) for claim in claims if (claim.id, claim.epoch, claim.worker_id) in found}
+
+
+def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callable[[], float]) -> dict[str, Any]:
+    """What an attempt makes of its delivery. The next one is counted from this one's end, not from this record."""
+    ended = outcome.at + outcome.seconds
     delay = next_delay(claim.attempt, config.webhook_retry_seconds, outcome.retry_after, rng)
-    if delay is None or (outcome.status_code == _GONE and endpoint is None):
-        return told | {"state": FAILED}
-    return told | {"due_at": at + delay}
+    over = delay is None or (outcome.status_code == _GONE and claim.endpoint_id is None)
+    return {
+        "claim_id": claim.id,
+        "claim_epoch": claim.epoch,
+        "worker_id": None,
+        "attempts": claim.attempt,
+        "status_code": outcome.status_code,
+        "error": outcome.error,
+        "state": DELIVERED if outcome.delivered else FAILED if over else PENDING,
+        "delivered_at": ended if outcome.delivered else None,
+        "due_at": ended + (delay or 0.0),
+    }
 
 
 def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config: Settings, at: float) -> None:
@@ -252,9 +262,19 @@ def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config
         disable(session, endpoint, "failing")
 
 
-def _write(session: Session, claim: DeliveryClaim, values: Mapping[str, Any]) -> bool:
-    mine = and_(Delivery.id == claim.id, Delivery.epoch == claim.epoch, Delivery.worker_id == claim.worker_id)
-    return _update(session, mine, **values) == 1
+def _write(session: Session, rows: list[dict[str, Any]]) -> None:
+    """One statement for many deliveries, each guarded by its epoch; in the table's own terms, which costs a tenth."""
+    table = Delivery.__table__
+    guard = and_(table.c.id == bindparam("claim_id"), table.c.epoch == bindparam("claim_epoch"))
+    columns = ("worker_id", "attempts", "status_code", "error", "state", "delivered_at", "due_at")
+    if rows:
+        statement = update(table).where(guard).values({name: bindparam(name) for name in columns})  # type: ignore[arg-type]
+        session.connection().execute(statement, rows)
+
+
+def _log(session: Session, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        session.connection().execute(insert(Attempt.__table__), rows)  # type: ignore[arg-type]
 
 
 def _update(session: Session, where: Any, **values: Any) -> int:
@@ -263,15 +283,15 @@ def _update(session: Session, where: Any, **values: Any) -> int:
     return int(changed.rowcount)  # type: ignore[attr-defined]
 
 
-def _attempt(claim: DeliveryClaim, outcome: Outcome, at: float) -> Attempt:
-    return Attempt(
-        delivery_id=claim.id,
-        n=claim.attempt,
-        at=at - outcome.seconds,
-        seconds=outcome.seconds,
-        status_code=outcome.status_code,
-        error=outcome.error,
-    )
+def _attempt(claim: DeliveryClaim, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "delivery_id": claim.id,
+        "n": claim.attempt,
+        "at": outcome.at,
+        "seconds": outcome.seconds,
+        "status_code": outcome.status_code,
+        "error": outcome.error,
+    }
 
 
 def _audit(session: Session, endpoint: WebhookEndpoint, action: str, actor: str, reason: str | None) -> None:

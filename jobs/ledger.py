@@ -266,6 +266,13 @@ def claimed(session: Session) -> list[tuple[str, int, int, str]]:
     return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
 
 
+def idle(session: Session, limit: int = 200) -> list[tuple[str, str, str]]:
+    """Running jobs of which nothing runs and that do not say what they wait for: id, queue, model."""
+    busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
+    still = select(Job.id, Job.queue, Job.model).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), ~busy)
+    return [(job_id, queue or "", model or "") for job_id, queue, model in session.execute(still.limit(limit))]
+
+
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
     """Say what a job waits for (`model`, `disk`), or that it waits for nothing."""
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))

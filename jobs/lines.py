@@ -10,6 +10,7 @@ param); blank lines are skipped and not counted, a byte order mark and CRLF are 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import msgspec
@@ -213,7 +214,7 @@ class Fingerprints:
         found: set[int] = set()
         for bucket in self._buckets:
             ordered = sorted(bucket)
-            found.update(one for one, other in zip(ordered, ordered[1:], strict=False) if one == other)
+            found.update(one for one, other in pairwise(ordered) if one == other)
         return frozenset(found)
 
 

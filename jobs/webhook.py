@@ -16,7 +16,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -43,12 +43,13 @@ _KEEP_SECONDS = 4.0  # shorter than the five seconds after which many servers cl
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one attempt came to. `error` is a short constant, never the receiver's words."""
+    """What one attempt, begun at `at`, came to. `error` is a short constant, never the receiver's words."""
 
     status_code: int | None
     error: str | None
     retry_after: float | None
     seconds: float
+    at: float = field(default_factory=now)
 
     @property
     def delivered(self) -> bool:
@@ -166,10 +167,10 @@ async def post_signed(
     sequence: int | None = None,
 ) -> Outcome:
     """One attempt, signed at this moment."""
-    began = time.monotonic()
-    given = headers(secrets, webhook_id, content, now(), sequence=sequence)
+    began, at = time.monotonic(), now()
+    given = headers(secrets, webhook_id, content, at, sequence=sequence)
     status, error, retry_after = await _attempt(client, url, given, content)
-    return Outcome(status, error, retry_after, time.monotonic() - began)
+    return Outcome(status, error, retry_after, time.monotonic() - began, at)
 
 
 async def _attempt(

@@ -97,6 +97,7 @@ def _bring_up(context: Context, host: EngineHost, engine: Router, queue: str) ->
 
 def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str]) -> frozenset[str]:
     """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
+    engine.registry = engine.registry.fresh()  # aliases may have changed
     names = frozenset(engine.models)
     if names == shown and context.standing.state == "ready":
         return shown

@@ -5,7 +5,7 @@
     every minute           retention
 
 Several may run; one leads. What it observes (leases, rings) it observes on its own monotonic clock, and a new
-leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is away delays rings and nothing else.
+leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is away delays rings alone.
 """
 
 import logging

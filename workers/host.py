@@ -91,9 +91,9 @@ class EngineHost:
 
     async def revive(self, generation: int) -> None:
         """Rebuild the engine that died in `generation`. Raises GaveUp when it does not come up."""
-        self._up.clear()
         async with self._reviving:
             if generation == self.generation:
+                self._up.clear()
                 log.warning("engine_died")
                 try:
                     await self.engine.start()

@@ -18,6 +18,7 @@ from jobs import audit, deliveries, fleet, ledger, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.models import Job, Worker
+from jobs.registry import Registry
 from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage import Storage
@@ -120,8 +121,23 @@ class Housekeeper:
             lost = ledger.unsettled(session)
         for job_id in lost:
             self._write(partial(ledger.settle, job_id=job_id, actor=_ACTOR))
+        for job_id in self._unserved():
+            self._write(partial(ledger.wait_for, job_id=job_id, what="model"))
         if self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
+
+    def _unserved(self) -> list[str]:
+        """Jobs that wait because no live worker serves their model."""
+        with self._db.read() as session:
+            idle = ledger.idle(session)
+            if not idle:
+                return []
+            aliases = Registry.load(self._config).aliases
+            return [
+                job_id
+                for job_id, queue, model in idle
+                if not any(fleet.serves(session, queue, name) for name in (model, aliases.get(model, model)))
+            ]
 
     def _seal(self) -> None:
         for _ in range(_SEALS_AT_ONCE):

@@ -200,7 +200,10 @@ class FakeEngine:
         prompt = prompt_of(request.url, request.body)
         if self._asked:
             self._asked(prompt)
+        life = self.starts
         await asyncio.sleep(self._delay)
+        if not self._alive or self.starts != life:
+            raise EngineDead("The fake engine crashed with this request in flight.")
         told = self._fault(request) if self._fault else None
         if isinstance(told, BaseException):
             raise told
