@@ -109,7 +109,8 @@ class Once:
         if self.place is None:
             return
         project_id, route, key = self.place
-        session.execute(delete(Idempotency).where(_at(self.place)))  # one that is older than a week
+        old = Idempotency.created_at <= now() - self.config.idempotency_seconds
+        session.execute(delete(Idempotency).where(_at(self.place), old))  # never one that was committed just now
         row = Idempotency(project_id=project_id, route=route, key=key, digest=digest, body=text, owner=owner)
         row.status = 200 if text is not None else 0
         row.created_at = row.beat_at = now()

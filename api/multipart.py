@@ -22,6 +22,7 @@ from jobs.errors import InvalidRequest, PayloadTooLarge
 from jobs.storage import Storage
 
 _MAX_FIELDS = 20
+_MAX_BOUNDARY = 70  # RFC 2046
 _MAX_FIELD_BYTES = 65_536
 _CHUNK = 1 << 20  # written at once: a hop to a thread costs more than a small write
 
@@ -205,9 +206,10 @@ class _Form:
 
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise _malformed("its Content-Type names no boundary")
-    return options[b"boundary"]
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= _MAX_BOUNDARY:
+        raise _malformed("its Content-Type names no boundary of at most 70 characters")
+    return boundary
 
 
 def _text(raw: bytes) -> str:

@@ -18,7 +18,7 @@ from jobs.settings import Settings
 MULTIPART_SLACK = 65_536
 #: No byte for so long: the body is given up.
 IDLE_SECONDS = 60.0
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
 _PART = re.compile(r"/v1/uploads/[^/]+/parts/?")
 _NUL = (b"%00", b"\0")
 
@@ -53,7 +53,7 @@ class Limit:
             raise PayloadTooLarge(f"The request has {length} bytes; {limit} is the most.")
         if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
             raise UnsupportedMedia("Compressed request bodies are not accepted.", code="unsupported_encoding")
-        if scope["method"] in _WITH_BODY and (length or "transfer-encoding" in headers):
+        if scope["method"] == "POST" and (length or "transfer-encoding" in headers):
             _check_type(headers.get("content-type", ""), multipart)
         return limit
 

@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from tests.support.databases import KINDS, new_postgres_database
 from tests.support.web import make_app, make_key
 
 
@@ -37,3 +38,12 @@ def nobody(app: FastAPI) -> TestClient:
 
 def client_of(app: FastAPI, key: str) -> TestClient:
     return TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {key}"})
+
+
+@pytest.fixture(params=KINDS)
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FastAPI]:
+    """An app over SQLite and one over PostgreSQL."""
+    url = "" if request.param == "sqlite" else new_postgres_database()
+    app = make_app(tmp_path, database_url=url)
+    yield app
+    app.state.services.db.close()

@@ -1,0 +1,112 @@
+"""What workers would do to a job, done by hand through the ledger: for tests of what the API shows."""
+
+import json
+from collections.abc import Sequence
+
+from jobs import ledger, shards
+from jobs.clock import now
+from jobs.db import Database
+from jobs.ids import new_id
+from jobs.ledger import JobClaim
+from jobs.models import File, Shard
+from jobs.queues import Queue, Task
+from jobs.shards import ShardClaim, Tally
+from jobs.states import JobState
+from jobs.storage import Storage
+
+WORKER = "worker-by-hand"
+
+
+def plan(db: Database, job_id: str, lines: int, model: str = "m") -> None:
+    """Queued → running, with one shard of `lines` lines."""
+    with db.write() as session:
+        claim = _claimed(ledger.claim(session, job_id, Task.PLAN, WORKER))
+        shards.cut(
+            session,
+            claim,
+            Queue.GENERATE,
+            [Shard(job_id=job_id, n=0, first_line=0, lines=lines, offset=0, length=lines)],
+        )
+        ledger.planned(session, claim, total=lines, model=model, queue=Queue.GENERATE)
+
+
+def fail(db: Database, job_id: str, errors: list[dict[str, object]]) -> None:
+    """Queued → failed."""
+    with db.write() as session:
+        ledger.reject(session, _claimed(ledger.claim(session, job_id, Task.PLAN, WORKER)), errors)
+
+
+def take(db: Database, job_id: str) -> ShardClaim:
+    """Claim the shard."""
+    with db.write() as session:
+        claim = shards.claim(session, job_id, 0, WORKER)
+        assert claim is not None
+        return claim
+
+
+def answer(
+    db: Database, storage: Storage, claim: ShardClaim, lines: Sequence[int], *, seq: int = 0, last: bool = False
+) -> None:
+    """Commit one segment with these lines answered well, 3 tokens in and 2 out each."""
+    records = b"".join(b"%d\t1\t%s\n" % (line, output_line(line)) for line in lines)
+    path = shards.segment_path(claim.job.id, claim.n, claim.epoch, seq)
+    storage.put(path, records)
+    bits = sum(1 << line for line in lines)
+    tally = Tally(covered=bits, good=bits, input_tokens=3 * len(lines), output_tokens=2 * len(lines))
+    with db.write() as session:
+        shards.commit(session, claim, seq, path, len(records), tally, last=last)
+        if last:
+            ledger.settle(session, claim.job.id, actor=f"worker:{WORKER}")
+
+
+def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], failed: int = 0) -> str:
+    """Finishing, expiring or cancelling → its end, with an output file; returns that file's id."""
+    with db.write() as session:
+        claim = _claimed(ledger.claim(session, job_id, Task.FINISH, WORKER))
+    text = b"".join(output_line(line) + b"\n" for line in lines)
+    file = File(
+        id=new_id("file-"),
+        project_id=claim.job.project_id,
+        purpose="batch_output",
+        filename="output.jsonl",
+        bytes=len(text),
+        path=f"files/{new_id('out')}",
+        created_at=now(),
+    )
+    storage.put(file.path, text)
+    values = {
+        "completed": len(lines),
+        "failed": failed,
+        "input_tokens": 3 * len(lines),
+        "output_tokens": 2 * len(lines),
+        "output_file_id": file.id,
+    }
+    with db.write() as session:
+        ledger.close(session, claim, values, [file])
+    return file.id
+
+
+def run(db: Database, storage: Storage, job_id: str, lines: int, failed: int = 0) -> str:
+    """The whole life of a job that succeeds."""
+    plan(db, job_id, lines)
+    answer(db, storage, take(db, job_id), range(lines), last=True)
+    return finish(db, storage, job_id, range(lines - failed), failed)
+
+
+def expire(db: Database, job_id: str) -> None:
+    """Running → expiring, whatever the deadline."""
+    with db.write() as session:
+        ledger.move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, JobState.EXPIRING, actor="dispatcher")
+        ledger.settle(session, job_id, actor="dispatcher")
+
+
+def output_line(line: int) -> bytes:
+    response = {"status_code": 200, "request_id": f"req_{line}", "body": {}}
+    return json.dumps(
+        {"id": f"batch_req_{line}", "custom_id": f"c{line}", "response": response, "error": None}
+    ).encode()
+
+
+def _claimed(claim: JobClaim | None) -> JobClaim:
+    assert claim is not None
+    return claim

@@ -1,0 +1,53 @@
+"""Every route of the OpenAPI document with a request that would be good, were the objects the caller's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.middleware.authenticate import OPEN
+
+LINE = b'{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"model":"all-minilm-l6-v2","input":"x"}}\n'
+
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/v1/files"): {"files": {"file": ("a.jsonl", LINE)}, "data": {"purpose": "batch"}},
+    ("POST", "/v1/uploads"): {
+        "json": {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "batch"},
+    },
+    ("POST", "/v1/uploads/{upload_id}/parts"): {"files": {"data": ("upload", b"x")}},
+    ("POST", "/v1/uploads/{upload_id}/complete"): {"json": {"part_ids": ["part_1"]}},
+    ("POST", "/v1/batches"): {
+        "json": {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"},
+    },
+    ("POST", "/v1/batches/validate"): {"json": {"input_file_id": "file-x", "endpoint": "/v1/embeddings"}},
+    ("POST", "/v1/webhook_endpoints"): {
+        "json": {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]},
+    },
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}"): {"json": {"name": "m"}},
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/test"): {"json": {"event_type": "batch.completed"}},
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/replay"): {"json": {"failed_since": 0}},
+}
+
+
+@dataclass(frozen=True)
+class Route:
+    """One operation of the document."""
+
+    method: str
+    path: str
+
+    @property
+    def parameter(self) -> str | None:
+        """The name of the path's id, if it has one."""
+        return self.path.partition("{")[2].partition("}")[0].partition(":")[0] or None
+
+    def call(self, client: TestClient, **ids: str) -> Any:
+        path = self.path.format_map({self.parameter or "": "unknown", **ids})
+        return client.request(self.method, path, **BODIES.get((self.method, self.path), {}))
+
+
+def routes(app: FastAPI) -> list[Route]:
+    """What needs a key."""
+    paths = app.openapi()["paths"]
+    return [Route(method.upper(), path) for path in paths if path not in OPEN for method in paths[path]]

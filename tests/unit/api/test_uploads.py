@@ -1,0 +1,176 @@
+"""Multi-part uploads: the parts as `complete` orders them, byte for byte, or nothing."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.models import Upload
+from tests.support.web import make_app, make_key
+from tests.unit.api.conftest import client_of
+
+
+def create(client: TestClient, size: int, **more: Any) -> str:
+    body = {"bytes": size, "filename": "a.jsonl", "mime_type": "application/jsonl", "purpose": "batch", **more}
+    answer = client.post("/v1/uploads", json=body)
+    assert answer.status_code == 200, answer.text
+    upload_id: str = answer.json()["id"]
+    return upload_id
+
+
+def add(client: TestClient, upload_id: str, data: bytes) -> Any:
+    return client.post(f"/v1/uploads/{upload_id}/parts", files={"data": ("upload", data)})
+
+
+def complete(client: TestClient, upload_id: str, parts: list[str], **more: Any) -> Any:
+    return client.post(f"/v1/uploads/{upload_id}/complete", json={"part_ids": parts, **more})
+
+
+def test_parts_are_joined_in_the_order_given_not_in_that_of_arrival(client: TestClient) -> None:
+    upload_id = create(client, 6)
+    last, first = (add(client, upload_id, data).json()["id"] for data in (b"def", b"abc"))
+
+    done = complete(client, upload_id, [first, last], md5=hashlib.md5(b"abcdef").hexdigest()).json()
+
+    assert done["status"] == "completed"
+    assert done["file"]["bytes"] == 6
+    assert client.get(f"/v1/files/{done['file']['id']}/content").content == b"abcdef"
+
+
+def test_an_upload_is_shown_with_every_key(client: TestClient) -> None:
+    body = {"bytes": 6, "filename": "a.jsonl", "mime_type": "x", "purpose": "batch"}
+
+    shown = client.post("/v1/uploads", json=body).json()
+
+    assert shown | {"id": "", "created_at": 0, "expires_at": 3600} == {
+        "id": "",
+        "object": "upload",
+        "bytes": 6,
+        "created_at": 0,
+        "expires_at": 3600,
+        "filename": "a.jsonl",
+        "purpose": "batch",
+        "status": "pending",
+        "file": None,
+    }
+    assert shown["expires_at"] == shown["created_at"] + 3600
+
+
+def test_the_file_expires_as_the_upload_asked(client: TestClient) -> None:
+    upload_id = create(client, 1, expires_after={"anchor": "created_at", "seconds": 7200})
+    part = add(client, upload_id, b"x").json()["id"]
+
+    file = complete(client, upload_id, [part]).json()["file"]
+
+    assert file["expires_at"] == file["created_at"] + 7200
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("missing", "bytes_mismatch"),
+        ("repeated", "duplicate_part"),
+        ("unknown", "part_not_found"),
+        ("none", "array_below_min_length"),
+        ("of another upload", "part_not_found"),
+    ],
+)
+def test_parts_that_do_not_make_the_file_are_refused_and_may_be_mended(
+    client: TestClient, name: str, code: str
+) -> None:
+    upload_id, other = create(client, 6), create(client, 6)
+    first, last = (add(client, upload_id, data).json()["id"] for data in (b"abc", b"def"))
+    foreign = add(client, other, b"def").json()["id"]
+    lists = {
+        "missing": [first],
+        "repeated": [first, first],
+        "unknown": [first, "part_unknown"],
+        "none": [],
+        "of another upload": [first, foreign],
+    }
+
+    refused = complete(client, upload_id, lists[name])
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == code
+    assert client.get("/v1/files").json()["data"] == []
+    assert complete(client, upload_id, [first, last]).status_code == 200
+
+
+def test_a_wrong_checksum_leaves_no_file(app: FastAPI, client: TestClient) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+
+    refused = complete(client, upload_id, [part], md5="0" * 32)
+
+    assert refused.json()["error"]["code"] == "md5_mismatch"
+    assert not list((Path(app.state.services.storage.root) / "files").glob("*"))
+    assert complete(client, upload_id, [part]).status_code == 200
+
+
+def test_completing_again_answers_the_same_and_makes_no_second_file(client: TestClient) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+
+    first, second = complete(client, upload_id, [part]), complete(client, upload_id, [part])
+
+    assert first.json() == second.json()
+    assert len(client.get("/v1/files").json()["data"]) == 1
+
+
+def test_after_completion_no_part_is_taken_and_no_cancel(client: TestClient) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    complete(client, upload_id, [part])
+
+    late, cancelled = add(client, upload_id, b"def"), client.post(f"/v1/uploads/{upload_id}/cancel")
+
+    for answer in (late, cancelled):
+        assert answer.status_code == 409
+        assert answer.headers["x-should-retry"] == "false"
+        assert answer.json()["error"]["code"] == "upload_not_pending"
+
+
+def test_a_cancelled_upload_takes_nothing_more_and_keeps_nothing(app: FastAPI, client: TestClient) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+
+    statuses = [client.post(f"/v1/uploads/{upload_id}/cancel").json()["status"] for _ in range(2)]
+
+    assert statuses == ["cancelled", "cancelled"]
+    assert add(client, upload_id, b"abc").status_code == 409
+    assert complete(client, upload_id, [part]).status_code == 409
+    assert app.state.services.storage.list(f"uploads/{upload_id}") == []
+
+
+def test_an_upload_expires_after_its_hour(app: FastAPI, client: TestClient) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    with app.state.services.db.write() as session:
+        session.get_one(Upload, upload_id).expires_at = 1.0
+
+    answers = [
+        add(client, upload_id, b"x"),
+        complete(client, upload_id, [part]),
+        client.post(f"/v1/uploads/{upload_id}/cancel"),
+    ]
+
+    assert [answer.json()["error"]["code"] for answer in answers] == ["expired"] * 3
+    assert client.get("/v1/files").json()["data"] == []
+
+
+def test_sizes_have_limits(tmp_path: Path) -> None:
+    app = make_app(tmp_path, part_max_bytes=1000, upload_max_bytes=5000)
+    client = client_of(app, make_key(app))
+    upload_id = create(client, 5000)
+
+    statuses = [add(client, upload_id, b"x" * size).status_code for size in (1000, 1001, 99_999)]
+    too_large = client.post("/v1/uploads", json={"bytes": 5001, "filename": "a", "mime_type": "b", "purpose": "batch"})
+
+    assert statuses == [200, 413, 413]
+    assert too_large.json()["error"]["code"] == "integer_above_max_value"
+    assert len(app.state.services.storage.list("uploads")) == 1
+    app.state.services.db.close()
