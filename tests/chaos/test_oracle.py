@@ -1,0 +1,174 @@
+"""The oracle finds what it is there to find: each violation, made by hand, is told in words."""
+
+import json
+from typing import Any
+
+import pytest
+from openai.types import Batch
+
+from tests.support import oracle
+from tests.support.oracle import Job, Line, Result, Told
+from workers.engines.fake import reply
+
+_CHAT = "/v1/chat/completions"
+_REST = {"object": "batch", "endpoint": _CHAT, "input_file_id": "file-1", "completion_window": "24h", "created_at": 1}
+
+
+def _job(**changes: Any) -> Job:
+    prompts = {"a": "Say a", "b": "Say b", "c": "Say c !reset"}
+    return Job(
+        **{"key": "job", "endpoint": _CHAT, "model": "stub", "prompts": prompts, "batch_id": "batch_1", **changes}
+    )
+
+
+def _answered(job: Job, name: str) -> Line:
+    body = json.loads(reply(job.endpoint, job.body(name), job.prompts[name]).body)
+    return {"custom_id": name, "response": {"status_code": 200, "body": body}, "error": None}
+
+
+def _failed(name: str, code: str = "engine_error") -> Line:
+    return {"custom_id": name, "response": None, "error": {"code": code, "message": "no"}}
+
+
+def _usage(asked: int, said: int) -> dict[str, Any]:
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    return {"input_tokens": asked, "output_tokens": said, "total_tokens": asked + said, **details}
+
+
+def _batch(job: Job, lines: list[Line], **changes: Any) -> Batch:
+    usages = [line["response"]["body"]["usage"] for line in lines]
+    asked, said = sum(usage["prompt_tokens"] for usage in usages), sum(usage["completion_tokens"] for usage in usages)
+    fields = {
+        "id": job.batch_id,
+        "status": "completed",
+        "request_counts": {"total": 3, "completed": len(lines), "failed": 3 - len(lines)},
+        "usage": _usage(asked, said),
+    }
+    return Batch.model_validate(_REST | fields | changes)
+
+
+def _result(job: Job, **changes: Any) -> Result:
+    output = [_answered(job, "a"), _answered(job, "b")]
+    return Result(_batch(job, output, **changes), output, [_failed("c")])
+
+
+def _violations(job: Job, result: Result) -> str:
+    checks = (oracle.ended, oracle.complete, oracle.counted)
+    return "; ".join(fault for check in checks for fault in check(job, result))
+
+
+def test_a_batch_that_kept_its_promises_passes() -> None:
+    job = _job()
+
+    assert _violations(job, _result(job)) == ""
+
+
+def test_a_line_that_is_missing_is_found() -> None:
+    job = _job()
+    result = _result(job)
+    result.output.pop()
+
+    assert "1 lines missing: b" in _violations(job, result)
+
+
+def test_a_line_that_is_there_twice_is_found_even_when_the_counts_are_right() -> None:
+    job = _job()
+    result = _result(job)
+    result.output[1] = result.output[0]
+
+    assert "1 lines more than once: a" in _violations(job, result)
+
+
+def test_an_answer_to_another_line_is_found() -> None:
+    job = _job()
+    result = _result(job)
+    first, second = result.output
+    first["response"], second["response"] = second["response"], first["response"]
+
+    assert "2 lines with another's answer: a, b" in _violations(job, result)
+
+
+def test_a_neighbour_that_suffers_from_poison_is_found() -> None:
+    job = _job()
+    result = _result(job)
+    result.errors.append(_failed(result.output.pop()["custom_id"]))
+
+    assert "1 lines that should have been answered: b" in _violations(job, result)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"request_counts": {"total": 3, "completed": 3, "failed": 0}},
+        {"request_counts": {"total": 4, "completed": 2, "failed": 1}},
+        {"usage": _usage(1, 1)},
+    ],
+)
+def test_counts_and_usage_that_are_not_those_of_the_lines_are_found(changes: dict[str, Any]) -> None:
+    job = _job()
+
+    assert _violations(job, _result(job, **changes)) != ""
+
+
+def test_lines_that_were_not_run_count_for_nothing() -> None:
+    job = _job(cancelled=True)
+    result = _result(job, status="cancelled", request_counts={"total": 3, "completed": 2, "failed": 0})
+    result.errors[:] = [_failed("c", "batch_cancelled")]
+
+    assert _violations(job, result) == ""
+
+
+def test_a_batch_that_failed_is_found_whatever_its_lines() -> None:
+    job = _job()
+
+    assert "is failed" in _violations(job, _result(job, status="failed"))
+
+
+def test_a_state_that_goes_back_is_found() -> None:
+    job = _job()
+    polls = [_batch(job, [], status=status) for status in ("validating", "in_progress", "validating")]
+
+    assert len(oracle.monotone(job, polls)) == 1
+
+
+def test_a_count_that_shrinks_is_found() -> None:
+    job = _job()
+    counts = ({"total": 3, "completed": done, "failed": 0} for done in (1, 2, 1))
+    polls = [_batch(job, [], status="in_progress", request_counts=count) for count in counts]
+
+    assert len(oracle.monotone(job, polls)) == 1
+
+
+def test_an_end_that_changes_is_found() -> None:
+    job = _job()
+    polls = [_batch(job, []), _batch(job, [], output_file_id="file-2")]
+
+    assert "changed after it was completed" in oracle.monotone(job, polls)[0]
+
+
+def _told(**changes: str) -> Told:
+    fields = {"path": "/ok", "webhook_id": "wh_1", "id": "evt_1", "type": "batch.completed", "subject": "batch_1"}
+    return Told(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("events", "violation"),
+    [
+        ([_told()], ""),
+        ([_told(), _told()], ""),
+        ([], "nobody was told"),
+        ([_told(subject="batch_2")], "nobody was told"),
+        ([_told(), _told(webhook_id="wh_2")], "told as"),
+        ([_told(), _told(id="evt_2")], "told as"),
+        ([_told(type="batch.cancelled")], "told as"),
+    ],
+)
+def test_webhooks_are_at_least_one_and_all_of_one_event(events: list[Told], violation: str) -> None:
+    found = oracle.told(_job(), "completed", events)
+
+    assert len(found) == bool(violation)
+    assert violation in "".join(found)
+
+
+def test_rework_is_what_was_asked_again_and_poison_is_none() -> None:
+    assert oracle.rework(["a", "b", "a", "a", "c !reset", "c !reset"]) == 2
