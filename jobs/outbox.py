@@ -38,6 +38,7 @@ class Ring:
     job_id: str
     shard_n: int
     project_id: str
+    rings: int = 0
 
 
 def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0) -> None:

@@ -60,14 +60,14 @@ class Rings:
 
     def overdue(self, unheard: Sequence[Outbox]) -> list[Outbox]:
         at = self.clock()
-        self._again = {row.id: self._again.get(row.id, at + self._delay(row)) for row in unheard}
+        self._again = {row.id: self._again.get(row.id, at + self._delay(row.rings)) for row in unheard}
         return [row for row in unheard if self._again[row.id] <= at]
 
-    def rung(self, row_id: int) -> None:
-        self._again.pop(row_id, None)
+    def rung(self, row_id: int, times: int) -> None:
+        self._again[row_id] = self.clock() + self._delay(times)
 
-    def _delay(self, row: Outbox) -> float:
-        return min(self.first * (1 << max(row.rings - 1, 0)), max(_MAX_RERING, self.first))
+    def _delay(self, times: int) -> float:
+        return min(self.first * (1 << min(max(times - 1, 0), 10)), max(_MAX_RERING, self.first))
 
 
 class Dispatcher:
@@ -133,11 +133,10 @@ class Dispatcher:
                 arguments = [ring.job_id] if ring.shard_n == outbox.JOB else [ring.job_id, ring.shard_n]
                 self._ringer.ring(ring.task, ring.queue, arguments)
                 rung.append(ring.id)
+                self._rings.rung(ring.id, ring.rings + 1)
         except BrokerAway:
             log.warning("broker_away", extra={"waiting": len(rings) - len(rung)})
             self._broker_back = self.clock() + _BROKER_PAUSE
-        for row_id in rung:
-            self._rings.rung(row_id)
         if rung:
             with self.db.write() as session:
                 outbox.rung(session, rung)

@@ -1,0 +1,351 @@
+"""The dispatcher, driven by hand: what rings when, and what is taken back from whom."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs import fleet, keys, ledger, shards
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import File, Idempotency, Job, Outbox, Segment, Shard, Upload, UploadPart, Worker
+from jobs.queues import Queue, Task
+from jobs.settings import Settings
+from jobs.states import JobState, ShardState
+from jobs.storage import DiskStorage
+from tests.support import ledgers
+from workers import process
+from workers.away import BrokerAway
+from workers.dispatcher import Dispatcher
+from workers.retention import Retention
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+class Bells:
+    """The broker: notes what was rung, or is away."""
+
+    def __init__(self) -> None:
+        self.rung: list[tuple[str, tuple[object, ...]]] = []
+        self.away = False
+
+    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
+        if self.away:
+            raise BrokerAway
+        self.rung.append((task, tuple(arguments)))
+
+
+class House:
+    """A dispatcher with a clock and a broker of the test's own."""
+
+    def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
+        facts = {"lease_seconds": 30, "rering_seconds": 10, "cancel_grace_seconds": 3, **settings}
+        self.config = Settings(data_dir=folder, database_url=db.url, **facts)
+        self.db, self.clock, self.bells = db, Clock(), Bells()
+        self.storage = DiskStorage(folder / "files")
+        self.dispatcher = Dispatcher(self.config, db, self.storage, self.bells, self.clock)
+
+    def tick(self, after: float = 0.0) -> list[tuple[str, tuple[object, ...]]]:
+        """Let time pass, tick, and return what was rung."""
+        self.clock.at += after
+        self.bells.rung.clear()
+        self.dispatcher.tick()
+        return list(self.bells.rung)
+
+    def worker(self, name: str = "w", queue: str = Queue.GENERATE, slots: int = 1, **facts: Any) -> str:
+        host, pid, started = process.me()
+        row = {"host": host, "pid": pid, "started": started, "models": ["*"], "state": "ready", **facts}
+        with self.db.write() as session:
+            fleet.register(
+                session,
+                Worker(id=name, pool="p", queues=[queue], slots=slots, created_at=now(), seen_at=now(), **row),
+            )
+        return name
+
+    def beat(self, name: str = "w") -> None:
+        with self.db.write() as session:
+            assert fleet.beat(session, name)
+
+
+@pytest.fixture
+def house(db: Database, tmp_path: Path) -> House:
+    with db.write() as session:
+        for name in ("one", "two"):
+            keys.ensure_project(session, name)
+    return House(db, tmp_path)
+
+
+def _project(db: Database, name: str) -> str:
+    with db.write() as session:
+        return keys.ensure_project(session, name).id
+
+
+def test_rings_are_bounded_by_twice_the_live_slots(house: House) -> None:
+    job = ledgers.running(house.db, [1] * 10, project_id=_project(house.db, "one"))
+    house.worker(slots=2)
+
+    first, second = house.tick(), house.tick(0.1)
+
+    assert first == [("run", (job.id, n)) for n in range(4)]
+    assert second == []
+
+
+def test_no_worker_no_ring(house: House) -> None:
+    ledgers.running(house.db, [1], project_id=_project(house.db, "one"))
+    house.worker(state="starting")
+
+    assert house.tick() == []
+
+
+def test_claimed_shard_makes_no_room_and_a_finished_one_does(house: House) -> None:
+    job = ledgers.running(house.db, [1] * 5, project_id=_project(house.db, "one"))
+    house.worker(slots=1)
+    house.tick()
+    claim = ledgers.claim_shard(house.db, job.id, 0)
+
+    while_running = house.tick(0.1)
+    ledgers.answer(house.db, claim, [0], last=True)
+    after = house.tick(0.1)
+
+    assert while_running == []
+    assert after == [("run", (job.id, 2))]
+
+
+def test_two_projects_share_the_rings_whatever_they_owe(house: House) -> None:
+    large = ledgers.running(house.db, [1] * 50, project_id=_project(house.db, "one"))
+    small = ledgers.running(house.db, [1] * 2, project_id=_project(house.db, "two"))
+    house.worker(slots=2)
+
+    rung = [arguments[0] for _, arguments in house.tick()]
+
+    assert sorted(rung) == sorted([large.id, small.id] * 2)
+
+
+def test_priority_then_deadline_order_a_projects_own_work(house: House) -> None:
+    project = _project(house.db, "one")
+    plain = ledgers.running(house.db, [1], project_id=project)
+    urgent = ledgers.running(house.db, [1], project_id=project, priority=10)
+    soon = ledgers.running(house.db, [1], project_id=project, deadline=now() + 1000)
+    house.worker(slots=2)
+
+    assert [arguments[0] for _, arguments in house.tick()] == [urgent.id, soon.id, plain.id]
+
+
+def test_unheard_doorbell_is_rung_again_on_the_monotonic_clock(house: House) -> None:
+    job = ledgers.submitted(house.db, project_id=_project(house.db, "one"))
+    house.worker(queue=Queue.PLAN)
+
+    bell = ("plan", (job.id,))
+    rounds = [house.tick(seconds) for seconds in (0, 5, 6, 5, 16, 5)]
+
+    assert [bell in rung for rung in rounds] == [True, False, True, False, True, False]
+
+
+def test_delayed_doorbell_waits_until_it_is_due(house: House) -> None:
+    job = ledgers.running(house.db, [1], project_id=_project(house.db, "one"))
+    house.worker()
+    claim = ledgers.claim_shard(house.db, job.id)
+    with house.db.write() as session:
+        shards.give_back(session, claim, delay=60, waiting_for="model")
+
+    assert house.tick() == []
+    assert ledgers.job(house.db, job.id).waiting_for == "model"
+
+
+def test_broker_that_is_away_loses_nothing(house: House) -> None:
+    job = ledgers.running(house.db, [1], project_id=_project(house.db, "one"))
+    house.worker()
+    house.bells.away = True
+    house.tick()
+    house.bells.away = False
+
+    assert house.tick(0.1) == [], "the broker is left alone for a moment"
+    assert house.tick(5) == [("run", (job.id, 0))]
+
+
+def test_worker_whose_process_is_gone_loses_its_claims_at_once(house: House) -> None:
+    job = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
+    host, pid, started = process.me()
+    house.worker("dead", host=host, pid=pid, started=started + 1)
+    ledgers.claim_shard(house.db, job.id, worker="dead")
+
+    house.tick()
+
+    shard = ledgers.shard(house.db, job.id)
+    assert (shard.state, shard.stalls) == (ShardState.PENDING, 1)
+    with house.db.read() as session:
+        assert session.get(Worker, "dead") is None
+
+
+def test_worker_of_another_host_is_buried_after_a_lease_without_a_beat(house: House) -> None:
+    job = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
+    house.worker("far", host="elsewhere")
+    ledgers.claim_shard(house.db, job.id, worker="far")
+
+    house.tick()
+    house.tick(29)
+    held = ledgers.shard(house.db, job.id).state
+    house.tick(2)
+
+    assert held == ShardState.RUNNING
+    assert ledgers.shard(house.db, job.id).state == ShardState.PENDING
+
+
+def test_wall_clock_that_jumps_expires_no_lease(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
+    house.worker()
+    ledgers.claim_shard(house.db, job.id, worker="w")
+    house.tick()
+
+    for module in ("jobs.clock", "workers.housekeeping", "jobs.ledger", "jobs.shards"):
+        monkeypatch.setattr(f"{module}.now", lambda: 1_900_000_000.0, raising=False)
+    house.tick(1)
+
+    assert ledgers.shard(house.db, job.id).state == ShardState.RUNNING
+
+
+def test_claim_whose_own_beat_stands_still_is_taken_back_though_its_worker_lives(house: House) -> None:
+    job = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
+    house.worker()
+    claim = ledgers.claim_shard(house.db, job.id, worker="w")
+    ledgers.answer(house.db, claim, [0])
+    for _ in range(4):
+        house.beat()
+        house.tick(10.5)
+
+    shard = ledgers.shard(house.db, job.id)
+    assert (shard.state, shard.stalls) == (ShardState.PENDING, 0), "it had made progress: no stall"
+
+
+def test_lost_planner_is_followed_by_another(house: House) -> None:
+    claim = ledgers.planning(house.db, project_id=_project(house.db, "one"))
+    house.worker(queue=Queue.PLAN)
+    rung = []
+    for _ in range(5):
+        house.beat()
+        rung += house.tick(10)
+
+    job = ledgers.job(house.db, claim.job.id)
+    assert (job.worker_id, job.stalls, job.state) == (None, 1, JobState.QUEUED)
+    assert ("plan", (job.id,)) in rung
+
+
+def test_overdue_job_expires(house: House) -> None:
+    job = ledgers.running(house.db, [4], project_id=_project(house.db, "one"), deadline=now() - 1)
+
+    house.tick()
+
+    assert ledgers.state(house.db, job.id) == JobState.EXPIRING
+    assert ledgers.doorbells(house.db, job.id) == [("finish", -1)]
+
+
+def test_stopping_job_does_not_wait_for_a_worker_that_is_frozen(house: House) -> None:
+    job = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
+    house.worker()
+    frozen = ledgers.claim_shard(house.db, job.id, worker="w")
+    with house.db.write() as session:
+        ledger.cancel(session, job.id, actor="key:test")
+    house.tick()
+    before = ledgers.doorbells(house.db, job.id)
+    house.tick(3.5)
+
+    assert before == []
+    assert ledgers.doorbells(house.db, job.id) == [("finish", -1)]
+    with pytest.raises(Exception, match="newer claim"):
+        ledgers.answer(house.db, frozen, [0])
+
+
+def test_sweep_mends_what_lost_its_doorbell(house: House) -> None:
+    waiting = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
+    stuck = ledgers.finishing(house.db, [2], project_id=_project(house.db, "one"))
+    with house.db.write() as session:
+        session.query(Outbox).delete()
+
+    house.tick(6)
+
+    assert ledgers.doorbells(house.db, waiting.id) == [("run", 0)]
+    assert ledgers.doorbells(house.db, stuck.id) == [("finish", -1)]
+
+
+def test_job_without_a_live_worker_for_its_model_says_so(house: House) -> None:
+    job = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
+    house.worker(models=["another"])
+
+    house.tick(6)
+    waiting = ledgers.job(house.db, job.id).waiting_for
+    ledgers.claim_shard(house.db, job.id)
+
+    assert waiting == "model"
+    assert ledgers.job(house.db, job.id).waiting_for is None
+
+
+def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(house: House) -> None:
+    live = ledgers.running(house.db, [1], input_file_id="file-read")
+    with house.db.write() as session:
+        for name, life in (("file-read", {"deleted_at": 1.0}), ("file-late", {"expires_at": 1.0}), ("file-kept", {})):
+            house.storage.put(f"files/{name}", b"x")
+            session.add(_file(name, **life))
+    retention = Retention(house.config, house.db, house.storage)
+
+    retention.run()
+    kept = house.storage.list("files")
+    with house.db.write() as session:
+        ledger.cancel(session, live.id, actor="key:test")
+    ledgers.close(house.db, live.id)
+    retention.run()
+
+    assert kept == ["files/file-kept", "files/file-read"]
+    assert house.storage.list("files") == ["files/file-kept"]
+
+
+def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: House) -> None:
+    house.storage.put("uploads/u/p", b"x")
+    facts = {"filename": "f", "purpose": "batch", "mime_type": "m", "bytes": 1, "created_at": 1.0}
+    with house.db.write() as session:
+        session.add(Upload(id="u", project_id="p", expires_at=2.0, **facts))
+        session.add(UploadPart(id="p", upload_id="u", bytes=1, path="uploads/u/p", created_at=1.0))
+        session.add(Idempotency(project_id="p", route="r", key="k", beat_at=1.0, created_at=1.0))
+
+    Retention(house.config, house.db, house.storage).run()
+
+    with house.db.read() as session:
+        assert session.get_one(Upload, "u").status == "expired"
+        assert session.get(Idempotency, ("p", "r", "k")) is None
+    assert house.storage.list("uploads") == []
+
+
+def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: House) -> None:
+    old = ledgers.finishing(house.db, [2, 2])
+    ledgers.close(house.db, old.id)
+    house.storage.put(f"jobs/{old.id}/segments/000000-1-0.jsonl", b"x")
+    with house.db.write() as session:
+        session.execute(update(Job).where(Job.id == old.id).values(created_at=1.0))
+
+    Retention(house.config, house.db, house.storage).run()
+
+    with house.db.read() as session:
+        assert session.scalars(select(Shard)).all() == []
+        assert session.scalars(select(Segment)).all() == []
+    assert house.storage.list("jobs") == []
+    assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
+
+
+def _file(name: str, **life: float) -> File:
+    return File(
+        id=name, project_id="p", purpose="batch", filename="f", bytes=1, path=f"files/{name}", created_at=1.0, **life
+    )
+
+
+def test_tasks_of_the_queue_are_the_ones_that_are_rung(house: House) -> None:
+    job = ledgers.finishing(house.db, [1], project_id=_project(house.db, "one"))
+    house.worker(queue=Queue.PLAN)
+
+    assert house.tick() == [(Task.FINISH, (job.id,))]
