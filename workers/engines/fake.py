@@ -202,7 +202,7 @@ class FakeEngine:
             self._asked(prompt)
         life = self.starts
         await asyncio.sleep(self._delay)
-        if not self._alive or self.starts != life:
+        if not self._lives(life):
             raise EngineDead("The fake engine crashed with this request in flight.")
         told = self._fault(request) if self._fault else None
         if isinstance(told, BaseException):
@@ -213,6 +213,9 @@ class FakeEngine:
 
     async def close(self) -> None:
         self._alive = False
+
+    def _lives(self, life: int) -> bool:
+        return self._alive and self.starts == life
 
     async def _break(self, word: str, prompt: str) -> None:
         if word == "!slow":

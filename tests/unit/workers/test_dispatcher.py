@@ -144,7 +144,10 @@ def test_unheard_doorbell_is_rung_again_on_the_monotonic_clock(house: House) -> 
     house.worker(queue=Queue.PLAN)
 
     bell = ("plan", (job.id,))
-    rounds = [house.tick(seconds) for seconds in (0, 5, 6, 5, 16, 5)]
+    rounds = []
+    for seconds in (0, 5, 6, 5, 16, 5):
+        house.beat()
+        rounds.append(house.tick(seconds))
 
     assert [bell in rung for rung in rounds] == [True, False, True, False, True, False]
 
