@@ -1,6 +1,7 @@
 """One batch of the demo: written to a file, uploaded, created, asked after, downloaded."""
 
 import json
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,18 @@ _MARK = {"made_by": "nightmill demo"}
 
 @dataclass(slots=True)
 class DemoBatch:
-    """What was asked, and what is known of it: `job` is the server's own view, `outputs` the downloaded lines."""
+    """What was asked, and what is known of it: `job` is the server's own view, `outputs` the downloaded lines.
+
+    `seconds` is how long it was worked on, without the time that it waited for its model.
+    """
 
     title: str
     id: str
     requests: dict[str, dict[str, Any]]
     folder: Path
     job: dict[str, Any] = field(default_factory=dict)
+    began: float | None = None
+    seconds: float = 0.0
     outputs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -32,6 +38,12 @@ class DemoBatch:
     def look(self, client: OpenAI) -> None:
         """Ask how far it is."""
         self.job = cast("dict[str, Any]", client.get(f"/jobs/{self.id}", cast_to=object))
+        if self.job["waiting_for"] or self.job["status"] == "validating":
+            self.began = None
+        elif self.began is None:
+            self.began = time.monotonic()
+        if self.began and not (self.ended and self.seconds):
+            self.seconds = time.monotonic() - self.began
 
     def download(self, client: OpenAI) -> None:
         """Fetch the output and the error file, whichever there are."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHATS = "summaries"
 VECTORS = "embeddings"
 _Lines = list[dict[str, Any]]
+_WIDTH = 140  # characters, where no terminal says it
 _LOOK_SECONDS = 0.5
 _WEBHOOK_SECONDS = 30.0  # after the last batch has ended
 
@@ -50,7 +51,7 @@ def demo(
 
     from cli.demo import corpus, system
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     began = time.monotonic()
     options = [word for url in engine_url or [] for word in ("--engine-url", url)] + ["--no-vllm"] * no_vllm
     signal.signal(signal.SIGTERM, _leave)

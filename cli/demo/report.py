@@ -40,20 +40,21 @@ def show_neighbours(console: Console, found: Sequence[Docstring], embeddings: De
 
 def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[str, str]) -> None:
     """One row a batch."""
-    table = Table("batch", "requests", "tokens in", "tokens out", "running", "items/s", "webhook", box=box.SIMPLE)
+    table = Table("batch", "requests", "tokens in", "out", "seconds", "items/s", "tokens/s", "webhook", box=box.SIMPLE)
     for batch in batches:
-        usage, seconds = batch.job["usage"], max(1, batch.job["finalizing_at"] - batch.job["in_progress_at"])
+        usage, seconds = batch.job["usage"], max(batch.seconds, 0.1)
         table.add_row(
             batch.title,
             str(batch.job["progress"]["completed"]),
             str(usage["input_tokens"]),
             str(usage["output_tokens"]),
-            f"{seconds} s",
+            f"{seconds:.0f}",
             f"{len(batch.requests) / seconds:.0f}",
-            f"{events.get(batch.id, 'none')}, verified",
+            f"{usage['total_tokens'] / seconds:.0f}",
+            f"{events[batch.id]}, verified",
         )
     console.print(table)
-    console.print("'running' is from planned to the last result, with the time in which the engine was still loading.")
+    console.print("seconds: at work, without the time in which the engine was still loading", style="dim")
 
 
 def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> None:

@@ -1,0 +1,170 @@
+"""The README is true where a program can tell: settings, states, commands, targets and paths are those that exist."""
+
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from cli.main import app
+from cli.procfile import load
+from jobs.queues import Queue
+from jobs.registry import Registry
+from jobs.settings import Settings
+from jobs.states import JobState
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def setting_rows() -> Iterator[str]:
+    """The settings table as it must stand in the README."""
+    for name, field in Settings.model_fields.items():
+        default = f"`{_shown(field.default)}`" if field.default not in ("", ()) else ""
+        yield f"| `NIGHTMILL_{name.upper()}` | {default} | {field.description} |"
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(f"{part:g}" if part < 1e5 else str(int(part)) for part in default)
+    return str(default)
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def _commands(command: Any, prefix: str) -> Iterator[str]:
+    for name, one in getattr(command, "commands", {}).items():
+        if getattr(one, "commands", None):
+            yield from _commands(one, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}"
+
+
+COMMANDS = sorted(_commands(get_command(app), "nightmill"))
+TARGETS = sorted(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("row", list(setting_rows()))
+def test_settings_table_has_every_setting_with_its_default(row: str) -> None:
+    assert row in README.splitlines()
+
+
+def test_settings_named_anywhere_exist() -> None:
+    named = set(re.findall(r"NIGHTMILL_([A-Z_]+)", README))
+
+    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("state", list(JobState))
+def test_state_diagram_names_every_state(state: JobState) -> None:
+    [diagram] = [block for block in _blocks("") if "queued ──" in block]
+
+    assert re.search(rf"\b{state}\b", diagram)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme(command: str) -> None:
+    assert f"`{command}" in README
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    for words in re.findall(r"`nightmill ([a-z][a-z ]*[a-z])", README):
+        assert any(f"nightmill {words} ".startswith(f"{command} ") for command in COMMANDS), words
+
+
+def test_options_in_the_command_table_exist() -> None:
+    root: Any = get_command(app)
+    for line in README.splitlines():
+        if not line.startswith("| `nightmill "):
+            continue
+        for words in re.findall(r"`(nightmill [^`]+)`", line):
+            command: Any = root
+            for word in words.split()[1:]:
+                command = command.commands.get(word, command) if hasattr(command, "commands") else command
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert set(re.findall(r"--[a-z-]+", words)) <= known, words
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_of_the_makefile_is_in_the_readme(target: str) -> None:
+    assert re.search(rf"(`|^)make {target}\b", README, re.MULTILINE)
+
+
+def test_every_target_in_the_readme_exists() -> None:
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE)) <= set(TARGETS)
+
+
+def test_every_process_of_the_procfile_is_in_the_readme() -> None:
+    for line in load(ROOT / "Procfile"):
+        assert f"| `{line.name}` |" in README
+
+
+@pytest.mark.parametrize("queue", list(Queue))
+def test_queues_are_those_of_the_pools(queue: Queue) -> None:
+    planned = {Queue.FINETUNE}  # declared; no pool of today serves it
+
+    assert (f"`{queue}`" in README) is (queue not in planned)
+
+
+def test_paths_of_the_tree_exist() -> None:
+    [tree] = [block for block in _blocks("") if "jobs/ " in block and "the ledger:" in block]
+    folder = ROOT
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = ROOT / name
+            assert folder.exists(), name
+        else:
+            assert (folder / name).exists(), line
+
+
+def test_tree_has_every_package() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+    for package in packages["packages"]:
+        assert re.search(rf"^{package}/ ", README, re.MULTILINE), package
+
+
+def test_examples_in_python_can_be_read() -> None:
+    assert len(_blocks("python")) >= 2
+    for block in _blocks("python"):
+        ast.parse(block)
+
+
+def test_models_file_of_the_readme_is_valid(tmp_path: Path) -> None:
+    [example] = _blocks("yaml")
+    file = tmp_path / "models.yaml"
+    file.write_text(example)
+
+    assert set(Registry.read(file).models) == {"smollm2-135m-instruct", "my-model"}
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for name in re.findall(r"`((?:[a-z_]+/)+[A-Za-z_]+\.(?:md|py|yaml))`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_examples_of_the_deployment_page_name_real_settings() -> None:
+    text = (ROOT / "deploy" / "README.md").read_text() + (ROOT / "deploy" / ".env.example").read_text()
+    named = {name.lower() for name in re.findall(r"NIGHTMILL_([A-Z_]+)", text)}
+
+    assert named <= Settings.model_fields.keys()
+
+
+def test_environment_of_the_deployment_page_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in (ROOT / "deploy" / ".env.example").read_text().splitlines():
+        if line and not line.startswith("#"):
+            [pair] = shlex.split(line)
+            monkeypatch.setenv(*pair.split("=", 1))
+
+    assert Settings().database_url.startswith("postgresql+psycopg://")
