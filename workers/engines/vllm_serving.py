@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "disable_log_stats": True,  # the product's own metrics say it
     "scheduling_policy": "priority",  # who waits at a screen goes before a batch
 }
+CPU_DEFAULTS: dict[str, Any] = {"kv_cache_memory_bytes": 2 * 1024**3}  # vLLM would take most of the machine
 OURS = frozenset({"model", "served_model_name"})
 
 _NOT_OPENAI: dict[str, Any] = {
@@ -49,7 +50,6 @@ def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; ignored on a GPU
         # a fork would take along the locks and sockets of the worker's other threads
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
@@ -158,6 +158,7 @@ def _drop(fields: dict[str, Any], names: Iterable[str]) -> None:
 def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
     """The configured arguments through vLLM's own parser, which knows their types, defaults and conflicts."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     def refuse(message: str) -> None:
@@ -167,8 +168,9 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
         refuse(f"{', '.join(sorted(taken))} can't be set here")
     parser = make_arg_parser(FlexibleArgumentParser())
     parser.error = refuse
+    wanted = DEFAULTS | (CPU_DEFAULTS if current_platform.is_cpu() else {}) | dict(args)
     parsed = parser.parse_args(
-        ["--model", model, "--served-model-name", *names, *argv({**DEFAULTS, **args}, parser._option_string_actions)]
+        ["--model", model, "--served-model-name", *names, *argv(wanted, parser._option_string_actions)]
     )
     try:
         validate_parsed_serve_args(parsed)

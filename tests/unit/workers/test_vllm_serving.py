@@ -53,11 +53,11 @@ def test_answers_are_stripped_to_what_openai_documents() -> None:
 
 
 def test_what_the_operator_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(os, "environ", {"VLLM_CPU_KVCACHE_SPACE": "40"})
+    monkeypatch.setattr(os, "environ", {"VLLM_LOGGING_LEVEL": "DEBUG"})
 
     prepare_environment(str(tmp_path), {"enforce_eager": True})
 
-    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "40"
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
 
