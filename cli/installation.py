@@ -101,6 +101,7 @@ class Installation:
             say=notices.say,
             publish=self._publish,
             released=lambda: self._announce([line.name for line in lines], notices, leaving),
+            stopping=leaving.set,
             output=shown,
         )
 

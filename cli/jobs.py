@@ -1,6 +1,7 @@
 """`nightmill jobs`, `cancel`, `retry`: what the server has to do, and a say in it."""
 
 import json
+import sys
 import time
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.snapshot import Snapshot, duration
 from cli.trouble import Trouble
 
+_WIDE = 200  # columns where no terminal says how many
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 
 
@@ -31,7 +33,8 @@ def jobs(
 
     query = {name: value for name, value in (("kind", kind), ("state", state)) if value}
     query |= {f"metadata[{name}]": value for name, value in parse_metadata(metadata or []).items()}
-    found = connect(url, api_key, data_dir).pages("/jobs", query, limit)
+    with connect(url, api_key, data_dir) as server:
+        found = server.pages("/jobs", query, limit)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -42,19 +45,23 @@ def _table(found: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("job", "kind", "model", "state", "done", "failed", "age", box=None)
+    table = Table(box=None)
+    table.add_column("job", no_wrap=True, overflow="ignore")
+    for name in ("kind", "model", "state", "done", "failed", "age"):
+        table.add_column(name)
     for job in map(Snapshot.of, found):
         done = f"{job.done} of {job.total}" if job.total else "-"
         age = duration(time.time() - job.created_at)
         table.add_row(job.id, job.kind, job.model, job.standing, done, str(job.failed), age)
-    Console(soft_wrap=True).print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
 
 
 def cancel(job: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
     """Stop a job; what is finished stays and can be downloaded."""
     from cli.server import connect
 
-    found = Snapshot.of(connect(url, api_key, data_dir).post(f"/jobs/{job}/cancel"))
+    with connect(url, api_key, data_dir) as server:
+        found = Snapshot.of(server.post(f"/jobs/{job}/cancel"))
     print(f"{found.id} {found.state}")
 
 
@@ -76,5 +83,5 @@ def retry(
         raise Trouble(f"--override is no JSON: {error}") from error
     if not isinstance(overrides, dict):
         raise Trouble("--override is no JSON object")
-    body = {"overrides": overrides} if overrides else {}
-    print(connect(url, api_key, data_dir).post(f"/jobs/{job}/retry", body)["id"])
+    with connect(url, api_key, data_dir) as server:
+        print(server.post(f"/jobs/{job}/retry", {"overrides": overrides} if overrides else {})["id"])

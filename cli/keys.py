@@ -56,7 +56,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nightmill keys list` shows it.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Revoke a key. Requests with it are refused from now on."""
+    """Revoke a key. Within five seconds no request with it is accepted."""
     from cli.ledger import opened
     from jobs.keys import revoke_key
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import openai
 from openai import OpenAI
@@ -61,6 +61,12 @@ class Server:
     def __init__(self, url: str, api_key: str) -> None:
         self.url = url
         self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.sdk.close()
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> _JSON:
         with _told(self.url):

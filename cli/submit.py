@@ -9,6 +9,7 @@ import typer
 from cli.options import ApiKey, DataDir, Url
 from cli.snapshot import duration, fault
 from cli.trouble import Trouble
+from cli.watch import watched
 
 if TYPE_CHECKING:
     from cli.server import Server
@@ -43,17 +44,14 @@ def submit(
         "priority": priority,
         "metadata": parse_metadata(metadata or []) or None,
     }
-    server = connect(url, api_key, data_dir)
-    file_id = server.upload(file)
-    if check:
-        _check(server, file_id, wanted["endpoint"])
-    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
-    print(batch["id"], flush=True)
-    if not wait:
-        return
-    from cli.watch import watched
-
-    watched(server, batch["id"], output_paths(file, output))
+    with connect(url, api_key, data_dir) as server:
+        file_id = server.upload(file)
+        if check:
+            _check(server, file_id, wanted["endpoint"])
+        batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+        print(batch["id"], flush=True)
+        if wait:
+            watched(server, batch["id"], output_paths(file, output))
 
 
 def _check(server: "Server", file_id: str, endpoint: str) -> None:
@@ -68,8 +66,8 @@ def _check(server: "Server", file_id: str, endpoint: str) -> None:
     errors = found["errors"]["data"]
     for error in errors[:_SHOWN]:
         _say(fault(error))
-    more = "or more " if found["errors_truncated"] else ""
-    raise Trouble(f"nothing was created: the file has {len(errors)} {more}errors")
+    many = f"{len(errors)} or more" if found["errors_truncated"] else str(len(errors))
+    raise Trouble(f"nothing was created; errors in the file: {many}")
 
 
 def _say(text: str) -> None:

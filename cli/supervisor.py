@@ -31,6 +31,7 @@ class Hooks:
     say: Callable[[str], None]
     publish: Callable[[Sequence[Service]], None]  # the process table changed
     released: Callable[[], None]  # the release step is done; services start now
+    stopping: Callable[[], None]
     output: Callable[[str, str], None] | None = None  # service, line: set to follow the logs
 
 
@@ -169,6 +170,7 @@ class Supervisor:
         """
         if self._wakeups.orphaned:
             return
+        self._hooks.stopping()
         self._hooks.say("stopping; press Ctrl-C again to stop at once")
         deadline = time.monotonic() + STOP_SECONDS
         for service in reversed(self._running):

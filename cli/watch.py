@@ -25,7 +25,8 @@ def watch(
     from cli.server import connect
     from cli.submission import output_paths
 
-    watched(connect(url, api_key, data_dir), job, output_paths(Path(job), output) if output else None)
+    with connect(url, api_key, data_dir) as server:
+        watched(server, job, output_paths(Path(job), output) if output else None)
 
 
 def watched(server: "Server", job_id: str, paths: tuple[Path, Path] | None) -> None:

@@ -43,12 +43,12 @@ def listen(
     from cli.server import connect
     from jobs.payloads import EVENT_TYPES
 
-    server = connect(url, api_key, data_dir)
     wanted = {"name": "nightmill webhooks listen", "url": receiver.url, "event_types": list(EVENT_TYPES)}
-    endpoint = server.post("/webhook_endpoints", wanted)
-    print(f"registered as {endpoint['id']}", flush=True)
-    try:
-        receiver.run(endpoint["signing_secret"], count)
-    finally:
-        server.delete(f"/webhook_endpoints/{endpoint['id']}")
-        print(f"removed {endpoint['id']}", flush=True)
+    with connect(url, api_key, data_dir) as server:
+        endpoint = server.post("/webhook_endpoints", wanted)
+        print(f"registered as {endpoint['id']}", flush=True)
+        try:
+            receiver.run(endpoint["signing_secret"], count)
+        finally:
+            server.delete(f"/webhook_endpoints/{endpoint['id']}")
+            print(f"removed {endpoint['id']}", flush=True)

@@ -28,7 +28,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(b'{"database": "ok", "workers": {}}')
 http.server.HTTPServer(("127.0.0.1", int(os.environ["NIGHTMILL_PORT"])), Handler).serve_forever()
 """
 WORKER = """
@@ -114,7 +114,7 @@ def _eventually(true: Callable[[], object], seconds: float = 15) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)  # noqa: TID251 (nothing tells when)
+        time.sleep(0.05)  # noqa: TID251 (nothing tells when)
 
 
 @pytest.fixture

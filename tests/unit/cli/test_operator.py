@@ -1,4 +1,4 @@
-"""The commands that work on the database directly: keys and audit. A migrated SQLite file stands in its folder."""
+"""The commands that work on the database directly: keys and audit."""
 
 import json
 from collections.abc import Callable
@@ -21,10 +21,10 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def run(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command, over the data folder that `sqlite_url` lies in."""
+def run(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command, on an empty database."""
     monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path))
-    monkeypatch.delenv("NIGHTMILL_DATABASE_URL", raising=False)
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
 
     def run(*words: str) -> Any:
         done = CliRunner().invoke(app, [*words])
@@ -35,12 +35,12 @@ def run(tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Run
     return run
 
 
-def test_a_new_key_stands_alone_on_standard_output_and_opens_the_server(run: Run, sqlite: Database) -> None:
+def test_a_new_key_stands_alone_on_standard_output_and_opens_the_server(run: Run, db: Database) -> None:
     done = run("keys", "create", "--project", "blue")
 
     key = done.stdout.strip()
     assert done.stdout == f"{key}\n"
-    with sqlite.read() as session:
+    with db.read() as session:
         assert check_key(session, key) is not None
 
 
@@ -55,19 +55,22 @@ def test_keys_are_listed_without_themselves(run: Run) -> None:
     assert key not in told
 
 
-def test_a_revoked_key_opens_nothing(run: Run, sqlite: Database) -> None:
+def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:
     key = run("keys", "create", "--project", "blue").stdout.strip()
     (row,) = json.loads(run("keys", "list", "--json").stdout)
 
     run("keys", "revoke", row["id"])
 
-    with sqlite.read() as session:
+    with db.read() as session:
         assert check_key(session, key) is None
     with pytest.raises(Trouble, match="no live key"):
         run("keys", "revoke", row["id"])
 
 
-def test_a_folder_without_a_database_is_told_and_none_is_made(run: Run, tmp_path: Path) -> None:
+def test_a_folder_without_a_database_is_told_and_none_is_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NIGHTMILL_DATABASE_URL")
     empty = tmp_path / "empty"
 
     with pytest.raises(Trouble, match="there is no Nightmill database"):
@@ -76,24 +79,24 @@ def test_a_folder_without_a_database_is_told_and_none_is_made(run: Run, tmp_path
     assert not empty.exists()
 
 
-def test_an_intact_audit_log_shows_the_head_that_proves_it_later(run: Run, sqlite: Database) -> None:
+def test_an_intact_audit_log_shows_the_head_that_proves_it_later(run: Run, db: Database) -> None:
     run("keys", "create", "--project", "blue")
-    _seal(sqlite)
+    _seal(db)
     told = run("audit", "verify").stdout
     head = told.split()[-1]
 
     run("keys", "create", "--project", "red")
-    _seal(sqlite)
+    _seal(db)
     later = run("audit", "verify", "--anchor", head)
 
     assert "intact: 1 rows" in told
     assert "intact: 2 rows" in later.stdout
 
 
-def test_a_changed_row_of_the_audit_log_is_found(run: Run, sqlite: Database) -> None:
+def test_a_changed_row_of_the_audit_log_is_found(run: Run, db: Database) -> None:
     run("keys", "create", "--project", "blue")
-    _seal(sqlite)
-    with sqlite.write() as session:
+    _seal(db)
+    with db.write() as session:
         session.execute(update(Audit).values(actor="nobody"))
 
     with pytest.raises(Trouble, match="not intact: 1 fault"):

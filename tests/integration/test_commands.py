@@ -1,0 +1,233 @@
+"""The commands of a user, against a whole deployment with a stub engine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import procfile
+from cli.main import app
+from cli.trouble import Trouble
+from jobs.errors import NightmillError
+from tests.support.system import MODEL, ROOT, StubEngine, System, eventually
+
+Cli = Callable[..., "Done"]
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("commands")
+    with StubEngine(folder, MODEL, delay_ms=1) as engine:
+        system = System(folder, engine_url=engine.url, embed_url=engine.url)
+        try:
+            system.start()
+            yield system
+        finally:
+            system.destroy()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command has said, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(system: System) -> Callable[..., Done]:
+    """Runs a command in this process, which is faster: the SDK is imported once."""
+
+    def run(*words: str) -> Done:
+        done = CliRunner().invoke(app, [*words, "--data-dir", str(system.data)])
+        if isinstance(done.exception, Trouble | NightmillError):
+            return Done(1, done.stdout, f"{done.stderr}nightmill: {done.exception}\n")
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return Done(done.exit_code, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Callable[..., Path]:
+    def write(*prompts: str, **body: Any) -> Path:
+        path = tmp_path / "requests.jsonl"
+        with path.open("w") as handle:
+            for number, prompt in enumerate(prompts):
+                messages = [{"role": "user", "content": prompt}]
+                line = {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions"}
+                print(json.dumps({**line, "body": {"model": MODEL, "messages": messages, **body}}), file=handle)
+        return path
+
+    return write
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_file_becomes_a_batch_and_its_answers_lie_beside_it(cli: Cli, requests: Callable[..., Path]) -> None:
+    source = requests("one", "two", "three")
+
+    done = cli("submit", str(source))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("batch_")
+    assert f"3 requests for {MODEL}" in done.stderr
+    answers = _lines(source.with_name("requests.output.jsonl"))
+    assert {line["custom_id"] for line in answers} == {"r0", "r1", "r2"}
+
+
+def test_what_is_noted_with_a_batch_finds_it_again(cli: Cli, requests: Callable[..., Path]) -> None:
+    done = cli("submit", str(requests("one")), "--metadata", "run=seven", "--priority", "5", "--window", "90m")
+
+    (job,) = json.loads(cli("jobs", "--metadata", "run=seven", "--json").stdout)
+
+    assert job["id"] == done.stdout.strip()
+    assert (job["priority"], job["completion_window"], job["state"]) == (5, "90m", "succeeded")
+    assert job["id"] in cli("jobs", "--state", "succeeded", "--kind", "generation").stdout
+    assert job["id"] not in cli("jobs", "--metadata", "run=eight").stdout
+
+
+def test_a_file_that_would_fail_creates_nothing(cli: Cli, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {}}\n')
+
+    done = cli("submit", str(bad), "--metadata", "run=bad")
+
+    assert done.returncode == 1
+    assert "line 1: " in done.stderr
+    assert "nothing was created" in done.stderr
+    assert json.loads(cli("jobs", "--metadata", "run=bad", "--json").stdout) == []
+
+
+def test_failed_lines_are_kept_apart_and_can_be_run_again(cli: Cli, requests: Callable[..., Path]) -> None:
+    source = requests("one", "two !500")
+
+    done = cli("submit", str(source), "--output", str(source.with_name("out.jsonl")))
+    override = {"messages": [{"role": "user", "content": "mended"}]}
+    again = cli("retry", done.stdout.strip(), "--override", json.dumps(override))
+    watched = cli("watch", again.stdout.strip(), "--output", str(source.with_name("again.jsonl")))
+
+    assert "1 completed, 1 failed of 2" in done.stderr
+    assert [line["custom_id"] for line in _lines(source.with_name("out.errors.jsonl"))] == ["r1"]
+    assert watched.returncode == 0, watched.stderr
+    assert [line["custom_id"] for line in _lines(source.with_name("again.jsonl"))] == ["r1"]
+
+
+def test_a_cancelled_job_is_watched_to_its_end_with_exit_code_one(cli: Cli, requests: Callable[..., Path]) -> None:
+    job = cli("submit", str(requests(*["!slow"] * 400)), "--no-wait").stdout.strip()
+
+    cancelled = cli("cancel", job)
+    watched = cli("watch", job)
+    twice = cli("cancel", job)
+
+    assert cancelled.stdout.split()[0] == job
+    assert watched.returncode == 1
+    assert f"nightmill: {job} cancelled" in watched.stderr
+    assert twice.returncode in {0, 1}
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_job(system: System, cli: Cli, requests: Callable[..., Path]) -> None:
+    job = cli("submit", str(requests(*["!slow"] * 65)), "--no-wait", "--window", "2h").stdout.strip()
+    command = [sys.executable, "-m", "cli", "watch", job, "--data-dir", str(system.data)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stderr is not None
+        first = watching.stderr.readline()
+        watching.send_signal(signal.SIGINT)
+        rest = watching.stderr.read()
+
+    assert job in first
+    assert watching.returncode == 130
+    assert f"{job} goes on: " in rest
+    assert cli("watch", job).returncode == 0
+
+
+def test_a_registered_listener_verifies_what_the_server_signs(
+    system: System, cli: Cli, requests: Callable[..., Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "heard"
+    command = [sys.executable, "-u", "-m", "cli", "webhooks", "listen", "--register", "--count", "1"]
+    with output.open("w") as heard:
+        listener = subprocess.Popen([*command, "--data-dir", str(system.data)], cwd=ROOT, stdout=heard, stderr=heard)
+    eventually(lambda: "registered as" in output.read_text(), 30, "the listener is registered")
+
+    job = cli("submit", str(requests("one")), "--no-wait").stdout.strip()
+
+    assert listener.wait(60) == 0
+    assert f"batch.completed {job} " in output.read_text()
+    assert " verified" in output.read_text()
+    assert "removed " in output.read_text()
+
+
+def test_a_new_key_opens_the_server_until_it_is_revoked(cli: Cli) -> None:
+    key = cli("keys", "create", "--project", "blue").stdout.strip()
+    (mine,) = (one for one in json.loads(cli("keys", "list", "--json").stdout) if one["project"] == "blue")
+
+    before = cli("jobs", "--api-key", key)
+    cli("keys", "revoke", mine["id"])
+
+    assert before.returncode == 0
+    eventually(lambda: "does not accept this key" in cli("jobs", "--api-key", key).stderr, 6, "the key is refused")
+
+
+def test_the_doctor_finds_a_running_deployment_sound(cli: Cli) -> None:
+    done = cli("doctor", "--json")
+
+    findings = json.loads(done.stdout)
+    assert [one for one in findings if one["health"] == "broken"] == []
+    assert {f"process {line.name}" for line in _services()} <= {one["what"] for one in findings}
+
+
+def test_the_process_table_is_the_procfile_and_the_broker(system: System) -> None:
+    assert [*system.table()] == ["broker", *(line.name for line in _services())]
+
+
+def test_the_audit_log_of_all_this_is_intact(cli: Cli) -> None:
+    done = cli("audit", "verify")
+
+    assert done.returncode == 0, done.stdout
+    assert "the audit log is intact" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("watch", "batch_none"), "No job found"),
+        (("cancel", "batch_none"), "No job found"),
+        (("retry", "batch_none"), "No job found"),
+        (("jobs", "--state", "bogus"), "Invalid value"),
+        (("jobs", "--url", "http://127.0.0.1:9"), "no server answers"),
+        (("submit", "/nowhere.jsonl"), "cannot read /nowhere.jsonl"),
+        (("submit", os.devnull), "is empty"),
+        (("jobs", "--metadata", "run"), "write it as name=value"),
+        (("retry", "batch_none", "--override", "{"), "no JSON"),
+    ],
+)
+def test_what_goes_wrong_is_told(cli: Cli, words: tuple[str, ...], told: str) -> None:
+    done = cli(*words)
+
+    assert done.returncode == 1
+    assert told in done.stderr
+
+
+def test_what_goes_wrong_is_one_line_without_a_traceback(system: System) -> None:
+    done = system.cli("watch", "batch_none")
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "nightmill: No job found with id 'batch_none'. (job_id)\n"
+
+
+def _services() -> list[procfile.Line]:
+    return [line for line in procfile.load(procfile.CHECKOUT / "Procfile") if line.name != procfile.RELEASE]
