@@ -75,7 +75,7 @@ def record(
     _log(session, [_attempt(claim, outcome) for claim, outcome in mine])
     for claim, outcome in mine:
         endpoint = endpoints.get(claim.endpoint_id or "")
-        if endpoint is not None:
+        if endpoint is not None and _concerns(endpoint, claim, outcome):
             _judge(session, endpoint, outcome, config, at)
     return len(mine)
 
@@ -133,6 +133,7 @@ def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
     if endpoint.disabled_at is None:
         return 0
     endpoint.disabled_at = endpoint.disabled_reason = endpoint.failing_since = None
+    endpoint.updated_at = now()
     session.flush()
     _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
     held = and_(Delivery.endpoint_id == endpoint.id, WAITING, Delivery.due_at >= HELD)
@@ -246,6 +247,11 @@ def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callab
         "delivered_at": ended if outcome.delivered else None,
         "due_at": ended + (delay or 0.0),
     }
+
+
+def _concerns(endpoint: WebhookEndpoint, claim: DeliveryClaim, outcome: Outcome) -> bool:
+    """Whether the attempt was made to the endpoint as it is now: a late 410 must not undo what its owner mended."""
+    return claim.url == endpoint.url and outcome.at >= (endpoint.updated_at or 0.0)
 
 
 def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config: Settings, at: float) -> None:

@@ -37,7 +37,7 @@ USER_AGENT = f"Nightmill/{version('nightmill')}"
 _SECRET_PREFIX = "whsec_"  # noqa: S105
 _SECRET_BYTES = 32
 _ANSWER_BYTES = 16_384
-_ANSWER_SECONDS = 1.0  # the status line is the answer; the rest is read so that the connection can be used again
+_ANSWER_SECONDS = 0.5  # the status line is the answer; the rest is read so that the connection can be used again
 _KEEP_SECONDS = 4.0  # shorter than the five seconds after which many servers close
 
 

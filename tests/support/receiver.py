@@ -102,8 +102,8 @@ class Receiver:
                 behave = _BEHAVIOURS.get(request.path.split("/")[1].split("?")[0], _answer_ok)
                 if not await behave(request, writer):
                     break
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the sender hung up, as it may
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the sender hung up, as it may, or the test is over
         finally:
             writer.close()
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def claim(db: Database, worker: str = "io-1", **limits: object) -> list[Delivery
 
 def record(db: Database, claim: DeliveryClaim, outcome: Outcome) -> int:
     with db.write() as session:
-        return deliveries.record(session, [(claim, outcome)], CONFIG, middle)
+        return deliveries.record(session, [(claim, replace(outcome, at=now()))], CONFIG, middle)
 
 
 def only(db: Database) -> Delivery:
@@ -395,6 +396,20 @@ def test_what_a_disabled_endpoint_is_owed_is_held_and_goes_out_when_it_is_enable
         assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 3
         assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 0
     assert len(claim(db, per_endpoint=9)) == 3
+
+
+def test_late_answer_from_before_does_not_disable_an_endpoint_that_was_mended(db: Database) -> None:
+    endpoint(db)
+    happen(db, "batch_1", 2)
+    first, late = claim(db)
+    record(db, first, GONE)
+    began = now()
+    with db.write() as session:
+        deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1")
+
+        assert deliveries.record(session, [(late, replace(GONE, at=began))], CONFIG, middle) == 1
+
+        assert session.get_one(WebhookEndpoint, "we_1").disabled_at is None
 
 
 def test_backlog_of_a_disabled_endpoint_hides_nobody(db: Database) -> None:

@@ -1,0 +1,209 @@
+"""Webhook delivery on this machine: how many a second, and how soon after the event.
+
+    python -m bench.webhooks [--database URL] [--events 5000] [--endpoints 20] [--rate 100] [--seconds 20]
+
+Two figures. Flat out: a backlog of events over some endpoints, until the last is recorded as delivered. Paced: events
+at a steady rate, each to one endpoint, and the time from the event's row to the request's arrival. The receiver is a
+process of its own, and so is nothing else: the loop runs here.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from jobs import events
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Base, Delivery, WebhookEndpoint
+from jobs.settings import Settings
+from jobs.webhook import new_secret
+from workers.webhooks import loop
+
+_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+_AT_ONCE = 50  # events a transaction
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as folder, _receiver() as (pipe, port):
+        db = Database(options.database or f"sqlite:///{Path(folder) / 'bench.db'}", patience=10)
+        Base.metadata.create_all(db.engine)
+        names = [f"we_{n}" for n in range(options.endpoints)]
+        _endpoints(db, names, port)
+        print(f"database   {db.engine.url.get_backend_name()}, {options.endpoints} endpoints")
+        _backlog(db, names, options.events)
+        with _delivering(db):
+            _flat_out(db, options.events)
+            _arrivals(pipe)
+            _paced(db, names, options.rate, options.seconds, pipe)
+        db.close()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure webhook delivery")
+    parser.add_argument(
+        "--database", default="", help="SQLAlchemy URL of an empty database; default: a new SQLite file"
+    )
+    parser.add_argument("--events", type=int, default=5000)
+    parser.add_argument("--endpoints", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=100.0, help="events a second")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    return parser.parse_args()
+
+
+def _backlog(db: Database, names: list[str], count: int) -> None:
+    for start in range(0, count, _AT_ONCE):
+        _happen(db, names, range(start, min(start + _AT_ONCE, count)))
+
+
+def _flat_out(db: Database, count: int) -> None:
+    began, cpu = time.monotonic(), time.process_time()
+    _wait_for(db, count)
+    took = time.monotonic() - began
+    print(f"flat out   {count / took:7.0f} deliveries/s  ({(time.process_time() - cpu) / count * 1e6:.0f} µs CPU each)")
+
+
+def _paced(db: Database, names: list[str], rate: float, seconds: float, pipe: Connection) -> None:
+    count = int(rate * seconds)
+    began, cpu, pause = time.monotonic(), time.process_time(), threading.Event()
+    happened: dict[str, float] = {}
+    for n in range(count):
+        pause.wait(max(0.0, began + n / rate - time.monotonic()))
+        happened.update(_happen(db, names, range(10_000_000 + n, 10_000_001 + n)))
+    used = (time.process_time() - cpu) / (time.monotonic() - began)
+    threading.Event().wait(1.0)
+    arrived = _arrivals(pipe)
+    waits = sorted(arrived[key] - at for key, at in happened.items() if key in arrived)
+    print(
+        f"paced      {rate:.0f} events/s for {seconds:.0f} s: {len(waits)} of {count} arrived,"
+        f" p50 {statistics.median(waits) * 1000:.0f} ms, p95 {waits[int(len(waits) * 0.95)] * 1000:.0f} ms,"
+        f" worst {waits[-1] * 1000:.0f} ms, {used:.0%} of a core"
+    )
+
+
+def _endpoints(db: Database, names: list[str], port: int) -> None:
+    with db.write() as session:
+        for name in names:
+            session.add(
+                WebhookEndpoint(
+                    id=name,
+                    project_id=f"proj_{name}",
+                    name=name,
+                    url=f"http://127.0.0.1:{port}/{name}",
+                    event_types=["batch.completed"],
+                    secret=new_secret(),
+                    created_at=now(),
+                )
+            )
+
+
+def _happen(db: Database, names: list[str], numbers: range) -> dict[str, float]:
+    """One event for each number, to one endpoint; event id → when."""
+    made = {}
+    with db.write() as session:
+        for n in numbers:
+            event = events.record(
+                session,
+                subject_id=f"batch_{n}",
+                seq=1,
+                project_id=f"proj_{names[n % len(names)]}",
+                type="batch.completed",
+                data={"id": f"batch_{n}"},
+            )
+            session.flush()
+            events.fan_out(session, event)
+            made[event.id] = time.time()
+    db.breathe()
+    return made
+
+
+def _wait_for(db: Database, count: int) -> None:
+    pause = threading.Event()
+    while True:
+        with db.read() as session:
+            if session.scalar(select(func.count()).where(Delivery.state == "delivered")) == count:
+                return
+        pause.wait(0.05)
+
+
+@contextmanager
+def _delivering(db: Database) -> Iterator[None]:
+    stop = threading.Event()
+    config = Settings(webhook_allow_private=True)
+    thread = threading.Thread(target=loop.run, args=(db, config, "bench", stop), kwargs={"idle_seconds": 600})
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _receiver() -> Iterator[tuple[Connection, int]]:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_receive, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield ours, ours.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _arrivals(pipe: Connection) -> dict[str, float]:
+    """Event id → arrival of its first request, since the last call."""
+    pipe.send("arrivals")
+    return dict(pipe.recv())
+
+
+def _receive(pipe: Connection) -> None:
+    asyncio.run(_serve(pipe))
+
+
+async def _serve(pipe: Connection) -> None:
+    arrived: dict[str, float] = {}
+    running = asyncio.get_running_loop()
+    server = await running.create_server(lambda: _Sink(arrived), "127.0.0.1", 0, backlog=512)
+    pipe.send(server.sockets[0].getsockname()[1])
+    running.add_reader(pipe.fileno(), _hand_over, pipe, arrived)
+    await server.serve_forever()
+
+
+def _hand_over(pipe: Connection, arrived: dict[str, float]) -> None:
+    pipe.recv()
+    pipe.send(list(arrived.items()))
+    arrived.clear()
+
+
+class _Sink(asyncio.Protocol):
+    """Answers 200 to every request; reads no more of it than the event's id."""
+
+    def __init__(self, arrived: dict[str, float]) -> None:
+        self._arrived = arrived
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._buffer.endswith(b"}}"):
+            start = self._buffer.index(b'{"id":"') + 7
+            self._arrived.setdefault(self._buffer[start : start + 28].decode(), time.time())
+            self._buffer = b""
+            self._transport.write(_ANSWER)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
