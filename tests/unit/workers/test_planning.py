@@ -1,0 +1,193 @@
+"""Planning: what is cut, what is refused, and what a second planner finds."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import select
+
+from jobs import fleet, keys, ledger, lines, shards
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Job, Outbox, Project, Shard
+from jobs.queues import Queue, Task
+from jobs.settings import Settings
+from jobs.states import JobState
+from jobs.storage import DiskStorage
+from tests.support import ledgers
+from tests.support.mill import MODEL, chat_line, jsonl
+from workers.context import Context, Standing
+from workers.keeper import Keeper
+from workers.planning import plan
+
+EMBED = "/v1/embeddings"
+
+
+class Desk:
+    """A planner's process, without the process."""
+
+    def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
+        config = Settings(data_dir=folder, database_url=db.url, min_free_bytes=0, **settings)
+        self.db, self.storage = db, DiskStorage(folder / "files")
+        keeper = Keeper(db, _nobody, beat_seconds=60, stop=threading.Event())
+        self.context = Context(config, db, self.storage, "planner", threading.Event(), Standing(), keeper)
+        with db.write() as session:
+            self.project = keys.ensure_project(session, "p").id
+            fleet.remember_all(session, {MODEL: False, "far-model": True}, Queue.GENERATE)
+
+    def submit(self, content: bytes, **fields: Any) -> str:
+        self.storage.put("files/in", content)
+        facts = {"project_id": self.project, "input_path": "files/in", "created_at": now(), "deadline": now() + 60}
+        return ledgers.submitted(self.db, **{**facts, **fields}).id
+
+    def plan(self, content: bytes, **fields: Any) -> Job:
+        job_id = self.submit(content, **fields)
+        plan(self.context, job_id)
+        return ledgers.job(self.db, job_id)
+
+    def shards(self, job: Job) -> list[Shard]:
+        with self.db.read() as session:
+            return list(session.scalars(select(Shard).where(Shard.job_id == job.id).order_by(Shard.n)))
+
+
+def _nobody() -> Any:
+    from jobs.models import Worker
+
+    return Worker(id="planner", models=[], state="ready", restarts=0, slots=1)
+
+
+@pytest.fixture
+def desk(db: Database, tmp_path: Path) -> Desk:
+    return Desk(db, tmp_path, shard_lines=4, shard_bytes=2000, batch_max_lines=50)
+
+
+def _codes(job: Job) -> list[str]:
+    return [error["code"] for error in job.errors or []]
+
+
+def test_shards_cover_the_lines_one_after_the_other(desk: Desk) -> None:
+    content = jsonl([chat_line(f"r{n}", "x" * (n * 40)) for n in range(30)])
+
+    job = desk.plan(content)
+
+    cut = desk.shards(job)
+    texts = [line for shard in cut for line in lines.split(content[shard.offset : shard.offset + shard.length])]
+    assert job.state == JobState.RUNNING
+    assert [json.loads(text)["custom_id"] for text in texts] == [f"r{n}" for n in range(30)]
+    assert [shard.first_line for shard in cut] == [sum(s.lines for s in cut[:n]) for n in range(len(cut))]
+    assert all(shard.lines <= 4 and (shard.length <= 2000 or shard.lines == 1) for shard in cut)
+
+
+def test_each_shard_is_owed_one_doorbell(desk: Desk) -> None:
+    job = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
+
+    assert ledgers.doorbells(desk.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "content", "code"),
+    [
+        ({"batch_max_lines": 3}, {}, jsonl([chat_line(f"r{n}", "x") for n in range(4)]), "too_many_requests"),
+        ({"batch_max_bytes": 50}, {}, jsonl([chat_line("r", "x")]), "file_too_large"),
+        ({"batch_max_line_bytes": 1024}, {}, jsonl([chat_line("r", "x" * 2000)]), "line_too_long"),
+        ({"project_max_queued_tokens": 10}, {}, jsonl([chat_line("r", "x")]), "token_limit_exceeded"),
+        (
+            {"batch_max_embedding_inputs": 3},
+            {"endpoint": EMBED, "kind": "embedding"},
+            jsonl(
+                [{"custom_id": "r", "method": "POST", "url": EMBED, "body": {"model": MODEL, "input": list("abcd")}}]
+            ),
+            "too_many_inputs",
+        ),
+        ({}, {}, jsonl([chat_line("r", "x", model="far-model")]), "external_model_not_allowed"),
+        ({}, {}, jsonl([chat_line("r", "x", model="all-minilm-l6-v2")]), "model_not_supported"),
+    ],
+)
+def test_limits_refuse_with_a_code(
+    db: Database, tmp_path: Path, settings: dict[str, Any], fields: dict[str, Any], content: bytes, code: str
+) -> None:
+    desk = Desk(db, tmp_path, **settings)
+
+    job = desk.plan(content, **fields)
+
+    assert (job.state, _codes(job)) == (JobState.FAILED, [code])
+    assert desk.shards(job) == []
+    assert ledgers.doorbells(db, job.id) == []
+
+
+def test_project_may_allow_models_outside_the_house(desk: Desk) -> None:
+    with desk.db.write() as session:
+        session.get_one(Project, desk.project).allow_external = True
+
+    assert desk.plan(jsonl([chat_line("r", "x", model="far-model")])).state == JobState.RUNNING
+
+
+def test_errors_are_named_up_to_a_thousand(desk: Desk) -> None:
+    job = desk.plan(b"{\n" * 3000)
+
+    assert len(job.errors or []) == 1000
+    assert (job.errors or [])[-1]["line"] == 1000
+
+
+def test_second_planner_starts_from_nothing(desk: Desk) -> None:
+    """The first died after it had cut shards of its own; none of them is left."""
+    job_id = desk.submit(jsonl([chat_line(f"r{n}", "x") for n in range(4)]))
+    dead = ledgers.claim_job(desk.db, job_id, Task.PLAN)
+    with desk.db.write() as session:
+        shards.cut(session, dead, Queue.GENERATE, ledgers.cuts(job_id, [1] * 7))
+    with desk.db.write() as session:
+        assert ledger.put_back(session, job_id, dead.epoch)
+
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert [(shard.n, shard.lines) for shard in desk.shards(job)] == [(0, 4)]
+    assert ledgers.doorbells(desk.db, job_id) == [("run", 0)]
+
+
+def test_planner_that_was_cancelled_meanwhile_changes_nothing(desk: Desk) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]))
+    with desk.db.write() as session:
+        ledger.cancel(session, job_id, actor="key:test")
+
+    plan(desk.context, job_id)
+
+    assert ledgers.state(desk.db, job_id) == JobState.CANCELLING
+
+
+def test_endpoint_that_was_never_heard_of_delays_the_planning(db: Database, tmp_path: Path) -> None:
+    desk = Desk(db, tmp_path, engine_urls=("http://127.0.0.1:9/v1",))
+
+    job = desk.plan(jsonl([chat_line("r", "x", model="unheard-of")]))
+
+    assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "model", None)
+    with db.read() as session:
+        (owed,) = session.scalars(select(Outbox).where(Outbox.job_id == job.id))
+        assert owed.due_at > now() + 2
+
+
+def test_alias_of_a_configured_model_goes_to_its_queue(desk: Desk) -> None:
+    body = {"model": "text-embedding-3-small", "input": "x"}
+    content = jsonl([{"custom_id": "r", "method": "POST", "url": EMBED, "body": body}])
+
+    job = desk.plan(content, endpoint=EMBED, kind="embedding")
+
+    assert (job.state, job.queue, job.model) == (JobState.RUNNING, Queue.EMBED, "text-embedding-3-small")
+
+
+@given(st.lists(st.binary(max_size=30).filter(lambda raw: b"\n" not in raw), max_size=12), st.integers(1, 12))
+def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[bytes], limit: int) -> None:
+    import io
+
+    content = b"\n".join(raws)
+
+    found = list(lines.read(io.BytesIO(content), limit))
+
+    assert all(len(text.raw or b"") <= limit for text in found)
+    kept = [content[text.offset : text.offset + text.length] for text in found]
+    blanks = [raw for raw in raws if raw.removeprefix(lines.BOM if raw is raws[0] else b"").strip(b" \t\r\n")]
+    assert [line.removesuffix(b"\n") for line in kept] == [raw for raw in raws if raw in blanks]
