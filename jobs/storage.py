@@ -106,7 +106,8 @@ class ObjectStorage:
     def __init__(self, url: str, **options: Any) -> None:
         import fsspec
 
-        self._fs, self._root = fsspec.core.url_to_fs(url, **options)
+        # other processes write too: a remembered listing would hide their objects and show old sizes
+        self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
 
     def put(self, path: str, data: bytes) -> None:
         with _our_errors(path):

@@ -51,11 +51,10 @@ def _begin_at_once(engine: Engine) -> None:
 @contextmanager
 def _gate(url: str | None) -> Iterator[None]:
     """The gate that every writer of this SQLite database passes, see `jobs.db`."""
-    database = make_url(url).database if url else None
-    if database in (None, "", ":memory:"):
+    if url is None:
         yield
         return
-    with Path(f"{database}.gate").open("a") as handle:
+    with Path(f"{make_url(url).database}.gate").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

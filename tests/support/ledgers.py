@@ -1,8 +1,8 @@
 """Jobs at any point of their life, in one line of a test."""
 
 import itertools
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import select
@@ -152,13 +152,25 @@ def everything(session: Session) -> tuple[Any, ...]:
     return tuple(tuple(map(tuple, session.execute(select(*t.__table__.columns)))) for t in tables)
 
 
+class _Undo(Exception):
+    """Ends a transaction without its commit."""
+
+
+@contextmanager
+def rolled_back(db: Database) -> Iterator[Session]:
+    """A transaction of which nothing is kept."""
+    with suppress(_Undo), db.write() as session:
+        yield session
+        raise _Undo
+
+
 class LosesAnswers(Database):
     """A database that commits and then, when told to, does not say so."""
 
     lose_next = False
 
     @contextmanager
-    def write(self) -> Any:
+    def write(self) -> Iterator[Session]:
         with super().write() as session:
             yield session
         if self.lose_next:

@@ -23,7 +23,7 @@ from jobs.bootstrap import migrate
 #: A folder in memory, where the system has one.
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 #: What a crash of the machine may cost is no matter here; a crash of the server still loses nothing.
-_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_FAST = {"fsync": "off", "full_page_writes": "off"}
 _TEMPLATE = "nightmill_template"
 
 
@@ -96,6 +96,7 @@ class S3:
     bucket = "nightmill"
 
     def __init__(self) -> None:
+        import s3fs
         from moto.server import ThreadedMotoServer
 
         self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -106,6 +107,7 @@ class S3:
             "secret": "test",
             "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"},
         }
+        s3fs.S3FileSystem(skip_instance_cache=True, **self.options).call_s3("create_bucket", Bucket=self.bucket)
 
     def close(self) -> None:
         self._server.stop()

@@ -1,0 +1,278 @@
+"""One suite for every storage: a folder, and S3 as moto speaks it."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import NotFound, StorageFull
+from jobs.storage import DiskStorage, ObjectStorage, Storage, open_storage
+from tests.support.services import S3, need
+
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    try:
+        server = S3()
+    except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
+        need("S3", error)
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A way to open the same storage again, as another process would."""
+    if request.param == "disk":
+        return lambda: open_storage(f"file://{tmp_path}/files")
+    server: S3 = request.getfixturevalue("s3")
+    prefix = f"s3://{server.bucket}/{request.node.name}".replace("[", "-").replace("]", "")
+    return lambda: ObjectStorage(prefix, skip_instance_cache=True, **server.options)
+
+
+@pytest.fixture
+def store(stores: Any) -> Storage:
+    opened: Storage = stores()
+    return opened
+
+
+def read(store: Storage, path: str, offset: int = 0) -> bytes:
+    with store.reader(path, offset) as handle:
+        content: bytes = handle.read()
+    return content
+
+
+class Interrupted(Exception):
+    """Something else went wrong while a file was being written."""
+
+
+def write_half(store: Storage, path: str, size: int = 10) -> None:
+    with store.writer(path) as handle:
+        handle.write(b"x" * size)
+        raise Interrupted
+
+
+def test_what_is_put_can_be_read(store: Storage) -> None:
+    store.put("jobs/1/segments/000000-1-0.jsonl", b"0\t1\t{}\n")
+
+    assert read(store, "jobs/1/segments/000000-1-0.jsonl") == b"0\t1\t{}\n"
+    assert store.size("jobs/1/segments/000000-1-0.jsonl") == 7
+
+
+def test_what_one_process_writes_another_reads_at_once(stores: Any) -> None:
+    writer, reader = stores(), stores()
+    assert reader.list("jobs") == []
+
+    writer.put("jobs/1/a", b"first")
+    assert reader.list("jobs") == ["jobs/1/a"]
+    assert reader.size("jobs/1/a") == 5
+    writer.put("jobs/1/a", b"second!")
+    writer.put("jobs/1/b", b"")
+
+    assert (read(reader, "jobs/1/a"), reader.size("jobs/1/a")) == (b"second!", 7)
+    assert reader.list("jobs") == ["jobs/1/a", "jobs/1/b"]
+
+
+def test_an_empty_object_is_an_object(store: Storage) -> None:
+    with store.writer("files/empty"):
+        pass
+
+    assert (read(store, "files/empty"), store.size("files/empty")) == (b"", 0)
+
+
+def test_a_large_object_is_written_and_read_in_pieces(store: Storage) -> None:
+    piece = os.urandom(MB)
+    with store.writer("files/large") as handle:
+        for _ in range(12):
+            handle.write(piece)
+
+    assert store.size("files/large") == 12 * MB
+    with store.reader("files/large", 11 * MB) as handle:
+        assert handle.read(MB) == piece
+        assert handle.read(1) == b""
+
+
+def test_a_reader_starts_at_an_offset_and_gives_lines(store: Storage) -> None:
+    store.put("files/lines", b"one\ntwo\nthree\n")
+
+    with store.reader("files/lines", 4) as handle:
+        assert list(handle) == [b"two\n", b"three\n"]
+
+
+def test_nothing_is_seen_before_the_writer_closes(stores: Any) -> None:
+    store, other = stores(), stores()
+    with store.writer("files/new") as handle:
+        handle.write(b"x" * 10)
+        with pytest.raises(NotFound):
+            other.size("files/new")
+        assert other.list("files") == []
+
+    assert other.size("files/new") == 10
+
+
+@pytest.mark.parametrize("size", [10, 60 * MB], ids=["small", "larger than a part"])
+def test_nothing_is_seen_of_a_write_that_was_interrupted(stores: Any, size: int) -> None:
+    with pytest.raises(Interrupted):
+        write_half(stores(), "files/half", size)
+
+    with pytest.raises(NotFound):
+        stores().size("files/half")
+    assert stores().list("files") == []
+
+
+def test_an_interrupted_write_leaves_what_was_there_before(store: Storage) -> None:
+    store.put("files/one", b"before")
+
+    with pytest.raises(Interrupted):
+        write_half(store, "files/one")
+
+    assert read(store, "files/one") == b"before"
+
+
+def test_what_is_missing_is_not_found(store: Storage) -> None:
+    with pytest.raises(NotFound, match="nowhere"):
+        read(store, "nowhere")
+    with pytest.raises(NotFound):
+        store.size("nowhere/at/all")
+
+
+def test_deleting_is_for_good_and_may_be_repeated(store: Storage) -> None:
+    store.put("files/one", b"1")
+    store.put("files/two", b"2")
+
+    for _ in range(2):
+        store.delete("files/one")
+
+    with pytest.raises(NotFound):
+        read(store, "files/one")
+    assert store.list("files") == ["files/two"]
+
+
+def test_a_folder_is_deleted_with_all_that_is_in_it(store: Storage) -> None:
+    for path in ("jobs/1/segments/a", "jobs/1/b", "jobs/10/c"):
+        store.put(path, b"x")
+
+    for _ in range(2):
+        store.delete("jobs/1")
+
+    assert store.list("jobs") == ["jobs/10/c"]
+
+
+def test_a_deleted_folder_can_be_written_into_again(store: Storage) -> None:
+    store.put("jobs/1/a", b"x")
+    store.delete("jobs/1")
+
+    store.put("jobs/1/a", b"y")
+
+    assert read(store, "jobs/1/a") == b"y"
+
+
+def test_many_threads_write_and_read_at_once(store: Storage) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for at in range(5):
+                store.put(f"jobs/{number}/{at}", bytes([number]) * 1000)
+                assert read(store, f"jobs/{number}/{at}") == bytes([number]) * 1000
+        except BaseException as failure:  # noqa: BLE001 (a thread's failure is the test's)
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert len(store.list("jobs")) == 30
+
+
+# ── what a folder alone can do ──
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> DiskStorage:
+    return DiskStorage(tmp_path / "files")
+
+
+def test_a_folder_says_how_much_is_free(disk: DiskStorage) -> None:
+    assert (disk.free() or 0) > MB
+
+
+def test_a_bucket_does_not_say_how_much_is_free(s3: S3) -> None:
+    assert ObjectStorage(f"s3://{s3.bucket}", **s3.options).free() is None
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../outside", "files/../../outside"])
+def test_no_path_leads_out_of_the_folder(disk: DiskStorage, path: str) -> None:
+    with pytest.raises(ValueError, match=path):
+        disk.size(path)
+
+
+def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(StorageFull):
+        disk.put("files/one", b"x")
+    assert [path for path in disk.root.rglob("*") if path.is_file()] == []
+
+
+def test_other_errors_of_the_disk_stay_what_they_are(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+
+    with pytest.raises(OSError, match="Input/output"):
+        disk.put("files/one", b"x")
+
+
+def test_an_object_and_its_folders_are_synced_before_it_is_seen(
+    disk: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.free()  # makes the root
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+
+    disk.put("jobs/1/a", b"x")
+
+    root = str(disk.root)
+    assert synced[:2] == [root, f"{root}/jobs"]
+    assert ".partial-" in synced[2]
+    assert synced[3:] == [f"{root}/jobs/1"]
+
+
+def test_half_written_files_of_a_crash_are_not_listed(disk: DiskStorage) -> None:
+    disk.put("files/whole", b"x")
+    (disk.root / "files" / ".partial-0123").write_bytes(b"ha")
+
+    assert disk.list("files") == ["files/whole"]
+
+
+# ── what S3 alone can do ──
+
+
+def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(s3: S3) -> None:
+    options = s3.options | {"client_kwargs": {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"}}
+    options["config_kwargs"] = {"retries": {"max_attempts": 0}}
+    away = ObjectStorage(f"s3://{s3.bucket}", skip_instance_cache=True, **options)
+
+    with pytest.raises(Exception, match=r"127\.0\.0\.1:1") as raised:
+        away.size("x")
+    assert not isinstance(raised.value, NotFound)

@@ -1,0 +1,133 @@
+"""The release step: schema, host, operator's key; again and again, and by two at once."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from jobs import bootstrap, keys
+from jobs.bootstrap import WrongHost, claim_host, operator_key
+from jobs.db import Database
+from jobs.models import ApiKey, Meta
+from jobs.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+def release(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.bootstrap"],
+        cwd=ROOT,
+        env=os.environ | {"NIGHTMILL_DATA_DIR": str(folder)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path)
+
+
+def opens(db: Database, key: str) -> bool:
+    with db.read() as session:
+        return keys.check_key(session, key) is not None
+
+
+def test_a_first_release_makes_a_key_that_opens_and_a_second_keeps_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder with 100% odd name"
+
+    first = release(folder)
+    key = (folder / "operator.key").read_text().strip()
+    second = release(folder)
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert (folder / "operator.key").read_text().strip() == key
+    db = Database(Settings(data_dir=folder).database)
+    assert opens(db, key)
+    assert key not in first.stdout + first.stderr
+    db.close()
+
+
+def test_the_release_step_itself(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "settings", lambda: config)
+    monkeypatch.setattr(bootstrap.logs, "configure", lambda level: None)
+
+    bootstrap.main()
+
+    db = Database(config.database)
+    assert opens(db, (config.data_dir / "operator.key").read_text().strip())
+    with db.read() as session:
+        assert session.get_one(Meta, "sqlite_host").value == socket.gethostname()
+    db.close()
+
+
+def test_the_operator_s_key_is_readable_by_its_owner_alone(sqlite: Database, config: Settings) -> None:
+    operator_key(sqlite, config)
+
+    mode = stat.S_IMODE((config.data_dir / "operator.key").stat().st_mode)
+    assert mode == 0o600
+    assert [path.name for path in config.data_dir.iterdir()] == ["operator.key"]
+
+
+def test_the_operator_s_key_is_kept_while_it_opens(db: Database, config: Settings) -> None:
+    first = operator_key(db, config)
+    again = operator_key(db, config)
+
+    assert first == again
+    with db.read() as session:
+        assert len(session.scalars(select(ApiKey)).all()) == 1
+
+
+@pytest.mark.parametrize("how", ["revoked", "removed", "mangled", "emptied"])
+def test_an_operator_s_key_that_opens_nothing_is_replaced(db: Database, config: Settings, how: str) -> None:
+    path = config.data_dir / "operator.key"
+    first = operator_key(db, config)
+    with db.write() as session:
+        if how == "revoked":
+            session.execute(update(ApiKey).values(revoked_at=1.0))
+        elif how == "removed":
+            session.execute(delete(ApiKey))
+    if how in {"mangled", "emptied"}:
+        path.write_text("" if how == "emptied" else "rubbish\n")
+
+    second = operator_key(db, config)
+
+    assert first != second == path.read_text().strip()
+    assert opens(db, second)
+
+
+def test_sqlite_belongs_to_the_host_that_made_it(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim_host(sqlite)
+    claim_host(sqlite)
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+
+    with pytest.raises(WrongHost, match="PostgreSQL"):
+        claim_host(sqlite)
+
+
+@pytest.mark.postgres
+def test_postgresql_belongs_to_no_host(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim_host(postgres)
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+
+    claim_host(postgres)
+
+
+def test_releases_at_once_leave_one_schema_and_a_key_that_opens(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.bootstrap"]
+    environment = os.environ | {"NIGHTMILL_DATA_DIR": str(tmp_path)}
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    ended = [process.communicate(timeout=60) for process in both]
+
+    assert [process.returncode for process in both] == [0, 0], ended
+    db = Database(Settings(data_dir=tmp_path).database)
+    assert opens(db, (tmp_path / "operator.key").read_text().strip())
+    db.close()

@@ -1,0 +1,56 @@
+"""Logs: one JSON object a line, which says what it is about."""
+
+import json
+import logging
+
+import pytest
+
+from jobs import logs
+from jobs.logs import JsonFormatter, about
+
+
+def line(record: logging.LogRecord) -> dict[str, object]:
+    written: dict[str, object] = json.loads(JsonFormatter().format(record))
+    return written
+
+
+def record(event: str = "claimed", **fields: object) -> logging.LogRecord:
+    return logging.getLogger("workers").makeRecord("workers", logging.INFO, "f", 1, event, (), None, extra=fields)
+
+
+def test_a_record_is_an_event_with_its_fields() -> None:
+    written = line(record(shard=3))
+
+    assert written.pop("at")
+    assert written == {"level": "info", "logger": "workers", "event": "claimed", "shard": 3}
+
+
+def test_records_inside_say_what_they_are_about_and_those_outside_do_not() -> None:
+    with about(job_id="job-1", request_id=None), about(request_id="req-1"):
+        inside = line(record())
+    outside = line(record())
+
+    assert (inside["job_id"], inside["request_id"]) == ("job-1", "req-1")
+    assert "job_id" not in outside
+
+
+def test_what_can_not_be_written_as_json_is_written_as_text() -> None:
+    assert line(record(what=ValueError("odd")))["what"] == "odd"
+
+
+def test_an_exception_is_one_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logs.configure("INFO")
+        try:
+            raise KeyError("lost")
+        except KeyError:
+            logging.getLogger("workers").exception("task_failed")
+    finally:
+        root.handlers[:], level = before
+        root.setLevel(level)
+
+    (written,) = capsys.readouterr().err.splitlines()
+    assert json.loads(written)["event"] == "task_failed"
+    assert "KeyError: 'lost'" in json.loads(written)["error"]
