@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import uvloop
+
 from workers.engines.port import Engine, EngineError
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class EngineHost:
 
     def __init__(self, engine: Engine, on_restart: Callable[[], None]) -> None:
         self.engine = engine
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._on_restart = on_restart
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         self._in_flight = 0
