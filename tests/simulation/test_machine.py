@@ -1,0 +1,420 @@
+"""Hypothesis plays the whole world against the ledger: any call by anyone at any moment, zombies included.
+
+Every claim ever granted is kept and used again. What a call must do follows from the epoch in the database: a newer
+one exists, and the call is refused and changes nothing; none does, and it counts. In between `invariants` must hold,
+and when the faults end every job must come to its end by the next steps that are owed, and by nothing else.
+
+NIGHTMILL_TEST_EXAMPLES sets how many games are played.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from jobs import audit, ledger, shards
+from jobs.db import Database
+from jobs.errors import Conflict, Fenced
+from jobs.ledger import JobClaim
+from jobs.models import Base, Job, Outbox, Shard
+from jobs.queues import Queue, Task
+from jobs.shards import ShardClaim
+from jobs.states import CLOSING, LIVE, TERMINAL, JobState, ShardState
+from tests.support import ledgers
+from tests.support.invariants import History, violations
+
+EXAMPLES = int(os.environ.get("NIGHTMILL_TEST_EXAMPLES", "40"))
+STEPS = 40
+
+sizes = st.lists(st.integers(1, 4), min_size=1, max_size=3)
+some = st.integers(0, 1 << 16)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self, db: Database) -> None:
+        super().__init__()
+        self.db = db
+        self.history = History()
+        self.sizes: dict[str, list[int]] = {}
+        self.job_claims: list[JobClaim] = []
+        self.shard_claims: list[ShardClaim] = []
+        self.seqs: dict[tuple[str, int, int], int] = {}
+        self.commits: list[Callable[[Session], None]] = []
+
+    @initialize()
+    def empty(self) -> None:
+        with self.db.write() as session:
+            for table in Base.metadata.tables.values():
+                session.execute(delete(table))
+
+    # ── submit ──
+
+    @rule(lines=sizes, retry=st.booleans(), pick=some)
+    def submit(self, lines: list[int], retry: bool, pick: int) -> None:
+        ended = [job_id for job_id in self.sizes if ledgers.state(self.db, job_id) in TERMINAL]
+        job = ledgers.submitted(self.db, retry_of=ended[pick % len(ended)] if retry and ended else None)
+        self.sizes[job.id] = lines
+
+    @precondition(lambda self: self.sizes)
+    @rule(pick=some)
+    def submit_again(self, pick: int) -> None:
+        """The answer to a submit was lost: the second one is refused as a whole."""
+        with self.unchanged(), pytest.raises(IntegrityError), self.db.write() as session:
+            ledger.submit(session, ledgers.new_job(id=self.job(pick)), actor="key:test")
+
+    # ── planning ──
+
+    @precondition(lambda self: self.sizes)
+    @rule(pick=some, task=st.sampled_from([Task.PLAN, Task.FINISH]))
+    def claim_job(self, pick: int, task: Task) -> None:
+        job_id = self.job(pick)
+        before = self.row(job_id)
+        with self.db.write() as session:
+            claim = ledger.claim(session, job_id, task, f"worker-{len(self.job_claims)}")
+        free = before.worker_id is None and before.state in ledger.CLAIMABLE[task] and not self.running(job_id)
+        assert (claim is not None) == free
+        if claim is not None:
+            self.job_claims.append(claim)
+
+    @precondition(lambda self: self.job_claims)
+    @rule(pick=some, count=st.integers(0, 3))
+    def cut(self, pick: int, count: int) -> None:
+        claim = self.job_claims[pick % len(self.job_claims)]
+        lines = self.sizes[claim.job.id]
+        with self.db.read() as session:
+            there = set(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id)))
+        rows = [shard for shard in ledgers.cuts(claim.job.id, lines) if shard.n not in there][:count]
+        self.fenced_unless(
+            self.holds(claim, {JobState.QUEUED}), lambda session: shards.cut(session, claim, Queue.GENERATE, rows)
+        )
+
+    @precondition(lambda self: self.job_claims)
+    @rule(pick=some)
+    def uncut(self, pick: int) -> None:
+        claim = self.job_claims[pick % len(self.job_claims)]
+        if claim.job.state == JobState.QUEUED:
+            self.fenced_unless(self.holds(claim, {JobState.QUEUED}), lambda session: shards.uncut(session, claim, 10))
+
+    @precondition(lambda self: self.job_claims)
+    @rule(pick=some)
+    def planned(self, pick: int) -> None:
+        """A planner says so only once all is cut; a zombie may say so at any time."""
+        claim = self.job_claims[pick % len(self.job_claims)]
+        lines = self.sizes[claim.job.id]
+        mine = self.holds(claim, {JobState.QUEUED})
+        if mine:
+            self.replan(claim)
+        self.fenced_unless(
+            mine,
+            lambda session: ledger.planned(session, claim, total=sum(lines), model="tiny", queue=Queue.GENERATE),
+        )
+
+    @precondition(lambda self: self.job_claims)
+    @rule(pick=some)
+    def reject(self, pick: int) -> None:
+        claim = self.job_claims[pick % len(self.job_claims)]
+        if claim.job.state == JobState.QUEUED and pick % 4 == 0:
+            self.fenced_unless(
+                self.holds(claim, {JobState.QUEUED}), lambda session: ledger.reject(session, claim, [{"line": 1}])
+            )
+
+    # ── running ──
+
+    @precondition(lambda self: self.sizes)
+    @rule(pick=some, which=some)
+    def claim_shard(self, pick: int, which: int) -> None:
+        job_id = self.job(pick)
+        n = which % len(self.sizes[job_id])
+        with self.db.read() as session:
+            shard = session.get(Shard, (job_id, n))
+        with self.db.write() as session:
+            claim = shards.claim(session, job_id, n, f"worker-{len(self.shard_claims)}")
+        free = shard is not None and shard.state == ShardState.PENDING and self.row(job_id).state == JobState.RUNNING
+        assert (claim is not None) == free
+        if claim is not None:
+            self.shard_claims.append(claim)
+
+    @precondition(lambda self: self.shard_claims)
+    @rule(pick=some, subset=some, bad=some, twice=st.booleans())
+    def commit(self, pick: int, subset: int, bad: int, twice: bool) -> None:
+        claim = self.shard_claims[pick % len(self.shard_claims)]
+        mine = self.holds_shard(claim)
+        left = self.left(claim) if mine else (1 << claim.lines) - 1
+        covered = left & subset or left
+        last = covered == left
+        key = (claim.job.id, claim.n, claim.epoch)
+        seq = self.seqs[key] = self.seqs.get(key, -1) + 1
+        lines = [n for n in range(claim.lines) if covered >> n & 1]
+        tally = ledgers.tally(lines, [n for n in lines if bad >> n & 1])
+
+        def work(session: Session) -> None:
+            shards.commit(session, claim, seq, shards.segment_path(*key, seq), 1, tally, last=last)
+            if last:
+                ledger.settle(session, claim.job.id, actor="worker")
+
+        self.fenced_unless(mine, work)
+        if mine and twice:
+            with self.unchanged(), self.db.write() as session:
+                work(session)  # the answer to the first was lost
+
+    @precondition(lambda self: self.shard_claims)
+    @rule(pick=some, line=some)
+    def try_a_line(self, pick: int, line: int) -> None:
+        claim = self.shard_claims[pick % len(self.shard_claims)]
+        mine = self.holds_shard(claim)
+        self.fenced_unless(mine, lambda session: shards.trying(session, claim, line % claim.lines))
+
+    @precondition(lambda self: self.shard_claims)
+    @rule(pick=some)
+    def give_back(self, pick: int) -> None:
+        claim = self.shard_claims[pick % len(self.shard_claims)]
+        mine = self.holds_shard(claim)
+        with self.db.read() as session:
+            before = ledgers.everything(session)
+        with self.db.write() as session:
+            shards.give_back(session, claim)
+        with self.db.read() as session:
+            assert (ledgers.everything(session) != before) == mine
+
+    @precondition(lambda self: self.shard_claims or self.job_claims)
+    @rule()
+    def beat(self) -> None:
+        held = [(claim.job.id, claim.n, claim.epoch) for claim in self.shard_claims]
+        with self.db.write() as session:
+            lost = set(shards.beat(session, held))
+            beaten = [ledger.beat(session, claim.job.id, claim.epoch, claim.worker_id) for claim in self.job_claims]
+        assert lost == {
+            (claim.job.id, claim.n, claim.epoch) for claim in self.shard_claims if not self.holds_shard(claim)
+        }
+        assert beaten == [self.holds(claim, LIVE) for claim in self.job_claims]
+
+    # ── leases ──
+
+    @rule(pick=some, stale=st.booleans())
+    def lose_a_shard(self, pick: int, stale: bool) -> None:
+        with self.db.read() as session:
+            held = shards.running(session)
+        if held:
+            job_id, n, epoch, beat, _ = held[pick % len(held)]
+            with self.db.write() as session:
+                assert shards.lose(session, job_id, n, epoch, beat - stale) != stale
+
+    @rule(pick=some, stale=st.booleans())
+    def lose_a_job(self, pick: int, stale: bool) -> None:
+        with self.db.read() as session:
+            held = ledger.claimed(session)
+        if held:
+            job_id, epoch, beat, _ = held[pick % len(held)]
+            with self.db.write() as session:
+                assert ledger.lose(session, job_id, epoch, beat - stale) != stale
+
+    @precondition(lambda self: self.job_claims)
+    @rule(pick=some)
+    def put_back(self, pick: int) -> None:
+        claim = self.job_claims[pick % len(self.job_claims)]
+        mine = self.holds(claim, LIVE)
+        with self.db.write() as session:
+            assert ledger.put_back(session, claim.job.id, claim.epoch) == mine
+
+    # ── stopping and ending ──
+
+    @precondition(lambda self: self.sizes)
+    @rule(pick=some)
+    def cancel(self, pick: int) -> None:
+        job_id = self.job(pick)
+        before = JobState(self.row(job_id).state)
+        refused = before not in {JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING, JobState.CANCELLED}
+        try:
+            with self.db.write() as session:
+                ledger.cancel(session, job_id, actor="key:test")
+        except Conflict:
+            assert refused
+        else:
+            assert not refused
+
+    @precondition(lambda self: self.sizes)
+    @rule(pick=some, late=st.booleans())
+    def expire(self, pick: int, late: bool) -> None:
+        job_id = self.job(pick)
+        before = self.row(job_id).state
+        if late and before in LIVE:
+            with self.db.write() as session:
+                session.execute(update(Job).where(Job.id == job_id).values(deadline=1.0))
+        passed = self.row(job_id).deadline == 1.0
+        with self.db.write() as session:
+            expired = ledger.expire(session, job_id, actor="dispatcher")
+        assert (expired is not None) == (passed and before in {JobState.QUEUED, JobState.RUNNING})
+
+    @precondition(lambda self: self.sizes)
+    @rule(pick=some)
+    def fence(self, pick: int) -> None:
+        job_id = self.job(pick)
+        if self.row(job_id).state in {JobState.CANCELLING, JobState.EXPIRING}:
+            with self.db.write() as session:
+                shards.fence(session, job_id)
+            assert not self.running(job_id)
+
+    @precondition(lambda self: self.job_claims)
+    @rule(pick=some)
+    def close(self, pick: int) -> None:
+        claim = self.job_claims[pick % len(self.job_claims)]
+        if claim.job.state in CLOSING:
+            self.fenced_unless(self.holds(claim, set(CLOSING)), lambda session: self.end(session, claim))
+
+    # ── what holds after every step ──
+
+    @invariant()
+    def everything_is_as_it_must_be(self) -> None:
+        with self.db.read() as session:
+            assert violations(session) == []
+            assert self.history.look(session) == []
+            assert ledger.unsettled(session) == []
+        with self.db.write() as session:
+            assert shards.unowed(session) == 0
+
+    def teardown(self) -> None:
+        """The faults end: whatever is held is lost, and what is owed leads every job to its end."""
+        for _ in range(40):
+            self.lose_everything()
+            if not self.ring_everything():
+                break
+        with self.db.write() as session:
+            left = session.scalars(select(Job.id).where(Job.state.in_(LIVE))).all()
+            assert left == []
+            assert violations(session) == []
+            while audit.seal(session):
+                session.flush()
+            assert audit.verify(session).faults == ()
+
+    def lose_everything(self) -> None:
+        with self.db.write() as session:
+            for job_id, n, epoch, beat, _ in shards.running(session):
+                assert shards.lose(session, job_id, n, epoch, beat)
+            for job_id, epoch, beat, _ in ledger.claimed(session):
+                assert ledger.lose(session, job_id, epoch, beat)
+
+    def ring_everything(self) -> bool:
+        with self.db.read() as session:
+            owed = session.execute(select(Outbox.task, Outbox.job_id, Outbox.shard_n)).all()
+        for task, job_id, n in owed:
+            if task == Task.RUN:
+                self.run_shard(job_id, n)
+            else:
+                self.run_job(Task(task), job_id)
+        return bool(owed)
+
+    def run_shard(self, job_id: str, n: int) -> None:
+        with self.db.write() as session:
+            claim = shards.claim(session, job_id, n, "heir")
+        if claim is None:
+            return
+        left = [line for line in range(claim.lines) if not claim.covered >> line & 1]
+        assert left  # whoever covers the last line ends the shard with it
+        ledgers.answer(self.db, claim, left, last=True)
+
+    def run_job(self, task: Task, job_id: str) -> None:
+        with self.db.write() as session:
+            claim = ledger.claim(session, job_id, task, "heir")
+        if claim is None:
+            return
+        if task == Task.FINISH:
+            with self.db.write() as session:
+                self.end(session, claim)
+            return
+        self.replan(claim)
+        total = sum(self.sizes[job_id])
+        with self.db.write() as session:
+            ledger.planned(session, claim, total=total, model="tiny", queue=Queue.GENERATE)
+
+    # ── what is what ──
+
+    def replan(self, claim: JobClaim) -> None:
+        with self.db.write() as session:
+            while shards.uncut(session, claim, 2):
+                session.expire_all()
+            shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(claim.job.id, self.sizes[claim.job.id]))
+
+    def end(self, session: Session, claim: JobClaim) -> None:
+        counts = ledger.sums(session, claim.job.id)
+        if claim.job.state == JobState.FINISHING:
+            assert counts["completed"] + counts["failed"] == sum(self.sizes[claim.job.id])
+        ledger.close(session, claim, counts, [])
+
+    def job(self, pick: int) -> str:
+        return list(self.sizes)[pick % len(self.sizes)]
+
+    def row(self, job_id: str) -> Job:
+        return ledgers.job(self.db, job_id)
+
+    def running(self, job_id: str) -> bool:
+        with self.db.read() as session:
+            return any(held == job_id for held, *_ in shards.running(session))
+
+    def holds(self, claim: JobClaim, states: Any) -> bool:
+        row = self.row(claim.job.id)
+        return row.epoch == claim.epoch and row.worker_id == claim.worker_id and row.state in states
+
+    def holds_shard(self, claim: ShardClaim) -> bool:
+        with self.db.read() as session:
+            row = session.get(Shard, (claim.job.id, claim.n))
+        return row is not None and (row.epoch, row.state) == (claim.epoch, ShardState.RUNNING)
+
+    def left(self, claim: ShardClaim) -> int:
+        with self.db.read() as session:
+            return ((1 << claim.lines) - 1) & ~shards.covered(session, claim.job.id, claim.n)
+
+    def fenced_unless(self, mine: bool, work: Callable[[Session], object]) -> None:
+        if mine:
+            with self.db.write() as session:
+                work(session)
+            return
+        with self.unchanged(), pytest.raises(Fenced), self.db.write() as session:
+            work(session)
+
+    def unchanged(self) -> "_Unchanged":
+        return _Unchanged(self.db)
+
+
+class _Unchanged:
+    """What is inside leaves every row as it was."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+
+    def __enter__(self) -> None:
+        with self.db.read() as session:
+            self.before = ledgers.everything(session)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            with self.db.read() as session:
+                assert ledgers.everything(session) == self.before
+
+
+@pytest.mark.timeout(0)
+def test_no_order_of_calls_loses_or_repeats_anything(sqlite: Database) -> None:
+    run_state_machine_as_test(
+        lambda: LedgerMachine(sqlite),
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            derandomize=bool(os.environ.get("CI")),
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
