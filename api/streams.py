@@ -5,6 +5,7 @@ process, when their key is revoked, and when their client leaves.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from jobs.models import ApiKey, File, Job, Segment
 from jobs.states import TERMINAL
 from jobs.storage import CHUNK, Storage
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
@@ -27,8 +29,30 @@ _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
 
 
-async def event_stream(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
+class _KeyRevoked(Exception):
+    """The key that a stream was asked for with is no more."""
+
+
+async def _until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
+    """A stream that simply ends when its key is revoked: its status was sent long ago."""
+    try:
+        async for piece in pieces:
+            yield piece
+    except _KeyRevoked:
+        log.info("stream_key_revoked")
+
+
+def event_stream(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
     """Server-sent events from the one that follows `after`; the id of each is its `seq`."""
+    return _until_revoked(_events(call, job_id, after))
+
+
+def result_stream(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
+    """Each finished line once, as it is in the output or error file. Of an ended job: the files, unrun lines too."""
+    return _until_revoked(_results(call, job_id, follow=follow))
+
+
+async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
     quiet = 0.0
 
     def look(session: Session) -> tuple[list[JobEvent], bool]:
@@ -51,8 +75,7 @@ async def event_stream(call: CallContext, job_id: str, after: int) -> AsyncItera
             yield ": still here\n\n"
 
 
-async def result_stream(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
-    """Each finished line once, as it is in the output or error file. Of an ended job: the files, unrun lines too."""
+async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
     files = await _patiently(call, lambda session: _files(session, call, job_id))
     if files is not None:
         for path in files:
@@ -72,13 +95,13 @@ async def result_stream(call: CallContext, job_id: str, *, follow: bool) -> Asyn
 
 
 async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | None:
-    """Look in a thread; None while the database is busy. Raises NotFound once the key is revoked."""
+    """Look in a thread; None while the database is busy. Raises _KeyRevoked."""
 
     def work() -> T:
         with call.db.read() as session:
             key = session.get(ApiKey, call.caller.key_id)
             if key is None or key.revoked_at is not None:
-                raise NotFound
+                raise _KeyRevoked
             return look(session)
 
     try:

@@ -5,7 +5,9 @@ import re
 from jobs.errors import InvalidRequest
 from jobs.settings import Settings
 
-_SHAPE = re.compile(r"([1-9]\d{0,5})([mhd])")
+#: For the OpenAPI document.
+PATTERN = "^[1-9][0-9]{0,5}[mhd]$"
+_SHAPE = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
 

@@ -21,7 +21,7 @@ from api.presenters.batch import STATUS, Batch, BatchWebhook, CreatedBatch, show
 from api.progress import totals
 from api.routing import resource
 from api.validation import clip
-from api.windows import seconds
+from api.windows import PATTERN, seconds
 from jobs import ledger
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
@@ -41,7 +41,9 @@ class CreateBatch(Body):
 
     input_file_id: str = Field(min_length=1, max_length=64)
     endpoint: Endpoint
-    completion_window: str = Field(max_length=16, description="`24h`, or `90m`, `6h`, `7d` …")
+    completion_window: str = Field(
+        max_length=16, description="`24h`, or `90m`, `6h`, `7d` …", json_schema_extra={"pattern": PATTERN}
+    )
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
     priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first within the project.")

@@ -52,7 +52,7 @@ class RetryJob(Body):
     """What the new job does otherwise than the old one."""
 
     overrides: dict[str, Any] = Field(default_factory=dict, description="Laid over the body of each line.")
-    completion_window: str | None = Field(default=None, max_length=16)
+    completion_window: str | None = Field(default=None, max_length=16, description="As of a new batch.")
     priority: int | None = Field(default=None, ge=-100, le=100)
 
 

@@ -1,0 +1,145 @@
+"""Health without a key: alive, ready, measured."""
+
+import fcntl
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from jobs.clock import now
+from jobs.models import Outbox, Worker
+from tests.support import runs
+from tests.unit.api.test_batches import create
+
+
+def worker(**changes: object) -> Worker:
+    given = {
+        "id": "cpu-1", "pool": "cpu", "host": "h", "pid": 1, "started": 1, "queues": ["cpu.plan"], "models": [],
+        "slots": 2, "state": "ready", "created_at": now(), "seen_at": now(), "restarts": 1,
+    }  # fmt: skip
+    return Worker(**given | changes)
+
+
+def test_a_process_that_runs_is_alive(nobody: TestClient) -> None:
+    assert nobody.get("/livez").json() == {"status": "ok"}
+
+
+def test_readiness_tells_what_waits_and_who_works(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    create(client, "f")
+    with app.state.services.db.write() as session:
+        session.add(worker())
+
+    ready = nobody.get("/readyz")
+
+    assert ready.status_code == 200
+    assert (ready.json()["status"], ready.json()["database"]) == ("ready", "ok")
+    assert ready.json()["depth"] == {"cpu.plan": 1}
+    assert ready.json()["oldest_seconds"]["cpu.plan"] < 60
+    assert ready.json()["workers"] == {"cpu.plan": 2}
+    assert ready.json()["last_beat_at"] == pytest.approx(now(), abs=60)
+
+
+@pytest.fixture
+def waiting(app: FastAPI, client: TestClient) -> str:
+    """A job whose doorbell is two minutes old."""
+    job_id: str = create(client, "f")["id"]
+    with app.state.services.db.write() as session:
+        session.query(Outbox).update({Outbox.due_at: now() - 120, Outbox.created_at: now() - 120})
+    return job_id
+
+
+def _minute_passes(app: FastAPI) -> None:
+    app.state.services.watch._moved -= 61
+
+
+def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    first = nobody.get("/readyz")
+    _minute_passes(app)
+    second = nobody.get("/readyz")
+
+    assert first.status_code == 200  # it may have come a moment ago
+    assert (second.status_code, second.json()["status"]) == (503, "stuck")
+
+
+def test_work_that_is_being_done_is_not_stuck(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    db = app.state.services.db
+    job_id = create(client, "f")["id"]
+    runs.plan(db, job_id, 1)
+    other = create(client, "f")["id"]
+    with db.write() as session:
+        session.query(Outbox).filter(Outbox.job_id == other).update({Outbox.due_at: now() - 120})
+    nobody.get("/readyz")
+    runs.take(db, job_id)
+    _minute_passes(app)
+
+    assert nobody.get("/readyz").status_code == 200
+
+
+def test_a_job_that_waits_for_its_model_makes_nothing_unready(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    from jobs import ledger
+
+    with app.state.services.db.write() as session:
+        ledger.wait_for(session, waiting, "model")
+    nobody.get("/readyz")
+    _minute_passes(app)
+
+    assert nobody.get("/readyz").status_code == 200
+
+
+def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobody: TestClient, tmp_path: Path) -> None:
+    database = tmp_path / "nightmill.db"
+    app.state.services.db.close()
+    database.rename(tmp_path / "away.db")
+    database.mkdir()
+
+    ready, scrape, alive = nobody.get("/readyz"), nobody.get("/metrics"), nobody.get("/livez")
+
+    assert (ready.status_code, ready.json()["database"]) == (503, "unavailable")
+    assert scrape.status_code == 503
+    assert alive.status_code == 200
+
+
+def test_a_database_that_is_busy_is_503_and_worth_another_try(app: FastAPI, client: TestClient, tmp_path: Path) -> None:
+    body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    with (tmp_path / "nightmill.db.gate").open("a") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        busy = client.post("/v1/batches", json=body)
+    after = client.post("/v1/batches", json=body)
+
+    assert busy.status_code == 503
+    assert busy.json()["error"]["code"] == "database_unavailable"
+    assert int(busy.headers["Retry-After"]) > 0
+    assert after.status_code == 200
+
+
+def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    db, storage = app.state.services.db, app.state.services.storage
+    runs.run(db, storage, create(client, "f")["id"], 5, failed=1)
+    live = create(client, "f")["id"]
+    runs.plan(db, live, 4)
+    runs.answer(db, storage, runs.take(db, live), [0, 1])
+    create(client, "f")
+    with db.write() as session:
+        session.add(worker())
+
+    text = nobody.get("/metrics").text
+
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["nightmill_jobs", "embedding", "succeeded"] == 1
+    assert samples["nightmill_jobs", "embedding", "running"] == 1
+    assert samples["nightmill_items_total", "completed", "m"] == 6
+    assert samples["nightmill_items_total", "failed", "m"] == 1
+    assert samples["nightmill_tokens_total", "input", "m"] == 18
+    assert samples["nightmill_tokens_total", "m", "output"] == 12
+    assert samples["nightmill_queue_depth", "cpu.plan"] == 1
+    assert samples["nightmill_shards_running", "gpu.generate"] == 1
+    assert samples["nightmill_worker_slots", "cpu.plan"] == 2
+    assert samples["nightmill_engine_restarts", "cpu"] == 1
+    assert samples[("nightmill_lease_losses",)] == 0
+    assert samples["nightmill_http_request_seconds_count", "/v1/batches", "200", "POST"] >= 3

@@ -1,0 +1,65 @@
+"""Models: every name that a request may ask for."""
+
+import time
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs import fleet
+from jobs.queues import Queue
+from tests.support.web import make_app, make_key
+from tests.unit.api.conftest import client_of
+
+
+def test_configured_names_aliases_and_discovered_models_are_listed(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        fleet.remember_all(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
+
+    listed = client.get("/v1/models").json()
+
+    names = [model["id"] for model in listed["data"]]
+    assert listed["object"] == "list"
+    assert {"all-minilm-l6-v2", "text-embedding-3-small", "Qwen/Qwen3-0.6B"} <= set(names)
+    assert len(names) == len(set(names))
+    assert {tuple(sorted(model)) for model in listed["data"]} == {("created", "id", "object", "owned_by")}
+    assert all(0 < model["created"] <= time.time() for model in listed["data"])
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "Qwen%2FQwen3-0.6B"])
+def test_a_name_with_a_slash_is_found_encoded_or_not(app: FastAPI, client: TestClient, name: str) -> None:
+    with app.state.services.db.write() as session:
+        fleet.remember_all(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
+
+    assert client.get(f"/v1/models/{name}").json()["id"] == "Qwen/Qwen3-0.6B"
+
+
+def test_an_unknown_model_is_404(client: TestClient) -> None:
+    for answer in (client.get("/v1/models/nothing"), client.delete("/v1/models/ft:a%2Fb:c")):
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_the_deployment_s_models_cannot_be_deleted_by_a_project(client: TestClient) -> None:
+    answer = client.delete("/v1/models/all-minilm-l6-v2")
+
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "model_not_deletable"
+    assert client.get("/v1/models/all-minilm-l6-v2").status_code == 200
+
+
+def test_a_changed_models_file_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    text = "models:\n  {name}:\n    source: {{urls: ['http://127.0.0.1:9/v1']}}\n    engine: http\n"
+    file.write_text(text.format(name="first"))
+    (tmp_path / "data").mkdir()
+    app = make_app(tmp_path / "data", models_file=str(file))
+    client = client_of(app, make_key(app))
+    assert client.get("/v1/models/first").status_code == 200
+
+    file.write_text(text.format(name="second-name"))
+
+    assert client.get("/v1/models/first").status_code == 404
+    assert client.get("/v1/models/second-name").status_code == 200
+    app.state.services.db.close()

@@ -1,0 +1,111 @@
+"""The OpenAPI document is true: what schemathesis makes of it is answered as it says, and never with a 5xx."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings, strategies
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from api.routes import ROUTERS
+from tests.support import runs
+from tests.support.web import make_app, make_key
+from tests.unit.api.calls import routes
+from tests.unit.api.conftest import client_of
+from tests.unit.api.test_batches import create, upload
+
+EXAMPLES = 20
+_TRUE = (
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.response_schema_conformance,
+)
+
+
+def _operations() -> list[tuple[str, str]]:
+    """Every operation, as the routers alone tell them."""
+    app = FastAPI()
+    for router in ROUTERS:
+        app.include_router(router)
+    return [(method, path) for path, methods in app.openapi()["paths"].items() for method in methods]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+    app = make_app(tmp_path_factory.mktemp("openapi"))
+    yield app
+    app.state.services.db.close()
+
+
+@pytest.fixture(scope="module")
+def key(app: FastAPI) -> str:
+    return make_key(app)
+
+
+@pytest.fixture(scope="module")
+def document(app: FastAPI) -> Any:
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+@pytest.fixture
+def real(app: FastAPI, key: str) -> dict[str, str]:
+    """Objects that exist: half of the requests are about them. New for each operation: some delete them."""
+    client = client_of(app, key)
+    endpoint = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
+    parts = {"bytes": 9, "filename": "a", "mime_type": "text/plain", "purpose": "batch"}
+    file_id = upload(client)
+    job_id = create(client, file_id)["id"]
+    runs.run(app.state.services.db, app.state.services.storage, job_id, 3, failed=1)
+    return {
+        "file_id": file_id,
+        "input_file_id": file_id,
+        "upload_id": client.post("/v1/uploads", json=parts).json()["id"],
+        "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=endpoint).json()["id"],
+        "batch_id": job_id,
+        "job_id": job_id,
+        "model": "all-minilm-l6-v2",
+    }
+
+
+@pytest.mark.parametrize(("method", "path"), _operations(), ids=lambda part: str(part).replace("/", ":"))
+def test_every_operation_answers_as_its_document_says(
+    document: Any, key: str, real: dict[str, str], method: str, path: str
+) -> None:
+    statuses = set()
+
+    @given(case=document[path][method].as_strategy(), about_real=strategies.booleans())
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    def holds(case: schemathesis.Case, about_real: bool) -> None:
+        if about_real:
+            for given_ids in (case.path_parameters, case.body if isinstance(case.body, dict) else {}):
+                given_ids.update({name: real[name] for name in given_ids if name in real})
+        answer = case.call_and_validate(headers={"Authorization": f"Bearer {key}"}, checks=_TRUE)
+        statuses.add(int(answer.status_code))
+
+    holds()
+    assert statuses - {404}, "no request got past the id"
+
+
+def test_the_document_describes_every_error_and_no_fastapi_default(app: FastAPI) -> None:
+    document = app.openapi()
+
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for route in routes(app):
+        operation = document["paths"][route.path][route.method.lower()]
+        assert {"400", "401", "404", "409", "413", "415", "422", "429", "500", "503"} <= set(operation["responses"])
+        assert operation["security"] == [{"ApiKey": []}]
+        assert operation["description"]
+
+
+def test_the_document_needs_no_key_and_is_the_only_page(app: FastAPI) -> None:
+    client = client_of(app, "nope")
+
+    assert client.get("/openapi.json").json() == app.openapi()
+    assert client.get("/docs").status_code == 401

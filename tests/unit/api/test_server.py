@@ -1,0 +1,165 @@
+"""The server on a real socket: heads that are too large or too slow, streams that end with the process."""
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from api.server import server
+from tests.support import runs
+from tests.support.web import make_app, make_key, serve
+
+SSE = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def url(app: FastAPI) -> Iterator[str]:
+    with serve(app) as url:
+        yield url
+
+
+def talk(url: str, data: bytes, seconds: float = 10) -> bytes:
+    """Send raw bytes; what comes back until the server closes or nothing comes for a while."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    answer = b""
+    with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+        try:
+            connection.sendall(data)
+            while piece := connection.recv(65_536):
+                answer += piece
+        except (TimeoutError, ConnectionError):
+            pass
+    return answer
+
+
+def test_a_head_without_end_is_refused(url: str) -> None:
+    answer = talk(url, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X-Filler: " + b"x" * 300_000)
+
+    assert answer.startswith(b"HTTP/1.1 431 ") or answer == b""
+    assert httpx2.get(f"{url}/livez").status_code == 200
+
+
+def test_a_head_that_does_not_come_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.server.HEAD_SECONDS", 0.3)
+    began = time.monotonic()
+
+    talk(url, b"GET /livez HTTP/1.1\r\nHost: x\r\n", seconds=20)
+    silent = time.monotonic() - began
+
+    assert silent < 10
+
+
+def test_a_body_that_does_not_come_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.middleware.limit.Limit.__init__.__kwdefaults__", {"idle_seconds": 0.3})
+    app = make_app(tmp_path)
+    head = f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {make_key(app)}\r\n"
+    with serve(app) as url:
+        answer = talk(
+            url, head.encode() + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", 3
+        )
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: -5\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+    ],
+)
+def test_heads_that_two_servers_could_read_differently_are_refused(app: FastAPI, url: str, head: bytes) -> None:
+    start = f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {make_key(app)}\r\n".encode()
+
+    answer = talk(url, start + b"Content-Type: application/json\r\n" + head + b"\r\n0\r\n\r\nGET /livez", seconds=2)
+
+    assert answer.startswith(b"HTTP/1.1 400 ") or answer == b""
+
+
+def test_a_large_file_without_a_key_is_401_and_takes_no_disk(app: FastAPI, url: str, tmp_path: Path) -> None:
+    with httpx2.Client(base_url=url) as client:
+        answer = client.post("/v1/files", files={"file": ("a", b"x" * (64 << 20))}, data={"purpose": "batch"})
+        after = client.get("/livez")
+
+    assert (answer.status_code, after.status_code) == (401, 200)
+    assert not (tmp_path / "files").exists()
+
+
+def test_an_upload_that_is_cut_leaves_nothing(app: FastAPI, url: str, tmp_path: Path) -> None:
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {make_key(app)}\r\nIdempotency-Key: k\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 10000000\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    )
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b"x" * 5_000_000)
+
+    key = make_key(app)
+    pause, deadline = threading.Event(), time.monotonic() + 20
+    while time.monotonic() < deadline and any(path.is_file() for path in (tmp_path / "files").rglob("*")):
+        pause.wait(0.05)
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}", "Idempotency-Key": "k"}) as client:
+        again = client.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "batch"})
+
+    assert [path for path in (tmp_path / "files").rglob("*.partial-*") if path.is_file()] == []
+    assert again.status_code == 200
+
+
+def test_results_and_events_arrive_while_the_job_runs(app: FastAPI, url: str) -> None:
+    db, storage = app.state.services.db, app.state.services.storage
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {make_key(app)}"}, timeout=30) as client:
+        body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        job_id = client.post("/v1/batches", json=body).json()["id"]
+        runs.plan(db, job_id, 3)
+        claim = runs.take(db, job_id)
+        runs.answer(db, storage, claim, [1])
+        with client.stream("GET", f"/v1/jobs/{job_id}/results") as results:
+            lines = results.iter_lines()
+            first = json.loads(next(lines))["custom_id"]
+            with client.stream("GET", f"/v1/jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": "2"}) as events:
+                told = events.iter_lines()
+                assert next(told).startswith(":")
+                runs.answer(db, storage, claim, [0, 2], seq=1, last=True)
+                runs.finish(db, storage, job_id, range(3))
+                kinds = [line for line in told if line.startswith("event: ")]
+            rest = [json.loads(line)["custom_id"] for line in lines]
+
+    assert (first, rest) == ("c1", ["c0", "c2"])
+    assert kinds == ["event: job.finishing", "event: batch.completed"]
+
+
+def test_open_streams_do_not_hold_up_the_end_of_the_process(app: FastAPI) -> None:
+    with serve(app) as url:
+        headers = {"Authorization": f"Bearer {make_key(app)}"}
+        with httpx2.Client(base_url=url, headers=headers, timeout=30) as client:
+            body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+            job_id = client.post("/v1/batches", json=body).json()["id"]
+            with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=SSE) as events:
+                lines = events.iter_lines()
+                next(lines)
+                began = time.monotonic()
+                app.state.services.stopping.set()
+                rest = list(lines)
+
+    assert rest[-1] == ""
+    assert time.monotonic() - began < 4
+
+
+def test_a_signal_tells_streams_to_end(app: FastAPI) -> None:
+    web = server(app, app.state.services.config)
+
+    web.handle_exit(signal.SIGTERM, None)
+
+    assert app.state.services.stopping.is_set()
+    assert web.should_exit

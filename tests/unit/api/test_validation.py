@@ -1,0 +1,103 @@
+"""The dry run: what a batch would say and cost, and nothing created."""
+
+import json
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.support import runs
+from tests.unit.api.test_batches import create
+
+
+def line(custom_id: str, **changes: Any) -> bytes:
+    request = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/embeddings",
+        "body": {"model": "all-minilm-l6-v2", "input": ["a", "b"]},
+    }
+    return json.dumps(request | changes).encode() + b"\n"
+
+
+def dry_run(client: TestClient, data: bytes) -> dict[str, Any]:
+    file = client.post("/v1/files", files={"file": ("a.jsonl", data)}, data={"purpose": "batch"}).json()
+    answer = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
+    assert answer.status_code == 200, answer.text
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+def test_a_good_file_is_counted_and_estimated(client: TestClient) -> None:
+    data = line("1") + b"\n" + line("2")
+
+    found = dry_run(client, data)
+
+    assert (found["valid"], found["requests"], found["inputs"]) == (True, 2, 4)
+    assert (found["model"], found["errors"]["data"]) == ("all-minilm-l6-v2", [])
+    assert found["estimate"] == {"input_tokens": found["bytes"] // 4, "method": "bytes/4"}
+    assert found["eta_seconds"] is None
+    assert client.get("/v1/batches").json()["data"] == []
+
+
+def test_every_bad_line_is_named(client: TestClient) -> None:
+    data = b"".join(
+        [line("1"), b"{nonsense\n", line("1"), line("4", url="/v1/completions"), b'{"custom_id":"5"}\n', b"\xff\n"]
+    )
+
+    found = dry_run(client, data)
+
+    assert found["valid"] is False
+    assert sorted((error["line"], error["code"]) for error in found["errors"]["data"]) == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "invalid_url"),
+        (5, "missing_required_parameter"),
+        (6, "invalid_json_line"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "empty_file"),
+        (b"\n" * 1000, "empty_file"),
+        (line("1", body={"model": "nobody-has-it", "input": "a"}), "model_not_found"),
+    ],
+)
+def test_what_is_wrong_with_the_whole_is_told_too(client: TestClient, data: bytes, code: str) -> None:
+    assert [error["code"] for error in dry_run(client, data)["errors"]["data"]] == [code]
+
+
+def test_the_time_needed_is_that_of_the_last_batch_of_the_model(app: FastAPI, client: TestClient) -> None:
+    from jobs.models import Job
+
+    db, storage = app.state.services.db, app.state.services.storage
+    batch_id = create(client)["id"]
+    runs.plan(db, batch_id, 2, "all-minilm-l6-v2")
+    runs.answer(db, storage, runs.take(db, batch_id), range(2), last=True)
+    runs.finish(db, storage, batch_id, range(2))
+    with db.write() as session:
+        job = session.get_one(Job, batch_id)
+        job.in_progress_at = job.finalizing_at - 10
+
+    found = dry_run(client, line("1"))
+
+    assert found["eta_seconds"] == pytest.approx(5.0, abs=0.1)
+
+
+def test_an_unknown_file_is_404(client: TestClient) -> None:
+    answer = client.post("/v1/batches/validate", json={"input_file_id": "file-x", "endpoint": "/v1/embeddings"})
+
+    assert answer.status_code == 404
+
+
+def test_a_child_that_gives_up_is_told_as_that(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.routes.validation._MEMORY_BYTES", 1 << 20)  # an interpreter needs more
+    file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "batch"}).json()
+
+    answer = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "validation_gave_up"
