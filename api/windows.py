@@ -1,4 +1,4 @@
-"""Completion windows: OpenAI's `24h`, and any number of minutes, hours or days within the settings' bounds."""
+"""Completion windows: OpenAI's `24h`, and any number of seconds, minutes, hours or days within the settings' bounds."""
 
 import re
 
@@ -6,9 +6,9 @@ from jobs.errors import InvalidRequest
 from jobs.settings import Settings
 
 #: For the OpenAPI document.
-PATTERN = "^[1-9][0-9]{0,5}[mhd]$"
-_SHAPE = re.compile(r"([1-9][0-9]{0,5})([mhd])")
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+PATTERN = "^[1-9][0-9]{0,5}[smhd]$"
+_SHAPE = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def seconds(window: str, config: Settings) -> int:
