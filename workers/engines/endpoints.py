@@ -1,5 +1,6 @@
 """One OpenAI-compatible server, as the HTTP engine sees it: where it is, what it serves, how it is doing."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ class Endpoint:
     clock: Clock = time.monotonic
     found: frozenset[str] | None = None  # None: it never answered
     paused_until: float = 0.0
+    doubtful: bool = False  # a connection broke: it may be dying
+    proving: asyncio.Lock = field(default_factory=asyncio.Lock)
     circuit: Circuit = field(init=False)
     window: Window = field(init=False)
     _listed_at: float = field(init=False)
@@ -79,6 +82,7 @@ class Endpoint:
 
     def listed(self, names: frozenset[str]) -> None:
         self.circuit.close()
+        self.doubtful = False
         self.found = names
 
     def unlisted(self) -> None:

@@ -189,6 +189,8 @@ class HttpEngine:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
         cuts = endpoint.window.cuts
         try:
+            if endpoint.doubtful:
+                await self._prove(endpoint)
             said = await self._post(endpoint, request.url, msgspec.json.encode(body), headers)
             return self._judge(endpoint, cuts, *said)
         finally:
@@ -209,8 +211,34 @@ class HttpEngine:
             self._failed(endpoint, error, endpoint.circuit.fault)
             raise EngineFault(f"The endpoint gave no answer within {self._timeout:g} s.") from error
         except aiohttp.ClientError as error:
+            endpoint.doubtful = True
             self._failed(endpoint, error, endpoint.circuit.fault)
             raise EngineFault(f"The connection broke: {type(error).__name__} {error}".rstrip()) from error
+
+    async def _prove(self, endpoint: Endpoint) -> None:
+        """A connection broke. Is the server still there? One that is dying takes requests and breaks them all.
+
+        They would count as tries of requests that it never saw. Raises Refused; one asks, the others wait for it.
+        """
+        async with endpoint.proving:
+            if endpoint.doubtful and endpoint.circuit.closed:
+                if not await self._is_there(endpoint):
+                    self._failed(endpoint, "gone after a broken connection", endpoint.circuit.trip)
+                endpoint.doubtful = False
+            if not endpoint.circuit.closed:
+                raise Refused("The endpoint is gone.")
+
+    async def _is_there(self, endpoint: Endpoint) -> bool:
+        """Whether it answers anything, or at least takes its time."""
+        assert self._session, "start() comes first"
+        timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
+        try:
+            async with self._session.get(f"{endpoint.url}/v1/models", timeout=timeout, allow_redirects=False):
+                return True
+        except TimeoutError:
+            return True
+        except aiohttp.ClientError:
+            return False
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         length = response.content_length

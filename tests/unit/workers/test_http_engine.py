@@ -32,11 +32,14 @@ class Server:
         self.heard: list[Mapping[str, str]] = []
         self.script: Handler | None = None
         self.listing: web.Response | None = None
+        self.on_list: Handler | None = None
         self.at_once = 0
         self.most_at_once = 0
         self.url = ""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "GET" and self.on_list:
+            return await self.on_list(request)
         if request.method == "GET":
             return self.listing or web.json_response({"object": "list", "data": [{"id": self.name}]})
         self.heard.append(request.headers)
@@ -232,6 +235,27 @@ async def test_reset_connection_is_a_fault_and_the_next_request_is_answered(serv
         await engine.answer(request())
     server.script = None
 
+    assert (await engine.answer(request())).status == 200
+
+
+async def test_server_that_dies_of_a_request_takes_no_others_with_it_that_it_never_saw(
+    server: Server, engine: HttpEngine
+) -> None:
+    async def die(http_request: web.BaseRequest) -> web.StreamResponse:
+        assert http_request.transport
+        http_request.transport.abort()
+        return good()
+
+    server.script = server.on_list = die
+    with pytest.raises(EngineFault, match="connection broke"):
+        await engine.answer(request())
+
+    outcomes = await asyncio.gather(*(engine.answer(request()) for _ in range(5)), return_exceptions=True)
+
+    assert all(isinstance(outcome, EngineBusy) for outcome in outcomes)
+    assert len(server.asked) == 1
+    server.script = server.on_list = None
+    await until(lambda: engine.endpoints[0].circuit.closed)
     assert (await engine.answer(request())).status == 200
 
 
