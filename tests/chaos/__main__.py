@@ -1,17 +1,22 @@
-"""`python -m tests.chaos --kills 100 --seed 1 [--database-url postgresql://…]`: the long run, and its table."""
+"""`python -m tests.chaos --kills 100 --seed 1 [--database-url postgresql://…] [--vllm]`: the long run, and a table."""
 
 import argparse
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.campaign import Campaign
-from tests.chaos.faults import FAULTS, deck
+from tests.chaos.faults import ALL_FAULTS, FAULTS, VLLM_FAULTS, deck
+from tests.chaos.load import Mix
 from tests.chaos.table import shown
 
 _POISON = ("!reset", "!html", "!500", "!flaky2", "!crash", "!hang")
+_REAL = ("smollm2-135m-instruct", "all-minilm-l6-v2")
+#: A real engine takes both cores for minutes: beats come late, and so do answers.
+_SLOW = {"NIGHTMILL_LEASE_SECONDS": "15", "NIGHTMILL_BEAT_SECONDS": "2", "NIGHTMILL_RERING_SECONDS": "5"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,29 +24,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--database-url", default="", help="`postgresql` alone starts an embedded server")
+    parser.add_argument("--vllm", action="store_true", help="the real engines in process instead of the stub")
     parser.add_argument("--only", default="", help="names of faults, comma-separated")
     parser.add_argument("--keep", type=Path, help="the folder of the run, kept afterwards")
     options = parser.parse_args(arguments)
+    names = options.only.split(",") if options.only else list(VLLM_FAULTS if options.vllm else FAULTS)
+    with _folder(options.keep) as folder, _database(options.database_url) as url:
+        campaign = _campaign(folder, options.seed, url, options.vllm)
+        return run(campaign, options.kills, names, peaceful=not options.only)
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
     with tempfile.TemporaryDirectory(prefix="nightmill-chaos-") as folder:
-        campaign = Campaign(options.keep or Path(folder), options.seed, database_url=options.database_url)
-        return run(campaign, options.kills, options.only)
+        yield Path(folder)
 
 
-def run(campaign: Campaign, kills: int, only: str) -> int:
-    names = {name: FAULTS[name] for name in only.split(",")} if only else FAULTS
-    campaign.folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _database(url: str) -> Iterator[str]:
+    if url != "postgresql":
+        yield url
+        return
+    from tests.support.services import Postgres
+
+    server = Postgres()
+    try:
+        with server.database() as made:
+            yield made
+    finally:
+        server.close()
+
+
+def _campaign(folder: Path, seed: int, url: str, vllm: bool) -> Campaign:
+    if not vllm:
+        return Campaign(folder, seed, url)
+    mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False)
+    return Campaign(folder, seed, url, mix=mix, width=2, stubbed=False, patience=5, environment=_SLOW)
+
+
+def run(campaign: Campaign, kills: int, names: Sequence[str], *, peaceful: bool) -> int:
+    """`peaceful`: first what needs no kill, poison and cancels among it."""
+    wait = (1.5, 4.5) if campaign.stubbed else (20.0, 60.0)
     with campaign.running():
         campaign.calm(3)
-        campaign.poison(_POISON)
-        campaign.cancels(6)
-        campaign.strike(deck(kills, campaign.scene.rng, names))
+        if peaceful and campaign.stubbed:
+            campaign.poison(_POISON)
+        if peaceful:
+            campaign.cancels(6 if campaign.stubbed else 1)
+        campaign.strike(deck(kills, campaign.scene.rng, {name: ALL_FAULTS[name] for name in names}), wait)
         campaign.drain()
         campaign.judge()
         campaign.stop()
-        table = shown(campaign)
-        errors = campaign.system.errors()
-    print(table)
-    print("\n".join(f"{name} logged {len(lines)} errors, the first: {lines[0]}" for name, lines in errors.items()))
+    return _report(campaign)
+
+
+def _report(campaign: Campaign) -> int:
+    print(shown(campaign))
+    for name, lines in campaign.system.errors().items():
+        print(f"{name} logged {len(lines)} errors, the first: {lines[0]}")
     if campaign.journal.violations:
         print(campaign.journal.story())
     return 1 if campaign.journal.violations else 0

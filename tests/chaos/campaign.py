@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from openai.types import Batch
 
-from tests.chaos.faults import FAULTS, Scene
+from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.load import Client, Load, Mix
 from tests.support import oracle
@@ -58,7 +58,9 @@ class Campaign:
     delay_ms: float = 250.0
     mix: Mix = field(default_factory=Mix)
     width: int = 5
-    options: tuple[str, ...] = ()  # of `up`, in place of the stub engines
+    stubbed: bool = True  # otherwise the engines are the real ones, in process
+    patience: float = 1.0  # how much slower than the stub everything may be
+    environment: Mapping[str, str] = field(default_factory=dict)
     struck: list[Struck] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
     journal: Journal = field(init=False)
@@ -79,11 +81,11 @@ class Campaign:
     def running(self) -> Iterator["Campaign"]:
         self.journal, rng = Journal(self.seed), random.Random(self.seed)
         with ExitStack() as stack:
-            if not self.options:
+            if self.stubbed:
                 self.engines = self._stubs(stack)
             system = self._system()
             stack.callback(system.destroy)
-            system.start()
+            system.start(120 * self.patience)
             receiver = stack.enter_context(Receiver())
             client = Client(system.url, system.api_key, self.journal)
             load = Load(client, receiver, self.journal, random.Random(self.seed + 1), self.mix, self.width)
@@ -103,7 +105,7 @@ class Campaign:
     def _system(self) -> System:
         database = {"NIGHTMILL_DATABASE_URL": self.database_url} if self.database_url else {}
         urls = dict(zip(("engine_url", "embed_url"), (engine.url for engine in self.engines), strict=False))
-        return System(self.folder, *self.options, **urls, **database)
+        return System(self.folder, **urls, **database, **self.environment)
 
     def _watch(self, stack: ExitStack) -> None:
         """Notes when the generating engine was asked something, and who lives."""
@@ -162,7 +164,7 @@ class Campaign:
         for count, name in enumerate(names, 1):
             self.journal.note(f"fault {count}/{len(names)}: {name}")
             heard, began = tuple(engine.heard() for engine in self.engines), time.monotonic()
-            FAULTS[name].strike(self.scene)
+            ALL_FAULTS[name].strike(self.scene)
             self.struck.append(Struck(name, began, time.monotonic(), heard))
             pause(self.scene.rng.uniform(*wait))
         self.load.feeding.clear()
@@ -174,9 +176,9 @@ class Campaign:
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
     def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
-        if not self.load.await_terminal(jobs, seconds):
+        if not self.load.await_terminal(jobs, seconds * self.patience):
             late = [f"{job.key} {self.load.status(job)}" for job in jobs if job in self.load.open]
-            self.journal.violation(f"{what}: not ended in {seconds:g} s: {', '.join(late)}")
+            self.journal.violation(f"{what}: not ended in time: {', '.join(late)}")
 
     # -- judgement
 
@@ -194,7 +196,7 @@ class Campaign:
             blame(*self._told(job, result.batch))
         if self.rework() > self.bound():
             blame(f"I4: {self.rework()} requests were repeated, {self.bound()} may be")
-        if self.longest_standstill() > STUCK_SECONDS:
+        if self.longest_standstill() > STUCK_SECONDS * self.patience:
             blame(f"stuck for {self.longest_standstill():.1f} s")
         verdict = self.system.cli("audit", "verify")
         if verdict.returncode:
@@ -245,12 +247,12 @@ class Campaign:
     def bound(self) -> int:
         """For each kill that strikes an engine worker, all that it may have in flight."""
         crashes = sum(engine.ends for engine in self.engines) - sum(one.name == "engine" for one in self.struck)
-        return LOST_AT_ONCE * (crashes + sum(FAULTS[one.name].rework for one in self.struck))
+        return LOST_AT_ONCE * (crashes + sum(ALL_FAULTS[one.name].rework for one in self.struck))
 
     def rework_by_fault(self) -> dict[str, int]:
         """What was asked again, by the last fault before it that an engine worker had to bear."""
         spent: dict[str, int] = {}
-        struck = [one for one in self.struck if FAULTS[one.name].rework]
+        struck = [one for one in self.struck if ALL_FAULTS[one.name].rework]
         for number, log in enumerate(self._prompts()):
             marks, at, seen = [one.heard[number] for one in struck], 0, set()
             for prompt in log:
@@ -263,13 +265,14 @@ class Campaign:
         return spent
 
     def recoveries(self) -> dict[str, list[float]]:
-        """Seconds from a fault to the next question that the generating engine heard."""
+        """Seconds from a fault to the next question that the generating engine heard (or to what a client saw)."""
         found = {name: list(times) for name, times in self.scene.recovered.items()}
+        signs = self._growth if self.engines else sorted(self.load.moved)
         for one in self.struck:
-            if FAULTS[one.name].rework:
-                later = bisect_right(self._growth, one.at + 0.15)
-                if later < len(self._growth):
-                    found.setdefault(one.name, []).append(self._growth[later] - one.at)
+            if ALL_FAULTS[one.name].rework:
+                later = bisect_right(signs, one.at + 0.15)
+                if later < len(signs):
+                    found.setdefault(one.name, []).append(signs[later] - one.at)
         return found
 
     def longest_standstill(self) -> float:

@@ -101,6 +101,12 @@ def _kill_engine(scene: Scene) -> None:
     scene.engine.kill()
 
 
+def _kill_core(scene: Scene) -> None:
+    """vLLM's engine process, from under the worker that talks to it."""
+    eventually(lambda: scene.system.named("gpu", "EngineCore"), 300, "vLLM has an engine process")
+    signal_all(scene.system.named("gpu", "EngineCore"), signal.SIGKILL)
+
+
 def _kill_idle(scene: Scene) -> None:
     """F5: Celery on Redis loses this doorbell every time."""
     load = scene.load
@@ -199,7 +205,7 @@ def _kill_up(guard: bool) -> Callable[[Scene], None]:
     return strike
 
 
-FAULTS: Mapping[str, Fault] = {
+FAULTS: dict[str, Fault] = {
     "gpu": Fault(_kill("gpu"), "F1", 20, rework=1),
     "gpu, main alone": Fault(_kill_main("gpu"), "F1", 6, rework=1),
     "embed": Fault(_kill("embed"), "F1", 6, rework=1),
@@ -223,6 +229,10 @@ FAULTS: Mapping[str, Fault] = {
     "supervisor": Fault(_kill_up(guard=False), "supervisor", 2, rework=2),
     "guard": Fault(_kill_up(guard=True), "supervisor", 2, rework=2),
 }
+
+#: With a real engine in process.
+VLLM_FAULTS: dict[str, Fault] = {"engine core": Fault(_kill_core, "F1", 3, rework=1), "gpu": FAULTS["gpu"]}
+ALL_FAULTS = FAULTS | VLLM_FAULTS
 
 
 def deck(kills: int, rng: random.Random, names: Mapping[str, Fault] = FAULTS) -> list[str]:

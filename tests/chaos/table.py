@@ -4,7 +4,7 @@ from collections import Counter
 from statistics import median
 
 from tests.chaos.campaign import LOST_AT_ONCE, Campaign
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import ALL_FAULTS
 
 
 def rows(campaign: Campaign) -> list[tuple[str, ...]]:
@@ -12,8 +12,8 @@ def rows(campaign: Campaign) -> list[tuple[str, ...]]:
     doses = Counter(one.name for one in campaign.struck)
     spent, times = campaign.rework_by_fault(), campaign.recoveries()
     found = []
-    for name, dose in sorted(doses.items(), key=lambda pair: (FAULTS[pair[0]].family, pair[0])):
-        fault = FAULTS[name]
+    for name, dose in sorted(doses.items(), key=lambda pair: (ALL_FAULTS[pair[0]].family, pair[0])):
+        fault = ALL_FAULTS[name]
         bound = dose * fault.rework * LOST_AT_ONCE
         found.append((fault.family, name, str(dose), str(spent.get(name, 0)), str(bound), _span(times.get(name, []))))
     return found
@@ -28,7 +28,7 @@ def shown(campaign: Campaign) -> str:
 
 
 def _totals(campaign: Campaign) -> list[str]:
-    load, kills = campaign.load, sum(FAULTS[one.name].kills for one in campaign.struck)
+    load, kills = campaign.load, sum(ALL_FAULTS[one.name].kills for one in campaign.struck)
     times = campaign.scene.recovered
     states = Counter(result.batch.status for result in campaign.results.values())
     lines = sum(len(result.lines) for result in campaign.results.values())

@@ -36,7 +36,7 @@ SCALED: Mapping[str, str] = {
     "NIGHTMILL_LEASE_SECONDS": "3",
     "NIGHTMILL_BEAT_SECONDS": "0.5",
     "NIGHTMILL_RERING_SECONDS": "2",
-    "NIGHTMILL_ENGINE_TIMEOUT_SECONDS": "4",
+    "NIGHTMILL_ENGINE_TIMEOUT_SECONDS": "8",
     "NIGHTMILL_CANCEL_GRACE_SECONDS": "2",
     "NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true",
     "NIGHTMILL_WEBHOOK_RETRY_SECONDS": "0,0.5,1,2,4,8,16,30,60",
@@ -122,16 +122,14 @@ class StubEngine:
 class System:
     """One `nightmill up` on one data folder; it may be killed and started again."""
 
-    def __init__(
-        self, folder: Path, *options: str, engine_url: str = "", embed_url: str = "", **environment: str
-    ) -> None:
+    def __init__(self, folder: Path, engine_url: str = "", embed_url: str = "", **environment: str) -> None:
         self.data = folder / "data"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._output = folder / "up.out"
         self._seen: dict[int, psutil.Process] = {}
-        self._options = ["--data-dir", str(self.data), "--port", str(self.port), *options]
+        self._options = ["--data-dir", str(self.data), "--port", str(self.port)]
         self._environment = {**os.environ, **SCALED, **environment}
         if engine_url:
             models = folder / "models.yaml"
@@ -209,6 +207,10 @@ class System:
     def supervisor(self) -> int:
         return psutil.Process(self.guard()).children()[0].pid
 
+    def named(self, service: str, title: str) -> list[psutil.Process]:
+        """Descendants of a service that call themselves so."""
+        return [process for process in self.tree(service)[1:] if title in " ".join(_cmdline(process))]
+
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
         """SIGSTOP a service with all its descendants, SIGCONT at the end (to those that still live)."""
@@ -251,6 +253,12 @@ def signal_all(processes: list[psutil.Process], number: int) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def _lives(process: psutil.Process) -> bool:
