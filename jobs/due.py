@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, literal_column, select, update
+from sqlalchemy import and_, func, literal_column, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
@@ -100,7 +100,7 @@ def _held(session: Session, worker_id: str) -> Counter[str]:
 
 def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyped-def]
     """The oldest due deliveries outside full lanes, with what each needs. Others' locked rows are passed over."""
-    lane = func.coalesce(Delivery.endpoint_id, Job.webhook_url, "")
+    elsewhere = or_(Delivery.endpoint_id.is_(None), Delivery.endpoint_id.not_in(full))  # decided before any join
     return (
         select(
             Delivery.id,
@@ -115,7 +115,7 @@ def _due(at: float, full: Collection[str], limit: int):  # type: ignore[no-untyp
         .outerjoin(Event, Event.id == Delivery.event_id)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == Delivery.endpoint_id)
         .outerjoin(Job, Job.id == Delivery.job_id)
-        .where(WAITING, Delivery.due_at <= at, lane.not_in(full))
+        .where(WAITING, Delivery.due_at <= at, elsewhere, func.coalesce(Job.webhook_url, "").not_in(full))
         .order_by(Delivery.due_at)
         .limit(limit)
         .with_for_update(of=Delivery, skip_locked=True)

@@ -89,10 +89,3 @@ class Lanes:
     def room(self) -> int:
         """Places without a request."""
         return IN_FLIGHT - self._flying
-
-    def busy(self) -> bool:
-        return any(lane.waiting or lane.flights for lane in self._lanes.values())
-
-    def all(self) -> list[DeliveryClaim]:
-        """What waits; what flies is its task's."""
-        return [claim for lane in self._lanes.values() for claim in lane.waiting]

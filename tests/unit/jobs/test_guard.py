@@ -280,3 +280,11 @@ async def test_certificate_that_is_not_trusted_or_not_the_names_is_a_failure(tmp
         outcome = await send(receiver.url("ok", host=host), OPEN, resolve=answers("127.0.0.1"), **trusting)
 
     assert (outcome.status_code, outcome.error, receiver.requests) == (None, "tls failed", [])
+
+
+def test_system_answers_with_every_address_of_a_name() -> None:
+    assert ip_address("127.0.0.1") in guard.system_resolve("localhost", 443)
+
+
+async def test_name_without_any_address_is_a_failed_attempt() -> None:
+    assert (await send("https://example.com/", resolve=answers())).error == "name not resolved"
