@@ -19,7 +19,11 @@ class LogFile:
         """Start the file anew once it is too long. A line written between copy and cut is lost."""
         if not self.path.exists() or self.path.stat().st_size <= MAX_BYTES:
             return
-        shutil.copyfile(self.path, self.path.with_name(f"{self.path.name}.1"))
+        kept = self.path.with_name(f"{self.path.name}.1")
+        try:
+            shutil.copyfile(self.path, kept)
+        except OSError:  # a full disk: this file is part of the reason
+            kept.unlink(missing_ok=True)
         os.truncate(self.path, 0)
         self._shown = 0
 

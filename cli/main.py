@@ -1,5 +1,6 @@
 """The command's table of contents. `nightmill --help` reads it aloud."""
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -22,7 +23,10 @@ class Command(typer.Typer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
-        except (Trouble, NightmillError) as trouble:
+        except BrokenPipeError:  # whoever read our output has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        except (Trouble, NightmillError, OSError) as trouble:
             print(f"nightmill: {trouble}", file=sys.stderr)
             raise SystemExit(1) from None
 

@@ -18,7 +18,7 @@ class Notices:
 
     def say(self, text: str) -> None:
         """Show one notice, and keep it."""
-        with self._lock:
+        with self._lock, suppress(OSError):  # a full disk
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self.show(text)
 

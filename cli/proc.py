@@ -35,6 +35,8 @@ def read(pid: int) -> Process | None:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
+    if not text:  # it ended while we looked
+        return None
     fields = text[text.rindex(")") + 2 :].split()  # the name before may hold spaces and brackets
     return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] == _ZOMBIE)
 

@@ -7,7 +7,8 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_INTERVAL = 0.5  # seconds between looks
+_INTERVAL = 0.5  # seconds between looks, growing to
+_LONGEST = 5.0  # this, for pools that take long or never come
 _PATIENCE = 3.0
 #: The queue by which each line of the Procfile shows that it works.
 POOLS: Mapping[str, str] = {
@@ -47,7 +48,9 @@ def tell_when_up(
                 return
         ready()
         waiting = {name: POOLS[name] for name in pools if name in POOLS}
-        while waiting and not stop.wait(_INTERVAL):
+        pause = _INTERVAL
+        while waiting and not stop.wait(pause):
+            pause = min(pause * 1.05, _LONGEST)
             live = (look(url) or {}).get("workers", {})
             for name in [name for name, queue in waiting.items() if live.get(queue)]:
                 say(f"{name} takes work from {waiting.pop(name)}")

@@ -22,6 +22,7 @@ from cli.logfile import LogFile
 FIRST_DELAY = 0.2  # seconds before a process that ended is started again
 LONGEST_DELAY = 15.0
 SETTLED = 30.0  # seconds of life after which an end counts as the first again
+_NOT_STARTED = 127
 _SHIM = Path(__file__).with_name("child.py")
 
 
@@ -66,17 +67,26 @@ class Service:
         self.due = 0.0  # monotonic time of the next start
         self.code: int | None = None  # of the last end; negative: the signal
         self.delay = 0.0
+        self.refused = ""  # why the last start failed
         self._began = 0.0
 
     def start(self) -> None:
-        """Start it as the leader of a session of its own, its output in its log."""
+        """Start it as the leader of a session of its own, its output in its log.
+
+        What keeps it from starting (no memory, no room for its log) counts as an end.
+        """
+        self._began = time.monotonic()
         self.log.rotate()
-        self.pid = _spawn(self.program)
+        self.refused = ""
+        try:
+            self.pid = _spawn(self.program)
+        except OSError as error:
+            self.refused = error.strerror or str(error)
+            self.ended(_NOT_STARTED)
+            return
         process = proc.read(self.pid)
         self.started = process.started if process else 0
-        self._began = time.monotonic()
-        if self.code is not None:
-            self.restarts += 1
+        self.restarts += self.code is not None
         self.state = State.RUNNING
 
     def ended(self, code: int) -> None:
@@ -97,13 +107,10 @@ class Service:
             proc.kill([self.pid], number)
 
     @property
-    def lifetime(self) -> float:
-        """Seconds since the last start."""
-        return time.monotonic() - self._began
-
-    @property
     def ending(self) -> str:
         """How it ended, in words."""
+        if self.refused:
+            return f"could not be started: {self.refused}"
         if self.code is not None and self.code < 0:
             return f"killed by {signal.Signals(-self.code).name}"
         return f"exit code {self.code}"

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cli import proc
@@ -62,6 +63,7 @@ class Supervisor:
         self._wakeups = wakeups
         self._running: list[Service] = []  # everything under supervision, in the order of its start
         self._swept = time.monotonic()
+        self._unpublished = False
 
     def run(self) -> int:
         """Supervise until a signal (exit code 0) or the guard's end (1). Raises Trouble when the start fails."""
@@ -102,9 +104,8 @@ class Supervisor:
         self._hooks.released()
 
     def _start(self, service: Service) -> None:
-        service.start()
         self._running.append(service)
-        self._publish()
+        self._launch(service)
 
     def _until_next(self) -> float:
         """Seconds until something is due."""
@@ -125,9 +126,18 @@ class Supervisor:
 
     def _restart(self, service: Service) -> None:
         if service is self._plan.broker and (service.code or 0) > 0 and service.delay > 1:
-            self._plan.mend_broker()
+            with suppress(OSError):  # a full disk: the next start may be luckier
+                self._plan.mend_broker()
+        self._launch(service)
+
+    def _launch(self, service: Service) -> None:
         service.start()
+        if service.refused:
+            self._tell_end(service)
         self._publish()
+
+    def _tell_end(self, service: Service) -> None:
+        self._hooks.say(f"{service.name} ended ({service.ending}); starting it again in {service.delay:.1f} s")
 
     def _reap(self) -> None:
         """Bury every child that ended, with all that it left behind."""
@@ -141,7 +151,7 @@ class Supervisor:
             service.ended(os.waitstatus_to_exitcode(status))
             self._publish()
             if service.state is State.WAITING and service is not self._plan.release:
-                self._hooks.say(f"{service.name} ended ({service.ending}); starting it again in {service.delay:.1f} s")
+                self._tell_end(service)
 
     def _end_session(self, pid: int) -> None:
         """While its leader is a zombie, a session's number can't be taken by anyone else."""
@@ -159,6 +169,8 @@ class Supervisor:
             if output:
                 for line in service.log.fresh():
                     output(service.name, line)
+        if self._unpublished:
+            self._publish()
         if time.monotonic() - self._swept > _SWEEP:
             proc.kill(proc.strays(self._known()))
             self._swept = time.monotonic()
@@ -197,7 +209,15 @@ class Supervisor:
         proc.kill_strays(known=())
 
     def _publish(self) -> None:
-        self._hooks.publish(self._running)
+        """Tell the process table. On a full disk that is tried again, and everything goes on."""
+        try:
+            self._hooks.publish(self._running)
+        except OSError as error:
+            if not self._unpublished:
+                self._hooks.say(f"the process table can't be written: {error.strerror}")
+            self._unpublished = True
+        else:
+            self._unpublished = False
 
 
 def _ended_child() -> int | None:

@@ -175,6 +175,19 @@ def test_a_process_that_dies_is_started_again_and_what_it_left_is_killed(up: Up)
     assert len(set(up.engines()) & engines) == 1
 
 
+def test_a_table_that_can_not_be_written_stops_nothing_and_is_written_later(up: Up) -> None:
+    before = up.wait_until_running()
+    in_the_way = up.data / f".run.json.{up.supervisor()}"
+    in_the_way.mkdir()
+
+    os.kill(before["one"], signal.SIGKILL)
+    _eventually(lambda: "the process table can't be written" in (up.data / "logs" / "up.log").read_text())
+    in_the_way.rmdir()
+
+    _eventually(lambda: up.pids().get("one") not in {None, before["one"]})
+    assert up.pids()["two"] == before["two"]
+
+
 def test_a_process_that_keeps_failing_is_started_ever_more_slowly(make_up: Callable[..., Up]) -> None:
     up = make_up("release: python release.py\nbad: python -c 'raise SystemExit(3)'\n")
     _eventually(lambda: up.table().get("bad", {}).get("restarts", 0) >= 3)

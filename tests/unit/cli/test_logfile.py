@@ -1,5 +1,6 @@
 """Logs are kept short without their writer's help, and are shown line by line."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,18 @@ def test_the_tail_is_what_came_last(tmp_path: Path) -> None:
 
     assert LogFile(path).tail(2) == "e\nf"
     assert LogFile(tmp_path / "none.log").tail(2) == ""
+
+
+def test_a_log_that_can_not_be_copied_is_cut_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logfile, "MAX_BYTES", 10)
+    monkeypatch.setattr("shutil.copyfile", full)
+    path = tmp_path / "web.log"
+    path.write_text("long enough\n")
+
+    LogFile(path).rotate()
+
+    assert path.read_text() == ""
+    assert not path.with_name("web.log.1").exists()

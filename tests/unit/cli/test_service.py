@@ -40,3 +40,14 @@ def test_a_service_that_waits_is_stopped_at_once(service: Service) -> None:
     assert service.state is State.STOPPED
     assert service.ending == "killed by SIGKILL"
     assert service.described()["pid"] is None
+
+
+def test_a_process_that_can_not_be_started_is_tried_again(tmp_path: Path) -> None:
+    service = Service(Program("one", ("true",), {}, tmp_path, tmp_path / "no such folder" / "one.log"))
+
+    service.start()
+    service.start()
+
+    assert service.state is State.WAITING
+    assert service.ending == "could not be started: No such file or directory"
+    assert service.delay == 2 * FIRST_DELAY
