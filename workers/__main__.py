@@ -15,14 +15,12 @@ import threading
 from celery import Celery
 
 from jobs import fleet, logs
-from jobs.errors import NightmillError
 from jobs.queues import Queue
 from jobs.registry import Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
 from workers.context import Context, Pool, build
-from workers.engines.port import EngineError
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
 from workers.host import EngineHost
@@ -81,13 +79,20 @@ def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> N
 
 
 def _bring_up(context: Context, host: EngineHost, engine: Router, queue: str) -> None:
+    """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing."""
     try:
         host.start()
-    except (EngineError, NightmillError, OSError, ValueError):
+        log.info("engine_up", extra={"queue": queue})
+        _stay_announced(context, engine, queue)
+    except Exception:
+        if context.stop.is_set():
+            return
         log.exception("engine_did_not_start")
         logging.shutdown()
         os._exit(_NO_ENGINE)
-    log.info("engine_up", extra={"queue": queue})
+
+
+def _stay_announced(context: Context, engine: Router, queue: str) -> None:
     shown: frozenset[str] = frozenset()
     while True:
         shown = _announce(context, engine, queue, shown)

@@ -1,0 +1,25 @@
+"""`python -m bench NAME [options]`; without a name, what there is."""
+
+import importlib
+import sys
+
+NAMES = {
+    "pipeline": "items/s, CPU and memory from a file to its results, without a model",
+    "generation": "512 chats on the packaged model, against vLLM's own run_batch",
+    "webhooks": "deliveries/s, and how soon after the event",
+}
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in NAMES:
+        print("usage: python -m bench NAME [options]   (each has --help)\n")
+        for known, told in NAMES.items():
+            print(f"  {known:<11} {told}")
+        raise SystemExit(2 if name else 0)
+    sys.argv = [f"bench {name}", *sys.argv[2:]]
+    importlib.import_module(f"bench.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

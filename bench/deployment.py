@@ -1,0 +1,145 @@
+"""A deployment to measure: `nightmill up` over some lines of a Procfile, and what its processes use."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from openai import OpenAI
+
+from cli import readiness
+from cli.demo.system import System, running
+from cli.procfile import CHECKOUT
+
+_READY_SECONDS = 600.0
+MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One batch, from its creation to its end: the job as the API shows it, and when each state was first seen."""
+
+    job: Mapping[str, Any]
+    seen: Mapping[str, float]
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.seen["created"]
+
+    def phase(self, state: str) -> float:
+        """Seconds in a state; 0 where it was too short to be seen."""
+        times = [*sorted(self.seen.values()), self.ended]
+        return times[times.index(self.seen[state]) + 1] - self.seen[state] if state in self.seen else 0.0
+
+
+class Deployment:
+    """A running system, a client of it, and its meters."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.client = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=600)
+
+    def wait_for(self, queue: str) -> None:
+        """Until a worker takes work from it."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not (readiness.look(self.system.url) or {}).get("workers", {}).get(queue):
+            self.system.check()
+            assert time.monotonic() < deadline, f"nobody serves {queue}"
+            threading.Event().wait(0.3)
+
+    def upload(self, path: Path) -> str:
+        with path.open("rb") as handle:
+            return self.client.files.create(file=handle, purpose="batch").id
+
+    def run(self, file_id: str, every: float = 0.1) -> Finished:
+        """One batch of chats to its end. Raises AssertionError when it does not succeed."""
+        seen = {"created": time.monotonic()}
+        batch = self.client.batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        pause = threading.Event()
+        while True:
+            job: Any = self.client.get(f"/jobs/{batch.id}", cast_to=object)
+            at = time.monotonic()
+            if job["status"] in {"completed", "failed", "expired", "cancelled"}:
+                break
+            seen.setdefault(job["state"], at)
+            self.system.check()
+            pause.wait(every)
+        assert job["status"] == "completed", job
+        assert job["progress"]["failed"] == 0, job
+        return Finished(job, seen, at)
+
+    def groups(self) -> dict[str, list[psutil.Process]]:
+        """The processes of each line of the Procfile."""
+        found = {}
+        for one in self.system.folder.read_run()["processes"]:
+            leader = psutil.Process(one["pid"])
+            found[one["name"]] = [leader, *leader.children(recursive=True)]
+        return found
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds used so far, by line."""
+        return {name: sum(map(_cpu, group)) for name, group in self.groups().items()}
+
+    def forget_peaks(self) -> None:
+        """Start the kernel's memory peaks afresh."""
+        for group in self.groups().values():
+            for process in group:
+                with suppress(OSError):
+                    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+    def peaks(self) -> dict[str, int]:
+        """The peak memory (bytes) of the largest process of each line, since `forget_peaks`."""
+        return {name: max(map(_peak, group)) for name, group in self.groups().items()}
+
+
+def _cpu(process: psutil.Process) -> float:
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return float(times.user + times.system + times.children_user + times.children_system)
+    return 0.0
+
+
+def _peak(process: psutil.Process) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+@contextmanager
+def deployed(
+    folder: Path,
+    lines: Mapping[str, str] | Sequence[str],
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Deployment]:
+    """The named lines of the checkout's Procfile, or lines of one's own, while the block runs."""
+    known = dict(line.split(": ", 1) for line in (CHECKOUT / "Procfile").read_text().splitlines() if ": " in line)
+    chosen = lines if isinstance(lines, Mapping) else {name: known[name] for name in lines}
+    folder.mkdir(parents=True, exist_ok=True)
+    procfile = folder / "Procfile"
+    everything = {"release": known["release"], **{name: line or known[name] for name, line in chosen.items()}}
+    procfile.write_text("".join(f"{name}: {line}\n" for name, line in everything.items()))
+    words = ["--procfile", str(procfile), *options]
+    with running(folder / "data", words, {"NIGHTMILL_LOG_LEVEL": "WARNING", **(environment or {})}) as system:
+        system.wait_until_ready()
+        yield Deployment(system)
+
+
+def chats(path: Path, count: int, model: str, **body: Any) -> None:
+    """A batch file of `count` small chats."""
+    with path.open("w") as handle:
+        for n in range(count):
+            messages = [{"role": "user", "content": f"Question {n}: {'what is the weather like today? ' * 4}"}]
+            request = {"model": model, "messages": messages, **body}
+            line = {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": request}
+            handle.write(json.dumps(line) + "\n")

@@ -1,0 +1,26 @@
+"""A line of a benchmark's Procfile: the `gpu` worker as it is, over the fake engine."""
+
+from collections.abc import Mapping
+
+from jobs.registry import Registry
+from jobs.settings import Settings
+from workers import __main__ as worker
+from workers.engines.fake import FakeEngine
+from workers.engines.router import Router
+
+
+class FakeRouter(Router):
+    """Shows the fake's model as an endpoint would."""
+
+    @property
+    def discovered(self) -> Mapping[str, bool]:
+        return dict.fromkeys(self.models, False)
+
+
+def build(_config: Settings, registry: Registry, _queue: str) -> Router:
+    return FakeRouter([FakeEngine()], registry)
+
+
+if __name__ == "__main__":
+    worker.build_router = build
+    worker.main(["gpu"])

@@ -1,0 +1,97 @@
+"""The whole way of a batch without a model: what Nightmill itself costs.
+
+    python -m bench pipeline [--engine fake|stub] [--lines 10000,100000,1000000]
+
+A real deployment (API, dispatcher, cpu, gpu; SQLite with FULL sync) is started. `fake`: the gpu worker answers from
+memory, in process. `stub`: it asks a server over HTTP, which runs on the same machine. Files of each size are
+uploaded, and timed from the batch's creation to its end; every output line is counted. CPU is that of all our
+processes, without the stub; memory is each process's peak during that batch.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.deployment import MB, Deployment, Finished, chats, deployed
+from tests.support import stub_engine
+
+_PHASES = ("queued", "running", "finishing")
+_LINES = {"web": "", "dispatcher": "", "cpu": ""}
+_LIMITS = {"NIGHTMILL_BATCH_MAX_LINES": "10000000", "NIGHTMILL_BATCH_MAX_BYTES": "10000000000"}
+_MODEL = "fake-model"
+
+
+def main() -> None:
+    options = _options()
+    sizes = [int(word) for word in options.lines.split(",")]
+    console = Console(width=150)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, _deployment(Path(folder), options.engine) as mill:
+        mill.wait_for("gpu.generate")
+        table = Table(
+            "lines", "plan s", "run s", "finish s", "total s", "items/s", "running", "µs CPU an item", "peak MB",
+            title=f"pipeline, engine {options.engine}, SQLite", box=box.SIMPLE,
+        )  # fmt: skip
+        for size in sizes:
+            table.add_row(*_measure(mill, Path(folder), size))
+        console.print(table)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure the pipeline without a model")
+    parser.add_argument("--engine", choices=("fake", "stub"), default="fake")
+    parser.add_argument("--lines", default="10000,100000", help="sizes of the batches, comma-separated")
+    parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
+    return parser.parse_args()
+
+
+@contextmanager
+def _deployment(folder: Path, engine: str) -> Iterator[Deployment]:
+    environment = {**_LIMITS, "NIGHTMILL_VLLM_ENABLED": "false"}
+    if engine == "fake":
+        with deployed(folder, {**_LINES, "gpu": "python -m bench.fake_worker"}, (), environment) as mill:
+            yield mill
+        return
+    with (
+        stub_engine.running(folder / "prompts.log", "--models", _MODEL) as url,
+        deployed(folder, {**_LINES, "gpu": ""}, ("--engine-url", f"{url}/v1"), environment) as mill,
+    ):
+        yield mill
+
+
+def _measure(mill: Deployment, folder: Path, size: int) -> Iterator[str]:
+    path = folder / f"{size}.jsonl"
+    chats(path, size, _MODEL)
+    file_id = mill.upload(path)
+    mill.forget_peaks()
+    before = mill.cpu()
+    done = mill.run(file_id, every=0.05 if size < 50_000 else 0.25)
+    used = {name: seconds - before[name] for name, seconds in mill.cpu().items()}
+    _check(mill, done, size)
+    yield f"{size:,}"
+    yield from (f"{done.phase(name):.1f}" for name in _PHASES)
+    yield f"{done.seconds:.1f}"
+    yield f"{size / done.seconds:,.0f}"
+    yield f"{size / max(done.phase('running'), 0.1):,.0f}"
+    yield f"{sum(used.values()) / size * 1e6:.0f} ({_by_name({k: v / size * 1e6 for k, v in used.items()})})"
+    yield _by_name({name: peak / MB for name, peak in mill.peaks().items()})
+
+
+def _by_name(figures: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {figure:.0f}" for name, figure in figures.items() if name != "broker")
+
+
+def _check(mill: Deployment, done: Finished, size: int) -> None:
+    """Every custom_id once."""
+    with mill.client.files.with_streaming_response.content(done.job["output_file_id"]) as answer:
+        names = [line.split('"custom_id":"', 1)[1].split('"', 1)[0] for line in answer.iter_lines()]
+    assert len(names) == len(set(names)) == size, (len(names), len(set(names)), size)
+
+
+if __name__ == "__main__":
+    main()
