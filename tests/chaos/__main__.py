@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--database-url", default="", help="`postgresql` alone starts an embedded server")
     parser.add_argument("--vllm", action="store_true", help="the real engines in process instead of the stub")
-    parser.add_argument("--only", default="", help="names of faults, comma-separated")
+    parser.add_argument("--only", action="append", choices=list(ALL_FAULTS), help="this fault; any number of times")
     parser.add_argument("--keep", type=Path, help="the folder of the run, kept afterwards")
     options = parser.parse_args(arguments)
-    names = options.only.split(",") if options.only else list(VLLM_FAULTS if options.vllm else FAULTS)
+    names = options.only or list(VLLM_FAULTS if options.vllm else FAULTS)
     with _folder(options.keep) as folder, _database(options.database_url) as url:
         campaign = _campaign(folder, options.seed, url, options.vllm)
         return run(campaign, options.kills, names, peaceful=not options.only)

@@ -115,7 +115,7 @@ class StubEngine:
             with self._output.open("ab") as output:
                 self._process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
                 self._process.wait()
-            self.ends += 1
+            self.ends += not self._stop.is_set()
             self._stop.wait(0.2)
 
 
