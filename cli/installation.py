@@ -15,10 +15,11 @@ from cli.service import Program, Service
 from cli.signals import Wakeups
 from cli.supervisor import Hooks, Plan, Supervisor
 from cli.trouble import Trouble
+from jobs.registry import EngineKind, ModelsFileError, Registry
 from jobs.settings import Settings
 
 FLOWER_USER = "nightmill"
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +35,21 @@ class Installation:
     @property
     def url(self) -> str:
         host = _ANYWHERE.get(self.config.host, self.config.host)
+        host = f"[{host}]" if ":" in host else host
         return self.config.public_url.rstrip("/") or f"http://{host}:{self.config.port}"
 
     @property
     def flower_url(self) -> str:
         return f"http://127.0.0.1:{self.config.flower_port}"
 
-    def check_ports(self) -> None:
-        """A port that is taken would only show as a process that never comes up."""
+    def check(self) -> None:
+        """A port that is taken or a wrong models file would only show as a process that never comes up."""
         if not is_free(self.config.host, self.config.port):
             raise Trouble(f"port {self.config.port} of {self.config.host} is in use; choose another with --port")
+        try:
+            Registry.load(self.config)
+        except ModelsFileError as error:
+            raise Trouble(str(error)) from error
 
     def run(self, lines: Sequence[procfile.Line], guard: int, killed: int) -> int:
         """Supervise until told to stop; the body of the supervisor's process."""
@@ -130,6 +136,13 @@ class Installation:
             key = self.folder.operator_key()  # shown to a person, never to a pipe or a log
             notices.show(f"API key: {key if sys.stdout.isatty() else f'in {self.folder.run_file}'}")
             if "gpu" in names and self.config.vllm_enabled:
-                notices.say("gpu loads its model; vLLM takes about a minute to start")
+                notices.say(f"gpu loads {self._vllm_models()}; vLLM takes about a minute to start")
 
         readiness.tell_when_up(self.url, names, ready, notices.say, leaving)
+
+    def _vllm_models(self) -> str:
+        try:
+            models = Registry.load(self.config).models.values()
+        except ModelsFileError:  # changed since it was checked; the worker says more
+            return "no model"
+        return ", ".join(model.name for model in models if model.engine is EngineKind.VLLM) or "no model"

@@ -41,7 +41,7 @@ def up(
     lock = folder.lock()
     here = Installation(config, folder, path.parent, os.getpid(), verbose)
     killed = folder.kill_leftovers()
-    here.check_ports()
+    here.check()
     code = guarded(lambda guard: here.run(parsed, guard, killed))
     folder.run_file.unlink(missing_ok=True)  # a supervisor that was killed has left it
     lock.close()

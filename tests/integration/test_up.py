@@ -297,6 +297,18 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) 
     assert f"port {port} of 127.0.0.1 is in use" in done.stderr
 
 
+def test_a_wrong_models_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text("models: {x: {engine: warp}}")
+    command = [sys.executable, "-m", "cli", "up", "--data-dir", str(tmp_path / "data"), "--models", str(models)]
+
+    done = subprocess.run([*command, "--port", "0"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"nightmill: {models}")
+    assert not (tmp_path / "data" / "nightmill.db").exists()
+
+
 def test_the_embedded_broker_is_supervised_and_private(make_up: Callable[..., Up]) -> None:
     up = make_up("release: python release.py\none: python worker.py one\n", NIGHTMILL_BROKER_URL="")
     pids = up.wait_until_running("broker", "one")

@@ -1,0 +1,54 @@
+"""What a file and the words of the command line say before anything is sent."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.submission import guess_endpoint, output_paths, parse_metadata
+from cli.trouble import Trouble
+
+
+def _file(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_the_endpoint_is_the_first_lines_url(tmp_path: Path, start: bytes) -> None:
+    path = _file(tmp_path, start + b'{"url": "/v1/embeddings"}\r\n{"url": "/v1/other"}\n')
+
+    assert guess_endpoint(path) == "/v1/embeddings"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty"),
+        (b"\n{}", "begins with an empty line"),
+        (b"{oops\n", "line 1 is no JSON object"),
+        (b"[1]\n", "line 1 has no 'url'"),
+        (b'{"url": 3}\n', "line 1 has no 'url'"),
+        (b"\xff\xfe\n", "line 1 is no JSON object"),
+    ],
+)
+def test_a_first_line_that_says_nothing_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        guess_endpoint(_file(tmp_path, content))
+
+
+def test_metadata_is_split_at_the_first_equals_sign() -> None:
+    assert parse_metadata(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+
+
+@pytest.mark.parametrize("word", ["a", "=b"])
+def test_metadata_without_a_name_or_a_value_is_told(word: str) -> None:
+    with pytest.raises(Trouble, match="write it as name=value"):
+        parse_metadata([word])
+
+
+def test_answers_and_errors_lie_beside_the_input_unless_told_otherwise() -> None:
+    source = Path("/data/in.jsonl")
+
+    assert output_paths(source, None) == (Path("/data/in.output.jsonl"), Path("/data/in.output.errors.jsonl"))
+    assert output_paths(source, Path("o.jsonl")) == (Path("o.jsonl"), Path("o.errors.jsonl"))
