@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, exists, func, insert, select, tuple_, update
+from sqlalchemy import and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from jobs import audit, events
@@ -166,51 +166,12 @@ def replay(
     return ids
 
 
-def page(
-    session: Session,
-    project_id: str,
-    endpoint_id: str | None,
-    *,
-    after: str | None = None,
-    limit: int = 20,
-    order: str = "desc",
-    state: str | None = None,
-) -> tuple[list[Delivery], bool]:
-    """One page of an endpoint's deliveries (None: of one-off webhooks), and whether more follow.
-
-    Raises NotFound for an unknown cursor.
-    """
-    key = tuple_(Delivery.created_at, Delivery.id)
-    query = select(Delivery).where(Delivery.project_id == project_id, _of(endpoint_id))
-    if state is not None:
-        query = query.where(Delivery.state == state)
-    if after is not None:
-        cursor = session.get(Delivery, after)
-        if cursor is None or cursor.project_id != project_id:
-            raise NotFound("There is no such delivery.", param="after")
-        place = tuple_(cursor.created_at, cursor.id)
-        query = query.where(key > place if order == "asc" else key < place)
-    columns = (Delivery.created_at, Delivery.id)
-    query = query.order_by(*(column.asc() if order == "asc" else column.desc() for column in columns))
-    rows = list(session.scalars(query.limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
-
-
 def attempts(session: Session, delivery_ids: Collection[str]) -> dict[str, list[Attempt]]:
     """The log of each delivery, oldest first. A replay counts its attempts from 1 again."""
     log: dict[str, list[Attempt]] = {delivery_id: [] for delivery_id in delivery_ids}
     for row in session.scalars(select(Attempt).where(Attempt.delivery_id.in_(delivery_ids)).order_by(Attempt.id)):
         log[row.delivery_id].append(row)
     return log
-
-
-def prune(session: Session, before: float, limit: int = 200) -> int:
-    """Forget ended deliveries created before `before`, with their logs; returns how many went."""
-    old = select(Delivery.id).where(Delivery.state != PENDING, Delivery.created_at < before)
-    ids = list(session.scalars(old.limit(limit)))
-    session.execute(delete(Attempt).where(Attempt.delivery_id.in_(ids)))
-    session.execute(delete(Delivery).where(Delivery.id.in_(ids)))
-    return len(ids)
 
 
 def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint]:

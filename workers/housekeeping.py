@@ -125,6 +125,15 @@ class Housekeeper:
             self._write(partial(ledger.wait_for, job_id=job_id, what="model"))
         if self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
+        self._free_deliveries()
+
+    def _free_deliveries(self) -> None:
+        """A worker that left while the database was away could not give back what it held."""
+        with self._db.read() as session:
+            gone = deliveries.orphans(session)
+        for worker_id in gone:
+            log.warning("deliveries_taken_back", extra={"worker": worker_id})
+            self._write(partial(deliveries.take_back, worker_id=worker_id))
 
     def _unserved(self) -> list[str]:
         """Jobs that wait because no live worker serves their model."""

@@ -1,5 +1,6 @@
 """The delivery loop against real receivers, on SQLite and PostgreSQL; faults F15 and F16 in short."""
 
+import itertools
 import os
 import random
 import signal
@@ -11,7 +12,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -22,12 +22,16 @@ from sqlalchemy.orm import Session
 from jobs import deliveries, events
 from jobs.clock import now
 from jobs.db import Database
+from jobs.due import claim_due
 from jobs.errors import DatabaseBusy
-from jobs.models import Attempt, Delivery, Job, WebhookEndpoint
+from jobs.models import Attempt, Delivery, Job, WebhookEndpoint, Worker
 from jobs.settings import Settings
+from jobs.storage import DiskStorage
 from jobs.webhook import new_secret
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
+from workers import process
+from workers.housekeeping import Housekeeper
 from workers.webhooks import loop
 from workers.webhooks.lanes import AHEAD
 
@@ -241,10 +245,28 @@ def test_claims_that_an_earlier_run_left_are_taken_back(db: Database, receiver: 
     endpoint(db, receiver.url("ok"))
     happen(db, 2)
     with db.write() as session:
-        assert len(loop.claim_due(session, "io-1")) == 2
+        assert len(claim_due(session, "io-1")) == 2
 
     with delivering(db, worker="io-1"):
         eventually(lambda: states(db)["delivered"] == 2)
+
+
+def test_what_a_worker_held_that_is_gone_is_swept_up_and_a_live_ones_is_not(db: Database, tmp_path: Path) -> None:
+    endpoint(db, "http://127.0.0.1:9/")
+    happen(db, 4)
+    host, pid, started = process.me()
+    with db.write() as session:
+        row = {"host": host, "pid": pid, "started": started, "queues": [], "models": [], "slots": 1}
+        session.add(Worker(id="io-here", pool="io", created_at=now(), seen_at=now(), **row))
+        assert len(claim_due(session, "io-left")) == len(claim_due(session, "io-here")) == 2
+    times = itertools.count(0.0, 10.0)  # each look at the clock is ten seconds later
+    house = Housekeeper(config(lease_seconds=10_000), db, DiskStorage(tmp_path), lambda: next(times))
+
+    house.keep()
+
+    with db.read() as session:
+        held = session.scalars(select(Delivery.worker_id).where(Delivery.worker_id.is_not(None))).all()
+    assert held == ["io-here", "io-here"]
 
 
 class Flaky(Database):
@@ -356,7 +378,7 @@ def _gaps(receiver: Receiver, path: str) -> list[list[float]]:
     times: dict[str, list[float]] = defaultdict(list)
     for request in receiver.of(path):
         times[request.webhook_id].append(request.at)
-    return [[later - sooner for sooner, later in pairwise(seen)] for seen in times.values()]
+    return [[later - sooner for sooner, later in itertools.pairwise(seen)] for seen in times.values()]
 
 
 def _lateness(receiver: Receiver, path: str) -> float:

@@ -521,52 +521,6 @@ def test_replay_of_what_is_not_there_or_not_yours_is_not_found(
         deliveries.replay(session, project, name, selection)
 
 
-@pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_together_hold_every_delivery_once_in_order(db: Database, order: str) -> None:
-    endpoint(db)
-    happen(db, "batch_1", 7)
-    seen: list[Delivery] = []
-    more = True
-    with db.read() as session:
-        while more:
-            rows, more = deliveries.page(
-                session, "proj_1", "we_1", limit=3, order=order, after=seen[-1].id if seen else None
-            )
-            seen += rows
-
-    keys = [(row.created_at, row.id) for row in seen]
-    assert len(set(keys)) == 7
-    assert keys == sorted(keys, reverse=order == "desc")
-
-
-def test_page_is_filtered_by_state_and_refuses_a_foreign_cursor(db: Database) -> None:
-    endpoint(db)
-    happen(db, "batch_1", 3)
-    (held, _) = claim(db)
-    record(db, held, OK)
-
-    with db.read() as session:
-        rows, more = deliveries.page(session, "proj_1", "we_1", state="delivered")
-        assert ([row.id for row in rows], more) == ([held.id], False)
-        with pytest.raises(NotFound):
-            deliveries.page(session, "proj_2", "we_1", after=held.id)
-
-
-def test_pruning_forgets_ended_deliveries_and_their_log_only(db: Database) -> None:
-    endpoint(db)
-    happen(db, "batch_1", 2)
-    held, _ = claim(db)
-    record(db, held, OK)
-
-    with db.write() as session:
-        assert deliveries.prune(session, now() - 60) == 0
-        assert deliveries.prune(session, now() + 60) == 1
-
-    with db.read() as session:
-        assert [row.state for row in session.scalars(select(Delivery))] == ["pending"]
-        assert session.scalars(select(Attempt)).all() == []
-
-
 def test_two_workers_at_once_never_hold_the_same_delivery(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1", 60)
