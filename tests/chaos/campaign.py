@@ -276,6 +276,7 @@ class Campaign:
         return found
 
     def longest_standstill(self) -> float:
-        """While something was open, the longest time in which no client saw anything go on."""
-        moved = sorted(self.load.moved)
-        return max((later - earlier for earlier, later in pairwise(moved)), default=0.0)
+        """The longest time in which no client saw anything go on, while nothing was done to it."""
+        moved = sorted([*self.load.moved, *(one.at for one in self.struck), *(one.over for one in self.struck)])
+        struck = {one.at for one in self.struck}
+        return max((after - before for before, after in pairwise(moved) if before not in struck), default=0.0)

@@ -6,12 +6,14 @@
     F5   freeze an idle worker, submit, kill -9   the doorbell it swallowed is rung again
     F6   the broker forgets everything            every doorbell is rung again
     F7   the broker dies and remembers, or hangs  nobody notices
+    F9   the database takes no writes            who can't beat is not dead
     F11  kill -9 of web as a create arrives       the same key again: one job
     F16  kill -9 of the sender of webhooks        each event is told all the same
 
 `rework` is how many engine workers lose what they have in flight, which may be asked again.
 """
 
+import fcntl
 import random
 import shutil
 import signal
@@ -157,6 +159,15 @@ def _flush(scene: Scene) -> None:
         broker.flushall()
 
 
+def _hold_database(scene: Scene) -> None:
+    """F9: somebody has SQLite's gate for two leases, as a process that was frozen inside a transaction would."""
+    gate = scene.system.data / "nightmill.db.gate"
+    if gate.exists():
+        with gate.open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            pause(2 * LEASE)
+
+
 def _kill_web(scene: Scene) -> None:
     """F11: a create whose answer may be cut off, then the same again until it is answered."""
     job = scene.load.new_job()
@@ -223,6 +234,7 @@ FAULTS: dict[str, Fault] = {
     "broker flushed": Fault(_flush, "F6", 3, kills=False),
     "broker": Fault(_kill("broker"), "F7", 5),
     "broker frozen": Fault(_freeze("broker", 7.0), "F7", 2, kills=False),
+    "database held": Fault(_hold_database, "F9", 2, kills=False),
     "web": Fault(_kill_web, "F11", 12),
     "io": Fault(_kill("io"), "F16", 8),
     "dispatcher": Fault(_kill("dispatcher"), "dispatcher", 9),
