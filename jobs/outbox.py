@@ -20,6 +20,9 @@ from jobs.states import CLOSING, JobState
 CHANNEL = "nightmill_outbox"  # PostgreSQL: notified when something is owed
 JOB = -1  # shard_n of a doorbell for the job itself
 
+#: Seconds. What is due later than this was owed by a clock that has been set back since: it is due now.
+LONGEST_DELAY = 60.0
+
 #: The job's states in which each doorbell means something; others wait (a shard of a job being planned).
 READY: dict[Task, frozenset[JobState]] = {
     Task.PLAN: frozenset({JobState.QUEUED}),
@@ -54,7 +57,7 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
             "priority": job.priority,
             "deadline": job.deadline,
             "created_at": created,
-            "due_at": created + delay,
+            "due_at": created + min(delay, LONGEST_DELAY),
             "rings": 0,
         }
         for n in shards
@@ -83,7 +86,7 @@ def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
             Outbox.queue == queue,
             Outbox.project_id == Project.id,
             Outbox.rung_at.is_(None),
-            Outbox.due_at <= at,
+            _due_by(at),
         )
         .limit(1)
     )
@@ -99,7 +102,7 @@ def due(session: Session, queue: str, project_id: str, at: float, limit: int) ->
             Outbox.queue == queue,
             Outbox.project_id == project_id,
             Outbox.rung_at.is_(None),
-            Outbox.due_at <= at,
+            _due_by(at),
             _ready(),
         )
         .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
@@ -132,6 +135,10 @@ def depth(session: Session) -> dict[str, tuple[int, float]]:
     """Per queue: how many doorbells wait and since when the oldest does (unix seconds)."""
     rows = session.execute(select(Outbox.queue, func.count(), func.min(Outbox.created_at)).group_by(Outbox.queue))
     return {queue: (count, oldest) for queue, count, oldest in rows}
+
+
+def _due_by(at: float) -> ColumnElement[bool]:
+    return or_(Outbox.due_at <= at, Outbox.due_at > at + LONGEST_DELAY)
 
 
 def _ready() -> ColumnElement[bool]:

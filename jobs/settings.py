@@ -28,6 +28,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address the API binds")
     port: int = Field(8000, ge=0, le=65_535, description="port of the API")
+    flower_host: str = Field("127.0.0.1", description="address Flower binds")
     flower_port: int = Field(0, ge=0, le=65_535, description="port of Flower; 0: the API's port + 1")
     public_url: str = Field("", description="URL that clients use, for links; empty: http://host:port")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")

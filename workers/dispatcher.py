@@ -24,7 +24,7 @@ from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.models import Job, Outbox, Project, Shard
 from jobs.outbox import Ring
-from jobs.queues import Queue
+from jobs.queues import Queue, Task
 from jobs.settings import Settings, settings
 from jobs.states import LIVE, ShardState
 from jobs.storage import Storage, open_storage
@@ -32,7 +32,6 @@ from workers.away import BrokerAway
 from workers.fairness import choose
 from workers.housekeeping import Housekeeper
 from workers.leadership import Leadership
-from workers.leases import Since
 from workers.ringer import CeleryRinger
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class Dispatcher:
         self._ringer = ringer
         self._rings = Rings(clock, config.rering_seconds)
         self._house = Housekeeper(config, db, storage, clock)
-        self._delivering = Since[str](clock)
+        self._deliveries_again = float("-inf")
         self._broker_back = 0.0
         self._kept_at = float("-inf")
 
@@ -97,7 +96,7 @@ class Dispatcher:
             self._kept_at = self.clock()
             self._house.keep()
             self._ring_unheard()
-            self._ring_deliveries()
+        self._ring_deliveries()
         self._ring_due()
 
     def _ring_due(self) -> None:
@@ -154,13 +153,15 @@ class Dispatcher:
             self._publish(again)
 
     def _ring_deliveries(self) -> None:
-        """Webhooks that are due and that nobody has taken: wake the senders, now and then again."""
-        waiting = self._house.deliveries_waiting()
-        age = self._delivering.ages(["due"] if waiting else []).get("due")
-        if age is None or self.clock() < self._broker_back:
+        """Webhooks that are due and that nobody has taken wake a sender, at once and then every re-ring."""
+        if not self._house.deliveries_waiting():
+            self._deliveries_again = float("-inf")
             return
+        if self.clock() < max(self._deliveries_again, self._broker_back):
+            return
+        self._deliveries_again = self.clock() + self.config.rering_seconds
         try:
-            self._ringer.ring("deliver", Queue.WEBHOOKS, [])
+            self._ringer.ring(Task.DELIVER, Queue.WEBHOOKS, [])
         except BrokerAway:
             self._broker_back = self.clock() + _BROKER_PAUSE
 

@@ -23,7 +23,7 @@ def main() -> None:
     app.start(
         [
             "flower",
-            f"--address={config.host}",
+            f"--address={config.flower_host}",
             f"--port={config.flower}",
             "--purge_offline_workers=60",
             "--inspect_timeout=3000",

@@ -18,6 +18,7 @@ from jobs import audit, deliveries, fleet, ledger, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.models import Job, Worker
+from jobs.queues import Queue
 from jobs.registry import Registry
 from jobs.settings import Settings
 from jobs.states import JobState
@@ -61,8 +62,9 @@ class Housekeeper:
             self._retention.run()
 
     def deliveries_waiting(self) -> bool:
+        """Whether a webhook is due that nobody has taken, and there is somebody to take it."""
         with self._db.read() as session:
-            return deliveries.due_count(session) > 0
+            return deliveries.due_count(session) > 0 and bool(fleet.alive(session, Queue.WEBHOOKS))
 
     def _bury_workers(self) -> None:
         with self._db.read() as session:

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from jobs import fleet, keys, ledger, shards
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import File, Idempotency, Job, Outbox, Segment, Shard, Upload, UploadPart, Worker
+from jobs.models import Delivery, File, Idempotency, Job, Outbox, Segment, Shard, Upload, UploadPart, Worker
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
@@ -352,3 +352,16 @@ def test_tasks_of_the_queue_are_the_ones_that_are_rung(house: House) -> None:
     house.worker(queue=Queue.PLAN)
 
     assert house.tick() == [(Task.FINISH, (job.id,))]
+
+
+def test_due_webhook_wakes_a_living_sender_at_once_and_then_every_rering(house: House) -> None:
+    facts = {"project_id": "p", "event_id": "e", "due_at": 1.0, "created_at": 1.0}
+    with house.db.write() as session:
+        session.add(Delivery(id="wh_1", endpoint_id="we_1", **facts))
+
+    nobody = house.tick()
+    house.worker(queue=Queue.WEBHOOKS)
+    rounds = [house.tick(seconds) for seconds in (0.1, 0.1, 5, 6)]
+
+    assert nobody == []
+    assert rounds == [[("deliver", ())], [], [], [("deliver", ())]]
