@@ -22,6 +22,9 @@ from jobs.models import Job, Outbox, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.states import JobState, ShardState
 
+#: A running shard. The state is a literal: with a parameter SQLite can't use the partial index.
+HELD = Shard.state == literal_column("'running'")
+
 
 @dataclass(frozen=True, slots=True)
 class ShardClaim:
@@ -266,8 +269,7 @@ def unowed(session: Session, limit: int = 200) -> int:
 def running(session: Session) -> list[tuple[str, int, int, int, str]]:
     """The claims on shards: job, n, epoch, beat, worker."""
     columns = (Shard.job_id, Shard.n, Shard.epoch, Shard.beat, Shard.worker_id)
-    held = Shard.state == literal_column("'running'")  # a literal: with a parameter the partial index is out of reach
-    statement = select(*columns).where(held, Shard.worker_id.is_not(None)).order_by(Shard.job_id, Shard.n)
+    statement = select(*columns).where(HELD, Shard.worker_id.is_not(None)).order_by(Shard.job_id, Shard.n)
     return [(job_id, n, epoch, beat, worker or "") for job_id, n, epoch, beat, worker in session.execute(statement)]
 
 

@@ -19,14 +19,14 @@ from typing import Protocol
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, logs, outbox
+from jobs import fleet, logs, outbox, shards
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.models import Job, Outbox, Project, Shard
 from jobs.outbox import Ring
 from jobs.queues import Queue, Task
 from jobs.settings import Settings, settings
-from jobs.states import LIVE, ShardState
+from jobs.states import LIVE
 from jobs.storage import Storage, open_storage
 from workers.away import BrokerAway
 from workers.fairness import choose
@@ -41,6 +41,9 @@ RINGS_PER_SLOT = 2
 _MAX_RERING = 60.0
 _IDLE_LOOK = 1.0  # seconds between full looks while nothing was written
 _BROKER_PAUSE = 2.0
+
+
+Out = dict[str, dict[str, int]]  # queue → project → doorbells and claims that are out
 
 
 class Ringer(Protocol):
@@ -103,26 +106,27 @@ class Dispatcher:
         if self.clock() < self._broker_back:
             return
         with self.db.read() as session:
-            rings = [ring for queue, room in self._room(session).items() for ring in self._choose(session, queue, room)]
+            out = _out(session)
+            rooms = self._room(session, out)
+            rings = [ring for queue, room in rooms.items() for ring in self._choose(session, queue, room, out)]
         if rings:
             self._publish(rings)
 
-    def _room(self, session: Session) -> dict[str, int]:
+    def _room(self, session: Session, out: Out) -> dict[str, int]:
         """Per queue with live slots and waiting work: how many doorbells may go out now."""
         waiting = set(session.scalars(select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()))
         if not waiting:
             return {}
         slots = {queue: count for queue, count in fleet.slots(session).items() if queue in waiting}
-        out = _out(session)
         room = {queue: RINGS_PER_SLOT * count - sum(out.get(queue, {}).values()) for queue, count in slots.items()}
         return {queue: count for queue, count in room.items() if count > 0}
 
-    def _choose(self, session: Session, queue: str, room: int) -> list[Ring]:
+    def _choose(self, session: Session, queue: str, room: int, out: Out) -> list[Ring]:
         at = time.time()
         projects = outbox.waiting_projects(session, queue, at)
         waiting = {project: outbox.due(session, queue, project, at, room) for project in projects}
         weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
-        return choose(waiting, _out(session).get(queue, {}), weights, room)
+        return choose(waiting, out.get(queue, {}), weights, room)
 
     def _publish(self, rings: Sequence[Ring | Outbox]) -> None:
         """Ring, then say so: a crash between the two rings twice, which harms nothing."""
@@ -166,13 +170,13 @@ class Dispatcher:
             self._broker_back = self.clock() + _BROKER_PAUSE
 
 
-def _out(session: Session) -> dict[str, dict[str, int]]:
+def _out(session: Session) -> Out:
     """Per queue and project: what is running, and rung but not yet claimed."""
-    out: dict[str, dict[str, int]] = {}
+    out: Out = {}
     running = (
         select(Job.queue, Job.project_id, func.count())
         .join(Shard, Shard.job_id == Job.id)
-        .where(Shard.state == ShardState.RUNNING)
+        .where(shards.HELD)
         .group_by(Job.queue, Job.project_id)
     )
     claimed = (
