@@ -7,6 +7,7 @@ A claim's `Hold` carries the two answers as flags; whoever works looks at them o
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from jobs.models import Job, Worker
 from jobs.states import JobState
 
 log = logging.getLogger(__name__)
+_DEAF = 70  # exit status: the supervisor starts us again
+_LEAVING = 5.0  # seconds
 _LOOK = 1.0  # seconds between looks at the held jobs' states
 
 
@@ -90,13 +93,26 @@ class Keeper:
     def leave(self) -> None:
         """A clean end: everything held is told to stop, the worker's row goes."""
         self.stop_all()
+        self.join()  # or a beat that is under way would register us again
         try:
             with self._db.write() as session:
                 fleet.leave(session, self.worker_id)
         except DatabaseBusy:
             log.warning("worker_row_left_behind")
 
+    def join(self) -> None:
+        self._thread.join(_LEAVING)
+
     def _run(self) -> None:
+        """A worker that can't beat is taken for dead while it works: it had better be."""
+        try:
+            self._watch()
+        except BaseException:
+            log.exception("keeper_died")
+            logging.shutdown()
+            os._exit(_DEAF)
+
+    def _watch(self) -> None:
         waited = self._beat
         while not self._stop.wait(min(_LOOK, self._beat)):
             waited += min(_LOOK, self._beat)

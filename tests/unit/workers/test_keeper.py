@@ -1,0 +1,98 @@
+"""The keeper beats for what its process holds, and hears what is to stop."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from jobs import fleet, ledger, shards
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Worker
+from jobs.queues import Queue, Task
+from tests.support import ledgers
+from workers import process
+from workers.keeper import Keeper
+
+
+def _worker() -> Worker:
+    host, pid, started = process.me()
+    facts = {"pool": "gpu", "host": host, "pid": pid, "started": started, "queues": [Queue.GENERATE], "models": []}
+    return Worker(id="w", slots=1, state="ready", restarts=0, created_at=now(), seen_at=now(), **facts)
+
+
+@pytest.fixture
+def keeper(db: Database) -> Iterator[Keeper]:
+    keeper = Keeper(db, _worker, beat_seconds=0.05, stop=threading.Event())
+    keeper.start()
+    yield keeper
+    keeper.leave()
+    keeper.join()
+
+
+def test_held_claims_beat_and_others_do_not(db: Database, keeper: Keeper) -> None:
+    job = ledgers.running(db, [1, 1])
+    held, idle = (ledgers.claim_shard(db, job.id, n, "w") for n in range(2))
+
+    with keeper.holding(job.id, held.epoch, held.n) as hold:
+        hold.changed.wait(0.5)
+
+    assert ledgers.shard(db, job.id, 0).beat >= 2
+    assert ledgers.shard(db, job.id, 1).beat == 0
+    assert not hold.ended
+    assert idle.n == 1
+
+
+def test_claim_that_was_taken_back_is_told_so(db: Database, keeper: Keeper) -> None:
+    job = ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+
+    with keeper.holding(job.id, claim.epoch, 0) as hold:
+        with db.write() as session:
+            shards.fence(session, job.id)
+        assert hold.lost.wait(5)
+
+
+def test_cancelled_job_stops_its_shards(db: Database, keeper: Keeper) -> None:
+    job = ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+
+    with keeper.holding(job.id, claim.epoch, 0) as hold:
+        with db.write() as session:
+            ledger.cancel(session, job.id, actor="key:test")
+        assert hold.stop.wait(5)
+
+    assert not hold.lost.is_set()
+
+
+def test_fenced_planner_is_told_so(db: Database, keeper: Keeper) -> None:
+    claim = ledgers.planning(db)
+    with db.write() as session:
+        ledger.put_back(session, claim.job.id, claim.epoch)
+    mine = ledgers.claim_job(db, claim.job.id, Task.PLAN, "w")
+
+    with keeper.holding(claim.job.id, claim.epoch) as old, keeper.holding(mine.job.id, mine.epoch) as new:
+        assert old.lost.wait(5)
+
+    assert not new.ended
+
+
+def test_worker_taken_for_dead_registers_again(db: Database, keeper: Keeper) -> None:
+    with db.write() as session:
+        fleet.leave(session, "w")
+
+    keeper.announce()
+
+    with db.read() as session:
+        assert [worker.id for worker in fleet.alive(session)] == ["w"]
+
+
+def test_leaving_ends_what_is_held_and_takes_the_row_away(db: Database, keeper: Keeper) -> None:
+    with keeper.holding("job", 1, 0) as hold:
+        keeper.leave()
+
+    assert hold.stop.is_set()
+    with keeper.holding("job", 2, 0) as late:
+        assert late.ended, "nothing new is begun"
+    with db.read() as session:
+        assert fleet.alive(session) == []
