@@ -1,15 +1,23 @@
 """The web process: `python -m api`."""
 
+import logging
+
 from api.app import build
 from api.server import server
 from jobs import logs
 from jobs.settings import settings
 
+log = logging.getLogger(__name__)
+
 
 def main() -> None:
     config = settings()
     logs.configure(config.log_level)
-    server(build(config), config).run()
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it would tell the same in sentences
+    app = build(config)
+    log.info("web_started", extra={"host": config.host, "port": config.port})
+    server(app, config).run()
+    log.info("web_stopped")
 
 
 if __name__ == "__main__":

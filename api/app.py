@@ -48,7 +48,7 @@ def build(config: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     for router in ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # complete as they are: including would build each a second time
     errors.install(app)
     app.add_middleware(Limit, config=config)
     app.add_middleware(Authenticate, services=services)

@@ -18,7 +18,7 @@ from api.hooks import JobWebhook, check_webhook
 from api.idempotency import Idempotent
 from api.paging import After, Limit20, Page, find, page
 from api.presenters.batch import STATUS, Batch, BatchWebhook, CreatedBatch, show_batch
-from api.progress import totals
+from api.progress import Totals, totals
 from api.routing import resource
 from api.validation import clip
 from api.windows import PATTERN, seconds
@@ -67,7 +67,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
         if hook is not None:
             job.webhook_url, job.webhook_secret = hook.url, hook.secret
         ledger.submit(session, job, actor=call.actor)
-        shown = show_batch(job, totals(session, [job])[job.id])
+        shown = show_batch(job, Totals())
         webhook = BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
         return CreatedBatch(**shown.model_dump(), webhook=webhook)
 

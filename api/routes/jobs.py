@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import Body
+from api.deliveries import delivery_page
 from api.deps import Call, CallContext
 from api.idempotency import Idempotent
 from api.paging import After, Limit20, Order, Page, find, page
 from api.presenters.job import JobEvent, JobObject, show_event, show_job
+from api.presenters.webhook import DeliveryObject
 from api.progress import pace, queue_position, totals
 from api.retry import again
 from api.routing import resource
@@ -21,7 +23,7 @@ from api.streams import event_stream, result_stream
 from api.validation import clip
 from jobs import events, ledger
 from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.models import Job
+from jobs.models import Delivery, Job
 from jobs.states import JobState
 
 router = resource("Jobs")
@@ -125,6 +127,17 @@ async def job_results(
 
     await run_in_threadpool(look)
     return StreamingResponse(result_stream(call, job_id, follow=follow), media_type="application/jsonl")
+
+
+@router.get("/jobs/{job_id}/deliveries")
+def job_deliveries(
+    call: Call, job_id: str, after: After = None, limit: Limit20 = 20, order: Order = "desc"
+) -> Page[DeliveryObject]:
+    """What was sent to the job's own webhook, with every attempt."""
+    with call.db.read() as session:
+        job = get_job(session, call, job_id)
+        statement = select(Delivery).where(Delivery.project_id == call.project_id, Delivery.job_id == job.id)
+        return delivery_page(session, statement, after=after, limit=limit, order=order)
 
 
 @router.post("/jobs/{job_id}/cancel")

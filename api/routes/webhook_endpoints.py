@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import Body
+from api.deliveries import delivery_page
 from api.deps import Call, CallContext
 from api.idempotency import Idempotent
 from api.paging import After, Limit20, Order, Page, find, page
@@ -21,7 +22,6 @@ from api.presenters.webhook import (
     EventTypeList,
     Replayed,
     TestResult,
-    show_delivery,
     show_endpoint,
     show_with_secret,
 )
@@ -204,12 +204,7 @@ def list_deliveries(
         statement = _deliveries(call, webhook_endpoint_id)
         if state is not None:
             statement = statement.where(Delivery.state == state)
-        rows, more = find(session, statement, Delivery, after=after, limit=limit, order=order)
-        log = deliveries.attempts(session, [row.id for row in rows])
-        types = dict(
-            session.execute(select(Event.id, Event.type).where(Event.id.in_([row.event_id for row in rows]))).all()
-        )
-    return page(rows, more, lambda row: show_delivery(row, types.get(row.event_id), log[row.id]))
+        return delivery_page(session, statement, after=after, limit=limit, order=order)
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/replay")

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.concurrency import run_in_threadpool
 
+from api.routes import uploads
 from jobs.models import Upload
 from tests.support.web import make_app, make_key
 from tests.unit.api.conftest import client_of
@@ -174,3 +176,44 @@ def test_sizes_have_limits(tmp_path: Path) -> None:
     assert too_large.json()["error"]["code"] == "integer_above_max_value"
     assert len(app.state.services.storage.list("uploads")) == 1
     app.state.services.db.close()
+
+
+def test_of_a_part_that_arrives_while_the_upload_is_completed_nothing_is_kept(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    receive = uploads.receive
+
+    async def slow(*arguments: Any) -> Any:
+        received = await receive(*arguments)
+        await run_in_threadpool(complete, client, upload_id, [part])
+        return received
+
+    monkeypatch.setattr(uploads, "receive", slow)
+    late = add(client, upload_id, b"late")
+
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "upload_not_pending")
+    assert app.state.services.storage.list("uploads") == []
+    assert len(client.get("/v1/files").json()["data"]) == 1
+
+
+def test_of_two_that_complete_at_once_one_makes_the_file(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    assemble = uploads._assemble
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(uploads, "_assemble", assemble)
+        file = assemble(*arguments)
+        assert complete(client, upload_id, [part]).status_code == 200
+        return file
+
+    monkeypatch.setattr(uploads, "_assemble", overtaken)
+    second = complete(client, upload_id, [part])
+
+    assert (second.status_code, second.headers["x-should-retry"]) == (409, "false")
+    assert len(client.get("/v1/files").json()["data"]) == 1
+    assert len(app.state.services.storage.list("files")) == 1

@@ -1,14 +1,19 @@
 """The dry run: what a batch would say and cost, and nothing created."""
 
 import json
+import threading
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.routes import validation
+from jobs import fleet
+from jobs.queues import Queue
 from tests.support import runs
 from tests.unit.api.test_batches import create
+from tests.unit.api.test_health import worker
 
 
 def line(custom_id: str, **changes: Any) -> bytes:
@@ -85,6 +90,34 @@ def test_the_time_needed_is_that_of_the_last_batch_of_the_model(app: FastAPI, cl
     found = dry_run(client, line("1"))
 
     assert found["eta_seconds"] == pytest.approx(5.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("external", "codes"), [(False, []), (True, ["external_model_not_allowed"])])
+def test_a_model_outside_the_house_needs_the_project_s_consent(
+    app: FastAPI, client: TestClient, external: bool, codes: list[str]
+) -> None:
+    with app.state.services.db.write() as session:
+        fleet.remember_all(session, {"far": external}, Queue.EMBED)
+
+    found = dry_run(client, line("1", body={"model": "far", "input": "a"}))
+
+    assert [error["code"] for error in found["errors"]["data"]] == codes
+
+
+def test_an_endpoint_that_takes_any_model_makes_any_name_valid(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        session.add(worker(models=[fleet.ANY_MODEL]))
+
+    assert dry_run(client, line("1", body={"model": "whatever", "input": "a"}))["valid"] is True
+
+
+def test_no_more_children_than_cores_are_started(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.routes.validation._AT_ONCE", threading.BoundedSemaphore(1))
+    file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "batch"}).json()
+    with validation._AT_ONCE:
+        busy = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
+
+    assert (busy.status_code, busy.json()["error"]["code"]) == (503, "validation_busy")
 
 
 def test_an_unknown_file_is_404(client: TestClient) -> None:

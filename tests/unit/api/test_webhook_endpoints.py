@@ -182,6 +182,15 @@ def owed(app: FastAPI, client: TestClient) -> tuple[dict[str, Any], list[dict[st
     return endpoint, log
 
 
+def test_a_job_s_own_webhook_has_its_log_at_the_job(app: FastAPI, client: TestClient, owed: Any) -> None:
+    job_id = create_batch(client, "f", webhook={"url": "https://192.0.43.8/once"})["id"]
+    runs.run(app.state.services.db, app.state.services.storage, job_id, 1)
+
+    log = client.get(f"/v1/jobs/{job_id}/deliveries").json()["data"]
+
+    assert [(one["webhook_endpoint_id"], one["event_type"]) for one in log] == [(None, "batch.completed")]
+
+
 def fail(app: FastAPI, delivery_id: str) -> None:
     with app.state.services.db.write() as session:
         row = session.get_one(Delivery, delivery_id)

@@ -1,0 +1,80 @@
+"""The dry run over a file: the same judgement as planning's, by the same limits."""
+
+import io
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import validate
+from jobs.validate import Asked, check
+
+LINE = b'{"custom_id":"%d","method":"POST","url":"/v1/embeddings","body":{"model":"m","input":["a","b"]}}\n'
+
+
+def asked(folder: Path, data: bytes, **changes: Any) -> Asked:
+    (folder / "input").write_bytes(data)
+    given = {
+        "storage": f"file://{folder}",
+        "path": "input",
+        "endpoint": "/v1/embeddings",
+        "max_lines": 100,
+        "max_line_bytes": 10_000,
+        "max_bytes": 1_000_000,
+        "max_inputs": 1000,
+        "memory_bytes": 1 << 40,
+        "cpu_seconds": 3600,
+    }
+    return Asked(**given | changes)
+
+
+def lines(count: int) -> bytes:
+    return b"".join(LINE % n for n in range(count))
+
+
+def test_a_good_file_is_counted(tmp_path: Path) -> None:
+    found = check(asked(tmp_path, lines(3)))
+
+    assert (found.total, found.inputs, found.model, found.first_line, found.errors) == (3, 6, "m", 1, [])
+    assert found.bytes == len(lines(3))
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "codes"),
+    [
+        (lines(3), {"max_bytes": 10}, ["file_too_large"]),
+        (lines(3), {"max_lines": 2}, ["too_many_requests"]),
+        (lines(3), {"max_inputs": 5}, ["too_many_inputs"]),
+        (lines(1), {"max_line_bytes": 20}, ["line_too_long"]),
+        (lines(1) * 2, {}, ["duplicate_custom_id"]),
+        (b"", {}, ["empty_file"]),
+    ],
+)
+def test_each_limit_is_told(tmp_path: Path, data: bytes, changes: dict[str, int], codes: list[str]) -> None:
+    found = check(asked(tmp_path, data, **changes))
+
+    assert [error["code"] for error in found.errors] == codes
+    assert found.truncated is False
+
+
+def test_no_more_than_a_thousand_errors_are_named(tmp_path: Path) -> None:
+    found = check(asked(tmp_path, b"nonsense\n" * 1500, max_lines=2000))
+
+    assert len(found.errors) == 1000
+    assert found.truncated is True
+
+
+def test_the_process_speaks_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(validate.resource, "setrlimit", lambda kind, _values: limits.append(kind))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(asked(tmp_path, lines(2))))))
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+
+    validate.main()
+
+    assert json.loads(out.getvalue())["total"] == 2
+    assert limits == [validate.resource.RLIMIT_AS, validate.resource.RLIMIT_CPU]
