@@ -51,6 +51,8 @@ class Router:
 
     async def answer(self, request: Request) -> Answer:
         name = str(request.body.get("model"))
+        if engine := self._having(name):  # nearly always: nothing else is looked up for each of a million requests
+            return await engine.answer(request)
         target = self.registry.target(name, self.models)
         engine = self._engine_of(target) if target else None
         if engine is None or target is None:
@@ -62,13 +64,13 @@ class Router:
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in self.engines))
 
+    def _having(self, name: str) -> Engine | None:
+        return next((engine for engine in self.engines if name in engine.models), None)
+
     def _engine_of(self, target: str) -> Engine | None:
-        for engine in self.engines:
-            if target in engine.models:
-                return engine
-        if target in self.registry.models:
-            return None  # it has a worker of its own: an endpoint that takes any name is not meant
-        return next((engine for engine in self.engines if ANY_MODEL in engine.models), None)
+        if (engine := self._having(target)) or target in self.registry.models:
+            return engine  # or None: it has a worker of its own, and an endpoint that takes any name is not meant
+        return self._having(ANY_MODEL)
 
     def _unserved(self, name: str) -> Answer:
         unsettled = any(isinstance(engine, HttpEngine) and not engine.settled for engine in self.engines)
