@@ -7,14 +7,13 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from tests.support.web import make_app, make_key, serve
+from tests.support.web import make_key, running_app, serve
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[FastAPI]:
-    app = make_app(tmp_path, webhook_allow_private=True)
-    yield app
-    app.state.services.db.close()
+def web(tmp_path: Path, sqlite_url: str) -> Iterator[FastAPI]:
+    with running_app(tmp_path, sqlite_url, webhook_allow_private=True) as app:
+        yield app
 
 
 @pytest.fixture

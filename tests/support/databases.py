@@ -26,15 +26,14 @@ KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 @contextmanager
 def fresh(kind: str, folder: Path) -> Iterator[Database]:
     """A database of its own for one test."""
-    url = f"sqlite:///{folder / 'test.db'}" if kind == "sqlite" else new_postgres_database()
+    url = f"sqlite:///{folder / 'test.db'}" if kind == "sqlite" else _new_postgres_database()
     db = Database(url, patience=10)
     Base.metadata.create_all(db.engine)
     yield db
     db.close()
 
 
-def new_postgres_database() -> str:
-    """The URL of an empty database."""
+def _new_postgres_database() -> str:
     server = _postgres()
     name = f"test_{uuid.uuid4().hex}"
     admin = create_engine(server.get_uri(), isolation_level="AUTOCOMMIT")

@@ -12,16 +12,16 @@ from fastapi import FastAPI
 from api.app import build
 from api.server import server
 from jobs.keys import create_key
-from jobs.models import Base
 from jobs.settings import Settings
 
 
-def make_app(folder: Path, **settings: Any) -> FastAPI:
-    """The app over an empty database in `folder`."""
-    config = Settings(data_dir=folder, min_free_bytes=0, **settings)
-    app = build(config)
-    Base.metadata.create_all(app.state.services.db.engine)
-    return app
+@contextmanager
+def running_app(folder: Path, database_url: str, **settings: Any) -> Iterator[FastAPI]:
+    """The app over a migrated database."""
+    given = {"data_dir": folder, "database_url": database_url, "min_free_bytes": 0, **settings}
+    app = build(Settings(**given))
+    yield app
+    app.state.services.db.close()
 
 
 def make_key(app: FastAPI, project: str = "default") -> str:

@@ -1,21 +1,36 @@
 """An app over an empty database, and clients of two projects."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.support.databases import KINDS, new_postgres_database
-from tests.support.web import make_app, make_key
+from tests.support.web import make_key, running_app
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[FastAPI]:
-    app = make_app(tmp_path)
-    yield app
-    app.state.services.db.close()
+def make_app(tmp_path: Path, sqlite_url: str) -> Iterator[Callable[..., FastAPI]]:
+    """Makes an app with the settings given."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running_app(tmp_path, sqlite_url, **settings))
+
+
+@pytest.fixture
+def app(make_app: Callable[..., FastAPI]) -> FastAPI:
+    return make_app()
+
+
+@pytest.fixture(scope="module")
+def shared_app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[FastAPI]:
+    """One for all tests of a module that leave no trace."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(sqlite_template, folder / "nightmill.db")
+    with running_app(folder, "") as app:
+        yield app
 
 
 @pytest.fixture
@@ -40,10 +55,8 @@ def client_of(app: FastAPI, key: str) -> TestClient:
     return TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {key}"})
 
 
-@pytest.fixture(params=KINDS)
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FastAPI]:
+@pytest.fixture
+def either(database_url: str, tmp_path: Path) -> Iterator[FastAPI]:
     """An app over SQLite and one over PostgreSQL."""
-    url = "" if request.param == "sqlite" else new_postgres_database()
-    app = make_app(tmp_path, database_url=url)
-    yield app
-    app.state.services.db.close()
+    with running_app(tmp_path, database_url) as app:
+        yield app

@@ -1,14 +1,13 @@
 """Whatever is sent, the answer is a 4xx in OpenAI's shape, with a code that a program can read."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.support.web import make_app, make_key
+from tests.support.web import make_key
 from tests.unit.api.calls import BODIES, routes
 from tests.unit.api.conftest import client_of
 
@@ -43,11 +42,8 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
-    """One for all: nothing here is to leave a trace."""
-    app = make_app(tmp_path_factory.mktemp("bad"))
-    yield app
-    app.state.services.db.close()
+def app(shared_app: FastAPI) -> FastAPI:
+    return shared_app
 
 
 @pytest.fixture(scope="module")

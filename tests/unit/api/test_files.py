@@ -1,6 +1,7 @@
 """Files: what arrives is what is kept; what does not arrive whole leaves nothing."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from sqlalchemy import select
 
 from api.download import _span
 from jobs.models import Audit, File
-from jobs.settings import Settings
 from jobs.storage import Storage
-from tests.support.web import make_app, make_key
+from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
 BOUNDARY = "f5c0f858a91f548ca1712d6ffa2ee094"
@@ -182,20 +182,18 @@ def test_a_file_name_is_only_a_name(client: TestClient, name: str, kept: str) ->
     assert client.post("/v1/files", content=body, headers=FORM).json()["filename"] == kept
 
 
-def test_a_file_beyond_the_limit_leaves_nothing(tmp_path: Path) -> None:
-    app = make_app(tmp_path, file_max_bytes=1000)
+def test_a_file_beyond_the_limit_leaves_nothing(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(file_max_bytes=1000)
     client = client_of(app, make_key(app))
 
     within, beyond, far_beyond = upload(client, b"x" * 1000), upload(client, b"x" * 1001), upload(client, b"x" * 99_999)
 
     assert [answer.status_code for answer in (within, beyond, far_beyond)] == [200, 413, 413]
     assert len(stored(app)) == 1
-    app.state.services.db.close()
 
 
-def test_too_little_space_is_507_before_a_byte_is_written(tmp_path: Path) -> None:
-    app = make_app(tmp_path)
-    app.state.services.config = Settings(data_dir=tmp_path, min_free_bytes=1 << 60)
+def test_too_little_space_is_507_before_a_byte_is_written(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(min_free_bytes=1 << 60)
     client = client_of(app, make_key(app))
 
     answer = upload(client)
@@ -204,7 +202,6 @@ def test_too_little_space_is_507_before_a_byte_is_written(tmp_path: Path) -> Non
     assert answer.json()["error"]["code"] == "insufficient_storage"
     assert int(answer.headers["Retry-After"]) > 0
     assert stored(app) == []
-    app.state.services.db.close()
 
 
 def test_a_disk_that_fills_up_meanwhile_is_507_and_leaves_nothing(

@@ -88,10 +88,14 @@ def test_a_job_that_waits_for_its_model_makes_nothing_unready(app: FastAPI, nobo
     assert nobody.get("/readyz").status_code == 200
 
 
-def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobody: TestClient, tmp_path: Path) -> None:
-    database = tmp_path / "nightmill.db"
+def database_of(app: FastAPI) -> Path:
+    return Path(app.state.services.db.url.removeprefix("sqlite:///"))
+
+
+def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobody: TestClient) -> None:
+    database = database_of(app)
     app.state.services.db.close()
-    database.rename(tmp_path / "away.db")
+    database.rename(database.with_name("away.db"))
     database.mkdir()
 
     ready, scrape, alive = nobody.get("/readyz"), nobody.get("/metrics"), nobody.get("/livez")
@@ -101,9 +105,9 @@ def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobod
     assert alive.status_code == 200
 
 
-def test_a_database_that_is_busy_is_503_and_worth_another_try(app: FastAPI, client: TestClient, tmp_path: Path) -> None:
+def test_a_database_that_is_busy_is_503_and_worth_another_try(app: FastAPI, client: TestClient) -> None:
     body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
-    with (tmp_path / "nightmill.db.gate").open("a") as gate:
+    with Path(f"{database_of(app)}.gate").open("a") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX)
         busy = client.post("/v1/batches", json=body)
     after = client.post("/v1/batches", json=body)

@@ -1,6 +1,7 @@
 """Models: every name that a request may ask for."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from jobs import fleet
 from jobs.queues import Queue
-from tests.support.web import make_app, make_key
+from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
 
@@ -49,12 +50,11 @@ def test_the_deployment_s_models_cannot_be_deleted_by_a_project(client: TestClie
     assert client.get("/v1/models/all-minilm-l6-v2").status_code == 200
 
 
-def test_a_changed_models_file_is_read_again(tmp_path: Path) -> None:
+def test_a_changed_models_file_is_read_again(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     text = "models:\n  {name}:\n    source: {{urls: ['http://127.0.0.1:9/v1']}}\n    engine: http\n"
     file.write_text(text.format(name="first"))
-    (tmp_path / "data").mkdir()
-    app = make_app(tmp_path / "data", models_file=str(file))
+    app = make_app(models_file=str(file))
     client = client_of(app, make_key(app))
     assert client.get("/v1/models/first").status_code == 200
 
@@ -62,4 +62,3 @@ def test_a_changed_models_file_is_read_again(tmp_path: Path) -> None:
 
     assert client.get("/v1/models/first").status_code == 404
     assert client.get("/v1/models/second-name").status_code == 200
-    app.state.services.db.close()

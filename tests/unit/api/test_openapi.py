@@ -1,6 +1,5 @@
 """The OpenAPI document is true: what schemathesis makes of it is answered as it says, and never with a 5xx."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.routes import ROUTERS
 from tests.support import runs
-from tests.support.web import make_app, make_key
+from tests.support.web import make_key
 from tests.unit.api.calls import routes
 from tests.unit.api.conftest import client_of
 from tests.unit.api.test_batches import create, upload
@@ -36,10 +35,8 @@ def _operations() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
-    app = make_app(tmp_path_factory.mktemp("openapi"))
-    yield app
-    app.state.services.db.close()
+def app(shared_app: FastAPI) -> FastAPI:
+    return shared_app
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from api.server import server
 from tests.support import runs
-from tests.support.web import make_app, make_key, serve
+from tests.support.web import make_key, serve
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -56,9 +56,9 @@ def test_a_head_that_does_not_come_is_given_up(url: str, monkeypatch: pytest.Mon
     assert silent < 10
 
 
-def test_a_body_that_does_not_come_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_come_is_408(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.middleware.limit.Limit.__init__.__kwdefaults__", {"idle_seconds": 0.3})
-    app = make_app(tmp_path)
+    app = make_app()
     head = f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {make_key(app)}\r\n"
     with serve(app) as url:
         answer = talk(

@@ -1,6 +1,7 @@
 """Multi-part uploads: the parts as `complete` orders them, byte for byte, or nothing."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.routes import uploads
 from jobs.models import Upload
-from tests.support.web import make_app, make_key
+from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
 
@@ -164,8 +165,8 @@ def test_an_upload_expires_after_its_hour(app: FastAPI, client: TestClient) -> N
     assert client.get("/v1/files").json()["data"] == []
 
 
-def test_sizes_have_limits(tmp_path: Path) -> None:
-    app = make_app(tmp_path, part_max_bytes=1000, upload_max_bytes=5000)
+def test_sizes_have_limits(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(part_max_bytes=1000, upload_max_bytes=5000)
     client = client_of(app, make_key(app))
     upload_id = create(client, 5000)
 
@@ -175,7 +176,6 @@ def test_sizes_have_limits(tmp_path: Path) -> None:
     assert statuses == [200, 413, 413]
     assert too_large.json()["error"]["code"] == "integer_above_max_value"
     assert len(app.state.services.storage.list("uploads")) == 1
-    app.state.services.db.close()
 
 
 def test_of_a_part_that_arrives_while_the_upload_is_completed_nothing_is_kept(

@@ -1,9 +1,8 @@
 """Webhook endpoints: made, shown without their secret, tested, followed and replayed."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from standardwebhooks import Webhook
 
 from jobs.models import Attempt, Delivery, WebhookEndpoint
 from tests.support import runs
-from tests.support.web import make_app, make_key
+from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 from tests.unit.api.test_batches import create as create_batch
 
@@ -28,10 +27,8 @@ def create(client: TestClient, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[FastAPI]:
-    app = make_app(tmp_path, webhook_allow_private=True, webhook_timeout_seconds=2)
-    yield app
-    app.state.services.db.close()
+def app(make_app: Callable[..., FastAPI]) -> FastAPI:
+    return make_app(webhook_allow_private=True, webhook_timeout_seconds=2)
 
 
 def test_the_secret_is_shown_once(client: TestClient) -> None:
@@ -89,14 +86,13 @@ def test_a_bad_endpoint_is_refused_by_create_and_update(client: TestClient, chan
     "url",
     ["http://example.com/", "https://127.0.0.1/", "https://[::1]/", "https://10.0.0.1/", "https://example.com:22/"],
 )
-def test_private_addresses_are_refused_by_default(tmp_path: Path, url: str) -> None:
-    app = make_app(tmp_path)
+def test_private_addresses_are_refused_by_default(make_app: Callable[..., FastAPI], url: str) -> None:
+    app = make_app()
     client = client_of(app, make_key(app))
 
     error = client.post("/v1/webhook_endpoints", json=GOOD | {"url": url}).json()["error"]
 
     assert (error["param"], error["code"]) == ("url", "invalid_url")
-    app.state.services.db.close()
 
 
 def test_a_rotated_secret_leaves_the_old_one_for_a_day_if_asked(app: FastAPI, client: TestClient) -> None:
