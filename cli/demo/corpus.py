@@ -22,16 +22,18 @@ _PASSED_OVER = frozenset({"antigravity", "idlelib", "lib2to3", "test", "this", "
 QUESTIONS = ("read a CSV file", "wait for a thread to end", "the average of some numbers")
 #: Each docstring is labelled with the topic that is nearest to it.
 TOPICS = {
-    "files": "reading, writing, copying and naming files and directories",
-    "text": "strings, text, regular expressions and formatting",
-    "numbers": "numbers, mathematics, statistics and random values",
+    "files": "files, directories and paths",
+    "text": "text, strings and regular expressions",
+    "numbers": "numbers, mathematics and statistics",
     "dates": "dates, times and calendars",
-    "network": "network connections, sockets, HTTP, URLs and e-mail",
-    "concurrency": "threads, processes, tasks, locks and queues",
-    "data formats": "parsing and serialising JSON, XML, CSV and other data formats",
-    "language": "classes, functions, modules, imports, types and the Python interpreter",
-    "security": "hashing, encryption, certificates and secrets",
-    "testing": "tests, mocks, debugging and profiling",
+    "network": "network connections, servers and e-mail",
+    "concurrency": "threads, processes and events",
+    "data": "data formats, compression and databases",
+    "language": "classes, types and functions",
+    "security": "cryptography, passwords and secrets",
+    "testing": "debugging, testing and profiling",
+    "media": "images, colours and sound",
+    "interface": "windows, terminals and command lines",
 }
 _TASK = "You write documentation. Answer with one short sentence."
 

@@ -1,0 +1,138 @@
+"""512 chats on the packaged model: a warm worker of a deployment against vLLM's own batch runner.
+
+    python -m bench generation [--pairs 5] [--chats 512] [--max-tokens 32]
+
+A pair is one batch through the API and one run of `python -m vllm.entrypoints.openai.run_batch`, one after the other,
+with the same engine settings and environment. The worker stays loaded, and idle while the other runs; each runner
+loads the model anew, as it must. Compared are the generating phase (ours: from the first look at which the job runs to
+the first at which it does not; theirs: from reading the input to writing the output) and the whole (ours: from the
+batch's creation to its downloaded output; theirs: the process from start to exit).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.deployment import Deployment, chats, deployed
+from jobs.registry import Model, Registry
+from jobs.settings import Settings
+from workers.engines.vllm_serving import DEFAULTS, argv, prepare_environment
+
+_MODEL = "smollm2-135m-instruct"
+_LINES = ("web", "dispatcher", "cpu", "gpu", "embed", "io")
+_READING, _WRITING = b"Reading batch from", b"Writing outputs to"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`others` is the CPU, in cores, of all our processes beside the engine's worker while it generated."""
+
+    generating: float
+    whole: float
+    others: float = 0.0
+    worker: float = 0.0
+
+
+def main() -> None:
+    options = _options()
+    console = Console(width=120)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        chats(folder / "in.jsonl", options.chats, _MODEL, max_tokens=options.max_tokens, temperature=0)
+        with deployed(folder, _LINES, (), {}) as mill:
+            mill.wait_for("gpu.generate")
+            console.print(f"the first job, on a worker that has just loaded: {_ours(mill, folder).whole:.1f} s")
+            pairs = [_pair(mill, folder, console, n) for n in range(options.pairs)]
+    _show(console, pairs)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure generation against vLLM's own batch runner")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--chats", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
+    return parser.parse_args()
+
+
+def _pair(mill: Deployment, folder: Path, console: Console, n: int) -> tuple[Run, Run]:
+    """Who goes first changes from pair to pair."""
+    theirs = _theirs(mill, folder) if n % 2 else None
+    ours = _ours(mill, folder)
+    theirs = theirs or _theirs(mill, folder)
+    console.print(f"pair {n + 1}: generating {ours.generating:.1f} s against {theirs.generating:.1f} s, "
+                  f"whole {ours.whole:.1f} s against {theirs.whole:.1f} s")  # fmt: skip
+    return ours, theirs
+
+
+def _ours(mill: Deployment, folder: Path) -> Run:
+    file_id = mill.upload(folder / "in.jsonl")
+    before = mill.cpu()
+    done = mill.run(file_id, every=0.1)
+    used = {name: seconds - before[name] for name, seconds in mill.cpu().items()}
+    content = mill.client.files.content(done.job["output_file_id"]).content
+    whole = time.monotonic() - done.seen["created"]
+    assert len(content.splitlines()) == done.job["progress"]["total"]
+    generating = done.phase("running")
+    others = sum(seconds for name, seconds in used.items() if name != "gpu")
+    return Run(generating, whole, others / whole, used["gpu"] / whole)
+
+
+def _theirs(mill: Deployment, folder: Path) -> Run:
+    """The runner, its log watched for the two lines between which it generates."""
+    model = Registry.load(Settings()).models[_MODEL]
+    weights = mill.system.folder.path / "models" / _MODEL
+    words = ["-i", str(folder / "in.jsonl"), "-o", str(folder / "theirs.jsonl"), "--model", str(weights)]
+    words += ["--served-model-name", _MODEL, *argv({**DEFAULTS, **model.engine_args}, {})]
+    began, marks = time.monotonic(), dict[bytes, float]()
+    with subprocess.Popen(
+        [sys.executable, "-m", "vllm.entrypoints.openai.run_batch", *words],
+        env=_environment(model, weights), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as runner:  # fmt: skip
+        assert runner.stdout
+        for line in runner.stdout:
+            for mark in (_READING, _WRITING):
+                if mark in line:
+                    marks[mark] = time.monotonic()
+    assert runner.returncode == 0, runner.returncode
+    lines = [json.loads(line) for line in (folder / "theirs.jsonl").read_text().splitlines()]
+    assert all(line["error"] is None for line in lines)
+    return Run(marks[_WRITING] - marks[_READING], time.monotonic() - began)
+
+
+def _environment(model: Model, weights: Path) -> Mapping[str, str]:
+    """What the worker sets for its engine, and the runner's log on."""
+    kept = dict(os.environ)
+    prepare_environment(str(weights), model.engine_args)
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
+    os.environ.clear()
+    os.environ.update(kept)
+    return environment
+
+
+def _show(console: Console, pairs: list[tuple[Run, Run]]) -> None:
+    table = Table("median of pairs", "ours", "run_batch", "ratio", title=f"{len(pairs)} pairs", box=box.SIMPLE)
+    for title, figure in (("generating, s", "generating"), ("whole job, s", "whole")):
+        ours = [getattr(one, figure) for one, _ in pairs]
+        theirs = [getattr(other, figure) for _, other in pairs]
+        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        table.add_row(title, f"{statistics.median(ours):.2f}", f"{statistics.median(theirs):.2f}", f"{ratio:.3f}")
+    console.print(table)
+    others = statistics.median(ours.others for ours, _ in pairs)
+    console.print(f"CPU of all our processes but the gpu worker and its engine: {others * 100:.1f} % of a core")
+
+
+if __name__ == "__main__":
+    main()
