@@ -1,10 +1,11 @@
 """A deployment to measure: `nightmill up` over some lines of a Procfile, and what its processes use."""
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,27 @@ import psutil
 from openai import OpenAI
 
 from cli import readiness
+from cli.demo.batch import LIVE
 from cli.demo.system import System, running
 from cli.procfile import CHECKOUT
 
 _READY_SECONDS = 600.0
+_LOOK_SECONDS = 0.5
 MB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One batch, from its creation to its end: the job as the API shows it, and when each state was first seen."""
+    """One batch that succeeded: the job as the API shows it, and the seconds it spent in each phase."""
 
     job: Mapping[str, Any]
-    seen: Mapping[str, float]
-    ended: float
+    planning: float
+    running: float
+    finishing: float
 
     @property
     def seconds(self) -> float:
-        return self.ended - self.seen["created"]
-
-    def phase(self, state: str) -> float:
-        """Seconds in a state; 0 where it was too short to be seen."""
-        times = [*sorted(self.seen.values()), self.ended]
-        return times[times.index(self.seen[state]) + 1] - self.seen[state] if state in self.seen else 0.0
+        return self.planning + self.running + self.finishing
 
 
 class Deployment:
@@ -57,24 +56,28 @@ class Deployment:
         with path.open("rb") as handle:
             return self.client.files.create(file=handle, purpose="batch").id
 
-    def run(self, file_id: str, every: float = 0.1) -> Finished:
+    def run(self, file_id: str) -> Finished:
         """One batch of chats to its end. Raises AssertionError when it does not succeed."""
-        seen = {"created": time.monotonic()}
         batch = self.client.batches.create(
             input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        pause = threading.Event()
-        while True:
-            job: Any = self.client.get(f"/jobs/{batch.id}", cast_to=object)
-            at = time.monotonic()
-            if job["status"] in {"completed", "failed", "expired", "cancelled"}:
-                break
-            seen.setdefault(job["state"], at)
+        while batch.status in LIVE:
+            threading.Event().wait(_LOOK_SECONDS)
             self.system.check()
-            pause.wait(every)
+            batch = self.client.batches.retrieve(batch.id)
+        job: Any = self.client.get(f"/jobs/{batch.id}", cast_to=object)
         assert job["status"] == "completed", job
         assert job["progress"]["failed"] == 0, job
-        return Finished(job, seen, at)
+        return Finished(job, *self._phases(batch.id))
+
+    def _phases(self, job_id: str) -> tuple[float, float, float]:
+        """To the microsecond, as the ledger has them; the API shows whole seconds."""
+        with closing(sqlite3.connect(self.system.folder.path / "nightmill.db")) as database:
+            [times] = database.execute(
+                "SELECT created_at, in_progress_at, finalizing_at, completed_at FROM job WHERE id = ?", (job_id,)
+            )
+        created, began, ended, completed = times
+        return began - created, ended - began, completed - ended
 
     def groups(self) -> dict[str, list[psutil.Process]]:
         """The processes of each line of the Procfile."""

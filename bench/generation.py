@@ -4,8 +4,8 @@
 
 A pair is one batch through the API and one run of `python -m vllm.entrypoints.openai.run_batch`, one after the other,
 with the same engine settings and environment. The worker stays loaded, and idle while the other runs; each runner
-loads the model anew, as it must. Compared are the generating phase (ours: from the first look at which the job runs to
-the first at which it does not; theirs: from reading the input to writing the output) and the whole (ours: from the
+loads the model anew, as it must. Compared are the generating phase (ours: the job's state `running`, from the plan's
+commit to the last segment's; theirs: from reading the input to writing the output) and the whole (ours: from the
 batch's creation to its downloaded output; theirs: the process from start to exit).
 """
 
@@ -31,7 +31,7 @@ from jobs.settings import Settings
 from workers.engines.vllm_serving import DEFAULTS, argv, prepare_environment
 
 _MODEL = "smollm2-135m-instruct"
-_LINES = ("web", "dispatcher", "cpu", "gpu", "embed", "io")
+_LINES = ("web", "dispatcher", "cpu", "gpu", "embed", "io", "flower")
 _READING, _WRITING = b"Reading batch from", b"Writing outputs to"
 
 
@@ -79,15 +79,14 @@ def _pair(mill: Deployment, folder: Path, console: Console, n: int) -> tuple[Run
 
 def _ours(mill: Deployment, folder: Path) -> Run:
     file_id = mill.upload(folder / "in.jsonl")
-    before = mill.cpu()
-    done = mill.run(file_id, every=0.1)
+    before, began = mill.cpu(), time.monotonic()
+    done = mill.run(file_id)
     used = {name: seconds - before[name] for name, seconds in mill.cpu().items()}
     content = mill.client.files.content(done.job["output_file_id"]).content
-    whole = time.monotonic() - done.seen["created"]
+    whole = time.monotonic() - began
     assert len(content.splitlines()) == done.job["progress"]["total"]
-    generating = done.phase("running")
     others = sum(seconds for name, seconds in used.items() if name != "gpu")
-    return Run(generating, whole, others / whole, used["gpu"] / whole)
+    return Run(done.running, whole, others / whole, used["gpu"] / whole)
 
 
 def _theirs(mill: Deployment, folder: Path) -> Run:
