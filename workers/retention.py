@@ -1,7 +1,7 @@
 """What is no longer needed goes: expired and deleted files, abandoned uploads, old keys, the inside of old jobs.
 
-Rows go first, then bytes: a crash between leaves bytes that nobody points to.
-A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
+what two looks an hour apart find so is removed. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
 """
 
 import logging
@@ -21,6 +21,7 @@ from jobs.storage import Storage
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 200
+_ORPHAN_PASSES = 60  # once an hour
 
 
 class Retention:
@@ -30,8 +31,13 @@ class Retention:
         self._config = config
         self._db = db
         self._storage = storage
+        self._passes = 0
+        self._suspects: frozenset[str] = frozenset()
 
     def run(self) -> None:
+        self._passes += 1
+        if self._passes % _ORPHAN_PASSES == 0:
+            self.orphans()
         for step in (self._files, self._uploads, self._old_jobs, self._old_rows):
             step()
             self._db.breathe()
@@ -50,6 +56,20 @@ class Retention:
                 )
                 session.delete(file)
         self._drop([file.path for file in gone])
+
+    def orphans(self) -> None:
+        """Remove files without a row that were without one at the last look, an hour ago, too."""
+        paths = self._storage.list("files")
+        found: set[str] = set()
+        for start in range(0, len(paths), _AT_ONCE):
+            page = paths[start : start + _AT_ONCE]
+            with self._db.read() as session:
+                found.update(set(page) - set(session.scalars(select(File.path).where(File.path.in_(page)))))
+        old = sorted(found & self._suspects)
+        self._suspects = frozenset(found)
+        if old:
+            log.warning("orphans_removed", extra={"files": len(old)})
+        self._drop(old)
 
     def _uploads(self) -> None:
         """Pending uploads whose hour is over, and the parts of all that are not pending."""

@@ -365,3 +365,19 @@ def test_due_webhook_wakes_a_living_sender_at_once_and_then_every_rering(house: 
 
     assert nobody == []
     assert rounds == [[("deliver", ())], [], [], [("deliver", ())]]
+
+
+def test_bytes_that_no_row_points_to_go_at_the_second_look(house: House) -> None:
+    with house.db.write() as session:
+        session.add(_file("file-kept"))
+    for name in ("file-kept", "file-lost"):
+        house.storage.put(f"files/{name}", b"x")
+    retention = Retention(house.config, house.db, house.storage)
+
+    retention.orphans()
+    first = house.storage.list("files")
+    house.storage.put("files/file-new", b"x")  # its row is on its way
+    retention.orphans()
+
+    assert first == ["files/file-kept", "files/file-lost"]
+    assert house.storage.list("files") == ["files/file-kept", "files/file-new"]
