@@ -1,7 +1,8 @@
 """What is no longer needed goes: expired and deleted files, abandoned uploads, old keys, the inside of old jobs.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
-what two looks an hour apart find so is removed. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+what two looks an hour apart find so is removed. A file's bytes stay while a live job reads it. Jobs and audit rows
+stay for ever.
 """
 
 import logging
