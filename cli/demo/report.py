@@ -1,5 +1,6 @@
 """What the demo shows at the end: answers, neighbours, counts, and what to try next."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,16 +60,22 @@ def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[
 
 def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> None:
     """What a newcomer may type now."""
+    command, data_dir, folder = _as_typed(Path(sys.argv[0])), _as_typed(data_dir), _as_typed(folder)
     lines = (
         f"inputs and outputs are in {folder}",
-        f"nightmill up --data-dir {data_dir}    (prints its URL and where the key is)",
-        f"nightmill submit {folder / 'summaries.jsonl'} --data-dir {data_dir}    (in another terminal)",
+        f"{command} up --data-dir {data_dir}    (prints its URL and where the key is)",
+        f"{command} submit {folder / 'summaries.jsonl'} --data-dir {data_dir}    (in another terminal)",
         f"http://127.0.0.1:{flower}    Flower, while `nightmill up` runs (password: {data_dir / 'flower.password'})",
-        "nightmill --help, and README.md",
+        f"{command} --help, and README.md",
     )
     console.print("\n[bold]What to try next[/]")
     for line in lines:
         console.print(f"  {line}", soft_wrap=True, highlight=False)
+
+
+def _as_typed(path: Path) -> Path:
+    """Short where it can be: from here."""
+    return path.absolute().relative_to(Path.cwd()) if path.absolute().is_relative_to(Path.cwd()) else path
 
 
 def _vectors(batch: DemoBatch) -> dict[str, Vector]:
