@@ -174,3 +174,16 @@ def test_ringing_passes_over_a_doorbell_that_is_being_claimed(postgres: Database
 
     with postgres.read() as session:
         assert [(row.job_id, row.rings) for row in outbox.unheard(session)] == [(other.id, 1)]
+
+
+def test_a_doorbell_owed_by_a_clock_that_was_set_back_since_is_due(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time", lambda: real() + 86_400)
+        job = submitted(db)
+
+    with db.read() as session:
+        assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == ["proj_1"]
+        assert [ring.job_id for ring in outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1)] == [job.id]

@@ -1,0 +1,258 @@
+"""One seed, played to its end: clients, workers, a dispatcher, all kinds of misfortune, calm, and then the accounts."""
+
+import random
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs import audit, ledger
+from jobs.db import Database
+from jobs.errors import Conflict, DatabaseBusy
+from jobs.models import Job, Project
+from jobs.settings import Settings
+from jobs.states import LIVE, JobState
+from jobs.storage import Storage
+from tests.simulation.worker import Plan, Site, WorkerProcess
+from tests.simulation.world import Actor, Broker, Process, SimulatedDatabase, Steps, Weather, World
+from tests.support import ledgers
+from tests.support.invariants import History, violations
+from workers.dispatcher import Dispatcher
+
+CONFIG = Settings(
+    lease_seconds=2,
+    beat_seconds=0.5,
+    rering_seconds=1,
+    cancel_grace_seconds=1,
+    stalls_before_careful=2,
+    tick_seconds=0.1,
+)
+#: Virtual seconds in which every job must have ended once it is calm: a poison takes four leases.
+PATIENCE = 90.0
+#: Which states may be seen after which; what is polled never goes back.
+_RANK = {
+    JobState.QUEUED: 0, JobState.RUNNING: 1, JobState.FINISHING: 2, JobState.CANCELLING: 2, JobState.EXPIRING: 2,
+}  # fmt: skip
+
+WEATHERS = {
+    "broker": Weather(ring_lost=0.3, ring_doubled=0.2, ring_refused=0.15, ring_late=0.3),
+    "database": Weather(database_busy=0.08, answer_lost=0.08, ring_doubled=0.1),
+    "kills": Weather(crash_every=1.5, leader_every=5),
+    "zombies": Weather(freeze_every=1.5, ring_doubled=0.2, ring_late=0.2),
+    "poison": Weather(poison=0.1),
+    "everything": Weather(0.15, 0.15, 0.1, 0.15, 0.03, 0.03, 4, 4, 6, clock_jumps=True, poison=0.03),
+}
+
+
+class Nowhere:
+    """The housekeeper's storage. What it removes is missed by nobody: it is the inside of jobs that have ended."""
+
+    def delete(self, path: str) -> None: ...
+
+
+def weather_of(seed: int) -> Weather:
+    return list(WEATHERS.values())[seed % len(WEATHERS)]
+
+
+def play(seed: int, db: SimulatedDatabase) -> list[str]:
+    """What went wrong in this seed; the weather is part of it."""
+    return Game(seed, weather_of(seed), db).play()
+
+
+class Game:
+    def __init__(self, seed: int, weather: Weather, db: SimulatedDatabase) -> None:
+        self.world = World(seed, weather, db)
+        self.world.clear()
+        self.random = random.Random(f"clients of {seed}")
+        self.site = Site(self.world, Broker(self.world), CONFIG)
+        self.client = Process("client")
+        self.workers: list[WorkerProcess] = []
+        self.leader = Process("dispatcher")
+        self.history = History()
+        self.seen: dict[str, list[str]] = {}
+        self.wrong: list[str] = []
+        self.poison: frozenset[tuple[int, int]] = frozenset()  # of every job, beside the weather's
+        self.expected = 0
+        self.submitted = 0
+        self.over = False
+
+    def play(self) -> list[str]:
+        self._begin()
+        limit = self.world.calm_after + PATIENCE
+        if not self.world.run(self._over, limit):
+            self.wrong.append(f"after {limit:.0f} s not all has ended: {self._live()}")
+        self._account()
+        return self.wrong
+
+    # ── who takes part ──
+
+    def _begin(self) -> None:
+        with Database.write(self.world.db) as session:
+            session.add(Project(id="proj_1", name="one", created_at=1.0))
+        self.expected = self.random.randint(1, 3)
+        for number in range(self.expected):
+            self.world.start(self.client, self._customer(f"batch_{number}"), self.random.uniform(0, 4))
+        self.world.start(self.client, self._watcher())
+        for pool, slots in (("cpu", 1), ("gpu", 2), ("gpu", 1)):
+            self._hire(pool, slots)
+        self._lead()
+        self._misfortunes()
+
+    def _hire(self, pool: str, slots: int) -> None:
+        self.workers.append(WorkerProcess(self.site, pool, slots))
+
+    def _lead(self) -> None:
+        self.leader = Process("dispatcher")
+        self.world.start(self.leader, self._dispatcher())
+
+    def _dispatcher(self) -> Actor:
+        storage: Storage = Nowhere()  # type: ignore[assignment]
+        dispatcher = Dispatcher(CONFIG, self.world.db, storage, self.site.broker, self.world.clock)
+        while True:
+            try:
+                dispatcher.tick()
+            except DatabaseBusy:
+                yield 0.2
+            yield 0.2
+
+    def _customer(self, job_id: str) -> Actor:
+        lines = tuple(self.random.randint(1, 5) for _ in range(self.random.randint(1, 4)))
+        everything = [(n, line) for n, count in enumerate(lines) for line in range(count)]
+        poison = frozenset(one for one in everything if self.random.random() < self.world.weather.poison) | self.poison
+        self.site.plans[job_id] = Plan(lines, poison, valid=self.random.random() < 0.9)
+        yield from self._submit(job_id)
+        self.submitted += 1
+        will = self.random.random()
+        yield self.random.uniform(0, 4)
+        if will < 0.25:
+            yield from self._cancel(job_id)
+        elif will < 0.4:
+            yield from self.world.write(lambda session: _pass_deadline(session, job_id))
+
+    def _submit(self, job_id: str) -> Steps[None]:
+        """A client whose create was not answered asks whether it exists before it asks again."""
+        while True:
+            try:
+                with self.world.db.write() as session:
+                    ledger.submit(session, ledgers.new_job(id=job_id), actor="key:sim")
+                return
+            except DatabaseBusy:
+                yield 0.2
+            with self.world.db.read() as session:
+                if session.get(Job, job_id) is not None:
+                    return
+
+    def _cancel(self, job_id: str) -> Steps[None]:
+        try:
+            yield from self.world.write(lambda session: ledger.cancel(session, job_id, actor="key:sim"))
+        except Conflict:
+            self.world.note("too late to cancel", job_id)
+
+    def _watcher(self) -> Actor:
+        """Polls as a client does, and looks at the books as no client can."""
+        while True:
+            with self.world.db.read() as session:
+                self.wrong += violations(session) + self.history.look(session)
+                for job_id, state in session.execute(select(Job.id, Job.state)):
+                    self._saw(job_id, JobState(state))
+            self.over = self.submitted == self.expected and not self._live()
+            yield 0.4
+
+    def _saw(self, job_id: str, state: JobState) -> None:
+        states = self.seen.setdefault(job_id, [])
+        if states and _RANK.get(JobState(states[-1]), 3) > _RANK.get(state, 3):
+            self.wrong.append(f"{job_id} went back from {states[-1]} to {state}")
+        states.append(state)
+
+    # ── misfortunes ──
+
+    def _misfortunes(self) -> None:
+        nature = Process("nature")
+        weather = self.world.weather
+        for every, act in (
+            (weather.crash_every, self._crash),
+            (weather.freeze_every, self._freeze),
+            (weather.leader_every, self._change_leader),
+            (3.0 if weather.clock_jumps else 0.0, self._jump),
+        ):
+            if every:
+                self.world.start(nature, self._again_and_again(every, act), every)
+        self.world.start(nature, self._mend())
+
+    def _again_and_again(self, every: float, act) -> Actor:  # type: ignore[no-untyped-def]
+        while self.world.at < self.world.calm_after:
+            act()
+            yield every
+
+    def _mend(self) -> Actor:
+        """A supervisor: who has died is replaced by somebody new."""
+        while True:
+            for worker in [worker for worker in self.workers if not worker.alive]:
+                self.workers.remove(worker)
+                self._hire(worker.pool, worker.slots)
+            yield 0.5
+
+    def _crash(self) -> None:
+        self.world.random.choice(self.workers).die()
+        if self.world.random.random() < 0.2:
+            self.site.broker.lose_all()
+
+    def _freeze(self) -> None:
+        worker = self.world.random.choice(self.workers)
+        worker.frozen_until = self.world.at + self.world.random.uniform(1, 3) * CONFIG.lease_seconds
+        self.world.note(worker.name, "freezes until", round(worker.frozen_until, 2))
+
+    def _change_leader(self) -> None:
+        self.leader.alive = False
+        self._lead()
+
+    def _jump(self) -> None:
+        self.world.jump = self.world.random.choice([-3600.0, 0.0, 3600.0, 86_400.0])
+
+    # ── the accounts ──
+
+    def _live(self) -> list[tuple[str, str]]:
+        with self.world.db.read() as session:
+            return [(row.id, row.state) for row in session.scalars(select(Job).where(Job.state.in_(LIVE)))]
+
+    def _over(self) -> bool:
+        return self.over
+
+    def _account(self) -> None:
+        self.world.calm_after = -1.0
+        with self.world.db.write() as session:
+            self.wrong += violations(session)
+            while audit.seal(session):
+                session.flush()
+            self.wrong += audit.verify(session).faults
+        for job_id, plan in self.site.plans.items():
+            self.wrong += [f"{job_id}: {wrong}" for wrong in self._job(ledgers.job(self.world.db, job_id), plan)]
+        self.wrong += self._rework()
+
+    def _job(self, job: Job, plan: Plan) -> list[str]:
+        if job.state in LIVE or job.state == JobState.FAILED:
+            return [] if (job.state != JobState.FAILED or not plan.valid) else ["failed though it was valid"]
+        results = self.site.files[job.output_file_id or ""]
+        everything = {(n, line) for n, count in enumerate(plan.lines) for line in range(count)}
+        wrong = []
+        if len(results) != len(set(results)) or not set(results) <= everything:
+            wrong.append(f"a line is there twice, or never was: {sorted(results)}")
+        if job.state == JobState.SUCCEEDED and set(results) != everything:
+            wrong.append(f"lines are missing: {everything - set(results)}")
+        if job.completed + job.failed != len(results):
+            wrong.append(f"counts {job.completed} + {job.failed} of {len(results)} results")
+        return wrong
+
+    def _rework(self) -> list[str]:
+        """Nothing is asked twice where nobody dies, whatever the broker and the database do; else within the bound."""
+        again = len(self.site.asked) - len(set(self.site.asked))
+        weather = self.world.weather
+        if weather.freeze_every:
+            return []
+        bound = self.world.crashes * 2 * 5
+        if weather.leader_every == weather.crash_every == weather.poison == 0:
+            bound = 0
+        return [f"{again} requests were asked again, and {bound} may be"] if again > bound else []
+
+
+def _pass_deadline(session: Session, job_id: str) -> None:
+    session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(deadline=1.0))

@@ -1,0 +1,86 @@
+"""Worlds of many seeds: each must lose nothing, repeat nothing and end. `python -m tests.simulation` plays more.
+
+NIGHTMILL_TEST_SEEDS sets how many. Of a seed that fails `python -m tests.simulation --seed N` tells the story.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.states import TERMINAL, JobState
+from tests.simulation.many import database
+from tests.simulation.play import WEATHERS, Game, play, weather_of
+from tests.simulation.world import SimulatedDatabase, Weather
+
+SEEDS = int(os.environ.get("NIGHTMILL_TEST_SEEDS", "0"))
+_SECONDS = 30.0  # where no number is asked for, as many as fit
+_AT_LEAST = 2 * len(WEATHERS)
+
+#: Worlds in which something was once wrong.
+REGRESSIONS = {
+    5: "the clock was set back by a day, and a doorbell owed before was not due until then",
+}
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[SimulatedDatabase]:
+    with database() as db:
+        yield db
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS)
+def test_what_was_once_wrong_stays_right(world: SimulatedDatabase, seed: int) -> None:
+    assert play(seed, world) == []
+
+
+@pytest.mark.timeout(0)
+def test_no_seed_loses_or_repeats_anything(world: SimulatedDatabase) -> None:
+    began, seed = time.monotonic(), 0
+    failed: dict[int, list[str]] = {}
+    while seed < (SEEDS or _AT_LEAST) or (not SEEDS and time.monotonic() - began < _SECONDS):
+        wrong = play(seed, world)
+        if wrong:
+            failed[seed] = wrong
+        seed += 1
+
+    assert failed == {}, f"python -m tests.simulation --seed {next(iter(failed))}"
+
+
+def test_a_seed_replays_to_the_letter(world: SimulatedDatabase) -> None:
+    seed = list(WEATHERS).index("everything")
+    stories = []
+    for _ in range(2):
+        game = Game(seed, weather_of(seed), world)
+        game.play()
+        stories.append((game.world.log, game.site.asked, game.seen))
+
+    assert stories[0] == stories[1]
+
+
+def test_in_fair_weather_every_line_is_asked_once_and_every_job_ends(world: SimulatedDatabase) -> None:
+    ended = set()
+    for seed in range(4):
+        game = Game(seed, Weather(), world)
+
+        assert game.play() == []
+        assert len(game.site.asked) == len(set(game.site.asked))
+        assert game.world.crashes == 0
+        ended |= {states[-1] for states in game.seen.values()}
+
+    assert JobState.SUCCEEDED in ended
+    assert ended <= set(TERMINAL)
+
+
+def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedDatabase) -> None:
+    """Two stalls make the shard careful, two more tries convict the line."""
+    game = Game(0, Weather(poison=0.0), world)
+    game.poison = frozenset({(0, 0)})
+
+    assert game.play() == []
+    for job_id, states in game.seen.items():
+        if states[-1] == JobState.SUCCEEDED:
+            asked = [(n, line) for job, n, line in game.site.asked if job == job_id]
+            assert asked.count((0, 0)) <= 4
+    assert 0 < game.world.crashes <= 4 * len(game.seen)

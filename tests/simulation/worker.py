@@ -1,0 +1,298 @@
+"""A small model of a worker process: it hears doorbells, beats, claims, answers, commits, and may be a zombie.
+
+It calls the real ledger in the order in which `workers.planning`, `workers.running` and `workers.finishing` do. What it
+leaves out is what they do between those calls: bytes, engines, threads.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+from functools import partial
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import fleet, ledger, shards
+from jobs.errors import DatabaseBusy, Fenced
+from jobs.ledger import JobClaim
+from jobs.models import File, Job, Segment, Shard, Worker
+from jobs.queues import Queue, Task
+from jobs.settings import Settings
+from jobs.shards import ShardClaim, Tally
+from jobs.states import JobState
+from tests.simulation.world import Actor, Broker, Process, Steps, World
+
+POOLS = {"cpu": [Queue.PLAN.value], "gpu": [Queue.GENERATE.value]}
+_CAREFUL_TRIES = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the client asked for: lines of each shard, lines that kill their worker, and whether it is valid at all."""
+
+    lines: tuple[int, ...]
+    poison: frozenset[tuple[int, int]] = frozenset()
+    valid: bool = True
+
+
+@dataclass(eq=False)
+class Hold:
+    job_id: str
+    n: int | None
+    epoch: int
+    stop: bool = False
+    lost: bool = False
+
+
+@dataclass
+class Site:
+    """What outlives every process."""
+
+    world: World
+    broker: Broker
+    config: Settings
+    plans: dict[str, Plan] = field(default_factory=dict)
+    segments: dict[str, tuple[int, ...]] = field(default_factory=dict)  # path → its lines
+    files: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # path → shard and line of each result
+    asked: list[tuple[str, int, int]] = field(default_factory=list)  # every request that reached the engine
+    names: "itertools.count[int]" = field(default_factory=itertools.count)
+
+
+class WorkerProcess(Process):
+    def __init__(self, site: Site, pool: str, slots: int) -> None:
+        super().__init__(f"{pool}-{next(site.names)}")
+        self.site = site
+        self.world = site.world
+        self.pool = pool
+        self.busy = 0
+        self.slots = slots
+        self.holds: list[Hold] = []
+        self.world.start(self, self.keeper())
+        self.world.start(self, self.consumer())
+
+    # ── the process itself ──
+
+    def keeper(self) -> Actor:
+        while True:
+            try:
+                self._beat()
+            except DatabaseBusy:
+                yield 0.1
+                continue
+            yield self.site.config.beat_seconds / 2
+            self._look()
+            yield self.site.config.beat_seconds / 2
+
+    def _beat(self) -> None:
+        claims = {(hold.job_id, hold.n, hold.epoch): hold for hold in self.holds if hold.n is not None}
+        with self.world.db.write() as session:
+            if not fleet.beat(session, self.name):
+                fleet.register(session, self._row())
+            lost = shards.beat(session, list(claims))  # type: ignore[arg-type]
+            gone = [h for h in self.holds if h.n is None and not ledger.beat(session, h.job_id, h.epoch, self.name)]
+        for hold in [*(claims[key] for key in lost), *gone]:
+            hold.lost = True
+
+    def _look(self) -> None:
+        with self.world.db.read() as session:
+            for hold in self.holds:
+                if hold.n is not None and session.get_one(Job, hold.job_id).state != JobState.RUNNING:
+                    hold.stop = True
+
+    def _row(self) -> Worker:
+        at = self.world.wall()
+        return Worker(
+            id=self.name, pool=self.pool, host="simulated", pid=1, started=1, queues=POOLS[self.pool], models=["*"],
+            slots=self.slots, state="ready", created_at=at, seen_at=at,
+        )  # fmt: skip
+
+    def consumer(self) -> Actor:
+        yield self.world.random.uniform(0, 0.3)
+        while True:
+            bell = self.site.broker.take(POOLS[self.pool]) if self.busy < self.slots else None
+            if bell is not None:
+                self.busy += 1
+                self.world.start(self, self._task(*bell))
+            yield 0.05
+
+    def _task(self, task: str, arguments: tuple[object, ...]) -> Actor:
+        job_id = str(arguments[0])
+        if task == Task.RUN:
+            yield from self.run(job_id, int(str(arguments[1])))
+        elif task == Task.PLAN:
+            yield from self.plan(job_id)
+        else:
+            yield from self.finish(job_id)
+        self.busy -= 1
+
+    def die(self) -> None:
+        self.alive = False
+        self.world.crashes += 1
+        self.world.note(self.name, "dies")
+
+    # ── planning ──
+
+    def plan(self, job_id: str) -> Steps[None]:
+        claim = yield from self.world.write(partial(ledger.claim, job_id=job_id, task=Task.PLAN, worker_id=self.name))
+        if claim is None:
+            return
+        hold = Hold(job_id, None, claim.epoch)
+        self.holds.append(hold)
+        try:
+            yield from self._plan(claim, self.site.plans[job_id])
+        except Fenced:
+            self.world.note(self.name, "fenced while planning", job_id)
+        self.holds.remove(hold)
+
+    def _plan(self, claim: JobClaim, plan: Plan) -> Steps[None]:
+        while (yield from self.world.write(partial(shards.uncut, claim=claim, limit=2))):
+            yield 0.02
+        if not plan.valid:
+            yield from self.world.write(partial(ledger.reject, claim=claim, errors=[{"line": 1}]))
+            return
+        rows = _rows(claim.job.id, plan)
+        for first in range(0, len(rows), 2):
+            yield 0.1
+            yield from self.world.write(partial(_cut, claim=claim, rows=rows[first : first + 2]))
+        total = sum(plan.lines)
+        yield from self.world.write(
+            partial(ledger.planned, claim=claim, total=total, model="tiny", queue=Queue.GENERATE)
+        )
+
+    # ── running ──
+
+    def run(self, job_id: str, n: int) -> Steps[None]:
+        claim = yield from self.world.write(partial(shards.claim, job_id=job_id, n=n, worker_id=self.name))
+        if claim is None:
+            return
+        hold = Hold(job_id, n, claim.epoch)
+        self.holds.append(hold)
+        try:
+            yield from _Run(self, claim, hold).all()
+        except Fenced:
+            self.world.note(self.name, "fenced while running", job_id, n, claim.epoch)
+        self.holds.remove(hold)
+
+    # ── finishing ──
+
+    def finish(self, job_id: str) -> Steps[None]:
+        claim = yield from self.world.write(partial(ledger.claim, job_id=job_id, task=Task.FINISH, worker_id=self.name))
+        if claim is None:
+            return
+        hold = Hold(job_id, None, claim.epoch)
+        self.holds.append(hold)
+        path = f"files/{next(self.site.names)}"
+        try:
+            values = yield from self._assemble(claim, path)
+            yield from self.world.write(partial(_close, claim=claim, values=values, path=path))
+        except Fenced:
+            self.world.note(self.name, "fenced while finishing", job_id)
+        self.holds.remove(hold)
+
+    def _assemble(self, claim: JobClaim, path: str) -> Steps[dict[str, object]]:
+        results: list[tuple[int, int]] = []
+        failed = 0
+        with self.world.db.read() as session:
+            numbers = session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id)).all()
+        for n in numbers:
+            yield 0.05
+            with self.world.db.read() as session:
+                query = select(Segment).where(Segment.job_id == claim.job.id, Segment.n == n)
+                segments = session.scalars(query).all()
+            results += [(n, line) for segment in segments for line in self.site.segments[segment.path]]
+            failed += sum(_bits(segment.covered) - _bits(segment.good) for segment in segments)
+        self.site.files[path] = results
+        return {"completed": len(results) - failed, "failed": failed, "output_file_id": path}
+
+
+class _Run:
+    """One claim on one shard, as `workers.running` has it."""
+
+    def __init__(self, worker: WorkerProcess, claim: ShardClaim, hold: Hold) -> None:
+        self.worker = worker
+        self.site = worker.site
+        self.claim = claim
+        self.hold = hold
+        self.seq = 0
+        self.left = [line for line in range(claim.lines) if not claim.covered >> line & 1]
+
+    def all(self) -> Steps[None]:
+        careful = self.claim.stalls >= self.site.config.stalls_before_careful or self.claim.trying_line is not None
+        batch: list[int] = []
+        while self.left and not self.hold.stop:
+            line = self.left[0]
+            if careful and self._convicted(line):
+                yield from self._commit([line], bad=[line])
+                continue
+            if careful:
+                yield from self.worker.world.write(partial(shards.trying, claim=self.claim, line=line))
+            yield from self._ask(line)
+            batch.append(line)
+            if careful or len(batch) == min(2, len(self.left)):
+                yield from self._commit(batch)
+                batch = []
+            else:
+                self.left.append(self.left.pop(0))
+        yield from self._close(batch)
+
+    def _convicted(self, line: int) -> bool:
+        return line == self.claim.trying_line and self.claim.trying_times >= _CAREFUL_TRIES
+
+    def _ask(self, line: int) -> Steps[None]:
+        job_id, n = self.claim.job.id, self.claim.n
+        self.site.asked.append((job_id, n, line))
+        if (n, line) in self.site.plans[job_id].poison:
+            self.worker.die()
+        yield 0.15
+        if self.hold.lost:
+            raise Fenced
+
+    def _close(self, batch: list[int]) -> Steps[None]:
+        if batch:
+            yield from self._commit(batch)
+        if self.left:
+            yield from self.worker.world.write(partial(shards.give_back, claim=self.claim))
+        elif not self.seq:
+            yield from self.worker.world.write(self._nothing_left)
+
+    def _nothing_left(self, session: Session) -> None:
+        shards.finish_empty(session, self.claim)
+        ledger.settle(session, self.claim.job.id, actor=self.worker.name)
+
+    def _commit(self, lines: list[int], bad: list[int] | None = None) -> Steps[None]:
+        claim, seq = self.claim, self.seq
+        path = shards.segment_path(claim.job.id, claim.n, claim.epoch, seq)
+        self.site.segments[path] = tuple(lines)
+        yield 0.02
+        self.left = [line for line in self.left if line not in lines]
+        covered = sum(1 << line for line in lines)
+        tally = Tally(covered, covered & ~sum(1 << line for line in bad or []), len(lines), 0, len(lines), 0)
+        last = not self.left
+
+        def work(session: Session) -> None:
+            shards.commit(session, claim, seq, path, len(lines), tally, last=last)
+            if last:
+                ledger.settle(session, claim.job.id, actor=self.worker.name)
+
+        yield from self.worker.world.write(work)
+        self.seq += 1
+
+
+def _rows(job_id: str, plan: Plan) -> list[dict[str, object]]:
+    starts = list(itertools.accumulate(plan.lines, initial=0))
+    return [
+        {"job_id": job_id, "n": n, "first_line": starts[n], "lines": count, "offset": starts[n], "length": count}
+        for n, count in enumerate(plan.lines)
+    ]
+
+
+def _cut(session: Session, claim: JobClaim, rows: list[dict[str, object]]) -> None:
+    shards.cut(session, claim, Queue.GENERATE, [Shard(**row) for row in rows])
+
+
+def _close(session: Session, claim: JobClaim, values: dict[str, object], path: str) -> None:
+    row = File(id=path, project_id="proj_1", purpose="batch_output", filename="o", bytes=1, path=path, created_at=1.0)
+    ledger.close(session, claim, values, [row])
+
+
+def _bits(bitmap: bytes) -> int:
+    return int.from_bytes(bitmap, "little").bit_count()
