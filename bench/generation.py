@@ -52,6 +52,7 @@ def main() -> None:
         folder = Path(name)
         chats(folder / "in.jsonl", options.chats, _MODEL, max_tokens=options.max_tokens, temperature=0)
         with deployed(folder, _LINES, (), {}) as mill:
+            mill.wait_for("cpu.plan")
             mill.wait_for("gpu.generate")
             console.print(f"the first job, on a worker that has just loaded: {_ours(mill, folder).whole:.1f} s")
             pairs = [_pair(mill, folder, console, n) for n in range(options.pairs)]

@@ -31,6 +31,7 @@ def main() -> None:
     sizes = [int(word) for word in options.lines.split(",")]
     console = Console(width=150)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, _deployment(Path(folder), options.engine) as mill:
+        mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
         table = Table(
             "lines", "plan s", "run s", "finish s", "total s", "items/s", "running", "µs CPU an item", "peak MB",
