@@ -53,10 +53,15 @@ class HttpEngine:
         self._watchers: list[asyncio.Task[None]] = []
         self._waiting: dict[str, list[Ticket]] = {}
         self._order = itertools.count()
+        self._lists: list[frozenset[str]] = []
+        self._models: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(sorted(frozenset[str]().union(*(endpoint.models for endpoint in self.endpoints))))
+        lists = [endpoint.models for endpoint in self.endpoints]
+        if lists != self._lists:  # asked for each request, changed hardly ever
+            self._lists, self._models = lists, tuple(sorted(frozenset[str]().union(*lists)))
+        return self._models
 
     @property
     def discovered(self) -> dict[str, bool]:
