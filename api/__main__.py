@@ -5,6 +5,8 @@ import logging
 from api.app import build
 from api.server import server
 from jobs import logs
+from jobs.db import Database
+from jobs.hosts import claim_host
 from jobs.settings import settings
 
 log = logging.getLogger(__name__)
@@ -14,6 +16,9 @@ def main() -> None:
     config = settings()
     logs.configure(config.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it would tell the same in sentences
+    db = Database(config.database)
+    claim_host(db)
+    db.close()
     app = build(config)
     log.info("web_started", extra={"host": config.host, "port": config.port})
     server(app, config).run()

@@ -5,7 +5,6 @@ data it opens, readable by its owner alone, like a notebook server's token; the 
 """
 
 import os
-import socket
 from pathlib import Path
 
 from alembic import command
@@ -14,18 +13,13 @@ from alembic.config import Config
 from jobs import logs
 from jobs.clock import now
 from jobs.db import Database
-from jobs.errors import NightmillError
+from jobs.hosts import claim_host
 from jobs.keys import check_key, create_key, ensure_project
-from jobs.models import Meta, Project
+from jobs.models import Project
 from jobs.settings import Settings, settings
 
 OPERATOR_KEY = "operator.key"
 DEFAULT_PROJECT = "default"
-_HOST = "sqlite_host"
-
-
-class WrongHost(NightmillError):
-    """This SQLite database belongs to another host; several hosts need PostgreSQL (NIGHTMILL_DATABASE_URL)."""
 
 
 def main() -> None:
@@ -46,18 +40,6 @@ def migrate(url: str) -> None:
     alembic.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
     alembic.attributes["url"] = url
     command.upgrade(alembic, "head")
-
-
-def claim_host(db: Database) -> None:
-    """SQLite is one host: the first one's name is kept, another refuses to start."""
-    if not db.sqlite:
-        return
-    with db.write() as session:
-        meta = session.get(Meta, _HOST)
-        if meta is None:
-            session.add(Meta(key=_HOST, value=socket.gethostname()))
-        elif meta.value != socket.gethostname():
-            raise WrongHost
 
 
 def operator_key(db: Database, config: Settings) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from jobs.clock import now
 from jobs.db import Database
+from jobs.hosts import claim_host
 from jobs.ids import new_id
 from jobs.models import Worker
 from jobs.settings import Settings
@@ -58,6 +59,7 @@ class Pool:
 def build(config: Settings, pool: Pool) -> Context:
     """The context of this process; its worker row is written and beats from here on."""
     db = Database(config.database, patience=10)
+    claim_host(db)
     stop = threading.Event()
     standing = Standing(state=pool.state, models=pool.models)
     worker_id = new_id(f"{pool.name}-")

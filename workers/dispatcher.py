@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from jobs import fleet, logs, outbox, shards
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
+from jobs.hosts import claim_host
 from jobs.models import Job, Outbox, Project, Shard
 from jobs.outbox import Ring
 from jobs.queues import Queue, Task
@@ -208,6 +209,7 @@ def main() -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     db = Database(config.database, patience=10)
+    claim_host(db)
     leadership = Leadership(config, db)
     while not stop.is_set():
         if leadership.take():

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from jobs import bootstrap, keys
-from jobs.bootstrap import WrongHost, claim_host, operator_key
+from jobs.bootstrap import operator_key
 from jobs.db import Database
+from jobs.hosts import WrongHost, claim_host
 from jobs.models import ApiKey, Meta
 from jobs.settings import Settings
 
