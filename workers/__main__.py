@@ -20,6 +20,7 @@ from jobs.registry import Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
+from workers.company import Company
 from workers.context import Context, Pool, build
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
@@ -61,7 +62,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
     engine = build_router(config, Registry.load(config), queue)
-    host = EngineHost(engine, lambda: _restarted(context))
+    others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
+    host = EngineHost(engine, lambda: _restarted(context), others)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, queue), name="engine-start", daemon=True).start()
     argv = ["--pool=threads", f"--concurrency={pool.slots}"]

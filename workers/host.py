@@ -3,7 +3,8 @@
 vLLM's client, aiohttp and the embedder's collector belong to the loop that started them. Celery's threads hand
 coroutines over and wait; the loop outlives every task, so the engine stays warm from job to job.
 
-    alone()   one request with nothing else in flight in this process: who broke it is then beyond doubt
+    alone()   one request with nothing else in flight, here or (`others`) in another process on the same server: who
+              broke it is then beyond doubt
     revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp
 """
 
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from workers.company import POLL_SECONDS, Company
 from workers.engines.port import Engine, EngineError
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,9 @@ class GaveUp(Exception):
 class EngineHost:
     """One process's engines on one loop. `start` blocks until they are up."""
 
-    def __init__(self, engine: Engine, on_restart: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, on_restart: Callable[[], None], others: Company | None = None) -> None:
         self.engine = engine
+        self._others = others
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._on_restart = on_restart
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
@@ -67,9 +70,7 @@ class EngineHost:
     @asynccontextmanager
     async def company(self) -> AsyncIterator[None]:
         """A request among others; waits while someone is alone or the engine is being rebuilt."""
-        while not (self._open.is_set() and self._up.is_set()):
-            await self._open.wait()
-            await self._up.wait()
+        await self._turn()
         self._in_flight += 1
         self._quiet.clear()
         try:
@@ -78,6 +79,7 @@ class EngineHost:
             self._in_flight -= 1
             if not self._in_flight:
                 self._quiet.set()
+                self._leave()
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -87,8 +89,11 @@ class EngineHost:
             try:
                 await self._quiet.wait()
                 await self._up.wait()
+                if self._others is not None:
+                    await self._others.be_alone()
                 yield
             finally:
+                self._leave()
                 self._open.set()
 
     async def revive(self, generation: int) -> None:
@@ -106,6 +111,21 @@ class EngineHost:
                     self.generation += 1
                     self._on_restart()
                     self._up.set()
+
+    async def _turn(self) -> None:
+        """Wait until a request may begin; nothing may be awaited between this and its being counted."""
+        while True:
+            if not (self._open.is_set() and self._up.is_set()):
+                await self._open.wait()
+                await self._up.wait()
+            elif self._others is None or self._others.may_begin():
+                return
+            else:
+                await asyncio.sleep(POLL_SECONDS)
+
+    def _leave(self) -> None:
+        if self._others is not None:
+            self._others.leave()
 
     async def _begin(self) -> None:
         self._alone, self._reviving = asyncio.Lock(), asyncio.Lock()

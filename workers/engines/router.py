@@ -42,6 +42,11 @@ class Router:
         found = [engine.discovered for engine in self.engines if isinstance(engine, HttpEngine)]
         return {name: external for models in found for name, external in models.items()}
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may ask the same engines."""
+        return any(isinstance(engine, HttpEngine) for engine in self.engines)
+
     async def start(self) -> None:
         """Start what is not running; if any engine fails, the others run and its error is raised."""
         outcomes = await asyncio.gather(*(engine.start() for engine in self.engines), return_exceptions=True)
