@@ -35,6 +35,7 @@ DRAIN_SECONDS = 90.0
 #: Nothing goes on anywhere, though something could: a lease, a ring, a restart with its backoff.
 STUCK_SECONDS = 45.0
 CANCEL_SECONDS = 5.0
+_GENERATORS = 2  # workers on one engine: all of them lose what they asked it when it crashes
 _BEFORE = "poison"  # what was asked again before the first fault
 
 
@@ -247,7 +248,7 @@ class Campaign:
     def bound(self) -> int:
         """For each kill that strikes an engine worker, all that it may have in flight."""
         crashes = sum(engine.ends for engine in self.engines) - sum(one.name == "engine" for one in self.struck)
-        return LOST_AT_ONCE * (crashes + sum(ALL_FAULTS[one.name].rework for one in self.struck))
+        return LOST_AT_ONCE * (_GENERATORS * crashes + sum(ALL_FAULTS[one.name].rework for one in self.struck))
 
     def rework_by_fault(self) -> dict[str, int]:
         """What was asked again, by the last fault before it that an engine worker had to bear."""

@@ -65,9 +65,15 @@ class Fault:
     kills: bool = True
 
 
+def _one(scene: Scene, name: str) -> str:
+    """Of two generators, one."""
+    both = name == "gpu" and "gpu2" in scene.system.table()
+    return scene.rng.choice((name, "gpu2")) if both else name
+
+
 def _kill(name: str) -> Callable[[Scene], None]:
     def strike(scene: Scene) -> None:
-        processes = scene.system.tree(name)
+        processes = scene.system.tree(_one(scene, name))
         signal_all(processes[::-1] if scene.rng.random() < 0.5 else processes, signal.SIGKILL)
 
     return strike
@@ -77,7 +83,7 @@ def _kill_main(name: str) -> Callable[[Scene], None]:
     """Only the process that the supervisor knows; its children are the supervisor's to find."""
 
     def strike(scene: Scene) -> None:
-        signal_all(scene.system.tree(name)[:1], signal.SIGKILL)
+        signal_all(scene.system.tree(_one(scene, name))[:1], signal.SIGKILL)
 
     return strike
 
@@ -92,7 +98,7 @@ def _kill_child(name: str) -> Callable[[Scene], None]:
 
 def _freeze(name: str, seconds: float = 2 * LEASE) -> Callable[[Scene], None]:
     def strike(scene: Scene) -> None:
-        with scene.system.frozen(name):
+        with scene.system.frozen(_one(scene, name)):
             pause(seconds)
 
     return strike
@@ -117,7 +123,7 @@ def _kill_idle(scene: Scene) -> None:
     if not load.await_terminal(load.jobs, 90):
         scene.journal.violation("F5: the jobs before it do not end")
         return
-    frozen = scene.system.tree("gpu")
+    frozen = scene.system.tree("gpu") + scene.system.tree("gpu2")
     signal_all(frozen, signal.SIGSTOP)
     job = load.submit(load.new_job("/v1/chat/completions"))
     with suppress(TimeoutError):
@@ -223,7 +229,7 @@ FAULTS: dict[str, Fault] = {
     "cpu": Fault(_kill("cpu"), "F1", 8),
     "cpu, main alone": Fault(_kill_main("cpu"), "F1", 4),
     "cpu, one child": Fault(_kill_child("cpu"), "F1", 6),
-    "engine": Fault(_kill_engine, "F1", 5, rework=1),
+    "engine": Fault(_kill_engine, "F1", 5, rework=2),
     "gpu zombie": Fault(_freeze("gpu"), "F4", 4, rework=1, kills=False),
     "cpu zombie": Fault(_freeze("cpu"), "F4", 3, kills=False),
     "io zombie": Fault(_freeze("io"), "F4", 1, kills=False),
@@ -238,8 +244,8 @@ FAULTS: dict[str, Fault] = {
     "web": Fault(_kill_web, "F11", 12),
     "io": Fault(_kill("io"), "F16", 8),
     "dispatcher": Fault(_kill("dispatcher"), "dispatcher", 9),
-    "supervisor": Fault(_kill_up(guard=False), "supervisor", 2, rework=2),
-    "guard": Fault(_kill_up(guard=True), "supervisor", 2, rework=2),
+    "supervisor": Fault(_kill_up(guard=False), "supervisor", 2, rework=3),
+    "guard": Fault(_kill_up(guard=True), "supervisor", 2, rework=3),
 }
 
 #: With a real engine in process.

@@ -1,7 +1,10 @@
 """A whole deployment under test: `nightmill up` in a process of its own, and the stub engine beside it.
 
     StubEngine   a process that is started again whenever it ends, on the same port, over one log of prompts
-    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, embed, io, flower
+    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, gpu2, embed, io
+
+The Procfile is the product's own, with a second line for generation in place of Flower: what one worker loses, another
+takes up, also while the first one is a zombie that still believes in its claim.
 
 `System` can kill and freeze each process by its name, and knows everything that it ever saw running, so that what is
 left behind is found even where it has left its family.
@@ -130,8 +133,11 @@ class System:
         self._output = folder / "up.out"
         self._seen: dict[int, psutil.Process] = {}
         self._options = ["--data-dir", str(self.data), "--port", str(self.port)]
-        self._environment = {**os.environ, **SCALED, **environment}
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **SCALED, **environment}
         if engine_url:
+            lines = folder / "Procfile"
+            lines.write_text("\n".join(_two_generators()))
+            self._options += ["--procfile", str(lines)]
             models = folder / "models.yaml"
             models.write_text(_MODELS_FILE % embed_url)
             self._options += ["--no-vllm", "--engine-url", engine_url, "--models", str(models)]
@@ -247,6 +253,14 @@ class System:
     def errors(self) -> dict[str, list[str]]:
         """Per service, the events that it logged as errors, and tracebacks of no event."""
         return {path.stem: found for path in (self.data / "logs").glob("*.log") if (found := _errors(path))}
+
+
+def _two_generators() -> Iterator[str]:
+    for line in (ROOT / "Procfile").read_text().splitlines():
+        if not line.startswith("flower:"):
+            yield line
+        if line.startswith("gpu:"):
+            yield line.replace("gpu:", "gpu2:", 1)
 
 
 def signal_all(processes: list[psutil.Process], number: int) -> None:
