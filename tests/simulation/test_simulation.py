@@ -84,3 +84,9 @@ def test_a_poisoned_line_costs_few_workers_and_no_neighbour(world: SimulatedData
             asked = [(n, line) for job, n, line in game.site.asked if job == job_id]
             assert asked.count((0, 0)) <= 4
     assert 0 < game.world.crashes <= 4 * len(game.seen)
+
+
+@pytest.mark.parametrize("weather", [Weather(ring_lost=0.5), Weather(crash_every=1.0)], ids=["rings", "workers"])
+def test_what_is_lost_is_only_late(world: SimulatedDatabase, weather: Weather) -> None:
+    for seed in range(2):
+        assert Game(seed, weather, world).play() == []

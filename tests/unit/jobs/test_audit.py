@@ -51,6 +51,13 @@ def edit(session: Session) -> None:
     session.execute(update(Audit).where(Audit.seal == 3).values(actor="key:b"))
 
 
+def edit_and_mend(session: Session) -> None:
+    """The row agrees with its hash again; its successor does not."""
+    session.execute(update(Audit).where(Audit.seal == 3).values(actor="key:b"))
+    entry = row(session, 3)
+    entry.hash = audit.digest(row(session, 2).hash or "", entry, 3)
+
+
 def remove(session: Session) -> None:
     session.execute(delete(Audit).where(Audit.seal == 3))
 
@@ -88,7 +95,7 @@ def test_an_empty_log_is_whole(db: Database) -> None:
     assert verdict(db) == Verdict(0, audit.GENESIS, ())
 
 
-@pytest.mark.parametrize("tamper", [edit, remove, swap, insert_one])
+@pytest.mark.parametrize("tamper", [edit, edit_and_mend, remove, swap, insert_one])
 def test_tampering_inside_the_chain_is_found(chain: Database, tamper: Callable[[Session], None]) -> None:
     with chain.write() as session:
         tamper(session)
@@ -96,7 +103,7 @@ def test_tampering_inside_the_chain_is_found(chain: Database, tamper: Callable[[
     assert verdict(chain).faults != ()
 
 
-@pytest.mark.parametrize("tamper", [edit, remove, swap, insert_one, cut_tail, rewrite])
+@pytest.mark.parametrize("tamper", [edit, edit_and_mend, remove, swap, insert_one, cut_tail, rewrite])
 def test_tampering_of_every_kind_is_found_against_an_anchor(chain: Database, tamper: Callable[[Session], None]) -> None:
     before = verdict(chain)
     with chain.write() as session:

@@ -246,6 +246,20 @@ def test_a_job_put_back_is_owed_again_after_its_delay(db: Database) -> None:
     assert 55 < owed.due_at - owed.created_at <= 60
 
 
+def test_a_zombie_puts_back_nothing_that_another_holds(db: Database) -> None:
+    zombie = planning(db)
+    with db.write() as session:
+        ledger.lose(session, zombie.job.id, zombie.epoch, 0)
+    heir = claim_job(db, zombie.job.id, Task.PLAN, "heir")
+
+    with db.write() as session:
+        assert not ledger.put_back(session, zombie.job.id, zombie.epoch)
+
+    after = ledgers.job(db, heir.job.id)
+    assert (after.epoch, after.worker_id) == (heir.epoch, "heir")
+    assert doorbells(db, heir.job.id) == []
+
+
 def test_a_finisher_put_back_is_owed_as_a_finish(db: Database) -> None:
     job = finishing(db)
     claim = claim_job(db, job.id, Task.FINISH)

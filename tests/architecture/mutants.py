@@ -1,0 +1,246 @@
+"""Takes one guard out of the code at a time and runs the fast tests of the ledger: each must notice.
+
+`python -m tests.architecture.mutants` prints a line of JSON for each mutant: its name, and whether it was caught.
+Everything is imported once; each mutant is a fork in which one module's changed source is executed over the module
+itself, so that whoever has imported it, or a class of it, calls the changed functions.
+"""
+
+import ast
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import pytest
+
+_AT_ONCE = 2
+#: Only what the configuration speaks of: to load all that is installed takes longer than the tests.
+_PLUGINS = ("pytest_timeout", "pytest_asyncio.plugin")
+_UNIT = "tests/unit/jobs/test_"
+LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES = (
+    f"{_UNIT}{name}.py" for name in ("ledger", "shards", "outbox", "events", "audit", "states")
+)
+WORLD = "tests/simulation/test_simulation.py::test_what_is_lost_is_only_late"
+
+Change = Callable[[str], str]
+
+
+def without(function: str, call: str) -> Change:
+    """The function no longer makes this call."""
+
+    class Remover(ast.NodeTransformer):
+        removed = 0
+        inside = False
+
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+            self.inside = node.name == function
+            self.generic_visit(node)
+            self.inside = False
+            return node
+
+        def visit_Expr(self, node: ast.Expr) -> ast.AST:
+            if self.inside and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == call:
+                self.removed += 1
+                return ast.Pass()
+            return node
+
+    def change(source: str) -> str:
+        remover = Remover()
+        tree = remover.visit(ast.parse(source))
+        assert remover.removed, f"{function} does not call {call}"
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+    return change
+
+
+def instead(old: str, new: str, *, inside: str) -> Change:
+    """In this function (as `ast` would write it) the first `old` is `new`."""
+
+    def change(source: str) -> str:
+        tree = ast.parse(source)
+        found = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == inside]
+        text = ast.unparse(found[0])
+        assert old in text, f"{inside} does not say {old}"
+        found[0].body = ast.parse(text.replace(old, new, 1)).body[0].body  # type: ignore[attr-defined]
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+    return change
+
+
+def both(first: Change, second: Change) -> Change:
+    return lambda source: second(first(source))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    module: str
+    change: Change
+    tests: str
+
+
+_KNOWN_SEGMENT = "session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None"
+
+MUTANTS = [
+    # what one transaction holds
+    Mutant("submit owes no doorbell", "jobs.ledger", without("submit", "outbox.owe"), LEDGER),
+    Mutant("submit tells no event", "jobs.ledger", without("submit", "_event"), LEDGER),
+    Mutant("submit is not audited", "jobs.ledger", without("submit", "audit.record"), LEDGER),
+    Mutant("a move tells no event", "jobs.ledger", without("_moved", "_event"), STATES),
+    Mutant("a move is not audited", "jobs.ledger", without("_moved", "audit.record"), STATES),
+    Mutant("an event is owed to no webhook", "jobs.ledger", without("_event", "events.fan_out"), LEDGER),
+    Mutant("planning leads nowhere", "jobs.ledger", without("planned", "settle"), LEDGER),
+    Mutant("stopping leads nowhere", "jobs.ledger", without("_stop", "settle"), LEDGER),
+    Mutant("stopping keeps doorbells", "jobs.ledger", without("_stop", "outbox.forget"), LEDGER),
+    Mutant("a lost job is owed to nobody", "jobs.ledger", without("put_back", "_owe_own"), LEDGER),
+    # the guards of a job
+    *(
+        Mutant(name, "jobs.ledger", instead(guard, "False", inside=function), tests)
+        for name, function, guard, tests in (
+            ("any move is allowed", "move", "target not in MOVES[source]", STATES),
+            ("a move from any state", "move", "job.state not in allowed", STATES),
+            ("a move by any epoch", "move", "epoch not in (None, job.epoch)", LEDGER),
+            ("finishing beside running shards", "claim", "task is Task.FINISH", LEDGER),
+            ("cancelling what has ended", "cancel", "JobState.CANCELLING not in MOVES[state]", LEDGER),
+            ("expiring too early", "expire", "job.deadline > now()", LEDGER),
+        )
+    ),
+    *(
+        Mutant(name, "jobs.ledger", instead(guard, "True", inside=function), LEDGER)
+        for name, function, guard in (
+            ("finishing before the last shard", "settle", "not open_shards"),
+            ("the WHERE of a move", "move", "Job.state == source, Job.epoch == job.epoch"),
+            ("a held job is claimed", "claim", "Job.worker_id.is_(None)"),
+            ("a job is claimed in any state", "claim", "Job.state.in_(CLAIMABLE[task])"),
+            ("anyone beats", "beat", "Job.epoch == epoch"),
+            ("put back by any epoch", "put_back", "Job.epoch == epoch"),
+            ("a job lost while it beats", "lose", "Job.beat == beat"),
+        )
+    ),
+    Mutant("a claimed doorbell rings on", "jobs.ledger", without("claim", "outbox.settle"), LEDGER),
+    Mutant(
+        "files before the guard",
+        "jobs.ledger",
+        instead("job = move", "session.add_all(files)\n    job = move", inside="close"),
+        LEDGER,
+    ),
+    # the guards of a shard
+    *(
+        Mutant(name, "jobs.shards", instead(guard, "True", inside=function), SHARDS)
+        for name, function, guard in (
+            ("a commit by any epoch", "_mine", "Shard.epoch == claim.epoch"),
+            ("a running shard is claimed", "claim", "Shard.state == ShardState.PENDING"),
+            ("a shard lost while it beats", "lose", "Shard.beat == beat"),
+        )
+    ),
+    *(
+        Mutant(name, "jobs.shards", instead(guard, "False", inside=function), tests)
+        for name, function, guard, tests in (
+            ("a commit nobody fences", "commit", "counted.rowcount != 1", SHARDS),
+            ("a segment that counts twice", "commit", _KNOWN_SEGMENT, SHARDS),
+            ("a cut that is made twice", "cut", "session.get(Shard, (claim.job.id, shards[0].n)) is not None", LEDGER),
+            ("a shard of a stopped job", "claim", "job.state != JobState.RUNNING", SHARDS),
+            ("tries are not counted", "trying", "line == claim.trying_line", SHARDS),
+        )
+    ),
+    Mutant(
+        "no epoch is ever newer",
+        "jobs.shards",
+        both(
+            instead("epoch=Shard.epoch + 1, ", "", inside="claim"),
+            instead("epoch=Shard.epoch + 1, ", "", inside="_free"),
+        ),
+        SHARDS,
+    ),
+    Mutant("stalls are not counted", "jobs.shards", instead("1 if stalled else 0", "0", inside="_free"), SHARDS),
+    Mutant("a lost shard is owed to nobody", "jobs.shards", without("_free", "outbox.owe"), SHARDS),
+    Mutant("a zombie cuts", "jobs.shards", without("cut", "ledger.hold"), LEDGER),
+    # doorbells and leases
+    Mutant("a doorbell owed twice", "jobs.outbox", instead(".on_conflict_do_nothing()", "", inside="owe"), OUTBOX),
+    Mutant("shards ring while being planned", "jobs.outbox", instead("_ready()", "True", inside="due"), OUTBOX),
+    Mutant("a clock set back", "jobs.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
+    Mutant("nothing is rung again", "workers.dispatcher", without("tick", "self._ring_unheard"), WORLD),
+    Mutant("no lease ends", "workers.leases", instead("at - since >= self._lease", "False", inside="stale"), WORLD),
+    # the audit chain
+    Mutant("a chain without links", "jobs.audit", instead("previous.encode()", "b''", inside="digest"), AUDIT),
+    Mutant(
+        "a chain without an end",
+        "jobs.audit",
+        instead("head != (walk.seal, walk.hash)", "False", inside="_tail"),
+        AUDIT,
+    ),
+]
+
+
+def become(module: ModuleType, change: Change) -> None:
+    """Functions are replaced by name; of classes, which others hold by reference, the methods are."""
+    before = dict(module.__dict__)
+    file = module.__file__ or ""
+    exec(compile(change(Path(file).read_text()), file, "exec"), module.__dict__)
+    for name, new in list(module.__dict__.items()):
+        old = before.get(name)
+        if isinstance(old, type) and isinstance(new, type) and old is not new and old.__module__ == module.__name__:
+            for attribute, value in vars(new).items():
+                if isinstance(value, FunctionType):
+                    setattr(old, attribute, value)
+            setattr(module, name, old)
+
+
+def caught(mutant: Mutant | None) -> bool:
+    """In a fork: whether the tests fail with this change. None is the code as it is."""
+    if mutant is not None:
+        become(importlib.import_module(mutant.module), mutant.change)
+    tests = [mutant.tests] if mutant is not None else [LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, WORLD]
+    plugins = [importlib.import_module(name) for name in _PLUGINS]
+    options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", "not postgres", "-o", "timeout=40"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return pytest.main([*options, *tests], plugins) == pytest.ExitCode.TESTS_FAILED
+
+
+def forked(mutants: list[Mutant | None]) -> Iterator[tuple[str, str]]:
+    """Each mutant and its verdict, a few at a time."""
+    waiting, running = list(mutants), {}
+    while waiting or running:
+        while waiting and len(running) < _AT_ONCE:
+            mutant = waiting.pop(0)
+            child = os.fork()
+            if not child:
+                _end(mutant)
+            running[child] = mutant.name if mutant else "the code as it is"
+        child, status = os.wait()
+        yield running.pop(child), {0: "lives", 1: "caught"}.get(os.waitstatus_to_exitcode(status), "broken")
+
+
+def _end(mutant: Mutant | None) -> None:
+    verdict = 2
+    try:
+        verdict = int(caught(mutant))
+    except BaseException:  # noqa: BLE001 (nothing of a fork may return into what it was forked from)
+        traceback.print_exc()
+    os._exit(verdict)
+
+
+def main() -> None:
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for name in (
+        "pytest_timeout",
+        "pytest_asyncio.plugin",
+        "tests.conftest",
+        "tests.simulation.play",
+        "tests.simulation.many",
+        *{m.module for m in MUTANTS},
+    ):
+        importlib.import_module(name)
+    for name, verdict in forked([None, *MUTANTS]):
+        print(json.dumps([name, verdict]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
