@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.campaign import Campaign
-from tests.chaos.faults import ALL_FAULTS, FAULTS, VLLM_FAULTS, deck
+from tests.chaos.faults import ALL_FAULTS, FAULTS, SQLITE_ONLY, VLLM_FAULTS, deck
 from tests.chaos.load import Mix
 from tests.chaos.table import shown
 
@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=list(ALL_FAULTS), help="this fault; any number of times")
     parser.add_argument("--keep", type=Path, help="the folder of the run, kept afterwards")
     options = parser.parse_args(arguments)
-    names = options.only or list(VLLM_FAULTS if options.vllm else FAULTS)
+    faults = VLLM_FAULTS if options.vllm else FAULTS
+    names = options.only or [name for name in faults if not (options.database_url and name in SQLITE_ONLY)]
     with _folder(options.keep) as folder, _database(options.database_url) as url:
         campaign = _campaign(folder, options.seed, url, options.vllm)
         return run(campaign, options.kills, names, peaceful=not options.only)

@@ -167,11 +167,9 @@ def _flush(scene: Scene) -> None:
 
 def _hold_database(scene: Scene) -> None:
     """F9: somebody has SQLite's gate for two leases, as a process that was frozen inside a transaction would."""
-    gate = scene.system.data / "nightmill.db.gate"
-    if gate.exists():
-        with gate.open("a") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            pause(2 * LEASE)
+    with (scene.system.data / "nightmill.db.gate").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pause(2 * LEASE)
 
 
 def _kill_web(scene: Scene) -> None:
@@ -247,6 +245,7 @@ FAULTS: dict[str, Fault] = {
     "supervisor": Fault(_kill_up(guard=False), "supervisor", 2, rework=3),
     "guard": Fault(_kill_up(guard=True), "supervisor", 2, rework=3),
 }
+SQLITE_ONLY = frozenset({"database held"})
 
 #: With a real engine in process.
 VLLM_FAULTS: dict[str, Fault] = {"engine core": Fault(_kill_core, "F1", 3, rework=1), "gpu": FAULTS["gpu"]}

@@ -23,7 +23,7 @@ _FAULTS = ("gpu", "web", "cpu", "broker, file lost", "dispatcher", "gpu zombie",
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     folder: Path = tmp_path_factory.mktemp("chaos")
-    made = Campaign(folder, _SEED, delay_ms=150, mix=Mix(lines=(60, 160), poison=("!reset", "!flaky2")), width=3)
+    made = Campaign(folder, _SEED, mix=Mix(lines=(150, 350), poison=("!reset", "!flaky2")), width=4)
     with made.running():
         made.calm(1)
         made.poison(["!crash"])
