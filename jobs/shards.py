@@ -41,7 +41,7 @@ class ShardClaim:
     stalls: int
     trying_line: int | None
     trying_times: int
-    faults: dict[int, int]
+    faults: dict[int, list[int]]  # as `workers.trials` keeps them
     covered: int
 
 

@@ -1,11 +1,9 @@
 """Answering the lines of a shard: all at once, then fewer and fewer at a time for those whose request breaks.
 
-    try 1 ─▶ everything in flight ──broke──▶ 2 ─▶ 16 at a time ─▶ 3 ─▶ 2 at a time ─▶ last ─▶ alone ─▶ error line
-
-When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company, so that
-an innocent line soon succeeds among fewer, and the poison is alone in the end. What never reached the model (busy,
-refused, circuit open) counts for nobody: the line waits, and when nothing has been answered for a while the whole
-shard is given back with a delay.
+When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company (see
+`workers.trials`), so that an innocent line soon succeeds among fewer, and the poison is alone in the end. What never
+reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing has been answered
+for a while the whole shard is given back with a delay.
 """
 
 import asyncio
@@ -22,13 +20,6 @@ log = logging.getLogger(__name__)
 #: How long a shard waits in place for a busy engine before it is given back, in seconds.
 PATIENCE = 8.0
 _PAUSE = 0.5
-_NARROW = (16, 2)
-
-
-def widths(tries: int) -> list[int | None]:
-    """How many of a round's lines are in flight at once (None: all); the last is 1, and alone in the process."""
-    middle = [_NARROW[min(n, len(_NARROW) - 1)] for n in range(tries - 2)]
-    return [None, *middle, 1][:tries] if tries > 1 else [1]
 
 
 class Answering:
@@ -36,29 +27,31 @@ class Answering:
 
     def __init__(self, host: EngineHost, tries: int, emit: Callable[[Item, Answer], None]) -> None:
         self._host = host
-        self._widths = widths(tries)
+        self._tries = tries
         self._emit = emit
         self._last_sign = time.monotonic()
 
     async def run(self, items: Sequence[Item]) -> list[Item]:
         """Answer all; returns the items that broke every time. Raises GaveUp, CancelledError."""
-        left = list(items)
-        for level, width in enumerate(self._widths):
-            ready = [item for item in left if item.faults <= level]
-            left = [item for item in left if item.faults > level]
-            alone = level == len(self._widths) - 1
-            await self._round(ready, width, alone=alone)
-            left += [item for item in ready if item.fault is not None]
-        return left
+        left, spent = list(items), []
+        while left:
+            width = max((item.trials.width(self._tries) for item in left), key=_or_all)
+            ready = [item for item in left if item.trials.width(self._tries) == width]
+            left = [item for item in left if item.trials.width(self._tries) != width]
+            await self._round(ready, width)
+            broken = [item for item in ready if item.fault is not None]
+            spent += [item for item in broken if item.trials.spent(self._tries)]
+            left += [item for item in broken if not item.trials.spent(self._tries)]
+        return spent
 
-    async def _round(self, items: list[Item], width: int | None, *, alone: bool) -> None:
+    async def _round(self, items: list[Item], width: int | None) -> None:
         """One try of each. A GaveUp of one ends the round for all."""
         waiting = iter(items)
 
         async def lane() -> None:
             for item in waiting:
                 item.fault = None
-                await self._try(item, alone=alone)
+                await self._try(item)
 
         lanes = len(items) if width is None else min(width, len(items))
         tasks = [asyncio.create_task(lane()) for _ in range(lanes)]
@@ -71,9 +64,9 @@ class Answering:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _try(self, item: Item, *, alone: bool) -> None:
+    async def _try(self, item: Item) -> None:
         """Ask until the engine takes the request; then it has an answer or one fault more."""
-        gate = self._host.alone if alone else self._host.company
+        gate = self._host.alone if item.trials.lonely(self._tries) else self._host.company
         while True:
             generation = self._host.generation
             try:
@@ -84,12 +77,12 @@ class Answering:
                 await self._wait(busy)
                 continue
             except EngineDead as death:
-                self._broke(item, death)
+                self._broke(item, death, died=True)
                 await self._host.revive(generation)
                 self._last_sign = time.monotonic()
                 return
             except EngineFault as fault:
-                self._broke(item, fault)
+                self._broke(item, fault, died=fault.gone)
                 return
             except Exception as error:
                 log.exception("engine_raised")
@@ -99,8 +92,8 @@ class Answering:
             self._emit(item, answer)
             return
 
-    def _broke(self, item: Item, fault: Exception) -> None:
-        item.faults += 1
+    def _broke(self, item: Item, fault: Exception, *, died: bool = False) -> None:
+        item.trials.broke(died=died, alone=item.trials.lonely(self._tries))
         item.fault = fault
         self._last_sign = time.monotonic()
 
@@ -110,3 +103,7 @@ class Answering:
         if silent + pause > PATIENCE:
             raise GaveUp(max(pause, 2.0))
         await asyncio.sleep(pause)
+
+
+def _or_all(width: int | None) -> float:
+    return float("inf") if width is None else width

@@ -9,6 +9,7 @@ from workers import records
 from workers.context import Context
 from workers.engines.port import Answer, Request
 from workers.records import Item, Record
+from workers.trials import Trials
 
 _decode = msgspec.json.Decoder(dict).decode
 _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"invalid_request"}}'
@@ -46,7 +47,7 @@ def _item(claim: ShardClaim, line: int, custom_id: str) -> Item:
         request_id=f"req_{item_id.removeprefix('batch_req_')}e{claim.epoch}",
         priority=-claim.job.priority,
     )
-    return Item(line, custom_id, item_id, request, faults=claim.faults.get(line, 0))
+    return Item(line, custom_id, item_id, request, trials=Trials(*claim.faults.get(line, ())))
 
 
 def _deduped(found: list[tuple[bytes, Item]]) -> list[Item]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from workers.engines.port import Answer, Request, Usage
+from workers.trials import Trials
 
 _encode = msgspec.json.Encoder().encode
 
@@ -19,7 +20,7 @@ CANCELLED = ("batch_cancelled", "This request was not executed because the batch
 
 @dataclass(slots=True)
 class Item:
-    """One line that has no result yet. `faults` counts how often its request broke, over all attempts.
+    """One line that has no result yet. `trials` says how its request broke so far, over all attempts.
 
     `followers` are identical lines that share its answer, where the job asked for that.
     """
@@ -28,7 +29,7 @@ class Item:
     custom_id: str
     id: str
     request: Request
-    faults: int = 0
+    trials: Trials = field(default_factory=Trials)
     fault: Exception | None = None
     followers: list["Item"] = field(default_factory=list)
 

@@ -82,7 +82,7 @@ class _Run:
 
     def give_back(self, delay: float, waiting_for: str | None) -> None:
         """End the claim without closing the shard; how often each line broke is kept."""
-        self.claim.faults.update({item.line: item.faults for item in self.items if item.faults})
+        self.claim.faults.update({item.line: item.trials.kept() for item in self.items if any(item.trials.kept())})
         self.context.db.retrying(
             lambda session: shards.give_back(session, self.claim, delay=delay, waiting_for=waiting_for)
         )
@@ -107,14 +107,14 @@ class _Run:
         if self.hold.ended:
             return
         answering = Answering(self.host, self.tries, self._emit)
-        future = self.host.call(answering.run([item for item in items if item.faults < self.tries]))
+        future = self.host.call(answering.run([item for item in items if not item.trials.spent(self.tries)]))
         future.add_done_callback(lambda _: self.hold.changed.set())
         try:
             self._collect(future)
             broken = future.result()
         except CancelledError:
             return
-        for item in broken + [item for item in items if item.faults >= self.tries and item.fault is None]:
+        for item in broken + [item for item in items if item.trials.spent(self.tries) and item.fault is None]:
             self._give_up(item)
 
     def _collect(self, future: Future[list[Item]]) -> None:

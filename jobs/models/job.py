@@ -99,7 +99,7 @@ class Shard(Usage, Base):
     stalls: Mapped[int] = mapped_column(default=0)
     trying_line: Mapped[int | None]
     trying_times: Mapped[int] = mapped_column(default=0)
-    faults: Mapped[dict[str, Any] | None]  # line → how often its request broke, kept over attempts
+    faults: Mapped[dict[str, Any] | None]  # line → how its request broke, kept over attempts
     done: Mapped[int] = mapped_column(default=0)
     failed: Mapped[int] = mapped_column(default=0)
     started_at: Mapped[float | None]

@@ -218,7 +218,8 @@ class HttpEngine:
         except aiohttp.ClientError as error:
             endpoint.doubtful = True
             self._failed(endpoint, error, endpoint.circuit.fault)
-            raise EngineFault(f"The connection broke: {type(error).__name__} {error}".rstrip()) from error
+            message = f"The connection broke: {type(error).__name__} {error}".rstrip()
+            raise EngineFault(message, gone=await self._is_gone(endpoint)) from error
 
     async def _prove(self, endpoint: Endpoint) -> None:
         """A connection broke. Is the server still there? One that is dying takes requests and breaks them all.
@@ -232,6 +233,13 @@ class HttpEngine:
                 endpoint.doubtful = False
             if not endpoint.circuit.closed:
                 raise Refused("The endpoint is gone.")
+
+    async def _is_gone(self, endpoint: Endpoint) -> bool:
+        try:
+            await self._prove(endpoint)
+        except Refused:
+            return True
+        return False
 
     async def _is_there(self, endpoint: Endpoint) -> bool:
         """Whether it answers anything, or at least takes its time."""

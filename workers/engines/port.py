@@ -85,11 +85,13 @@ class EngineFault(EngineError):
     """This request was sent and broke: reset, timeout, a 5xx, an answer that is not JSON or is too large.
 
     `answer` is what the server said, if it said something: the item's line when its tries are used up.
+    `gone`: the server was not there any more afterwards, so that whoever was in flight may have taken it down.
     """
 
-    def __init__(self, message: str, answer: Answer | None = None) -> None:
+    def __init__(self, message: str, answer: Answer | None = None, *, gone: bool = False) -> None:
         super().__init__(message)
         self.answer = answer
+        self.gone = gone
 
 
 class EngineDead(EngineError):

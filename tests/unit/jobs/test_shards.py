@@ -282,7 +282,7 @@ def test_claims_lost_without_a_commit_are_counted_until_one_is_made(db: Database
 def test_a_shard_given_back_is_not_held_against_it(db: Database) -> None:
     job = running(db, [4])
     claim = claim_shard(db, job.id)
-    claim.faults[2] = 1
+    claim.faults[2] = [1, 0, 0]
 
     with db.write() as session:
         shards.give_back(session, claim, delay=60, waiting_for="model")
@@ -290,7 +290,7 @@ def test_a_shard_given_back_is_not_held_against_it(db: Database) -> None:
     row = shard(db, job.id)
     assert (row.state, row.stalls, row.worker_id) == ("pending", 0, None)
     assert ledgers.job(db, job.id).waiting_for == "model"
-    assert claim_shard(db, job.id).faults == {2: 1}
+    assert claim_shard(db, job.id).faults == {2: [1, 0, 0]}
     assert ledgers.job(db, job.id).waiting_for is None
 
 

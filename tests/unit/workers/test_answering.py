@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from workers import answering
-from workers.answering import Answering, widths
+from workers.answering import Answering
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
 from workers.host import EngineHost, GaveUp
 from workers.records import Item
+from workers.trials import Trials
 
 CHAT = "/v1/chat/completions"
 
@@ -57,11 +58,33 @@ def _run(host: EngineHost, items: list[Item], tries: int = 4) -> tuple[list[int]
 
 
 @pytest.mark.parametrize(
-    ("tries", "expected"),
-    [(1, [1]), (2, [None, 1]), (3, [None, 16, 1]), (4, [None, 16, 2, 1]), (6, [None, 16, 2, 2, 2, 1])],
+    ("trials", "width", "spent"),
+    [
+        (Trials(), None, False),
+        (Trials(own=1), 16, False),
+        (Trials(own=2), 16, False),
+        (Trials(own=3), 1, False),
+        (Trials(own=4), 1, True),
+        (Trials(deaths=1), 16, False),
+        (Trials(deaths=2), 1, False),
+        (Trials(deaths=9, own=2), 1, False),
+        (Trials(deaths=3, alone=1), 1, False),
+        (Trials(deaths=4, alone=2), 1, True),
+    ],
 )
-def test_company_narrows_to_one(tries: int, expected: list[int | None]) -> None:
-    assert widths(tries) == expected
+def test_company_narrows_to_one(trials: Trials, width: int | None, spent: bool) -> None:
+    assert (trials.width(4), trials.spent(4)) == (width, spent)
+    assert Trials(*trials.kept()) == trials
+
+
+def test_line_refused_twice_is_answered_however_often_its_neighbours_poison_kills_the_engine(
+    hosts: list[EngineHost],
+) -> None:
+    host = _host(hosts, FakeEngine())
+
+    answered, broken = _run(host, _items("!crash", "!flaky2", "fine"))
+
+    assert (answered, broken) == ([1, 2], [0])
 
 
 def test_poison_is_alone_in_the_end_and_its_neighbours_are_answered(hosts: list[EngineHost]) -> None:
@@ -102,7 +125,7 @@ def test_last_try_has_nothing_else_in_flight(hosts: list[EngineHost]) -> None:
     host = _host(hosts, Watched())
     (poison,) = _items("p")
     poison.request = Request(CHAT, poison.request.body, "poison")
-    poison.faults = 3
+    poison.trials.own = 3
     flying["last"] = 1
     others = Answering(host, 4, Answers()).run(_items(*"abcdefghij"))
     busy = host.call(others)
@@ -124,7 +147,7 @@ def test_busy_is_no_fault_and_gives_up_only_after_silence(
     with pytest.raises(GaveUp):
         _run(host, items)
 
-    assert [item.faults for item in items] == [0, 0]
+    assert [item.trials for item in items] == [Trials(), Trials()]
 
 
 def test_long_retry_after_gives_the_shard_back_for_that_long(hosts: list[EngineHost]) -> None:
