@@ -196,7 +196,9 @@ def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, w
     )
     if freed.rowcount != 1:  # type: ignore[attr-defined]
         return False
-    _owe_own(session, _get(session, job_id), delay)
+    job = lock(session, job_id)
+    assert job is not None
+    _owe_own(session, job, delay)
     return True
 
 
@@ -301,9 +303,7 @@ def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
     return job
 
 
-def _owe_own(session: Session, job: Job | None, delay: float) -> None:
-    if job is None or job.state in TERMINAL or job.state == JobState.RUNNING:
-        return
+def _owe_own(session: Session, job: Job, delay: float) -> None:
     task = Task.PLAN if job.state == JobState.QUEUED else Task.FINISH
     outbox.owe(session, job, task, Queue.PLAN, delay=delay)
 
@@ -335,10 +335,6 @@ def _event(session: Session, job: Job, kind: str) -> None:
     )
     session.flush()
     events.fan_out(session, event, job)
-
-
-def _get(session: Session, job_id: str) -> Job | None:
-    return session.scalar(select(Job).where(Job.id == job_id).execution_options(populate_existing=True))
 
 
 def _shards_in(job_id: str, *states: ShardState) -> Any:

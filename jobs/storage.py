@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from jobs.errors import NotFound, StorageFull
 
@@ -158,12 +158,10 @@ def open_storage(url: str) -> Storage:
     return ObjectStorage(url)
 
 
-def _abandon(handle: IO[bytes]) -> None:
+def _abandon(handle: Any) -> None:
     """Drop an unfinished remote write: closing it would publish half an object."""
-    discard = getattr(handle, "discard", None)
-    if discard is not None:
-        discard()
-    handle.closed = True  # type: ignore[misc]  # fsspec's own flag: its finaliser would flush
+    handle.discard()
+    handle.closed = True  # fsspec's own flag: its finaliser would flush
 
 
 def _create(path: Path) -> BinaryIO:

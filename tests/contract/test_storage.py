@@ -268,6 +268,11 @@ def test_half_written_files_of_a_crash_are_not_listed(disk: DiskStorage) -> None
 # ── what S3 alone can do ──
 
 
+def test_a_url_says_which_storage_it_is(tmp_path: Path) -> None:
+    assert isinstance(open_storage(f"file://{tmp_path}"), DiskStorage)
+    assert isinstance(open_storage("s3://bucket/prefix"), ObjectStorage)
+
+
 def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(s3: S3) -> None:
     options = s3.options | {"client_kwargs": {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"}}
     options["config_kwargs"] = {"retries": {"max_attempts": 0}}

@@ -115,7 +115,7 @@ class World:
 
     def run(self, until: Callable[[], bool], limit: float) -> bool:
         """Let everybody act until it is so; False when virtual time ran out first."""
-        with patch("time.time", self.wall):
+        with patch("time.time", self.wall), _silence():
             while self._actors and self.at < limit:
                 if until():
                     return True
@@ -149,6 +149,18 @@ class World:
         except StopIteration:
             return
         self.start(process, actor, max(pause, 0.0) * self.random.uniform(0.8, 1.25))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What goes wrong in here is meant to; the log would only say so."""
+    logger = logging.getLogger("workers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class Broker:
@@ -185,6 +197,3 @@ class Broker:
     def _put(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         late = self._world.random.uniform(1, 8) if self._world.chance("ring_late") else 0.0
         self._queues.setdefault(queue, []).append((self._world.at + late, task, tuple(arguments)))
-
-
-logging.getLogger("workers").setLevel(logging.CRITICAL)  # what goes wrong here is meant to
