@@ -2,7 +2,7 @@
 
     id   fault                                   who has to bear it
     F1   kill -9 of a worker, with its children   its shards are taken back, uncovered lines run again
-    F4   freeze for two leases, then thaw         the zombie's writes are fenced
+    F4   freeze for up to two leases, then thaw   the zombie's writes are fenced
     F5   freeze an idle worker, submit, kill -9   the doorbell it swallowed is rung again
     F6   the broker forgets everything            every doorbell is rung again
     F7   the broker dies and remembers, or hangs  nobody notices
@@ -96,10 +96,12 @@ def _kill_child(name: str) -> Callable[[Scene], None]:
     return strike
 
 
-def _freeze(name: str, seconds: float = 2 * LEASE) -> Callable[[Scene], None]:
+def _freeze(name: str, least: float = 1.1 * LEASE, most: float = 2.2 * LEASE) -> Callable[[Scene], None]:
+    """Longer than a lease, so that what it held has another holder; sometimes that one is just at it."""
+
     def strike(scene: Scene) -> None:
         with scene.system.frozen(_one(scene, name)):
-            pause(seconds)
+            pause(scene.rng.uniform(least, most))
 
     return strike
 
@@ -237,7 +239,7 @@ FAULTS: dict[str, Fault] = {
     "broker down": Fault(_down, "F6", 2),
     "broker flushed": Fault(_flush, "F6", 3, kills=False),
     "broker": Fault(_kill("broker"), "F7", 5),
-    "broker frozen": Fault(_freeze("broker", 7.0), "F7", 2, kills=False),
+    "broker frozen": Fault(_freeze("broker", 2.0, 8.0), "F7", 2, kills=False),
     "database held": Fault(_hold_database, "F9", 2, kills=False),
     "web": Fault(_kill_web, "F11", 12),
     "io": Fault(_kill("io"), "F16", 8),

@@ -36,6 +36,8 @@ EMBED_MODEL = "stub-embed"
 SCALED: Mapping[str, str] = {
     "NIGHTMILL_SHARD_LINES": "32",
     "NIGHTMILL_SHARDS_IN_FLIGHT": "2",
+    "NIGHTMILL_SEGMENT_SECONDS": "0.2",
+    "NIGHTMILL_ENGINE_CONCURRENCY": "16",  # a shard takes a while, and has segments behind it when its worker dies
     "NIGHTMILL_LEASE_SECONDS": "3",
     "NIGHTMILL_BEAT_SECONDS": "0.5",
     "NIGHTMILL_RERING_SECONDS": "2",
