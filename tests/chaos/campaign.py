@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from openai import OpenAIError
 from openai.types import Batch
 
 from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
-from tests.chaos.load import Client, Load, Mix
+from tests.chaos.load import EVERY_END, Client, Load, Mix
 from tests.support import oracle
 from tests.support.oracle import Job, Result
 from tests.support.receiver import Receiver
@@ -165,7 +166,10 @@ class Campaign:
         for count, name in enumerate(names, 1):
             self.journal.note(f"fault {count}/{len(names)}: {name}")
             heard, began = tuple(engine.heard() for engine in self.engines), time.monotonic()
-            ALL_FAULTS[name].strike(self.scene)
+            try:
+                ALL_FAULTS[name].strike(self.scene)
+            except (OpenAIError, TimeoutError, RuntimeError) as error:
+                self.journal.violation(f"{name}: {type(error).__name__} {error}")
             self.struck.append(Struck(name, began, time.monotonic(), heard))
             pause(self.scene.rng.uniform(*wait))
         self.load.feeding.clear()
@@ -187,6 +191,8 @@ class Campaign:
         """Everything that can be asked while it runs."""
         client, load, blame = self.load.client.sdk, self.load, self.journal.violation
         self._await_webhooks()
+        if owed := load.client.pending(load.endpoint_id):
+            blame(f"F16: {owed} webhooks are still owed")
         blame(*oracle.once(client, load.jobs))
         for job in [job for job in load.jobs if job not in load.open]:
             result = self.results[job.key] = oracle.fetch(client, job.batch_id)
@@ -218,18 +224,19 @@ class Campaign:
     def _await_webhooks(self) -> None:
         """Those that failed come again by the schedule."""
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and any(self._untold()):
+        load = self.load
+        while time.monotonic() < deadline and (any(self._untold()) or load.client.pending(load.endpoint_id)):
             pause(0.2)
 
     def _untold(self) -> Iterator[Job]:
-        everywhere = {told.subject for told in self.load.told if told.path == "/ok/all"}
+        everywhere = {told.subject for told in self.load.told if told.path == f"/{EVERY_END}"}
         alone = {told.path for told in self.load.told}
         for job in self.load.jobs:
             if job.batch_id not in everywhere or (job.webhook_path and f"/{job.webhook_path}" not in alone):
                 yield job
 
     def _told(self, job: Job, batch: Batch) -> list[str]:
-        faults = oracle.told(job, batch.status, [told for told in self.load.told if told.path == "/ok/all"])
+        faults = oracle.told(job, batch.status, [told for told in self.load.told if told.path == f"/{EVERY_END}"])
         if job.webhook_path:
             mine = [told for told in self.load.told if told.path == f"/{job.webhook_path}"]
             faults += oracle.told(job, batch.status, mine)

@@ -200,6 +200,15 @@ def _post_once(scene: Scene, job: Job) -> None:
         hasty.submit(job, load.receiver)
 
 
+def _kill_io(scene: Scene) -> None:
+    """F16: in the middle of a burst, which a replay of the last minute makes."""
+    load = scene.load
+    owed = load.client.replay(load.endpoint_id, time.time() - 60)
+    scene.journal.note(f"{owed} webhooks are sent again")
+    pause(scene.rng.uniform(0.1, 1.0))
+    signal_all(scene.system.tree("io"), signal.SIGKILL)
+
+
 def _kill_up(guard: bool) -> Callable[[Scene], None]:
     """The supervisor dies: nothing may be left, and `up` again on the same folder goes on with everything."""
 
@@ -242,7 +251,7 @@ FAULTS: dict[str, Fault] = {
     "broker frozen": Fault(_freeze("broker", 2.0, 8.0), "F7", 2, kills=False),
     "database held": Fault(_hold_database, "F9", 2, kills=False),
     "web": Fault(_kill_web, "F11", 12),
-    "io": Fault(_kill("io"), "F16", 8),
+    "io": Fault(_kill_io, "F16", 8),
     "dispatcher": Fault(_kill("dispatcher"), "dispatcher", 9),
     "supervisor": Fault(_kill_up(guard=False), "supervisor", 2, rework=3),
     "guard": Fault(_kill_up(guard=True), "supervisor", 2, rework=3),

@@ -31,6 +31,7 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/em
 HARMLESS = ("!reset", "!html", "!500", "!flaky2", "!hang")
 _EVENTS = ("batch.completed", "batch.cancelled", "batch.failed", "batch.expired")
 _POLL_SECONDS = 0.25
+EVERY_END = "slow/all"  # a receiver that takes a tenth of a second, so that there is something in flight
 
 
 class Client:
@@ -84,10 +85,22 @@ class Client:
             return False
         return True
 
-    def listen(self, receiver: Receiver, path: str) -> str:
-        """Register an endpoint for every end of a batch; its secret."""
-        made = self.sdk.webhooks.create(name=path, url=receiver.url(path), event_types=list(_EVENTS))
-        return str(made.signing_secret)
+    def listen(self, receiver: Receiver) -> tuple[str, str]:
+        """Register an endpoint for every end of a batch; its id and its secret."""
+        made = self.sdk.webhooks.create(name="all", url=receiver.url(EVERY_END), event_types=list(_EVENTS))
+        return made.id, str(made.signing_secret)
+
+    def replay(self, endpoint_id: str, since: float) -> int:
+        """Have everything since then sent again; how much that is."""
+        sent = self.sdk.post(f"/webhook_endpoints/{endpoint_id}/replay", cast_to=object, body={"since": since})
+        assert isinstance(sent, dict)
+        return len(sent["delivery_ids"])
+
+    def pending(self, endpoint_id: str) -> int:
+        """Deliveries that are owed still, a page of them at most."""
+        page = self.sdk.get(f"/webhook_endpoints/{endpoint_id}/deliveries?state=pending&limit=100", cast_to=object)
+        assert isinstance(page, dict)
+        return len(page["data"])
 
 
 @dataclass(slots=True)
@@ -136,6 +149,7 @@ class Load:
     cancel_seconds: list[float] = field(default_factory=list)
     moved: list[float] = field(default_factory=list)  # when something was seen to go on
     feeding: threading.Event = field(default_factory=threading.Event)
+    endpoint_id: str = ""
     endpoint_secret: str = ""
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
@@ -145,7 +159,7 @@ class Load:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> "Load":
-        self.endpoint_secret = self.client.listen(self.receiver, "ok/all")
+        self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
         for work in (self._feed, self._poll, self._hear):
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
