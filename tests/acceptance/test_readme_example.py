@@ -1,0 +1,38 @@
+"""The README's example of the SDK runs as it stands there, against a server started by the README's command."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.demo.system import running
+from tests.support import stub_engine
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_sdk_example_of_the_readme_answers_three_questions(tmp_path: Path) -> None:
+    example = next(
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+        if "batches.create" in block
+    )
+    (tmp_path / "example.py").write_text(example)
+    (tmp_path / "models.yaml").write_text("models: {}\n")
+    environment = {"NIGHTMILL_MODELS_FILE": str(tmp_path / "models.yaml")}
+
+    with (
+        stub_engine.running(tmp_path / "prompts.log", "--models", "gpt-4o-mini") as url,
+        running(tmp_path / ".nightmill", ["--no-vllm", "--engine-url", f"{url}/v1"], environment) as system,
+    ):
+        system.wait_until_ready()
+        done = subprocess.run(
+            [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
+        )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("completed BatchRequestCounts(completed=3, failed=0, total=3)")
+    assert [f'"custom_id":"q{n}"' in done.stdout for n in range(3)] == [True] * 3
