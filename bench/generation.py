@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -37,12 +38,12 @@ _READING, _WRITING = b"Reading batch from", b"Writing outputs to"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`others` is the CPU, in cores, of all our processes beside the engine's worker while it generated."""
+    """Seconds; `cpu` is of the worker and its engine while generating, `others` the cores our other processes took."""
 
     generating: float
     whole: float
+    cpu: float
     others: float = 0.0
-    worker: float = 0.0
 
 
 def main() -> None:
@@ -87,7 +88,7 @@ def _ours(mill: Deployment, folder: Path) -> Run:
     whole = time.monotonic() - began
     assert len(content.splitlines()) == done.job["progress"]["total"]
     others = sum(seconds for name, seconds in used.items() if name != "gpu")
-    return Run(done.running, whole, others / whole, used["gpu"] / whole)
+    return Run(done.running, whole, used["gpu"], others / whole)
 
 
 def _theirs(mill: Deployment, folder: Path) -> Run:
@@ -96,7 +97,7 @@ def _theirs(mill: Deployment, folder: Path) -> Run:
     weights = mill.system.folder.path / "models" / _MODEL
     words = ["-i", str(folder / "in.jsonl"), "-o", str(folder / "theirs.jsonl"), "--model", str(weights)]
     words += ["--served-model-name", _MODEL, *argv({**DEFAULTS, **model.engine_args}, {})]
-    began, marks = time.monotonic(), dict[bytes, float]()
+    began, marks = time.monotonic(), dict[bytes, tuple[float, float]]()
     with subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.run_batch", *words],
         env=_environment(model, weights), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -105,11 +106,18 @@ def _theirs(mill: Deployment, folder: Path) -> Run:
         for line in runner.stdout:
             for mark in (_READING, _WRITING):
                 if mark in line:
-                    marks[mark] = time.monotonic()
+                    marks[mark] = time.monotonic(), _cpu(runner.pid)
     assert runner.returncode == 0, runner.returncode
     lines = [json.loads(line) for line in (folder / "theirs.jsonl").read_text().splitlines()]
     assert all(line["error"] is None for line in lines)
-    return Run(marks[_WRITING] - marks[_READING], time.monotonic() - began)
+    generating, cpu = (end - start for start, end in zip(marks[_READING], marks[_WRITING], strict=True))
+    return Run(generating, time.monotonic() - began, cpu)
+
+
+def _cpu(pid: int) -> float:
+    runner = psutil.Process(pid)
+    times = [process.cpu_times() for process in (runner, *runner.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
 
 
 def _environment(model: Model, weights: Path) -> Mapping[str, str]:
@@ -124,7 +132,7 @@ def _environment(model: Model, weights: Path) -> Mapping[str, str]:
 
 def _show(console: Console, pairs: list[tuple[Run, Run]]) -> None:
     table = Table("median of pairs", "ours", "run_batch", "ratio", title=f"{len(pairs)} pairs", box=box.SIMPLE)
-    for title, figure in (("generating, s", "generating"), ("whole job, s", "whole")):
+    for title, figure in (("generating, s", "generating"), ("its CPU, s", "cpu"), ("whole job, s", "whole")):
         ours = [getattr(one, figure) for one, _ in pairs]
         theirs = [getattr(other, figure) for _, other in pairs]
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -15,11 +15,8 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def test_sdk_example_of_the_readme_answers_three_questions(tmp_path: Path) -> None:
-    example = next(
-        block
-        for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-        if "batches.create" in block
-    )
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    example = next(block for block in blocks if "batches.create" in block)
     (tmp_path / "example.py").write_text(example)
     (tmp_path / "models.yaml").write_text("models: {}\n")
     environment = {"NIGHTMILL_MODELS_FILE": str(tmp_path / "models.yaml")}
