@@ -107,7 +107,7 @@ class Campaign:
     def _system(self) -> System:
         database = {"NIGHTMILL_DATABASE_URL": self.database_url} if self.database_url else {}
         urls = dict(zip(("engine_url", "embed_url"), (engine.url for engine in self.engines), strict=False))
-        return System(self.folder, **urls, **database, **self.environment)
+        return System(self.folder, **urls, rivals=bool(urls), **database, **self.environment)
 
     def _watch(self, stack: ExitStack) -> None:
         """Notes when the generating engine was asked something, and who lives."""

@@ -1,10 +1,10 @@
 """A whole deployment under test: `nightmill up` in a process of its own, and the stub engine beside it.
 
     StubEngine   a process that is started again whenever it ends, on the same port, over one log of prompts
-    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, gpu2, embed, io
+    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, (gpu2,) embed, io
 
-The Procfile is the product's own, with a second line for generation in place of Flower: what one worker loses, another
-takes up, also while the first one is a zombie that still believes in its claim.
+The Procfile is the product's own; with `rivals` it has a second line for generation in place of Flower: what one worker
+loses, another takes up, also while the first one is a zombie that still believes in its claim.
 
 `System` can kill and freeze each process by its name, and knows everything that it ever saw running, so that what is
 left behind is found even where it has left its family.
@@ -127,7 +127,9 @@ class StubEngine:
 class System:
     """One `nightmill up` on one data folder; it may be killed and started again."""
 
-    def __init__(self, folder: Path, engine_url: str = "", embed_url: str = "", **environment: str) -> None:
+    def __init__(
+        self, folder: Path, engine_url: str = "", embed_url: str = "", *, rivals: bool = False, **environment: str
+    ) -> None:
         self.data = folder / "data"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -136,10 +138,11 @@ class System:
         self._seen: dict[int, psutil.Process] = {}
         self._options = ["--data-dir", str(self.data), "--port", str(self.port)]
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **SCALED, **environment}
-        if engine_url:
+        if rivals:
             lines = folder / "Procfile"
             lines.write_text("\n".join(_two_generators()))
             self._options += ["--procfile", str(lines)]
+        if engine_url:
             models = folder / "models.yaml"
             models.write_text(_MODELS_FILE % embed_url)
             self._options += ["--no-vllm", "--engine-url", engine_url, "--models", str(models)]
