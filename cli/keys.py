@@ -15,16 +15,24 @@ app = typer.Typer(help="Make, list and revoke API keys. Every key belongs to a p
 @app.command()
 def create(
     project: Annotated[str, typer.Option(help="The project the key belongs to; made if it is new.")],
+    external: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-external/--no-external", help="May this project's prompts go to servers outside? New ones may not."
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a key and print it, alone, on standard output. It is shown this once."""
     from cli.ledger import opened
-    from jobs.keys import create_key
+    from jobs.keys import allow_external, create_key
 
     if not project.strip():
         raise Trouble("a project needs a name")
     with opened(data_dir) as db, db.write() as session:
         key = create_key(session, project.strip())
+        if external is not None:
+            allow_external(session, project.strip(), allowed=external)
     print(key)
 
 

@@ -46,6 +46,14 @@ def ensure_project(session: Session, name: str) -> Project:
     return session.scalars(select(Project).where(Project.name == name)).one()
 
 
+def allow_external(session: Session, project_name: str, *, allowed: bool, actor: str = "operator") -> None:
+    """Whether a project's prompts may go to endpoints outside this deployment."""
+    project = ensure_project(session, project_name)
+    project.allow_external = allowed
+    action = "project.allow_external" if allowed else "project.forbid_external"
+    audit.record(session, actor=actor, action=action, target=project.id, project_id=project.id)
+
+
 def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
     rows = session.execute(
         select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id).order_by(ApiKey.created_at)

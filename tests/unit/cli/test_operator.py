@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -15,7 +15,7 @@ from jobs import audit
 from jobs.db import Database
 from jobs.errors import NightmillError
 from jobs.keys import check_key
-from jobs.models import Audit
+from jobs.models import Audit, Project
 
 Run = Callable[..., Any]
 
@@ -111,3 +111,16 @@ def test_an_anchor_that_is_none_is_told(run: Run) -> None:
 def _seal(db: Database) -> None:
     with db.write() as session:
         audit.seal(session)
+
+
+def test_a_project_may_be_allowed_models_outside_and_denied_them_again(run: Run, db: Database) -> None:
+    def allowed() -> bool | None:
+        with db.read() as session:
+            return session.scalar(select(Project.allow_external).where(Project.name == "blue"))
+
+    seen = []
+    for words in ([], ["--allow-external"], [], ["--no-external"]):
+        run("keys", "create", "--project", "blue", *words)
+        seen.append(allowed())
+
+    assert seen == [False, True, True, False]
