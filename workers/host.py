@@ -22,6 +22,7 @@ from workers.company import POLL_SECONDS, Company
 from workers.engines.port import Engine, EngineError
 
 log = logging.getLogger(__name__)
+_LOOK = 0.2  # seconds between looks at a stop while the engines come up
 T = TypeVar("T")
 
 
@@ -48,12 +49,21 @@ class EngineHost:
         self._open: asyncio.Event
         self._quiet: asyncio.Event
         self._up: asyncio.Event
+        self._started = threading.Event()
         self.generation = 0
 
     def start(self) -> None:
         """Run the loop and load the engines. Raises what the engine raises."""
         self._thread.start()
         self.call(self._begin()).result()
+        self._started.set()
+
+    def await_start(self, stop: threading.Event) -> bool:
+        """Wait until the engines have come up for the first time; False when `stop` was set before."""
+        while not self._started.wait(_LOOK):
+            if stop.is_set():
+                return False
+        return True
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Hand a coroutine to the loop."""

@@ -36,7 +36,13 @@ _BROKE = "engine_error"
 
 
 def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
-    """Handle one `run` doorbell. Returns quietly when there is nothing to run or the claim was lost."""
+    """Handle one `run` doorbell. Returns quietly when there is nothing to run or the claim was lost.
+
+    A doorbell that was rung for a worker before us may come while our engine loads. Claimed then, a shard would be
+    blamed for whatever happens to us until the first answer.
+    """
+    if not host.await_start(context.stop):
+        return
     claim = context.db.retrying(lambda session: shards.claim(session, job_id, n, context.worker_id), context.stop)
     if claim is None:
         return

@@ -1,0 +1,54 @@
+"""The engine host, before its engines are there."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+
+from workers.engines.fake import FakeEngine
+from workers.host import EngineHost
+
+
+class SlowEngine(FakeEngine):
+    """Comes up when it is told to."""
+
+    loaded = threading.Event()
+
+    async def start(self) -> None:
+        self.loaded.wait(10)
+        await super().start()
+
+
+@pytest.fixture
+def engine() -> SlowEngine:
+    SlowEngine.loaded = threading.Event()
+    return SlowEngine()
+
+
+@pytest.fixture
+def host(engine: SlowEngine) -> Iterator[EngineHost]:
+    host = EngineHost(engine, lambda: None)
+    thread = threading.Thread(target=host.start)
+    thread.start()
+    yield host
+    engine.loaded.set()
+    thread.join(10)
+    host.close()
+
+
+def test_who_asks_for_the_engines_waits_while_they_load(host: EngineHost, engine: SlowEngine) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(host.await_start, threading.Event())
+        early = wait([asking], timeout=0.3).done
+        engine.loaded.set()
+
+        assert asking.result(10)
+    assert not early
+
+
+def test_who_is_told_to_stop_waits_no_longer(host: EngineHost) -> None:
+    stop = threading.Event()
+    stop.set()
+
+    assert not host.await_start(stop)
