@@ -69,7 +69,7 @@ def _campaign(folder: Path, seed: int, url: str, vllm: bool) -> Campaign:
 
 def run(campaign: Campaign, kills: int, names: Sequence[str], *, peaceful: bool) -> int:
     """`peaceful`: first what needs no kill, poison and cancels among it."""
-    wait = (1.5, 4.5) if campaign.stubbed else (20.0, 60.0)
+    wait = (1.5, 4.5) if campaign.stubbed else (3.0, 12.0)
     with campaign.running():
         campaign.calm(3)
         if peaceful and campaign.stubbed:

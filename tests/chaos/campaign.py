@@ -171,8 +171,18 @@ class Campaign:
             except (OpenAIError, TimeoutError, RuntimeError) as error:
                 self.journal.violation(f"{name}: {type(error).__name__} {error}")
             self.struck.append(Struck(name, began, time.monotonic(), heard))
+            if not self.stubbed:
+                self._await_work()
             pause(self.scene.rng.uniform(*wait))
         self.load.feeding.clear()
+
+    def _await_work(self) -> None:
+        """A real engine takes a minute to come back; a kill before that would only show the same again."""
+        last = self.struck[-1].over
+        try:
+            eventually(lambda: self.load.moved[-1] > last, STUCK_SECONDS * self.patience, "work goes on")
+        except TimeoutError as error:
+            self.journal.violation(str(error))
 
     def drain(self) -> None:
         """I1: everything that was accepted ends."""

@@ -259,7 +259,10 @@ FAULTS: dict[str, Fault] = {
 SQLITE_ONLY = frozenset({"database held"})
 
 #: With a real engine in process.
-VLLM_FAULTS: dict[str, Fault] = {"engine core": Fault(_kill_core, "F1", 3, rework=1), "gpu": FAULTS["gpu"]}
+VLLM_FAULTS: dict[str, Fault] = {
+    "engine core": Fault(_kill_core, "F1", 3, rework=1),
+    "gpu worker": Fault(_kill("gpu"), "F1", 2, rework=1),
+}
 ALL_FAULTS = FAULTS | VLLM_FAULTS
 
 

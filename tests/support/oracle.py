@@ -57,7 +57,8 @@ class Job:
             return {"model": self.model, "max_tokens": 16, "messages": [{"role": "user", "content": prompt}]}
         if self.endpoint == "/v1/completions":
             return {"model": self.model, "max_tokens": 16, "prompt": prompt}
-        return {"model": self.model, "input": prompt}
+        few = {"max_output_tokens": 16} if self.endpoint == "/v1/responses" else {}
+        return {"model": self.model, "input": prompt, **few}
 
     def jsonl(self) -> bytes:
         lines = (
