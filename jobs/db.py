@@ -10,6 +10,7 @@ seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.g
 
 import fcntl
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ T = TypeVar("T")
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
+_LOCKED = frozenset({5, 6})  # SQLite's busy and locked
 #: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
 _PASSING = frozenset({5, 6, 9, 10, 13, 14})
 
@@ -177,14 +179,28 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
         pool_timeout=max(patience, 2.0),
         connect_args={"timeout": patience, "isolation_level": None, "check_same_thread": False},
     )
-    event.listen(engine, "connect", _pragmas)
+    event.listen(engine, "connect", lambda connection, _record: _pragmas(connection, patience))
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _pragmas(connection: Any, _record: Any) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+def _pragmas(connection: Any, patience: float) -> None:
+    _to_wal(connection, time.monotonic() + patience)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _to_wal(connection: Any, deadline: float) -> None:
+    """A new database is turned to WAL by one connection alone, and for that SQLite waits for no other: so we do."""
+    pause = threading.Event()
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _LOCKED or time.monotonic() > deadline:
+                raise
+            pause.wait(0.01)
 
 
 def _begin(connection: Connection) -> None:
