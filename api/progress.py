@@ -7,7 +7,7 @@ from sqlalchemy import and_, distinct, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.models import Job, Outbox, Segment, Shard
+from jobs.models import TOKENS, Job, Outbox, Segment, Shard
 from jobs.states import TERMINAL, JobState
 
 
@@ -23,14 +23,11 @@ class Totals:
     reasoning_tokens: int = 0
 
 
-_TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-
-
 def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
     """The totals of some jobs, in one query for all that are live."""
     found = {job.id: _final(job) for job in jobs if job.state in TERMINAL}
     live = [job.id for job in jobs if job.state not in TERMINAL]
-    sums = [func.sum(getattr(Shard, name)) for name in _TOKENS]
+    sums = [func.sum(getattr(Shard, name)) for name in TOKENS]
     rows = session.execute(
         select(Shard.job_id, func.sum(Shard.done - Shard.failed), func.sum(Shard.failed), *sums)
         .where(Shard.job_id.in_(live))
@@ -41,7 +38,7 @@ def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
 
 
 def _final(job: Job) -> Totals:
-    return Totals(job.completed, job.failed, *(getattr(job, name) for name in _TOKENS))
+    return Totals(job.completed, job.failed, *(getattr(job, name) for name in TOKENS))
 
 
 @dataclass(frozen=True, slots=True)

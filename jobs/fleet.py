@@ -5,7 +5,6 @@ A row that is here is therefore a worker that lives, give or take one lease.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, select, update
@@ -14,17 +13,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db import insert_into
 from jobs.models import Model, Worker
-
-ANY_MODEL = "*"  # an endpoint without a usable list takes any name
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process, for certain: a pid may be reused, a pid with its start time may not."""
-
-    host: str
-    pid: int
-    started: int
+from jobs.registry import ANY_MODEL
 
 
 def register(session: Session, worker: Worker) -> None:

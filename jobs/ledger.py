@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from jobs import audit, events, outbox
 from jobs.clock import now
 from jobs.errors import Conflict, Fenced
-from jobs.models import File, Job, Outbox, Shard
+from jobs.models import TOKENS, File, Job, Outbox, Shard
 from jobs.payloads import BATCH_EVENTS
 from jobs.queues import Queue, Task
 from jobs.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
@@ -286,14 +286,10 @@ def sums(session: Session, job_id: str) -> dict[str, int]:
         select(
             func.coalesce(func.sum(Shard.done - Shard.failed), 0),
             func.coalesce(func.sum(Shard.failed), 0),
-            func.coalesce(func.sum(Shard.input_tokens), 0),
-            func.coalesce(func.sum(Shard.cached_tokens), 0),
-            func.coalesce(func.sum(Shard.output_tokens), 0),
-            func.coalesce(func.sum(Shard.reasoning_tokens), 0),
+            *(func.coalesce(func.sum(getattr(Shard, name)), 0) for name in TOKENS),
         ).where(Shard.job_id == job_id)
     ).one()
-    names = ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-    return dict(zip(names, map(int, row), strict=True))
+    return dict(zip(("completed", "failed", *TOKENS), map(int, row), strict=True))
 
 
 def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:

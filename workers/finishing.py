@@ -21,7 +21,7 @@ from jobs.clock import now
 from jobs.errors import Fenced, NotFound, StorageFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
-from jobs.models import File, Job, Segment, Shard
+from jobs.models import TOKENS, File, Job, Segment, Shard
 from jobs.payloads import Batch
 from jobs.queues import Task
 from jobs.states import JobState
@@ -32,7 +32,6 @@ from workers.keeper import Hold
 log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 100
 _REASONS = {JobState.EXPIRING: records.EXPIRED, JobState.CANCELLING: records.CANCELLED}
-_TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
 def finish(context: Context, job_id: str) -> None:
@@ -100,7 +99,7 @@ class _Finisher:
         self.job = claim.job
         self.hold = hold
         self.reason = _REASONS.get(JobState(claim.job.state))
-        self.counts = dict.fromkeys(("completed", "failed", *_TOKENS), 0)
+        self.counts = dict.fromkeys(("completed", "failed", *TOKENS), 0)
         self.total = claim.job.total
 
     def run(self) -> None:
@@ -137,7 +136,7 @@ class _Finisher:
         for segment in segments:
             for line, good, data in self._records(segment):
                 found[line] = (good, data)
-            for name in _TOKENS:
+            for name in TOKENS:
                 self.counts[name] += getattr(segment, name)
         if len(found) < shard.lines:
             self._unrun(shard, found)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from jobs import fleet
 from jobs.models import Job, Model, Project
 from jobs.queues import Queue
-from jobs.registry import Registry
+from jobs.registry import ANY_MODEL, Registry
 from jobs.settings import Settings
 
 
@@ -42,7 +42,7 @@ def queue_of(session: Session, config: Settings, name: str, job: Job) -> str:
 
 def _wildcard(session: Session, config: Settings, name: str) -> str:
     workers = fleet.alive(session, Queue.GENERATE)
-    if any(fleet.ANY_MODEL in worker.models for worker in workers):
+    if any(ANY_MODEL in worker.models for worker in workers):
         return Queue.GENERATE
     if config.engine_urls and not any(worker.models for worker in workers):
         raise NotYet(name)

@@ -22,6 +22,7 @@ from jobs import fleet
 from jobs.clock import now
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.models import Job, Model, Project
+from jobs.registry import ANY_MODEL
 from jobs.states import JobState
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _model_errors(session: Session, call: CallContext, found: dict[str, Any]) ->
         return []
     configured, shown = call.services.registry().resolve(name), session.get(Model, name)
     if configured is None and shown is None:
-        if any(fleet.ANY_MODEL in worker.models for worker in fleet.alive(session)):
+        if any(ANY_MODEL in worker.models for worker in fleet.alive(session)):
             return []
         message = f"The provided model '{name}' is not supported by the Batch API."
         return [_error(found, "model_not_found", message)]

@@ -10,11 +10,12 @@ from jobs.models.access import ApiKey, Idempotency, Project
 from jobs.models.audit import Audit, AuditHead
 from jobs.models.base import Base
 from jobs.models.files import File, Upload, UploadPart
-from jobs.models.job import Job, Outbox, Segment, Shard
+from jobs.models.job import TOKENS, Job, Outbox, Segment, Shard
 from jobs.models.webhooks import Attempt, Delivery, Event, WebhookEndpoint
 from jobs.models.worker import Meta, Model, Worker
 
 __all__ = [
+    "TOKENS",
     "ApiKey",
     "Attempt",
     "Audit",

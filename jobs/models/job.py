@@ -8,6 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from jobs.models.base import Base, Serial
 from jobs.states import JobState, ShardState
 
+#: The columns of `Usage`, in its order.
+TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
 
 class Usage:
     """Tokens: `cached` is part of `input`, `reasoning` of `output`."""

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from api.routes import validation
 from jobs import fleet
 from jobs.queues import Queue
+from jobs.registry import ANY_MODEL
 from tests.support import runs
 from tests.unit.api.test_batches import create
 from tests.unit.api.test_health import worker
@@ -106,7 +107,7 @@ def test_a_model_outside_the_house_needs_the_project_s_consent(
 
 def test_an_endpoint_that_takes_any_model_makes_any_name_valid(app: FastAPI, client: TestClient) -> None:
     with app.state.services.db.write() as session:
-        session.add(worker(models=[fleet.ANY_MODEL]))
+        session.add(worker(models=[ANY_MODEL]))
 
     assert dry_run(client, line("1", body={"model": "whatever", "input": "a"}))["valid"] is True
 

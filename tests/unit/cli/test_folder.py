@@ -26,7 +26,8 @@ def test_a_second_owner_is_refused_and_told_who_has_it(folder: DataFolder) -> No
 def test_a_folder_that_was_let_go_can_be_locked_again(folder: DataFolder) -> None:
     folder.lock().close()
 
-    folder.lock().close()
+    with folder.lock() as again:
+        assert not again.closed
 
 
 def test_the_run_file_is_private_and_replaced_as_a_whole(folder: DataFolder) -> None:

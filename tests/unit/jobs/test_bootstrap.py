@@ -121,6 +121,9 @@ def test_postgresql_belongs_to_no_host(postgres: Database, monkeypatch: pytest.M
 
     claim_host(postgres)
 
+    with postgres.read() as session:
+        assert session.scalars(select(Meta)).all() == []
+
 
 def test_releases_at_once_leave_one_schema_and_a_key_that_opens(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.bootstrap"]

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from jobs import fleet
 from jobs.db import Database
 from jobs.models import Model, Worker
+from jobs.registry import ANY_MODEL
 
 
 def worker(name: str, **changes: Any) -> Worker:
@@ -50,7 +51,7 @@ def test_slots_are_those_of_ready_workers_per_queue(db: Database) -> None:
 
 
 def test_a_model_is_served_by_who_names_it_or_takes_any(db: Database) -> None:
-    register(db, worker("a"), worker("b", queues=["elsewhere"], models=[fleet.ANY_MODEL]))
+    register(db, worker("a"), worker("b", queues=["elsewhere"], models=[ANY_MODEL]))
 
     with db.read() as session:
         assert fleet.serves(session, "gpu.generate", "tiny")
