@@ -25,7 +25,7 @@ from tests.chaos.load import EVERY_END, Client, Load, Mix
 from tests.support import oracle
 from tests.support.oracle import Job, Result
 from tests.support.receiver import Receiver
-from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, eventually, pause
+from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, command, eventually, pause
 
 SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
 IN_FLIGHT = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
@@ -228,7 +228,7 @@ class Campaign:
         try:
             eventually(lambda: not self.system.family(), 3, "nothing is left")
         except TimeoutError:
-            left = [" ".join(process.cmdline())[:120] for process in self.system.family()]
+            left = [" ".join(command(process))[:120] for process in self.system.family()]
             self.journal.violation(f"alive after the stop: {left}")
 
     def _await_webhooks(self) -> None:

@@ -31,7 +31,7 @@ from cli.broker import socket_path
 from tests.chaos.journal import Journal
 from tests.chaos.load import Load
 from tests.support.oracle import Job
-from tests.support.system import SCALED, StubEngine, System, eventually, pause, signal_all
+from tests.support.system import SCALED, StubEngine, System, command, eventually, pause, signal_all
 
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
@@ -220,7 +220,7 @@ def _kill_up(guard: bool) -> Callable[[Scene], None]:
         try:
             eventually(lambda: not system.family(), _GONE_SECONDS, "nothing is left of `up`")
         except TimeoutError:
-            left = [f"{process.pid} {' '.join(process.cmdline())[:120]}" for process in system.family()]
+            left = [f"{process.pid} {' '.join(command(process))[:120]}" for process in system.family()]
             scene.journal.violation(f"alive after the kill of `up`: {left}")
         assert system.process is not None
         system.process.wait(10)

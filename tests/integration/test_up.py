@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.system import command
+
 ROOT = Path(__file__).parent.parent.parent
 
 RELEASE = """
@@ -90,7 +92,7 @@ class Up:
         return {name: pid for name, pid in self.pids().items() if pid}
 
     def engines(self) -> list[int]:
-        return [process.pid for process in self.family() if "time.sleep(600)" in " ".join(process.cmdline())]
+        return [process.pid for process in self.family() if "time.sleep(600)" in " ".join(command(process))]
 
     def family(self) -> list[psutil.Process]:
         """Every live process that works for this data folder, whoever its parent is."""

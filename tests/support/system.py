@@ -220,7 +220,7 @@ class System:
 
     def named(self, service: str, title: str) -> list[psutil.Process]:
         """Descendants of a service that call themselves so."""
-        return [process for process in self.tree(service)[1:] if title in " ".join(_cmdline(process))]
+        return [process for process in self.tree(service)[1:] if title in " ".join(command(process))]
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
@@ -274,7 +274,8 @@ def signal_all(processes: list[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def _cmdline(process: psutil.Process) -> list[str]:
+def command(process: psutil.Process) -> list[str]:
+    """Its words; none when it has ended meanwhile."""
     with suppress(psutil.Error):
         return process.cmdline()
     return []
