@@ -5,6 +5,7 @@ Counters are sums over rows that stay, so they survive every restart; a scrape s
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from api.observe import REGISTRY
 from jobs import outbox
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Delivery, Job, Shard, Worker
+from jobs.models import Delivery, Job, Outcome, Segment, Shard, Worker
 from jobs.states import LIVE, TERMINAL, ShardState
 
 _KEEP_SECONDS = 5.0
@@ -114,6 +115,28 @@ def _work(session: Session) -> Iterator[Metric]:
     yield used
 
 
+def _outcomes(session: Session) -> Iterator[Metric]:
+    """Of ended jobs from their own rows, of live ones from their segments."""
+    counts = Counter[tuple[str, str]]()
+    ended = select(Job.model, Outcome.name, func.sum(Outcome.count)).join(Outcome, Outcome.job_id == Job.id)
+    for model, name, count in session.execute(ended.group_by(Job.model, Outcome.name)):
+        counts[model or "", name] += int(count)
+    live = select(Job.model, Segment.outcomes).join(Segment, Segment.job_id == Job.id).where(Job.state.in_(LIVE))
+    for model, found in session.execute(live):
+        counts.update({(model or "", name): count for name, count in (found or {}).items()})
+    errors = CounterMetricFamily("nightmill_errors", "Requests that failed.", labels=["model", "code"])
+    answers = CounterMetricFamily(
+        "nightmill_answers",
+        "Answers by finish reason, and empty ones.",
+        labels=["model", "outcome"],
+    )
+    for (model, name), count in counts.items():
+        family = errors if name.startswith("error:") else answers
+        family.add_metric([model, name.removeprefix("error:")], count)
+    yield errors
+    yield answers
+
+
 def _workers(session: Session) -> Iterator[Metric]:
     alive = GaugeMetricFamily("nightmill_workers", "Live workers.", labels=["pool", "state"])
     slots = GaugeMetricFamily("nightmill_worker_slots", "Slots of live workers.", labels=["queue"])
@@ -135,13 +158,12 @@ def _workers(session: Session) -> Iterator[Metric]:
 
 
 def _losses(session: Session) -> Iterator[Metric]:
-    """A shard's own count is reset by progress; a claim that ended otherwise has moved its epoch by two."""
-    stalls = session.scalar(select(func.sum(Job.stalls))) or 0
-    live = select(func.sum(Shard.stalls), func.sum(Shard.epoch - 1)).join(Job, Job.id == Shard.job_id)
-    shard_stalls, epochs = session.execute(live.where(Job.state.in_(LIVE), Shard.epoch > 0)).one()
-    losses = GaugeMetricFamily("nightmill_lease_losses", "Claims lost without progress, of jobs and live shards.")
-    losses.add_metric([], int(stalls) + int(shard_stalls or 0))
+    """A claim that ended before its shard did has moved the shard's epoch by two."""
+    losses = CounterMetricFamily("nightmill_lease_losses", "Claims on jobs and shards that ended by their lease.")
+    losses.add_metric([], int(session.scalar(select(func.sum(Job.losses))) or 0))
     yield losses
+    live = select(func.sum(Shard.epoch - 1)).join(Job, Job.id == Shard.job_id)
+    epochs = session.scalar(live.where(Job.state.in_(LIVE), Shard.epoch > 0))
     reclaims = GaugeMetricFamily("nightmill_shard_reclaims", "Claims of live shards that ended before the shard did.")
     reclaims.add_metric([], int(epochs or 0) // 2)
     yield reclaims
@@ -154,4 +176,4 @@ def _webhooks(session: Session) -> Iterator[Metric]:
     yield sent
 
 
-_READERS: tuple[Callable[[Session], Any], ...] = (_jobs, _queues, _work, _workers, _losses, _webhooks)
+_READERS: tuple[Callable[[Session], Any], ...] = (_jobs, _queues, _work, _outcomes, _workers, _losses, _webhooks)

@@ -1,5 +1,6 @@
 """How far jobs are. Until a job has ended its counts and tokens are sums over its shards; then they are its own."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from sqlalchemy import and_, distinct, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.models import TOKENS, Job, Outbox, Segment, Shard
+from jobs.models import TOKENS, Job, Outbox, Outcome, Segment, Shard
 from jobs.states import TERMINAL, JobState
 
 
@@ -39,6 +40,17 @@ def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
 
 def _final(job: Job) -> Totals:
     return Totals(job.completed, job.failed, *(getattr(job, name) for name in TOKENS))
+
+
+def outcomes(session: Session, job: Job) -> dict[str, int]:
+    """How many lines there are of each word of `workers.outcomes`: so far, or in the end."""
+    if job.state in TERMINAL:
+        rows = session.execute(select(Outcome.name, Outcome.count).where(Outcome.job_id == job.id))
+        return {name: count for name, count in rows}  # noqa: C416 (rows are not pairs to a type checker)
+    counts = Counter[str]()
+    for counted in session.scalars(select(Segment.outcomes).where(Segment.job_id == job.id)):
+        counts.update(counted or {})
+    return dict(counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from cli.server import Server
-from cli.snapshot import Snapshot, fault
+from cli.snapshot import Snapshot, doubts, fault
 from cli.trouble import Trouble
 
 _SHOWN = 10
@@ -14,6 +14,8 @@ def tell(job: Snapshot) -> None:
     """Say on standard error what came of it."""
     tokens = f"{job.input_tokens} tokens in, {job.output_tokens} out"
     _say(f"{job.id} {job.state}: {job.completed} completed, {job.failed} failed of {job.total}; {tokens}")
+    for doubt in doubts(job.outcomes):
+        _say(f"  {doubt}")
     for error in job.errors[:_SHOWN]:
         _say(f"  {fault(error)}")
     if len(job.errors) > _SHOWN:

@@ -29,6 +29,7 @@ class Snapshot:
     output_file_id: str | None
     error_file_id: str | None
     errors: tuple[Mapping[str, Any], ...]
+    outcomes: Mapping[str, Any]
 
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> Self:
@@ -52,6 +53,7 @@ class Snapshot:
             output_file_id=job.get("output_file_id"),
             error_file_id=job.get("error_file_id"),
             errors=tuple((job.get("errors") or {}).get("data", ())),
+            outcomes=job.get("outcomes") or {},
         )
 
     @property
@@ -82,6 +84,19 @@ class Snapshot:
         if self.eta_seconds is not None and not self.ended:
             parts.append(f"{duration(self.eta_seconds)} left")
         return ", ".join(parts)
+
+
+def doubts(outcomes: Mapping[str, Any]) -> list[str]:
+    """What a person should know of answers that count as completed, and of those that failed."""
+    cut = outcomes.get("finish_reasons", {}).get("length", 0)
+    empty = outcomes.get("empty", 0)
+    told = []
+    if empty:
+        told.append(f"{empty} of the answers {'is' if empty == 1 else 'are'} empty")
+    if cut:
+        told.append(f"{cut} {'was' if cut == 1 else 'were'} cut off at the token limit")
+    told += [f"{count} failed with {code}" for code, count in outcomes.get("errors", {}).items()]
+    return told
 
 
 def duration(seconds: float) -> str:

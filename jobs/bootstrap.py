@@ -33,13 +33,13 @@ def main() -> None:
     db.close()
 
 
-def migrate(url: str) -> None:
-    """Apply every migration that is missing."""
+def migrate(url: str, target: str = "head") -> None:
+    """Apply every migration up to `target` that is missing."""
     alembic = Config()
     scripts = str(Path(__file__).parent.parent / "migrations")
     alembic.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
     alembic.attributes["url"] = url
-    command.upgrade(alembic, "head")
+    command.upgrade(alembic, target)
 
 
 def operator_key(db: Database, config: Settings) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from jobs import audit, events, outbox
 from jobs.clock import now
 from jobs.errors import Conflict, Fenced
-from jobs.models import TOKENS, File, Job, Outbox, Shard
+from jobs.models import TOKENS, File, Job, Outbox, Outcome, Shard
 from jobs.payloads import BATCH_EVENTS
 from jobs.queues import Queue, Task
 from jobs.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
@@ -180,12 +180,40 @@ def reject(session: Session, claim: JobClaim, errors: list[dict[str, Any]]) -> J
     return job
 
 
-def close(session: Session, claim: JobClaim, values: Mapping[str, Any], files: Collection[File]) -> Job:
-    """The output is assembled: final counts, the files' rows, and the terminal state, at once."""
+def close(
+    session: Session,
+    claim: JobClaim,
+    values: Mapping[str, Any],
+    files: Collection[File],
+    outcomes: Mapping[str, int] = {},
+) -> Job:
+    """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced."""
     source = JobState(claim.job.state)
     job = move(session, claim.job.id, source, CLOSING[source], actor=_worker(claim), epoch=claim.epoch, values=values)
     session.add_all(files)  # after the guard: of a close whose answer was lost they are there already
+    session.add_all(Outcome(job_id=job.id, name=name, count=count) for name, count in outcomes.items())
     return job
+
+
+def stumble(session: Session, claim: JobClaim, *, tries: int, delay: float, error: dict[str, Any]) -> Job:
+    """The results could not be assembled: again after `delay`, and the `tries`-th time the job fails. Raises Fenced."""
+    hold(session, claim)
+    session.execute(update(Job).where(Job.id == claim.job.id).values(stumbles=Job.stumbles + 1))
+    job = lock(session, claim.job.id)
+    assert job is not None
+    if job.stumbles < tries:
+        put_back(session, job.id, claim.epoch, delay=delay)
+        return job
+    return move(
+        session,
+        job.id,
+        JobState(job.state),
+        JobState.FAILED,
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        reason=str(error.get("code")),
+        values={**sums(session, job.id), "errors": [error]},
+    )
 
 
 def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
@@ -205,7 +233,7 @@ def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, w
 def lose(session: Session, job_id: str, epoch: int, beat: int) -> bool:
     """The claimer's beat stood still at `beat` for a whole lease: take the job back. False: it moved after all."""
     still = and_(Job.id == job_id, Job.epoch == epoch, Job.beat == beat, Job.worker_id.is_not(None))
-    counted = session.execute(update(Job).where(still).values(stalls=Job.stalls + 1))
+    counted = session.execute(update(Job).where(still).values(losses=Job.losses + 1))
     return counted.rowcount == 1 and put_back(session, job_id, epoch)  # type: ignore[attr-defined]
 
 

@@ -10,7 +10,7 @@ time, with `trying_line` committed first, so that the line that kills its worker
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, and_, delete, exists, literal_column, select, update
 from sqlalchemy.orm import Session
@@ -47,7 +47,7 @@ class ShardClaim:
 
 @dataclass(slots=True)
 class Tally:
-    """What one segment adds: lines covered and good (bitmaps as ints), and tokens."""
+    """What one segment adds: lines covered and good (bitmaps as ints), tokens, and lines by what became of them."""
 
     covered: int = 0
     good: int = 0
@@ -55,6 +55,7 @@ class Tally:
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -187,6 +188,7 @@ def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int
             length=length,
             covered=tally.covered.to_bytes(size, "little"),
             good=tally.good.to_bytes(size, "little"),
+            outcomes=tally.outcomes,
             created_at=now(),
             **tally.tokens(),
         )
@@ -239,6 +241,7 @@ def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
     shard = session.scalar(still.with_for_update())
     if shard is None or not _free(session, job_id, n, epoch, stalled=not shard.progressed, delay=0.0):
         return False
+    session.execute(update(Job).where(Job.id == job_id).values(losses=Job.losses + 1))
     ledger.settle(session, job_id, actor="dispatcher")
     return True
 

@@ -4,7 +4,7 @@
       │  │             │  │                      │
       │  │             │  └──deadline──▶ expiring ──▶ expired
       │  │             └────cancel─────▶ cancelling ──▶ cancelled
-      │  └──deadline──▶ expiring         ▲   finishing and expiring may still fail
+      │  └──deadline──▶ expiring         ▲   finishing, expiring and cancelling may still fail
       ├─────cancel───────────────────────┘
       └──bad input──▶ failed
 
@@ -44,7 +44,7 @@ MOVES: dict[JobState, frozenset[JobState]] = {
     _S.RUNNING: frozenset({_S.FINISHING, _S.CANCELLING, _S.EXPIRING}),
     _S.FINISHING: frozenset({_S.SUCCEEDED, _S.FAILED}),
     _S.EXPIRING: frozenset({_S.EXPIRED, _S.FAILED}),
-    _S.CANCELLING: frozenset({_S.CANCELLED}),
+    _S.CANCELLING: frozenset({_S.CANCELLED, _S.FAILED}),
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
     _S.EXPIRED: frozenset(),

@@ -6,11 +6,13 @@
 
 Counts and tokens are those of the records read here, so that what the job says is what its files hold. Memory holds
 one shard's records. A finisher that dies leaves two files that nobody points to; the next one writes its own.
+Where results are gone from the storage the job fails after some tries, and a retry of it runs everything again.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, BinaryIO
 
 from sqlalchemy import select
@@ -25,7 +27,7 @@ from jobs.models import TOKENS, File, Job, Segment, Shard
 from jobs.payloads import Batch
 from jobs.queues import Task
 from jobs.states import JobState
-from workers import records
+from workers import outcomes, records
 from workers.context import Context
 from workers.keeper import Hold
 
@@ -46,11 +48,28 @@ def finish(context: Context, job_id: str) -> None:
             _Finisher(context, claim, hold).run()
         except Fenced:
             log.info("finishing_fenced", extra={"job_id": job_id})
+        except (NotFound, ResultsLost) as error:
+            log.exception("results_lost", extra={"job_id": job_id})
+            _stumble(context, claim, error)
         except StorageFull:
             log.warning("finishing_waits_for_disk", extra={"job_id": job_id})
             context.db.retrying(
                 lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
             )
+
+
+class ResultsLost(Exception):
+    """A shard is done, but not every line of it has a result."""
+
+
+def _stumble(context: Context, claim: JobClaim, error: Exception) -> None:
+    """Whatever keeps us from assembling may pass (a mount that is away): try again, later each time, not for ever."""
+    said = {"code": "results_lost", "message": f"The results cannot be assembled: {error}", "line": None, "param": None}
+    delay = context.config.rering_seconds * (1 + claim.job.stumbles)
+    with suppress(Fenced):
+        context.db.retrying(
+            lambda session: ledger.stumble(session, claim, tries=context.config.finish_tries, delay=delay, error=said)
+        )
 
 
 class _Output:
@@ -100,6 +119,7 @@ class _Finisher:
         self.hold = hold
         self.reason = _REASONS.get(JobState(claim.job.state))
         self.counts = dict.fromkeys(("completed", "failed", *TOKENS), 0)
+        self.outcomes = Counter[str]()
         self.total = claim.job.total
 
     def run(self) -> None:
@@ -138,6 +158,7 @@ class _Finisher:
                 found[line] = (good, data)
             for name in TOKENS:
                 self.counts[name] += getattr(segment, name)
+            self.outcomes.update(segment.outcomes or {})
         if len(found) < shard.lines:
             self._unrun(shard, found)
         for line in sorted(found):
@@ -154,7 +175,8 @@ class _Finisher:
     def _unrun(self, shard: Shard, found: dict[int, tuple[bool, bytes]]) -> None:
         """Lines that were not executed: they get an error line and count for nothing."""
         if self.reason is None:
-            raise LookupError(f"{self.job.id}: shard {shard.n} is done but lines are missing")
+            raise ResultsLost(f"{shard.lines - len(found)} lines of shard {shard.n} have none.")
+        self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(found)))
         with self.context.storage.reader(self.job.input_path or "", shard.offset) as handle:
             texts = lines.split(handle.read(shard.length))
         for line, raw in enumerate(texts):
@@ -182,6 +204,7 @@ class _Finisher:
             return
         item_id = records.line_id(self.job.id, self.total >> 12, self.total & 0xFFF)
         self.errors.write(records.unanswered(item_id, custom_id, *self.reason))
+        self.outcomes.update(outcomes.unanswered(self.reason[0]))
         self.total += 1
 
     def _close(self) -> None:
@@ -192,7 +215,7 @@ class _Finisher:
         described = [{c.name: getattr(row, c.name) for c in File.__table__.columns} for row in files]
 
         def close(session: Session) -> Job:
-            return ledger.close(session, self.claim, values, [File(**row) for row in described])
+            return ledger.close(session, self.claim, values, [File(**row) for row in described], self.outcomes)
 
         self.context.db.retrying(close)
         log.info("job_closed", extra={"job_id": self.job.id, **self.counts})

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, lines, shards
 from jobs.db import WRITE_ROWS
-from jobs.errors import Fenced, NotFound
+from jobs.errors import Fenced, NotFound, StorageFull
 from jobs.ledger import JobClaim
 from jobs.models import Shard
 from jobs.queues import Task
@@ -53,9 +53,16 @@ def plan(context: Context, job_id: str) -> None:
             _Planner(context, claim, hold).run()
         except Fenced:
             log.info("planning_fenced", extra={"job_id": job_id})
+        except StorageFull:
+            _put_back(context, claim, 10.0, "disk")
         except Abandoned as reason:
-            wait = {"delay": reason.delay, "waiting_for": reason.waiting_for}
-            context.db.retrying(lambda session: ledger.put_back(session, job_id, claim.epoch, **wait))  # type: ignore[arg-type]
+            _put_back(context, claim, reason.delay, reason.waiting_for)
+
+
+def _put_back(context: Context, claim: JobClaim, delay: float, waiting_for: str | None) -> None:
+    context.db.retrying(
+        lambda session: ledger.put_back(session, claim.job.id, claim.epoch, delay=delay, waiting_for=waiting_for)
+    )
 
 
 class _Planner:

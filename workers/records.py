@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from workers import outcomes
 from workers.engines.port import Answer, Request, Usage
 from workers.trials import Trials
 
@@ -36,12 +37,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A line's result, ready for a segment."""
+    """A line's result, ready for a segment, and what it counts as (see `workers.outcomes`)."""
 
     line: int
     good: bool
     data: bytes
     usage: Usage = field(default_factory=Usage)
+    outcomes: tuple[str, ...] = ()
 
 
 def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
@@ -57,12 +59,15 @@ def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
         extra,
     )
     good = 200 <= answer.status < 300
-    return Record(item.line, good, _framed(item.line, good, line), Usage() if leader else answer.usage)
+    usage = Usage() if leader else answer.usage
+    words = outcomes.outcomes_of(item.request.url, answer)
+    return Record(item.line, good, _framed(item.line, good, line), usage, words)
 
 
 def failed(line: int, item_id: str, custom_id: str, code: str, message: str) -> Record:
     """A line that got no answer."""
-    return Record(line, False, _framed(line, False, unanswered(item_id, custom_id, code, message)))
+    data = _framed(line, False, unanswered(item_id, custom_id, code, message))
+    return Record(line, False, data, outcomes=outcomes.unanswered(code))
 
 
 def unanswered(item_id: str, custom_id: str, code: str, message: str) -> bytes:

@@ -206,6 +206,8 @@ def _tally(batch: list[Record]) -> Tally:
         tally.cached_tokens += record.usage.cached_tokens
         tally.output_tokens += record.usage.output_tokens
         tally.reasoning_tokens += record.usage.reasoning_tokens
+        for name in record.outcomes:
+            tally.outcomes[name] = tally.outcomes.get(name, 0) + 1
     return tally
 
 

@@ -1,5 +1,6 @@
 """A job of any kind, with what OpenAI's views leave out: progress, pace, place in the queue."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -25,12 +26,23 @@ class Rate(BaseModel):
     tokens_per_second: float
 
 
+class Outcomes(BaseModel):
+    """What became of the lines. One with several choices counts under each of their finish reasons.
+
+    `empty`: answered, with neither text nor a tool call. `errors`: by code.
+    """
+
+    finish_reasons: dict[str, int]
+    empty: int
+    errors: dict[str, int]
+
+
 class Webhook(BaseModel):
     url: str
 
 
 class JobObject(BaseModel):
-    """`rate`, `eta_seconds` and `queue_position` are null in lists and where they mean nothing."""
+    """`rate`, `eta_seconds` and `queue_position` are null in lists and where they mean nothing, `outcomes` in lists."""
 
     id: str
     object: Literal["job"] = "job"
@@ -45,6 +57,7 @@ class JobObject(BaseModel):
     eta_seconds: float | None
     queue_position: int | None
     usage: Usage
+    outcomes: Outcomes | None
     errors: BatchErrors | None
     input_file_id: str | None
     output_file_id: str | None
@@ -81,7 +94,13 @@ class JobEvent(BaseModel):
     data: dict[str, Any]
 
 
-def show_job(job: Job, totals: Totals, pace: Pace | None = None, position: int | None = None) -> JobObject:
+def show_job(
+    job: Job,
+    totals: Totals,
+    pace: Pace | None = None,
+    position: int | None = None,
+    outcomes: Mapping[str, int] | None = None,
+) -> JobObject:
     return JobObject(
         id=job.id,
         kind=job.kind,
@@ -97,6 +116,7 @@ def show_job(job: Job, totals: Totals, pace: Pace | None = None, position: int |
         eta_seconds=_eta(job, totals, pace),
         queue_position=position,
         usage=show_usage(totals),
+        outcomes=None if outcomes is None else _outcomes(outcomes),
         errors=show_errors(job.errors),
         input_file_id=job.input_file_id,
         output_file_id=job.output_file_id,
@@ -123,6 +143,12 @@ def show_event(event: Event) -> JobEvent:
         created_at=int(event.created_at),
         data=event.data,
     )
+
+
+def _outcomes(counts: Mapping[str, int]) -> Outcomes:
+    errors = {name.removeprefix("error:"): count for name, count in counts.items() if name.startswith("error:")}
+    reasons = {name: count for name, count in counts.items() if name != "empty" and not name.startswith("error:")}
+    return Outcomes(finish_reasons=reasons, empty=counts.get("empty", 0), errors=errors)
 
 
 def _progress(job: Job, totals: Totals) -> Progress:

@@ -16,7 +16,7 @@ from api.idempotency import Idempotent
 from api.paging import After, Limit20, Order, Page, find, page
 from api.presenters.job import JobEvent, JobObject, show_event, show_job
 from api.presenters.webhook import DeliveryObject
-from api.progress import pace, queue_position, totals
+from api.progress import outcomes, pace, queue_position, totals
 from api.retry import again
 from api.routing import resource
 from api.streams import event_stream, result_stream
@@ -182,7 +182,8 @@ def get_job(session: Session, call: CallContext, job_id: str) -> Job:
 
 
 def _shown(session: Session, job: Job) -> JobObject:
-    return show_job(job, totals(session, [job])[job.id], pace(session, job), queue_position(session, job))
+    sums = totals(session, [job])[job.id]
+    return show_job(job, sums, pace(session, job), queue_position(session, job), outcomes(session, job))
 
 
 def _resume(last_event_id: str | None, after: int) -> int:

@@ -49,7 +49,8 @@ class Job(Usage, Base):
     epoch: Mapped[int] = mapped_column(default=0)
     beat: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None] = mapped_column(String(64))
-    stalls: Mapped[int] = mapped_column(default=0)
+    losses: Mapped[int] = mapped_column(default=0)  # claims on it or its shards that ended by their lease
+    stumbles: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # tries to assemble its results
     event_seq: Mapped[int] = mapped_column(default=0)
 
     total: Mapped[int] = mapped_column(default=0)
@@ -122,7 +123,8 @@ class Shard(Usage, Base):
 class Segment(Usage, Base):
     """One immutable file of results. `covered` and `good` are bitmaps over the shard's lines, bit 0 first.
 
-    `covered` holds the lines with a result here, `good` those of them that succeeded.
+    `covered` holds the lines with a result here, `good` those of them that succeeded, `outcomes` how many there are
+    of each word of `workers.outcomes` (null: written before these were counted).
     """
 
     __tablename__ = "segment"
@@ -135,7 +137,18 @@ class Segment(Usage, Base):
     length: Mapped[int]
     covered: Mapped[bytes] = mapped_column(LargeBinary)
     good: Mapped[bytes] = mapped_column(LargeBinary)
+    outcomes: Mapped[dict[str, Any] | None]
     created_at: Mapped[float]
+
+
+class Outcome(Base):
+    """Of an ended job: how many lines there are of each word of `workers.outcomes`."""
+
+    __tablename__ = "outcome"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    count: Mapped[int]
 
 
 class Outbox(Base):

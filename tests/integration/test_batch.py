@@ -11,11 +11,12 @@ from sqlalchemy import func, select, update
 from jobs import audit, events, fleet, ledger, shards
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Audit, Segment, Shard
-from jobs.queues import Queue
+from jobs.models import Audit, Outcome, Segment, Shard
+from jobs.queues import Queue, Task
 from jobs.states import JobState
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Request, refusal
 
 
 @pytest.fixture
@@ -51,6 +52,36 @@ def test_every_line_comes_out_once_in_order_with_exact_usage(mill: Mill, asked: 
     assert (job.total, job.completed, job.failed) == (50, 50, 0)
     assert _usage(output) == job.input_tokens + job.output_tokens
     assert len(asked) == 50
+
+
+def test_what_became_of_the_lines_is_counted(db: Database, tmp_path: Path) -> None:
+    def judge(request: Request) -> Answer | None:
+        too_long = "long" in str(request.body)
+        return refusal(400, "Too long.", code="context_length_exceeded") if too_long else None
+
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=judge)) as mill:
+        job_id = mill.submit(_batch(5) + jsonl([chat_line("l", "long"), chat_line("m", "long too")]))
+        mill.drain(job_id)
+
+    with db.read() as session:
+        rows = session.execute(select(Outcome.name, Outcome.count).where(Outcome.job_id == job_id)).all()
+    assert sorted(map(tuple, rows)) == [("error:context_length_exceeded", 2), ("stop", 5)]
+
+
+def test_results_that_storage_has_lost_fail_the_job_after_some_tries(mill: Mill) -> None:
+    job_id = mill.submit(_batch(50))
+    mill.lose_rings = lambda task: task == Task.FINISH
+    mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
+    for path in mill.storage.list(f"jobs/{job_id}"):
+        mill.storage.delete(path)
+    mill.lose_rings = lambda _task: False
+
+    (job,) = mill.drain(job_id)
+
+    assert job.state == JobState.FAILED
+    assert [error["code"] for error in job.errors or []] == ["results_lost"]
+    assert (job.stumbles, job.completed) == (mill.config.finish_tries, 50)
+    assert mill.results(job) == ([], [])
 
 
 def test_output_line_has_the_shape_of_openai(mill: Mill) -> None:

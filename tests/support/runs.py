@@ -52,7 +52,13 @@ def answer(
     path = shards.segment_path(claim.job.id, claim.n, claim.epoch, seq)
     storage.put(path, records)
     bits = sum(1 << line for line in lines)
-    tally = Tally(covered=bits, good=bits, input_tokens=3 * len(lines), output_tokens=2 * len(lines))
+    tally = Tally(
+        covered=bits,
+        good=bits,
+        input_tokens=3 * len(lines),
+        output_tokens=2 * len(lines),
+        outcomes={"stop": len(lines)},
+    )
     with db.write() as session:
         shards.commit(session, claim, seq, path, len(records), tally, last=last)
         if last:
@@ -82,7 +88,8 @@ def finish(db: Database, storage: Storage, job_id: str, lines: Sequence[int], fa
         "output_file_id": file.id,
     }
     with db.write() as session:
-        ledger.close(session, claim, values, [file])
+        outcomes = {"stop": len(lines)} | ({"error:engine_error": failed} if failed else {})
+        ledger.close(session, claim, values, [file], outcomes)
     return file.id
 
 

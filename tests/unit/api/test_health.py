@@ -145,5 +145,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     assert samples["nightmill_shards_running", "gpu.generate"] == 1
     assert samples["nightmill_worker_slots", "cpu.plan"] == 2
     assert samples["nightmill_engine_restarts", "cpu"] == 1
-    assert samples[("nightmill_lease_losses",)] == 0
+    assert samples[("nightmill_lease_losses_total",)] == 0
+    assert samples["nightmill_answers_total", "m", "stop"] == 6, "four of the ended job, two of the one that runs"
+    assert samples["nightmill_errors_total", "engine_error", "m"] == 1
     assert samples["nightmill_http_request_seconds_count", "/v1/batches", "200", "POST"] >= 3

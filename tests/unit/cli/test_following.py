@@ -8,7 +8,7 @@ import pytest
 from cli import following
 from cli.following import follow
 from cli.server import Away, Server
-from cli.snapshot import Snapshot, duration, fault
+from cli.snapshot import Snapshot, doubts, duration, fault
 
 
 def _job(state: str = "running", **changes: Any) -> dict[str, Any]:
@@ -89,6 +89,17 @@ def test_a_place_in_the_queue_is_told() -> None:
 )
 def test_durations_are_said_as_people_do(seconds: float, told: str) -> None:
     assert duration(seconds) == told
+
+
+def test_what_is_doubtful_about_the_answers_is_told() -> None:
+    outcomes = {"finish_reasons": {"stop": 7, "length": 2}, "empty": 1, "errors": {"context_length_exceeded": 3}}
+
+    assert doubts(outcomes) == [
+        "1 of the answers is empty",
+        "2 were cut off at the token limit",
+        "3 failed with context_length_exceeded",
+    ]
+    assert doubts({"finish_reasons": {"stop": 7}, "empty": 0, "errors": {}}) == doubts({}) == []
 
 
 def test_a_fault_names_its_line_and_its_parameter() -> None:

@@ -282,7 +282,7 @@ def test_a_lease_is_lost_only_where_the_beat_stood_still(db: Database) -> None:
 
     after = ledgers.job(db, claim.job.id)
     assert (moved, still, twice) == (False, True, False)
-    assert (after.stalls, after.worker_id) == (1, None)
+    assert (after.losses, after.worker_id) == (1, None)
     assert doorbells(db, claim.job.id) == [("plan", -1)]
 
 

@@ -85,6 +85,30 @@ def test_an_upgrade_that_breaks_halfway_leaves_nothing_behind(empty: str) -> Non
     assert tables(empty) == {"webhook_endpoint"}
 
 
+def test_a_database_of_the_first_schema_keeps_its_jobs(empty: str) -> None:
+    migrate(empty, "0001")
+    facts = dict.fromkeys(("priority", "epoch", "beat", "event_seq", "total", "completed", "failed"), 0)
+    facts |= {f"{kind}_tokens": 0 for kind in ("input", "cached", "output", "reasoning")}
+    facts |= {"deadline": 1, "created_at": 1, "stalls": 3}
+    words = {
+        "id": "batch_1",
+        "project_id": "p",
+        "kind": "generation",
+        "state": "running",
+        "endpoint": "/v1/completions",
+    }
+    words |= {"payload": "{}", '"window"': "24h"}
+    values = [str(value) for value in facts.values()] + [f"'{value}'" for value in words.values()]
+    execute(empty, f"INSERT INTO job ({', '.join([*facts, *words])}) VALUES ({', '.join(values)})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
+        kept = connection.execute(sa.text("SELECT id, state, losses, stumbles FROM job")).one()
+    assert tuple(kept) == ("batch_1", "running", 3, 0)
+
+
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 

@@ -237,7 +237,7 @@ def test_lost_planner_is_followed_by_another(house: House) -> None:
         rung += house.tick(10)
 
     job = ledgers.job(house.db, claim.job.id)
-    assert (job.worker_id, job.stalls, job.state) == (None, 1, JobState.QUEUED)
+    assert (job.worker_id, job.losses, job.state) == (None, 1, JobState.QUEUED)
     assert ("plan", (job.id,)) in rung
 
 
