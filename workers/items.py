@@ -46,6 +46,7 @@ def _item(claim: ShardClaim, line: int, custom_id: str) -> Item:
         body={},
         request_id=f"req_{item_id.removeprefix('batch_req_')}e{claim.epoch}",
         priority=-claim.job.priority,
+        tenant=claim.job.project_id,
     )
     return Item(line, custom_id, item_id, request, trials=Trials(*claim.faults.get(line, ())))
 

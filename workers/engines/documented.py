@@ -1,17 +1,12 @@
-"""What of a request's body reaches vLLM: OpenAI's documented fields, within OpenAI's limits.
+"""What of a request's body reaches vLLM: OpenAI's documented fields (`workers.engines.caps` bounds their values).
 
 vLLM takes many fields of its own in the same body: `priority` jumps the queue, `cache_salt` and `kv_transfer_params`
 reach into its caches, `chat_template` runs a template of the caller's. None of them is part of the API that is
-promised, so they are left out; `prompt_logprobs`, which would cost memory for every token of a prompt, is refused.
+promised, so they are left out.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
-
-from workers.engines.port import Answer, refusal
-
-MOST_CHOICES: Final = 128  # OpenAI's limit for `n`
-MOST_LOGPROBS: Final = 20  # OpenAI's limit for `top_logprobs`
 
 _SAMPLING: Final = frozenset({
     "model", "frequency_penalty", "logit_bias", "max_tokens", "n", "presence_penalty", "seed", "stop",
@@ -34,24 +29,6 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
     }),
     "/v1/embeddings": frozenset({"model", "input", "dimensions", "encoding_format", "user"}),
 }  # fmt: skip
-
-
-def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
-    """Why this request is refused before any engine sees it; None if it isn't."""
-    if url not in FIELDS:
-        return refusal(404, f"Unknown URL {url}; an engine serves {', '.join(FIELDS)}.", param="url")
-    if body.get("prompt_logprobs") is not None:
-        return refusal(400, "prompt_logprobs is not supported.", param="prompt_logprobs")
-    for name, most in (
-        ("n", MOST_CHOICES),
-        ("best_of", MOST_CHOICES),
-        ("top_logprobs", MOST_LOGPROBS),
-        ("logprobs", MOST_LOGPROBS),
-    ):
-        value = body.get(name)
-        if isinstance(value, int) and value > most:
-            return refusal(400, f"{name} must be at most {most}, not {value}.", param=name)
-    return None
 
 
 def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,15 @@ class Request:
     """One line of a batch, ready for an engine.
 
     `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to
-    the engine's own name. A lower `priority` is served first.
+    the engine's own name. A lower `priority` is served first. What tenants send to a shared engine is kept apart:
+    a prefix that one of them has cached is no faster for another.
     """
 
     url: str
     body: dict[str, Any]
     request_id: str
     priority: int = 0
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

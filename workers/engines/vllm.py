@@ -21,7 +21,8 @@ import msgspec
 import pydantic
 
 from workers.engines import leftovers
-from workers.engines.documented import documented, objection
+from workers.engines.caps import objection
+from workers.engines.documented import documented
 from workers.engines.port import (
     Answer,
     EngineBusy,
@@ -116,6 +117,8 @@ class VllmEngine:
         body = documented(request.url, request.body)
         if body.get("temperature") == 0 and (body.get("n") or 1) != 1:
             body["temperature"] = LEAST_TEMPERATURE
+        if request.tenant:
+            body["cache_salt"] = request.tenant
         prefix = REQUEST_ID_PREFIX.get(request.url, "")
         return body | {"stream": False, "priority": request.priority, "request_id": prefix + request.request_id}
 

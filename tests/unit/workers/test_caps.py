@@ -1,0 +1,107 @@
+"""What is refused before an engine sees it."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from workers.engines.caps import MOST_ITEMS, MOST_PATTERN_CHARACTERS, MOST_SCHEMA_BYTES, objection
+
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def schema(inner: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": inner}}}
+
+
+def tool(inner: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", "parameters": inner}}]}
+
+
+def says(kind: str, value: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind, kind: value}]}]}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        inner = {"type": "object", "properties": {"a": inner}}
+    return inner
+
+
+def refused(url: str, body: dict[str, Any]) -> tuple[int, str | None]:
+    answer = objection(url, body)
+    assert answer is not None
+    return answer.status, msgspec.json.decode(answer.body)["error"]["param"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 129}, "n"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"best_of": 129}, "best_of"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        (schema({"enum": ["x" * MOST_SCHEMA_BYTES]}), "response_format"),
+        (schema({"type": "string", "maxLength": MOST_ITEMS + 1}), "response_format"),
+        (schema({"type": "array", "minItems": 1e9}), "response_format"),
+        (schema(nested(16)), "response_format"),
+        (schema({"type": "string", "pattern": "a" * (MOST_PATTERN_CHARACTERS + 1)}), "response_format"),
+        (schema({"type": "string", "pattern": "(a{64}){64}"}), "response_format"),
+        (tool({"type": "object", "properties": {"a": {"type": "string", "pattern": "x{2000,}"}}}), "tools"),
+        (tool({"type": "string", "pattern": "x{,2000}"}), "tools"),
+        (says("image_url", {"url": "http://169.254.169.254/latest"}), "messages"),
+        (says("image_url", "https://example.com/a.png"), "messages"),
+        (says("video_url", {"url": "file:///etc/passwd"}), "messages"),
+        (says("audio_url", {"url": "//example.com/a.wav"}), "messages"),
+    ],
+)
+def test_what_is_beyond_the_limits_is_refused(body: dict[str, Any], param: str) -> None:
+    assert refused(CHAT, body) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"text": {"format": {"type": "json_schema", "schema": {"pattern": "a{9999}"}}}}, "text"),
+        ({"input": [{"type": "input_image", "image_url": "http://example.com/a.png"}]}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "http://10.0.0.1/"}]}]}, "input"),
+    ],
+)
+def test_so_it_is_in_responses(body: dict[str, Any], param: str) -> None:
+    assert refused(RESPONSES, body) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"n": 128},
+        {"logprobs": True, "top_logprobs": 20},
+        {"n": "many"},
+        schema(nested(10)),
+        schema({"type": "string", "pattern": "^[0-9]{3}-[0-9]{4}$", "maxLength": 100}),
+        schema("odd"),
+        {"response_format": "odd", "tools": 3},
+        says("image_url", {"url": PIXEL}),
+        says("image_url", {"url": None}),
+        {"messages": "odd"},
+        {"messages": ["odd", {"content": ["odd"]}]},
+    ],
+)
+def test_the_rest_is_for_the_engine_to_judge(body: dict[str, Any]) -> None:
+    assert objection(CHAT, body) is None
+
+
+def test_a_schema_as_deep_as_a_batch_line_may_be_is_no_trouble() -> None:
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+
+    assert refused(CHAT, schema(deep)) == (400, "response_format")
+
+
+def test_an_unknown_url_is_refused() -> None:
+    assert refused("/v1/moderations", {}) == (404, "url")
