@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import audit, jobs, keys, webhooks
+from cli import audit, jobs, keys, pauses, webhooks
 from cli.demo.command import demo
 from cli.doctor import doctor
 from cli.submit import submit
@@ -66,6 +66,10 @@ app.command()(watch)
 app.command()(jobs.cancel)
 app.command()(jobs.retry)
 app.command()(doctor)
+app.command()(pauses.workers)
+app.command()(pauses.pause)
+app.command()(pauses.resume)
+app.command()(pauses.drain)
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(webhooks.app, name="webhooks")

@@ -7,13 +7,16 @@ A row that is here is therefore a worker that lives, give or take one lease.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
+from jobs import pauses
 from jobs.clock import now
 from jobs.db import insert_into
-from jobs.models import Model, Worker
+from jobs.models import Job, Model, Pause, Shard, Worker
+from jobs.queues import Queue
 from jobs.registry import ANY_MODEL
+from jobs.states import LIVE, ShardState
 
 
 def register(session: Session, worker: Worker) -> None:
@@ -30,11 +33,17 @@ def beat(session: Session, worker_id: str, **changes: Any) -> bool:
 
 def leave(session: Session, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.id == worker_id))
+    pauses.forget_worker(session, worker_id)
+
+
+def everyone(session: Session) -> Sequence[Worker]:
+    return session.scalars(select(Worker).order_by(Worker.pool, Worker.id)).all()
 
 
 def alive(session: Session, queue: str | None = None) -> Sequence[Worker]:
     """Workers that can take work now, of one queue or all."""
-    found = session.scalars(select(Worker).where(Worker.state == "ready").order_by(Worker.id)).all()
+    off = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
+    found = session.scalars(select(Worker).where(Worker.state == "ready", ~off).order_by(Worker.id)).all()
     return [worker for worker in found if queue is None or queue in worker.queues]
 
 
@@ -60,3 +69,21 @@ def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> Non
         fresh = {"external": found[name], "seen_at": seen}
         insert = insert_into(session, Model).values(model | fresh)
         session.execute(insert.on_conflict_do_update(index_elements=[Model.id], set_=fresh))
+
+
+def running_at(session: Session, scope: pauses.Scope, name: str) -> int:
+    """How many claims on shards and jobs are held there."""
+    of_shards = {
+        pauses.Scope.QUEUE: Job.queue,
+        pauses.Scope.MODEL: Job.model,
+        pauses.Scope.PROJECT: Job.project_id,
+        pauses.Scope.WORKER: Shard.worker_id,
+    }
+    held = select(func.count()).select_from(Shard).join(Job, Job.id == Shard.job_id)
+    count = session.scalar(held.where(Shard.state == ShardState.RUNNING, of_shards[scope] == name)) or 0
+    jobs = select(func.count()).select_from(Job).where(Job.state.in_(LIVE), Job.worker_id.is_not(None))
+    if scope is pauses.Scope.WORKER:
+        count += session.scalar(jobs.where(Job.worker_id == name)) or 0
+    elif scope is pauses.Scope.QUEUE and name == Queue.PLAN:
+        count += session.scalar(jobs) or 0
+    return count

@@ -46,6 +46,10 @@ def ensure_project(session: Session, name: str) -> Project:
     return session.scalars(select(Project).where(Project.name == name)).one()
 
 
+def find_project(session: Session, name: str) -> Project | None:
+    return session.scalar(select(Project).where(Project.name == name))
+
+
 def allow_external(session: Session, project_name: str, *, allowed: bool, actor: str = "operator") -> None:
     """Whether a project's prompts may go to endpoints outside this deployment."""
     project = ensure_project(session, project_name)

@@ -10,14 +10,14 @@ the doorbells are written there too. Guards stand in the WHERE: source state and
 On PostgreSQL rows are locked in one order: the job, its shards, its doorbells.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import audit, events, outbox
+from jobs import audit, events, outbox, pauses
 from jobs.clock import now
 from jobs.errors import Conflict, Fenced
 from jobs.models import TOKENS, File, Job, Outbox, Outcome, Shard
@@ -120,7 +120,9 @@ def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim
     free = and_(Job.id == job_id, Job.state.in_(CLAIMABLE[task]), Job.worker_id.is_(None))
     if task is Task.FINISH:
         free = and_(free, ~_shards_in(job_id, ShardState.RUNNING))
-    lock(session, job_id)  # a doorbell owed by another transaction meanwhile is not ours to settle
+    job = lock(session, job_id)  # a doorbell owed by another transaction meanwhile is not ours to settle
+    if job is not None and pauses.refuses(session, task, job, outbox.JOB, worker_id):
+        return None
     ours = {"epoch": Job.epoch + 1, "beat": 0, "worker_id": worker_id, "waiting_for": None}
     taken = session.execute(update(Job).where(free).values(ours))
     outbox.settle(session, task, job_id)
@@ -296,15 +298,21 @@ def claimed(session: Session) -> list[tuple[str, int, int, str]]:
     return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
 
 
-def idle(session: Session, limit: int = 200) -> list[tuple[str, str, str]]:
-    """Running jobs of which nothing runs and that do not say what they wait for: id, queue, model."""
+def idle(session: Session, limit: int = 200) -> Sequence[Job]:
+    """Running jobs of which nothing runs and that do not say what they wait for."""
     busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
-    still = select(Job.id, Job.queue, Job.model).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), ~busy)
-    return [(job_id, queue or "", model or "") for job_id, queue, model in session.execute(still.limit(limit))]
+    still = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), ~busy)
+    return session.scalars(still.limit(limit)).all()
+
+
+def paused(session: Session, limit: int = 200) -> Sequence[Job]:
+    """Jobs that say they wait for a pause to end."""
+    said = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for == "pause")
+    return session.scalars(said.limit(limit)).all()
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
-    """Say what a job waits for (`model`, `disk`), or that it waits for nothing."""
+    """Say what a job waits for (`model`, `disk`, `pause`), or that it waits for nothing."""
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
 
 

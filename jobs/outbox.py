@@ -8,7 +8,7 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, text, true, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -93,8 +93,13 @@ def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
     return list(session.scalars(select(Project.id).where(exists(waits))))
 
 
-def due(session: Session, queue: str, project_id: str, at: float, limit: int) -> Sequence[Ring]:
-    """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them."""
+def due(
+    session: Session, queue: str, project_id: str, at: float, limit: int, only: ColumnElement[bool] | None = None
+) -> Sequence[Ring]:
+    """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them.
+
+    `only` is a further condition on the doorbell and its job.
+    """
     statement = (
         select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, Job.state)
         .join(Job, Job.id == Outbox.job_id)
@@ -104,6 +109,7 @@ def due(session: Session, queue: str, project_id: str, at: float, limit: int) ->
             Outbox.rung_at.is_(None),
             _due_by(at),
             _ready(),
+            true() if only is None else only,
         )
         .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
         .limit(limit)
@@ -121,6 +127,12 @@ def rung(session: Session, ids: Sequence[int]) -> None:
         update(Outbox).where(Outbox.id.in_(still)).values(rung_at=now(), rings=Outbox.rings + 1),
         execution_options={"synchronize_session": False},
     )
+
+
+def unring(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
+    """A doorbell was heard by one who may not answer it: it waits to be rung as if it never had been."""
+    owed = and_(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
+    session.execute(update(Outbox).where(owed).values(rung_at=None))
 
 
 def unheard(session: Session, queue: str | None = None) -> Sequence[Outbox]:

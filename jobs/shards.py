@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, and_, delete, exists, literal_column, select, update
 from sqlalchemy.orm import Session
 
-from jobs import ledger, outbox
+from jobs import ledger, outbox, pauses
 from jobs.clock import now
 from jobs.errors import Fenced
 from jobs.models import Job, Outbox, Segment, Shard
@@ -105,7 +105,7 @@ def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
 def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim | None:
     """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell)."""
     job = ledger.lock(session, job_id)
-    if job is None or job.state != JobState.RUNNING:
+    if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id):
         return None
     outbox.settle(session, Task.RUN, job_id, n)
     taken = session.execute(

@@ -11,8 +11,11 @@ import logging
 import os
 import sys
 import threading
+from functools import partial
 
-from celery import Celery
+from celery import Celery, current_app
+from celery.utils import nodenames
+from kombu.exceptions import OperationalError
 
 from jobs import fleet, logs
 from jobs.queues import Queue
@@ -61,6 +64,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     """The engine comes up beside Celery's consumer; no doorbell is rung for us before it is there."""
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
+    context.keeper.listen = partial(_listen, name, pool.queues)
     engine = build_router(config, Registry.load(config), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     host = EngineHost(engine, lambda: _restarted(context), others)
@@ -76,8 +80,24 @@ def _engine(config: Settings, name: str, queue: str) -> None:
 
 def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> None:
     app.set_default()
-    common = ["--without-mingle", "--without-gossip", "--loglevel=WARNING", f"--hostname={name}-{os.getpid()}@%h"]
+    common = ["--without-mingle", "--without-gossip", "--loglevel=WARNING", f"--hostname={_node(name)}"]
     app.worker_main(["worker", f"--queues={','.join(queues)}", *common, *argv])
+
+
+def _listen(name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+    """Have our own consumer take from these queues, or stop; False when the broker is away."""
+    change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
+    try:
+        for queue in queues:
+            change(queue, destination=[_node(name)])
+    except (OperationalError, OSError):
+        log.warning("broker_away")
+        return False
+    return True
+
+
+def _node(name: str) -> str:
+    return str(nodenames.host_format(f"{name}-{os.getpid()}@%h"))
 
 
 def _bring_up(context: Context, host: EngineHost, engine: Router, queue: str) -> None:

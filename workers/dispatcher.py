@@ -19,12 +19,13 @@ from typing import Protocol
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, logs, outbox, shards
+from jobs import fleet, logs, outbox, pauses, shards
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.hosts import claim_host
 from jobs.models import Job, Outbox, Project, Shard
 from jobs.outbox import Ring
+from jobs.pauses import Paused, Scope
 from jobs.queues import Queue, Task
 from jobs.settings import Settings, settings
 from jobs.states import LIVE
@@ -107,25 +108,26 @@ class Dispatcher:
         if self.clock() < self._broker_back:
             return
         with self.db.read() as session:
-            out = _out(session)
-            rooms = self._room(session, out)
-            rings = [ring for queue, room in rooms.items() for ring in self._choose(session, queue, room, out)]
+            out, off = _out(session), pauses.paused(session)
+            rooms = self._room(session, out, off)
+            rings = [ring for queue, room in rooms.items() for ring in self._choose(session, queue, room, out, off)]
         if rings:
             self._publish(rings)
 
-    def _room(self, session: Session, out: Out) -> dict[str, int]:
+    def _room(self, session: Session, out: Out, off: Paused) -> dict[str, int]:
         """Per queue with live slots and waiting work: how many doorbells may go out now."""
         waiting = set(session.scalars(select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()))
+        waiting -= off.of(Scope.QUEUE)
         if not waiting:
             return {}
         slots = {queue: count for queue, count in fleet.slots(session).items() if queue in waiting}
         room = {queue: RINGS_PER_SLOT * count - sum(out.get(queue, {}).values()) for queue, count in slots.items()}
         return {queue: count for queue, count in room.items() if count > 0}
 
-    def _choose(self, session: Session, queue: str, room: int, out: Out) -> list[Ring]:
+    def _choose(self, session: Session, queue: str, room: int, out: Out, off: Paused) -> list[Ring]:
         at = time.time()
         projects = outbox.waiting_projects(session, queue, at)
-        waiting = {project: outbox.due(session, queue, project, at, room) for project in projects}
+        waiting = {project: outbox.due(session, queue, project, at, room, off.free) for project in projects}
         weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         return choose(waiting, out.get(queue, {}), weights, room)
 

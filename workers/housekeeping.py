@@ -14,7 +14,7 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import audit, deliveries, fleet, ledger, shards
+from jobs import audit, deliveries, fleet, ledger, pauses, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.models import Job, Worker
@@ -123,8 +123,8 @@ class Housekeeper:
             lost = ledger.unsettled(session)
         for job_id in lost:
             self._write(partial(ledger.settle, job_id=job_id, actor=_ACTOR))
-        for job_id in self._unserved():
-            self._write(partial(ledger.wait_for, job_id=job_id, what="model"))
+        for job_id, what in self._waits():
+            self._write(partial(ledger.wait_for, job_id=job_id, what=what))
         if self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
         self._free_deliveries()
@@ -137,18 +137,21 @@ class Housekeeper:
             log.warning("deliveries_taken_back", extra={"worker": worker_id})
             self._write(partial(deliveries.take_back, worker_id=worker_id))
 
-    def _unserved(self) -> list[str]:
-        """Jobs that wait because no live worker serves their model."""
+    def _waits(self) -> list[tuple[str, str | None]]:
+        """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""
         with self._db.read() as session:
+            off = pauses.paused(session)
+            resumed = [job.id for job in ledger.paused(session) if not off.holds(job)]
+            found: list[tuple[str, str | None]] = [(job_id, None) for job_id in resumed]
             idle = ledger.idle(session)
-            if not idle:
-                return []
-            aliases = Registry.load(self._config).aliases
-            return [
-                job_id
-                for job_id, queue, model in idle
-                if not any(fleet.serves(session, queue, name) for name in (model, aliases.get(model, model)))
-            ]
+            aliases = Registry.load(self._config).aliases if idle else {}
+            for job in idle:
+                names = (job.model or "", aliases.get(job.model or "", ""))
+                if off.holds(job):
+                    found.append((job.id, "pause"))
+                elif not any(fleet.serves(session, job.queue or "", name) for name in names if name):
+                    found.append((job.id, "model"))
+        return found
 
     def _seal(self) -> None:
         for _ in range(_SEALS_AT_ONCE):

@@ -1,6 +1,6 @@
 """The keeper: one thread per worker process that beats for what the process holds and listens for what stops it.
 
-    every beat_seconds      worker.beat += 1, and the beat of each held claim
+    every beat_seconds      worker.beat += 1, and the beat of each held claim; has the operator paused this worker?
     every second            which held jobs are to stop (cancelled, expired), which claims are no longer ours
 
 A claim's `Hold` carries the two answers as flags; whoever works looks at them or waits for `changed`.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, ledger, shards
+from jobs import fleet, ledger, pauses, shards
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.models import Job, Worker
@@ -62,6 +62,8 @@ class Keeper:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self.worker_id = worker().id
+        self.listen: Callable[[bool], bool] | None = None  # take doorbells from the broker, or stop; False: try again
+        self._listens = True
 
     def start(self) -> None:
         self._db.retrying(lambda session: fleet.register(session, self._worker()), self._stop)
@@ -136,9 +138,17 @@ class Keeper:
             lost_jobs = [
                 hold for hold in holds if hold.shard_n is None and not _beat_job(session, hold, self.worker_id)
             ]
+            wanted = not pauses.holds_worker(session, self.worker_id)
         for hold in [claims[key] for key in lost] + lost_jobs:
             log.warning("claim_lost", extra={"job_id": hold.job_id, "shard": hold.shard_n, "epoch": hold.epoch})
             hold.end(lost=True)
+        self._heed(wanted)
+
+    def _heed(self, wanted: bool) -> None:
+        """A paused worker would be refused its claims; one that does not listen leaves the doorbells to others."""
+        if wanted != self._listens and self.listen is not None and self.listen(wanted):
+            self._listens = wanted
+            log.info("worker_resumed" if wanted else "worker_paused", extra={"worker": self.worker_id})
 
     def _beat_worker(self, session: Session) -> None:
         worker = self._worker()

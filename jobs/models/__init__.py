@@ -4,7 +4,7 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
      ├─ outcome                   what became of the lines, counted, once the job has ended
      ├─ outbox                    doorbells owed to the broker
      └─ event ── delivery ── attempt      what happened, and who was told
-file, upload, upload_part · project, api_key, idempotency · worker, model, meta · audit, audit_head
+file, upload, upload_part · project, api_key, idempotency · worker, model, pause, meta · audit, audit_head
 """
 
 from jobs.models.access import ApiKey, Idempotency, Project
@@ -13,7 +13,7 @@ from jobs.models.base import Base
 from jobs.models.files import File, Upload, UploadPart
 from jobs.models.job import TOKENS, Job, Outbox, Outcome, Segment, Shard
 from jobs.models.webhooks import Attempt, Delivery, Event, WebhookEndpoint
-from jobs.models.worker import Meta, Model, Worker
+from jobs.models.worker import Meta, Model, Pause, Worker
 
 __all__ = [
     "TOKENS",
@@ -31,6 +31,7 @@ __all__ = [
     "Model",
     "Outbox",
     "Outcome",
+    "Pause",
     "Project",
     "Segment",
     "Shard",

@@ -41,6 +41,16 @@ class Model(Base):
     seen_at: Mapped[float]
 
 
+class Pause(Base):
+    """What the operator has paused, see `jobs.pauses`."""
+
+    __tablename__ = "pause"
+
+    scope: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    created_at: Mapped[float]
+
+
 class Meta(Base):
     """A fact about this deployment, by name."""
 

@@ -11,6 +11,7 @@ from cli.main import app
 
 EXPECTED = {
     "up", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo",
+    "workers", "pause", "resume", "drain",
     "keys create", "keys list", "keys revoke", "audit verify", "webhooks listen",
 }  # fmt: skip
 

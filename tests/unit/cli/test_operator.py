@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.trouble import Trouble
-from jobs import audit
+from jobs import audit, fleet, shards
 from jobs.db import Database
 from jobs.errors import NightmillError
 from jobs.keys import check_key
-from jobs.models import Audit, Project
+from jobs.models import Audit, Project, Worker
+from tests.support import ledgers
 
 Run = Callable[..., Any]
 
@@ -53,6 +54,62 @@ def test_keys_are_listed_without_themselves(run: Run) -> None:
     assert row["project"] == "blue"
     assert row["id"] in told
     assert key not in told
+
+
+def worker(db: Database) -> None:
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["*"]}
+    with db.write() as session:
+        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+
+
+def test_what_is_paused_is_shown_beside_the_workers(run: Run, db: Database) -> None:
+    run("keys", "create", "--project", "blue")
+    worker(db)
+
+    told = [run("pause", *words).stdout for words in (("worker", "gpu-1"), ("project", "blue"), ("project", "blue"))]
+    shown = run("workers").stdout
+    whole = json.loads(run("workers", "--json").stdout)
+
+    assert told == ["worker gpu-1 is paused\n", "project blue is paused\n", "project blue was paused already\n"]
+    assert whole["paused"] == [{"kind": "project", "name": "blue"}, {"kind": "worker", "name": "gpu-1"}]
+    assert (whole["workers"][0]["state"], whole["workers"][0]["running"]) == ("paused", 0)
+    assert "paused: project blue" in shown
+    assert "gpu.generate" in shown
+
+
+def test_what_is_resumed_goes_on(run: Run) -> None:
+    run("pause", "queue", "gpu.generate")
+
+    assert run("resume", "queue", "gpu.generate").stdout == "queue gpu.generate goes on\n"
+    assert run("resume", "queue", "gpu.generate").stdout == "queue gpu.generate was not paused\n"
+    assert json.loads(run("workers", "--json").stdout)["paused"] == []
+
+
+def test_a_pause_of_a_model_holds_its_aliases_too(run: Run) -> None:
+    run("pause", "model", "smollm2-135m-instruct")
+
+    names = [one["name"] for one in json.loads(run("workers", "--json").stdout)["paused"]]
+    assert {"smollm2-135m-instruct", "gpt-4o-mini"} <= set(names)
+    run("resume", "model", "smollm2-135m-instruct")
+    assert json.loads(run("workers", "--json").stdout)["paused"] == []
+
+
+@pytest.mark.parametrize("words", [("queue", "gpu.nothing"), ("project", "nobody"), ("worker", "w-9")])
+def test_a_name_that_is_not_there_is_told(run: Run, words: tuple[str, str]) -> None:
+    with pytest.raises(Trouble, match=f"there is no {words[0]} '{words[1]}'"):
+        run("pause", *words)
+
+
+def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: Database) -> None:
+    job = ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id)
+
+    with pytest.raises(Trouble, match="1 claims still run"):
+        run("drain", "queue", "gpu.generate", "--timeout", "0")
+    with db.write() as session:
+        shards.give_back(session, claim)
+
+    assert "nothing runs any more" in run("drain", "queue", "gpu.generate").stdout
 
 
 def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs import fleet, ledger, shards
+from jobs import fleet, ledger, pauses, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.models import Worker
@@ -41,6 +41,28 @@ def test_held_claims_beat_and_others_do_not(db: Database, keeper: Keeper) -> Non
     assert ledgers.shard(db, job.id, 1).beat == 0
     assert not hold.ended
     assert idle.n == 1
+
+
+def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, keeper: Keeper) -> None:
+    told: list[bool] = []
+    heard = threading.Event()
+
+    def listen(wanted: bool) -> bool:
+        told.append(wanted)
+        heard.set()
+        return len(told) > 1  # the broker is away the first time
+
+    keeper.listen = listen
+    with db.write() as session:
+        pauses.pause(session, pauses.Scope.WORKER, "w", actor="operator")
+    while len(told) < 2:
+        assert heard.wait(5)
+        heard.clear()
+    with db.write() as session:
+        pauses.resume(session, pauses.Scope.WORKER, "w", actor="operator")
+
+    assert heard.wait(5)
+    assert told == [False, False, True]
 
 
 def test_claim_that_was_taken_back_is_told_so(db: Database, keeper: Keeper) -> None:

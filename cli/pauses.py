@@ -1,0 +1,160 @@
+"""`nightmill workers`, `pause`, `resume`, `drain`: what goes on, and what does not. Works on the database directly."""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cli.options import AsJson, DataDir
+from cli.trouble import Trouble
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from jobs.pauses import Scope
+
+_ACTOR = "operator"
+_LOOK = 0.5  # seconds
+Kind = Annotated[
+    Literal["queue", "model", "project", "worker"],
+    typer.Argument(metavar="KIND", help="One of queue, model, project, worker."),
+]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A worker's id is as `nightmill workers` shows it.", show_default=False),
+]
+
+
+def pause(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
+    """Begin nothing new there. Intake stays open, what runs goes on, nothing is lost."""
+    _set(kind, name, data_dir, on=True)
+
+
+def resume(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
+    """Go on with what was paused or drained."""
+    _set(kind, name, data_dir, on=False)
+
+
+def drain(
+    kind: Kind,
+    name: Name,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for what runs.")] = 3600.0,
+    data_dir: DataDir = None,
+) -> None:
+    """Pause, and wait until nothing runs there any more. Exit code 1 when it still does after the timeout."""
+    from cli.ledger import opened
+    from jobs.fleet import running_at
+    from jobs.pauses import Scope
+
+    scope = Scope(kind)
+    names = _set(kind, name, data_dir, on=True)
+    ends = time.monotonic() + timeout
+    with opened(data_dir) as db:
+        while True:
+            with db.read() as session:
+                left = sum(running_at(session, scope, one) for one in names)
+            if not left:
+                print(f"{kind} {name}: nothing runs any more")
+                return
+            if time.monotonic() > ends:
+                raise Trouble(f"{kind} {name}: {left} claims still run; it stays paused")
+            threading.Event().wait(_LOOK)
+
+
+def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the live workers and everything that is paused."""
+    from cli.ledger import opened
+    from jobs import fleet, pauses
+
+    with opened(data_dir) as db, db.read() as session:
+        off = pauses.paused(session)
+        rows = [
+            {
+                "id": worker.id,
+                "pool": worker.pool,
+                "host": worker.host,
+                "pid": worker.pid,
+                "state": "paused" if worker.id in off.of(pauses.Scope.WORKER) else worker.state,
+                "queues": worker.queues,
+                "models": worker.models,
+                "running": fleet.running_at(session, pauses.Scope.WORKER, worker.id),
+                "slots": worker.slots,
+                "engine_restarts": worker.restarts,
+            }
+            for worker in fleet.everyone(session)
+        ]
+        held = [{"kind": row.scope, "name": _shown(session, row.scope, row.name)} for row in pauses.listed(session)]
+    if as_json:
+        print(json.dumps({"workers": rows, "paused": held}, indent=2))
+        return
+    _table(rows)
+    for one in held:
+        print(f"paused: {one['kind']} {one['name']}")
+
+
+def _table(rows: list[dict[str, object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("worker", "queues", "models", "state", "running", "host", "pid", box=None)
+    for row in rows:
+        queues, models = row["queues"], row["models"]
+        assert isinstance(queues, list)
+        assert isinstance(models, list)
+        busy = f"{row['running']} of {row['slots']}"
+        words = (row["id"], " ".join(queues), " ".join(models), row["state"], busy, row["host"], row["pid"])
+        table.add_row(*map(str, words))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
+    """Pause or resume, say so, and return what the name stands for."""
+    from cli.ledger import opened
+    from jobs import pauses
+
+    scope = pauses.Scope(kind)
+    change = pauses.pause if on else pauses.resume
+    with opened(data_dir) as db, db.write() as session:
+        names = _names(session, scope, name, data_dir)
+        changed = [change(session, scope, one, actor=_ACTOR) for one in names]
+    if not any(changed):
+        print(f"{kind} {name} was {'paused already' if on else 'not paused'}")
+    else:
+        print(f"{kind} {name} {'is paused' if on else 'goes on'}")
+    return names
+
+
+def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None) -> list[str]:
+    """What a name stands for: a project's id, a model with its aliases. Raises Trouble for one that is unknown."""
+    from cli.effective import effective
+    from jobs import fleet, keys
+    from jobs.pauses import Scope
+    from jobs.queues import Queue
+    from jobs.registry import Registry
+
+    registry = Registry.load(effective(data_dir=data_dir))
+    if scope is Scope.PROJECT:
+        project = keys.find_project(session, name)
+        if project is None:
+            raise Trouble(f"there is no project '{name}'; `nightmill keys list` shows them")
+        return [project.id]
+    if scope is Scope.MODEL:
+        return [name, *(alias for alias, target in registry.aliases.items() if target == name)]
+    known = {worker.id for worker in fleet.everyone(session)}
+    if scope is Scope.QUEUE:
+        known = {*map(str, Queue), *(model.queue for model in registry.models.values())}
+    if name not in known:
+        raise Trouble(f"there is no {scope} '{name}'; there are {', '.join(sorted(known)) or 'none'}")
+    return [name]
+
+
+def _shown(session: "Session", scope: str, name: str) -> str:
+    """A project by its name."""
+    from jobs.models import Project
+
+    project = session.get(Project, name) if scope == "project" else None
+    return project.name if project else name

@@ -1,0 +1,105 @@
+"""What the operator has paused: a queue, a model, a project, a worker. Intake goes on, and nothing new is begun.
+
+    pause ──▶ row ─┬─▶ the dispatcher rings no doorbell for it
+                   └─▶ a claim on what was rung before is refused, and its doorbell is owed anew
+
+What runs goes on to its end. Jobs of a paused model or project are still planned and finished, so that bad input is
+told and results come out; a paused queue or worker does neither.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, true
+from sqlalchemy.orm import Session
+
+from jobs import audit, outbox
+from jobs.clock import now
+from jobs.db import insert_into
+from jobs.models import Job, Outbox, Pause
+from jobs.queues import Queue, Task
+
+
+class Scope(StrEnum):
+    """What can be paused."""
+
+    QUEUE = "queue"
+    MODEL = "model"
+    PROJECT = "project"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The names that are paused, by scope. Projects and workers by id."""
+
+    names: dict[Scope, frozenset[str]] = field(default_factory=dict)
+
+    def of(self, scope: Scope) -> frozenset[str]:
+        return self.names.get(scope, frozenset())
+
+    def holds(self, job: Job) -> bool:
+        """Whether a running job's shards wait for a pause to end."""
+        names = ((Scope.QUEUE, job.queue), (Scope.MODEL, job.model), (Scope.PROJECT, job.project_id))
+        return any(name in self.of(scope) for scope, name in names)
+
+    @property
+    def free(self) -> ColumnElement[bool]:
+        """Of doorbells joined with their jobs: those that a paused model or project does not hold back."""
+        models, projects = self.of(Scope.MODEL), self.of(Scope.PROJECT)
+        if not models and not projects:
+            return true()
+        apart = and_(Job.project_id.not_in(projects), func.coalesce(Job.model, "").not_in(models))
+        return or_(Outbox.task != Task.RUN, apart)
+
+
+def pause(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
+    """Begin nothing new there. False when it was paused already."""
+    row = {"scope": scope, "name": name, "created_at": now()}
+    new = insert_into(session, Pause).values(row).on_conflict_do_nothing().returning(Pause.name)
+    if session.scalar(new) is None:
+        return False
+    audit.record(session, actor=actor, action=f"{scope}.pause", target=name)
+    return True
+
+
+def resume(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
+    """Go on, at once. False when it was not paused."""
+    gone = session.execute(delete(Pause).where(Pause.scope == scope, Pause.name == name))
+    if gone.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    audit.record(session, actor=actor, action=f"{scope}.resume", target=name)
+    return True
+
+
+def listed(session: Session) -> Sequence[Pause]:
+    return session.scalars(select(Pause).order_by(Pause.scope, Pause.name)).all()
+
+
+def paused(session: Session) -> Paused:
+    names: dict[Scope, set[str]] = {}
+    for scope, name in session.execute(select(Pause.scope, Pause.name)):
+        names.setdefault(Scope(scope), set()).add(name)
+    return Paused({scope: frozenset(found) for scope, found in names.items()})
+
+
+def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str) -> bool:
+    """Whether a claim must not be granted. If so its doorbell is owed anew, to be rung when nothing holds it back."""
+    held = [(Scope.WORKER, worker_id), (Scope.QUEUE, (job.queue or "") if task is Task.RUN else Queue.PLAN)]
+    if task is Task.RUN:
+        held += [(Scope.MODEL, job.model or ""), (Scope.PROJECT, job.project_id)]
+    any_of = or_(*(and_(Pause.scope == scope, Pause.name == name) for scope, name in held))
+    if session.scalar(select(Pause.name).where(any_of).limit(1)) is None:
+        return False
+    outbox.unring(session, task, job.id, n)
+    return True
+
+
+def holds_worker(session: Session, worker_id: str) -> bool:
+    return session.get(Pause, (Scope.WORKER, worker_id)) is not None
+
+
+def forget_worker(session: Session, worker_id: str) -> None:
+    """A worker that is gone does not come back under its name."""
+    session.execute(delete(Pause).where(Pause.scope == Scope.WORKER, Pause.name == worker_id))
