@@ -87,13 +87,18 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             }
             for worker in fleet.everyone(session)
         ]
-        held = [{"kind": row.scope, "name": _shown(session, row.scope, row.name)} for row in pauses.listed(session)]
+        held = [
+            {"kind": row.scope, "name": _shown(session, row.scope, row.name), "reason": row.reason}
+            for row in pauses.listed(session)
+        ]
     if as_json:
         print(json.dumps({"workers": rows, "paused": held}, indent=2))
         return
     _table(rows)
     for one in held:
         print(f"paused: {one['kind']} {one['name']}")
+        for line in (one["reason"] or "").splitlines():
+            print(f"    {line}")
 
 
 def _table(rows: list[dict[str, object]]) -> None:

@@ -54,9 +54,9 @@ class Paused:
         return or_(Outbox.task != Task.RUN, apart)
 
 
-def pause(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
+def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str | None = None) -> bool:
     """Begin nothing new there. False when it was paused already."""
-    row = {"scope": scope, "name": name, "created_at": now()}
+    row = {"scope": scope, "name": name, "reason": reason, "created_at": now()}
     new = insert_into(session, Pause).values(row).on_conflict_do_nothing().returning(Pause.name)
     if session.scalar(new) is None:
         return False

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     rering_seconds: float = Field(10, gt=0, description="a doorbell nobody heard is rung again, then 2x, 4x")
     tick_seconds: float = Field(0.1, gt=0, description="the dispatcher's loop")
     cancel_grace_seconds: float = Field(3, ge=0, description="a cancelled job's shards are fenced after this long")
+    engine_deaths: int = Field(10, ge=2, description="deaths of a worker's engine before it is not built again")
+    engine_deaths_seconds: float = Field(900, gt=0, description="that many within this time")
     finish_tries: int = Field(5, ge=1, description="tries to assemble results before the job fails")
     stalls_before_careful: int = Field(2, ge=1, description="lost leases without progress before one line at a time")
 

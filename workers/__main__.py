@@ -11,13 +11,15 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from functools import partial
 
 from celery import Celery, current_app
 from celery.utils import nodenames
 from kombu.exceptions import OperationalError
 
-from jobs import fleet, logs
+from jobs import fleet, logs, pauses
+from jobs.errors import DatabaseBusy
 from jobs.queues import Queue
 from jobs.registry import Registry
 from jobs.settings import Settings, settings
@@ -28,6 +30,7 @@ from workers.context import Context, Pool, build
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
 from workers.host import EngineHost
+from workers.quarantine import Deaths
 
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
@@ -64,10 +67,11 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     """The engine comes up beside Celery's consumer; no doorbell is rung for us before it is there."""
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
-    context.keeper.listen = partial(_listen, name, pool.queues)
     engine = build_router(config, Registry.load(config), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
-    host = EngineHost(engine, lambda: _restarted(context), others)
+    deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
+    host = EngineHost(engine, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
+    context.keeper.listen = partial(_listen, host, name, pool.queues)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, queue), name="engine-start", daemon=True).start()
     argv = ["--pool=threads", f"--concurrency={pool.slots}"]
@@ -84,8 +88,21 @@ def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> N
     app.worker_main(["worker", f"--queues={','.join(queues)}", *common, *argv])
 
 
-def _listen(name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+def _quarantine(context: Context, told: str) -> None:
+    """The engine dies again and again: take nothing more, and leave word for the operator."""
+    log.error("engine_quarantined", extra={"worker": context.worker_id, "reason": told})
+    actor = f"worker:{context.worker_id}"
+    with suppress(DatabaseBusy):  # only when the process ends
+        context.db.retrying(
+            lambda session: pauses.pause(session, pauses.Scope.WORKER, context.worker_id, actor=actor, reason=told),
+            context.stop,
+        )
+
+
+def _listen(host: EngineHost, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
     """Have our own consumer take from these queues, or stop; False when the broker is away."""
+    if wanted:
+        host.release()
     change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
     try:
         for queue in queues:

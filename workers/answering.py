@@ -78,7 +78,8 @@ class Answering:
                 continue
             except EngineDead as death:
                 self._broke(item, death, died=True)
-                await self._host.revive(generation)
+                self._host.deaths.suspect(item.id)
+                await self._host.revive(generation, death)
                 self._last_sign = time.monotonic()
                 return
             except EngineFault as fault:

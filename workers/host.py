@@ -5,7 +5,8 @@ coroutines over and wait; the loop outlives every task, so the engine stays warm
 
     alone()   one request with nothing else in flight, here or (`others`) in another process on the same server: who
               broke it is then beyond doubt
-    revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp
+    revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp, and so does
+              every one after too many deaths (see `workers.quarantine`), until `release`
 """
 
 import asyncio
@@ -19,9 +20,11 @@ from typing import Any, TypeVar
 import uvloop
 
 from workers.company import POLL_SECONDS, Company
-from workers.engines.port import Engine, EngineError
+from workers.engines.port import Engine, EngineDead, EngineError
+from workers.quarantine import Deaths
 
 log = logging.getLogger(__name__)
+_QUARANTINE_SECONDS = 30.0
 _LOOK = 0.2  # seconds between looks at a stop while the engines come up
 T = TypeVar("T")
 
@@ -37,8 +40,18 @@ class GaveUp(Exception):
 class EngineHost:
     """One process's engines on one loop. `start` blocks until they are up."""
 
-    def __init__(self, engine: Engine, on_restart: Callable[[], None], others: Company | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        on_restart: Callable[[], None],
+        others: Company | None = None,
+        deaths: Deaths | None = None,
+        on_quarantine: Callable[[str], None] = log.error,
+    ) -> None:
         self.engine = engine
+        self.deaths = deaths or Deaths(10, 900.0)
+        self._on_quarantine = on_quarantine
+        self._quarantined = False
         self._others = others
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._on_restart = on_restart
@@ -106,21 +119,44 @@ class EngineHost:
                 self._leave()
                 self._open.set()
 
-    async def revive(self, generation: int) -> None:
-        """Rebuild the engine that died in `generation`. Raises GaveUp when it does not come up."""
+    async def revive(self, generation: int, death: EngineDead) -> None:
+        """Rebuild the engine that died in `generation`. Raises GaveUp when it does not come up, or may not."""
         async with self._reviving:
+            if self._quarantined:
+                raise GaveUp(_QUARANTINE_SECONDS)
             if generation == self.generation:
-                self._up.clear()
                 log.warning("engine_died")
-                try:
-                    await self.engine.start()
-                except EngineError as error:
-                    log.exception("engine_restart_failed")
-                    raise GaveUp(15.0) from error
-                finally:
-                    self.generation += 1
-                    self._on_restart()
-                    self._up.set()
+                await self._count(death)
+                await self._rebuild()
+
+    def release(self) -> None:
+        """End the quarantine: the next request builds the engine. From any thread."""
+        self.loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
+        self._quarantined = False
+        self.deaths.forget()
+
+    async def _rebuild(self) -> None:
+        self._up.clear()
+        try:
+            await self.engine.start()
+        except EngineError as error:
+            log.exception("engine_restart_failed")
+            await self._count(error)
+            raise GaveUp(15.0) from error
+        finally:
+            self.generation += 1
+            self._on_restart()
+            self._up.set()
+
+    async def _count(self, error: EngineError) -> None:
+        """Raises GaveUp when it has died too often."""
+        self.deaths.note(error)
+        if self.deaths.too_many:
+            self._quarantined = True
+            await asyncio.to_thread(self._on_quarantine, self.deaths.told())
+            raise GaveUp(_QUARANTINE_SECONDS) from error
 
     async def _turn(self) -> None:
         """Wait until a request may begin; nothing may be awaited between this and its being counted."""

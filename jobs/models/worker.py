@@ -42,12 +42,13 @@ class Model(Base):
 
 
 class Pause(Base):
-    """What the operator has paused, see `jobs.pauses`."""
+    """What the operator has paused, or a worker itself for a reason. See `jobs.pauses`."""
 
     __tablename__ = "pause"
 
     scope: Mapped[str] = mapped_column(String(16), primary_key=True)
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[float]
 
 

@@ -14,6 +14,7 @@ def upgrade() -> None:
         "pause",
         sa.Column("scope", sa.String(16), nullable=False),
         sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("created_at", sa.Float(53), nullable=False),
         sa.PrimaryKeyConstraint("scope", "name", name="pk_pause"),
     )

@@ -71,7 +71,10 @@ def test_what_is_paused_is_shown_beside_the_workers(run: Run, db: Database) -> N
     whole = json.loads(run("workers", "--json").stdout)
 
     assert told == ["worker gpu-1 is paused\n", "project blue is paused\n", "project blue was paused already\n"]
-    assert whole["paused"] == [{"kind": "project", "name": "blue"}, {"kind": "worker", "name": "gpu-1"}]
+    assert whole["paused"] == [
+        {"kind": "project", "name": "blue", "reason": None},
+        {"kind": "worker", "name": "gpu-1", "reason": None},
+    ]
     assert (whole["workers"][0]["state"], whole["workers"][0]["running"]) == ("paused", 0)
     assert "paused: project blue" in shown
     assert "gpu.generate" in shown
