@@ -3,6 +3,7 @@
 Where it is and which key opens it: what the command line or the environment says, else `run.json` of the data folder.
 """
 
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,6 +104,27 @@ class Server:
             sent = self.sdk.files.create(file=handle, purpose="batch", extra_headers=key, timeout=_UPLOAD_TIMEOUT)
         return sent.id
 
+    @contextmanager
+    def content(self, file_id: str) -> Iterator[Iterator[bytes]]:
+        """The lines of a file, as they come."""
+        with (
+            _told(self.url),
+            self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT) as answer,
+        ):
+            yield _lines_of(answer.iter_bytes())
+
+    @contextmanager
+    def finished(self, job_id: str) -> Iterator[Iterator[bytes]]:
+        """The lines that a job has finished so far. The SDK streams only routes that it knows."""
+        request = urllib.request.Request(f"{self.url}/v1/jobs/{job_id}/results?follow=false")  # noqa: S310 (http as given)
+        request.add_header("Authorization", f"Bearer {self.sdk.api_key}")
+        try:
+            answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
+        except OSError as error:
+            raise Away(f"the server at {self.url} gave no results: {error}") from error
+        with answer:
+            yield (line.rstrip(b"\n") for line in answer)
+
     def download(self, file_id: str, path: Path) -> None:
         """Write a file's content to `path`, which appears when it is whole."""
         temporary = path.with_name(f"{path.name}.part")
@@ -111,3 +133,13 @@ class Server:
             with answer as content:
                 content.stream_to_file(temporary)
         temporary.replace(path)
+
+
+def _lines_of(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Only LF ends a line of JSON lines; httpx takes U+2028 in an answer for an end as well."""
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest

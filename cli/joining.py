@@ -1,0 +1,122 @@
+"""Answers beside their inputs: the input, output and error file of a batch merged line by line.
+
+All three are in the order of the input, so one line of each is held at a time. An input line without a result (a retry
+runs only what was left over) is passed by.
+"""
+
+import base64
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cli.trouble import Trouble
+
+Row = dict[str, Any]
+
+#: The columns, in order. An embedding stands in the place of an answer.
+COLUMNS = (
+    "custom_id", "prompt", "answer", "finish_reason", "status_code", "error_code", "error_message",
+    "input_tokens", "output_tokens", "request", "response",
+)  # fmt: skip
+
+
+def joined(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[Row]:
+    """One row for each result. Raises Trouble when a result is left without its input."""
+    results = [_Head(outputs), _Head(errors)]
+    for line in inputs:
+        if not line.strip():
+            continue
+        request = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+        for head in results:
+            if head.line is not None and head.line["custom_id"] == request["custom_id"]:
+                yield _row(request, head.line)
+                head.step()
+                break
+    for head in results:
+        if head.line is not None:
+            raise Trouble(f"the result of '{head.line['custom_id']}' has no line in the input file")
+
+
+class _Head:
+    """The next line of a stream, parsed; None at its end."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = iter(lines)
+        self.line: Row | None = None
+        self.step()
+
+    def step(self) -> None:
+        line = next(self._lines, None)
+        self.line = None if line is None else json.loads(line)
+
+
+def _row(request: Row, result: Row) -> Row:
+    response = result["response"] or {}
+    body = response.get("body") or {}
+    usage = body.get("usage") or {}
+    code, message = error_of(result)
+    return {
+        "custom_id": request["custom_id"],
+        "prompt": _prompt(request["url"], request["body"]),
+        "answer": None if code else _answer(request["url"], body),
+        "finish_reason": _finish_reason(body),
+        "status_code": response.get("status_code"),
+        "error_code": code,
+        "error_message": message,
+        "input_tokens": usage.get("prompt_tokens", usage.get("input_tokens")),
+        "output_tokens": usage.get("completion_tokens", usage.get("output_tokens")),
+        "request": request["body"],
+        "response": body or None,
+    }
+
+
+def error_of(result: Row) -> tuple[str | None, str | None]:
+    """Code and message of an output line that failed; None twice for one that did not."""
+    if result.get("error"):
+        return result["error"].get("code"), result["error"].get("message")
+    response = result["response"]
+    if response["status_code"] < 400:
+        return None, None
+    body = response["body"]
+    said = body.get("error") if isinstance(body, dict) else None
+    said = said if isinstance(said, dict) else {}
+    code = said.get("code")
+    return code if isinstance(code, str) and code else f"http_{response['status_code']}", said.get("message")
+
+
+def _prompt(url: str, body: Row) -> str | None:
+    """What was asked, as text: the last message of a conversation."""
+    asked = body.get("messages" if url == "/v1/chat/completions" else "prompt" if url == "/v1/completions" else "input")
+    if isinstance(asked, list) and asked and isinstance(asked[-1], dict):
+        asked = asked[-1].get("content")
+    if isinstance(asked, list) and asked and isinstance(asked[0], dict):
+        asked = "\n".join(str(part["text"]) for part in asked if "text" in part)
+    return asked if asked is None or isinstance(asked, str) else json.dumps(asked)
+
+
+def _answer(url: str, body: Row) -> Any:
+    """The text of an answer, or the vector where there is one."""
+    if url == "/v1/embeddings":
+        return _vector(body["data"][0]["embedding"]) if len(body.get("data", ())) == 1 else None
+    if "choices" in body:
+        first = body["choices"][0] if body["choices"] else {}
+        return first.get("text") if "text" in first else (first.get("message") or {}).get("content")
+    parts = [part for item in body.get("output", ()) for part in item.get("content") or ()]
+    return "".join(part["text"] for part in parts if part.get("type") == "output_text")
+
+
+def _vector(embedding: Any) -> list[float]:
+    """Floats, also of base64: 32 bits each, little-endian."""
+    if not isinstance(embedding, str):
+        return list(embedding)
+    data = base64.b64decode(embedding)
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+def _finish_reason(body: Row) -> str | None:
+    if body.get("choices"):
+        reason = body["choices"][0].get("finish_reason")
+    else:
+        reason = (body.get("incomplete_details") or {}).get("reason") or body.get("status")
+    return reason if isinstance(reason, str) else None

@@ -1,0 +1,43 @@
+"""A sample of a batch's input, and what it says of the whole."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cli.snapshot import duration
+from cli.trouble import Trouble
+
+
+def write_sample(source: Path, count: int, target: Path) -> int:
+    """Write `count` lines, spread evenly over the file; returns how many lines the file has. Raises Trouble."""
+    total = sum(1 for _ in _requests(source))
+    if not total:
+        raise Trouble(f"{source} holds no requests")
+    taken = min(count, total)
+    wanted = {number * total // taken for number in range(taken)}
+    with target.open("wb") as out:
+        out.writelines(line for number, line in enumerate(_requests(source)) if number in wanted)
+    return total
+
+
+def _requests(source: Path) -> Iterator[bytes]:
+    """Lines that are not blank, each with its end."""
+    with source.open("rb") as handle:
+        for line in handle:
+            if line.strip():
+                yield line if line.endswith(b"\n") else line + b"\n"
+
+
+def extrapolate(job: Mapping[str, Any], total: int) -> str:
+    """What all lines would take, going by the job that ran some of them."""
+    usage, done = job["usage"], job["progress"]["completed"] + job["progress"]["failed"]
+    if not done:
+        raise Trouble("the sample has answered nothing, which says nothing of the rest")
+    times = total / done
+    seconds = max((job["finalizing_at"] or 0) - (job["in_progress_at"] or 0), 1)
+    tokens = f"{round(usage['input_tokens'] * times):,} tokens in, {round(usage['output_tokens'] * times):,} out"
+    failed = f", {round(job['progress']['failed'] * times):,} of them failed" if job["progress"]["failed"] else ""
+    return (
+        f"all {total:,} requests, going by these {done}: about {tokens}{failed}; "
+        f"{duration(seconds * times)} at the sample's pace, less where the engine takes more at once"
+    )

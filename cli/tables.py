@@ -1,0 +1,91 @@
+"""Rows of `cli.joining` as JSON lines, CSV or Parquet. A few rows are held at a time."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from cli.joining import COLUMNS, Row
+from cli.trouble import Trouble
+
+_AT_ONCE = 1000  # rows of a Parquet row group
+Writer = Callable[[Iterable[Row], Path | None], int]
+
+
+def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
+    """One object a line, request and response whole. Returns how many."""
+    count = 0
+    with _text(path) as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def write_csv(rows: Iterable[Row], path: Path | None) -> int:
+    """RFC 4180, with a header; what is no plain value is JSON in its cell."""
+    count = 0
+    with _text(path) as out:
+        writer = csv.writer(out)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow([_cell(row[name]) for name in COLUMNS])
+            count += 1
+    return count
+
+
+def write_parquet(rows: Iterable[Row], path: Path | None) -> int:
+    """Columns as in CSV; an embedding is a list of 32-bit floats."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if path is None:
+        raise Trouble("a Parquet file needs a place: name it with --output")
+    rows, count, writer = iter(rows), 0, None
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        while page := list(islice(rows, _AT_ONCE)):
+            vectors = writer is None and isinstance(next((row["answer"] for row in page if row["answer"]), ""), list)
+            if writer is None:
+                schema = _schema(pa, vectors=vectors)
+                writer = parquet.ParquetWriter(temporary, schema)
+            flat = [{**row, "request": _cell(row["request"]), "response": _cell(row["response"])} for row in page]
+            writer.write_table(pa.Table.from_pylist(flat, schema=schema))
+            count += len(page)
+        if writer is None:
+            writer = parquet.ParquetWriter(temporary, _schema(pa, vectors=False))
+    finally:
+        if writer is not None:
+            writer.close()
+    temporary.replace(path)
+    return count
+
+
+WRITERS: dict[str, Writer] = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}
+
+
+def _schema(pa, *, vectors: bool):  # type: ignore[no-untyped-def]
+    kinds = {name: pa.int64() for name in ("status_code", "input_tokens", "output_tokens")}
+    if vectors:
+        kinds["answer"] = pa.list_(pa.float32())
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+@contextmanager
+def _text(path: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that appears when it is whole."""
+    if path is None:
+        yield sys.stdout
+        return
+    temporary = path.with_name(f"{path.name}.part")
+    with temporary.open("w", encoding="utf-8", newline="") as out:
+        yield out
+    temporary.replace(path)

@@ -1,0 +1,175 @@
+"""Answers beside their inputs, as JSON lines, CSV and Parquet; and what a sample says of the whole."""
+
+import base64
+import csv
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from cli.joining import COLUMNS, joined
+from cli.sampling import extrapolate, write_sample
+from cli.tables import write_csv, write_jsonl, write_parquet
+from cli.trouble import Trouble
+
+CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
+HELLO = {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]}
+
+
+def asked(custom_id: str, url: str = CHAT, **body: Any) -> bytes:
+    request = {"custom_id": custom_id, "method": "POST", "url": url, "body": {"model": "m", **(body or HELLO)}}
+    return json.dumps(request).encode() + b"\n"
+
+
+def answered(custom_id: str, body: dict[str, Any], status: int = 200) -> bytes:
+    response = {"status_code": status, "request_id": "req", "body": body}
+    return json.dumps({"id": "x", "custom_id": custom_id, "response": response, "error": None}).encode()
+
+
+def unanswered(custom_id: str, code: str) -> bytes:
+    error = {"code": code, "message": "No."}
+    return json.dumps({"id": "x", "custom_id": custom_id, "response": None, "error": error}).encode()
+
+
+def chat(text: str | None) -> dict[str, Any]:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    return {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage}
+
+
+def one(url: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    [row] = joined([asked("a", url, **body)], [answered("a", answer)], [])
+    return row
+
+
+def test_results_stand_beside_their_inputs_in_the_order_of_the_input() -> None:
+    inputs = [b"\xef\xbb\xbf" + asked("a"), b"\r\n", asked("b"), asked("c"), asked("d")]
+    outputs = [answered("a", chat("one")), answered("d", chat("four"))]
+    refused = answered("c", {"error": {"message": "Too long.", "code": "context_length_exceeded"}}, 400)
+
+    rows = list(joined(inputs, outputs, [unanswered("b", "batch_expired"), refused]))
+
+    assert [row["custom_id"] for row in rows] == ["a", "b", "c", "d"]
+    assert [row["answer"] for row in rows] == ["one", None, None, "four"]
+    assert [row["error_code"] for row in rows] == [None, "batch_expired", "context_length_exceeded", None]
+    assert [row["status_code"] for row in rows] == [200, None, 400, 200]
+    assert (rows[0]["prompt"], rows[0]["finish_reason"], rows[0]["input_tokens"]) == ("hello", "stop", 3)
+    assert tuple(rows[0]) == COLUMNS
+
+
+def test_inputs_without_a_result_are_passed_by() -> None:
+    rows = joined([asked("a"), asked("b")], [answered("b", chat("two"))], [])
+
+    assert [row["custom_id"] for row in rows] == ["b"]
+
+
+def test_a_result_without_its_input_is_told() -> None:
+    with pytest.raises(Trouble, match="'z' has no line"):
+        list(joined([asked("a")], [answered("z", chat("?"))], []))
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "answer", "expected"),
+    [
+        (TEXT, {"prompt": "1"}, {"choices": [{"text": "2", "finish_reason": "length"}]}, ("1", "2", "length")),
+        (
+            RESPONSES,
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]},
+            {"status": "completed", "output": [{}, {"content": [{"type": "output_text", "text": "yo"}]}]},
+            ("hi", "yo", "completed"),
+        ),
+        (EMBED, {"input": "cat"}, {"data": [{"embedding": [0.5, 1.0]}]}, ("cat", [0.5, 1.0], None)),
+        (
+            EMBED,
+            {"input": "cat"},
+            {"data": [{"embedding": base64.b64encode(struct.pack("<2f", 0.5, 1.0)).decode()}]},
+            ("cat", [0.5, 1.0], None),
+        ),
+        (EMBED, {"input": ["a", "b"]}, {"data": [{"embedding": [1.0]}] * 2}, ('["a", "b"]', None, None)),
+        (CHAT, HELLO, {"choices": []}, ("hello", None, None)),
+    ],
+)  # fmt: skip
+def test_every_endpoint_has_a_prompt_and_an_answer(
+    url: str, body: dict[str, Any], answer: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    row = one(url, body, answer)
+
+    assert (row["prompt"], row["answer"], row["finish_reason"]) == expected
+
+
+def rows() -> list[dict[str, Any]]:
+    text = 'a, "b"\nc\u2028d'
+    inputs = [asked("a"), asked("b")]
+    return list(joined(inputs, [answered("a", chat(text))], [unanswered("b", "batch_expired")]))
+
+
+def test_csv_keeps_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    assert write_csv(rows(), tmp_path / "out.csv") == 2
+
+    read = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(), newline="")))
+    assert tuple(read[0]) == COLUMNS
+    assert read[0]["answer"] == 'a, "b"\nc\u2028d'
+    assert json.loads(read[0]["request"])["model"] == "m"
+    assert (read[1]["error_code"], read[1]["response"]) == ("batch_expired", "")
+
+
+def test_json_lines_go_to_standard_output_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert write_jsonl(rows(), None) == 2
+
+    assert [json.loads(line) for line in capsys.readouterr().out.split("\n")[:-1]] == rows()
+
+
+def test_parquet_has_typed_columns(tmp_path: Path) -> None:
+    assert write_parquet(rows(), tmp_path / "out.parquet") == 2
+
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table.column_names == list(COLUMNS)
+    assert table["input_tokens"].to_pylist() == [3, None]
+    assert table["answer"].to_pylist()[1] is None
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"]
+
+
+def test_embeddings_are_vectors_in_parquet(tmp_path: Path) -> None:
+    row = one(EMBED, {"input": "cat"}, {"data": [{"embedding": [0.5, 1.0]}]})
+
+    write_parquet([row] * 2500, tmp_path / "out.parquet")
+
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["answer"].to_pylist()[2499] == [0.5, 1.0]
+    assert str(table.schema.field("answer").type) == "list<element: float>"
+
+
+def test_an_empty_parquet_file_has_its_columns(tmp_path: Path) -> None:
+    assert write_parquet([], tmp_path / "out.parquet") == 0
+    assert parquet.read_table(tmp_path / "out.parquet").column_names == list(COLUMNS)
+
+
+def test_parquet_needs_a_place() -> None:
+    with pytest.raises(Trouble, match="--output"):
+        write_parquet([], None)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))])
+def test_a_sample_is_spread_over_the_file(tmp_path: Path, count: int, expected: list[int]) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "some.jsonl"
+    source.write_bytes(b"\n".join(b'{"n": %d}' % n for n in range(10)) + b"\n\n")
+
+    assert write_sample(source, count, target) == 10
+    assert [json.loads(line)["n"] for line in target.read_bytes().splitlines()] == expected
+
+
+def test_what_a_sample_says_of_the_whole() -> None:
+    job = {
+        "usage": {"input_tokens": 30, "output_tokens": 20},
+        "progress": {"completed": 9, "failed": 1},
+        "in_progress_at": 100,
+        "finalizing_at": 105,
+    }
+
+    told = extrapolate(job, 1000)
+
+    assert "all 1,000 requests, going by these 10: about 3,000 tokens in, 2,000 out, 100 of them failed" in told
+    assert "8 min 20 s at the sample's pace" in told
