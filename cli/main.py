@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import audit, jobs, keys, pauses, webhooks
+from cli import audit, jobs, keys, pauses, schedules, webhooks
 from cli.demo.command import demo
 from cli.doctor import doctor
+from cli.explain import explain
+from cli.results import results
 from cli.submit import submit
 from cli.trouble import Trouble
 from cli.up import up
@@ -63,6 +65,8 @@ app.command()(demo)
 app.command()(submit)
 app.command("jobs")(jobs.jobs)
 app.command()(watch)
+app.command()(results)
+app.command()(explain)
 app.command()(jobs.cancel)
 app.command()(jobs.retry)
 app.command()(doctor)
@@ -70,6 +74,7 @@ app.command()(pauses.workers)
 app.command()(pauses.pause)
 app.command()(pauses.resume)
 app.command()(pauses.drain)
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(webhooks.app, name="webhooks")

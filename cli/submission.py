@@ -1,6 +1,7 @@
 """What a batch's input file says by itself, before anything is sent."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def parse_metadata(pairs: list[str]) -> dict[str, str]:
             raise Trouble(f"'{pair}' is no metadata; write it as name=value")
         found[name] = value
     return found
+
+
+def parse_time(text: str) -> int:
+    """A moment in unix seconds; without an offset it is local."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except ValueError:
+        raise Trouble(f"'{text}' is no time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
 
 
 def output_paths(source: Path, output: Path | None) -> tuple[Path, Path]:

@@ -1,6 +1,7 @@
 """`nightmill submit FILE`: check, upload, create, watch, download."""
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,13 +31,23 @@ def submit(
     output: Annotated[
         Path | None, typer.Option(help="Where answers go; errors go beside it. Else beside FILE.")
     ] = None,
+    at: Annotated[
+        str, typer.Option(metavar="TIME", help="Begin no earlier, such as 2026-12-24T18:00 (local time).")
+    ] = "",
+    every: Annotated[
+        str, typer.Option(metavar="CRON", help="Submit it again at these times, such as '0 3 * * *'; not now.")
+    ] = "",
+    timezone: Annotated[str, typer.Option(help="The time zone of --every.")] = "UTC",
+    sample: Annotated[
+        int, typer.Option(min=0, help="Run only so many requests, spread over the file, and say what all would take.")
+    ] = 0,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
     """Run a file of requests as one batch: check, upload, create, watch, download."""
     from cli.server import connect
-    from cli.submission import guess_endpoint, output_paths, parse_metadata
+    from cli.submission import guess_endpoint, output_paths, parse_metadata, parse_time
 
     wanted: dict[str, Any] = {
         "endpoint": endpoint or guess_endpoint(file),
@@ -44,14 +55,37 @@ def submit(
         "priority": priority,
         "metadata": parse_metadata(metadata or []) or None,
     }
+    begin = {"not_before": parse_time(at)} if at else {}
     with connect(url, api_key, data_dir) as server:
+        if sample:
+            _sample(server, file, sample, wanted)
+            return
         file_id = server.upload(file)
         if check:
             _check(server, file_id, wanted["endpoint"])
-        batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+        if every:
+            schedule = {"cron": every, "timezone": timezone, "batch": {"input_file_id": file_id, **wanted}}
+            print(server.post("/schedules", schedule)["id"])
+            return
+        batch = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
         print(batch["id"], flush=True)
         if wait:
             watched(server, batch["id"], output_paths(file, output))
+
+
+def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) -> None:
+    """A batch of some of the lines, watched to its end; its answers stay on the server."""
+    from cli.sampling import extrapolate, write_sample
+
+    with tempfile.TemporaryDirectory() as folder:
+        some = Path(folder) / f"sample-of-{file.name}"
+        total = write_sample(file, count, some)
+        file_id = server.upload(some)
+    _check(server, file_id, wanted["endpoint"])
+    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+    print(batch["id"], flush=True)
+    watched(server, batch["id"], None)
+    print(extrapolate(server.get(f"/jobs/{batch['id']}"), total))
 
 
 def _check(server: "Server", file_id: str, endpoint: str) -> None:

@@ -305,14 +305,14 @@ def idle(session: Session, limit: int = 200) -> Sequence[Job]:
     return session.scalars(still.limit(limit)).all()
 
 
-def paused(session: Session, limit: int = 200) -> Sequence[Job]:
-    """Jobs that say they wait for a pause to end."""
-    said = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for == "pause")
+def held_back(session: Session, limit: int = 200) -> Sequence[Job]:
+    """Running jobs that say they wait for a pause to end, or for their time."""
+    said = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.in_(("pause", "time")))
     return session.scalars(said.limit(limit)).all()
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
-    """Say what a job waits for (`model`, `disk`, `pause`), or that it waits for nothing."""
+    """Say what a job waits for (`model`, `disk`, `pause`, `time`), or that it waits for nothing."""
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
 
 

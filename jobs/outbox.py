@@ -108,7 +108,7 @@ def due(
             Outbox.project_id == project_id,
             Outbox.rung_at.is_(None),
             _due_by(at),
-            _ready(),
+            _ready(at),
             true() if only is None else only,
         )
         .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
@@ -153,5 +153,7 @@ def _due_by(at: float) -> ColumnElement[bool]:
     return or_(Outbox.due_at <= at, Outbox.due_at > at + LONGEST_DELAY)
 
 
-def _ready() -> ColumnElement[bool]:
-    return or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items()))
+def _ready(at: float) -> ColumnElement[bool]:
+    """Where the job is in a state for it. Only running waits for the job's time: its input is judged before."""
+    begun = or_(Outbox.task != Task.RUN, Job.not_before.is_(None), Job.not_before <= at)
+    return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))

@@ -1,6 +1,7 @@
 """What the leading dispatcher looks after once a second, and once a minute.
 
 workers     whose beat stands still for a lease, or whose process is gone from this host: their row goes
+schedules   whose time has come
 claims      of such workers at once; others when their own beat stands still for a lease
 jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step
 audit       sealed
@@ -14,7 +15,7 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import audit, deliveries, fleet, ledger, pauses, shards
+from jobs import audit, deliveries, fleet, ledger, pauses, schedules, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.models import Job, Worker
@@ -51,6 +52,7 @@ class Housekeeper:
     def keep(self) -> None:
         self._bury_workers()
         self._take_back()
+        self._fire()
         self._expire()
         self._fence_stopping()
         self._seal()
@@ -101,6 +103,14 @@ class Housekeeper:
             log.warning("lease_lost", extra={"job_id": job_id, "epoch": epoch})
             self._write(partial(ledger.lose, job_id=job_id, epoch=epoch, beat=beat))
 
+    def _fire(self) -> None:
+        with self._db.read() as session:
+            due = schedules.due(session)
+        for schedule_id in due:
+            job = self._write(partial(schedules.fire, schedule_id=schedule_id))
+            log.info("schedule_fired", extra={"schedule": schedule_id, "submitted": job is not None})
+            self._db.breathe()
+
     def _expire(self) -> None:
         with self._db.read() as session:
             overdue = ledger.overdue(session, now())
@@ -140,15 +150,20 @@ class Housekeeper:
     def _waits(self) -> list[tuple[str, str | None]]:
         """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""
         with self._db.read() as session:
-            off = pauses.paused(session)
-            resumed = [job.id for job in ledger.paused(session) if not off.holds(job)]
-            found: list[tuple[str, str | None]] = [(job_id, None) for job_id in resumed]
+            off, at = pauses.paused(session), now()
+            found: list[tuple[str, str | None]] = [
+                (job.id, None)
+                for job in ledger.held_back(session)
+                if not (off.holds(job) if job.waiting_for == "pause" else _early(job, at))
+            ]
             idle = ledger.idle(session)
             aliases = Registry.load(self._config).aliases if idle else {}
             for job in idle:
                 names = (job.model or "", aliases.get(job.model or "", ""))
                 if off.holds(job):
                     found.append((job.id, "pause"))
+                elif _early(job, at):
+                    found.append((job.id, "time"))
                 elif not any(fleet.serves(session, job.queue or "", name) for name in names if name):
                     found.append((job.id, "model"))
         return found
@@ -164,3 +179,7 @@ class Housekeeper:
     def _write(self, work: Callable[[Session], object]) -> object:
         with self._db.write() as session:
             return work(session)
+
+
+def _early(job: Job, at: float) -> bool:
+    return job.not_before is not None and job.not_before > at

@@ -15,7 +15,20 @@ from sqlalchemy.orm import Session
 from jobs import audit
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Attempt, Base, Delivery, Event, File, Idempotency, Job, Segment, Shard, Upload, UploadPart
+from jobs.models import (
+    Attempt,
+    Base,
+    Delivery,
+    Event,
+    File,
+    Idempotency,
+    Job,
+    Schedule,
+    Segment,
+    Shard,
+    Upload,
+    UploadPart,
+)
 from jobs.settings import Settings
 from jobs.states import LIVE, TERMINAL
 from jobs.storage import Storage
@@ -44,9 +57,10 @@ class Retention:
             self._db.breathe()
 
     def _files(self) -> None:
-        """Expired files are hidden; the bytes of hidden ones go when no live job reads them."""
+        """Expired files are hidden, but not a schedule's; the bytes of hidden ones go when no live job reads them."""
         with self._db.write() as session:
-            expired = File.expires_at <= now(), File.deleted_at.is_(None)
+            scheduled = exists().where(Schedule.input_file_id == File.id)
+            expired = File.expires_at <= now(), File.deleted_at.is_(None), ~scheduled
             session.execute(update(File).where(*expired).values(deleted_at=now()))
         read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
         with self._db.write() as session:

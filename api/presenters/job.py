@@ -65,7 +65,9 @@ class JobObject(BaseModel):
     priority: int
     completion_window: str
     deadline: int
+    not_before: int | None
     retry_of: str | None
+    schedule_id: str | None
     overrides: dict[str, Any]
     webhook: Webhook | None
     metadata: dict[str, str] | None
@@ -124,7 +126,9 @@ def show_job(
         priority=job.priority,
         completion_window=job.window,
         deadline=int(job.deadline),
+        not_before=when(job.not_before),
         retry_of=job.retry_of,
+        schedule_id=job.schedule_id,
         overrides=job.payload.get("overrides") or {},
         webhook=Webhook(url=job.webhook_url) if job.webhook_url else None,
         metadata=job.labels,

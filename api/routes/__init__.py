@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from api.routes import batches, files, health, jobs, models, uploads, validation, webhook_endpoints
+from api.routes import batches, files, health, jobs, models, schedules, uploads, validation, webhook_endpoints
 
 ROUTERS: tuple[APIRouter, ...] = (
     files.router,
@@ -12,5 +12,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     models.router,
     webhook_endpoints.router,
     jobs.router,
+    schedules.router,
     health.router,
 )

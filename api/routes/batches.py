@@ -3,7 +3,7 @@
 The input's content is judged after the answer: `validating`, then `failed` with errors by line, or `in_progress`.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi.responses import Response
 from pydantic import Field
@@ -14,7 +14,7 @@ from api.bodies import Body
 from api.deps import Call, CallContext
 from api.fields import ExpiresAfter, Metadata
 from api.file_rows import visible
-from api.hooks import JobWebhook, check_webhook
+from api.hooks import Hook, JobWebhook, check_webhook
 from api.idempotency import Idempotent
 from api.paging import After, Limit20, Page, find, page
 from api.presenters.batch import STATUS, Batch, BatchWebhook, CreatedBatch, show_batch
@@ -23,12 +23,11 @@ from api.routing import resource
 from api.validation import clip
 from api.windows import PATTERN, seconds
 from jobs import ledger
+from jobs.batches import BatchRequest, job_of
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.ids import new_id
 from jobs.models import File, Job
 from jobs.payloads import ENDPOINTS
-from jobs.payloads import Batch as BatchPayload
 
 router = resource("Batches")
 
@@ -36,7 +35,7 @@ Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/
 _KINDS = frozenset(ENDPOINTS.values())
 
 
-class CreateBatch(Body):
+class BatchFields(Body):
     """OpenAI's fields, and ours (through the SDK's `extra_body`): priority, dedupe, webhook."""
 
     input_file_id: str = Field(min_length=1, max_length=64)
@@ -51,6 +50,12 @@ class CreateBatch(Body):
     webhook: JobWebhook | None = None
 
 
+class CreateBatch(BatchFields):
+    """A batch; with `not_before` it is checked at once and begins then, and its window counts from then."""
+
+    not_before: int | None = Field(default=None, ge=0, lt=1 << 40, description="Unix seconds.")
+
+
 @router.post("/batches", response_model=CreatedBatch)
 def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     """Queue a batch."""
@@ -58,18 +63,18 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     replayed = once.replay(fields)
     if replayed is not None:
         return replayed
-    window = seconds(body.completion_window, call.config)
     hook = check_webhook(call.config, body.webhook)
+    wanted = requested(call, body, hook)
+    _check_start(call, body.not_before)
 
     def make(session: Session) -> CreatedBatch:
-        job = _job(call, body, window, once.key)
-        job.input_path = _input_path(session, call, body.input_file_id)
-        if hook is not None:
-            job.webhook_url, job.webhook_secret = hook.url, hook.secret
+        facts = {"idempotency_key": once.key, "request_id": call.request_id}
+        job = job_of(wanted, call.project_id, not_before=body.not_before, **facts)
+        file = input_file(session, call, body.input_file_id)
+        job.input_path = file.path if file else None
         ledger.submit(session, job, actor=call.actor)
         shown = show_batch(job, Totals())
-        webhook = BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
-        return CreatedBatch(**shown.model_dump(), webhook=webhook)
+        return CreatedBatch(**shown.model_dump(), webhook=told(hook))
 
     return once.run(fields, make)
 
@@ -118,40 +123,41 @@ def get_batch(session: Session, call: CallContext, batch_id: str) -> Job:
     return job
 
 
-def _job(call: CallContext, body: CreateBatch, window: int, key: str | None) -> Job:
-    kind = ENDPOINTS[body.endpoint]
-    payload = BatchPayload(
+def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchRequest:
+    """What was asked for, checked. Raises InvalidRequest."""
+    return BatchRequest(
+        endpoint=body.endpoint,
+        input_file_id=body.input_file_id,
+        completion_window=body.completion_window,
+        window_seconds=seconds(body.completion_window, call.config),
+        priority=body.priority,
         dedupe=body.dedupe,
         output_expires_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
-    )
-    created_at = now()
-    labels: dict[str, Any] = {"labels": body.metadata} if body.metadata is not None else {}
-    return Job(
-        id=new_id("batch_"),
-        project_id=call.project_id,
-        kind=kind,
-        endpoint=body.endpoint,
-        payload=payload.model_dump(mode="json"),
-        input_file_id=body.input_file_id,
-        priority=body.priority,
-        window=body.completion_window,
-        created_at=created_at,
-        deadline=created_at + window,
-        idempotency_key=key,
-        request_id=call.request_id,
-        **labels,
+        metadata=body.metadata,
+        webhook_url=hook.url if hook else None,
+        webhook_secret=hook.secret if hook else None,
     )
 
 
-def _input_path(session: Session, call: CallContext, file_id: str) -> str | None:
-    """Where the input lies. An unknown file fails the batch later, as at OpenAI; one for another purpose does now.
+def told(hook: Hook | None) -> BatchWebhook | None:
+    """The webhook as a create answers it."""
+    return BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
+
+
+def input_file(session: Session, call: CallContext, file_id: str) -> File | None:
+    """The input. An unknown file fails the batch later, as at OpenAI; one for another purpose does now.
 
     The row is locked, so that a file deleted at this moment keeps its bytes for this job.
     """
     file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
-    if file is None:
-        return None
-    if file.purpose != "batch":
+    if file is not None and file.purpose != "batch":
         message = f"File '{file_id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
         raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")
-    return file.path
+    return file
+
+
+def _check_start(call: CallContext, not_before: int | None) -> None:
+    latest = now() + call.config.window_max_seconds
+    if not_before is not None and not_before > latest:
+        message = f"A batch begins within {call.config.window_max_seconds} seconds."
+        raise InvalidRequest(message, param="not_before", code="invalid_value")

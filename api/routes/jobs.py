@@ -67,11 +67,18 @@ def list_jobs(
     order: Order = "desc",
     kind: Annotated[str | None, Query(max_length=32)] = None,
     state: Annotated[JobState | None, Query()] = None,
+    schedule_id: Annotated[str | None, Query(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
 ) -> Page[JobObject]:
     """The project's jobs. `metadata[key]=value` selects, any number of times; `metadata=null` those without."""
     statement = jobs_of(call)
-    for column, value in ((Job.kind, kind), (Job.state, state), (Job.idempotency_key, idempotency_key)):
+    wanted = (
+        (Job.kind, kind),
+        (Job.state, state),
+        (Job.schedule_id, schedule_id),
+        (Job.idempotency_key, idempotency_key),
+    )
+    for column, value in wanted:
         statement = statement if value is None else statement.where(column == value)
     for name, value in request.query_params.multi_items():
         statement = _by_metadata(statement, name, value, sqlite=call.db.sqlite)

@@ -3,6 +3,7 @@
 job ─┬─ shard ── segment          what is to be done, and what has been
      ├─ outcome                   what became of the lines, counted, once the job has ended
      ├─ outbox                    doorbells owed to the broker
+schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 file, upload, upload_part · project, api_key, idempotency · worker, model, pause, meta · audit, audit_head
 """
@@ -11,7 +12,7 @@ from jobs.models.access import ApiKey, Idempotency, Project
 from jobs.models.audit import Audit, AuditHead
 from jobs.models.base import Base
 from jobs.models.files import File, Upload, UploadPart
-from jobs.models.job import TOKENS, Job, Outbox, Outcome, Segment, Shard
+from jobs.models.job import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
 from jobs.models.webhooks import Attempt, Delivery, Event, WebhookEndpoint
 from jobs.models.worker import Meta, Model, Pause, Worker
 
@@ -33,6 +34,7 @@ __all__ = [
     "Outcome",
     "Pause",
     "Project",
+    "Schedule",
     "Segment",
     "Shard",
     "Upload",

@@ -43,6 +43,7 @@ class Job(Usage, Base):
     labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`, a name SQLAlchemy keeps for itself
     priority: Mapped[int] = mapped_column(default=0)
     window: Mapped[str] = mapped_column(String(16), default="24h")
+    not_before: Mapped[float | None]
     deadline: Mapped[float]
     waiting_for: Mapped[str | None] = mapped_column(String(64))
 
@@ -72,6 +73,7 @@ class Job(Usage, Base):
 
     idempotency_key: Mapped[str | None]
     retry_of: Mapped[str | None] = mapped_column(String(64))
+    schedule_id: Mapped[str | None] = mapped_column(String(64))
     webhook_url: Mapped[str | None] = mapped_column(Text)
     webhook_secret: Mapped[str | None]
     request_id: Mapped[str | None] = mapped_column(String(64))
@@ -80,7 +82,33 @@ class Job(Usage, Base):
         Index("ix_job_project_created", "project_id", "created_at", "id"),
         Index("ix_job_state_deadline", "state", "deadline"),
         Index("ix_job_input_file", "input_file_id"),
+        Index("ix_job_schedule", "schedule_id"),
         Index("ix_job_idempotency", "project_id", "idempotency_key"),
+    )
+
+
+class Schedule(Base):
+    """A batch that comes again and again, see `jobs.schedules`. `request` is a `jobs.batches.BatchRequest`."""
+
+    __tablename__ = "schedule"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    cron: Mapped[str] = mapped_column(String(128))
+    timezone: Mapped[str] = mapped_column(String(64))
+    request: Mapped[dict[str, Any]]
+    input_file_id: Mapped[str] = mapped_column(String(64))
+    next_at: Mapped[float]
+    last_at: Mapped[float | None]
+    last_job_id: Mapped[str | None] = mapped_column(String(64))
+    last_error: Mapped[str | None] = mapped_column(Text)
+    paused_at: Mapped[float | None]
+    created_at: Mapped[float]
+
+    __table_args__ = (
+        Index("ix_schedule_next", "next_at"),
+        Index("ix_schedule_project", "project_id", "created_at", "id"),
+        Index("ix_schedule_input_file", "input_file_id"),
     )
 
 

@@ -11,7 +11,8 @@ from cli.main import app
 
 EXPECTED = {
     "up", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo",
-    "workers", "pause", "resume", "drain",
+    "schedules list", "schedules pause", "schedules resume", "schedules remove",
+    "results", "explain", "workers", "pause", "resume", "drain",
     "keys create", "keys list", "keys revoke", "audit verify", "webhooks listen",
 }  # fmt: skip
 
