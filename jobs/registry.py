@@ -178,8 +178,12 @@ class Registry:
     @classmethod
     def load(cls, settings: Settings) -> "Registry":
         """The models that this deployment can serve. Raises ModelsFileError."""
-        file = Path(settings.models_file).expanduser() if settings.models_file else PACKAGED_FILE
-        return cls.read(file, vllm_enabled=settings.vllm_enabled)
+        own = settings.data_dir.absolute() / PACKAGED_FILE.name
+        if settings.models_file:
+            own = Path(settings.models_file).expanduser()
+        elif not own.exists():
+            own = PACKAGED_FILE
+        return cls.read(own, vllm_enabled=settings.vllm_enabled)
 
     @classmethod
     def read(cls, file: Path, *, vllm_enabled: bool = True) -> "Registry":

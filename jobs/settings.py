@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder")
     broker_url: str = Field("", description="Celery broker; empty: the embedded Valkey's Unix socket")
     storage_url: str = Field("", description="fsspec URL (`s3://bucket/prefix`); empty: the data folder")
-    models_file: str = Field("", description="path of a models.yaml; empty: the packaged models")
+    models_file: str = Field("", description="path of a models.yaml; empty: the data folder's, else the packaged")
 
     host: str = Field("127.0.0.1", description="address the API binds")
     port: int = Field(8000, ge=0, le=65_535, description="port of the API")

@@ -1,0 +1,156 @@
+"""`nightmill models`: which models this deployment serves, and from where."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import AsJson, DataDir
+from cli.trouble import Trouble
+
+app = typer.Typer(help="List, add, fetch and remove models. They stand in a models.yaml.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What clients write in `model`.")]
+
+
+@app.command("list")
+def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the models, where they come from, and how many workers serve each now."""
+    from cli.effective import effective
+    from cli.ledger import opened
+    from jobs import fleet
+    from jobs.registry import Registry
+
+    config = effective(data_dir=data_dir)
+    registry = Registry.load(config)
+    workers = []
+    if (config.data_dir / "nightmill.db").exists() or config.database_url:
+        with opened(data_dir) as db, db.read() as session:
+            workers = [(worker.queues, worker.models) for worker in fleet.alive(session)]
+    rows = [
+        {
+            "name": model.name,
+            "engine": model.engine.value,
+            "source": _source(model.source.model_dump(exclude_none=True)),
+            "queue": model.queue,
+            "external": model.external,
+            "aliases": list(model.aliases),
+            "workers": sum(model.queue in queues and model.name in names for queues, names in workers),
+        }
+        for model in registry.models.values()
+    ]
+    if as_json:
+        print(json.dumps({"file": str(registry.file), "models": rows}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "engine", "source", "queue", "workers", "aliases", box=None)
+    for row in rows:
+        cells = (row["name"], row["engine"], row["source"], row["queue"], row["workers"], " ".join(row["aliases"]))  # type: ignore[arg-type]
+        table.add_row(*map(str, cells))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print(f"file: {registry.file}")
+
+
+@app.command()
+def add(
+    name: Name,
+    path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
+    repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="A repository of the Hugging Face hub.")] = "",
+    revision: Annotated[str, typer.Option(help="Its commit; else the newest, which is then pinned.")] = "",
+    url: Annotated[list[str] | None, typer.Option(help="An OpenAI-compatible server; any number of times.")] = None,
+    upstream: Annotated[str, typer.Option(help="What these servers call it, if not NAME.")] = "",
+    api_key_env: Annotated[str, typer.Option(help="The environment variable with their key.")] = "",
+    engine: Annotated[str, typer.Option(help="vllm, embed or http; by default vllm, or http for URLs.")] = "",
+    queue: Annotated[str, typer.Option(help="The queue that serves it, such as gpu.large.")] = "",
+    alias: Annotated[list[str] | None, typer.Option(help="Another name for it; any number of times.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An engine argument, as models.yaml has it.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Add a model to the models file. A model in process is served when its worker is started (again)."""
+    from cli import modelsfile
+    from cli.effective import effective
+
+    config = effective(data_dir=data_dir)
+    source: dict[str, Any] = {}
+    if path is not None:
+        source["path"] = str(path.absolute())
+    if repo:
+        source |= {"repo": repo, "revision": revision or _newest(repo)}
+    if url:
+        source["urls"] = url
+    source |= {key: value for key, value in (("model", upstream), ("api_key_env", api_key_env)) if value}
+    fields: dict[str, Any] = {"source": source, "engine": engine or ("http" if url else "vllm")}
+    fields |= {key: value for key, value in (("queue", queue), ("engine_args", _arguments(set_ or []))) if value}
+    if alias:
+        fields["aliases"] = alias
+    file = modelsfile.editable(config.models_file, config.data_dir)
+    modelsfile.add(file, name, fields)
+    print(f"{name} added to {file}")
+
+
+@app.command()
+def pull(name: Name, data_dir: DataDir = None) -> None:
+    """Fetch a hub model's files at its pinned revision. A gated one needs HF_TOKEN in the environment."""
+    from cli.effective import effective
+    from jobs.registry import Registry
+
+    model = Registry.load(effective(data_dir=data_dir)).resolve(name)
+    if model is None:
+        raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
+    if not model.source.repo:
+        raise Trouble(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
+    print(_hub("snapshot_download", model.source.repo, revision=model.source.revision))
+
+
+@app.command()
+def remove(name: Name, data_dir: DataDir = None) -> None:
+    """Take a model out of the models file. Its files stay where they are."""
+    from cli import modelsfile
+    from cli.effective import effective
+
+    config = effective(data_dir=data_dir)
+    file = modelsfile.editable(config.models_file, config.data_dir)
+    modelsfile.remove(file, name)
+    print(f"{name} removed from {file}")
+
+
+def _arguments(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise Trouble(f"'{pair}' is no engine argument; write it as name=value")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def _source(source: dict[str, Any]) -> str:
+    if source.get("repo"):
+        return f"{source['repo']}@{source['revision'][:12]}"
+    urls = source.get("urls") or ()
+    return str(source.get("path") or " ".join(urls) or f"packaged {source.get('packaged')}")
+
+
+def _newest(repo: str) -> str:
+    """The commit that the repository's main branch is at."""
+    return str(_hub("model_info", repo).sha)
+
+
+def _hub(function: str, repo: str, **options: Any) -> Any:
+    """A call of the hub's own client. Raises Trouble when it is not installed, or says no."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise Trouble("the hub's client is missing: install the extra `embed`, or name a revision yourself") from error
+    try:
+        return getattr(huggingface_hub, function)(repo, token=os.environ.get("HF_TOKEN"), **options)
+    except (OSError, ValueError) as error:  # its errors are both: no such repository, no access, no network
+        raise Trouble(f"{repo}: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,135 @@
+"""The models file, changed by commands: what is added and cut out, and that the rest stays as it was."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.trouble import Trouble
+from jobs.registry import PACKAGED_FILE, EngineKind, Registry
+
+Run = Callable[..., str]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("NIGHTMILL_MODELS_FILE", raising=False)
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["models", *words])
+        if isinstance(done.exception, Trouble):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return run
+
+
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "models.yaml"
+
+
+def test_the_packaged_file_is_copied_before_it_is_changed(run: Run, tmp_path: Path) -> None:
+    before = PACKAGED_FILE.read_text()
+
+    run("add", "big", "--path", str(tmp_path / "weights"), "--queue", "gpu.big", "--set", "tensor_parallel_size=2",
+        "--set", "dtype=bfloat16", "--alias", "gpt-5-big")  # fmt: skip
+
+    model = Registry.read(file(tmp_path)).models["big"]
+    assert (model.engine, model.queue, model.aliases) == (EngineKind.VLLM, "gpu.big", ("gpt-5-big",))
+    assert model.engine_args == {"tensor_parallel_size": 2, "dtype": "bfloat16"}
+    assert file(tmp_path).read_text().startswith(before.rstrip()), "comments and order are as they were"
+    assert PACKAGED_FILE.read_text() == before
+
+
+def test_what_was_added_can_be_removed_and_leaves_no_trace(run: Run, tmp_path: Path) -> None:
+    run("add", "far", "--url", "https://models.example/v1", "--api-key-env", "FAR_KEY", "--upstream", "far-1")
+    with_far = Registry.read(file(tmp_path)).models["far"]
+
+    run("remove", "far")
+
+    assert (with_far.engine, with_far.external, with_far.upstream) == (EngineKind.HTTP, True, "far-1")
+    assert file(tmp_path).read_text().rstrip() == PACKAGED_FILE.read_text().rstrip()
+
+
+def test_the_first_and_the_last_model_can_go(run: Run, tmp_path: Path) -> None:
+    run("remove", "smollm2-135m-instruct")
+    assert list(Registry.read(file(tmp_path)).models) == ["all-minilm-l6-v2"]
+
+    run("remove", "all-minilm-l6-v2")
+    assert list(Registry.read(file(tmp_path)).models) == []
+
+    run("add", "again", "--path", str(tmp_path))
+    assert list(Registry.read(file(tmp_path)).models) == ["again"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("add", "smollm2-135m-instruct", "--path", "."), "already"),
+        (("add", "m"), "exactly one of"),
+        (("add", "m", "--path", ".", "--url", "http://a/v1"), "exactly one of"),
+        (("add", "m", "--path", ".", "--alias", "gpt-4o-mini"), "already names"),
+        (("add", "m", "--path", ".", "--set", "odd"), "no engine argument"),
+        (("remove", "nothing"), "no model 'nothing'"),
+        (("pull", "nothing"), "no model 'nothing'"),
+        (("pull", "all-minilm-l6-v2"), "does not come from the hub"),
+    ],
+)
+def test_what_would_be_wrong_changes_nothing(run: Run, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        run(*words)
+
+    assert not file(tmp_path).exists() or file(tmp_path).read_text() == PACKAGED_FILE.read_text()
+
+
+def test_a_hub_model_is_pinned_and_fetched_at_its_revision(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(repo: str, **options: Any) -> str:
+        asked.append((repo, options))
+        return "/cache/there"
+
+    hub = SimpleNamespace(model_info=lambda _repo, token: SimpleNamespace(sha=COMMIT), snapshot_download=download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    run("add", "hubbed", "--repo", "org/name")
+    told = run("pull", "hubbed")
+
+    assert Registry.read(file(tmp_path)).models["hubbed"].source.revision == COMMIT
+    assert asked == [("org/name", {"token": "hf_secret", "revision": COMMIT})]
+    assert told == "/cache/there\n"
+    assert "hf_secret" not in file(tmp_path).read_text()
+
+
+def test_a_hub_that_says_no_is_told_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_repo: str, **_options: Any) -> None:
+        raise OSError("Gated repository.\nLong explanation")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(model_info=refuse))
+
+    with pytest.raises(Trouble, match=r"^org/name: Gated repository\.$"):
+        run("add", "m", "--repo", "org/name")
+
+
+def test_the_list_says_where_each_comes_from(run: Run, tmp_path: Path) -> None:
+    run("add", "hubbed", "--repo", "org/name", "--revision", COMMIT)
+
+    shown = run("list")
+    whole = json.loads(run("list", "--json"))
+
+    assert f"org/name@{COMMIT[:12]}" in shown
+    assert "packaged all-minilm-l6-v2" in shown
+    assert whole["file"] == str(file(tmp_path))
+    assert [model["workers"] for model in whole["models"]] == [0, 0, 0]
