@@ -98,6 +98,19 @@ def test_a_long_prompt_seen_before_is_counted_as_cached(host: Host) -> None:
     assert second["usage"][1] > 100
 
 
+def test_what_one_project_has_cached_is_no_faster_for_another(host: Host) -> None:
+    prompt = [{"role": "user", "content": "Pack my box with five dozen liquor jugs. " * 60}]
+    body = {"model": MODEL, "messages": prompt, "max_tokens": 1}
+
+    cached = [
+        host.call("answer", url=CHAT, tenant=tenant, body=body)["usage"][1]
+        for tenant in ("proj_a", "proj_b", "proj_a", "proj_b")
+    ]
+
+    assert cached[:2] == [0, 0]
+    assert min(cached[2:]) > 100
+
+
 def test_completions_are_answered(host: Host) -> None:
     said = host.ask(TEXT, model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=5, logprobs=1)
 
@@ -232,6 +245,15 @@ def chat_waits(host: Host) -> bool:
         host.send("cancel", of=number)
         return True
     return False
+
+
+def test_nothing_calls_home(host: Host, pids: Path) -> None:
+    """vLLM sends statistics of its use unless told otherwise; the hub's client looks for newer files."""
+    assert chat(host)["status"] == 200
+
+    calls = Path(f"{pids}.calls")
+
+    assert not calls.exists() or calls.read_text() == ""
 
 
 def test_a_killed_engine_is_reported_and_rebuilt(host: Host, pids: Path) -> None:

@@ -21,6 +21,7 @@ from workers.engines.port import Request
 from workers.engines.vllm import VllmEngine
 
 ROOT = Path(__file__).resolve().parents[2]
+WATCHED = "NIGHTMILL_TEST_CONNECTIONS"
 
 
 class Host:
@@ -35,6 +36,7 @@ class Host:
             stderr=log,
             text=True,
             cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support" / "watch"), WATCHED: f"{pids}.calls"},
             start_new_session=True,
         )
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
@@ -102,7 +104,8 @@ class Loop:
         if order["do"] == "start":
             await self._engine.start()
         if order["do"] == "answer":
-            answer = await self._engine.answer(Request(order["url"], order["body"], str(order["id"])))
+            tenant = order.get("tenant", "")
+            answer = await self._engine.answer(Request(order["url"], order["body"], str(order["id"]), tenant=tenant))
             usage = answer.usage
             spent = [usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens]
             return {"status": answer.status, "body": json.loads(answer.body), "usage": spent}

@@ -1,0 +1,135 @@
+"""What nobody may find: prompts and answers outside the files they belong to, keys anywhere, and calls home.
+
+One deployment runs a batch whose lines carry a word that exists nowhere else. Afterwards everything it has written, but
+for the input and the results themselves, is searched for it.
+"""
+
+import base64
+import json
+import os
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.support.receiver import Receiver
+from tests.support.system import MODEL, ROOT, StubEngine, System, eventually
+
+pytestmark = pytest.mark.timeout(240)
+WORD = "zq7-canary-quagga-5519"
+#: Where prompts and answers are at home, and where the operator's own key is.
+AT_HOME = ("files", "jobs")
+KEY_FILES = ("run.json", "operator.key")
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A deployment that has run its batch."""
+
+    system: System
+    calls: Path
+    answers: tuple[str, ...]
+    secret: str
+
+    def written(self) -> Iterator[Path]:
+        """Everything in the data folder but inputs and results."""
+        for path in self.system.data.rglob("*"):
+            if path.is_file() and path.relative_to(self.system.data).parts[0] not in AT_HOME:
+                yield path
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("privacy")
+    calls = folder / "calls.log"
+    calls.touch()
+    watch = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support' / 'watch'}"
+    environment = {"PYTHONPATH": watch, "NIGHTMILL_TEST_CONNECTIONS": str(calls), "NIGHTMILL_LOG_LEVEL": "DEBUG"}
+    with StubEngine(folder, MODEL, delay_ms=1) as engine, Receiver() as receiver:
+        system = System(folder, engine_url=engine.url, embed_url=engine.url, **environment)
+        try:
+            system.start()
+            client = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key)
+            endpoint = client.webhooks.create(name="w", url=receiver.url(), enabled_events=["batch.completed"])
+            answers = _run(client, folder)
+            eventually(lambda: receiver.requests, 30, "the webhook has come")
+            yield Scene(system, calls, answers, str(endpoint.signing_secret))
+        finally:
+            system.destroy()
+
+
+def _run(client: OpenAI, folder: Path) -> tuple[str, ...]:
+    """A batch of good, refused and broken lines; the texts of its answers."""
+    prompts = [f"{WORD} number {n}" for n in range(40)] + [f"!500 {WORD}", f"!html {WORD}", f"!reset {WORD}"]
+    path = folder / "in.jsonl"
+    with path.open("w") as handle:
+        for number, prompt in enumerate(prompts):
+            body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}]}
+            line = {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            handle.write(json.dumps(line) + "\n")
+    with path.open("rb") as handle:
+        file = client.files.create(file=handle, purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    eventually(lambda: client.batches.retrieve(batch.id).status == "completed", 120, "the batch is done")
+    done = client.batches.retrieve(batch.id)
+    assert done.output_file_id
+    lines = [json.loads(line) for line in client.files.content(done.output_file_id).content.splitlines()]
+    texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines]
+    return tuple(text for text in texts if len(text) > 20)
+
+
+def test_prompts_and_answers_are_nowhere_but_in_their_files(scene: Scene) -> None:
+    told = {WORD, *scene.answers}
+    assert len(told) > 20
+
+    found = [(path.name, word) for path in scene.written() for word in told if word.encode() in path.read_bytes()]
+
+    assert found == []
+
+
+def test_they_were_looked_for_where_they_could_be(scene: Scene) -> None:
+    names = {path.name for path in scene.written()}
+
+    assert {"nightmill.db", "gpu.log", "cpu.log", "web.log", "io.log", "dispatcher.log"} <= names
+    assert any("aof" in name for name in names), "the broker's own file"
+    inputs = [path for path in scene.system.data.joinpath("files").rglob("*") if path.is_file()]
+    assert any(WORD.encode() in path.read_bytes() for path in inputs)
+
+
+def test_keys_and_secrets_are_in_no_log_and_in_no_message(scene: Scene) -> None:
+    secret = scene.secret.removeprefix("whsec_").encode()
+    logs = [path for path in scene.written() if path.suffix == ".log" or "aof" in path.name]
+
+    found = [
+        path.name
+        for path in (*logs, scene.system.data.parent / "up.out")
+        if scene.system.api_key.encode() in path.read_bytes() or secret in path.read_bytes()
+    ]
+    holders = [path.name for path in scene.written() if scene.system.api_key.encode() in path.read_bytes()]
+
+    assert found == []
+    assert sorted(holders) == sorted(KEY_FILES)
+
+
+def test_metrics_and_flower_show_neither(scene: Scene) -> None:
+    run = scene.system.run_file()
+    password = (scene.system.data / "flower.password").read_text().strip()
+    request = urllib.request.Request(f"{run['flower_url'].rstrip('/')}/api/tasks?limit=1000")
+    request.add_header("Authorization", "Basic " + base64.b64encode(f"nightmill:{password}".encode()).decode())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        tasks: dict[str, Any] = json.load(answer)
+    with urllib.request.urlopen(f"{scene.system.url}/metrics", timeout=10) as answer:
+        metrics = answer.read().decode()
+
+    assert {task["name"] for task in tasks.values()} >= {"plan", "run", "finish"}
+    for shown in (json.dumps(tasks), metrics):
+        assert WORD not in shown
+        assert not any(text in shown for text in scene.answers)
+
+
+def test_nothing_calls_home(scene: Scene) -> None:
+    assert scene.calls.read_text() == ""
