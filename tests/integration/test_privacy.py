@@ -7,6 +7,8 @@ for the input and the results themselves, is searched for it.
 import base64
 import json
 import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +56,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         try:
             system.start()
             client = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key)
-            endpoint = client.webhooks.create(name="w", url=receiver.url(), enabled_events=["batch.completed"])
+            endpoint = client.webhooks.create(name="w", url=receiver.url(), event_types=["batch.completed"])
             answers = _run(client, folder)
             eventually(lambda: receiver.requests, 30, "the webhook has come")
             yield Scene(system, calls, answers, str(endpoint.signing_secret))
@@ -133,3 +135,15 @@ def test_metrics_and_flower_show_neither(scene: Scene) -> None:
 
 def test_nothing_calls_home(scene: Scene) -> None:
     assert scene.calls.read_text() == ""
+
+
+def test_a_call_outside_would_be_heard(tmp_path: Path) -> None:
+    calls = tmp_path / "calls.log"
+    script = (
+        "import socket, contextlib\nwith contextlib.suppress(OSError): socket.create_connection(('192.0.2.1', 9), 0.01)"
+    )
+    environment = {"PYTHONPATH": str(ROOT / "tests" / "support" / "watch"), "NIGHTMILL_TEST_CONNECTIONS": str(calls)}
+
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, check=True)
+
+    assert "192.0.2.1" in calls.read_text()
