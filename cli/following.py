@@ -18,12 +18,16 @@ _AWAY = 120.0  # a server that is restarted comes back; after this long it is to
 Show = Callable[[Snapshot], None]
 
 
-def follow(server: Server, job_id: str) -> Snapshot:
-    """Show the job until it ends, and return its last state. Raises Away when the server stays away."""
+def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None) -> Snapshot:
+    """Show the job until it ends, and return its last state. Raises Away when the server stays away.
+
+    `check` is called with each look, and raises when waiting makes no sense any more.
+    """
     pause = threading.Event()
     answered = time.monotonic()
     with _shown() as show:
         while True:
+            check()
             try:
                 snapshot = Snapshot.of(server.get(f"/jobs/{job_id}"))
             except Away:

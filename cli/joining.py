@@ -23,32 +23,39 @@ COLUMNS = (
 
 def joined(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[Row]:
     """One row for each result. Raises Trouble when a result is left without its input."""
+    for request, result in paired(inputs, outputs, errors):
+        yield _row(request, json.loads(result))
+
+
+def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[Row, bytes]]:
+    """Each request that has a result, and that result's line as it is. Raises Trouble as `joined` does."""
     results = [_Head(outputs), _Head(errors)]
     for line in inputs:
         if not line.strip():
             continue
         request = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
         for head in results:
-            if head.line is not None and head.line["custom_id"] == request["custom_id"]:
-                yield _row(request, head.line)
+            if head.custom_id == request["custom_id"]:
+                yield request, head.line
                 head.step()
                 break
     for head in results:
-        if head.line is not None:
-            raise Trouble(f"the result of '{head.line['custom_id']}' has no line in the input file")
+        if head.custom_id is not None:
+            raise Trouble(f"the result of '{head.custom_id}' has no line in the input file")
 
 
 class _Head:
-    """The next line of a stream, parsed; None at its end."""
+    """The next line of a stream; at its end `custom_id` is None."""
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = iter(lines)
-        self.line: Row | None = None
+        self.line = b""
+        self.custom_id: str | None = None
         self.step()
 
     def step(self) -> None:
-        line = next(self._lines, None)
-        self.line = None if line is None else json.loads(line)
+        self.line = next(self._lines, b"")
+        self.custom_id = json.loads(self.line)["custom_id"] if self.line else None
 
 
 def _row(request: Row, result: Row) -> Row:

@@ -12,6 +12,7 @@ from cli.demo.command import demo
 from cli.doctor import doctor
 from cli.explain import explain
 from cli.results import results
+from cli.run_batch import run_batch
 from cli.submit import submit
 from cli.trouble import Trouble
 from cli.up import up
@@ -66,6 +67,7 @@ app.command()(submit)
 app.command("jobs")(jobs.jobs)
 app.command()(watch)
 app.command()(results)
+app.command("run-batch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run_batch)
 app.command()(explain)
 app.command()(jobs.cancel)
 app.command()(jobs.retry)

@@ -1,7 +1,6 @@
 """`nightmill models`: which models this deployment serves, and from where."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,13 +74,14 @@ def add(
     """Add a model to the models file. A model in process is served when its worker is started (again)."""
     from cli import modelsfile
     from cli.effective import effective
+    from cli.hub import newest
 
     config = effective(data_dir=data_dir)
     source: dict[str, Any] = {}
     if path is not None:
         source["path"] = str(path.absolute())
     if repo:
-        source |= {"repo": repo, "revision": revision or _newest(repo)}
+        source |= {"repo": repo, "revision": revision or newest(repo)}
     if url:
         source["urls"] = url
     source |= {key: value for key, value in (("model", upstream), ("api_key_env", api_key_env)) if value}
@@ -98,6 +98,7 @@ def add(
 def pull(name: Name, data_dir: DataDir = None) -> None:
     """Fetch a hub model's files at its pinned revision. A gated one needs HF_TOKEN in the environment."""
     from cli.effective import effective
+    from cli.hub import download
     from jobs.registry import Registry
 
     model = Registry.load(effective(data_dir=data_dir)).resolve(name)
@@ -105,7 +106,7 @@ def pull(name: Name, data_dir: DataDir = None) -> None:
         raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
     if not model.source.repo:
         raise Trouble(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
-    print(_hub("snapshot_download", model.source.repo, revision=model.source.revision))
+    print(download(model.source.repo, str(model.source.revision)))
 
 
 @app.command()
@@ -137,20 +138,3 @@ def _source(source: dict[str, Any]) -> str:
         return f"{source['repo']}@{source['revision'][:12]}"
     urls = source.get("urls") or ()
     return str(source.get("path") or " ".join(urls) or f"packaged {source.get('packaged')}")
-
-
-def _newest(repo: str) -> str:
-    """The commit that the repository's main branch is at."""
-    return str(_hub("model_info", repo).sha)
-
-
-def _hub(function: str, repo: str, **options: Any) -> Any:
-    """A call of the hub's own client. Raises Trouble when it is not installed, or says no."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise Trouble("the hub's client is missing: install the extra `embed`, or name a revision yourself") from error
-    try:
-        return getattr(huggingface_hub, function)(repo, token=os.environ.get("HF_TOKEN"), **options)
-    except (OSError, ValueError) as error:  # its errors are both: no such repository, no access, no network
-        raise Trouble(f"{repo}: {str(error).strip().splitlines()[0]}") from error

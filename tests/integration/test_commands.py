@@ -1,7 +1,9 @@
 """The commands of a user, against a whole deployment with a stub engine."""
 
+import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -231,3 +233,84 @@ def test_what_goes_wrong_is_one_line_without_a_traceback(system: System) -> None
 
 def _services() -> list[procfile.Line]:
     return [line for line in procfile.load(procfile.CHECKOUT / "Procfile") if line.name != procfile.RELEASE]
+
+
+def test_results_stand_beside_their_inputs(cli: Cli, requests: Callable[..., Path], tmp_path: Path) -> None:
+    job = cli("submit", str(requests("one", "!500 two", "three"))).stdout.strip()
+    table = tmp_path / "table.csv"
+
+    raw = cli("results", job)
+    joined = cli("results", job, "--join")
+    done = cli("results", job, "--format", "csv", "--output", str(table))
+
+    assert raw.returncode == joined.returncode == done.returncode == 0, done.stderr
+    assert {json.loads(line)["custom_id"] for line in raw.stdout.splitlines()} == {"r0", "r1", "r2"}
+    rows = [json.loads(line) for line in joined.stdout.splitlines()]
+    assert [(row["custom_id"], row["prompt"]) for row in rows] == [("r0", "one"), ("r1", "!500 two"), ("r2", "three")]
+    assert [row["answer"] is None for row in rows] == [False, True, False]
+    assert len(list(csv.reader(table.read_text().splitlines()))) == 4
+
+
+def test_a_job_explains_itself(cli: Cli, requests: Callable[..., Path]) -> None:
+    job = cli("submit", str(requests("one", "!500 two", "!500 three"))).stdout.strip()
+
+    told = cli("explain", job).stdout
+
+    assert "succeeded, 3 of 3 done" in told
+    assert "answers ended by stop (1)" in told
+    assert re.search(r"2 x \w+", told), told
+    assert "r1: The stub answers 500, as it was asked to." in told
+    assert f"nightmill retry {job}" in told
+
+
+def test_a_rejected_file_is_explained_by_line(cli: Cli, requests: Callable[..., Path]) -> None:
+    job = cli("submit", str(requests("one", stream=True)), "--no-check").stdout.strip()
+
+    told = cli("explain", job).stdout
+
+    assert "failed" in told
+    assert "1 x streaming_unsupported" in told
+    assert "line 1: " in told
+
+
+def test_a_sample_says_what_the_whole_would_take(cli: Cli, requests: Callable[..., Path]) -> None:
+    done = cli("submit", str(requests(*(f"number {n}" for n in range(50)))), "--sample", "5")
+
+    assert done.returncode == 0, done.stderr
+    assert "all 50 requests, going by these 5: about " in done.stdout
+
+
+def test_run_batch_writes_one_file_in_the_order_of_the_input(
+    cli: Cli, requests: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+
+    done = cli("run-batch", "-i", str(requests("one", "!500 two", "three")), "-o", str(out), "--model", MODEL)
+    refused = cli("run-batch", "-i", "x", "-o", "y", "--model", MODEL, "--enforce-eager")
+    unknown = cli("run-batch", "-i", "x", "-o", "y", "--model", "nobody")
+
+    assert done.returncode == 0, done.stderr
+    assert [line["custom_id"] for line in _lines(out)] == ["r0", "r1", "r2"]
+    assert "--enforce-eager: the deployment has its engines already" in refused.stderr
+    assert "does not serve 'nobody'" in unknown.stderr
+
+
+def test_a_schedule_is_made_shown_and_removed(cli: Cli, requests: Callable[..., Path]) -> None:
+    made = cli("submit", str(requests("one")), "--every", "0 3 * * *", "--timezone", "Europe/Zurich").stdout.strip()
+
+    shown = cli("schedules", "list").stdout
+    paused, resumed = cli("schedules", "pause", made).stdout, cli("schedules", "resume", made).stdout
+    gone = cli("schedules", "remove", made)
+
+    assert made in shown
+    assert "0 3 * * * Europe/Zurich" in shown
+    assert (f"{made} paused" in paused, f"{made} active" in resumed) == (True, True)
+    assert gone.returncode == 0
+    assert made not in cli("schedules", "list").stdout
+
+
+def test_a_batch_that_begins_later_waits_and_says_so(cli: Cli, requests: Callable[..., Path]) -> None:
+    job = cli("submit", str(requests("one")), "--at", "2100-01-01T00:00", "--no-wait")
+
+    assert job.returncode == 1
+    assert "begins within" in job.stderr

@@ -78,7 +78,7 @@ def test_every_command_is_in_the_readme(command: str) -> None:
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    for words in re.findall(r"`nightmill ([a-z][a-z ]*[a-z])", README):
+    for words in re.findall(r"`nightmill ([a-z][a-z -]*[a-z])", README):
         assert any(f"nightmill {words} ".startswith(f"{command} ") for command in COMMANDS), words
 
 

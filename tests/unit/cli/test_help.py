@@ -11,7 +11,7 @@ from cli.main import app
 
 EXPECTED = {
     "up", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo",
-    "models list", "models add", "models pull", "models remove",
+    "run-batch", "models list", "models add", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "results", "explain", "workers", "pause", "resume", "drain",
     "keys create", "keys list", "keys revoke", "audit verify", "webhooks listen",

@@ -1,0 +1,172 @@
+"""`nightmill run-batch`: the files and flags of vLLM's own batch runner, `vllm run-batch`.
+
+    attached    a deployment runs here (or --url names one): the file is one of its batches
+    private     none does: one is started for this run in a folder that goes afterwards, with one model
+                and the other flags as its engine's arguments
+
+All results stand in one file, in the input's order, as that command writes them.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import ApiKey, DataDir, Url
+from cli.trouble import Trouble
+
+if TYPE_CHECKING:
+    from cli.server import Server
+    from cli.snapshot import Snapshot
+
+#: A private run has no neighbours to be fair to.
+_NO_LIMITS = {
+    "NIGHTMILL_BATCH_MAX_LINES": "100000000",
+    "NIGHTMILL_BATCH_MAX_BYTES": str(1 << 40),
+    "NIGHTMILL_FILE_MAX_BYTES": str(1 << 40),
+    "NIGHTMILL_BATCH_MAX_EMBEDDING_INPUTS": "100000000",
+    "NIGHTMILL_MODELS_FILE": "",
+    "NIGHTMILL_ENGINE_URLS": "",
+    "NIGHTMILL_DATABASE_URL": "",
+    "NIGHTMILL_BROKER_URL": "",
+    "NIGHTMILL_STORAGE_URL": "",
+}
+_ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+_LINES = ("release", "web", "dispatcher", "cpu", "gpu")
+
+
+def run_batch(
+    context: typer.Context,
+    input_file: Annotated[Path, typer.Option("-i", "--input-file", help="Requests, one a line, as for a batch.")],
+    output_file: Annotated[Path, typer.Option("-o", "--output-file", help="Where all results go.")],
+    model: Annotated[str, typer.Option(help="A name of the models file, a folder, or ORG/NAME of the hub.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
+    from cli.joining import paired
+
+    with _server(model, context.args, url, api_key, data_dir) as (server, check), ExitStack() as stack:
+        job = _run(server, input_file, check)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        results = [_fetched(server, file_id, folder) for file_id in (job.output_file_id, job.error_file_id)]
+        opened: list[Iterable[bytes]] = [
+            stack.enter_context(path.open("rb")) if path else [] for path in (input_file, *results)
+        ]
+        temporary = output_file.with_name(f"{output_file.name}.part")
+        with temporary.open("wb") as out:
+            out.writelines(line for _, line in paired(*opened))
+        temporary.replace(output_file)
+    print(f"{output_file}: {job.done} results, {job.failed} of them failed", file=sys.stderr)
+
+
+def _run(server: "Server", input_file: Path, check: Callable[[], None]) -> "Snapshot":
+    from cli.following import follow
+    from cli.snapshot import fault
+    from cli.submission import guess_endpoint
+
+    endpoint = guess_endpoint(input_file)
+    file_id = server.upload(input_file)
+    batch = server.post("/batches", {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "30d"})
+    job = follow(server, batch["id"], check)
+    for error in job.errors[:20]:
+        print(fault(error), file=sys.stderr)
+    if job.state != "succeeded":
+        raise Trouble(f"{job.id} {job.state}")
+    return job
+
+
+def _fetched(server: "Server", file_id: str | None, folder: Path) -> Path | None:
+    if file_id:
+        server.download(file_id, folder / file_id)
+    return folder / file_id if file_id else None
+
+
+@contextmanager
+def _server(
+    model: str, flags: list[str], url: str | None, api_key: str | None, data_dir: Path | None
+) -> Iterator[tuple["Server", Callable[[], None]]]:
+    """The deployment to use, and what says that it can't go on."""
+    from cli.effective import effective
+    from cli.folder import DataFolder
+    from cli.server import connect
+
+    if url or DataFolder(effective(data_dir=data_dir).data_dir).read_run():
+        if flags:
+            raise Trouble(f"{' '.join(flags)}: the deployment has its engines already; stop it, or leave these out")
+        with connect(url, api_key, data_dir) as server:
+            served = {one["id"] for one in server.get("/models")["data"]}
+            if model not in served:
+                raise Trouble(f"the deployment does not serve '{model}'; it serves {', '.join(sorted(served))}")
+            yield server, lambda: None
+        return
+    with _private(model, flags) as private:
+        yield private
+
+
+@contextmanager
+def _private(model: str, flags: list[str]) -> Iterator[tuple["Server", Callable[[], None]]]:
+    """A deployment of one model, gone afterwards."""
+    import yaml
+
+    from cli.demo import system
+    from cli.procfile import CHECKOUT
+    from cli.server import Server
+
+    with tempfile.TemporaryDirectory(prefix="nightmill-run-batch-") as name:
+        folder = Path(name)
+        fields = _model(model, _arguments(flags))
+        (folder / "models.yaml").write_text(yaml.safe_dump({"models": {model: fields}}))
+        wanted = [line for line in (CHECKOUT / "Procfile").read_text().splitlines() if line.startswith(_LINES)]
+        (folder / "Procfile").write_text("\n".join(wanted) + "\n")
+        options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
+        with system.running(folder / "data", options, {**os.environ, **_NO_LIMITS}) as up:
+            up.wait_until_ready()
+            print(f"started an engine for {model}; it takes requests when it has loaded", file=sys.stderr)
+            with Server(up.url, up.api_key) as server:
+                yield server, up.check
+
+
+def _model(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a models file: a packaged model with its own arguments below, a folder, or a hub model."""
+    from cli.hub import newest
+    from jobs.registry import PACKAGED_FILE, EngineKind, Registry
+
+    known = Registry.read(PACKAGED_FILE).resolve(name)
+    revision = arguments.pop("revision", None)
+    if known is not None and known.engine is EngineKind.VLLM:
+        return {
+            "source": {"packaged": known.source.packaged},
+            "engine": "vllm",
+            "engine_args": {**known.engine_args, **arguments},
+        }
+    if Path(name).is_dir():
+        source: dict[str, Any] = {"path": str(Path(name).absolute())}
+    else:
+        source = {"repo": name, "revision": revision or newest(name)}
+    return {"source": source, "engine": "vllm", "endpoints": _ROUTES, "engine_args": arguments}
+
+
+def _arguments(flags: list[str]) -> dict[str, Any]:
+    """`--max-model-len 2048 --enforce-eager` as models.yaml has them."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    rest = list(flags)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise Trouble(f"'{word}' belongs to no flag")
+        name, equals, value = word[2:].partition("=")
+        if not equals and rest and not rest[0].startswith("--"):
+            equals, value = "=", rest.pop(0)
+        off = not equals and name.startswith("no-")
+        name = (name.removeprefix("no-") if off else name).replace("-", "_")
+        found[name] = yaml.safe_load(value) if equals else not off
+    return found
