@@ -155,6 +155,12 @@ class NoWorker(Unavailable):
     code = "no_worker"
 
 
+class StorageAway(Unavailable):
+    """The file storage cannot be reached."""
+
+    code = "storage_unavailable"
+
+
 class StorageFull(NightmillError):
     """There is not enough free space."""
 

@@ -5,6 +5,7 @@ fsync of file and folder. Rows that point to a path are committed after that, so
 that nobody points to.
 """
 
+import errno
 import os
 import shutil
 import uuid
@@ -13,14 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from jobs.errors import NotFound, StorageFull
+from jobs.errors import NotFound, StorageAway, StorageFull
 
 CHUNK = 1 << 20
 _TEMPORARY = ".partial-"
+#: Libraries whose own errors mean that an object store does not answer, or not as it should.
+_CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp"})
+#: Of S3: long enough for a slow answer, short enough that a worker gives back what it can't store within its lease.
+_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3, "mode": "standard"}}
 
 
 class Storage(Protocol):
-    """The port. Missing paths raise NotFound; a full disk raises StorageFull."""
+    """The port. Missing paths raise NotFound, a full disk StorageFull, one that can't be reached StorageAway."""
 
     def put(self, path: str, data: bytes) -> None:
         """Write one small object durably."""
@@ -80,14 +85,16 @@ class DiskStorage:
 
     def delete(self, path: str) -> None:
         target = self._at(path)
-        if target.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        else:
-            target.unlink(missing_ok=True)
+        with _our_errors(path):
+            if target.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            else:
+                target.unlink(missing_ok=True)
 
     def list(self, prefix: str) -> list[str]:
         base = self._at(prefix)
-        found = (path for path in base.rglob("*") if path.is_file() and not path.name.startswith(_TEMPORARY))
+        with _our_errors(prefix):
+            found = [path for path in base.rglob("*") if path.is_file() and not path.name.startswith(_TEMPORARY)]
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def free(self) -> int | None:
@@ -106,6 +113,8 @@ class ObjectStorage:
     def __init__(self, url: str, **options: Any) -> None:
         import fsspec
 
+        if url.startswith("s3://"):
+            options.setdefault("config_kwargs", _PATIENCE)
         # other processes write too: a remembered listing would hide their objects and show old sizes
         self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
 
@@ -141,7 +150,8 @@ class ObjectStorage:
                 self._fs.rm(self._at(path), recursive=True)
 
     def list(self, prefix: str) -> list[str]:
-        found = self._fs.find(self._at(prefix))
+        with _our_errors(prefix):
+            found = self._fs.find(self._at(prefix))
         return sorted(path.removeprefix(self._root).lstrip("/") for path in found)
 
     def free(self) -> int | None:
@@ -199,6 +209,10 @@ def _our_errors(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFound(f"No stored object '{path}'.") from error
     except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull from error
-        raise
+        raise StorageAway(f"The file storage cannot be reached: {error}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise StorageAway(f"The file storage cannot be reached: {error}") from error

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, lines
 from jobs.clock import now
-from jobs.errors import Fenced, NotFound, StorageFull
+from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
 from jobs.models import TOKENS, File, Job, Segment, Shard
@@ -51,8 +51,8 @@ def finish(context: Context, job_id: str) -> None:
         except (NotFound, ResultsLost) as error:
             log.exception("results_lost", extra={"job_id": job_id})
             _stumble(context, claim, error)
-        except StorageFull:
-            log.warning("finishing_waits_for_disk", extra={"job_id": job_id})
+        except (StorageFull, StorageAway) as error:
+            log.warning("finishing_waits_for_storage", extra={"job_id": job_id, "error": str(error)})
             context.db.retrying(
                 lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
             )

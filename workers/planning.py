@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, lines, shards
 from jobs.db import WRITE_ROWS
-from jobs.errors import Fenced, NotFound, StorageFull
+from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ledger import JobClaim
 from jobs.models import Shard
 from jobs.queues import Task
@@ -53,7 +53,7 @@ def plan(context: Context, job_id: str) -> None:
             _Planner(context, claim, hold).run()
         except Fenced:
             log.info("planning_fenced", extra={"job_id": job_id})
-        except StorageFull:
+        except (StorageFull, StorageAway):
             _put_back(context, claim, 10.0, "disk")
         except Abandoned as reason:
             _put_back(context, claim, reason.delay, reason.waiting_for)

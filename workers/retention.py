@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from jobs import audit
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import StorageAway
 from jobs.models import (
     Attempt,
     Base,
@@ -51,7 +52,7 @@ class Retention:
     def run(self) -> None:
         self._passes += 1
         if self._passes % _ORPHAN_PASSES == 0:
-            self.orphans()
+            self._orphans_once()
         for step in (self._files, self._uploads, self._old_jobs, self._old_rows):
             step()
             self._db.breathe()
@@ -71,6 +72,12 @@ class Retention:
                 )
                 session.delete(file)
         self._drop([file.path for file in gone])
+
+    def _orphans_once(self) -> None:
+        try:
+            self.orphans()
+        except StorageAway:
+            log.warning("orphans_not_looked_for")
 
     def orphans(self) -> None:
         """Remove files without a row that were without one at the last look, an hour ago, too."""
@@ -133,7 +140,7 @@ class Retention:
         for path in paths:
             try:
                 self._storage.delete(path)
-            except OSError:
+            except StorageAway:
                 log.warning("purge_failed", extra={"path": path})
 
 

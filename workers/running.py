@@ -18,7 +18,7 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from jobs import ledger, shards
-from jobs.errors import Fenced, NotFound, StorageFull
+from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.shards import ShardClaim, Tally
 from workers import records
 from workers.answering import Answering
@@ -30,6 +30,7 @@ from workers.keeper import Hold
 from workers.records import Item, Record
 
 log = logging.getLogger(__name__)
+STORAGE_SECONDS = 10.0  # before results that could not be stored are tried again
 _CAREFUL_TRIES = 2  # of one line, when its worker died each time
 _CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
 _BROKE = "engine_error"
@@ -54,9 +55,9 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
             log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
         except GaveUp as away:
             run.give_back(away.delay, "model")
-        except (StorageFull, NotFound) as error:
+        except (StorageFull, StorageAway, NotFound) as error:
             log.warning("shard_storage_failed", extra={"job_id": job_id, "shard": n, "error": str(error)})
-            run.give_back(10.0, "disk")
+            run.give_back(STORAGE_SECONDS, "disk")
 
 
 class _Run:

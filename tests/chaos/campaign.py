@@ -89,7 +89,7 @@ class Campaign:
             stack.callback(system.destroy)
             system.start(120 * self.patience)
             receiver = stack.enter_context(Receiver())
-            client = Client(system.url, system.api_key, self.journal)
+            client = Client(system.ports, system.api_key, self.journal, random.Random(self.seed + 2))
             load = Load(client, receiver, self.journal, random.Random(self.seed + 1), self.mix, self.width)
             engine = self.engines[0] if self.engines else None
             self.scene = Scene(system, stack.enter_context(load), engine, self.journal, rng)

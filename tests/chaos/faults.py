@@ -31,7 +31,7 @@ from cli.broker import socket_path
 from tests.chaos.journal import Journal
 from tests.chaos.load import Load
 from tests.support.oracle import Job
-from tests.support.system import SCALED, StubEngine, System, command, eventually, pause, signal_all
+from tests.support.system import SCALED, StubEngine, System, command, eventually, pause, rival, signal_all
 
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
@@ -66,9 +66,8 @@ class Fault:
 
 
 def _one(scene: Scene, name: str) -> str:
-    """Of two generators, one."""
-    both = name == "gpu" and "gpu2" in scene.system.table()
-    return scene.rng.choice((name, "gpu2")) if both else name
+    """Of two rivals, one."""
+    return scene.rng.choice((name, rival(name))) if rival(name) in scene.system.table() else name
 
 
 def _kill(name: str) -> Callable[[Scene], None]:
@@ -125,7 +124,7 @@ def _kill_idle(scene: Scene) -> None:
     if not load.await_terminal(load.jobs, 90):
         scene.journal.violation("F5: the jobs before it do not end")
         return
-    frozen = scene.system.tree("gpu") + scene.system.tree("gpu2")
+    frozen = scene.system.tree("gpu") + scene.system.tree(rival("gpu"))
     signal_all(frozen, signal.SIGSTOP)
     job = load.submit(load.new_job("/v1/chat/completions"))
     with suppress(TimeoutError):
@@ -182,7 +181,7 @@ def _kill_web(scene: Scene) -> None:
         scene.load.client.sdk.files.create(
             file=(f"{job.key}.jsonl", job.jsonl()), purpose="batch", extra_headers={"Idempotency-Key": job.key}
         )
-    victims = scene.system.tree("web")
+    victims = scene.system.tree(_one(scene, "web"))
     cut.start()
     pause(scene.rng.uniform(0, _WEB_DELAY))
     signal_all(victims, signal.SIGKILL)

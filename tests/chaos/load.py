@@ -35,13 +35,19 @@ EVERY_END = "slow/all"  # a receiver that takes a tenth of a second, so that the
 
 
 class Client:
-    """The SDK of one key, patient, and with an eye on the answers that no client should see."""
+    """The SDK of one key, patient, and with an eye on the answers that no client should see.
 
-    def __init__(self, url: str, api_key: str, journal: Journal, retries: int = 60) -> None:
-        self._made_of = (url, api_key, journal)
-        self._journal = journal
-        http = openai.DefaultHttpxClient(event_hooks={"response": [self._look]})
-        self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=retries, timeout=20, http_client=http)
+    Each request, a retry too, goes to any of the web processes, as a load balancer would send it.
+    """
+
+    def __init__(
+        self, ports: Sequence[int], api_key: str, journal: Journal, rng: random.Random, retries: int = 60
+    ) -> None:
+        self._made_of = (ports, api_key, journal, rng)
+        self._journal, self._ports, self._rng = journal, ports, rng
+        http = openai.DefaultHttpxClient(event_hooks={"request": [self._spread], "response": [self._look]})
+        url = f"http://127.0.0.1:{ports[0]}/v1"
+        self.sdk = OpenAI(base_url=url, api_key=api_key, max_retries=retries, timeout=20, http_client=http)
         self.busy = 0  # answers 503: a database that is busy says so
 
     @contextmanager
@@ -52,6 +58,9 @@ class Client:
             yield client
         finally:
             client.sdk.close()
+
+    def _spread(self, request: httpx2.Request) -> None:
+        request.url = request.url.copy_with(port=self._rng.choice(self._ports))
 
     def _look(self, response: httpx2.Response) -> None:
         if response.status_code == 503:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import NotFound, StorageFull
+from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.storage import DiskStorage, ObjectStorage, Storage, open_storage
 from tests.support.services import S3, need
 
@@ -227,13 +227,13 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatc
     assert [path for path in disk.root.rglob("*") if path.is_file()] == []
 
 
-def test_other_errors_of_the_disk_stay_what_they_are(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_the_disk_mean_that_it_cannot_be_reached(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", broken)
 
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(StorageAway, match="Input/output"):
         disk.put("files/one", b"x")
 
 
@@ -281,3 +281,23 @@ def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(s3: 
     with pytest.raises(Exception, match=r"127\.0\.0\.1:1") as raised:
         away.size("x")
     assert not isinstance(raised.value, NotFound)
+
+
+def test_an_object_store_that_is_away_is_told_and_not_taken_for_missing(s3: S3) -> None:
+    """Nobody listens there. A worker gives its shard back then; a line that was answered is not to blame."""
+    options = {**s3.options, "client_kwargs": {**s3.options["client_kwargs"], "endpoint_url": "http://127.0.0.1:9"}}
+    store = ObjectStorage(f"s3://{s3.bucket}/away", skip_instance_cache=True, **options)
+
+    with pytest.raises(StorageAway):
+        store.put("a", b"x")
+    with pytest.raises(StorageAway):
+        store.size("a")
+    with pytest.raises(StorageAway):
+        store.list("a")
+
+
+def test_a_disk_that_cannot_be_written_is_away(tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("a file where the folder should be")
+
+    with pytest.raises(StorageAway):
+        open_storage(f"file://{tmp_path}/files").put("a/b", b"x")

@@ -11,10 +11,13 @@ from sqlalchemy import func, select, update
 from jobs import audit, events, fleet, ledger, shards
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import StorageAway
 from jobs.models import Audit, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.states import JobState
+from jobs.storage import DiskStorage
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers import running as running_module
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, refusal
 
@@ -66,6 +69,24 @@ def test_what_became_of_the_lines_is_counted(db: Database, tmp_path: Path) -> No
     with db.read() as session:
         rows = session.execute(select(Outcome.name, Outcome.count).where(Outcome.job_id == job_id)).all()
     assert sorted(map(tuple, rows)) == [("error:context_length_exceeded", 2), ("stop", 5)]
+
+
+def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, away = mill.storage.put, [40]
+
+    def sometimes(path: str, data: bytes) -> None:
+        if "segments" in path and away[0] > 0:
+            away[0] -= 1
+            raise StorageAway
+        put(path, data)
+
+    monkeypatch.setattr(DiskStorage, "put", lambda _self, path, data: sometimes(path, data))
+    monkeypatch.setattr(running_module, "STORAGE_SECONDS", 0.05)
+    (job,) = mill.drain(mill.submit(_batch(50)))
+
+    output, errors = mill.results(job)
+    assert (job.state, len(output), errors) == (JobState.SUCCEEDED, 50, [])
+    assert away == [0]
 
 
 def test_results_that_storage_has_lost_fail_the_job_after_some_tries(mill: Mill) -> None:

@@ -1,10 +1,11 @@
 """A whole deployment under test: `nightmill up` in a process of its own, and the stub engine beside it.
 
     StubEngine   a process that is started again whenever it ends, on the same port, over one log of prompts
-    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, (gpu2,) embed, io
+    System       guard ── supervisor ── broker, web, dispatcher, cpu, gpu, embed, io, (web2, dispatcher2, gpu2)
 
-The Procfile is the product's own; with `rivals` it has a second line for generation in place of Flower: what one worker
-loses, another takes up, also while the first one is a zombie that still believes in its claim.
+The Procfile is the product's own; with `rivals` it has a second web process (on a port of its own), dispatcher and
+generator in place of Flower: what one loses another takes up, also while the first is a zombie that still believes in
+its claim.
 
 `System` can kill and freeze each process by its name, and knows everything that it ever saw running, so that what is
 left behind is found even where it has left its family.
@@ -133,6 +134,7 @@ class System:
         self.data = folder / "data"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.ports = (self.port, free_port()) if rivals else (self.port,)
         self.process: subprocess.Popen[bytes] | None = None
         self._output = folder / "up.out"
         self._seen: dict[int, psutil.Process] = {}
@@ -140,7 +142,7 @@ class System:
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **SCALED, **environment}
         if rivals:
             lines = folder / "Procfile"
-            lines.write_text("\n".join(_two_generators()))
+            lines.write_text("\n".join(_with_rivals(self.ports[1])))
             self._options += ["--procfile", str(lines)]
         if engine_url:
             models = folder / "models.yaml"
@@ -260,12 +262,20 @@ class System:
         return {path.stem: found for path in (self.data / "logs").glob("*.log") if (found := _errors(path))}
 
 
-def _two_generators() -> Iterator[str]:
+def rival(name: str) -> str:
+    """The second of its kind."""
+    return f"{name}2"
+
+
+def _with_rivals(port: int) -> Iterator[str]:
     for line in (ROOT / "Procfile").read_text().splitlines():
-        if not line.startswith("flower:"):
+        name, _, command = line.partition(": ")
+        if name != "flower":
             yield line
-        if line.startswith("gpu:"):
-            yield line.replace("gpu:", "gpu2:", 1)
+        if name == "web":
+            yield f"{rival(name)}: NIGHTMILL_PORT={port} {command}"
+        elif name in ("dispatcher", "gpu"):
+            yield f"{rival(name)}: {command}"
 
 
 def signal_all(processes: list[psutil.Process], number: int) -> None:

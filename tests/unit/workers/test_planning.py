@@ -179,7 +179,7 @@ def test_alias_of_a_configured_model_goes_to_its_queue(desk: Desk) -> None:
     assert (job.state, job.queue, job.model) == (JobState.RUNNING, Queue.EMBED, "text-embedding-3-small")
 
 
-@given(st.lists(st.binary(max_size=30).filter(lambda raw: b"\n" not in raw), max_size=12), st.integers(1, 12))
+@given(st.lists(st.binary(max_size=30).filter(lambda raw: b"\n" not in raw), max_size=12), st.integers(4, 12))
 def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[bytes], limit: int) -> None:
     import io
 
