@@ -227,7 +227,7 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatc
     assert [path for path in disk.root.rglob("*") if path.is_file()] == []
 
 
-def test_other_errors_of_the_disk_mean_that_it_cannot_be_reached(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_the_disk_mean_that_it_is_away(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
