@@ -6,6 +6,7 @@ that nobody points to.
 """
 
 import errno
+import io
 import os
 import shutil
 import uuid
@@ -138,7 +139,7 @@ class ObjectStorage:
         with _our_errors(path), self._fs.open(self._at(path), "rb") as handle:
             if offset:
                 handle.seek(offset)
-            yield cast(BinaryIO, handle)
+            yield cast(BinaryIO, io.BufferedReader(handle, CHUNK))  # its own reads no line of limited length
 
     def size(self, path: str) -> int:
         with _our_errors(path):

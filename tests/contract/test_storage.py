@@ -301,3 +301,13 @@ def test_a_disk_that_cannot_be_written_is_away(tmp_path: Path) -> None:
 
     with pytest.raises(StorageAway):
         open_storage(f"file://{tmp_path}/files").put("a/b", b"x")
+
+
+def test_lines_are_read_up_to_a_length(store: Storage) -> None:
+    """As the planner reads: a line that is too long is passed over without being held."""
+    store.put("a", b"one\ntwo two two\nthree")
+
+    with store.reader("a", 4) as handle:
+        found = [handle.readline(5), handle.readline(5), handle.readline(5), handle.readline(9)]
+
+    assert found == [b"two t", b"wo tw", b"o\n", b"three"]
