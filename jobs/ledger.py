@@ -198,7 +198,7 @@ def close(
 
 
 def stumble(session: Session, claim: JobClaim, *, tries: int, delay: float, error: dict[str, Any]) -> Job:
-    """The results could not be assembled: again after `delay`, and the `tries`-th time the job fails. Raises Fenced."""
+    """It could not be planned or finished: again after `delay`, and the `tries`-th time it fails. Raises Fenced."""
     hold(session, claim)
     session.execute(update(Job).where(Job.id == claim.job.id).values(stumbles=Job.stumbles + 1))
     job = lock(session, claim.job.id)

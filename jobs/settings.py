@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(3, ge=0, description="a cancelled job's shards are fenced after this long")
     engine_deaths: int = Field(10, ge=2, description="deaths of a worker's engine before it is not built again")
     engine_deaths_seconds: float = Field(900, gt=0, description="that many within this time")
-    finish_tries: int = Field(5, ge=1, description="tries to assemble results before the job fails")
+    finish_tries: int = Field(5, ge=1, description="tries to plan or finish a job before it fails")
     stalls_before_careful: int = Field(2, ge=1, description="lost leases without progress before one line at a time")
 
     batch_max_lines: int = Field(50_000, ge=1, description="requests of a batch")

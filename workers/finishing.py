@@ -12,7 +12,7 @@ Where results are gone from the storage the job fails after some tries, and a re
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from sqlalchemy import select
@@ -30,6 +30,7 @@ from jobs.states import JobState
 from workers import outcomes, records
 from workers.context import Context
 from workers.keeper import Hold
+from workers.stumbling import stumble
 
 log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 100
@@ -48,28 +49,19 @@ def finish(context: Context, job_id: str) -> None:
             _Finisher(context, claim, hold).run()
         except Fenced:
             log.info("finishing_fenced", extra={"job_id": job_id})
-        except (NotFound, ResultsLost) as error:
-            log.exception("results_lost", extra={"job_id": job_id})
-            _stumble(context, claim, error)
         except (StorageFull, StorageAway) as error:
             log.warning("finishing_waits_for_storage", extra={"job_id": job_id, "error": str(error)})
             context.db.retrying(
                 lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
             )
+        except Exception as error:
+            log.exception("finishing_failed", extra={"job_id": job_id})
+            code = "results_lost" if isinstance(error, NotFound | ResultsLost) else "internal_error"
+            stumble(context, claim, error, "The results cannot be assembled", code)
 
 
 class ResultsLost(Exception):
     """A shard is done, but not every line of it has a result."""
-
-
-def _stumble(context: Context, claim: JobClaim, error: Exception) -> None:
-    """Whatever keeps us from assembling may pass (a mount that is away): try again, later each time, not for ever."""
-    said = {"code": "results_lost", "message": f"The results cannot be assembled: {error}", "line": None, "param": None}
-    delay = context.config.rering_seconds * (1 + claim.job.stumbles)
-    with suppress(Fenced):
-        context.db.retrying(
-            lambda session: ledger.stumble(session, claim, tries=context.config.finish_tries, delay=delay, error=said)
-        )
 
 
 class _Output:

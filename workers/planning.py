@@ -23,6 +23,7 @@ from jobs.queues import Task
 from workers import placement, selection
 from workers.context import Context
 from workers.keeper import Hold
+from workers.stumbling import stumble
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +58,9 @@ def plan(context: Context, job_id: str) -> None:
             _put_back(context, claim, 10.0, "disk")
         except Abandoned as reason:
             _put_back(context, claim, reason.delay, reason.waiting_for)
+        except Exception as error:
+            log.exception("planning_failed", extra={"job_id": job_id})
+            stumble(context, claim, error, "The input cannot be planned")
 
 
 def _put_back(context: Context, claim: JobClaim, delay: float, waiting_for: str | None) -> None:

@@ -51,7 +51,7 @@ class Job(Usage, Base):
     beat: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None] = mapped_column(String(64))
     losses: Mapped[int] = mapped_column(default=0)  # claims on it or its shards that ended by their lease
-    stumbles: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # tries to assemble its results
+    stumbles: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # planned or finished in vain
     event_seq: Mapped[int] = mapped_column(default=0)
 
     total: Mapped[int] = mapped_column(default=0)

@@ -105,6 +105,19 @@ def test_results_that_storage_has_lost_fail_the_job_after_some_tries(mill: Mill)
     assert mill.results(job) == ([], [])
 
 
+def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug, with a prompt in its message")
+
+    monkeypatch.setattr("workers.placement.queue_of", broken)
+
+    (job,) = mill.drain(mill.submit(_batch(5)))
+
+    assert (job.state, job.stumbles) == (JobState.FAILED, mill.config.finish_tries)
+    assert [error["code"] for error in job.errors or []] == ["internal_error"]
+    assert "prompt" not in str(job.errors)
+
+
 def test_output_line_has_the_shape_of_openai(mill: Mill) -> None:
     (job,) = mill.drain(mill.submit(_batch(1)))
 
