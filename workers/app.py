@@ -4,6 +4,7 @@ Messages carry ids and are acknowledged at once: a message is a doorbell, and on
 there is no result backend, no retry, no ETA, no chord, and nothing that a broker could forget or repeat to harm.
 """
 
+import logging
 from typing import Any
 from urllib.parse import quote
 
@@ -33,6 +34,10 @@ _REDIS = {
 def broker_url(config: Settings) -> str:
     """The broker in force: the one set, or the embedded Valkey's socket."""
     return config.broker_url or f"redis+socket://{quote(str(config.data_dir.absolute() / SOCKET))}"
+
+
+#: We publish nothing for later, which is all that it warns of on RabbitMQ.
+logging.getLogger("kombu.transport.native_delayed_delivery").setLevel(logging.ERROR)
 
 
 def build(config: Settings, extra_queues: tuple[str, ...] = ()) -> Celery:
