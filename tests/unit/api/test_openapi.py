@@ -58,7 +58,9 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
     file_id = upload(client)
     job_id = create(client, file_id)["id"]
     runs.run(app.state.services.db, app.state.services.storage, job_id, 3, failed=1)
+    batch = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
     return {
+        "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "file_id": file_id,
         "input_file_id": file_id,
         "upload_id": client.post("/v1/uploads", json=parts).json()["id"],
