@@ -24,8 +24,8 @@ _AT_ONCE = 2
 #: Only what the configuration speaks of: to load all that is installed takes longer than the tests.
 _PLUGINS = ("pytest_timeout", "pytest_asyncio.plugin")
 _UNIT = "tests/unit/jobs/test_"
-LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES = (
-    f"{_UNIT}{name}.py" for name in ("ledger", "shards", "outbox", "events", "audit", "states")
+LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, TIMES = (
+    f"{_UNIT}{name}.py" for name in ("ledger", "shards", "outbox", "events", "audit", "states", "pauses", "schedules")
 )
 WORLD = "tests/simulation/test_simulation.py::test_what_is_lost_is_only_late"
 
@@ -164,10 +164,21 @@ MUTANTS = [
     Mutant("a zombie cuts", "jobs.shards", without("cut", "ledger.hold"), LEDGER),
     # doorbells and leases
     Mutant("a doorbell owed twice", "jobs.outbox", instead(".on_conflict_do_nothing()", "", inside="owe"), OUTBOX),
-    Mutant("shards ring while being planned", "jobs.outbox", instead("_ready()", "True", inside="due"), OUTBOX),
+    Mutant("shards ring while being planned", "jobs.outbox", instead("_ready(at)", "True", inside="due"), OUTBOX),
     Mutant("a clock set back", "jobs.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
     Mutant("nothing is rung again", "workers.dispatcher", without("tick", "self._ring_unheard"), WORLD),
     Mutant("no lease ends", "workers.leases", instead("at - since >= self._lease", "False", inside="stale"), WORLD),
+    # what the operator and the clock hold back
+    Mutant("a pause binds no shard", "jobs.shards", instead("pauses.refuses(", "False and (", inside="claim"), PAUSES),
+    Mutant("a pause binds no plan", "jobs.ledger", instead("pauses.refuses(", "False and (", inside="claim"), PAUSES),
+    Mutant("a refused doorbell is lost", "jobs.pauses", without("refuses", "outbox.unring"), PAUSES),
+    Mutant(
+        "a job begins early",
+        "jobs.outbox",
+        instead("Job.not_before <= at", "Job.id == Job.id", inside="_ready"),
+        TIMES,
+    ),
+    Mutant("a schedule fires early", "jobs.schedules", instead("schedule.next_at > at", "False", inside="fire"), TIMES),
     # the audit chain
     Mutant("a chain without links", "jobs.audit", instead("previous.encode()", "b''", inside="digest"), AUDIT),
     Mutant(

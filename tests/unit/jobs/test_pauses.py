@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
-from jobs import fleet, keys, ledger, pauses, shards
+from jobs import fleet, keys, ledger, outbox, pauses, shards
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Worker
+from jobs.models import Outbox, Worker
 from jobs.pauses import Scope
 from jobs.queues import Queue, Task
 from jobs.states import JobState
@@ -49,10 +50,14 @@ def names_of(db: Database, job_id: str) -> dict[Scope, str]:
 def test_what_is_paused_grants_no_claim_and_keeps_its_doorbell(db: Database, scope: Scope) -> None:
     job = ledgers.running(db)
     name = names_of(db, job.id)[scope]
+    with db.write() as session:
+        outbox.rung(session, session.scalars(select(Outbox.id)).all())
     pause(db, scope, name)
 
     refused = claim(db, job.id)
     owed = ledgers.doorbells(db, job.id)
+    with db.read() as session:
+        assert outbox.unheard(session) == [], "it waits to be rung as if it never had been"
     resume(db, scope, name)
 
     assert refused is None
