@@ -1,0 +1,163 @@
+"""Two hosts with nothing in common but PostgreSQL, RabbitMQ and S3, each with all processes; one of them may die."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from openai.types import Batch
+
+from tests.support.distributed import Servers, servers
+from tests.support.receiver import Receiver
+from tests.support.services import need
+from tests.support.stub_engine import prompts
+from tests.support.system import MODEL, StubEngine, System, eventually, pause
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.distributed]
+CHAT = "/v1/chat/completions"
+#: Lines of one host's two shards, which may be asked again when it dies.
+LOST_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The servers, the hosts, and the engine that both ask."""
+
+    shared: Servers
+    one: System
+    two: System
+    engine: StubEngine
+
+    def client(self, host: System) -> OpenAI:
+        return OpenAI(base_url=f"{host.url}/v1", api_key=self.one.api_key, max_retries=30)
+
+    def submit(self, folder: Path, count: int, words: str) -> Batch:
+        """A batch through the first host."""
+        path = folder / "in.jsonl"
+        with path.open("w") as handle:
+            for n in range(count):
+                body = {"model": MODEL, "messages": [{"role": "user", "content": f"{words} {n}"}]}
+                line = {"custom_id": f"r{n}", "method": "POST", "url": CHAT, "body": body}
+                handle.write(json.dumps(line) + "\n")
+        sdk = self.client(self.one)
+        with path.open("rb") as handle:
+            file = sdk.files.create(file=handle, purpose="batch")
+        return sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+
+    def begun(self, batch: Batch) -> bool:
+        counts = self.client(self.one).batches.retrieve(batch.id).request_counts
+        return counts is not None and counts.completed > 0
+
+    def finish(self, batch: Batch, count: int, host: System | None = None) -> None:
+        """Every line once, read through the other host."""
+        sdk = self.client(host or self.two)
+        eventually(lambda: sdk.batches.retrieve(batch.id).status == "completed", 120, "the batch is done", every=0.3)
+        done = sdk.batches.retrieve(batch.id)
+        assert done.output_file_id
+        lines = sdk.files.content(done.output_file_id).content.splitlines()
+        assert [json.loads(line)["custom_id"] for line in lines] == [f"r{n}" for n in range(count)]
+        assert done.usage is not None
+        assert done.usage.total_tokens == sum(
+            json.loads(line)["response"]["body"]["usage"]["total_tokens"] for line in lines
+        )
+
+    def asked(self, words: str) -> int:
+        return sum(words in prompt for prompt in prompts(self.engine.log))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("distributed")
+    try:
+        entering = servers(folder)
+        shared = entering.__enter__()
+    except Exception as error:  # noqa: BLE001 (whatever keeps one from starting: it is not here)
+        need("one of PostgreSQL, RabbitMQ and S3", error)
+    try:
+        with StubEngine(folder, MODEL, delay_ms=60) as engine:
+            hosts = []
+            for name in ("one", "two"):
+                (folder / name).mkdir()
+                hosts.append(System(folder / name, engine_url=engine.url, embed_url=engine.url, **shared.variables))
+            try:
+                for host in hosts:
+                    host.start()
+                yield Cluster(shared, hosts[0], hosts[1], engine)
+            finally:
+                for host in hosts:
+                    host.destroy()
+    finally:
+        entering.__exit__(None, None, None)
+
+
+def test_both_hosts_work_on_one_batch_and_nothing_is_asked_twice(cluster: Cluster, tmp_path: Path) -> None:
+    batch = cluster.submit(tmp_path, 1500, "peace")
+
+    cluster.finish(batch, 1500)
+
+    assert cluster.asked("peace") == 1500
+    workers = json.loads(cluster.one.cli("workers", "--json").stdout)["workers"]
+    assert sum("gpu.generate" in worker["queues"] for worker in workers) == 2
+
+
+def test_a_webhook_comes_whichever_host_sends_it(cluster: Cluster, tmp_path: Path) -> None:
+    with Receiver() as receiver:
+        made = cluster.client(cluster.two).webhooks.create(
+            name="w", url=receiver.url(), event_types=["batch.completed"]
+        )
+        cluster.finish(cluster.submit(tmp_path, 10, "hook"), 10)
+        eventually(lambda: receiver.of("ok"), 30, "the webhook has come")
+        told = receiver.of("ok")[0].verify(str(made.signing_secret))
+
+    assert told["type"] == "batch.completed"
+
+
+def test_a_broker_that_dies_and_comes_back_costs_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    batch = cluster.submit(tmp_path, 1500, "rabbit")
+    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+
+    cluster.shared.rabbit.kill()
+    queued = cluster.submit(tmp_path, 100, "meanwhile")
+    pause(3)
+    cluster.shared.rabbit.start()
+
+    cluster.finish(batch, 1500)
+    cluster.finish(queued, 100)
+    assert (cluster.asked("rabbit"), cluster.asked("meanwhile")) == (1500, 100)
+
+
+def test_a_database_that_dies_and_comes_back_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    batch = cluster.submit(tmp_path, 1500, "elephant")
+    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+
+    cluster.shared.postgres.kill()
+    pause(2)
+    cluster.shared.postgres.start()
+
+    cluster.finish(batch, 1500)
+    assert cluster.asked("elephant") <= 1500 + 2 * LOST_AT_ONCE
+
+
+def test_a_storage_that_is_away_for_a_while_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    batch = cluster.submit(tmp_path, 1500, "bucket")
+    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+
+    cluster.shared.s3.kill()
+    pause(4)
+    cluster.shared.s3.start()
+
+    cluster.finish(batch, 1500)
+
+
+def test_what_a_dead_host_held_another_takes_up(cluster: Cluster, tmp_path: Path) -> None:
+    """Last of all: the second host is not started again."""
+    batch = cluster.submit(tmp_path, 1500, "host")
+    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+
+    for process in cluster.two.family():
+        process.kill()
+
+    cluster.finish(batch, 1500, cluster.one)
+    assert cluster.asked("host") <= 1500 + LOST_AT_ONCE

@@ -1,0 +1,46 @@
+"""The distributed set on one machine: PostgreSQL, RabbitMQ and S3 as servers, and hosts that share nothing else.
+
+Servers    started together; `variables` is the environment that makes a deployment use them
+a host     an `up` with a data folder of its own
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.servers import Rabbit, S3Gateway
+from tests.support.services import Postgres
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What the hosts share."""
+
+    postgres: Postgres
+    database: str
+    rabbit: Rabbit
+    s3: S3Gateway
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {
+            "NIGHTMILL_DATABASE_URL": self.database,
+            "NIGHTMILL_BROKER_URL": self.rabbit.url,
+            "NIGHTMILL_STORAGE_URL": f"s3://{self.s3.BUCKET}/data",
+            **self.s3.variables,
+        }
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[Servers]:
+    """All three. Raises FileNotFoundError, TimeoutError or CalledProcessError where one can't be had."""
+    with ExitStack() as stack:
+        rabbit, s3 = Rabbit(folder / "rabbitmq"), S3Gateway(folder / "s3")
+        for server in (rabbit, s3):
+            stack.callback(server.close)
+            server.start()
+        s3.make_bucket()
+        postgres = Postgres()
+        stack.callback(postgres.close)
+        yield Servers(postgres, stack.enter_context(postgres.database()), rabbit, s3)
