@@ -135,7 +135,7 @@ class S3Gateway(Server):
         }
 
     def command(self) -> list[str]:
-        return [self._program(), "--port", f"127.0.0.1:{self.port}", "posix", str(self.folder / "objects")]
+        return [self.program(), "--port", f"127.0.0.1:{self.port}", "posix", str(self.folder / "objects")]
 
     def environment(self) -> Mapping[str, str]:
         keys = self.variables
@@ -146,7 +146,7 @@ class S3Gateway(Server):
         (self.folder / "objects" / self.BUCKET).mkdir(exist_ok=True)
 
     @classmethod
-    def _program(cls) -> str:
+    def program(cls) -> str:
         """Raises FileNotFoundError where there is neither the program nor a Go to build it."""
         found = shutil.which("versitygw") or shutil.which("versitygw", path=str(cls.BUILT))
         if found is None:
