@@ -7,6 +7,7 @@ postgres_server    the server itself; it is started once, by the first test that
 """
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from jobs.db import Database
 from jobs.models import Base
 from jobs.storage import DiskStorage
 from tests.support.services import MEMORY, Postgres, need
+
+# A shell that starts us in the background has SIGINT ignored, and whatever we start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
