@@ -9,10 +9,10 @@ LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test chaos bench check lint format lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Make .venv and install everything (again only when the dependencies change)
 
@@ -25,6 +25,9 @@ demo: setup  ## Start everything, run a real batch on this machine, show the res
 
 up: setup  ## Start every process of the Procfile and keep them running
 	$(BIN)/nightmill up
+
+up-distributed: setup  ## Two hosts on PostgreSQL, RabbitMQ and S3, all on this machine (ARGS=--no-vllm and more)
+	$(BIN)/python -m tests.distributed $(ARGS)
 
 test: setup  ## Run the tests (pass options with ARGS='-k name')
 	$(BIN)/python -m pytest -m "not chaos" $(ARGS)

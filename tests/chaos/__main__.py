@@ -1,17 +1,21 @@
-"""`python -m tests.chaos --kills 100 --seed 1 [--database-url postgresql://…] [--vllm]`: the long run, and a table."""
+"""`python -m tests.chaos --kills 100 --seed 1`: the long run, and a table.
+
+Storage: what is embedded; `--database-url postgresql`; or `--distributed`: PostgreSQL, RabbitMQ and S3, which die too.
+"""
 
 import argparse
 import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.chaos.campaign import Campaign
-from tests.chaos.faults import ALL_FAULTS, FAULTS, SQLITE_ONLY, VLLM_FAULTS, deck
+from tests.chaos.faults import ALL_FAULTS, FAULTS, SERVER_FAULTS, SQLITE_ONLY, VALKEY_ONLY, VLLM_FAULTS, deck
 from tests.chaos.load import Mix
 from tests.chaos.table import shown
+from tests.support.distributed import Servers, servers
 
 _POISON = ("!reset", "!html", "!500", "!flaky2", "!crash", "!hang")
 _REAL = ("smollm2-135m-instruct", "all-minilm-l6-v2")
@@ -24,15 +28,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--database-url", default="", help="`postgresql` alone starts an embedded server")
+    parser.add_argument("--distributed", action="store_true", help="on servers of PostgreSQL, RabbitMQ and S3")
     parser.add_argument("--vllm", action="store_true", help="the real engines in process instead of the stub")
     parser.add_argument("--only", action="append", choices=list(ALL_FAULTS), help="this fault; any number of times")
     parser.add_argument("--keep", type=Path, help="the folder of the run, kept afterwards")
     options = parser.parse_args(arguments)
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder(options.keep))
+        url = stack.enter_context(_database(options.database_url))
+        shared = stack.enter_context(servers(folder / "servers")) if options.distributed else None
+        campaign = _campaign(folder, options.seed, url, shared, options.vllm)
+        return run(campaign, options.kills, options.only or _possible(options), peaceful=not options.only)
+
+
+def _possible(options: argparse.Namespace) -> list[str]:
+    """What can befall the chosen parts."""
+    spared: set[str] = set()
+    if options.database_url or options.distributed:
+        spared |= SQLITE_ONLY
+    if options.distributed:
+        spared |= VALKEY_ONLY
     faults = VLLM_FAULTS if options.vllm else FAULTS
-    names = options.only or [name for name in faults if not (options.database_url and name in SQLITE_ONLY)]
-    with _folder(options.keep) as folder, _database(options.database_url) as url:
-        campaign = _campaign(folder, options.seed, url, options.vllm)
-        return run(campaign, options.kills, names, peaceful=not options.only)
+    return [*(name for name in faults if name not in spared), *(SERVER_FAULTS if options.distributed else ())]
 
 
 @contextmanager
@@ -60,11 +77,11 @@ def _database(url: str) -> Iterator[str]:
         server.close()
 
 
-def _campaign(folder: Path, seed: int, url: str, vllm: bool) -> Campaign:
+def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: bool) -> Campaign:
     if not vllm:
-        return Campaign(folder, seed, url)
+        return Campaign(folder, seed, url, servers=shared)
     mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False)
-    return Campaign(folder, seed, url, mix=mix, width=2, stubbed=False, patience=5, environment=_SLOW)
+    return Campaign(folder, seed, url, mix=mix, width=2, stubbed=False, patience=5, environment=_SLOW, servers=shared)
 
 
 def run(campaign: Campaign, kills: int, names: Sequence[str], *, peaceful: bool) -> int:

@@ -23,6 +23,7 @@ from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.load import EVERY_END, Client, Load, Mix
 from tests.support import oracle
+from tests.support.distributed import Servers
 from tests.support.oracle import Job, Result
 from tests.support.receiver import Receiver
 from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, command, eventually, pause
@@ -63,6 +64,7 @@ class Campaign:
     stubbed: bool = True  # otherwise the engines are the real ones, in process
     patience: float = 1.0  # how much slower than the stub everything may be
     environment: Mapping[str, str] = field(default_factory=dict)
+    servers: Servers | None = None  # that hosts share, in place of what is embedded
     struck: list[Struck] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
     journal: Journal = field(init=False)
@@ -92,7 +94,7 @@ class Campaign:
             client = Client(system.ports, system.api_key, self.journal, random.Random(self.seed + 2))
             load = Load(client, receiver, self.journal, random.Random(self.seed + 1), self.mix, self.width)
             engine = self.engines[0] if self.engines else None
-            self.scene = Scene(system, stack.enter_context(load), engine, self.journal, rng)
+            self.scene = Scene(system, stack.enter_context(load), engine, self.journal, rng, self.servers)
             self._watch(stack)
             stack.callback(self._write_journal)
             yield self
@@ -107,7 +109,8 @@ class Campaign:
     def _system(self) -> System:
         database = {"NIGHTMILL_DATABASE_URL": self.database_url} if self.database_url else {}
         urls = dict(zip(("engine_url", "embed_url"), (engine.url for engine in self.engines), strict=False))
-        return System(self.folder, **urls, rivals=bool(urls), **database, **self.environment)
+        shared = self.servers.variables if self.servers else {}
+        return System(self.folder, **urls, rivals=bool(urls), **database, **shared, **self.environment)
 
     def _watch(self, stack: ExitStack) -> None:
         """Notes when the generating engine was asked something, and who lives."""

@@ -6,7 +6,8 @@
     F5   freeze an idle worker, submit, kill -9   the doorbell it swallowed is rung again
     F6   the broker forgets everything            every doorbell is rung again
     F7   the broker dies and remembers, or hangs  nobody notices
-    F9   the database takes no writes            who can't beat is not dead
+    F9   the database takes no writes, or dies   who can't beat is not dead
+    S3   the storage dies, or hangs               work is given back and goes on
     F11  kill -9 of web as a create arrives       the same key again: one job
     F16  kill -9 of the sender of webhooks        each event is told all the same
 
@@ -30,6 +31,7 @@ import redis
 from cli.broker import socket_path
 from tests.chaos.journal import Journal
 from tests.chaos.load import Load
+from tests.support.distributed import Servers
 from tests.support.oracle import Job
 from tests.support.system import SCALED, StubEngine, System, command, eventually, pause, rival, signal_all
 
@@ -48,6 +50,7 @@ class Scene:
     engine: StubEngine | None
     journal: Journal
     rng: random.Random
+    servers: Servers | None = None
     recovered: dict[str, list[float]] = field(default_factory=dict)
 
     def recovery(self, name: str, seconds: float) -> None:
@@ -101,6 +104,32 @@ def _freeze(name: str, least: float = 1.1 * LEASE, most: float = 2.2 * LEASE) ->
     def strike(scene: Scene) -> None:
         with scene.system.frozen(_one(scene, name)):
             pause(scene.rng.uniform(least, most))
+
+    return strike
+
+
+def _outage(name: str) -> Callable[[Scene], None]:
+    """kill -9 of a server that all share; it comes back by itself on the same port."""
+
+    def strike(scene: Scene) -> None:
+        assert scene.servers is not None
+        server = scene.servers.named[name]
+        server.kill()
+        pause(scene.rng.uniform(0.5, 4.0))
+        server.start()
+
+    return strike
+
+
+def _hang(name: str) -> Callable[[Scene], None]:
+    """It takes connections and answers nothing for a while."""
+
+    def strike(scene: Scene) -> None:
+        assert scene.servers is not None
+        processes = scene.servers.named[name].processes()
+        signal_all(processes, signal.SIGSTOP)
+        pause(scene.rng.uniform(2.0, 2 * LEASE))
+        signal_all(processes, signal.SIGCONT)
 
     return strike
 
@@ -256,13 +285,24 @@ FAULTS: dict[str, Fault] = {
     "guard": Fault(_kill_up(guard=True), "supervisor", 2, rework=3),
 }
 SQLITE_ONLY = frozenset({"database held"})
+VALKEY_ONLY = frozenset(name for name in FAULTS if name.startswith("broker"))
+
+#: Of the servers that hosts share. An engine worker that can't write gives its shards back.
+SERVER_FAULTS: dict[str, Fault] = {
+    "RabbitMQ": Fault(_outage("RabbitMQ"), "F7", 5),
+    "RabbitMQ frozen": Fault(_hang("RabbitMQ"), "F7", 2, kills=False),
+    "PostgreSQL": Fault(_outage("PostgreSQL"), "F9", 5, rework=3),
+    "PostgreSQL frozen": Fault(_hang("PostgreSQL"), "F9", 2, rework=3, kills=False),
+    "S3": Fault(_outage("S3"), "S3", 5, rework=3),
+    "S3 frozen": Fault(_hang("S3"), "S3", 2, rework=3, kills=False),
+}
 
 #: With a real engine in process.
 VLLM_FAULTS: dict[str, Fault] = {
     "engine core": Fault(_kill_core, "F1", 3, rework=1),
     "gpu worker": Fault(_kill("gpu"), "F1", 2, rework=1),
 }
-ALL_FAULTS = FAULTS | VLLM_FAULTS
+ALL_FAULTS = FAULTS | VLLM_FAULTS | SERVER_FAULTS
 
 
 def deck(kills: int, rng: random.Random, names: Mapping[str, Fault] = FAULTS) -> list[str]:

@@ -8,9 +8,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import psutil
 
 from tests.support.servers import Rabbit, S3Gateway
 from tests.support.services import Postgres
+
+
+class Killable(Protocol):
+    """A server that dies and comes back on the same port with what it had on disk."""
+
+    def processes(self) -> list[psutil.Process]: ...
+    def kill(self) -> None: ...
+    def start(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +32,10 @@ class Servers:
     database: str
     rabbit: Rabbit
     s3: S3Gateway
+
+    @property
+    def named(self) -> dict[str, Killable]:
+        return {"PostgreSQL": self.postgres, "RabbitMQ": self.rabbit, "S3": self.s3}
 
     @property
     def variables(self) -> dict[str, str]:

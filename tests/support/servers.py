@@ -47,14 +47,19 @@ class Server:
             )
         eventually(self._listens, _UP_SECONDS, f"{self.command()[0]} listens")
 
+    def processes(self) -> list[psutil.Process]:
+        if self._process is None:
+            return []
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
+
     def kill(self) -> None:
         """kill -9 of it and everything that it has started."""
         if self._process is None:
             return
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(10)

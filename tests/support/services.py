@@ -5,16 +5,16 @@ A server that can't be had skips its tests on a laptop and fails them where CI i
 
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import psycopg
 import pytest
 from sqlalchemy import make_url
@@ -75,14 +75,17 @@ class Postgres:
         pid: int = self._server.get_pid()
         return pid
 
+    def processes(self) -> list[psutil.Process]:
+        process = self._server.get_postmaster_info().process
+        return [process, *process.children(recursive=True)]
+
     def kill(self) -> None:
         """kill -9, as a machine that is switched off would."""
-        process = self._server.get_postmaster_info().process
-        children = process.children(recursive=True)
-        for victim in (process, *children):
-            victim.send_signal(signal.SIGKILL)
-        for victim in (process, *children):
-            victim.wait(10)
+        victims = self.processes()
+        for victim in victims:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+        psutil.wait_procs(victims, timeout=10)
 
     def start(self) -> None:
         self._server.ensure_postgres_running()
