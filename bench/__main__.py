@@ -6,6 +6,9 @@ import sys
 NAMES = {
     "pipeline": "items/s, CPU and memory from a file to its results, without a model",
     "generation": "512 chats on the packaged model, against vLLM's own run_batch",
+    "intake": "MB/s of checking a batch file, beside a bare JSON parse",
+    "fairness": "what a small project feels of one with a hundred times its work",
+    "load": "requests at a steady rate, a crowd at once, long queues and long lists",
     "webhooks": "deliveries/s, and how soon after the event",
 }
 

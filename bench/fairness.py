@@ -1,0 +1,113 @@
+"""What a small project feels of a big one on the same worker.
+
+    python -m bench fairness [--jobs 10] [--lines 256] [--times 100] [--delay-ms 50]
+
+The small project submits its jobs at once, alone; then again while the big one has `times` as much work before it in
+the same queue, submitted first. What is compared is how long the small project's jobs take from their creation to their
+end. While both have work, half of the worker is the small one's share, so twice as long is what a fair queue gives;
+first come, first served would be about a hundred times as long.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from openai import OpenAI
+from rich.console import Console
+
+from bench.deployment import Deployment, chats, deployed
+from cli.demo.batch import LIVE
+from tests.support import stub_engine
+
+_MODEL = "fake-model"
+_LINES = {"web": "", "dispatcher": "", "cpu": "", "gpu": ""}
+#: So that the worker, and not this machine, is what both want.
+_ENVIRONMENT = {"NIGHTMILL_ENGINE_CONCURRENCY": "32", "NIGHTMILL_VLLM_ENABLED": "false"}
+_LARGEST = 25_600
+
+
+def main() -> None:
+    options = _options()
+    console = Console(width=120)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        stub_engine.running(Path(name) / "prompts.log", "--models", _MODEL, "--delay-ms", str(options.delay_ms)) as url,
+        deployed(Path(name), _LINES, ("--engine-url", f"{url}/v1"), _ENVIRONMENT) as mill,
+    ):
+        mill.wait_for("cpu.plan")
+        mill.wait_for("gpu.generate")
+        small, big = (_project(mill, name) for name in ("small", "big"))
+        path = Path(name) / "small.jsonl"
+        chats(path, options.lines, _MODEL)
+        alone = _waits(small, _upload(small, path), options.jobs)
+        _shown(console, "alone", alone)
+        _burden(big, Path(name), options.jobs * options.lines * options.times)
+        beside = _waits(small, _upload(small, path), options.jobs)
+        _shown(console, f"beside {options.times} times the work", beside)
+        ratio = statistics.median(beside) / statistics.median(alone)
+        console.print(f"ratio of the medians {ratio:.2f}, of the last {max(beside) / max(alone):.2f}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure what a big project costs a small one")
+    parser.add_argument("--jobs", type=int, default=10, help="jobs of the small project")
+    parser.add_argument("--lines", type=int, default=256, help="lines of each")
+    parser.add_argument("--times", type=int, default=100, help="the big project's work, in the small one's")
+    parser.add_argument("--delay-ms", type=float, default=50.0, help="an answer of the engine")
+    return parser.parse_args()
+
+
+def _project(mill: Deployment, name: str) -> OpenAI:
+    folder = str(mill.system.folder.path)
+    command = [sys.executable, "-m", "cli", "keys", "create", "--project", name, "--data-dir", folder]
+    key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return OpenAI(base_url=f"{mill.system.url}/v1", api_key=key, timeout=600)
+
+
+def _upload(client: OpenAI, path: Path) -> str:
+    with path.open("rb") as handle:
+        return client.files.create(file=handle, purpose="batch").id
+
+
+def _create(client: OpenAI, file_id: str) -> str:
+    return client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h").id
+
+
+def _burden(client: OpenAI, folder: Path, lines: int) -> None:
+    """Jobs of so many lines altogether, and the first of them at work."""
+    path = folder / "big.jsonl"
+    chats(path, min(lines, _LARGEST), _MODEL)
+    file_id = _upload(client, path)
+    first, *_ = [_create(client, file_id) for _ in range(-(-lines // _LARGEST))]
+    while client.batches.retrieve(first).status == "validating":
+        threading.Event().wait(0.1)
+    threading.Event().wait(2.0)
+
+
+def _waits(client: OpenAI, file_id: str, count: int) -> list[float]:
+    """Seconds from each job's creation to its end."""
+    began, waits = {}, {}
+    for _ in range(count):
+        at = time.monotonic()
+        began[_create(client, file_id)] = at
+    while len(waits) < count:
+        threading.Event().wait(0.1)
+        for job in began.keys() - waits.keys():
+            status = client.batches.retrieve(job).status
+            if status not in LIVE:
+                assert status == "completed", status
+                waits[job] = time.monotonic() - began[job]
+    return sorted(waits.values())
+
+
+def _shown(console: Console, what: str, waits: list[float]) -> None:
+    console.print(f"{what:<28} median {statistics.median(waits):5.1f} s, last {max(waits):5.1f} s")
+
+
+if __name__ == "__main__":
+    main()

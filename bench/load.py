@@ -1,0 +1,256 @@
+"""What many clients and many jobs do to the API: intake at a steady rate, a crowd at once, long queues, long lists.
+
+    python -m bench load [--rate 100] [--seconds 60] [--burst 500] [--queued 10000] [--listed 1000000]
+                         [--database postgresql]
+
+A real deployment with two web processes; jobs are of one line, which a fake engine answers from memory. Requests start
+when their time has come, whether or not those before are answered; a latency counts from that time. Then, with nobody
+to plan them: a burst, jobs that wait, and copies of a finished job's row as history.
+
+    intake    POST /v1/batches at the rate, while workers run them
+    burst     so many POST /v1/batches within a second
+    queued    with so many waiting: what one claim costs the ledger, and GET /v1/jobs/{id}
+    listed    with so many jobs in the table: pages of GET /v1/jobs
+"""
+
+import argparse
+import asyncio
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from sqlalchemy import func, insert, select
+
+from bench.deployment import Deployment, chats, deployed
+from jobs import ledger
+from jobs.db import Database
+from jobs.ids import new_id
+from jobs.models import Job
+from jobs.queues import Task
+from jobs.states import TERMINAL, JobState
+from tests.support.services import Postgres
+from tests.support.system import free_port
+
+_WEB = {"web": "", "web2": "NIGHTMILL_PORT={port} python -m api", "dispatcher": ""}
+_WORKERS = {"cpu": "", "gpu": "python -m bench.fake_worker"}
+_ROWS_AT_ONCE = 5_000
+_LOOKS = 300
+_PATIENCE = 600.0
+
+
+@dataclass(slots=True)
+class Answers:
+    """Latencies in seconds and statuses."""
+
+    seconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    ids: list[str] = field(default_factory=list)
+
+    def shown(self) -> str:
+        told = ", ".join(f"{count} times {status}" for status, count in sorted(self.statuses.items()))
+        return f"{_spread(self.seconds)}; {told}"
+
+
+def main() -> None:
+    options = _options()
+    console = Console(width=140, highlight=False)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, _database(options.database) as url:
+        variables = {"NIGHTMILL_DATABASE_URL": url} if url else {}
+        folder = Path(name)
+        with _started(folder, {**_WEB, **_WORKERS}, variables) as (mill, ports):
+            mill.wait_for("cpu.plan")
+            mill.wait_for("gpu.generate")
+            file_id = _uploaded(mill, folder)
+            with _ledger(mill, url) as db:
+                _intake(console, mill, ports, file_id, db, options.rate, options.seconds)
+        with _started(folder, _WEB, variables) as (mill, ports), _ledger(mill, url) as db:
+            _burst(console, mill, ports, file_id, options.burst)
+            _queued(console, mill, ports, file_id, db, options.queued)
+            _listed(console, mill, ports, db, options.listed)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure intake, queues and lists")
+    parser.add_argument("--rate", type=float, default=100.0, help="batches a second")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long")
+    parser.add_argument("--burst", type=int, default=500, help="batches within one second")
+    parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait")
+    parser.add_argument("--listed", type=int, default=1_000_000, help="jobs in the table")
+    parser.add_argument("--database", default="", help="`postgresql` starts a durable one; default: SQLite")
+    parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
+    return parser.parse_args()
+
+
+@contextmanager
+def _database(name: str) -> Iterator[str]:
+    with ExitStack() as stack:
+        if name == "postgresql":
+            server = Postgres(durable=True)
+            stack.callback(server.close)
+            name = stack.enter_context(server.database())
+        yield name
+
+
+@contextmanager
+def _started(
+    folder: Path, lines: Mapping[str, str], variables: Mapping[str, str]
+) -> Iterator[tuple[Deployment, Sequence[int]]]:
+    port = free_port()
+    chosen = {name: line.format(port=port) for name, line in lines.items()}
+    with deployed(folder, chosen, (), {"NIGHTMILL_VLLM_ENABLED": "false", **variables}) as mill:
+        yield mill, (int(mill.system.url.rsplit(":", 1)[1]), port)
+
+
+@contextmanager
+def _ledger(mill: Deployment, url: str) -> Iterator[Database]:
+    db = Database(url or f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=30)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def _uploaded(mill: Deployment, folder: Path) -> str:
+    path = folder / "one.jsonl"
+    chats(path, 1, "fake-model")
+    return mill.upload(path)
+
+
+# -- the parts
+
+
+def _intake(
+    console: Console,
+    mill: Deployment,
+    ports: Sequence[int],
+    file_id: str,
+    db: Database,
+    rate: float,
+    seconds: float,
+) -> None:
+    count = int(rate * seconds)
+    began = time.monotonic()
+    answers = asyncio.run(_crowd(mill, ports, _posts(file_id, count), rate))
+    took = time.monotonic() - began
+    done_meanwhile = _ended(db)
+    console.print(f"intake   {count / took:.0f} POST/s for {took:.0f} s: {answers.shown()}")
+    while (done := _ended(db)) < answers.statuses[200]:
+        assert time.monotonic() < began + took + _PATIENCE, f"{done} of {count} have ended"
+        threading.Event().wait(0.5)
+    whole = time.monotonic() - began
+    console.print(
+        f"         {done_meanwhile / took:.0f} jobs/s ended meanwhile, all after {whole:.0f} s ({count / whole:.0f}/s)"
+    )
+
+
+def _burst(console: Console, mill: Deployment, ports: Sequence[int], file_id: str, count: int) -> None:
+    began = time.monotonic()
+    answers = asyncio.run(_crowd(mill, ports, _posts(file_id, count), float(count)))
+    console.print(f"burst    {count} POST within 1 s: {answers.shown()}; over after {time.monotonic() - began:.1f} s")
+
+
+def _queued(console: Console, mill: Deployment, ports: Sequence[int], file_id: str, db: Database, count: int) -> None:
+    with db.read() as session:
+        waiting = session.scalar(select(func.count()).where(Job.state == JobState.QUEUED)) or 0
+    made = asyncio.run(_crowd(mill, ports, _posts(file_id, max(0, count - waiting)), 150.0))
+    with db.read() as session:
+        ids = session.scalars(select(Job.id).where(Job.state == JobState.QUEUED).limit(_LOOKS)).all()
+    seconds = []
+    for job_id in ids:
+        began = time.perf_counter()
+        with db.write() as session:
+            assert ledger.claim(session, job_id, Task.PLAN, "bench") is not None
+        seconds.append(time.perf_counter() - began)
+    looks = asyncio.run(_crowd(mill, ports, [("GET", f"/v1/jobs/{job_id}", None) for job_id in made.ids[:_LOOKS]], 50))
+    console.print(f"queued   {count} jobs wait ({made.shown()})")
+    console.print(f"         a claim {_spread(seconds)}; GET /v1/jobs/{{id}} {looks.shown()}")
+
+
+def _listed(console: Console, mill: Deployment, ports: Sequence[int], db: Database, count: int) -> None:
+    _copy_history(db, count)
+    first = [("GET", "/v1/jobs?limit=100", None)] * 100
+    failed = [("GET", "/v1/jobs?limit=100&state=failed", None)] * 100
+    with db.read() as session:
+        deep = session.scalars(select(Job.id).order_by(Job.created_at).offset(count // 2).limit(1)).one()
+    pages = {
+        "first page": first,
+        "a page in the middle": [("GET", f"/v1/jobs?limit=100&after={deep}", None)] * 100,
+        "a state that is rare": failed,
+        "batches": [("GET", "/v1/batches?limit=100", None)] * 100,
+    }
+    for what, requests in pages.items():
+        console.print(f"listed   of {count:,}, {what}: {asyncio.run(_crowd(mill, ports, requests, 10.0)).shown()}")
+
+
+def _copy_history(db: Database, count: int) -> None:
+    """Rows like that of a job that has ended, one a second before it."""
+    with db.read() as session:
+        job = session.scalars(select(Job).where(Job.state == JobState.SUCCEEDED).limit(1)).one()
+        row = {column.key: getattr(job, column.key) for column in Job.__mapper__.column_attrs}
+        there = session.scalar(select(func.count()).select_from(Job)) or 0
+    for start in range(there, count, _ROWS_AT_ONCE):
+        numbers = range(start, min(start + _ROWS_AT_ONCE, count))
+        with db.write() as session:
+            session.execute(
+                insert(Job), [{**row, "id": new_id("batch"), "created_at": row["created_at"] - n} for n in numbers]
+            )
+
+
+# -- requests
+
+
+def _posts(file_id: str, count: int) -> list[tuple[str, str, Any]]:
+    body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return [("POST", "/v1/batches", body)] * count
+
+
+async def _crowd(
+    mill: Deployment, ports: Sequence[int], requests: Sequence[tuple[str, str, Any]], rate: float
+) -> Answers:
+    """Each at its time, over the web processes in turn."""
+    answers = Answers()
+    headers = {"Authorization": f"Bearer {mill.system.api_key}"}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        aiohttp.ClientSession(headers=headers, connector=connector) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        began = time.monotonic() + 0.1
+        for n, (method, path, body) in enumerate(requests):
+            due = began + n / rate
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            url = f"http://127.0.0.1:{ports[n % len(ports)]}{path}"
+            group.create_task(_ask(client, method, url, body, due, answers))
+    return answers
+
+
+async def _ask(client: aiohttp.ClientSession, method: str, url: str, body: Any, due: float, answers: Answers) -> None:
+    async with client.request(method, url, json=body) as answer:
+        told = await answer.json()
+        answers.seconds.append(time.monotonic() - due)
+        answers.statuses[answer.status] += 1
+        if answer.status == 200 and "id" in told:
+            answers.ids.append(told["id"])
+
+
+def _ended(db: Database) -> int:
+    with db.read() as session:
+        return session.scalar(select(func.count()).where(Job.state.in_(TERMINAL))) or 0
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    ordered = sorted(seconds)
+    p50, p99 = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
+    return f"p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms, worst {ordered[-1] * 1000:.0f} ms"
+
+
+if __name__ == "__main__":
+    main()
