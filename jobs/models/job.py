@@ -202,4 +202,5 @@ class Outbox(Base):
         Index("ix_outbox_order", "queue", "project_id", "priority", "deadline", "id"),
         Index("ix_outbox_rung", "queue", "rung_at"),
         Index("ix_outbox_job", "job_id"),
+        {"sqlite_autoincrement": True},  # the number of a doorbell that is gone is never given again
     )

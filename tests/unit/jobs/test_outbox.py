@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import delete, select, text
 
 from jobs import ledger, outbox, shards
 from jobs.db import Database
@@ -34,6 +34,24 @@ def test_a_doorbell_owed_twice_is_owed_once(db: Database) -> None:
         outbox.owe(session, job, Task.RUN, Queue.GENERATE, [])
 
     assert doorbells(db, job.id) == [("plan", -1)]
+
+
+def test_a_doorbell_is_not_taken_for_rung_because_one_before_it_was(db: Database) -> None:
+    """The dispatcher rings, the work is claimed, another doorbell is owed, and only then the first is noted as rung."""
+    with db.write() as session:
+        session.execute(delete(Outbox))
+    submitted(db)
+    with db.read() as session:
+        heard = session.scalars(select(Outbox.id)).one()
+    with db.write() as session:
+        session.execute(delete(Outbox))
+    submitted(db)
+
+    with db.write() as session:
+        outbox.rung(session, [heard])
+
+    with db.read() as session:
+        assert outbox.unheard(session) == []
 
 
 def test_doorbells_are_due_by_priority_then_deadline_then_age(db: Database) -> None:
