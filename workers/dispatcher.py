@@ -4,6 +4,8 @@
     every second           leases, dead workers, deadlines, stopping jobs, audit seals, due webhooks
     every minute           retention
 
+A tick is a fifth of that while work flows.
+
 Several may run; one leads. What it observes (leases, rings) it observes on its own monotonic clock, and a new
 leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is away delays rings alone.
 """
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 #: Doorbells out per live slot: one being answered, one on its way, so that no slot waits for a tick.
 RINGS_PER_SLOT = 2
 _MAX_RERING = 60.0
+#: While doorbells go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
+_HASTE = 5
 _IDLE_LOOK = 1.0  # seconds between full looks while nothing was written
 _BROKER_PAUSE = 2.0
 
@@ -95,24 +99,25 @@ class Dispatcher:
         self._broker_back = 0.0
         self._kept_at = float("-inf")
 
-    def tick(self) -> None:
-        """Ring what is due; once a second also keep house."""
+    def tick(self) -> bool:
+        """Ring what is due; once a second also keep house. Whether anything was rung that was new."""
         if self.clock() - self._kept_at >= min(1.0, self.config.lease_seconds / 4):
             self._kept_at = self.clock()
             self._house.keep()
             self._ring_unheard()
         self._ring_deliveries()
-        self._ring_due()
+        return self._ring_due()
 
-    def _ring_due(self) -> None:
+    def _ring_due(self) -> bool:
         if self.clock() < self._broker_back:
-            return
+            return False
         with self.db.read() as session:
             out, off = _out(session), pauses.paused(session)
             rooms = self._room(session, out, off)
             rings = [ring for queue, room in rooms.items() for ring in self._choose(session, queue, room, out, off)]
         if rings:
             self._publish(rings)
+        return bool(rings)
 
     def _room(self, session: Session, out: Out, off: Paused) -> dict[str, int]:
         """Per queue with live slots and waiting work: how many doorbells may go out now."""
@@ -228,8 +233,8 @@ def _lead(config: Settings, db: Database, leadership: Leadership, stop: threadin
     dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryRinger(config))
     while not stop.is_set() and leadership.holds():
         try:
-            dispatcher.tick()
-            leadership.wait(config.tick_seconds, _IDLE_LOOK, stop)
+            flows = dispatcher.tick()
+            leadership.wait(config.tick_seconds / (_HASTE if flows else 1), _IDLE_LOOK, stop)
         except DatabaseBusy:
             log.warning("database_busy")
             stop.wait(0.5)
