@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from cli.ports import is_free, take_free
 from cli.trouble import Trouble
@@ -16,6 +17,8 @@ def effective(**given: Any) -> Settings:
         config = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise Trouble("; ".join(f"{_name(one['loc'])}: {one['msg']}" for one in error.errors())) from error
+    except SettingsError as error:  # a setting out of a file
+        raise Trouble(str(error)) from error
     return config.model_copy(update={"data_dir": config.data_dir.absolute()})
 
 

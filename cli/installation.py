@@ -16,6 +16,7 @@ from cli.signals import Wakeups
 from cli.supervisor import Hooks, Plan, Supervisor
 from cli.trouble import Trouble
 from jobs.registry import EngineKind, ModelsFileError, Registry
+from jobs.secretfiles import replaced
 from jobs.settings import Settings
 
 FLOWER_USER = "nightmill"
@@ -79,9 +80,10 @@ class Installation:
         )
 
     def _program(self, line: procfile.Line) -> Program:
-        environment = {**os.environ, **self.environment(), **line.environment}
+        environment = replaced(os.environ, {**self.environment(), **line.environment})
         if line.name == "flower":  # nobody else needs the password, and a command line can be read by everyone
-            environment["FLOWER_BASIC_AUTH"] = f"{FLOWER_USER}:{self.folder.flower_password()}"
+            login = f"{FLOWER_USER}:{self.folder.flower_password()}"
+            environment = replaced(environment, {"FLOWER_BASIC_AUTH": login})
         return Program(line.name, line.program, environment, self.root, self.folder.logs / f"{line.name}.log")
 
     def environment(self) -> Mapping[str, str]:

@@ -7,7 +7,6 @@
 All results stand in one file, in the input's order, as that command writes them.
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -126,7 +125,7 @@ def _private(model: str, flags: list[str]) -> Iterator[tuple["Server", Callable[
         wanted = [line for line in (CHECKOUT / "Procfile").read_text().splitlines() if line.startswith(_LINES)]
         (folder / "Procfile").write_text("\n".join(wanted) + "\n")
         options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
-        with system.running(folder / "data", options, {**os.environ, **_NO_LIMITS}) as up:
+        with system.running(folder / "data", options, _NO_LIMITS) as up:
             up.wait_until_ready()
             print(f"started an engine for {model}; it takes requests when it has loaded", file=sys.stderr)
             with Server(up.url, up.api_key) as server:

@@ -1,4 +1,4 @@
-"""Every setting, once. Each field is also `NIGHTMILL_<FIELD>` in the environment.
+"""Every setting, once. Each field is also `NIGHTMILL_<FIELD>` in the environment, or a file: `NIGHTMILL_<FIELD>_FILE`.
 
 `settings()` is called by composition roots only (`api.app`, `workers.__main__`, `cli`); everything else is
 handed what it needs.
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from jobs.secretfiles import SecretFiles
 
 DAY = 86_400
 MB = 1 << 20
@@ -18,11 +20,11 @@ MB = 1 << 20
 class Settings(BaseSettings):
     """One frozen value per process; times are seconds and sizes are bytes unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="NIGHTMILL_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="NIGHTMILL_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Field(Path(".nightmill"), description="folder of everything embedded: database, files, logs, keys")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder")
-    broker_url: str = Field("", description="Celery broker; empty: the embedded Valkey's Unix socket")
+    database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in the data folder")
+    broker_url: str = Field("", repr=False, description="Celery broker; empty: the embedded Valkey's Unix socket")
     storage_url: str = Field("", description="fsspec URL (`s3://bucket/prefix`); empty: the data folder")
     models_file: str = Field("", description="path of a models.yaml; empty: the data folder's, else the packaged")
 
@@ -37,7 +39,7 @@ class Settings(BaseSettings):
     engine_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="OpenAI-compatible base URLs, comma-separated"
     )
-    engine_api_key: str = Field("", description="bearer key sent to `engine_urls`")
+    engine_api_key: str = Field("", repr=False, description="bearer key sent to `engine_urls`")
     engine_timeout_seconds: float = Field(600, gt=0, description="one request to an engine")
     engine_concurrency: int = Field(256, ge=1, description="requests in flight per endpoint, at most")
     engine_max_answer_bytes: int = Field(16 * MB, ge=1024, description="larger answers are faults")
@@ -83,6 +85,17 @@ class Settings(BaseSettings):
     webhook_timeout_seconds: float = Field(15, gt=0, description="one delivery attempt")
     webhook_connect_seconds: float = Field(5, gt=0, description="connecting, within the attempt")
     webhook_disable_seconds: float = Field(5 * DAY, gt=0, description="only failures for this long disable an endpoint")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (no .env is read)
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (a folder of secrets; ours are named)
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, SecretFiles(settings_cls), env_settings
 
     @field_validator("engine_urls", mode="before")
     @classmethod

@@ -1,12 +1,14 @@
 """Flower, behind a password: `python -m workers.flower`.
 
-Only the local machine reaches it, and only with `FLOWER_BASIC_AUTH` (`user:password`); it is read-only. Tasks show
+Only the local machine reaches it, and only with `FLOWER_BASIC_AUTH` (`user:password`, or in the file that
+`FLOWER_BASIC_AUTH_FILE` names); it is read-only. Tasks show
 their names and ids, never a prompt: a doorbell carries nothing else.
 """
 
 import os
 
 from jobs import logs
+from jobs.secretfiles import secret
 from jobs.settings import settings
 from workers import app as celery_app
 
@@ -14,7 +16,7 @@ from workers import app as celery_app
 def main() -> None:
     config = settings()
     logs.configure(config.log_level)
-    login = os.environ.pop("FLOWER_BASIC_AUTH", "")
+    login = secret("FLOWER_BASIC_AUTH")
     if not login:
         raise SystemExit("Flower needs a password: set FLOWER_BASIC_AUTH=user:password (`nightmill up` makes one)")
     os.environ["FLOWER_BASIC_AUTH"] = login

@@ -17,6 +17,7 @@ from cli.folder import DataFolder
 from cli.procfile import CHECKOUT
 from cli.service import Program, Service
 from cli.trouble import Trouble
+from jobs.secretfiles import replaced
 
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 60.0
@@ -83,7 +84,7 @@ def running(path: Path, options: Sequence[str], environment: Mapping[str, str]) 
     folder = DataFolder(path)
     folder.make()
     command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", "0", *options)
-    program = Program("up", command, {**os.environ, **environment}, CHECKOUT, folder.logs / "demo-up.log")
+    program = Program("up", command, replaced(os.environ, environment), CHECKOUT, folder.logs / "demo-up.log")
     program.log.unlink(missing_ok=True)  # of the last run
     service = Service(program)
     service.start()

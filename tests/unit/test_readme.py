@@ -38,6 +38,12 @@ def _shown(default: Any) -> str:
     return str(default)
 
 
+def _settings(text: str) -> set[str]:
+    """The settings that a text names, also those that it takes out of a file."""
+    named = {name.lower() for name in re.findall(r"NIGHTMILL_([A-Z_]+)", text)}
+    return {name if name in Settings.model_fields else name.removesuffix("_file") for name in named}
+
+
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
@@ -60,9 +66,7 @@ def test_settings_table_has_every_setting_with_its_default(row: str) -> None:
 
 
 def test_settings_named_anywhere_exist() -> None:
-    named = set(re.findall(r"NIGHTMILL_([A-Z_]+)", README))
-
-    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+    assert _settings(README) <= Settings.model_fields.keys()
 
 
 @pytest.mark.parametrize("state", list(JobState))
@@ -156,9 +160,8 @@ def test_links_to_files_lead_somewhere() -> None:
 
 def test_examples_of_the_deployment_page_name_real_settings() -> None:
     text = (ROOT / "deploy" / "README.md").read_text() + (ROOT / "deploy" / ".env.example").read_text()
-    named = {name.lower() for name in re.findall(r"NIGHTMILL_([A-Z_]+)", text)}
 
-    assert named <= Settings.model_fields.keys()
+    assert _settings(text) <= Settings.model_fields.keys()
 
 
 def test_environment_of_the_deployment_page_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

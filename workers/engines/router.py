@@ -6,6 +6,7 @@ name ── registry.target ──▶ an engine that has the model ── else �
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
+from jobs.secretfiles import secret
 from jobs.settings import Settings
 from workers.engines.embed import EmbedEngine
 from workers.engines.endpoints import Endpoint, base_of
@@ -129,9 +131,10 @@ def make_vllm(model: Model, settings: Settings) -> VllmEngine:
     args = dict(model.engine_args)
     if model.source.revision:
         args = {"revision": model.source.revision, "tokenizer_revision": model.source.revision} | args
-    # One file per device: workers of one queue on several GPUs must not end each other's engines.
+    # One file per host and device: workers of one queue on several GPUs, or in several containers or machines over one
+    # data folder, must not end each other's engines. A process number means something on its own host only.
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "_")
-    pids = settings.data_dir.absolute() / "run" / f"engine-{model.queue}-{device or 'all'}.pids"
+    pids = settings.data_dir.absolute() / "run" / f"engine-{model.queue}-{device or 'all'}-{socket.gethostname()}.pids"
     pids.parent.mkdir(parents=True, exist_ok=True)
     return VllmEngine(source_of(model, settings), [model.name], args, pids)
 
@@ -140,7 +143,7 @@ def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
     """One endpoint per server and key, with all models that the file says it has."""
     serves: dict[tuple[str, str], dict[str, str]] = {}
     for model in models:
-        key = os.environ.get(model.source.api_key_env or "", "")
+        key = secret(model.source.api_key_env) if model.source.api_key_env else ""
         if model.source.api_key_env and not key:
             log.error("models_file.key_missing", extra={"model": model.name, "variable": model.source.api_key_env})
             continue

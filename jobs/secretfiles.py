@@ -1,0 +1,59 @@
+"""Values that come from a file instead of the environment: `NAME_FILE=/run/secrets/name` stands for `NAME=…`.
+
+What mounts secrets as files needs no environment that holds them, which every child and every crash report would
+inherit. Errors name the variable and never what it or the file holds.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import PydanticBaseSettingsSource, SettingsError
+
+SUFFIX = "_FILE"
+
+
+def secret(name: str, environment: Mapping[str, str] = os.environ) -> str:
+    """What `name` stands for in the environment, or in the file that `name` + `_FILE` names; empty: neither is set.
+
+    Raises SettingsError when both are set, or the file holds no value.
+    """
+    value, path = environment.get(name, ""), environment.get(name + SUFFIX, "")
+    if value and path:
+        raise SettingsError(f"{name} and {name}{SUFFIX} are both set; keep one of them")
+    return _content(name + SUFFIX, path) if path else value
+
+
+def replaced(environment: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """An environment with `values` instead of what it says about them, in files too."""
+    files = {name + SUFFIX for name in values}
+    return {**{name: value for name, value in environment.items() if name not in files}, **values}
+
+
+def _content(variable: str, path: str) -> str:
+    try:
+        text = Path(path).read_text().rstrip("\r\n")
+    except OSError as error:
+        raise SettingsError(f"{variable}: its file cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise SettingsError(f"{variable}: its file is not text in UTF-8") from None
+    if not text:
+        raise SettingsError(f"{variable}: its file is empty")
+    return text
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """Any setting out of a file. `NIGHTMILL_MODELS_FILE` is a setting of its own and names none."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 (theirs)
+        name = f"{self.config['env_prefix']}{field_name}".upper()
+        if f"{field_name}_file" in self.settings_cls.model_fields or not os.environ.get(name + SUFFIX):
+            return None, field_name, False
+        return secret(name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        values = {name: self.get_field_value(field, name)[0] for name, field in fields.items()}
+        return {name: value for name, value in values.items() if value is not None}

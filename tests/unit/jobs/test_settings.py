@@ -1,0 +1,137 @@
+"""Settings out of files: any of them, read once, and never shown in what goes wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic_settings import SettingsError
+
+from cli.effective import effective
+from cli.trouble import Trouble
+from jobs.secretfiles import replaced, secret
+from jobs.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+URL = "postgresql+psycopg://nightmill:hunter2@database/nightmill"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text(f"{URL}\n")
+    return path
+
+
+def test_a_setting_is_read_from_the_file_without_the_line_s_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL_FILE", str(file))
+
+    assert Settings().database_url == URL
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("port", "8123\n", 8123),
+        ("engine_urls", "http://a/v1,http://b/v1\r\n", ("http://a/v1", "http://b/v1")),
+        ("vllm_enabled", "false", False),
+        ("engine_api_key", " of blanks \n\n", " of blanks "),
+        ("models_file", "/etc/models.yaml\n", "/etc/models.yaml"),
+    ],
+)
+def test_every_kind_of_setting_may_come_from_a_file(
+    name: str, text: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "value").write_text(text)
+    monkeypatch.setenv(f"NIGHTMILL_{name.upper()}_FILE", str(tmp_path / "value"))
+
+    assert getattr(Settings(), name) == value
+
+
+def test_a_setting_whose_own_name_ends_like_that_is_no_secret_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_MODELS_FILE", "/nowhere/models.yaml")
+
+    assert Settings().models_file == "/nowhere/models.yaml"
+
+
+def test_an_empty_name_of_a_file_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL_FILE", "")
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", URL)
+
+    assert Settings().database_url == URL
+
+
+def test_what_the_caller_says_goes_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL_FILE", str(file))
+
+    assert Settings(database_url="sqlite://").database_url == "sqlite://"
+
+
+def test_a_value_and_a_file_are_refused_by_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL_FILE", str(file))
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", URL)
+
+    with pytest.raises(SettingsError, match="NIGHTMILL_DATABASE_URL and NIGHTMILL_DATABASE_URL_FILE are both set"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read"), (b"", "is empty"), (b"\n", "is empty"), (b"hunter2\xff", "UTF-8")]
+)
+def test_a_file_without_a_value_is_refused_by_name_and_nothing_of_it_is_shown(
+    content: bytes | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "hunter2"  # someone put the secret itself where its file belongs
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("NIGHTMILL_BROKER_URL_FILE", str(path))
+
+    with pytest.raises(SettingsError, match=told) as caught:
+        Settings()
+
+    assert "NIGHTMILL_BROKER_URL_FILE" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_command_says_which_file_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_ENGINE_API_KEY_FILE", "/nowhere/at/all")
+
+    with pytest.raises(Trouble, match="NIGHTMILL_ENGINE_API_KEY_FILE: its file cannot be read"):
+        effective()
+
+
+def test_a_process_that_cannot_read_its_secret_ends_and_shows_none(tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text("hunter2")
+    environment = {"NIGHTMILL_PORT_FILE": str(tmp_path / "wrong"), "NIGHTMILL_DATA_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.bootstrap"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "port" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_settings_that_are_shown_hold_no_secret(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "BROKER_URL", "ENGINE_API_KEY"):
+        monkeypatch.setenv(f"NIGHTMILL_{name}_FILE", str(file))
+
+    assert "hunter2" not in repr(Settings())
+
+
+def test_a_secret_of_another_name_is_found_in_either_place(file: Path) -> None:
+    assert secret("KEY", {"KEY": "a"}) == "a"
+    assert secret("KEY", {"KEY_FILE": str(file)}) == URL
+    assert secret("KEY", {}) == ""
+
+
+def test_what_is_replaced_for_a_child_is_replaced_in_files_too() -> None:
+    environment = {"A": "1", "B_FILE": "/run/secrets/b", "C_FILE": "/run/secrets/c"}
+
+    assert replaced(environment, {"B": ""}) == {"A": "1", "B": "", "C_FILE": "/run/secrets/c"}
