@@ -21,6 +21,12 @@ from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 _LOCK = 0x6E6D_0001  # any number that is ours
+_TAKEN = text("""
+    SELECT EXISTS (
+        SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+        WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = :lock AND datname = current_database()
+    )
+""")
 
 
 class _Seat(Protocol):
@@ -30,6 +36,8 @@ class _Seat(Protocol):
         """Wait up to `timeout` seconds for something to be written."""
 
     def drop(self) -> None: ...
+    def taken(self) -> bool:
+        """Whether any process holds it now."""
 
 
 class Leadership:
@@ -46,6 +54,10 @@ class Leadership:
 
     def drop(self) -> None:
         self._seat.drop()
+
+    def taken(self) -> bool:
+        """Whether any dispatcher leads, this one or another."""
+        return self._seat.taken()
 
     def wait(self, tick: float, idle: float, stop: threading.Event) -> None:
         """A tick; longer while nothing changes, up to `idle` seconds."""
@@ -94,6 +106,11 @@ class _SqliteSeat:
             self._handle.close()
         self._handle = None
 
+    def taken(self) -> bool:
+        free = self.take()
+        self.drop()
+        return not free
+
 
 class _PostgresSeat:
     """A connection of its own, outside the pool: the lock and the notifications live with it."""
@@ -138,6 +155,10 @@ class _PostgresSeat:
             self._connection.invalidate()
             self._connection.close()
         self._connection = None
+
+    def taken(self) -> bool:
+        with self._db.read() as session:
+            return bool(session.scalar(_TAKEN, {"lock": _LOCK}))
 
 
 def driver_errors() -> tuple[type[Exception], ...]:
