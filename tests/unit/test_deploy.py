@@ -1,0 +1,221 @@
+"""deploy/ is what it claims, as far as that shows without a container engine: image, services, environment."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.procfile import load
+from jobs.settings import Settings
+from tests.support.services import need
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name for name, service in SERVICES.items() if "build" in service}
+EXAMPLE = (DEPLOY / ".env.example").read_text()
+#: `generate` is the line `gpu` with vLLM on the CPU.
+LINES = {"generate": "gpu"}
+SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|KEY$|AUTH$|_URL$")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, with the lines of each joined."""
+    lines = [line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#")]
+    whole = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [
+        (name, rest.strip()) for name, _, rest in (line.partition(" ") for line in whole.splitlines() if line.strip())
+    ]
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    current: list[tuple[str, str]] = []
+    for name, rest in instructions():
+        if name == "FROM":
+            current = found.setdefault(rest.split()[-1], [])
+        current.append((name, rest))
+    return found
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    program = Path(sys.executable).parent / "hadolint"
+    if not program.exists():
+        need("hadolint", FileNotFoundError(program))
+    done = subprocess.run([program, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_each_target_ends_as_a_user_with_a_number_and_has_a_health_check_and_a_command(target: str) -> None:
+    stage = stages()[target]
+    users = [rest for name, rest in stage if name == "USER"]
+
+    assert users == ["10001:10001"]
+    assert not [rest for name, rest in stage[stage.index(("USER", users[0])) :] if name in {"RUN", "COPY"}]
+    assert [name for name, _ in stage].count("HEALTHCHECK") == 1
+    assert [name for name, _ in stage].count("CMD") == 1
+    assert ("FROM", f"runtime AS {target}") in stage
+    assert ("STOPSIGNAL", "SIGTERM") in stages()["runtime"]
+
+
+def test_the_default_target_is_the_one_for_cpus() -> None:
+    assert list(stages())[-1] == "cpu"
+
+
+def test_every_stage_starts_from_a_pinned_image_or_another_stage() -> None:
+    [image] = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    bases = {rest.split()[0] for name, rest in instructions() if name == "FROM"}
+
+    assert pinned(image)
+    assert bases - stages().keys() == {"${PYTHON_IMAGE}"}
+
+
+def test_what_is_copied_exists_and_is_let_in() -> None:
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        source
+        for name, rest in instructions()
+        if name == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+
+    assert all((ROOT / source).exists() for source in copied)
+    assert copied == let_in
+
+
+def test_no_value_of_a_build_argument_for_an_index_is_in_the_image() -> None:
+    assert re.findall(r"^ARG (?:PIP|UV)_[A-Z_]*(?:INDEX)[A-Z_]*=", DOCKERFILE, re.MULTILINE) == []
+    assert not [rest for name, rest in stages()["runtime"] if name == "ARG"]
+
+
+def test_the_environment_of_the_image_are_settings() -> None:
+    named = {name.lower() for name in re.findall(r"NIGHTMILL_([A-Z_]+)=", DOCKERFILE)}
+
+    assert named
+    assert named <= Settings.model_fields.keys()
+
+
+def test_every_line_of_the_procfile_is_a_service_with_its_very_command() -> None:
+    lines = {line.name: [Path(line.program[0]).name, *line.program[1:]] for line in load(ROOT / "Procfile")}
+    commands = {name: SERVICES[name]["command"] for name in OURS}
+
+    assert {LINES.get(name, name) for name in OURS} == lines.keys()
+    for name, command in commands.items():
+        assert ["python", *lines[LINES.get(name, name)][1:]] == command
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_pinned_and_hardened_and_watched(name: str) -> None:
+    service = SERVICES[name]
+
+    assert pinned(re.sub(r"\$\{\w+:-(.*)\}", r"\1", service["image"]))
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["init"] is True
+    assert service["healthcheck"].get("test") or name == "release"
+    assert name == "weaviate" or re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+    assert "privileged" not in service
+    assert "network_mode" not in service
+
+
+def pinned(image: str) -> bool:
+    """A tag that says a version, or one that this very checkout builds."""
+    tag = image.rpartition(":")[2]
+    return image.startswith("nightmill:") or bool(re.match(r"\d+\.\d+", tag))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_secret_stands_in_an_environment(name: str) -> None:
+    service = SERVICES[name]
+    environment: dict[str, str] = service.get("environment", {})
+    files = {value for key, value in environment.items() if key.endswith("_FILE") and value.startswith("/run/secrets/")}
+
+    assert not [key for key in environment if SECRET.search(key) and not key.endswith("_FILE")]
+    assert files <= {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}
+    assert set(service.get("secrets", [])) <= COMPOSE["secrets"].keys()
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_what_our_services_are_told_are_settings_and_targets_that_exist(name: str) -> None:
+    service = SERVICES[name]
+    told = {key[len("NIGHTMILL_") :].lower() for key in service["environment"] if key.startswith("NIGHTMILL_")}
+
+    assert {
+        key if key in Settings.model_fields else key.removesuffix("_file") for key in told
+    } <= Settings.model_fields.keys()
+    assert service["build"]["target"] in stages()
+    assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+
+
+def test_what_services_name_is_declared() -> None:
+    for name, service in SERVICES.items():
+        assert service.get("depends_on", {}).keys() <= SERVICES.keys(), name
+        assert set(service["networks"]) <= COMPOSE["networks"].keys(), name
+        volumes = {volume.split(":")[0] for volume in service.get("volumes", [])}
+        assert volumes <= COMPOSE["volumes"].keys(), name
+
+
+def test_everything_waits_for_the_release_to_have_ended_well() -> None:
+    for name in OURS - {"release"}:
+        assert SERVICES[name]["depends_on"]["release"] == {"condition": "service_completed_successfully"}, name
+
+
+def test_only_the_api_and_flower_can_be_reached_and_only_from_this_machine() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+
+    assert published.keys() == {"web", "flower"}
+    assert all(re.fullmatch(r"\$\{\w+:-127\.0\.0\.1:\d+\}:\d+", port) for ports in published.values() for port in ports)
+    assert COMPOSE["networks"]["inside"] == {"internal": True}
+    assert all(SERVICES[name]["networks"] == ["inside"] for name in ("postgres", "valkey", "weaviate"))
+
+
+def test_the_example_has_every_variable_of_the_compose_file_with_its_default() -> None:
+    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (DEPLOY / "compose.yaml").read_text()))
+    example = dict(shlex.split(line)[0].split("=", 1) for line in EXAMPLE.splitlines() if re.match(r"[A-Z]", line))
+
+    assert defaults
+    assert {name: example[name] for name in defaults} == defaults
+
+
+def test_made_secrets_fit_together_and_are_kept(tmp_path: Path) -> None:
+    shutil.copy(DEPLOY / "make-secrets", tmp_path)
+    subprocess.run([tmp_path / "make-secrets"], check=True, capture_output=True)
+    made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    again = subprocess.run([tmp_path / "make-secrets"], check=True, capture_output=True, text=True)
+
+    assert made.keys() == COMPOSE["secrets"].keys()
+    assert made["postgres_password"].strip() in made["database_url"]
+    assert made["valkey_conf"].split()[1] in made["broker_url"]
+    assert len({json.dumps(text) for text in made.values()}) == len(made)
+    assert again.stdout == ""
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o444 for path in (tmp_path / "secrets").iterdir())
+
+
+def test_git_and_the_build_leave_the_secrets_alone() -> None:
+    ignored = subprocess.run(
+        ["git", "check-ignore", "deploy/secrets/database_url", "deploy/.env"],
+        cwd=ROOT,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ignored.stdout.split() == ["deploy/secrets/database_url", "deploy/.env"]
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
