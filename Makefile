@@ -16,7 +16,7 @@ help:  ## Show this list
 
 setup: $(STAMP)  ## Make .venv and install everything (again only when the dependencies change)
 
-$(STAMP): pyproject.toml $(LOCK) overrides.txt .ci/install
+$(STAMP): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
 	@.ci/install "$(PYTHON)" $(VENV) $(ENGINE) $(LOCK)
 	@touch $@
 
@@ -56,5 +56,5 @@ lock: setup  ## Compile the constraints files anew (add ARGS=--upgrade for newer
 	@.ci/lock $(BIN) $(ARGS)
 
 clean:  ## Remove the environment, caches and build output (not data/)
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf $(VENV) .nightmill/sdk build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +
