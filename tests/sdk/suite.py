@@ -1,0 +1,655 @@
+"""What an SDK does with a running server, one line of JSON a check: plain Python that runs under every version of it.
+
+    python suite.py '{"url": …}'         the facts are those of tests.sdk.deployment
+
+A line is `{"check", "ok", "detail", "raw"}`. `raw` names what this version has no method for, and was done through the
+SDK's `post`, `get` and `delete` instead. `node/suite.mjs` has the same checks.
+"""
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import random
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import openai
+
+FACTS: dict[str, Any] = json.loads(sys.argv[1])
+MODEL = FACTS["model"]
+CHAT = "/v1/chat/completions"
+EVENT_TYPES = {"batch.completed", "batch.failed", "batch.expired", "batch.cancelled"}
+DATA = b'{"custom_id":"1"}\n' * 50_000
+PIECES = [bytes([65 + n]) * (20_000 + n) for n in range(12)]
+ENDED = ("completed", "failed", "expired", "cancelled")
+PATIENCE = 30.0  # seconds for what takes well under one
+
+CHECKS: dict[str, Callable[[], None]] = {}
+RAW: list[str] = []
+
+client = openai.OpenAI(api_key=FACTS["key"], base_url=f"{FACTS['url']}/v1")
+
+
+def check(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def keep(function: Callable[[], None]) -> Callable[[], None]:
+        CHECKS[name] = function
+        return function
+
+    return keep
+
+
+def raw(what: str) -> None:
+    """This version has no method for it."""
+    if what not in RAW:
+        RAW.append(what)
+
+
+def same(got: object, wanted: object) -> None:
+    assert got == wanted, f"got {got!r:.600}, wanted {wanted!r:.600}"
+
+
+def through(kind: str, name: str, **more: Any) -> openai.OpenAI:
+    """A client whose requests go through the front, under a name."""
+    return openai.OpenAI(**{"api_key": FACTS["key"], "base_url": f"{FACTS['front']}/{kind}/{name}/v1", **more})
+
+
+def told(path: str) -> Any:
+    """What the front knows."""
+    with urllib.request.urlopen(f"{FACTS['front']}/{path}", timeout=10) as answer:
+        return json.load(answer)
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    ends = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while not (found := holds()):
+        assert time.monotonic() < ends, f"{what}: not within {PATIENCE:g} s"
+        pause.wait(0.05)
+    return found
+
+
+def raised(wanted: type[Exception], call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """The error that a call raises, which is of this class and no other."""
+    try:
+        answer = call(*arguments, **named)
+    except wanted as error:
+        same(type(error), wanted)
+        return error
+    raise AssertionError(f"got {answer!r:.300}, wanted {wanted.__name__}")
+
+
+def facts_of(error: Any) -> tuple[Any, ...]:
+    assert error.request_id, "no request id"
+    return (error.status_code, error.type, error.code, error.param)
+
+
+def chat(custom_id: str, prompt: Any, url: str = CHAT, **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
+    body = {"model": MODEL, "messages": messages, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+
+def input_file(lines: list[dict[str, Any]]) -> str:
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return client.files.create(file=("input.jsonl", content), purpose="batch").id
+
+
+def submit(lines: list[dict[str, Any]], **more: Any) -> Any:
+    return client.batches.create(input_file_id=input_file(lines), endpoint=CHAT, completion_window="24h", **more)
+
+
+def ended(batch: Any) -> Any:
+    def look() -> Any:
+        now = client.batches.retrieve(batch.id)
+        return now if now.status in ENDED else None
+
+    return until(look, f"the end of {batch.id}")
+
+
+def lines_of(file_id: str | None) -> dict[str, dict[str, Any]]:
+    assert file_id, "there is no file"
+    lines = [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+    found = {line["custom_id"]: line for line in lines}
+    same(len(found), len(lines))
+    return found
+
+
+def batches_of(mark: str) -> list[str]:
+    """The batches that carry this mark."""
+    return [batch.id for batch in client.batches.list(limit=100) if (batch.metadata or {}).get("mark") == mark]
+
+
+def usage_of(batch: Any) -> Any:
+    if not isinstance(batch.usage, dict):
+        return batch.usage
+    raw("batch.usage")
+    return SimpleNamespace(**batch.usage)
+
+
+class RawWebhooks:
+    """What `client.webhooks` does in newer versions, through the SDK's `post`, `get` and `delete`."""
+
+    def __init__(self) -> None:
+        self.event_types = SimpleNamespace(list=lambda: self._get("/webhook_event_types"))
+
+    def create(self, **body: Any) -> Any:
+        return self._post("/webhook_endpoints", body)
+
+    def retrieve(self, endpoint: str) -> Any:
+        return self._get(f"/webhook_endpoints/{endpoint}")
+
+    def update(self, endpoint: str, **body: Any) -> Any:
+        return self._post(f"/webhook_endpoints/{endpoint}", body)
+
+    def list(self, limit: int) -> Iterator[Any]:
+        after: dict[str, str] = {}
+        while True:
+            page = self._get("/webhook_endpoints", {"limit": limit, **after})
+            yield from page.data
+            if not page.has_more:
+                return
+            after = {"after": page.data[-1].id}
+
+    def delete(self, endpoint: str) -> Any:
+        return self._shown(client.delete(f"/webhook_endpoints/{endpoint}", cast_to=object))
+
+    def rotate_secret(self, endpoint: str, **body: Any) -> Any:
+        return self._post(f"/webhook_endpoints/{endpoint}/rotate_secret", body)
+
+    def test(self, endpoint: str, **body: Any) -> Any:
+        return self._post(f"/webhook_endpoints/{endpoint}/test", body)
+
+    def _get(self, path: str, query: dict[str, Any] | None = None) -> Any:
+        return self._shown(client.get(path, cast_to=object, options={"params": query or {}}))
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._shown(client.post(path, cast_to=object, body=body))
+
+    @staticmethod
+    def _shown(answer: object) -> Any:
+        return json.loads(json.dumps(answer), object_hook=lambda fields: SimpleNamespace(**fields))
+
+
+def webhooks() -> Any:
+    if hasattr(client.webhooks, "create"):
+        return client.webhooks
+    raw("webhooks.create")
+    return RawWebhooks()
+
+
+def endpoint_at(name: str, *event_types: str) -> Any:
+    return webhooks().create(name=name, url=f"{FACTS['receiver']}/{name}", event_types=list(event_types))
+
+
+def delivery(name: str) -> tuple[str, dict[str, str]]:
+    """The body and the headers of the first request that came."""
+    first = until(lambda: told(f"inbox/{name}"), "a delivery")[0]
+    return first["body"], first["headers"]
+
+
+def fresh(word: str) -> str:
+    return f"{word}-{uuid.uuid4().hex[:12]}"
+
+
+@check("a file is created, retrieved and read")
+def _() -> None:
+    file = client.files.create(
+        file=("data.jsonl", DATA), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+
+    same((file.object, file.filename, file.bytes, file.purpose), ("file", "data.jsonl", len(DATA), "user_data"))
+    same(file.expires_at, file.created_at + 3600)
+    same(client.files.retrieve(file.id), file)
+    same(client.files.wait_for_processing(file.id).status, "processed")
+    same(client.files.content(file.id).read() == DATA, True)
+
+
+@check("a file's content is streamed")
+def _() -> None:
+    file = client.files.create(file=("data.jsonl", DATA), purpose="user_data")
+
+    with client.files.with_streaming_response.content(file.id) as answer:
+        same(int(answer.headers["content-length"]), len(DATA))
+        pieces = list(answer.iter_bytes(100_000))
+
+    assert len(pieces) > 1, "it came in one piece"
+    same(b"".join(pieces) == DATA, True)
+
+
+@check("files are listed page by page")
+def _() -> None:
+    made = [client.files.create(file=("a", b"x"), purpose="evals").id for _ in range(5)]
+
+    pages = [[file.id for file in page.data] for page in client.files.list(purpose="evals", limit=2).iter_pages()]
+    same(pages, [[made[4], made[3]], [made[2], made[1]], [made[0]]])
+    same([file.id for file in client.files.list(purpose="evals", limit=2, order="asc")], made)
+    same([file.id for file in client.files.list(purpose="evals", after=made[3])], made[2::-1])
+
+
+@check("a deleted file is gone")
+def _() -> None:
+    file = client.files.create(file=("a", b"x"), purpose="vision")
+
+    same([one.id for one in client.files.list(purpose="vision")], [file.id])
+    same(client.files.delete(file.id).deleted, True)
+    same([one.id for one in client.files.list(purpose="vision")], [])
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        raised(openai.NotFoundError, call, file.id)
+
+
+@check("parts sent in any order are put together in the order that is listed")
+def _() -> None:
+    size = sum(map(len, PIECES))
+    upload = client.uploads.create(bytes=size, filename="a.txt", mime_type="text/plain", purpose="user_data")
+    same((upload.object, upload.status, upload.bytes), ("upload", "pending", size))
+    sent, listed = (random.Random(seed).sample(range(len(PIECES)), len(PIECES)) for seed in (1, 2))
+    parts = {n: client.uploads.parts.create(upload.id, data=io.BytesIO(PIECES[n])) for n in sent}
+    same({(part.object, part.upload_id) for part in parts.values()}, {("upload.part", upload.id)})
+
+    some = raised(openai.BadRequestError, client.uploads.complete, upload.id, part_ids=[parts[0].id])
+    same((some.status_code, some.type), (400, "invalid_request_error"))
+    done = client.uploads.complete(upload.id, part_ids=[parts[n].id for n in listed])
+
+    same((done.status, done.file.filename, done.file.bytes), ("completed", "a.txt", size))
+    same(client.files.content(done.file.id).read() == b"".join(PIECES[n] for n in listed), True)
+
+
+@check("a file is uploaded in chunks")
+def _() -> None:
+    done = client.uploads.upload_file_chunked(
+        file=DATA,
+        filename="large.jsonl",
+        bytes=len(DATA),
+        mime_type="application/jsonl",
+        purpose="batch",
+        part_size=100_000,
+        md5=hashlib.md5(DATA).hexdigest(),
+    )
+
+    same((done.status, done.file.filename, done.file.purpose), ("completed", "large.jsonl", "batch"))
+    same(client.files.content(done.file.id).read() == DATA, True)
+
+
+@check("a cancelled upload takes no more parts")
+def _() -> None:
+    upload = client.uploads.create(bytes=1, filename="a", mime_type="text/plain", purpose="batch")
+
+    same(client.uploads.cancel(upload.id).status, "cancelled")
+    raised(openai.ConflictError, client.uploads.parts.create, upload.id, data=b"x")
+
+
+@check("a batch runs to its output")
+def _() -> None:
+    prompts = {f"c{n}": f"question {n}" for n in range(40)}
+    made = submit(
+        [chat(name, prompt) for name, prompt in prompts.items()],
+        metadata={"mark": "whole"},
+        output_expires_after={"anchor": "created_at", "seconds": 7200},
+    )
+    same((made.object, made.status, made.endpoint, made.metadata), ("batch", "validating", CHAT, {"mark": "whole"}))
+
+    batch = ended(made)
+    counts, usage = batch.request_counts, usage_of(batch)
+    same((batch.status, batch.errors, batch.error_file_id), ("completed", None, None))
+    same((counts.total, counts.completed, counts.failed), (40, 40, 0))
+    assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at
+
+    output = lines_of(batch.output_file_id)
+    bodies = {name: line["response"]["body"] for name, line in output.items()}
+    answers = {name: body["choices"][0]["message"]["content"] for name, body in bodies.items()}
+    same(answers, {name: f"echo {hashlib.sha256(text.encode()).hexdigest()[:16]}" for name, text in prompts.items()})
+    same({(line["response"]["status_code"], line["error"]) for line in output.values()}, {(200, None)})
+    same(usage.total_tokens, sum(body["usage"]["total_tokens"] for body in bodies.values()))
+    same(usage.input_tokens + usage.output_tokens, usage.total_tokens)
+    file = client.files.retrieve(batch.output_file_id)
+    same((file.purpose, file.expires_at), ("batch_output", file.created_at + 7200))
+
+
+@check("lines that fail are in the error file")
+def _() -> None:
+    lines = [chat("good", "fine"), chat("bad", "!500")]
+    batch = ended(submit(lines))
+
+    same((batch.status, batch.request_counts.completed, batch.request_counts.failed), ("completed", 1, 1))
+    same(set(lines_of(batch.output_file_id)), {"good"})
+    errors = lines_of(batch.error_file_id)
+    same(set(errors), {"bad"})
+    same((errors["bad"]["response"]["status_code"], errors["bad"]["error"]), (500, None))
+
+
+@check("a batch of a bad file says which line")
+def _() -> None:
+    batch = ended(submit([chat("a", "x"), chat("b", "y", url="/v1/embeddings")]))
+
+    same((batch.status, batch.output_file_id), ("failed", None))
+    same([(one.code, one.line, one.param) for one in batch.errors.data], [("invalid_url", 2, "url")])
+
+
+@check("more than 250 batches are listed")
+def _() -> None:
+    with openai.OpenAI(api_key=FACTS["past_key"], base_url=f"{FACTS['url']}/v1") as reader:
+        wanted = FACTS["past"][::-1]
+        assert len(wanted) > 250
+
+        pages = [[batch.id for batch in page.data] for page in reader.batches.list(limit=100).iter_pages()]
+        same([len(page) for page in pages], [100, 100, len(wanted) - 200])
+        same([name for page in pages for name in page], wanted)
+        same([batch.id for batch in reader.batches.list()], wanted)
+        same([batch.id for batch in reader.batches.list(after=wanted[254])], wanted[255:])
+        same(set(FACTS["past"]) & {batch.id for batch in client.batches.list(limit=100)}, set())
+
+
+@check("a cancelled batch keeps what is finished")
+def _() -> None:
+    names = {f"c{n}" for n in range(80)}  # ten shards of two seconds, two at once
+    made = submit([chat(name, f"!slow {name}" if int(name[1:]) else "quick") for name in sorted(names)])
+    until(lambda: client.batches.retrieve(made.id).request_counts.completed > 0, "the first result")
+
+    same(client.batches.cancel(made.id).status, "cancelling")
+    batch = ended(made)
+
+    same(batch.status, "cancelled")
+    assert batch.cancelling_at <= batch.cancelled_at
+    output, errors = lines_of(batch.output_file_id), lines_of(batch.error_file_id)
+    same((set(output) | set(errors), set(output) & set(errors)), (names, set()))
+    same({line["error"]["code"] for line in errors.values()}, {"batch_cancelled"})
+    same(client.batches.cancel(made.id).status, "cancelled")
+
+
+@check("our own fields travel with the SDK's")
+def _() -> None:
+    name, secret = fresh("own"), "whsec_" + base64.b64encode(bytes(32)).decode()
+    url = f"{FACTS['receiver']}/{name}"
+    batch = ended(submit([chat("a", "x")], extra_body={"priority": 5, "webhook": {"url": url, "secret": secret}}))
+
+    job: Any = client.get(f"/jobs/{batch.id}", cast_to=object)
+    same((job["id"], job["priority"], job["webhook"]), (batch.id, 5, {"url": url}))
+    same(client.webhooks.unwrap(*delivery(name), secret=secret).data.id, batch.id)
+
+
+@check("webhook endpoints are managed")
+def _() -> None:
+    hooks, name = webhooks(), fresh("managed")
+    made = [endpoint_at(f"{name}-{n}", "batch.completed") for n in range(3)]
+    first = made[0]
+
+    same((first.object, first.name, first.event_types), ("webhook_endpoint", f"{name}-0", ["batch.completed"]))
+    assert first.signing_secret.startswith("whsec_"), first.signing_secret
+    shown = hooks.retrieve(first.id)
+    same((shown.id, shown.url), (first.id, f"{FACTS['receiver']}/{name}-0"))
+    same(getattr(shown, "signing_secret", None), None)
+    changed = hooks.update(first.id, name="other", event_types=["batch.failed", "batch.expired"])
+    same((changed.name, changed.event_types), ("other", ["batch.failed", "batch.expired"]))
+    same(hooks.retrieve(first.id).name, "other")
+    ids = {one.id for one in made}
+    same([one.id for one in hooks.list(limit=1) if one.id in ids], [one.id for one in reversed(made)])
+    assert set(hooks.event_types.list().data) >= EVENT_TYPES
+    for one in made:
+        gone = hooks.delete(one.id)
+        same((gone.id, gone.deleted), (one.id, True))
+        raised(openai.NotFoundError, hooks.retrieve, one.id)
+
+
+@check("a test event is sent at once")
+def _() -> None:
+    name = fresh("tested")
+    made = endpoint_at(name, "batch.failed")
+
+    result = webhooks().test(made.id, event_type="batch.failed")
+
+    same((result.webhook_endpoint_id, result.status_code, result.success), (made.id, 200, True))
+    event = client.webhooks.unwrap(*delivery(name), secret=made.signing_secret)
+    same((event.type, event.object), ("batch.failed", "event"))
+    webhooks().delete(made.id)
+
+
+@check("a webhook's secret is rotated")
+def _() -> None:
+    name = fresh("rotated")
+    made = endpoint_at(name, "batch.failed")
+
+    kept = webhooks().rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
+    webhooks().test(made.id, event_type="batch.failed")
+    only = webhooks().rotate_secret(made.id, keep_old_secret_active_for_24_hours=False)
+    webhooks().test(made.id, event_type="batch.failed")
+
+    both, last = [(one["body"], one["headers"]) for one in told(f"inbox/{name}")]
+    same(len({made.signing_secret, kept.signing_secret, only.signing_secret}), 3)
+    for secret in (made.signing_secret, kept.signing_secret):
+        same(client.webhooks.unwrap(*both, secret=secret).type, "batch.failed")
+        raised(openai.InvalidWebhookSignatureError, client.webhooks.unwrap, *last, secret=secret)
+    same(client.webhooks.unwrap(*last, secret=only.signing_secret).type, "batch.failed")
+    webhooks().delete(made.id)
+
+
+@check("the event of a batch is delivered and unwrapped")
+def _() -> None:
+    name = fresh("told")
+    made = endpoint_at(name, "batch.completed")
+    batch = ended(submit([chat("a", "x")]))
+
+    body, headers = delivery(name)
+    event = client.webhooks.unwrap(body, headers, secret=made.signing_secret)
+
+    webhooks().delete(made.id)
+    same((event.object, event.type), ("event", "batch.completed"))
+    same(event.data.id, batch.id)
+    assert event.id.startswith("evt_"), event.id
+    assert client.webhooks.verify_signature(body, headers, secret=made.signing_secret) is None
+
+
+@check("a forged event is refused")
+def _() -> None:
+    name = fresh("forged")
+    made, other = endpoint_at(name, "batch.failed"), endpoint_at(f"{name}-other", "batch.failed")
+    webhooks().test(made.id, event_type="batch.failed")
+    body, headers = delivery(name)
+    old = {**headers, "webhook-timestamp": str(int(headers["webhook-timestamp"]) - 301)}
+
+    same(client.webhooks.unwrap(body, headers, secret=made.signing_secret).type, "batch.failed")
+    for forged in (
+        (body.replace("batch.failed", "batch.completed"), headers, made.signing_secret),
+        (body, {**headers, "webhook-id": "wh_other"}, made.signing_secret),
+        (body, headers, other.signing_secret),
+        (body, old, made.signing_secret),
+    ):
+        raised(openai.InvalidWebhookSignatureError, client.webhooks.unwrap, *forged[:2], secret=forged[2])
+    for one in (made, other):
+        webhooks().delete(one.id)
+
+
+@check("models are listed and retrieved")
+def _() -> None:
+    listed = {model.id: model for model in client.models.list()}
+
+    assert {MODEL, FACTS["alias"]} <= set(listed), sorted(listed)
+    for name in (MODEL, FACTS["alias"]):
+        same(client.models.retrieve(name), listed[name])
+        same(listed[name].object, "model")
+    error = raised(openai.NotFoundError, client.models.retrieve, "acme/none")
+    same(facts_of(error), (404, "invalid_request_error", "model_not_found", "model"))
+
+
+@check("400 is a BadRequestError")
+def _() -> None:
+    error = raised(
+        openai.BadRequestError,
+        client.batches.create,
+        input_file_id="f",
+        endpoint="/v1/nothing",
+        completion_window="24h",
+    )
+
+    same(facts_of(error), (400, "invalid_request_error", "invalid_value", "endpoint"))
+    assert CHAT in error.message, error.message
+    nothing = raised(openai.BadRequestError, client.files.create, file=("a", b"x"), purpose="nonsense")
+    same(facts_of(nothing), (400, "invalid_request_error", "invalid_value", "purpose"))
+
+
+@check("401 is an AuthenticationError")
+def _() -> None:
+    with openai.OpenAI(api_key="wrong", base_url=f"{FACTS['url']}/v1") as stranger:
+        error = raised(openai.AuthenticationError, stranger.files.list)
+
+    same(facts_of(error), (401, "invalid_request_error", "invalid_api_key", None))
+
+
+@check("403 is a PermissionDeniedError")
+def _() -> None:
+    error = raised(openai.PermissionDeniedError, client.models.delete, MODEL)
+
+    same(facts_of(error), (403, "invalid_request_error", "model_not_deletable", None))
+
+
+@check("404 is a NotFoundError")
+def _() -> None:
+    batch = raised(openai.NotFoundError, client.batches.retrieve, "batch_none")
+    same(facts_of(batch), (404, "invalid_request_error", "not_found", "batch_id"))
+    assert "batch_none" in batch.message, batch.message
+    file = raised(openai.NotFoundError, client.files.retrieve, FACTS["past"][0])
+    same(file.status_code, 404)
+    url = raised(openai.NotFoundError, client.get, "/nothing", cast_to=object)
+    same(facts_of(url), (404, "invalid_request_error", "unknown_url", None))
+
+
+@check("409 is a ConflictError, and is not tried again")
+def _() -> None:
+    batch, name = ended(submit([chat("a", "x")])), fresh("conflict")
+
+    with through("plain", name) as counted:
+        error = raised(openai.ConflictError, counted.batches.cancel, batch.id)
+
+    same(facts_of(error), (409, "invalid_request_error", "invalid_state", None))
+    assert "Cannot cancel a batch with status 'completed'" in error.message, error.message
+    same([one["status"] for one in told(f"seen/{name}")], [409])
+
+
+@check("422 is an UnprocessableEntityError: one key, two bodies")
+def _() -> None:
+    key, file = fresh("key"), input_file([chat("a", "x")])
+    wanted: dict[str, Any] = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    wanted["extra_headers"] = {"Idempotency-Key": key}
+    client.batches.create(**wanted, metadata={"mark": key})
+
+    error = raised(openai.UnprocessableEntityError, client.batches.create, **wanted, metadata={"mark": "other"})
+
+    same(facts_of(error), (422, "invalid_request_error", "idempotency_key_mismatch", None))
+    same(len(batches_of(key)), 1)
+
+
+@check("413 is an APIStatusError")
+def _() -> None:
+    error = raised(openai.APIStatusError, client.post, "/batches", cast_to=object, body={"x": "y" * (5 << 20)})
+
+    same(facts_of(error), (413, "invalid_request_error", "request_too_large", None))
+
+
+@check("429 is a RateLimitError, and says when to come again")
+def _() -> None:
+    with through("apart", fresh("wrong"), api_key="wrong", max_retries=0) as stranger:
+        for _ in range(FACTS["wrong_keys"]):
+            raised(openai.AuthenticationError, stranger.files.list)
+        error = raised(openai.RateLimitError, stranger.files.list)
+
+    same(facts_of(error), (429, "rate_limit_error", "rate_limit_exceeded", None))
+    same(error.response.headers["retry-after"], "5")
+
+
+def retried(kind: str, make: Callable[[openai.OpenAI, dict[str, str], str], Any]) -> tuple[Any, str]:
+    """Make something through a front that spoils the first answer, with one key; the object, and the key."""
+    key = fresh("key")
+    with through(kind, key) as spoiled:
+        answer = make(spoiled, {"Idempotency-Key": key}, key)
+    asked = told(f"seen/{key}")
+    same([(one["method"], one["key"], one["status"]) for one in asked], [("POST", key, 200)] * 2)
+    same(answer.headers["idempotency-replayed"], "true")
+    return answer.parse(), key
+
+
+def make_batch(spoiled: openai.OpenAI, headers: dict[str, str], mark: str) -> Any:
+    return spoiled.batches.with_raw_response.create(
+        input_file_id=input_file([chat("a", "x")]),
+        endpoint=CHAT,
+        completion_window="24h",
+        metadata={"mark": mark},
+        extra_headers=headers,
+    )
+
+
+@check("a create whose answer is lost is repeated with its key and makes one batch")
+def _() -> None:
+    batch, key = retried("lost", make_batch)
+
+    same(batches_of(key), [batch.id])
+    same(ended(batch).status, "completed")
+
+
+@check("a create whose answer is broken is repeated with its key and makes one batch")
+def _() -> None:
+    batch, key = retried("broken", make_batch)
+
+    same(batches_of(key), [batch.id])
+
+
+@check("an upload whose answer is lost is repeated with its key and makes one file")
+def _() -> None:
+    def make(spoiled: openai.OpenAI, headers: dict[str, str], mark: str) -> Any:
+        return spoiled.files.with_raw_response.create(file=(mark, DATA), purpose="user_data", extra_headers=headers)
+
+    file, key = retried("lost", make)
+
+    same([one.id for one in client.files.list(purpose="user_data") if one.filename == key], [file.id])
+    same(client.files.content(file.id).read() == DATA, True)
+
+
+@check("without a key a repeated create makes two batches")
+def _() -> None:
+    name = fresh("twice")
+
+    with through("lost", name) as spoiled:
+        make_batch(spoiled, {}, name)
+
+    same([one["key"] for one in told(f"seen/{name}")], [None, None])
+    same(len(batches_of(name)), 2)
+
+
+@check("many calls at once are answered")
+def _() -> None:
+    async def many() -> list[str]:
+        async with openai.AsyncOpenAI(api_key=FACTS["key"], base_url=f"{FACTS['url']}/v1") as eager:
+            made = await asyncio.gather(
+                *(eager.files.create(file=(f"a{n}", b"%d" % n), purpose="assistants") for n in range(20))
+            )
+            contents = await asyncio.gather(*(eager.files.content(file.id) for file in made))
+            same([content.read() for content in contents], [b"%d" % n for n in range(20)])
+            listed = [file.id async for file in eager.files.list(purpose="assistants", limit=7)]
+            same(sorted(listed), sorted(file.id for file in made))
+            return listed
+
+    same(len(set(asyncio.run(many()))), 20)
+
+
+def main() -> None:
+    for name, function in CHECKS.items():
+        RAW.clear()
+        try:
+            function()
+            told_of = ""
+        except Exception:  # noqa: BLE001 (whatever a check meets is what it found)
+            told_of = traceback.format_exc()
+        line = {"check": name, "ok": not told_of, "detail": told_of, "raw": list(RAW)}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"sdk": openai.__version__}), flush=True)
+    main()

@@ -1,0 +1,137 @@
+"""Every SDK against one server on a real socket: each version in an environment of its own, each check a test.
+
+A suite runs once, as a process; its lines are looked up by the tests. An SDK that can't be installed here skips its
+tests visibly, and fails them where CI is set.
+"""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.sdk.deployment import Deployment, deployed
+from tests.sdk.environments import ROOT, NotMade, command
+from tests.support.databases import fresh
+from tests.support.services import MEMORY, need
+
+SDKS = {"python-1.109": "1.109.1", "python-2.8": "2.8.1", "python-3.57": "3.57.0", "node-7.57": "7.57.0"}
+CHECKS = (
+    "a file is created, retrieved and read",
+    "a file's content is streamed",
+    "files are listed page by page",
+    "a deleted file is gone",
+    "parts sent in any order are put together in the order that is listed",
+    "a file is uploaded in chunks",
+    "a cancelled upload takes no more parts",
+    "a batch runs to its output",
+    "lines that fail are in the error file",
+    "a batch of a bad file says which line",
+    "more than 250 batches are listed",
+    "a cancelled batch keeps what is finished",
+    "our own fields travel with the SDK's",
+    "webhook endpoints are managed",
+    "a test event is sent at once",
+    "a webhook's secret is rotated",
+    "the event of a batch is delivered and unwrapped",
+    "a forged event is refused",
+    "models are listed and retrieved",
+    "400 is a BadRequestError",
+    "401 is an AuthenticationError",
+    "403 is a PermissionDeniedError",
+    "404 is a NotFoundError",
+    "409 is a ConflictError, and is not tried again",
+    "422 is an UnprocessableEntityError: one key, two bodies",
+    "413 is an APIStatusError",
+    "429 is a RateLimitError, and says when to come again",
+    "a create whose answer is lost is repeated with its key and makes one batch",
+    "a create whose answer is broken is repeated with its key and makes one batch",
+    "an upload whose answer is lost is repeated with its key and makes one file",
+    "without a key a repeated create makes two batches",
+    "many calls at once are answered",
+)
+_ABOUT_WEBHOOKS = (
+    "webhook endpoints are managed",
+    "a test event is sent at once",
+    "a webhook's secret is rotated",
+    "the event of a batch is delivered and unwrapped",
+    "a forged event is refused",
+)
+#: What a version has no method or field for, and its suite does by the SDK's own post, get and delete, or by hand.
+RAW = {
+    # OpenAI gave these versions `unwrap` and `verify_signature`, and no management of endpoints.
+    **{(sdk, check): ["webhooks.create"] for sdk in ("python-1.109", "python-2.8") for check in _ABOUT_WEBHOOKS},
+    # Its Batch is older than the field: it comes as a dict.
+    ("python-1.109", "a batch runs to its output"): ["batch.usage"],
+    # The helper that cuts a file into parts is Python's alone.
+    ("node-7.57", "a file is uploaded in chunks"): ["uploads.upload_file_chunked"],
+}
+#: A suite takes some ten seconds; the first test of an SDK may install it before.
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    with (
+        tempfile.TemporaryDirectory(prefix="nightmill-sdk-", dir=MEMORY) as folder,
+        fresh("sqlite", Path(folder)) as db,
+        deployed(Path(folder), db) as deployment,
+    ):
+        yield deployment
+
+
+class Suite:
+    """What a suite said, check by check."""
+
+    def __init__(self, sdk: str, deployment: Deployment) -> None:
+        words = [*command(sdk), json.dumps(deployment.facts(sdk))]
+        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        first, *lines = [json.loads(line) for line in done.stdout.splitlines()]
+        self.version: str = first["sdk"]
+        self.names = [line["check"] for line in lines]
+        self.lines: dict[str, dict[str, Any]] = {line["check"]: line for line in lines}
+        self.errors = done.stderr
+
+
+@pytest.fixture(scope="module", params=SDKS)
+def suite(request: pytest.FixtureRequest, deployment: Deployment) -> Suite:
+    try:
+        return Suite(request.param, deployment)
+    except NotMade as error:
+        need(f"the environment of {request.param}", error)
+
+
+def test_the_suite_is_whole_and_of_the_version_that_is_meant(suite: Suite, request: pytest.FixtureRequest) -> None:
+    assert suite.version == SDKS[request.node.callspec.params["suite"]]
+    assert suite.names == list(CHECKS)
+    assert suite.errors == ""
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_this_sdk_finds_that(suite: Suite, check: str, request: pytest.FixtureRequest) -> None:
+    line = suite.lines[check]
+
+    assert line["ok"], line["detail"]
+    assert line["raw"] == RAW.get((request.node.callspec.params["suite"], check), [])
+
+
+def test_the_newest_of_python_is_the_one_that_the_other_tests_use() -> None:
+    assert openai.__version__ == SDKS["python-3.57"]
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+def test_readme_names_this_sdk(sdk: str) -> None:
+    language, version = sdk.split("-")
+    [sentence] = [line for line in (ROOT / "README.md").read_text().split("\n\n") if "`tests/sdk`" in line]
+
+    assert version in sentence
+    assert language in sentence.lower()
+
+
+def test_the_server_behind_made_no_mistake(deployment: Deployment) -> None:
+    assert deployment.mill.errors == []
