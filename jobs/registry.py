@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
@@ -173,7 +174,7 @@ class Registry:
     aliases: Mapping[str, str]
     file: Path
     vllm_enabled: bool = True
-    stamp: tuple[int, int] = (0, 0)
+    stamp: tuple[int, ...] = ()
 
     @classmethod
     def load(cls, settings: Settings) -> "Registry":
@@ -188,7 +189,7 @@ class Registry:
     @classmethod
     def read(cls, file: Path, *, vllm_enabled: bool = True) -> "Registry":
         stamp = _stamp(file)
-        kept = {m.name: m for m in _parse(file) if vllm_enabled or m.engine is not EngineKind.VLLM}
+        kept = {m.name: m for m in _parsed(file, stamp) if vllm_enabled or m.engine is not EngineKind.VLLM}
         aliases = {alias: model.name for model in kept.values() for alias in model.aliases}
         return cls(MappingProxyType(kept), MappingProxyType(aliases), file, vllm_enabled, stamp)
 
@@ -216,16 +217,21 @@ class Registry:
         return name if ANY_MODEL in live else None
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _stamp(file: Path) -> tuple[int, ...]:
     try:
         found = file.stat()
     except OSError:
-        return (0, 0)
-    return (found.st_mtime_ns, found.st_size)
+        return ()
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=4)
+def _parsed(file: Path, stamp: tuple[int, ...]) -> tuple[Model, ...]:  # noqa: ARG001 (another file under the name)
+    """Read and check the whole file: milliseconds, which every plan would pay."""
+    return tuple(_parse(file))
 
 
 def _parse(file: Path) -> list[Model]:
-    """Read and check the whole file."""
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
