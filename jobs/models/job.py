@@ -80,6 +80,8 @@ class Job(Usage, Base):
 
     __table_args__ = (
         Index("ix_job_project_created", "project_id", "created_at", "id"),
+        Index("ix_job_project_state", "project_id", "state", "created_at", "id"),
+        Index("ix_job_kind_state", "kind", "state"),
         Index("ix_job_state_deadline", "state", "deadline"),
         Index("ix_job_input_file", "input_file_id"),
         Index("ix_job_schedule", "schedule_id"),

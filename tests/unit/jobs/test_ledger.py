@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 
 from jobs import ledger, shards
 from jobs.db import Database
@@ -630,3 +630,15 @@ def test_every_move_has_its_audit_row(db: Database) -> None:
         moves = session.get_one(Job, job.id).event_seq
     assert len(rows) == moves == 4
     assert not set(LIVE) & {state(db, job.id)}
+
+
+def test_lists_by_state_and_the_counts_of_the_metrics_look_at_indexes_alone(sqlite: Database) -> None:
+    """A million jobs that have ended cost neither of them anything."""
+    one_state = "SELECT id FROM job WHERE project_id = 'p' AND state = 'failed' ORDER BY created_at DESC, id DESC"
+    counts = "SELECT kind, state, count(*) FROM job GROUP BY kind, state"
+    with sqlite.read() as session:
+        listed, counted = (str(session.execute(text(f"EXPLAIN QUERY PLAN {one}")).all()) for one in (one_state, counts))
+
+    assert "ix_job_project_state" in listed
+    assert "ORDER BY" not in listed
+    assert "ix_job_kind_state" in counted
