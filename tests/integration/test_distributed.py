@@ -1,6 +1,8 @@
 """Two hosts with nothing in common but PostgreSQL, RabbitMQ and S3, each with all processes; one of them may die."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,20 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from jobs import keys, ledger
+from jobs.clock import now
+from jobs.db import Database
+from jobs.ids import new_id
+from jobs.models import Job
+from jobs.payloads import ENDPOINTS
+from jobs.settings import Settings
+from tests.sdk.front import standing_before
+from tests.sdk.test_sdks import CHECKS
 from tests.support.distributed import Servers, servers
 from tests.support.receiver import Receiver
 from tests.support.services import need
 from tests.support.stub_engine import prompts
-from tests.support.system import MODEL, StubEngine, System, eventually, pause
+from tests.support.system import EMBED_ALIAS, MODEL, ROOT, StubEngine, System, eventually, pause
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.distributed]
 CHAT = "/v1/chat/completions"
@@ -62,6 +73,29 @@ class Cluster:
         assert done.usage.total_tokens == sum(
             json.loads(line)["response"]["body"]["usage"]["total_tokens"] for line in lines
         )
+
+    def key(self, project: str) -> str:
+        return self.one.cli("keys", "create", "--project", project).stdout.strip()
+
+    @property
+    def wrong_keys(self) -> int:
+        """Of one address in a minute, before 429."""
+        return Settings().wrong_keys_per_minute
+
+    def past(self, project: str, count: int) -> list[str]:
+        """Old batches, whose input is gone; the oldest first."""
+        db = Database(self.shared.database)
+        with db.write() as session:
+            owner = keys.ensure_project(session, project)
+            common = {"project_id": owner.id, "kind": ENDPOINTS[CHAT], "endpoint": CHAT, "payload": {}}
+            jobs = [
+                Job(id=new_id("batch_"), created_at=1_700_000_000 + n, deadline=now() + 3600, **common)
+                for n in range(count)
+            ]
+            for job in jobs:
+                ledger.submit(session, job, actor="test")
+        db.close()
+        return [job.id for job in jobs]
 
     def asked(self, words: str) -> int:
         return sum(words in prompt for prompt in prompts(self.engine.log))
@@ -112,6 +146,29 @@ def test_a_webhook_comes_whichever_host_sends_it(cluster: Cluster, tmp_path: Pat
         told = receiver.of("ok")[0].verify(str(made.signing_secret))
 
     assert told["type"] == "batch.completed"
+
+
+def test_sdk_suite_finds_the_same_there(cluster: Cluster) -> None:
+    """All that `tests.sdk` checks of one server, through the second host."""
+    with Receiver() as receiver, standing_before(cluster.two.url, receiver) as front:
+        facts = {
+            "sdk": "distributed",
+            "url": cluster.two.url,
+            "front": front.url,
+            "receiver": receiver.url("ok"),
+            "key": cluster.key("suite"),
+            "past_key": cluster.key("past"),
+            "past": cluster.past("past", 260),
+            "model": MODEL,
+            "alias": EMBED_ALIAS,
+            "wrong_keys": cluster.wrong_keys,
+        }
+        words = [sys.executable, "tests/sdk/suite.py", json.dumps(facts)]
+        done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True, timeout=200)
+    checks = [json.loads(line) for line in done.stdout.splitlines()[1:]]
+
+    assert {one["check"]: one["detail"] for one in checks if not one["ok"]} == {}
+    assert [one["check"] for one in checks] == list(CHECKS)
 
 
 def test_a_broker_that_dies_and_comes_back_costs_nothing(cluster: Cluster, tmp_path: Path) -> None:

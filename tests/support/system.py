@@ -32,6 +32,7 @@ from jobs.queues import Queue
 ROOT = Path(__file__).parents[2]
 MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
+EMBED_ALIAS = "acme/embed"
 
 #: Time constants at a tenth of what they are in life, so that a lease is lost and found while one looks on.
 SCALED: Mapping[str, str] = {
@@ -60,6 +61,7 @@ models:
     engine: http
     queue: {Queue.EMBED}
     endpoints: [/v1/embeddings]
+    aliases: [{EMBED_ALIAS}]
 """
 
 
