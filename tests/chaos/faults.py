@@ -2,13 +2,16 @@
 
     id   fault                                   who has to bear it
     F1   kill -9 of a worker, with its children   its shards are taken back, uncovered lines run again
+    F3   SIGTERM, and a new one in its place      it commits what it has, gives back the rest
     F4   freeze for up to two leases, then thaw   the zombie's writes are fenced
     F5   freeze an idle worker, submit, kill -9   the doorbell it swallowed is rung again
     F6   the broker forgets everything            every doorbell is rung again
     F7   the broker dies and remembers, or hangs  nobody notices
+    F8   the broker takes no more messages        doorbells wait
     F9   the database takes no writes, or dies   who can't beat is not dead
     S3   the storage dies, or hangs               work is given back and goes on
     F11  kill -9 of web as a create arrives       the same key again: one job
+    F12  doorbells of all jobs, ten times each    who comes second finds nothing to do
     F16  kill -9 of the sender of webhooks        each event is told all the same
 
 `rework` is how many engine workers lose what they have in flight, which may be asked again.
@@ -29,15 +32,21 @@ import psutil
 import redis
 
 from cli.broker import socket_path
+from jobs.queues import Queue, Task
+from jobs.settings import Settings
 from tests.chaos.journal import Journal
 from tests.chaos.load import Load
 from tests.support.distributed import Servers
 from tests.support.oracle import Job
 from tests.support.system import SCALED, StubEngine, System, command, eventually, pause, rival, signal_all
+from workers.away import BrokerAway
+from workers.ringer import CeleryRinger
 
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
 _GONE_SECONDS = 5.0  # after a kill of `up`, nothing of it may live longer
+_END_SECONDS = 20.0  # F3: from SIGTERM to the end
+_REPEATS = 10
 _START_SECONDS = 15.0  # F5: a job whose doorbell was swallowed starts elsewhere within this time
 
 
@@ -52,6 +61,11 @@ class Scene:
     rng: random.Random
     servers: Servers | None = None
     recovered: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def broker_url(self) -> str:
+        """Empty: the one on the socket in the data folder."""
+        return self.servers.rabbit.url if self.servers else ""
 
     def recovery(self, name: str, seconds: float) -> None:
         self.recovered.setdefault(name, []).append(seconds)
@@ -195,6 +209,47 @@ def _flush(scene: Scene) -> None:
         broker.flushall()
 
 
+def _fill(scene: Scene) -> None:
+    """F8: at its memory's limit it evicts nothing and takes nothing."""
+    with suppress(redis.RedisError), redis.Redis(unix_socket_path=str(socket_path(scene.system.data))) as broker:
+        broker.config_set("maxmemory", "1mb")
+        pause(scene.rng.uniform(2.0, 2 * LEASE))
+        broker.config_set("maxmemory", "0")
+
+
+def _repeat(scene: Scene) -> None:
+    """F12: also those of jobs that ended long ago, in any order."""
+    jobs = [job.batch_id for job in scene.load.jobs if job.batch_id]
+    jobs = scene.rng.sample(jobs, min(len(jobs), 20))
+    shards = range(max(scene.load.mix.lines) // int(SCALED["NIGHTMILL_SHARD_LINES"]) + 1)
+    rings = [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in jobs]
+    rings += [(Task.RUN, Queue.GENERATE, (job, n)) for job in jobs for n in shards]
+    rings *= _REPEATS
+    scene.rng.shuffle(rings)
+    ringer = CeleryRinger(Settings(data_dir=scene.system.data, broker_url=scene.broker_url))
+    with suppress(BrokerAway):
+        for task, queue, arguments in rings:
+            ringer.ring(task, queue, arguments)
+    scene.journal.note(f"{len(rings)} doorbells were rung in vain")
+
+
+def _replace(name: str) -> Callable[[Scene], None]:
+    """F3: the supervisor starts another as soon as it has ended."""
+
+    def strike(scene: Scene) -> None:
+        victim = _one(scene, name)
+        main = scene.system.tree(victim)[:1]
+        began = time.monotonic()
+        signal_all(main, signal.SIGTERM)
+        gone, _ = psutil.wait_procs(main, timeout=_END_SECONDS)
+        if gone:
+            scene.recovery(f"{name} ends", time.monotonic() - began)
+        else:
+            scene.journal.violation(f"F3: {victim} did not end within {_END_SECONDS:g} s of SIGTERM")
+
+    return strike
+
+
 def _hold_database(scene: Scene) -> None:
     """F9: somebody has SQLite's gate for two leases, as a process that was frozen inside a transaction would."""
     with (scene.system.data / "nightmill.db.gate").open("a") as held:
@@ -267,6 +322,11 @@ FAULTS: dict[str, Fault] = {
     "cpu, main alone": Fault(_kill_main("cpu"), "F1", 4),
     "cpu, one child": Fault(_kill_child("cpu"), "F1", 6),
     "engine": Fault(_kill_engine, "F1", 5, rework=2),
+    "gpu, SIGTERM": Fault(_replace("gpu"), "F3", 4, rework=1, kills=False),
+    "cpu, SIGTERM": Fault(_replace("cpu"), "F3", 2, kills=False),
+    "io, SIGTERM": Fault(_replace("io"), "F3", 1, kills=False),
+    "dispatcher, SIGTERM": Fault(_replace("dispatcher"), "F3", 1, kills=False),
+    "web, SIGTERM": Fault(_replace("web"), "F3", 2, kills=False),
     "gpu zombie": Fault(_freeze("gpu"), "F4", 4, rework=1, kills=False),
     "cpu zombie": Fault(_freeze("cpu"), "F4", 3, kills=False),
     "io zombie": Fault(_freeze("io"), "F4", 1, kills=False),
@@ -277,6 +337,8 @@ FAULTS: dict[str, Fault] = {
     "broker flushed": Fault(_flush, "F6", 3, kills=False),
     "broker": Fault(_kill("broker"), "F7", 5),
     "broker frozen": Fault(_freeze("broker", 2.0, 8.0), "F7", 2, kills=False),
+    "broker full": Fault(_fill, "F8", 2, kills=False),
+    "doorbells repeated": Fault(_repeat, "F12", 3, kills=False),
     "database held": Fault(_hold_database, "F9", 2, kills=False),
     "web": Fault(_kill_web, "F11", 12),
     "io": Fault(_kill_io, "F16", 8),
