@@ -1,24 +1,38 @@
 """The HTTP server: uvicorn, with a bound on what a request's head may be and on how long it may take.
 
 uvicorn's httptools protocol bounds neither, so a few idle or endless heads would hold connections and memory for ever.
+What is no HTTP, and what is too much of it, is refused in the shape that every other error has.
 """
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.errors import respond
+from jobs.errors import InvalidRequest, NightmillError
 from jobs.settings import Settings
 
 #: A request's line and headers.
 MAX_HEAD_BYTES = 65_536
 HEAD_SECONDS = 20.0
 _GRACE_SECONDS = 5
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+#: So long is read, and dropped, what a client still sends that was refused: closed at once, it might lose the answer.
+_LINGER_SECONDS = 2.0
+
+
+class HeadTooLarge(NightmillError):
+    """The headers of the request are too large."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    type = "invalid_request_error"
+    code = "request_head_too_large"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -26,6 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _in_head = True
+    _refused = False
     _clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,13 +63,34 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         if not self._in_head:
             return
         self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLarge())
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser cannot read, and what two parsers could read differently."""
+        self._refuse(InvalidRequest(msg, code="invalid_http"))
+
+    def _refuse(self, error: NightmillError) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        earlier = getattr(self, "cycle", None)  # None before the first request
+        if earlier is not None and not earlier.response_complete:
+            earlier.disconnected = True
+            earlier.message_event.set()
+            if earlier.response_started:
+                self.transport.close()
+                return
+        self.transport.write(_raw(respond(error, {"connection": "close"})))
+        self.transport.write_eof()
+        self._stop_clock()
+        self._clock = self.loop.call_later(_LINGER_SECONDS, self._close)
 
     def _close(self) -> None:
         if not self.transport.is_closing():
@@ -64,6 +100,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
+
+
+def _raw(answer: JSONResponse) -> bytes:
+    """An answer as bytes, where there is no request that it could be the answer of."""
+    status = HTTPStatus(answer.status_code)
+    headers = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() + headers + b"\r\n" + bytes(answer.body)
 
 
 class Server(uvicorn.Server):

@@ -39,11 +39,34 @@ def talk(url: str, data: bytes, seconds: float = 10) -> bytes:
     return answer
 
 
+def refusal(answer: bytes) -> tuple[int, str]:
+    """Status and code of an answer in OpenAI's shape."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return int(head.split(b" ")[1]), error["code"]
+
+
 def test_a_head_without_end_is_refused(url: str) -> None:
     answer = talk(url, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X-Filler: " + b"x" * 300_000)
 
-    assert answer.startswith(b"HTTP/1.1 431 ") or answer == b""
+    assert refusal(answer) == (431, "request_head_too_large")
     assert httpx2.get(f"{url}/livez").status_code == 200
+
+
+def test_nonsense_behind_a_request_ends_both_without_a_crash(
+    app: FastAPI, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"Host: x\r\nAuthorization: Bearer {make_key(app)}\r\n"
+    body = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"
+
+    answers = [
+        talk(url, f"GET /v1/files HTTP/1.1\r\n{head}\r\n\x16\x03 nonsense\r\n\r\n".encode()),
+        talk(url, f"POST /v1/batches HTTP/1.1\r\n{head}{body}".encode()),
+    ]
+
+    assert [refusal(answer) for answer in answers] == [(400, "invalid_http")] * 2
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_head_that_does_not_come_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +106,15 @@ def test_heads_that_two_servers_could_read_differently_are_refused(app: FastAPI,
 
     answer = talk(url, start + b"Content-Type: application/json\r\n" + head + b"\r\n0\r\n\r\nGET /livez", seconds=2)
 
-    assert answer.startswith(b"HTTP/1.1 400 ") or answer == b""
+    assert refusal(answer) == (400, "invalid_http")
+
+
+def test_what_is_no_http_is_refused_once_however_much_of_it_comes(url: str) -> None:
+    answer = talk(url, b"\x16\x03\x01 nonsense\r\n\r\n" * 50_000)
+
+    assert refusal(answer) == (400, "invalid_http")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert httpx2.get(f"{url}/livez").status_code == 200
 
 
 def test_a_large_file_without_a_key_is_401_and_takes_no_disk(app: FastAPI, url: str, tmp_path: Path) -> None:
