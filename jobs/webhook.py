@@ -77,7 +77,8 @@ def check_secret(secret: str, *, param: str = "secret") -> str:
     except (binascii.Error, ValueError):
         size = 0
     if not secret.startswith(_SECRET_PREFIX) or not 24 <= size <= 64:
-        raise InvalidRequest("The secret must be 'whsec_' and the base64 of 24 to 64 bytes.", param=param)
+        message = "The secret must be 'whsec_' and the base64 of 24 to 64 bytes."
+        raise InvalidRequest(message, param=param, code="invalid_value")
     return secret
 
 
