@@ -17,6 +17,7 @@ import msgspec
 
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
+_QUOTED = 100
 
 #: The body's parameter that each endpoint cannot do without, and its message.
 REQUIRED: dict[str, tuple[str, str]] = {
@@ -163,8 +164,8 @@ class Checker:
             self.model = model
         if model == self.model:
             return None
-        message = f"All requests of a batch must use one model; this one asks for '{model}', the first for "
-        return Bad("model_mismatch", f"{message}'{self.model}'.", number, "body.model")
+        message = f"All requests of a batch must use one model; this one asks for '{quoted(model)}', the first for "
+        return Bad("model_mismatch", f"{message}'{quoted(self.model)}'.", number, "body.model")
 
     def _explain(self, number: int, raw: bytes) -> Bad:
         unparsable = Bad("invalid_json_line", "This line is not parseable as valid JSON.", number)
@@ -244,6 +245,11 @@ def id_of(raw: bytes | None) -> str | None:
         return _ids.decode(raw).custom_id if raw is not None else None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def quoted(text: str) -> str:
+    """A text of the file as a message quotes it: a file's errors are kept, and must not be as large as the file."""
+    return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
 
 
 def _count(raw: bytes) -> int:

@@ -6,6 +6,7 @@ configured name ─▶ name that an endpoint showed ─▶ alias ─▶ an endpo
 from sqlalchemy.orm import Session
 
 from jobs import fleet
+from jobs.lines import quoted
 from jobs.models import Job, Model, Project
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, Registry
@@ -46,7 +47,7 @@ def _wildcard(session: Session, config: Settings, name: str) -> str:
         return Queue.GENERATE
     if config.engine_urls and not any(worker.models for worker in workers):
         raise NotYet(name)
-    raise NotServed(f"The provided model '{name}' is not supported by the Batch API.")
+    raise NotServed(f"The provided model '{quoted(name)}' is not supported by the Batch API.")
 
 
 def _check_external(session: Session, external: bool, name: str, job: Job) -> None:

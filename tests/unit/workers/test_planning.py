@@ -126,6 +126,13 @@ def test_project_may_allow_models_outside_the_house(desk: Desk) -> None:
     assert desk.plan(jsonl([chat_line("r", "x", model="far-model")])).state == JobState.RUNNING
 
 
+def test_errors_quote_a_long_model_in_short(desk: Desk) -> None:
+    job = desk.plan(jsonl([chat_line(f"r{n}", "x", model=f"{n}" + "x" * 20_000) for n in range(30)]))
+
+    assert set(_codes(job)) == {"model_not_found", "model_mismatch"}
+    assert len(json.dumps(job.errors)) < 30_000
+
+
 def test_errors_are_named_up_to_a_thousand(desk: Desk) -> None:
     job = desk.plan(b"{\n" * 3000)
 
