@@ -16,6 +16,7 @@ MetadataField = Annotated[Metadata | None, Field(default=None, description="Up t
 
 _MONTH = 30 * 86_400
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they make a name read as another
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # the last two: ends of line that are no control characters
 
 
 class ExpiresAfter(Body):
@@ -28,9 +29,9 @@ class ExpiresAfter(Body):
 def check_filename(name: str) -> str:
     """A file's name as it is kept: the last part of a path, printable, at most 255 characters."""
     base = re.split(r"[/\\]", name)[-1].strip()
-    if not base or len(base) > 255:
-        raise ValueError("A file name has 1 to 255 characters.")
-    if _BIDI.search(base) or any(unicodedata.category(character) in ("Cc", "Cs") for character in base):
+    if base in ("", ".", "..") or len(base) > 255:
+        raise ValueError("A file name has 1 to 255 characters, and is no folder.")
+    if _BIDI.search(base) or any(unicodedata.category(character) in _CONTROLS for character in base):
         raise ValueError("A file name has no control characters.")
     return base
 

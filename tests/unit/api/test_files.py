@@ -162,7 +162,9 @@ def test_a_form_without_a_usable_boundary_is_refused(client: TestClient, header:
     assert client.post("/v1/files", content=form(FILE, PURPOSE), headers={"Content-Type": header}).status_code == 400
 
 
-@pytest.mark.parametrize("name", ["x" * 4096, "a\x07b", "a\u202egnp.exe", " ", "a/", "x" * 256])
+@pytest.mark.parametrize(
+    "name", ["x" * 4096, "a\x07b", "a\u202egnp.exe", " ", "a/", "a/..", ".", "a\u2028b", "x" * 256]
+)
 def test_a_file_name_that_misleads_is_refused(app: FastAPI, client: TestClient, name: str) -> None:
     raw = name.replace("\x07", "%07") if "\x07" not in name else name
     disposition = f'form-data; name="file"; filename="{raw}"'
