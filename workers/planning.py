@@ -94,15 +94,20 @@ class _Planner:
             self.errors.append(selection.missing_file(self.claim.job))
         else:
             self._read(path)
+        if not self.errors and not self._write(self._planned):
+            limit = self.config.project_max_queued_tokens
+            self._complain("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
         if self.errors:
             self._clear()
             errors = [bad.as_dict() for bad in self.errors]
             self._write(lambda session: ledger.reject(session, self.claim, errors))
-        else:
-            self._write(self._planned)
 
-    def _planned(self, session: Session) -> None:
+    def _planned(self, session: Session) -> bool:
+        """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
+        if self._over_token_limit(session):
+            return False
         ledger.planned(session, self.claim, total=self.total, model=self.checker.model, queue=self.queue or "")
+        return True
 
     def _read(self, path: str) -> None:
         try:
@@ -191,16 +196,12 @@ class _Planner:
             self._complain("too_many_inputs", f"The batch has more than {limit} embedding inputs.")
         if not self.total and not self.errors:
             self._complain("empty_file", "The input file contains no requests.")
-        if not self.errors and self._over_token_limit():
-            limit = self.config.project_max_queued_tokens
-            self._complain("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
 
-    def _over_token_limit(self) -> bool:
+    def _over_token_limit(self, session: Session) -> bool:
         limit = self.config.project_max_queued_tokens
         if not limit:
             return False
-        with self.context.db.read() as session:
-            queued = selection.queued_bytes(session, self.claim.job.project_id)
+        queued = selection.queued_bytes(session, self.claim.job)
         return (queued + self.bytes) // selection.BYTES_PER_TOKEN > limit
 
     def _complain(self, code: str, message: str) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, lines
 from jobs.ledger import JobClaim
-from jobs.models import File, Job, Segment, Shard
+from jobs.models import File, Job, Project, Segment, Shard
 from jobs.states import LIVE
 from workers.context import Context
 
@@ -40,12 +40,14 @@ def input_path(context: Context, claim: JobClaim) -> str | None:
     return path
 
 
-def queued_bytes(session: Session, project_id: str) -> int:
-    """Bytes of input that a project's live jobs still read."""
+def queued_bytes(session: Session, job: Job) -> int:
+    """Bytes of input that the project's other live jobs still read. Its row stays locked: nobody adds to them."""
+    session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may name it meanwhile
     total = session.scalar(
         select(func.sum(File.bytes))
         .join(Job, Job.input_file_id == File.id)
-        .where(Job.project_id == project_id, Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
+        .where(Job.project_id == job.project_id, Job.id != job.id)
+        .where(Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
     )
     return int(total or 0)
 

@@ -2,6 +2,8 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ from sqlalchemy import select
 from jobs import fleet, keys, ledger, lines, shards
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Job, Outbox, Project, Shard
+from jobs.models import File, Job, Outbox, Project, Shard
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage import DiskStorage
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl
+from workers import selection
 from workers.context import Context, Standing
 from workers.keeper import Keeper
 from workers.planning import plan
+from workers.selection import BYTES_PER_TOKEN
 
 EMBED = "/v1/embeddings"
 
@@ -117,6 +121,35 @@ def test_limits_refuse_with_a_code(
     assert (job.state, _codes(job)) == (JobState.FAILED, [code])
     assert desk.shards(job) == []
     assert ledgers.doorbells(db, job.id) == []
+
+
+def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = jsonl([chat_line("r", "x" * 1000)])
+    desk = Desk(db, tmp_path, project_max_queued_tokens=len(content) // BYTES_PER_TOKEN)
+    with db.write() as session:
+        facts = {"purpose": "batch", "filename": "a", "path": "files/in", "created_at": now()}
+        session.add(File(id="file-a", project_id=desk.project, bytes=len(content), **facts))
+    jobs = [desk.submit(content, input_file_id="file-a") for _ in range(2)]
+    both = threading.Barrier(2)
+    asked = selection.queued_bytes
+
+    def together(*arguments: Any) -> int:
+        found = asked(*arguments)
+        with suppress(threading.BrokenBarrierError):  # the other one waits for us
+            both.wait(1)
+        return found
+
+    monkeypatch.setattr(selection, "queued_bytes", together)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda job_id: plan(desk.context, job_id), jobs))
+
+    ended = sorted((ledgers.job(db, job_id) for job_id in jobs), key=lambda job: job.state)
+    assert [(job.state, _codes(job)) for job in ended] == [
+        (JobState.FAILED, ["token_limit_exceeded"]),
+        (JobState.RUNNING, []),
+    ]
 
 
 def test_project_may_allow_models_outside_the_house(desk: Desk) -> None:
