@@ -9,7 +9,7 @@ LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test chaos bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test bad-inputs chaos bench check lint format lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ up-distributed: setup  ## Two hosts on PostgreSQL, RabbitMQ and S3, all on this 
 
 test: setup  ## Run the tests (pass options with ARGS='-k name')
 	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+bad-inputs: setup  ## Send every bad input, and show what came of it in a table (ARGS=--full: the largest too)
+	$(BIN)/python -m tests.badinputs $(ARGS)
 
 chaos: setup  ## Kill everything at every moment and count what was lost
 	$(BIN)/python -m tests.chaos $(ARGS)

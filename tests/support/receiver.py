@@ -158,8 +158,9 @@ async def _reset(_request: Received, writer: asyncio.StreamWriter) -> bool:
 
 
 async def _redirect(request: Received, writer: asyncio.StreamWriter) -> bool:
-    to = parse_qs(urlsplit(request.path).query).get("to", [METADATA_SERVICE])[0]
-    return await _reply(writer, "301 Moved Permanently", f"location: {to}\r\n")
+    query = parse_qs(urlsplit(request.path).query)
+    to, status = query.get("to", [METADATA_SERVICE])[0], query.get("status", ["301"])[0]
+    return await _reply(writer, f"{status} Moved", f"location: {to}\r\n")
 
 
 async def _throttle(request: Received, writer: asyncio.StreamWriter) -> bool:

@@ -105,7 +105,7 @@ def test_every_target_of_the_makefile_is_in_the_readme(target: str) -> None:
 
 
 def test_every_target_in_the_readme_exists() -> None:
-    assert set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE)) <= set(TARGETS)
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)) <= set(TARGETS)
 
 
 def test_every_process_of_the_procfile_is_in_the_readme() -> None:

@@ -1,0 +1,231 @@
+"""Keys that open nothing: on every route of the OpenAPI document, and what a right key of another project sees."""
+
+import statistics
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.keys import revoke_key
+from tests.badinputs.case import WORLDS, Case
+from tests.badinputs.json_bodies import BATCH, routes
+from tests.badinputs.world import Asker, World, raw_said, said
+from tests.support.mill import chat_line, jsonl
+from tests.support.system import pause
+
+AREA = "Keys"
+CANARY = "canary-7f3a"
+_WORN = "nm_abcdefgh_" + "x" * 43
+
+
+def well_formed(body: str) -> str:
+    """With a right checksum, so that the database is asked."""
+    return f"{body}_{zlib.crc32(body.encode()):08x}"
+
+
+HEADERS: dict[str, tuple[str, str | None]] = {
+    "no key": ("401 missing_api_key", None),
+    "a scheme alone": ("401 invalid_api_key", "Bearer"),
+    "no scheme": ("401 invalid_api_key", well_formed(_WORN)),
+    "another scheme": ("401 invalid_api_key", "Basic dXNlcjpwYXNz"),
+    "a short key": ("401 invalid_api_key", "Bearer nm_a"),
+    "a key of OpenAI's": ("401 invalid_api_key", "Bearer sk-proj-" + "x" * 40),
+    "a key that nobody has": ("401 invalid_api_key", f"Bearer {well_formed(_WORN)}"),
+    "a wrong checksum": ("401 invalid_api_key", f"Bearer {_WORN}_00000000"),
+    "a key of 10 KB": ("401 invalid_api_key", "Bearer " + "x" * 10_240),
+    "SQL for a key": ("401 invalid_api_key", f"Bearer {well_formed(chr(39) + ' OR 1=1 --_x_y')}"),
+    "a key that is not ASCII": ("401 invalid_api_key", "Bearer ÿ€".encode().decode("latin-1")),
+}
+
+
+def everywhere(client: Asker, world: World, **ids: str) -> str:
+    """What all routes say to this client, each different answer once."""
+    known = routes(world)
+    assert len(known) > 25
+    return " | ".join(sorted({said(route.call(client, **ids)) for route, _ in known}))
+
+
+def with_header(world: World, value: str | None) -> str:
+    client = world.asker(None)
+    if value is not None:
+        client.headers.encoding = "latin-1"
+        client.headers["Authorization"] = value
+    return everywhere(client, world)
+
+
+def revoked(world: World) -> str:
+    """Used, revoked, and tried until it is refused: how long that took, and then every route."""
+    key = world.make_key("ours")
+    client = world.asker(key)
+    first = said(client.get("/v1/files?limit=1"))
+    with world.db.write() as session:
+        revoke_key(session, key.split("_")[1])
+    began = time.monotonic()
+    while client.get("/v1/files?limit=1").status_code == 200 and time.monotonic() - began < 20:
+        pause(0.1)
+    took = time.monotonic() - began
+    return f"{first}, then {everywhere(client, world)} {'within 5 s' if took <= 5 else f'after {took:.1f} s'}"
+
+
+def planted(world: World) -> dict[str, str]:
+    """One object of each kind of ours, with the canary in whatever is text."""
+    line = chat_line(CANARY, CANARY)
+    file_id = world.upload(jsonl([line]), f"{CANARY}.jsonl").json()["id"]
+    upload = {"bytes": 1, "filename": CANARY, "mime_type": CANARY, "purpose": "batch"}
+    hook = {"name": CANARY, "url": f"https://192.0.43.8/{CANARY}", "event_types": ["batch.completed"]}
+    batch = BATCH | {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "metadata": {CANARY: CANARY}}
+    schedule = {"cron": "0 0 1 1 *", "batch": batch}
+    key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
+    made = {
+        "file_id": file_id,
+        "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
+        "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
+        "batch_id": world.client.post("/v1/batches", json=batch, headers=key).json()["id"],
+        "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
+    }
+    world.ended(made["batch_id"])
+    return made | {"job_id": made["batch_id"]}
+
+
+def by_id(world: World) -> str:
+    """Their key, our ids: each route with an id of ours says that there is no such thing."""
+    ids = planted(world)
+    owned = [route for route, _ in routes(world) if route.parameter in ids]
+    assert {route.parameter for route in owned} == set(ids)
+    answers = [route.call(world.stranger, **ids) for route in owned]
+    leaks = sum(CANARY in answer.text for answer in answers)
+    intact = [world.client.get(path).status_code for path in _ours(ids)]
+    return f"{' | '.join(sorted({said(one) for one in answers}))}, {leaks} leaks, ours {sorted(set(intact))}"
+
+
+def by_list(world: World) -> str:
+    """Lists, filters, cursors and a batch or a dry run over our file: nothing of ours is in any answer."""
+    ids = planted(world)
+    theirs = world.stranger
+    answers: list[Any] = [
+        theirs.get(f"/v1/{name}", params=query)
+        for name in ("files", "batches", "jobs", "webhook_endpoints", "schedules")
+        for query in ({}, {"limit": "100"}, {"after": ids["file_id"]}, {"after": ids["batch_id"]})
+    ]
+    answers.append(theirs.get("/v1/jobs", params={f"metadata[{CANARY}]": CANARY}))
+    key = f"{CANARY}-{ids['file_id']}"
+    answers.append(theirs.get("/v1/jobs", params={"idempotency_key": key}))
+    over = BATCH | {"input_file_id": ids["file_id"], "endpoint": "/v1/chat/completions"}
+    dry = {"input_file_id": ids["file_id"], "endpoint": "/v1/chat/completions"}
+    answers.append(theirs.post("/v1/batches/validate", json=dry))
+    made = theirs.post("/v1/batches", json=over, headers={"Idempotency-Key": key}).json()["id"]
+    batch = world.ended(made, client=theirs)
+    answers += [theirs.get(f"/v1/batches/{made}"), theirs.get(f"/v1/jobs/{made}/results")]
+    assert any(CANARY in world.client.get(f"/v1/{name}").text for name in ("files", "batches")), "nothing was planted"
+    leaks = sum(CANARY in answer.text for answer in answers)
+    return f"{leaks} leaks, their batch {batch['status']}"
+
+
+def _ours(ids: dict[str, str]) -> list[str]:
+    names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
+    return [f"/v1/{name}/{ids[key]}" for name, key in (names | {"schedules": "schedule_id"}).items()]
+
+
+def smuggled(world: World, *headers: tuple[str, str]) -> str:
+    return said(world.nobody.get("/v1/files", headers=[*headers]))  # type: ignore[arg-type]
+
+
+def claiming(world: World) -> str:
+    """Their key with headers that name our project, or us."""
+    ids = planted(world)
+    headers = {
+        "OpenAI-Organization": "ours", "OpenAI-Project": "ours", "X-Forwarded-For": "127.0.0.1",
+        "X-Original-URL": f"/v1/files/{ids['file_id']}", "X-HTTP-Method-Override": "DELETE", "X-Api-Key": world.key,
+    }  # fmt: skip
+    told = said(world.stranger.get(f"/v1/files/{ids['file_id']}", headers=headers))
+    return f"{told}, ours {said(world.client.get('/v1/files/' + ids['file_id']))}"
+
+
+def around(world: World) -> str:
+    """Paths that look like the open ones, without a key."""
+    paths = (
+        "/livez/../v1/files", "//v1/files", "/v1/files/", "/livez%2f..%2fv1/files", "/openapi.json/", "/V1/files",
+        "/v1/files;/livez", "/v1/files?/livez", "/v1/files%3f/livez", "/./v1/files", "/v1//files", "/docs", "/metrics/",
+    )  # fmt: skip
+    answers = (world.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()) for path in paths)
+    return " | ".join(sorted({raw_said(answer) for answer in answers}))
+
+
+def expecting(world: World) -> str:
+    """Without a key no body is asked for."""
+    head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
+    answer = world.raw(head.encode(), wait=1)
+    return "asked for the body" if b"100 Continue" in answer else raw_said(answer)
+
+
+def many_wrong(world: World) -> str:
+    """10,000 in full, against the limit of a minute; the right key still opens."""
+    client = world.asker(well_formed(_WORN))
+    count = 10_000 if world.full else 300
+    found = Counter(said(client.get("/v1/files")) for _ in range(count))
+    limit = int(WORLDS["strict"]["wrong_keys_per_minute"])
+    right = said(world.client.get("/v1/files"))
+    wrong = found == {"401 invalid_api_key": limit, "429 rate_limit_exceeded": count - limit}
+    return f"401 up to the limit, then 429; the right key {right}" if wrong else f"{dict(found)}"
+
+
+def timing(world: World) -> str:
+    """A known id with a wrong secret takes as long as an id that nobody has: medians, taken in turns."""
+    known = well_formed("_".join([*world.key.split("_")[:2], "x" * 43]))
+    clients = [world.asker(known), world.asker(well_formed(_WORN))]
+    times: list[list[float]] = [[], []]
+    for _ in range(2000 if world.full else 300):
+        for client, seconds in zip(clients, times, strict=True):
+            began = time.perf_counter()
+            client.get("/v1/files")
+            seconds.append(time.perf_counter() - began)
+    apart = abs(statistics.median(times[0]) - statistics.median(times[1]))
+    return "less than 1 ms apart" if apart < 0.001 else f"{apart * 1000:.2f} ms apart"
+
+
+def logged(world: World) -> str:
+    """Everywhere a key might be put by mistake, with debugging on: it is in no log."""
+    key = world.make_key("ours")
+    client, wrong = world.asker(key), world.asker(key[:-1] + ("0" if key[-1] != "0" else "1"))
+    client.get("/v1/files")
+    wrong.get("/v1/files")
+    client.get("/v1/files", params={"api_key": key, "after": key})
+    client.get(f"/v1/files/{key}")
+    client.post("/v1/batches", json={"input_file_id": key, key: key})
+    client.post("/v1/batches", content=key, headers={"Content-Type": key})
+    client.get("/v1/files", headers={"Idempotency-Key": key, "X-Request-Id": "req_12345678"})
+    world.raw(f"GET /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nX\r\n\r\n".encode(), wait=1)
+    text = world.log()
+    assert "req_12345678" in text or len(text) > 1000, "nothing was logged"
+    return f"{sum(part in text for part in (key, key.split('_', 2)[2]))} found"
+
+
+def cases() -> Iterator[Case]:
+    for name, (expected, header) in HEADERS.items():
+        run = lambda world, header=header: with_header(world, header)  # noqa: E731
+        yield Case(AREA, f"every route: {name}", expected, run)
+    yield Case(AREA, "every route: a revoked key", "200, then 401 invalid_api_key within 5 s", revoked)
+    yield Case(AREA, "every route: ids of another project", "404 not_found, 0 leaks, ours [200]", by_id, creates=True)
+    yield Case(AREA, "lists and files of another project", "0 leaks, their batch failed", by_list, creates=True)
+    key = "Bearer nm_x"
+    yield Case(
+        AREA,
+        "two Authorization headers",
+        "401 invalid_api_key",
+        lambda w: smuggled(w, ("Authorization", f"Bearer {w.key}"), ("Authorization", key)),
+    )
+    yield Case(
+        AREA,
+        "two keys in one header",
+        "401 invalid_api_key",
+        lambda w: smuggled(w, ("Authorization", f"Bearer {w.key}, {key}")),
+    )
+    yield Case(AREA, "headers that claim another project", "404 not_found, ours 200", claiming, creates=True)
+    yield Case(AREA, "paths around the open ones", "401 missing_api_key", around)
+    yield Case(AREA, "Expect: 100-continue without a key", "401 missing_api_key", expecting)
+    yield Case(
+        AREA, "10,000 wrong keys", "401 up to the limit, then 429; the right key 200", many_wrong, world="strict"
+    )
+    yield Case(AREA, "known and unknown ids take as long", "less than 1 ms apart", timing)
+    yield Case(AREA, "a key in the logs", "0 found", logged)

@@ -1,0 +1,26 @@
+"""Every bad input gets the answer that it should, soon, in little memory, and leaves nothing behind."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.badinputs.case import Case, Worlds
+from tests.badinputs.cases import CASES
+
+
+@pytest.fixture(scope="module")
+def worlds() -> Iterator[Worlds]:
+    with Worlds() as worlds:
+        yield worlds
+
+
+def test_each_case_has_a_name_of_its_own() -> None:
+    assert [name for name, count in Counter(case.id for case in CASES).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.id)[1:-1])
+def test_a_bad_input_comes_to_what_it_should(worlds: Worlds, case: Case) -> None:
+    result = worlds.judge(case)
+
+    assert result.got == case.expected
