@@ -57,7 +57,13 @@ class Cluster:
             file = sdk.files.create(file=handle, purpose="batch")
         return sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
 
-    def begun(self, batch: Batch) -> bool:
+    def begin(self, folder: Path, count: int, words: str) -> Batch:
+        """A batch of which some lines are answered, and most are not."""
+        batch = self.submit(folder, count, words)
+        eventually(lambda: self._begun(batch), 30, "it has begun")
+        return batch
+
+    def _begun(self, batch: Batch) -> bool:
         counts = self.client(self.one).batches.retrieve(batch.id).request_counts
         return counts is not None and counts.completed > 0
 
@@ -172,8 +178,7 @@ def test_sdk_suite_finds_the_same_there(cluster: Cluster) -> None:
 
 
 def test_a_broker_that_dies_and_comes_back_costs_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    batch = cluster.submit(tmp_path, 1500, "rabbit")
-    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+    batch = cluster.begin(tmp_path, 1500, "rabbit")
 
     cluster.shared.rabbit.kill()
     queued = cluster.submit(tmp_path, 100, "meanwhile")
@@ -186,8 +191,7 @@ def test_a_broker_that_dies_and_comes_back_costs_nothing(cluster: Cluster, tmp_p
 
 
 def test_a_database_that_dies_and_comes_back_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    batch = cluster.submit(tmp_path, 1500, "elephant")
-    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+    batch = cluster.begin(tmp_path, 1500, "elephant")
 
     cluster.shared.postgres.kill()
     pause(2)
@@ -198,20 +202,19 @@ def test_a_database_that_dies_and_comes_back_loses_nothing(cluster: Cluster, tmp
 
 
 def test_a_storage_that_is_away_for_a_while_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    batch = cluster.submit(tmp_path, 1500, "bucket")
-    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+    batch = cluster.begin(tmp_path, 1500, "bucket")
 
     cluster.shared.s3.kill()
     pause(4)
     cluster.shared.s3.start()
 
     cluster.finish(batch, 1500)
+    assert cluster.asked("bucket") <= 1500 + 2 * LOST_AT_ONCE
 
 
 def test_what_a_dead_host_held_another_takes_up(cluster: Cluster, tmp_path: Path) -> None:
     """Last of all: the second host is not started again."""
-    batch = cluster.submit(tmp_path, 1500, "host")
-    eventually(lambda: cluster.begun(batch), 30, "it has begun")
+    batch = cluster.begin(tmp_path, 1500, "host")
 
     for process in cluster.two.family():
         process.kill()

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.support.system import ROOT, eventually, free_port
 _UP_SECONDS = 60.0
 
 
-class Server:
+class Server(ABC):
     """A program that listens on a port of this machine."""
 
     def __init__(self, folder: Path) -> None:
@@ -33,8 +34,8 @@ class Server:
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def command(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self) -> list[str]: ...
 
     def environment(self) -> Mapping[str, str]:
         return os.environ
