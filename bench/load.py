@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from jobs.ids import new_id
 from jobs.models import Job
 from jobs.queues import Task
 from jobs.states import TERMINAL, JobState
-from tests.support.services import Postgres
+from tests.support.services import chosen_database
 from tests.support.system import free_port
 
 _WEB = {"web": "", "web2": "NIGHTMILL_PORT={port} python -m api", "dispatcher": ""}
@@ -62,7 +62,10 @@ class Answers:
 def main() -> None:
     options = _options()
     console = Console(width=140, highlight=False)
-    with tempfile.TemporaryDirectory(dir=options.folder) as name, _database(options.database) as url:
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder) as name,
+        chosen_database(options.database, durable=True) as url,
+    ):
         variables = {"NIGHTMILL_DATABASE_URL": url} if url else {}
         folder = Path(name)
         with _started(folder, {**_WEB, **_WORKERS}, variables) as (mill, ports):
@@ -87,16 +90,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--database", default="", help="`postgresql` starts a durable one; default: SQLite")
     parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
     return parser.parse_args()
-
-
-@contextmanager
-def _database(name: str) -> Iterator[str]:
-    with ExitStack() as stack:
-        if name == "postgresql":
-            server = Postgres(durable=True)
-            stack.callback(server.close)
-            name = stack.enter_context(server.database())
-        yield name
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tests.chaos.faults import ALL_FAULTS, FAULTS, SERVER_FAULTS, SQLITE_ONLY, V
 from tests.chaos.load import Mix
 from tests.chaos.table import shown
 from tests.support.distributed import Servers, servers
+from tests.support.services import chosen_database
 
 _POISON = ("!reset", "!html", "!500", "!flaky2", "!crash", "!hang")
 _REAL = ("smollm2-135m-instruct", "all-minilm-l6-v2")
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(options.keep))
-        url = stack.enter_context(_database(options.database_url))
+        url = stack.enter_context(chosen_database(options.database_url))
         shared = stack.enter_context(servers(folder / "servers")) if options.distributed else None
         campaign = _campaign(folder, options.seed, url, shared, options.vllm)
         return run(campaign, options.kills, options.only or _possible(options), peaceful=not options.only)
@@ -60,21 +61,6 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="nightmill-chaos-") as folder:
         yield Path(folder)
-
-
-@contextmanager
-def _database(url: str) -> Iterator[str]:
-    if url != "postgresql":
-        yield url
-        return
-    from tests.support.services import Postgres
-
-    server = Postgres()
-    try:
-        with server.database() as made:
-            yield made
-    finally:
-        server.close()
 
 
 def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: bool) -> Campaign:

@@ -100,6 +100,20 @@ class Postgres:
             yield connection
 
 
+@contextmanager
+def chosen_database(name: str, *, durable: bool = False) -> Iterator[str]:
+    """The URL that a command was given; `postgresql` alone is a new database on a server of one's own."""
+    if name != "postgresql":
+        yield name
+        return
+    server = Postgres(durable=durable)
+    try:
+        with server.database() as url:
+            yield url
+    finally:
+        server.close()
+
+
 #: Ends a server, and removes its folder, once whoever wrote into its standard input is no more.
 _MOURN = """
 import os, pathlib, shutil, signal, sys
