@@ -22,6 +22,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs import fleet, logs, outbox, pauses, shards
+from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.hosts import claim_host
@@ -130,7 +131,7 @@ class Dispatcher:
         return {queue: count for queue, count in room.items() if count > 0}
 
     def _choose(self, session: Session, queue: str, room: int, out: Out, off: Paused) -> list[Ring]:
-        at = time.time()
+        at = now()
         projects = outbox.waiting_projects(session, queue, at)
         waiting = {project: outbox.due(session, queue, project, at, room, off.free) for project in projects}
         weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())

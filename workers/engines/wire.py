@@ -6,12 +6,12 @@
 """
 
 import http.client
-import time
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import msgspec
 
+from jobs.clock import now
 from workers.engines.port import Usage
 
 LONGEST_RETRY_SECONDS: Final = 3600.0
@@ -131,7 +131,7 @@ def retry_after(value: str | None) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+            seconds = parsedate_to_datetime(value).timestamp() - now()
         except ValueError:
             return None
     return min(max(0.0, seconds), LONGEST_RETRY_SECONDS) if seconds == seconds else None
