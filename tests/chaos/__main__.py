@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --kills 100 --seed 1`: the long run, and a table.
+"""`python -m tests.chaos --kills 100 --seed 1`: the long run, and a table. `--soak 30`: a fault a minute, and scales.
 
 Storage: what is embedded; `--database-url postgresql`; or `--distributed`: PostgreSQL, RabbitMQ and S3, which die too.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import ALL_FAULTS, FAULTS, SERVER_FAULTS, SQLITE_ONLY, VALKEY_ONLY, VLLM_FAULTS, deck
 from tests.chaos.load import Mix
+from tests.chaos.soak import SPARED, soak
 from tests.chaos.table import shown
 from tests.support.distributed import Servers, servers
 from tests.support.services import chosen_database
@@ -27,6 +28,8 @@ _SLOW = {"NIGHTMILL_LEASE_SECONDS": "15", "NIGHTMILL_BEAT_SECONDS": "2", "NIGHTM
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="instead of kills one after the other")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults of a soak")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--database-url", default="", help="`postgresql` alone starts an embedded server")
     parser.add_argument("--distributed", action="store_true", help="on servers of PostgreSQL, RabbitMQ and S3")
@@ -39,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         url = stack.enter_context(chosen_database(options.database_url))
         shared = stack.enter_context(servers(folder / "servers")) if options.distributed else None
         campaign = _campaign(folder, options.seed, url, shared, options.vllm)
+        campaign.told = _progress
+        if options.soak:
+            campaign.spared = SPARED
+            weighed = soak(campaign, options.soak, options.every, options.only or _possible(options))
+            print("\n".join(weighed))
+            return _report(campaign)
         return run(campaign, options.kills, options.only or _possible(options), peaceful=not options.only)
 
 
@@ -84,6 +93,12 @@ def run(campaign: Campaign, kills: int, names: Sequence[str], *, peaceful: bool)
         campaign.judge()
         campaign.stop()
     return _report(campaign)
+
+
+def _progress(line: str) -> None:
+    """What one who waits for half an hour wants to see."""
+    if " fault " in line or "VIOLATION" in line or "drained" in line:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _report(campaign: Campaign) -> int:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -65,6 +65,8 @@ class Campaign:
     patience: float = 1.0  # how much slower than the stub everything may be
     environment: Mapping[str, str] = field(default_factory=dict)
     servers: Servers | None = None  # that hosts share, in place of what is embedded
+    spared: frozenset[str] = frozenset()  # of two rivals, those that faults leave alone
+    told: Callable[[str], None] = lambda _: None  # hears what happens as it happens
     struck: list[Struck] = field(default_factory=list)
     results: dict[str, Result] = field(default_factory=dict)
     journal: Journal = field(init=False)
@@ -83,8 +85,9 @@ class Campaign:
 
     @contextmanager
     def running(self) -> Iterator["Campaign"]:
-        self.journal, rng = Journal(self.seed), random.Random(self.seed)
+        rng = random.Random(self.seed)
         with ExitStack() as stack:
+            self.journal = Journal(self.seed, told=self._noting(stack))
             if self.stubbed:
                 self.engines = self._stubs(stack)
             system = self._system()
@@ -94,13 +97,21 @@ class Campaign:
             client = Client(system.ports, system.api_key, self.journal, random.Random(self.seed + 2))
             load = Load(client, receiver, self.journal, random.Random(self.seed + 1), self.mix, self.width)
             engine = self.engines[0] if self.engines else None
-            self.scene = Scene(system, stack.enter_context(load), engine, self.journal, rng, self.servers)
+            working = stack.enter_context(load)
+            self.scene = Scene(system, working, engine, self.journal, rng, self.servers, self.spared)
             self._watch(stack)
-            stack.callback(self._write_journal)
             yield self
 
-    def _write_journal(self) -> None:
-        (self.folder / "journal.txt").write_text("\n".join(self.journal.notes))
+    def _noting(self, stack: ExitStack) -> Callable[[str], None]:
+        """The journal on disk is complete at all times, also when the run itself is killed."""
+        file = stack.enter_context((self.folder / "journal.txt").open("w", buffering=1))
+
+        def told(line: str) -> None:
+            if not file.closed:
+                file.write(f"{line}\n")
+            self.told(line)
+
+        return told
 
     def _stubs(self, stack: ExitStack) -> tuple[StubEngine, ...]:
         stubs = [StubEngine(self.folder, model, delay_ms=self.delay_ms) for model in (MODEL, EMBED_MODEL)]
@@ -162,8 +173,8 @@ class Campaign:
                 if seconds > CANCEL_SECONDS:
                     self.journal.violation(f"F18: {job.key} was cancelled after {seconds:.1f} s")
 
-    def strike(self, names: Sequence[str], wait: tuple[float, float] = (1.5, 4.5)) -> None:
-        """Faults under load."""
+    def strike(self, names: Sequence[str], wait: tuple[float, float] = (1.5, 4.5), every: float = 0.0) -> None:
+        """Faults under load, each some seconds after the one before, or one in `every` seconds."""
         self.load.feeding.set()
         pause(2)
         for count, name in enumerate(names, 1):
@@ -176,7 +187,7 @@ class Campaign:
             self.struck.append(Struck(name, began, time.monotonic(), heard))
             if not self.stubbed:
                 self._await_work()
-            pause(self.scene.rng.uniform(*wait))
+            pause(max(self.scene.rng.uniform(*wait), began + every - time.monotonic()))
         self.load.feeding.clear()
 
     def _await_work(self) -> None:

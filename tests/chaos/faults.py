@@ -13,6 +13,7 @@
     F11  kill -9 of web as a create arrives       the same key again: one job
     F12  doorbells of all jobs, ten times each    who comes second finds nothing to do
     F16  kill -9 of the sender of webhooks        each event is told all the same
+    F17  the clock jumps, and is set right        nothing ends early, nothing is lost
 
 `rework` is how many engine workers lose what they have in flight, which may be asked again.
 """
@@ -60,6 +61,7 @@ class Scene:
     journal: Journal
     rng: random.Random
     servers: Servers | None = None
+    spared: frozenset[str] = frozenset()
     recovered: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -83,8 +85,9 @@ class Fault:
 
 
 def _one(scene: Scene, name: str) -> str:
-    """Of two rivals, one."""
-    return scene.rng.choice((name, rival(name))) if rival(name) in scene.system.table() else name
+    """Of two rivals, one that is not spared."""
+    both = [name, rival(name)] if rival(name) in scene.system.table() else [name]
+    return scene.rng.choice([one for one in both if one not in scene.spared] or both)
 
 
 def _kill(name: str) -> Callable[[Scene], None]:
@@ -250,6 +253,27 @@ def _replace(name: str) -> Callable[[Scene], None]:
     return strike
 
 
+def _shift_one(scene: Scene) -> None:
+    """F17: the clock of one service jumps, and is set right again."""
+    name = scene.rng.choice(("web", "dispatcher", "cpu", "gpu", "io"))
+    _shift(scene, [str(process.pid) for process in scene.system.tree(_one(scene, name))], name)
+
+
+def _shift_all(scene: Scene) -> None:
+    _shift(scene, ["all"], "all")
+
+
+def _shift(scene: Scene, files: list[str], whose: str) -> None:
+    seconds = scene.rng.choice((3600, -3600, 86_400))
+    scene.journal.note(f"the clock of {whose} jumps by {seconds} s")
+    shifted = [scene.system.clocks / name for name in files]
+    for file in shifted:
+        file.write_text(str(seconds))
+    pause(scene.rng.uniform(LEASE, 2 * LEASE))
+    for file in shifted:
+        file.unlink()
+
+
 def _hold_database(scene: Scene) -> None:
     """F9: somebody has SQLite's gate for two leases, as a process that was frozen inside a transaction would."""
     with (scene.system.data / "nightmill.db.gate").open("a") as held:
@@ -340,6 +364,8 @@ FAULTS: dict[str, Fault] = {
     "broker full": Fault(_fill, "F8", 2, kills=False),
     "doorbells repeated": Fault(_repeat, "F12", 3, kills=False),
     "database held": Fault(_hold_database, "F9", 2, kills=False),
+    "clock of one": Fault(_shift_one, "F17", 2, kills=False),
+    "clock of all": Fault(_shift_all, "F17", 1, kills=False),
     "web": Fault(_kill_web, "F11", 12),
     "io": Fault(_kill_io, "F16", 8),
     "dispatcher": Fault(_kill("dispatcher"), "dispatcher", 9),

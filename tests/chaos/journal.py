@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 SHOWN = 200
@@ -16,10 +17,13 @@ class Journal:
     began: float = field(default_factory=time.monotonic)
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=5000))
     violations: list[str] = field(default_factory=list)
+    told: Callable[[str], None] = lambda _: None  # hears each note as it is made
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, text: str) -> None:
-        self.notes.append(f"{time.monotonic() - self.began:7.2f}  {text}")
+        line = f"{time.monotonic() - self.began:7.2f}  {text}"
+        self.notes.append(line)
+        self.told(line)
 
     def violation(self, *texts: str) -> None:
         with self._lock:

@@ -30,6 +30,7 @@ import psutil
 from jobs.queues import Queue
 
 ROOT = Path(__file__).parents[2]
+_SHIFTING = Path(__file__).parent / "clocks"
 MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
 EMBED_ALIAS = "acme/embed"
@@ -141,7 +142,10 @@ class System:
         self._output = folder / "up.out"
         self._seen: dict[int, psutil.Process] = {}
         self._options = ["--data-dir", str(self.data), "--port", str(self.port)]
-        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **SCALED, **environment}
+        self.clocks = folder / "clocks"  # see tests/support/clocks
+        self.clocks.mkdir(parents=True, exist_ok=True)
+        paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{_SHIFTING}", "NIGHTMILL_CLOCKS": str(self.clocks)}
+        self._environment = {**os.environ, **paths, **SCALED, **environment}
         if rivals:
             lines = folder / "Procfile"
             lines.write_text("\n".join(_with_rivals(self.ports[1])))
