@@ -23,14 +23,15 @@ from tests.support import stub_engine
 
 _LINES = {"web": "", "dispatcher": "", "cpu": ""}
 _LIMITS = {"NIGHTMILL_BATCH_MAX_LINES": "10000000", "NIGHTMILL_BATCH_MAX_BYTES": "10000000000"}
-_MODEL = "fake-model"
+MODEL = "fake-model"
+PROMPTS = "prompts.log"  # what the stub was asked
 
 
 def main() -> None:
     options = _options()
     sizes = [int(word) for word in options.lines.split(",")]
     console = Console(width=150)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder, _deployment(Path(folder), options.engine) as mill:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder, deployment(Path(folder), options.engine) as mill:
         mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
         table = Table(
@@ -51,14 +52,14 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _deployment(folder: Path, engine: str) -> Iterator[Deployment]:
+def deployment(folder: Path, engine: str) -> Iterator[Deployment]:
     environment = {**_LIMITS, "NIGHTMILL_VLLM_ENABLED": "false"}
     if engine == "fake":
         with deployed(folder, {**_LINES, "gpu": "python -m bench.fake_worker"}, (), environment) as mill:
             yield mill
         return
     with (
-        stub_engine.running(folder / "prompts.log", "--models", _MODEL) as url,
+        stub_engine.running(folder / PROMPTS, "--models", MODEL) as url,
         deployed(folder, {**_LINES, "gpu": ""}, ("--engine-url", f"{url}/v1"), environment) as mill,
     ):
         yield mill
@@ -66,13 +67,13 @@ def _deployment(folder: Path, engine: str) -> Iterator[Deployment]:
 
 def _measure(mill: Deployment, folder: Path, size: int) -> Iterator[str]:
     path = folder / f"{size}.jsonl"
-    chats(path, size, _MODEL)
+    chats(path, size, MODEL)
     file_id = mill.upload(path)
     mill.forget_peaks()
     before = mill.cpu()
     done = mill.run(file_id)
     used = {name: seconds - before[name] for name, seconds in mill.cpu().items()}
-    _check(mill, done, size)
+    check(mill, done, size)
     yield f"{size:,}"
     yield from (f"{phase:.1f}" for phase in (done.planning, done.running, done.finishing))
     yield f"{done.seconds:.1f}"
@@ -86,7 +87,7 @@ def _by_name(figures: Mapping[str, float]) -> str:
     return " ".join(f"{name} {figure:.0f}" for name, figure in figures.items() if name != "broker")
 
 
-def _check(mill: Deployment, done: Finished, size: int) -> None:
+def check(mill: Deployment, done: Finished, size: int) -> None:
     """Every custom_id once."""
     with mill.client.files.with_streaming_response.content(done.job["output_file_id"]) as answer:
         names = [line.split('"custom_id":"', 1)[1].split('"', 1)[0] for line in answer.iter_lines()]

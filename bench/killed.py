@@ -1,0 +1,140 @@
+"""One large batch whose worker is killed again and again.
+
+    python -m bench killed [--lines 1000000] [--kills 10] [--seed 1]
+
+The deployment is that of `bench pipeline --engine stub`. The gpu worker dies of kill -9 once a thousandth of the lines
+is answered, once all but a thousandth are, and at random in between. Each custom_id must come out once. What was asked
+twice is read from the stub's log of prompts, and may be no more than the shards in flight of each kill.
+"""
+
+import argparse
+import random
+import signal
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import psutil
+from rich.console import Console
+
+from bench.deployment import MB, Deployment, chats
+from bench.pipeline import MODEL, PROMPTS, check, deployment
+from jobs.settings import Settings
+
+_LOOK_SECONDS = 0.02
+_RESUME_SECONDS = 120.0
+_SETTLED_SECONDS = 0.1
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        with deployment(folder, "stub") as mill:
+            mill.wait_for("cpu.plan")
+            mill.wait_for("gpu.generate")
+            _measure(mill, folder, options, Console(width=150))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="kill the worker of one large batch again and again")
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
+    return parser.parse_args()
+
+
+def moments(lines: int, kills: int, rng: random.Random) -> list[int]:
+    """After how many answers the worker dies: soon after the beginning, shortly before the end, and in between."""
+    ends = [lines // 1000, lines - lines // 1000]
+    return sorted([*ends[:kills], *(rng.randrange(lines) for _ in range(kills - 2))])
+
+
+class Asked:
+    """How many prompts the stub was asked, read from its log as it grows."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log.open("rb")
+        self._lines = 0
+
+    def count(self) -> int:
+        while block := self._log.read(1 << 20):
+            self._lines += block.count(b"\n")
+        return self._lines
+
+    def settled(self) -> int:
+        """When what was on its way to the stub has arrived."""
+        before = -1
+        while (count := self.count()) != before:
+            before = count
+            threading.Event().wait(_SETTLED_SECONDS)
+        return count
+
+
+@dataclass(slots=True)
+class Killer:
+    """Strikes when as many prompts were asked as agreed."""
+
+    mill: Deployment
+    asked: Asked
+    due: list[int]
+    resumed: list[float] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)
+
+    def run(self) -> None:
+        for moment in self.due:
+            while self.asked.count() < moment:
+                threading.Event().wait(_LOOK_SECONDS)
+            self.weigh()
+            self._kill()
+            self.resumed.append(self._until_asked())
+
+    def weigh(self) -> None:
+        for name, peak in self.mill.peaks().items():
+            self.peaks[name] = max(peak, self.peaks.get(name, 0))
+
+    def _kill(self) -> None:
+        for process in self.mill.groups()["gpu"]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+
+    def _until_asked(self) -> float:
+        began, before = time.monotonic(), self.asked.settled()
+        while self.asked.count() == before:
+            assert time.monotonic() - began < _RESUME_SECONDS, "the batch does not go on"
+            threading.Event().wait(_LOOK_SECONDS)
+        return time.monotonic() - began
+
+
+def _measure(mill: Deployment, folder: Path, options: argparse.Namespace, console: Console) -> None:
+    path = folder / "input.jsonl"
+    chats(path, options.lines, MODEL)
+    file_id = mill.upload(path)
+    mill.forget_peaks()
+    asked = Asked(folder / PROMPTS)
+    killer = Killer(mill, asked, moments(options.lines, options.kills, random.Random(options.seed)))
+    thread = threading.Thread(target=killer.run, name="killer", daemon=True)
+    thread.start()
+    done = mill.run(file_id, killing=True)
+    thread.join()
+    killer.weigh()
+    check(mill, done, options.lines)
+    config, again = Settings(), asked.count() - options.lines
+    bound = options.kills * config.shards_in_flight * config.shard_lines
+    console.print(f"{options.lines:,} lines, {options.kills} kills (seed {options.seed}), each custom_id once")
+    console.print(f"{done.seconds:.1f} s, {options.lines / done.seconds:,.0f} items/s; running {done.running:.1f} s")
+    console.print(
+        f"asks again {median(killer.resumed):.1f} s (median), {max(killer.resumed):.1f} s (worst) after a kill"
+    )
+    console.print(f"lines asked twice: {again:,}, at most {bound:,}")
+    console.print("peak MB: " + " ".join(f"{name} {peak / MB:.0f}" for name, peak in killer.peaks.items()))
+    assert again <= bound, "more was asked again than the kills account for"
+
+
+if __name__ == "__main__":
+    main()
