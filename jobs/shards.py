@@ -95,6 +95,8 @@ def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
     """Remove shards of an earlier, lost planning; returns how many went."""
     ledger.hold(session, claim)
     old = list(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id).limit(limit)))
+    if not old:
+        return 0
     session.execute(delete(Shard).where(Shard.job_id == claim.job.id, Shard.n.in_(old)))
     session.execute(
         delete(Outbox).where(Outbox.job_id == claim.job.id, Outbox.task == Task.RUN, Outbox.shard_n.in_(old))

@@ -88,7 +88,8 @@ class _Planner:
     def run(self) -> None:
         if self.context.low_on_disk():
             raise Abandoned(5.0, "disk")
-        self._clear()
+        if self.claim.epoch > 1:  # somebody planned it before us
+            self._clear()
         path = selection.input_path(self.context, self.claim)
         if path is None:
             self.errors.append(selection.missing_file(self.claim.job))
