@@ -14,13 +14,13 @@ from typing import BinaryIO, TypeVar
 
 from sqlalchemy.orm import Session
 
-from jobs import ledger, lines, shards
+from jobs import ledger, lines, placement, shards
 from jobs.db import WRITE_ROWS
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ledger import JobClaim
 from jobs.models import Shard
 from jobs.queues import Task
-from workers import placement, selection
+from workers import selection
 from workers.context import Context
 from workers.keeper import Hold
 from workers.stumbling import stumble
@@ -181,7 +181,9 @@ class _Planner:
     def _place(self, model: str, number: int) -> str:
         try:
             with self.context.db.read() as session:
-                return placement.queue_of(session, self.context.config, model, self.claim.job)
+                return placement.queue_of(
+                    session, self.config, model, endpoint=self.claim.job.endpoint, project_id=self.claim.job.project_id
+                )
         except placement.NotServed as refusal:
             self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
             return ""

@@ -109,7 +109,7 @@ def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeyp
     def broken(*_: object) -> None:
         raise RuntimeError("a bug, with a prompt in its message")
 
-    monkeypatch.setattr("workers.placement.queue_of", broken)
+    monkeypatch.setattr("jobs.placement.queue_of", broken)
 
     (job,) = mill.drain(mill.submit(_batch(5)))
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from jobs import fleet
 from jobs.lines import quoted
-from jobs.models import Job, Model, Project
+from jobs.models import Model, Project
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, Registry
 from jobs.settings import Settings
@@ -25,19 +25,19 @@ class NotYet(Exception):
     """An endpoint that may serve it has not been heard from yet."""
 
 
-def queue_of(session: Session, config: Settings, name: str, job: Job) -> str:
-    """The queue whose workers serve `name`. Raises NotServed, NotYet."""
+def queue_of(session: Session, config: Settings, name: str, *, endpoint: str, project_id: str) -> str:
+    """The queue whose workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
     registry = Registry.load(config)
     configured = registry.models.get(name)
     if configured is None and (shown := session.get(Model, name)) is not None:
-        _check_external(session, shown.external, name, job)
+        _check_external(session, shown.external, name, project_id)
         return shown.queue
     configured = configured or registry.models.get(registry.aliases.get(name, ""))
     if configured is None:
         return _wildcard(session, config, name)
-    if job.endpoint not in configured.endpoints:
-        raise NotServed(f"The model '{name}' does not serve {job.endpoint}.", "model_not_supported")
-    _check_external(session, configured.external, name, job)
+    if endpoint not in configured.endpoints:
+        raise NotServed(f"The model '{name}' does not serve {endpoint}.", "model_not_supported")
+    _check_external(session, configured.external, name, project_id)
     return configured.queue
 
 
@@ -50,7 +50,7 @@ def _wildcard(session: Session, config: Settings, name: str) -> str:
     raise NotServed(f"The provided model '{quoted(name)}' is not supported by the Batch API.")
 
 
-def _check_external(session: Session, external: bool, name: str, job: Job) -> None:
-    if external and not session.get_one(Project, job.project_id).allow_external:
+def _check_external(session: Session, external: bool, name: str, project_id: str) -> None:
+    if external and not session.get_one(Project, project_id).allow_external:
         message = f"The model '{name}' runs outside this deployment, which the project does not allow."
         raise NotServed(message, "external_model_not_allowed")
