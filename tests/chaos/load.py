@@ -245,8 +245,17 @@ class Load:
     def _poll(self) -> None:
         for job in [job for job in self.open if job.batch_id]:
             with suppress(openai.APIConnectionError, openai.APITimeoutError):
-                self._seen(job, self.client.sdk.with_options(max_retries=0, timeout=5).batches.retrieve(job.batch_id))
+                self._seen(job, self._asked_once(job))
         self._stop.wait(_POLL_SECONDS)
+
+    def _asked_once(self, job: Job) -> Batch:
+        """Raises APIConnectionError, also for the 503 of a database that is away, which the client has counted."""
+        try:
+            return self.client.sdk.with_options(max_retries=0, timeout=5).batches.retrieve(job.batch_id)
+        except openai.InternalServerError as error:
+            if error.status_code == 503:
+                raise openai.APIConnectionError(request=error.request) from error
+            raise
 
     def _seen(self, job: Job, batch: Batch) -> None:
         polls = self.polls.setdefault(job.key, [])
