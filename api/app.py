@@ -15,6 +15,7 @@ from api.deps import Services
 from api.metrics import Exposition
 from api.middleware import Authenticate, Limit, Trace
 from api.routes import ROUTERS
+from api.waiting import Lines
 from jobs.db import Database
 from jobs.registry import Registry
 from jobs.settings import Settings, settings
@@ -36,6 +37,7 @@ def build(config: Settings | None = None) -> FastAPI:
         exposition=Exposition(db),
         storage=open_storage(config.storage),
         models=Registry.load(config),
+        lines=Lines(config),
     )
     app = FastAPI(
         title="Nightmill",
@@ -60,4 +62,5 @@ def build(config: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     yield {}
     app.state.services.stopping.set()
+    await app.state.services.lines.close()
     app.state.services.db.close()

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.metrics import Exposition
 from api.readiness import Watch
+from api.waiting import Lines
 from jobs import audit
 from jobs.db import Database
 from jobs.registry import Registry
@@ -33,6 +34,7 @@ class Services:
     storage: Storage
     models: Registry
     exposition: Exposition
+    lines: Lines
     watch: Watch = field(default_factory=Watch)
     stopping: threading.Event = field(default_factory=threading.Event)
 

@@ -74,8 +74,13 @@ def respond(error: NightmillError, headers: dict[str, str] | None = None) -> JSO
         given["Retry-After"] = str(error.retry_after)
     if isinstance(error, Conflict):
         given["x-should-retry"] = "true" if error.retryable else "false"
+    return JSONResponse(describe(error), error.status, given)
+
+
+def describe(error: NightmillError) -> dict[str, Any]:
+    """The JSON of an error; also the last event of a stream that broke."""
     detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
-    return JSONResponse(ErrorBody(error=detail).model_dump(), error.status, given)
+    return ErrorBody(error=detail).model_dump()
 
 
 def install(app: FastAPI) -> None:

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".nightmill"), description="folder of everything embedded: database, files, logs, keys")
     database_url: str = Field("", repr=False, description="SQLAlchemy URL; empty: SQLite in the data folder")
     broker_url: str = Field("", repr=False, description="Celery broker; empty: the embedded Valkey's Unix socket")
+    streams_url: str = Field("", repr=False, description="Redis for waiting clients; empty: the broker, if it is one")
     storage_url: str = Field("", description="fsspec URL (`s3://bucket/prefix`); empty: the data folder")
     models_file: str = Field("", description="path of a models.yaml; empty: the data folder's, else the packaged")
 
@@ -44,6 +45,9 @@ class Settings(BaseSettings):
     engine_concurrency: int = Field(256, ge=1, description="requests in flight per endpoint, at most")
     engine_max_answer_bytes: int = Field(16 * MB, ge=1024, description="larger answers are faults")
     item_tries: int = Field(4, ge=1, le=8, description="tries of an item whose request breaks, the last one alone")
+
+    interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
+    interactive_waiting: int = Field(256, ge=1, description="waiting clients in one queue's line before 503")
 
     shard_lines: int = Field(256, ge=1, le=4096, description="lines of a shard, at most")
     shard_bytes: int = Field(4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)")

@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 
 from jobs import fleet, logs, pauses
 from jobs.errors import DatabaseBusy
+from jobs.interactive import redis_url
 from jobs.queues import Queue
 from jobs.registry import Registry
 from jobs.settings import Settings, settings
@@ -30,6 +31,7 @@ from workers.context import Context, Pool, build
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
 from workers.host import EngineHost
+from workers.interactive import Desk
 from workers.quarantine import Deaths
 
 log = logging.getLogger(__name__)
@@ -71,9 +73,10 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     host = EngineHost(engine, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
-    context.keeper.listen = partial(_listen, host, name, pool.queues)
+    desk = Desk(host, redis_url(config), queue)
+    context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
-    threading.Thread(target=_bring_up, args=(context, host, engine, queue), name="engine-start", daemon=True).start()
+    threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()
     argv = ["--pool=threads", f"--concurrency={pool.slots}"]
     _work(celery_app.build(config, (queue,)), name, pool.queues, argv)
     context.keeper.leave()
@@ -99,8 +102,9 @@ def _quarantine(context: Context, told: str) -> None:
         )
 
 
-def _listen(host: EngineHost, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+def _listen(host: EngineHost, desk: Desk, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
     """Have our own consumer take from these queues, or stop; False when the broker is away."""
+    desk.listen(wanted)
     if wanted:
         host.release()
     change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
@@ -117,12 +121,13 @@ def _node(name: str) -> str:
     return str(nodenames.host_format(f"{name}-{os.getpid()}@%h"))
 
 
-def _bring_up(context: Context, host: EngineHost, engine: Router, queue: str) -> None:
+def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk) -> None:
     """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing."""
     try:
         host.start()
-        log.info("engine_up", extra={"queue": queue})
-        _stay_announced(context, engine, queue)
+        log.info("engine_up", extra={"queue": desk.queue})
+        host.call(desk.serve())
+        _stay_announced(context, engine, desk.queue)
     except Exception:
         if context.stop.is_set():
             return

@@ -2,13 +2,25 @@
 
 from fastapi import APIRouter
 
-from api.routes import batches, files, health, jobs, models, schedules, uploads, validation, webhook_endpoints
+from api.routes import (
+    batches,
+    files,
+    generation,
+    health,
+    jobs,
+    models,
+    schedules,
+    uploads,
+    validation,
+    webhook_endpoints,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     files.router,
     uploads.router,
     validation.router,  # before batches: /v1/batches/validate is no id
     batches.router,
+    generation.router,
     models.router,
     webhook_endpoints.router,
     jobs.router,

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from workers.engines.embed_model import SentenceModel
 from workers.engines.embed_request import Asked, Texts, Tokens, Unacceptable, check_lengths, read, write
-from workers.engines.port import Answer, EngineBusy, EngineFault, Request, refusal, unknown_model
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, refusal, unknown_model
 
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
 PADDING_TOKENS: Final = 8  # and this much: a forward pass of its own would cost more
@@ -171,6 +171,10 @@ class EmbedEngine:
             return await job.answer
         except Unacceptable as wrong:
             return wrong.answer
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:  # noqa: ARG002
+        """Vectors come whole: `emit` gets nothing."""
+        return refusal(400, f"This model does not serve {request.url} as a stream.", param="stream")
 
     def _enqueue(self, asked: Asked, priority: int) -> Job:
         count = len(asked.inputs)

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import msgspec
 
 from workers.engines.port import (
     Answer,
+    Emit,
     EngineBusy,
     EngineDead,
     EngineFault,
@@ -102,6 +103,32 @@ def _completion(kind: str, prefix: str, choice: Body, body: Body, prompt: str, d
         },
     }
     return Answer(200, msgspec.json.encode(answer), usage)
+
+
+def chunks(answer: Body, *, usage: bool) -> Iterator[Body]:
+    """A chat's or completion's answer as the events of its stream: a word each, then how it ended, then the usage."""
+    chat = answer["object"] == "chat.completion"
+    head = {"id": answer["id"], "created": answer["created"], "model": answer["model"]}
+    head |= {"object": "chat.completion.chunk" if chat else "text_completion"} | ({"usage": None} if usage else {})
+    for choice in answer["choices"]:
+        for n, word in enumerate(_words(choice["message"]["content"] if chat else choice["text"])):
+            role = {"role": "assistant"} if n == 0 else {}
+            said = {"delta": {**role, "content": word}} if chat else {"text": word}
+            yield {**head, "choices": [{"index": choice["index"], **said, "logprobs": None, "finish_reason": None}]}
+        rest: Body = {"delta": {}} if chat else {"text": ""}
+        yield {**head, "choices": [{"index": choice["index"], **rest, "logprobs": None, "finish_reason": "stop"}]}
+    if usage:
+        yield {**head, "choices": [], "usage": answer["usage"]}
+
+
+def _words(text: str) -> list[str]:
+    first, *others = text.split(" ")
+    return [first, *(f" {word}" for word in others)]
+
+
+def _wants_usage(body: Body) -> bool:
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def _response(body: Body, prompt: str, digest: bytes) -> Answer:
@@ -210,6 +237,15 @@ class FakeEngine:
         if told is None and (word := magic_of(prompt)):
             await self._break(word, prompt)
         return told or reply(request.url, request.body, prompt)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        """The whole answer first, then its words one by one."""
+        answer = await self.answer(request)
+        if answer.status != 200:
+            return answer
+        for event in chunks(msgspec.json.decode(answer.body), usage=_wants_usage(request.body)):
+            await emit(msgspec.json.encode(event))
+        return Answer(200, b"")
 
     async def close(self) -> None:
         self._alive = False

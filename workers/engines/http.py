@@ -12,7 +12,8 @@ import asyncio
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import aiohttp
@@ -21,7 +22,7 @@ import msgspec
 from jobs.registry import ANY_MODEL, is_internal
 from workers.engines import wire
 from workers.engines.endpoints import Endpoint
-from workers.engines.port import Answer, EngineBusy, EngineFault, Request, unknown_model
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, unknown_model
 
 CONNECT_SECONDS: Final = 5.0
 LISTING_SECONDS: Final = 5.0
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 Ticket = tuple[int, int, asyncio.Future[None]]
 Said = tuple[int, str | None, bytes]  # status, Retry-After, body
+Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
 
 
 class Refused(EngineBusy):
@@ -103,6 +105,21 @@ class HttpEngine:
         self._session, self._watchers = None, []
 
     async def answer(self, request: Request) -> Answer:
+        return await self._ask(request, self._read)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        """Server-sent events, until `[DONE]`."""
+
+        async def read(response: aiohttp.ClientResponse) -> bytes:
+            if response.status != 200 or response.content_type != wire.EVENT_STREAM:
+                return await self._read(response)
+            async for event in wire.events(response.content):
+                await emit(event)
+            return wire.STREAMED
+
+        return await self._ask(replace(request, body={**request.body, "stream": True}), read)
+
+    async def _ask(self, request: Request, read: Read) -> Answer:
         model = str(request.body.get("model"))
         able = [endpoint for endpoint in self.endpoints if endpoint.upstream(model)]
         if not able:
@@ -111,7 +128,7 @@ class HttpEngine:
         while True:
             endpoint = await self._admit(model, request.priority, able)
             try:
-                return await self._send(endpoint, request, model)
+                return await self._send(endpoint, request, model, read)
             except Refused as refused:
                 able.remove(endpoint)
                 if not able:
@@ -185,7 +202,7 @@ class HttpEngine:
             del self._waiting[model]
         return called
 
-    async def _send(self, endpoint: Endpoint, request: Request, model: str) -> Answer:
+    async def _send(self, endpoint: Endpoint, request: Request, model: str, read: Read) -> Answer:
         """Use the slot that was taken, and free it."""
         upstream = endpoint.upstream(model) or model
         body = request.body if upstream == model else {**request.body, "model": upstream}
@@ -196,22 +213,25 @@ class HttpEngine:
         try:
             if endpoint.doubtful:
                 await self._prove(endpoint)
-            said = await self._post(endpoint, request.url, msgspec.json.encode(body), headers)
+            said = await self._post(endpoint, request.url, msgspec.json.encode(body), headers, read)
             return self._judge(endpoint, cuts, *said)
         finally:
             endpoint.window.in_flight -= 1
             self._wake(endpoint)
 
-    async def _post(self, endpoint: Endpoint, path: str, body: bytes, headers: dict[str, str]) -> Said:
+    async def _post(self, endpoint: Endpoint, path: str, body: bytes, headers: dict[str, str], read: Read) -> Said:
         assert self._session, "start() comes first"
         url = endpoint.url + path
         try:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                raw = await self._read(response)
+                raw = await read(response)
                 return response.status, response.headers.get("Retry-After"), raw
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._failed(endpoint, error, endpoint.circuit.trip)
             raise Refused(f"The endpoint is not reachable: {error}") from error
+        except wire.BrokenStream as error:
+            self._failed(endpoint, error, endpoint.circuit.fault)
+            raise EngineFault(f"The endpoint's stream broke: {error}.") from error
         except TimeoutError as error:
             self._failed(endpoint, error, endpoint.circuit.fault)
             raise EngineFault(f"The endpoint gave no answer within {self._timeout:g} s.") from error
@@ -348,6 +368,8 @@ def _answer(status: int, raw: bytes) -> Answer:
         return Answer(status, wire.error_body(status, raw))
     if status != 200:
         raise EngineFault(f"The endpoint answered {status}, which is neither an answer nor an error.")
+    if raw is wire.STREAMED:
+        return Answer(status, b"")
     try:
         usage = wire.usage_of(raw)
     except wire.NotJson as error:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from workers.engines.port import Answer, Engine, Request
+from workers.engines.port import Answer, Emit, Engine, Request
 
 T = TypeVar("T")
 
@@ -38,6 +38,17 @@ class OwnLoop:
         assert self._engine is not None
         return await self._over(self._engine.answer(request))
 
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        if self._engine is None:
+            await self.start()
+        assert self._engine is not None
+        home = asyncio.get_running_loop()
+
+        async def back(event: bytes) -> None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_given(emit, event), home))
+
+        return await self._over(self._engine.stream(request, back))
+
     async def close(self) -> None:
         async with self._starting:
             if self._loop is None or self._thread is None:
@@ -57,6 +68,10 @@ class OwnLoop:
         """Run it over there; cancelling here cancels there."""
         assert self._loop is not None
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+async def _given(emit: Emit, event: bytes) -> None:
+    await emit(event)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

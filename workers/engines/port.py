@@ -9,6 +9,7 @@ Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` (s
 `fake` (tests and fault injection). `router` picks one by model.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,6 +69,9 @@ def unknown_model(name: str) -> Answer:
     return refusal(404, f"The model `{name}` does not exist.", code="model_not_found", param="model")
 
 
+Emit = Callable[[bytes], Awaitable[None]]  # takes one event of a stream, as JSON
+
+
 class EngineError(Exception):
     """An engine gave no answer."""
 
@@ -113,6 +117,12 @@ class Engine(Protocol):
         """Answer one request; cancelling the awaiting task aborts it in the engine.
 
         Raises EngineBusy, EngineFault, EngineDead.
+        """
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        """Answer in pieces, each handed to `emit`. The Answer says how it ended: 200 without a body, or a refusal.
+
+        Raises EngineBusy, EngineFault, EngineDead, the last two after some pieces perhaps.
         """
 
     async def close(self) -> None: ...

@@ -21,7 +21,7 @@ from workers.engines.endpoints import Endpoint, base_of
 from workers.engines.http import HttpEngine
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
-from workers.engines.port import Answer, Engine, EngineBusy, Request, unknown_model
+from workers.engines.port import Answer, Emit, Engine, EngineBusy, Request, unknown_model
 from workers.engines.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
@@ -60,16 +60,24 @@ class Router:
         name = str(request.body.get("model"))
         if engine := self._having(name):  # nearly always: nothing else is looked up for each of a million requests
             return await engine.answer(request)
-        target = self.registry.target(name, self.models)
-        engine = self._engine_of(target) if target else None
-        if engine is None or target is None:
-            return self._unserved(name)
-        if target != name:
-            request = replace(request, body={**request.body, "model": target})
-        return await engine.answer(request)
+        engine, request = self._find(name, request)
+        return await engine.answer(request) if engine else self._unserved(name)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        name = str(request.body.get("model"))
+        engine, request = self._find(name, request)
+        return await engine.stream(request, emit) if engine else self._unserved(name)
 
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in self.engines))
+
+    def _find(self, name: str, request: Request) -> tuple[Engine | None, Request]:
+        """The engine that serves `name`, and the request under the name that it goes by there."""
+        target = self.registry.target(name, self.models)
+        engine = self._engine_of(target) if target else None
+        if target not in (None, name):
+            request = replace(request, body={**request.body, "model": target})
+        return engine, request
 
     def _having(self, name: str) -> Engine | None:
         return next((engine for engine in self.engines if name in engine.models), None)

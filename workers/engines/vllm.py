@@ -12,7 +12,8 @@ import asyncio
 import importlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from workers.engines.caps import objection
 from workers.engines.documented import documented
 from workers.engines.port import (
     Answer,
+    Emit,
     EngineBusy,
     EngineDead,
     EngineFault,
@@ -32,7 +34,7 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
-from workers.engines.vllm_serving import BadEngineArgs, Serving, Unsupported, plain, prepare_environment
+from workers.engines.vllm_serving import BadEngineArgs, Serving, Unsupported, plain, plain_event, prepare_environment
 from workers.engines.wire import usage_of
 
 log = logging.getLogger(__name__)
@@ -91,27 +93,51 @@ class VllmEngine:
             await self._stop()
 
     async def answer(self, request: Request) -> Answer:
-        if refused := objection(request.url, request.body):
+        if refused := self._objection(request):
             return refused
-        name = request.body.get("model")
-        if name not in self._names:
-            return unknown_model(str(name))
         await self.start()
-        return await self._ask(request)
+        return await self._ask(request, self._body(request))
 
-    async def _ask(self, request: Request) -> Answer:
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        if refused := self._objection(request):
+            return refused
+        await self.start()
+        body = self._body(request) | {"stream": True}
+        if options := request.body.get("stream_options"):
+            body["stream_options"] = options
+        return await self._ask(request, body, emit)
+
+    def _objection(self, request: Request) -> Answer | None:
+        name = request.body.get("model")
+        return objection(request.url, request.body) or (None if name in self._names else unknown_model(str(name)))
+
+    async def _ask(self, request: Request, body: dict[str, Any], emit: Emit | None = None) -> Answer:
         serving = self._serving
         assert serving is not None
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
         try:
-            said = await serving.ask(request.url, self._body(request))
+            said = await serving.ask(request.url, body)
+            if emit is not None and isinstance(said, AsyncGenerator):
+                return await self._hand_on(serving, said, emit)
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
             said = error
         if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
             raise asyncio.CancelledError
         return _judge(serving, request.url, said)
+
+    async def _hand_on(self, serving: Serving, events: AsyncGenerator[str], emit: Emit) -> Answer:
+        """A stream's events as they come. What breaks after the first is told as an event, which vLLM does itself."""
+        async with aclosing(events):
+            async for text in events:
+                for line in text.splitlines():
+                    data = line.removeprefix("data:").strip()
+                    if line.startswith("data:") and data != "[DONE]":
+                        await emit(msgspec.json.encode(plain_event(msgspec.json.decode(data))))
+        if serving.dead:
+            raise EngineDead("the engine died while it answered")
+        return Answer(HTTPStatus.OK, b"")
 
     def _body(self, request: Request) -> dict[str, Any]:
         body = documented(request.url, request.body)

@@ -151,6 +151,19 @@ def plain(said: Any) -> dict[str, Any]:
     return content
 
 
+def plain_event(event: dict[str, Any]) -> dict[str, Any]:
+    """One event of a stream of chunks, likewise."""
+    _drop(event, _NOT_OPENAI)
+    for choice in event.get("choices", ()):
+        _drop(choice, _NOT_OPENAI_CHOICE)
+        delta = choice.get("delta", {})
+        _drop(delta, [name for name in _ONLY_IF_SAID if delta.get(name) is None])
+    for details in (event.get("usage") or {}).values():
+        if isinstance(details, dict):
+            _drop(details, _NOT_OPENAI_USAGE)
+    return event
+
+
 def _drop(fields: dict[str, Any], names: Iterable[str]) -> None:
     for name in names:
         fields.pop(name, None)

@@ -6,6 +6,7 @@
 """
 
 import http.client
+from collections.abc import AsyncIterable, AsyncIterator
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -16,6 +17,15 @@ from workers.engines.port import Usage
 
 LONGEST_RETRY_SECONDS: Final = 3600.0
 ERROR_TEXT_CHARACTERS: Final = 2000
+
+
+EVENT_STREAM: Final = "text/event-stream"
+STREAMED: Final = b"streamed"  # in place of a body that was handed on event by event
+_DONE: Final = b"[DONE]"
+
+
+class BrokenStream(Exception):
+    """A stream of events that ended before it said so, or had an event that is too large."""
 
 
 class NotJson(ValueError):
@@ -81,6 +91,24 @@ def _usage(said: _Usage) -> Usage:
     outputs = said.completion_tokens or said.output_tokens or 0
     reasoning = given.reasoning_tokens or said.reasoning_tokens or 0
     return Usage(inputs, min(asked.cached_tokens or 0, inputs), outputs, min(reasoning, outputs))
+
+
+async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The data of server-sent events, up to `[DONE]`. Raises BrokenStream.
+
+    Of the format (https://html.spec.whatwg.org/multipage/server-sent-events.html) only what OpenAI uses: one line each.
+    """
+    try:
+        async for line in lines:
+            name, _, data = line.strip().partition(b":")
+            if name != b"data":
+                continue
+            if (data := data.strip()) == _DONE:
+                return
+            yield data
+    except ValueError as error:
+        raise BrokenStream("an event is too large") from error
+    raise BrokenStream("it ended before its last event")
 
 
 def error_body(status: int, body: bytes) -> bytes:

@@ -21,6 +21,11 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "json": {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"},
     },
     ("POST", "/v1/batches/validate"): {"json": {"input_file_id": "file-x", "endpoint": "/v1/embeddings"}},
+    ("POST", "/v1/chat/completions"): {
+        "json": {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]},
+    },
+    ("POST", "/v1/completions"): {"json": {"model": "smollm2-135m-instruct", "prompt": "Hello"}},
+    ("POST", "/v1/embeddings"): {"json": {"model": "all-minilm-l6-v2", "input": "Hello"}},
     ("POST", "/v1/webhook_endpoints"): {
         "json": {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]},
     },

@@ -1,0 +1,83 @@
+"""Questions of clients who wait for the answer, on their way between the API and an engine, over Redis or Valkey.
+
+    API                                        worker of the queue
+     │ RPUSH a Question ──▶ interactive:<queue> ──BLPOP──▶│   each goes to one worker, once
+     │ SET, renewed ──────▶ asking:<id> ◀──────EXISTS─────│   gone: its client has left, the engine stops
+     │ XREAD ◀───────────── answer:<id> ◀──────XADD───────│   taken, alive …, chunk …, end
+
+Nothing of it is kept: a client that gets no answer asks again. So a message that is lost, with its broker or with
+its worker, costs a wait and is never run twice. Names have the prefix that Celery's have.
+"""
+
+import re
+from typing import Any, Final, Literal
+from urllib.parse import unquote
+
+import msgspec
+import redis.asyncio as redis
+
+from jobs.settings import Settings
+
+_PREFIX: Final = "nightmill:"
+#: A client is there as long as the API has said so within this time.
+ASKING_SECONDS: Final = 10
+#: A worker says at least this often that it is at it.
+ALIVE_SECONDS: Final = 2.0
+#: What was answered is forgotten after this, should nobody have read it.
+ANSWER_SECONDS: Final = 60
+PIECE: Final = b"p"  # the field of a stream's entry that has it
+_SOCKET: Final = "redis+socket://"
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One request: `body` is its JSON, `deadline` unix seconds after which nobody waits any more."""
+
+    id: str
+    url: str
+    body: bytes
+    tenant: str
+    deadline: float
+    stream: bool = False
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A piece of an answer.
+
+    `taken`, `alive`: a worker is at it. `chunk`: one event of a stream, as JSON. `end`: the status and, unless it was a
+    stream that succeeded, the body; `retry_after` is in seconds.
+    """
+
+    kind: Literal["taken", "alive", "chunk", "end"]
+    body: bytes = b""
+    status: int = 200
+    retry_after: float | None = None
+
+
+pack = msgspec.msgpack.encode
+unpack_question = msgspec.msgpack.Decoder(Question).decode
+unpack_piece = msgspec.msgpack.Decoder(Piece).decode
+
+
+def line_of(queue: str) -> str:
+    return f"{_PREFIX}interactive:{queue}"
+
+
+def asking(question_id: str) -> str:
+    return f"{_PREFIX}asking:{question_id}"
+
+
+def answer(question_id: str) -> str:
+    return f"{_PREFIX}answer:{question_id}"
+
+
+def redis_url(config: Settings) -> str:
+    """The server in force, as redis-py names it; empty where there is none (RabbitMQ alone)."""
+    url = config.streams_url or config.broker_url or f"{_SOCKET}{config.data_dir.absolute() / 'valkey.sock'}"
+    if url.startswith(_SOCKET):
+        return f"unix://{unquote(url.removeprefix(_SOCKET))}"
+    return re.sub("^valkey", "redis", url) if url.startswith(("redis", "valkey", "unix:")) else ""
+
+
+def connect(url: str) -> Any:
+    """A client for this event loop. Connections are made when they are needed; a read may block as long as it says."""
+    return redis.Redis.from_url(url, socket_connect_timeout=3, protocol=2)

@@ -1,0 +1,186 @@
+"""Those who wait at a screen: their questions go to the same engine as the batches, before them, without Celery.
+
+    line of the queue ──BLPOP──▶ place ──▶ host.company ──▶ engine.answer | engine.stream ──▶ pieces
+                                   └── every second: is the client still there? if not, the engine stops
+
+It runs on the engine host's own loop. A question is asked once: whatever breaks is told to the client, who may ask
+again. See `jobs.interactive` for what passes between.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from jobs.clock import now
+from jobs.interactive import (
+    ALIVE_SECONDS,
+    ANSWER_SECONDS,
+    PIECE,
+    Piece,
+    Question,
+    answer,
+    asking,
+    connect,
+    line_of,
+    pack,
+    unpack_question,
+)
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, refusal
+from workers.host import EngineHost, GaveUp
+
+log = logging.getLogger(__name__)
+
+#: Before every batch: theirs are small numbers.
+PRIORITY = -1_000_000
+PLACES = 64  # answered at once by one worker
+_TAKE_SECONDS = 1.0
+_AWAY_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
+
+
+class Desk:
+    """Serves one queue's line. `serve` runs until it is cancelled."""
+
+    def __init__(self, host: EngineHost, url: str, queue: str, places: int = PLACES) -> None:
+        self.queue = queue
+        self._host, self._url = host, url
+        self._places = places
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reviving: set[asyncio.Task[None]] = set()
+        self._open = True
+        self._redis: Any = None
+
+    def listen(self, wanted: bool) -> None:
+        """Take new questions, or leave them to other workers. From any thread."""
+        self._open = wanted
+
+    async def serve(self) -> None:
+        if not self._url:
+            log.warning("interactive_without_redis")
+            return
+        async with connect(self._url) as self._redis:
+            try:
+                await self._take_all()
+            finally:
+                for task in self._tasks | self._reviving:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, *self._reviving, return_exceptions=True)
+
+    async def _take_all(self) -> None:
+        away = False
+        while True:
+            if not self._open or len(self._tasks) >= self._places:
+                await asyncio.sleep(0.05)
+                continue
+            try:
+                found = await self._redis.blpop([line_of(self.queue)], timeout=_TAKE_SECONDS)
+            except (RedisError, OSError) as error:
+                if not away:
+                    log.warning("interactive_broker_away", extra={"error": str(error)})
+                away = True
+                await asyncio.sleep(_AWAY_SECONDS)
+                continue
+            away = False
+            if found:
+                self._begin(found[1])
+
+    def _begin(self, raw: bytes) -> None:
+        try:
+            question = unpack_question(raw)
+        except msgspec.MsgspecError:
+            log.warning("interactive_question_unreadable")
+            return
+        task = asyncio.create_task(self._serve(question))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, question: Question) -> None:
+        try:
+            if now() >= question.deadline or not await self._redis.exists(asking(question.id)):
+                return
+            await self._send(question, Piece("taken"))
+            end = await self._while_awaited(question)
+            if end is not None:
+                await self._send(question, end)
+        except (RedisError, OSError) as error:
+            log.warning("interactive_answer_lost", extra={"request": question.id, "error": str(error)})
+
+    async def _while_awaited(self, question: Question) -> Piece | None:
+        """The end of the answer; None when its client has left."""
+        work = asyncio.create_task(self._ask(question))
+        watch = asyncio.create_task(self._watch(question))
+        try:
+            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            watch.result()
+            log.info("interactive_client_left", extra={"request": question.id})
+            return None
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+    async def _watch(self, question: Question) -> None:
+        """Returns when nobody waits any more; says meanwhile that the question is being answered."""
+        said = 0.0
+        while now() < question.deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if not await self._redis.exists(asking(question.id)):
+                return
+            said += _LOOK_SECONDS
+            if said >= ALIVE_SECONDS:
+                said = 0.0
+                await self._send(question, Piece("alive"))
+
+    async def _ask(self, question: Question) -> Piece:
+        body: dict[str, Any] = msgspec.json.decode(question.body)
+        request = Request(question.url, body, question.id, PRIORITY, question.tenant)
+        generation = self._host.generation
+        try:
+            async with self._host.company():
+                generation = self._host.generation
+                return _end(await self._engine(question, request))
+        except EngineBusy as busy:
+            said = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
+            return _end(said, busy.retry_after or 1.0)
+        except EngineDead as death:
+            self._host.deaths.suspect(question.id)
+            self._revive(generation, death)
+            return _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"), 5.0)
+        except EngineFault as fault:
+            return _end(fault.answer or refusal(500, f"The engine gave no answer: {fault}", code="engine_error"))
+
+    async def _engine(self, question: Question, request: Request) -> Answer:
+        if not question.stream:
+            return await self._host.engine.answer(request)
+
+        async def emit(chunk: bytes) -> None:
+            await self._send(question, Piece("chunk", chunk))
+
+        return await self._host.engine.stream(request, emit)
+
+    def _revive(self, generation: int, death: EngineDead) -> None:
+        async def revive() -> None:
+            try:
+                await self._host.revive(generation, death)
+            except (GaveUp, EngineError):
+                log.warning("engine_not_revived")
+
+        task = asyncio.create_task(revive())
+        self._reviving.add(task)
+        task.add_done_callback(self._reviving.discard)
+
+    async def _send(self, question: Question, piece: Piece) -> None:
+        name = answer(question.id)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.xadd(name, {PIECE: pack(piece)})
+            pipe.expire(name, ANSWER_SECONDS)
+            await pipe.execute()
+
+
+def _end(said: Answer, retry_after: float | None = None) -> Piece:
+    return Piece("end", said.body, said.status, retry_after)
