@@ -121,6 +121,8 @@ class _Run:
             broken = future.result()
         except CancelledError:
             return
+        finally:
+            future.cancel()  # whatever keeps us from storing answers: nothing more is asked
         for item in broken + [item for item in items if item.trials.spent(self.tries) and item.fault is None]:
             self._give_up(item)
 
@@ -128,7 +130,6 @@ class _Run:
         while not future.done():
             self.hold.changed.wait(self.context.config.segment_seconds)
             if self.hold.lost.is_set():
-                future.cancel()
                 raise Fenced
             if self.hold.stop.is_set():
                 future.cancel()

@@ -1,5 +1,6 @@
 """The whole way of a batch, on SQLite and PostgreSQL: planned, run, finished, whatever breaks on the way."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,15 +12,16 @@ from sqlalchemy import func, select, update
 from jobs import audit, events, fleet, ledger, shards
 from jobs.clock import now
 from jobs.db import Database
-from jobs.errors import StorageAway
+from jobs.errors import StorageAway, StorageFull
 from jobs.models import Audit, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.states import JobState
 from jobs.storage import DiskStorage
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers import running as running_module
+from workers.answering import PATIENCE
 from workers.engines.fake import FakeEngine
-from workers.engines.port import Answer, Request, refusal
+from workers.engines.port import Answer, EngineBusy, Request, refusal
 
 
 @pytest.fixture
@@ -87,6 +89,23 @@ def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(mill: Mill, mon
     output, errors = mill.results(job)
     assert (job.state, len(output), errors) == (JobState.SUCCEEDED, 50, [])
     assert away == [0]
+
+
+def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: Request) -> EngineBusy | None:
+        return EngineBusy("full") if "hello 1" in str(request.body) else None
+
+    def full(_self: DiskStorage, path: str, _data: bytes) -> None:
+        raise StorageFull(path)
+
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=refuse)) as mill:
+        job_id = mill.submit(_batch(2))
+        monkeypatch.setattr(DiskStorage, "put", full)
+        mill.until(lambda: mill.job(job_id).waiting_for == "disk")
+
+        mill.until(lambda: not asyncio.all_tasks(mill.host.loop), timeout=PATIENCE / 2)
 
 
 def test_results_that_storage_has_lost_fail_the_job_after_some_tries(mill: Mill) -> None:
@@ -246,8 +265,6 @@ def test_item_refused_twice_and_then_answered_succeeds(mill: Mill) -> None:
 
 
 def test_busy_engine_delays_and_never_fails_a_line(db: Database, tmp_path: Path) -> None:
-    from workers.engines.port import EngineBusy, Request
-
     refused: Counter[str] = Counter()
 
     def full(request: Request) -> EngineBusy | None:
