@@ -49,6 +49,7 @@ def build(config: Settings, extra_queues: tuple[str, ...] = ()) -> Celery:
         broker_transport_options=_transport(broker_url(config)),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # a broker whose disk is full refuses: wait for it, and keep the engine
         broker_pool_limit=10,
         broker_pool_acquire_timeout=2,
         broker_heartbeat=10,
