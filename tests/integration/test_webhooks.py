@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -283,6 +284,29 @@ class Flaky(Database):
             yield session
         if self.writes % 3 == 0:
             raise DatabaseBusy
+
+
+class Full(Database):
+    """Refuses at once, as a full disk does."""
+
+    refused = 0
+
+    def write(self) -> NoReturn:
+        self.refused += 1
+        raise DatabaseBusy
+
+
+def test_database_that_refuses_at_once_is_not_asked_again_at_once(sqlite: Database) -> None:
+    endpoint(sqlite, "http://127.0.0.1:9/ok")
+    happen(sqlite, 1)
+    full = Full(sqlite.url)
+
+    with delivering(full):
+        eventually(lambda: full.refused)
+        threading.Event().wait(1.0)
+    full.close()
+
+    assert full.refused <= 4
 
 
 def test_database_that_refuses_and_loses_answers_costs_no_delivery(db: Database, receiver: Receiver) -> None:

@@ -34,6 +34,7 @@ _CLAIMS = 64  # per transaction
 _OUTCOMES = 128  # per transaction
 _TURN_SECONDS = 0.05
 _POLL_SECONDS = 0.15
+_BUSY_SECONDS = 0.5  # before the next turn, when the database took none
 _GRACE_SECONDS = 2.0  # for requests in flight, once told to stop
 _GONE = 410
 
@@ -99,6 +100,7 @@ class _Loop:
         self._doubt = True  # what an earlier run of this worker left, or a commit whose answer was lost
         self._next_due: float | None = None
         self._claimed = 0  # by the last turn
+        self._refused = False  # the database did not take the last turn
 
     async def work(self, stop: threading.Event, idle_seconds: float) -> None:
         active = time.monotonic()
@@ -154,6 +156,7 @@ class _Loop:
         except DatabaseBusy:
             log.warning("deliveries_wait_for_database", extra={"outcomes": len(turn.results)})
             self._doubt = True  # it may be committed all the same; then the guards let nothing count twice
+            self._refused = True
             return False
         self._settle(turn)
         return True
@@ -171,7 +174,7 @@ class _Loop:
             log.warning("outcomes_fenced", extra={"count": len(turn.results) - written})
 
     def _settle(self, turn: _Turn) -> None:
-        self._doubt = False
+        self._doubt = self._refused = False
         self._next_due = turn.next_due
         self._claimed = len(turn.claims)
         del self._results[: len(turn.results)]
@@ -207,8 +210,11 @@ class _Loop:
         log.log(level, name, extra={**fields, "status": outcome.status_code, "failure": outcome.error})
 
     async def _pause(self) -> None:
-        """Until an outcome is in or something is due; no turn follows another within 50 ms."""
-        await asyncio.sleep(_TURN_SECONDS)
+        """Until an outcome is in or something is due; no turn follows another within 50 ms.
+
+        A full disk refuses at once, and as often as it is asked.
+        """
+        await asyncio.sleep(_BUSY_SECONDS if self._refused else _TURN_SECONDS)
         rest = min(_POLL_SECONDS - _TURN_SECONDS, self._until_due())
         if rest > 0 and not self._results:
             with suppress(TimeoutError):
