@@ -3,13 +3,16 @@
     with about(job_id=job.id):
         log.warning("lease_lost", extra={"shard": 3})
 
-Event names are constants, data stands in fields. Prompts, answers and secrets are never fields.
+Event names are constants, data stands in fields. Prompts, answers and secrets are never fields. What would be said
+again and again while something lasts (a full disk, a database that is away) is said now and then: see `Seldom`.
 """
 
 import json
 import logging
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -43,6 +46,34 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class Seldom:
+    """A warning that is told once in `seconds`, with how often it was kept back since."""
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        event: str,
+        seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._event = event
+        self._seconds = seconds
+        self._clock = clock
+        self._again = float("-inf")
+        self._untold = 0
+        self._lock = threading.Lock()
+
+    def warn(self, **fields: object) -> None:
+        with self._lock:
+            at = self._clock()
+            if at < self._again:
+                self._untold += 1
+                return
+            untold, self._untold, self._again = self._untold, 0, at + self._seconds
+        self._log.warning(self._event, extra={**fields, "untold": untold})
 
 
 def configure(level: str) -> None:

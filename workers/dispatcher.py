@@ -232,12 +232,13 @@ def _lead(config: Settings, db: Database, leadership: Leadership, stop: threadin
     """Lead until told to stop or until the leadership is lost; starts every observation afresh."""
     log.info("dispatcher_leads")
     dispatcher = Dispatcher(config, db, open_storage(config.storage), CeleryRinger(config))
+    busy = logs.Seldom(log, "database_busy")
     while not stop.is_set() and leadership.holds():
         try:
             flows = dispatcher.tick()
             leadership.wait(config.tick_seconds / (_HASTE if flows else 1), _IDLE_LOOK, stop)
         except DatabaseBusy:
-            log.warning("database_busy")
+            busy.warn()
             stop.wait(0.5)
 
 

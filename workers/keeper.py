@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from jobs import fleet, ledger, pauses, shards
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
+from jobs.logs import Seldom
 from jobs.models import Job, Worker
 from jobs.states import JobState
 
@@ -60,6 +61,7 @@ class Keeper:
         self._stop = stop
         self._holds: set[Hold] = set()
         self._lock = threading.Lock()
+        self._missed = Seldom(log, "beat_missed")
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self.worker_id = worker().id
         self.listen: Callable[[bool], bool] | None = None  # take doorbells from the broker, or stop; False: try again
@@ -124,7 +126,7 @@ class Keeper:
                     self._beat_all()
                 self._look()
             except DatabaseBusy:
-                log.warning("beat_missed")
+                self._missed.warn()
                 waited = self._beat
         for hold in self._held():
             hold.end()

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, shards
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.logs import Seldom
 from jobs.shards import ShardClaim, Tally
 from workers import records
 from workers.answering import Answering
@@ -30,6 +31,7 @@ from workers.keeper import Hold
 from workers.records import Item, Record
 
 log = logging.getLogger(__name__)
+_storage_failed = Seldom(log, "shard_storage_failed")  # hundreds of shards try again every ten seconds
 STORAGE_SECONDS = 10.0  # before results that could not be stored are tried again
 _CAREFUL_TRIES = 2  # of one line, when its worker died each time
 _CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
@@ -56,7 +58,7 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
         except GaveUp as away:
             run.give_back(away.delay, "model")
         except (StorageFull, StorageAway, NotFound) as error:
-            log.warning("shard_storage_failed", extra={"job_id": job_id, "shard": n, "error": str(error)})
+            _storage_failed.warn(job_id=job_id, shard=n, error=str(error))
             run.give_back(STORAGE_SECONDS, "disk")
 
 

@@ -23,6 +23,7 @@ from jobs.clock import now
 from jobs.db import Database
 from jobs.due import DeliveryClaim, claim_due
 from jobs.errors import DatabaseBusy
+from jobs.logs import Seldom
 from jobs.settings import Settings
 from jobs.webhook import Client, Outcome, open_client, post_signed
 from workers.webhooks.lanes import AHEAD, Lanes
@@ -100,6 +101,7 @@ class _Loop:
         self._doubt = True  # what an earlier run of this worker left, or a commit whose answer was lost
         self._next_due: float | None = None
         self._claimed = 0  # by the last turn
+        self._waiting = Seldom(log, "deliveries_wait_for_database")
         self._refused = False  # the database did not take the last turn
 
     async def work(self, stop: threading.Event, idle_seconds: float) -> None:
@@ -154,7 +156,7 @@ class _Loop:
         try:
             await self._in_sql(lambda: self._write(turn, limit, allowances))
         except DatabaseBusy:
-            log.warning("deliveries_wait_for_database", extra={"outcomes": len(turn.results)})
+            self._waiting.warn(outcomes=len(turn.results))
             self._doubt = True  # it may be committed all the same; then the guards let nothing count twice
             self._refused = True
             return False

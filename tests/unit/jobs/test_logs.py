@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from jobs import logs
-from jobs.logs import JsonFormatter, about
+from jobs.logs import JsonFormatter, Seldom, about
 
 
 def line(record: logging.LogRecord) -> dict[str, object]:
@@ -54,3 +54,14 @@ def test_an_exception_is_one_field_of_its_line(capsys: pytest.CaptureFixture[str
     (written,) = capsys.readouterr().err.splitlines()
     assert json.loads(written)["event"] == "task_failed"
     assert "KeyError: 'lost'" in json.loads(written)["error"]
+
+
+def test_what_lasts_is_told_now_and_then_with_how_often_it_was_kept_back(caplog: pytest.LogCaptureFixture) -> None:
+    clock = iter([0.0, 0.1, 9.9, 10.0, 10.1])
+    warning = Seldom(logging.getLogger("workers"), "disk_full", seconds=10, clock=lambda: next(clock))
+
+    for shard in range(5):
+        warning.warn(shard=shard)
+
+    told = [line(record) for record in caplog.records]
+    assert [(one["event"], one["shard"], one["untold"]) for one in told] == [("disk_full", 0, 0), ("disk_full", 3, 2)]
