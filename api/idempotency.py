@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import Call
 from jobs.clock import now
 from jobs.db import Database
-from jobs.errors import IdempotencyMismatch, InFlight
+from jobs.errors import DatabaseBusy, IdempotencyMismatch, InFlight
 from jobs.ids import new_id
 from jobs.models import Idempotency
 from jobs.settings import Settings
@@ -91,7 +91,7 @@ class Once:
         try:
             yield lease
         except BaseException:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True), suppress(DatabaseBusy):  # then it is free when its lease is over
                 await run_in_threadpool(lease.drop)
             raise
 

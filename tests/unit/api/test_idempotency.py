@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from jobs.clock import now
+from jobs.errors import DatabaseBusy
 from jobs.models import File, Idempotency, Job
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -154,6 +155,21 @@ def test_a_file_that_was_refused_keeps_no_key(client: TestClient) -> None:
 
     assert cut.status_code == 400
     assert send(client, "k").status_code == 200
+
+
+def test_a_full_disk_is_said_also_where_the_key_cannot_be_given_back(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    def busy(_lease: object) -> None:
+        raise DatabaseBusy
+
+    monkeypatch.setattr("jobs.storage.os.fsync", full)
+    monkeypatch.setattr("api.idempotency.Lease.drop", busy)
+
+    assert send(client, "k").status_code == 507
 
 
 def _in_flight(app: FastAPI, project_id: str, beat_at: float) -> None:
