@@ -22,6 +22,7 @@ from openai import OpenAI
 from openai.types import Batch
 
 from cli.broker import socket_path
+from jobs.queues import Queue
 from tests.support import oracle
 from tests.support.oracle import Job
 from tests.support.receiver import Receiver
@@ -178,6 +179,10 @@ class Scene:
     def partials(self) -> list[Path]:
         return list(self.storage.rglob(".partial-*"))
 
+    def operate(self, verb: str, queue: Queue) -> None:
+        done = self.system.cli(verb, "queue", queue)
+        assert done.returncode == 0, done.stderr
+
     def broker_refuses(self) -> bool:
         """Whether its file cannot grow: it takes one command more before it notices."""
         with redis.Redis(unix_socket_path=str(socket_path(self.system.data))) as broker:
@@ -287,11 +292,11 @@ def test_an_upload_that_fills_the_disk_is_refused_and_leaves_nothing(scene: Scen
 
 
 def test_shards_wait_while_the_disk_is_full_and_go_on_after_it(scene: Scene) -> None:
-    job = scene.submit("steps", 400)
+    job = scene.submit("steps", 480)
     for leases in (2, 1, 1):
         eventually(partial(scene.goes_on, job, scene.completed(job)), RECOVERY, "lines are answered")
         with scene.disk.filled():
-            eventually(scene.broker_refuses, 5, "the broker's file can't grow")
+            eventually(scene.broker_refuses, 15, "the broker's file can't grow")
             halted = scene.completed(job)
             pause(leases * LEASE)
             assert scene.completed(job) == halted
@@ -304,14 +309,16 @@ def test_shards_wait_while_the_disk_is_full_and_go_on_after_it(scene: Scene) -> 
 
 
 def test_results_are_assembled_once_there_is_room_for_them(scene: Scene) -> None:
-    """None are assembled while the queue is paused: the disk fills just before, and to the brim while they are."""
+    """None are assembled while the queue is paused; then there is room for a part of each, and soon for nothing."""
+    scene.operate("pause", Queue.GENERATE)
     jobs = [scene.submit(f"wide{n}", 60, Wide) for n in range(3)]
     eventually(lambda: all(scene.batch(job).status == "in_progress" for job in jobs), 30, "they are planned")
-    assert scene.system.cli("pause", "queue", "cpu.plan").returncode == 0
+    scene.operate("pause", Queue.PLAN)
+    scene.operate("resume", Queue.GENERATE)
     eventually(lambda: all(scene.batch(job).status == "finalizing" for job in jobs), RECOVERY, "all lines are answered")
     with scene.disk.filled(leave=MB) as filler:
-        assert scene.system.cli("resume", "queue", "cpu.plan").returncode == 0
-        eventually(scene.partials, 30, "results are being assembled", every=0.001)
+        scene.operate("resume", Queue.PLAN)
+        eventually(lambda: set(map(scene.waits_for, jobs)) == {"waiting_for_disk"}, 30, "none finds room for its own")
         filler.leave = 0
         pause(2 * LEASE)
         assert [scene.batch(job).status for job in jobs] == ["finalizing"] * 3
@@ -330,7 +337,7 @@ def test_with_a_reserve_uploads_are_refused_and_jobs_wait_before_the_disk_is_ful
     reserve = {"NIGHTMILL_MIN_FREE_BYTES": str(MIN_FREE)}
     with deployed(tmp_path, logs_apart=True, **reserve) as scene, Receiver() as receiver:
         scene.sdk.webhooks.create(name="slow", url=receiver.url("hang"), event_types=["batch.completed"])
-        job = scene.submit("reserve", 200)
+        job = scene.submit("reserve", 400)
         with scene.disk.filled(leave=MIN_FREE - 4 * MB) as filler:
             assert refused(lambda: scene.sdk.files.create(file=("one", b"{}"), purpose="user_data")) == 507
             eventually(lambda: scene.completed(job), 30, "what is there goes on")
@@ -342,7 +349,7 @@ def test_with_a_reserve_uploads_are_refused_and_jobs_wait_before_the_disk_is_ful
 
         before = scene.logged()
         with scene.disk.filled():
-            eventually(scene.broker_refuses, 5, "the broker's file can't grow")
+            eventually(scene.broker_refuses, 15, "the broker's file can't grow")
             pause(LEASE)
         told = {name: count - before.get(name, 0) for name, count in scene.logged().items()}
 
