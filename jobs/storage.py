@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -43,6 +43,9 @@ class Storage(Protocol):
         """Remove an object or everything under a folder; what is not there is no error."""
 
     def list(self, prefix: str) -> list[str]: ...
+
+    def sweep(self, before: float) -> int:
+        """Remove what writers that died left unfinished, untouched since `before`; how many there were."""
 
     def free(self) -> int | None:
         """Free bytes, or None where that means nothing."""
@@ -97,6 +100,17 @@ class DiskStorage:
         with _our_errors(prefix):
             found = [path for path in base.rglob("*") if path.is_file() and not path.name.startswith(_TEMPORARY)]
         return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def sweep(self, before: float) -> int:
+        swept = 0
+        with _our_errors(""):
+            for folder, _, names in os.walk(self.root):
+                for path in [Path(folder, name) for name in names if name.startswith(_TEMPORARY)]:
+                    with suppress(FileNotFoundError):  # its writer lives, and has ended meanwhile
+                        if path.stat().st_mtime < before:
+                            path.unlink()
+                            swept += 1
+        return swept
 
     def free(self) -> int | None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -154,6 +168,9 @@ class ObjectStorage:
         with _our_errors(prefix):
             found = self._fs.find(self._at(prefix))
         return sorted(path.removeprefix(self._root).lstrip("/") for path in found)
+
+    def sweep(self, before: float) -> int:  # noqa: ARG002 (unfinished parts are for the bucket's lifecycle rule)
+        return 0
 
     def free(self) -> int | None:
         return None

@@ -37,6 +37,7 @@ from jobs.storage import Storage
 log = logging.getLogger(__name__)
 _AT_ONCE = 200
 _ORPHAN_PASSES = 60  # once an hour
+_UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
 
 
 class Retention:
@@ -80,7 +81,9 @@ class Retention:
             log.warning("orphans_not_looked_for")
 
     def orphans(self) -> None:
-        """Remove files without a row that were without one at the last look, an hour ago, too."""
+        """Remove files without a row that were without one at the last look, an hour ago, too, and unfinished ones."""
+        if swept := self._storage.sweep(now() - _UNTOUCHED_SECONDS):
+            log.warning("unfinished_files_removed", extra={"files": swept})
         paths = self._storage.list("files")
         found: set[str] = set()
         for start in range(0, len(paths), _AT_ONCE):

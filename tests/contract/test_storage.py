@@ -265,6 +265,20 @@ def test_half_written_files_of_a_crash_are_not_listed(disk: DiskStorage) -> None
     assert disk.list("files") == ["files/whole"]
 
 
+def test_half_written_files_of_a_crash_go_once_nobody_has_touched_them_for_long(disk: DiskStorage) -> None:
+    disk.put("files/whole", b"x")
+    for name in ("files/.partial-old", "files/.partial-new", "uploads/1/.partial-old"):
+        path = disk.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"ha")
+        os.utime(path, (1000, 1000 if name.endswith("old") else 3000))
+    os.utime(disk.root / "files" / "whole", (1000, 1000))
+
+    assert disk.sweep(2000) == 2
+    left = sorted(path.name for path in disk.root.rglob("*") if path.is_file())
+    assert left == [".partial-new", "whole"]
+
+
 # ── what S3 alone can do ──
 
 

@@ -1,5 +1,6 @@
 """The dispatcher, driven by hand: what rings when, and what is taken back from whom."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -373,11 +374,15 @@ def test_bytes_that_no_row_points_to_go_at_the_second_look(house: House) -> None
     for name in ("file-kept", "file-lost"):
         house.storage.put(f"files/{name}", b"x")
     retention = Retention(house.config, house.db, house.storage)
+    unfinished = house.storage.root / "files" / ".partial-0123"
+    unfinished.write_bytes(b"ha")
+    os.utime(unfinished, (0, 0))
 
     retention.orphans()
     first = house.storage.list("files")
     house.storage.put("files/file-new", b"x")  # its row is on its way
     retention.orphans()
 
+    assert not unfinished.exists()
     assert first == ["files/file-kept", "files/file-lost"]
     assert house.storage.list("files") == ["files/file-kept", "files/file-new"]
