@@ -144,6 +144,40 @@ async def test_answer_is_json_whose_usage_is_the_usage_of_the_answer(subject: Su
     assert body_of(answer)["model"] == MODEL
 
 
+async def streamed(engine: Engine, request: Request) -> tuple[Answer, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+
+    async def emit(event: bytes) -> None:
+        events.append(msgspec.json.decode(event))
+
+    return await engine.stream(request, emit), events
+
+
+async def test_a_stream_says_the_same_in_pieces(subject: Subject) -> None:
+    whole = body_of(await subject.engine.answer(chat("hello")))
+
+    end, events = await streamed(subject.engine, chat("hello", stream_options={"include_usage": True}))
+
+    assert (end.status, end.body) == (200, b"")
+    said = [event["choices"][0]["delta"].get("content", "") for event in events if event["choices"]]
+    assert "".join(said) == whole["choices"][0]["message"]["content"]
+    assert {event["object"] for event in events} == {"chat.completion.chunk"}
+    assert events[-1]["usage"] == whole["usage"]
+    assert subject.prompts() == ["hello", "hello"]
+
+
+async def test_a_refusal_comes_instead_of_a_stream(subject: Subject) -> None:
+    end, events = await streamed(subject.engine, Request(CHAT, {"model": "nobody", "messages": []}, "req"))
+
+    assert (end.status, body_of(end)["error"]["code"]) == (404, "model_not_found")
+    assert events == []
+
+
+async def test_a_stream_that_ends_too_early_is_a_fault(subject: Subject) -> None:
+    with pytest.raises(EngineFault, match=r"stream|ended"):
+        await streamed(subject.engine, chat("!cut in the middle"))
+
+
 async def test_same_prompt_gets_the_same_answer_and_another_one_another(subject: Subject) -> None:
     first, again, other = [await subject.engine.answer(chat(prompt)) for prompt in ("a", "a", "b")]
 

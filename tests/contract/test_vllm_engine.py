@@ -111,6 +111,30 @@ def test_what_one_project_has_cached_is_no_faster_for_another(host: Host) -> Non
     assert min(cached[2:]) > 100
 
 
+def test_a_stream_says_the_same_in_pieces(host: Host) -> None:
+    body = {"model": MODEL, "messages": QUESTION, "max_tokens": 8, "temperature": 0}
+    whole = host.ask(CHAT, **body)["body"]
+
+    said = host.call("stream", url=CHAT, body=body | {"stream_options": {"include_usage": True}})
+
+    events = said["events"]
+    texts = [event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"]]
+    assert (said["status"], said["body"]) == (200, None)
+    assert "".join(texts) == whole["choices"][0]["message"]["content"]
+    assert len(texts) > 4
+    assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert {name for event in events for name in event} <= {
+        "id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier",
+    }  # fmt: skip
+
+
+def test_what_cannot_be_streamed_is_refused_before_the_first_event(host: Host) -> None:
+    said = host.call("stream", url=CHAT, body={"model": MODEL, "messages": QUESTION, "max_tokens": 99_999})
+
+    assert (said["status"], said["events"]) == (400, [])
+    assert said["body"]["error"]["code"] == "context_length_exceeded"
+
+
 def test_completions_are_answered(host: Host) -> None:
     said = host.ask(TEXT, model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=5, logprobs=1)
 

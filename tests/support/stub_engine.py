@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
 from aiohttp import web
 
-from workers.engines.fake import SLOW_SECONDS, magic_of, prompt_of, reply
+from workers.engines.fake import CUT, SLOW_SECONDS, chunks, magic_of, prompt_of, reply, wants_usage
 from workers.engines.port import Answer, refusal, unknown_model
 
 HUGE_BYTES = 100 << 20
@@ -93,8 +94,11 @@ class Stub:
         if self._delay:
             await asyncio.sleep(self._delay)
         word = magic_of(prompt)
-        broken = await self._magic[word](request, prompt) if word else None
-        return broken or _response(reply(request.path, body, prompt))
+        broken = await self._magic[word](request, prompt) if word in self._magic else None
+        if broken:
+            return broken
+        answer = reply(request.path, body, prompt)
+        return await _stream(request, body, answer, cut=word == CUT) if body.get("stream") else _response(answer)
 
     def _get(self, path: str) -> web.Response:
         if path != "/v1/models":
@@ -109,6 +113,19 @@ class Stub:
 
 def _response(answer: Answer, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(body=answer.body, status=answer.status, content_type="application/json", headers=headers)
+
+
+async def _stream(request: web.BaseRequest, body: dict[str, Any], answer: Answer, *, cut: bool) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    for number, event in enumerate(chunks(msgspec.json.decode(answer.body), usage=wants_usage(body))):
+        await response.write(b"data: %b\n\n" % msgspec.json.encode(event))
+        if cut and number == 1:
+            await response.write_eof()
+            return response
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
 
 
 async def _reset(request: web.BaseRequest, _: str) -> web.StreamResponse:

@@ -109,6 +109,14 @@ class Loop:
             usage = answer.usage
             spent = [usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens]
             return {"status": answer.status, "body": json.loads(answer.body), "usage": spent}
+        if order["do"] == "stream":
+            events: list[Any] = []
+
+            async def emit(event: bytes) -> None:
+                events.append(json.loads(event))
+
+            answer = await self._engine.stream(Request(order["url"], order["body"], str(order["id"])), emit)
+            return {"status": answer.status, "body": json.loads(answer.body or b"null"), "events": events}
         return {}
 
 

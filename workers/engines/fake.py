@@ -28,7 +28,8 @@ from workers.engines.port import (
     unknown_model,
 )
 
-MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow")
+MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow", "!cut")
+CUT: Final = "!cut"  # a stream that ends too early; a whole answer is not harmed
 CREATED: Final = 1_700_000_000  # answers are the same at any time
 DIMENSIONS: Final = 8
 SLOW_SECONDS: Final = 2.0
@@ -126,7 +127,7 @@ def _words(text: str) -> list[str]:
     return [first, *(f" {word}" for word in others)]
 
 
-def _wants_usage(body: Body) -> bool:
+def wants_usage(body: Body) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
@@ -243,8 +244,11 @@ class FakeEngine:
         answer = await self.answer(request)
         if answer.status != 200:
             return answer
-        for event in chunks(msgspec.json.decode(answer.body), usage=_wants_usage(request.body)):
+        cut = magic_of(prompt_of(request.url, request.body)) == CUT
+        for number, event in enumerate(chunks(msgspec.json.decode(answer.body), usage=wants_usage(request.body))):
             await emit(msgspec.json.encode(event))
+            if cut and number == 1:
+                raise EngineFault("the stream ended too early")
         return Answer(200, b"")
 
     async def close(self) -> None:
@@ -254,6 +258,8 @@ class FakeEngine:
         return self._alive and self.starts == life
 
     async def _break(self, word: str, prompt: str) -> None:
+        if word == CUT:
+            return
         if word == "!slow":
             await asyncio.sleep(SLOW_SECONDS)
         elif word == "!hang":
