@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 
@@ -80,6 +81,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     argv = ["--pool=threads", f"--concurrency={pool.slots}"]
     _work(celery_app.build(config, (queue,)), name, pool.queues, argv)
     context.keeper.leave()
+    with suppress(TimeoutError):
+        host.call(desk.close()).result(2)
     host.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
@@ -126,12 +129,20 @@ def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk) ->
     try:
         host.start()
         log.info("engine_up", extra={"queue": desk.queue})
-        host.call(desk.serve())
+        host.call(desk.serve()).add_done_callback(_desk_ended)
         _stay_announced(context, engine, desk.queue)
     except Exception:
         if context.stop.is_set():
             return
         log.exception("engine_did_not_start")
+        logging.shutdown()
+        os._exit(_NO_ENGINE)
+
+
+def _desk_ended(serving: "Future[None]") -> None:
+    """A worker that says it serves and answers nobody who waits is worse than none."""
+    if not serving.cancelled() and (error := serving.exception()):
+        log.error("interactive_ended", exc_info=error)
         logging.shutdown()
         os._exit(_NO_ENGINE)
 

@@ -9,6 +9,7 @@ again. See `jobs.interactive` for what passes between.
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -42,7 +43,7 @@ _LOOK_SECONDS = 1.0
 
 
 class Desk:
-    """Serves one queue's line. `serve` runs until it is cancelled."""
+    """Serves one queue's line. `serve` runs until it is cancelled, or `close` is called."""
 
     def __init__(self, host: EngineHost, url: str, queue: str, places: int = PLACES) -> None:
         self.queue = queue
@@ -50,7 +51,8 @@ class Desk:
         self._places = places
         self._tasks: set[asyncio.Task[None]] = set()
         self._reviving: set[asyncio.Task[None]] = set()
-        self._open = True
+        self._open, self._closing = True, False
+        self._serving: asyncio.Task[Any] | None = None
         self._redis: Any = None
 
     def listen(self, wanted: bool) -> None:
@@ -61,6 +63,7 @@ class Desk:
         if not self._url:
             log.warning("interactive_without_redis")
             return
+        self._serving = asyncio.current_task()
         async with connect(self._url) as self._redis:
             try:
                 await self._take_all()
@@ -69,9 +72,16 @@ class Desk:
                     task.cancel()
                 await asyncio.gather(*self._tasks, *self._reviving, return_exceptions=True)
 
+    async def close(self) -> None:
+        """Take nothing more, and tell those who wait to ask another worker."""
+        self._closing = True  # redis-py swallows a cancellation while it connects
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
+
     async def _take_all(self) -> None:
         away = False
-        while True:
+        while not self._closing:
             if not self._open or len(self._tasks) >= self._places:
                 await asyncio.sleep(0.05)
                 continue
@@ -105,6 +115,10 @@ class Desk:
             end = await self._while_awaited(question)
             if end is not None:
                 await self._send(question, end)
+        except asyncio.CancelledError:
+            with suppress(RedisError, OSError):
+                await self._send(question, _end(refusal(503, "This worker is going down.", code="worker_lost"), 1.0))
+            raise
         except (RedisError, OSError) as error:
             log.warning("interactive_answer_lost", extra={"request": question.id, "error": str(error)})
 

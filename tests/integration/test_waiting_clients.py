@@ -58,10 +58,9 @@ class Shop:
         try:
             yield desk
         finally:
-            serving.cancel()
+            self.host.call(desk.close()).result(5)
             with suppress(CancelledError):
                 serving.result(5)
-            self.host.call(_settled()).result(5)
 
     def announce(self, worker: str) -> None:
         row = Worker(
@@ -74,12 +73,6 @@ class Shop:
     def leave(self, worker: str = "gpu-1") -> None:
         with self.app.state.services.db.write() as session:
             fleet.leave(session, worker)
-
-
-async def _settled() -> None:
-    """When everything but this has ended on the loop: a cancelled task takes a few turns."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +296,25 @@ def test_a_client_that_hangs_up_frees_the_engine(make_shop: Callable[..., Shop],
         eventually(lambda: shop.host._in_flight == 0, 15, "the engine is free")
 
 
+def test_a_worker_that_goes_down_sends_its_clients_to_another(make_shop: Callable[..., Shop]) -> None:
+    shop = make_shop({"delay": 30.0})
+    told: list[openai.InternalServerError] = []
+
+    def ask() -> None:
+        with pytest.raises(openai.InternalServerError) as refused:
+            shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        told.append(refused.value)
+
+    client = threading.Thread(target=ask)
+    with shop.open():
+        client.start()
+        eventually(lambda: shop.host._in_flight, 10, "it is asked")
+    client.join(5)
+
+    assert [(error.status_code, error.code) for error in told] == [(503, "worker_lost")]
+    assert told[0].response.headers["retry-after"] == "1"
+
+
 def test_a_full_line_refuses_and_says_when_to_come_back(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop(interactive_waiting=1)
     shop.announce("gpu-1")
@@ -352,7 +364,9 @@ def test_without_a_redis_server_the_answer_says_what_to_set(make_shop: Callable[
 
 def test_nothing_of_an_answered_question_is_left_behind(shop: Shop) -> None:
     with shop.open(), redis.Redis.from_url(shop.redis_url) as server:
+        before = set(server.keys())  # what earlier clients left when they hung up ends by itself
         shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
         list(shop.client.chat.completions.create(model=_MODEL, messages=_HELLO, stream=True))
 
-        eventually(lambda: server.dbsize() == 0, 5, "no key is left")
+        eventually(lambda: set(server.keys()) <= before, 5, "no key is left")
+        assert all(0 < server.ttl(name) <= 60 for name in before if server.exists(name))
