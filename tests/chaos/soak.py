@@ -1,9 +1,10 @@
 """F24: a fault a minute, for as long as one likes; meanwhile each process is weighed.
 
 What kills one of two rivals spares the first, and what takes everything down is left to the run by kills: only what
-lives long shows whether it grows. A slope is a least-squares line over the samples after a process has warmed up.
+lives long shows whether it grows. A slope is a least-squares line over the second half of the samples of a process.
 """
 
+import json
 import random
 import threading
 import time
@@ -70,6 +71,14 @@ class Scales:
                 for child in main.children(recursive=True):
                     yield f"{service}, child", child
 
+    def keep(self, path: Path) -> None:
+        """Every sample, for who wants to see the curve."""
+        with path.open("w") as file:
+            for (service, pid), samples in self.samples.items():
+                for one in samples:
+                    line = {"service": service, "pid": pid, "age": one.age, "mib": one.rss, "descriptors": one.fds}
+                    file.write(json.dumps(line) + "\n")
+
     def weighed(self) -> list["Weighed"]:
         """Every process that lived long enough, by service."""
         found = []
@@ -94,8 +103,8 @@ class Weighed:
 
     @property
     def slope(self) -> float:
-        """MiB an hour."""
-        ages, sizes = zip(*((one.age, one.rss) for one in self.samples), strict=True)
+        """MiB an hour, over the second half of its time: the first still fills caches."""
+        ages, sizes = zip(*((one.age, one.rss) for one in self.samples[len(self.samples) // 2 :]), strict=True)
         return linear_regression(ages, sizes).slope * _HOUR
 
     @property
@@ -136,6 +145,7 @@ def soak(campaign: Campaign, minutes: float, every: float, names: Sequence[str])
         size, rows = _database(campaign.system.data), len(campaign.load.jobs)
         campaign.judge()
         campaign.stop()
+    scales.keep(campaign.folder / "samples.jsonl")
     table = [one.row() for one in scales.weighed()]
     if size:
         table.append(f"the database has {size / _MIB:.1f} MiB, {size / 1024 / max(1, rows):.1f} KiB a batch")
