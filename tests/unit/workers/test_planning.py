@@ -15,6 +15,7 @@ from sqlalchemy import select
 from jobs import fleet, keys, ledger, lines, shards
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import StorageAway, StorageFull
 from jobs.models import File, Job, Outbox, Project, Shard
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
@@ -22,7 +23,7 @@ from jobs.states import JobState
 from jobs.storage import DiskStorage
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl
-from workers import selection
+from workers import placement, selection
 from workers.context import Context, Standing
 from workers.keeper import Keeper
 from workers.planning import plan
@@ -35,7 +36,7 @@ class Desk:
     """A planner's process, without the process."""
 
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
-        config = Settings(data_dir=folder, database_url=db.url, min_free_bytes=0, **settings)
+        config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
         keeper = Keeper(db, _nobody, beat_seconds=60, stop=threading.Event())
         self.context = Context(config, db, self.storage, "planner", threading.Event(), Standing(), keeper)
@@ -52,6 +53,11 @@ class Desk:
         job_id = self.submit(content, **fields)
         plan(self.context, job_id)
         return ledgers.job(self.db, job_id)
+
+    def owed(self, job_id: str) -> Outbox:
+        """The one doorbell that is owed for the job."""
+        with self.db.read() as session:
+            return session.scalars(select(Outbox).where(Outbox.job_id == job_id)).one()
 
     def shards(self, job: Job) -> list[Shard]:
         with self.db.read() as session:
@@ -166,11 +172,38 @@ def test_errors_quote_a_long_model_in_short(desk: Desk) -> None:
     assert len(json.dumps(job.errors)) < 30_000
 
 
-def test_errors_are_named_up_to_a_thousand(desk: Desk) -> None:
-    job = desk.plan(b"{\n" * 3000)
+@pytest.mark.parametrize(
+    ("line", "code", "param"),
+    [
+        ({**chat_line("r", "x"), "method": "GET"}, "invalid_method", "method"),
+        ({**chat_line("r", "x"), "custom_id": None}, "missing_required_parameter", "custom_id"),
+        ({**chat_line("r", "x"), "custom_id": 5}, "invalid_type", "custom_id"),
+        ({**chat_line("r", "x"), "body": "x"}, "invalid_type", "body"),
+        (chat_line("r", "x", messages=None), "invalid_request", "body.messages"),
+        (chat_line("r", "x", model=""), "model_not_found", "body.model"),
+        (chat_line("r", "x", model=None), "invalid_request", "body.model"),
+        (chat_line("r", "x", model=5), "invalid_type", "body.model"),
+        (chat_line("r", "x", stream="yes"), "invalid_type", "body.stream"),
+        (["r"], "invalid_json_line", None),
+    ],
+)
+def test_a_line_that_is_no_request_is_refused_with_what_is_wrong_with_it(
+    desk: Desk, line: Any, code: str, param: str | None
+) -> None:
+    job = desk.plan(jsonl([line]))
+
+    assert [(error["code"], error["line"], error["param"]) for error in job.errors or []] == [(code, 1, param)]
+
+
+@pytest.mark.parametrize(
+    ("content", "last"),
+    [(b"{\n" * 3000, 1000), (jsonl([chat_line("same", "x")] * 1500), 1001)],  # the first is nobody's duplicate
+)
+def test_errors_are_named_up_to_a_thousand(db: Database, tmp_path: Path, content: bytes, last: int) -> None:
+    job = Desk(db, tmp_path).plan(content)
 
     assert len(job.errors or []) == 1000
-    assert (job.errors or [])[-1]["line"] == 1000
+    assert (job.errors or [])[-1]["line"] == last
 
 
 def test_second_planner_starts_from_nothing(desk: Desk) -> None:
@@ -199,15 +232,94 @@ def test_planner_that_was_cancelled_meanwhile_changes_nothing(desk: Desk) -> Non
     assert ledgers.state(desk.db, job_id) == JobState.CANCELLING
 
 
+def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]))
+    asked = placement.queue_of
+
+    def slowly(*arguments: Any) -> str:
+        with desk.db.write() as session:
+            assert ledger.put_back(session, job_id, ledgers.job(desk.db, job_id).epoch)
+        ledgers.claim_job(desk.db, job_id, Task.PLAN, "successor")
+        return asked(*arguments)
+
+    monkeypatch.setattr(placement, "queue_of", slowly)
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert (job.state, job.worker_id, job.stumbles) == (JobState.QUEUED, "successor", 0)
+    assert desk.shards(job) == []
+
+
+def test_planner_that_is_told_to_stop_gives_the_job_back_at_once(desk: Desk) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]))
+    desk.context.keeper.stop_all()
+
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert (job.state, job.worker_id, job.waiting_for, job.losses) == (JobState.QUEUED, None, None, 0)
+    assert desk.owed(job_id).due_at <= now()
+
+
+def test_job_waits_unplanned_while_the_disk_is_nearly_full(db: Database, tmp_path: Path) -> None:
+    job = Desk(db, tmp_path, min_free_bytes=1 << 62).plan(jsonl([chat_line("r", "x")]))
+    assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "disk", None)
+
+    plan(Desk(db, tmp_path).context, job.id)
+
+    assert ledgers.state(db, job.id) == JobState.RUNNING
+
+
+@pytest.mark.parametrize("error", [StorageFull, StorageAway])
+def test_storage_that_fails_while_a_retry_copies_its_lines_delays_the_planning(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    first = desk.plan(jsonl([chat_line("r", "x")]))
+
+    def fails(_path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(desk.storage, "writer", fails)
+    job_id = ledgers.submitted(desk.db, project_id=first.project_id, input_path="files/in", retry_of=first.id).id
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert (job.state, job.waiting_for, job.stumbles) == (JobState.QUEUED, "disk", 0)
+    assert desk.owed(job_id).due_at > now() + 5
+
+
+def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(desk: Desk) -> None:
+    first = desk.submit(jsonl([chat_line(f"r{n}", "x") for n in range(3)]))
+    with desk.db.write() as session:
+        ledger.cancel(session, first, actor="key:test")
+
+    retry = ledgers.submitted(desk.db, project_id=desk.project, input_path="files/in", retry_of=first).id
+    plan(desk.context, retry)
+
+    job = ledgers.job(desk.db, retry)
+    assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 3, "files/in")
+
+
+def test_input_whose_bytes_are_gone_fails_the_job(desk: Desk) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]), input_file_id="file-gone")
+    desk.storage.delete("files/in")
+
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert job.state == JobState.FAILED
+    assert "Cannot find file file-gone" in (job.errors or [])[0]["message"]
+
+
 def test_endpoint_that_was_never_heard_of_delays_the_planning(db: Database, tmp_path: Path) -> None:
     desk = Desk(db, tmp_path, engine_urls=("http://127.0.0.1:9/v1",))
 
     job = desk.plan(jsonl([chat_line("r", "x", model="unheard-of")]))
 
     assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "model", None)
-    with db.read() as session:
-        (owed,) = session.scalars(select(Outbox).where(Outbox.job_id == job.id))
-        assert owed.due_at > now() + 2
+    assert desk.owed(job.id).due_at > now() + 2
 
 
 def test_alias_of_a_configured_model_goes_to_its_queue(desk: Desk) -> None:
