@@ -42,7 +42,7 @@ class Deaths:
 
     def suspect(self, item_id: str) -> None:
         """This line was in flight when it died."""
-        if len(self._in_flight) < _MOST_REMEMBERED:
+        if item_id in self._in_flight or len(self._in_flight) < _MOST_REMEMBERED:
             self._in_flight[item_id] += 1
 
     def forget(self) -> None:

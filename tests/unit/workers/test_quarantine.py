@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from workers import quarantine
 from workers.answering import Answering
 from workers.engines.fake import FakeEngine
 from workers.engines.port import EngineDead, Request
@@ -69,6 +70,27 @@ def test_deaths_count_within_their_time() -> None:
     clock.at = 110.0
     deaths.note(EngineDead("x"))
     assert deaths.too_many
+
+
+def test_an_engine_that_died_with_nothing_in_flight_accuses_no_line() -> None:
+    deaths = Deaths(3, 60.0)
+
+    deaths.note(EngineDead("no device"))
+
+    assert "the last time of: no device" in deaths.told()
+    assert "In flight" not in deaths.told()
+
+
+def test_the_line_that_is_there_each_time_is_told_however_many_others_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "_MOST_REMEMBERED", 100)
+    deaths = Deaths(3, 60.0)
+
+    for death in range(3):
+        deaths.suspect("poison")
+        for n in range(90):
+            deaths.suspect(f"innocent_{death}_{n}")
+
+    assert "In flight then: poison (3 times), innocent_0_0 (1 times)" in deaths.told()
 
 
 def test_an_engine_that_dies_too_often_is_not_built_again(host: EngineHost, told: list[str]) -> None:
