@@ -73,3 +73,14 @@ def test_a_database_that_is_away_is_said() -> None:
 def test_a_role_that_has_no_check_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="one of dispatcher, cpu"):
         health.main(arguments)
+
+
+def test_the_check_ends_quietly_or_says_what_is_wrong(
+    db: Database, config: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "settings", lambda: config)
+    register(db)
+
+    health.main(["cpu"])
+    with pytest.raises(SystemExit, match="no worker of io on this host"):
+        health.main(["io"])

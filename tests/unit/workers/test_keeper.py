@@ -1,18 +1,54 @@
 """The keeper beats for what its process holds, and hears what is to stop."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
 from jobs import fleet, ledger, pauses, shards
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import DatabaseBusy
 from jobs.models import Worker
 from jobs.queues import Queue, Task
 from tests.support import ledgers
+from workers import keeper as keeper_module
 from workers import process
 from workers.keeper import Keeper
+
+ROOT = Path(__file__).parents[3]
+BREAKS_AT_ITS_FIRST_BEAT = """
+import sys, threading
+from jobs.db import Database
+from tests.unit.workers.test_keeper import _worker
+from workers.keeper import Keeper
+
+known = [_worker(), _worker()]
+Keeper(Database(sys.argv[1]), lambda: known.pop(), beat_seconds=0.05, stop=threading.Event()).start()
+threading.Event().wait(30)
+"""
+
+
+class Fickle(Database):
+    """A database that takes no writes while it is told to refuse them."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, patience=10)
+        self.refuses = False
+        self.refused = threading.Event()
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        if self.refuses:
+            self.refused.set()
+            raise DatabaseBusy
+        with super().write() as session:
+            yield session
 
 
 def _worker() -> Worker:
@@ -97,6 +133,69 @@ def test_fenced_planner_is_told_so(db: Database, keeper: Keeper) -> None:
         assert old.lost.wait(5)
 
     assert not new.ended
+
+
+def test_cancelled_job_stops_its_shards_between_two_beats(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "_LOOK", 0.02)
+    job = ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    rare = Keeper(db, _worker, beat_seconds=3600, stop=threading.Event())
+    rare.start()
+
+    with rare.holding(job.id, claim.epoch, 0) as hold:
+        while ledgers.shard(db, job.id).beat == 0:
+            assert not hold.changed.wait(0.02)  # the first beat comes at once
+        with db.write() as session:
+            ledger.cancel(session, job.id, actor="key:test")
+        assert hold.stop.wait(5)
+
+    assert ledgers.shard(db, job.id).beat == 1
+    rare.leave()
+
+
+def test_beat_that_the_database_refused_is_made_up_for(db: Database) -> None:
+    fickle, job = Fickle(db.url), ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    keeper = Keeper(fickle, _worker, beat_seconds=0.05, stop=threading.Event())
+    keeper.start()
+
+    with keeper.holding(job.id, claim.epoch, 0) as hold:
+        fickle.refuses = True
+        assert fickle.refused.wait(5)
+        before = ledgers.shard(db, job.id).beat
+        fickle.refuses = False
+        while ledgers.shard(db, job.id).beat == before:
+            assert not hold.changed.wait(0.02)
+
+    assert not hold.ended
+    keeper.leave()
+    fickle.close()
+
+
+def test_worker_that_leaves_while_the_database_refuses_leaves_its_row_to_the_dispatcher(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    fickle = Fickle(db.url)
+    keeper = Keeper(fickle, _worker, beat_seconds=0.05, stop=threading.Event())
+    keeper.start()
+
+    fickle.refuses = True
+    keeper.leave()
+
+    assert "worker_row_left_behind" in caplog.messages
+    with db.read() as session:
+        assert [worker.id for worker in fleet.alive(session)] == ["w"]
+    fickle.close()
+
+
+def test_process_whose_keeper_dies_ends_so_that_it_is_started_again(sqlite: Database) -> None:
+    script = [sys.executable, "-c", BREAKS_AT_ITS_FIRST_BEAT, sqlite.url]
+
+    ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 70
+    assert "keeper_died" in ended.stderr
+    assert "pop from empty list" in ended.stderr
 
 
 def test_worker_taken_for_dead_registers_again(db: Database, keeper: Keeper) -> None:

@@ -1,0 +1,101 @@
+"""What goes and what stays when storage does not play along, and what is only looked at once in a while."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.db import Database
+from jobs.errors import StorageAway
+from jobs.models import Attempt, Delivery, Event, File
+from jobs.settings import Settings
+from jobs.storage import DiskStorage
+from workers import retention
+from workers.retention import Retention
+
+
+@pytest.fixture
+def keeping(db: Database, tmp_path: Path, storage: DiskStorage) -> Retention:
+    return Retention(Settings(data_dir=tmp_path, database_url=db.url), db, storage)
+
+
+def _expired_file(db: Database, storage: DiskStorage) -> None:
+    storage.put("files/file-late", b"x")
+    facts = {"purpose": "batch", "filename": "f", "bytes": 1, "path": "files/file-late", "created_at": 1.0}
+    with db.write() as session:
+        session.add(File(id="file-late", project_id="p", expires_at=1.0, **facts))
+
+
+def _away(*_: object) -> None:
+    raise StorageAway
+
+
+def test_files_without_a_row_are_looked_for_once_in_many_passes(
+    keeping: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 2)
+    storage.put("files/file-lost", b"x")
+
+    left = []
+    for _ in range(4):
+        keeping.run()
+        left.append(storage.list("files"))
+
+    assert left == [["files/file-lost"]] * 3 + [[]]
+
+
+def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
+    monkeypatch.setattr(storage, "list", _away)
+    _expired_file(db, storage)
+
+    keeping.run()
+
+    assert not (storage.root / "files/file-late").exists()
+    assert "orphans_not_looked_for" in caplog.messages
+
+
+def test_bytes_that_could_not_be_removed_go_with_the_orphans(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _expired_file(db, storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", _away)
+        keeping.run()
+    with db.read() as session:
+        assert session.get(File, "file-late") is None
+    assert storage.list("files") == ["files/file-late"]
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == ["purge_failed"]
+
+    keeping.orphans()
+    keeping.orphans()
+
+    assert storage.list("files") == []
+
+
+def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Retention, db: Database) -> None:
+    with db.write() as session:
+        for n, (state, created) in enumerate([("delivered", 1.0), ("pending", 1.0), ("delivered", now())]):
+            row = {"project_id": "p", "created_at": created}
+            session.add(Event(id=f"evt_{n}", subject_id="job", seq=n, type="batch.completed", data={}, **row))
+            session.add(Delivery(id=f"wh_{n}", endpoint_id="we", event_id=f"evt_{n}", due_at=1.0, state=state, **row))
+            session.add(Attempt(delivery_id=f"wh_{n}", n=1, at=created, seconds=0.1, status_code=500))
+
+    keeping.run()
+
+    with db.read() as session:
+        assert sorted(session.scalars(select(Delivery.id))) == ["wh_1", "wh_2"]
+        assert sorted(session.scalars(select(Event.id))) == ["evt_1", "evt_2"]
+        assert sorted(session.scalars(select(Attempt.delivery_id))) == ["wh_2"]
