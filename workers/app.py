@@ -17,6 +17,9 @@ from jobs.settings import Settings
 
 SOCKET = "valkey.sock"
 _EXCHANGE = Exchange("nightmill", type="direct", durable=True)
+#: Once more and at once, for a connection that was just lost: by default who finds no broker waits six seconds for it,
+#: and the dispatcher has a house to keep meanwhile, the keeper claims to beat for.
+_TRIES = {"max_retries": 1, "interval_start": 0.2}
 #: Redis transport: timeouts everywhere (the default waits for ever), and no re-sending, which duplicates.
 _REDIS = {
     "socket_timeout": 5,
@@ -88,7 +91,7 @@ def queue(name: str, url: str) -> KombuQueue:
 
 
 def _transport(url: str) -> dict[str, Any]:
-    return dict(_REDIS) if _is_redis(url) else {"confirm_publish": True}
+    return _TRIES | (_REDIS if _is_redis(url) else {"confirm_publish": True})
 
 
 def _is_redis(url: str) -> bool:
