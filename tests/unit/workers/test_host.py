@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 
 from workers.engines.fake import FakeEngine
+from workers.engines.port import EngineDead
 from workers.host import EngineHost
 
 
@@ -52,3 +53,17 @@ def test_who_is_told_to_stop_waits_no_longer(host: EngineHost) -> None:
     stop.set()
 
     assert not host.await_start(stop)
+
+
+def test_an_engine_that_cannot_be_closed_holds_up_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    class Stubborn(FakeEngine):
+        async def close(self) -> None:
+            raise EngineDead("It does not answer.")
+
+    host = EngineHost(Stubborn(), lambda: None)
+    host.start()
+
+    host.close()
+
+    assert host.loop.is_closed()
+    assert "engine_close_failed" in caplog.messages

@@ -1,0 +1,329 @@
+"""A handler whose claim, disk, input or process goes while it works: what it leaves, and how the job goes on."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, func, select, update
+
+from jobs import ledger, shards
+from jobs.db import Database
+from jobs.errors import StorageFull
+from jobs.models import File, Segment, Shard
+from jobs.queues import Task
+from jobs.states import JobState, ShardState
+from jobs.storage import DiskStorage
+from tests.support import ledgers
+from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers import running as running_module
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Request
+from workers.finishing import finish
+from workers.host import EngineHost
+from workers.keeper import Hold, Keeper
+from workers.running import run
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def mill(db: Database, tmp_path: Path, asked: list[str]) -> Iterator[Mill]:
+    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append), finish_tries=1, min_free_bytes=2) as made:
+        yield made
+
+
+@pytest.fixture
+def holds(monkeypatch: pytest.MonkeyPatch) -> list[Hold]:
+    """Every claim that a handler holds, from now on."""
+    found: list[Hold] = []
+    holding = Keeper.holding
+
+    @contextmanager
+    def noting(keeper: Keeper, *claim: Any) -> Iterator[Hold]:
+        with holding(keeper, *claim) as hold:
+            found.append(hold)
+            yield hold
+
+    monkeypatch.setattr(Keeper, "holding", noting)
+    return found
+
+
+def _batch(count: int) -> bytes:
+    return jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(count)])
+
+
+def _ids(lines: list[dict[str, Any]]) -> list[str]:
+    return [line["custom_id"] for line in lines]
+
+
+def _planned(mill: Mill, content: bytes) -> str:
+    """A job whose shards no worker has heard of."""
+    mill.lose_rings = lambda task: task == Task.RUN
+    job_id = mill.submit(content)
+    mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)
+    mill.lose_rings = lambda _task: False
+    return job_id
+
+
+def _run_through(mill: Mill, content: bytes) -> str:
+    """A job that waits for its finisher."""
+    mill.lose_rings = lambda task: task == Task.FINISH
+    job_id = mill.submit(content)
+    mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
+    mill.lose_rings = lambda _task: False
+    return job_id
+
+
+def _cancelled_unplanned(mill: Mill, content: bytes, **fields: Any) -> str:
+    job_id = mill.submit(content, **fields)
+    _cancel(mill, job_id)
+    return job_id
+
+
+def _cancel(mill: Mill, job_id: str) -> None:
+    with mill.db.write() as session:
+        ledger.cancel(session, job_id, actor="test")
+
+
+def _count(db: Database, table: type[Any]) -> int:
+    with db.read() as session:
+        return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+def _at_the_first_read(monkeypatch: pytest.MonkeyPatch, happens: Any) -> None:
+    reader = DiskStorage.reader
+
+    def reading(storage: DiskStorage, path: str, offset: int = 0) -> Any:
+        monkeypatch.setattr(DiskStorage, "reader", reader)
+        happens()
+        return reader(storage, path, offset)
+
+    monkeypatch.setattr(DiskStorage, "reader", reading)
+
+
+def test_worker_that_is_stopped_while_its_engine_loads_takes_nothing(mill: Mill) -> None:
+    job_id = _planned(mill, _batch(1))
+    loading = EngineHost(FakeEngine(), lambda: None)
+    mill.gpu.stop.set()
+
+    run(mill.gpu, loading, job_id, 0)
+
+    shard = ledgers.shard(mill.db, job_id)
+    assert (shard.state, shard.epoch) == (ShardState.PENDING, 0)
+    loading.loop.close()
+
+
+def test_worker_that_is_told_to_stop_gives_the_shard_back_unblamed(mill: Mill, asked: list[str]) -> None:
+    job_id = _planned(mill, _batch(1))
+    mill.gpu.keeper.stop_all()
+
+    run(mill.gpu, mill.host, job_id, 0)
+
+    shard = ledgers.shard(mill.db, job_id)
+    assert (shard.state, shard.epoch, shard.stalls) == (ShardState.PENDING, 2, 0)
+    assert mill.job(job_id).losses == 0
+    assert asked == []
+
+
+def test_shard_waits_while_the_disk_is_nearly_full(
+    mill: Mill, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = _planned(mill, _batch(3))
+    monkeypatch.setattr(running_module, "STORAGE_SECONDS", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(DiskStorage, "free", lambda _self: 0)
+        run(mill.gpu, mill.host, job_id, 0)
+    assert (mill.job(job_id).waiting_for, asked) == ("disk", [])
+
+    (job,) = mill.drain(job_id)
+
+    assert (job.state, job.waiting_for, job.completed) == (JobState.SUCCEEDED, None, 3)
+
+
+def test_shard_that_was_lost_while_it_was_read_is_not_run(
+    mill: Mill, asked: list[str], holds: list[Hold], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = _planned(mill, _batch(3))
+    holds.clear()
+
+    def lose() -> None:
+        with mill.db.write() as session:
+            shards.fence(session, job_id)
+        assert holds[0].lost.wait(5)
+
+    _at_the_first_read(monkeypatch, lose)
+    run(mill.gpu, mill.host, job_id, 0)
+
+    assert asked == []
+    assert ledgers.shard(mill.db, job_id).epoch == 2
+    assert mill.drain(job_id)[0].completed == 3
+
+
+class Halting(FakeEngine):
+    """Answers no odd prompt until it is let go."""
+
+    freed = False
+
+    async def answer(self, request: Request) -> Answer:
+        answer = await super().answer(request)
+        if not self.freed and request.body["messages"][0]["content"][-1] in "13579":
+            await asyncio.sleep(600)
+        return answer
+
+
+def test_answers_of_a_claim_that_was_lost_are_dropped_and_asked_for_again(
+    db: Database, tmp_path: Path, asked: list[str]
+) -> None:
+    engine = Halting((MODEL,), asked=asked.append)
+    with running(db, tmp_path, engine, segment_seconds=60) as mill, ThreadPoolExecutor(1) as threads:
+        job_id = _planned(mill, _batch(4))
+        zombie = threads.submit(run, mill.gpu, mill.host, job_id, 0)
+        mill.lose_rings = lambda task: task == Task.RUN
+        mill.until(lambda: len(asked) == 4)
+        with db.write() as session:
+            shards.fence(session, job_id)
+        engine.freed = True
+        zombie.result(10)
+        assert _count(db, Segment) == 0
+
+        mill.lose_rings = lambda _task: False
+        (job,) = mill.drain(job_id)
+
+        assert _ids(mill.results(job)[0]) == ["r0", "r1", "r2", "r3"]
+    assert set(Counter(asked).values()) == {2}
+    assert (job.completed, job.failed) == (4, 0)
+
+
+def test_careful_shard_of_a_cancelled_job_tries_no_further_line(mill: Mill, asked: list[str]) -> None:
+    job_id = _planned(mill, jsonl([chat_line(f"r{n}", prompt) for n, prompt in enumerate(["a", "b !hang", "c"])]))
+    with mill.db.write() as session:
+        session.execute(update(Shard).where(Shard.job_id == job_id).values(stalls=2))
+    mill.until(lambda: "b !hang" in asked)
+
+    _cancel(mill, job_id)
+    (job,) = mill.drain(job_id)
+
+    output, errors = mill.results(job)
+    assert (_ids(output), _ids(errors)) == (["r0"], ["r1", "r2"])
+    assert asked == ["a", "b !hang"]
+
+
+def test_lines_of_a_shard_that_were_answered_before_the_cancel_keep_their_answers(mill: Mill, asked: list[str]) -> None:
+    job_id = mill.submit(jsonl([chat_line(f"r{n}", "!hang" if n % 2 else "x") for n in range(4)]))
+    mill.until(lambda: _count(mill.db, Segment) == 1)
+
+    _cancel(mill, job_id)
+    (job,) = mill.drain(job_id)
+
+    output, errors = mill.results(job)
+    assert (_ids(output), _ids(errors)) == (["r0", "r2"], ["r1", "r3"])
+    assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+
+
+def test_shard_whose_lines_all_have_answers_is_closed_without_asking(mill: Mill, asked: list[str]) -> None:
+    job_id = _planned(mill, _batch(2))
+    earlier = ledgers.claim_shard(mill.db, job_id)
+    data = b"".join(b'%d\t1\t{"custom_id":"r%d"}\n' % (n, n) for n in range(2))
+    mill.storage.put("segment", data)
+    with mill.db.write() as session:
+        shards.commit(session, earlier, 0, "segment", len(data), shards.Tally(covered=0b11, good=0b11), last=False)
+        shards.fence(session, job_id)
+
+    (job,) = mill.drain(job_id)
+
+    assert (_ids(mill.results(job)[0]), asked) == (["r0", "r1"], [])
+
+
+@pytest.mark.parametrize("begin", [_run_through, _cancelled_unplanned])
+def test_finisher_that_lost_its_claim_leaves_nothing_behind(
+    mill: Mill, holds: list[Hold], monkeypatch: pytest.MonkeyPatch, begin: Any
+) -> None:
+    job_id = begin(mill, _batch(20))
+    before = mill.job(job_id).state
+    holds.clear()
+
+    def lose() -> None:
+        with mill.db.write() as session:
+            assert ledger.put_back(session, job_id, holds[0].epoch)
+        assert holds[0].lost.wait(5)
+
+    _at_the_first_read(monkeypatch, lose)
+    finish(mill.cpu, job_id)
+
+    assert mill.job(job_id).state == before
+    assert mill.storage.list("files") == [mill.job(job_id).input_path]
+    (job,) = mill.drain(job_id)
+    assert sum(map(len, mill.results(job))) == 20
+
+
+def test_results_wait_for_a_disk_that_has_room(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = _run_through(mill, _batch(20))
+
+    def full(*_: object) -> None:
+        raise StorageFull
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiskStorage, "writer", full)
+        finish(mill.cpu, job_id)
+    job = mill.job(job_id)
+    assert (job.state, job.waiting_for, job.worker_id, job.stumbles) == (JobState.FINISHING, "disk", None, 0)
+    assert ledgers.doorbells(mill.db, job_id) == [(Task.FINISH, -1)]
+
+    finish(mill.cpu, job_id)
+
+    job = mill.job(job_id)
+    assert (job.state, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 20)
+
+
+def test_a_done_shard_without_all_its_results_fails_the_job_and_says_so(mill: Mill) -> None:
+    job_id = _run_through(mill, _batch(20))
+    with mill.db.write() as session:
+        session.execute(delete(Segment).where(Segment.job_id == job_id, Segment.n == 1))
+
+    (job,) = mill.drain(job_id)
+
+    (error,) = job.errors or []
+    assert (job.state, error["code"]) == (JobState.FAILED, "results_lost")
+    assert "8 lines of shard 1 have none" in error["message"]
+    assert _count(mill.db, File) == 0
+
+
+@pytest.mark.parametrize("gone", ["the file", "its bytes"])
+def test_cancelled_batch_whose_input_is_gone_ends_without_files(mill: Mill, gone: str) -> None:
+    fields = {"input_path": None} if gone == "the file" else {}
+    job_id = _cancelled_unplanned(mill, _batch(3), **fields)
+    for path in mill.storage.list("files"):
+        mill.storage.delete(path)
+
+    (job,) = mill.drain(job_id)
+
+    assert (job.state, job.errors, job.total) == (JobState.CANCELLED, None, 0)
+    assert (job.output_file_id, job.error_file_id) == (None, None)
+
+
+def test_cancelled_batch_names_the_lines_that_have_a_name(mill: Mill) -> None:
+    content = b'{"no": "name"}\nno line\n' + _batch(2)
+
+    (job,) = mill.drain(_cancelled_unplanned(mill, content))
+
+    assert _ids(mill.results(job)[1]) == ["r0", "r1"]
+    assert job.total == 2
+
+
+def test_a_body_that_no_engine_could_read_costs_its_own_line_only(mill: Mill, asked: list[str]) -> None:
+    bad = jsonl([chat_line("bad", "x", temperature="T")]).replace(b'"T"', b"1e999")  # JSON, but no number
+
+    (job,) = mill.drain(mill.submit(bad + _batch(2)))
+
+    output, errors = mill.results(job)
+    assert _ids(output) == ["r0", "r1"]
+    assert [(line["custom_id"], line["response"]["status_code"]) for line in errors] == [("bad", 400)]
+    assert len(asked) == 2
