@@ -123,6 +123,9 @@ class _Run:
             broken = future.result()
         except CancelledError:
             return
+        except GaveUp:
+            self._commit()  # the other lines' answers are there
+            raise
         finally:
             future.cancel()  # whatever keeps us from storing answers: nothing more is asked
         for item in broken + [item for item in items if item.trials.spent(self.tries) and item.fault is None]:

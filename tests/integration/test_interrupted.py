@@ -20,9 +20,10 @@ from jobs.states import JobState, ShardState
 from jobs.storage import DiskStorage
 from tests.support import ledgers
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers import answering
 from workers import running as running_module
 from workers.engines.fake import FakeEngine
-from workers.engines.port import Answer, Request
+from workers.engines.port import Answer, EngineBusy, Request
 from workers.finishing import finish
 from workers.host import EngineHost
 from workers.keeper import Hold, Keeper
@@ -146,6 +147,26 @@ def test_shard_waits_while_the_disk_is_nearly_full(
     (job,) = mill.drain(job_id)
 
     assert (job.state, job.waiting_for, job.completed) == (JobState.SUCCEEDED, None, 3)
+
+
+def test_shard_waits_for_an_engine_that_stays_busy_and_goes_on_where_it_was(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    def busy(request: Request) -> Exception | None:
+        return EngineBusy("Full.") if "1" in str(request.body["messages"]) and not served else None
+
+    served: list[str] = []
+    monkeypatch.setattr(answering, "PATIENCE", 0.2)
+    with running(db, tmp_path, FakeEngine((MODEL,), asked=asked.append, fault=busy)) as mill:
+        job_id = _planned(mill, _batch(2))
+        run(mill.gpu, mill.host, job_id, 0)
+        assert (mill.job(job_id).waiting_for, ledgers.shard(db, job_id).done) == ("model", 1)
+
+        served.append("there is room")
+        run(mill.gpu, mill.host, job_id, 0)
+
+        assert mill.drain(job_id)[0].completed == 2
+    assert asked.count("hello 0") == 1
 
 
 def test_shard_that_was_lost_while_it_was_read_is_not_run(
