@@ -1,6 +1,7 @@
 """The dispatcher, driven by hand: what rings when, and what is taken back from whom."""
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,17 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobs import fleet, keys, ledger, shards
+from jobs import audit, fleet, keys, ledger, shards
 from jobs.clock import now
-from jobs.db import Database
+from jobs.db import WRITE_ROWS, Database
+from jobs.errors import DatabaseBusy
 from jobs.models import Delivery, File, Idempotency, Job, Outbox, Segment, Shard, Upload, UploadPart, Worker
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
 from jobs.storage import DiskStorage
 from tests.support import ledgers
-from workers import process
+from workers import dispatcher, housekeeping, process
 from workers.away import BrokerAway
 from workers.dispatcher import Dispatcher
 from workers.retention import Retention
@@ -366,6 +368,72 @@ def test_due_webhook_wakes_a_living_sender_at_once_and_then_every_rering(house: 
 
     assert nobody == []
     assert rounds == [[("deliver", ())], [], [], [("deliver", ())]]
+
+
+def test_webhook_whose_wake_up_finds_no_broker_wakes_a_sender_later(house: House) -> None:
+    facts = {"project_id": "p", "event_id": "e", "due_at": 1.0, "created_at": 1.0}
+    with house.db.write() as session:
+        session.add(Delivery(id="wh_1", endpoint_id="we_1", **facts))
+    house.worker(queue=Queue.WEBHOOKS)
+    house.bells.away = True
+    house.tick()
+    house.bells.away = False
+
+    assert [house.tick(seconds) for seconds in (0.1, 10)] == [[], [("deliver", ())]]
+
+
+def test_audit_rows_of_a_busy_second_are_sealed_over_several(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "_SEALS_AT_ONCE", 2)
+    with house.db.write() as session:
+        for n in range(2 * WRITE_ROWS + 1):
+            audit.record(session, actor="key:test", action="file.create", target=f"file-{n}", project_id="p")
+
+    open_ends = []
+    for _ in range(2):
+        house.tick(1)
+        with house.db.read() as session:
+            open_ends.append(audit.unsealed(session))
+
+    assert open_ends == [True, False]
+    with house.db.read() as session:
+        assert audit.verify(session).faults == ()
+
+
+class Chair:
+    """A leadership that is lost after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def holds(self) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+    def wait(self, *_: object) -> None:
+        """No time passes."""
+
+
+def test_the_leader_goes_on_after_its_database_was_busy(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = ledgers.submitted(house.db, project_id=_project(house.db, "one"))
+    house.worker(queue=Queue.PLAN)
+    ticks = []
+
+    def tick(self: Dispatcher) -> bool:
+        ticks.append(len(ticks))
+        if len(ticks) == 1:
+            raise DatabaseBusy
+        return tick_of(self)
+
+    tick_of = Dispatcher.tick
+    monkeypatch.setattr(Dispatcher, "tick", tick)
+    monkeypatch.setattr(dispatcher, "CeleryRinger", lambda _config: house.bells)
+    dispatcher._lead(house.config, house.db, Chair(3), threading.Event())  # type: ignore[arg-type]
+
+    assert "database_busy" in caplog.messages
+    assert ticks == [0, 1, 2]
+    assert house.bells.rung == [("plan", (job.id,))]
 
 
 def test_bytes_that_no_row_points_to_go_at_the_second_look(house: House) -> None:
