@@ -326,6 +326,41 @@ def test_database_that_refuses_and_loses_answers_costs_no_delivery(db: Database,
     }
 
 
+class Shut(Database):
+    """Takes no writes once it is shut."""
+
+    shut = False
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        if self.shut:
+            raise DatabaseBusy
+        with super().write() as session:
+            yield session
+
+
+def test_what_could_not_be_given_back_at_the_end_is_taken_back_by_the_next_run(
+    db: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_GRACE_SECONDS", 0.1)
+    endpoint(db, receiver.url("hang"))
+    happen(db, 3)
+    shut = Shut(db.url, patience=10)
+
+    with delivering(shut, config(webhook_timeout_seconds=30)):
+        eventually(lambda: len(receiver.requests) > 0)
+        shut.shut = True
+    shut.close()
+    with db.read() as session:
+        assert not free(session)
+
+    with delivering(db):
+        eventually(lambda: len(receiver.requests) > 2)
+    with db.read() as session:
+        assert free(session)
+    assert states(db) == {"pending": 3}
+
+
 def test_many_hanging_receivers_delay_nobody_else(db: Database, receiver: Receiver) -> None:
     hanging = 100
     for n in range(hanging):

@@ -1,0 +1,124 @@
+"""A worker process from outside: what it says when it cannot work, and how its consumer is told to stop listening."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from jobs.settings import Settings
+from workers import __main__ as worker
+from workers import app as celery_app
+
+ROOT = Path(__file__).parents[3]
+ENGINE_WITHOUT_A_DEVICE = """
+import sys, threading
+from types import SimpleNamespace
+from workers import __main__ as worker
+from workers.engines.fake import FakeEngine
+from workers.host import EngineHost
+
+class Broken(FakeEngine):
+    async def start(self):
+        raise OSError("no device")
+
+stop = threading.Event()
+if sys.argv[1] == "stopping":
+    stop.set()
+worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, "gpu.generate")
+print("goes on")
+"""
+
+
+class Host:
+    """What a pause concerns of an engine host."""
+
+    releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+def _python(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("workers", "tpu"), "unknown pool 'tpu': one of cpu, gpu, embed, io"),
+        (("workers.flower",), "Flower needs a password: set FLOWER_BASIC_AUTH"),
+    ],
+)
+def test_a_process_that_may_not_start_says_why(
+    arguments: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLOWER_BASIC_AUTH", raising=False)
+
+    ended = _python("-m", *arguments)
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(told)
+
+
+def test_a_worker_whose_engine_does_not_start_ends_so_that_it_is_started_again() -> None:
+    ended = _python("-c", ENGINE_WITHOUT_A_DEVICE, "wanted")
+
+    assert (ended.returncode, ended.stdout) == (70, "")
+    assert "engine_did_not_start" in ended.stderr
+    assert "no device" in ended.stderr
+
+
+def test_a_worker_that_is_stopped_while_its_engine_fails_ends_as_it_was_told() -> None:
+    ended = _python("-c", ENGINE_WITHOUT_A_DEVICE, "stopping")
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes on\n", "")
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Celery:
+    made = celery_app.build(Settings(broker_url="memory://"))
+    monkeypatch.setattr(worker, "current_app", made)
+    return made
+
+
+@pytest.fixture
+def heard(app: Celery) -> Iterator[Any]:
+    """What the consumer of this process is told, one call a message."""
+    told: list[tuple[str, str]] = []
+    handlers = {
+        name: lambda _state, queue, name=name, **_: told.append((name, queue))
+        for name in ("add_consumer", "cancel_consumer")
+    }
+    with app.connection_for_read() as connection:
+        node = app.control.mailbox.Node(
+            worker._node("gpu"), channel=connection.default_channel, handlers=handlers, state=SimpleNamespace()
+        )
+        with node.listen():
+
+            def hear() -> tuple[str, str]:
+                connection.drain_events(timeout=5)
+                return told.pop()
+
+            yield hear
+
+
+def test_a_paused_worker_tells_its_consumer_to_leave_its_queues_and_resumed_to_come_back(heard: Any) -> None:
+    host = Host()
+
+    assert worker._listen(host, "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
+    assert (heard(), host.releases) == (("cancel_consumer", "gpu.generate"), 0)
+
+    assert worker._listen(host, "gpu", ("gpu.generate",), True)  # type: ignore[arg-type]
+    assert (heard(), host.releases) == (("add_consumer", "gpu.generate"), 1)
+
+
+def test_a_pause_that_the_broker_does_not_pass_on_is_to_be_told_again(app: Celery) -> None:
+    app.conf.update(broker_url="redis://127.0.0.1:1/0")
+
+    assert not worker._listen(Host(), "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
