@@ -20,7 +20,10 @@ from jobs.states import LIVE, ShardState
 
 
 def register(session: Session, worker: Worker) -> None:
-    session.merge(worker)  # a register whose answer was lost is run again
+    """Write its row, whether or not it is there: the answer may be lost, and two threads may find the row missing."""
+    row = {name: value for name, value in vars(worker).items() if name in Worker.__table__.columns}
+    insert = insert_into(session, Worker).values(row)
+    session.execute(insert.on_conflict_do_update(index_elements=[Worker.id], set_=row))
 
 
 def beat(session: Session, worker_id: str, **changes: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import select
@@ -80,6 +81,26 @@ def test_a_worker_registered_twice_is_one(db: Database) -> None:
 
     with db.read() as session:
         assert fleet.slots(session) == {"gpu.generate": 4}
+
+
+def test_two_threads_of_a_worker_that_was_taken_for_dead_may_both_register_it(db: Database) -> None:
+    both = threading.Barrier(2)
+
+    def beat(slots: int) -> bool:
+        with db.write() as session:
+            known = fleet.beat(session, "a")
+            with suppress(threading.BrokenBarrierError):  # SQLite lets one of them write at a time
+                both.wait(0.3)
+            if not known:
+                fleet.register(session, worker("a", slots=slots))
+            return known
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(beat, (3, 3)))
+
+    assert False in found
+    with db.read() as session:
+        assert fleet.slots(session) == {"gpu.generate": 3}
 
 
 def test_a_worker_that_leaves_is_gone(db: Database) -> None:
