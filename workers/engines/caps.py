@@ -72,9 +72,7 @@ def _schemas(url: str, body: Mapping[str, Any]) -> Answer | None:
 
 
 def _walk(value: Any, depth: int = 0) -> Iterator[tuple[int, str, Any]]:
-    """Depth, key and value of everything in it, as deep as is allowed and one further."""
-    if depth > MOST_SCHEMA_DEPTH:
-        return
+    """Depth, key and value of everything in it, no deeper than its reader goes on after the first that is too deep."""
     pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
     for key, one in pairs:
         yield depth, key, one
