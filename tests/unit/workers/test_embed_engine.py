@@ -227,10 +227,31 @@ async def test_failed_forward_pass_is_a_fault_of_its_batch_only(
     assert (await engine.answer(request("a"))).status == 200
 
 
-async def test_unknown_engine_argument_is_named(tmp_path: Any) -> None:
-    engine = EmbedEngine(str(materialise(MINILM, tmp_path)), [MODEL], args={"dtyp": "float32"})
+async def test_tokenizer_that_breaks_is_a_fault_and_the_next_request_is_answered(
+    engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such vocabulary")
 
-    with pytest.raises(embed_model.BadEmbedArgs, match="dtyp: not among batch_tokens, dtype, prompt, threads"):
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_model.SentenceModel, "tokens_of", broken)
+        with pytest.raises(EngineFault, match="The tokenizer failed: no such vocabulary"):
+            await engine.answer(request("a"))
+
+    assert (await engine.answer(request("a"))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"dtyp": "float32"}, "dtyp: not among batch_tokens, dtype, prompt, threads"),
+        ({"dtype": "float16"}, "dtype 'float16': not among auto, float32, bfloat16"),
+    ],
+)
+async def test_unknown_engine_argument_is_named(tmp_path: Any, args: dict[str, str], told: str) -> None:
+    engine = EmbedEngine(str(materialise(MINILM, tmp_path)), [MODEL], args=args)
+
+    with pytest.raises(embed_model.BadEmbedArgs, match=told):
         await engine.start()
 
 

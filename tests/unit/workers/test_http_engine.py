@@ -186,6 +186,20 @@ async def test_answer_over_the_cap_is_a_fault_and_is_not_read_to_its_end(server:
     assert sent < 64 << 20
 
 
+async def test_answer_in_pieces_under_the_cap_is_put_together(server: Server, engine: HttpEngine) -> None:
+    async def piecemeal(http_request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(http_request)
+        for piece in (b'{"choices":', b"[]", b"}"):
+            await response.write(piece)
+        return response
+
+    server.script = piecemeal
+
+    assert (await engine.answer(request())).body == b'{"choices":[]}'
+
+
 async def test_declared_length_over_the_cap_is_a_fault(server: Server) -> None:
     server.script = says(200, b" " * 5000)
     async with engine_of(Endpoint(server.url), max_answer_bytes=4096) as engine:
@@ -576,6 +590,18 @@ def test_circuit_waits_twice_as_long_after_each_failed_probe() -> None:
         circuit.trip()
 
     assert waits == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_late_failures_of_an_open_circuit_do_not_keep_it_open_for_longer() -> None:
+    time = 0.0
+    circuit = Circuit(clock=lambda: time)
+    circuit.trip()
+    first = circuit.wait
+
+    time += first / 2
+    circuit.trip()
+
+    assert circuit.wait == first / 2
 
 
 def test_late_answers_of_an_open_circuit_do_not_close_it() -> None:

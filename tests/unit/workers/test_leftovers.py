@@ -60,3 +60,17 @@ def test_a_number_given_to_another_process_is_left_alone(record: Path, child: su
 def test_nothing_recorded_is_nothing_to_kill(record: Path) -> None:
     assert leftovers.kill(record) == []
     assert not leftovers.alive(Process(2**22 + 1, 0))
+
+
+def test_one_that_does_not_die_holds_the_next_start_up_for_a_while_only(
+    record: Path, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = leftovers.read(record)
+    with monkeypatch.context() as patch:
+        patch.setattr(leftovers, "GONE_SECONDS", 2 * leftovers.LOOK_SECONDS)
+        patch.setattr(leftovers.os, "kill", lambda _pid, _signal: None)  # as if it hung in the kernel
+        told = leftovers.kill(record)
+
+    assert told == recorded
+    assert child.poll() is None
+    assert not record.exists()

@@ -1,5 +1,6 @@
 """Packaged models: found, converted once, and complete as soon as they are there."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,14 @@ def test_a_conversion_that_fails_leaves_no_model_and_says_why(tmp_path: Path) ->
 def test_an_unknown_name_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=SMOLLM2):
         materialise("gpt-oss-120b", tmp_path)
+
+
+@pytest.mark.parametrize("name", [MINILM, SMOLLM2])
+def test_a_model_whose_package_is_not_installed_names_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _module: None)
+
+    with pytest.raises(ModelUnavailable, match=r"the package \w+ is not installed; the extra `embed` brings it"):
+        materialise(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []

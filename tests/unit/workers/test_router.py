@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,18 @@ def test_generation_worker_serves_vllm_and_the_endpoints_and_embedding_worker_th
     ]
 
 
+def test_endpoints_of_the_settings_are_the_generation_workers_alone(tmp_path: Path) -> None:
+    file = """
+models:
+  far: {source: {urls: ["http://a:1"]}, engine: http, queue: gpu.far}
+"""
+    router = build(settings(tmp_path, engine_urls="http://b:2"), registry(tmp_path, file), "gpu.far")
+
+    (http,) = router.engines
+    assert isinstance(http, HttpEngine)
+    assert [endpoint.url for endpoint in http.endpoints] == ["http://a:1"]
+
+
 def test_worker_of_a_queue_without_models_serves_nothing(tmp_path: Path) -> None:
     assert build(settings(tmp_path), registry(tmp_path), "gpu.other").models == ()
 
@@ -209,8 +222,6 @@ async def test_models_that_an_endpoint_shows_are_served_and_told(tmp_path: Path)
 
 
 async def test_engine_of_its_own_loop_is_made_and_runs_in_one_thread() -> None:
-    import threading
-
     threads = []
 
     def make() -> FakeEngine:
@@ -225,6 +236,23 @@ async def test_engine_of_its_own_loop_is_made_and_runs_in_one_thread() -> None:
     assert len(threads) == 2
     assert threads[0] is threads[1] is not threading.current_thread()
     assert not threads[0].is_alive()
+
+
+async def test_engine_that_could_not_be_made_leaves_no_thread_behind() -> None:
+    threads = []
+
+    def make() -> FakeEngine:
+        threads.append(threading.current_thread())
+        raise EngineDead("no such model")
+
+    engine = OwnLoop(["m"], make)
+    with pytest.raises(EngineDead):
+        await engine.start()
+
+    await engine.close()
+    await engine.close()
+
+    assert [thread.is_alive() for thread in threads] == [False]
 
 
 async def test_engine_of_its_own_loop_can_start_again_after_its_death() -> None:

@@ -1,10 +1,14 @@
 """What is handed to vLLM and taken from it, without vLLM."""
 
+import asyncio
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from workers.engines import vllm
+from workers.engines.port import EngineBusy, EngineFault, Request
 from workers.engines.vllm_serving import argv, plain, prepare_environment
 
 
@@ -69,3 +73,56 @@ def test_a_model_of_a_hub_may_be_fetched(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert "HF_HUB_OFFLINE" not in os.environ
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_threads_are_bound_where_one_engine_has_few_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    bound = []
+    for args in ({}, {"tensor_parallel_size": 2}):
+        monkeypatch.setattr(os, "environ", {})
+        prepare_environment("some/model", args)
+        bound.append(os.environ.get("VLLM_CPU_OMP_THREADS_BIND"))
+
+    assert bound == ["0,1", None]
+
+
+def test_an_answer_that_is_plain_already_is_passed_on() -> None:
+    assert plain({"object": "list", "data": []}) == {"object": "list", "data": []}
+
+
+def test_what_vllm_refuses_for_now_or_lacks_or_breaks_on_are_three_things() -> None:
+    url = "/v1/chat/completions"
+    with pytest.raises(EngineBusy, match="Full"):
+        vllm._refused(url, 503, "Full.", None)
+    with pytest.raises(EngineFault, match="Broken") as broken:
+        vllm._refused(url, 500, "Broken.", None)
+    lacking = vllm._refused(url, 501, "No tools here.", "tools")
+
+    assert broken.value.answer is not None
+    assert (broken.value.answer.status, lacking.status) == (500, 400)
+    assert msgspec.json.decode(lacking.body)["error"]["param"] == "tools"
+
+
+async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path: Path) -> None:
+    asked = asyncio.Event()
+
+    class Serving:
+        """Takes a cancellation for a client that has gone, as vLLM does."""
+
+        async def ask(self, url: str, body: dict[str, object]) -> dict[str, str]:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                return {"error": "Client disconnected"}
+            raise AssertionError(url, body)
+
+    engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids")
+    engine._serving = Serving()  # type: ignore[assignment]
+    asking = asyncio.create_task(engine._ask(Request("/v1/chat/completions", {"model": "m"}, "req_1")))
+    await asked.wait()
+
+    asking.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asking
