@@ -285,6 +285,14 @@ def test_pinned_revision_and_arguments_reach_vllm(tmp_path: Path) -> None:
     assert engine._args == {"revision": commit, "tokenizer_revision": commit, "tensor_parallel_size": 2}
 
 
+def test_a_folder_of_weights_reaches_vllm_without_a_revision(tmp_path: Path) -> None:
+    models = registry(tmp_path, f"models:\n  big: {{source: {{path: {tmp_path}}}, engine: vllm}}\n")
+
+    engine = router_module.make_vllm(models.models["big"], settings(tmp_path))
+
+    assert (engine._model, engine._args) == (str(tmp_path), {})
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [("{path: weights}", "weights"), ("{packaged: all-minilm-l6-v2}", "model")],
