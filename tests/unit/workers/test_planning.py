@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from jobs import fleet, keys, ledger, lines, shards
+from jobs import fleet, keys, ledger, lines, placement, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import StorageAway, StorageFull
@@ -23,7 +23,7 @@ from jobs.states import JobState
 from jobs.storage import DiskStorage
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl
-from workers import placement, selection
+from workers import selection
 from workers.context import Context, Standing
 from workers.keeper import Keeper
 from workers.planning import plan
