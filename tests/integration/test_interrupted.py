@@ -235,6 +235,7 @@ def test_careful_shard_of_a_cancelled_job_tries_no_further_line(mill: Mill, aske
     output, errors = mill.results(job)
     assert (_ids(output), _ids(errors)) == (["r0"], ["r1", "r2"])
     assert asked == ["a", "b !hang"]
+    assert ledgers.shard(mill.db, job_id).trying_line == 1, "no line is blamed that was not tried"
 
 
 def test_lines_of_a_shard_that_were_answered_before_the_cancel_keep_their_answers(mill: Mill, asked: list[str]) -> None:
