@@ -29,7 +29,7 @@ class Broken(FakeEngine):
 stop = threading.Event()
 if sys.argv[1] == "stopping":
     stop.set()
-worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, "gpu.generate")
+worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, None)
 print("goes on")
 """
 
@@ -41,6 +41,16 @@ class Host:
 
     def release(self) -> None:
         self.releases += 1
+
+
+class Desk:
+    """What it concerns of the desk for those who wait."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+
+    def listen(self, wanted: bool) -> None:
+        self.told.append(wanted)
 
 
 def _python(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -109,16 +119,18 @@ def heard(app: Celery) -> Iterator[Any]:
 
 
 def test_a_paused_worker_tells_its_consumer_to_leave_its_queues_and_resumed_to_come_back(heard: Any) -> None:
-    host = Host()
+    host, desk = Host(), Desk()
 
-    assert worker._listen(host, "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
+    assert worker._listen(host, desk, "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
     assert (heard(), host.releases) == (("cancel_consumer", "gpu.generate"), 0)
+    assert desk.told == [False]
 
-    assert worker._listen(host, "gpu", ("gpu.generate",), True)  # type: ignore[arg-type]
+    assert worker._listen(host, desk, "gpu", ("gpu.generate",), True)  # type: ignore[arg-type]
     assert (heard(), host.releases) == (("add_consumer", "gpu.generate"), 1)
+    assert desk.told == [False, True]
 
 
 def test_a_pause_that_the_broker_does_not_pass_on_is_to_be_told_again(app: Celery) -> None:
     app.conf.update(broker_url="redis://127.0.0.1:1/0")
 
-    assert not worker._listen(Host(), "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
+    assert not worker._listen(Host(), Desk(), "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]

@@ -238,11 +238,11 @@ def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
     job_id = desk.submit(jsonl([chat_line("r", "x")]))
     asked = placement.queue_of
 
-    def slowly(*arguments: Any) -> str:
+    def slowly(*arguments: Any, **named: Any) -> str:
         with desk.db.write() as session:
             assert ledger.put_back(session, job_id, ledgers.job(desk.db, job_id).epoch)
         ledgers.claim_job(desk.db, job_id, Task.PLAN, "successor")
-        return asked(*arguments)
+        return asked(*arguments, **named)
 
     monkeypatch.setattr(placement, "queue_of", slowly)
     plan(desk.context, job_id)

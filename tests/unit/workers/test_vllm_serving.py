@@ -109,6 +109,8 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
     class Serving:
         """Takes a cancellation for a client that has gone, as vLLM does."""
 
+        dead = False
+
         async def ask(self, url: str, body: dict[str, object]) -> dict[str, str]:
             asked.set()
             try:
@@ -119,7 +121,7 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
 
     engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids")
     engine._serving = Serving()  # type: ignore[assignment]
-    asking = asyncio.create_task(engine._ask(Request("/v1/chat/completions", {"model": "m"}, "req_1")))
+    asking = asyncio.create_task(engine.answer(Request("/v1/chat/completions", {"model": "m"}, "req_1")))
     await asked.wait()
 
     asking.cancel()
