@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import and_, bindparam, case, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from jobs import audit, events
@@ -31,6 +31,7 @@ PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 _JITTER = 0.2
 _RETRY_AFTER_MAX = 86_400.0
 _GONE = 410
+_LATE_SECONDS = 60.0  # a first attempt is due at once, give or take what clocks differ by
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,20 @@ def orphans(session: Session) -> list[str]:
     gone = ~exists().where(Worker.id == Delivery.worker_id)
     found = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), gone).distinct()
     return [worker_id for worker_id in session.scalars(found) if worker_id is not None]
+
+
+def too_late(session: Session, config: Settings, limit: int) -> list[str]:
+    """Deliveries that are due later than they can be: who owed them had a clock that was ahead."""
+    first = now() + _LATE_SECONDS
+    again = first + max(_RETRY_AFTER_MAX, (1 + _JITTER) * max(config.webhook_retry_seconds))
+    latest = case((Delivery.attempts == 0, first), else_=again)
+    late = and_(Delivery.due_at > first, Delivery.due_at < HELD, Delivery.due_at > latest)
+    return list(session.scalars(select(Delivery.id).where(WAITING, late).limit(limit)))
+
+
+def bring_forward(session: Session, ids: Collection[str]) -> int:
+    """They are due now, unless they were claimed or held meanwhile; returns how many."""
+    return _update(session, and_(Delivery.id.in_(ids), WAITING, Delivery.due_at < HELD), due_at=now())
 
 
 def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:

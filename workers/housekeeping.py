@@ -140,12 +140,16 @@ class Housekeeper:
         self._free_deliveries()
 
     def _free_deliveries(self) -> None:
-        """A worker that left while the database was away could not give back what it held."""
+        """What a worker left that the database did not hear of, and what a process with a wrong clock put off."""
         with self._db.read() as session:
             gone = deliveries.orphans(session)
+            late = deliveries.too_late(session, self._config, WRITE_ROWS)
         for worker_id in gone:
             log.warning("deliveries_taken_back", extra={"worker": worker_id})
             self._write(partial(deliveries.take_back, worker_id=worker_id))
+        if late:
+            log.warning("deliveries_brought_forward", extra={"count": len(late)})
+            self._write(partial(deliveries.bring_forward, ids=late))
 
     def _waits(self) -> list[tuple[str, str | None]]:
         """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""

@@ -216,6 +216,26 @@ def test_future_delivery_is_not_due(db: Database) -> None:
     assert claim(db) == []
 
 
+@pytest.mark.parametrize(
+    ("attempts", "ahead", "brought"),
+    [(0, 30, 0), (0, 3600, 1), (0, 86_400, 1), (1, 3600, 0), (1, 86_000, 0), (1, 200_000, 1), (0, HELD, 0)],
+)
+def test_a_delivery_that_is_due_later_than_it_can_be_is_brought_forward(
+    db: Database, attempts: int, ahead: float, brought: int
+) -> None:
+    """A process whose clock was a day ahead owed it."""
+    endpoint(db)
+    happen(db, "batch_1")
+    with db.write() as session:
+        session.execute(update(Delivery).values(due_at=min(now() + ahead, HELD), attempts=attempts))
+
+    with db.write() as session:
+        late = deliveries.too_late(session, CONFIG, 100)
+        assert deliveries.bring_forward(session, late) == brought
+
+    assert len(claim(db)) == brought
+
+
 def test_success_ends_the_delivery_and_is_logged(db: Database) -> None:
     endpoint(db, failing_since=now() - 5)
     happen(db, "batch_1")
