@@ -27,7 +27,7 @@ from tests.support import oracle
 from tests.support.oracle import Job
 from tests.support.receiver import Receiver
 from tests.support.stub_engine import prompts
-from tests.support.system import MODEL, SCALED, StubEngine, System, eventually, pause
+from tests.support.system import LOG_LINE, MODEL, SCALED, StubEngine, System, eventually, pause
 
 pytestmark = pytest.mark.timeout(300)  # the first test of each deployment waits for its start
 MB = 1 << 20
@@ -40,7 +40,7 @@ RECOVERY = 60.0
 MIN_FREE = 32 * MB
 #: Of one process that meets a full disk: each kind of warning once in ten seconds, and what it says when it comes back.
 MOST_LINES = 10
-#: The broker's refusals are told by Celery and kombu, sometimes in a line that the full disk has cut short.
+#: The broker's refusals are told by Celery and kombu.
 _OF_BROKER = ("valkey.sock", "MISCONF", "celery.worker.consumer", "server:ResponseError")
 
 
@@ -221,7 +221,12 @@ class Scene:
             found.append(verdict.stdout + verdict.stderr)
         found += [f"{name} was started again" for name, one in self.system.table().items() if one["restarts"]]
         errors = [line for lines in self.system.errors().values() for line in lines]
-        return found + [line for line in errors if not any(word in line for word in _OF_BROKER)]
+        return found + [line for line in errors if not any(word in line for word in _OF_BROKER) and not _cut(line)]
+
+
+def _cut(line: str) -> bool:
+    """Whether the full disk took the end of a log's line, and with it what the error was about."""
+    return line.startswith("{") and len(line) < LOG_LINE and not line.endswith("}")
 
 
 @contextmanager

@@ -30,6 +30,7 @@ import psutil
 from jobs.queues import Queue
 
 ROOT = Path(__file__).parents[2]
+LOG_LINE = 2000  # characters of a log's line that are shown
 _SHIFTING = Path(__file__).parent / "clocks"
 MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
@@ -305,4 +306,4 @@ def _lives(process: psutil.Process) -> bool:
 
 def _errors(path: Path) -> list[str]:
     lines = path.read_text(errors="replace").splitlines()
-    return [line[:2000] for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
+    return [line[:LOG_LINE] for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
