@@ -131,6 +131,8 @@ class Desk:
             if work.done():
                 return work.result()
             watch.result()
+            if now() >= question.deadline:
+                return _end(refusal(408, "The model did not answer in time.", code="timeout"))
             log.info("interactive_client_left", extra={"request": question.id})
             return None
         finally:
@@ -141,8 +143,8 @@ class Desk:
     async def _watch(self, question: Question) -> None:
         """Returns when nobody waits any more; says meanwhile that the question is being answered."""
         said = 0.0
-        while now() < question.deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
+        while (left := question.deadline - now()) > 0:
+            await asyncio.sleep(min(_LOOK_SECONDS, left))
             if not await self._redis.exists(asking(question.id)):
                 return
             said += _LOOK_SECONDS

@@ -315,6 +315,17 @@ def test_a_worker_that_goes_down_sends_its_clients_to_another(make_shop: Callabl
     assert told[0].response.headers["retry-after"] == "1"
 
 
+def test_an_answer_that_takes_too_long_is_given_up_and_frees_the_engine(make_shop: Callable[..., Shop]) -> None:
+    shop = make_shop({"delay": 30.0}, interactive_seconds=1.0)
+
+    with shop.open():
+        with pytest.raises(openai.APIStatusError) as told:
+            shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+
+        eventually(lambda: shop.host._in_flight == 0, 5, "the engine is free")
+    assert (told.value.status_code, told.value.code) == (408, "timeout")
+
+
 def test_a_full_line_refuses_and_says_when_to_come_back(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop(interactive_waiting=1)
     shop.announce("gpu-1")
