@@ -16,6 +16,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     stored.database,
     stored.files,
     reachable.broker,
+    reachable.streams,
     reachable.api,
     reachable.ports,
     reachable.processes,

@@ -13,6 +13,7 @@ from cli import proc, readiness
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.ports import answers, is_free
+from jobs.interactive import redis_url
 
 _PATIENCE = 5.0
 _START = "nightmill up"
@@ -24,7 +25,7 @@ def broker(patient: Patient) -> Iterator[Finding]:
     if not url:
         yield _embedded(patient)
     elif url.startswith(("redis", "valkey", "unix")):
-        yield _redis(url)
+        yield _redis("broker", url, "NIGHTMILL_BROKER_URL")
     else:
         parts = urlsplit(url)
         host, port = parts.hostname or "localhost", parts.port or 5672
@@ -32,6 +33,15 @@ def broker(patient: Patient) -> Iterator[Finding]:
             yield fine("broker", f"{parts.scheme} at {host}:{port} takes connections")
         else:
             yield broken("broker", f"nothing answers at {host}:{port}", "start it, or correct NIGHTMILL_BROKER_URL")
+
+
+def streams(patient: Patient) -> Iterator[Finding]:
+    """What carries the questions of waiting clients, where it is not the broker."""
+    if url := patient.config.streams_url:
+        yield _redis("waiting clients", url, "NIGHTMILL_STREAMS_URL")
+    elif not redis_url(patient.config):
+        told = "RabbitMQ does not carry their questions; chats and embeddings outside of batches answer 503"
+        yield warning("waiting clients", told, "set NIGHTMILL_STREAMS_URL to a Redis or Valkey server")
 
 
 def _embedded(patient: Patient) -> Finding:
@@ -45,7 +55,7 @@ def _embedded(patient: Patient) -> Finding:
     return fine("broker", "embedded; it starts with `nightmill up`")
 
 
-def _redis(url: str) -> Finding:
+def _redis(name: str, url: str, variable: str) -> Finding:
     address = url.replace("redis+socket://", "unix://", 1).replace("valkey", "redis", 1)
     shown = urlsplit(url)._replace(netloc=urlsplit(url).hostname or "").geturl()
     try:
@@ -53,10 +63,10 @@ def _redis(url: str) -> Finding:
             client.ping()
             policy = dict(client.config_get("maxmemory-policy")).get("maxmemory-policy")
     except (redis.RedisError, ValueError) as error:
-        return broken("broker", f"{shown}: {error}", "start it, or correct NIGHTMILL_BROKER_URL")
+        return broken(name, f"{shown}: {error}", f"start it, or correct {variable}")
     if policy != "noeviction":
-        return warning("broker", f"{shown} may evict queues (maxmemory-policy {policy})", "set it to noeviction")
-    return fine("broker", f"{shown} answers")
+        return warning(name, f"{shown} may evict queues (maxmemory-policy {policy})", "set it to noeviction")
+    return fine(name, f"{shown} answers")
 
 
 def api(patient: Patient) -> Iterator[Finding]:

@@ -81,6 +81,19 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
     assert "secret" not in json.dumps([one.described() for one in found.values()])
 
 
+def test_waiting_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:
+    rabbit = f"amqp://u:secret@127.0.0.1:{_dead_port()}//"
+
+    embedded = diagnosis()
+    without = diagnosis(broker_url=rabbit)["waiting clients"]
+    unreachable = diagnosis(broker_url=rabbit, streams_url=f"redis://:secret@127.0.0.1:{_dead_port()}/0")
+
+    assert (without.health, "NIGHTMILL_STREAMS_URL" in without.mend) == (Health.WARNING, True)
+    assert unreachable["waiting clients"].health is Health.BROKEN
+    assert "secret" not in unreachable["waiting clients"].told
+    assert "waiting clients" not in embedded
+
+
 def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
     found = diagnosis(port="many")
 
