@@ -23,6 +23,8 @@ from tests.support.system import MODEL, ROOT, StubEngine, System, eventually
 
 pytestmark = pytest.mark.timeout(240)
 WORD = "zq7-canary-quagga-5519"
+#: Of a client who waits: what it asks passes through Redis, whose own file has it for a while.
+ASKED = "zq8-canary-dodo-7731"
 #: Where prompts and answers are at home, and where the operator's own key is.
 AT_HOME = ("files", "jobs")
 KEY_FILES = ("run.json", "operator.key")
@@ -35,6 +37,7 @@ class Scene:
     system: System
     calls: Path
     answers: tuple[str, ...]
+    said: str  # to the client who waited
     secret: str
 
     def written(self) -> Iterator[Path]:
@@ -59,7 +62,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             endpoint = client.webhooks.create(name="w", url=receiver.url(), event_types=["batch.completed"])
             answers = _run(client, folder)
             eventually(lambda: receiver.requests, 30, "the webhook has come")
-            yield Scene(system, calls, answers, str(endpoint.signing_secret))
+            yield Scene(system, calls, answers, _chat(client), str(endpoint.signing_secret))
         finally:
             system.destroy()
 
@@ -82,6 +85,24 @@ def _run(client: OpenAI, folder: Path) -> tuple[str, ...]:
     lines = [json.loads(line) for line in client.files.content(done.output_file_id).content.splitlines()]
     texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines]
     return tuple(text for text in texts if len(text) > 20)
+
+
+def _chat(client: OpenAI) -> str:
+    """What a client who waits was told, whole and as a stream."""
+    messages: Any = [{"role": "user", "content": ASKED}]
+    whole = client.chat.completions.create(model=MODEL, messages=messages).choices[0].message.content
+    pieces = client.chat.completions.create(model=MODEL, messages=messages, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
+    assert whole
+    return whole
+
+
+def test_what_a_waiting_client_asked_and_heard_is_in_the_brokers_own_file_alone(scene: Scene) -> None:
+    words = (ASKED.encode(), scene.said.encode())
+
+    found = {path for path in scene.written() if any(word in path.read_bytes() for word in words)}
+
+    assert {path.relative_to(scene.system.data).parts[0] for path in found} <= {"broker"}
 
 
 def test_prompts_and_answers_are_nowhere_but_in_their_files(scene: Scene) -> None:
