@@ -1,6 +1,6 @@
 """`python -m tests.distributed`: a deployment of several hosts on one machine, to look at and to try things on.
 
-    servers    PostgreSQL, RabbitMQ, S3 ── all that the hosts share
+    servers    PostgreSQL, RabbitMQ, S3, Valkey ── all that the hosts share
     a host     `nightmill up` with a data folder of its own, beside the others
 
 The servers' data is gone when it ends. Words that it does not know are handed to each `up`, for example `--no-vllm`.
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = chosen.data_dir.absolute()
     try:
         with tempfile.TemporaryDirectory(prefix="nightmill-servers-") as folder, suppress(KeyboardInterrupt):
-            _say("starting PostgreSQL, RabbitMQ and S3")
+            _say("starting PostgreSQL, RabbitMQ, S3 and Valkey")
             with servers(Path(folder)) as shared, ExitStack() as stack:
                 hosts: list[System] = []
                 for port in (chosen.port, *(free_port() for _ in range(chosen.hosts - 1))):

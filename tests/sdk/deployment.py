@@ -10,11 +10,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from jobs.db import Database
+from jobs.queues import Queue
 from tests.sdk.front import Front, standing_before
 from tests.support import runs
 from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
+from tests.support.servers import Valkey
 from tests.support.web import make_key, running_app, serve
+from workers.interactive import Desk
 from workers.webhooks import loop
 
 #: More than two pages at the largest limit.
@@ -54,6 +57,7 @@ class Deployment:
             "past": self.past,
             "model": MODEL,
             "alias": ALIAS,
+            "embed_model": MODEL,
             "wrong_keys": WRONG_KEYS,
         }
 
@@ -69,16 +73,31 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         "wrong_keys_per_minute": WRONG_KEYS,
     }
     with ExitStack() as stack:
+        carrier = Valkey(folder / "valkey")
+        stack.callback(carrier.close)
+        carrier.start()
         mill = stack.enter_context(running(db, folder, **settings))
         past = [_ended(mill, n) for n in range(PAST)]
-        app = stack.enter_context(running_app(folder, db.url, **settings))
+        app = stack.enter_context(running_app(folder, db.url, streams_url=carrier.url, **settings))
         url = stack.enter_context(serve(app))
         receiver = stack.enter_context(Receiver())
         front = stack.enter_context(standing_before(url, receiver))
+        stack.enter_context(_answering(mill, carrier.url))
         stack.enter_context(_going_on(lambda stop: _tick(mill, stop)))
         deliver = {"idle_seconds": 3600.0}
         stack.enter_context(_going_on(lambda stop: loop.run(db, mill.config, "io-1", stop, **deliver)))
         yield Deployment(url, app, mill, receiver, front, past)
+
+
+@contextmanager
+def _answering(mill: Mill, url: str) -> Iterator[None]:
+    """Clients who wait get their answers of the engine that runs the batches."""
+    desk = Desk(mill.host, url, Queue.GENERATE)
+    mill.host.call(desk.serve())
+    try:
+        yield
+    finally:
+        mill.host.call(desk.close()).result(5)
 
 
 def _ended(mill: Mill, n: int) -> str:

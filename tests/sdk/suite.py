@@ -479,6 +479,32 @@ def _() -> None:
     same(facts_of(error), (404, "invalid_request_error", "model_not_found", "model"))
 
 
+@check("a client who waits is answered, whole and as a stream")
+def _() -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "wait for it"}]}
+    whole = client.chat.completions.create(**asked)
+    pieces = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+
+    text = f"echo {hashlib.sha256(b'wait for it').hexdigest()[:16]}"
+    same((whole.choices[0].message.content, whole.choices[0].finish_reason), (text, "stop"))
+    same("".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices), text)
+    same(pieces[-1].usage, whole.usage)
+    error = raised(openai.NotFoundError, client.chat.completions.create, **{**asked, "model": "acme/none"})
+    same(facts_of(error), (404, "invalid_request_error", "model_not_found", "model"))
+
+
+@check("embeddings are answered at once")
+def _() -> None:
+    made = client.embeddings.create(model=FACTS["embed_model"], input=["one", "two"])  # base64 on the wire
+    plain = client.embeddings.create(model=FACTS["embed_model"], input=["one", "two"], encoding_format="float")
+
+    same([one.index for one in made.data], [0, 1])
+    for one, other in zip(made.data, plain.data):  # noqa: B905 (they are two)
+        assert len(one.embedding) > 4
+        assert all(abs(a - b) < 1e-6 for a, b in zip(one.embedding, other.embedding))  # noqa: B905
+    same(made.usage.prompt_tokens, made.usage.total_tokens)
+
+
 @check("400 is a BadRequestError")
 def _() -> None:
     error = raised(

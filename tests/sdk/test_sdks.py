@@ -40,6 +40,8 @@ CHECKS = (
     "the event of a batch is delivered and unwrapped",
     "a forged event is refused",
     "models are listed and retrieved",
+    "a client who waits is answered, whole and as a stream",
+    "embeddings are answered at once",
     "400 is a BadRequestError",
     "401 is an AuthenticationError",
     "403 is a PermissionDeniedError",

@@ -1,4 +1,4 @@
-"""The distributed set on one machine: PostgreSQL, RabbitMQ and S3 as servers, and hosts that share nothing else.
+"""The distributed set on one machine: PostgreSQL, RabbitMQ, S3 and Valkey as servers; hosts share nothing else.
 
 Servers    started together; `variables` is the environment that makes a deployment use them
 a host     an `up` with a data folder of its own
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import psutil
 
-from tests.support.servers import Rabbit, S3Gateway
+from tests.support.servers import Rabbit, S3Gateway, Valkey
 from tests.support.services import Postgres
 
 
@@ -32,6 +32,7 @@ class Servers:
     database: str
     rabbit: Rabbit
     s3: S3Gateway
+    valkey: Valkey
 
     @property
     def named(self) -> dict[str, Killable]:
@@ -42,6 +43,7 @@ class Servers:
         return {
             "NIGHTMILL_DATABASE_URL": self.database,
             "NIGHTMILL_BROKER_URL": self.rabbit.url,
+            "NIGHTMILL_STREAMS_URL": self.valkey.url,
             "NIGHTMILL_STORAGE_URL": f"s3://{self.s3.BUCKET}/data",
             **self.s3.variables,
         }
@@ -49,13 +51,13 @@ class Servers:
 
 @contextmanager
 def servers(folder: Path) -> Iterator[Servers]:
-    """All three. Raises FileNotFoundError, TimeoutError or CalledProcessError where one can't be had."""
+    """All of them. Raises FileNotFoundError, TimeoutError or CalledProcessError where one can't be had."""
     with ExitStack() as stack:
-        rabbit, s3 = Rabbit(folder / "rabbitmq"), S3Gateway(folder / "s3")
-        for server in (rabbit, s3):
+        rabbit, s3, valkey = Rabbit(folder / "rabbitmq"), S3Gateway(folder / "s3"), Valkey(folder / "valkey")
+        for server in (rabbit, s3, valkey):
             stack.callback(server.close)
             server.start()
         s3.make_bucket()
         postgres = Postgres()
         stack.callback(postgres.close)
-        yield Servers(postgres, stack.enter_context(postgres.database()), rabbit, s3)
+        yield Servers(postgres, stack.enter_context(postgres.database()), rabbit, s3, valkey)

@@ -1,6 +1,7 @@
-"""Real servers of the distributed set, on loopback and in folders of their own: RabbitMQ and an S3 gateway.
+"""Real servers of the distributed set, on loopback and in folders of their own: RabbitMQ, Valkey and an S3 gateway.
 
     RabbitMQ   Debian's package `rabbitmq-server`
+    Valkey     the program that the embedded broker is
     S3         versitygw over a folder: on PATH, or built once with Go into the checkout's `.nightmill/bin`
 
 Each can be killed and started again on the same port with what it had on disk.
@@ -19,6 +20,7 @@ from typing import ClassVar
 
 import psutil
 
+from cli import broker
 from tests.support.system import ROOT, eventually, free_port
 
 _UP_SECONDS = 60.0
@@ -118,6 +120,18 @@ class Rabbit(Server):
             with suppress(psutil.Error):
                 if process.name() == "epmd" and process.environ().get("ERL_EPMD_PORT") == str(self._epmd):
                     process.kill()
+
+
+class Valkey(Server):
+    """What carries the questions of waiting clients where the broker does not. It keeps nothing on disk."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        words = {"bind": "127.0.0.1", "port": str(self.port), "dir": str(self.folder), "appendonly": "no", "save": ""}
+        return [broker.server(), *(word for name, value in words.items() for word in (f"--{name}", value))]
 
 
 class S3Gateway(Server):

@@ -408,6 +408,34 @@ check("models are listed and retrieved", async () => {
   same(factsOf(error), [404, "invalid_request_error", "model_not_found", "model"]);
 });
 
+check("a client who waits is answered, whole and as a stream", async () => {
+  const asked = { model: MODEL, messages: [{ role: "user", content: "wait for it" }] };
+  const whole = await client.chat.completions.create(asked);
+  const stream = await client.chat.completions.create({ ...asked, stream: true, stream_options: { include_usage: true } });
+  const pieces = [];
+  for await (const piece of stream) pieces.push(piece);
+
+  const text = `echo ${createHash("sha256").update("wait for it").digest("hex").slice(0, 16)}`;
+  same([whole.choices[0].message.content, whole.choices[0].finish_reason], [text, "stop"]);
+  same(pieces.map((piece) => piece.choices[0]?.delta.content ?? "").join(""), text);
+  same(pieces.at(-1).usage, whole.usage);
+  const error = await raised(OpenAI.NotFoundError, () => client.chat.completions.create({ ...asked, model: "acme/none" }));
+  same(factsOf(error), [404, "invalid_request_error", "model_not_found", "model"]);
+});
+
+check("embeddings are answered at once", async () => {
+  const input = ["one", "two"];
+  const made = await client.embeddings.create({ model: FACTS.embed_model, input }); // base64 on the wire
+  const plain = await client.embeddings.create({ model: FACTS.embed_model, input, encoding_format: "float" });
+
+  same(made.data.map((one) => one.index), [0, 1]);
+  for (const [n, one] of made.data.entries()) {
+    assert.ok(one.embedding.length > 4);
+    assert.ok(one.embedding.every((value, at) => Math.abs(value - plain.data[n].embedding[at]) < 1e-6));
+  }
+  same(made.usage.prompt_tokens, made.usage.total_tokens);
+});
+
 check("400 is a BadRequestError", async () => {
   const error = await raised(OpenAI.BadRequestError, () =>
     client.batches.create({ input_file_id: "f", endpoint: "/v1/nothing", completion_window: "24h" }),
