@@ -53,6 +53,9 @@ class WorkerLost(Unavailable):
     code = "worker_lost"
 
 
+Served = Callable[[], Awaitable[bool]]
+
+
 class Lines:
     """The questions of this process, over one pool of connections, which belongs to the loop that asks first."""
 
@@ -61,77 +64,86 @@ class Lines:
         self._most = config.interactive_waiting
         self._redis: Any = None  # its types say less than its documentation
 
-    async def ask(self, queue: str, question: Question, served: Callable[[], Awaitable[bool]]) -> AsyncGenerator[Piece]:
+    async def ask(self, queue: str, question: Question, served: Served) -> AsyncGenerator[Piece]:
         """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it.
 
         Raises NoWorker, Overloaded, StreamsAway, WorkerLost.
         """
         if not self._url:
             raise StreamsAway("Waiting clients need Redis or Valkey beside this broker: set NIGHTMILL_STREAMS_URL.")
-        raw = pack(question)
+        if self._redis is None:
+            self._redis = connect(self._url)
+        asked = _Asked(self._redis, line_of(queue), question)
         try:
-            await self._put(queue, question, raw)
-            async with aclosing(self._pieces(queue, question, raw, served)) as pieces:
+            await asked.put(self._most)
+            async with aclosing(asked.pieces(served)) as pieces:
                 async for piece in pieces:
                     yield piece
         except (RedisError, OSError) as error:
             raise StreamsAway from error
         finally:
-            await asyncio.shield(self._forget(queue, question, raw))
+            await asyncio.shield(asked.forget())
 
     async def close(self) -> None:
         if self._redis is not None:
             await self._redis.aclose()
             self._redis = None
 
-    def _connected(self) -> Any:
-        if self._redis is None:
-            self._redis = connect(self._url)
-        return self._redis
 
-    async def _put(self, queue: str, question: Question, raw: bytes) -> None:
-        line = line_of(queue)
-        if await self._connected().llen(line) >= self._most:
+class _Asked:
+    """One question on its way."""
+
+    def __init__(self, server: Any, line: str, question: Question) -> None:
+        self._redis, self._line, self._id = server, line, question.id
+        self._raw = pack(question)
+        self._taken, self._gone = False, 0
+        self._heard = self._renewed = self._looked = time.monotonic()
+
+    async def put(self, most: int) -> None:
+        """Into the line, unless so many are there already. Raises Overloaded."""
+        if await self._redis.llen(self._line) >= most:
             raise Overloaded
-        async with self._connected().pipeline() as pipe:
-            pipe.set(asking(question.id), b"1", ex=ASKING_SECONDS)
-            pipe.rpush(line, raw)
+        async with self._redis.pipeline() as pipe:
+            pipe.set(asking(self._id), b"1", ex=ASKING_SECONDS)
+            pipe.rpush(self._line, self._raw)
             await pipe.execute()
 
-    async def _pieces(
-        self, queue: str, question: Question, raw: bytes, served: Callable[[], Awaitable[bool]]
-    ) -> AsyncGenerator[Piece]:
+    async def pieces(self, served: Served) -> AsyncGenerator[Piece]:
+        """Raises NoWorker, WorkerLost."""
         last = b"0"
-        taken, heard = False, time.monotonic()
-        renewed = looked = heard
         while True:
-            found = await self._connected().xread({answer(question.id): last}, block=_BLOCK_MS)
-            at = time.monotonic()
+            found = await self._redis.xread({answer(self._id): last}, block=_BLOCK_MS)
             for entry, fields in found[0][1] if found else ():
-                last, taken, heard = entry, True, at
+                last, self._taken, self._heard = entry, True, time.monotonic()
                 piece = unpack_piece(fields[PIECE])
                 yield piece
                 if piece.kind == "end":
                     return
-            if at - renewed >= _RENEW_SECONDS:
-                renewed = at
-                await self._connected().set(asking(question.id), b"1", ex=ASKING_SECONDS)
-            if taken and at - heard > _SILENCE_SECONDS:
-                raise WorkerLost
-            if not taken and at - looked >= _LOOK_SECONDS:
-                looked = at
-                await self._untaken(queue, raw, served)
+            await self._look(time.monotonic(), served)
 
-    async def _untaken(self, queue: str, raw: bytes, served: Callable[[], Awaitable[bool]]) -> None:
-        """Still in the line, and somebody to take it? One that is in nobody's hands any more was lost."""
-        if await self._connected().lpos(line_of(queue), raw) is None:
+    async def _look(self, at: float, served: Served) -> None:
+        """Say that the client is there; is the worker?"""
+        if at - self._renewed >= _RENEW_SECONDS:
+            self._renewed = at
+            await self._redis.set(asking(self._id), b"1", ex=ASKING_SECONDS)
+        if self._taken and at - self._heard > _SILENCE_SECONDS:
+            raise WorkerLost
+        if not self._taken and at - self._looked >= _LOOK_SECONDS:
+            self._looked = at
+            await self._find(served)
+
+    async def _find(self, served: Served) -> None:
+        """Still in the line, and somebody to take it? Missing once, it may be on its way into somebody's hands."""
+        in_line = await self._redis.lpos(self._line, self._raw) is not None
+        self._gone = 0 if in_line else self._gone + 1
+        if self._gone > 1:
             raise WorkerLost
         if not await served():
             raise NoWorker
 
-    async def _forget(self, queue: str, question: Question, raw: bytes) -> None:
+    async def forget(self) -> None:
         with suppress(RedisError, OSError):  # everything has an end of its own
-            async with self._connected().pipeline(transaction=False) as pipe:
-                pipe.delete(asking(question.id), answer(question.id))
-                pipe.lrem(line_of(queue), 1, raw)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.delete(asking(self._id), answer(self._id))
+                pipe.lrem(self._line, 1, self._raw)
                 await pipe.execute()
