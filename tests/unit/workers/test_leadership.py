@@ -63,10 +63,17 @@ def test_one_leads_and_the_next_follows_when_it_goes(hall: Hall) -> None:
     assert (first.holds(), second.holds()) == (False, True)
 
 
+def _waited(leader: Leadership, seconds: float, stop: threading.Event) -> bool:
+    """Whether nothing woke it for so long."""
+    began = time.monotonic()
+    leader.wait(0.01, seconds, stop)
+    return time.monotonic() - began >= seconds
+
+
 def test_the_leader_wakes_when_something_is_owed_and_else_waits(db: Database, hall: Hall) -> None:
     leader, stop = hall.enter(), threading.Event()
     assert leader.take()
-    leader.wait(0.01, 0.05, stop)  # what was written before
+    eventually(lambda: _waited(leader, 0.3, stop))  # whatever was written before has been heard
 
     with ThreadPoolExecutor(1) as threads:
         idle = threads.submit(leader.wait, 0.01, 60.0, stop)
