@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from jobs.errors import NoWorker, Unavailable
+from jobs.errors import NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.interactive import (
     ALIVE_SECONDS,
     ASKING_SECONDS,
@@ -33,24 +33,6 @@ _BLOCK_MS = 500
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
-
-
-class Overloaded(Unavailable):
-    """Too many clients wait for this model. Ask again in a moment."""
-
-    code = "too_many_waiting"
-
-
-class StreamsAway(Unavailable):
-    """The Redis server that carries the questions of waiting clients cannot be reached."""
-
-    code = "streams_unavailable"
-
-
-class WorkerLost(Unavailable):
-    """The worker that answered was lost. Ask again."""
-
-    code = "worker_lost"
 
 
 Served = Callable[[], Awaitable[bool]]

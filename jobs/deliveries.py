@@ -116,6 +116,7 @@ def too_late(session: Session, config: Settings, limit: int) -> list[str]:
     first = now() + _LATE_SECONDS
     again = first + max(_RETRY_AFTER_MAX, (1 + _JITTER) * max(config.webhook_retry_seconds))
     latest = case((Delivery.attempts == 0, first), else_=again)
+    # the first condition follows from the last, and is the one that an index answers
     late = and_(Delivery.due_at > first, Delivery.due_at < HELD, Delivery.due_at > latest)
     return list(session.scalars(select(Delivery.id).where(WAITING, late).limit(limit)))
 

@@ -15,7 +15,9 @@ NightmillError (500 server_error)
 ├── TooManyRequests (429 rate_limit_error)
 ├── Unavailable (503)
 │   ├── DatabaseBusy (503)
-│   └── NoWorker (503)
+│   ├── NoWorker (503)
+│   ├── Overloaded, StreamsAway, WorkerLost (503, to clients who wait)
+│   └── StorageAway (503)
 ├── StorageFull (507)
 └── Fenced (500, inside workers: a newer claim exists)
 """
@@ -153,6 +155,24 @@ class NoWorker(Unavailable):
     """No live worker serves this model."""
 
     code = "no_worker"
+
+
+class Overloaded(Unavailable):
+    """Too many clients wait for this model. Ask again in a moment."""
+
+    code = "too_many_waiting"
+
+
+class StreamsAway(Unavailable):
+    """The Redis server that carries the questions of waiting clients cannot be reached."""
+
+    code = "streams_unavailable"
+
+
+class WorkerLost(Unavailable):
+    """The worker that answered was lost. Ask again."""
+
+    code = "worker_lost"
 
 
 class StorageAway(Unavailable):

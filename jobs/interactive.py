@@ -72,7 +72,11 @@ def answer(question_id: str) -> str:
 
 def redis_url(config: Settings) -> str:
     """The server in force, as redis-py names it; empty where there is none (RabbitMQ alone)."""
-    url = config.streams_url or config.broker_url or f"{_SOCKET}{config.data_dir.absolute() / 'valkey.sock'}"
+    return address(config.streams_url or config.broker_url or f"{_SOCKET}{config.data_dir.absolute() / 'valkey.sock'}")
+
+
+def address(url: str) -> str:
+    """A URL as Celery takes it, as redis-py does; empty for another kind of server."""
     if url.startswith(_SOCKET):
         return f"unix://{unquote(url.removeprefix(_SOCKET))}"
     return re.sub("^valkey", "redis", url) if url.startswith(("redis", "valkey", "unix:")) else ""

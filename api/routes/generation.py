@@ -18,7 +18,6 @@ from api.deps import Call, CallContext
 from api.errors import describe
 from api.routing import resource
 from api.validation import clip
-from api.waiting import WorkerLost
 from jobs import fleet, pauses, placement
 from jobs.clock import now
 from jobs.errors import (
@@ -29,6 +28,7 @@ from jobs.errors import (
     PermissionDenied,
     RequestTimeout,
     Unavailable,
+    WorkerLost,
 )
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question
@@ -118,9 +118,9 @@ def _queue(call: CallContext, url: str, model: str) -> str:
         off = pauses.paused(session)
         scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
         if any(name in off.of(scope) for scope, name in scopes):
-            raise Unavailable("The operator has paused this model for now.", code="paused")
-        if not _served(call, queue, model):
-            raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
+            raise Unavailable("The operator has paused this model.", code="paused")
+    if not _served(call, queue, model):
+        raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
     return queue
 
 

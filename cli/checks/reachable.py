@@ -13,7 +13,7 @@ from cli import proc, readiness
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.ports import answers, is_free
-from jobs.interactive import redis_url
+from jobs.interactive import address, redis_url
 
 _PATIENCE = 5.0
 _START = "nightmill up"
@@ -56,10 +56,9 @@ def _embedded(patient: Patient) -> Finding:
 
 
 def _redis(name: str, url: str, variable: str) -> Finding:
-    address = url.replace("redis+socket://", "unix://", 1).replace("valkey", "redis", 1)
     shown = urlsplit(url)._replace(netloc=urlsplit(url).hostname or "").geturl()
     try:
-        with redis.Redis.from_url(address, socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE) as client:
+        with redis.Redis.from_url(address(url), socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE) as client:
             client.ping()
             policy = dict(client.config_get("maxmemory-policy")).get("maxmemory-policy")
     except (redis.RedisError, ValueError) as error:

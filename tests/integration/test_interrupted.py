@@ -67,18 +67,18 @@ def _ids(lines: list[dict[str, Any]]) -> list[str]:
 
 def _planned(mill: Mill, content: bytes) -> str:
     """A job whose shards no worker has heard of."""
-    mill.lose_rings = lambda task: task == Task.RUN
-    job_id = mill.submit(content)
-    mill.until(lambda: mill.job(job_id).state == JobState.RUNNING)
-    mill.lose_rings = lambda _task: False
-    return job_id
+    return _unheard(mill, content, Task.RUN, JobState.RUNNING)
 
 
 def _run_through(mill: Mill, content: bytes) -> str:
     """A job that waits for its finisher."""
-    mill.lose_rings = lambda task: task == Task.FINISH
+    return _unheard(mill, content, Task.FINISH, JobState.FINISHING)
+
+
+def _unheard(mill: Mill, content: bytes, lost: Task, reached: JobState) -> str:
+    mill.lose_rings = lambda task: task == lost
     job_id = mill.submit(content)
-    mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
+    mill.until(lambda: mill.job(job_id).state == reached)
     mill.lose_rings = lambda _task: False
     return job_id
 

@@ -334,6 +334,7 @@ def test_a_full_line_refuses_and_says_when_to_come_back(make_shop: Callable[...,
     eventually(lambda: _refused(shop), 10, "the line is full")
     shop.leave()
     first.join(15)
+    assert not first.is_alive(), "who waited in the line is told, too"
 
 
 def _ask_in_vain(shop: Shop) -> None:

@@ -140,28 +140,24 @@ def plain(said: Any) -> dict[str, Any]:
     """A response model as OpenAI would write it: without the fields that only vLLM has."""
     if isinstance(said, dict):
         return said
-    content: dict[str, Any] = said.model_dump(mode="json", by_alias=True, exclude=_NOT_OPENAI)
-    for choice in content.get("choices", ()):
-        _drop(choice, _NOT_OPENAI_CHOICE)
-        message = choice.get("message", {})
-        _drop(message, [name for name in _ONLY_IF_SAID if message.get(name) is None])
-    for details in (content.get("usage") or {}).values():
-        if isinstance(details, dict):
-            _drop(details, _NOT_OPENAI_USAGE)
-    return content
+    return _openai(said.model_dump(mode="json", by_alias=True, exclude=_NOT_OPENAI))
 
 
 def plain_event(event: dict[str, Any]) -> dict[str, Any]:
     """One event of a stream of chunks, likewise."""
     _drop(event, _NOT_OPENAI)
-    for choice in event.get("choices", ()):
+    return _openai(event)
+
+
+def _openai(content: dict[str, Any]) -> dict[str, Any]:
+    for choice in content.get("choices", ()):
         _drop(choice, _NOT_OPENAI_CHOICE)
-        delta = choice.get("delta", {})
-        _drop(delta, [name for name in _ONLY_IF_SAID if delta.get(name) is None])
-    for details in (event.get("usage") or {}).values():
+        for message in (choice.get("message", {}), choice.get("delta", {})):
+            _drop(message, [name for name in _ONLY_IF_SAID if message.get(name) is None])
+    for details in (content.get("usage") or {}).values():
         if isinstance(details, dict):
             _drop(details, _NOT_OPENAI_USAGE)
-    return event
+    return content
 
 
 def _drop(fields: dict[str, Any], names: Iterable[str]) -> None:
