@@ -53,8 +53,11 @@ class Server(ABC):
     def processes(self) -> list[psutil.Process]:
         if self._process is None:
             return []
-        main = psutil.Process(self._process.pid)
-        return [main, *main.children(recursive=True)]
+        try:
+            main = psutil.Process(self._process.pid)
+            return [main, *main.children(recursive=True)]
+        except psutil.NoSuchProcess:  # it has ended by itself
+            return []
 
     def kill(self) -> None:
         """kill -9 of it and everything that it has started."""

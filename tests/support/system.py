@@ -13,6 +13,7 @@ left behind is found even where it has left its family.
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from jobs.queues import Queue
 ROOT = Path(__file__).parents[2]
 LOG_LINE = 2000  # characters of a log's line that are shown
 _SHIFTING = Path(__file__).parent / "clocks"
+_PORTS = (12_000, 32_000)  # Linux lends 32,768 to 60,999: net.ipv4.ip_local_port_range
 MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
 EMBED_ALIAS = "acme/embed"
@@ -81,9 +83,12 @@ def pause(seconds: float) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below those that the kernel lends to outgoing connections: nobody takes it while its server is down."""
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class StubEngine:

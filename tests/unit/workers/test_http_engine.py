@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -13,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.server_shapes import ANSWERS, ERRORS
+from tests.support.system import free_port
 from workers.engines import http, limits, wire
 from workers.engines.endpoints import Endpoint
 from workers.engines.http import HttpEngine
@@ -106,9 +106,7 @@ def request(model: str = "m", prompt: str = "hello", priority: int = 0) -> Reque
 
 
 def unused_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 async def until(true: Callable[[], bool], seconds: float = 5.0) -> None:
