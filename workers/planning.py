@@ -1,6 +1,6 @@
 """Planning: read a batch's input once, check every line, cut it into shards of bytes.
 
-    claim ─▶ each line: check, add to the shard being filled ─▶ planned      the job runs
+    claim ─▶ each line: check, add to the shard being filled ─▶ planned      the job runs, the last shards with it
                  │            └─ 50 shards: one transaction
                  └─ bad lines ─▶ rejected, with line numbers                 the job fails, nothing was run
 
@@ -95,6 +95,8 @@ class _Planner:
             self.errors.append(selection.missing_file(self.claim.job))
         else:
             self._read(path)
+        if self.hold.ended:
+            raise Abandoned
         if not self.errors and not self._write(self._planned):
             limit = self.config.project_max_queued_tokens
             self._complain("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
@@ -107,6 +109,7 @@ class _Planner:
         """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
         if self._over_token_limit(session):
             return False
+        shards.cut(session, self.claim, self.queue or "", self._rows())
         ledger.planned(session, self.claim, total=self.total, model=self.checker.model, queue=self.queue or "")
         return True
 
@@ -134,7 +137,7 @@ class _Planner:
                 self._add(text, checked)
             if len(self.errors) >= MAX_ERRORS or self.total > self.config.batch_max_lines:
                 return
-        self._flush(last=True)
+        self._fill()
 
     def _name_duplicates(self, handle: BinaryIO, suspects: frozenset[int]) -> None:
         for bad in lines.duplicates(handle, self.config.batch_max_line_bytes, suspects):
@@ -147,6 +150,7 @@ class _Planner:
             self.queue = self._place(good.model, text.number)
         shard = self.filling
         if shard is None or self._is_full(shard, text):
+            self._fill()
             self._flush()
             shard = self.filling = Shard(
                 job_id=self.claim.job.id, n=self.cut, first_line=self.total, lines=0, offset=text.offset, length=0
@@ -163,20 +167,25 @@ class _Planner:
             return True
         return text.offset + text.length - shard.offset > self.config.shard_bytes
 
-    def _flush(self, *, last: bool = False) -> None:
-        """Commit full shards, many at a time; between transactions others write."""
+    def _fill(self) -> None:
         if self.filling is not None:
             self.full.append(self.filling)
             self.filling = None
-        if not self.full or (len(self.full) < _SHARDS_AT_ONCE and not last):
+
+    def _flush(self) -> None:
+        """Commit full shards, many at a time; between transactions others write."""
+        if len(self.full) < _SHARDS_AT_ONCE:
             return
         if self.hold.ended:
             raise Abandoned
-        full, self.full = self.full, []
-        rows = [{c.name: getattr(shard, c.name) for c in Shard.__table__.columns if c.name in _CUT} for shard in full]
         queue = self.queue or ""
-        self._write(lambda session: shards.cut(session, self.claim, queue, [Shard(**row) for row in rows]))
+        self._write(lambda session: shards.cut(session, self.claim, queue, self._rows()))
+        self.full = []
         self.context.db.breathe(self.context.stop)
+
+    def _rows(self) -> list[Shard]:
+        """Of the full shards that are not written yet; new ones with each try, for a session keeps its own."""
+        return [Shard(**{name: getattr(shard, name) for name in _CUT}) for shard in self.full]
 
     def _place(self, model: str, number: int) -> str:
         try:

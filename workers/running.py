@@ -3,7 +3,8 @@
     claim ─▶ items ─▶ engine loop ──answers──▶ buffer ──every second, and at the end──▶ file, fsync ─▶ one transaction
                           ▲                                                                  │
       stop (cancel, expiry, shutdown): abort, commit what is there, give back                ├─ Fenced: dropped
-      GaveUp (engine away): commit, give back with a delay                                   └─ last: shard done
+      GaveUp (engine away): commit, give back with a delay                                   └─ last: shard done,
+                                                                         and a job of one shard is finished at once
 
 The Celery thread owns SQL and files; the engine's loop owns the requests. After repeated stalls the shard is run in
 careful mode, one line at a time, so that a line that kills the worker names itself.
@@ -25,6 +26,7 @@ from workers import records
 from workers.answering import Answering
 from workers.context import Context
 from workers.engines.port import Answer, EngineFault
+from workers.finishing import finish
 from workers.host import EngineHost, GaveUp
 from workers.items import read_items
 from workers.keeper import Hold
@@ -60,6 +62,8 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
         except (StorageFull, StorageAway, NotFound) as error:
             _storage_failed.warn(job_id=job_id, shard=n, error=str(error))
             run.give_back(STORAGE_SECONDS, "disk")
+    if run.closed and claim.lines == claim.job.total:
+        finish(context, job_id)  # it is small: to ring for somebody else costs more than to do it
 
 
 class _Run:

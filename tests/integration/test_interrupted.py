@@ -286,6 +286,15 @@ def test_finisher_that_lost_its_claim_leaves_nothing_behind(
     assert sum(map(len, mill.results(job))) == 20
 
 
+def test_job_of_one_shard_needs_no_ring_to_be_finished(mill: Mill) -> None:
+    mill.lose_rings = lambda task: task == Task.FINISH
+
+    [small] = mill.drain(mill.submit(_batch(8)))
+
+    assert (small.state, len(mill.results(small)[0])) == (JobState.SUCCEEDED, 8)
+    assert ledgers.doorbells(mill.db, small.id) == []
+
+
 def test_results_wait_for_a_disk_that_has_room(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = _run_through(mill, _batch(20))
 
