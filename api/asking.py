@@ -1,0 +1,131 @@
+"""A waiting client's question from its JSON body to the pieces of its answer: where the model runs, whether it may be
+asked, and for how long it is worth while to wait.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import CallContext
+from api.validation import clip
+from jobs import fleet, pauses, placement
+from jobs.clock import now
+from jobs.errors import (
+    InvalidRequest,
+    NightmillError,
+    NotFound,
+    NoWorker,
+    PermissionDenied,
+    RequestTimeout,
+    Unavailable,
+    WorkerLost,
+)
+from jobs.ids import new_id
+from jobs.interactive import Piece, Question
+
+EVENT_STREAM = "text/event-stream"
+WHOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+EITHER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {"type": "string"}}}}
+}
+
+
+class Asked(BaseModel):
+    """What all requests of waiting clients have. The rest is the engine's to judge."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    model: str = Field(min_length=1)
+
+    def fields(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+async def ask(
+    call: CallContext, request: Request, url: str, body: Mapping[str, Any], *, stream: bool
+) -> tuple[Piece, AsyncGenerator[Piece]]:
+    """The first piece, a chunk or the end, and then the others.
+
+    Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
+    """
+    queue = await run_in_threadpool(_queue, call, url, body["model"])
+    question = Question(
+        id=new_id("req_"),
+        url=url,
+        body=msgspec.json.encode(body),
+        tenant=call.project_id,
+        deadline=now() + call.config.interactive_seconds,
+        stream=stream,
+    )
+    pieces = _awaited(call, request, queue, question, body["model"])
+    return await anext(pieces), pieces
+
+
+def whole(end: Piece) -> Response:
+    """An answer that is no stream, as the engine gave it."""
+    headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
+    return Response(end.body, end.status, headers, media_type="application/json")
+
+
+def _queue(call: CallContext, url: str, model: str) -> str:
+    """Where the model runs. Raises NotFound, InvalidRequest, PermissionDenied, NoWorker, Unavailable."""
+    with call.db.read() as session:
+        try:
+            queue = placement.queue_of(session, call.config, model, endpoint=url, project_id=call.project_id)
+        except placement.NotYet:
+            raise NoWorker from None
+        except placement.NotServed as refusal:
+            raise _refused(refusal, model) from None
+        off = pauses.paused(session)
+        scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
+        if any(name in off.of(scope) for scope, name in scopes):
+            raise Unavailable("The operator has paused this model.", code="paused")
+    if not _served(call, queue, model):
+        raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
+    return queue
+
+
+def _refused(refusal: placement.NotServed, model: str) -> NightmillError:
+    if refusal.code == "model_not_found":
+        return NotFound(f"The model `{clip(model)}` does not exist.", param="model", code=refusal.code)
+    kind = PermissionDenied if refusal.code == "external_model_not_allowed" else InvalidRequest
+    return kind(str(refusal), param="model", code=refusal.code)
+
+
+def _served(call: CallContext, queue: str, model: str) -> bool:
+    alias = call.services.registry().aliases.get(model, "")
+    with call.db.read() as session:
+        return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
+
+
+async def _awaited(
+    call: CallContext, request: Request, queue: str, question: Question, model: str
+) -> AsyncGenerator[Piece]:
+    """Chunks and the end, for as long as the client is there. Raises RequestTimeout, and what `Lines.ask` raises."""
+
+    async def served() -> bool:
+        await _look(call, request, question)
+        return await run_in_threadpool(_served, call, queue, model)
+
+    async with aclosing(call.services.lines.ask(queue, question, served)) as pieces:
+        async for piece in pieces:
+            if piece.kind in ("chunk", "end"):
+                yield piece
+            else:
+                await _look(call, request, question)
+
+
+async def _look(call: CallContext, request: Request, question: Question) -> None:
+    """Is it still worth while to wait? Raises RequestTimeout, WorkerLost."""
+    if await request.is_disconnected():
+        raise RequestTimeout("The client has closed the connection.", code="client_left")
+    if call.services.stopping.is_set():
+        raise WorkerLost("This server is going down. Ask again.")
+    if now() > question.deadline:
+        raise RequestTimeout("The model did not answer in time.", code="timeout")
