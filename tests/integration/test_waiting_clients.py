@@ -1,120 +1,23 @@
 """Clients who wait: the official SDK, the real API and its Redis, and the worker's desk over the fake engine."""
 
 import asyncio
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
 import redis
-from fastapi import FastAPI
-from openai import OpenAI
 
-from cli import broker
-from jobs import fleet, interactive, pauses
-from jobs.clock import now
+from jobs import interactive, pauses
 from jobs.interactive import Piece
-from jobs.models import Worker
 from jobs.queues import Queue
+from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
-from tests.support.web import make_key, running_app, serve
-from workers.engines.fake import FakeEngine
 from workers.engines.port import EngineDead, EngineFault, refusal
-from workers.host import EngineHost
-from workers.interactive import Desk
 
-_MODEL = "fake-model"
 _HELLO: Any = [{"role": "user", "content": "Hello"}]
-_MODELS_FILE = f"""
-models:
-  {_MODEL}: {{source: {{urls: ["http://127.0.0.1:9/v1"]}}, engine: http, aliases: [gpt-4o-mini]}}
-"""
-
-
-@dataclass
-class Shop:
-    """Everything between an SDK and an engine."""
-
-    app: FastAPI
-    client: OpenAI
-    redis_url: str
-    engine: FakeEngine
-    host: EngineHost
-    asked: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def open(self, worker: str = "gpu-1", **facts: Any) -> Iterator[Desk]:
-        """A worker that serves the line, and says so."""
-        desk = Desk(self.host, self.redis_url, Queue.GENERATE, **facts)
-        self.announce(worker)
-        serving = self.host.call(desk.serve())
-        try:
-            yield desk
-        finally:
-            self.host.call(desk.close()).result(5)
-            with suppress(CancelledError):
-                serving.result(5)
-
-    def announce(self, worker: str) -> None:
-        row = Worker(
-            id=worker, pool="gpu", host="h", pid=1, started=1, queues=[Queue.GENERATE], models=[_MODEL], slots=2,
-            state="ready", restarts=0, created_at=now(), seen_at=now(),
-        )  # fmt: skip
-        with self.app.state.services.db.write() as session:
-            fleet.register(session, row)
-
-    def leave(self, worker: str = "gpu-1") -> None:
-        with self.app.state.services.db.write() as session:
-            fleet.leave(session, worker)
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("broker")
-    server = subprocess.Popen(broker.command(folder), stdout=subprocess.DEVNULL)
-    try:
-        eventually(lambda: broker.answers(folder), 20, "the broker answers")
-        yield f"unix://{broker.socket_path(folder)}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def make_shop(tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Callable[..., Shop]]:
-    made: list[tuple[Any, EngineHost]] = []
-    clients: list[OpenAI] = []
-
-    def make(engine: dict[str, Any] | None = None, **settings: Any) -> Shop:
-        (tmp_path / "models.yaml").write_text(_MODELS_FILE)
-        asked: list[str] = []
-        fake = FakeEngine(models=(_MODEL, "gpt-4o-mini"), asked=asked.append, **(engine or {}))
-        host = EngineHost(fake, lambda: None)
-        host.start()
-        given = {"streams_url": redis_url, "models_file": str(tmp_path / "models.yaml"), **settings}
-        running = running_app(tmp_path, sqlite_url, **given)
-        app = running.__enter__()
-        server = serve(app)
-        url = server.__enter__()
-        made.extend([(server, host), (running, host)])
-        client = OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0, timeout=30)
-        clients.append(client)
-        return Shop(app, client, redis_url, fake, host, asked)
-
-    yield make
-    for client in clients:
-        client.close()
-    for entered, _ in made:
-        entered.__exit__(None, None, None)
-    for host in {host for _, host in made}:
-        host.close()
 
 
 @pytest.fixture
@@ -124,7 +27,7 @@ def shop(make_shop: Callable[..., Shop]) -> Shop:
 
 def test_a_chat_is_answered_at_once_and_only_once(shop: Shop) -> None:
     with shop.open():
-        said = shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        said = shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     assert said.choices[0].message.content
     assert said.choices[0].finish_reason == "stop"
@@ -140,10 +43,10 @@ def test_an_alias_is_served_by_the_model_behind_it(shop: Shop) -> None:
 
 def test_a_stream_has_the_same_words_piece_by_piece_and_the_usage_when_it_is_asked_for(shop: Shop) -> None:
     with shop.open():
-        whole = shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        whole = shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
         pieces = list(
             shop.client.chat.completions.create(
-                model=_MODEL, messages=_HELLO, stream=True, stream_options={"include_usage": True}
+                model=MODEL, messages=_HELLO, stream=True, stream_options={"include_usage": True}
             )
         )
 
@@ -158,9 +61,9 @@ def test_a_stream_has_the_same_words_piece_by_piece_and_the_usage_when_it_is_ask
 
 def test_completions_and_embeddings_are_served_too(shop: Shop) -> None:
     with shop.open():
-        text = shop.client.completions.create(model=_MODEL, prompt="Hello")
-        streamed = list(shop.client.completions.create(model=_MODEL, prompt="Hello", stream=True))
-        vectors = shop.client.embeddings.create(model=_MODEL, input=["one", "two"])  # base64 on the wire
+        text = shop.client.completions.create(model=MODEL, prompt="Hello")
+        streamed = list(shop.client.completions.create(model=MODEL, prompt="Hello", stream=True))
+        vectors = shop.client.embeddings.create(model=MODEL, input=["one", "two"])  # base64 on the wire
 
     assert "".join(piece.choices[0].text for piece in streamed) == text.choices[0].text
     assert [len(one.embedding) for one in vectors.data] == [8, 8]
@@ -174,13 +77,13 @@ def test_many_at_once_get_each_their_own_answer(shop: Shop) -> None:
         )
         async with client:
             answers = await asyncio.gather(
-                *(client.completions.create(model=_MODEL, prompt=f"number {n}") for n in range(100))
+                *(client.completions.create(model=MODEL, prompt=f"number {n}") for n in range(100))
             )
         return [answer.choices[0].text for answer in answers]
 
     with shop.open(places=16):
         said = asyncio.run(all_of_them())
-        alone = [shop.client.completions.create(model=_MODEL, prompt=f"number {n}").choices[0].text for n in (0, 99)]
+        alone = [shop.client.completions.create(model=MODEL, prompt=f"number {n}").choices[0].text for n in (0, 99)]
 
     assert len(set(said)) == 100
     assert [said[0], said[99]] == alone
@@ -191,10 +94,10 @@ def test_many_at_once_get_each_their_own_answer(shop: Shop) -> None:
     [
         ({"model": "nobody", "messages": _HELLO}, 404, "model"),
         ({"messages": _HELLO}, 400, "model"),
-        ({"model": _MODEL, "messages": []}, 400, "messages"),
-        ({"model": _MODEL}, 400, "messages"),
+        ({"model": MODEL, "messages": []}, 400, "messages"),
+        ({"model": MODEL}, 400, "messages"),
         ({"model": 3, "messages": _HELLO}, 400, "model"),
-        ({"model": _MODEL, "messages": _HELLO, "stream": "yes"}, 400, "stream"),
+        ({"model": MODEL, "messages": _HELLO, "stream": "yes"}, 400, "stream"),
     ],
 )
 def test_what_is_wrong_is_refused_before_anybody_is_asked(
@@ -214,7 +117,7 @@ def test_the_engines_refusal_is_the_answer(make_shop: Callable[..., Shop]) -> No
     with shop.open():
         for stream in (False, True):
             with pytest.raises(openai.BadRequestError) as refused:
-                shop.client.chat.completions.create(model=_MODEL, messages=_HELLO, stream=stream)
+                shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=stream)
             assert refused.value.code == "context_length_exceeded"
 
 
@@ -222,7 +125,7 @@ def test_an_engine_that_breaks_is_told_in_openais_shape(make_shop: Callable[...,
     shop = make_shop({"fault": lambda _: EngineFault("connection reset")})
 
     with shop.open(), pytest.raises(openai.InternalServerError) as told:
-        shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     assert told.value.code == "engine_error"
 
@@ -233,9 +136,9 @@ def test_an_engine_that_dies_is_built_again_for_the_next(make_shop: Callable[...
 
     with shop.open():
         with pytest.raises(openai.InternalServerError) as told:
-            shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+            shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
         patient = shop.client.with_options(max_retries=5)
-        assert patient.chat.completions.create(model=_MODEL, messages=_HELLO).choices
+        assert patient.chat.completions.create(model=MODEL, messages=_HELLO).choices
 
     assert told.value.status_code == 503
     assert told.value.response.headers["retry-after"]
@@ -245,7 +148,7 @@ def test_without_a_live_worker_the_answer_is_503_at_once(shop: Shop) -> None:
     began = time.monotonic()
 
     with pytest.raises(openai.InternalServerError) as told:
-        shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     assert (told.value.status_code, told.value.code) == (503, "no_worker")
     assert time.monotonic() - began < 2
@@ -256,7 +159,7 @@ def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(sh
     threading.Timer(1.0, shop.leave).start()
 
     with pytest.raises(openai.InternalServerError) as told:
-        shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     assert told.value.code == "no_worker"
 
@@ -271,7 +174,7 @@ def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(
     doomed.start()
 
     with pytest.raises(openai.InternalServerError) as told:
-        shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     doomed.join(10)
     assert told.value.code == "worker_lost"
@@ -290,7 +193,7 @@ def test_a_client_that_hangs_up_frees_the_engine(make_shop: Callable[..., Shop],
     shop = make_shop({"delay": 30.0})
     with shop.open():
         with pytest.raises(openai.APITimeoutError):
-            shop.client.with_options(timeout=1.0).chat.completions.create(model=_MODEL, messages=_HELLO, stream=stream)
+            shop.client.with_options(timeout=1.0).chat.completions.create(model=MODEL, messages=_HELLO, stream=stream)
         assert shop.host._in_flight == 1
 
         eventually(lambda: shop.host._in_flight == 0, 15, "the engine is free")
@@ -302,7 +205,7 @@ def test_a_worker_that_goes_down_sends_its_clients_to_another(make_shop: Callabl
 
     def ask() -> None:
         with pytest.raises(openai.InternalServerError) as refused:
-            shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+            shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
         told.append(refused.value)
 
     client = threading.Thread(target=ask)
@@ -320,7 +223,7 @@ def test_an_answer_that_takes_too_long_is_given_up_and_frees_the_engine(make_sho
 
     with shop.open():
         with pytest.raises(openai.APIStatusError) as told:
-            shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+            shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
         eventually(lambda: shop.host._in_flight == 0, 5, "the engine is free")
     assert (told.value.status_code, told.value.code) == (408, "timeout")
@@ -339,12 +242,12 @@ def test_a_full_line_refuses_and_says_when_to_come_back(make_shop: Callable[...,
 
 def _ask_in_vain(shop: Shop) -> None:
     with pytest.raises(openai.InternalServerError):
-        shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
 
 def _refused(shop: Shop) -> bool:
     try:
-        shop.client.with_options(timeout=1).chat.completions.create(model=_MODEL, messages=_HELLO)
+        shop.client.with_options(timeout=1).chat.completions.create(model=MODEL, messages=_HELLO)
     except openai.InternalServerError as error:
         return error.code == "too_many_waiting" and bool(error.response.headers["retry-after"])
     except openai.APITimeoutError:
@@ -355,10 +258,10 @@ def _refused(shop: Shop) -> bool:
 def test_a_paused_model_answers_503(shop: Shop) -> None:
     with shop.open():
         with shop.app.state.services.db.write() as session:
-            pauses.pause(session, pauses.Scope.MODEL, _MODEL, actor="test")
+            pauses.pause(session, pauses.Scope.MODEL, MODEL, actor="test")
 
         with pytest.raises(openai.InternalServerError) as told:
-            shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+            shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     assert told.value.code == "paused"
 
@@ -368,7 +271,7 @@ def test_without_a_redis_server_the_answer_says_what_to_set(make_shop: Callable[
     shop.announce("gpu-1")
 
     with pytest.raises(openai.InternalServerError) as told:
-        shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
+        shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     assert told.value.code == "streams_unavailable"
     assert "NIGHTMILL_STREAMS_URL" in str(told.value)
@@ -377,8 +280,8 @@ def test_without_a_redis_server_the_answer_says_what_to_set(make_shop: Callable[
 def test_nothing_of_an_answered_question_is_left_behind(shop: Shop) -> None:
     with shop.open(), redis.Redis.from_url(shop.redis_url) as server:
         before = set(server.keys())  # what earlier clients left when they hung up ends by itself
-        shop.client.chat.completions.create(model=_MODEL, messages=_HELLO)
-        list(shop.client.chat.completions.create(model=_MODEL, messages=_HELLO, stream=True))
+        shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
+        list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
 
         eventually(lambda: set(server.keys()) <= before, 5, "no key is left")
         assert all(0 < server.ttl(name) <= 60 for name in before if server.exists(name))

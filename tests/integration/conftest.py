@@ -1,0 +1,20 @@
+"""Fixtures of the tests that ask as a client who waits."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.shop import Shop, running_broker, shops
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as url:
+        yield url
+
+
+@pytest.fixture
+def make_shop(tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Callable[..., Shop]]:
+    with shops(tmp_path, sqlite_url, redis_url) as make:
+        yield make

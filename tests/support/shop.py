@@ -1,0 +1,105 @@
+"""All that stands between an official SDK and an engine that answers a waiting client, in this process."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from openai import OpenAI
+
+from cli import broker
+from jobs import fleet
+from jobs.clock import now
+from jobs.models import Worker
+from jobs.queues import Queue
+from tests.support.system import eventually
+from tests.support.web import make_key, running_app, serve
+from workers.engines.fake import FakeEngine
+from workers.host import EngineHost
+from workers.interactive import Desk
+
+MODEL = "fake-model"
+_MODELS_FILE = f"""
+models:
+  {MODEL}: {{source: {{urls: ["http://127.0.0.1:9/v1"]}}, engine: http, aliases: [gpt-4o-mini]}}
+"""
+
+
+@dataclass
+class Shop:
+    """Everything between an SDK and an engine."""
+
+    app: FastAPI
+    client: OpenAI
+    redis_url: str
+    engine: FakeEngine
+    host: EngineHost
+    url: str
+    asked: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def open(self, worker: str = "gpu-1", **facts: Any) -> Iterator[Desk]:
+        """A worker that serves the line, and says so."""
+        desk = Desk(self.host, self.redis_url, Queue.GENERATE, **facts)
+        self.announce(worker)
+        serving = self.host.call(desk.serve())
+        try:
+            yield desk
+        finally:
+            self.host.call(desk.close()).result(5)
+            with suppress(CancelledError):
+                serving.result(5)
+
+    def announce(self, worker: str) -> None:
+        row = Worker(
+            id=worker, pool="gpu", host="h", pid=1, started=1, queues=[Queue.GENERATE], models=[MODEL], slots=2,
+            state="ready", restarts=0, created_at=now(), seen_at=now(),
+        )  # fmt: skip
+        with self.app.state.services.db.write() as session:
+            fleet.register(session, row)
+
+    def leave(self, worker: str = "gpu-1") -> None:
+        with self.app.state.services.db.write() as session:
+            fleet.leave(session, worker)
+
+    def stranger(self) -> OpenAI:
+        """A client of another project."""
+        key = make_key(self.app, "strangers")
+        return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30)
+
+
+@contextmanager
+def running_broker(folder: Path) -> Iterator[str]:
+    """The URL of an embedded broker."""
+    server = subprocess.Popen(broker.command(folder), stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: broker.answers(folder), 20, "the broker answers")
+        yield f"unix://{broker.socket_path(folder)}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[..., Shop]]:
+    """Makes shops; `engine` are the fake's own arguments, the rest settings."""
+    with ExitStack() as stack:
+
+        def make(engine: dict[str, Any] | None = None, **settings: Any) -> Shop:
+            (folder / "models.yaml").write_text(_MODELS_FILE)
+            asked: list[str] = []
+            fake = FakeEngine(models=(MODEL, "gpt-4o-mini"), asked=asked.append, **(engine or {}))
+            host = EngineHost(fake, lambda: None)
+            host.start()
+            stack.callback(host.close)
+            given = {"streams_url": redis_url, "models_file": str(folder / "models.yaml"), **settings}
+            app = stack.enter_context(running_app(folder, database_url, **given))
+            url = f"{stack.enter_context(serve(app))}/v1"
+            client = stack.enter_context(OpenAI(base_url=url, api_key=make_key(app), max_retries=0, timeout=30))
+            return Shop(app, client, redis_url, fake, host, url, asked)
+
+        yield make
