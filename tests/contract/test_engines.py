@@ -166,6 +166,19 @@ async def test_a_stream_says_the_same_in_pieces(subject: Subject) -> None:
     assert subject.prompts() == ["hello", "hello"]
 
 
+async def test_a_response_is_streamed_as_named_events(subject: Subject) -> None:
+    request = Request(RESPONSES, {"model": MODEL, **REQUESTS[RESPONSES]}, "req")
+    whole = body_of(await subject.engine.answer(request))
+
+    end, events = await streamed(subject.engine, request)
+
+    assert (end.status, end.body) == (200, b"")
+    assert "".join(event.get("delta", "") for event in events) == whole["output"][0]["content"][0]["text"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert (events[0]["type"], events[-1]["type"]) == ("response.created", "response.completed")
+    assert events[-1]["response"] == whole
+
+
 async def test_a_refusal_comes_instead_of_a_stream(subject: Subject) -> None:
     end, events = await streamed(subject.engine, Request(CHAT, {"model": "nobody", "messages": []}, "req"))
 

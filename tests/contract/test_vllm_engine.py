@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from tests.support.vllm_host import ROOT, Host
 from workers.engines import leftovers
@@ -150,6 +152,46 @@ def test_responses_are_answered(host: Host) -> None:
     assert said["body"]["id"].startswith("resp_")
     assert said["body"]["output"][0]["content"][0]["text"].startswith("Hello")
     assert said["usage"] == [33, 0, 8, 0]
+
+
+def test_a_response_is_streamed_as_openais_events(host: Host) -> None:
+    body = {"model": MODEL, "input": "Say hello.", "temperature": 0, "max_output_tokens": 8}
+    whole = host.ask(RESPONSES, **body)["body"]
+
+    said = host.call("stream", url=RESPONSES, body=body)
+
+    events = said["events"]
+    assert (said["status"], said["body"]) == (200, None)
+    assert (
+        "".join(one["delta"] for one in events if one["type"] == "response.output_text.delta")
+        == (whole["output"][0]["content"][0]["text"])
+    )
+    assert [one["sequence_number"] for one in events] == list(range(len(events)))
+    assert (whole["status"], events[-1]["type"]) == ("incomplete", "response.incomplete")
+    assert events[-1]["response"].keys() == whole.keys()
+    for one in events:
+        TypeAdapter(ResponseStreamEvent).validate_python(one)
+
+
+def test_an_answer_given_before_is_part_of_a_question(host: Host) -> None:
+    first = host.ask(RESPONSES, model=MODEL, input="Say hello.", temperature=0, max_output_tokens=16)
+    turns = [
+        {"role": "user", "content": "Say hello."},
+        *first["body"]["output"],
+        {"role": "user", "content": "Say it again."},
+    ]
+
+    said = host.ask(RESPONSES, model=MODEL, input=turns, temperature=0, max_output_tokens=16)
+
+    assert said["status"] == 200
+    assert said["body"]["output"][0]["content"][0]["text"]
+    assert said["usage"][0] > first["usage"][0] + first["usage"][2]
+
+
+def test_tools_that_vllm_would_pass_over_are_refused(host: Host) -> None:
+    said = host.ask(RESPONSES, model=MODEL, input="Hi", tools=[{"type": "web_search"}])
+
+    assert (said["status"], said["body"]["error"]["code"]) == (400, "unsupported_tool")
 
 
 def test_json_schema_binds_the_answer(host: Host) -> None:

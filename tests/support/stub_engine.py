@@ -22,7 +22,7 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from workers.engines.fake import CUT, SLOW_SECONDS, chunks, magic_of, prompt_of, reply, wants_usage
+from workers.engines.fake import CUT, SLOW_SECONDS, events, magic_of, prompt_of, reply, wants_usage
 from workers.engines.port import Answer, refusal, unknown_model
 
 HUGE_BYTES = 100 << 20
@@ -118,12 +118,14 @@ def _response(answer: Answer, headers: dict[str, str] | None = None) -> web.Resp
 async def _stream(request: web.BaseRequest, body: dict[str, Any], answer: Answer, *, cut: bool) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
-    for number, event in enumerate(chunks(msgspec.json.decode(answer.body), usage=wants_usage(body))):
-        await response.write(b"data: %b\n\n" % msgspec.json.encode(event))
+    for number, event in enumerate(events(msgspec.json.decode(answer.body), usage=wants_usage(body))):
+        name = b"event: %b\n" % event["type"].encode() if "type" in event else b""
+        await response.write(b"%bdata: %b\n\n" % (name, msgspec.json.encode(event)))
         if cut and number == 1:
             await response.write_eof()
             return response
-    await response.write(b"data: [DONE]\n\n")
+    if request.path != "/v1/responses":
+        await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response
 

@@ -4,6 +4,7 @@ n, best_of, logprobs     OpenAI's own limits
 prompt_logprobs          memory for every token of a prompt; it has killed engines
 schemas, patterns        size, depth and repetition: the engine compiles each into an automaton
 media                    `data:` URLs only: any other would be fetched, or opened, from where the engine stands
+tools                    of a response: functions only; vLLM passes over others without a word
 """
 
 import re
@@ -39,7 +40,7 @@ def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
     """The refusal of this request; None if it may go on."""
     if url not in FIELDS:
         return refusal(404, f"Unknown URL {url}; an engine serves {', '.join(FIELDS)}.", param="url")
-    return _counts(body) or _schemas(url, body) or _media(url, body)
+    return _counts(body) or _tools(url, body) or _schemas(url, body) or _media(url, body)
 
 
 def _counts(body: Mapping[str, Any]) -> Answer | None:
@@ -54,6 +55,16 @@ def _counts(body: Mapping[str, Any]) -> Answer | None:
         value = body.get(name)
         if isinstance(value, int) and value > most:
             return refusal(400, f"{name} must be at most {most}, not {value}.", param=name)
+    return None
+
+
+def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:
+    tools = body.get("tools")
+    for tool in tools if url == "/v1/responses" and isinstance(tools, list) else ():
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if kind != "function":
+            message = f"Tools of the type '{str(kind)[:64]}' are not available; of the type 'function' they are."
+            return refusal(400, message, param="tools", code="unsupported_tool")
     return None
 
 

@@ -106,8 +106,13 @@ def _completion(kind: str, prefix: str, choice: Body, body: Body, prompt: str, d
     return Answer(200, msgspec.json.encode(answer), usage)
 
 
-def chunks(answer: Body, *, usage: bool) -> Iterator[Body]:
-    """A chat's or completion's answer as the events of its stream: a word each, then how it ended, then the usage."""
+def events(answer: Body, *, usage: bool) -> Iterator[Body]:
+    """An answer as the events of its stream."""
+    return _response_events(answer) if answer["object"] == "response" else _chunks(answer, usage=usage)
+
+
+def _chunks(answer: Body, *, usage: bool) -> Iterator[Body]:
+    """A chat's or completion's: a word each, then how it ended, then the usage."""
     chat = answer["object"] == "chat.completion"
     head = {"id": answer["id"], "created": answer["created"], "model": answer["model"]}
     head |= {"object": "chat.completion.chunk" if chat else "text_completion"} | ({"usage": None} if usage else {})
@@ -120,6 +125,29 @@ def chunks(answer: Body, *, usage: bool) -> Iterator[Body]:
         yield {**head, "choices": [{"index": choice["index"], **rest, "logprobs": None, "finish_reason": "stop"}]}
     if usage:
         yield {**head, "choices": [], "usage": answer["usage"]}
+
+
+def _response_events(answer: Body) -> Iterator[Body]:
+    """A response's: it and its parts begin, a word each, they end."""
+    begun = {**answer, "status": "in_progress", "output": [], "usage": None}
+    [item] = answer["output"]
+    [part] = item["content"]
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    empty = {**part, "text": ""}
+    told: list[Body] = [
+        {"type": "response.created", "response": begun},
+        {"type": "response.in_progress", "response": begun},
+        {"type": "response.output_item.added", "output_index": 0,
+         "item": {**item, "status": "in_progress", "content": []}},
+        {"type": "response.content_part.added", **place, "part": empty},
+        *({"type": "response.output_text.delta", **place, "delta": word, "logprobs": []}
+          for word in _words(part["text"])),
+        {"type": "response.output_text.done", **place, "text": part["text"], "logprobs": []},
+        {"type": "response.content_part.done", **place, "part": part},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": answer},
+    ]  # fmt: skip
+    return ({**event, "sequence_number": number} for number, event in enumerate(told))
 
 
 def _words(text: str) -> list[str]:
@@ -149,9 +177,12 @@ def _response(body: Body, prompt: str, digest: bytes) -> Answer:
         "status": "completed",
         "model": body.get("model"),
         "output": [message],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
         "usage": {
             "input_tokens": usage.input_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.output_tokens,
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.total_tokens,
@@ -245,7 +276,7 @@ class FakeEngine:
         if answer.status != 200:
             return answer
         cut = magic_of(prompt_of(request.url, request.body)) == CUT
-        for number, event in enumerate(chunks(msgspec.json.decode(answer.body), usage=wants_usage(request.body))):
+        for number, event in enumerate(events(msgspec.json.decode(answer.body), usage=wants_usage(request.body))):
             await emit(msgspec.json.encode(event))
             if cut and number == 1:
                 raise EngineFault("the stream ended too early")

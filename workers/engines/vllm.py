@@ -12,7 +12,7 @@ import asyncio
 import importlib
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
@@ -127,14 +127,12 @@ class VllmEngine:
             raise asyncio.CancelledError
         return _judge(serving, request.url, said)
 
-    async def _hand_on(self, serving: Serving, events: AsyncGenerator[str], emit: Emit) -> Answer:
+    async def _hand_on(self, serving: Serving, events: AsyncGenerator[Any], emit: Emit) -> Answer:
         """A stream's events as they come. What breaks after the first is told as an event, which vLLM does itself."""
         async with aclosing(events):
-            async for text in events:
-                for line in text.splitlines():
-                    data = line.removeprefix("data:").strip()
-                    if line.startswith("data:") and data != "[DONE]":
-                        await emit(msgspec.json.encode(plain_event(msgspec.json.decode(data))))
+            async for said in events:
+                for event in _events(said):
+                    await emit(msgspec.json.encode(plain_event(event)))
         if serving.dead:
             raise EngineDead("the engine died while it answered")
         return Answer(HTTPStatus.OK, b"")
@@ -154,6 +152,17 @@ class VllmEngine:
             await serving.close()
         if killed := leftovers.kill(self._pids):
             log.warning("engine_leftovers_killed", extra={"pids": [process.pid for process in killed]})
+
+
+def _events(said: Any) -> Iterator[dict[str, Any]]:
+    """What vLLM yields: server-sent events as text, or of a response its events as models."""
+    if not isinstance(said, str):
+        yield said.model_dump(mode="json", by_alias=True)
+        return
+    for line in said.splitlines():
+        data = line.removeprefix("data:").strip()
+        if line.startswith("data:") and data != "[DONE]":
+            yield msgspec.json.decode(data)
 
 
 def _judge(serving: Serving, url: str, said: Any) -> Answer:

@@ -30,7 +30,7 @@ _NOT_OPENAI: dict[str, Any] = {
 _NOT_OPENAI_CHOICE = ("stop_reason", "token_ids", "routed_experts", "prompt_logprobs", "prompt_token_ids")
 _ONLY_IF_SAID = ("reasoning", "annotations", "audio", "function_call")
 _NOT_OPENAI_USAGE = (
-    "created_cache_tokens", "multimodal_tokens", "cache_write_tokens", "tool_output_tokens",
+    "created_cache_tokens", "multimodal_tokens", "tool_output_tokens",
     "input_tokens_per_turn", "cached_tokens_per_turn", "output_tokens_per_turn", "tool_output_tokens_per_turn",
 )  # fmt: skip
 
@@ -144,8 +144,13 @@ def plain(said: Any) -> dict[str, Any]:
 
 
 def plain_event(event: dict[str, Any]) -> dict[str, Any]:
-    """One event of a stream of chunks, likewise."""
+    """One event of a stream, likewise: a chunk, or an event of a response, which may hold the response so far."""
     _drop(event, _NOT_OPENAI)
+    response = event.get("response")
+    if isinstance(response, dict):
+        _openai(plain_event(response))
+        if event.get("type") == "response.completed" and response.get("status") == "incomplete":
+            event["type"] = "response.incomplete"  # vLLM calls the end of every response completed
     return _openai(event)
 
 

@@ -22,6 +22,8 @@ ERROR_TEXT_CHARACTERS: Final = 2000
 EVENT_STREAM: Final = "text/event-stream"
 STREAMED: Final = b"streamed"  # in place of a body that was handed on event by event
 _DONE: Final = b"[DONE]"
+#: A response's stream has no `[DONE]`: it ends with an event of one of these names.
+_LAST: Final = frozenset({b"response.completed", b"response.incomplete", b"response.failed", b"error"})
 
 
 class BrokenStream(Exception):
@@ -94,18 +96,24 @@ def _usage(said: _Usage) -> Usage:
 
 
 async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The data of server-sent events, up to `[DONE]`. Raises BrokenStream.
+    """The data of server-sent events, up to `[DONE]` or an event that is the last by its name. Raises BrokenStream.
 
     Of the format (https://html.spec.whatwg.org/multipage/server-sent-events.html) only what OpenAI uses: one line each.
     """
+    event = b""
     try:
         async for line in lines:
             name, _, data = line.strip().partition(b":")
+            data = data.strip()
+            if name == b"event":
+                event = data
             if name != b"data":
                 continue
-            if (data := data.strip()) == _DONE:
+            if data == _DONE:
                 return
             yield data
+            if event in _LAST:
+                return
     except ValueError as error:
         raise BrokenStream("an event is too large") from error
     raise BrokenStream("it ended before its last event")
