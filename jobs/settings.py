@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
     interactive_waiting: int = Field(256, ge=1, description="waiting clients in one queue's line before 503")
 
+    response_seconds: int = Field(30 * DAY, ge=60, description="life of a response that is kept (`store`)")
+
     shard_lines: int = Field(256, ge=1, le=4096, description="lines of a shard, at most")
     shard_bytes: int = Field(4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)")
     shards_in_flight: int = Field(2, ge=1, description="shards one engine works on at once")

@@ -1,4 +1,5 @@
-"""What is no longer needed goes: expired and deleted files, abandoned uploads, old keys, the inside of old jobs.
+"""What is no longer needed goes: expired files and responses, deleted files, abandoned uploads, old keys, the inside of
+old jobs.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
 what two looks an hour apart find so is removed. A file's bytes stay while a live job reads it. Jobs and audit rows
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import delete, exists, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import audit
 from jobs.clock import now
@@ -24,6 +25,7 @@ from jobs.models import (
     File,
     Idempotency,
     Job,
+    KeptResponse,
     Schedule,
     Segment,
     Shard,
@@ -54,7 +56,7 @@ class Retention:
         self._passes += 1
         if self._passes % _ORPHAN_PASSES == 0:
             self._orphans_once()
-        for step in (self._files, self._uploads, self._old_jobs, self._old_rows):
+        for step in (self._files, self._responses, self._uploads, self._old_jobs, self._old_rows):
             step()
             self._db.breathe()
 
@@ -74,6 +76,14 @@ class Retention:
                 session.delete(file)
         self._drop([file.path for file in gone])
 
+    def _responses(self) -> None:
+        with self._db.write() as session:
+            over = select(KeptResponse).where(KeptResponse.expires_at <= now()).limit(_AT_ONCE)
+            gone = session.scalars(over).all()
+            for response in gone:
+                session.delete(response)
+        self._drop([response.path for response in gone])
+
     def _orphans_once(self) -> None:
         try:
             self.orphans()
@@ -84,17 +94,22 @@ class Retention:
         """Remove files without a row that were without one at the last look, an hour ago, too, and unfinished ones."""
         if swept := self._storage.sweep(now() - _UNTOUCHED_SECONDS):
             log.warning("unfinished_files_removed", extra={"files": swept})
-        paths = self._storage.list("files")
-        found: set[str] = set()
-        for start in range(0, len(paths), _AT_ONCE):
-            page = paths[start : start + _AT_ONCE]
-            with self._db.read() as session:
-                found.update(set(page) - set(session.scalars(select(File.path).where(File.path.in_(page)))))
+        found = self._unowned("files/", "files/", File.path) | self._unowned("responses/", "", KeptResponse.id)
         old = sorted(found & self._suspects)
         self._suspects = frozenset(found)
         if old:
             log.warning("orphans_removed", extra={"files": len(old)})
         self._drop(old)
+
+    def _unowned(self, folder: str, prefix: str, column: InstrumentedAttribute[str]) -> set[str]:
+        """What lies in a folder and whose name, after `prefix`, no row has in its `column`."""
+        names = [prefix + path.removeprefix(folder) for path in self._storage.list(folder.rstrip("/"))]
+        found: set[str] = set()
+        for start in range(0, len(names), _AT_ONCE):
+            page = names[start : start + _AT_ONCE]
+            with self._db.read() as session:
+                found.update(set(page) - set(session.scalars(select(column).where(column.in_(page)))))
+        return {folder + name.removeprefix(prefix) for name in found}
 
     def _uploads(self) -> None:
         """Pending uploads whose hour is over, and the parts of all that are not pending."""

@@ -9,6 +9,7 @@ from api.routes import (
     health,
     jobs,
     models,
+    responses,
     schedules,
     uploads,
     validation,
@@ -21,6 +22,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     validation.router,  # before batches: /v1/batches/validate is no id
     batches.router,
     generation.router,
+    responses.router,
     models.router,
     webhook_endpoints.router,
     jobs.router,

@@ -5,7 +5,7 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
      ├─ outbox                    doorbells owed to the broker
 schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
-file, upload, upload_part · project, api_key, idempotency · worker, model, pause, meta · audit, audit_head
+file, upload, upload_part, response · project, api_key, idempotency · worker, model, pause, meta · audit, audit_head
 """
 
 from jobs.models.access import ApiKey, Idempotency, Project
@@ -13,6 +13,7 @@ from jobs.models.audit import Audit, AuditHead
 from jobs.models.base import Base
 from jobs.models.files import File, Upload, UploadPart
 from jobs.models.job import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
+from jobs.models.response import KeptResponse
 from jobs.models.webhooks import Attempt, Delivery, Event, WebhookEndpoint
 from jobs.models.worker import Meta, Model, Pause, Worker
 
@@ -28,6 +29,7 @@ __all__ = [
     "File",
     "Idempotency",
     "Job",
+    "KeptResponse",
     "Meta",
     "Model",
     "Outbox",

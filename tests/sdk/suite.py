@@ -493,6 +493,26 @@ def _() -> None:
     same(facts_of(error), (404, "invalid_request_error", "model_not_found", "model"))
 
 
+@check("a response is answered, whole and as a stream, and kept")
+def _() -> None:
+    first = client.responses.create(model=MODEL, input="wait for it", metadata={"mark": "first"})
+    events = list(client.responses.create(model=MODEL, input="wait for it", stream=True))
+
+    text = f"echo {hashlib.sha256(b'wait for it').hexdigest()[:16]}"
+    same((first.status, first.output_text, first.metadata), ("completed", text, {"mark": "first"}))
+    same("".join(event.delta for event in events if event.type == "response.output_text.delta"), text)
+    same((events[0].type, events[-1].type), ("response.created", "response.completed"))
+    for made in (first, events[-1].response):
+        same(client.responses.retrieve(made.id).output_text, text)
+    second = client.responses.create(model=MODEL, input="and on", previous_response_id=first.id)
+    same(second.previous_response_id, first.id)
+    items = list(client.responses.input_items.list(second.id, limit=1, order="asc"))
+    same([item.content[0].text for item in items], ["wait for it", text, "and on"])
+    client.responses.delete(first.id)
+    error = raised(openai.NotFoundError, client.responses.retrieve, first.id)
+    same(facts_of(error)[0], 404)
+
+
 @check("embeddings are answered at once")
 def _() -> None:
     made = client.embeddings.create(model=FACTS["embed_model"], input=["one", "two"])  # base64 on the wire

@@ -41,6 +41,7 @@ CHECKS = (
     "a forged event is refused",
     "models are listed and retrieved",
     "a client who waits is answered, whole and as a stream",
+    "a response is answered, whole and as a stream, and kept",
     "embeddings are answered at once",
     "400 is a BadRequestError",
     "401 is an AuthenticationError",

@@ -423,6 +423,33 @@ check("a client who waits is answered, whole and as a stream", async () => {
   same(factsOf(error), [404, "invalid_request_error", "model_not_found", "model"]);
 });
 
+check("a response is answered, whole and as a stream, and kept", async () => {
+  const first = await client.responses.create({ model: MODEL, input: "wait for it", metadata: { mark: "first" } });
+  const events = [];
+  for await (const event of await client.responses.create({ model: MODEL, input: "wait for it", stream: true })) {
+    events.push(event);
+  }
+
+  const text = `echo ${createHash("sha256").update("wait for it").digest("hex").slice(0, 16)}`;
+  same([first.status, first.output_text, first.metadata], ["completed", text, { mark: "first" }]);
+  const deltas = events.filter((event) => event.type === "response.output_text.delta");
+  same(deltas.map((event) => event.delta).join(""), text);
+  same([events[0].type, events.at(-1).type], ["response.created", "response.completed"]);
+  for (const made of [first, events.at(-1).response]) {
+    same((await client.responses.retrieve(made.id)).output_text, text);
+  }
+  const second = await client.responses.create({ model: MODEL, input: "and on", previous_response_id: first.id });
+  same(second.previous_response_id, first.id);
+  const texts = [];
+  for await (const item of client.responses.inputItems.list(second.id, { limit: 1, order: "asc" })) {
+    texts.push(item.content[0].text);
+  }
+  same(texts, ["wait for it", text, "and on"]);
+  await client.responses.delete(first.id);
+  const error = await raised(OpenAI.NotFoundError, () => client.responses.retrieve(first.id));
+  same(factsOf(error)[0], 404);
+});
+
 check("embeddings are answered at once", async () => {
   const input = ["one", "two"];
   const made = await client.embeddings.create({ model: FACTS.embed_model, input }); // base64 on the wire

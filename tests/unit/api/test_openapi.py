@@ -1,5 +1,6 @@
 """The OpenAPI document is true: what schemathesis makes of it is answered as it says, and never with a 5xx."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,10 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.routes import ROUTERS
+from jobs import keys
+from jobs.clock import now
+from jobs.ids import new_id
+from jobs.models import KeptResponse
 from tests.support import runs
 from tests.support.web import make_key
 from tests.unit.api.calls import routes
@@ -27,7 +32,7 @@ _TRUE = (
 
 
 #: Nobody works here: these say so.
-_NEED_A_WORKER = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+_NEED_A_WORKER = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
 
 
 def _operations() -> list[tuple[str, str]]:
@@ -64,6 +69,7 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
     runs.run(app.state.services.db, app.state.services.storage, job_id, 3, failed=1)
     batch = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
     return {
+        "response_id": kept_response(app),
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "file_id": file_id,
         "input_file_id": file_id,
@@ -73,6 +79,19 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
         "job_id": job_id,
         "model": "all-minilm-l6-v2",
     }
+
+
+def kept_response(app: FastAPI) -> str:
+    """A response as one that was answered, of the project that `make_key` makes."""
+    services = app.state.services
+    row = {"id": new_id("resp_"), "created_at": now(), "expires_at": now() + 3600}
+    with services.db.write() as session:
+        response = KeptResponse(**row, project_id=keys.ensure_project(session, "default").id)
+        session.add(response)
+        path = response.path
+    said = {"id": row["id"], "object": "response", "output": []}
+    services.storage.put(path, json.dumps({"items": [{"role": "user", "content": "Hi"}], "response": said}).encode())
+    return str(row["id"])
 
 
 @pytest.mark.parametrize(("method", "path"), _operations(), ids=lambda part: str(part).replace("/", ":"))

@@ -1,0 +1,257 @@
+"""Responses for a client who waits: asked, answered whole or as a stream, kept, continued.
+
+    input, and all of `previous_response_id` ─▶ engine ─▶ under our id ─▶ kept (unless `store` is false) ─▶ client
+
+The engine keeps nothing. A stream's last event is sent once its response is kept, so that whoever has seen it can
+go on from it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from api import kept_responses
+from api.asking import EITHER, EVENT_STREAM, Asked, ask, whole
+from api.deps import Call, CallContext
+from api.errors import describe
+from api.fields import Metadata
+from api.idempotency import Idempotent, Lease, Once
+from api.kept_responses import Kept
+from api.paging import After, Limit20, Order, Page
+from api.presenters.response import ResponseDeleted, show_items
+from api.routing import resource
+from api.validation import clip
+from jobs.errors import InvalidRequest, NightmillError, NotFound
+from jobs.ids import new_id
+from jobs.interactive import Piece
+
+router: APIRouter = resource("Responses")
+
+_URL = "/v1/responses"
+#: What we do ourselves; the rest is the engine's.
+_OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
+_LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_JSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+class CreateResponse(Asked):
+    """The fields that are ours to read."""
+
+    input: str | list[dict[str, Any]]
+    stream: bool | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    metadata: Metadata | None = None
+    background: bool | None = None
+    conversation: Any = None
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One response on its way: what the model is shown, and how the answer is made ours."""
+
+    call: CallContext
+    body: CreateResponse
+    items: list[Any]
+    id: str = field(default_factory=lambda: new_id("resp_"))
+
+    @property
+    def store(self) -> bool:
+        return self.body.store is not False
+
+    def question(self) -> dict[str, Any]:
+        return {name: value for name, value in self.body.fields().items() if name not in _OURS} | {"input": self.items}
+
+    def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **answer,
+            "id": self.id,
+            "previous_response_id": self.body.previous_response_id,
+            "background": False,
+            "store": self.store,
+            "metadata": self.body.metadata or {},
+        }
+
+    def kept(self, response: dict[str, Any]) -> Kept:
+        return Kept(self.items, response)
+
+
+@router.post("/responses", response_class=Response, responses=EITHER)
+async def create_response(call: Call, request: Request, once: Idempotent, body: CreateResponse) -> Response:
+    """One response, or with `stream` its events as they come."""
+    turn = await run_in_threadpool(_turn, call, body)
+    if body.stream:
+        return await _streamed(turn, request)
+    if not turn.store:
+        answered = await _answered(turn, request)
+        return answered if isinstance(answered, Response) else _json(answered)
+    return await _kept_once(turn, request, once)
+
+
+@router.get("/responses/{response_id}", response_class=Response, responses=_JSON)
+def retrieve_response(call: Call, response_id: str, stream: bool = False) -> Response:
+    """A response that is kept."""
+    if stream:
+        message = "Only a response that was created in the background can be streamed again."
+        raise InvalidRequest(message, param="stream", code="unsupported_value")
+    return _json(kept_responses.load(call, response_id).response)
+
+
+@router.delete("/responses/{response_id}")
+def delete_response(call: Call, response_id: str) -> ResponseDeleted:
+    """Forget a response. What continued it goes on by itself."""
+    kept_responses.forget(call, response_id)
+    return ResponseDeleted(id=response_id)
+
+
+@router.post("/responses/{response_id}/cancel", response_class=Response, responses=_JSON)
+def cancel_response(call: Call, response_id: str) -> Response:
+    """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
+    kept_responses.load(call, response_id)
+    raise InvalidRequest("Cannot cancel a synchronous response.", param="response_id", code="invalid_state")
+
+
+@router.get("/responses/{response_id}/input_items")
+def list_input_items(
+    call: Call,
+    response_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    include: Annotated[list[str] | None, Query(alias="include[]")] = None,  # noqa: ARG001 (OpenAI's; nothing to add)
+) -> Page[dict[str, Any]]:
+    """What the model was shown, earlier turns included."""
+    items = show_items(response_id, kept_responses.load(call, response_id).items)
+    if order == "desc":
+        items.reverse()
+    ids = [str(item["id"]) for item in items]
+    if after is not None and after not in ids:
+        raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+    start = 0 if after is None else ids.index(after) + 1
+    data, shown = items[start : start + limit], ids[start : start + limit]
+    first, last = (shown[0], shown[-1]) if shown else (None, None)
+    return Page(data=data, first_id=first, last_id=last, has_more=start + limit < len(items))
+
+
+def _turn(call: CallContext, body: CreateResponse) -> _Turn:
+    """Raises InvalidRequest."""
+    for name in ("background", "conversation"):
+        if getattr(body, name):
+            message = f"'{name}' is not available: continue with 'previous_response_id', or send a batch."
+            raise InvalidRequest(message, param=name, code="unsupported_parameter")
+    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    return _Turn(call, body, [*_before(call, body.previous_response_id), *asked])
+
+
+def _before(call: CallContext, previous: str | None) -> list[Any]:
+    """What was said until then. Raises InvalidRequest."""
+    if previous is None:
+        return []
+    try:
+        kept = kept_responses.load(call, previous)
+    except NotFound as error:
+        message = f"Previous response with id '{clip(previous)}' not found."
+        raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found") from error
+    return [*kept.items, *kept.response["output"]]
+
+
+async def _answered(turn: _Turn, request: Request) -> dict[str, Any] | Response:
+    """The response, or the engine's refusal."""
+    end, pieces = await ask(turn.call, request, _URL, turn.question(), stream=False)
+    await pieces.aclose()
+    return turn.ours(msgspec.json.decode(end.body)) if end.status == 200 else whole(end)
+
+
+async def _kept_once(turn: _Turn, request: Request, once: Once) -> Response:
+    """Answered and kept, once for each Idempotency-Key."""
+    async with once.leased() as lease, _beating(lease, turn.call.config.beat_seconds):
+        if lease.kept is not None:
+            return await run_in_threadpool(_replayed, turn, once)
+        answered = await _answered(turn, request)
+        if isinstance(answered, Response):
+            await run_in_threadpool(lease.drop)
+            return answered
+        make = await run_in_threadpool(kept_responses.prepare, turn.call, turn.kept(answered))
+        await run_in_threadpool(lease.complete, turn.body.fields(), make)
+        return _json(answered)
+
+
+def _replayed(turn: _Turn, once: Once) -> Response:
+    """What the key's first request made: the key remembers its id alone. Raises NotFound once that is deleted."""
+    said = once.replay(turn.body.fields())
+    assert said is not None, "the key was kept a moment ago"
+    reference = msgspec.json.decode(bytes(said.body))
+    return _json(kept_responses.load(turn.call, reference["id"]).response, replayed=True)
+
+
+@asynccontextmanager
+async def _beating(lease: Lease, seconds: float) -> AsyncIterator[None]:
+    """The key stays ours for as long as the model takes."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await lease.beat()
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)  # a key that was lost is found lost by `complete`
+
+
+async def _streamed(turn: _Turn, request: Request) -> Response:
+    first, pieces = await ask(turn.call, request, _URL, turn.question(), stream=True)
+    if first.kind == "end":
+        await pieces.aclose()
+        return whole(first)
+    headers = {"Cache-Control": "no-cache"}
+    return StreamingResponse(_events(turn, first, pieces), media_type=EVENT_STREAM, headers=headers)
+
+
+async def _events(turn: _Turn, first: Piece, pieces: AsyncGenerator[Piece]) -> AsyncIterator[bytes]:
+    """Server-sent events with their names, as OpenAI writes them; there is no `[DONE]`."""
+    async with aclosing(pieces):
+        number = 0
+        try:
+            yield _event(await _made_ours(turn, first))
+            async for piece in pieces:
+                number += 1
+                if piece.kind == "chunk":
+                    yield _event(await _made_ours(turn, piece))
+                elif piece.body:
+                    yield _event(_error(msgspec.json.decode(piece.body), number))
+        except NightmillError as error:  # the status was sent long ago
+            yield _event(_error(describe(error), number))
+
+
+async def _made_ours(turn: _Turn, piece: Piece) -> dict[str, Any]:
+    event: dict[str, Any] = msgspec.json.decode(piece.body)
+    if isinstance(event.get("response"), dict):
+        event["response"] = turn.ours(event["response"])
+        if event.get("type") in _LAST and turn.store:
+            await run_in_threadpool(kept_responses.keep, turn.call, turn.kept(event["response"]))
+    return event
+
+
+def _error(told: Mapping[str, Any], number: int) -> dict[str, Any]:
+    error = told["error"]
+    said = {name: error.get(name) for name in ("code", "message", "param")}
+    return {"type": "error", **said, "sequence_number": number}
+
+
+def _event(event: Mapping[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (str(event.get("type", "message")).encode(), msgspec.json.encode(event))
+
+
+def _json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
+    headers = {"Idempotency-Replayed": "true"} if replayed else None
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)

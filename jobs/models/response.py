@@ -1,0 +1,23 @@
+"""Responses that are kept. What was asked and answered lies in storage under `path`; a row is written after it."""
+
+from sqlalchemy import Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.models.base import Base
+
+
+class KeptResponse(Base):
+    """A response that can be fetched again and continued, until it expires or is deleted."""
+
+    __tablename__ = "response"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+
+    __table_args__ = (Index("ix_response_expires", "expires_at"),)
+
+    @property
+    def path(self) -> str:
+        return f"responses/{self.id}"

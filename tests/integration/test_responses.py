@@ -1,0 +1,231 @@
+"""Responses for a client who waits: the official SDK, the real API and its Redis, the desk over a fake engine."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseErrorEvent, ResponseTextDeltaEvent
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.models import Audit, KeptResponse
+from tests.support.shop import MODEL, Shop
+from workers.engines.port import EngineFault, Request, refusal
+from workers.retention import Retention
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
+    made = make_shop()
+    with made.open():
+        yield made
+
+
+def _create(shop: Shop, said: Any = "Hello", **fields: Any) -> Response:
+    response = shop.client.responses.create(model=MODEL, input=said, **fields)
+    assert isinstance(response, Response)
+    return response
+
+
+def _post(shop: Shop, body: Any, **headers: str) -> httpx2.Response:
+    given = {"Authorization": f"Bearer {shop.client.api_key}", **headers}
+    return httpx2.post(f"{shop.client.base_url}responses", json=body, headers=given, timeout=20)
+
+
+def _objects(shop: Shop) -> list[str]:
+    found: list[str] = shop.app.state.services.storage.list("responses")
+    return found
+
+
+def test_a_response_is_answered_and_kept(shop: Shop) -> None:
+    made = _create(shop, metadata={"team": "blue"}, instructions="Be brief.")
+
+    assert (made.object, made.status, made.model) == ("response", "completed", MODEL)
+    assert made.id.startswith("resp_")
+    assert made.output_text.startswith("echo ")
+    assert (made.metadata, made.previous_response_id) == ({"team": "blue"}, None)
+    assert made.usage
+    assert made.usage.total_tokens > 0
+    assert shop.client.responses.retrieve(made.id) == made
+    assert shop.asked == ["Hello"]
+
+
+def test_a_response_that_is_not_to_be_kept_is_not(shop: Shop) -> None:
+    made = _create(shop, store=False)
+
+    with pytest.raises(openai.NotFoundError):
+        shop.client.responses.retrieve(made.id)
+    assert _objects(shop) == []
+
+
+def test_a_conversation_goes_on_from_any_of_its_turns(shop: Shop) -> None:
+    first = _create(shop, "one")
+    second = _create(shop, "two", previous_response_id=first.id)
+    shop.client.responses.delete(first.id)
+
+    third = _create(shop, [{"role": "user", "content": "three"}], previous_response_id=second.id)
+
+    assert third.previous_response_id == second.id
+    answers = [first.output_text, second.output_text]
+    assert shop.asked[-1].split("\n") == ["one", answers[0], "two", answers[1], "three"]
+    items = list(shop.client.responses.input_items.list(third.id, order="asc"))
+    assert [item.role for item in items] == ["user", "assistant", "user", "assistant", "user"]  # type: ignore[union-attr]
+    assert [item.content[0].text for item in items] == shop.asked[-1].split("\n")  # type: ignore[union-attr,index]
+
+
+def test_input_items_come_in_pages(shop: Shop) -> None:
+    made = _create(shop, [{"role": "user", "content": f"line {n}"} for n in range(5)])
+
+    pages = shop.client.responses.input_items.list(made.id, limit=2)
+    texts = [item.content[0].text for item in pages]  # type: ignore[union-attr,index]
+
+    assert texts == [f"line {n}" for n in (4, 3, 2, 1, 0)]
+    with pytest.raises(openai.BadRequestError, match="No object with id 'msg_none'"):
+        shop.client.responses.input_items.list(made.id, after="msg_none")
+
+
+def test_a_stream_says_the_same_and_is_kept_before_its_last_event(shop: Shop) -> None:
+    whole = _create(shop)
+    deltas, kept = [], None
+
+    with shop.client.responses.create(model=MODEL, input="Hello", stream=True) as stream:
+        events = []
+        for event in stream:
+            events.append(event)
+            if isinstance(event, ResponseTextDeltaEvent):
+                deltas.append(event.delta)
+            if isinstance(event, ResponseCompletedEvent):
+                kept = shop.client.responses.retrieve(event.response.id)
+
+    assert "".join(deltas) == whole.output_text
+    assert isinstance(events[-1], ResponseCompletedEvent)
+    assert kept == events[-1].response
+    assert events[0].response.id == kept.id  # type: ignore[union-attr]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+def test_events_have_names_and_no_done(shop: Shop) -> None:
+    said = _post(shop, {"model": MODEL, "input": "Hello", "stream": True})
+
+    assert said.headers["content-type"].startswith("text/event-stream")
+    blocks = [block.split("\n") for block in said.text.strip().split("\n\n")]
+    assert all(name == f"event: {json.loads(data.removeprefix('data: '))['type']}" for name, data in blocks)
+    assert "[DONE]" not in said.text
+
+
+def test_a_stream_that_breaks_ends_with_an_error_and_is_not_kept(shop: Shop) -> None:
+    events = list(shop.client.responses.create(model=MODEL, input="!cut here", stream=True))
+
+    assert isinstance(events[-1], ResponseErrorEvent)
+    assert events[-1].code == "engine_error"
+    assert _objects(shop) == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_is_passed_on_and_keeps_nothing(make_shop: Callable[..., Shop], stream: bool) -> None:
+    shop = make_shop(engine={"fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
+    with shop.open(), pytest.raises(openai.BadRequestError) as refused:
+        shop.client.responses.create(model=MODEL, input="Hello", stream=stream)
+
+    assert (refused.value.code, _objects(shop)) == ("context_length_exceeded", [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"previous_response_id": "resp_none"}, "previous_response_id", "previous_response_not_found"),
+        ({"background": True}, "background", "unsupported_parameter"),
+        ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
+    ],
+)
+def test_what_we_cannot_do_is_said_before_anything_is_asked(
+    shop: Shop, fields: dict[str, Any], param: str, code: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        _create(shop, **fields)
+
+    assert (refused.value.param, refused.value.code) == (param, code)
+    assert shop.asked == []
+
+
+def test_input_is_required(shop: Shop) -> None:
+    said = _post(shop, {"model": MODEL})
+
+    assert (said.status_code, said.json()["error"]["param"]) == (400, "input")
+
+
+def test_a_deleted_response_is_gone_with_its_bytes_and_leaves_a_receipt(shop: Shop) -> None:
+    made = _create(shop)
+
+    shop.client.responses.delete(made.id)
+
+    for call in (shop.client.responses.retrieve, shop.client.responses.delete, shop.client.responses.cancel):
+        with pytest.raises(openai.NotFoundError):
+            call(made.id)
+    assert _objects(shop) == []
+    with shop.app.state.services.db.read() as session:
+        actions = session.scalars(select(Audit.action).where(Audit.target == made.id).order_by(Audit.id)).all()
+    assert actions == ["response.create", "response.delete"]
+
+
+def test_only_what_runs_in_the_background_can_be_cancelled_or_streamed_again(shop: Shop) -> None:
+    made = _create(shop)
+
+    with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response"):
+        shop.client.responses.cancel(made.id)
+    with pytest.raises(openai.BadRequestError, match="background"):
+        shop.client.responses.retrieve(made.id, stream=True)
+
+
+def test_one_key_asks_once(shop: Shop) -> None:
+    body = {"model": MODEL, "input": "Hello"}
+    first, second = (_post(shop, body, **{"Idempotency-Key": "k"}) for _ in range(2))
+    other = _post(shop, {**body, "input": "Bye"}, **{"Idempotency-Key": "k"})
+
+    assert first.json() == second.json()
+    assert (second.headers.get("Idempotency-Replayed"), other.status_code) == ("true", 422)
+    assert shop.asked == ["Hello"]
+
+
+def test_a_key_whose_request_failed_is_free_again(make_shop: Callable[..., Shop]) -> None:
+    broken: list[Request] = []
+
+    def once(request: Request) -> EngineFault | None:
+        broken.append(request)
+        return EngineFault("it broke") if len(broken) == 1 else None
+
+    shop = make_shop(engine={"fault": once})
+    with shop.open():
+        said = [_post(shop, {"model": MODEL, "input": "Hello"}, **{"Idempotency-Key": "k"}) for _ in range(2)]
+
+    assert [answer.status_code for answer in said] == [500, 200]
+
+
+def test_another_project_sees_nothing_of_it(shop: Shop) -> None:
+    made = _create(shop)
+    other = shop.stranger()
+
+    with pytest.raises(openai.NotFoundError):
+        other.responses.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError):
+        other.responses.create(model=MODEL, input="go on", previous_response_id=made.id)
+
+
+def test_what_has_expired_is_gone_with_its_bytes_and_orphans_too(shop: Shop) -> None:
+    made, kept = _create(shop), _create(shop)
+    services = shop.app.state.services
+    services.storage.put("responses/resp_orphan", b"{}")
+    with services.db.write() as session:
+        session.get_one(KeptResponse, made.id).expires_at = now() - 1
+
+    with pytest.raises(openai.NotFoundError):
+        shop.client.responses.retrieve(made.id)
+    retention = Retention(services.config, services.db, services.storage)
+    retention.run()
+    assert _objects(shop) == sorted(["responses/resp_orphan", f"responses/{kept.id}"])
+    retention.orphans()
+    retention.orphans()
+    assert _objects(shop) == [f"responses/{kept.id}"]
