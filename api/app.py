@@ -30,7 +30,7 @@ _CONNECTIONS = 40
 def build(config: Settings | None = None) -> FastAPI:
     """The app of one process."""
     config = config or settings()
-    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS)
+    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, urgent=True)
     services = Services(
         config=config,
         db=db,

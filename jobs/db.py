@@ -5,7 +5,9 @@
 
 SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
 seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, and a loop of writes calls
-`db.breathe()` after each, which sleeps for as long as that transaction took. On PostgreSQL both are no-ops.
+`db.breathe()` after each, which sleeps for as long as that transaction took. A process that answers clients is
+`urgent`: while it waits it holds a shared `flock` on `<db>.haste`, and the others let it go first, for a while. On
+PostgreSQL all this is nothing.
 """
 
 import fcntl
@@ -14,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -34,6 +36,8 @@ T = TypeVar("T")
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
+_POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first,
+_RUDE_SECONDS = 1.0  # and when that was not enough, not again for so long
 _LOCKED = frozenset({5, 6})  # SQLite's busy and locked
 #: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
 _PASSING = frozenset({5, 6, 9, 10, 13, 14})
@@ -42,15 +46,16 @@ _PASSING = frozenset({5, 6, 9, 10, 13, 14})
 class Database:
     """Sessions of one database for one process.
 
-    `patience` is how long, in seconds, a transaction waits for its turn before `DatabaseBusy`.
+    `patience` is how long, in seconds, a transaction waits for its turn before `DatabaseBusy`; an `urgent` process's
+    go before others'.
     """
 
-    def __init__(self, url: str, *, patience: float = 1.5, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, patience: float = 1.5, pool_size: int = 10, urgent: bool = False) -> None:
         self.url = url
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = _engine(url, self.sqlite, patience, pool_size)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-        self._gate = _Gate(make_url(url).database, patience) if self.sqlite else None
+        self._gate = _Gate(make_url(url).database, patience, urgent) if self.sqlite else None
         self._last = threading.local()
 
     @contextmanager
@@ -116,49 +121,92 @@ class _Door:
 
     threads: threading.Lock = field(default_factory=threading.Lock)
     file: IO[str] | None = None
+    haste: IO[str] | None = None
+    counting: threading.Lock = field(default_factory=threading.Lock)
+    hurrying: int = 0  # threads that wait in a process that is urgent
+    rude_until: float = 0.0
 
 
 class _Gate:
     """An exclusive `flock` between processes. A fork begins with a door of its own: `flock` is between descriptors."""
 
-    def __init__(self, database: str | None, patience: float) -> None:
+    def __init__(self, database: str | None, patience: float, urgent: bool) -> None:
         self._path = Path(f"{database}.gate")
+        self._haste = Path(f"{database}.haste")
         self._patience = patience
+        self._urgent = urgent
         self._doors: dict[int, _Door] = {}
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         deadline = time.monotonic() + self._patience
         door = self._doors.setdefault(os.getpid(), _Door())
-        if not door.threads.acquire(timeout=self._patience):
-            raise DatabaseBusy
-        try:
-            file = door.file = door.file or self._path.open("a")
-            _lock(file, deadline)
+        with self._hurry(door):
+            if not door.threads.acquire(timeout=self._patience):
+                raise DatabaseBusy
             try:
-                yield
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)
+                file = self._entered(door, deadline)
+            except BaseException:
+                door.threads.release()
+                raise
+        try:
+            yield
         finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
             door.threads.release()
 
     def close(self) -> None:
         door = self._doors.pop(os.getpid(), None)
-        if door is not None and door.file is not None:
-            door.file.close()
+        for file in (door.file, door.haste) if door else ():
+            if file is not None:
+                file.close()
 
-
-def _lock(file: IO[str], deadline: float) -> None:
-    """A blocking flock has no timeout, so: try, with short pauses."""
-    pause = threading.Event()
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    @contextmanager
+    def _hurry(self, door: _Door) -> Iterator[None]:
+        """Say that somebody urgent waits. Never waits itself: who is told nothing treats us like any other."""
+        if not self._urgent:
+            yield
             return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise DatabaseBusy from None
+        with door.counting:
+            haste = door.haste = door.haste or self._haste.open("a")
+            door.hurrying += 1
+            with suppress(BlockingIOError):
+                fcntl.flock(haste, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            with door.counting:
+                door.hurrying -= 1
+                if not door.hurrying:
+                    fcntl.flock(haste, fcntl.LOCK_UN)
+
+    def _entered(self, door: _Door, deadline: float) -> IO[str]:
+        """A blocking flock has no timeout, so: try, with short pauses."""
+        file = door.file = door.file or self._path.open("a")
+        began = time.monotonic()
+        pause = threading.Event()
+        while True:
+            at = time.monotonic()
+            if self._urgent or at < door.rude_until or not self._others_hurry(door):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return file
+                except BlockingIOError:
+                    pass  # somebody writes
+            elif at > began + _POLITE_SECONDS:
+                door.rude_until = at + _RUDE_SECONDS  # they are many, or frozen
+            if at > deadline:
+                raise DatabaseBusy
             pause.wait(0.001)
+
+    def _others_hurry(self, door: _Door) -> bool:
+        haste = door.haste = door.haste or self._haste.open("a")
+        try:
+            fcntl.flock(haste, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(haste, fcntl.LOCK_UN)
+        return False
 
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:

@@ -22,11 +22,16 @@ from jobs.errors import DatabaseBusy
 from jobs.models import Meta, Project
 from tests.support.ledgers import LosesAnswers
 from tests.support.services import Postgres
+from tests.support.system import pause
+
+
+def _gate(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///") + ".gate")
 
 
 @contextmanager
-def opened(url: str, patience: float = 0.3) -> Iterator[Database]:
-    database = Database(url, patience=patience)
+def opened(url: str, patience: float = 0.3, *, urgent: bool = False) -> Iterator[Database]:
+    database = Database(url, patience=patience, urgent=urgent)
     yield database
     database.close()
 
@@ -141,11 +146,52 @@ def test_a_fork_passes_the_gate_by_a_door_of_its_own(sqlite_url: str) -> None:
         assert notes(db) == {"n": "20"}
 
 
+def test_who_answers_clients_writes_before_those_that_have_waited_longer(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.db._POLITE_SECONDS", 10.0)
+    order: list[str] = []
+
+    def write(db: Database, name: str) -> None:
+        with db.write():
+            order.append(name)
+
+    with (
+        opened(sqlite_url, 5) as calm, opened(sqlite_url, 5, urgent=True) as urgent,
+        ThreadPoolExecutor(3) as pool, _gate(sqlite_url).open("a") as other,
+    ):  # fmt: skip
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = [pool.submit(write, calm, "calm") for _ in range(2)]
+        pause(0.05)
+        waiting.append(pool.submit(write, urgent, "urgent"))
+        pause(0.05)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        for one in waiting:
+            one.result()
+
+    assert order == ["urgent", "calm", "calm"]
+
+
+def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.db._RUDE_SECONDS", 60.0)
+    haste = Path(sqlite_url.removeprefix("sqlite:///") + ".haste")
+    with opened(sqlite_url, 5) as db, haste.open("a") as frozen:
+        fcntl.flock(frozen, fcntl.LOCK_SH)
+        note(db, "a")
+        monkeypatch.setattr("jobs.db._POLITE_SECONDS", 60.0)  # whoever still waited for it would be too late
+
+        note(db, "b")
+
+        assert notes(db) == {"a": "1", "b": "1"}
+
+
 # ── busy ──
 
 
 def test_a_writer_that_waits_too_long_at_the_gate_is_told_so(sqlite_url: str) -> None:
-    gate = Path(sqlite_url.removeprefix("sqlite:///") + ".gate")
+    gate = _gate(sqlite_url)
     with opened(sqlite_url) as db, gate.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
 
@@ -232,7 +278,7 @@ def test_a_pool_without_a_free_connection_is_busy(database_url: str) -> None:
 
 
 def test_work_is_retried_until_the_database_is_free(sqlite_url: str) -> None:
-    gate = Path(sqlite_url.removeprefix("sqlite:///") + ".gate")
+    gate = _gate(sqlite_url)
     with opened(sqlite_url, patience=0.05) as db, gate.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         release = threading.Timer(0.4, fcntl.flock, (other, fcntl.LOCK_UN))
@@ -245,7 +291,7 @@ def test_work_is_retried_until_the_database_is_free(sqlite_url: str) -> None:
 
 
 def test_work_is_given_up_once_told_to_stop(sqlite_url: str) -> None:
-    gate = Path(sqlite_url.removeprefix("sqlite:///") + ".gate")
+    gate = _gate(sqlite_url)
     stop = threading.Event()
     stop.set()
     with opened(sqlite_url, patience=0.01) as db, gate.open("a") as other:
