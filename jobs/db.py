@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +107,12 @@ class Database:
         self.engine.dispose()
         if self._gate is not None:
             self._gate.close()
+
+
+#: Of an UPDATE or DELETE: leave the session's objects alone, for nobody looks at them afterwards.
+UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
+#: Of an UPDATE ... RETURNING rows: they are now as they have come back.
+RETURNED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
 
 
 def insert_into(session: Session, model: type[DeclarativeBase]) -> Any:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from jobs import audit, events, outbox, pauses
 from jobs.clock import now
+from jobs.db import RETURNED, UNSEEN
 from jobs.errors import Conflict, Fenced
 from jobs.models import TOKENS, File, Job, Outbox, Outcome, Shard
 from jobs.payloads import BATCH_EVENTS
@@ -102,11 +103,12 @@ def move(
         "waiting_for": None,
     }
     changes.update(values or {})
-    if session.execute(update(Job).where(guard).values(changes)).rowcount != 1:  # type: ignore[attr-defined]
+    statement = update(Job).where(guard).values(changes).returning(Job)
+    moved: Job | None = session.scalar(statement, execution_options=RETURNED)
+    if moved is None:
         raise Fenced
-    session.refresh(job)
-    _moved(session, job, source, actor=actor, reason=reason)
-    return job
+    _moved(session, moved, source, actor=actor, reason=reason)
+    return moved
 
 
 def lock(session: Session, job_id: str) -> Job | None:
@@ -124,19 +126,16 @@ def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim
     if job is not None and pauses.refuses(session, task, job, outbox.JOB, worker_id):
         return None
     ours = {"epoch": Job.epoch + 1, "beat": 0, "worker_id": worker_id, "waiting_for": None}
-    taken = session.execute(update(Job).where(free).values(ours))
+    taken = session.scalar(update(Job).where(free).values(ours).returning(Job), execution_options=RETURNED)
     outbox.settle(session, task, job_id)
-    if taken.rowcount != 1:  # type: ignore[attr-defined]
-        return None
-    job = session.scalar(select(Job).where(Job.id == job_id).execution_options(populate_existing=True))
-    assert job is not None
-    return JobClaim(job, job.epoch, worker_id)
+    return JobClaim(taken, taken.epoch, worker_id) if taken else None
 
 
 def beat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
     """One heartbeat of a claim on a job; False when it is no longer held."""
     mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id == worker_id)
-    return session.execute(update(Job).where(mine).values(beat=Job.beat + 1)).rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    beaten = session.execute(update(Job).where(mine).values(beat=Job.beat + 1), execution_options=UNSEEN)
+    return beaten.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
 def hold(session: Session, claim: JobClaim) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, t
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db import insert_into
+from jobs.db import UNSEEN, insert_into
 from jobs.models import Job, Outbox, Project
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
@@ -70,7 +70,8 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
 
 def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
     """The work was claimed: its doorbell is no longer owed."""
-    session.execute(delete(Outbox).where(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n))
+    claimed = delete(Outbox).where(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
+    session.execute(claimed, execution_options=UNSEEN)
 
 
 def forget(session: Session, job_id: str) -> None:

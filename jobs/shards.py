@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, outbox, pauses
 from jobs.clock import now
+from jobs.db import RETURNED, UNSEEN
 from jobs.errors import Fenced
 from jobs.models import Job, Outbox, Segment, Shard
 from jobs.queues import Queue, Task
@@ -110,7 +111,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim |
     if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id):
         return None
     outbox.settle(session, Task.RUN, job_id, n)
-    taken = session.execute(
+    shard = session.scalar(
         update(Shard)
         .where(Shard.job_id == job_id, Shard.n == n, Shard.state == ShardState.PENDING)
         .values(
@@ -121,15 +122,13 @@ def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim |
             progressed=False,
             started_at=now(),
         )
+        .returning(Shard),
+        execution_options=RETURNED,
     )
-    if taken.rowcount != 1:  # type: ignore[attr-defined]
+    if shard is None:
         return None
     if job.waiting_for is not None:
         ledger.wait_for(session, job_id, None)
-    shard = session.scalar(
-        select(Shard).where(Shard.job_id == job_id, Shard.n == n).execution_options(populate_existing=True)
-    )
-    assert shard is not None
     return ShardClaim(
         job=job,
         n=n,
@@ -175,7 +174,8 @@ def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int
             trying_times=0,
             **sums,
             **ending,
-        )
+        ),
+        execution_options=UNSEEN,
     )
     if counted.rowcount != 1:  # type: ignore[attr-defined]
         raise Fenced
