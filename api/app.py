@@ -1,6 +1,6 @@
 """The composition root of the web process: `build()` makes the app and everything that it works with.
 
-Trace ─▶ Authenticate ─▶ Limit ─▶ routes ─▶ one transaction ─▶ answer
+Trace ─▶ CORS ─▶ Authenticate ─▶ Limit ─▶ routes ─▶ one transaction ─▶ answer
 """
 
 from collections.abc import AsyncIterator
@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
 from api.deps import Services
@@ -25,6 +26,8 @@ from jobs.storage import open_storage
 _PATIENCE = 1.5
 #: As many as there are threads that may ask.
 _CONNECTIONS = 40
+#: What of an answer's headers a page in a browser may read beside the few that it always may.
+_EXPOSED = ("Idempotency-Replayed", "Retry-After", "X-Request-Id", "X-Should-Retry")
 
 
 def build(config: Settings | None = None) -> FastAPI:
@@ -54,6 +57,14 @@ def build(config: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.add_middleware(Limit, config=config)
     app.add_middleware(Authenticate, services=services)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
     app.add_middleware(Trace)
     return app
 

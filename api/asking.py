@@ -2,13 +2,13 @@
 asked, and for how long it is worth while to wait.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -30,6 +30,8 @@ from jobs.ids import new_id
 from jobs.interactive import Piece, Question
 
 EVENT_STREAM = "text/event-stream"
+#: A comment, which clients pass over: it comes with each sign of life of a worker that has nothing to say yet.
+KEEP_ALIVE = b": alive\n\n"
 WHOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 EITHER: dict[int | str, dict[str, Any]] = {
     200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {"type": "string"}}}}
@@ -50,7 +52,7 @@ class Asked(BaseModel):
 async def ask(
     call: CallContext, request: Request, url: str, body: Mapping[str, Any], *, stream: bool
 ) -> tuple[Piece, AsyncGenerator[Piece]]:
-    """The first piece, a chunk or the end, and then the others.
+    """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it.
 
     Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
     """
@@ -64,7 +66,15 @@ async def ask(
         stream=stream,
     )
     pieces = _awaited(call, request, queue, question, body["model"])
-    return await anext(pieces), pieces
+    while (first := await anext(pieces)).kind not in ("chunk", "end"):
+        pass
+    return first, pieces
+
+
+def streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events, which no proxy is to hold back."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
 
 
 def whole(end: Piece) -> Response:
@@ -107,7 +117,7 @@ def _served(call: CallContext, queue: str, model: str) -> bool:
 async def _awaited(
     call: CallContext, request: Request, queue: str, question: Question, model: str
 ) -> AsyncGenerator[Piece]:
-    """Chunks and the end, for as long as the client is there. Raises RequestTimeout, and what `Lines.ask` raises."""
+    """For as long as the client is there. Raises RequestTimeout, and what `Lines.ask` raises."""
 
     async def served() -> bool:
         await _look(call, request, question)
@@ -115,10 +125,9 @@ async def _awaited(
 
     async with aclosing(call.services.lines.ask(queue, question, served)) as pieces:
         async for piece in pieces:
-            if piece.kind in ("chunk", "end"):
-                yield piece
-            else:
+            if piece.kind not in ("chunk", "end"):
                 await _look(call, request, question)
+            yield piece
 
 
 async def _look(call: CallContext, request: Request, question: Question) -> None:

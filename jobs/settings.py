@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     flower_host: str = Field("127.0.0.1", description="address Flower binds")
     flower_port: int = Field(0, ge=0, le=65_535, description="port of Flower; 0: the API's port + 1")
     public_url: str = Field("", description="URL that clients use, for links; empty: http://host:port")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose pages may call the API from a browser, comma-separated; `*`: any"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     vllm_enabled: bool = Field(True, description="serve the models of engine `vllm` in process")
@@ -103,9 +106,9 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, SecretFiles(settings_cls), env_settings
 
-    @field_validator("engine_urls", mode="before")
+    @field_validator("engine_urls", "cors_origins", mode="before")
     @classmethod
-    def _urls(cls, value: Any) -> Any:
+    def _words(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("webhook_retry_seconds", mode="before")

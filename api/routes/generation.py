@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import Field
 
-from api.asking import EITHER, EVENT_STREAM, WHOLE, Asked, ask, whole
+from api.asking import EITHER, KEEP_ALIVE, WHOLE, Asked, ask, streamed, whole
 from api.deps import Call, CallContext
 from api.errors import describe
 from api.routing import resource
@@ -64,23 +64,21 @@ async def _answer(call: CallContext, request: Request, url: str, body: Asked, *,
     if first.kind == "end" and first.body:
         await pieces.aclose()
         return whole(first)
-    return _events(first, pieces)
+    return streamed(_events(first, pieces))
 
 
-def _events(first: Piece, pieces: AsyncGenerator[Piece]) -> StreamingResponse:
+async def _events(first: Piece, pieces: AsyncGenerator[Piece]) -> AsyncIterator[bytes]:
     """Server-sent events as OpenAI writes them: `data: {chunk}`, the last one `[DONE]`."""
-
-    async def written() -> AsyncIterator[bytes]:
-        async with aclosing(pieces):
-            yield _event(first)
-            try:
-                async for piece in pieces:
-                    yield _event(piece)
-            except NightmillError as error:  # the status was sent long ago
-                yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
-
-    return StreamingResponse(written(), media_type=EVENT_STREAM, headers={"Cache-Control": "no-cache"})
+    async with aclosing(pieces):
+        yield _event(first)
+        try:
+            async for piece in pieces:
+                yield _event(piece)
+        except NightmillError as error:  # the status was sent long ago
+            yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
 
 
 def _event(piece: Piece) -> bytes:
+    if piece.kind not in ("chunk", "end"):
+        return KEEP_ALIVE
     return b"data: %b\n\n" % (piece.body or b"[DONE]")

@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from api import kept_responses
-from api.asking import EITHER, EVENT_STREAM, Asked, ask, whole
+from api.asking import EITHER, KEEP_ALIVE, WHOLE, Asked, ask, streamed, whole
 from api.deps import Call, CallContext
 from api.errors import describe
 from api.fields import Metadata
@@ -38,7 +38,6 @@ _URL = "/v1/responses"
 #: What we do ourselves; the rest is the engine's.
 _OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
 _LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
-_JSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 class CreateResponse(Asked):
@@ -95,7 +94,7 @@ async def create_response(call: Call, request: Request, once: Idempotent, body: 
     return await _kept_once(turn, request, once)
 
 
-@router.get("/responses/{response_id}", response_class=Response, responses=_JSON)
+@router.get("/responses/{response_id}", response_class=Response, responses=WHOLE)
 def retrieve_response(call: Call, response_id: str, stream: bool = False) -> Response:
     """A response that is kept."""
     if stream:
@@ -111,7 +110,7 @@ def delete_response(call: Call, response_id: str) -> ResponseDeleted:
     return ResponseDeleted(id=response_id)
 
 
-@router.post("/responses/{response_id}/cancel", response_class=Response, responses=_JSON)
+@router.post("/responses/{response_id}/cancel", response_class=Response, responses=WHOLE)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
     kept_responses.load(call, response_id)
@@ -213,20 +212,21 @@ async def _streamed(turn: _Turn, request: Request) -> Response:
     if first.kind == "end":
         await pieces.aclose()
         return whole(first)
-    headers = {"Cache-Control": "no-cache"}
-    return StreamingResponse(_events(turn, first, pieces), media_type=EVENT_STREAM, headers=headers)
+    return streamed(_events(turn, first, pieces))
 
 
 async def _events(turn: _Turn, first: Piece, pieces: AsyncGenerator[Piece]) -> AsyncIterator[bytes]:
     """Server-sent events with their names, as OpenAI writes them; there is no `[DONE]`."""
     async with aclosing(pieces):
-        number = 0
+        number = 1  # of the event that comes next
         try:
             yield _event(await _made_ours(turn, first))
             async for piece in pieces:
-                number += 1
+                number += piece.kind == "chunk"
                 if piece.kind == "chunk":
                     yield _event(await _made_ours(turn, piece))
+                elif piece.kind != "end":
+                    yield KEEP_ALIVE
                 elif piece.body:
                     yield _event(_error(msgspec.json.decode(piece.body), number))
         except NightmillError as error:  # the status was sent long ago

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 import redis
@@ -15,7 +16,7 @@ from jobs.interactive import Piece
 from jobs.queues import Queue
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
-from workers.engines.port import EngineDead, EngineFault, refusal
+from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
 
 _HELLO: Any = [{"role": "user", "content": "Hello"}]
 
@@ -57,6 +58,34 @@ def test_a_stream_has_the_same_words_piece_by_piece_and_the_usage_when_it_is_ask
     assert [piece.usage for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert pieces[-1].choices == []
     assert pieces[-1].usage == whole.usage
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("chat/completions", {"messages": _HELLO}), ("responses", {"input": "Hello", "store": False})],
+)
+def test_a_stream_that_pauses_shows_signs_of_life_that_no_proxy_holds_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    for name in ("ALIVE_SECONDS", "_LOOK_SECONDS"):
+        monkeypatch.setattr(f"workers.interactive.{name}", 0.1)
+    stream = shop.engine.stream
+
+    async def haltingly(request: Request, emit: Emit) -> Answer:
+        async def slowly(chunk: bytes) -> None:
+            await emit(chunk)
+            await asyncio.sleep(0.15)
+
+        return await stream(request, slowly)
+
+    monkeypatch.setattr(shop.engine, "stream", haltingly)
+    headers = {"Authorization": f"Bearer {shop.client.api_key}"}
+    with shop.open():
+        said = httpx2.post(f"{shop.url}/{path}", json={"model": MODEL, "stream": True, **body}, headers=headers)
+
+    assert said.headers["x-accel-buffering"] == "no"
+    assert said.text.count(": alive\n\n") > 1
+    assert not said.text.startswith(":")
 
 
 def test_completions_and_embeddings_are_served_too(shop: Shop) -> None:
