@@ -10,6 +10,7 @@ import msgspec
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallContext
@@ -56,7 +57,7 @@ async def ask(
 
     Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
     """
-    queue = await run_in_threadpool(_queue, call, url, body["model"])
+    queue = await run_in_threadpool(_live_queue, call, url, body["model"])
     question = Question(
         id=new_id("req_"),
         url=url,
@@ -83,15 +84,22 @@ def whole(end: Piece) -> Response:
     return Response(end.body, end.status, headers, media_type="application/json")
 
 
-def _queue(call: CallContext, url: str, model: str) -> str:
-    """Where the model runs. Raises NotFound, InvalidRequest, PermissionDenied, NoWorker, Unavailable."""
+def queue_of(session: Session, call: CallContext, url: str, model: str) -> str | None:
+    """Where the model runs; None while that is not known. Raises NotFound, InvalidRequest, PermissionDenied."""
+    try:
+        return placement.queue_of(session, call.config, model, endpoint=url, project_id=call.project_id)
+    except placement.NotYet:
+        return None
+    except placement.NotServed as refusal:
+        raise _refused(refusal, model) from None
+
+
+def _live_queue(call: CallContext, url: str, model: str) -> str:
+    """Raises NoWorker and Unavailable too."""
     with call.db.read() as session:
-        try:
-            queue = placement.queue_of(session, call.config, model, endpoint=url, project_id=call.project_id)
-        except placement.NotYet:
-            raise NoWorker from None
-        except placement.NotServed as refusal:
-            raise _refused(refusal, model) from None
+        queue = queue_of(session, call, url, model)
+        if queue is None:
+            raise NoWorker
         off = pauses.paused(session)
         scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
         if any(name in off.of(scope) for scope, name in scopes):

@@ -1,33 +1,43 @@
-"""Responses that are kept (`store`): one object in storage of all that the model was shown and what it answered.
+"""The responses that are kept (`store`), and those that are asked for in the background.
 
-    keep     object ─▶ row         a crash between leaves an object that retention removes
-    forget   row ─▶ object         likewise
-
-Each object holds its whole conversation so far, so that it can be continued whatever became of the turns before.
+keep     object ─▶ row                 a crash between leaves an object that retention removes
+queue    object ─▶ row and job         likewise; the worker writes the answer into the object
+forget   row ─▶ object                 likewise
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
 from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.validation import clip
+from jobs import ledger, responses
 from jobs.clock import now
-from jobs.errors import NotFound
-from jobs.models import KeptResponse
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.models import Job, KeptResponse
+from jobs.responses import Kept
+from jobs.states import JobState
 
+#: In the background a response has so long until it is given up.
+_WINDOW = "24h"
+_WINDOW_SECONDS = 86_400
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """`items` is the input as the model was shown it, earlier turns included; `response` the answer's JSON."""
-
-    items: list[Any]
-    response: dict[str, Any]
+_STATUS: Mapping[str, str] = {
+    JobState.QUEUED: "queued",
+    JobState.RUNNING: "in_progress",
+    JobState.FINISHING: "in_progress",
+    JobState.EXPIRING: "in_progress",
+    JobState.CANCELLING: "cancelled",
+    JobState.CANCELLED: "cancelled",
+    JobState.FAILED: "failed",
+    JobState.EXPIRED: "failed",
+}
+_EXPIRED = {"code": "server_error", "message": "The response was not answered within its time."}
+#: Of OpenAI's codes of a response's error those that say as much as ours.
+_CODES = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
 
 
 class Reference(BaseModel):
@@ -39,14 +49,15 @@ class Reference(BaseModel):
 def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     """Write the object; returns what inserts its row."""
     created = now()
-    row = {"id": str(kept.response["id"]), "project_id": call.project_id, "created_at": created}
-    row["expires_at"] = created + call.config.response_seconds
-    call.storage.put(KeptResponse(**row).path, msgspec.json.encode({"items": kept.items, "response": kept.response}))
+    response_id = str(kept.response["id"])
+    call.storage.put(responses.path(response_id), responses.encode(kept))
+    expires = created + call.config.response_seconds
 
     def insert(session: Session) -> Reference:
-        session.add(KeptResponse(**row))
-        call.record(session, "response.create", str(row["id"]))
-        return Reference(id=str(row["id"]))
+        row = KeptResponse(id=response_id, project_id=call.project_id, created_at=created, expires_at=expires)
+        session.add(row)
+        call.record(session, "response.create", row.id)
+        return Reference(id=row.id)
 
     return insert
 
@@ -57,19 +68,60 @@ def keep(call: CallContext, kept: Kept) -> None:
         insert(session)
 
 
+def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Session], Reference]:
+    """The same for one in the background: its job has the object for its input."""
+    insert = prepare(call, kept)
+
+    def submit(session: Session) -> Reference:
+        reference = insert(session)
+        created = now()
+        job = Job(
+            id=reference.id,
+            project_id=call.project_id,
+            kind=responses.KIND,
+            endpoint=responses.URL,
+            payload={},
+            input_path=responses.path(reference.id),
+            window=_WINDOW,
+            created_at=created,
+            deadline=created + _WINDOW_SECONDS,
+            idempotency_key=key,
+            request_id=call.request_id,
+        )
+        ledger.submit(session, job, actor=call.actor)
+        return reference
+
+    return submit
+
+
 def load(call: CallContext, response_id: str) -> Kept:
-    """Raises NotFound."""
+    """As it stands now. Raises NotFound."""
     with call.db.read() as session:
         row = _row(session, call, response_id)
+        job = _job(session, row)
     with call.storage.reader(row.path) as handle:
-        found = msgspec.json.decode(handle.read())
-    return Kept(found["items"], found["response"])
+        kept = responses.decode(handle.read())
+    return Kept(kept.question, _as_it_stands(kept.response, job)) if job else kept
+
+
+def cancel(call: CallContext, response_id: str) -> Kept:
+    """Stop one in the background; one that has ended stays as it is. Raises NotFound, InvalidRequest."""
+    with call.db.write() as session:
+        job = _job(session, _row(session, call, response_id))
+        if job is None:
+            raise InvalidRequest("Cannot cancel a synchronous response.", param="response_id", code="invalid_state")
+        if _stop(session, call, job):
+            call.record(session, "response.cancel", job.id)
+    return load(call, response_id)
 
 
 def forget(call: CallContext, response_id: str) -> None:
     """Raises NotFound."""
     with call.db.write() as session:
         row = _row(session, call, response_id)
+        job = _job(session, row)
+        if job is not None:
+            _stop(session, call, job)
         session.delete(row)
         call.record(session, "response.delete", row.id)
         path = row.path
@@ -82,3 +134,31 @@ def _row(session: Session, call: CallContext, response_id: str) -> KeptResponse:
     if row is None:
         raise NotFound(f"Response with id '{clip(response_id)}' not found.", param="response_id")
     return row
+
+
+def _job(session: Session, row: KeptResponse) -> Job | None:
+    return session.get(Job, row.id)
+
+
+def _stop(session: Session, call: CallContext, job: Job) -> bool:
+    """False when it ends, or is being stopped, already."""
+    before = job.state
+    try:
+        return ledger.cancel(session, job.id, actor=call.actor).state != before
+    except Conflict:
+        return False
+
+
+def _as_it_stands(response: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    """The object is the answer once the job has succeeded; it was written before."""
+    status = _STATUS.get(job.state)
+    if status is None:
+        return dict(response)
+    error = _EXPIRED if job.state == JobState.EXPIRED else _error(job) if status == "failed" else None
+    return {**response, "status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}
+
+
+def _error(job: Job) -> dict[str, Any]:
+    told = (job.errors or [{}])[0]
+    code = told.get("code")
+    return {"code": code if code in _CODES else "server_error", "message": told.get("message") or "It failed."}

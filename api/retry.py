@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.file_rows import visible
 from api.windows import seconds
-from jobs import ledger
+from jobs import ledger, responses
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.ids import new_id
@@ -54,6 +54,8 @@ def again(
 
 
 def _check(old: Job) -> None:
+    if old.kind == responses.KIND:
+        raise InvalidRequest("A response is not retried: ask for another.", code="nothing_to_retry")
     if old.state not in TERMINAL:
         raise Conflict(f"Job '{old.id}' has not ended: it is {old.state}.", code="invalid_state")
     if old.state == JobState.SUCCEEDED and not old.failed:

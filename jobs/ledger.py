@@ -22,7 +22,7 @@ from jobs.clock import now
 from jobs.db import RETURNED, UNSEEN
 from jobs.errors import Conflict, Fenced
 from jobs.models import TOKENS, File, Job, Outbox, Outcome, Shard
-from jobs.payloads import BATCH_EVENTS
+from jobs.payloads import BATCH_EVENTS, TERMINAL_EVENTS
 from jobs.queues import Queue, Task
 from jobs.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 
@@ -84,8 +84,12 @@ def move(
     epoch: int | None = None,
     reason: str | None = None,
     values: Mapping[str, Any] | None = None,
+    event: str | None = None,
 ) -> Job:
-    """Take a job along one arrow of `states.MOVES`. Raises ValueError off the table, Fenced when the guard fails."""
+    """Take a job along one arrow of `states.MOVES`; `event` is told instead of the usual one.
+
+    Raises ValueError off the table, Fenced when the guard fails.
+    """
     allowed = {sources} if isinstance(sources, JobState) else set(sources)
     if any(target not in MOVES[source] for source in allowed):
         raise ValueError(f"no move {sorted(allowed)} -> {target}")
@@ -107,7 +111,7 @@ def move(
     moved: Job | None = session.scalar(statement, execution_options=RETURNED)
     if moved is None:
         raise Fenced
-    _moved(session, moved, source, actor=actor, reason=reason)
+    _moved(session, moved, source, actor=actor, reason=reason, event=event)
     return moved
 
 
@@ -187,12 +191,39 @@ def close(
     values: Mapping[str, Any],
     files: Collection[File],
     outcomes: Mapping[str, int] = {},
+    *,
+    event: str | None = None,
 ) -> Job:
     """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced."""
     source = JobState(claim.job.state)
-    job = move(session, claim.job.id, source, CLOSING[source], actor=_worker(claim), epoch=claim.epoch, values=values)
+    target = CLOSING[source]
+    job = move(
+        session, claim.job.id, source, target, actor=_worker(claim), epoch=claim.epoch, values=values, event=event
+    )
     session.add_all(files)  # after the guard: of a close whose answer was lost they are there already
-    session.add_all(Outcome(job_id=job.id, name=name, count=count) for name, count in outcomes.items())
+    _count(session, job, outcomes)
+    return job
+
+
+def fail(
+    session: Session,
+    claim: JobClaim,
+    values: Mapping[str, Any],
+    errors: list[dict[str, Any]],
+    outcomes: Mapping[str, int],
+) -> Job:
+    """What was run to its end is no success: final counts, why, and the terminal state. Raises Fenced."""
+    job = move(
+        session,
+        claim.job.id,
+        JobState.FINISHING,
+        JobState.FAILED,
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        reason=str(errors[0].get("code")),
+        values={**values, "errors": errors},
+    )
+    _count(session, job, outcomes)
     return job
 
 
@@ -334,12 +365,16 @@ def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
     return job
 
 
+def _count(session: Session, job: Job, outcomes: Mapping[str, int]) -> None:
+    session.add_all(Outcome(job_id=job.id, name=name, count=count) for name, count in outcomes.items())
+
+
 def _owe_own(session: Session, job: Job, delay: float) -> None:
     task = Task.PLAN if job.state == JobState.QUEUED else Task.FINISH
     outbox.owe(session, job, task, Queue.PLAN, delay=delay)
 
 
-def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None) -> None:
+def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None, event: str | None) -> None:
     target = JobState(job.state)
     audit.record(
         session,
@@ -352,7 +387,8 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
         request_id=job.request_id,
         details={"reason": reason} if reason else None,
     )
-    _event(session, job, BATCH_EVENTS[target] if target in TERMINAL else f"job.{target}")
+    told = TERMINAL_EVENTS.get(job.kind, BATCH_EVENTS).get(target, f"job.{target}")
+    _event(session, job, event or told)
 
 
 def _event(session: Session, job: Job, kind: str) -> None:

@@ -12,7 +12,7 @@ class Payload(BaseModel):
 
 
 class Batch(Payload):
-    """Kinds `generation` and `embedding`: answer every line of the input file.
+    """Kinds `generation`, `embedding` and, with one line, `response`: answer every line of the input.
 
     `overrides` are laid over each line's body. `dedupe` lets identical requests be computed once.
     `output_expires_seconds` counts from the creation of the output file.
@@ -22,11 +22,6 @@ class Batch(Payload):
     dedupe: bool = False
     overrides: dict[str, Any] = Field(default_factory=dict)
 
-
-KINDS: dict[str, type[Payload]] = {
-    "generation": Batch,
-    "embedding": Batch,
-}
 
 #: The endpoints a batch may name, and the kind of job each makes.
 ENDPOINTS: dict[str, str] = {
@@ -44,6 +39,23 @@ BATCH_EVENTS: dict[str, str] = {
     "cancelled": "batch.cancelled",
 }
 
+#: Of a response in the background. One that was cut short is `response.incomplete` instead of completed.
+RESPONSE_EVENTS: dict[str, str] = {
+    "succeeded": "response.completed",
+    "failed": "response.failed",
+    "expired": "response.failed",
+    "cancelled": "response.cancelled",
+}
+#: By kind of job; those that are not named are batches.
+TERMINAL_EVENTS: dict[str, dict[str, str]] = {"response": RESPONSE_EVENTS}
+
 #: Events of ours beside OpenAI's.
 ENDPOINT_EVENTS: tuple[str, ...] = ("webhook_endpoint.disabled",)
-EVENT_TYPES: tuple[str, ...] = (*BATCH_EVENTS.values(), *ENDPOINT_EVENTS)
+EVENT_TYPES: tuple[str, ...] = (
+    *BATCH_EVENTS.values(),
+    "response.completed",
+    "response.failed",
+    "response.cancelled",
+    "response.incomplete",
+    *ENDPOINT_EVENTS,
+)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, lines
+from jobs import ledger, lines, responses
 from jobs.clock import now
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ids import new_id
@@ -30,6 +30,7 @@ from jobs.states import JobState
 from workers import outcomes, records
 from workers.context import Context
 from workers.keeper import Hold
+from workers.responding import respond
 from workers.stumbling import stumble
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,10 @@ def finish(context: Context, job_id: str) -> None:
         return
     with context.keeper.holding(job_id, claim.epoch) as hold:
         try:
-            _Finisher(context, claim, hold).run()
+            if claim.job.kind == responses.KIND:
+                respond(context, claim)
+            else:
+                _Finisher(context, claim, hold).run()
         except Fenced:
             log.info("finishing_fenced", extra={"job_id": job_id})
         except (StorageFull, StorageAway) as error:

@@ -1,6 +1,7 @@
-"""Responses for a client who waits: asked, answered whole or as a stream, kept, continued.
+"""Responses: asked, answered whole, as a stream or in the background, kept, continued.
 
-    input, and all of `previous_response_id` ─▶ engine ─▶ under our id ─▶ kept (unless `store` is false) ─▶ client
+    input, and all of `previous_response_id` ─┬─▶ engine ─▶ under our id ─▶ kept (unless `store` is false) ─▶ client
+                                background    └─▶ a job of one line, whose answer is kept
 
 The engine keeps nothing. A stream's last event is sent once its response is kept, so that whoever has seen it can
 go on from it.
@@ -18,25 +19,27 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from api import kept_responses
-from api.asking import EITHER, KEEP_ALIVE, WHOLE, Asked, ask, streamed, whole
+from api.asking import EITHER, KEEP_ALIVE, WHOLE, Asked, ask, queue_of, streamed, whole
 from api.deps import Call, CallContext
 from api.errors import describe
 from api.fields import Metadata
 from api.idempotency import Idempotent, Lease, Once
-from api.kept_responses import Kept
 from api.paging import After, Limit20, Order, Page
 from api.presenters.response import ResponseDeleted, show_items
 from api.routing import resource
 from api.validation import clip
+from jobs import responses
+from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.interactive import Piece
+from jobs.responses import Kept
 
 router: APIRouter = resource("Responses")
 
-_URL = "/v1/responses"
 #: What we do ourselves; the rest is the engine's.
 _OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
+_ANSWERED = frozenset({"completed", "incomplete"})
 _LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
@@ -58,34 +61,36 @@ class _Turn:
 
     call: CallContext
     body: CreateResponse
-    items: list[Any]
+    question: dict[str, Any]
     id: str = field(default_factory=lambda: new_id("resp_"))
 
     @property
     def store(self) -> bool:
         return self.body.store is not False
 
-    def question(self) -> dict[str, Any]:
-        return {name: value for name, value in self.body.fields().items() if name not in _OURS} | {"input": self.items}
-
-    def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+    @property
+    def facts(self) -> dict[str, Any]:
         return {
-            **answer,
             "id": self.id,
             "previous_response_id": self.body.previous_response_id,
-            "background": False,
+            "background": bool(self.body.background),
             "store": self.store,
             "metadata": self.body.metadata or {},
         }
 
+    def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        return responses.ours(answer, self.facts)
+
     def kept(self, response: dict[str, Any]) -> Kept:
-        return Kept(self.items, response)
+        return Kept(self.question, response)
 
 
 @router.post("/responses", response_class=Response, responses=EITHER)
 async def create_response(call: Call, request: Request, once: Idempotent, body: CreateResponse) -> Response:
-    """One response, or with `stream` its events as they come."""
+    """One response, with `stream` its events as they come, with `background` at once and answered later."""
     turn = await run_in_threadpool(_turn, call, body)
+    if body.background:
+        return await run_in_threadpool(_queued, turn, once)
     if body.stream:
         return await _streamed(turn, request)
     if not turn.store:
@@ -96,9 +101,9 @@ async def create_response(call: Call, request: Request, once: Idempotent, body: 
 
 @router.get("/responses/{response_id}", response_class=Response, responses=WHOLE)
 def retrieve_response(call: Call, response_id: str, stream: bool = False) -> Response:
-    """A response that is kept."""
+    """A response that is kept, as far as it has come."""
     if stream:
-        message = "Only a response that was created in the background can be streamed again."
+        message = "A response cannot be streamed again."
         raise InvalidRequest(message, param="stream", code="unsupported_value")
     return _json(kept_responses.load(call, response_id).response)
 
@@ -113,8 +118,7 @@ def delete_response(call: Call, response_id: str) -> ResponseDeleted:
 @router.post("/responses/{response_id}/cancel", response_class=Response, responses=WHOLE)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
-    kept_responses.load(call, response_id)
-    raise InvalidRequest("Cannot cancel a synchronous response.", param="response_id", code="invalid_state")
+    return _json(kept_responses.cancel(call, response_id).response)
 
 
 @router.get("/responses/{response_id}/input_items")
@@ -141,12 +145,16 @@ def list_input_items(
 
 def _turn(call: CallContext, body: CreateResponse) -> _Turn:
     """Raises InvalidRequest."""
-    for name in ("background", "conversation"):
-        if getattr(body, name):
-            message = f"'{name}' is not available: continue with 'previous_response_id', or send a batch."
-            raise InvalidRequest(message, param=name, code="unsupported_parameter")
+    if body.conversation:
+        message = "'conversation' is not available: continue with 'previous_response_id'."
+        raise InvalidRequest(message, param="conversation", code="unsupported_parameter")
+    if body.background and (body.stream or body.store is False):
+        wrong = "stream" if body.stream else "store"
+        message = "In the background a response is kept, and not streamed."
+        raise InvalidRequest(message, param=wrong, code="unsupported_value")
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    return _Turn(call, body, [*_before(call, body.previous_response_id), *asked])
+    question = {name: value for name, value in body.fields().items() if name not in _OURS}
+    return _Turn(call, body, question | {"input": [*_before(call, body.previous_response_id), *asked]})
 
 
 def _before(call: CallContext, previous: str | None) -> list[Any]:
@@ -158,12 +166,53 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     except NotFound as error:
         message = f"Previous response with id '{clip(previous)}' not found."
         raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found") from error
+    status = kept.response.get("status", "completed")
+    if status not in _ANSWERED:
+        message = f"Previous response '{previous}' is {status}."
+        raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
     return [*kept.items, *kept.response["output"]]
+
+
+def _queued(turn: _Turn, once: Once) -> Response:
+    """Once for each Idempotency-Key."""
+    with turn.call.db.read() as session:
+        queue_of(session, turn.call, responses.URL, turn.body.model)  # what nobody will ever serve is refused now
+    fields = turn.body.fields()
+    if once.replay(fields) is not None:
+        return _replayed(turn, once)
+    make = kept_responses.prepare_job(turn.call, turn.kept(_begun(turn)), once.key)
+    reference = msgspec.json.decode(bytes(once.run(fields, make).body))
+    return _json(kept_responses.load(turn.call, reference["id"]).response)
+
+
+def _begun(turn: _Turn) -> dict[str, Any]:
+    """What is known of a response before anybody has worked on it; its defaults are OpenAI's."""
+    asked = turn.question
+    return {
+        **turn.facts,
+        "object": "response",
+        "created_at": int(now()),
+        "status": "queued",
+        "model": turn.body.model,
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.get("instructions"),
+        "max_output_tokens": asked.get("max_output_tokens"),
+        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
+        "temperature": asked.get("temperature"),
+        "text": asked.get("text", {"format": {"type": "text"}}),
+        "tool_choice": asked.get("tool_choice", "auto"),
+        "tools": asked.get("tools", []),
+        "top_p": asked.get("top_p"),
+        "truncation": asked.get("truncation", "disabled"),
+        "usage": None,
+    }
 
 
 async def _answered(turn: _Turn, request: Request) -> dict[str, Any] | Response:
     """The response, or the engine's refusal."""
-    end, pieces = await ask(turn.call, request, _URL, turn.question(), stream=False)
+    end, pieces = await ask(turn.call, request, responses.URL, turn.question, stream=False)
     await pieces.aclose()
     return turn.ours(msgspec.json.decode(end.body)) if end.status == 200 else whole(end)
 
@@ -208,7 +257,7 @@ async def _beating(lease: Lease, seconds: float) -> AsyncIterator[None]:
 
 
 async def _streamed(turn: _Turn, request: Request) -> Response:
-    first, pieces = await ask(turn.call, request, _URL, turn.question(), stream=True)
+    first, pieces = await ask(turn.call, request, responses.URL, turn.question, stream=True)
     if first.kind == "end":
         await pieces.aclose()
         return whole(first)

@@ -39,7 +39,17 @@ from jobs.webhook import new_secret, post_once, signing_secrets
 
 router = resource("Webhooks")
 
-EventType = Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled", "webhook_endpoint.disabled"]
+EventType = Literal[
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
+    "response.completed",
+    "response.failed",
+    "response.cancelled",
+    "response.incomplete",
+    "webhook_endpoint.disabled",
+]
 assert get_args(EventType) == EVENT_TYPES
 
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=64)]

@@ -4,6 +4,7 @@ from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.models.base import Base
+from jobs.responses import path
 
 
 class KeptResponse(Base):
@@ -20,4 +21,4 @@ class KeptResponse(Base):
 
     @property
     def path(self) -> str:
-        return f"responses/{self.id}"
+        return path(self.id)

@@ -513,6 +513,21 @@ def _() -> None:
     same(facts_of(error)[0], 404)
 
 
+@check("a response in the background is polled, and cancelled")
+def _() -> None:
+    made = client.responses.create(model=MODEL, input="take your time", background=True)
+
+    def look() -> Any:
+        now = client.responses.retrieve(made.id)
+        return None if now.status in {"queued", "in_progress"} else now
+
+    made = until(look, f"the end of {made.id}")
+    same((made.status, made.output_text), ("completed", f"echo {hashlib.sha256(b'take your time').hexdigest()[:16]}"))
+    same(client.responses.cancel(made.id).status, "completed")
+    error = raised(openai.BadRequestError, client.responses.cancel, client.responses.create(model=MODEL, input="x").id)
+    same(facts_of(error)[0], 400)
+
+
 @check("embeddings are answered at once")
 def _() -> None:
     made = client.embeddings.create(model=FACTS["embed_model"], input=["one", "two"])  # base64 on the wire

@@ -450,6 +450,21 @@ check("a response is answered, whole and as a stream, and kept", async () => {
   same(factsOf(error)[0], 404);
 });
 
+check("a response in the background is polled, and cancelled", async () => {
+  let made = await client.responses.create({ model: MODEL, input: "take your time", background: true });
+  const deadline = Date.now() + 30_000;
+  while (["queued", "in_progress"].includes(made.status) && Date.now() < deadline) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    made = await client.responses.retrieve(made.id);
+  }
+  const text = `echo ${createHash("sha256").update("take your time").digest("hex").slice(0, 16)}`;
+  same([made.status, made.output_text], ["completed", text]);
+  same((await client.responses.cancel(made.id)).status, "completed");
+  const plain = await client.responses.create({ model: MODEL, input: "x" });
+  const error = await raised(OpenAI.BadRequestError, () => client.responses.cancel(plain.id));
+  same(factsOf(error)[0], 400);
+});
+
 check("embeddings are answered at once", async () => {
   const input = ["one", "two"];
   const made = await client.embeddings.create({ model: FACTS.embed_model, input }); // base64 on the wire

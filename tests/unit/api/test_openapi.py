@@ -1,6 +1,5 @@
 """The OpenAPI document is true: what schemathesis makes of it is answered as it says, and never with a 5xx."""
 
-import json
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from jobs import keys
 from jobs.clock import now
 from jobs.ids import new_id
 from jobs.models import KeptResponse
+from jobs.responses import Kept, encode
 from tests.support import runs
 from tests.support.web import make_key
 from tests.unit.api.calls import routes
@@ -89,8 +89,8 @@ def kept_response(app: FastAPI) -> str:
         response = KeptResponse(**row, project_id=keys.ensure_project(session, "default").id)
         session.add(response)
         path = response.path
-    said = {"id": row["id"], "object": "response", "output": []}
-    services.storage.put(path, json.dumps({"items": [{"role": "user", "content": "Hi"}], "response": said}).encode())
+    kept = Kept({"input": [{"role": "user", "content": "Hi"}]}, {"id": row["id"], "object": "response", "output": []})
+    services.storage.put(path, encode(kept))
     return str(row["id"])
 
 

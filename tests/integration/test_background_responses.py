@@ -1,0 +1,273 @@
+"""Responses in the background: the official SDK, the real API, the real dispatcher and workers over a fake engine."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.responses import Response
+from sqlalchemy import select, update
+
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Event, Job
+from jobs.states import JobState
+from tests.support.mill import MODEL, Mill, running
+from tests.support.web import make_key, running_app, serve
+from workers import responding
+from workers.engines.fake import FakeEngine, reply
+from workers.engines.port import Answer, Request, refusal
+from workers.retention import Retention
+
+
+@dataclass
+class World:
+    """A client, and those who work for it when they are told to."""
+
+    mill: Mill
+    client: OpenAI
+    faults: list[Answer] = field(default_factory=list)
+
+    def create(self, said: Any = "Hello", **fields: Any) -> Response:
+        made = self.client.responses.create(model=MODEL, input=said, background=True, **fields)
+        assert isinstance(made, Response)
+        return made
+
+    def ended(self, made: Response) -> Response:
+        self.mill.drain(made.id)
+        return self.client.responses.retrieve(made.id)
+
+    def told(self, response_id: str) -> list[str]:
+        with self.mill.db.read() as session:
+            told = session.scalars(select(Event.type).where(Event.subject_id == response_id).order_by(Event.seq)).all()
+        return [kind for kind in told if not kind.startswith("job.")]
+
+    def objects(self) -> list[str]:
+        return self.mill.storage.list("responses")
+
+
+@pytest.fixture
+def world(db: Database, tmp_path: Path) -> Iterator[World]:
+    faults: list[Answer] = []
+    engine = FakeEngine((MODEL,), fault=lambda _: faults.pop() if faults else None)
+    with (
+        running(db, tmp_path, engine, finish_tries=3) as mill,
+        running_app(tmp_path, db.url) as app,
+        serve(app) as url,
+        OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0) as client,
+    ):
+        yield World(mill, client, faults)
+
+
+def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
+    made = world.create(metadata={"team": "blue"}, instructions="Be brief.", max_output_tokens=9)
+    assert (made.status, made.background, made.output, made.usage) == ("queued", True, [], None)
+    assert (made.instructions, made.max_output_tokens) == ("Be brief.", 9)
+
+    done = world.ended(made)
+
+    assert (done.id, done.status, done.background, done.metadata) == (made.id, "completed", True, {"team": "blue"})
+    assert done.output_text.startswith("echo ")
+    assert done.usage
+    job = world.mill.job(made.id)
+    assert (job.kind, job.state, job.completed, job.failed) == ("response", JobState.SUCCEEDED, 1, 0)
+    assert job.input_tokens + job.output_tokens == done.usage.total_tokens
+    assert world.told(made.id) == ["response.completed"]
+
+
+def test_it_is_no_batch_and_has_no_files(world: World) -> None:
+    world.ended(world.create())
+
+    assert list(world.client.batches.list()) == []
+    assert list(world.client.files.list()) == []
+
+
+def test_it_continues_and_is_continued(world: World) -> None:
+    first = world.ended(world.create("one"))
+    second = world.ended(world.create("two", previous_response_id=first.id))
+
+    items = list(world.client.responses.input_items.list(second.id, order="asc"))
+
+    assert [item.content[0].text for item in items] == ["one", first.output_text, "two"]  # type: ignore[union-attr,index]
+    assert second.previous_response_id == first.id
+
+
+def test_one_that_is_not_answered_yet_cannot_be_continued(world: World) -> None:
+    made = world.create()
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        world.create("and then?", previous_response_id=made.id)
+
+    assert (refused.value.param, refused.value.code) == ("previous_response_id", "invalid_state")
+
+
+def test_a_refusal_fails_it_with_the_engines_words(world: World) -> None:
+    world.faults.append(refusal(400, "The prompt is too long.", code="context_length_exceeded", param="input"))
+
+    failed = world.ended(world.create())
+
+    assert failed.status == "failed"
+    assert failed.error
+    assert (failed.error.code, failed.error.message) == ("server_error", "The prompt is too long.")
+    job = world.mill.job(failed.id)
+    assert (job.state, job.completed, job.failed) == (JobState.FAILED, 0, 1)
+    assert job.errors
+    assert job.errors[0]["code"] == "context_length_exceeded"
+    assert world.told(failed.id) == ["response.failed"]
+
+
+def test_one_that_was_cut_short_says_so(world: World) -> None:
+    body = msgspec.json.decode(reply("/v1/responses", {"model": MODEL}, "Hello").body)
+    cut = {**body, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    world.faults.append(Answer(200, msgspec.json.encode(cut)))
+
+    done = world.ended(world.create())
+
+    assert done.status == "incomplete"
+    assert done.incomplete_details
+    assert done.incomplete_details.reason == "max_output_tokens"
+    assert world.told(done.id) == ["response.incomplete"]
+
+
+def test_one_that_is_cancelled_stays_so(world: World) -> None:
+    made = world.create()
+
+    assert world.client.responses.cancel(made.id).status == "cancelled"
+    assert world.client.responses.cancel(made.id).status == "cancelled"
+
+    assert world.ended(made).status == "cancelled"
+    assert world.told(made.id) == ["response.cancelled"]
+
+
+def test_to_cancel_what_is_answered_changes_nothing(world: World) -> None:
+    done = world.ended(world.create())
+
+    assert world.client.responses.cancel(done.id) == done
+
+
+def test_one_that_was_not_answered_in_its_time_has_failed(world: World) -> None:
+    made = world.create()
+    with world.mill.db.write() as session:
+        session.execute(update(Job).where(Job.id == made.id).values(deadline=now() - 1))
+
+    failed = world.ended(made)
+
+    assert (failed.status, world.told(made.id)) == ("failed", ["response.failed"])
+    assert failed.error
+    assert "within its time" in failed.error.message
+
+
+def test_one_that_is_deleted_is_not_answered_and_leaves_nothing(world: World) -> None:
+    made = world.create()
+
+    world.client.responses.delete(made.id)
+
+    world.mill.drain(made.id)
+    assert world.mill.job(made.id).state == JobState.CANCELLED
+    with pytest.raises(openai.NotFoundError):
+        world.client.responses.retrieve(made.id)
+    assert world.objects() == []
+
+
+def test_one_that_is_deleted_while_it_is_answered_fails_and_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = responding._object
+
+    def deleted_before(context: Any, response_id: str) -> Any:
+        world.client.responses.delete(response_id)
+        return found(context, response_id)
+
+    monkeypatch.setattr(responding, "_object", deleted_before)
+    made = world.create()
+
+    world.mill.drain(made.id)
+
+    assert world.mill.job(made.id).state == JobState.FAILED
+    assert world.objects() == []
+
+
+def test_a_worker_that_dies_with_the_answer_written_leaves_it_to_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close, died = responding._close, []
+
+    def dies_once(*arguments: Any) -> None:
+        if not died:
+            died.append(True)
+            assert world.client.responses.retrieve(made.id).status == "in_progress"  # though the object is there
+            raise RuntimeError("it dies")
+        close(*arguments)
+
+    monkeypatch.setattr(responding, "_close", dies_once)
+    made = world.create()
+
+    done = world.ended(made)
+
+    assert (died, done.status, world.told(made.id)) == ([True], "completed", ["response.completed"])
+
+
+def test_one_key_makes_one_response(world: World) -> None:
+    headers = {"Authorization": f"Bearer {world.client.api_key}", "Idempotency-Key": "k"}
+    body = {"model": MODEL, "input": "Hello", "background": True}
+    said = [httpx2.post(f"{world.client.base_url}responses", json=body, headers=headers) for _ in range(2)]
+
+    assert said[0].json()["id"] == said[1].json()["id"]
+    assert said[1].headers["Idempotency-Replayed"] == "true"
+    assert len(world.objects()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"stream": True}, "stream"), ({"store": False}, "store"), ({"model": "all-minilm-l6-v2"}, "model")],
+)
+def test_what_cannot_be_is_refused_at_once(world: World, fields: dict[str, Any], param: str) -> None:
+    given = {"model": MODEL, "input": "Hello", "background": True, **fields}
+    with pytest.raises(openai.BadRequestError) as refused:
+        world.client.responses.create(**given)
+
+    assert refused.value.param == param
+    assert world.objects() == []
+
+
+def test_it_is_not_retried_but_asked_for_again(world: World) -> None:
+    made = world.create()
+    world.client.responses.cancel(made.id)
+    world.mill.drain(made.id)
+
+    with pytest.raises(openai.BadRequestError, match="not retried"):
+        world.client.post(f"/jobs/{made.id}/retry", cast_to=object)
+
+
+def test_retention_keeps_what_still_waits(world: World) -> None:
+    made = world.create()
+    retention = Retention(world.mill.config, world.mill.db, world.mill.storage)
+
+    retention.run()
+    retention.orphans()
+    retention.orphans()
+
+    assert world.ended(made).status == "completed"
+
+
+def test_its_prompt_is_asked_once(world: World) -> None:
+    asked: list[Request] = []
+    answer = world.mill.engine.answer
+
+    async def noting(request: Request) -> Answer:
+        asked.append(request)
+        return await answer(request)
+
+    world.mill.engine.answer = noting  # type: ignore[method-assign]
+
+    world.ended(world.create([{"role": "user", "content": "only once"}], temperature=0.5))
+
+    [request] = asked
+    assert request.body == {
+        "model": MODEL, "input": [{"role": "user", "content": "only once"}], "temperature": 0.5,
+    }  # fmt: skip
