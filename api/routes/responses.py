@@ -23,6 +23,7 @@ from api.asking import EITHER, KEEP_ALIVE, WHOLE, Asked, ask, queue_of, streamed
 from api.deps import Call, CallContext
 from api.errors import describe
 from api.fields import Metadata
+from api.file_rows import check_space
 from api.idempotency import Idempotent, Lease, Once
 from api.paging import After, Limit20, Order, Page
 from api.presenters.response import ResponseDeleted, show_items
@@ -144,7 +145,7 @@ def list_input_items(
 
 
 def _turn(call: CallContext, body: CreateResponse) -> _Turn:
-    """Raises InvalidRequest."""
+    """Raises InvalidRequest, StorageFull."""
     if body.conversation:
         message = "'conversation' is not available: continue with 'previous_response_id'."
         raise InvalidRequest(message, param="conversation", code="unsupported_parameter")
@@ -152,6 +153,8 @@ def _turn(call: CallContext, body: CreateResponse) -> _Turn:
         wrong = "stream" if body.stream else "store"
         message = "In the background a response is kept, and not streamed."
         raise InvalidRequest(message, param=wrong, code="unsupported_value")
+    if body.store is not False:
+        check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     question = {name: value for name, value in body.fields().items() if name not in _OURS}
     return _Turn(call, body, question | {"input": [*_before(call, body.previous_response_id), *asked]})

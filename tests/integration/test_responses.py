@@ -150,6 +150,18 @@ def test_what_we_cannot_do_is_said_before_anything_is_asked(
     assert shop.asked == []
 
 
+def test_on_a_full_disk_only_what_is_not_kept_is_answered(make_shop: Callable[..., Shop]) -> None:
+    shop = make_shop(min_free_bytes=1 << 60)
+    with shop.open():
+        with pytest.raises(openai.APIStatusError) as full:
+            _create(shop)
+        assert shop.asked == []
+        answered = _create(shop, store=False)
+
+    assert (full.value.status_code, full.value.code) == (507, "insufficient_storage")
+    assert answered.output_text
+
+
 def test_input_is_required(shop: Shop) -> None:
     said = _post(shop, {"model": MODEL})
 
