@@ -161,8 +161,9 @@ def _queued(console: Console, mill: Deployment, ports: Sequence[int], file_id: s
         with db.write() as session:
             assert ledger.claim(session, job_id, Task.PLAN, "bench") is not None
         seconds.append(time.perf_counter() - began)
-    looks = asyncio.run(_crowd(mill, ports, [("GET", f"/v1/jobs/{job_id}", None) for job_id in made.ids[:_LOOKS]], 50))
-    console.print(f"queued   {count} jobs wait ({made.shown()})")
+    looks = asyncio.run(_crowd(mill, ports, [("GET", f"/v1/jobs/{job_id}", None) for job_id in ids], 50.0))
+    more = f", {len(made.ids):,} of them made now: {made.shown()}" if made.ids else ""
+    console.print(f"queued   {max(count, waiting):,} jobs wait{more}")
     console.print(f"         a claim {_spread(seconds)}; GET /v1/jobs/{{id}} {looks.shown()}")
 
 

@@ -321,10 +321,8 @@ def overdue(session: Session, at: float, limit: int = 100) -> list[str]:
 
 
 def claimed(session: Session) -> list[tuple[str, int, int, str]]:
-    """The claims on jobs: id, epoch, beat, worker."""
-    statement = select(Job.id, Job.epoch, Job.beat, Job.worker_id).where(
-        Job.state.in_(LIVE), Job.worker_id.is_not(None)
-    )
+    """The claims on jobs: id, epoch, beat, worker. A job that has ended has none: every move ends it."""
+    statement = select(Job.id, Job.epoch, Job.beat, Job.worker_id).where(Job.worker_id.is_not(None))
     return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
 
 

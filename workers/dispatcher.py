@@ -31,7 +31,6 @@ from jobs.outbox import Ring
 from jobs.pauses import Paused, Scope
 from jobs.queues import Queue, Task
 from jobs.settings import Settings, settings
-from jobs.states import LIVE
 from jobs.storage import Storage, open_storage
 from workers.away import BrokerAway
 from workers.fairness import choose
@@ -188,11 +187,7 @@ def _out(session: Session) -> Out:
         .where(shards.HELD)
         .group_by(Job.queue, Job.project_id)
     )
-    claimed = (
-        select(Job.project_id, func.count())
-        .where(Job.state.in_(LIVE), Job.worker_id.is_not(None))
-        .group_by(Job.project_id)
-    )
+    claimed = select(Job.project_id, func.count()).where(Job.worker_id.is_not(None)).group_by(Job.project_id)
     rung = (
         select(Outbox.queue, Outbox.project_id, func.count())
         .where(Outbox.rung_at.is_not(None))

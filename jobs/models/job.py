@@ -86,6 +86,12 @@ class Job(Usage, Base):
         Index("ix_job_input_file", "input_file_id"),
         Index("ix_job_schedule", "schedule_id"),
         Index("ix_job_idempotency", "project_id", "idempotency_key"),
+        Index(
+            "ix_job_claimed",
+            "project_id",
+            sqlite_where=text("worker_id IS NOT NULL"),
+            postgresql_where=text("worker_id IS NOT NULL"),
+        ),
     )
 
 
@@ -201,8 +207,23 @@ class Outbox(Base):
 
     __table_args__ = (
         UniqueConstraint("task", "job_id", "shard_n"),
-        Index("ix_outbox_order", "queue", "project_id", "priority", "deadline", "id"),
-        Index("ix_outbox_rung", "queue", "rung_at"),
+        Index(
+            "ix_outbox_order",
+            "queue",
+            "project_id",
+            priority.desc(),
+            "deadline",
+            "id",
+            sqlite_where=text("rung_at IS NULL"),
+            postgresql_where=text("rung_at IS NULL"),
+        ),
+        Index(
+            "ix_outbox_rung",
+            "queue",
+            "project_id",
+            sqlite_where=text("rung_at IS NOT NULL"),
+            postgresql_where=text("rung_at IS NOT NULL"),
+        ),
         Index("ix_outbox_job", "job_id"),
         {"sqlite_autoincrement": True},  # the number of a doorbell that is gone is never given again
     )
