@@ -1,6 +1,7 @@
 """What an endpoint is handed: who calls, and what serves the call."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -71,6 +72,11 @@ class CallContext:
     @property
     def actor(self) -> str:
         return f"key:{self.caller.key_id}"
+
+    def in_one_write(self, work: Callable[[Session], object]) -> None:
+        """Run it in a transaction of its own."""
+        with self.db.write() as session:
+            work(session)
 
     def record(self, session: Session, action: str, target: str, details: dict[str, Any] | None = None) -> None:
         """The audit row of a mutating call, in its transaction."""

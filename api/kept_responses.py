@@ -62,12 +62,6 @@ def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     return insert
 
 
-def keep(call: CallContext, kept: Kept) -> None:
-    insert = prepare(call, kept)
-    with call.db.write() as session:
-        insert(session)
-
-
 def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Session], Reference]:
     """The same for one in the background: its job has the object for its input."""
     insert = prepare(call, kept)

@@ -57,6 +57,19 @@ def find(
     return rows[:limit], len(rows) > limit
 
 
+def slice_of(found: Sequence[Shown], *, after: str | None, limit: int, order: str) -> Page[Shown]:
+    """A page of what is in memory already, the oldest first."""
+    ordered = list(found) if order == "asc" else list(reversed(found))
+    ids = [one.id for one in ordered]  # type: ignore[attr-defined]
+    if after is not None and after not in ids:
+        raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+    start = 0 if after is None else ids.index(after) + 1
+    shown = ids[start : start + limit]
+    first, last = (shown[0], shown[-1]) if shown else (None, None)
+    more = start + limit < len(ids)
+    return Page(data=ordered[start : start + limit], first_id=first, last_id=last, has_more=more)
+
+
 def page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> Page[Shown]:
     """Rows as their resource shows them."""
     ids = [row.id for row in rows]  # type: ignore[attr-defined]

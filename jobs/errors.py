@@ -8,6 +8,7 @@ NightmillError (500 server_error)
 ├── NotFound (404)
 ├── RequestTimeout (408)
 ├── Conflict (409)
+│   ├── Contended (409)
 │   └── InFlight (409)
 ├── PayloadTooLarge (413)
 ├── UnsupportedMedia (415)
@@ -92,6 +93,14 @@ class Conflict(NightmillError):
 
     status = HTTPStatus.CONFLICT
     type = "invalid_request_error"
+
+
+class Contended(Conflict):
+    """Others are changing this object at the same moment."""
+
+    code = "contended"
+    retryable = True
+    retry_after = 1
 
 
 class InFlight(Conflict):

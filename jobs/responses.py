@@ -16,7 +16,7 @@ KIND: Final = "response"
 URL: Final = "/v1/responses"
 
 #: What an engine's answer does not know.
-_OURS: Final = ("id", "background", "metadata", "previous_response_id", "store")
+_OURS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +49,4 @@ def decode(line: bytes) -> Kept:
 
 def ours(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
     """An engine's answer as the answer to this response."""
-    return {**answer, **{name: response[name] for name in _OURS}}
+    return {**answer, **{name: response.get(name) for name in _OURS}}

@@ -20,6 +20,7 @@ from jobs.errors import StorageAway
 from jobs.models import (
     Attempt,
     Base,
+    Conversation,
     Delivery,
     Event,
     File,
@@ -95,6 +96,7 @@ class Retention:
         if swept := self._storage.sweep(now() - _UNTOUCHED_SECONDS):
             log.warning("unfinished_files_removed", extra={"files": swept})
         found = self._unowned("files/", "files/", File.path) | self._unowned("responses/", "", KeptResponse.id)
+        found |= self._unowned("conversations/", "conversations/", Conversation.path)
         old = sorted(found & self._suspects)
         self._suspects = frozenset(found)
         if old:

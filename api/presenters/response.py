@@ -1,4 +1,4 @@
-"""Responses as OpenAI shows them: the engine's answer under our id, and the items of an input."""
+"""Responses and conversations as OpenAI shows them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,17 +14,46 @@ class ResponseDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class ConversationObject(BaseModel):
+    id: str
+    object: Literal["conversation"] = "conversation"
+    created_at: int
+    metadata: dict[str, str]
+
+
+class ConversationDeleted(BaseModel):
+    id: str
+    object: Literal["conversation.deleted"] = "conversation.deleted"
+    deleted: Literal[True] = True
+
+
+class ItemObject(BaseModel):
+    """Any of OpenAI's items."""
+
+    model_config = {"extra": "allow"}
+
+    id: str
+    type: str
+
+
 def show_items(response_id: str, items: Sequence[Any]) -> list[dict[str, Any]]:
     """Each with its id: the client's or the model's own where it has one."""
-    return [_item(f"{response_id.rpartition('_')[2]}{n:04x}", item) for n, item in enumerate(items)]
+    return [{"id": f"item_{response_id.rpartition('_')[2]}{n:04x}", **show_item(item)} for n, item in enumerate(items)]
 
 
-def _item(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
-    kind = item.get("type", "message")
-    if kind != "message":
-        return {"id": f"item_{name}", **item}
+def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item written out: a message's type, status and parts may be left out in an input."""
+    if item.get("type", "message") != "message":
+        return dict(item)
     content = item.get("content")
     if isinstance(content, str):
         said = item.get("role") == "assistant"
         content = [{"type": _OUTPUT, "text": content, "annotations": []} if said else {"type": _INPUT, "text": content}]
-    return {"id": f"msg_{name}", "status": "completed", **item, "type": "message", "content": content}
+    return {"status": "completed", **item, "type": "message", "content": content}
+
+
+def as_input(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item as an engine is asked: a message of the user's has neither id nor status there."""
+    if item["type"] != "message" or item.get("role") == "assistant":
+        return dict(item)
+    return {name: value for name, value in item.items() if name not in ("id", "status")}

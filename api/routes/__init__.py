@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from api.routes import (
     batches,
+    conversations,
     files,
     generation,
     health,
@@ -23,6 +24,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     batches.router,
     generation.router,
     responses.router,
+    conversations.router,
     models.router,
     webhook_endpoints.router,
     jobs.router,

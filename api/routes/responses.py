@@ -8,25 +8,29 @@ go on from it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api import kept_responses
+from api import kept_conversations, kept_responses
 from api.asking import EITHER, KEEP_ALIVE, WHOLE, Asked, ask, queue_of, streamed, whole
+from api.bodies import Body
 from api.deps import Call, CallContext
 from api.errors import describe
 from api.fields import Metadata
 from api.file_rows import check_space
-from api.idempotency import Idempotent, Lease, Once
-from api.paging import After, Limit20, Order, Page
-from api.presenters.response import ResponseDeleted, show_items
+from api.idempotency import Idempotent, Lease, Make, Once
+from api.paging import After, Limit20, Order, Page, slice_of
+from api.presenters.response import ItemObject, ResponseDeleted, as_input, show_item, show_items
 from api.routing import resource
 from api.validation import clip
 from jobs import responses
@@ -44,6 +48,10 @@ _ANSWERED = frozenset({"completed", "incomplete"})
 _LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
+class ConversationReference(Body):
+    id: str
+
+
 class CreateResponse(Asked):
     """The fields that are ours to read."""
 
@@ -53,7 +61,7 @@ class CreateResponse(Asked):
     previous_response_id: str | None = None
     metadata: Metadata | None = None
     background: bool | None = None
-    conversation: Any = None
+    conversation: str | ConversationReference | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +71,7 @@ class _Turn:
     call: CallContext
     body: CreateResponse
     question: dict[str, Any]
+    asked: list[dict[str, Any]]  # this time
     id: str = field(default_factory=lambda: new_id("resp_"))
 
     @property
@@ -70,9 +79,15 @@ class _Turn:
         return self.body.store is not False
 
     @property
+    def conversation(self) -> str | None:
+        named = self.body.conversation
+        return named.id if isinstance(named, ConversationReference) else named
+
+    @property
     def facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
+            "conversation": {"id": self.conversation} if self.conversation else None,
             "previous_response_id": self.body.previous_response_id,
             "background": bool(self.body.background),
             "store": self.store,
@@ -94,7 +109,7 @@ async def create_response(call: Call, request: Request, once: Idempotent, body: 
         return await run_in_threadpool(_queued, turn, once)
     if body.stream:
         return await _streamed(turn, request)
-    if not turn.store:
+    if not turn.store and not turn.conversation:
         answered = await _answered(turn, request)
         return answered if isinstance(answered, Response) else _json(answered)
     return await _kept_once(turn, request, once)
@@ -130,34 +145,33 @@ def list_input_items(
     limit: Limit20 = 20,
     order: Order = "desc",
     include: Annotated[list[str] | None, Query(alias="include[]")] = None,  # noqa: ARG001 (OpenAI's; nothing to add)
-) -> Page[dict[str, Any]]:
+) -> Page[ItemObject]:
     """What the model was shown, earlier turns included."""
     items = show_items(response_id, kept_responses.load(call, response_id).items)
-    if order == "desc":
-        items.reverse()
-    ids = [str(item["id"]) for item in items]
-    if after is not None and after not in ids:
-        raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
-    start = 0 if after is None else ids.index(after) + 1
-    data, shown = items[start : start + limit], ids[start : start + limit]
-    first, last = (shown[0], shown[-1]) if shown else (None, None)
-    return Page(data=data, first_id=first, last_id=last, has_more=start + limit < len(items))
+    return slice_of([ItemObject.model_validate(item) for item in items], after=after, limit=limit, order=order)
 
 
 def _turn(call: CallContext, body: CreateResponse) -> _Turn:
-    """Raises InvalidRequest, StorageFull."""
-    if body.conversation:
-        message = "'conversation' is not available: continue with 'previous_response_id'."
-        raise InvalidRequest(message, param="conversation", code="unsupported_parameter")
+    """Raises InvalidRequest, NotFound, StorageFull."""
+    if body.conversation and (body.background or body.previous_response_id):
+        other = "previous_response_id" if body.previous_response_id else "background"
+        message = f"'conversation' cannot be given together with '{other}'."
+        raise InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
     if body.background and (body.stream or body.store is False):
         wrong = "stream" if body.stream else "store"
         message = "In the background a response is kept, and not streamed."
         raise InvalidRequest(message, param=wrong, code="unsupported_value")
-    if body.store is not False:
+    if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     question = {name: value for name, value in body.fields().items() if name not in _OURS}
-    return _Turn(call, body, question | {"input": [*_before(call, body.previous_response_id), *asked]})
+    turn = _Turn(call, body, question, asked)
+    if turn.conversation:
+        before = [as_input(item) for item in kept_conversations.load(call, turn.conversation).items]
+    else:
+        before = _before(call, body.previous_response_id)
+    turn.question["input"] = [*before, *asked]
+    return turn
 
 
 def _before(call: CallContext, previous: str | None) -> list[Any]:
@@ -229,9 +243,30 @@ async def _kept_once(turn: _Turn, request: Request, once: Once) -> Response:
         if isinstance(answered, Response):
             await run_in_threadpool(lease.drop)
             return answered
-        make = await run_in_threadpool(kept_responses.prepare, turn.call, turn.kept(answered))
-        await run_in_threadpool(lease.complete, turn.body.fields(), make)
+        await run_in_threadpool(_keep, turn, answered, partial(lease.complete, turn.body.fields()))
         return _json(answered)
+
+
+def _keep(turn: _Turn, response: dict[str, Any], run: Callable[[Make], object]) -> None:
+    """What is to be kept of it, in one transaction, which `run` runs."""
+    make: Make = kept_responses.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
+    if turn.conversation is None:
+        run(make)
+        return
+
+    def commit(apply: Callable[[Session], None], new: object) -> None:  # noqa: ARG001
+        def both(session: Session) -> BaseModel:
+            apply(session)
+            return make(session)
+
+        run(both)
+
+    said = [show_item(item) for item in (*turn.asked, *response["output"])]
+    kept_conversations.add(turn.call, turn.conversation, said, commit)
+
+
+def _nothing(turn: _Turn) -> Make:
+    return lambda _: kept_responses.Reference(id=turn.id)
 
 
 def _replayed(turn: _Turn, once: Once) -> Response:
@@ -289,8 +324,8 @@ async def _made_ours(turn: _Turn, piece: Piece) -> dict[str, Any]:
     event: dict[str, Any] = msgspec.json.decode(piece.body)
     if isinstance(event.get("response"), dict):
         event["response"] = turn.ours(event["response"])
-        if event.get("type") in _LAST and turn.store:
-            await run_in_threadpool(kept_responses.keep, turn.call, turn.kept(event["response"]))
+        if event.get("type") in _LAST and (turn.store or turn.conversation):
+            await run_in_threadpool(_keep, turn, event["response"], turn.call.in_one_write)
     return event
 
 

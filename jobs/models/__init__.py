@@ -5,12 +5,14 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
      ├─ outbox                    doorbells owed to the broker
 schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
-file, upload, upload_part, response · project, api_key, idempotency · worker, model, pause, meta · audit, audit_head
+file, upload, upload_part · response, conversation · project, api_key, idempotency · worker, model, pause, meta
+audit, audit_head
 """
 
 from jobs.models.access import ApiKey, Idempotency, Project
 from jobs.models.audit import Audit, AuditHead
 from jobs.models.base import Base
+from jobs.models.conversation import Conversation
 from jobs.models.files import File, Upload, UploadPart
 from jobs.models.job import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
 from jobs.models.response import KeptResponse
@@ -24,6 +26,7 @@ __all__ = [
     "Audit",
     "AuditHead",
     "Base",
+    "Conversation",
     "Delivery",
     "Event",
     "File",

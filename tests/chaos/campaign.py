@@ -19,6 +19,7 @@ from pathlib import Path
 from openai import OpenAIError
 from openai.types import Batch
 
+from tests.chaos.askers import keys_of
 from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.load import EVERY_END, Client, Load, Mix
@@ -202,6 +203,7 @@ class Campaign:
         """I1: everything that was accepted ends."""
         began = time.monotonic()
         self._await(list(self.load.jobs), "I1", DRAIN_SECONDS)
+        self.load.askers.await_ended(DRAIN_SECONDS * self.patience)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
     def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
@@ -225,6 +227,7 @@ class Campaign:
             blame(*oracle.monotone(job, [*load.polls[job.key], result.batch]))
             blame(*oracle.transitions(client, job))
             blame(*self._told(job, result.batch))
+        self._judge_responses()
         if self.rework() > self.bound():
             blame(f"I4: {self.rework()} requests were repeated, {self.bound()} may be")
         if self.longest_standstill() > STUCK_SECONDS * self.patience:
@@ -233,6 +236,12 @@ class Campaign:
         if verdict.returncode:
             blame(f"I7: {verdict.stdout} {verdict.stderr}")
         self.journal.note(verdict.stdout.strip())
+
+    def _judge_responses(self) -> None:
+        askers, events = self.load.askers, [told for told in self.load.told if told.path == f"/{EVERY_END}"]
+        self.journal.violation(*oracle.asked_once(keys_of(self.load.client.sdk), askers.asked))
+        for one in askers.asked:
+            self.journal.violation(*oracle.answered(one, askers.seen.get(one.key, ()), events))
 
     def stop(self) -> None:
         """A clean end leaves nothing running."""
@@ -249,8 +258,15 @@ class Campaign:
         """Those that failed come again by the schedule."""
         deadline = time.monotonic() + 30
         load = self.load
-        while time.monotonic() < deadline and (any(self._untold()) or load.client.pending(load.endpoint_id)):
+        while time.monotonic() < deadline and (
+            any(self._untold()) or self._unheard() or load.client.pending(load.endpoint_id)
+        ):
             pause(0.2)
+
+    def _unheard(self) -> bool:
+        """Whether a response has ended of which nobody was told yet."""
+        subjects = {told.subject for told in self.load.told}
+        return any(one.id not in subjects for one in self.load.askers.asked)
 
     def _untold(self) -> Iterator[Job]:
         everywhere = {told.subject for told in self.load.told if told.path == f"/{EVERY_END}"}

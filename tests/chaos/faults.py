@@ -167,7 +167,7 @@ def _kill_idle(scene: Scene) -> None:
     load = scene.load
     feeding = load.feeding.is_set()
     load.feeding.clear()
-    if not load.await_terminal(load.jobs, 90):
+    if not load.await_terminal(load.jobs, 90) or not load.askers.await_ended(90):
         scene.journal.violation("F5: the jobs before it do not end")
         return
     frozen = scene.system.tree("gpu") + scene.system.tree(rival("gpu"))

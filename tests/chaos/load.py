@@ -2,6 +2,7 @@
 
     feeder    while fewer than `width` are open: upload, create, each under a key of its own
     poller    asks for each open batch, remembers every answer that differs from the one before
+    askers    keep some responses in the background open (`askers`)
     hooks     verifies each webhook soon after it came
 
 All of them outlive whatever is killed: the SDK comes back until it is answered.
@@ -11,8 +12,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import httpx2
 import openai
@@ -21,15 +23,20 @@ from openai.types import Batch
 from standardwebhooks import WebhookVerificationError
 
 from jobs.webhook import new_secret
+from tests.chaos.askers import Askers
 from tests.chaos.journal import Journal
 from tests.support.oracle import TERMINAL, Job, Told, verified
 from tests.support.receiver import Received, Receiver
 from tests.support.system import EMBED_MODEL, MODEL, pause
 
+T = TypeVar("T")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 #: Poison that costs nobody else anything; `!crash` is for runs of its own.
 HARMLESS = ("!reset", "!html", "!500", "!flaky2", "!hang")
-_EVENTS = ("batch.completed", "batch.cancelled", "batch.failed", "batch.expired")
+_EVENTS = (
+    *("batch.completed", "batch.cancelled", "batch.failed", "batch.expired"),
+    *("response.completed", "response.cancelled", "response.failed", "response.incomplete"),
+)
 _POLL_SECONDS = 0.25
 EVERY_END = "slow/all"  # a receiver that takes a tenth of a second, so that there is something in flight
 
@@ -69,6 +76,17 @@ class Client:
             response.read()
             self._journal.violation(f"{response.request.method} {response.request.url}: {response.text[:500]}")
 
+    def look(self, get: Callable[[OpenAI], T]) -> T | None:
+        """What is found when one asks once; None when the server, or its database, is away."""
+        try:
+            return get(self.sdk.with_options(max_retries=0, timeout=5))
+        except (openai.APIConnectionError, openai.APITimeoutError):
+            return None
+        except openai.InternalServerError as error:
+            if error.status_code == 503:
+                return None
+            raise
+
     def submit(self, job: Job, receiver: Receiver) -> None:
         """Upload and create, however often it takes: both carry the job's key."""
         key = {"Idempotency-Key": job.key}
@@ -96,7 +114,8 @@ class Client:
 
     def listen(self, receiver: Receiver) -> tuple[str, str]:
         """Register an endpoint for every end of a batch; its id and its secret."""
-        made = self.sdk.webhooks.create(name="all", url=receiver.url(EVERY_END), event_types=list(_EVENTS))
+        kinds: Any = list(_EVENTS)
+        made = self.sdk.webhooks.create(name="all", url=receiver.url(EVERY_END), event_types=kinds)
         return made.id, str(made.signing_secret)
 
     def replay(self, endpoint_id: str, since: float) -> int:
@@ -123,6 +142,7 @@ class Mix:
     embeddings: float = 0.2
     models: tuple[str, str] = (MODEL, EMBED_MODEL)
     judged: bool = True
+    responses: int = 2  # in the background, open at once
 
 
 def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
@@ -160,6 +180,7 @@ class Load:
     feeding: threading.Event = field(default_factory=threading.Event)
     endpoint_id: str = ""
     endpoint_secret: str = ""
+    askers: Askers = field(init=False)
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
     _asked: dict[str, float] = field(default_factory=dict)
@@ -167,9 +188,15 @@ class Load:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        rng = random.Random(self.rng.getrandbits(32))
+        model, judged = self.mix.models[0], self.mix.judged
+        moved = lambda: self.moved.append(time.monotonic())  # noqa: E731
+        self.askers = Askers(self.client, self.journal, rng, model, judged, self.mix.responses, moved)
+
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
-        for work in (self._feed, self._poll, self._hear):
+        for work in (self._feed, self._poll, self._ask, self._hear):
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -244,18 +271,14 @@ class Load:
 
     def _poll(self) -> None:
         for job in [job for job in self.open if job.batch_id]:
-            with suppress(openai.APIConnectionError, openai.APITimeoutError):
-                self._seen(job, self._asked_once(job))
+            batch = self.client.look(lambda sdk, job=job: sdk.batches.retrieve(job.batch_id))
+            if batch is not None:
+                self._seen(job, batch)
         self._stop.wait(_POLL_SECONDS)
 
-    def _asked_once(self, job: Job) -> Batch:
-        """Raises APIConnectionError, also for the 503 of a database that is away, which the client has counted."""
-        try:
-            return self.client.sdk.with_options(max_retries=0, timeout=5).batches.retrieve(job.batch_id)
-        except openai.InternalServerError as error:
-            if error.status_code == 503:
-                raise openai.APIConnectionError(request=error.request) from error
-            raise
+    def _ask(self) -> None:
+        self.askers.step(feeding=self.feeding.is_set())
+        self._stop.wait(_POLL_SECONDS)
 
     def _seen(self, job: Job, batch: Batch) -> None:
         polls = self.polls.setdefault(job.key, [])

@@ -31,10 +31,12 @@ def _totals(campaign: Campaign) -> list[str]:
     load, kills = campaign.load, sum(ALL_FAULTS[one.name].kills for one in campaign.struck)
     times = campaign.scene.recovered
     states = Counter(result.batch.status for result in campaign.results.values())
+    ends = Counter(seen[-1].status for seen in load.askers.seen.values())
     lines = sum(len(result.lines) for result in campaign.results.values())
     return [
         f"seed {campaign.seed}: {kills} kills and {len(campaign.struck) - kills} other faults",
         f"{len(load.jobs)} batches ({dict(states)}), {lines} lines, {len(load.told)} webhooks",
+        f"{len(load.askers.asked)} responses in the background ({dict(ends)})",
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
         f"answers 503: {load.client.busy}",

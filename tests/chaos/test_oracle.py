@@ -1,13 +1,15 @@
 """The oracle finds what it is there to find: each violation, made by hand, is told in words."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from openai.types import Batch
+from openai.types.responses import Response
 
 from tests.support import oracle
-from tests.support.oracle import Job, Line, Result, Told
+from tests.support.oracle import Asked, Job, Line, Result, Told
 from workers.engines.fake import reply
 
 _CHAT = "/v1/chat/completions"
@@ -168,6 +170,58 @@ def test_webhooks_are_at_least_one_and_all_of_one_event(events: list[Told], viol
 
     assert len(found) == bool(violation)
     assert violation in "".join(found)
+
+
+def _asked(**changes: Any) -> Asked:
+    return Asked(**{"key": "k", "model": "stub", "prompt": "Tell k", "id": "resp_1", **changes})
+
+
+def _shown(one: Asked, status: str = "completed", **changes: Any) -> Response:
+    rest = {"id": one.id, "background": True, "status": status}
+    return Response.model_construct(**{**Response.construct(**one.expected()).model_dump(), **rest, **changes})
+
+
+_END = Told("/all", "wh_1", "evt_1", "response.completed", "resp_1")
+
+
+@pytest.mark.parametrize(
+    ("one", "statuses", "events", "violation"),
+    [
+        (_asked(), ["queued", "in_progress", "completed"], [_END, _END], ""),
+        (_asked(cancelled=True), ["cancelled"], [replace(_END, type="response.cancelled")], ""),
+        (_asked(cancelled=True), ["completed"], [_END], ""),
+        (_asked(judged=False), ["incomplete"], [replace(_END, type="response.incomplete")], ""),
+        (_asked(), ["queued"], [], "has not ended"),
+        (_asked(), ["in_progress", "queued", "completed"], [_END], "went from in_progress to queued"),
+        (_asked(), ["completed", "completed"], [_END], "went from completed to completed"),
+        (_asked(), ["cancelled"], [replace(_END, type="response.cancelled")], "is cancelled"),
+        (_asked(), ["completed"], [], "told as []"),
+        (_asked(), ["completed"], [_END, replace(_END, id="evt_2")], "told as"),
+        (_asked(), ["completed"], [replace(_END, type="response.failed")], "told as"),
+    ],
+)
+def test_a_response_ends_once_and_never_goes_back(
+    one: Asked, statuses: list[str], events: list[Told], violation: str
+) -> None:
+    found = oracle.answered(one, [_shown(one, status) for status in statuses], events)
+
+    assert len(found) == bool(violation)
+    assert violation in "".join(found)
+
+
+def test_anothers_answer_is_found() -> None:
+    [found] = oracle.answered(_asked(), [_shown(_asked(prompt="Tell x"))], [_END])
+
+    assert "answered ('echo" in found
+
+
+def test_a_key_is_for_one_response() -> None:
+    asked = [_asked(key="a"), _asked(key="b")]
+
+    assert oracle.asked_once(["a", "b"], asked) == []
+    assert oracle.asked_once(["a", "a", "c"], asked) == [
+        "a: 2 responses for one key", "b: 0 responses for one key", "responses of unknown keys: ['c']",
+    ]  # fmt: skip
 
 
 def test_rework_is_what_was_asked_again_and_poison_is_none() -> None:

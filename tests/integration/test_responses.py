@@ -137,7 +137,7 @@ def test_a_refusal_is_passed_on_and_keeps_nothing(make_shop: Callable[..., Shop]
     ("fields", "param", "code"),
     [
         ({"previous_response_id": "resp_none"}, "previous_response_id", "previous_response_not_found"),
-        ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
+        ({"background": True, "stream": True}, "stream", "unsupported_value"),
     ],
 )
 def test_what_we_cannot_do_is_said_before_anything_is_asked(

@@ -513,6 +513,22 @@ def _() -> None:
     same(facts_of(error)[0], 404)
 
 
+@check("a conversation keeps what was said")
+def _() -> None:
+    made = client.conversations.create(
+        items=[{"type": "message", "role": "user", "content": "I say"}], metadata={"mark": "talk"}
+    )
+    said = client.responses.create(model=MODEL, input="and more", conversation=made.id)
+
+    same((made.object, made.metadata), ("conversation", {"mark": "talk"}))
+    items = list(client.conversations.items.list(made.id, order="asc", limit=2))
+    same([item.content[0].text for item in items], ["I say", "and more", said.output_text])
+    same(said.output_text, f"echo {hashlib.sha256(chr(10).join(['I say', 'and more']).encode()).hexdigest()[:16]}")
+    same(client.conversations.items.delete(items[0].id, conversation_id=made.id).id, made.id)
+    same(client.conversations.delete(made.id).deleted, True)
+    same(facts_of(raised(openai.NotFoundError, client.conversations.retrieve, made.id))[0], 404)
+
+
 @check("a response in the background is polled, and cancelled")
 def _() -> None:
     made = client.responses.create(model=MODEL, input="take your time", background=True)

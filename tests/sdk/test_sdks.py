@@ -42,6 +42,7 @@ CHECKS = (
     "models are listed and retrieved",
     "a client who waits is answered, whole and as a stream",
     "a response is answered, whole and as a stream, and kept",
+    "a conversation keeps what was said",
     "a response in the background is polled, and cancelled",
     "embeddings are answered at once",
     "400 is a BadRequestError",

@@ -21,6 +21,7 @@ from typing import Any
 
 from openai import OpenAI
 from openai.types import Batch
+from openai.types.responses import Response
 
 from tests.support.receiver import Received
 from workers.engines.fake import reply
@@ -29,6 +30,9 @@ Line = dict[str, Any]
 
 RANK = {"validating": 0, "in_progress": 1, "finalizing": 2, "cancelling": 2}
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+#: The same of a response in the background, and how far each status is from its beginning.
+ANSWERED = frozenset({"completed", "failed", "incomplete", "cancelled"})
+_RESPONSE_RANK = {"queued": 0, "in_progress": 1}
 _COUNTED = ("completed", "failed")
 #: Tokens of an answer, as each endpoint names them.
 _INPUT, _OUTPUT = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
@@ -66,6 +70,23 @@ class Job:
             for custom_id in self.prompts
         )
         return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+@dataclass(slots=True)
+class Asked:
+    """A response in the background as its client knows it."""
+
+    key: str
+    model: str
+    prompt: str
+    id: str = ""
+    cancelled: bool = False
+    judged: bool = True
+
+    def expected(self) -> Line:
+        body = {"model": self.model, "input": [{"role": "user", "content": self.prompt}]}
+        found: Line = json.loads(reply("/v1/responses", body, self.prompt).body)
+        return found
 
 
 @dataclass(slots=True)
@@ -239,6 +260,45 @@ def told(job: Job, status: str, events: Sequence[Told]) -> list[str]:
     if len(kinds) > 1 or {kind for _, _, kind in kinds} != {f"batch.{status}"}:
         return [f"{job.key}: {status}, told as {sorted(kinds)}"]
     return []
+
+
+def answered(one: Asked, seen: Sequence[Response], events: Sequence[Told]) -> list[str]:
+    """I1, I2, I3 and I5 of a response: it ends, with the answer to its own prompt, never goes back, and is told."""
+    if not seen or seen[-1].status not in ANSWERED:
+        return [f"{one.key}: {one.id} has not ended"]
+    faults, last = _right(one, seen[-1]), seen[-1]
+    for before, after in pairwise(seen):
+        if before.status in ANSWERED or _far(after) < _far(before):
+            faults.append(f"{one.key}: went from {before.status} to {after.status}")
+    kinds = {(event.webhook_id, event.id, event.type) for event in events if event.subject == one.id}
+    if len(kinds) != 1 or {kind for _, _, kind in kinds} != {f"response.{last.status}"}:
+        faults.append(f"{one.key}: {last.status}, told as {sorted(kinds)}")
+    return faults
+
+
+def _right(one: Asked, last: Response) -> list[str]:
+    """A real model may be cut short, and what is cancelled may have been answered before."""
+    may = {"completed"} | ({"cancelled"} if one.cancelled else set()) | (set() if one.judged else {"incomplete"})
+    if last.status not in may:
+        return [f"{one.key}: {one.id} is {last.status} ({last.error})"]
+    if last.status != "completed" or not one.judged:
+        return []
+    expected = one.expected()
+    said = (last.output_text, last.usage.total_tokens if last.usage else None)
+    due = (expected["output"][0]["content"][0]["text"], expected["usage"]["total_tokens"])
+    return [] if said == due else [f"{one.key}: answered {said}, not {due}"]
+
+
+def _far(shown: Response) -> int:
+    return _RESPONSE_RANK.get(str(shown.status), 2)
+
+
+def asked_once(keys: Sequence[str], asked: Sequence[Asked]) -> list[str]:
+    """I3: one job per key, and none that nobody asked for."""
+    found = Counter(keys)
+    faults = [f"{one.key}: {found[one.key]} responses for one key" for one in asked if found[one.key] != 1]
+    strays = set(found) - {one.key for one in asked}
+    return faults + ([f"responses of unknown keys: {sorted(strays)}"] if strays else [])
 
 
 def rework(prompts: Sequence[str]) -> int:

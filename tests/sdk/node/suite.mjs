@@ -450,6 +450,21 @@ check("a response is answered, whole and as a stream, and kept", async () => {
   same(factsOf(error)[0], 404);
 });
 
+check("a conversation keeps what was said", async () => {
+  const items = [{ type: "message", role: "user", content: "I say" }];
+  const made = await client.conversations.create({ items, metadata: { mark: "talk" } });
+  const said = await client.responses.create({ model: MODEL, input: "and more", conversation: made.id });
+
+  same([made.object, made.metadata], ["conversation", { mark: "talk" }]);
+  const found = [];
+  for await (const item of client.conversations.items.list(made.id, { order: "asc", limit: 2 })) found.push(item);
+  same(found.map((item) => item.content[0].text), ["I say", "and more", said.output_text]);
+  same(said.output_text, `echo ${createHash("sha256").update("I say\nand more").digest("hex").slice(0, 16)}`);
+  same((await client.conversations.items.delete(found[0].id, { conversation_id: made.id })).id, made.id);
+  same((await client.conversations.delete(made.id)).deleted, true);
+  same(factsOf(await raised(OpenAI.NotFoundError, () => client.conversations.retrieve(made.id)))[0], 404);
+});
+
 check("a response in the background is polled, and cancelled", async () => {
   let made = await client.responses.create({ model: MODEL, input: "take your time", background: true });
   const deadline = Date.now() + 30_000;

@@ -1,5 +1,6 @@
 """Every route of the OpenAPI document with a request that would be good, were the objects the caller's."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/completions"): {"json": {"model": "smollm2-135m-instruct", "prompt": "Hello"}},
     ("POST", "/v1/embeddings"): {"json": {"model": "all-minilm-l6-v2", "input": "Hello"}},
     ("POST", "/v1/responses"): {"json": {"model": "smollm2-135m-instruct", "input": "Hello"}},
+    ("POST", "/v1/conversations/{conversation_id}"): {"json": {"metadata": {}}},
+    ("POST", "/v1/conversations/{conversation_id}/items"): {"json": {"items": [{"role": "user", "content": "Hi"}]}},
     ("POST", "/v1/webhook_endpoints"): {
         "json": {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]},
     },
@@ -49,7 +52,7 @@ class Route:
         return self.path.partition("{")[2].partition("}")[0].partition(":")[0] or None
 
     def call(self, client: TestClient, **ids: str) -> Any:
-        path = self.path.format_map({self.parameter or "": "unknown", **ids})
+        path = self.path.format_map(defaultdict(lambda: "unknown", ids))
         return client.request(self.method, path, **BODIES.get((self.method, self.path), {}))
 
 

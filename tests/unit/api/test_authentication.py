@@ -140,7 +140,13 @@ def theirs(client: TestClient) -> dict[str, str]:
     upload = {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "batch"}
     batch = {"input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
     hook = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
+    response = {"model": "smollm2-135m-instruct", "input": "Hello", "background": True}
+    talk = client.post("/v1/conversations", json={"items": [{"role": "user", "content": "Hi"}]}).json()["id"]
     made = {
+        "conversation_id": talk,
+        "item_id": client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
+        "response_id": client.post("/v1/responses", json=response).json()["id"],
+        "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": client.post("/v1/batches", json=batch).json()["id"],
         "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -156,7 +162,7 @@ def test_another_project_s_ids_do_not_exist(
 
     answers = {route: route.call(stranger, **theirs) for route in owned}
 
-    assert {route.parameter for route in owned} == set(theirs)
+    assert {route.parameter for route in owned} == set(theirs) - {"item_id"}  # it is behind the conversation's
     assert {route: answer.status_code for route, answer in answers.items()} == dict.fromkeys(owned, 404)
     unknown = {route: route.call(stranger) for route in owned}
     for route in owned:  # and they look like ids that never were

@@ -68,8 +68,11 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
     job_id = create(client, file_id)["id"]
     runs.run(app.state.services.db, app.state.services.storage, job_id, 3, failed=1)
     batch = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    talk = client.post("/v1/conversations", json={"items": [{"role": "user", "content": "Hi"}]}).json()
     return {
         "response_id": kept_response(app),
+        "conversation_id": talk["id"],
+        "item_id": client.get(f"/v1/conversations/{talk['id']}/items").json()["first_id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "file_id": file_id,
         "input_file_id": file_id,

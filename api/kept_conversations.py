@@ -1,0 +1,178 @@
+"""Conversations that are kept: a row, and one object in storage with all items.
+
+    change    new object ─▶ row, if nobody was faster ─▶ old object goes
+    forget    row ─▶ object
+
+A crash between leaves an object that retention removes. Of two changes at once the second one reads again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.validation import clip
+from jobs.clock import now
+from jobs.errors import Contended, InvalidRequest, NotFound
+from jobs.ids import new_id
+from jobs.models import Conversation
+
+T = TypeVar("T")
+Items = list[dict[str, Any]]
+_TRIES = 20  # of a change, each of which lost against another
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A conversation as it is now."""
+
+    id: str
+    version: int
+    path: str
+    items: Items
+
+
+class _Moved(Exception):
+    """Somebody has changed it meanwhile."""
+
+
+def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Callable[[Session], str]:
+    """Write its first object; returns what inserts its row, and tells its id."""
+    conversation_id, created = new_id("conv_"), now()
+    path = _write(call, conversation_id, _identified(items, set()))
+
+    def insert(session: Session) -> str:
+        row = {"project_id": call.project_id, "version": 1, "path": path, "labels": dict(labels)}
+        session.add(Conversation(id=conversation_id, created_at=created, **row))
+        call.record(session, "conversation.create", conversation_id)
+        return conversation_id
+
+    return insert
+
+
+def load(call: CallContext, conversation_id: str) -> Held:
+    """Raises NotFound."""
+    for _ in range(_TRIES):
+        with call.db.read() as session:
+            found = row(session, call, conversation_id)
+        try:
+            with call.storage.reader(found.path) as handle:
+                items: Items = msgspec.json.decode(handle.read())
+        except NotFound:
+            continue  # it was replaced a moment ago
+        return Held(found.id, found.version, found.path, items)
+    raise _busy(conversation_id)
+
+
+def add(
+    call: CallContext,
+    conversation_id: str,
+    items: Sequence[Mapping[str, Any]],
+    commit: Callable[..., T],
+) -> T:
+    """Append. `commit` runs a transaction in which it calls what it is given; it is also told the new items.
+
+    Raises NotFound, InvalidRequest when it would be too long, Contended, and what `commit` raises.
+    """
+    for _ in range(_TRIES):
+        held = load(call, conversation_id)
+        new = _identified(items, {str(item["id"]) for item in held.items})
+        try:
+            return _replace(call, held, [*held.items, *new], partial(commit, new=new))
+        except _Moved:
+            continue
+    raise _busy(conversation_id)
+
+
+def remove(call: CallContext, conversation_id: str, item_id: str) -> Held:
+    """Take one item out. Raises NotFound, Contended."""
+    for _ in range(_TRIES):
+        held = load(call, conversation_id)
+        left = [item for item in held.items if item["id"] != item_id]
+        if len(left) == len(held.items):
+            raise no_item(item_id)
+
+        def commit(apply: Callable[[Session], None]) -> None:
+            with call.db.write() as session:
+                apply(session)
+                call.record(session, "conversation.item.delete", conversation_id, {"item": item_id})
+
+        try:
+            _replace(call, held, left, commit)
+        except _Moved:
+            continue
+        return held
+    raise _busy(conversation_id)
+
+
+def forget(call: CallContext, conversation_id: str) -> None:
+    """Raises NotFound."""
+    with call.db.write() as session:
+        gone = row(session, call, conversation_id)
+        path = gone.path
+        session.delete(gone)
+        call.record(session, "conversation.delete", conversation_id)
+    call.storage.delete(path)
+
+
+def no_item(item_id: str) -> NotFound:
+    return NotFound(f"Item with id '{clip(item_id)}' not found.", param="item_id")
+
+
+def _replace(call: CallContext, held: Held, items: Items, commit: Callable[[Callable[[Session], None]], T]) -> T:
+    path = _write(call, held.id, items)
+
+    def apply(session: Session) -> None:
+        mine = Conversation.id == held.id, Conversation.version == held.version
+        swapped = session.execute(update(Conversation).where(*mine).values(version=held.version + 1, path=path))
+        if swapped.rowcount != 1:  # type: ignore[attr-defined]
+            raise _Moved
+
+    try:
+        value = commit(apply)
+    except _Moved:
+        call.storage.delete(path)
+        raise
+    call.storage.delete(held.path)
+    return value
+
+
+def _write(call: CallContext, conversation_id: str, items: Items) -> str:
+    """Each under a name of its own: two that change it at once must not write over each other."""
+    data = msgspec.json.encode(items)
+    if len(data) > _MOST_BYTES:
+        message = f"A conversation holds at most {_MOST_BYTES} bytes."
+        raise InvalidRequest(message, param="items", code="conversation_too_long")
+    path = f"conversations/{conversation_id}-{new_id('')}"
+    call.storage.put(path, data)
+    return path
+
+
+def _identified(items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
+    """Each under an id that is its own within the conversation."""
+    found: Items = []
+    for item in items:
+        name = item.get("id")
+        if not isinstance(name, str) or name in taken:
+            name = new_id("msg_" if item["type"] == "message" else "item_")
+        taken.add(name)
+        found.append({**item, "id": name})
+    return found
+
+
+def row(session: Session, call: CallContext, conversation_id: str) -> Conversation:
+    mine = Conversation.id == conversation_id, Conversation.project_id == call.project_id
+    row = session.scalar(select(Conversation).where(*mine))
+    if row is None:
+        raise NotFound(f"Conversation with id '{clip(conversation_id)}' not found.", param="conversation_id")
+    return row
+
+
+def _busy(conversation_id: str) -> Contended:
+    return Contended(f"Conversation '{clip(conversation_id)}' is being changed by others.", code="conversation_locked")

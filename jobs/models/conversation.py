@@ -1,0 +1,23 @@
+"""Conversations. Their items lie in storage under `path`, all in one object, which is never changed but replaced."""
+
+from typing import Any
+
+from sqlalchemy import Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.models.base import Base
+
+
+class Conversation(Base):
+    """What was said so far. `version` counts the objects: who replaces one names the one it has read."""
+
+    __tablename__ = "conversation"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    version: Mapped[int]
+    path: Mapped[str]
+    labels: Mapped[dict[str, Any]]  # OpenAI's `metadata`
+    created_at: Mapped[float]
+
+    __table_args__ = (Index("ix_conversation_path", "path"),)

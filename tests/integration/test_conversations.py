@@ -1,0 +1,228 @@
+"""Conversations: the official SDK, the real API and its storage; and responses that go on from them."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai.types.responses import Response
+from sqlalchemy import select
+
+from jobs.models import Audit
+from tests.support.shop import MODEL, Shop
+from workers.retention import Retention
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
+    made = make_shop()
+    with made.open():
+        yield made
+
+
+def _message(text: str, role: str = "user") -> Any:
+    return {"type": "message", "role": role, "content": text}
+
+
+def _texts(shop: Shop, conversation_id: str) -> list[str]:
+    items = shop.client.conversations.items.list(conversation_id, order="asc")
+    return [item.content[0].text for item in items]  # type: ignore[union-attr]
+
+
+def _answer(shop: Shop, said: Any, conversation: Any, **fields: Any) -> Response:
+    made = shop.client.responses.create(model=MODEL, input=said, conversation=conversation, **fields)
+    assert isinstance(made, Response)
+    return made
+
+
+def _objects(shop: Shop) -> list[str]:
+    found: list[str] = shop.app.state.services.storage.list("conversations")
+    return found
+
+
+def test_a_conversation_is_made_read_and_relabelled(shop: Shop) -> None:
+    made = shop.client.conversations.create(items=[_message("one")], metadata={"team": "blue"})
+
+    assert (made.object, made.metadata) == ("conversation", {"team": "blue"})
+    assert made.id.startswith("conv_")
+    assert shop.client.conversations.retrieve(made.id) == made
+    assert shop.client.conversations.update(made.id, metadata={"team": "red"}).metadata == {"team": "red"}
+    assert shop.client.conversations.retrieve(made.id).metadata == {"team": "red"}
+    assert _texts(shop, made.id) == ["one"]
+
+
+def test_items_are_added_listed_page_by_page_read_and_taken_out(shop: Shop) -> None:
+    made = shop.client.conversations.create()
+    added = shop.client.conversations.items.create(
+        made.id, items=[_message("one"), _message("two", "assistant"), {"role": "user", "content": "three"}]
+    )
+    shop.client.conversations.items.create(made.id, items=[_message("four")])
+
+    assert [item.content[0].type for item in added.data] == ["input_text", "output_text", "input_text"]  # type: ignore[union-attr]
+    pages = shop.client.conversations.items.list(made.id, limit=1)
+    assert [item.content[0].text for item in pages] == ["four", "three", "two", "one"]  # type: ignore[union-attr]
+    second = added.data[1]
+    assert shop.client.conversations.items.retrieve(str(second.id), conversation_id=made.id) == second
+    assert shop.client.conversations.items.delete(str(second.id), conversation_id=made.id).id == made.id
+    assert _texts(shop, made.id) == ["one", "three", "four"]
+    for call in (shop.client.conversations.items.retrieve, shop.client.conversations.items.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(str(second.id), conversation_id=made.id)
+
+
+def test_a_response_goes_on_from_it_and_is_part_of_it(shop: Shop) -> None:
+    made = shop.client.conversations.create(items=[_message("one")])
+
+    first = _answer(shop, "two", made.id)
+    second = _answer(shop, [{"role": "user", "content": "three"}], {"id": made.id})
+
+    assert first.conversation
+    assert first.conversation.id == made.id
+    assert shop.asked == ["one\ntwo", f"one\ntwo\n{first.output_text}\nthree"]
+    assert _texts(shop, made.id) == ["one", "two", first.output_text, "three", second.output_text]
+    assert shop.client.responses.retrieve(second.id) == second
+
+
+def test_a_stream_is_part_of_it_before_its_last_event(shop: Shop) -> None:
+    made = shop.client.conversations.create()
+    texts: list[str] = []
+
+    for event in shop.client.responses.create(model=MODEL, input="one", conversation=made.id, stream=True):
+        if event.type == "response.completed":
+            texts = _texts(shop, made.id)
+            assert texts == ["one", event.response.output_text]
+
+    assert texts
+
+
+def test_the_same_words_said_twice_are_two_items(shop: Shop) -> None:
+    made = shop.client.conversations.create()
+    for _ in range(2):  # the fake engine gives the same answer the same id
+        shop.client.responses.create(model=MODEL, input="same", store=False, conversation=made.id)
+        shop.client.conversations.items.create(made.id, items=[{**_message("x"), "id": "msg_mine"}])
+
+    items = list(shop.client.conversations.items.list(made.id))
+
+    assert len({item.id for item in items}) == len(items) == 6
+
+
+def test_what_is_refused_is_no_part_of_it(make_shop: Callable[..., Shop]) -> None:
+    from workers.engines.port import refusal
+
+    shop = make_shop(engine={"fault": lambda _: refusal(400, "No.", code="bad")})
+    with shop.open():
+        made = shop.client.conversations.create(items=[_message("one")])
+        with pytest.raises(openai.BadRequestError):
+            _answer(shop, "two", made.id)
+
+    assert _texts(shop, made.id) == ["one"]
+
+
+def test_many_who_talk_at_once_lose_no_word(shop: Shop) -> None:
+    made = shop.client.conversations.create()
+
+    def say(n: int) -> None:
+        shop.client.conversations.items.create(made.id, items=[_message(f"{n}"), _message(f"{n} again")])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(say, range(12)))
+
+    texts = _texts(shop, made.id)
+    assert sorted(texts) == sorted([f"{n}" for n in range(12)] + [f"{n} again" for n in range(12)])
+    for n in range(12):
+        assert texts.index(f"{n} again") == texts.index(f"{n}") + 1
+    assert len(_objects(shop)) == 1
+
+
+def test_a_deleted_conversation_is_gone_with_its_words(shop: Shop) -> None:
+    made = shop.client.conversations.create(items=[_message("one")])
+    response = _answer(shop, "two", made.id)
+
+    assert shop.client.conversations.delete(made.id).deleted
+
+    assert _objects(shop) == []
+    with pytest.raises(openai.NotFoundError):
+        shop.client.conversations.retrieve(made.id)
+    with pytest.raises(openai.NotFoundError):
+        _answer(shop, "three", made.id)
+    assert shop.client.responses.retrieve(response.id) == response
+    with shop.app.state.services.db.read() as session:
+        actions = session.scalars(select(Audit.action).where(Audit.target == made.id).order_by(Audit.id)).all()
+    assert actions == ["conversation.create", "conversation.delete"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background")],
+)
+def test_what_does_not_go_together_is_refused(shop: Shop, fields: dict[str, Any], param: str) -> None:
+    made = shop.client.conversations.create()
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        _answer(shop, "one", made.id, **fields)
+
+    assert (refused.value.param, refused.value.code) == (param, "mutually_exclusive_parameters")
+
+
+@pytest.mark.parametrize(
+    "items",
+    [[{"role": "user"}], [{"type": "message", "content": "x"}], [{"type": 3}], [], [_message("x")] * 21],
+    ids=["no content", "no role", "no type", "none", "too many"],
+)
+def test_bad_items_are_refused_and_change_nothing(shop: Shop, items: Any) -> None:
+    made = shop.client.conversations.create()
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        shop.client.conversations.items.create(made.id, items=items)
+
+    assert str(refused.value.param).startswith("items")
+    assert _texts(shop, made.id) == []
+
+
+def test_one_key_says_it_once(shop: Shop) -> None:
+    made = shop.client.conversations.create()
+    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
+    url, body = f"{shop.url}/conversations/{made.id}/items", {"items": [_message("one")]}
+
+    said = [httpx2.post(url, json=body, headers=headers).json() for _ in range(2)]
+    other = httpx2.post(url, json={"items": [_message("two")]}, headers=headers)
+
+    assert said[0] == said[1]
+    assert (other.status_code, _texts(shop, made.id)) == (422, ["one"])
+
+
+def test_one_key_makes_one_response_and_one_turn(shop: Shop) -> None:
+    made = shop.client.conversations.create()
+    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
+    body = {"model": MODEL, "input": "one", "conversation": made.id}
+
+    said = [httpx2.post(f"{shop.url}/responses", json=body, headers=headers).json() for _ in range(2)]
+
+    assert said[0] == said[1]
+    assert len(_texts(shop, made.id)) == 2
+
+
+def test_another_project_sees_nothing_of_it(shop: Shop) -> None:
+    made = shop.client.conversations.create(items=[_message("one")])
+    other = shop.stranger()
+
+    for call in (other.conversations.retrieve, other.conversations.items.list, other.conversations.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(made.id)
+    with pytest.raises(openai.NotFoundError):
+        other.responses.create(model=MODEL, input="x", conversation=made.id)
+
+
+def test_what_a_crash_left_behind_goes_and_what_is_read_stays(shop: Shop) -> None:
+    made = shop.client.conversations.create(items=[_message("one")])
+    services = shop.app.state.services
+    services.storage.put("conversations/conv_1-lost", b"[]")
+    retention = Retention(services.config, services.db, services.storage)
+
+    retention.orphans()
+    retention.orphans()
+
+    assert len(_objects(shop)) == 1
+    assert _texts(shop, made.id) == ["one"]
