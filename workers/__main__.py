@@ -43,6 +43,7 @@ _REFRESH_SECONDS = 10.0
 def main(arguments: list[str]) -> None:
     config = settings()
     logs.configure(config.log_level)
+    os.nice(config.worker_nice)
     pool, queue = arguments[0], arguments[1] if len(arguments) > 1 else None
     if pool == "cpu":
         _cpu(config)
