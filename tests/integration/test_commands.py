@@ -314,3 +314,13 @@ def test_a_batch_that_begins_later_waits_and_says_so(cli: Cli, requests: Callabl
 
     assert job.returncode == 1
     assert "begins within" in job.stderr
+
+
+def test_the_workers_leave_the_processor_to_the_api_first(system: System) -> None:
+    ours = os.nice(0)
+    names = ("web", "dispatcher", "cpu", "gpu")
+
+    found = {name: {process.nice() for process in system.tree(name)} for name in names}
+
+    nicer = min(ours + 10, 19)
+    assert found == {"web": {ours}, "dispatcher": {ours}, "cpu": {nicer}, "gpu": {nicer}}
