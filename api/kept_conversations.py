@@ -135,12 +135,17 @@ def _replace(call: CallContext, held: Held, items: Items, commit: Callable[[Call
             raise _Moved
 
     try:
-        value = commit(apply)
-    except _Moved:
+        return commit(apply)
+    finally:
+        _tidy(call, held.id, {held.path, path})
+
+
+def _tidy(call: CallContext, conversation_id: str, paths: set[str]) -> None:
+    """Remove those that the row does not point to: what `commit` came to, a replay perhaps, the row alone says."""
+    with call.db.read() as session:
+        current = session.scalar(select(Conversation.path).where(Conversation.id == conversation_id))
+    for path in paths - {current}:
         call.storage.delete(path)
-        raise
-    call.storage.delete(held.path)
-    return value
 
 
 def _write(call: CallContext, conversation_id: str, items: Items) -> str:
@@ -166,9 +171,11 @@ def _identified(items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
     return found
 
 
-def row(session: Session, call: CallContext, conversation_id: str) -> Conversation:
+def row(session: Session, call: CallContext, conversation_id: str, *, lock: bool = False) -> Conversation:
+    """Raises NotFound."""
     mine = Conversation.id == conversation_id, Conversation.project_id == call.project_id
-    row = session.scalar(select(Conversation).where(*mine))
+    statement = select(Conversation).where(*mine)
+    row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:
         raise NotFound(f"Conversation with id '{clip(conversation_id)}' not found.", param="conversation_id")
     return row

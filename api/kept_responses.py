@@ -19,7 +19,7 @@ from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.models import Job, KeptResponse
 from jobs.responses import Kept
-from jobs.states import JobState
+from jobs.states import TERMINAL, JobState
 
 #: In the background a response has so long until it is given up.
 _WINDOW = "24h"
@@ -36,8 +36,6 @@ _STATUS: Mapping[str, str] = {
     JobState.EXPIRED: "failed",
 }
 _EXPIRED = {"code": "server_error", "message": "The response was not answered within its time."}
-#: Of OpenAI's codes of a response's error those that say as much as ours.
-_CODES = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
 
 
 class Reference(BaseModel):
@@ -118,8 +116,9 @@ def forget(call: CallContext, response_id: str) -> None:
             _stop(session, call, job)
         session.delete(row)
         call.record(session, "response.delete", row.id)
-        path = row.path
-    call.storage.delete(path)
+        paths = [row.path, *([f"jobs/{row.id}"] if job is not None and job.state in TERMINAL else [])]
+    for path in paths:
+        call.storage.delete(path)
 
 
 def _row(session: Session, call: CallContext, response_id: str) -> KeptResponse:
@@ -148,11 +147,8 @@ def _as_it_stands(response: Mapping[str, Any], job: Job) -> dict[str, Any]:
     status = _STATUS.get(job.state)
     if status is None:
         return dict(response)
-    error = _EXPIRED if job.state == JobState.EXPIRED else _error(job) if status == "failed" else None
+    error = None
+    if status == "failed":
+        told = (job.errors or [{}])[0]
+        error = _EXPIRED if job.state == JobState.EXPIRED else response.get("error") or responses.error_of(told)
     return {**response, "status": status, "output": [], "usage": None, "incomplete_details": None, "error": error}
-
-
-def _error(job: Job) -> dict[str, Any]:
-    told = (job.errors or [{}])[0]
-    code = told.get("code")
-    return {"code": code if code in _CODES else "server_error", "message": told.get("message") or "It failed."}

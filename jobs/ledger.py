@@ -193,37 +193,26 @@ def close(
     outcomes: Mapping[str, int] = {},
     *,
     event: str | None = None,
+    errors: Sequence[dict[str, Any]] = (),
 ) -> Job:
-    """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced."""
+    """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced.
+
+    With `errors` what was run to its end is no success.
+    """
     source = JobState(claim.job.state)
-    target = CLOSING[source]
-    job = move(
-        session, claim.job.id, source, target, actor=_worker(claim), epoch=claim.epoch, values=values, event=event
-    )
-    session.add_all(files)  # after the guard: of a close whose answer was lost they are there already
-    _count(session, job, outcomes)
-    return job
-
-
-def fail(
-    session: Session,
-    claim: JobClaim,
-    values: Mapping[str, Any],
-    errors: list[dict[str, Any]],
-    outcomes: Mapping[str, int],
-) -> Job:
-    """What was run to its end is no success: final counts, why, and the terminal state. Raises Fenced."""
     job = move(
         session,
         claim.job.id,
-        JobState.FINISHING,
-        JobState.FAILED,
+        source,
+        JobState.FAILED if errors else CLOSING[source],
         actor=_worker(claim),
         epoch=claim.epoch,
-        reason=str(errors[0].get("code")),
-        values={**values, "errors": errors},
+        reason=str(errors[0].get("code")) if errors else None,
+        values={**values, "errors": list(errors)} if errors else values,
+        event=event,
     )
-    _count(session, job, outcomes)
+    session.add_all(files)  # after the guard: of a close whose answer was lost they are there already
+    session.add_all(Outcome(job_id=job.id, name=name, count=count) for name, count in outcomes.items())
     return job
 
 
@@ -361,10 +350,6 @@ def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
     outbox.forget(session, job_id)
     settle(session, job_id, actor=actor)
     return job
-
-
-def _count(session: Session, job: Job, outcomes: Mapping[str, int]) -> None:
-    session.add_all(Outcome(job_id=job.id, name=name, count=count) for name, count in outcomes.items())
 
 
 def _owe_own(session: Session, job: Job, delay: float) -> None:

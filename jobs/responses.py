@@ -33,6 +33,25 @@ class Kept:
         return items
 
 
+#: Of OpenAI's codes of a response's error those that say as much as an engine's may.
+CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
+
+
+def sound(answer: Any) -> bool:
+    """Whether an engine's answer is a response: what else comes with status 200 is none."""
+    output = answer.get("output") if isinstance(answer, dict) else None
+    return isinstance(output, list) and all(
+        isinstance(item, dict) and isinstance(item.get("type"), str) for item in output
+    )
+
+
+def error_of(told: Mapping[str, Any]) -> dict[str, str]:
+    """An engine's error as a response shows it."""
+    code, message = told.get("code"), told.get("message")
+    known = isinstance(code, str) and code in CODES
+    return {"code": str(code) if known else "server_error", "message": str(message or "It failed.")}
+
+
 def path(response_id: str) -> str:
     return f"responses/{response_id}"
 

@@ -9,6 +9,7 @@ again. See `jobs.interactive` for what passes between.
 
 import asyncio
 import logging
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -169,6 +170,13 @@ class Desk:
             return _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"), 5.0)
         except EngineFault as fault:
             return _end(fault.answer or refusal(500, f"The engine gave no answer: {fault}", code="engine_error"))
+        except (RedisError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001  a client must not wait for what will never come
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{last.filename}:{last.lineno}"  # its words may be the prompt's
+            log.error("interactive_failed", extra={"request": question.id, "error": type(error).__name__, "at": place})  # noqa: TRY400
+            return _end(refusal(500, "The engine gave no answer.", code="engine_error"))
 
     async def _engine(self, question: Question, request: Request) -> Answer:
         if not question.stream:

@@ -81,11 +81,11 @@ def outcomes_of(url: str, answer: Answer) -> tuple[str, ...]:
     except msgspec.MsgspecError:
         return ()
     if said.choices is not None:
-        found = {_word(choice.finish_reason) for choice in said.choices}
+        found = {word(choice.finish_reason) for choice in said.choices}
         empty = not any(map(_says_something, said.choices))
     elif said.status is not None:
         why = said.incomplete_details.reason if said.incomplete_details else None
-        found = {_word(_RESPONSES.get(why or said.status, why or said.status))}
+        found = {word(_RESPONSES.get(why or said.status, why or said.status))}
         empty = not any(map(_holds_something, said.output or ()))
     else:
         return ()
@@ -102,10 +102,11 @@ def _error(answer: Answer) -> str:
         refusal = _refusal(answer.body).error
     except msgspec.MsgspecError:
         refusal = None
-    return ERROR + (_word(refusal.code if refusal else None) or f"http_{answer.status}")
+    return ERROR + (word(refusal.code if refusal else None) or f"http_{answer.status}")
 
 
-def _word(said: Any) -> str:
+def word(said: Any) -> str:
+    """A name that may stand in a label, a log or the audit; empty where it is none."""
     return said if isinstance(said, str) and _NAME.fullmatch(said) else ""
 
 

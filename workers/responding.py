@@ -1,7 +1,7 @@
 """Finishing a response that was asked for in the background: its one line's answer becomes the response.
 
     claim ─▶ the record ─┬─ an answer ─▶ the kept object, durable ─▶ succeeded
-                         ├─ a refusal, or none after all tries ─▶ failed, with the engine's words
+                         ├─ a refusal, or none after all tries ─▶ the engine's words in the object ─▶ failed
                          └─ not run (cancelled, expired) ─▶ the state that says so
 
 The object is written before the job's state, so that whoever sees the end finds it there. Deleted meanwhile, it is
@@ -21,11 +21,10 @@ from jobs.ledger import JobClaim
 from jobs.models import TOKENS, Segment
 from jobs.responses import Kept
 from jobs.states import JobState
-from workers import records
+from workers import outcomes, records
 from workers.context import Context
 
 log = logging.getLogger(__name__)
-_LOST = {"code": "server_error", "message": "The response was deleted before it was answered.", "param": None}
 
 
 def respond(context: Context, claim: JobClaim) -> None:
@@ -37,21 +36,25 @@ def respond(context: Context, claim: JobClaim) -> None:
         return
     with context.storage.reader(segment.path) as handle:
         _, good, line = records.parse(handle.read(segment.length).rstrip(b"\n"))
-    said = msgspec.json.decode(line)
-    outcomes = segment.outcomes or {}
+    counts = segment.outcomes or {}
     values = {name: getattr(segment, name) for name in TOKENS} | {"completed": int(good), "failed": int(not good)}
     if claim.job.state != JobState.FINISHING:  # stopped when it was nearly done: that it was, its state says
-        _close(context, claim, values, outcomes)
-    elif good and (kept := _object(context, claim.job.id)) is not None:
-        answer = responses.ours(said["response"]["body"], kept.response)
-        context.storage.put(responses.path(claim.job.id), responses.encode(Kept(kept.question, answer)))
-        incomplete = answer.get("status") == "incomplete"
-        _close(context, claim, values, outcomes, "response.incomplete" if incomplete else None)
-    else:
-        _fail(context, claim, values, outcomes, _LOST if good else _error(said))
+        _close(context, claim, values, counts)
+        context.storage.delete(f"jobs/{claim.job.id}")  # nobody will be shown it
+        return
+    said = msgspec.json.decode(line)
+    kept = _object(context, claim.job.id)
+    answer: Any = said["response"]["body"] if good else None
+    if kept is None or not responses.sound(answer):
+        _fail(context, claim, values, counts, kept, said)
+        return
+    _write(context, Kept(kept.question, responses.ours(answer, kept.response)))
+    incomplete = answer.get("status") == "incomplete"
+    _close(context, claim, values, counts, "response.incomplete" if incomplete else None)
 
 
 def _object(context: Context, response_id: str) -> Kept | None:
+    """None when it was deleted."""
     try:
         with context.storage.reader(responses.path(response_id)) as handle:
             return responses.decode(handle.read())
@@ -59,26 +62,41 @@ def _object(context: Context, response_id: str) -> Kept | None:
         return None
 
 
-def _error(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine's refusal, or why there was no answer."""
-    error = said["error"] or said["response"]["body"].get("error") or {}
-    return {"code": error.get("code"), "message": str(error.get("message")), "param": error.get("param")}
+def _write(context: Context, kept: Kept) -> None:
+    context.storage.put(responses.path(str(kept.response["id"])), responses.encode(kept))
 
 
 def _close(
     context: Context,
     claim: JobClaim,
     values: Mapping[str, Any],
-    outcomes: Mapping[str, int] = {},
+    counts: Mapping[str, int] = {},
     event: str | None = None,
 ) -> None:
-    context.db.retrying(lambda session: ledger.close(session, claim, values, [], outcomes, event=event))
+    context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, event=event))
     log.info("response_closed", extra={"job_id": claim.job.id})
 
 
 def _fail(
-    context: Context, claim: JobClaim, values: Mapping[str, Any], outcomes: Mapping[str, int], error: Mapping[str, Any]
+    context: Context,
+    claim: JobClaim,
+    values: Mapping[str, Any],
+    counts: Mapping[str, int],
+    kept: Kept | None,
+    said: Mapping[str, Any],
 ) -> None:
-    errors = [{**error, "line": None}]
-    context.db.retrying(lambda session: ledger.fail(session, claim, values, errors, outcomes))
-    log.info("response_failed", extra={"job_id": claim.job.id, "code": error.get("code")})
+    """The engine's words may quote the prompt: they go where that lies, and its code alone into the ledger."""
+    error = _error(said)
+    code = outcomes.word(error.get("code")) or "engine_error"
+    if kept is not None:
+        _write(context, Kept(kept.question, {**kept.response, "error": responses.error_of(error)}))
+    errors = [{"code": code, "message": "The engine gave no response.", "param": None, "line": None}]
+    context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, errors=errors))
+    log.info("response_failed", extra={"job_id": claim.job.id, "code": code})
+
+
+def _error(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The engine's refusal, or why there was no answer."""
+    body = (said["response"] or {}).get("body")
+    error = said["error"] or (body.get("error") if isinstance(body, dict) else None)
+    return error if isinstance(error, dict) else {"message": "The engine's answer is no response."}

@@ -39,6 +39,7 @@ from jobs.storage import Storage
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 200
+_PAGES = 20
 _ORPHAN_PASSES = 60  # once an hour
 _UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
 
@@ -78,12 +79,17 @@ class Retention:
         self._drop([file.path for file in gone])
 
     def _responses(self) -> None:
-        with self._db.write() as session:
-            over = select(KeptResponse).where(KeptResponse.expires_at <= now()).limit(_AT_ONCE)
-            gone = session.scalars(over).all()
-            for response in gone:
-                session.delete(response)
-        self._drop([response.path for response in gone])
+        """Each waiting client leaves one, so there may be many."""
+        for _ in range(_PAGES):
+            with self._db.write() as session:
+                over = select(KeptResponse).where(KeptResponse.expires_at <= now()).limit(_AT_ONCE)
+                gone = session.scalars(over).all()
+                for response in gone:
+                    session.delete(response)
+            self._drop([path for response in gone for path in (response.path, f"jobs/{response.id}")])
+            if len(gone) < _AT_ONCE:
+                return
+            self._db.breathe()
 
     def _orphans_once(self) -> None:
         try:

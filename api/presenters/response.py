@@ -38,12 +38,16 @@ class ItemObject(BaseModel):
 
 def show_items(response_id: str, items: Sequence[Any]) -> list[dict[str, Any]]:
     """Each with its id: the client's or the model's own where it has one."""
-    return [{"id": f"item_{response_id.rpartition('_')[2]}{n:04x}", **show_item(item)} for n, item in enumerate(items)]
+    name = response_id.rpartition("_")[2]
+    return [
+        {**show_item(item), "id": item["id"] if isinstance(item.get("id"), str) else f"item_{name}{n:04x}"}
+        for n, item in enumerate(items)
+    ]
 
 
 def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
     """An item written out: a message's type, status and parts may be left out in an input."""
-    if item.get("type", "message") != "message":
+    if (item.get("type") or "message") != "message":
         return dict(item)
     content = item.get("content")
     if isinstance(content, str):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from api import kept_conversations
@@ -14,6 +14,7 @@ from api.deps import Call
 from api.fields import Metadata
 from api.file_rows import check_space
 from api.idempotency import Idempotent
+from api.items import NewItem
 from api.kept_conversations import Held
 from api.paging import After, Limit20, Order, Page, slice_of
 from api.presenters.response import ConversationDeleted, ConversationObject, ItemObject, show_item
@@ -24,17 +25,7 @@ router: APIRouter = resource("Conversations")
 _MOST_AT_ONCE = 20  # OpenAI's
 
 
-def _whole(item: dict[str, Any]) -> dict[str, Any]:
-    message = item.get("type", "message") == "message"
-    if message and not (isinstance(item.get("role"), str) and isinstance(item.get("content"), str | list)):
-        raise ValueError("A message has a role and a content.")
-    if not message and not isinstance(item["type"], str):
-        raise ValueError("An item has a type, which is a string.")
-    return item
-
-
-Item = Annotated[dict[str, Any], AfterValidator(_whole)]
-Items = Annotated[list[Item], Field(max_length=_MOST_AT_ONCE)]
+Items = Annotated[list[NewItem], Field(max_length=_MOST_AT_ONCE)]
 _Include = Annotated[list[str] | None, Query(alias="include[]", description="Nothing there is to be added.")]
 
 
@@ -48,7 +39,7 @@ class UpdateConversation(Body):
 
 
 class CreateItems(Body):
-    items: Annotated[list[Item], Field(min_length=1, max_length=_MOST_AT_ONCE)]
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=_MOST_AT_ONCE)]
 
 
 class Added(BaseModel):
@@ -58,15 +49,14 @@ class Added(BaseModel):
 
 
 @router.post("/conversations", response_model=ConversationObject)
-def create_conversation(call: Call, once: Idempotent, body: CreateConversation | None = None) -> Response:
+def create_conversation(call: Call, once: Idempotent, body: CreateConversation) -> Response:
     """A conversation, empty or with what was said before."""
-    wanted = body or CreateConversation()
-    fields = wanted.fields()
+    fields = body.fields()
     replayed = once.replay(fields)
     if replayed is not None:
         return replayed
     check_space(call, 0)
-    insert = kept_conversations.begin(call, [_new(item) for item in wanted.items or ()], wanted.metadata or {})
+    insert = kept_conversations.begin(call, [_new(item) for item in body.items or ()], body.metadata or {})
 
     def make(session: Session) -> ConversationObject:
         conversation_id = insert(session)
@@ -87,7 +77,7 @@ def retrieve_conversation(call: Call, conversation_id: str) -> ConversationObjec
 def update_conversation(call: Call, conversation_id: str, body: UpdateConversation) -> ConversationObject:
     """Its metadata alone."""
     with call.db.write() as session:
-        row = kept_conversations.row(session, call, conversation_id)
+        row = kept_conversations.row(session, call, conversation_id, lock=True)
         row.labels = dict(body.metadata or {})
         call.record(session, "conversation.update", conversation_id)
         return _shown(row)

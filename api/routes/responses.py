@@ -9,7 +9,7 @@ go on from it.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -29,13 +29,14 @@ from api.errors import describe
 from api.fields import Metadata
 from api.file_rows import check_space
 from api.idempotency import Idempotent, Lease, Make, Once
+from api.items import InputItem
 from api.paging import After, Limit20, Order, Page, slice_of
 from api.presenters.response import ItemObject, ResponseDeleted, as_input, show_item, show_items
 from api.routing import resource
 from api.validation import clip
 from jobs import responses
 from jobs.clock import now
-from jobs.errors import InvalidRequest, NightmillError, NotFound
+from jobs.errors import DatabaseBusy, InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.interactive import Piece
 from jobs.responses import Kept
@@ -55,7 +56,7 @@ class ConversationReference(Body):
 class CreateResponse(Asked):
     """The fields that are ours to read."""
 
-    input: str | list[dict[str, Any]]
+    input: str | list[InputItem]
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
@@ -165,6 +166,7 @@ def _turn(call: CallContext, body: CreateResponse) -> _Turn:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     question = {name: value for name, value in body.fields().items() if name not in _OURS}
+    question["store"] = False  # an engine that could keep it is not to
     turn = _Turn(call, body, question, asked)
     if turn.conversation:
         before = [as_input(item) for item in kept_conversations.load(call, turn.conversation).items]
@@ -231,11 +233,30 @@ async def _answered(turn: _Turn, request: Request) -> dict[str, Any] | Response:
     """The response, or the engine's refusal."""
     end, pieces = await ask(turn.call, request, responses.URL, turn.question, stream=False)
     await pieces.aclose()
-    return turn.ours(msgspec.json.decode(end.body)) if end.status == 200 else whole(end)
+    if end.status != 200:
+        return whole(end)
+    answer = _decoded(end.body)
+    if not responses.sound(answer):
+        raise _unsound()
+    return turn.ours(answer)
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _unsound() from error
+
+
+def _unsound() -> NightmillError:
+    return NightmillError("The engine's answer is no response.", code="engine_error")
 
 
 async def _kept_once(turn: _Turn, request: Request, once: Once) -> Response:
     """Answered and kept, once for each Idempotency-Key."""
+    if once.key and not turn.store:
+        message = "With an Idempotency-Key and a conversation a response is kept."
+        raise InvalidRequest(message, param="store", code="unsupported_value")
     async with once.leased() as lease, _beating(lease, turn.call.config.beat_seconds):
         if lease.kept is not None:
             return await run_in_threadpool(_replayed, turn, once)
@@ -266,7 +287,11 @@ def _keep(turn: _Turn, response: dict[str, Any], run: Callable[[Make], object]) 
 
 
 def _nothing(turn: _Turn) -> Make:
-    return lambda _: kept_responses.Reference(id=turn.id)
+    def told(session: Session) -> BaseModel:
+        turn.call.record(session, "conversation.items.create", str(turn.conversation))
+        return kept_responses.Reference(id=turn.id)
+
+    return told
 
 
 def _replayed(turn: _Turn, once: Once) -> Response:
@@ -284,7 +309,8 @@ async def _beating(lease: Lease, seconds: float) -> AsyncIterator[None]:
     async def beat() -> None:
         while True:
             await asyncio.sleep(seconds)
-            await lease.beat()
+            with suppress(DatabaseBusy):  # the next one may come in time
+                await lease.beat()
 
     beating = asyncio.create_task(beat())
     try:
@@ -298,6 +324,8 @@ async def _streamed(turn: _Turn, request: Request) -> Response:
     first, pieces = await ask(turn.call, request, responses.URL, turn.question, stream=True)
     if first.kind == "end":
         await pieces.aclose()
+        if first.status == 200:  # it has answered, but not as a stream
+            raise _unsound()
         return whole(first)
     return streamed(_events(turn, first, pieces))
 
@@ -315,22 +343,29 @@ async def _events(turn: _Turn, first: Piece, pieces: AsyncGenerator[Piece]) -> A
                 elif piece.kind != "end":
                     yield KEEP_ALIVE
                 elif piece.body:
-                    yield _event(_error(msgspec.json.decode(piece.body), number))
+                    yield _event(_error(_decoded(piece.body), number))
         except NightmillError as error:  # the status was sent long ago
             yield _event(_error(describe(error), number))
 
 
 async def _made_ours(turn: _Turn, piece: Piece) -> dict[str, Any]:
-    event: dict[str, Any] = msgspec.json.decode(piece.body)
+    """Raises NightmillError for what is no event."""
+    event = _decoded(piece.body)
+    if not isinstance(event, dict):
+        raise _unsound()
+    last = event.get("type") in _LAST
+    if last and not responses.sound(event.get("response")):
+        raise _unsound()
     if isinstance(event.get("response"), dict):
         event["response"] = turn.ours(event["response"])
-        if event.get("type") in _LAST and (turn.store or turn.conversation):
+        if last and (turn.store or turn.conversation):
             await run_in_threadpool(_keep, turn, event["response"], turn.call.in_one_write)
     return event
 
 
-def _error(told: Mapping[str, Any], number: int) -> dict[str, Any]:
-    error = told["error"]
+def _error(told: Any, number: int) -> dict[str, Any]:
+    error = told.get("error") if isinstance(told, dict) else None
+    error = error if isinstance(error, dict) else {"message": "The engine gave no answer.", "code": "engine_error"}
     said = {name: error.get(name) for name in ("code", "message", "param")}
     return {"type": "error", **said, "sequence_number": number}
 

@@ -69,7 +69,7 @@ async def fake() -> AsyncIterator[Subject]:
 
 @contextlib.asynccontextmanager
 async def over_http(url: str, log: Path) -> AsyncIterator[Subject]:
-    engine = HttpEngine([Endpoint(url)], timeout=0.5)
+    engine = HttpEngine([Endpoint(url)], timeout=2)
     before = len(stub_engine.prompts(log))
     await engine.start()
     try:

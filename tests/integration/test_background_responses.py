@@ -121,6 +121,37 @@ def test_a_refusal_fails_it_with_the_engines_words(world: World) -> None:
     assert world.told(failed.id) == ["response.failed"]
 
 
+def test_what_a_refusal_quotes_is_in_the_response_alone(world: World) -> None:
+    error = {"message": "input: the secret", "type": "BadRequestError", "param": 3, "code": 400}
+    world.faults.append(Answer(400, msgspec.json.encode({"error": error})))
+
+    failed = world.ended(world.create("the secret"))
+
+    assert failed.error
+    assert failed.error.message == "input: the secret"
+    job = world.client.get(f"/jobs/{failed.id}", cast_to=object)
+    assert "secret" not in str(job)
+    assert "engine_error" in str(job)
+
+
+@pytest.mark.parametrize("body", [b'{"error": null}', b"[]"])
+def test_an_answer_that_is_no_response_is_a_failure(world: World, body: bytes) -> None:
+    world.faults.append(Answer(200, body))
+
+    failed = world.ended(world.create())
+
+    assert (failed.status, world.told(failed.id)) == ("failed", ["response.failed"])
+
+
+def test_one_that_is_deleted_when_it_was_answered_leaves_nothing(world: World) -> None:
+    done = world.ended(world.create())
+    assert world.mill.storage.list(f"jobs/{done.id}")
+
+    world.client.responses.delete(done.id)
+
+    assert world.mill.storage.list(f"jobs/{done.id}") == world.objects() == []
+
+
 def test_one_that_was_cut_short_says_so(world: World) -> None:
     body = msgspec.json.decode(reply("/v1/responses", {"model": MODEL}, "Hello").body)
     cut = {**body, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
@@ -269,5 +300,5 @@ def test_its_prompt_is_asked_once(world: World) -> None:
 
     [request] = asked
     assert request.body == {
-        "model": MODEL, "input": [{"role": "user", "content": "only once"}], "temperature": 0.5,
+        "model": MODEL, "input": [{"role": "user", "content": "only once"}], "temperature": 0.5, "store": False,
     }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from openai.types.responses import Response
 from sqlalchemy import select
 
+from api.idempotency import Once
 from jobs.models import Audit
 from tests.support.shop import MODEL, Shop
 from workers.retention import Retention
@@ -191,6 +192,32 @@ def test_one_key_says_it_once(shop: Shop) -> None:
 
     assert said[0] == said[1]
     assert (other.status_code, _texts(shop, made.id)) == (422, ["one"])
+
+
+def test_a_key_that_another_request_has_kept_meanwhile_harms_no_conversation(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = shop.client.conversations.create()
+    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
+    url, body = f"{shop.url}/conversations/{made.id}/items", {"items": [_message("one")]}
+    first = httpx2.post(url, json=body, headers=headers).json()
+    monkeypatch.setattr(Once, "replay", lambda *_: None)  # the second looks before the first has committed
+
+    second = httpx2.post(url, json=body, headers=headers).json()
+
+    assert second == first
+    assert _texts(shop, made.id) == ["one"]
+    assert len(_objects(shop)) == 1
+
+
+def test_a_key_is_for_what_is_kept(shop: Shop) -> None:
+    made = shop.client.conversations.create()
+    headers = {"Authorization": f"Bearer {shop.client.api_key}", "Idempotency-Key": "k"}
+    body = {"model": MODEL, "input": "one", "conversation": made.id, "store": False}
+
+    said = httpx2.post(f"{shop.url}/responses", json=body, headers=headers)
+
+    assert (said.status_code, said.json()["error"]["param"], shop.asked) == (400, "store", [])
 
 
 def test_one_key_makes_one_response_and_one_turn(shop: Shop) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.models import Audit, KeptResponse
 from tests.support.shop import MODEL, Shop
-from workers.engines.port import EngineFault, Request, refusal
+from workers.engines.port import Answer, EngineFault, Request, refusal
 from workers.retention import Retention
 
 
@@ -160,6 +160,33 @@ def test_on_a_full_disk_only_what_is_not_kept_is_answered(make_shop: Callable[..
 
     assert (full.value.status_code, full.value.code) == (507, "insufficient_storage")
     assert answered.output_text
+
+
+@pytest.mark.parametrize("answer", [b'{"error": null}', b'{"output": null}', b'{"output": ["x"]}', b"[]"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_no_response_is_an_error_and_is_not_kept(
+    make_shop: Callable[..., Shop], answer: bytes, stream: bool
+) -> None:
+    shop = make_shop(engine={"fault": lambda _: Answer(200, answer)})
+    with shop.open(), pytest.raises(openai.InternalServerError) as broken:
+        shop.client.responses.create(model=MODEL, input="Hello", stream=stream)
+
+    assert (broken.value.code, _objects(shop)) == ("engine_error", [])
+
+
+def test_items_may_say_less_than_they_are_shown_with(shop: Shop) -> None:
+    made = _create(shop, [{"id": None, "type": None, "role": "user", "content": "one", "status": "completed"}])
+
+    [item] = list(shop.client.responses.input_items.list(made.id))
+
+    assert item.id
+    assert item.content[0].text == "one"  # type: ignore[union-attr,index]
+
+
+def test_an_item_whose_type_is_none_is_refused(shop: Shop) -> None:
+    said = _post(shop, {"model": MODEL, "input": [{"type": 3, "role": "user", "content": "x"}]})
+
+    assert (said.status_code, said.json()["error"]["param"].split(".")[0], shop.asked) == (400, "input", [])
 
 
 def test_input_is_required(shop: Shop) -> None:

@@ -113,7 +113,7 @@ class HttpEngine:
         async def read(response: aiohttp.ClientResponse) -> bytes:
             if response.status != 200 or response.content_type != wire.EVENT_STREAM:
                 return await self._read(response)
-            async for event in wire.events(response.content):
+            async for event in wire.events(wire.lines(response.content.iter_any(), self._max_bytes)):
                 await emit(event)
             return wire.STREAMED
 

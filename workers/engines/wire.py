@@ -101,22 +101,35 @@ async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     Of the format (https://html.spec.whatwg.org/multipage/server-sent-events.html) only what OpenAI uses: one line each.
     """
     event = b""
-    try:
-        async for line in lines:
-            name, _, data = line.strip().partition(b":")
-            data = data.strip()
-            if name == b"event":
-                event = data
-            if name != b"data":
-                continue
-            if data == _DONE:
-                return
-            yield data
-            if event in _LAST:
-                return
-    except ValueError as error:
-        raise BrokenStream("an event is too large") from error
+    async for line in lines:
+        name, _, data = line.strip().partition(b":")
+        data = data.strip()
+        if name == b"event":
+            event = data
+        if name != b"data":
+            continue
+        if data == _DONE:
+            return
+        yield data
+        if event in _LAST:
+            return
     raise BrokenStream("it ended before its last event")
+
+
+async def lines(parts: AsyncIterable[bytes], most: int) -> AsyncIterator[bytes]:
+    """Bytes as they come, line by line. Raises BrokenStream for one that is longer than `most`."""
+    begun: list[bytes] = []
+    size = 0
+    async for part in parts:
+        head, *others = part.split(b"\n")
+        begun.append(head)
+        size += len(head)
+        for other in others:
+            yield b"".join(begun)
+            begun, size = [other], len(other)
+        if size > most:
+            raise BrokenStream("an event is too large")
+    yield b"".join(begun)
 
 
 def error_body(status: int, body: bytes) -> bytes:
