@@ -8,7 +8,6 @@ A crash between leaves an object that retention removes. Of two changes at once 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +23,7 @@ from jobs.models import Conversation
 
 T = TypeVar("T")
 Items = list[dict[str, Any]]
+Apply = Callable[[Session], None]
 _TRIES = 20  # of a change, each of which lost against another
 _MOST_BYTES = 16 << 20
 
@@ -71,44 +71,35 @@ def load(call: CallContext, conversation_id: str) -> Held:
 
 
 def add(
-    call: CallContext,
-    conversation_id: str,
-    items: Sequence[Mapping[str, Any]],
-    commit: Callable[..., T],
+    call: CallContext, conversation_id: str, items: Sequence[Mapping[str, Any]], commit: Callable[[Apply, Items], T]
 ) -> T:
     """Append. `commit` runs a transaction in which it calls what it is given; it is also told the new items.
 
     Raises NotFound, InvalidRequest when it would be too long, Contended, and what `commit` raises.
     """
-    for _ in range(_TRIES):
-        held = load(call, conversation_id)
-        new = _identified(items, {str(item["id"]) for item in held.items})
-        try:
-            return _replace(call, held, [*held.items, *new], partial(commit, new=new))
-        except _Moved:
-            continue
-    raise _busy(conversation_id)
+
+    def edit(said: Items) -> tuple[Items, Items]:
+        new = _identified(items, {str(item["id"]) for item in said})
+        return [*said, *new], new
+
+    return _change(call, conversation_id, edit, commit)
 
 
-def remove(call: CallContext, conversation_id: str, item_id: str) -> Held:
+def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
     """Take one item out. Raises NotFound, Contended."""
-    for _ in range(_TRIES):
-        held = load(call, conversation_id)
-        left = [item for item in held.items if item["id"] != item_id]
-        if len(left) == len(held.items):
+
+    def edit(said: Items) -> tuple[Items, Items]:
+        left = [item for item in said if item["id"] != item_id]
+        if len(left) == len(said):
             raise no_item(item_id)
+        return left, []
 
-        def commit(apply: Callable[[Session], None]) -> None:
-            with call.db.write() as session:
-                apply(session)
-                call.record(session, "conversation.item.delete", conversation_id, {"item": item_id})
+    def commit(apply: Apply, _: Items) -> None:
+        with call.db.write() as session:
+            apply(session)
+            call.record(session, "conversation.item.delete", conversation_id, {"item": item_id})
 
-        try:
-            _replace(call, held, left, commit)
-        except _Moved:
-            continue
-        return held
-    raise _busy(conversation_id)
+    _change(call, conversation_id, edit, commit)
 
 
 def forget(call: CallContext, conversation_id: str) -> None:
@@ -125,7 +116,24 @@ def no_item(item_id: str) -> NotFound:
     return NotFound(f"Item with id '{clip(item_id)}' not found.", param="item_id")
 
 
-def _replace(call: CallContext, held: Held, items: Items, commit: Callable[[Callable[[Session], None]], T]) -> T:
+def _change(
+    call: CallContext,
+    conversation_id: str,
+    edit: Callable[[Items], tuple[Items, Items]],
+    commit: Callable[[Apply, Items], T],
+) -> T:
+    """Again from what is there then, for as long as others are faster. `edit` gives all items, and the new ones."""
+    for _ in range(_TRIES):
+        held = load(call, conversation_id)
+        items, new = edit(held.items)
+        try:
+            return _replace(call, held, items, new, commit)
+        except _Moved:
+            continue
+    raise _busy(conversation_id)
+
+
+def _replace(call: CallContext, held: Held, items: Items, new: Items, commit: Callable[[Apply, Items], T]) -> T:
     path = _write(call, held.id, items)
 
     def apply(session: Session) -> None:
@@ -135,9 +143,12 @@ def _replace(call: CallContext, held: Held, items: Items, commit: Callable[[Call
             raise _Moved
 
     try:
-        return commit(apply)
-    finally:
-        _tidy(call, held.id, {held.path, path})
+        value = commit(apply, new)
+    except _Moved:
+        call.storage.delete(path)
+        raise  # any other error may hide a commit: then both objects stay, and retention finds out
+    _tidy(call, held.id, {held.path, path})
+    return value
 
 
 def _tidy(call: CallContext, conversation_id: str, paths: set[str]) -> None:

@@ -11,6 +11,7 @@ from openai.types.responses import Response
 from sqlalchemy import select
 
 from api.idempotency import Once
+from jobs.errors import DatabaseBusy
 from jobs.models import Audit
 from tests.support.shop import MODEL, Shop
 from workers.retention import Retention
@@ -208,6 +209,22 @@ def test_a_key_that_another_request_has_kept_meanwhile_harms_no_conversation(
     assert second == first
     assert _texts(shop, made.id) == ["one"]
     assert len(_objects(shop)) == 1
+
+
+def test_a_commit_whose_answer_is_lost_loses_no_word(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shop.client.conversations.create()
+    run = Once.run
+
+    def lost(once: Once, *arguments: Any) -> None:
+        run(once, *arguments)
+        raise DatabaseBusy
+
+    monkeypatch.setattr(Once, "run", lost)
+
+    with pytest.raises(openai.InternalServerError):
+        shop.client.conversations.items.create(made.id, items=[_message("one")])
+
+    assert _texts(shop, made.id) == ["one"]
 
 
 def test_a_key_is_for_what_is_kept(shop: Shop) -> None:
