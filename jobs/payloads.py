@@ -53,9 +53,7 @@ TERMINAL_EVENTS: dict[str, dict[str, str]] = {"response": RESPONSE_EVENTS}
 ENDPOINT_EVENTS: tuple[str, ...] = ("webhook_endpoint.disabled",)
 EVENT_TYPES: tuple[str, ...] = (
     *BATCH_EVENTS.values(),
-    "response.completed",
-    "response.failed",
-    "response.cancelled",
+    *dict.fromkeys(RESPONSE_EVENTS.values()),
     "response.incomplete",
     *ENDPOINT_EVENTS,
 )
