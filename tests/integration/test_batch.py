@@ -107,6 +107,8 @@ def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
 
         mill.until(lambda: not asyncio.all_tasks(mill.host.loop), timeout=PATIENCE / 2)
 
+        assert mill.job(job_id).state == JobState.RUNNING
+
 
 def test_results_that_storage_has_lost_fail_the_job_after_some_tries(mill: Mill) -> None:
     job_id = mill.submit(_batch(50))
