@@ -105,6 +105,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=some, count=st.integers(0, 3))
     def cut(self, pick: int, count: int) -> None:
         claim = recent(self.job_claims, pick)
+        if claim.job.state != JobState.QUEUED:
+            return  # a finisher cuts nothing
         lines = self.sizes[claim.job.id]
         with self.db.read() as session:
             there = set(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id)))
