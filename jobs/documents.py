@@ -1,0 +1,53 @@
+"""A file as text that can be searched: what parsing leaves in storage, and what indexing and the API read.
+
+One object for each version of a file in a vector store. Offsets count characters of `text`: `text[start:end]` is the
+chunk, exactly.
+"""
+
+import msgspec
+
+from jobs.errors import NotFound
+from jobs.storage import Storage
+
+
+class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece that gets a vector of its own. `section` is its path of headings, `page` counts from 1."""
+
+    start: int
+    end: int
+    tokens: int
+    page: int | None = None
+    section: tuple[str, ...] = ()
+
+
+class Document(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The text of one file. `language` is an ISO 639-1 code where it is known."""
+
+    text: str
+    chunks: tuple[Chunk, ...]
+    title: str | None = None
+    language: str | None = None
+
+    def piece(self, n: int) -> str:
+        return self.text[self.chunks[n].start : self.chunks[n].end]
+
+
+encode = msgspec.json.encode
+decode = msgspec.json.Decoder(Document).decode
+
+
+def path(store_id: str, version: str) -> str:
+    return f"{folder(store_id)}/{version}.json"
+
+
+def folder(store_id: str) -> str:
+    return f"documents/{store_id}"
+
+
+def load(storage: Storage, store_id: str, version: str) -> Document | None:
+    """None when it is not there (any more). Raises StorageAway."""
+    try:
+        with storage.reader(path(store_id, version)) as handle:
+            return decode(handle.read())
+    except NotFound:
+        return None

@@ -1,0 +1,88 @@
+"""A child that misbehaves as the name of the file says; run in place of the real one."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from jobs.documents import Chunk, Document
+from workers.parsing import child, sandbox, wire
+
+
+def work(ask: wire.Ask) -> wire.Parsed:
+    sandbox.allow(ask.limits)
+    name = ask.filename
+    if name in DEEDS:
+        DEEDS[name]()
+    if name == "write":
+        Path(ask.path).write_bytes(b"x")
+    if name == "call":
+        socket.create_connection(("127.0.0.1", int(ask.path))).close()
+    text = os.environ.get(name, "") if name.startswith("$") else "good text"
+    if name == "bad offsets":
+        return wire.Parsed(Document("short", (Chunk(0, 99, 1),)), 0)
+    grown = 1 << 40 if name == "grown" else 0
+    return wire.Parsed(Document(text or "unset", (Chunk(0, 4, 1),), title=str(os.getpid())), grown)
+
+
+def hang() -> None:
+    threading.Event().wait()
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def eat() -> None:
+    held = [bytearray(1 << 20)]
+    while True:
+        held.append(bytearray(1 << 20))
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def chatter() -> None:
+    """Print where a library believes the terminal to be."""
+    print("noise" * 100_000, flush=True)
+    os.write(2, b"more noise" * 100_000)
+
+
+def babble() -> None:
+    """Write past the protocol, into the pipe itself."""
+    for number in range(3, 12):
+        try:
+            os.write(number, wire.HEADER.pack(1 << 31))
+        except OSError:
+            continue
+
+
+def grandchild() -> None:
+    if os.fork() == 0:
+        threading.Event().wait()
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+DEEDS = {
+    "hang": hang,
+    "spin": spin,
+    "eat": eat,
+    "crash": crash,
+    "leave": leave,
+    "chatter": chatter,
+    "babble": babble,
+    "grandchild": grandchild,
+}
+
+
+if __name__ == "__main__":
+    child.serve(work, int(sys.argv[1]))
