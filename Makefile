@@ -9,7 +9,7 @@ LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test coverage bad-inputs chaos soak bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test coverage bad-inputs chaos soak weaviate bench check lint format lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ chaos: setup  ## Kill everything at every moment and count what was lost
 
 soak: setup  ## A fault a minute for half an hour; does anything grow? (ARGS='--soak 480' for a night)
 	$(BIN)/python -m tests.chaos --soak 30 $(ARGS)
+
+weaviate: setup  ## Build a Weaviate server with Go, for the tests and for `make up` (about five minutes, once)
+	$(BIN)/python -m tests.support.weaviate
 
 bench: setup  ## Measure throughput and latency
 	$(BIN)/python -m bench $(ARGS)

@@ -1,0 +1,1 @@
+"""Vectors with their text: the port, and LanceDB, Weaviate and memory behind it."""

@@ -1,0 +1,245 @@
+"""Vectors in LanceDB: embedded, one folder, any number of processes of this machine.
+
+    write ──append──▶ rows without index ──tend──▶ compacted, indexed
+                             └───────────┬──────────────┘
+                          both are found by nearest and matching
+
+Up to INDEXED_FROM rows, `nearest` compares with every vector, which is exact; `tend` makes an index of larger tables.
+Commits are optimistic: who loses against another process begins again, and so does who reads a version that is
+cleaned up meanwhile.
+"""
+
+import json
+import logging
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree, IvfSq
+from lancedb.query import MatchQuery
+
+from workers.vectors.lance_tables import WORDS, Tables
+from workers.vectors.port import Entry, Hit, Store, Vector, VectorsAway, checked, words
+
+INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few milliseconds
+PROBES: Final = 32  # of the index's partitions, about 8,000 vectors each
+REFINE: Final = 4  # so many times the limit are compared by their full vectors
+KEEP: Final = timedelta(minutes=10)  # of a version that is not the newest any more
+PATIENCE: Final = 30.0  # seconds of beginning again
+_IN_LIST: Final = 1000  # values in one condition of a DELETE or a look-up
+_SHOWN: Final = ["document", "n", "text", "meta"]
+_FOREIGN: Final = (RuntimeError, OSError, ValueError)  # as which LanceDB's errors come
+_LOST_RACE: Final = ("not found", "no such file", "conflict", "concurrent")
+_PLACE: Final = re.compile(r",? ?/\S+\.rs:\d+(:\d+)?")  # in the library's source
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class LanceVectors:
+    """The port on a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._tables = Tables(self._root)
+        self._closing = threading.Event()
+
+    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        vectors = np.stack([checked(store, entry.vector) for entry in entries])
+
+        def append() -> None:
+            table = self._tables.make(store)
+            with self._tables.synced(store.id):
+                table.add(_rows_of(table.schema, entries, vectors))
+
+        self._again(store, append)
+
+    def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
+        found: dict[str, Vector] = {}
+        for some in _chunks(digests):
+            for rows in self._rows(store, "digest", some, ["digest", "vector"]):
+                found |= zip(rows["digest"].to_pylist(), _matrix(rows["vector"], store.dimensions), strict=True)
+        return found
+
+    def drop(self, store: Store, documents: Collection[str]) -> int:
+        def delete(some: Collection[str], table: Any) -> int:
+            with self._tables.synced(store.id):
+                return int(table.delete(_within("document", some)).num_deleted_rows)
+
+        return sum([self._with(store, partial(delete, some), 0) for some in _chunks(documents)])
+
+    def drop_store(self, store: Store) -> None:
+        self._again(store, lambda: self._tables.drop(store.id))
+
+    def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
+        asked = checked(store, vector)
+
+        def search(table: Any) -> Any:
+            query = table.search(asked, vector_column_name="vector").distance_type("cosine")
+            return query.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINE)
+
+        return [_hit(row, 1.0 - row["_distance"]) for row in self._found(store, search, "_distance", limit, documents)]
+
+    def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
+        asked = MatchQuery(words(query), "text")
+
+        def search(table: Any) -> Any:
+            return table.search(asked, query_type="fts")
+
+        return [_hit(row, row["_score"]) for row in self._found(store, search, "_score", limit, documents)]
+
+    def counts(self, store: Store) -> dict[str, int]:
+        return self._with(store, _count, {})
+
+    def numbers(self, store: Store, document: str) -> list[int]:
+        batches = self._rows(store, "document", [document], ["n"])
+        return sorted(n for batch in batches for n in batch["n"].to_pylist())
+
+    def stores(self) -> list[str]:
+        return self._tables.names()
+
+    def tend(self, store: Store) -> None:
+        def work(table: Any) -> None:
+            with self._tables.alone(store.id) as mine:
+                if mine:
+                    with self._tables.synced(store.id):
+                        table.optimize(cleanup_older_than=KEEP)
+                        _index(table)
+
+        self._with(store, work, None)
+
+    def check(self) -> None:
+        try:
+            self._tables.check()
+        except _FOREIGN as error:
+            raise self._away(error) from error
+
+    def close(self) -> None:
+        self._closing.set()
+        self._tables.close()
+
+    def _found(
+        self, store: Store, search: Callable[[Any], Any], score: str, limit: int, documents: Collection[str] | None
+    ) -> list[dict[str, Any]]:
+        def work(table: Any) -> list[dict[str, Any]]:
+            query = search(table).select([*_SHOWN, score]).limit(limit)
+            if documents is not None:
+                query = query.where(_within("document", documents))
+            rows: list[dict[str, Any]] = query.to_arrow().to_pylist()
+            return rows
+
+        return self._with(store, work, []) if limit > 0 and (documents is None or documents) else []
+
+    def _rows(self, store: Store, column: str, values: Collection[str], wanted: list[str]) -> list[Any]:
+        """Of the table, those with one of these values, in batches."""
+
+        def work(table: Any) -> list[Any]:
+            query = table.search().where(_within(column, values)).select(wanted).limit(None)
+            return list(query.to_batches())
+
+        return self._with(store, work, [])
+
+    def _with(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
+        """Do it with the store's table; without one there is `nothing`."""
+
+        def once() -> T:
+            table = self._tables.find(store)
+            return nothing if table is None else work(table)
+
+        return self._again(store, once)
+
+    def _again(self, store: Store, work: Callable[[], T]) -> T:
+        """Until no other process has come in between: a lost race has changed nothing."""
+        deadline = time.monotonic() + PATIENCE
+        delay = 0.01
+        while True:
+            try:
+                return work()
+            except _FOREIGN as error:
+                if not _foreign(error):
+                    raise
+                if not _lost_race(error) or time.monotonic() > deadline or self._closing.is_set():
+                    raise self._away(error) from error
+                log.info("vectors.again", extra={"store": store.id, "reason": str(self._away(error))})
+            self._tables.forget(store.id)
+            self._closing.wait(delay * random.uniform(0.5, 1.5))  # noqa: S311 (so that two do not meet again)
+            delay = min(delay * 2, 1.0)
+
+    def _away(self, error: Exception) -> VectorsAway:
+        """Without the folders of this machine, and of the one that LanceDB was built on."""
+        said = _PLACE.sub("", str(error)).replace(str(self._root), "").replace(str(self._root).lstrip("/"), "")
+        return VectorsAway(f"The vector store fails: {said}")
+
+
+def _index(table: Any) -> None:
+    """What a table of its size should have and has not."""
+    there = {column for index in table.list_indices() for column in index.columns}
+    wanted: dict[str, Any] = {"text": WORDS}
+    if table.count_rows() >= INDEXED_FROM:
+        wanted |= {"document": BTree(), "digest": BTree(), "vector": IvfSq(distance_type="cosine")}
+    for column in wanted.keys() - there:
+        table.create_index(column, config=wanted[column])
+
+
+def _rows_of(schema: Any, entries: Sequence[Entry], vectors: Vector) -> Any:
+    columns = {
+        "document": [entry.document for entry in entries],
+        "n": [entry.n for entry in entries],
+        "text": [entry.text for entry in entries],
+        "digest": [entry.digest for entry in entries],
+        "meta": [json.dumps(entry.meta) for entry in entries],
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _matrix(column: Any, dimensions: int) -> Vector:
+    flat: Vector = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, dimensions).copy()  # writable, and without the batch that it came in
+
+
+def _count(table: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for batch in table.search().select(["document"]).limit(None).to_batches():
+        for pair in batch["document"].value_counts().to_pylist():
+            counts[pair["values"]] += pair["counts"]
+    return dict(counts)
+
+
+def _hit(row: dict[str, Any], score: float) -> Hit:
+    return Hit(row["document"], row["n"], row["text"], json.loads(row["meta"]), score)
+
+
+def _within(column: str, values: Collection[str]) -> str:
+    quoted = ("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({', '.join(quoted)})"
+
+
+def _chunks(values: Collection[str]) -> Iterator[list[str]]:
+    left = iter(values)
+    while some := list(islice(left, _IN_LIST)):
+        yield some
+
+
+def _foreign(error: Exception) -> bool:
+    """Not of our own making: a ValueError of LanceDB says that a table is not there, ours says what is wrong."""
+    return not isinstance(error, ValueError) or "was not found" in str(error)
+
+
+def _lost_race(error: Exception) -> bool:
+    """Another process committed first, or dropped or cleaned up what we were looking at."""
+    said = str(error).lower()
+    return any(words in said for words in _LOST_RACE)

@@ -1,0 +1,239 @@
+"""Vectors in a Weaviate server.
+
+    collection   one for each model and length of its vectors: Nightmill_<model>_<dimensions>_<hash>
+    tenant       one for each store, made by its first write
+    object       one for each entry; its id is derived from document and n, so the same entry again is the same object
+
+What the server says is missing (collection or tenant) is an empty store; every other failure is VectorsAway. After one
+of the connection, the next call makes a new one.
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from weaviate.classes.config import Configure, DataType, Property, StopwordsPreset, Tokenization, VectorDistances
+from weaviate.classes.data import DataObject
+from weaviate.classes.query import Filter, MetadataQuery, Metrics
+
+from workers.vectors.port import Entry, Hit, Store, Vector, VectorsAway, checked, words
+from workers.vectors.weaviate_client import Client, Missing
+
+MOST_RESULTS: Final = 10_000  # of one query: the server's QUERY_MAXIMUM_RESULTS
+AT_ONCE: Final = 200  # objects in one request
+PAGE: Final = 2_000  # objects in one answer of a walk through a whole store
+_IN_LIST: Final = 100  # values in one condition of a deletion or a look-up
+_PREFIX: Final = "Nightmill_"
+_SHOWN: Final = ["document", "n", "text", "meta"]
+
+T = TypeVar("T")
+
+
+class WeaviateVectors:
+    """The port on a server: `weaviate://host:port?grpc=host:port`, with `weaviates` over TLS."""
+
+    def __init__(self, url: str, api_key: str = "") -> None:
+        self._client = Client(url, api_key)
+
+    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+        objects = [_object(store, entry) for entry in entries]
+
+        def send(client: Any) -> None:
+            _make_collection(client, store)
+            tenant = _tenant(client, store)
+            for start in range(0, len(objects), AT_ONCE):
+                some = objects[start : start + AT_ONCE]
+                _raise_for(tenant.data.insert_many(some).errors, len(some))
+
+        if objects:
+            self._client.call(send)
+
+    def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
+        found: dict[str, Vector] = {}
+        nothing: dict[str, Vector] = {}
+        for some in _chunks(digests):
+            found |= self._ask(store, partial(_vectors, digests=some), nothing)
+        return found
+
+    def drop(self, store: Store, documents: Collection[str]) -> int:
+        return sum([self._ask(store, partial(_delete, documents=some), 0) for some in _chunks(documents)])
+
+    def drop_store(self, store: Store) -> None:
+        def remove(client: Any) -> None:
+            for name in _collections(client):
+                client.collections.use(name).tenants.remove([store.id])
+
+        self._client.call(remove)
+
+    def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
+        asked = checked(store, vector)
+
+        def search(tenant: Any, **options: Any) -> Any:
+            return tenant.query.near_vector(asked, return_metadata=MetadataQuery(distance=True), **options)
+
+        return [_hit(one, 1.0 - one.metadata.distance) for one in self._found(store, search, limit, documents)]
+
+    def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
+        asked = words(query)
+
+        def search(tenant: Any, **options: Any) -> Any:
+            wanted = MetadataQuery(score=True)
+            return tenant.query.bm25(asked, query_properties=["text"], return_metadata=wanted, **options)
+
+        found = self._found(store, search, limit, documents) if asked else []
+        return [_hit(one, one.metadata.score) for one in found]
+
+    def counts(self, store: Store) -> dict[str, int]:
+        def walk(tenant: Any) -> dict[str, int]:
+            # an aggregation by document would take time with the square of their number
+            every = tenant.iterator(return_properties=["document"], cache_size=PAGE)
+            return dict(Counter(one.properties["document"] for one in every))
+
+        return self._ask(store, walk, {})
+
+    def numbers(self, store: Store, document: str) -> list[int]:
+        return self._ask(store, partial(_numbers, document=document), [])
+
+    def stores(self) -> list[str]:
+        def tenants(client: Any) -> set[str]:
+            return {name for one in _collections(client) for name in client.collections.use(one).tenants.get()}
+
+        return sorted(self._client.call(tenants))
+
+    def tend(self, store: Store) -> None:
+        """The server does it itself."""
+
+    def check(self) -> None:
+        if not self._client.call(lambda client: client.is_ready()):
+            raise VectorsAway("The vector store is not ready.")
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _found(
+        self, store: Store, search: Callable[..., Any], limit: int, documents: Collection[str] | None
+    ) -> list[Any]:
+        if limit < 1 or (documents is not None and not documents):
+            return []
+        among = None if documents is None else _among("document", documents)
+        options = {"limit": min(limit, MOST_RESULTS), "filters": among, "return_properties": _SHOWN}
+        return self._ask(store, lambda tenant: list(search(tenant, **options).objects), [])
+
+    def _ask(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
+        """Of the store's tenant; where that is missing, there is `nothing`."""
+        try:
+            return self._client.call(lambda client: work(_tenant(client, store)))
+        except Missing:
+            return nothing
+
+
+def collection_name(store: Store) -> str:
+    """As Weaviate allows names. The hash keeps two models apart whose names differ in other characters only."""
+    digest = hashlib.sha256(f"{store.model}\0{store.dimensions}".encode()).hexdigest()[:12]
+    return f"{_PREFIX}{re.sub('[^0-9A-Za-z]+', '_', store.model)[:40]}_{store.dimensions}_{digest}"
+
+
+def _make_collection(client: Any, store: Store) -> None:
+    """Looked for before each write: where it is missing, the server would make one of its own, without tenants."""
+    name = collection_name(store)
+    if client.collections.exists(name):
+        return
+    exact = {"tokenization": Tokenization.FIELD, "index_searchable": False}
+    try:
+        client.collections.create(
+            name,
+            vector_config=Configure.Vectors.self_provided(
+                vector_index_config=Configure.VectorIndex.hnsw(distance_metric=VectorDistances.COSINE)
+            ),
+            multi_tenancy_config=Configure.multi_tenancy(auto_tenant_creation=True, auto_tenant_activation=True),
+            inverted_index_config=Configure.inverted_index(stopwords_preset=StopwordsPreset.NONE),  # any language
+            properties=[
+                Property(name="document", data_type=DataType.TEXT, **exact),
+                Property(name="digest", data_type=DataType.TEXT, **exact),
+                Property(name="n", data_type=DataType.INT),
+                Property(name="text", data_type=DataType.TEXT, tokenization=Tokenization.WORD, index_filterable=False),
+                Property(name="meta", data_type=DataType.TEXT, index_searchable=False, index_filterable=False),
+            ],
+        )
+    except Exception:
+        if not client.collections.exists(name):  # nobody else has made it meanwhile
+            raise
+
+
+def _collections(client: Any) -> list[str]:
+    return [name for name in client.collections.list_all(simple=True) if name.startswith(_PREFIX)]
+
+
+def _tenant(client: Any, store: Store) -> Any:
+    return client.collections.use(collection_name(store)).with_tenant(store.id)
+
+
+def _object(store: Store, entry: Entry) -> Any:
+    properties = {
+        "document": entry.document,
+        "n": entry.n,
+        "text": entry.text,
+        "digest": entry.digest,
+        "meta": json.dumps(entry.meta),
+    }
+    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{entry.document}:{entry.n}")
+    return DataObject(properties=properties, uuid=name, vector=checked(store, entry.vector))
+
+
+def _raise_for(errors: dict[int, Any], sent: int) -> None:
+    if errors:
+        first = next(iter(errors.values())).message
+        raise VectorsAway(f"The vector store refused {len(errors)} of {sent} entries: {first}")
+
+
+def _vectors(tenant: Any, digests: Collection[str]) -> dict[str, Vector]:
+    answer = tenant.query.fetch_objects(
+        filters=_among("digest", digests), limit=MOST_RESULTS, include_vector=True, return_properties=["digest"]
+    )
+    return {one.properties["digest"]: np.asarray(one.vector["default"], np.float32) for one in answer.objects}
+
+
+def _delete(tenant: Any, documents: Collection[str]) -> int:
+    """The server deletes MOST_RESULTS at a time."""
+    gone = 0
+    while True:
+        answer = tenant.data.delete_many(_among("document", documents))
+        if answer.failed:
+            raise VectorsAway(f"The vector store kept {answer.failed} entries that were to go.")
+        gone += int(answer.successful)
+        if not answer.successful or answer.successful == answer.matches:
+            return gone
+
+
+def _numbers(tenant: Any, document: str) -> list[int]:
+    """In windows of `n`: a query with a filter gives MOST_RESULTS and no way to go on."""
+    own = Filter.by_property("document").equal(document)
+    answer = tenant.aggregate.over_all(filters=own, return_metrics=[Metrics("n").integer(maximum=True)])
+    found: list[int] = []
+    for start in range(0, (answer.properties["n"].maximum or 0) + 1 if answer.total_count else 0, PAGE):
+        n = Filter.by_property("n")
+        window = own & n.greater_or_equal(start) & n.less_than(start + PAGE)
+        page = tenant.query.fetch_objects(filters=window, limit=MOST_RESULTS, return_properties=["n"])
+        found += [int(one.properties["n"]) for one in page.objects]
+    return sorted(found)
+
+
+def _hit(one: Any, score: float) -> Hit:
+    shown = one.properties
+    return Hit(shown["document"], int(shown["n"]), shown["text"], json.loads(shown["meta"]), score)
+
+
+def _among(column: str, values: Collection[str]) -> Any:
+    return Filter.by_property(column).contains_any(list(values))
+
+
+def _chunks(values: Collection[str]) -> list[list[str]]:
+    left = iter(values)
+    return list(iter(lambda: list(islice(left, _IN_LIST)), []))
