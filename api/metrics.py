@@ -75,8 +75,10 @@ def _queues(session: Session) -> Iterator[Metric]:
         age.add_metric([queue], max(at - oldest, 0.0))
     yield depth
     yield age
-    running = select(Job.queue, func.count()).join(Shard, Shard.job_id == Job.id)
-    running = running.where(Job.state.in_(LIVE), Shard.state == ShardState.RUNNING).group_by(Job.queue)
+    where = func.coalesce(Shard.queue, Job.queue)
+    running = select(where, func.count()).select_from(Job).join(Shard, Shard.job_id == Job.id)
+    running = running.where(Job.state.in_(LIVE), Shard.state == ShardState.RUNNING)
+    running = running.group_by(where)
     shards = GaugeMetricFamily("nightmill_shards_running", "Shards being answered.", labels=["queue"])
     for name, count in session.execute(running):
         shards.add_metric([name or ""], count)

@@ -77,7 +77,7 @@ def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> Non
 def running_at(session: Session, scope: pauses.Scope, name: str) -> int:
     """How many claims on shards and jobs are held there."""
     of_shards = {
-        pauses.Scope.QUEUE: Job.queue,
+        pauses.Scope.QUEUE: func.coalesce(Shard.queue, Job.queue),
         pauses.Scope.MODEL: Job.model,
         pauses.Scope.PROJECT: Job.project_id,
         pauses.Scope.WORKER: Shard.worker_id,

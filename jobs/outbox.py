@@ -68,9 +68,11 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
             session.execute(text(f"NOTIFY {CHANNEL}"))
 
 
-def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
-    """The work was claimed: its doorbell is no longer owed."""
+def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
+    """The work was claimed: its doorbell (in that queue) is no longer owed."""
     claimed = delete(Outbox).where(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
+    if queue is not None:
+        claimed = claimed.where(Outbox.queue == queue)
     session.execute(claimed, execution_options=UNSEEN)
 
 

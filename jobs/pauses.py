@@ -84,9 +84,12 @@ def paused(session: Session) -> Paused:
     return Paused({scope: frozenset(found) for scope, found in names.items()})
 
 
-def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str) -> bool:
-    """Whether a claim must not be granted. If so its doorbell is owed anew, to be rung when nothing holds it back."""
-    held = [(Scope.WORKER, worker_id), (Scope.QUEUE, (job.queue or "") if task is Task.RUN else Queue.PLAN)]
+def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queue: str | None = None) -> bool:
+    """Whether a claim must not be granted. If so its doorbell is owed anew, to be rung when nothing holds it back.
+
+    `queue` is a shard's, where it is not its job's.
+    """
+    held = [(Scope.WORKER, worker_id), (Scope.QUEUE, (queue or job.queue or "") if task is Task.RUN else Queue.PLAN)]
     if task is Task.RUN:
         held += [(Scope.MODEL, job.model or ""), (Scope.PROJECT, job.project_id)]
     any_of = or_(*(and_(Pause.scope == scope, Pause.name == name) for scope, name in held))

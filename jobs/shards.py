@@ -2,7 +2,8 @@
 
     pending ──claim──▶ running ──last segment──▶ done
        ▲                 │
-       └─ give_back, lose, fence ─┘      the next attempt runs only the lines no segment covers
+       ├─ give_back, lose, fence ─┤      the next attempt runs only the lines no segment covers
+       └─ pass_on ─────────┘             what is left of it is for the workers of another queue
 
 Every write carries the claim's epoch. A segment's file is durable before its row; the row and the shard's sums
 are one transaction. `stalls` counts claims lost without any commit: past a limit the shard is run one line at a
@@ -44,6 +45,7 @@ class ShardClaim:
     trying_times: int
     faults: dict[int, list[int]]  # as `workers.trials` keeps them
     covered: int
+    queue: str | None = None  # where it is run for now, if not in its job's queue
 
 
 @dataclass(slots=True)
@@ -105,15 +107,18 @@ def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
     return len(old)
 
 
-def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim | None:
-    """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell)."""
+def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str | None = None) -> ShardClaim | None:
+    """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell).
+
+    `queue` is what `Shard.queue` has to be: a doorbell may be older than the shard's passing on.
+    """
     job = ledger.lock(session, job_id)
-    if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id):
+    if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id, queue):
         return None
-    outbox.settle(session, Task.RUN, job_id, n)
+    outbox.settle(session, Task.RUN, job_id, n, queue or job.queue or Queue.GENERATE)
     shard = session.scalar(
         update(Shard)
-        .where(Shard.job_id == job_id, Shard.n == n, Shard.state == ShardState.PENDING)
+        .where(Shard.job_id == job_id, Shard.n == n, Shard.state == ShardState.PENDING, _run_in(queue))
         .values(
             state=ShardState.RUNNING,
             epoch=Shard.epoch + 1,
@@ -143,6 +148,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str) -> ShardClaim |
         trying_times=shard.trying_times,
         faults={int(line): times for line, times in (shard.faults or {}).items()},
         covered=covered(session, job_id, n),
+        queue=shard.queue,
     )
 
 
@@ -236,6 +242,22 @@ def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waitin
     ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
 
 
+def pass_on(session: Session, claim: ShardClaim) -> None:
+    """This queue's part is done: the rest is for its job's own. Run twice it is passed on once. Raises Fenced."""
+    job = ledger.lock(session, claim.job.id)
+    onward = {"state": ShardState.PENDING, "epoch": Shard.epoch + 1, "worker_id": None, "queue": None}
+    onward |= {"stalls": 0, "trying_line": None, "trying_times": 0}
+    passed = session.execute(update(Shard).where(_mine(claim)).values(onward))
+    if passed.rowcount == 1 and job is not None:  # type: ignore[attr-defined]
+        if job.state == JobState.RUNNING:
+            outbox.owe(session, job, Task.RUN, job.queue or Queue.GENERATE, (claim.n,))
+        return ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
+    shard = session.get(Shard, (claim.job.id, claim.n))
+    if shard is None or shard.queue is not None:
+        raise Fenced
+    return None
+
+
 def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
     """The claimer's beat stood still at `beat` for a whole lease: take the shard back. False: it moved after all."""
     ledger.lock(session, job_id)
@@ -261,13 +283,13 @@ def unowed(session: Session, limit: int = 200) -> int:
     """Mend pending shards of running jobs whose doorbell is gone; returns how many there were."""
     owed = exists().where(Outbox.job_id == Shard.job_id, Outbox.shard_n == Shard.n, Outbox.task == Task.RUN)
     lost = session.execute(
-        select(Job, Shard.n)
+        select(Job, Shard.n, Shard.queue)
         .join(Shard, Shard.job_id == Job.id)
         .where(Job.state == JobState.RUNNING, Shard.state == ShardState.PENDING, ~owed)
         .limit(limit)
     ).all()
-    for job, n in lost:
-        outbox.owe(session, job, Task.RUN, job.queue or Queue.GENERATE, (n,))
+    for job, n, queue in lost:
+        outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,))
     return len(lost)
 
 
@@ -294,8 +316,13 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
         return False
     job = session.get_one(Job, job_id)
     if job.state == JobState.RUNNING:
-        outbox.owe(session, job, Task.RUN, job.queue or Queue.GENERATE, (n,), delay)
+        queue = session.scalar(select(Shard.queue).where(Shard.job_id == job_id, Shard.n == n))
+        outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,), delay)
     return True
+
+
+def _run_in(queue: str | None) -> ColumnElement[bool]:
+    return Shard.queue.is_(None) if queue is None else Shard.queue == queue
 
 
 def _mine(claim: ShardClaim) -> ColumnElement[bool]:

@@ -95,7 +95,7 @@ class Dispatcher:
         self._ringer = ringer
         self._rings = Rings(clock, config.rering_seconds)
         self._house = Housekeeper(config, db, storage, clock)
-        self._deliveries_again = float("-inf")
+        self._again: dict[Task, float] = {}  # when what has no job is rung again
         self._broker_back = 0.0
         self._kept_at = float("-inf")
 
@@ -105,7 +105,7 @@ class Dispatcher:
             self._kept_at = self.clock()
             self._house.keep()
             self._ring_unheard()
-        self._ring_deliveries()
+        self._ring_standing()
         return self._ring_due()
 
     def _ring_due(self) -> bool:
@@ -164,28 +164,29 @@ class Dispatcher:
             log.info("rung_again", extra={"doorbells": len(again)})
             self._publish(again)
 
-    def _ring_deliveries(self) -> None:
-        """Webhooks that are due and that nobody has taken wake a sender, at once and then every re-ring."""
-        if not self._house.deliveries_waiting():
-            self._deliveries_again = float("-inf")
-            return
-        if self.clock() < max(self._deliveries_again, self._broker_back):
-            return
-        self._deliveries_again = self.clock() + self.config.rering_seconds
-        try:
-            self._ringer.ring(Task.DELIVER, Queue.WEBHOOKS, [])
-        except BrokerAway:
-            self._broker_back = self.clock() + _BROKER_PAUSE
+    def _ring_standing(self) -> None:
+        """Work that has no job (webhooks, removals) wakes whoever does it, at once and then every re-ring."""
+        waiting = self._house.standing()
+        self._again = {task: at for task, at in self._again.items() if task in waiting}
+        for task, queue in waiting.items():
+            if self.clock() < max(self._again.get(task, float("-inf")), self._broker_back):
+                continue
+            self._again[task] = self.clock() + self.config.rering_seconds
+            try:
+                self._ringer.ring(task, queue, [])
+            except BrokerAway:
+                self._broker_back = self.clock() + _BROKER_PAUSE
 
 
 def _out(session: Session) -> Out:
     """Per queue and project: what is running, and rung but not yet claimed."""
     out: Out = {}
     running = (
-        select(Job.queue, Job.project_id, func.count())
+        select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.count())
+        .select_from(Job)
         .join(Shard, Shard.job_id == Job.id)
         .where(shards.HELD)
-        .group_by(Job.queue, Job.project_id)
+        .group_by(func.coalesce(Shard.queue, Job.queue), Job.project_id)
     )
     claimed = select(Job.project_id, func.count()).where(Job.worker_id.is_not(None)).group_by(Job.project_id)
     rung = (

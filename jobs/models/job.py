@@ -121,7 +121,10 @@ class Schedule(Base):
 
 
 class Shard(Usage, Base):
-    """A byte range of the job's input. `epoch` fences; `progressed` says whether this claim has committed anything."""
+    """A byte range of the job's input. `epoch` fences; `progressed` says whether this claim has committed anything.
+
+    `queue` is where it is to be run for now; without one it is its job's.
+    """
 
     __tablename__ = "shard"
 
@@ -131,6 +134,7 @@ class Shard(Usage, Base):
     lines: Mapped[int]
     offset: Mapped[int]
     length: Mapped[int]
+    queue: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(16), default=ShardState.PENDING)
     epoch: Mapped[int] = mapped_column(default=0)
     beat: Mapped[int] = mapped_column(default=0)
