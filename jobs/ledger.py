@@ -17,12 +17,12 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import audit, events, outbox, pauses
+from jobs import attachments, audit, events, outbox, pauses
 from jobs.clock import now
 from jobs.db import RETURNED, UNSEEN
 from jobs.errors import Conflict, Fenced
 from jobs.models import TOKENS, File, Job, Outbox, Outcome, Shard
-from jobs.payloads import BATCH_EVENTS, TERMINAL_EVENTS
+from jobs.payloads import INGESTION, terminal_event
 from jobs.queues import Queue, Task
 from jobs.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 
@@ -370,8 +370,9 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
         request_id=job.request_id,
         details={"reason": reason} if reason else None,
     )
-    told = TERMINAL_EVENTS.get(job.kind, BATCH_EVENTS).get(target, f"job.{target}")
-    _event(session, job, event or told)
+    if job.kind == INGESTION and target in TERMINAL:
+        attachments.ended(session, job)
+    _event(session, job, event or terminal_event(job.kind, job.id, target))
 
 
 def _event(session: Session, job: Job, kind: str) -> None:

@@ -23,6 +23,12 @@ class Batch(Payload):
     overrides: dict[str, Any] = Field(default_factory=dict)
 
 
+class Ingestion(Payload):
+    """Kind `ingestion`: bring files into a vector store. Which ones say the rows of `vector_store_file`, by line."""
+
+    store_id: str
+
+
 #: The endpoints a batch may name, and the kind of job each makes.
 ENDPOINTS: dict[str, str] = {
     "/v1/responses": "generation",
@@ -46,8 +52,19 @@ RESPONSE_EVENTS: dict[str, str] = {
     "expired": "response.failed",
     "cancelled": "response.cancelled",
 }
+#: Of files that were brought into a vector store together.
+FILE_BATCH_EVENTS: dict[str, str] = {
+    "succeeded": "vector_store.file_batch.completed",
+    "failed": "vector_store.file_batch.failed",
+    "expired": "vector_store.file_batch.failed",
+    "cancelled": "vector_store.file_batch.cancelled",
+}
+FILE_EVENTS: tuple[str, ...] = ("vector_store.file.completed", "vector_store.file.failed")
+#: The kind of job that brings files into a vector store, and how the id of one begins that the client sees as a batch.
+INGESTION, FILE_BATCH = "ingestion", "vsfb_"
 #: By kind of job; those that are not named are batches.
-TERMINAL_EVENTS: dict[str, dict[str, str]] = {"response": RESPONSE_EVENTS}
+TERMINAL_EVENTS: dict[str, dict[str, str]] = {"response": RESPONSE_EVENTS, INGESTION: FILE_BATCH_EVENTS}
+
 
 #: Events of ours beside OpenAI's.
 ENDPOINT_EVENTS: tuple[str, ...] = ("webhook_endpoint.disabled",)
@@ -55,5 +72,14 @@ EVENT_TYPES: tuple[str, ...] = (
     *BATCH_EVENTS.values(),
     *dict.fromkeys(RESPONSE_EVENTS.values()),
     "response.incomplete",
+    *dict.fromkeys(FILE_BATCH_EVENTS.values()),
+    *FILE_EVENTS,
     *ENDPOINT_EVENTS,
 )
+
+
+def terminal_event(kind: str, job_id: str, state: str) -> str:
+    """What is told when a job comes into a state; a single file's job is told as its file."""
+    if kind == INGESTION and not job_id.startswith(FILE_BATCH):
+        return f"job.{state}"
+    return TERMINAL_EVENTS.get(kind, BATCH_EVENTS).get(state, f"job.{state}")

@@ -22,3 +22,4 @@ class Task(StrEnum):
     RUN = "run"  # shard: answer its lines
     FINISH = "finish"  # job: assemble output and error files
     DELIVER = "deliver"  # webhooks that are due
+    PURGE = "purge"  # what is owed to the vector database for removal

@@ -69,6 +69,16 @@ class Settings(BaseSettings):
     finish_tries: int = Field(5, ge=1, description="tries to plan or finish a job before it fails")
     stalls_before_careful: int = Field(2, ge=1, description="lost leases without progress before one line at a time")
 
+    vectors_url: str = Field("", description="the vector database: `weaviate://host:port`; empty: LanceDB, on disk")
+    vectors_api_key: str = Field("", repr=False, description="key of that server")
+    embedding_model: str = Field("", description="model of vector stores that name none; empty: the first there is")
+    ingest_shard_files: int = Field(32, ge=1, le=256, description="files of an ingestion's shard, at most")
+    parse_seconds: float = Field(120, gt=0, description="reading one document, at most")
+    parse_memory_bytes: int = Field(1024 * MB, ge=64 * MB, description="memory of a process that reads documents")
+    parse_max_pages: int = Field(5000, ge=1, description="pages of a document")
+    parse_max_tokens: int = Field(5_000_000, ge=1, description="tokens of a document")
+    store_max_files: int = Field(10_000, ge=1, description="files of one call that brings them into a vector store")
+
     batch_max_lines: int = Field(50_000, ge=1, description="requests of a batch")
     batch_max_bytes: int = Field(200 * MB, ge=1, description="bytes of a batch's input file")
     batch_max_line_bytes: int = Field(32 * MB, ge=1024, description="bytes of one line")

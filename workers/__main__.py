@@ -19,7 +19,7 @@ from celery import Celery, current_app
 from celery.utils import nodenames
 from kombu.exceptions import OperationalError
 
-from jobs import fleet, logs, pauses
+from jobs import fleet, logs, pauses, searches
 from jobs.errors import DatabaseBusy
 from jobs.interactive import redis_url
 from jobs.queues import Queue
@@ -34,6 +34,7 @@ from workers.engines.router import build as build_router
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.quarantine import Deaths
+from workers.searching import Searching
 
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
@@ -75,7 +76,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     host = EngineHost(engine, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
-    desk = Desk(host, redis_url(config), queue)
+    desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,8 +15,11 @@ from jobs.settings import Settings
 from jobs.storage import Storage, open_storage
 from workers import process
 from workers.keeper import Keeper
+from workers.vectors.opening import open_vectors
+from workers.vectors.port import Vectors
 
 log = logging.getLogger(__name__)
+_WRITES_BEFORE_TENDING = 64  # what was written since is searched without an index, and slowly
 
 
 @dataclass(slots=True)
@@ -25,6 +29,31 @@ class Standing:
     state: str = "ready"
     models: tuple[str, ...] = ()
     restarts: int = 0
+
+
+class Late:
+    """The vector database, opened by whoever needs it first: most processes never do."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: Vectors | None = None
+        self._writes = Counter[str]()
+
+    def wrote(self, store_id: str) -> bool:
+        """Note a write to a store; whether there were so many by now that it should be tended."""
+        with self._lock:
+            self._writes[store_id] += 1
+            if self._writes[store_id] < _WRITES_BEFORE_TENDING:
+                return False
+            del self._writes[store_id]
+            return True
+
+    def get(self, config: Settings) -> Vectors:
+        with self._lock:
+            if self._opened is None:
+                folder = config.data_dir.absolute() / "vectors"
+                self._opened = open_vectors(config.vectors_url, folder, config.vectors_api_key)
+            return self._opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +67,11 @@ class Context:
     stop: threading.Event
     standing: Standing
     keeper: Keeper
+    late: Late = field(default_factory=Late)
+
+    @property
+    def vectors(self) -> Vectors:
+        return self.late.get(self.config)
 
     def low_on_disk(self) -> bool:
         """Whether results may not fit: work waits at a checkpoint and does not fail."""

@@ -24,11 +24,12 @@ from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
 from jobs.models import TOKENS, File, Job, Segment, Shard
-from jobs.payloads import Batch
+from jobs.payloads import INGESTION, Batch
 from jobs.queues import Task
 from jobs.states import JobState
 from workers import outcomes, records
 from workers.context import Context
+from workers.ingestion.conclude import conclude
 from workers.keeper import Hold
 from workers.responding import respond
 from workers.stumbling import stumble
@@ -49,6 +50,8 @@ def finish(context: Context, job_id: str) -> None:
         try:
             if claim.job.kind == responses.KIND:
                 respond(context, claim)
+            elif claim.job.kind == INGESTION:
+                conclude(context, claim)
             else:
                 _Finisher(context, claim, hold).run()
         except Fenced:

@@ -15,11 +15,11 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import audit, deliveries, fleet, ledger, pauses, schedules, shards
+from jobs import attachments, audit, deliveries, fleet, ledger, pauses, schedules, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.models import Job, Worker
-from jobs.queues import Queue
+from jobs.queues import Queue, Task
 from jobs.registry import Registry
 from jobs.settings import Settings
 from jobs.states import JobState
@@ -63,10 +63,15 @@ class Housekeeper:
             self._retained = self._clock()
             self._retention.run()
 
-    def deliveries_waiting(self) -> bool:
-        """Whether a webhook is due that nobody has taken, and there is somebody to take it."""
+    def standing(self) -> dict[Task, Queue]:
+        """What is to be done that has no job, and where somebody is to do it: webhooks that are due, removals."""
         with self._db.read() as session:
-            return deliveries.due_count(session) > 0 and bool(fleet.alive(session, Queue.WEBHOOKS))
+            waits = {
+                Task.DELIVER: (Queue.WEBHOOKS, deliveries.due_count(session) > 0),
+                Task.PURGE: (Queue.INGEST, attachments.owes(session)),
+            }
+            wanted = {task: queue for task, (queue, is_due) in waits.items() if is_due}
+            return {task: queue for task, queue in wanted.items() if fleet.alive(session, queue)}
 
     def _bury_workers(self) -> None:
         with self._db.read() as session:

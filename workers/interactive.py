@@ -10,6 +10,7 @@ again. See `jobs.interactive` for what passes between.
 import asyncio
 import logging
 import traceback
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -43,11 +44,17 @@ _AWAY_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 
 
+Own = Callable[[Question, int], Awaitable[Answer]]  # a question and the priority of what it asks the engine
+
+
 class Desk:
     """Serves one queue's line. `serve` runs until it is cancelled, or `close` is called."""
 
-    def __init__(self, host: EngineHost, url: str, queue: str, places: int = PLACES) -> None:
+    def __init__(
+        self, host: EngineHost, url: str, queue: str, places: int = PLACES, own: Mapping[str, Own] | None = None
+    ) -> None:
         self.queue = queue
+        self._own = own or {}  # questions that are not the engine's, by URL
         self._host, self._url = host, url
         self._places = places
         self._tasks: set[asyncio.Task[None]] = set()
@@ -179,6 +186,8 @@ class Desk:
             return _end(refusal(500, "The engine gave no answer.", code="engine_error"))
 
     async def _engine(self, question: Question, request: Request) -> Answer:
+        if question.url in self._own:
+            return await self._own[question.url](question, PRIORITY)
         if not question.stream:
             return await self._host.engine.answer(request)
 

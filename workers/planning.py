@@ -19,11 +19,13 @@ from jobs.db import WRITE_ROWS
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ledger import JobClaim
 from jobs.models import Shard
+from jobs.payloads import INGESTION
 from jobs.queues import Task
 from workers import selection
 from workers.context import Context
+from workers.ingestion.plan import plan_ingestion
 from workers.keeper import Hold
-from workers.stumbling import stumble
+from workers.stumbling import Abandoned, stumble
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,15 +33,6 @@ T = TypeVar("T")
 #: Errors a rejected batch names, at most.
 MAX_ERRORS = 1000
 _SHARDS_AT_ONCE = 50
-
-
-class Abandoned(Exception):
-    """The claim ended, or the work has to wait; `delay` and `waiting_for` say how it goes on."""
-
-    def __init__(self, delay: float = 0.0, waiting_for: str | None = None) -> None:
-        super().__init__(waiting_for)
-        self.delay = delay
-        self.waiting_for = waiting_for
 
 
 def plan(context: Context, job_id: str) -> None:
@@ -51,7 +44,10 @@ def plan(context: Context, job_id: str) -> None:
         return
     with context.keeper.holding(job_id, claim.epoch) as hold:
         try:
-            _Planner(context, claim, hold).run()
+            if claim.job.kind == INGESTION:
+                plan_ingestion(context, claim, hold)
+            else:
+                _Planner(context, claim, hold).run()
         except Fenced:
             log.info("planning_fenced", extra={"job_id": job_id})
         except (StorageFull, StorageAway):

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from jobs import audit
+from jobs import attachments, audit
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import StorageAway
@@ -67,7 +67,10 @@ class Retention:
         with self._db.write() as session:
             scheduled = exists().where(Schedule.input_file_id == File.id)
             expired = File.expires_at <= now(), File.deleted_at.is_(None), ~scheduled
-            session.execute(update(File).where(*expired).values(deleted_at=now()))
+            hidden = session.scalars(update(File).where(*expired).values(deleted_at=now()).returning(File.id)).all()
+            for start in range(0, len(hidden), _AT_ONCE):
+                attachments.remove_everywhere(session, hidden[start : start + _AT_ONCE])
+            attachments.expire(session, now(), _AT_ONCE)
         read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
         with self._db.write() as session:
             gone = session.scalars(select(File).where(File.deleted_at.is_not(None), ~read).limit(_AT_ONCE)).all()

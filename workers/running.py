@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from jobs import ledger, shards
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.logs import Seldom
+from jobs.payloads import INGESTION
 from jobs.shards import ShardClaim, Tally
 from workers import records
 from workers.answering import Answering
@@ -28,6 +29,7 @@ from workers.context import Context
 from workers.engines.port import Answer, EngineFault
 from workers.finishing import finish
 from workers.host import EngineHost, GaveUp
+from workers.ingestion.index import Indexing
 from workers.items import read_items
 from workers.keeper import Hold
 from workers.records import Item, Record
@@ -52,7 +54,7 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     if claim is None:
         return
     with context.keeper.holding(job_id, claim.epoch, n) as hold:
-        run = _Run(context, host, claim, hold)
+        run = (Indexing if claim.job.kind == INGESTION else _Run)(context, host, claim, hold)
         try:
             run.all()
         except Fenced:

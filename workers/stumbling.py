@@ -12,6 +12,15 @@ from jobs.ledger import JobClaim
 from workers.context import Context
 
 
+class Abandoned(Exception):
+    """The claim ended, or the work has to wait; `delay` and `waiting_for` say how it goes on."""
+
+    def __init__(self, delay: float = 0.0, waiting_for: str | None = None) -> None:
+        super().__init__(waiting_for)
+        self.delay = delay
+        self.waiting_for = waiting_for
+
+
 def stumble(context: Context, claim: JobClaim, error: Exception, what: str, code: str = "internal_error") -> None:
     """Give the claim back with a delay; the last time the job fails and says what could not be done, and why."""
     told = f"{what}: {error}" if code != "internal_error" else f"{what}: an internal error, see the worker's log."

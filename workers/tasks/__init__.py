@@ -2,12 +2,16 @@
 
     plan(job)      cpu.plan       read and cut the input
     finish(job)    cpu.plan       assemble the results
-    run(job, n)    gpu.*          answer the lines of a shard
+    run(job, n)    gpu.*          answer the lines of a shard, embed its documents
+                   cpu.ingest     parse its documents
+    purge()        cpu.ingest     remove what is owed to the vector database
     deliver()      io.webhooks    send what is due
 
 A doorbell carries ids; what they mean is read from SQL. The process's context is built when the process is: by
 `workers.__main__` in a pool of threads, by `worker_process_init` in each child of a prefork pool.
 """
+
+from dataclasses import replace
 
 from celery import shared_task, signals
 
@@ -17,6 +21,9 @@ from jobs.settings import settings
 from workers.context import Context, Pool, build
 from workers.finishing import finish as finish_job
 from workers.host import EngineHost
+from workers.ingestion.parse import parse_shard
+from workers.ingestion.purge import purge as purge_vectors
+from workers.parsing.parser import Limits, Parser
 from workers.planning import plan as plan_job
 from workers.running import run as run_shard
 from workers.tasks.deliver import deliver as deliver_due
@@ -29,6 +36,7 @@ class _Process:
 
     context: Context
     host: EngineHost
+    parser: Parser
 
 
 def furnish(context: Context, host: EngineHost | None = None) -> None:
@@ -53,7 +61,16 @@ def finish(job_id: str) -> None:
 @shared_task(name=Task.RUN.value)
 def run(job_id: str, n: int) -> None:
     with about(job_id=job_id):
-        run_shard(_Process.context, _Process.host, job_id, n)
+        if parser := getattr(_Process, "parser", None):
+            if parse_shard(_Process.context, parser, job_id, n):
+                finish_job(_Process.context, job_id)
+        else:
+            run_shard(_Process.context, _Process.host, job_id, n)
+
+
+@shared_task(name=Task.PURGE.value)
+def purge() -> None:
+    purge_vectors(_Process.context)
 
 
 @shared_task(name=Task.DELIVER.value)
@@ -64,11 +81,15 @@ def deliver() -> None:
 @signals.worker_process_init.connect
 def _child_begins(**_: object) -> None:
     """A child of the prefork pool is a worker of its own, with a beat of its own."""
-    furnish(build(settings(), CPU_POOL))
+    config = settings()
+    furnish(build(config, CPU_POOL))
+    limits = Limits(config.parse_seconds, memory_bytes=config.parse_memory_bytes, pages=config.parse_max_pages)
+    _Process.parser = Parser(replace(limits, tokens=config.parse_max_tokens))
 
 
 @signals.worker_process_shutdown.connect
 def _child_ends(**_: object) -> None:
+    _Process.parser.close()
     _Process.context.keeper.leave()
 
 

@@ -1,0 +1,216 @@
+"""Files in vector stores: attached, published, replaced, removed. SQL alone decides what can be found.
+
+    attach ─▶ in_progress ──published──▶ completed      `document` is the key of the version that can be found; the
+       ▲           ├──refused──────▶ failed             key of the one before goes to the removals in the same step
+       └── again ──┤
+                   └──job ended────▶ cancelled, failed
+
+Every attempt to make a version's vectors writes under a key of its own, `<version>.<epoch of the claim>`. So what a
+worker left that died, or still writes although it has lost its claim, lies under a key that no file points to.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import delete, exists, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db import UNSEEN, insert_into
+from jobs.ids import new_id
+from jobs.models import Job, VectorRemoval, VectorStore, VectorStoreFile
+from jobs.states import JobState
+
+IN_PROGRESS: Final = "in_progress"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+
+#: What is owed to the vector database.
+DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that is to be brought into a store."""
+
+    file_id: str
+    filename: str
+    chunking: dict[str, Any]
+    attributes: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one line of an ingestion: a whole version, or why there is none."""
+
+    line: int
+    file_id: str
+    version: str
+    document: str = ""
+    entries: int = 0
+    usage_bytes: int = 0
+    recipe: str | None = None
+    error: tuple[str, str] | None = None  # code and message, as OpenAI's `last_error`
+
+
+@dataclass(slots=True)
+class Settled:
+    """The lines of `publish`, by what they were."""
+
+    completed: list[Made] = field(default_factory=list)
+    failed: list[Made] = field(default_factory=list)
+    gone: list[Made] = field(default_factory=list)  # removed from the store meanwhile, or attached anew
+
+
+def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment]) -> None:
+    """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then."""
+    at = now()
+    rows = [
+        {
+            "store_id": store.id,
+            "id": file.file_id,
+            "project_id": store.project_id,
+            "filename": file.filename,
+            "status": IN_PROGRESS,
+            "created_at": at,
+            "attributes": file.attributes,
+            "chunking": file.chunking,
+            "error_code": None,
+            "error_message": None,
+            "job_id": job.id,
+            "line": line,
+            "version": new_id("vsd_"),
+            "entries": 0,
+            "usage_bytes": 0,
+        }
+        for line, file in enumerate(files)
+    ]
+    kept = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
+    insert = insert_into(session, VectorStoreFile)
+    again = {name: insert.excluded[name] for name in rows[0] if name not in kept}
+    session.execute(insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again), rows)
+    touch(session, store, at)
+
+
+def touch(session: Session, store: VectorStore, at: float) -> None:
+    """The store was used: it expires so many days from now."""
+    expires = None if store.expires_days is None else at + 86_400 * store.expires_days
+    session.execute(update(VectorStore).where(VectorStore.id == store.id).values(active_at=at, expires_at=expires))
+    store.active_at, store.expires_at = at, expires
+
+
+def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
+    """The files that a job is still to make among its lines `first` … `first + count - 1`, by line from `first`."""
+    lines = select(VectorStoreFile).where(
+        VectorStoreFile.job_id == job_id,
+        VectorStoreFile.line >= first,
+        VectorStoreFile.line < first + count,
+        VectorStoreFile.status == IN_PROGRESS,
+    )
+    return {row.line - first: row for row in session.scalars(lines)}
+
+
+def publish(session: Session, store: VectorStore, made: Sequence[Made], dimensions: int) -> Settled:
+    """Bring versions into view and note failures, each unless its file was removed or attached anew meanwhile."""
+    wanted = select(VectorStoreFile).where(
+        VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_([one.file_id for one in made])
+    )
+    rows = {row.id: row for row in session.scalars(wanted.order_by(VectorStoreFile.id).with_for_update())}
+    settled = Settled()
+    for one in made:
+        row = rows.get(one.file_id)
+        if row is None or row.version != one.version or row.status != IN_PROGRESS:
+            settled.gone.append(one)
+        elif one.error is not None:
+            row.status, (row.error_code, row.error_message) = FAILED, one.error
+            settled.failed.append(one)
+        else:
+            _publish(session, store, row, one)
+            settled.completed.append(one)
+    if settled.completed and dimensions:
+        unknown = VectorStore.id == store.id, VectorStore.dimensions == 0
+        session.execute(update(VectorStore).where(*unknown).values(dimensions=dimensions))
+    if settled.gone:
+        owe(session, store, LEFTOVERS)
+    return settled
+
+
+def _publish(session: Session, store: VectorStore, row: VectorStoreFile, made: Made) -> None:
+    if row.document and row.document != made.document:
+        owe(session, store, DOCUMENT, row)
+    row.status, row.document, row.entries = COMPLETED, made.document, made.entries
+    row.usage_bytes, row.recipe = made.usage_bytes, made.recipe
+
+
+def ended(session: Session, job: Job) -> None:
+    """An ingestion has come to its end: what it has not made by now it never will."""
+    values: dict[str, Any] = {"status": CANCELLED}
+    if job.state != JobState.CANCELLED:
+        words = "The file was not processed within its time." if job.state == JobState.EXPIRED else "Internal error."
+        values = {"status": FAILED, "error_code": "server_error", "error_message": words}
+    left = VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS
+    stores = session.scalars(select(VectorStoreFile.store_id).where(*left).distinct()).all()
+    session.execute(update(VectorStoreFile).where(*left).values(values), execution_options=UNSEEN)
+    for store in session.scalars(select(VectorStore).where(VectorStore.id.in_(stores))):
+        owe(session, store, LEFTOVERS)
+
+
+def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
+    """Take a file out of a store: it can't be found from this moment, and its vectors are owed for removal."""
+    owe(session, store, DOCUMENT, row) if row.document else owe(session, store, LEFTOVERS)
+    session.delete(row)
+
+
+def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
+    """Take deleted files out of every store."""
+    both = select(VectorStore, VectorStoreFile).join(VectorStoreFile, VectorStoreFile.store_id == VectorStore.id)
+    for store, row in session.execute(both.where(VectorStoreFile.id.in_(list(file_ids)))).all():
+        remove(session, store, row)
+
+
+def remove_store(session: Session, store: VectorStore) -> None:
+    """Nothing of it can be found from this moment; its files' rows go with its vectors."""
+    owe(session, store, STORE)
+    session.execute(delete(VectorStore).where(VectorStore.id == store.id))
+
+
+def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | None = None) -> None:
+    """Owe the vector database a removal, in the caller's transaction. A store's leftovers are looked for once."""
+    waiting = exists().where(VectorRemoval.store_id == store.id, VectorRemoval.what == LEFTOVERS)
+    if what == LEFTOVERS and session.scalar(select(waiting)):
+        return
+    session.add(
+        VectorRemoval(
+            store_id=store.id,
+            project_id=store.project_id,
+            model=store.model,
+            dimensions=store.dimensions,
+            what=what,
+            document=row.document if row else None,
+            file_id=row.id if row else None,
+            created_at=now(),
+        )
+    )
+
+
+def owes(session: Session) -> bool:
+    """Whether anything is to be removed from the vector database."""
+    return session.scalar(select(VectorRemoval.id).limit(1)) is not None
+
+
+def expire(session: Session, at: float, limit: int) -> int:
+    """Of stores whose time is over what they hold goes; how many there were. Their rows stay and say `expired`."""
+    inside = exists().where(VectorStoreFile.store_id == VectorStore.id)
+    owed = exists().where(VectorRemoval.store_id == VectorStore.id, VectorRemoval.what == STORE)
+    over = select(VectorStore).where(VectorStore.expires_at <= at, inside, ~owed).limit(limit)
+    stores = session.scalars(over).all()
+    for store in stores:
+        owe(session, store, STORE)
+    return len(stores)
+
+
+def version_of(document: str) -> str:
+    """Whose vectors lie under a key."""
+    return document.rpartition(".")[0]

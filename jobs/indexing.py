@@ -1,0 +1,63 @@
+"""Results of an ingestion: versions of files come into view with the segment that counts them, in one transaction."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy.orm import Session
+
+from jobs import attachments, events, ledger, shards
+from jobs.attachments import Made, Settled
+from jobs.errors import Fenced
+from jobs.models import Job, Segment, VectorStore
+from jobs.shards import ShardClaim, Tally
+
+
+def commit(
+    session: Session, claim: ShardClaim, seq: int, made: Sequence[Made], tally: Tally, dimensions: int, *, last: bool
+) -> None:
+    """Publish, count, tell; with `last` the shard is done. Run twice it counts once. Raises Fenced.
+
+    `tally` brings the tokens; the lines are added here, since a file may have been removed from its store meanwhile.
+    """
+    job = ledger.lock(session, claim.job.id)
+    if job is None:
+        raise Fenced
+    if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
+        return  # the first commit's answer was lost
+    store = session.get(VectorStore, job.payload["store_id"])
+    settled = attachments.publish(session, store, made, dimensions) if store else Settled(gone=list(made))
+    counted = _count(tally, settled)
+    if counted.covered:
+        shards.commit(session, claim, seq, "", 0, counted, last=last)
+    elif last:
+        shards.finish_empty(session, claim)
+    if store is not None:
+        _tell(session, job, store, settled)
+    if last:
+        ledger.settle(session, job.id, actor=f"worker:{claim.worker_id}")
+
+
+def _count(tally: Tally, settled: Settled) -> Tally:
+    counted = replace(tally, covered=0, good=0, outcomes={})
+    for one in settled.completed:
+        counted.covered |= 1 << one.line
+        counted.good |= 1 << one.line
+    for one in settled.failed + settled.gone:
+        counted.covered |= 1 << one.line
+        name = f"error:{one.error[0] if one.error else 'removed'}"
+        counted.outcomes[name] = counted.outcomes.get(name, 0) + 1
+    return counted
+
+
+def _tell(session: Session, job: Job, store: VectorStore, settled: Settled) -> None:
+    """One event a file, numbered under the lock on its job's row."""
+    told = [("vector_store.file.completed", one) for one in settled.completed]
+    told += [("vector_store.file.failed", one) for one in settled.failed]
+    for kind, one in told:
+        job.event_seq += 1
+        data = {"id": one.file_id, "vector_store_id": store.id}
+        event = events.record(
+            session, subject_id=job.id, seq=job.event_seq, project_id=job.project_id, type=kind, data=data
+        )
+        session.flush()
+        events.fan_out(session, event, job)

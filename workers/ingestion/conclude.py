@@ -1,0 +1,37 @@
+"""The end of an ingestion: its counts, then the vector database is put in order."""
+
+import logging
+from collections import Counter
+
+from sqlalchemy import select
+
+from jobs import ledger
+from jobs.ledger import JobClaim
+from jobs.models import Segment, VectorStore
+from workers.context import Context
+from workers.vectors.port import Store, VectorsAway
+
+log = logging.getLogger(__name__)
+
+
+def conclude(context: Context, claim: JobClaim) -> None:
+    """Bring the claimed job to its end. Raises Fenced."""
+    job = claim.job
+    with context.db.read() as session:
+        values = {**ledger.sums(session, job.id), "total": job.total}
+        counts = Counter[str]()
+        for outcomes in session.scalars(select(Segment.outcomes).where(Segment.job_id == job.id)):
+            counts.update(outcomes or {})
+        store = session.get(VectorStore, job.payload["store_id"])
+    context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts))
+    log.info("ingestion_closed", extra={"job_id": job.id, "files": job.total, **values})
+    if store is not None and store.dimensions:
+        tend(context, store)
+
+
+def tend(context: Context, store: VectorStore) -> None:
+    """It is only for speed: what keeps it from being done now does not matter."""
+    try:
+        context.vectors.tend(Store(store.id, store.project_id, store.model, store.dimensions))
+    except VectorsAway as error:
+        log.warning("vectors_not_tended", extra={"store": store.id, "error": str(error)})

@@ -1,0 +1,104 @@
+"""How a store's documents are cut: on the tokens of its own embedding model, and never longer than that takes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from jobs.registry import EngineKind, Model, Registry
+from jobs.settings import Settings
+from workers.engines.packaged import MINILM, ModelUnavailable, materialise
+from workers.engines.router import models_dir
+from workers.parsing.parser import Cutting
+
+#: Counts what parsing and cutting make of the same file: with another number everything is made anew.
+RECIPE: Final = 1
+_UNKNOWN_LENGTH: Final = 512  # tokens, of a model that says nothing of itself
+
+
+class NoTokenizer(Exception):
+    """The tokenizer of an embedding model cannot be read here."""
+
+
+def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutting:
+    """What to cut by, for the model `name`. Raises NoTokenizer."""
+    registry = Registry.load(config)
+    model = registry.resolve(name)
+    folder = _folder(config, model)
+    length = _longest(folder, model)
+    strategy = chunking["type"]
+    wanted = chunking[strategy]
+    most = min(int(wanted["max_chunk_size_tokens"]), length)
+    overlap = int(wanted["chunk_overlap_tokens"]) * most // int(wanted["max_chunk_size_tokens"])
+    return Cutting(folder / "tokenizer.json", most, overlap, strategy)
+
+
+def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any]) -> str:
+    """What a version is made from, and how: of two with the same recipe the vectors are the same."""
+    made = [RECIPE, sha256, model, dimensions, chunking]
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def _folder(config: Settings, model: Model | None) -> Path:
+    """Where the model's tokenizer lies; of a model behind a URL one has to guess."""
+    try:
+        if model is not None and model.source.path is not None:
+            return _checked(model.source.path)
+        if model is not None and model.engine is EngineKind.EMBED and model.source.packaged:
+            return _checked(materialise(model.source.packaged, models_dir(config)))
+        if model is not None and model.source.repo is not None:
+            return _downloaded(model.source.repo, str(model.source.revision))
+        return _checked(materialise(MINILM, models_dir(config)))
+    except ModelUnavailable as error:
+        raise NoTokenizer(str(error)) from error
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "tokenizer.json").is_file():
+        raise NoTokenizer("The embedding model's folder has no tokenizer.json.")
+    return folder
+
+
+@lru_cache(maxsize=16)
+def _downloaded(repo: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    names = ["tokenizer.json", "config.json", "sentence_bert_config.json"]
+    try:
+        return _checked(Path(snapshot_download(repo, revision=revision, allow_patterns=names)))
+    except OSError as error:
+        raise NoTokenizer(f"The tokenizer of {repo} cannot be fetched.") from error
+
+
+def _longest(folder: Path, model: Model | None) -> int:
+    """How many tokens of text the model takes, its special tokens and its prompt not counted."""
+    prompt = str((model.engine_args.get("prompt") or "") if model else "")
+    return max(16, _context(folder, model.max_model_len if model else None) - _framing(folder, prompt))
+
+
+def _context(folder: Path, configured: int | None) -> int:
+    found = [
+        _number(folder / "sentence_bert_config.json", "max_seq_length"),
+        _number(folder / "config.json", "max_position_embeddings"),
+        configured,
+    ]
+    return next((number for number in found if number), _UNKNOWN_LENGTH)
+
+
+def _number(file: Path, name: str) -> int | None:
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_bytes()).get(name)
+    return found if isinstance(found, int) else None
+
+
+@lru_cache(maxsize=16)
+def _framing(folder: Path, prompt: str) -> int:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return len(tokenizer.encode(prompt).ids)

@@ -1,0 +1,262 @@
+"""The second stage of a shard: vectors for the chunks of each document, written where nobody looks, then published.
+
+    documents ──▶ texts ─┬─ known to the store already ─┐
+                         └─ engine, many at a time ─────┴─▶ vectors, durable ──▶ one transaction: in view, and counted
+
+Several documents are embedded, written and published together. Vectors lie under a key of this claim; those that a
+lost claim has written stay out of sight and are removed.
+"""
+
+import base64
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from jobs import attachments, documents, indexing, shards
+from jobs.attachments import Made
+from jobs.documents import Document
+from jobs.errors import Fenced, StorageFull
+from jobs.models import File, VectorStore, VectorStoreFile
+from jobs.shards import ShardClaim, Tally
+from workers.answering import Answering
+from workers.context import Context
+from workers.engines.port import Answer, Request
+from workers.host import EngineHost, GaveUp
+from workers.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
+from workers.keeper import Hold
+from workers.records import Item
+from workers.vectors.port import Entry, Store, Vector, VectorsAway
+
+log = logging.getLogger(__name__)
+URL: Final = "/v1/embeddings"
+#: Texts of one request, and chunks that are written and published together.
+TEXTS_AT_ONCE: Final = 32
+CHUNKS_AT_ONCE: Final = 256
+AWAY_SECONDS: Final = 5.0
+DIFFERENT: Final = ("server_error", "The embedding model now gives vectors of another length than this store's.")
+
+
+class Unusable(Exception):
+    """The engine's answer holds no vectors."""
+
+
+@dataclass(slots=True)
+class _File:
+    """A document on its way, and its chunks' texts by digest."""
+
+    line: int
+    row: VectorStoreFile
+    recipe: str
+    document: Document
+    digests: list[str] = field(default_factory=list)
+    failed: tuple[str, str] | None = None
+
+
+class Indexing:
+    """One claim on one shard. `closed`: all of it is done."""
+
+    def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
+        self.context = context
+        self.host = host
+        self.claim = claim
+        self.hold = hold
+        self.left = claim.lines - claim.covered.bit_count()
+        self.seq = 0
+        self.closed = False
+        self.answers: deque[tuple[Item, Answer]] = deque()
+
+    def all(self) -> None:
+        """Raises Fenced, GaveUp, StorageFull, StorageAway."""
+        if self.context.low_on_disk():
+            raise StorageFull
+        try:
+            self._all()
+        except VectorsAway as error:
+            log.warning("vectors_away", extra={"job_id": self.claim.job.id, "error": str(error)})
+            self.give_back(AWAY_SECONDS, "vectors")
+        except CancelledError:
+            if self.hold.lost.is_set():
+                raise Fenced from None
+            self.give_back(0.0, None)
+
+    def give_back(self, delay: float, waiting_for: str | None) -> None:
+        self.context.db.retrying(
+            lambda session: shards.give_back(session, self.claim, delay=delay, waiting_for=waiting_for)
+        )
+
+    def _all(self) -> None:
+        claim = self.claim
+        with self.context.db.read() as session:
+            self.store = session.get(VectorStore, claim.job.payload["store_id"])
+            rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
+        lines = [line for line in range(claim.lines) if not claim.covered >> line & 1]
+        lost = [Made(line, "", "") for line in lines if line not in rows or self.store is None]
+        if lost:
+            self._commit(lost, Tally(), 0)
+        if self.store is not None:
+            for group in self._groups([(line, rows[line]) for line in lines if line in rows], self.store):
+                self._stop_if_ended()
+                self._index(group, self.store)
+        if not self.closed and not self.left:
+            self._commit([], Tally(), 0)
+
+    def _groups(self, rows: Sequence[tuple[int, VectorStoreFile]], store: VectorStore) -> Iterator[list[_File]]:
+        """Documents that are embedded together; in careful mode one at a time, named before it is tried."""
+        careful = self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.trying_line is not None
+        group: list[_File] = []
+        for line, row in rows:
+            if careful and not self._may_try(line, row):
+                continue
+            group.append(self._read(line, row, store))
+            if careful or sum(len(file.digests) for file in group) >= CHUNKS_AT_ONCE:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _may_try(self, line: int, row: VectorStoreFile) -> bool:
+        if line == self.claim.trying_line and self.claim.trying_times >= CAREFUL_TRIES:
+            self._commit([Made(line, row.id, row.version, error=CRASHED)], Tally(), 0)
+            return False
+        self.context.db.retrying(lambda session: shards.trying(session, self.claim, line))
+        return True
+
+    def _read(self, line: int, row: VectorStoreFile, store: VectorStore) -> _File:
+        with self.context.db.read() as session:
+            file = session.get(File, row.id)
+        document = documents.load(self.context.storage, store.id, row.version)
+        made_from = recipe_of(store, file, row) if file else ""
+        if document is None:  # removed meanwhile: publishing finds that out
+            return _File(line, row, made_from, Document("", ()), failed=BROKE)
+        digests = [_digest(document.piece(n)) for n in range(len(document.chunks))]
+        return _File(line, row, made_from, document, digests)
+
+    def _index(self, group: list[_File], row: VectorStore) -> None:
+        store = _store(row)
+        texts = {file.digests[n]: file.document.piece(n) for file in group for n in range(len(file.digests))}
+        vectors = self.context.vectors.known(store, list(texts)) if store.dimensions else {}
+        missing = {digest: text for digest, text in texts.items() if digest not in vectors}
+        tally = self._embed(missing, vectors, row)
+        dimensions = row.dimensions or next((len(vector) for vector in vectors.values()), 0)
+        made = [self._made(file, vectors, dimensions) for file in group]
+        whole = {one.line for one in made if one.error is None}
+        entries = [entry for file in group if file.line in whole for entry in self._entries(file, vectors)]
+        if entries:
+            where = Store(store.id, store.project_id, store.model, dimensions)
+            self.context.vectors.write(where, entries)
+            if self.context.late.wrote(store.id):
+                self.context.vectors.tend(where)
+        self._commit(made, tally, dimensions)
+
+    def _made(self, file: _File, vectors: dict[str, Vector], dimensions: int) -> Made:
+        row = file.row
+        if file.failed or any(digest not in vectors for digest in file.digests):
+            return Made(file.line, row.id, row.version, error=file.failed or BROKE)
+        if any(len(vectors[digest]) != dimensions for digest in file.digests):
+            return Made(file.line, row.id, row.version, error=DIFFERENT)
+        size = len(file.document.text.encode()) + 4 * dimensions * len(file.digests)
+        return Made(file.line, row.id, row.version, self._key(row), len(file.digests), size, file.recipe)
+
+    def _key(self, row: VectorStoreFile) -> str:
+        return f"{row.version}.{self.claim.epoch}"
+
+    def _entries(self, file: _File, vectors: dict[str, Vector]) -> Iterator[Entry]:
+        document = file.document
+        facts = {"title": document.title, "language": document.language, "filename": file.row.filename}
+        for n, (chunk, digest) in enumerate(zip(document.chunks, file.digests, strict=True)):
+            meta = facts | msgspec.to_builtins(chunk)
+            meta = {name: value for name, value in meta.items() if value is not None}
+            yield Entry(self._key(file.row), n, document.piece(n), digest, vectors[digest], meta)
+
+    def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> Tally:
+        """Fill `vectors` by digest. What the engine refuses or breaks on stays missing."""
+        tally = Tally()
+        batches = [list(texts)[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE)]
+        items = [self._item(n, [texts[digest] for digest in batch], store) for n, batch in enumerate(batches)]
+        if not items:
+            return tally
+        self._ask(items)
+        while self.answers:
+            item, answer = self.answers.popleft()
+            tally.input_tokens += answer.usage.input_tokens
+            try:
+                vectors.update(zip(batches[item.line], read_vectors(answer), strict=True))
+            except (Unusable, ValueError) as error:
+                log.warning("embedding_unusable", extra={"job_id": self.claim.job.id, "error": type(error).__name__})
+        return tally
+
+    def _item(self, n: int, texts: list[str], store: VectorStore) -> Item:
+        body: dict[str, Any] = {"model": store.model, "input": texts, "encoding_format": "base64"}
+        if store.shortened:
+            body["dimensions"] = store.dimensions
+        item_id = f"{self.claim.job.id}-{self.claim.n}-{self.claim.epoch}-{self.seq}-{n}"
+        request = Request(URL, body, item_id, -self.claim.job.priority, self.claim.job.project_id)
+        return Item(n, "", item_id, request)
+
+    def _ask(self, items: list[Item]) -> None:
+        """Answers on the engine's loop, while this thread watches the claim. Raises GaveUp, CancelledError."""
+        self.hold.changed.clear()
+        self._stop_if_ended()
+        answering = Answering(self.host, self.context.config.item_tries, lambda *pair: self.answers.append(pair))
+        future = self.host.call(answering.run(items))
+        future.add_done_callback(lambda _: self.hold.changed.set())
+        try:
+            while not future.done():
+                self.hold.changed.wait(1.0)
+                self._stop_if_ended()
+            future.result()
+        except GaveUp:
+            self.answers.clear()
+            raise
+        finally:
+            future.cancel()
+
+    def _stop_if_ended(self) -> None:
+        if self.hold.ended:
+            raise CancelledError
+
+    def _commit(self, made: list[Made], tally: Tally, dimensions: int) -> None:
+        if self.hold.lost.is_set():
+            raise Fenced
+        last = self.left == len(made)
+        self.context.db.retrying(
+            lambda session: indexing.commit(session, self.claim, self.seq, made, tally, dimensions, last=last)
+        )
+        self.left -= len(made)
+        self.seq += 1
+        self.closed = last
+
+
+def read_vectors(answer: Answer) -> list[Vector]:
+    """The vectors of an answer, in the order of the texts. Raises Unusable."""
+    if answer.status >= 400:
+        raise Unusable
+    try:
+        data = sorted(msgspec.json.decode(answer.body)["data"], key=lambda one: one["index"])
+        return [_vector(one["embedding"]) for one in data]
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        raise Unusable from error
+
+
+def _vector(value: Any) -> Vector:
+    """Of length 1, whatever the engine gave: some endpoints know no base64, some do not normalise."""
+    found = np.frombuffer(base64.b64decode(value), "<f4") if isinstance(value, str) else np.asarray(value, "f4")
+    length = float(np.linalg.norm(found))
+    if not len(found) or not np.isfinite(length):
+        raise Unusable
+    return (found / max(length, 1e-12)).astype(np.float32)
+
+
+def _store(row: VectorStore) -> Store:
+    return Store(row.id, row.project_id, row.model, row.dimensions)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

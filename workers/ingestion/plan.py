@@ -1,0 +1,95 @@
+"""Planning an ingestion: its files, already in SQL line by line, are cut into shards of some files each."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import ledger, placement, shards
+from jobs.db import WRITE_ROWS
+from jobs.ledger import JobClaim
+from jobs.models import File, Shard, VectorStore, VectorStoreFile
+from jobs.queues import Queue
+from workers.context import Context
+from workers.keeper import Hold
+from workers.stumbling import Abandoned
+
+_SHARDS_AT_ONCE = 50
+
+
+def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
+    """Cut it and let it run. Raises Fenced, Abandoned."""
+    job = claim.job
+    if claim.epoch > 1:  # somebody planned it before us
+        _uncut(context, claim)
+    try:
+        model, queue = _place(context, claim)
+    except placement.NotServed as refusal:
+        error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
+        context.db.retrying(lambda session: ledger.reject(session, claim, [error]), context.stop)
+        return
+    except placement.NotYet:
+        raise Abandoned(5.0, "model") from None
+    cuts = list(_cuts(context, job.id, job.total))
+    last = max(0, len(cuts) - 1) // _SHARDS_AT_ONCE * _SHARDS_AT_ONCE
+    for start in range(0, last, _SHARDS_AT_ONCE):
+        if hold.ended:
+            raise Abandoned
+        page = cuts[start : start + _SHARDS_AT_ONCE]
+        context.db.retrying(partial(_cut, claim=claim, cuts=page), context.stop)
+        context.db.breathe(context.stop)
+
+    def planned(session: Session) -> None:
+        _cut(session, claim, cuts[last:])
+        ledger.planned(session, claim, total=job.total, model=model, queue=queue)
+
+    context.db.retrying(planned, context.stop)
+
+
+def _place(context: Context, claim: JobClaim) -> tuple[str, str]:
+    """The store's model and where it runs. A store that is gone has none that matters: nothing will be made."""
+    job = claim.job
+    with context.db.read() as session:
+        store = session.get(VectorStore, job.payload["store_id"])
+        if store is None:
+            return "", Queue.EMBED
+        queue = placement.queue_of(
+            session, context.config, store.model, endpoint="/v1/embeddings", project_id=job.project_id
+        )
+        return store.model, queue
+
+
+def _cuts(context: Context, job_id: str, total: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first line and lines of each shard. A file of unknown size (removed already) counts for nothing."""
+    with context.db.read() as session:
+        sizes = dict(
+            session.execute(
+                select(VectorStoreFile.line, File.bytes)
+                .join(File, File.id == VectorStoreFile.id)
+                .where(VectorStoreFile.job_id == job_id)
+            ).all()
+        )
+    n, first, held = 0, 0, 0
+    for line in range(total):
+        size = int(sizes.get(line, 0))
+        full = line - first >= context.config.ingest_shard_files or held + size > context.config.shard_bytes
+        if line > first and full:
+            yield n, first, line - first
+            n, first, held = n + 1, line, 0
+        held += size
+    if total > first:
+        yield n, first, total - first
+
+
+def _cut(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]) -> None:
+    rows = [
+        Shard(job_id=claim.job.id, n=n, first_line=first, lines=lines, offset=0, length=0, queue=Queue.INGEST)
+        for n, first, lines in cuts
+    ]
+    shards.cut(session, claim, Queue.INGEST, rows)
+
+
+def _uncut(context: Context, claim: JobClaim) -> None:
+    while context.db.retrying(lambda session: shards.uncut(session, claim, WRITE_ROWS), context.stop):
+        context.db.breathe(context.stop)

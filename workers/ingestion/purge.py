@@ -1,0 +1,104 @@
+"""What is owed to the vector database for removal: one document, a whole store, or what no file points to.
+
+    removal ─▶ vectors go ─▶ documents go from storage ─▶ one transaction: the receipt, and nothing is owed any more
+
+Nothing of it could be found before, so it may take as long as the vector database is away. A kill in between does it
+again, which changes nothing.
+"""
+
+import logging
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from jobs import attachments, audit, documents
+from jobs.db import WRITE_ROWS
+from jobs.errors import StorageAway
+from jobs.models import VectorRemoval, VectorStoreFile
+from workers.context import Context
+from workers.vectors.port import Store, VectorsAway
+
+log = logging.getLogger(__name__)
+_AT_ONCE = 64
+
+
+def purge(context: Context) -> None:
+    """Handle one `purge` doorbell: remove what is owed, as far as the vector database and the storage are there."""
+    try:
+        while not context.stop.is_set() and (owed := _owed(context)):
+            for removal in owed:
+                _remove(context, removal)
+    except (VectorsAway, StorageAway) as error:
+        log.warning("purge_waits", extra={"error": str(error)})
+
+
+def _owed(context: Context) -> list[VectorRemoval]:
+    with context.db.read() as session:
+        return list(session.scalars(select(VectorRemoval).order_by(VectorRemoval.id).limit(_AT_ONCE)))
+
+
+def _remove(context: Context, removal: VectorRemoval) -> None:
+    store = Store(removal.store_id, removal.project_id, removal.model, removal.dimensions)
+    if removal.what == attachments.DOCUMENT:
+        entries = _drop_document(context, store, str(removal.document))
+    elif removal.what == attachments.STORE:
+        entries = _drop_store(context, store)
+    else:
+        entries = _drop_leftovers(context, store)
+    context.db.retrying(lambda session: _receipt(session, removal, entries))
+
+
+def _drop_document(context: Context, store: Store, key: str) -> int:
+    gone = context.vectors.drop(store, [key])
+    context.storage.delete(documents.path(store.id, attachments.version_of(key)))
+    return gone
+
+
+def _drop_store(context: Context, store: Store) -> int:
+    entries = sum(context.vectors.counts(store).values())
+    context.vectors.drop_store(store)
+    context.storage.delete(documents.folder(store.id))
+    while context.db.retrying(lambda session: _forget_files(session, store.id)):
+        context.db.breathe(context.stop)
+    return entries
+
+
+def _forget_files(session: Session, store_id: str) -> int:
+    ids = session.scalars(
+        select(VectorStoreFile.id).where(VectorStoreFile.store_id == store_id).limit(WRITE_ROWS)
+    ).all()
+    session.execute(delete(VectorStoreFile).where(VectorStoreFile.store_id == store_id, VectorStoreFile.id.in_(ids)))
+    return len(ids)
+
+
+def _drop_leftovers(context: Context, store: Store) -> int:
+    """What was there before the database was asked, and which no file of it points to then, nobody ever will."""
+    keys = context.vectors.counts(store)
+    prefix = f"{documents.folder(store.id)}/"
+    objects = context.storage.list(documents.folder(store.id))
+    with context.db.read() as session:
+        files = select(VectorStoreFile.document, VectorStoreFile.version, VectorStoreFile.status)
+        rows = session.execute(files.where(VectorStoreFile.store_id == store.id)).all()
+    published = {document for document, _, _ in rows if document}
+    live = {version for _, version, status in rows if status == attachments.IN_PROGRESS}
+    dead = [key for key in keys if key not in published and attachments.version_of(key) not in live]
+    if dead:
+        context.vectors.drop(store, dead)
+    wanted = {attachments.version_of(key) for key in published} | live
+    for path in objects:
+        if path.removeprefix(prefix).removesuffix(".json") not in wanted:
+            context.storage.delete(path)
+    return sum(keys[key] for key in dead)
+
+
+def _receipt(session: Session, removal: VectorRemoval, entries: int) -> None:
+    gone = session.execute(delete(VectorRemoval).where(VectorRemoval.id == removal.id))
+    if gone.rowcount == 1:  # type: ignore[attr-defined]
+        audit.record(
+            session,
+            actor="purge",
+            action=f"vectors.purge_{removal.what}",
+            target=removal.file_id or removal.store_id,
+            project_id=removal.project_id,
+            details={"store": removal.store_id, "document": removal.document, "entries": entries},
+        )

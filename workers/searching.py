@@ -1,0 +1,158 @@
+"""A search for a waiting client: its query embedded by this worker's engine, then both rankings, fused.
+
+    query ─▶ engine ─▶ vector ──nearest──┐
+       └─────────────────────matching────┴─▶ hits ─▶ SQL: which of them can be seen ─▶ fused, best first
+
+What can be seen is asked of SQL for every search: an old version, a half-written one or a deleted file's is dropped
+here, whatever the vector database still has. With filters SQL is asked first, and only those documents are searched.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from sqlalchemy import select
+
+from jobs import filters, searches
+from jobs.clock import now
+from jobs.interactive import Question
+from jobs.models import VectorStore, VectorStoreFile
+from jobs.searches import Found, Results, Search
+from workers import fusion
+from workers.context import Context
+from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.host import EngineHost
+from workers.ingestion.index import Unusable, read_vectors
+from workers.vectors.port import Hit, Store, Vector, VectorsAway
+
+_THREADS: Final = 4
+#: Of each ranking so many times as many hits are looked at as are wanted: fusion brings up what is further down.
+_DEPTH: Final = 4
+_LEAST: Final = 50
+_MOST: Final = 10_000
+
+Seen = dict[str, VectorStoreFile]  # by the key of their document
+
+
+class Searching:
+    """Answers searches on the engine host's loop; what blocks is done by a few threads."""
+
+    def __init__(self, context: Context, host: EngineHost) -> None:
+        self._context = context
+        self._host = host
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
+
+    async def answer(self, question: Question, priority: int) -> Answer:
+        """Raises what engines raise."""
+        search = searches.decode_search(question.body)
+        loop = asyncio.get_running_loop()
+        store = await loop.run_in_executor(self._threads, self._store, search, question.tenant)
+        if store is None:
+            return refusal(404, f"No vector store found with id '{search.store_id}'.", param="vector_store_id")
+        vectors = await self._vectors(search, store, question, priority)
+        if isinstance(vectors, Answer):
+            return vectors
+        try:
+            found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
+        except VectorsAway as error:
+            raise EngineBusy("The vector database cannot be reached.", retry_after=2.0) from error
+        return Answer(200, searches.encode(Results(tuple(found))))
+
+    def _store(self, search: Search, project_id: str) -> VectorStore | None:
+        with self._context.db.read() as session:
+            mine = VectorStore.id == search.store_id, VectorStore.project_id == project_id
+            store = session.scalar(select(VectorStore).where(*mine))
+        over = store is not None and store.expires_at is not None and store.expires_at <= now()
+        return None if over else store
+
+    async def _vectors(
+        self, search: Search, store: VectorStore, question: Question, priority: int
+    ) -> list[Vector | None] | Answer:
+        """One for each query, None where words alone are asked for; or the engine's refusal."""
+        if not search.vector_weight or not store.dimensions:
+            return [None] * len(search.queries)
+        body: dict[str, Any] = {"model": store.model, "input": list(search.queries), "encoding_format": "base64"}
+        if store.shortened:
+            body["dimensions"] = store.dimensions
+        request = Request("/v1/embeddings", body, question.id, priority, question.tenant)
+        answer = await self._host.engine.answer(request)
+        if answer.status >= 400:
+            return answer
+        try:
+            return list(read_vectors(answer))
+        except Unusable:
+            return refusal(502, "The embedding model gave no vector for this query.", code="engine_error")
+
+    def _search(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> list[Found]:
+        if not store.dimensions:
+            return []
+        only = self._filtered(search)
+        ranked: dict[tuple[str, int], tuple[Hit, float]] = {}
+        seen: Seen = {}
+        for query, vector in zip(search.queries, vectors, strict=True):
+            for hit, score in self._ranked(search, store, query, vector, only, seen):
+                key = (hit.document, hit.n)
+                if key not in ranked or ranked[key][1] < score:
+                    ranked[key] = hit, score
+        best = sorted(ranked.values(), key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
+        good = [(hit, score) for hit, score in best if score >= search.threshold]
+        return [_found(seen[hit.document], hit, score) for hit, score in good[: search.limit]]
+
+    def _ranked(
+        self,
+        search: Search,
+        store: VectorStore,
+        query: str,
+        vector: Vector | None,
+        only: Collection[str] | None,
+        seen: Seen,
+    ) -> list[fusion.Ranked]:
+        where = Store(store.id, store.project_id, store.model, store.dimensions)
+        vectors = self._context.vectors
+
+        def near(count: int) -> list[Hit]:
+            return [] if vector is None else vectors.nearest(where, vector, count, only)
+
+        def worded(count: int) -> list[Hit]:
+            return vectors.matching(where, query, count, only) if search.text_weight else []
+
+        weights = (search.vector_weight, search.text_weight)
+        lists = [self._visible(find, search, seen) for find in (near, worded)]
+        return fusion.fuse(lists[0], lists[1], weights, search.fusion, search.k)
+
+    def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
+        """The best hits that can be seen. Where many can't, more are looked at."""
+        wanted = max(_LEAST, search.limit * _DEPTH)
+        count = wanted
+        while True:
+            hits = find(count)
+            self._look_up(search.store_id, {hit.document for hit in hits} - seen.keys(), seen)
+            visible = [hit for hit in hits if hit.document in seen]
+            if len(visible) >= wanted or len(hits) < count or count >= _MOST:
+                return visible[:wanted]
+            count *= 4
+
+    def _look_up(self, store_id: str, documents: Collection[str], seen: Seen) -> None:
+        if not documents:
+            return
+        with self._context.db.read() as session:
+            files = select(VectorStoreFile).where(
+                VectorStoreFile.store_id == store_id, VectorStoreFile.document.in_(documents)
+            )
+            seen.update({str(row.document): row for row in session.scalars(files)})
+
+    def _filtered(self, search: Search) -> list[str] | None:
+        """The documents of files that the filters let through; None where there are no filters."""
+        if search.filters is None:
+            return None
+        with self._context.db.read() as session:
+            files = select(VectorStoreFile.document, VectorStoreFile.attributes).where(
+                VectorStoreFile.store_id == search.store_id, VectorStoreFile.document.is_not(None)
+            )
+            rows = session.execute(files).all()
+        return [document for document, attributes in rows if filters.holds(search.filters, attributes)]
+
+
+def _found(row: VectorStoreFile, hit: Hit, score: float) -> Found:
+    return Found(row.id, row.filename, round(score, 6), hit.text, row.attributes, hit.meta)
