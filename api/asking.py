@@ -51,13 +51,21 @@ class Asked(BaseModel):
 
 
 async def ask(
-    call: CallContext, request: Request, url: str, body: Mapping[str, Any], *, stream: bool
+    call: CallContext,
+    request: Request,
+    url: str,
+    body: Mapping[str, Any],
+    *,
+    stream: bool,
+    endpoint: str | None = None,
 ) -> tuple[Piece, AsyncGenerator[Piece]]:
     """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it.
 
+    `endpoint` is what the model has to serve, where `url` is a question of ours.
+
     Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
     """
-    queue = await run_in_threadpool(_live_queue, call, url, body["model"])
+    queue = await run_in_threadpool(_live_queue, call, endpoint or url, body["model"])
     question = Question(
         id=new_id("req_"),
         url=url,

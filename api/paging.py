@@ -20,6 +20,7 @@ Row = TypeVar("Row")
 Shown = TypeVar("Shown")
 
 After = Annotated[str | None, Query(max_length=64, description="Id of the last object of the previous page.")]
+Before = Annotated[str | None, Query(max_length=64, description="Id of the first object of the next page.")]
 Order = Annotated[Literal["asc", "desc"], Query(description="By `created_at`.")]
 Limit20 = Annotated[int, Query(ge=1, le=100, description="Objects on a page.")]
 
@@ -42,19 +43,34 @@ def find(
     after: str | None,
     limit: int,
     order: str = "desc",
+    before: str | None = None,
 ) -> tuple[Sequence[Row], bool]:
-    """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project."""
+    """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project.
+
+    With `before` alone it is the page that ends there, and `more` says whether others come before it.
+    """
+    falling = order == "desc"
     key = tuple_(table.created_at, table.id)
+    found = statement
     if after is not None:
-        anchor = session.execute(statement.with_only_columns(table.created_at).where(table.id == after)).scalar()
-        if anchor is None:
-            raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
-        point = (anchor, after)
-        statement = statement.where(key < point if order == "desc" else key > point)
+        point = _point(session, statement, table, "after", after)
+        found = found.where(key < point if falling else key > point)
+    if before is not None:
+        point = _point(session, statement, table, "before", before)
+        found = found.where(key > point if falling else key < point)
+    backwards = before is not None and after is None
     columns = (table.created_at, table.id)
-    ordering = [column.desc() if order == "desc" else column.asc() for column in columns]
-    rows = session.scalars(statement.order_by(*ordering).limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    ordering = [column.desc() if falling != backwards else column.asc() for column in columns]
+    rows = session.scalars(found.order_by(*ordering).limit(limit + 1)).all()
+    shown = rows[:limit]
+    return list(reversed(shown)) if backwards else shown, len(rows) > limit
+
+
+def _point(session: Session, statement: Select[Any], table: Any, param: str, name: str) -> tuple[float, str]:
+    anchor = session.execute(statement.with_only_columns(table.created_at).where(table.id == name)).scalar()
+    if anchor is None:
+        raise InvalidRequest(f"No object with id '{clip(name)}'.", param=param, code="invalid_cursor")
+    return anchor, name
 
 
 def slice_of(found: Sequence[Shown], *, after: str | None, limit: int, order: str) -> Page[Shown]:

@@ -14,6 +14,10 @@ from api.routes import (
     schedules,
     uploads,
     validation,
+    vector_store_file_batches,
+    vector_store_files,
+    vector_store_search,
+    vector_stores,
     webhook_endpoints,
 )
 
@@ -25,6 +29,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     generation.router,
     responses.router,
     conversations.router,
+    vector_stores.router,
+    vector_store_files.router,
+    vector_store_file_batches.router,
+    vector_store_search.router,
     models.router,
     webhook_endpoints.router,
     jobs.router,

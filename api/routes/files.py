@@ -20,6 +20,7 @@ from api.paging import After, Order, Page, find, page
 from api.presenters.file import FileDeleted, FileObject, Purpose, show_file
 from api.routing import resource
 from api.validation import clip, explain
+from jobs import attachments
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, InvalidRequest
 from jobs.ids import new_id
@@ -98,10 +99,11 @@ def retrieve_file(call: Call, file_id: str) -> FileObject:
 
 @router.delete("/files/{file_id}")
 def delete_file(call: Call, file_id: str) -> FileDeleted:
-    """Hide a file. Jobs that read it go on."""
+    """Hide a file, and remove it from all vector stores. Jobs that read it go on."""
     with call.db.write() as session:
         file = get_file(session, call, file_id)
         file.deleted_at = now()
+        attachments.remove_everywhere(session, [file_id])
         call.record(session, "file.delete", file_id)
     return FileDeleted(id=file_id)
 

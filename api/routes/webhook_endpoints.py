@@ -48,6 +48,11 @@ EventType = Literal[
     "response.failed",
     "response.cancelled",
     "response.incomplete",
+    "vector_store.file_batch.completed",
+    "vector_store.file_batch.failed",
+    "vector_store.file_batch.cancelled",
+    "vector_store.file.completed",
+    "vector_store.file.failed",
     "webhook_endpoint.disabled",
 ]
 assert get_args(EventType) == EVENT_TYPES

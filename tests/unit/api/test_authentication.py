@@ -142,7 +142,11 @@ def theirs(client: TestClient) -> dict[str, str]:
     hook = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
     response = {"model": "smollm2-135m-instruct", "input": "Hello", "background": True}
     talk = client.post("/v1/conversations", json={"items": [{"role": "user", "content": "Hi"}]}).json()["id"]
+    store = client.post("/v1/vector_stores", json={"file_ids": [file["id"]]}).json()["id"]
+    brought = client.post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": [file["id"]]}).json()["id"]
     made = {
+        "vector_store_id": store,
+        "file_batch_id": brought,
         "conversation_id": talk,
         "item_id": client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
         "response_id": client.post("/v1/responses", json=response).json()["id"],
@@ -162,7 +166,8 @@ def test_another_project_s_ids_do_not_exist(
 
     answers = {route: route.call(stranger, **theirs) for route in owned}
 
-    assert {route.parameter for route in owned} == set(theirs) - {"item_id"}  # it is behind the conversation's
+    behind = {"item_id", "file_batch_id"}  # a conversation's, a vector store's
+    assert {route.parameter for route in owned} == set(theirs) - behind
     assert {route: answer.status_code for route, answer in answers.items()} == dict.fromkeys(owned, 404)
     unknown = {route: route.call(stranger) for route in owned}
     for route in owned:  # and they look like ids that never were
@@ -171,7 +176,7 @@ def test_another_project_s_ids_do_not_exist(
 
 
 def test_lists_show_only_what_is_the_project_s(stranger: TestClient, theirs: dict[str, str]) -> None:
-    for path in ("/v1/files", "/v1/batches", "/v1/jobs", "/v1/webhook_endpoints"):
+    for path in ("/v1/files", "/v1/batches", "/v1/jobs", "/v1/webhook_endpoints", "/v1/vector_stores"):
         assert stranger.get(path).json()["data"] == []
         assert stranger.get(path, params={"after": theirs["file_id"]}).status_code == 400
 

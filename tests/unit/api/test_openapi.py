@@ -32,7 +32,12 @@ _TRUE = (
 
 
 #: Nobody works here: these say so.
-_NEED_A_WORKER = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"})
+_NEED_A_WORKER = frozenset(
+    {
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses",
+        "/v1/vector_stores/{vector_store_id}/search",
+    }
+)  # fmt: skip
 
 
 def _operations() -> list[tuple[str, str]]:
@@ -69,7 +74,11 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
     runs.run(app.state.services.db, app.state.services.storage, job_id, 3, failed=1)
     batch = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
     talk = client.post("/v1/conversations", json={"items": [{"role": "user", "content": "Hi"}]}).json()
+    store = client.post("/v1/vector_stores", json={"name": "n"}).json()["id"]
+    brought = client.post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": [file_id]}).json()["id"]
     return {
+        "vector_store_id": store,
+        "file_batch_id": brought,
         "response_id": kept_response(app),
         "conversation_id": talk["id"],
         "item_id": client.get(f"/v1/conversations/{talk['id']}/items").json()["first_id"],

@@ -1,0 +1,126 @@
+"""The files of a vector store: attached one by one, looked at, described, removed."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.bodies import Body
+from api.chunking import ChunkingStrategy, kept
+from api.deps import Call
+from api.idempotency import Idempotent
+from api.paging import After, Before, Limit20, Order, Page, find, page
+from api.presenters.vector_store import (
+    FileContentPage,
+    VectorStoreFileDeleted,
+    VectorStoreFileObject,
+    show_content,
+    show_store_file,
+)
+from api.routing import resource
+from api.vector_rows import Attributes, bring_in, get_store, get_store_file
+from jobs import attachments, documents
+from jobs.models import VectorStoreFile
+
+router: APIRouter = resource("Vector store files")
+
+Filter = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | None, Query(alias="filter")]
+#: What SDKs' polling helpers obey: small files are done sooner than after their usual second.
+POLL_AFTER = "openai-poll-after-ms"
+POLL_MS = 300
+
+
+class CreateVectorStoreFile(Body):
+    file_id: str = Field(min_length=1, max_length=64)
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+
+class UpdateVectorStoreFile(Body):
+    attributes: Attributes | None
+
+
+@router.post("/vector_stores/{vector_store_id}/files", response_model=VectorStoreFileObject)
+def create_vector_store_file(
+    call: Call, once: Idempotent, vector_store_id: str, body: CreateVectorStoreFile
+) -> Response:
+    """Bring a file into a store. One that is there already can be found as it was until the new version is whole."""
+    fields = body.fields()
+
+    def make(session: Session) -> VectorStoreFileObject:
+        store = get_store(session, call, vector_store_id, alive=True)
+        chunking = kept(body.chunking_strategy, store.chunking)
+        bring_in(session, call, store, "ing_", {body.file_id: (body.attributes, chunking)}, once.key)
+        call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
+        return show_store_file(get_store_file(session, store, body.file_id))
+
+    return once.run(fields, make)
+
+
+@router.get("/vector_stores/{vector_store_id}/files")
+def list_vector_store_files(
+    call: Call,
+    vector_store_id: str,
+    after: After = None,
+    before: Before = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    only: Filter = None,
+) -> Page[VectorStoreFileObject]:
+    """The files of a store."""
+    with call.db.read() as session:
+        store = get_store(session, call, vector_store_id)
+        statement = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
+        if only is not None:
+            statement = statement.where(VectorStoreFile.status == only)
+        rows, more = find(session, statement, VectorStoreFile, after=after, before=before, limit=limit, order=order)
+    return page(rows, more, show_store_file)
+
+
+@router.get("/vector_stores/{vector_store_id}/files/{file_id}")
+def retrieve_vector_store_file(
+    call: Call, response: Response, vector_store_id: str, file_id: str
+) -> VectorStoreFileObject:
+    """One file of a store, with its status."""
+    with call.db.read() as session:
+        row = get_store_file(session, get_store(session, call, vector_store_id), file_id)
+    if row.status == attachments.IN_PROGRESS:
+        response.headers[POLL_AFTER] = str(POLL_MS)
+    return show_store_file(row)
+
+
+@router.post("/vector_stores/{vector_store_id}/files/{file_id}")
+def update_vector_store_file(
+    call: Call, vector_store_id: str, file_id: str, body: UpdateVectorStoreFile
+) -> VectorStoreFileObject:
+    """Change a file's attributes; the next search sees them."""
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id, alive=True)
+        row = get_store_file(session, store, file_id)
+        row.attributes = body.attributes
+        call.record(session, "vector_store.file.update", file_id, {"store": store.id})
+        return show_store_file(row)
+
+
+@router.delete("/vector_stores/{vector_store_id}/files/{file_id}")
+def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> VectorStoreFileDeleted:
+    """Take a file out of a store, with all that was embedded of it. The file itself stays."""
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id)
+        attachments.remove(session, store, get_store_file(session, store, file_id))
+        call.record(session, "vector_store.file.delete", file_id, {"store": store.id})
+    return VectorStoreFileDeleted(id=file_id)
+
+
+@router.get("/vector_stores/{vector_store_id}/files/{file_id}/content")
+def vector_store_file_content(call: Call, vector_store_id: str, file_id: str) -> FileContentPage:
+    """The text of a file, as it was read: the text that offsets of chunks count in."""
+    with call.db.read() as session:
+        store = get_store(session, call, vector_store_id)
+        row = get_store_file(session, store, file_id)
+    if row.document is None:
+        return show_content(None)
+    return show_content(documents.load(call.storage, store.id, attachments.version_of(row.document)))

@@ -1,0 +1,121 @@
+"""Searching a vector store. The query is embedded, and the search made, by a worker that has the store's model."""
+
+from typing import Any, Literal, Self
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import Field, model_validator
+from starlette.concurrency import run_in_threadpool
+
+from api.asking import ask, whole
+from api.bodies import Body
+from api.conditions import check_filter
+from api.deps import Call, CallContext
+from api.presenters.vector_store import SearchPage, show_found
+from api.routing import resource
+from api.vector_rows import get_store
+from jobs import attachments, searches
+from jobs.clock import now
+from jobs.errors import InvalidRequest
+from jobs.models import VectorStore
+
+router: APIRouter = resource("Vector stores")
+
+_LONGEST_QUERY = 4096
+_MOST_QUERIES = 16
+_TOUCH_SECONDS = 60.0
+
+
+class HybridSearch(Body):
+    """How much each ranking counts; at least one weight is above 0. `fusion` and `rrf_k` are ours."""
+
+    embedding_weight: float = Field(ge=0, le=1_000_000)
+    text_weight: float = Field(ge=0, le=1_000_000)
+    fusion: Literal["rrf", "relative"] = "rrf"
+    rrf_k: int = Field(default=1, ge=0, le=10_000)
+
+    @model_validator(mode="after")
+    def _counts_something(self) -> Self:
+        if not self.embedding_weight + self.text_weight > 0:
+            raise ValueError("At least one of the weights must be above 0.")
+        return self
+
+
+class RankingOptions(Body):
+    ranker: Literal["none", "auto", "default-2024-11-15", "default_2024_08_21"] = "auto"
+    score_threshold: float = Field(default=0.0, ge=0, le=1)
+    hybrid_search: HybridSearch | None = None
+
+
+class SearchVectorStore(Body):
+    """OpenAI's fields. `rewrite_query` is accepted, and the query is searched for as it is."""
+
+    query: str | list[str]
+    max_num_results: int = Field(default=10, ge=1, le=50)
+    rewrite_query: bool = False
+    filters: dict[str, Any] | None = None
+    ranking_options: RankingOptions | None = None
+
+
+@router.post("/vector_stores/{vector_store_id}/search", response_model=SearchPage)
+async def search_vector_store(call: Call, request: Request, vector_store_id: str, body: SearchVectorStore) -> Any:
+    """The chunks that answer a query best, by meaning and by words."""
+    queries = _queries(body.query)
+    if body.filters is not None:
+        check_filter(body.filters, "filters")
+    store = await run_in_threadpool(_store, call, vector_store_id)
+    search = wanted(store, queries, body.max_num_results, body.filters, body.ranking_options)
+    first, pieces = await ask(
+        call, request, searches.URL, msgspec.to_builtins(search), stream=False, endpoint="/v1/embeddings"
+    )
+    await pieces.aclose()
+    if first.status >= 400:
+        return whole(first)
+    found = searches.decode_results(first.body).found
+    return SearchPage(search_query=list(queries), data=[show_found(one) for one in found])
+
+
+def wanted(
+    store: VectorStore,
+    queries: tuple[str, ...],
+    limit: int,
+    filters: dict[str, Any] | None,
+    options: RankingOptions | None,
+) -> searches.Search:
+    """A search as a worker is asked it."""
+    options = options or RankingOptions()
+    hybrid = options.hybrid_search or HybridSearch(embedding_weight=1.0, text_weight=1.0)
+    return searches.Search(
+        model=store.model,
+        store_id=store.id,
+        queries=queries,
+        limit=limit,
+        filters=filters,
+        vector_weight=hybrid.embedding_weight,
+        text_weight=hybrid.text_weight,
+        fusion=hybrid.fusion,
+        k=hybrid.rrf_k,
+        threshold=options.score_threshold,
+    )
+
+
+def _queries(query: str | list[str]) -> tuple[str, ...]:
+    queries = (query,) if isinstance(query, str) else tuple(query)
+    if not 1 <= len(queries) <= _MOST_QUERIES:
+        message = f"Invalid 'query': expected 1 to {_MOST_QUERIES} queries."
+        raise InvalidRequest(message, param="query", code="invalid_value")
+    for one in queries:
+        if not one.strip() or len(one) > _LONGEST_QUERY:
+            message = f"Invalid 'query': a query has 1 to {_LONGEST_QUERY} characters, not all of them spaces."
+            raise InvalidRequest(message, param="query", code="invalid_value")
+    return queries
+
+
+def _store(call: CallContext, store_id: str) -> VectorStore:
+    """The store; that it was used is noted once a minute."""
+    with call.db.read() as session:
+        store = get_store(session, call, store_id, alive=True)
+    if now() - store.active_at > _TOUCH_SECONDS:
+        with call.db.write() as session:
+            attachments.touch(session, store, now())
+    return store

@@ -1,0 +1,177 @@
+"""Vector stores: what files are brought into, to be searched."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.bodies import Body
+from api.chunking import AUTO, ChunkingStrategy, kept
+from api.deps import Call, CallContext
+from api.fields import Metadata
+from api.idempotency import Idempotent
+from api.paging import After, Before, Limit20, Order, Page, find, page
+from api.presenters.vector_store import VectorStoreDeleted, VectorStoreObject
+from api.routing import resource
+from api.validation import clip
+from api.vector_rows import bring_in, get_store, shown, stores_of
+from jobs import attachments, ledger, placement
+from jobs.clock import now
+from jobs.errors import Conflict, InvalidRequest
+from jobs.ids import new_id
+from jobs.models import VectorStore, VectorStoreFile
+from jobs.registry import EngineKind
+
+router: APIRouter = resource("Vector stores")
+
+_MOST_FILES = 500  # OpenAI's, of a create
+
+
+class ExpiresAfter(Body):
+    """When a store expires, counted from its last use."""
+
+    anchor: Literal["last_active_at"]
+    days: int = Field(ge=1, le=365)
+
+
+class CreateVectorStore(Body):
+    """OpenAI's fields, and ours: which model embeds, and how short its vectors are cut."""
+
+    name: str | None = Field(default=None, max_length=256)
+    description: str | None = Field(default=None, max_length=4096)
+    file_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=_MOST_FILES)] | None = None
+    expires_after: ExpiresAfter | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+    metadata: Metadata | None = None
+    embedding_model: str | None = Field(default=None, min_length=1, max_length=255)
+    embedding_dimensions: int | None = Field(default=None, ge=1, le=16_384)
+
+
+class UpdateVectorStore(Body):
+    name: str | None = Field(default=None, max_length=256)
+    expires_after: ExpiresAfter | None = None
+    metadata: Metadata | None = None
+
+
+@router.post("/vector_stores", response_model=VectorStoreObject)
+def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -> Response:
+    """A store, empty or with files that are brought in at once."""
+    fields = body.fields()
+
+    def make(session: Session) -> VectorStoreObject:
+        store = _new(session, call, body)
+        session.add(store)
+        session.flush()
+        call.record(session, "vector_store.create", store.id)
+        if body.file_ids:
+            files = dict.fromkeys(body.file_ids, (None, store.chunking))
+            bring_in(session, call, store, "ing_", files, once.key)
+        return shown(session, [store])[0]
+
+    return once.run(fields, make)
+
+
+@router.get("/vector_stores")
+def list_vector_stores(
+    call: Call, after: After = None, before: Before = None, limit: Limit20 = 20, order: Order = "desc"
+) -> Page[VectorStoreObject]:
+    """The project's stores."""
+    with call.db.read() as session:
+        rows, more = find(session, stores_of(call), VectorStore, after=after, before=before, limit=limit, order=order)
+        objects = {one.id: one for one in shown(session, rows)}
+    return page(rows, more, lambda store: objects[store.id])
+
+
+@router.get("/vector_stores/{vector_store_id}")
+def retrieve_vector_store(call: Call, vector_store_id: str) -> VectorStoreObject:
+    """One store, with how far its files are."""
+    with call.db.read() as session:
+        return shown(session, [get_store(session, call, vector_store_id)])[0]
+
+
+@router.post("/vector_stores/{vector_store_id}")
+def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStore) -> VectorStoreObject:
+    """Change what is named in the request; `null` removes it."""
+    given = body.model_fields_set
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id, alive=True)
+        if "name" in given:
+            store.name = body.name or ""
+        if "metadata" in given:
+            store.labels = body.metadata
+        if "expires_after" in given:
+            store.expires_days = body.expires_after.days if body.expires_after else None
+        attachments.touch(session, store, now())
+        call.record(session, "vector_store.update", store.id)
+        return shown(session, [store])[0]
+
+
+@router.delete("/vector_stores/{vector_store_id}")
+def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
+    """Remove a store and all that was embedded for it. Its files stay."""
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id)
+        busy = VectorStoreFile.store_id == store.id, VectorStoreFile.status == attachments.IN_PROGRESS
+        for job_id in session.scalars(select(VectorStoreFile.job_id).where(*busy).distinct()).all():
+            _stop(session, call, job_id)
+        attachments.remove_store(session, store)
+        call.record(session, "vector_store.delete", store.id)
+    return VectorStoreDeleted(id=vector_store_id)
+
+
+def _stop(session: Session, call: CallContext, job_id: str) -> None:
+    """Work for a store that goes is stopped; what is about to end will find that the store is gone."""
+    try:
+        ledger.cancel(session, job_id, actor=call.actor)
+    except Conflict:
+        return
+
+
+def _new(session: Session, call: CallContext, body: CreateVectorStore) -> VectorStore:
+    model = body.embedding_model or _default_model(call)
+    _check_model(session, call, model)
+    at = now()
+    days = body.expires_after.days if body.expires_after else None
+    labels = {"labels": body.metadata} if body.metadata is not None else {}
+    return VectorStore(
+        id=new_id("vs_"),
+        project_id=call.project_id,
+        name=body.name or "",
+        description=body.description,
+        model=model,
+        dimensions=body.embedding_dimensions or 0,
+        shortened=body.embedding_dimensions is not None,
+        chunking=kept(body.chunking_strategy, AUTO),
+        expires_days=days,
+        created_at=at,
+        active_at=at,
+        expires_at=None if days is None else at + 86_400 * days,
+        **labels,
+    )
+
+
+def _default_model(call: CallContext) -> str:
+    """The deployment's. Raises InvalidRequest where there is none."""
+    if call.config.embedding_model:
+        return call.config.embedding_model
+    registry = call.services.registry()
+    found = [model for model in registry.models.values() if "/v1/embeddings" in model.endpoints]
+    found.sort(key=lambda model: model.engine is not EngineKind.EMBED)
+    if not found:
+        message = "This deployment names no embedding model: say which in 'embedding_model'."
+        raise InvalidRequest(message, param="embedding_model", code="missing_required_parameter")
+    return found[0].name
+
+
+def _check_model(session: Session, call: CallContext, model: str) -> None:
+    """Raises InvalidRequest. A model that is not known yet may come."""
+    try:
+        placement.queue_of(session, call.config, model, endpoint="/v1/embeddings", project_id=call.project_id)
+    except placement.NotYet:
+        return
+    except placement.NotServed as refusal:
+        message = f"The model '{clip(model)}' cannot be used: {refusal}"
+        raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal

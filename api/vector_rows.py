@@ -1,0 +1,114 @@
+"""The rows of vector stores and their files, as every route that touches one needs them; and how files come in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.file_rows import visible
+from api.presenters.vector_store import VectorStoreObject, show_store
+from api.validation import clip
+from jobs import attachments, ledger
+from jobs.attachments import Attachment
+from jobs.clock import now
+from jobs.errors import Expired, InvalidRequest, NotFound
+from jobs.ids import new_id
+from jobs.models import File, Job, VectorStore, VectorStoreFile
+from jobs.payloads import INGESTION, Ingestion
+
+WINDOW = "24h"
+_WINDOW_SECONDS = 86_400
+
+_Value = Annotated[str, Field(max_length=512)] | bool | int | float
+#: OpenAI's attributes of a file: as metadata, but values may be numbers and booleans.
+Attributes = Annotated[dict[Annotated[str, Field(max_length=64)], _Value], Field(max_length=16)]
+
+
+def stores_of(call: CallContext) -> Select[VectorStore]:
+    return select(VectorStore).where(VectorStore.project_id == call.project_id)
+
+
+def get_store(session: Session, call: CallContext, store_id: str, *, alive: bool = False) -> VectorStore:
+    """With `alive` one whose time is not over. Raises NotFound, Expired."""
+    store = session.scalar(stores_of(call).where(VectorStore.id == store_id))
+    if store is None:
+        raise NotFound(f"No vector store found with id '{clip(store_id)}'.", param="vector_store_id")
+    if alive and store.expires_at is not None and store.expires_at <= now():
+        raise Expired(f"The vector store '{store_id}' has expired.", param="vector_store_id")
+    return store
+
+
+def get_store_file(session: Session, store: VectorStore, file_id: str) -> VectorStoreFile:
+    row = session.get(VectorStoreFile, (store.id, file_id))
+    if row is None:
+        message = f"No file found with id '{clip(file_id)}' in vector store '{store.id}'."
+        raise NotFound(message, param="file_id")
+    return row
+
+
+def shown(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreObject]:
+    """With the counts of their files, in one query for all."""
+    ids = [store.id for store in stores]
+    grouped = (
+        select(VectorStoreFile.store_id, VectorStoreFile.status, func.count(), func.sum(VectorStoreFile.usage_bytes))
+        .where(VectorStoreFile.store_id.in_(ids))
+        .group_by(VectorStoreFile.store_id, VectorStoreFile.status)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    used: dict[str, int] = {}
+    for store_id, status, count, size in session.execute(grouped):
+        counts.setdefault(store_id, {})[status] = count
+        used[store_id] = used.get(store_id, 0) + int(size or 0)
+    return [show_store(store, counts.get(store.id, {}), used.get(store.id, 0)) for store in stores]
+
+
+def bring_in(
+    session: Session,
+    call: CallContext,
+    store: VectorStore,
+    prefix: str,
+    files: Mapping[str, tuple[dict[str, Any] | None, dict[str, Any]]],
+    key: str | None,
+) -> Job:
+    """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound."""
+    rows = _files(session, call, list(files))
+    created_at = now()
+    job = Job(
+        id=new_id(prefix),
+        project_id=call.project_id,
+        kind=INGESTION,
+        model=store.model,
+        payload=Ingestion(store_id=store.id).model_dump(mode="json"),
+        total=len(files),
+        window=WINDOW,
+        created_at=created_at,
+        deadline=created_at + _WINDOW_SECONDS,
+        idempotency_key=key,
+        request_id=call.request_id,
+    )
+    ledger.submit(session, job, actor=call.actor)
+    wanted = [Attachment(name, rows[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
+    attachments.attach(session, store, job, wanted)
+    return job
+
+
+def _files(session: Session, call: CallContext, ids: list[str]) -> dict[str, str]:
+    """The names of the files, by id. Their rows are locked, so that one deleted at this moment stays out."""
+    names: dict[str, str] = {}
+    for start in range(0, len(ids), 500):
+        page = visible(call).where(File.id.in_(ids[start : start + 500])).order_by(File.id)
+        names.update({file.id: file.filename for file in session.scalars(page.with_for_update(read=True))})
+    missing = next((name for name in ids if name not in names), None)
+    if missing is not None:
+        raise NotFound(f"No such File object: {clip(missing)}", param="file_id")
+    return names
+
+
+def check_count(call: CallContext, count: int, param: str) -> None:
+    limit = call.config.store_max_files
+    if count > limit:
+        message = f"Invalid '{param}': array too long. Expected at most {limit} items."
+        raise InvalidRequest(message, param=param, code="array_above_max_length")
