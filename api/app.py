@@ -16,11 +16,11 @@ from api.deps import Services
 from api.metrics import Exposition
 from api.middleware import Authenticate, Limit, Trace
 from api.routes import ROUTERS
-from api.waiting import Lines
 from jobs.db import Database
 from jobs.registry import Registry
 from jobs.settings import Settings, settings
 from jobs.storage import open_storage
+from jobs.waiting import Lines
 
 #: Requests wait for the database this long, in seconds, before they answer 503.
 _PATIENCE = 1.5

@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 
 from api.metrics import Exposition
 from api.readiness import Watch
-from api.waiting import Lines
 from jobs import audit
 from jobs.db import Database
 from jobs.registry import Registry
 from jobs.settings import Settings
 from jobs.storage import Storage
+from jobs.waiting import Lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,12 @@ from jobs.registry import Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
+from workers.asking import Asking
 from workers.company import Company
 from workers.context import Context, Pool, build
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
+from workers.grounding import Grounded
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.quarantine import Deaths
@@ -39,6 +41,7 @@ from workers.searching import Searching
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
 _REFRESH_SECONDS = 10.0
+_USUAL_CONTEXT = 16_384  # tokens, of a model that does not say
 
 
 def main(arguments: list[str]) -> None:
@@ -75,7 +78,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     engine = build_router(config, Registry.load(config), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
-    host = EngineHost(engine, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
+    grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
+    host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
     desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
@@ -88,6 +92,12 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     host.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
+
+
+def _excerpt_characters(engine: Router, model: str) -> int:
+    """Of excerpts a model is shown as much as fits into a third of its context, at about four characters a token."""
+    known = engine.registry.resolve(model)
+    return (known.max_model_len if known and known.max_model_len else _USUAL_CONTEXT) * 4 // 3
 
 
 def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> None:

@@ -9,13 +9,13 @@ from starlette.concurrency import run_in_threadpool
 
 from api.asking import ask, whole
 from api.bodies import Body
-from api.conditions import check_filter
 from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
 from api.routing import resource
 from api.vector_rows import get_store
 from jobs import attachments, searches
 from jobs.clock import now
+from jobs.conditions import check_filter
 from jobs.errors import InvalidRequest
 from jobs.models import VectorStore
 

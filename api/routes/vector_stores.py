@@ -133,6 +133,7 @@ def _stop(session: Session, call: CallContext, job_id: str) -> None:
 def _new(session: Session, call: CallContext, body: CreateVectorStore) -> VectorStore:
     model = body.embedding_model or _default_model(call)
     _check_model(session, call, model)
+    known = call.services.registry().resolve(model)
     at = now()
     days = body.expires_after.days if body.expires_after else None
     labels = {"labels": body.metadata} if body.metadata is not None else {}
@@ -141,7 +142,7 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
         project_id=call.project_id,
         name=body.name or "",
         description=body.description,
-        model=model,
+        model=known.name if known else model,
         dimensions=body.embedding_dimensions or 0,
         shortened=body.embedding_dimensions is not None,
         chunking=kept(body.chunking_strategy, AUTO),

@@ -197,7 +197,7 @@ def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(sh
 def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, began: bool
 ) -> None:
-    monkeypatch.setattr("api.waiting._SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 2.0)
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, began))
     doomed.start()

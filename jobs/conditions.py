@@ -2,8 +2,8 @@
 
 from typing import Any, Final
 
-from api.validation import clip
 from jobs.errors import InvalidRequest
+from jobs.lines import quoted
 
 _DEEPEST: Final = 20
 _MOST: Final = 500  # conditions, and values of one
@@ -27,7 +27,7 @@ def _check(value: Any, param: str, depth: int, seen: list[int]) -> None:
     kind = value.get("type")
     if kind not in _COMPARE and kind not in _COMBINE:
         names = ", ".join(f"'{name}'" for name in (*_COMPARE, *_COMBINE))
-        message = f"Invalid value: '{clip(kind)}'. Supported values are: {names}."
+        message = f"Invalid value: '{quoted(str(kind))}'. Supported values are: {names}."
         raise InvalidRequest(message, param=f"{param}.type", code="invalid_value")
     wanted = {"type", "filters"} if kind in _COMBINE else {"type", "key", "value"}
     _check_names(value, wanted, param)
@@ -45,8 +45,8 @@ def _check_names(value: dict[str, Any], wanted: set[str], param: str) -> None:
         message = f"Missing required parameter: '{param}.{name}'."
         raise InvalidRequest(message, param=f"{param}.{name}", code="missing_required_parameter")
     for name in sorted(value.keys() - wanted):
-        message = f"Unknown parameter: '{clip(f'{param}.{name}')}'."
-        raise InvalidRequest(message, param=clip(f"{param}.{name}"), code="unknown_parameter")
+        message = f"Unknown parameter: '{quoted(f'{param}.{name}')}'."
+        raise InvalidRequest(message, param=quoted(f"{param}.{name}"), code="unknown_parameter")
 
 
 def _compare(kind: str, condition: dict[str, Any], param: str) -> None:

@@ -1,0 +1,259 @@
+"""Responses with `file_search`, before an engine that only sees what it is to see."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.searches import Found, Search
+from workers.engines.port import Answer, Emit, EngineBusy, Request, Usage, refusal
+from workers.grounding import MOST_RESULTS, Grounded
+
+CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", {"year": 2026}, {"page": 3})
+DOGS = Found("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {"section": ["Pets", "Dogs"]})
+TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}
+
+
+def message(text: str) -> dict[str, Any]:
+    part = {"type": "output_text", "text": text, "annotations": []}
+    return {"type": "message", "id": "msg_1", "role": "assistant", "content": [part]}
+
+
+class Echo:
+    """Says what it is told to, and keeps what it was asked."""
+
+    models = ("m",)
+
+    def __init__(self, text: str = "They purr [1].") -> None:
+        self.text = text
+        self.asked: list[Request] = []
+        self.refuses: Answer | None = None
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def answer(self, request: Request) -> Answer:
+        self.asked.append(request)
+        if self.refuses:
+            return self.refuses
+        body = {"object": "response", "status": "completed", "output": [message(self.text)], "tools": []}
+        body["instructions"] = request.body.get("instructions")
+        return Answer(200, msgspec.json.encode(body), Usage(7, 0, 3))
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        self.asked.append(request)
+        place = {"output_index": 0, "content_index": 0, "item_id": "msg_1"}
+        done = message(self.text)
+        whole = {"object": "response", "status": "completed", "output": [done]}
+        for event in (
+            {"type": "response.created", "response": {"object": "response", "status": "in_progress", "output": []}},
+            {"type": "response.output_item.added", "output_index": 0, "item": message("")},
+            {"type": "response.output_text.delta", **place, "delta": self.text},
+            {"type": "response.output_text.done", **place, "text": self.text},
+            {"type": "response.content_part.done", **place, "part": done["content"][0]},
+            {"type": "response.output_item.done", "output_index": 0, "item": done},
+            {"type": "response.completed", "response": whole},
+        ):
+            await emit(msgspec.json.encode(event | {"sequence_number": 99}))
+        return Answer(200, b"streamed", Usage(7, 0, 3))
+
+
+class Shelf:
+    """Stores that are searched."""
+
+    def __init__(self, **found: list[Found] | Answer) -> None:
+        self.found = found or {"vs_1": [CATS, DOGS]}
+        self.searches: list[Search] = []
+
+    async def search(self, request: Request, search: Search) -> list[Found] | Answer:
+        assert request.tenant == "proj_1"
+        self.searches.append(search)
+        return self.found[search.store_id]
+
+
+def asked(tool: dict[str, Any] | None = None, **body: Any) -> Request:
+    fields = {"model": "m", "input": "What do cats do?", "tools": [tool or TOOL], **body}
+    return Request("/v1/responses", fields, "req_abc", tenant="proj_1")
+
+
+async def answered(request: Request, engine: Echo, shelf: Shelf, budget: int = 10_000) -> Any:
+    answer = await Grounded(engine, shelf.search, lambda _: budget).answer(request)
+    return msgspec.json.decode(answer.body) | {"http": answer.status}
+
+
+async def test_the_model_is_shown_what_was_found_and_the_client_what_it_sent() -> None:
+    engine, shelf = Echo(), Shelf()
+
+    body = await answered(asked(instructions="Be brief.", tool_choice="required"), engine, shelf)
+
+    [seen] = engine.asked
+    assert "tools" not in seen.body
+    assert "tool_choice" not in seen.body
+    assert seen.body["instructions"].startswith("Be brief.\n\n")
+    assert "[1] cats.md, page 3:\nCats purr" in seen.body["instructions"]
+    assert "[2] dogs.md, Pets > Dogs:\nDogs bark" in seen.body["instructions"]
+    assert (body["instructions"], body["tools"], body["tool_choice"]) == ("Be brief.", [TOOL], "required")
+    call, said = body["output"]
+    assert (call["type"], call["status"], call["queries"], call["results"]) == (
+        "file_search_call", "completed", ["What do cats do?"], None,
+    )  # fmt: skip
+    assert said["content"][0]["annotations"] == [
+        {"type": "file_citation", "index": 10, "file_id": "file-1", "filename": "cats.md"}
+    ]
+
+
+async def test_results_come_where_they_are_asked_for() -> None:
+    engine = Echo()
+
+    body = await answered(asked(include=["file_search_call.results", "message.output_text.logprobs"]), engine, Shelf())
+
+    first = body["output"][0]["results"][0]
+    assert first == {
+        "file_id": "file-1", "filename": "cats.md", "score": 0.9, "text": CATS.text, "attributes": {"year": 2026},
+    }  # fmt: skip
+    assert engine.asked[0].body["include"] == ["message.output_text.logprobs"]
+
+
+async def test_the_last_words_of_the_user_are_searched_for() -> None:
+    engine, shelf = Echo(), Shelf()
+    items = [
+        {"role": "user", "content": "Hello"},
+        {"type": "file_search_call", "id": "fs_1", "queries": ["Hello"], "status": "completed"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": [{"type": "input_text", "text": "And"}, {"type": "input_text", "text": "dogs?"}]},
+    ]
+
+    await answered(asked(input=items), engine, shelf)
+
+    assert shelf.searches[0].queries == ("And\ndogs?",)
+    assert [item.get("type") for item in engine.asked[0].body["input"]] == [None, None, None]
+
+
+async def test_the_tool_s_options_reach_the_search() -> None:
+    shelf = Shelf()
+    ranking = {"score_threshold": 0.2, "hybrid_search": {"embedding_weight": 2, "text_weight": 0}}
+    filters = {"type": "eq", "key": "year", "value": 2026}
+
+    await answered(asked({**TOOL, "max_num_results": 3, "filters": filters, "ranking_options": ranking}), Echo(), shelf)
+
+    [search] = shelf.searches
+    assert (search.limit, search.filters, search.threshold) == (3, filters, 0.2)
+    assert (search.vector_weight, search.text_weight) == (2.0, 0.0)
+
+
+async def test_several_stores_are_searched_and_the_best_of_all_shown() -> None:
+    engine, shelf = Echo(), Shelf(vs_1=[DOGS] * MOST_RESULTS, vs_2=[CATS])
+
+    await answered(asked({**TOOL, "vector_store_ids": ["vs_1", "vs_2", "vs_1"]}), engine, shelf)
+
+    assert [search.store_id for search in shelf.searches] == ["vs_1", "vs_2"]
+    assert "[1] cats.md" in engine.asked[0].body["instructions"]
+    assert f"[{MOST_RESULTS + 1}]" not in engine.asked[0].body["instructions"]
+
+
+async def test_excerpts_stay_within_what_the_model_has_room_for() -> None:
+    engine = Echo()
+
+    await answered(asked(), engine, Shelf(), budget=10)
+
+    assert "Cats purr \n" in engine.asked[0].body["instructions"] + "\n"
+    assert "Dogs bark" not in engine.asked[0].body["instructions"]
+
+
+async def test_nothing_found_is_told_to_the_model() -> None:
+    engine = Echo("I do not know.")
+
+    body = await answered(asked(), engine, Shelf(vs_1=[]))
+
+    assert "nothing was found" in engine.asked[0].body["instructions"]
+    assert body["output"][1]["content"][0]["annotations"] == []
+
+
+async def test_other_tools_stay_and_a_request_without_the_tool_passes_untouched() -> None:
+    engine, shelf = Echo(), Shelf()
+    function = {"type": "function", "name": "f", "parameters": {}}
+
+    await answered(asked(tools=[TOOL, function], tool_choice={"type": "function", "name": "f"}), engine, shelf)
+    plain = asked(tools=[function])
+    await answered(plain, engine, shelf)
+
+    assert engine.asked[0].body["tools"] == [function]
+    assert engine.asked[0].body["tool_choice"] == {"type": "function", "name": "f"}
+    assert engine.asked[1] is plain
+    assert len(shelf.searches) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "file_search"},
+        {**TOOL, "vector_store_ids": []},
+        {**TOOL, "vector_store_ids": "vs_1"},
+        {**TOOL, "max_num_results": 51},
+        {**TOOL, "max_num_results": 0},
+        {**TOOL, "filters": {"type": "eq", "key": "year"}},
+        {**TOOL, "ranking_options": {"score_threshold": "high"}},
+    ],
+)
+async def test_a_tool_that_is_wrong_is_refused_and_nobody_is_asked(wrong: dict[str, Any]) -> None:
+    engine, shelf = Echo(), Shelf()
+
+    body = await answered(asked(wrong), engine, shelf)
+
+    assert (body["http"], body["error"]["param"]) == (400, "tools")
+    assert not engine.asked
+    assert not shelf.searches
+
+
+async def test_refusals_of_store_and_engine_are_passed_on() -> None:
+    engine, gone = Echo(), refusal(404, "No such store.", param="tools")
+    no_store = await answered(asked(), engine, Shelf(vs_1=gone))
+    engine.refuses = refusal(400, "Too long.")
+    too_long = await answered(asked(), engine, Shelf())
+
+    assert (no_store["http"], no_store["error"]["message"]) == (404, "No such store.")
+    assert (too_long["http"], too_long["error"]["message"]) == (400, "Too long.")
+
+
+async def test_a_search_that_nobody_can_make_now_leaves_the_request_for_later() -> None:
+    async def nobody(request: Request, search: Search) -> list[Found]:
+        raise EngineBusy("nobody", retry_after=2.0)
+
+    with pytest.raises(EngineBusy):
+        await Grounded(Echo(), nobody, lambda _: 1000).answer(asked())
+
+
+async def test_a_stream_tells_the_search_before_the_message_and_counts_anew() -> None:
+    events: list[dict[str, Any]] = []
+
+    async def emit(chunk: bytes) -> None:
+        events.append(msgspec.json.decode(chunk))
+
+    answer = await Grounded(Echo(), Shelf().search, lambda _: 10_000).stream(asked(), emit)
+
+    assert (answer.status, answer.usage.input_tokens) == (200, 7)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        "created",
+        "output_item.added",
+        "file_search_call.in_progress",
+        "file_search_call.searching",
+        "file_search_call.completed",
+        "output_item.done",
+        "output_item.added",
+        "output_text.delta",
+        "output_text.annotation.added",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert {event["output_index"] for event in events[1:6]} == {0}
+    assert {event["output_index"] for event in events[6:12]} == {1}
+    annotation = events[8]["annotation"]
+    assert annotation["file_id"] == "file-1"
+    assert events[10]["part"]["annotations"] == [annotation]
+    assert [item["type"] for item in events[-1]["response"]["output"]] == ["file_search_call", "message"]
+    assert events[-1]["response"]["tools"] == [TOOL]
+    assert events[0]["response"]["output"] == []
