@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from rich.console import Console
 
+    from cli.demo.answers import Shelf
     from cli.demo.batch import DemoBatch
     from cli.demo.corpus import Docstring
     from cli.demo.inbox import Inbox
@@ -78,7 +79,7 @@ def _run(
     """Everything a user would do. Returns what is missing."""
     from openai import OpenAI
 
-    from cli.demo import inbox, report, results
+    from cli.demo import answers, inbox, report, results
     from cli.demo.batch import cancel_live, submit
     from jobs.settings import Settings
 
@@ -96,11 +97,37 @@ def _run(
             batch.download(client)
     missing = list(results.faults([chats, vectors], mail))
     if not missing:
+        models = (str(lines[0][0]["body"]["model"]), str(lines[1][0]["body"]["model"]))
+        shelf = _library(console, client, up, models, deadline)
+        missing += answers.faults(shelf)
+    if not missing:
         report.show_answers(console, found, chats, vectors)
         report.show_neighbours(console, found, vectors)
         report.show_counts(console, [chats, vectors], mail.events)
+        report.show_library(console, shelf)
         report.show_next(console, folder, up.folder.path, Settings().flower)
     return missing
+
+
+def _library(console: "Console", client: "OpenAI", up: "System", models: tuple[str, str], deadline: float) -> "Shelf":
+    """The second act: documents come into a vector store, and questions are answered from them."""
+    from cli.demo import answers, library
+
+    papers = library.papers()
+    answers.forget_earlier(client)
+    began = time.monotonic()
+    store_id, batch = answers.begin(client, papers, models[1])
+    console.print(f"uploaded {len(papers)} documents (text, HTML, PDF) of this machine's Python into a vector store")
+    while batch.status == "in_progress":
+        up.check()
+        if time.monotonic() > deadline:
+            raise Trouble(f"the documents did not come in in time; look at {up.folder.logs}")
+        threading.Event().wait(_LOOK_SECONDS)
+        batch = client.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store_id)
+    shelf = answers.Shelf(store_id, papers, batch, time.monotonic() - began)
+    if batch.status == "completed":
+        shelf.answers = [answers.ask(client, store_id, models[0], question) for question in library.QUESTIONS]
+    return shelf
 
 
 def _follow(

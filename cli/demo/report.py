@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cli.demo.answers import Shelf
 from cli.demo.batch import DemoBatch
 from cli.demo.corpus import QUESTIONS, TOPICS, Docstring
 from cli.demo.results import Vector, answer, nearest, vector
@@ -56,6 +57,17 @@ def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[
         )
     console.print(table)
     console.print("seconds: at work, without the time in which the engine was still loading", style="dim")
+
+
+def show_library(console: Console, shelf: Shelf) -> None:
+    """The questions, what the model made of the documents, and where it found it."""
+    size = sum(len(paper.data) for paper in shelf.papers)
+    rate = f"{len(shelf.papers)} documents, {size // 1024} KiB, searchable after {shelf.seconds:.0f} s"
+    table = Table("asked of the documents", "answer", "sources (* cited)", box=box.SIMPLE, title=rate)
+    for one in shelf.answers:
+        names = [f"{source.filename}{' *' if source.cited else ''}" for source in one.sources]
+        table.add_row(one.question, _clip(one.text, 160), "\n".join(names))
+    console.print(table)
 
 
 def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> None:

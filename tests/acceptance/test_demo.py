@@ -63,6 +63,7 @@ def test_demo_runs_both_batches_and_leaves_nothing_running(start: Start) -> None
 
     assert process.returncode == 0, shown
     assert shown.count("batch.completed, verified") == 2
+    assert "asked of the documents" in shown
     outputs = (start.data / "demo" / "summaries-output.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["custom_id"] for line in outputs) == sorted(f"chat-{n}" for n in range(CHATS))
     assert _processes_of(start.data) == []

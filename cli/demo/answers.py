@@ -1,0 +1,103 @@
+"""The second act: documents into a vector store, then questions that are answered from them, with their sources."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from openai import OpenAI
+from openai.types import StaticFileChunkingStrategyObjectParam
+from openai.types.vector_stores import VectorStoreFileBatch
+
+from cli.demo.library import QUESTIONS, Paper
+
+_MARK = {"made_by": "nightmill demo"}
+_SOURCES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that something was found in; `cited`: the answer rests on it."""
+
+    filename: str
+    cited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    question: str
+    text: str
+    sources: Sequence[Source]
+
+
+@dataclass(slots=True)
+class Shelf:
+    """A vector store, and what came of bringing papers into it."""
+
+    store_id: str
+    papers: Sequence[Paper]
+    batch: VectorStoreFileBatch
+    seconds: float
+    answers: list[Answered] = field(default_factory=list)
+
+
+def forget_earlier(client: OpenAI) -> None:
+    """A demo that ran before has left a store behind, and the files in it."""
+    for store in client.vector_stores.list(limit=100):
+        if store.metadata == _MARK:
+            for file in client.vector_stores.files.list(store.id, limit=100):
+                client.files.delete(file.id)
+            client.vector_stores.delete(store.id)
+
+
+def begin(client: OpenAI, papers: Sequence[Paper], embedding_model: str) -> tuple[str, VectorStoreFileBatch]:
+    """Upload the papers and have them brought in, as any user of the SDK does."""
+    store = client.vector_stores.create(
+        name="the demo's library", metadata=_MARK, extra_body={"embedding_model": embedding_model}
+    )
+    ids = [client.files.create(file=(paper.name, paper.data), purpose="user_data").id for paper in papers]
+    cut: StaticFileChunkingStrategyObjectParam = {
+        "type": "static",
+        "static": {"max_chunk_size_tokens": 250, "chunk_overlap_tokens": 25},
+    }
+    batch = client.vector_stores.file_batches.create(store.id, file_ids=ids, chunking_strategy=cut)
+    return store.id, batch
+
+
+def ask(client: OpenAI, store_id: str, model: str, question: str) -> Answered:
+    """One question, answered from what is in the store."""
+    response = client.responses.create(
+        model=model,
+        input=question,
+        tools=[{"type": "file_search", "vector_store_ids": [store_id], "max_num_results": _SOURCES}],
+        include=["file_search_call.results"],
+        max_output_tokens=64,
+        temperature=0,
+        store=False,
+    )
+    cited, found = set[str](), list[str]()
+    for item in response.output:
+        if item.type == "file_search_call":
+            found += [result.filename or "" for result in item.results or ()]
+        elif item.type == "message":
+            cited |= {name for part in item.content for name in _cited(part)}
+    sources = [Source(name, name in cited) for name in dict.fromkeys(found)]
+    return Answered(question, response.output_text, sources)
+
+
+def _cited(part: object) -> Iterator[str]:
+    for annotation in getattr(part, "annotations", ()):
+        if annotation.type == "file_citation":
+            yield annotation.filename
+
+
+def faults(shelf: Shelf) -> Iterator[str]:
+    """Everything that is not as it must be, in words."""
+    counts = shelf.batch.file_counts
+    if shelf.batch.status != "completed" or counts.completed != len(shelf.papers):
+        yield f"library: of {len(shelf.papers)} documents {counts.completed} came in ({shelf.batch.status})"
+    if len(shelf.answers) != len(QUESTIONS):
+        yield f"library: {len(shelf.answers)} of {len(QUESTIONS)} questions were answered"
+    for answered in shelf.answers:
+        if not answered.text.strip():
+            yield f"library: no answer to '{answered.question}'"
+        if not answered.sources:
+            yield f"library: nothing was found for '{answered.question}'"

@@ -1,0 +1,101 @@
+"""The demo's documents: what this machine's own Python says of itself, as text, HTML and PDF.
+
+topics of `help()`        text; the longest of them set in pages, as PDF
+modules                   HTML, `pydoc`'s page of each
+"""
+
+import importlib
+import pydoc
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pydoc_data import topics
+
+_TOPICS = (
+    "assert", "booleans", "break", "comparisons", "context-managers", "del", "else", "exceptions", "for", "global",
+    "if", "imaginary", "lambda", "lists", "naming", "pass", "power", "raise", "return", "slicings", "truth", "try",
+    "while", "with", "yield",
+)  # fmt: skip
+_BOUND = ("typesseq",)
+_MODULES = ("bisect", "fnmatch", "getpass", "graphlib", "queue", "secrets", "shlex", "stat", "tomllib")
+_LONGEST = 6_000  # characters of a topic: the demo is to take seconds
+_LINES, _COLUMNS = 54, 92  # of a page
+
+#: Asked of them at the end.
+QUESTIONS = (
+    "What are context managers good for?",
+    "Which function makes a random token for a password reset?",
+    "What is the difference between lists and tuples?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A document as it is uploaded."""
+
+    name: str
+    data: bytes
+
+
+def papers() -> list[Paper]:
+    """All of them; the same on every run of one Python."""
+    return [*_reference(), *_pages(), *_book()]
+
+
+def _reference() -> Iterator[Paper]:
+    for name in _TOPICS:
+        if text := topics.topics.get(name, ""):
+            yield Paper(f"{name}.txt", text[:_LONGEST].encode())
+
+
+def _pages() -> Iterator[Paper]:
+    for name in _MODULES:
+        page = pydoc.HTMLDoc().page(name, pydoc.HTMLDoc().docmodule(importlib.import_module(name)))
+        yield Paper(f"{name}.html", page.encode())
+
+
+def _book() -> Iterator[Paper]:
+    for name in _BOUND:
+        yield Paper(f"{name}.pdf", pdf(topics.topics[name][: 4 * _LONGEST]))
+
+
+def pdf(text: str) -> bytes:
+    """A text set in pages of one font, by ISO 32000-1's smallest set of objects."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, _COLUMNS) or [""]]
+    pages = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)] or [[]]
+    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode(),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Courier /Encoding /WinAnsiEncoding >>",
+    ]
+    for n, page in enumerate(pages):
+        box = "/MediaBox [0 0 595 842] /Resources << /Font << /F1 3 0 R >> >>"
+        objects.append(f"<< /Type /Page /Parent 2 0 R {box} /Contents {5 + 2 * n} 0 R >>".encode())
+        objects.append(_stream(page))
+    return _file(objects)
+
+
+def _stream(lines: list[str]) -> bytes:
+    shown = b"".join(b"(%b) '\n" % _escaped(line) for line in lines)
+    content = b"BT /F1 9 Tf 13 TL 50 800 Td\n" + shown + b"ET"
+    return b"<< /Length %d >>\nstream\n%b\nendstream" % (len(content), content)
+
+
+def _escaped(line: str) -> bytes:
+    text = line.encode("cp1252", "replace")
+    return text.replace(b"\\", rb"\\").replace(b"(", rb"\(").replace(b")", rb"\)")
+
+
+def _file(objects: list[bytes]) -> bytes:
+    """Objects, where each begins, and where that table is."""
+    written = bytearray(b"%PDF-1.4\n")
+    places = []
+    for n, content in enumerate(objects, 1):
+        places.append(len(written))
+        written += b"%d 0 obj\n%b\nendobj\n" % (n, content)
+    table = len(written)
+    written += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    written += b"".join(b"%010d 00000 n \n" % place for place in places)
+    written += b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
+    return bytes(written)
