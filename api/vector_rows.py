@@ -11,16 +11,11 @@ from api.deps import CallContext
 from api.file_rows import visible
 from api.presenters.vector_store import VectorStoreObject, show_store
 from api.validation import clip
-from jobs import attachments, ledger
+from jobs import ingestions
 from jobs.attachments import Attachment
 from jobs.clock import now
 from jobs.errors import Expired, InvalidRequest, NotFound
-from jobs.ids import new_id
 from jobs.models import File, Job, VectorStore, VectorStoreFile
-from jobs.payloads import INGESTION, Ingestion
-
-WINDOW = "24h"
-_WINDOW_SECONDS = 86_400
 
 _Value = Annotated[str, Field(max_length=512)] | bool | int | float
 #: OpenAI's attributes of a file: as metadata, but values may be numbers and booleans.
@@ -74,25 +69,10 @@ def bring_in(
     key: str | None,
 ) -> Job:
     """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound."""
-    rows = _files(session, call, list(files))
-    created_at = now()
-    job = Job(
-        id=new_id(prefix),
-        project_id=call.project_id,
-        kind=INGESTION,
-        model=store.model,
-        payload=Ingestion(store_id=store.id).model_dump(mode="json"),
-        total=len(files),
-        window=WINDOW,
-        created_at=created_at,
-        deadline=created_at + _WINDOW_SECONDS,
-        idempotency_key=key,
-        request_id=call.request_id,
-    )
-    ledger.submit(session, job, actor=call.actor)
-    wanted = [Attachment(name, rows[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
-    attachments.attach(session, store, job, wanted)
-    return job
+    names = _files(session, call, list(files))
+    wanted = [Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
+    facts = {"idempotency_key": key, "request_id": call.request_id}
+    return ingestions.submit(session, store, wanted, actor=call.actor, prefix=prefix, **facts)
 
 
 def _files(session: Session, call: CallContext, ids: list[str]) -> dict[str, str]:

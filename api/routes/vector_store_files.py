@@ -23,6 +23,7 @@ from api.presenters.vector_store import (
 from api.routing import resource
 from api.vector_rows import Attributes, bring_in, get_store, get_store_file
 from jobs import attachments, documents
+from jobs.ingestions import SINGLE
 from jobs.models import VectorStoreFile
 
 router: APIRouter = resource("Vector store files")
@@ -53,7 +54,7 @@ def create_vector_store_file(
     def make(session: Session) -> VectorStoreFileObject:
         store = get_store(session, call, vector_store_id, alive=True)
         chunking = kept(body.chunking_strategy, store.chunking)
-        bring_in(session, call, store, "ing_", {body.file_id: (body.attributes, chunking)}, once.key)
+        bring_in(session, call, store, SINGLE, {body.file_id: (body.attributes, chunking)}, once.key)
         call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
         return show_store_file(get_store_file(session, store, body.file_id))
 

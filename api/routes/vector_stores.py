@@ -22,6 +22,7 @@ from jobs import attachments, ledger, placement
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.ids import new_id
+from jobs.ingestions import SINGLE
 from jobs.models import VectorStore, VectorStoreFile
 from jobs.registry import EngineKind
 
@@ -68,7 +69,7 @@ def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -
         call.record(session, "vector_store.create", store.id)
         if body.file_ids:
             files = dict.fromkeys(body.file_ids, (None, store.chunking))
-            bring_in(session, call, store, "ing_", files, once.key)
+            bring_in(session, call, store, SINGLE, files, once.key)
         return shown(session, [store])[0]
 
     return once.run(fields, make)

@@ -14,7 +14,7 @@ EXPECTED = {
     "run-batch", "models list", "models add", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "results", "explain", "workers", "pause", "resume", "drain",
-    "keys create", "keys list", "keys revoke", "audit verify", "webhooks listen",
+    "keys create", "keys list", "keys revoke", "audit verify", "vectors verify", "webhooks listen",
 }  # fmt: skip
 
 

@@ -1,0 +1,40 @@
+"""`nightmill vectors`: is what can be searched exactly what the database says?"""
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.effective import effective
+from cli.ledger import opened
+from cli.options import DataDir
+from cli.procfile import CHECKOUT
+from cli.trouble import Trouble
+
+app = typer.Typer(help="Check the vector database.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Check the vector database."""
+
+
+@app.command()
+def verify(
+    data_dir: DataDir = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Bring in again what is missing, remove what belongs to no file.")
+    ] = False,
+) -> None:
+    """Compare the vectors with the files of every store. Exit code 1 if they differ and nothing is done about it."""
+    with opened(data_dir):
+        config = effective(data_dir=data_dir)
+    command = [sys.executable, "-m", "workers.verifying", *(["--repair"] if repair else [])]
+    environment = {**os.environ, "NIGHTMILL_DATA_DIR": str(config.data_dir.absolute())}
+    code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode  # noqa: S603 (our own module)
+    if code == 1:
+        raise Trouble("the vectors are not what the database says; `nightmill vectors verify --repair` mends it")
+    if code:
+        raise Trouble("the vectors could not be compared")
