@@ -5,17 +5,21 @@ Which lines those are is found when the new job is planned.
 
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.file_rows import visible
+from api.vector_rows import get_store
 from api.windows import seconds
-from jobs import ledger, responses
+from jobs import attachments, ingestions, ledger, responses
+from jobs.attachments import Attachment
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.ids import new_id
-from jobs.models import File, Job
-from jobs.payloads import Batch
+from jobs.ingestions import SINGLE
+from jobs.models import File, Job, VectorStoreFile
+from jobs.payloads import FILE_BATCH, INGESTION, Batch
 from jobs.states import TERMINAL, JobState
 
 _COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
@@ -32,6 +36,8 @@ def again(
 ) -> Job:
     """Submit the retry of an ended job, in the caller's transaction."""
     _check(old)
+    if old.kind == INGESTION:
+        return _files_again(session, call, old, key)
     created_at, window = now(), window or old.window
     payload = Batch.model_validate(old.payload)
     job = Job(
@@ -60,6 +66,19 @@ def _check(old: Job) -> None:
         raise Conflict(f"Job '{old.id}' has not ended: it is {old.state}.", code="invalid_state")
     if old.state == JobState.SUCCEEDED and not old.failed:
         raise InvalidRequest(f"Every line of job '{old.id}' has succeeded.", code="nothing_to_retry")
+
+
+def _files_again(session: Session, call: CallContext, old: Job, key: str | None) -> Job:
+    """The files of an ingestion that failed or were not come to, unless they were attached anew since."""
+    store = get_store(session, call, old.payload["store_id"], alive=True)
+    undone = VectorStoreFile.status.in_((attachments.FAILED, attachments.CANCELLED))
+    left = select(VectorStoreFile).where(VectorStoreFile.job_id == old.id, undone).order_by(VectorStoreFile.line)
+    files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in session.scalars(left)]
+    if not files:
+        raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")
+    prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
+    facts = {"idempotency_key": key, "request_id": call.request_id, "retry_of": old.id}
+    return ingestions.submit(session, store, files, actor=call.actor, prefix=prefix, **facts)
 
 
 def _input(session: Session, call: CallContext, old: Job) -> File:

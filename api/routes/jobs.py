@@ -24,6 +24,7 @@ from api.validation import clip
 from jobs import events, ledger
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.models import Delivery, Job
+from jobs.payloads import INGESTION
 from jobs.states import JobState
 
 router = resource("Jobs")
@@ -130,7 +131,10 @@ async def job_results(
 
     def look() -> None:
         with call.db.read() as session:
-            get_job(session, call, job_id)
+            job = get_job(session, call, job_id)
+        if job.kind == INGESTION:
+            message = "An ingestion has no lines: its results are the files of its vector store."
+            raise InvalidRequest(message, param="job_id", code="no_results")
 
     await run_in_threadpool(look)
     return StreamingResponse(result_stream(call, job_id, follow=follow), media_type="application/jsonl")
