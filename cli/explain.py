@@ -18,6 +18,7 @@ _WAITS = {
     "waiting for model": "no live worker serves {model}; `nightmill workers` shows what each serves",
     "waiting for pause": "its queue, model or project is paused; `nightmill workers` shows what is",
     "waiting for time": "it was submitted to begin later",
+    "waiting for vectors": "the vector database cannot be reached; what is embedded is written when it is back",
     "waiting for disk": "there is too little free space for results; it goes on when there is more",
 }
 
@@ -76,7 +77,7 @@ def _failed(server: "Server", job: "Snapshot") -> Iterator[str]:
     errors = job.outcomes.get("errors", {})
     if not errors:
         return
-    examples = _examples(server, job, errors)
+    examples = (_files if job.vector_store_id else _examples)(server, job, errors)
     for code, count in sorted(errors.items(), key=lambda pair: -pair[1]):
         yield f"  {count} x {code}"
         yield from examples.get(code, ())
@@ -99,6 +100,17 @@ def _examples(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[
                 found[code].append(f"      {result['custom_id']}: {_short(message)}")
             if all(len(some) == _EXAMPLES for some in found.values()):
                 break
+    return found
+
+
+def _files(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str, list[str]]:
+    """Of files that were to come into a vector store, what is said of those that did not."""
+    found: dict[str, list[str]] = {code: [] for code in wanted}
+    page = server.get(f"/vector_stores/{job.vector_store_id}/files?filter=failed&limit=100")
+    for file in page["data"]:
+        error = file["last_error"] or {}
+        if len(found.get(error.get("code", ""), range(_EXAMPLES))) < _EXAMPLES:
+            found[error["code"]].append(f"      {file['id']}: {_short(error['message'])}")
     return found
 
 

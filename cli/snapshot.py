@@ -26,6 +26,7 @@ class Snapshot:
     waiting_for: str
     queue_position: int | None
     created_at: int
+    vector_store_id: str | None
     input_file_id: str | None
     output_file_id: str | None
     error_file_id: str | None
@@ -51,6 +52,7 @@ class Snapshot:
             waiting_for=(job.get("waiting_for") or "").replace("_", " "),
             queue_position=job.get("queue_position"),
             created_at=job["created_at"],
+            vector_store_id=job.get("vector_store_id"),
             input_file_id=job.get("input_file_id"),
             output_file_id=job.get("output_file_id"),
             error_file_id=job.get("error_file_id"),

@@ -59,6 +59,7 @@ class JobObject(BaseModel):
     usage: Usage
     outcomes: Outcomes | None
     errors: BatchErrors | None
+    vector_store_id: str | None
     input_file_id: str | None
     output_file_id: str | None
     error_file_id: str | None
@@ -120,6 +121,7 @@ def show_job(
         usage=show_usage(totals),
         outcomes=None if outcomes is None else _outcomes(outcomes),
         errors=show_errors(job.errors),
+        vector_store_id=job.payload.get("store_id"),
         input_file_id=job.input_file_id,
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,
