@@ -15,6 +15,7 @@ from jobs.settings import Settings
 from jobs.storage import Storage, open_storage
 from workers import process
 from workers.keeper import Keeper
+from workers.vectors.belonging import claim_vectors
 from workers.vectors.opening import open_vectors
 from workers.vectors.port import Vectors
 
@@ -34,7 +35,8 @@ class Standing:
 class Late:
     """The vector database, opened by whoever needs it first: most processes never do."""
 
-    def __init__(self) -> None:
+    def __init__(self, db: Database | None = None) -> None:
+        self._db = db
         self._lock = threading.Lock()
         self._opened: Vectors | None = None
         self._writes = Counter[str]()
@@ -49,9 +51,12 @@ class Late:
             return True
 
     def get(self, config: Settings) -> Vectors:
+        """Raises VectorsAway where these are not the deployment's."""
         with self._lock:
             if self._opened is None:
                 folder = config.data_dir.absolute() / "vectors"
+                if self._db is not None:
+                    claim_vectors(self._db, config.vectors_url, folder)
                 self._opened = open_vectors(config.vectors_url, folder, config.vectors_api_key)
             return self._opened
 
@@ -100,7 +105,7 @@ def build(config: Settings, pool: Pool) -> Context:
     keeper = Keeper(db, _describe(worker_id, pool, standing), beat_seconds=config.beat_seconds, stop=stop)
     keeper.start()
     log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
-    return Context(config, db, open_storage(config.storage), worker_id, stop, standing, keeper)
+    return Context(config, db, open_storage(config.storage), worker_id, stop, standing, keeper, Late(db))
 
 
 def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:

@@ -142,7 +142,7 @@ def main(config: Settings, *, mend: bool) -> int:
     """Tell what was found. 0: all is as it should be, or is owed its repair."""
     db = Database(config.database, patience=10)
     try:
-        verdict = verify(db, Late().get(config))
+        verdict = verify(db, Late(db).get(config))
     except VectorsAway as error:
         sys.stderr.write(f"the vector database cannot be reached: {error}\n")
         return 2

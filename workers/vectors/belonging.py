@@ -1,0 +1,53 @@
+"""One deployment has one vector database. Its name is kept in SQL, so that a host with another says so instead of
+writing where nobody looks, and of finding half.
+
+A folder's name is the id in the file `id` in it: that of a shared folder is the same on every host.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from jobs.db import Database, insert_into
+from jobs.ids import new_id
+from jobs.models import Meta
+from workers.vectors.port import VectorsAway
+
+_KEY: Final = "vectors"
+
+
+def claim_vectors(db: Database, url: str, folder: Path) -> None:
+    """The first one is the deployment's. Raises VectorsAway for another, and says what to do."""
+    mine = _address(url) if url else _id_of(folder)
+    with db.read() as session:
+        meta = session.get(Meta, _KEY)
+    if meta is None:
+        with db.write() as session:
+            session.execute(insert_into(session, Meta).values(key=_KEY, value=mine).on_conflict_do_nothing())
+            meta = session.get_one(Meta, _KEY)
+    if meta.value != mine:
+        raise VectorsAway(
+            "this deployment's vectors are elsewhere: several hosts need one server (NIGHTMILL_VECTORS_URL), and a "
+            "deployment that moves to another needs its files brought in anew (nightmill vectors verify --repair)"
+        )
+
+
+def _address(url: str) -> str:
+    """Host and port; how it is spoken to may change."""
+    return url.partition("//")[2].partition("?")[0].rstrip("/").rpartition("@")[2] or url
+
+
+def _id_of(folder: Path) -> str:
+    """Two processes may be the first at once: the one that links its file last takes the other's."""
+    place = folder / "id"
+    if not place.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = folder / f".id-{os.getpid()}-{new_id('')}"
+        mine.write_text(new_id("vdb_"))
+        try:
+            place.hardlink_to(mine)
+        except FileExistsError:
+            pass
+        finally:
+            mine.unlink()
+    return place.read_text()
