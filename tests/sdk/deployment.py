@@ -1,23 +1,32 @@
 """A deployment that runs batches by itself while suites talk to it, with a webhook receiver beside it."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 
+from jobs import searches
 from jobs.db import Database
-from jobs.queues import Queue
+from jobs.queues import Queue, Task
 from tests.sdk.front import Front, standing_before
 from tests.support import runs
 from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
 from tests.support.web import make_key, running_app, serve
+from workers.context import Pool, build
+from workers.dispatcher import Dispatcher
+from workers.finishing import finish
+from workers.ingestion.parse import parse_shard
+from workers.ingestion.purge import purge
 from workers.interactive import Desk
+from workers.parsing.parser import Limits, Parser
+from workers.searching import Searching
 from workers.webhooks import loop
 
 #: More than two pages at the largest limit.
@@ -83,6 +92,7 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         receiver = stack.enter_context(Receiver())
         front = stack.enter_context(standing_before(url, receiver))
         stack.enter_context(_answering(mill, carrier.url))
+        stack.enter_context(_ingesting(mill))
         stack.enter_context(_going_on(lambda stop: _tick(mill, stop)))
         deliver = {"idle_seconds": 3600.0}
         stack.enter_context(_going_on(lambda stop: loop.run(db, mill.config, "io-1", stop, **deliver)))
@@ -92,12 +102,50 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
 @contextmanager
 def _answering(mill: Mill, url: str) -> Iterator[None]:
     """Clients who wait get their answers of the engine that runs the batches."""
-    desk = Desk(mill.host, url, Queue.GENERATE)
+    desk = Desk(mill.host, url, Queue.GENERATE, own={searches.URL: Searching(mill.gpu, mill.host).answer})
     mill.host.call(desk.serve())
     try:
         yield
     finally:
         mill.host.call(desk.close()).result(5)
+
+
+class _Readers:
+    """Rings the mill, but for what is asked of those who read documents: one worker here, with one thread."""
+
+    def __init__(self, mill: Mill) -> None:
+        self._mill = mill
+        self._context = build(mill.config, Pool("cpu", (Queue.INGEST,), slots=1))
+        self._parser = Parser(Limits(mill.config.parse_seconds))
+        self._thread = ThreadPoolExecutor(1)
+
+    def ring(self, task: str, queue: str, arguments: Sequence[Any]) -> None:
+        if queue != Queue.INGEST:
+            self._mill.ring(task, queue, arguments)
+        else:
+            self._thread.submit(self._handle, task, arguments)
+
+    def close(self) -> None:
+        self._context.keeper.leave()
+        self._thread.shutdown()
+        self._parser.close()
+        self._context.db.close()
+
+    def _handle(self, task: str, arguments: Sequence[Any]) -> None:
+        try:
+            if task == Task.PURGE:
+                purge(self._context)
+            elif parse_shard(self._context, self._parser, *arguments):
+                finish(self._context, arguments[0])
+        except BaseException as error:  # noqa: BLE001 (the last test asks for them)
+            self._mill.errors.append(error)
+
+
+@contextmanager
+def _ingesting(mill: Mill) -> Iterator[None]:
+    with closing(_Readers(mill)) as readers:
+        mill.dispatcher = Dispatcher(mill.config, mill.db, mill.storage, readers)
+        yield
 
 
 def _ended(mill: Mill, n: int) -> str:

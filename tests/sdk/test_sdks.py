@@ -58,6 +58,18 @@ CHECKS = (
     "an upload whose answer is lost is repeated with its key and makes one file",
     "without a key a repeated create makes two batches",
     "many calls at once are answered",
+    "a vector store is created, retrieved, changed, listed and deleted",
+    "a file is brought into a vector store, read, described and taken out",
+    "a file is uploaded into a vector store",
+    "a file that cannot be read has failed, and says why",
+    "files are brought into a vector store together",
+    "files of one batch share attributes, or have their own",
+    "a cancelled file batch brings in no more",
+    "a vector store is searched",
+    "a search is filtered",
+    "a search is ranked as it asks",
+    "what is in no vector store is a NotFoundError",
+    "many searches at once are answered",
 )
 _ABOUT_WEBHOOKS = (
     "webhook endpoints are managed",
@@ -72,6 +84,8 @@ RAW = {
     **{(sdk, check): ["webhooks.create"] for sdk in ("python-1.109", "python-2.8") for check in _ABOUT_WEBHOOKS},
     # Its Batch is older than the field: it comes as a dict.
     ("python-1.109", "a batch runs to its output"): ["batch.usage"],
+    # Its file batches are older than files with attributes of their own.
+    ("python-1.109", "files of one batch share attributes, or have their own"): ["file_batches.create(files=)"],
     # The helper that cuts a file into parts is Python's alone.
     ("node-7.57", "a file is uploaded in chunks"): ["uploads.upload_file_chunked"],
 }

@@ -5,14 +5,15 @@
 // A line is `{"check", "ok", "detail", "raw"}`. `raw` names what this version has no method for, and was done in parts.
 
 import assert from "node:assert/strict";
-import { createHash, randomUUID } from "node:crypto";
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { setTimeout as pause } from "node:timers/promises";
 
 import OpenAI, { toFile } from "openai";
 
-const FACTS = JSON.parse(process.argv[2]);
-const MODEL = FACTS.model;
+import {
+  CHECKS, FACTS, MODEL, RAW, all, check, client, factsOf, fresh, ids, pagesOf, raised, same, small, through, told, until,
+} from "./checking.mjs";
+
 const CHAT = "/v1/chat/completions";
 const EVENT_TYPES = ["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"];
 const DATA = Buffer.from('{"custom_id":"1"}\n'.repeat(50_000));
@@ -20,66 +21,6 @@ const PIECES = Array.from({ length: 12 }, (_, n) => Buffer.alloc(20_000 + n, 65 
 const SENT = [7, 2, 11, 0, 5, 9, 1, 10, 3, 8, 6, 4];
 const LISTED = [4, 9, 0, 11, 6, 1, 8, 3, 10, 2, 7, 5];
 const ENDED = ["completed", "failed", "expired", "cancelled"];
-const PATIENCE = 30_000; // milliseconds for what takes well under a second
-
-const CHECKS = new Map();
-const RAW = new Set();
-
-const client = new OpenAI({ apiKey: FACTS.key, baseURL: `${FACTS.url}/v1` });
-
-const check = (name, work) => CHECKS.set(name, work);
-const same = (got, wanted) => assert.deepStrictEqual(got, wanted);
-const fresh = (word) => `${word}-${randomUUID().slice(0, 12)}`;
-const small = (name, text = "x") => toFile(Buffer.from(text), name);
-const ids = (objects) => objects.map((one) => one.id);
-
-/** A client whose requests go through the front, under a name. */
-const through = (kind, name, more = {}) =>
-  new OpenAI({ apiKey: FACTS.key, baseURL: `${FACTS.front}/${kind}/${name}/v1`, ...more });
-
-/** What the front knows. */
-const told = async (path) => (await fetch(`${FACTS.front}/${path}`)).json();
-
-async function until(holds, what) {
-  const ends = Date.now() + PATIENCE;
-  for (;;) {
-    const found = await holds();
-    if (found) return found;
-    assert.ok(Date.now() < ends, `${what}: not within ${PATIENCE} ms`);
-    await pause(50);
-  }
-}
-
-/** The error that a call raises, which is of this class and no other. */
-async function raised(wanted, call) {
-  let answer;
-  try {
-    answer = await call();
-  } catch (error) {
-    assert.ok(error.constructor === wanted, `got ${error?.stack}, wanted ${wanted.name}`);
-    return error;
-  }
-  assert.fail(`got ${JSON.stringify(answer)?.slice(0, 300)}, wanted ${wanted.name}`);
-}
-
-function factsOf(error) {
-  assert.ok(error.requestID, "no request id");
-  return [error.status, error.type, error.code, error.param];
-}
-
-/** All that a list has, over all of its pages. */
-async function all(list) {
-  const found = [];
-  for await (const one of list) found.push(one);
-  return found;
-}
-
-/** The ids of a list, page by page. */
-async function pagesOf(list) {
-  const pages = [];
-  for await (const page of (await list).iterPages()) pages.push(ids(page.data));
-  return pages;
-}
 
 const bytesOf = async (id) => Buffer.from(await (await client.files.content(id)).arrayBuffer());
 
@@ -629,6 +570,8 @@ check("many calls at once are answered", async () => {
   const listed = ids(await all(client.files.list({ purpose: "assistants", limit: 7 })));
   same(listed.toSorted(), ids(made).toSorted());
 });
+
+await import("./stores.mjs"); // its checks come last
 
 const { version } = JSON.parse(readFileSync(new URL("node_modules/openai/package.json", import.meta.url)));
 console.log(JSON.stringify({ sdk: version }));

@@ -1,0 +1,83 @@
+"""How a check is written, whatever SDK it runs under: what it is told, what it is kept as, how it compares.
+
+FACTS     those of `tests.sdk.deployment`
+CHECKS    by name, in the order in which they run
+RAW       what this version has no method for, of the check that runs
+"""
+
+import json
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import openai
+
+FACTS: dict[str, Any] = json.loads(sys.argv[1])
+MODEL = FACTS["model"]
+PATIENCE = 30.0  # seconds for what takes well under one
+
+CHECKS: dict[str, Callable[[], None]] = {}
+RAW: list[str] = []
+
+client = openai.OpenAI(api_key=FACTS["key"], base_url=f"{FACTS['url']}/v1")
+
+
+def check(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def keep(function: Callable[[], None]) -> Callable[[], None]:
+        CHECKS[name] = function
+        return function
+
+    return keep
+
+
+def raw(what: str) -> None:
+    """This version has no method for it."""
+    if what not in RAW:
+        RAW.append(what)
+
+
+def same(got: object, wanted: object) -> None:
+    assert got == wanted, f"got {got!r:.600}, wanted {wanted!r:.600}"
+
+
+def through(kind: str, name: str, **more: Any) -> openai.OpenAI:
+    """A client whose requests go through the front, under a name."""
+    return openai.OpenAI(**{"api_key": FACTS["key"], "base_url": f"{FACTS['front']}/{kind}/{name}/v1", **more})
+
+
+def told(path: str) -> Any:
+    """What the front knows."""
+    with urllib.request.urlopen(f"{FACTS['front']}/{path}", timeout=10) as answer:
+        return json.load(answer)
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    ends = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while not (found := holds()):
+        assert time.monotonic() < ends, f"{what}: not within {PATIENCE:g} s"
+        pause.wait(0.05)
+    return found
+
+
+def raised(wanted: type[Exception], call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """The error that a call raises, which is of this class and no other."""
+    try:
+        answer = call(*arguments, **named)
+    except wanted as error:
+        same(type(error), wanted)
+        return error
+    raise AssertionError(f"got {answer!r:.300}, wanted {wanted.__name__}")
+
+
+def facts_of(error: Any) -> tuple[Any, ...]:
+    assert error.request_id, "no request id"
+    return (error.status_code, error.type, error.code, error.param)
+
+
+def fresh(word: str) -> str:
+    return f"{word}-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,70 @@
+// How a check is written: what it is told, what it is kept as, how it compares. The same as `../checking.py`.
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { setTimeout as pause } from "node:timers/promises";
+
+import OpenAI, { toFile } from "openai";
+
+export const FACTS = JSON.parse(process.argv[2]);
+export const MODEL = FACTS.model;
+const PATIENCE = 30_000; // milliseconds for what takes well under a second
+
+export const CHECKS = new Map();
+export const RAW = new Set();
+
+export const client = new OpenAI({ apiKey: FACTS.key, baseURL: `${FACTS.url}/v1` });
+
+export const check = (name, work) => CHECKS.set(name, work);
+export const same = (got, wanted) => assert.deepStrictEqual(got, wanted);
+export const fresh = (word) => `${word}-${randomUUID().slice(0, 12)}`;
+export const small = (name, text = "x") => toFile(Buffer.from(text), name);
+export const ids = (objects) => objects.map((one) => one.id);
+
+/** A client whose requests go through the front, under a name. */
+export const through = (kind, name, more = {}) =>
+  new OpenAI({ apiKey: FACTS.key, baseURL: `${FACTS.front}/${kind}/${name}/v1`, ...more });
+
+/** What the front knows. */
+export const told = async (path) => (await fetch(`${FACTS.front}/${path}`)).json();
+
+export async function until(holds, what) {
+  const ends = Date.now() + PATIENCE;
+  for (;;) {
+    const found = await holds();
+    if (found) return found;
+    assert.ok(Date.now() < ends, `${what}: not within ${PATIENCE} ms`);
+    await pause(50);
+  }
+}
+
+/** The error that a call raises, which is of this class and no other. */
+export async function raised(wanted, call) {
+  let answer;
+  try {
+    answer = await call();
+  } catch (error) {
+    assert.ok(error.constructor === wanted, `got ${error?.stack}, wanted ${wanted.name}`);
+    return error;
+  }
+  assert.fail(`got ${JSON.stringify(answer)?.slice(0, 300)}, wanted ${wanted.name}`);
+}
+
+export function factsOf(error) {
+  assert.ok(error.requestID, "no request id");
+  return [error.status, error.type, error.code, error.param];
+}
+
+/** All that a list has, over all of its pages. */
+export async function all(list) {
+  const found = [];
+  for await (const one of list) found.push(one);
+  return found;
+}
+
+/** The ids of a list, page by page. */
+export async function pagesOf(list) {
+  const pages = [];
+  for await (const page of (await list).iterPages()) pages.push(ids(page.data));
+  return pages;
+}
