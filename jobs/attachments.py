@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db import UNSEEN, insert_into
 from jobs.ids import new_id
-from jobs.models import Job, VectorRemoval, VectorStore, VectorStoreFile
+from jobs.models import Job, Shard, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.states import JobState
 
 IN_PROGRESS: Final = "in_progress"
@@ -29,6 +29,7 @@ CANCELLED: Final = "cancelled"
 
 #: What is owed to the vector database.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
+_EPOCHS: Final = 3  # of a shard that went well: parsed, passed on, indexed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,14 @@ def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int,
     return {row.line - first: row for row in session.scalars(lines)}
 
 
-def publish(session: Session, store: VectorStore, made: Sequence[Made], dimensions: int) -> Settled:
+def measured(session: Session, store_id: str, dimensions: int) -> int:
+    """Of what length a store's vectors are, which its first ones decide; 0 when it is gone."""
+    unknown = VectorStore.id == store_id, VectorStore.dimensions == 0
+    session.execute(update(VectorStore).where(*unknown).values(dimensions=dimensions), execution_options=UNSEEN)
+    return session.scalar(select(VectorStore.dimensions).where(VectorStore.id == store_id)) or 0
+
+
+def publish(session: Session, store: VectorStore, made: Sequence[Made]) -> Settled:
     """Bring versions into view and note failures, each unless its file was removed or attached anew meanwhile."""
     wanted = select(VectorStoreFile).where(
         VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_([one.file_id for one in made])
@@ -129,9 +137,6 @@ def publish(session: Session, store: VectorStore, made: Sequence[Made], dimensio
         else:
             _publish(session, store, row, one)
             settled.completed.append(one)
-    if settled.completed and dimensions:
-        unknown = VectorStore.id == store.id, VectorStore.dimensions == 0
-        session.execute(update(VectorStore).where(*unknown).values(dimensions=dimensions))
     if settled.gone:
         owe(session, store, LEFTOVERS)
     return settled
@@ -151,10 +156,20 @@ def ended(session: Session, job: Job) -> None:
         words = "The file was not processed within its time." if job.state == JobState.EXPIRED else "Internal error."
         values = {"status": FAILED, "error_code": "server_error", "error_message": words}
     left = VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS
-    stores = session.scalars(select(VectorStoreFile.store_id).where(*left).distinct()).all()
-    session.execute(update(VectorStoreFile).where(*left).values(values), execution_options=UNSEEN)
-    for store in session.scalars(select(VectorStore).where(VectorStore.id.in_(stores))):
-        owe(session, store, LEFTOVERS)
+    stopped = session.execute(update(VectorStoreFile).where(*left).values(values), execution_options=UNSEEN)
+    again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
+    gone = ~exists().where(VectorStore.id == job.payload["store_id"])
+    if stopped.rowcount or job.failed or session.scalar(select(or_(again, gone))):  # type: ignore[attr-defined]
+        left_behind(session, job)
+
+
+def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
+    """An attempt to bring in files may have left what no file points to, in a store that may be gone by now."""
+    store = session.get(VectorStore, job.payload["store_id"])
+    if store is not None:
+        return owe(session, store, LEFTOVERS)
+    gone = {"id": job.payload["store_id"], "project_id": job.project_id, "model": job.model or ""}
+    return owe(session, VectorStore(**gone, dimensions=dimensions), STORE)
 
 
 def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
@@ -177,10 +192,15 @@ def remove_store(session: Session, store: VectorStore) -> None:
 
 
 def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | None = None) -> None:
-    """Owe the vector database a removal, in the caller's transaction. A store's leftovers are looked for once."""
-    waiting = exists().where(VectorRemoval.store_id == store.id, VectorRemoval.what == LEFTOVERS)
-    if what == LEFTOVERS and session.scalar(select(waiting)):
-        return
+    """Owe the vector database a removal, in the caller's transaction.
+
+    A whole store's is owed once. One that is under way does not count: with another date its receipt does not fit.
+    """
+    if what != DOCUMENT:
+        waiting = VectorRemoval.store_id == store.id, VectorRemoval.what == what
+        renewed = update(VectorRemoval).where(*waiting).values(created_at=now())
+        if session.execute(renewed, execution_options=UNSEEN).rowcount:  # type: ignore[attr-defined]
+            return
     session.add(
         VectorRemoval(
             store_id=store.id,

@@ -25,7 +25,7 @@ def commit(
     if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
         return  # the first commit's answer was lost
     store = session.get(VectorStore, job.payload["store_id"])
-    settled = attachments.publish(session, store, made, dimensions) if store else Settled(gone=list(made))
+    settled = attachments.publish(session, store, made) if store else Settled(gone=list(made))
     counted = _count(tally, settled)
     if counted.covered:
         shards.commit(session, claim, seq, "", 0, counted, last=last)
@@ -33,6 +33,8 @@ def commit(
         shards.finish_empty(session, claim)
     if store is not None:
         _tell(session, job, store, settled)
+    else:
+        attachments.left_behind(session, job, dimensions)
     if last:
         ledger.settle(session, job.id, actor=f"worker:{claim.worker_id}")
 

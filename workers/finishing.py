@@ -29,7 +29,7 @@ from jobs.queues import Task
 from jobs.states import JobState
 from workers import outcomes, records
 from workers.context import Context
-from workers.ingestion.conclude import conclude
+from workers.ingestion.conclude import conclude, tend
 from workers.keeper import Hold
 from workers.responding import respond
 from workers.stumbling import stumble
@@ -65,6 +65,7 @@ def finish(context: Context, job_id: str) -> None:
             log.exception("finishing_failed", extra={"job_id": job_id})
             code = "results_lost" if isinstance(error, NotFound | ResultsLost) else "internal_error"
             stumble(context, claim, error, "The results cannot be assembled", code)
+    tend(context, claim.job)
 
 
 class ResultsLost(Exception):

@@ -4,6 +4,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -444,6 +445,47 @@ def server(tmp_path: Path, weaviate: str, monkeypatch: pytest.MonkeyPatch) -> It
         need("Weaviate", error)
     yield server
     server.close()
+
+
+def test_a_server_that_starts_is_away_and_not_empty(server: Weaviate, tmp_path: Path, store: Store) -> None:
+    """It answers before it has read what it holds. A removal of nothing would be taken for one that was done."""
+    vectors = open_vectors(server.url, tmp_path, server.api_key)
+    vectors.write(store, a_document("vsd_a.1"))
+    server.kill()
+    starting = threading.Thread(target=server.start)
+    starting.start()
+
+    found: list[dict[str, int]] = []
+    while starting.is_alive() or not found:
+        with suppress(VectorsAway):
+            found.append(vectors.counts(store))
+        pause(0.01)
+
+    starting.join()
+    assert all(counts == {"vsd_a.1": ENTRIES} for counts in found)
+    vectors.close()
+
+
+def test_what_was_written_is_found_by_its_vector_though_the_server_was_killed(server: Weaviate, tmp_path: Path) -> None:
+    vectors = open_vectors(server.url, tmp_path, server.api_key)
+    stores = [a_store(f"vs_killed{n}") for n in range(6)]
+    for store in stores:
+        vectors.write(store, a_document("vsd_a.1", 60))
+    server.kill()
+    server.start()
+
+    eventually(lambda: _answers(vectors), 20, "it is back")
+    found = [len(vectors.nearest(store, towards(1), 100)) for store in stores]
+
+    assert found == [60] * len(stores)
+    vectors.close()
+
+
+def _answers(vectors: Vectors) -> bool:
+    with suppress(VectorsAway):
+        vectors.check()
+        return True
+    return False
 
 
 def test_the_same_entry_written_again_is_one_entry(weaviate: str, tmp_path: Path, store: Store) -> None:

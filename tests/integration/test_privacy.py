@@ -1,12 +1,13 @@
 """What nobody may find: prompts and answers outside the files they belong to, keys anywhere, and calls home.
 
-One deployment runs a batch whose lines carry a word that exists nowhere else. Afterwards everything it has written, but
-for the input and the results themselves, is searched for it.
+One deployment runs a batch whose lines carry a word that exists nowhere else, and brings files into vector stores that
+have others. Afterwards everything it has written, but for the input and the results themselves, is searched for them.
 """
 
 import base64
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -16,17 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import InternalServerError, OpenAI
 
 from tests.support.receiver import Receiver
-from tests.support.system import MODEL, ROOT, StubEngine, System, eventually
+from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually
+from tests.unit.workers.parsing import samples
 
 pytestmark = pytest.mark.timeout(240)
 WORD = "zq7-canary-quagga-5519"
 #: Of a client who waits: what it asks passes through Redis, whose own file has it for a while.
 ASKED = "zq8-canary-dodo-7731"
-#: Where prompts and answers are at home, and where the operator's own key is.
-AT_HOME = ("files", "jobs")
+#: Of a document that is never looked for, and of one that is found: an answer with its text passes through Redis too.
+DOCUMENT, FOUND = "zq1-canary-axolotl-2096", "zq2-canary-kakapo-8815"
+QUERY, ATTRIBUTE = "zq3-canary-quokka-6640", "zq4-canary-numbat-1327"
+#: Where prompts, answers and documents are at home, and where the operator's own key is.
+AT_HOME = ("files", "jobs", "vectors")
+DATABASE = "nightmill.db"
 KEY_FILES = ("run.json", "operator.key")
 
 
@@ -54,13 +60,19 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     calls.touch()
     watch = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support' / 'watch'}"
     environment = {"PYTHONPATH": watch, "NIGHTMILL_TEST_CONNECTIONS": str(calls), "NIGHTMILL_LOG_LEVEL": "DEBUG"}
-    with StubEngine(folder, MODEL, delay_ms=1) as engine, Receiver() as receiver:
-        system = System(folder, engine_url=engine.url, embed_url=engine.url, **environment)
+    with (
+        StubEngine(folder, MODEL, delay_ms=1) as engine,
+        StubEngine(folder, EMBED_MODEL) as embedder,
+        Receiver() as receiver,
+    ):
+        system = System(folder, engine_url=engine.url, embed_url=embedder.url, **environment)
         try:
             system.start()
             client = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key)
             endpoint = client.webhooks.create(name="w", url=receiver.url(), event_types=["batch.completed"])
             answers = _run(client, folder)
+            _bring_in(client)
+            _search(client)
             eventually(lambda: receiver.requests, 30, "the webhook has come")
             yield Scene(system, calls, answers, _chat(client), str(endpoint.signing_secret))
         finally:
@@ -86,6 +98,37 @@ def _run(client: OpenAI, folder: Path) -> tuple[str, ...]:
     texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines]
     texts += [_background(client, f"{WORD} later"), _background(client, f"!500 {WORD} later")]
     return tuple(text for text in texts if len(text) > 20)
+
+
+def _bring_in(client: OpenAI) -> None:
+    """Good files, damaged ones, and texts on which the engine breaks, with attributes."""
+    texts: list[tuple[str, bytes]] = [
+        ("note.txt", f"A note on {DOCUMENT}.".encode()),
+        ("page.html", f"<html><body><p>A page on {DOCUMENT}.</p></body></html>".encode()),
+        ("paper.pdf", samples.pdf([[f"A paper on {DOCUMENT}"]])),
+        ("damaged.pdf", b"%PDF-1.7\n" + DOCUMENT.encode()),
+        ("damaged.docx", b"PK\x03\x04" + DOCUMENT.encode()),
+        ("broken.json", f'{{"{DOCUMENT}": '.encode()),
+        ("refused.txt", f"!500 {DOCUMENT}".encode()),
+        ("garbled.txt", f"!html {DOCUMENT}".encode()),
+    ]
+    files = [client.files.create(file=text, purpose="user_data").id for text in texts]
+    store = client.vector_stores.create(name="never searched").id
+    done = client.vector_stores.file_batches.create_and_poll(store, file_ids=files, attributes={"of": ATTRIBUTE})
+    assert (done.status, done.file_counts.in_progress) == ("completed", 0)
+    assert min(done.file_counts.completed, done.file_counts.failed) > 1, done.file_counts
+    client.vector_stores.files.update(files[0], vector_store_id=store, attributes={"now": ATTRIBUTE})
+
+
+def _search(client: OpenAI) -> None:
+    """A store of its own, whose file is found."""
+    store = client.vector_stores.create(name="searched").id
+    client.vector_stores.files.upload_and_poll(vector_store_id=store, file=("found.txt", FOUND.encode()))
+    others: Any = {"type": "ne", "key": "of", "value": QUERY}
+    [hit, *_] = client.vector_stores.search(store, query=f"{FOUND} {QUERY}", filters=others)
+    assert FOUND in hit.content[0].text
+    with pytest.raises(InternalServerError):
+        client.with_options(max_retries=0).vector_stores.search(store, query=f"!500 {QUERY}")
 
 
 def _background(client: OpenAI, prompt: str) -> str:
@@ -124,6 +167,42 @@ def test_prompts_and_answers_are_nowhere_but_in_their_files(scene: Scene) -> Non
     assert found == []
 
 
+def test_a_documents_text_is_nowhere_but_with_documents_and_vectors(scene: Scene) -> None:
+    found = [path.name for path in scene.written() if DOCUMENT.encode() in path.read_bytes()]
+
+    assert found == []
+
+
+def test_a_query_and_what_it_found_are_in_the_brokers_own_file_alone(scene: Scene) -> None:
+    words = (QUERY.encode(), FOUND.encode())
+
+    found = {path for path in scene.written() if any(word in path.read_bytes() for word in words)}
+
+    assert {path.relative_to(scene.system.data).parts[0] for path in found} == {"broker"}
+
+
+def test_attributes_are_with_their_file_alone(scene: Scene) -> None:
+    elsewhere = [
+        path.name
+        for path in scene.written()
+        if not path.name.startswith(DATABASE) and ATTRIBUTE.encode() in path.read_bytes()
+    ]
+
+    assert elsewhere == []
+    assert _tables_with(scene.system.data / DATABASE, ATTRIBUTE) == {"vector_store_file"}
+
+
+def _tables_with(path: Path, word: str) -> set[str]:
+    """The tables of which a row has this word."""
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = ((name, row) for name in names for row in database.execute(f'SELECT * FROM "{name}"'))
+        return {name for name, row in rows if word in repr(row)}
+    finally:
+        database.close()
+
+
 def test_they_were_looked_for_where_they_could_be(scene: Scene) -> None:
     names = {path.name for path in scene.written()}
 
@@ -131,6 +210,10 @@ def test_they_were_looked_for_where_they_could_be(scene: Scene) -> None:
     assert any("aof" in name for name in names), "the broker's own file"
     inputs = [path for path in scene.system.data.joinpath("files").rglob("*") if path.is_file()]
     assert any(WORD.encode() in path.read_bytes() for path in inputs)
+    assert any(DOCUMENT.encode() in path.read_bytes() for path in inputs if path.suffix == ".json")
+    vectors = [path for path in scene.system.data.joinpath("vectors").rglob("*") if path.is_file()]
+    assert any(DOCUMENT.encode() in path.read_bytes() for path in vectors)
+    assert "embed.log" in names
 
 
 def test_keys_and_secrets_are_in_no_log_and_in_no_message(scene: Scene) -> None:

@@ -3,8 +3,9 @@
     python -m tests.support.stub_engine --port 0 --log prompts.log [--delay-ms 1] [--models stub-model,other]
 
 Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
-that was ever asked. Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server
-in that way. The first line of standard output is the server's URL.
+that was ever asked. Of texts that are embedded together (an ingestion's, a search's) it has a mark each.
+Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in that way. The first line of
+standard output is the server's URL.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from workers.engines.port import Answer, refusal, unknown_model
 
 HUGE_BYTES = 100 << 20
 RETRY_AFTER_SECONDS = 1
+MARK = "#"
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,12 +41,12 @@ class PromptLog:
         self._lines: list[bytes] = []
         self._waiting: list[asyncio.Future[None]] = []
 
-    async def add(self, prompt: str) -> None:
+    async def add(self, *prompts: str) -> None:
         loop = asyncio.get_running_loop()
         if not self._lines:
             loop.call_soon(self._write)
         written = loop.create_future()
-        self._lines.append(msgspec.json.encode(prompt))
+        self._lines += map(msgspec.json.encode, prompts)
         self._waiting.append(written)
         await written
 
@@ -59,6 +62,18 @@ class PromptLog:
 def prompts(log: Path) -> list[str]:
     """Every prompt the server was asked, oldest first."""
     return [msgspec.json.decode(line, type=str) for line in log.read_bytes().splitlines()] if log.exists() else []
+
+
+def text_mark(text: str) -> str:
+    """What stands in the log for one text of several."""
+    return f"{MARK}{sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _asked(path: str, body: dict[str, object], prompt: str) -> list[str]:
+    texts = body.get("input")
+    if path == "/v1/embeddings" and isinstance(texts, list) and texts and isinstance(texts[0], str):
+        return [text_mark(text) for text in texts]
+    return [prompt]
 
 
 class Stub:
@@ -90,7 +105,7 @@ class Stub:
         return await self._answer(request, body, prompt_of(request.path, body))
 
     async def _answer(self, request: web.BaseRequest, body: dict[str, object], prompt: str) -> web.StreamResponse:
-        await self._log.add(prompt)
+        await self._log.add(*_asked(request.path, body, prompt))
         if self._delay:
             await asyncio.sleep(self._delay)
         word = magic_of(prompt)

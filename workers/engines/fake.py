@@ -211,10 +211,16 @@ def _embeddings(body: Body, prompt: str, _: bytes) -> Answer:
 
 
 def _vector(text: str, dimensions: int) -> list[float]:
-    stream = b"".join(sha256(b"%d:%s" % (i, text.encode())).digest() for i in range(-(-dimensions // 32)))
-    raw = [byte - 127.5 for byte in stream[:dimensions]]
-    norm = sum(value * value for value in raw) ** 0.5
+    """A bag of words: texts with words in common are near. The whole is a word too, so that no two are the same."""
+    words = [_word(word, dimensions) for word in (text, *text.lower().split())]
+    raw = [sum(values) for values in zip(*words, strict=True)]
+    norm = sum(value * value for value in raw) ** 0.5 or 1.0
     return [value / norm for value in raw]
+
+
+def _word(word: str, dimensions: int) -> list[float]:
+    stream = b"".join(sha256(b"%d:%s" % (i, word.encode())).digest() for i in range(-(-dimensions // 32)))
+    return [byte - 127.5 for byte in stream[:dimensions]]
 
 
 FORMS: Final[dict[str, Callable[[Body, str, bytes], Answer]]] = {

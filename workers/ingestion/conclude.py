@@ -7,7 +7,8 @@ from sqlalchemy import select
 
 from jobs import ledger
 from jobs.ledger import JobClaim
-from jobs.models import Segment, VectorStore
+from jobs.models import Job, Segment, VectorStore
+from jobs.payloads import INGESTION
 from workers.context import Context
 from workers.vectors.port import Store, VectorsAway
 
@@ -22,15 +23,18 @@ def conclude(context: Context, claim: JobClaim) -> None:
         counts = Counter[str]()
         for outcomes in session.scalars(select(Segment.outcomes).where(Segment.job_id == job.id)):
             counts.update(outcomes or {})
-        store = session.get(VectorStore, job.payload["store_id"])
     context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts))
     log.info("ingestion_closed", extra={"job_id": job.id, "files": job.total, **values})
-    if store is not None and store.dimensions:
-        tend(context, store)
 
 
-def tend(context: Context, store: VectorStore) -> None:
-    """It is only for speed: what keeps it from being done now does not matter."""
+def tend(context: Context, job: Job) -> None:
+    """After an ingestion's claim. It is only for speed: what keeps it from being done does not matter."""
+    if job.kind != INGESTION:
+        return
+    with context.db.read() as session:
+        store = session.get(VectorStore, job.payload["store_id"])
+    if store is None or not store.dimensions:
+        return
     try:
         context.vectors.tend(Store(store.id, store.project_id, store.model, store.dimensions))
     except VectorsAway as error:

@@ -70,6 +70,7 @@ class Indexing:
         self.left = claim.lines - claim.covered.bit_count()
         self.seq = 0
         self.closed = False
+        self.written = 0  # dimensions of vectors that are not published yet
         self.answers: deque[tuple[Item, Answer]] = deque()
 
     def all(self) -> None:
@@ -85,6 +86,11 @@ class Indexing:
             if self.hold.lost.is_set():
                 raise Fenced from None
             self.give_back(0.0, None)
+        except Fenced:
+            if self.written:
+                job, dimensions = self.claim.job, self.written
+                self.context.db.retrying(lambda session: attachments.left_behind(session, job, dimensions))
+            raise
 
     def give_back(self, delay: float, waiting_for: str | None) -> None:
         self.context.db.retrying(
@@ -144,16 +150,24 @@ class Indexing:
         vectors = self.context.vectors.known(store, list(texts)) if store.dimensions else {}
         missing = {digest: text for digest, text in texts.items() if digest not in vectors}
         tally = self._embed(missing, vectors, row)
-        dimensions = row.dimensions or next((len(vector) for vector in vectors.values()), 0)
+        dimensions = self._dimensions(row, vectors)
         made = [self._made(file, vectors, dimensions) for file in group]
         whole = {one.line for one in made if one.error is None}
         entries = [entry for file in group if file.line in whole for entry in self._entries(file, vectors)]
         if entries:
-            where = Store(store.id, store.project_id, store.model, dimensions)
-            self.context.vectors.write(where, entries)
+            self.written = dimensions
+            self.context.vectors.write(_store(row), entries)
             if self.context.late.wrote(store.id):
-                self.context.vectors.tend(where)
+                self.context.vectors.tend(_store(row))
         self._commit(made, tally, dimensions)
+        self.written = 0
+
+    def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:
+        """Known before the first vector is written: whoever looks for it, or removes it, has to know."""
+        first = next((len(vector) for vector in vectors.values()), 0)
+        if first and not row.dimensions:
+            row.dimensions = self.context.db.retrying(lambda session: attachments.measured(session, row.id, first))
+        return row.dimensions
 
     def _made(self, file: _File, vectors: dict[str, Vector], dimensions: int) -> Made:
         row = file.row
@@ -176,27 +190,40 @@ class Indexing:
             yield Entry(self._key(file.row), n, document.piece(n), digest, vectors[digest], meta)
 
     def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> Tally:
-        """Fill `vectors` by digest. What the engine refuses or breaks on stays missing."""
+        """Fill `vectors` by digest. What the engine refuses or breaks on stays missing, alone."""
         tally = Tally()
         batches = [list(texts)[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE)]
+        broken = self._embed_all(batches, texts, vectors, store, tally)
+        singly = [[digest] for batch in broken if len(batch) > 1 for digest in batch]
+        self._embed_all(singly, texts, vectors, store, tally)
+        return tally
+
+    def _embed_all(
+        self,
+        batches: list[list[str]],
+        texts: dict[str, str],
+        vectors: dict[str, Vector],
+        store: VectorStore,
+        tally: Tally,
+    ) -> list[list[str]]:
+        """Those for which there are no vectors."""
         items = [self._item(n, [texts[digest] for digest in batch], store) for n, batch in enumerate(batches)]
-        if not items:
-            return tally
-        self._ask(items)
+        if items:
+            self._ask(items)
         while self.answers:
             item, answer = self.answers.popleft()
             tally.input_tokens += answer.usage.input_tokens
             try:
-                vectors.update(zip(batches[item.line], read_vectors(answer), strict=True))
+                vectors.update(dict(zip(batches[item.line], read_vectors(answer), strict=True)))  # all or none
             except (Unusable, ValueError) as error:
                 log.warning("embedding_unusable", extra={"job_id": self.claim.job.id, "error": type(error).__name__})
-        return tally
+        return [batch for batch in batches if not vectors.keys() >= set(batch)]
 
     def _item(self, n: int, texts: list[str], store: VectorStore) -> Item:
         body: dict[str, Any] = {"model": store.model, "input": texts, "encoding_format": "base64"}
         if store.shortened:
             body["dimensions"] = store.dimensions
-        item_id = f"{self.claim.job.id}-{self.claim.n}-{self.claim.epoch}-{self.seq}-{n}"
+        item_id = f"{self.claim.job.id}-{self.claim.n}-{self.claim.epoch}-{self.seq}-{n}-{len(texts)}"
         request = Request(URL, body, item_id, -self.claim.job.priority, self.claim.job.project_id)
         return Item(n, "", item_id, request)
 

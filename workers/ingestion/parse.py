@@ -47,6 +47,7 @@ def parse_shard(context: Context, parser: Parser, job_id: str, n: int) -> bool:
                 work.all()
         except Fenced:
             log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
+            context.db.retrying(lambda session: attachments.left_behind(session, claim.job))
         except (StorageFull, StorageAway) as error:
             log.warning("parsing_waits_for_storage", extra={"job_id": job_id, "error": str(error)})
             work.give_back(STORAGE_SECONDS, "disk")
@@ -79,7 +80,7 @@ class _Parsing:
             self._line(line, rows.get(line))
             if self.hold.ended:
                 break
-            if time.monotonic() - self.committed > self.context.config.segment_seconds:
+            if self.careful or time.monotonic() - self.committed > self.context.config.segment_seconds:
                 self._commit(last=False)
         self._close()
 

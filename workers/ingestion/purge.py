@@ -1,12 +1,14 @@
 """What is owed to the vector database for removal: one document, a whole store, or what no file points to.
 
-    removal ─▶ vectors go ─▶ documents go from storage ─▶ one transaction: the receipt, and nothing is owed any more
+    removals ─▶ vectors go ─▶ documents go from storage ─▶ their bytes go ─▶ receipts, and nothing is owed any more
 
-Nothing of it could be found before, so it may take as long as the vector database is away. A kill in between does it
-again, which changes nothing.
+Some are done together: their bytes go from the disk at the price of writing their neighbours anew. Nothing of it could
+be found before, so it may take as long as the vector database is away. A kill in between does it again, which changes
+nothing.
 """
 
 import logging
+from functools import partial
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -14,7 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import attachments, audit, documents
 from jobs.db import WRITE_ROWS
 from jobs.errors import StorageAway
-from jobs.models import VectorRemoval, VectorStoreFile
+from jobs.models import VectorRemoval, VectorStore, VectorStoreFile
 from workers.context import Context
 from workers.vectors.port import Store, VectorsAway
 
@@ -26,8 +28,11 @@ def purge(context: Context) -> None:
     """Handle one `purge` doorbell: remove what is owed, as far as the vector database and the storage are there."""
     try:
         while not context.stop.is_set() and (owed := _owed(context)):
-            for removal in owed:
-                _remove(context, removal)
+            gone = [(removal, _remove(context, removal)) for removal in owed]
+            for store in {_store_of(context, removal) for removal in owed}:
+                context.vectors.erase(store)
+            for removal, entries in gone:
+                context.db.retrying(partial(_receipt, removal=removal, entries=entries))
     except (VectorsAway, StorageAway) as error:
         log.warning("purge_waits", extra={"error": str(error)})
 
@@ -37,15 +42,22 @@ def _owed(context: Context) -> list[VectorRemoval]:
         return list(session.scalars(select(VectorRemoval).order_by(VectorRemoval.id).limit(_AT_ONCE)))
 
 
-def _remove(context: Context, removal: VectorRemoval) -> None:
-    store = Store(removal.store_id, removal.project_id, removal.model, removal.dimensions)
+def _remove(context: Context, removal: VectorRemoval) -> int:
+    """How many vectors went."""
+    store = _store_of(context, removal)
     if removal.what == attachments.DOCUMENT:
-        entries = _drop_document(context, store, str(removal.document))
-    elif removal.what == attachments.STORE:
-        entries = _drop_store(context, store)
-    else:
-        entries = _drop_leftovers(context, store)
-    context.db.retrying(lambda session: _receipt(session, removal, entries))
+        return _drop_document(context, store, str(removal.document))
+    if removal.what == attachments.STORE:
+        return _drop_store(context, store)
+    return _drop_leftovers(context, store)
+
+
+def _store_of(context: Context, removal: VectorRemoval) -> Store:
+    """As it is now, while it is there: it may have been owed when nobody knew how long its vectors would be."""
+    with context.db.read() as session:
+        row = session.get(VectorStore, removal.store_id)
+    dimensions = row.dimensions if row is not None else removal.dimensions
+    return Store(removal.store_id, removal.project_id, removal.model, dimensions)
 
 
 def _drop_document(context: Context, store: Store, key: str) -> int:
@@ -92,7 +104,8 @@ def _drop_leftovers(context: Context, store: Store) -> int:
 
 
 def _receipt(session: Session, removal: VectorRemoval, entries: int) -> None:
-    gone = session.execute(delete(VectorRemoval).where(VectorRemoval.id == removal.id))
+    same = VectorRemoval.id == removal.id, VectorRemoval.created_at == removal.created_at
+    gone = session.execute(delete(VectorRemoval).where(*same))
     if gone.rowcount == 1:  # type: ignore[attr-defined]
         audit.record(
             session,

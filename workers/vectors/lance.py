@@ -35,6 +35,7 @@ INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few mill
 PROBES: Final = 32  # of the index's partitions, about 8,000 vectors each
 REFINE: Final = 4  # so many times the limit are compared by their full vectors
 KEEP: Final = timedelta(minutes=10)  # of a version that is not the newest any more
+_NO_TIME: Final = timedelta(milliseconds=1)  # of 0 LanceDB warns; who reads an older version begins again
 PATIENCE: Final = 30.0  # seconds of beginning again
 _IN_LIST: Final = 1000  # values in one condition of a DELETE or a look-up
 _SHOWN: Final = ["document", "n", "text", "meta"]
@@ -80,6 +81,19 @@ class LanceVectors:
                 return int(table.delete(_within("document", some)).num_deleted_rows)
 
         return sum([self._with(store, partial(delete, some), 0) for some in _chunks(documents)])
+
+    def erase(self, store: Store) -> None:
+        """Rows that are left beside dropped ones are written anew, since a file goes only as a whole."""
+
+        def work(table: Any) -> None:
+            with self._tables.tending(store.id), self._tables.synced(store.id):
+                table.optimize(cleanup_older_than=_NO_TIME)
+                for fragment in self._tables.deleted_from(store.id):
+                    rows = f"_rowid >= {fragment << 32} AND _rowid < {fragment + 1 << 32}"
+                    table.update(where=rows, values_sql={"n": "n"})
+                table.optimize(cleanup_older_than=_NO_TIME)
+
+        self._with(store, work, None)
 
     def drop_store(self, store: Store) -> None:
         self._again(store, lambda: self._tables.drop(store.id))

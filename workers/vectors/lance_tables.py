@@ -127,6 +127,17 @@ class Tables:
         except BlockingIOError:
             yield False
 
+    @contextmanager
+    def tending(self, name: str) -> Iterator[None]:
+        """The same, after whoever tends it now."""
+        with _locked(self.path(name), fcntl.LOCK_EX):
+            yield
+
+    def deleted_from(self, name: str) -> list[int]:
+        """The fragments that have deleted rows, in any version that is kept: `_deletions/<fragment>-…`."""
+        found = (path.name.partition("-")[0] for path in (self.path(name) / "_deletions").glob("*-*"))
+        return sorted({int(fragment) for fragment in found if fragment.isdigit()})
+
     def path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise ValueError(f"'{name}' is no store's id.")
@@ -150,7 +161,7 @@ class Tables:
 
 def _fitting(table: Any, store: Store) -> Any:
     length = table.schema.field("vector").type.list_size
-    if length != store.dimensions:
+    if store.dimensions and length != store.dimensions:
         raise ValueError(f"The vectors of {store.id} have {length} dimensions, not {store.dimensions}.")
     return table
 

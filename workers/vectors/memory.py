@@ -41,6 +41,9 @@ class MemoryVectors:
                 self._entries[store.id] = left
             return len(before) - len(left)
 
+    def erase(self, store: Store) -> None:
+        """What was dropped is gone."""
+
     def drop_store(self, store: Store) -> None:
         with self._lock:
             self._entries.pop(store.id, None)

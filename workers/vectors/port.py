@@ -24,7 +24,10 @@ class VectorsAway(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The vectors of one model, all of one length, that are searched together."""
+    """The vectors of one model, all of one length, that are searched together.
+
+    Whoever only counts and drops need not know the length: 0.
+    """
 
     id: str
     project_id: str
@@ -68,7 +71,10 @@ class Vectors(Protocol):
         """The vectors of those texts that the store has already, so that nothing is embedded twice."""
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
-        """How many entries went; what is not there is no error."""
+        """How many entries went; what is not there is no error. Their bytes may stay until `erase`."""
+
+    def erase(self, store: Store) -> None:
+        """Let go of what was dropped, also on the disk, as far as the store can be made to."""
 
     def drop_store(self, store: Store) -> None:
         """All of it; what is not there is no error."""

@@ -66,7 +66,18 @@ class Client:
         self._client: Any = None
 
     def call(self, work: Callable[[Any], T]) -> T:
-        """Raises VectorsAway, and of its kind Missing."""
+        """Raises VectorsAway, and of its kind Missing.
+
+        A server that starts answers before it has read what it holds: to it everything is missing until it is ready.
+        """
+        try:
+            return self._once(work)
+        except Missing:
+            if not self._once(lambda client: client.is_ready()):
+                raise VectorsAway("The vector store is not ready.") from None
+            return self._once(work)
+
+    def _once(self, work: Callable[[Any], T]) -> T:
         client: Any = None
         try:
             client = self._connected()

@@ -1,0 +1,316 @@
+"""Vector stores in a whole deployment: real files, the real embedding model, a worker killed in the middle.
+
+files of a dozen formats ─▶ `nightmill up` with MiniLM ─▶ questions in other words than the files' own
+                                 └─ SIGKILL of cpu and of embed ─▶ every file once, as many vectors as SQL says
+"""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+from sqlalchemy import func, select
+
+from jobs.db import Database
+from jobs.models import Audit, VectorRemoval, VectorStore, VectorStoreFile
+from tests.support.receiver import Receiver
+from tests.support.services import need
+from tests.support.system import StubEngine, System, eventually, signal_all
+from tests.support.weaviate import Weaviate
+from tests.unit.workers.parsing import samples
+from workers.engines.packaged import MINILM
+from workers.parsing import office
+from workers.vectors.opening import open_vectors
+from workers.vectors.port import Store, Vectors
+
+pytestmark = pytest.mark.timeout(300)
+
+_MODELS_FILE = f"models: {{{MINILM}: {{source: {{packaged: {MINILM}}}, engine: embed}}}}\n"
+_NEEDED = {"cpu.plan", "cpu.ingest", "gpu.embed", "io.webhooks"}
+CANARY = "zq9-canary-okapi-4402"
+DOCUMENTS = "files/documents"  # of the storage in the data folder
+MANY = 60
+SMALL: Any = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 0}}
+
+#: By file: what is asked, and what the file says.
+LIBRARY: dict[str, tuple[str, bytes]] = {
+    "coffee.md": (
+        "How hot should the water for my morning brew be?",
+        b"# Coffee\n\n## Filter\n\nPour water of 94 degrees over the grounds, and wait for four minutes.\n",
+    ),
+    "leave.html": (
+        "How many days of vacation does an employee get?",
+        b"<html><body><h1>Annual leave</h1><p>Everybody here may take thirty days off each year.</p></body></html>",
+    ),
+    "whale.txt": (
+        "Which is the largest animal that has ever lived?",
+        b"No creature on Earth was ever bigger than the blue whale, which weighs up to 190 tonnes.\n",
+    ),
+    "prices.csv": (
+        "What does a bicycle cost?",
+        b"product,price in euro\nbicycle,749\nhelmet,59\nlock,35\n",
+    ),
+    "printer.json": (
+        "The printer in the office shows a paper jam, what now?",
+        json.dumps({"device": "office printer", "fault": "paper jam", "remedy": "open tray two and pull"}).encode(),
+    ),
+    "planets.jsonl": (
+        "Which planet is closest to the sun?",
+        b'{"planet": "Mercury", "fact": "nearest to the sun"}\n{"planet": "Neptune", "fact": "farthest from it"}\n',
+    ),
+    "contract.pdf": (
+        "When may a tenant end the lease?",
+        samples.pdf([["Rental agreement"], ["The lodger can terminate this lease with three months' notice."]]),
+    ),
+    "retry.py": (
+        "Which function tries a network request again with exponential backoff?",
+        b'def retry(request, tries=5):\n    """Send the request again after a failure, waiting twice as long."""\n',
+    ),
+    "vienna.xml": (
+        "Which river flows through Vienna?",
+        b"<?xml version='1.0'?>\n<city><name>Vienna</name><river>It lies on the Danube</river></city>\n",
+    ),
+    "bread.rst": (
+        "What makes dough rise?",
+        b"Baking\n======\n\nYeast turns sugar into gas, and the gas lifts the loaf.\n",
+    ),
+    "unicode.txt": (
+        "Who painted the picture of the smiling woman?",
+        "“La Gioconda”, the portrait of a woman who smiles, was painted by Leonardo da Vinci.\n".encode(),
+    ),
+}
+if office.installed():
+    LIBRARY["tides.docx"] = (
+        "What causes ebb and flow of the sea?",
+        samples.docx(samples.paragraph("The pull of the moon moves the oceans twice a day: tides.")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Mill:
+    """A deployment, its client, and what it has in SQL and in its vector database."""
+
+    system: System
+    client: OpenAI
+    db: Database
+    vectors: Vectors
+
+    def store(self, **more: Any) -> str:
+        return self.client.vector_stores.create(name="store", **more).id
+
+    def upload(self, name: str, content: bytes) -> str:
+        return self.client.files.create(file=(name, content), purpose="user_data").id
+
+    def asked(self, store: str, query: str) -> list[str]:
+        return [one.filename for one in self.client.vector_stores.search(store, query=query)]
+
+    def entries(self, store: str) -> dict[str, int]:
+        """The vectors of a store that SQL knows of, by document."""
+        with self.db.read() as session:
+            rows = select(VectorStoreFile.document, VectorStoreFile.entries).where(VectorStoreFile.store_id == store)
+            return {str(document): entries for document, entries in session.execute(rows) if document}
+
+    def place(self, store: str) -> Store:
+        with self.db.read() as session:
+            row = session.get_one(VectorStore, store)
+            return Store(row.id, row.project_id, row.model, row.dimensions)
+
+    def nothing_owed(self) -> bool:
+        with self.db.read() as session:
+            return session.scalar(select(func.count()).select_from(VectorRemoval)) == 0
+
+    def holding(self, word: str, *folders: str) -> list[str]:
+        """The files of these folders that have the word in them."""
+        paths = (path for folder in folders for path in (self.system.data / folder).rglob("*") if path.is_file())
+        return [path.name for path in paths if word.encode() in path.read_bytes()]
+
+
+@contextmanager
+def running(folder: Path, **environment: str) -> Iterator[Mill]:
+    """`nightmill up` with the embedding model alone."""
+    models = folder / "models.yaml"
+    models.write_text(_MODELS_FILE)
+    with StubEngine(folder, "stub-model") as chat:
+        given = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_ENGINE_URLS": chat.url}
+        given |= {"NIGHTMILL_MODELS_FILE": str(models), "NIGHTMILL_INGEST_SHARD_FILES": "8"}
+        system = System(folder, **given, **environment)
+        try:
+            system.start()
+            eventually(lambda: _alive(system) >= _NEEDED, 90, "the embedding model is there")
+            vectors = open_vectors(environment.get("NIGHTMILL_VECTORS_URL", ""), system.data / "vectors")
+            db = Database(f"sqlite:///{system.data / 'nightmill.db'}", patience=10)
+            with OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60) as client:
+                yield Mill(system, client, db, vectors)
+            vectors.close()
+            db.close()
+        finally:
+            system.destroy()
+
+
+def _alive(system: System) -> set[str]:
+    return set(httpx2.get(f"{system.url}/readyz", timeout=5).json()["workers"])
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    with running(tmp_path_factory.mktemp("stores")) as mill:
+        yield mill
+
+
+@pytest.fixture(scope="module")
+def library(mill: Mill) -> str:
+    """A store with the whole library."""
+    return bring_in_the_library(mill)
+
+
+def bring_in_the_library(mill: Mill) -> str:
+    store = mill.store()
+    batch = mill.client.vector_stores.file_batches.upload_and_poll(
+        store, files=[(name, content) for name, (_, content) in LIBRARY.items()]
+    )
+    assert (batch.status, batch.file_counts.completed) == ("completed", len(LIBRARY)), batch
+    return store
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_question_in_other_words_finds_its_file(mill: Mill, library: str, name: str) -> None:
+    assert mill.asked(library, LIBRARY[name][0])[0] == name
+
+
+def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(mill: Mill, library: str) -> None:
+    [first, *_] = mill.client.vector_stores.search(library, query=LIBRARY["contract.pdf"][0])
+    [text] = mill.client.vector_stores.files.content(first.file_id, vector_store_id=library)
+    facts: Any = first.model_dump()["chunk"]
+
+    assert "three months" in first.content[0].text
+    assert (text.text or "")[facts["start"] : facts["end"]] == first.content[0].text
+    assert facts["page"] is not None
+
+
+def test_what_was_brought_in_is_told_and_signed(mill: Mill) -> None:
+    types: Any = ["vector_store.file_batch.completed", "vector_store.file.completed", "vector_store.file.failed"]
+    with Receiver() as receiver:
+        endpoint = mill.client.webhooks.create(name="w", url=receiver.url("ok"), event_types=types)
+        batch = mill.client.vector_stores.file_batches.create_and_poll(
+            mill.store(), file_ids=[mill.upload("a.txt", b"good"), mill.upload("b.bin", bytes(range(256)))]
+        )
+        eventually(lambda: len(receiver.requests) >= 3, 30, "three webhooks")
+        secret = str(endpoint.signing_secret)
+        told: list[Any] = [one.verify(secret) for one in receiver.requests]
+        unwrapped: Any = mill.client.webhooks.unwrap(
+            receiver.requests[0].body, receiver.requests[0].headers, secret=secret
+        )
+        mill.client.webhooks.delete(endpoint.id)
+
+    assert sorted(one["type"] for one in told) == sorted(types)
+    [whole] = [one for one in told if one["type"] == "vector_store.file_batch.completed"]
+    assert whole["data"] == {"id": batch.id}
+    assert unwrapped.id in {one["id"] for one in told}
+
+
+def test_what_is_deleted_is_nowhere(mill: Mill) -> None:
+    store = mill.store()
+    files = mill.client.vector_stores.files
+    kept, gone = mill.upload("kept.txt", b"An okapi eats leaves."), mill.upload("gone.txt", _about(CANARY))
+    for file in (kept, gone):
+        assert files.create_and_poll(file, vector_store_id=store).status == "completed"
+    assert mill.asked(store, CANARY)[0] == "gone.txt"
+    assert mill.holding(CANARY, "vectors"), "it is not looked for where it is"
+    assert mill.holding(CANARY, DOCUMENTS)
+
+    files.delete(gone, vector_store_id=store)
+
+    assert mill.asked(store, CANARY) == ["kept.txt"]
+    eventually(mill.nothing_owed, 30, "what is owed is removed")
+    assert mill.holding(CANARY, "vectors", DOCUMENTS) == []
+    assert mill.asked(store, "okapi") == ["kept.txt"]
+    with mill.db.read() as session:
+        receipts = session.scalars(select(Audit).where(Audit.target == gone, Audit.actor == "purge")).all()
+    assert [receipt.action for receipt in receipts] == ["vectors.purge_document"]
+
+
+def test_what_a_deleted_file_and_a_deleted_store_held_is_nowhere(mill: Mill) -> None:
+    word = f"{CANARY}-again"
+    stores, file = [mill.store(), mill.store()], mill.upload("gone.txt", _about(word))
+    for store in stores:
+        mill.client.vector_stores.files.create_and_poll(file, vector_store_id=store)
+    assert mill.holding(word, "vectors")
+
+    mill.client.vector_stores.delete(stores[0])
+    mill.client.files.delete(file)
+
+    assert mill.asked(stores[1], word) == []
+    eventually(mill.nothing_owed, 30, "what is owed is removed")
+    assert mill.holding(word, "vectors", DOCUMENTS) == []
+    assert set(mill.vectors.stores()) & set(stores) <= {stores[1]}
+
+
+def test_workers_killed_in_the_middle_leave_every_file_once(mill: Mill) -> None:
+    store = mill.store(chunking_strategy=SMALL)
+    batches = mill.client.vector_stores.file_batches
+    ids = [mill.upload(f"n{n}.txt", _long(n)) for n in range(MANY)]
+    batch = batches.create(store, file_ids=ids)
+
+    def completed() -> int:
+        return batches.retrieve(batch.id, vector_store_id=store).file_counts.completed
+
+    documents = mill.system.data / DOCUMENTS / store
+    eventually(lambda: documents.is_dir() and any(documents.iterdir()), 60, "a document", every=0.01)
+    signal_all(mill.system.tree("cpu"), signal.SIGKILL)
+    eventually(lambda: completed() > 0, 90, "a file is in")
+    signal_all(mill.system.tree("embed"), signal.SIGKILL)
+    before = completed()
+    eventually(lambda: completed() == MANY, 120, "all files are in", every=0.5)
+
+    assert 0 < before < MANY, "it was not in the middle"
+    done = batches.poll(batch.id, vector_store_id=store)
+    assert (done.status, done.file_counts.completed, done.file_counts.total) == ("completed", MANY, MANY)
+    listed = [one.id for one in batches.list_files(batch.id, vector_store_id=store)]
+    assert sorted(listed) == sorted(ids)
+    eventually(mill.nothing_owed, 60, "leftovers are removed")
+    place, entries = mill.place(store), mill.entries(store)
+    assert len(entries) == MANY
+    assert min(entries.values()) > 1
+    assert mill.vectors.counts(place) == entries
+    for document, count in entries.items():
+        assert mill.vectors.numbers(place, document) == list(range(count))
+    eventually(lambda: _alive(mill.system) >= _NEEDED, 60, "the workers are back")
+    for n in (0, MANY // 2, MANY - 1):
+        assert mill.asked(store, f"marker{n}x")[0] == f"n{n}.txt"
+
+
+def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:
+    server = Weaviate(tmp_path / "weaviate")
+    try:
+        server.start()
+    except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
+        need("Weaviate", error)
+    try:
+        with running(tmp_path, NIGHTMILL_VECTORS_URL=server.url) as mill:
+            store = bring_in_the_library(mill)
+
+            first = {name: mill.asked(store, question)[0] for name, (question, _) in LIBRARY.items()}
+            assert first == {name: name for name in LIBRARY}
+            place, entries = mill.place(store), mill.entries(store)
+            assert mill.vectors.counts(place) == entries
+            mill.client.vector_stores.delete(store)
+            eventually(mill.nothing_owed, 30, "what is owed is removed")
+            assert mill.vectors.counts(place) == {}
+    finally:
+        server.close()
+
+
+def _about(word: str) -> bytes:
+    return f"The animal {word} was seen at the river.\n".encode()
+
+
+def _long(n: int) -> bytes:
+    """Some chunks, each of them unlike all others, so that none is known already."""
+    lines = (f"Paragraph {line} of paper {n}: marker{n}x meets marker{n}y{line} at noon.\n\n" for line in range(25))
+    return "".join(lines).encode()

@@ -1,0 +1,364 @@
+"""Everything between a file and a search, in this process: the real API, planner, parser, indexer, finisher and purge.
+
+    api ──▶ doorbells in SQL ──drive──▶ plan ─▶ parse ─▶ index ─▶ finish          purge, search: when they are called
+
+The engine is the fake one, with vectors that know words: texts that share words are near each other. A process can be
+made to die at the n-th call of what it works with (`Reaper`); `bury` does then what housekeeping does.
+"""
+
+import base64
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs import documents, ledger, searches, shards
+from jobs.attachments import version_of
+from jobs.db import Database
+from jobs.interactive import Question
+from jobs.models import Event, Job, Outbox, Shard, VectorRemoval, VectorStore, VectorStoreFile, Worker
+from jobs.queues import Queue, Task
+from jobs.searches import Found, Search
+from jobs.settings import Settings
+from jobs.storage import DiskStorage
+from tests.support.web import make_key, running_app
+from workers.context import Context, Late, Standing
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Request, Usage, refusal
+from workers.finishing import finish
+from workers.host import EngineHost
+from workers.ingestion.parse import parse_shard
+from workers.ingestion.purge import purge
+from workers.keeper import Keeper
+from workers.parsing.parser import Parser
+from workers.planning import plan
+from workers.running import run
+from workers.searching import Searching
+from workers.vectors.port import Entry, Store, Vector, Vectors
+
+MODEL = "all-minilm-l6-v2"
+DIMENSIONS = 64
+SMALL = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 0}}
+T = TypeVar("T")
+Fault = Callable[[list[str]], BaseException | Answer | None]
+
+
+class Killed(BaseException):
+    """This process ends here."""
+
+
+class Reaper:
+    """Kills at the `at`-th time that something is done, counted from 1; by default never."""
+
+    def __init__(self) -> None:
+        self.at = self.calls = 0
+        self.armed = False
+
+    def arm(self, at: int) -> None:
+        self.at, self.calls, self.armed = at, 0, True
+
+    def tick(self) -> None:
+        if not self.armed:
+            return
+        self.calls += 1
+        if self.calls == self.at:
+            self.armed = False
+            raise Killed
+
+    def around(self, call: Callable[[], T]) -> T:
+        """Killed before, or after."""
+        self.tick()
+        done = call()
+        self.tick()
+        return done
+
+
+class MortalDatabase(Database):
+    """Dies around its transactions, or loses the answer to each that has none but its commit's."""
+
+    loses_answers = False
+
+    def __init__(self, url: str, reaper: Reaper) -> None:
+        super().__init__(url, patience=10)
+        self.reaper = reaper
+
+    def retrying(self, work: Callable[[Session], T], stop: threading.Event | None = None) -> T:
+        done = self.reaper.around(lambda: super(MortalDatabase, self).retrying(work, stop))
+        return super().retrying(work, stop) if self.loses_answers and done is None else done
+
+
+class MortalStorage(DiskStorage):
+    """Dies around its writes; `before_put` hears of each."""
+
+    def __init__(self, root: Path, reaper: Reaper) -> None:
+        super().__init__(root)
+        self.reaper = reaper
+        self.before_put: Callable[[str], object] = str
+
+    def put(self, path: str, data: bytes) -> None:
+        self.before_put(path)
+        self.reaper.around(lambda: super(MortalStorage, self).put(path, data))
+
+
+class Watched:
+    """Vectors that die around their writes; `before_write` and `after_write` hear of each."""
+
+    def __init__(self, inner: Vectors, reaper: Reaper) -> None:
+        self.inner = inner
+        self.reaper = reaper
+        self.before_write: Callable[[], object] = bool
+        self.after_write: Callable[[], object] = bool
+
+    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+        self.before_write()
+        self.reaper.around(lambda: self.inner.write(store, entries))
+        self.after_write()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Given(Late):
+    """The vector database is there already."""
+
+    def __init__(self, vectors: Any) -> None:
+        super().__init__()
+        self.vectors: Vectors = vectors
+
+    def get(self, config: Settings) -> Vectors:
+        return self.vectors
+
+
+@dataclass
+class Wordy:
+    """Vectors from words; `asked` are the texts of each request, `fault` may break it."""
+
+    reaper: Reaper
+    dimensions: int = DIMENSIONS
+    fault: Fault | None = None
+    asked: list[list[str]] = field(default_factory=list)
+
+    def __call__(self, request: Request) -> BaseException | Answer | None:
+        texts = list(request.body["input"])
+        self.reaper.tick()
+        self.asked.append(texts)
+        told = self.fault(texts) if self.fault else None
+        return told or self.answer(texts, request.body.get("dimensions") or self.dimensions)
+
+    def answer(self, texts: list[str], dimensions: int) -> Answer:
+        rows = [base64.b64encode(vector_of(text, dimensions).tobytes()).decode() for text in texts]
+        data = [{"index": n, "embedding": row} for n, row in enumerate(rows)]
+        return Answer(200, msgspec.json.encode({"data": data}), Usage(sum(len(text) for text in texts)))
+
+    @property
+    def texts(self) -> int:
+        return sum(map(len, self.asked))
+
+
+def vector_of(text: str, dimensions: int = DIMENSIONS) -> Vector:
+    found = np.zeros(dimensions, "<f4")
+    for word in re.findall(r"\w+", text.casefold()):
+        found[zlib.crc32(word.encode()) % dimensions] += 1
+    return (found / max(1.0, float(np.linalg.norm(found)))).astype(np.float32)
+
+
+@dataclass
+class Works:
+    """One deployment."""
+
+    folder: Path
+    db: MortalDatabase
+    api: TestClient
+    stranger: TestClient
+    context: Context
+    host: EngineHost
+    engine: Wordy
+    reaper: Reaper
+    parser: Parser
+    storage: MortalStorage
+    vectors: Watched
+    searching: Searching
+
+    # ── what a client does ──
+
+    def upload(self, text: str | bytes, name: str = "a.txt") -> str:
+        data = text.encode() if isinstance(text, str) else text
+        return str(self.ok("/files", files={"file": (name, data)}, data={"purpose": "assistants"})["id"])
+
+    def store(self, **fields: Any) -> str:
+        return str(
+            self.ok("/vector_stores", json={"embedding_model": MODEL, "chunking_strategy": SMALL, **fields})["id"]
+        )
+
+    def batch(self, store: str, *files: str, **fields: Any) -> str:
+        return str(self.ok(f"/vector_stores/{store}/file_batches", json={"file_ids": list(files), **fields})["id"])
+
+    def attach(self, store: str, file: str, **fields: Any) -> str:
+        """The job's id, which the API does not show."""
+        self.ok(f"/vector_stores/{store}/files", json={"file_id": file, **fields})
+        return self.row(store, file).job_id
+
+    def ok(self, path: str, **request: Any) -> dict[str, Any]:
+        answer = self.api.post(f"/v1{path}", **request)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def get(self, path: str) -> dict[str, Any]:
+        answer = self.api.get(f"/v1{path}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def delete(self, path: str) -> None:
+        assert self.api.delete(f"/v1{path}").status_code == 200
+
+    def search(self, store: str, *queries: str, **fields: Any) -> list[Found]:
+        answer = self.ask(Search(model=MODEL, store_id=store, queries=queries, **fields))
+        assert answer.status == 200, answer.body
+        return list(searches.decode_results(answer.body).found)
+
+    def ask(self, search: Search, tenant: str = "") -> Answer:
+        with self.db.read() as session:
+            row = session.get(VectorStore, search.store_id)
+        tenant = tenant or (row.project_id if row else "nobody")
+        question = Question("req_1", searches.URL, searches.encode(search), tenant, deadline=4e9, stream=False)
+        return self.host.call(self.searching.answer(question, 0)).result(20)
+
+    # ── what workers do ──
+
+    def drive(self, *, until: str = "", limit: int = 60) -> None:
+        """Answer doorbells, whatever their delay, until none is owed or the step `until` is next."""
+        for _ in range(limit):
+            owed = self.owed()
+            if not owed or step_of(owed[0]) == until:
+                return
+            self.hear(owed[0])
+        raise AssertionError(f"after {limit} doorbells there are still {[step_of(bell) for bell in self.owed()]}")
+
+    def hear(self, bell: Outbox) -> None:
+        step = step_of(bell)
+        if step == "parse":
+            if parse_shard(self.context, self.parser, bell.job_id, bell.shard_n):
+                finish(self.context, bell.job_id)
+        elif step == "index":
+            run(self.context, self.host, bell.job_id, bell.shard_n)
+        else:
+            (plan if step == "plan" else finish)(self.context, bell.job_id)
+
+    def owed(self) -> Sequence[Outbox]:
+        with self.db.read() as session:
+            return session.scalars(select(Outbox).order_by(Outbox.id)).all()
+
+    def bury(self) -> None:
+        """What a dead worker held is taken back."""
+        with self.db.write() as session:
+            for job_id, n, epoch, beat, _ in shards.running(session):
+                shards.lose(session, job_id, n, epoch, beat)
+            for job_id, epoch, beat, _ in ledger.claimed(session):
+                ledger.lose(session, job_id, epoch, beat)
+
+    def purge(self) -> None:
+        purge(self.context)
+        assert not self.removals()
+
+    # ── what is there ──
+
+    def row(self, store: str, file: str) -> VectorStoreFile:
+        with self.db.read() as session:
+            return session.get_one(VectorStoreFile, (store, file))
+
+    def rows(self, store: str) -> Sequence[VectorStoreFile]:
+        with self.db.read() as session:
+            return session.scalars(select(VectorStoreFile).where(VectorStoreFile.store_id == store)).all()
+
+    def statuses(self, store: str) -> dict[str, tuple[str, str | None]]:
+        return {row.id: (row.status, row.error_code) for row in self.rows(store)}
+
+    def job(self, job_id: str) -> Job:
+        with self.db.read() as session:
+            return session.get_one(Job, job_id)
+
+    def shards(self, job_id: str) -> Sequence[Shard]:
+        with self.db.read() as session:
+            return session.scalars(select(Shard).where(Shard.job_id == job_id).order_by(Shard.n)).all()
+
+    def removals(self) -> list[str]:
+        with self.db.read() as session:
+            return list(session.scalars(select(VectorRemoval.what).order_by(VectorRemoval.id)))
+
+    def told(self, job_id: str) -> list[tuple[str, str]]:
+        """The events of a job but its first: their type and whom they are about."""
+        with self.db.read() as session:
+            rows = session.scalars(select(Event).where(Event.subject_id == job_id).order_by(Event.seq)).all()
+        assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
+        return [(row.type, row.data["id"]) for row in rows[1:]]
+
+    def written(self, store: str) -> dict[str, int]:
+        """Entries by key, seen or not."""
+        with self.db.read() as session:
+            row = session.get(VectorStore, store)
+        dimensions = row.dimensions if row and row.dimensions else DIMENSIONS
+        project, model = (row.project_id, row.model) if row else ("", MODEL)
+        return self.vectors.inner.counts(Store(store, project, model, dimensions))
+
+    def assert_tidy(self, store: str) -> None:
+        """Vectors and documents are those that can be found, each once, and nothing else."""
+        rows = self.rows(store)
+        published = {str(row.document): row.entries for row in rows if row.document}
+        assert self.written(store) == published
+        names = {documents.path(store, version_of(key)) for key in published}
+        assert set(self.storage.list(documents.folder(store))) == names
+
+
+def step_of(bell: Outbox) -> str:
+    if bell.task == Task.RUN:
+        return "parse" if bell.queue == Queue.INGEST else "index"
+    return str(bell.task)
+
+
+def refuses(word: str, answer: Answer | BaseException | None = None) -> Fault:
+    """An engine that does not like a word."""
+    told = answer or refusal(400, "I will not embed this.")
+    return lambda texts: told if any(word in text for text in texts) else None
+
+
+@contextmanager
+def works(folder: Path, url: str, vectors: Vectors, parser: Parser, **settings: Any) -> Iterator[Works]:
+    """A deployment over a migrated database."""
+    given = {"min_free_bytes": 0, **settings}
+    reaper = Reaper()
+    db, storage = MortalDatabase(url, reaper), MortalStorage(folder / "files", reaper)
+    watched = Watched(vectors, reaper)
+    wordy = Wordy(reaper)
+    host = EngineHost(FakeEngine(("*",), fault=wordy), lambda: None)
+    host.start()
+    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
+    config = Settings(data_dir=folder, database_url=url, **given)
+    context = Context(config, db, storage, "w", threading.Event(), Standing(), keeper, Given(watched))
+    with running_app(folder, url, **given) as app:
+        api, stranger = _client(app), _client(app, "another")
+        searching = Searching(context, host)
+        yield Works(folder, db, api, stranger, context, host, wordy, reaper, parser, storage, watched, searching)
+    host.close()
+    db.close()
+
+
+def _client(app: FastAPI, project: str = "default") -> TestClient:
+    headers = {"Authorization": f"Bearer {make_key(app, project)}"}
+    return TestClient(app, raise_server_exceptions=False, headers=headers)
+
+
+def _worker() -> Worker:
+    return Worker(id="w", models=[], state="ready", restarts=0, slots=1)

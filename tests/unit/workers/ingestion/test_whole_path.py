@@ -1,0 +1,236 @@
+"""Files into a store and out of it again: found, refused, made anew, removed."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from jobs.models import Delivery, Event
+from jobs.states import JobState
+from tests.support.ingesting import DIMENSIONS, Works
+
+PROSE = "The kiwi is a bird that cannot fly. " * 40
+OTHER = "A volcano is a mountain that opens to molten rock. " * 40
+WIDE = {"type": "static", "static": {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 20}}
+
+
+def test_a_file_is_found_by_what_it_says(both: Works) -> None:
+    store = both.store()
+    kiwi, volcano = both.upload(PROSE, "kiwi.txt"), both.upload(OTHER, "volcano.md")
+
+    batch = both.batch(store, kiwi, volcano, attributes={"year": 2026})
+    both.drive()
+
+    (best, *_) = found = both.search(store, "molten rock of a volcano")
+    assert (best.file_id, best.filename, best.attributes) == (volcano, "volcano.md", {"year": 2026})
+    assert "molten rock" in best.text
+    assert 0 < found[-1].score <= best.score <= 1
+    content = both.get(f"/vector_stores/{store}/files/{volcano}/content")["data"][0]["text"]
+    assert content[best.meta["start"] : best.meta["end"]] == best.text
+    shown = both.get(f"/vector_stores/{store}/file_batches/{batch}")
+    assert (shown["status"], shown["file_counts"]["completed"]) == ("completed", 2)
+    both.assert_tidy(store)
+
+
+def test_counts_bytes_and_tokens_are_the_sums_of_their_parts(mill: Works) -> None:
+    store = mill.store()
+    files = [mill.upload(f"{PROSE} {n}") for n in range(7)]
+
+    batch = mill.batch(store, *files)
+    mill.drive()
+
+    rows = mill.rows(store)
+    shown = mill.get(f"/vector_stores/{store}")
+    assert shown["usage_bytes"] == sum(row.usage_bytes for row in rows)
+    assert shown["file_counts"] == {"in_progress": 0, "completed": 7, "failed": 0, "cancelled": 0, "total": 7}
+    assert (shown["status"], shown["embedding_dimensions"]) == ("completed", DIMENSIONS)
+    assert all(row.usage_bytes > 4 * DIMENSIONS * row.entries > 0 for row in rows)
+    job = mill.job(batch)
+    assert (job.state, job.completed, job.failed, job.total) == (JobState.SUCCEEDED, 7, 0, 7)
+    assert job.input_tokens == sum(shard.input_tokens for shard in mill.shards(batch)) > 0
+    assert [shard.lines for shard in mill.shards(batch)] == [3, 3, 1]
+    assert sum(mill.written(store).values()) == sum(row.entries for row in rows)
+
+
+def test_a_refused_file_fails_with_its_code_and_its_neighbours_complete(mill: Works) -> None:
+    store = mill.store()
+    good, zipped, other = mill.upload(PROSE), mill.upload(b"\x7fELF\x00\x01", "a.bin"), mill.upload(OTHER)
+
+    batch = mill.batch(store, good, zipped, other)
+    mill.drive()
+
+    statuses = mill.statuses(store)
+    assert statuses == {
+        good: ("completed", None), zipped: ("failed", "unsupported_file"), other: ("completed", None),
+    }  # fmt: skip
+    shown = mill.get(f"/vector_stores/{store}/files/{zipped}")
+    assert shown["last_error"]["code"] == "unsupported_file"
+    assert shown["last_error"]["message"]
+    assert sorted(mill.told(batch)) == sorted(
+        [
+            ("vector_store.file.failed", zipped),
+            ("vector_store.file.completed", good),
+            ("vector_store.file.completed", other),
+            ("job.running", batch),
+            ("job.finishing", batch),
+            ("vector_store.file_batch.completed", batch),
+        ]
+    )
+
+
+def test_who_listens_is_told_of_each_file_and_of_the_batch_once(mill: Works) -> None:
+    kinds = ["vector_store.file.completed", "vector_store.file.failed", "vector_store.file_batch.completed"]
+    mill.ok("/webhook_endpoints", json={"name": "n", "url": "https://192.0.43.8/hook", "event_types": kinds})
+    store = mill.store()
+
+    mill.batch(store, mill.upload(PROSE), mill.upload(OTHER), mill.upload(b"\x7fELF\x00\x01", "a.bin"))
+    mill.attach(store, mill.upload(f"{PROSE} alone"))
+    mill.drive()
+
+    with mill.db.read() as session:
+        owed = session.scalars(select(Event.type).join(Delivery, Delivery.event_id == Event.id)).all()
+    assert Counter(owed) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
+
+
+def test_a_batch_of_refused_files_embeds_nothing(mill: Works) -> None:
+    store = mill.store()
+    batch = mill.batch(store, mill.upload(b"\x7fELF\x00\x01", "a.bin"))
+
+    mill.drive()
+
+    assert mill.engine.asked == []
+    job = mill.job(batch)
+    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 0, 1)
+    assert mill.search(store, "anything") == []
+
+
+def test_a_file_named_twice_comes_in_once(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+
+    batch = mill.batch(store, file, file)
+    mill.drive()
+
+    assert mill.job(batch).total == 1
+    assert mill.get(f"/vector_stores/{store}/file_batches/{batch}")["file_counts"]["total"] == 1
+    mill.assert_tidy(store)
+
+
+def test_the_same_text_is_embedded_once(mill: Works) -> None:
+    store = mill.store()
+    one, other = mill.upload(PROSE), mill.upload(PROSE, "b.txt")
+
+    mill.batch(store, one, other)
+    mill.drive()
+
+    assert mill.engine.texts < mill.row(store, one).entries + mill.row(store, other).entries
+    assert mill.engine.texts == len({text for texts in mill.engine.asked for text in texts})
+    assert {found.file_id for found in mill.search(store, "kiwi", limit=50)} == {one, other}
+
+
+def test_attached_again_unchanged_nothing_is_parsed_or_embedded(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive()
+    before, asked = mill.row(store, file), mill.engine.texts
+    monkeypatch.setattr(mill.parser, "parse", _never)
+
+    mill.attach(store, file, attributes={"again": True})
+    found_meanwhile = mill.search(store, "kiwi")
+    mill.drive()
+
+    after = mill.row(store, file)
+    assert (after.status, after.document, after.entries, after.usage_bytes) == (
+        "completed", before.document, before.entries, before.usage_bytes,
+    )  # fmt: skip
+    assert mill.engine.texts == asked + 1  # the query
+    assert found_meanwhile
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("nothing was to be parsed")
+
+
+def test_until_another_cutting_is_whole_the_old_one_is_found(both: Works) -> None:
+    store, file = both.store(), both.upload(PROSE)
+    both.attach(store, file)
+    both.drive()
+    old = both.row(store, file).document
+    longest = max(len(found.text) for found in both.search(store, "kiwi"))
+    meanwhile: list[int] = []
+    both.vectors.after_write = lambda: meanwhile.append(max(len(found.text) for found in both.search(store, "kiwi")))
+
+    both.attach(store, file, chunking_strategy=WIDE)
+    both.drive()
+
+    assert meanwhile == [longest]
+    assert max(len(found.text) for found in both.search(store, "kiwi")) > longest
+    assert both.row(store, file).document != old
+    assert both.removals() == ["document"]
+    both.purge()
+    both.assert_tidy(store)
+
+
+def test_a_new_attempt_that_fails_leaves_the_old_version_found(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive()
+    mill.storage.delete(f"files/{file}")
+
+    mill.attach(store, file, chunking_strategy=WIDE)
+    mill.drive()
+
+    assert mill.statuses(store) == {file: ("failed", "invalid_file")}
+    assert mill.search(store, "kiwi")
+
+
+def test_shortened_vectors_are_asked_for_and_kept(mill: Works) -> None:
+    store = mill.store(embedding_dimensions=16)
+
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+
+    assert mill.get(f"/vector_stores/{store}")["embedding_dimensions"] == 16
+    assert mill.search(store, "kiwi")
+
+
+def test_removed_it_is_found_no_more_and_its_vectors_go(both: Works) -> None:
+    store, file, stays = both.store(), both.upload(PROSE), both.upload(OTHER)
+    both.batch(store, file, stays)
+    both.drive()
+
+    both.delete(f"/vector_stores/{store}/files/{file}")
+
+    assert {found.file_id for found in both.search(store, "kiwi bird", limit=50)} == {stays}
+    both.purge()
+    both.assert_tidy(store)
+    assert both.written(store)
+
+
+def test_a_deleted_file_leaves_every_store(mill: Works) -> None:
+    stores, file = [mill.store(), mill.store()], mill.upload(PROSE)
+    for store in stores:
+        mill.attach(store, file)
+    mill.drive()
+
+    mill.delete(f"/files/{file}")
+    mill.purge()
+
+    assert [list(mill.rows(store)) for store in stores] == [[], []]
+    assert [mill.written(store) for store in stores] == [{}, {}]
+
+
+def test_a_deleted_store_leaves_nothing(both: Works) -> None:
+    store, other = both.store(), both.store()
+    for one in (store, other):
+        both.attach(one, both.upload(PROSE))
+    both.drive()
+
+    both.delete(f"/vector_stores/{store}")
+    both.purge()
+
+    assert (both.written(store), list(both.rows(store))) == ({}, [])
+    assert both.vectors.stores() == [other]
+    both.assert_tidy(other)

@@ -1,0 +1,304 @@
+"""A search finds what SQL says can be found, best first, and nothing else."""
+
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import update
+
+from jobs.clock import now
+from jobs.db import Database
+from jobs.interactive import Question
+from jobs.models import VectorStore, VectorStoreFile
+from jobs.searches import Found, Search
+from tests.support.ingesting import DIMENSIONS, MODEL, Works, refuses, vector_of, works
+from workers import searching
+from workers.engines.port import Answer, EngineBusy, EngineFault
+from workers.parsing.parser import Limits, Parser
+from workers.vectors.opening import open_vectors
+from workers.vectors.port import Entry, Store, VectorsAway
+
+TEXTS = {
+    "kiwi": "The kiwi is a flightless bird of the forest.",
+    "emu": "The emu is a tall bird of the plains.",
+    "lava": "Lava flows from a volcano into the sea.",
+    "tide": "The tide of the sea follows the moon.",
+}
+
+
+@pytest.fixture(params=["memory:", ""], ids=["memory", "lance"])
+def mill(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path) -> Iterator[Works]:
+    vectors = open_vectors(request.param, tmp_path / "vectors")
+    with works(tmp_path, sqlite.url, vectors, Parser(Limits())) as mill:
+        yield mill
+    vectors.close()
+
+
+class Shelf:
+    """A store of one-chunk documents, written as a worker leaves them."""
+
+    def __init__(self, mill: Works, **attributes: dict[str, Any]) -> None:
+        self.mill, self.id = mill, mill.store()
+        with mill.db.write() as session:
+            session.get_one(VectorStore, self.id).dimensions = DIMENSIONS
+            self.project = session.get_one(VectorStore, self.id).project_id
+        for name, text in TEXTS.items():
+            self.publish(name, [text], attributes.get(name))
+
+    @property
+    def place(self) -> Store:
+        return Store(self.id, self.project, MODEL, DIMENSIONS)
+
+    def write(self, **texts: list[str]) -> None:
+        """Chunks by the key of their document."""
+        entries = [
+            Entry(f"vsd_{key}", n, text, sha256(f"{key}/{n}".encode()).hexdigest(), vector_of(text), facts_of(text))
+            for key, chunks in texts.items()
+            for n, text in enumerate(chunks)
+        ]
+        self.mill.vectors.write(self.place, entries)
+
+    def publish(self, name: str, texts: list[str], attributes: dict[str, Any] | None = None) -> None:
+        self.write(**{f"{name}.1": texts})
+        row = VectorStoreFile(
+            store_id=self.id, id=name, project_id=self.project, filename=f"{name}.txt", status="completed",
+            created_at=1.0, attributes=attributes, chunking={}, job_id="ing_1", line=0, version=f"vsd_{name}",
+            document=f"vsd_{name}.1", entries=len(texts),
+        )  # fmt: skip
+        with self.mill.db.write() as session:
+            session.add(row)
+
+    def search(self, *queries: str, **fields: Any) -> list[Found]:
+        return self.mill.search(self.id, *queries, **fields)
+
+    def names(self, *queries: str, **fields: Any) -> list[str]:
+        return [found.file_id for found in self.search(*queries, **fields)]
+
+
+def facts_of(text: str) -> dict[str, Any]:
+    return {"start": 0, "end": len(text), "tokens": 1}
+
+
+@pytest.fixture
+def shelf(mill: Works) -> Shelf:
+    return Shelf(mill)
+
+
+def test_what_answers_best_comes_first(shelf: Shelf) -> None:
+    (best, *others) = shelf.search("a flightless bird of the forest")
+
+    assert (best.file_id, best.filename, best.text, best.score) == ("kiwi", "kiwi.txt", TEXTS["kiwi"], 1.0)
+    assert [found.score for found in others] == sorted((found.score for found in others), reverse=True)
+    assert all(0 <= found.score < 1 for found in others)
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "relative"])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.2, 0.8)])
+def test_by_meaning_by_words_or_by_both(shelf: Shelf, weights: tuple[float, float], fusion: Any) -> None:
+    found = shelf.search("volcano lava", vector_weight=weights[0], text_weight=weights[1], fusion=fusion)
+
+    assert found[0].file_id == "lava"
+    assert len(found) == (1 if weights[0] == 0 else len(TEXTS))  # by words alone only who has one of them
+    assert all(0 <= one.score <= 1 for one in found)
+
+
+def test_words_alone_ask_no_engine(shelf: Shelf) -> None:
+    shelf.names("volcano", vector_weight=0.0)
+
+    assert shelf.mill.engine.asked == []
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.75, 1.0])
+def test_below_the_threshold_nothing_comes(shelf: Shelf, threshold: float) -> None:
+    every = shelf.search("bird of the sea")
+
+    found = shelf.search("bird of the sea", threshold=threshold)
+
+    assert found == [one for one in every if one.score >= threshold]
+    assert len(found) < len(every)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+def test_no_more_comes_than_was_asked_for(shelf: Shelf, limit: int) -> None:
+    assert len(shelf.names("the bird", limit=limit)) == min(limit, len(TEXTS))
+
+
+def test_several_queries_find_what_each_finds_and_each_chunk_once(shelf: Shelf) -> None:
+    found = shelf.search("flightless kiwi forest", "lava volcano", limit=2)
+
+    assert {one.file_id for one in found} == {"kiwi", "lava"}
+    every = shelf.names("kiwi", "bird", "kiwi bird", limit=50)
+    assert len(every) == len(set(every)) == len(TEXTS)
+    assert shelf.mill.engine.asked[0] == ["flightless kiwi forest", "lava volcano"]  # one request
+
+
+def test_chunks_of_one_file_are_found_each(shelf: Shelf) -> None:
+    shelf.publish("zoo", ["The zebra lives here.", "The zebra sleeps there.", "The zebra eats grass."])
+
+    found = shelf.search("zebra", limit=3)
+
+    assert {one.text for one in found} == {
+        "The zebra lives here.", "The zebra sleeps there.", "The zebra eats grass."
+    }  # fmt: skip
+    assert {one.file_id for one in found} == {"zoo"}
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_hidden_versions_are_never_found_even_if_they_are_many_and_score_best(
+    shelf: Shelf, weights: tuple[float, float]
+) -> None:
+    """Old versions, half-written ones, deleted files: the vector database still has them all."""
+    query = "kiwi flightless bird"
+    shelf.write(**{f"hidden{n}.1": [f"{query} {query} {n} {part}" for part in range(10)] for n in range(90)})
+
+    found = shelf.search(query, vector_weight=weights[0], text_weight=weights[1])
+
+    assert found[0].file_id == "kiwi"
+    assert {one.file_id for one in found} <= TEXTS.keys()
+    assert len(found) == (2 if weights[0] == 0 else len(TEXTS))
+
+
+def test_beyond_so_many_hidden_ones_it_looks_no_further(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "_MOST", 100)
+    shelf.write(**{"hidden.1": [f"kiwi flightless bird {n}" for n in range(300)]})
+
+    assert shelf.names("kiwi flightless bird", text_weight=0.0) == []
+
+
+def test_of_an_old_version_and_a_new_one_the_new_one_is_found(shelf: Shelf) -> None:
+    shelf.write(**{"kiwi.7": ["The kiwi has a long beak."]})
+    before = shelf.search("kiwi beak", limit=1)[0].text
+
+    with shelf.mill.db.write() as session:
+        session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "kiwi").values(document="vsd_kiwi.7"))
+    after = shelf.search("kiwi", limit=1)[0].text
+
+    assert (before, after) == (TEXTS["kiwi"], "The kiwi has a long beak.")
+
+
+FILTERS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"type": "eq", "key": "kind", "value": "bird"}, {"kiwi", "emu"}),
+    ({"type": "ne", "key": "kind", "value": "bird"}, {"lava", "tide"}),
+    ({"type": "gt", "key": "size", "value": 1}, {"emu"}),
+    ({"type": "lte", "key": "size", "value": 1}, {"kiwi"}),
+    ({"type": "in", "key": "kind", "value": ["rock", "water"]}, {"lava"}),
+    ({"type": "nin", "key": "kind", "value": ["rock"]}, {"kiwi", "emu", "tide"}),
+    ({"type": "eq", "key": "kind", "value": "nothing"}, set()),
+    (
+        {
+            "type": "or",
+            "filters": [
+                {"type": "eq", "key": "hot", "value": True},
+                {
+                    "type": "and",
+                    "filters": [
+                        {"type": "eq", "key": "kind", "value": "bird"},
+                        {"type": "lt", "key": "size", "value": 2},
+                    ],
+                },
+            ],
+        },
+        {"lava", "kiwi"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("condition", "wanted"), FILTERS)
+def test_filters_let_through_what_fits(mill: Works, condition: dict[str, Any], wanted: set[str]) -> None:
+    shelf = Shelf(
+        mill, kiwi={"kind": "bird", "size": 0.5}, emu={"kind": "bird", "size": 2}, lava={"kind": "rock", "hot": True}
+    )
+
+    assert set(shelf.names("the bird of the sea", filters=condition, limit=50)) == wanted
+
+
+def test_a_filter_finds_what_without_it_is_far_down(shelf: Shelf) -> None:
+    for n in range(60):
+        shelf.publish(f"near{n}", [f"kiwi kiwi kiwi {n}"], {"near": True})
+    with shelf.mill.db.write() as session:
+        session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "tide").values(attributes={"far": 1}))
+
+    assert shelf.names("kiwi", filters={"type": "eq", "key": "far", "value": 1}) == ["tide"]
+
+
+def test_changed_attributes_count_at_once(shelf: Shelf) -> None:
+    condition = {"type": "eq", "key": "read", "value": True}
+    before = shelf.names("kiwi", filters=condition)
+
+    shelf.mill.ok(f"/vector_stores/{shelf.id}/files/kiwi", json={"attributes": {"read": True}})
+
+    (after,) = shelf.search("kiwi", filters=condition)
+    assert (before, after.file_id, after.attributes) == ([], "kiwi", {"read": True})
+
+
+def test_an_empty_store_finds_nothing_and_asks_nobody(mill: Works) -> None:
+    assert mill.search(mill.store(), "anything") == []
+    assert mill.engine.asked == []
+
+
+def status_of(answer: Answer) -> tuple[int, str | None]:
+    return answer.status, msgspec.json.decode(answer.body)["error"]["param"]
+
+
+def test_another_projects_store_is_not_there(shelf: Shelf) -> None:
+    search = Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))
+
+    assert status_of(shelf.mill.ask(search, tenant="another")) == (404, "vector_store_id")
+    unknown = Search(model=MODEL, store_id="vs_unknown", queries=("kiwi",))
+    assert status_of(shelf.mill.ask(unknown)) == (404, "vector_store_id")
+
+
+def test_a_store_whose_time_is_over_is_not_there(shelf: Shelf) -> None:
+    with shelf.mill.db.write() as session:
+        session.execute(update(VectorStore).values(expires_at=now() - 1))
+
+    assert status_of(shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))))[0] == 404
+
+
+def test_the_engines_refusal_is_the_answer(shelf: Shelf) -> None:
+    shelf.mill.engine.fault = refuses("kiwi")
+
+    assert shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))).status == 400
+
+
+def test_an_answer_without_vectors_is_the_engines_fault(shelf: Shelf) -> None:
+    shelf.mill.engine.fault = lambda _: Answer(200, b'{"data": [{"index": 0, "embedding": []}]}')
+
+    assert shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))).status == 502
+
+
+@pytest.mark.parametrize("fault", [EngineBusy("busy"), EngineFault("broke")])
+def test_what_engines_raise_is_passed_on(shelf: Shelf, fault: Exception) -> None:
+    shelf.mill.engine.fault = lambda _: fault
+
+    with pytest.raises(type(fault)):
+        shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",)))
+
+
+def test_vectors_that_are_away_are_busy(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise VectorsAway
+
+    monkeypatch.setattr(shelf.mill.vectors.inner, "nearest", away)
+
+    with pytest.raises(EngineBusy):
+        shelf.search("kiwi")
+
+
+def test_the_queries_priority_and_project_go_to_the_engine(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    answer = shelf.mill.host.engine.answer
+
+    async def note(request: Any) -> Answer:
+        asked.append((request.request_id, request.priority, request.tenant))
+        return await answer(request)
+
+    monkeypatch.setattr(shelf.mill.host.engine, "answer", note)
+    body = msgspec.json.encode(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",)))
+    question = Question("req_9", "u", body, shelf.project, deadline=4e9)
+    shelf.mill.host.call(shelf.mill.searching.answer(question, -7)).result(10)
+
+    assert asked == [("req_9", -7, shelf.project)]
