@@ -91,6 +91,7 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
     kept = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
     insert = insert_into(session, VectorStoreFile)
     again = {name: insert.excluded[name] for name in rows[0] if name not in kept}
+    rows.sort(key=lambda row: str(row["id"]))  # locked in one order, whoever else attaches the same files
     session.execute(insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again), rows)
     touch(session, store, at)
 
@@ -170,6 +171,11 @@ def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
         return owe(session, store, LEFTOVERS)
     gone = {"id": job.payload["store_id"], "project_id": job.project_id, "model": job.model or ""}
     return owe(session, VectorStore(**gone, dimensions=dimensions), STORE)
+
+
+def owe_stranger(session: Session, store_id: str) -> None:
+    """The removal of a store of which nothing is known any more."""
+    owe(session, VectorStore(id=store_id, project_id="", model="", dimensions=0), STORE)
 
 
 def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:

@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, ingestions
 from jobs.attachments import IN_PROGRESS, Attachment
-from jobs.clock import now
 from jobs.db import Database
 from jobs.models import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings, settings
@@ -106,7 +105,7 @@ def repair(db: Database, verdict: Verdict) -> None:
 def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
     store = session.get(VectorStore, fault.store_id)
     if store is None:
-        session.add(_removal(fault.store_id))
+        attachments.owe_stranger(session, fault.store_id)
         project_id = None
     else:
         project_id = store.project_id
@@ -130,12 +129,6 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
     if rows:
         files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in rows]
         ingestions.submit(session, store, files, actor=ACTOR)
-
-
-def _removal(store_id: str) -> VectorRemoval:
-    """Of a store of which nothing is known any more."""
-    unknown = {"project_id": "", "model": "", "dimensions": 0}
-    return VectorRemoval(store_id=store_id, what=attachments.STORE, created_at=now(), **unknown)
 
 
 def main(config: Settings, *, mend: bool) -> int:

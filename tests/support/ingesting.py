@@ -236,6 +236,13 @@ class Works:
         question = Question("req_1", searches.URL, searches.encode(search), tenant, deadline=4e9, stream=False)
         return self.host.call(self.searching.answer(question, 0)).result(20)
 
+    @contextmanager
+    def as_stranger(self) -> Iterator[None]:
+        """What is asked meanwhile is asked by another project."""
+        self.api, self.stranger = self.stranger, self.api
+        yield
+        self.api, self.stranger = self.stranger, self.api
+
     # ── what workers do ──
 
     def drive(self, *, until: str = "", limit: int = 60) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+from sqlalchemy import select
 
 from jobs import attachments, documents, indexing, shards
 from jobs.attachments import Made
@@ -40,6 +41,7 @@ URL: Final = "/v1/embeddings"
 TEXTS_AT_ONCE: Final = 32
 CHUNKS_AT_ONCE: Final = 256
 AWAY_SECONDS: Final = 5.0
+STORES_LOOKED_AT: Final = 8  # of the project's others, for texts that were embedded there
 DIFFERENT: Final = ("server_error", "The embedding model now gives vectors of another length than this store's.")
 
 
@@ -147,7 +149,7 @@ class Indexing:
     def _index(self, group: list[_File], row: VectorStore) -> None:
         store = _store(row)
         texts = {file.digests[n]: file.document.piece(n) for file in group for n in range(len(file.digests))}
-        vectors = self.context.vectors.known(store, list(texts)) if store.dimensions else {}
+        vectors = self._known(row, texts)
         missing = {digest: text for digest, text in texts.items() if digest not in vectors}
         tally = self._embed(missing, vectors, row)
         dimensions = self._dimensions(row, vectors)
@@ -161,6 +163,28 @@ class Indexing:
                 self.context.vectors.tend(_store(row))
         self._commit(made, tally, dimensions)
         self.written = 0
+
+    def _known(self, row: VectorStore, texts: dict[str, str]) -> dict[str, Vector]:
+        """Vectors that this store, or another of the project, has already: no text is embedded twice."""
+        vectors: dict[str, Vector] = {}
+        for store in self._alike(row):
+            missing = texts.keys() - vectors.keys()
+            if missing:
+                vectors |= self.context.vectors.known(_store(store), missing)
+        return vectors
+
+    def _alike(self, row: VectorStore) -> list[VectorStore]:
+        """Stores of the project whose vectors would be the same, this one first, then those used last."""
+        same = [
+            VectorStore.project_id == row.project_id,
+            VectorStore.model == row.model,
+            VectorStore.shortened == row.shortened,
+            VectorStore.dimensions == row.dimensions if row.dimensions else VectorStore.dimensions > 0,
+        ]
+        last = select(VectorStore).where(*same, VectorStore.id != row.id).order_by(VectorStore.active_at.desc())
+        with self.context.db.read() as session:
+            others = session.scalars(last.limit(STORES_LOOKED_AT)).all()
+        return [row, *others] if row.dimensions else list(others)
 
     def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:
         """Known before the first vector is written: whoever looks for it, or removes it, has to know."""

@@ -33,8 +33,19 @@ def purge(context: Context) -> None:
                 context.vectors.erase(store)
             for removal, entries in gone:
                 context.db.retrying(partial(_receipt, removal=removal, entries=entries))
+            _look_for_strangers(context)
     except (VectorsAway, StorageAway) as error:
         log.warning("purge_waits", extra={"error": str(error)})
+
+
+def _look_for_strangers(context: Context) -> None:
+    """A store that was removed is there again where a worker, its claim lost, wrote to it afterwards."""
+    there = context.vectors.stores()
+    with context.db.read() as session:
+        known = set(session.scalars(select(VectorStore.id).where(VectorStore.id.in_(there))))
+    for name in there:
+        if name not in known:
+            context.db.retrying(partial(attachments.owe_stranger, store_id=name))
 
 
 def _owed(context: Context) -> list[VectorRemoval]:

@@ -234,3 +234,28 @@ def test_a_deleted_store_leaves_nothing(both: Works) -> None:
     assert (both.written(store), list(both.rows(store))) == ({}, [])
     assert both.vectors.stores() == [other]
     both.assert_tidy(other)
+
+
+def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:
+    first, second = both.store(), both.store()
+    both.attach(first, both.upload(PROSE))
+    both.drive()
+    asked = both.engine.texts
+
+    both.attach(second, both.upload(PROSE + "\n"))  # another file with the same text
+    both.drive()
+
+    assert both.engine.texts == asked
+    assert both.search(second, "a bird")[0].text == both.search(first, "a bird")[0].text
+    both.assert_tidy(second)
+
+
+def test_what_another_project_has_is_embedded_again(both: Works) -> None:
+    both.attach(both.store(), both.upload(PROSE))
+    both.drive()
+    asked = both.engine.texts
+    with both.as_stranger():
+        both.attach(both.store(), both.upload(PROSE))
+        both.drive()
+
+    assert both.engine.texts == 2 * asked
