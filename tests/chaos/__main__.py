@@ -1,6 +1,7 @@
 """`python -m tests.chaos --kills 100 --seed 1`: the long run, and a table. `--soak 30`: a fault a minute, and scales.
 
 Storage: what is embedded; `--database-url postgresql`; or `--distributed`: PostgreSQL, RabbitMQ and S3, which die too.
+Vectors: LanceDB; or `--weaviate`, which dies too.
 """
 
 import argparse
@@ -12,12 +13,22 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.chaos.campaign import Campaign
-from tests.chaos.faults import ALL_FAULTS, FAULTS, SERVER_FAULTS, SQLITE_ONLY, VALKEY_ONLY, VLLM_FAULTS, deck
+from tests.chaos.faults import (
+    ALL_FAULTS,
+    FAULTS,
+    SERVER_FAULTS,
+    SQLITE_ONLY,
+    VALKEY_ONLY,
+    VECTOR_FAULTS,
+    VLLM_FAULTS,
+    deck,
+)
 from tests.chaos.load import Mix
 from tests.chaos.soak import SPARED, soak
 from tests.chaos.table import shown
 from tests.support.distributed import Servers, servers
 from tests.support.services import chosen_database
+from tests.support.weaviate import Weaviate
 
 _POISON = ("!reset", "!html", "!500", "!flaky2", "!crash", "!hang")
 _REAL = ("smollm2-135m-instruct", "all-minilm-l6-v2")
@@ -33,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     parser.add_argument("--database-url", default="", help="`postgresql` alone starts an embedded server")
     parser.add_argument("--distributed", action="store_true", help="on servers of PostgreSQL, RabbitMQ and S3")
+    parser.add_argument("--weaviate", action="store_true", help="vectors in a server of Weaviate")
     parser.add_argument("--vllm", action="store_true", help="the real engines in process instead of the stub")
     parser.add_argument("--only", action="append", choices=list(ALL_FAULTS), help="this fault; any number of times")
     parser.add_argument("--keep", type=Path, help="the folder of the run, kept afterwards")
@@ -42,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         url = stack.enter_context(chosen_database(options.database_url))
         shared = stack.enter_context(servers(folder / "servers")) if options.distributed else None
         campaign = _campaign(folder, options.seed, url, shared, options.vllm)
+        campaign.weaviate = stack.enter_context(_weaviate(folder / "weaviate")) if options.weaviate else None
         campaign.told = _progress
         if options.soak:
             campaign.spared = SPARED
@@ -59,7 +72,18 @@ def _possible(options: argparse.Namespace) -> list[str]:
     if options.distributed:
         spared |= VALKEY_ONLY
     faults = VLLM_FAULTS if options.vllm else FAULTS
-    return [*(name for name in faults if name not in spared), *(SERVER_FAULTS if options.distributed else ())]
+    servers = {**(SERVER_FAULTS if options.distributed else {}), **(VECTOR_FAULTS if options.weaviate else {})}
+    return [*(name for name in faults if name not in spared), *servers]
+
+
+@contextmanager
+def _weaviate(folder: Path) -> Iterator[Weaviate]:
+    server = Weaviate(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 @contextmanager
@@ -75,7 +99,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: bool) -> Campaign:
     if not vllm:
         return Campaign(folder, seed, url, servers=shared)
-    mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False)
+    mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False, stores=0)
     return Campaign(folder, seed, url, mix=mix, width=2, stubbed=False, patience=5, environment=_SLOW, servers=shared)
 
 

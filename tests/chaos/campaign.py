@@ -22,12 +22,15 @@ from openai.types import Batch
 from tests.chaos.askers import keys_of
 from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
+from tests.chaos.judging import await_settled, judge_stores
 from tests.chaos.load import EVERY_END, Client, Load, Mix
-from tests.support import oracle
+from tests.support import oracle, stub_engine
 from tests.support.distributed import Servers
 from tests.support.oracle import Job, Result
 from tests.support.receiver import Receiver
+from tests.support.stub_engine import MARK
 from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, command, eventually, pause
+from tests.support.weaviate import Weaviate
 
 SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
 IN_FLIGHT = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
@@ -66,6 +69,7 @@ class Campaign:
     patience: float = 1.0  # how much slower than the stub everything may be
     environment: Mapping[str, str] = field(default_factory=dict)
     servers: Servers | None = None  # that hosts share, in place of what is embedded
+    weaviate: Weaviate | None = None
     spared: frozenset[str] = frozenset()  # of two rivals, those that faults leave alone
     told: Callable[[str], None] = lambda _: None  # hears what happens as it happens
     struck: list[Struck] = field(default_factory=list)
@@ -99,7 +103,7 @@ class Campaign:
             load = Load(client, receiver, self.journal, random.Random(self.seed + 1), self.mix, self.width)
             engine = self.engines[0] if self.engines else None
             working = stack.enter_context(load)
-            self.scene = Scene(system, working, engine, self.journal, rng, self.servers, self.spared)
+            self.scene = Scene(system, working, engine, self.journal, rng, self.servers, self.weaviate, self.spared)
             self._watch(stack)
             yield self
 
@@ -122,7 +126,8 @@ class Campaign:
         database = {"NIGHTMILL_DATABASE_URL": self.database_url} if self.database_url else {}
         urls = dict(zip(("engine_url", "embed_url"), (engine.url for engine in self.engines), strict=False))
         shared = self.servers.variables if self.servers else {}
-        return System(self.folder, **urls, rivals=bool(urls), **database, **shared, **self.environment)
+        vectors = {"NIGHTMILL_VECTORS_URL": self.weaviate.url} if self.weaviate else {}
+        return System(self.folder, **urls, rivals=bool(urls), **database, **shared, **vectors, **self.environment)
 
     def _watch(self, stack: ExitStack) -> None:
         """Notes when the generating engine was asked something, and who lives."""
@@ -148,7 +153,7 @@ class Campaign:
         """Nothing happens, and nothing is asked twice."""
         jobs = [self.load.submit(self.load.new_job()) for _ in range(batches)]
         self._await(jobs, "without a fault")
-        asked = sum(map(oracle.rework, self._prompts()))
+        asked = sum(map(oracle.rework, self.prompts()))
         if asked:
             self.journal.violation(f"I4: {asked} requests were repeated without a fault")
 
@@ -204,6 +209,7 @@ class Campaign:
         began = time.monotonic()
         self._await(list(self.load.jobs), "I1", DRAIN_SECONDS)
         self.load.askers.await_ended(DRAIN_SECONDS * self.patience)
+        await_settled(self)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
     def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
@@ -228,6 +234,8 @@ class Campaign:
             blame(*oracle.transitions(client, job))
             blame(*self._told(job, result.batch))
         self._judge_responses()
+        if self.mix.stores:
+            judge_stores(self)
         if self.rework() > self.bound():
             blame(f"I4: {self.rework()} requests were repeated, {self.bound()} may be")
         if self.longest_standstill() > STUCK_SECONDS * self.patience:
@@ -284,10 +292,8 @@ class Campaign:
 
     # -- figures
 
-    def _prompts(self) -> list[list[str]]:
-        from tests.support.stub_engine import prompts
-
-        return [prompts(engine.log) for engine in self.engines]
+    def prompts(self) -> list[list[str]]:
+        return [stub_engine.prompts(engine.log) for engine in self.engines]
 
     def rework(self) -> int:
         return sum(self.rework_by_fault().values())
@@ -301,10 +307,10 @@ class Campaign:
         """What was asked again, by the last fault before it that an engine worker had to bear."""
         spent: dict[str, int] = {}
         struck = [one for one in self.struck if ALL_FAULTS[one.name].rework]
-        for number, log in enumerate(self._prompts()):
+        for number, log in enumerate(self.prompts()):
             marks, at, seen = [one.heard[number] for one in struck], 0, set()
             for prompt in log:
-                if prompt in seen and "!" not in prompt:
+                if prompt in seen and "!" not in prompt and not prompt.startswith(MARK):
                     last = bisect_right(marks, at) - 1
                     name = struck[last].name if last >= 0 else _BEFORE
                     spent[name] = spent.get(name, 0) + 1

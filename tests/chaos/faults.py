@@ -10,6 +10,7 @@
     F8   the broker takes no more messages        doorbells wait
     F9   the database takes no writes, or dies   who can't beat is not dead
     S3   the storage dies, or hangs               work is given back and goes on
+    F19  the vector database dies, or hangs       the same
     F11  kill -9 of web as a create arrives       the same key again: one job
     F12  doorbells of all jobs, ten times each    who comes second finds nothing to do
     F16  kill -9 of the sender of webhooks        each event is told all the same
@@ -37,9 +38,10 @@ from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.chaos.journal import Journal
 from tests.chaos.load import Load
-from tests.support.distributed import Servers
+from tests.support.distributed import Killable, Servers
 from tests.support.oracle import Job
 from tests.support.system import SCALED, StubEngine, System, command, eventually, pause, rival, signal_all
+from tests.support.weaviate import Weaviate
 from workers.away import BrokerAway
 from workers.ringer import CeleryRinger
 
@@ -48,6 +50,7 @@ _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most
 _GONE_SECONDS = 5.0  # after a kill of `up`, nothing of it may live longer
 _END_SECONDS = 20.0  # F3: from SIGTERM to the end
 _REPEATS = 10
+WEAVIATE = "Weaviate"
 _START_SECONDS = 15.0  # F5: a job whose doorbell was swallowed starts elsewhere within this time
 
 
@@ -61,6 +64,7 @@ class Scene:
     journal: Journal
     rng: random.Random
     servers: Servers | None = None
+    weaviate: Weaviate | None = None
     spared: frozenset[str] = frozenset()
     recovered: dict[str, list[float]] = field(default_factory=dict)
 
@@ -68,6 +72,13 @@ class Scene:
     def broker_url(self) -> str:
         """Empty: the one on the socket in the data folder."""
         return self.servers.rabbit.url if self.servers else ""
+
+    def server(self, name: str) -> Killable:
+        if name == WEAVIATE:
+            assert self.weaviate is not None
+            return self.weaviate
+        assert self.servers is not None
+        return self.servers.named[name]
 
     def recovery(self, name: str, seconds: float) -> None:
         self.recovered.setdefault(name, []).append(seconds)
@@ -129,8 +140,7 @@ def _outage(name: str) -> Callable[[Scene], None]:
     """kill -9 of a server that all share; it comes back by itself on the same port."""
 
     def strike(scene: Scene) -> None:
-        assert scene.servers is not None
-        server = scene.servers.named[name]
+        server = scene.server(name)
         server.kill()
         pause(scene.rng.uniform(0.5, 4.0))
         server.start()
@@ -142,8 +152,7 @@ def _hang(name: str) -> Callable[[Scene], None]:
     """It takes connections and answers nothing for a while."""
 
     def strike(scene: Scene) -> None:
-        assert scene.servers is not None
-        processes = scene.servers.named[name].processes()
+        processes = scene.server(name).processes()
         signal_all(processes, signal.SIGSTOP)
         pause(scene.rng.uniform(2.0, 2 * LEASE))
         signal_all(processes, signal.SIGCONT)
@@ -227,6 +236,10 @@ def _repeat(scene: Scene) -> None:
     shards = range(max(scene.load.mix.lines) // int(SCALED["NIGHTMILL_SHARD_LINES"]) + 1)
     rings = [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in jobs]
     rings += [(Task.RUN, Queue.GENERATE, (job, n)) for job in jobs for n in shards]
+    rings += [(Task.PURGE, Queue.INGEST, ())]
+    batches = [intake.id for intake in scene.load.librarians.intakes if intake.batch and intake.id][-20:]
+    rings += [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in batches]
+    rings += [(Task.RUN, queue, (job, 0)) for queue in (Queue.INGEST, Queue.EMBED) for job in batches]
     rings *= _REPEATS
     scene.rng.shuffle(rings)
     ringer = CeleryRinger(Settings(data_dir=scene.system.data, broker_url=scene.broker_url))
@@ -341,7 +354,7 @@ def _kill_up(guard: bool) -> Callable[[Scene], None]:
 FAULTS: dict[str, Fault] = {
     "gpu": Fault(_kill("gpu"), "F1", 20, rework=1),
     "gpu, main alone": Fault(_kill_main("gpu"), "F1", 6, rework=1),
-    "embed": Fault(_kill("embed"), "F1", 6, rework=1),
+    "embed": Fault(_kill("embed"), "F1", 10, rework=1),
     "cpu": Fault(_kill("cpu"), "F1", 8),
     "cpu, main alone": Fault(_kill_main("cpu"), "F1", 4),
     "cpu, one child": Fault(_kill_child("cpu"), "F1", 6),
@@ -352,6 +365,7 @@ FAULTS: dict[str, Fault] = {
     "dispatcher, SIGTERM": Fault(_replace("dispatcher"), "F3", 1, kills=False),
     "web, SIGTERM": Fault(_replace("web"), "F3", 2, kills=False),
     "gpu zombie": Fault(_freeze("gpu"), "F4", 4, rework=1, kills=False),
+    "embed zombie": Fault(_freeze("embed"), "F4", 3, rework=1, kills=False),
     "cpu zombie": Fault(_freeze("cpu"), "F4", 3, kills=False),
     "io zombie": Fault(_freeze("io"), "F4", 1, kills=False),
     "dispatcher zombie": Fault(_freeze("dispatcher"), "F4", 2, kills=False),
@@ -385,12 +399,18 @@ SERVER_FAULTS: dict[str, Fault] = {
     "S3 frozen": Fault(_hang("S3"), "S3", 2, rework=3, kills=False),
 }
 
+#: Of the vector database, where it is a server.
+VECTOR_FAULTS: dict[str, Fault] = {
+    WEAVIATE: Fault(_outage(WEAVIATE), "F19", 12, rework=1),
+    "Weaviate frozen": Fault(_hang(WEAVIATE), "F19", 6, rework=1, kills=False),
+}
+
 #: With a real engine in process.
 VLLM_FAULTS: dict[str, Fault] = {
     "engine core": Fault(_kill_core, "F1", 3, rework=1),
     "gpu worker": Fault(_kill("gpu"), "F1", 2, rework=1),
 }
-ALL_FAULTS = FAULTS | VLLM_FAULTS | SERVER_FAULTS
+ALL_FAULTS = FAULTS | VLLM_FAULTS | SERVER_FAULTS | VECTOR_FAULTS
 
 
 def deck(kills: int, rng: random.Random, names: Mapping[str, Fault] = FAULTS) -> list[str]:

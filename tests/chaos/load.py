@@ -3,6 +3,7 @@
     feeder    while fewer than `width` are open: upload, create, each under a key of its own
     poller    asks for each open batch, remembers every answer that differs from the one before
     askers    keep some responses in the background open (`askers`)
+    librarians    bring files into vector stores, and search (`librarians`)
     hooks     verifies each webhook soon after it came
 
 All of them outlive whatever is killed: the SDK comes back until it is answered.
@@ -22,9 +23,11 @@ from openai import OpenAI
 from openai.types import Batch
 from standardwebhooks import WebhookVerificationError
 
+from jobs.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
 from jobs.webhook import new_secret
 from tests.chaos.askers import Askers
 from tests.chaos.journal import Journal
+from tests.chaos.librarians import Librarians
 from tests.support.oracle import TERMINAL, Job, Told, verified
 from tests.support.receiver import Received, Receiver
 from tests.support.system import EMBED_MODEL, MODEL, pause
@@ -36,8 +39,10 @@ HARMLESS = ("!reset", "!html", "!500", "!flaky2", "!hang")
 _EVENTS = (
     *("batch.completed", "batch.cancelled", "batch.failed", "batch.expired"),
     *("response.completed", "response.cancelled", "response.failed", "response.incomplete"),
+    *(*dict.fromkeys(FILE_BATCH_EVENTS.values()), *FILE_EVENTS),
 )
 _POLL_SECONDS = 0.25
+_AWAY = frozenset({408, 503})  # nobody answered in time, or there is nobody
 EVERY_END = "slow/all"  # a receiver that takes a tenth of a second, so that there is something in flight
 
 
@@ -76,14 +81,14 @@ class Client:
             response.read()
             self._journal.violation(f"{response.request.method} {response.request.url}: {response.text[:500]}")
 
-    def look(self, get: Callable[[OpenAI], T]) -> T | None:
-        """What is found when one asks once; None when the server, or its database, is away."""
+    def look(self, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:
+        """What is found when one asks once; None when the server, its database or its worker is away."""
         try:
-            return get(self.sdk.with_options(max_retries=0, timeout=5))
+            return get(self.sdk.with_options(max_retries=0, timeout=seconds))
         except (openai.APIConnectionError, openai.APITimeoutError):
             return None
-        except openai.InternalServerError as error:
-            if error.status_code == 503:
+        except openai.APIStatusError as error:
+            if error.status_code in _AWAY:
                 return None
             raise
 
@@ -143,6 +148,7 @@ class Mix:
     models: tuple[str, str] = (MODEL, EMBED_MODEL)
     judged: bool = True
     responses: int = 2  # in the background, open at once
+    stores: int = 3  # of vectors, kept at once
 
 
 def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
@@ -181,6 +187,7 @@ class Load:
     endpoint_id: str = ""
     endpoint_secret: str = ""
     askers: Askers = field(init=False)
+    librarians: Librarians = field(init=False)
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
     _asked: dict[str, float] = field(default_factory=dict)
@@ -193,10 +200,14 @@ class Load:
         model, judged = self.mix.models[0], self.mix.judged
         moved = lambda: self.moved.append(time.monotonic())  # noqa: E731
         self.askers = Askers(self.client, self.journal, rng, model, judged, self.mix.responses, moved)
+        rng = random.Random(self.rng.getrandbits(32))
+        self.librarians = Librarians(self.client, self.journal, rng, self.mix.stores, moved)
 
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
-        for work in (self._feed, self._poll, self._ask, self._hear):
+        works = [self._feed, self._poll, self._ask, self._hear]
+        works += [self._keep_stores, self._watch_stores, self._read_stores] if self.mix.stores else []
+        for work in works:
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -278,6 +289,19 @@ class Load:
 
     def _ask(self) -> None:
         self.askers.step(feeding=self.feeding.is_set())
+        self._stop.wait(_POLL_SECONDS)
+
+    def _keep_stores(self) -> None:
+        self.librarians.step(feeding=self.feeding.is_set())
+        self._stop.wait(2 * _POLL_SECONDS)
+
+    def _watch_stores(self) -> None:
+        self.librarians.watch()
+        self._stop.wait(2 * _POLL_SECONDS)
+
+    def _read_stores(self) -> None:
+        if self.feeding.is_set():
+            self.librarians.read()
         self._stop.wait(_POLL_SECONDS)
 
     def _seen(self, job: Job, batch: Batch) -> None:

@@ -5,6 +5,7 @@ from statistics import median
 
 from tests.chaos.campaign import LOST_AT_ONCE, Campaign
 from tests.chaos.faults import ALL_FAULTS
+from tests.chaos.judging import embedded_again, embedding_bound
 
 
 def rows(campaign: Campaign) -> list[tuple[str, ...]]:
@@ -37,6 +38,7 @@ def _totals(campaign: Campaign) -> list[str]:
         f"seed {campaign.seed}: {kills} kills and {len(campaign.struck) - kills} other faults",
         f"{len(load.jobs)} batches ({dict(states)}), {lines} lines, {len(load.told)} webhooks",
         f"{len(load.askers.asked)} responses in the background ({dict(ends)})",
+        _stores(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
         f"answers 503: {load.client.busy}",
@@ -44,6 +46,19 @@ def _totals(campaign: Campaign) -> list[str]:
         f"a swallowed doorbell was rung again and answered after {_span(times.get('idle', []))}",
         f"violations: {len(campaign.journal.violations)}",
     ]
+
+
+def _stores(campaign: Campaign) -> str:
+    librarians = campaign.load.librarians
+    ends = dict(
+        Counter("taken out" if paper.gone else paper.status for one in librarians.alive for paper in one.papers)
+    )
+    brought = f"{len(librarians.intakes)} ingestions, {len(librarians.papers)} files"
+    again = f"embedded again: {embedded_again(campaign)} texts, bound {embedding_bound(campaign)}"
+    return (
+        f"{len(librarians.shelves)} vector stores, {brought} ({ends} in stores that are there),"
+        f" {librarians.searches} searches; {again}"
+    )
 
 
 def _span(seconds: list[float]) -> str:

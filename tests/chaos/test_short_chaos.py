@@ -11,6 +11,7 @@ import pytest
 
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import FAULTS, deck
+from tests.chaos.judging import embedded_again, embedding_bound
 from tests.chaos.load import Mix
 from tests.chaos.table import shown
 
@@ -46,6 +47,14 @@ def test_the_faults_struck_a_deployment_that_was_at_work(campaign: Campaign) -> 
     assert [one.name for one in campaign.struck] == list(_FAULTS)
     assert len(campaign.results) >= 6
     assert answered > 300
+
+
+def test_files_came_into_vector_stores_meanwhile_and_were_searched(campaign: Campaign) -> None:
+    librarians = campaign.load.librarians
+
+    assert sum(paper.status == "completed" for paper in librarians.papers) >= 3
+    assert librarians.searches >= 3
+    assert embedded_again(campaign) <= embedding_bound(campaign)
 
 
 def test_only_what_was_in_flight_is_asked_again(campaign: Campaign) -> None:

@@ -14,7 +14,7 @@ Each function returns violations in words; an empty list is a pass. `I6`, no zom
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -24,6 +24,7 @@ from openai.types import Batch
 from openai.types.responses import Response
 
 from tests.support.receiver import Received
+from tests.support.stub_engine import MARK
 from workers.engines.fake import reply
 
 Line = dict[str, Any]
@@ -302,8 +303,18 @@ def asked_once(keys: Sequence[str], asked: Sequence[Asked]) -> list[str]:
 
 
 def rework(prompts: Sequence[str]) -> int:
-    """I4: how often the engine was asked what it had been asked before. Poison is tried again by design."""
-    return sum(times - 1 for prompt, times in Counter(prompts).items() if "!" not in prompt)
+    """I4: how often the engine was asked what it had been asked before. Poison is tried again by design.
+
+    Texts that were embedded together are not counted here: the log has marks of those.
+    """
+    counted = (prompt for prompt in prompts if "!" not in prompt and not prompt.startswith(MARK))
+    return sum(times - 1 for times in Counter(counted).values())
+
+
+def embedded_again(prompts: Iterable[str], searched: Container[str]) -> int:
+    """I4 of ingestions: texts that were embedded once more. Those of searches do not count."""
+    texts = Counter(prompt for prompt in prompts if prompt.startswith(MARK) and prompt not in searched)
+    return texts.total() - len(texts)
 
 
 def _say(job: Job, what: str, names: Sequence[str]) -> str:

@@ -1,0 +1,124 @@
+"""What must be true of vector stores after a run: through HTTP, then from inside, when nothing is owed any more."""
+
+from typing import TYPE_CHECKING, Any
+
+from openai import OpenAI
+
+from jobs.settings import Settings
+from tests.chaos.faults import ALL_FAULTS
+from tests.chaos.inside import Inside, inside
+from tests.support import oracle, shelved
+from tests.support.shelved import Shelf
+from tests.support.system import SCALED, eventually
+from workers.ingestion.index import CHUNKS_AT_ONCE
+
+if TYPE_CHECKING:
+    from tests.chaos.campaign import Campaign
+
+_SETTLE_SECONDS = 90.0
+_PURGE_SECONDS = 60.0
+_SLOTS = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
+
+
+def await_settled(campaign: "Campaign") -> None:
+    """I1: every file that was brought in comes in, or is refused."""
+    librarians = campaign.load.librarians
+    if not librarians.await_settled(_SETTLE_SECONDS * campaign.patience):
+        late = [f"{paper.key} {paper.status}" for paper in librarians.open]
+        late += [f"{intake.key} {intake.status}" for intake in librarians.open_intakes]
+        campaign.journal.violation(f"I1: not settled in time: {', '.join(late)}")
+
+
+def judge_stores(campaign: "Campaign") -> None:
+    client, librarians, blame = campaign.load.client.sdk, campaign.load.librarians, campaign.journal.violation
+    jobs = _ingestions(client)
+    blame(*shelved.one_job_each([str(job["idempotency_key"]) for job in jobs], librarians.intakes))
+    ids = {str(job["idempotency_key"]): str(job["id"]) for job in jobs}
+    for intake in librarians.intakes:
+        if intake.key in ids:
+            blame(*shelved.told(intake, _events(client, ids[intake.key]), campaign.load.told))
+        if intake.batch and not intake.shelf.gone:
+            blame(*shelved.added_up(intake))
+    _judge_shelves(campaign, client)
+    _judge_inside(campaign)
+    if embedded_again(campaign) > embedding_bound(campaign):
+        blame(f"I4: {embedded_again(campaign)} texts were embedded again, {embedding_bound(campaign)} may be")
+
+
+def embedded_again(campaign: "Campaign") -> int:
+    logs = campaign.prompts()
+    return sum(oracle.embedded_again(log, campaign.load.librarians.queries) for log in logs)
+
+
+def embedding_bound(campaign: "Campaign") -> int:
+    """Each claim that a fault may cost has so many texts behind it, at most."""
+    return CHUNKS_AT_ONCE * _SLOTS * sum(bool(ALL_FAULTS[one.name].rework) for one in campaign.struck)
+
+
+def _ingestions(client: OpenAI) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        page: Any = client.get(f"/jobs?kind=ingestion&limit=100{after}", cast_to=object)
+        found += page["data"]
+        if not page["has_more"]:
+            return found
+        after = f"&after={page['last_id']}"
+
+
+def _events(client: OpenAI, job_id: str) -> list[dict[str, Any]]:
+    page: Any = client.get(f"/jobs/{job_id}/events?limit=100", cast_to=object)
+    return list(page["data"])
+
+
+def _judge_shelves(campaign: "Campaign", client: OpenAI) -> None:
+    librarians, blame = campaign.load.librarians, campaign.journal.violation
+    shown = {store.id: store for store in client.vector_stores.list(limit=100)}
+    live = {shelf.id for shelf in librarians.alive}
+    if shown.keys() != live:
+        blame(f"stores {sorted(shown.keys() - live)} should not be there, {sorted(live - shown.keys())} should")
+    for shelf in librarians.alive:
+        files = {file.id: file for file in client.vector_stores.files.list(shelf.id, limit=100)}
+        due = {paper.file_id: paper for paper in shelf.there}
+        if files.keys() != due.keys():
+            blame(f"{shelf.key}: {sorted(files.keys() ^ due.keys())} are in it or in its list alone")
+        for name in files.keys() & due.keys():
+            error = files[name].last_error
+            blame(*shelved.settled(due[name], files[name].status, error.code if error else None))
+        _judge_searches(campaign, shelf)
+
+
+def _judge_searches(campaign: "Campaign", shelf: Shelf) -> None:
+    """Each file is found by its own word, once and alone, and all of it by its vectors."""
+    librarians, blame = campaign.load.librarians, campaign.journal.violation
+    for paper in [paper for paper in shelf.papers if not paper.refused]:
+        there = not paper.gone and paper.status == "completed"
+        names = [one.file_id for one in librarians.find_patiently(shelf, paper, by_words=True)]
+        may_be = not paper.gone and paper.status == "cancelled"
+        if names != ([paper.file_id] if there else []) and not (may_be and names == [paper.file_id]):
+            blame(f"{paper.key} ({'gone' if paper.gone else paper.status}): a search for its word finds {names}")
+        if there:
+            near = librarians.find_patiently(shelf, paper, by_words=False)
+            blame(
+                *shelved.whole(paper, near, paper.sizes), *([] if near else [f"{paper.key}: no vector of it is found"])
+            )
+
+
+def _judge_inside(campaign: "Campaign") -> None:
+    shared = campaign.servers
+    config = Settings(
+        data_dir=campaign.system.data,
+        database_url=shared.database if shared else campaign.database_url,
+        storage_url=shared.variables["NIGHTMILL_STORAGE_URL"] if shared else "",
+        vectors_url=campaign.weaviate.url if campaign.weaviate else "",
+    )
+    with inside(config, shared) as found:
+        _await_purged(campaign, found)
+        campaign.journal.violation(*found.violations())
+
+
+def _await_purged(campaign: "Campaign", found: Inside) -> None:
+    try:
+        eventually(lambda: not found.owed(), _PURGE_SECONDS * campaign.patience, "everything is removed", every=0.5)
+    except TimeoutError as error:
+        campaign.journal.violation(f"{error}: {found.owed()} are owed")

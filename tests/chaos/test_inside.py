@@ -1,0 +1,92 @@
+"""The look inside finds what it is there to find: one file of two chunks, in view and whole, until it is harmed."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, update
+
+from jobs import attachments
+from jobs.clock import now
+from jobs.models import VectorStore, VectorStoreFile
+from jobs.storage import DiskStorage
+from tests.chaos.inside import Inside
+from tests.support.databases import fresh
+from workers.vectors.memory import MemoryVectors
+from workers.vectors.port import Entry, Store
+
+_STORE = Store("vs_1", "default", "stub", 2)
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Iterator[Inside]:
+    with fresh("sqlite", tmp_path) as db:
+        made = Inside(db, DiskStorage(tmp_path / "files"), MemoryVectors())
+        with db.write() as session:
+            session.add_all((_store(), _row()))
+        made.storage.put("documents/vs_1/vsd_1.json", b"{}")
+        _write(made, "vsd_1.3", 0)
+        _write(made, "vsd_1.3", 1)
+        yield made
+
+
+def _store() -> VectorStore:
+    facts = {"model": "stub", "dimensions": 2, "chunking": {}, "created_at": now(), "active_at": now()}
+    return VectorStore(id="vs_1", project_id="default", name="", **facts)
+
+
+def _row() -> VectorStoreFile:
+    facts = {"filename": "a.txt", "created_at": now(), "chunking": {}, "job_id": "ing_1", "line": 0, "version": "vsd_1"}
+    return VectorStoreFile(
+        store_id="vs_1", id="file-1", project_id="default", status="completed", document="vsd_1.3", entries=2, **facts
+    )
+
+
+def _write(found: Inside, document: str, n: int, store: Store = _STORE) -> None:
+    found.vectors.write(store, [Entry(document, n, "text", "digest", np.array([1, 0], np.float32))])
+
+
+def _owing(found: Inside) -> None:
+    with found.db.write() as session:
+        attachments.owe(session, session.get_one(VectorStore, "vs_1"), attachments.LEFTOVERS)
+
+
+def _unfinished(found: Inside) -> None:
+    with found.db.write() as session:
+        session.execute(update(VectorStoreFile).values(status="in_progress"))
+
+
+def _without_store(found: Inside) -> None:
+    with found.db.write() as session:
+        session.execute(delete(VectorStore))
+
+
+def test_what_is_as_sql_says_passes(found: Inside) -> None:
+    assert found.violations() == []
+    assert found.owed() == 0
+
+
+def test_removals_that_are_owed_are_counted(found: Inside) -> None:
+    _owing(found)
+
+    assert found.owed() == 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "violation"),
+    [
+        (lambda found: found.vectors.drop(_STORE, ["vsd_1.3"]), "has 0 entries of vsd_1.3, SQL 2"),
+        (lambda found: _write(found, "vsd_1.2", 0), "has 1 entries of vsd_1.2, SQL 0"),
+        (lambda found: _write(found, "vsd_1.3", 3), "has entries [0, 1, 3]"),
+        (lambda found: _write(found, "vsd_9.1", 0, Store("vs_9", "default", "stub", 2)), "vectors of vs_9"),
+        (lambda found: found.storage.delete("documents/vs_1/vsd_1.json"), "vsd_1.json is not there"),
+        (lambda found: found.storage.put("documents/vs_1/vsd_2.json", b"{}"), "no file points to it"),
+        (_unfinished, "is in_progress"),
+        (_without_store, "which is gone"),
+    ],
+)
+def test_what_is_otherwise_is_found(found: Inside, harm: Callable[[Inside], object], violation: str) -> None:
+    harm(found)
+
+    assert violation in "; ".join(found.violations())
