@@ -72,6 +72,12 @@ class Settings(BaseSettings):
     vectors_url: str = Field("", description="the vector database: `weaviate://host:port`; empty: LanceDB, on disk")
     vectors_api_key: str = Field("", repr=False, description="key of that server")
     embedding_model: str = Field("", description="model of vector stores that name none; empty: the first there is")
+    embedding_floor: float = Field(
+        0.999,
+        ge=0.9,
+        le=1,
+        description="mean cosine to torch in float32 that a faster runtime must keep; 1: torch alone",
+    )
     ingest_shard_files: int = Field(32, ge=1, le=256, description="files of an ingestion's shard, at most")
     parse_seconds: float = Field(120, gt=0, description="reading one document, at most")
     parse_memory_bytes: int = Field(1024 * MB, ge=64 * MB, description="memory of a process that reads documents")

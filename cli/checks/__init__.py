@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from cli.checks import installed, reachable, stored
+from cli.checks import installed, measured, reachable, stored
 from cli.checks.patient import Patient
 from cli.finding import Finding
 
@@ -11,6 +11,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     installed.packages,
     installed.engines,
     installed.models,
+    measured.embeddings,
     stored.data_folder,
     stored.disk,
     stored.database,

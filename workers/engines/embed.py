@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from workers.engines.embed_model import SentenceModel
 from workers.engines.embed_request import Asked, Texts, Tokens, Unacceptable, check_lengths, read, write
+from workers.engines.embed_runtime import Chooser, Place
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, refusal, unknown_model
 
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
@@ -117,7 +118,10 @@ def _shortest_with(length: int) -> float:
 
 
 class EmbedEngine:
-    """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread."""
+    """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread.
+
+    `place` is where the runtime's choice is kept; without one, the arguments alone decide.
+    """
 
     def __init__(
         self,
@@ -126,9 +130,11 @@ class EmbedEngine:
         *,
         revision: str | None = None,
         args: Mapping[str, Any] | None = None,
+        place: Place | None = None,
     ) -> None:
         self._source, self._revision, self._args = source, revision, dict(args or {})
         self._names = tuple(names)
+        self._chooser = Chooser(self._names[0], place)
         self._starting = asyncio.Lock()
         self._model: SentenceModel | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -153,6 +159,7 @@ class EmbedEngine:
             if self._collector is not None:
                 self._collector.cancel()
                 await asyncio.gather(self._collector, return_exceptions=True)
+            self._chooser.close()
             if self._thread is not None:
                 await asyncio.to_thread(self._thread.shutdown)
             self._model = self._thread = self._collector = None
@@ -185,7 +192,7 @@ class EmbedEngine:
 
     def _load(self) -> SentenceModel:
         source = self._source if isinstance(self._source, str) else self._source()
-        return SentenceModel(source, self._revision, self._args)
+        return self._chooser.load(source, self._revision, self._args)
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)

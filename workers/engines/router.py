@@ -12,11 +12,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from jobs import runtimes
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
 from jobs.secretfiles import secret
 from jobs.settings import Settings
 from workers.engines.embed import EmbedEngine
+from workers.engines.embed_runtime import Place
 from workers.engines.endpoints import Endpoint, base_of
 from workers.engines.http import HttpEngine
 from workers.engines.ownloop import OwnLoop
@@ -125,7 +127,8 @@ def models_dir(settings: Settings) -> Path:
 
 def _embed(model: Model, settings: Settings) -> EmbedEngine:
     source = partial(source_of, model, settings)
-    return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
+    place = Place(runtimes.folder_of(settings), settings.embedding_floor)
+    return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args, place=place)
 
 
 def _vllm(models: list[Model], settings: Settings) -> list[Engine]:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from cli.doctor import examine
 from cli.finding import Finding, Health
 from cli.main import app
+from jobs import runtimes
+from jobs.runtimes import Candidate, Record
 
 Examine = Callable[..., dict[str, Finding]]
 
@@ -155,3 +157,46 @@ def test_the_exit_code_says_whether_something_is_broken(diagnosis: Examine, tmp_
     assert (sound.exit_code, sick.exit_code) == (0, 1)
     assert {one["health"] for one in json.loads(sound.stdout)} <= {"fine", "warning"}
     assert "to mend it: make room" in sick.stdout
+
+
+MINI = "embeddings of all-minilm-l6-v2"
+
+
+def test_measured_runtimes_are_shown_with_their_figures(diagnosis: Examine, tmp_path: Path) -> None:
+    before = diagnosis()[MINI]
+    candidates = (
+        Candidate("torch", "float32", 31.0, 1, 1),
+        Candidate("torch", "bfloat16", 80.5, 0.99995, 0.9999),
+        Candidate("onnx", "int8", 99.0, 0.9939, 0.9883, refused="mean cosine 0.9939 is below 0.999"),
+        Candidate("onnx", "float32", refused="NotExportable: too large"),
+    )
+    folder = tmp_path / "models" / "runtimes"
+    folder.mkdir(parents=True)
+    runtimes.write(folder, "k", Record("all-minilm-l6-v2", "some CPU", {}, 0.999, 1, 9.5, candidates, 1))
+
+    after = diagnosis()[MINI]
+
+    assert (before.health, before.told.startswith("torch; what is fastest is measured")) == (Health.FINE, True)
+    assert after.told == (
+        "torch bfloat16 on some CPU; torch float32 31 texts/s (cosine 1.00000, least 1.00000); "
+        "torch bfloat16 80.5 texts/s (cosine 0.99995, least 0.99990); "
+        "onnx int8 99 texts/s (cosine 0.99390, least 0.98830), refused: mean cosine 0.9939 is below 0.999; "
+        "onnx float32 not run, refused: NotExportable: too large"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "floor", "told"),
+    [
+        ("{dtype: bfloat16}", "0.999", "torch bfloat16, as its engine_args say"),
+        ("{runtime: torch}", "0.999", "torch auto, as its engine_args say"),
+        ("{}", "1", "torch, as NIGHTMILL_EMBEDDING_FLOOR=1 allows nothing else"),
+    ],
+)
+def test_runtime_that_is_not_to_be_measured_is_shown_as_such(
+    diagnosis: Examine, tmp_path: Path, args: str, floor: str, told: str
+) -> None:
+    entry = f"source: {{packaged: all-minilm-l6-v2}}, engine: embed, engine_args: {args}"
+    (tmp_path / "models.yaml").write_text(f"models: {{all-minilm-l6-v2: {{{entry}}}}}")
+
+    assert diagnosis(embedding_floor=floor)[MINI].told == told

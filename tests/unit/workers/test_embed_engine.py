@@ -244,8 +244,10 @@ async def test_tokenizer_that_breaks_is_a_fault_and_the_next_request_is_answered
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ({"dtyp": "float32"}, "dtyp: not among batch_tokens, dtype, prompt, threads"),
+        ({"dtyp": "float32"}, "dtyp: not among batch_tokens, dtype, prompt, runtime, threads"),
         ({"dtype": "float16"}, "dtype 'float16': not among auto, float32, bfloat16"),
+        ({"runtime": "tensorrt"}, "runtime 'tensorrt': not among auto, torch, onnx"),
+        ({"runtime": "onnx", "dtype": "bfloat16"}, "dtype is torch's"),
     ],
 )
 async def test_unknown_engine_argument_is_named(tmp_path: Any, args: dict[str, str], told: str) -> None:

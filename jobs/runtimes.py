@@ -1,0 +1,111 @@
+"""What computes an embedding model's vectors on a machine: measured once, kept as files, read by engines and `doctor`.
+
+    <data_dir>/models/runtimes/<key>.json   the figures and the choice
+                               <key>.onnx   where ONNX Runtime was chosen: in place before the record is
+
+The key stands for the weights, the machine, the libraries' versions and the floor: if one changes, another record is
+due. A record that can't be read counts as none.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One way to compute. The cosines are to PyTorch's vectors in float32; `refused` says why it can't be taken."""
+
+    runtime: str
+    dtype: str
+    texts_per_second: float = 0.0
+    mean_cosine: float = 0.0
+    least_cosine: float = 0.0
+    making_seconds: float = 0.0
+    file_bytes: int = 0
+    refused: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime} {self.dtype}"
+
+
+class Record(msgspec.Struct, frozen=True):
+    model: str
+    machine: str
+    versions: dict[str, str]
+    floor: float
+    measured_at: int
+    seconds: float
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    restricted_to: str = ""
+
+    @property
+    def choice(self) -> Candidate:
+        return self.candidates[self.chosen]
+
+
+def folder_of(settings: Settings) -> Path:
+    return settings.data_dir.absolute() / "models" / "runtimes"
+
+
+def onnx_file(folder: Path, key: str) -> Path:
+    return folder / f"{key}.onnx"
+
+
+def read(folder: Path, key: str) -> Record | None:
+    """The record of that key, if it is there with all that belongs to it."""
+    record = _read(folder / f"{key}.json")
+    if record and record.choice.runtime == "onnx" and not onnx_file(folder, key).exists():
+        return None
+    return record
+
+
+def every(folder: Path) -> list[Record]:
+    """Of every machine that shares the folder, the newest first."""
+    found = [record for path in folder.glob("*.json") if (record := _read(path))]
+    return sorted(found, key=lambda record: record.measured_at, reverse=True)
+
+
+def write(folder: Path, key: str, record: Record) -> None:
+    """In place as a whole, or not at all. What it supersedes is removed afterwards."""
+    temporary = folder / f".{key}.new"
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / f"{key}.json")
+    _remove_older(folder, key, record)
+
+
+def forget(folder: Path, key: str) -> None:
+    (folder / f"{key}.json").unlink(missing_ok=True)
+    onnx_file(folder, key).unlink(missing_ok=True)
+
+
+def _remove_older(folder: Path, key: str, record: Record) -> None:
+    """Records of the same model and machine, of other versions, floor or weights; and files that no record is for."""
+    for path in folder.glob("*.json"):
+        other = _read(path)
+        if path.stem != key and other and (other.model, other.machine) == (record.model, record.machine):
+            forget(folder, path.stem)
+    for path in folder.glob("*.onnx"):
+        if not (kept := _read(path.with_suffix(".json"))) or kept.choice.runtime != "onnx":
+            path.unlink()
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        log.warning("runtimes.unreadable", extra={"file": str(path), "error": str(error)})
+        return None
+    return record if 0 <= record.chosen < len(record.candidates) else None

@@ -1,0 +1,105 @@
+"""Every runtime computes the vectors that sentence-transformers computes, for each kind of model that is served."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import tiny_bert
+from workers.engines import embed_onnx
+from workers.engines.embed_model import Computing, SentenceModel
+from workers.engines.packaged import MINILM, materialise
+
+pytestmark = pytest.mark.timeout(240)
+
+TEXTS = ["A cat sat on the mat.", "x", "Interest rates rose again, and again.", "word " * 90, "été à la plage 東京"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """MiniLM with its own pooling; a plain BERT; the same with the first token as its vector."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    plain = tiny_bert.write(tmp_path_factory.mktemp("plain"))
+    first = tmp_path_factory.mktemp("first")
+    body = Transformer(str(plain))
+    SentenceTransformer(modules=[body, Pooling(64, pooling_mode="cls")], device="cpu").save(str(first))
+    return {"minilm": materialise(MINILM, plain), "plain": plain, "first": first}
+
+
+@pytest.fixture(params=["minilm", "plain", "first"])
+def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> str:
+    return str(folders[request.param])
+
+
+@pytest.fixture(params=["torch float32", "torch bfloat16", "onnx float32", "onnx int8"])
+def computing(request: pytest.FixtureRequest, folder: str, tmp_path: Path) -> tuple[Computing, float]:
+    """A way to compute, and how near to the reference it has to be."""
+    runtime, dtype = request.param.split()
+    if runtime == "torch":
+        return Computing(dtype), 0.999
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    embed_onnx.export(SentenceModel(folder, None, {}, Computing("float32")).transformer, whole)
+    if dtype == "float32":
+        return Computing(dtype, whole), 0.99999
+    embed_onnx.quantise(whole, small)
+    return Computing(dtype, small), 0.97
+
+
+def reference(folder: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(folder, device="cpu").encode(TEXTS, normalize_embeddings=True)
+
+
+def test_vectors_are_those_of_sentence_transformers(folder: str, computing: tuple[Computing, float]) -> None:
+    how, least = computing
+    model = SentenceModel(folder, None, {}, how)
+
+    together = model.embed(model.tokens_of(TEXTS))
+    alone = [model.embed([ids])[0] for ids in model.tokens_of(TEXTS)]
+
+    expected = reference(folder)
+    assert (together * expected).sum(axis=1).min() > least
+    assert min(float(one @ other) for one, other in zip(alone, expected, strict=True)) > least
+    assert (together**2).sum(axis=1) == pytest.approx([1.0] * len(TEXTS), abs=1e-5)
+
+
+def test_longest_input_is_taken(folder: str, computing: tuple[Computing, float]) -> None:
+    model = SentenceModel(folder, None, {}, computing[0])
+
+    assert model.embed([[101] * model.longest, [101, 102]]).shape == (2, model.dimensions)
+
+
+def test_checkpoint_without_files_of_sentence_transformers_is_pooled_by_its_mean(folders: dict[str, Path]) -> None:
+    import torch
+    from transformers import AutoModel
+
+    model = SentenceModel(str(folders["plain"]), None, {}, Computing("float32"))
+    ids = model.tokens_of(["A cat sat on the mat."])
+    bare = AutoModel.from_pretrained(folders["plain"]).eval()
+    with torch.no_grad():
+        tokens = bare(torch.tensor(ids)).last_hidden_state[0]
+    mean = torch.nn.functional.normalize(tokens.mean(dim=0), dim=0).numpy()
+
+    assert float(model.embed(ids)[0] @ mean) == pytest.approx(1, abs=1e-5)
+    assert (model.longest, model.dimensions) == (128, 64)
+
+
+def test_model_beyond_one_file_is_not_exported(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(embed_onnx, "MOST_BYTES", 1000)
+    model = SentenceModel(str(folders["plain"]), None, {}, Computing("float32"))
+
+    with pytest.raises(embed_onnx.NotExportable, match="MiB of weights"):
+        embed_onnx.export(model.transformer, tmp_path / "x.onnx")
+
+
+def test_damaged_file_is_found_at_the_start(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(folders["plain"] / "config.json", tmp_path / "x.onnx")
+
+    with pytest.raises(Exception, match=r"x\.onnx"):
+        SentenceModel(str(folders["plain"]), None, {}, Computing("float32", tmp_path / "x.onnx"))
