@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from openai import OpenAI
@@ -21,6 +21,8 @@ from cli.procfile import CHECKOUT
 _READY_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
 MB = 1 << 20
+
+Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,12 @@ class Deployment:
         with path.open("rb") as handle:
             return self.client.files.create(file=handle, purpose="batch").id
 
-    def run(self, file_id: str, *, killing: bool = False) -> Finished:
-        """One batch of chats to its end; unless one is `killing` them, no process may keep ending.
+    def run(self, file_id: str, *, killing: bool = False, endpoint: Endpoint = "/v1/chat/completions") -> Finished:
+        """One batch to its end; unless one is `killing` them, no process may keep ending.
 
         Raises AssertionError when it does not succeed.
         """
-        batch = self.client.batches.create(
-            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
-        )
+        batch = self.client.batches.create(input_file_id=file_id, endpoint=endpoint, completion_window="24h")
         while batch.status in LIVE:
             threading.Event().wait(_LOOK_SECONDS)
             if not killing:

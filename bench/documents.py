@@ -1,0 +1,86 @@
+"""Documents to bring into vector stores: what lies on this machine anyway.
+
+installed packages        licences, READMEs and other texts, Markdown, reStructuredText, HTML, as they are
+topics of `help()`        text; the longer ones set in pages, as PDF
+modules                   HTML, `pydoc`'s page of each
+"""
+
+import hashlib
+import importlib
+import pydoc
+import random
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from pydoc_data import topics
+
+from cli.demo import corpus
+from cli.demo.library import Paper, pdf
+
+_SUFFIXES = frozenset({".md", ".rst", ".txt", ".html"})
+_NAMES = ("LICENSE", "LICENCE", "README", "COPYING", "NOTICE", "AUTHORS")
+_SHORTEST, _LONGEST = 300, 20_000  # bytes: a few hundred of them are to take minutes
+_IN_PAGES = 5_000  # characters of a topic, from which on it is a PDF
+_MODULES = (
+    "abc", "argparse", "ast", "base64", "bisect", "bz2", "calendar", "cmd", "code", "codecs", "collections", "copy",
+    "csv", "datetime", "difflib", "dis", "enum", "filecmp", "fileinput", "fnmatch", "fractions", "ftplib", "functools",
+    "getpass", "gettext", "glob", "graphlib", "gzip", "heapq", "hmac", "html", "inspect", "io", "ipaddress", "json",
+    "keyword", "linecache", "locale", "lzma", "mimetypes", "numbers", "operator", "pathlib", "pickle", "pprint",
+    "queue", "random", "reprlib", "sched", "secrets", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket",
+    "stat", "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "timeit", "tokenize",
+    "tomllib", "traceback", "types", "uuid", "weakref", "zipfile",
+)  # fmt: skip
+
+
+def gathered(count: int) -> list[Paper]:
+    """`count` of them in an order that mixes their kinds, or as many as there are; the same on every run."""
+    found = list(_once((*_installed(), *_reference(), *_pages())))
+    random.Random(1).shuffle(found)
+    return found[:count]
+
+
+def small(count: int) -> list[Paper]:
+    """Notes of a few sentences, each with words of its own."""
+    notes = [f"{one.name}: {one.text[:240]}" for one in corpus.docstrings(500)]
+    return [Paper(f"note-{n}.txt", f"Note {n}. {notes[n % len(notes)]}".encode()) for n in range(count)]
+
+
+def written(papers: Sequence[Paper], folder: Path) -> Path:
+    """The same as files in a folder."""
+    folder.mkdir(parents=True)
+    for paper in papers:
+        (folder / paper.name).write_bytes(paper.data)
+    return folder
+
+
+def _once(papers: Iterable[Paper]) -> Iterator[Paper]:
+    """Hundreds of packages have the very same licence."""
+    seen = set[bytes]()
+    for paper in papers:
+        digest = hashlib.sha256(paper.data).digest()
+        if digest not in seen and _SHORTEST <= len(paper.data) <= _LONGEST:
+            seen.add(digest)
+            yield paper
+
+
+def _installed() -> Iterator[Paper]:
+    root = Path(sysconfig.get_path("purelib"))
+    for path in sorted(root.rglob("*")):
+        is_text = path.suffix in _SUFFIXES or (not path.suffix and path.name.startswith(_NAMES))
+        if is_text and path.is_file():
+            name = "-".join(path.relative_to(root).parts)
+            yield Paper(name if path.suffix else f"{name}.txt", path.read_bytes())
+
+
+def _reference() -> Iterator[Paper]:
+    for name, text in sorted(topics.topics.items()):
+        if len(text) < _IN_PAGES:
+            yield Paper(f"topic-{name}.txt", text.encode())
+        else:
+            yield Paper(f"topic-{name}.pdf", pdf(text[: _LONGEST // 2]))
+
+
+def _pages() -> Iterator[Paper]:
+    for name in _MODULES:
+        page = pydoc.HTMLDoc().page(name, pydoc.HTMLDoc().docmodule(importlib.import_module(name)))
+        yield Paper(f"module-{name}.html", page.encode())

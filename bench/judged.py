@@ -1,0 +1,140 @@
+"""Collections with judgements: documents, queries, and which document each query is looking for.
+
+RFCs             Debian's doc-rfc-std (non-free): its JSON has the abstract. Query: the abstract's first sentence.
+                 Document: how the RFC's text begins, without the paragraphs of its abstract.
+Python's own     where there are no RFCs. Query: the first sentence of a function's docstring. Document: the other
+                 docstrings of its module, and what is left of that one.
+"""
+
+import gzip
+import json
+import re
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cli.demo import corpus
+from cli.demo.library import Paper
+
+PACKAGE = "doc-rfc-std"
+_INSTALLED = Path("/usr/share/doc/RFC")
+_TAKEN = 6_000  # characters of an RFC: its introduction
+_SHORTEST_QUERY = 40  # characters
+_SHORTEST_PAPER = 200  # bytes
+_ALL = 10_000  # docstrings
+_SAME = 0.5  # of a paragraph's triples of words that an abstract has, too
+_ENDS = re.compile(r"(?<=\w[\w)\"'][.?!])\s+(?=[A-Z\"(\[])")  # not after an initial
+_LINES_OF_PAGES = re.compile(r"^.*\[Page \d+\]\s*$|^RFC \d+ .*\d{4}$|\f|^.*\. ?\. ?\. ?.*$", re.MULTILINE)
+_PER_MODULE = 2  # queries
+
+
+class NotToBeHad(Exception):
+    """The package is not installed, and apt-get does not have it."""
+
+
+@dataclass(slots=True)
+class Collection:
+    """`queries` are texts, `relevant` the name of the one document each is about."""
+
+    name: str
+    papers: list[Paper] = field(default_factory=list)
+    queries: dict[str, str] = field(default_factory=dict)
+    relevant: dict[str, str] = field(default_factory=dict)
+
+    def ask(self, asked: Sequence[tuple[str, Paper]]) -> None:
+        """Those that are about one document only: some say of three RFCs the same."""
+        times = Counter(query for query, _ in asked)
+        for n, (query, paper) in enumerate(asked):
+            if times[query] == 1:
+                self.queries[f"q{n}"], self.relevant[f"q{n}"] = query, paper.name
+
+
+def rfcs(folder: Path, given: Path | None = None) -> Collection:
+    """`given` is a folder of the package's files, or the package. Raises NotToBeHad."""
+    root = given if given and given.is_dir() else _unpacked(folder, given)
+    found, asked = Collection("RFCs"), list[tuple[str, Paper]]()
+    for facts, text in _read(root):
+        query = first_sentence(facts["abstract"])
+        paper = Paper(f"{facts['doc_id'].lower()}.txt", without(text, facts["abstract"])[:_TAKEN].encode())
+        found.papers.append(paper)
+        if len(query) >= _SHORTEST_QUERY:
+            asked.append((query, paper))
+    found.ask(asked)
+    if not found.queries:
+        raise NotToBeHad(f"no RFCs with an abstract in {root}")
+    return found
+
+
+def modules() -> Collection:
+    """Python's own documentation, from the sources of the standard library."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    queries: dict[str, list[str]] = defaultdict(list)
+    for one in corpus.docstrings(_ALL):
+        module, query = one.name.split(".")[0], first_sentence(one.text)
+        parts[module].append(" ".join(one.text.split()))
+        if one.name != module and len(query) >= _SHORTEST_QUERY and len(queries[module]) < _PER_MODULE:
+            queries[module].append(query)
+    papers = {module: Paper(f"{module}.txt", _less(texts, queries[module])) for module, texts in parts.items()}
+    large = {module: paper for module, paper in papers.items() if len(paper.data) >= _SHORTEST_PAPER}
+    found = Collection("Python's modules", list(large.values()))
+    found.ask([(query, paper) for module, paper in large.items() for query in queries[module]])
+    return found
+
+
+def _less(texts: Sequence[str], queries: Sequence[str]) -> bytes:
+    """One may be said of several functions of a module."""
+    page = "\n\n".join(texts)
+    for query in queries:
+        page = page.replace(query, "")
+    return page.encode()
+
+
+def first_sentence(text: str) -> str:
+    """In one line, its notes in brackets left out."""
+    plain = re.sub(r"\s*\[[A-Z][A-Z -]+\]\s*", " ", " ".join(text.split()))
+    return _ENDS.split(plain.strip(), maxsplit=1)[0]
+
+
+def without(text: str, abstract: str) -> str:
+    """The text less its pages' lines and every paragraph that says what the abstract says."""
+    said = _triples(abstract)
+    paragraphs = re.split(r"\n\s*\n", _LINES_OF_PAGES.sub("", text))
+    return "\n\n".join(one.strip("\n") for one in paragraphs if one.strip() and not _repeats(one, said))
+
+
+def _repeats(paragraph: str, said: set[tuple[str, ...]]) -> bool:
+    mine = _triples(paragraph)
+    return bool(mine) and len(mine & said) / len(mine) > _SAME
+
+
+def _triples(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(words, words[1:], words[2:], strict=False))
+
+
+def _read(root: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    seen = set[str]()
+    for path in sorted(root.rglob("rfc*.json")):
+        facts, text = json.loads(path.read_text()), path.with_suffix(".txt.gz")
+        if facts["doc_id"] not in seen and text.is_file() and facts["abstract"].strip():
+            seen.add(facts["doc_id"])
+            yield facts, gzip.decompress(text.read_bytes()).decode("utf-8", "replace")
+
+
+def _unpacked(folder: Path, package: Path | None) -> Path:
+    if package is None and any(_INSTALLED.rglob("rfc*.json")):
+        return _INSTALLED
+    try:
+        target = folder / "rfc"
+        subprocess.run(["dpkg-deb", "-x", package or _downloaded(folder), target], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NotToBeHad(f"{PACKAGE} is not installed, and can't be downloaded ({error})") from error
+    return target
+
+
+def _downloaded(folder: Path) -> Path:
+    subprocess.run(["apt-get", "download", PACKAGE], cwd=folder, check=True, capture_output=True)
+    return next(folder.glob(f"{PACKAGE}_*.deb"))

@@ -1,0 +1,166 @@
+"""How well a search of a vector store finds what is relevant: by vectors, by words, and by both.
+
+    python -m bench retrieval [--queries N] [--rfc FOLDER_OR_PACKAGE] [--python]
+
+A collection with judgements (`bench/judged.py`) is brought into a store of a deployment, and every query is put to
+the search endpoint in each way. Chunks count as their documents, each once, at its best rank. Means over the queries:
+
+    nDCG@10    the gain 1 / log2(1 + rank) of what is relevant among the first ten, over the best there could be
+    MRR@10     1 / the rank of the first that is relevant, 0 beyond the tenth
+
+ir-measures computes them where it can be installed, else we do; where it can, both must agree.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench import judged, rival
+from bench.judged import Collection
+from bench.shelf import Shelf, standing
+
+AT = 10
+_CHUNKS = 50  # of a search, the most there are: several may be of one document
+WAYS: dict[str, dict[str, Any]] = {
+    "vectors": {"embedding_weight": 1, "text_weight": 0},
+    "BM25": {"embedding_weight": 0, "text_weight": 1},
+    "hybrid, rrf k=1": {"embedding_weight": 1, "text_weight": 1, "fusion": "rrf", "rrf_k": 1},
+    "hybrid, rrf k=60": {"embedding_weight": 1, "text_weight": 1, "fusion": "rrf", "rrf_k": 60},
+    "hybrid, relative": {"embedding_weight": 1, "text_weight": 1, "fusion": "relative"},
+}
+_IR_MEASURES = f"""
+import json, sys
+from ir_measures import RR, Qrel, ScoredDoc, calc_aggregate, nDCG
+given = json.load(sys.stdin)
+qrels = [Qrel(query, document, 1) for query, document in given["relevant"].items()]
+measures = nDCG @ {AT}, RR @ {AT}
+found = dict()
+for way, run in given["runs"].items():
+    scored = [ScoredDoc(query, one, -rank) for query, ranked in run.items() for rank, one in enumerate(ranked)]
+    means = calc_aggregate(measures, qrels, scored)
+    found[way] = [means[one] for one in measures]
+print(json.dumps(found))
+"""
+
+Run = dict[str, list[str]]  # by query: documents, best first
+
+
+def main() -> None:
+    options = _options()
+    console = Console(width=120)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        collection = _collection(console, folder, options)
+        with standing(folder) as mill:
+            shelf = Shelf(mill)
+            ids = shelf.upload(collection.papers)
+            done = shelf.bring_in(ids)
+            assert not done.failed, done
+            console.print(f"{len(ids)} documents, {shelf.chunks():,} chunks came in within {done.seconds:.0f} s")
+            names = dict(zip(ids, (paper.name for paper in collection.papers), strict=True))
+            runs = {way: _searched(mill.client, shelf.id, collection, names, how) for way, how in WAYS.items()}
+        _show(console, collection, runs, _by_ir_measures(console, folder, collection, runs))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure what searches find")
+    parser.add_argument("--queries", type=int, help="so many of them; default: all")
+    parser.add_argument("--rfc", type=Path, help="doc-rfc-std as a .deb, or the folder of its files")
+    parser.add_argument("--python", action="store_true", help="Python's own documentation, also where RFCs are")
+    parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
+    return parser.parse_args()
+
+
+def _collection(console: Console, folder: Path, options: argparse.Namespace) -> Collection:
+    try:
+        found = judged.modules() if options.python else judged.rfcs(folder, options.rfc)
+    except judged.NotToBeHad as error:
+        console.print(f"RFCs are not to be had here: {error}; Python's own documentation instead", soft_wrap=True)
+        found = judged.modules()
+    found.queries = dict(list(found.queries.items())[: options.queries])
+    found.relevant = {query: found.relevant[query] for query in found.queries}
+    return found
+
+
+def _searched(
+    client: OpenAI, store_id: str, collection: Collection, names: Mapping[str, str], how: Mapping[str, Any]
+) -> tuple[Run, float]:
+    """What is found, and the median of the seconds that a search takes."""
+    run, seconds = Run(), list[float]()
+    for query, text in collection.queries.items():
+        began = time.perf_counter()
+        body: Any = {"query": text, "max_num_results": _CHUNKS, "ranking_options": {"hybrid_search": how}}
+        found: Any = client.post(f"/vector_stores/{store_id}/search", body=body, cast_to=object)
+        seconds.append(time.perf_counter() - began)
+        run[query] = by_document(names[one["file_id"]] for one in found["data"])
+    return run, statistics.median(seconds)
+
+
+def by_document(chunks: Any) -> list[str]:
+    """Each document once, where its best chunk is."""
+    return list(dict.fromkeys(chunks))
+
+
+def ndcg(ranked: Sequence[str], relevant: frozenset[str]) -> float:
+    """Of one query, with judgements of yes and no."""
+    gain = sum(1 / math.log2(rank + 1) for rank, one in enumerate(ranked[:AT], 1) if one in relevant)
+    best = sum(1 / math.log2(rank + 1) for rank in range(1, min(AT, len(relevant)) + 1))
+    return gain / best
+
+
+def reciprocal_rank(ranked: Sequence[str], relevant: frozenset[str]) -> float:
+    return next((1 / rank for rank, one in enumerate(ranked[:AT], 1) if one in relevant), 0.0)
+
+
+def means(run: Run, relevant: Mapping[str, str]) -> tuple[float, float]:
+    """nDCG and MRR over all queries."""
+    wanted = {query: frozenset({document}) for query, document in relevant.items()}
+    return (
+        statistics.fmean(ndcg(ranked, wanted[query]) for query, ranked in run.items()),
+        statistics.fmean(reciprocal_rank(ranked, wanted[query]) for query, ranked in run.items()),
+    )
+
+
+def _by_ir_measures(
+    console: Console, folder: Path, collection: Collection, runs: Mapping[str, tuple[Run, float]]
+) -> dict[str, list[float]] | None:
+    try:
+        python = rival.install(folder / "judge", ("ir-measures>=0.4",))
+    except rival.NotToBeHad as error:
+        console.print(f"ir-measures is not to be had here: {error}")
+        return None
+    given = {"relevant": collection.relevant, "runs": {way: run for way, (run, _) in runs.items()}}
+    found: dict[str, list[float]] = rival.run(["-c", _IR_MEASURES], python=python, given=json.dumps(given))
+    return found
+
+
+def _show(
+    console: Console,
+    collection: Collection,
+    runs: Mapping[str, tuple[Run, float]],
+    judge: Mapping[str, Sequence[float]] | None,
+) -> None:
+    by = "by ir-measures" if judge else "by our own arithmetic"
+    title = f"{collection.name}: {len(collection.queries)} queries, {by}"
+    table = Table("search", f"nDCG@{AT}", f"MRR@{AT}", "ms a search", title=title, box=box.SIMPLE)
+    for way, (run, seconds) in runs.items():
+        ours = means(run, collection.relevant)
+        shown = judge[way] if judge else ours
+        assert all(abs(a - b) < 1e-6 for a, b in zip(ours, shown, strict=True)), (way, ours, shown)
+        table.add_row(way, *(f"{figure:.3f}" for figure in shown), f"{seconds * 1000:.0f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

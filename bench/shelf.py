@@ -1,0 +1,118 @@
+"""A vector store of a deployment, filled and searched through the SDK as any user does."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from openai.types import StaticFileChunkingStrategyObjectParam
+from openai.types.vector_stores import VectorStoreFileBatch
+
+from bench.deployment import Deployment, deployed
+from cli.demo.library import Paper
+from workers.engines.packaged import MINILM
+
+_LOOK_SECONDS = 0.1
+_AT_ONCE = 5  # uploads; the SDK's own helper takes as many
+TOKENS, OVERLAP = 254, 25  # a chunk is as long as the model takes
+_LINES = ("web", "dispatcher", "cpu", "embed")
+_CHOICE_SECONDS = 1800.0  # the worker waits until the machine is quiet
+#: Then nothing measures runtimes while the bench does.
+_TORCH = {"NIGHTMILL_EMBEDDING_FLOOR": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtIn:
+    """What came of one call, and the seconds it took."""
+
+    seconds: float
+    completed: int
+    failed: int
+
+
+class Shelf:
+    """One store."""
+
+    def __init__(self, mill: Deployment) -> None:
+        self._mill = mill
+        self.id = mill.client.vector_stores.create(name="bench", extra_body={"embedding_model": MINILM}).id
+
+    def upload(self, papers: Sequence[Paper]) -> list[str]:
+        """Ids in the order of the papers."""
+
+        def one(paper: Paper) -> str:
+            return self._mill.client.files.create(file=(paper.name, paper.data), purpose="user_data").id
+
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            return list(threads.map(one, papers))
+
+    def bring_in(self, ids: Sequence[str]) -> BroughtIn:
+        """Until all of them can be searched."""
+        files = self._mill.client.vector_stores.file_batches
+        cut: StaticFileChunkingStrategyObjectParam = {
+            "type": "static",
+            "static": {"max_chunk_size_tokens": TOKENS, "chunk_overlap_tokens": OVERLAP},
+        }
+        began = time.monotonic()
+        batch = files.create(self.id, file_ids=list(ids), chunking_strategy=cut)
+        while batch.status == "in_progress":
+            threading.Event().wait(_LOOK_SECONDS)
+            self._mill.system.check()
+            batch = files.retrieve(batch.id, vector_store_id=self.id)
+        return _brought_in(batch, time.monotonic() - began)
+
+    def remove(self) -> None:
+        """What a project has embedded once it does not embed again, as long as a store has it."""
+        self._mill.client.vector_stores.delete(self.id)
+
+    def chunks(self) -> int:
+        """The API does not tell them."""
+        with closing(sqlite3.connect(self._mill.system.folder.path / "nightmill.db")) as database:
+            [found] = database.execute("SELECT sum(entries) FROM vector_store_file WHERE store_id = ?", (self.id,))
+        return int(found[0] or 0)
+
+
+def _brought_in(batch: VectorStoreFileBatch, seconds: float) -> BroughtIn:
+    counts = batch.file_counts
+    assert batch.status == "completed", batch
+    assert counts.completed + counts.failed == counts.total, counts
+    return BroughtIn(seconds, counts.completed, counts.failed)
+
+
+@contextmanager
+def standing(folder: Path, *, chosen: bool = False) -> Iterator[Deployment]:
+    """A warm deployment that embeds: with torch, or with the runtime that it has `chosen` on an earlier start."""
+    environment = {"NIGHTMILL_VLLM_ENABLED": "false", **({} if chosen else _TORCH)}
+    if chosen:
+        with deployed(folder, _LINES, (), environment) as mill:
+            _wait_until_served(mill)
+            _wait_for_choice(mill)
+    with deployed(folder, _LINES, (), environment) as mill:
+        _wait_until_served(mill)
+        yield mill
+
+
+def surroundings(mill: Deployment, *, chosen: bool) -> dict[str, str]:
+    """The settings of a process whose engine is to be like the deployment's."""
+    return {"NIGHTMILL_DATA_DIR": str(mill.system.folder.path), **({} if chosen else _TORCH)}
+
+
+def _wait_until_served(mill: Deployment) -> None:
+    """Until its workers are there and the model has run once."""
+    mill.wait_for("cpu.plan")
+    mill.wait_for("gpu.embed")
+    shelf = Shelf(mill)
+    shelf.bring_in(shelf.upload([Paper("warm.txt", b"A sentence, so that the model has run once.")]))
+    shelf.remove()
+
+
+def _wait_for_choice(mill: Deployment) -> None:
+    records, deadline = mill.system.folder.path / "models" / "runtimes", time.monotonic() + _CHOICE_SECONDS
+    while not any(records.glob("*.json")):
+        mill.system.check()
+        assert time.monotonic() < deadline, "no runtime was chosen"
+        threading.Event().wait(1.0)

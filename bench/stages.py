@@ -1,0 +1,86 @@
+"""The stages of ingestion one by one, without a deployment: run by `bench ingest` in a process of its own.
+
+    parse     the child process of one cpu worker, over all documents
+    embed     the engine alone, over some of their chunks
+    index     LanceDB: appended as indexing does, then compacted and indexed; vectors of any kind will do
+
+A deployment does the three at the same time, on different documents.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.embed import by_engine
+from jobs.documents import Document
+from workers.engines.packaged import MINILM, materialise
+from workers.ingestion.index import CHUNKS_AT_ONCE
+from workers.parsing.parser import Cutting, Limits, Parser
+from workers.vectors.lance import LanceVectors
+from workers.vectors.port import Entry, Store
+
+_EMBEDDED = 256  # chunks: enough for a rate
+_STORE = Store("vs_bench", "bench", MINILM, 384)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Seconds for all chunks; `sampled` of them were embedded."""
+
+    parse: float
+    embed: float
+    index: float
+    chunks: int
+    sampled: int
+
+
+def main(folder: Path, tokens: int, overlap: int) -> Stages:
+    cutting = Cutting(materialise(MINILM, Path()) / "tokenizer.json", tokens, overlap)
+    parse, documents = _parse(sorted(folder.iterdir()), cutting)
+    texts = [document.piece(n) for document in documents for n in range(len(document.chunks))]
+    some = texts[:: max(1, len(texts) // _EMBEDDED)]
+    embed, _ = asyncio.run(by_engine(some))
+    return Stages(parse, embed * len(texts) / len(some), _index(documents), len(texts), len(some))
+
+
+def _parse(paths: Sequence[Path], cutting: Cutting) -> tuple[float, list[Document]]:
+    parser = Parser(Limits())
+    parser.parse(paths[0], paths[0].name, cutting)  # its process is there now
+    began = time.monotonic()
+    documents = [parser.parse(path, path.name, cutting) for path in paths]
+    seconds = time.monotonic() - began
+    parser.close()
+    return seconds, documents
+
+
+def _index(documents: Sequence[Document]) -> float:
+    entries = list(_entries(documents))
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = LanceVectors(Path(folder))
+        began = time.monotonic()
+        for at in range(0, len(entries), CHUNKS_AT_ONCE):
+            vectors.write(_STORE, entries[at : at + CHUNKS_AT_ONCE])
+        vectors.tend(_STORE)
+        seconds = time.monotonic() - began
+        vectors.close()
+    return seconds
+
+
+def _entries(documents: Sequence[Document]) -> Iterator[Entry]:
+    random = np.random.default_rng(1)
+    for d, document in enumerate(documents):
+        for n in range(len(document.chunks)):
+            vector = random.standard_normal(_STORE.dimensions).astype(np.float32)
+            yield Entry(f"vsd_{d}.1", n, document.piece(n), f"{d}-{n}", vector / np.linalg.norm(vector))
+
+
+if __name__ == "__main__":
+    found = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    print(json.dumps({name: getattr(found, name) for name in Stages.__slots__}))
