@@ -2,7 +2,7 @@
 asked, and for how long it is worth while to wait.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -58,10 +58,12 @@ async def ask(
     *,
     stream: bool,
     endpoint: str | None = None,
+    line: Callable[[str], str] | None = None,
 ) -> tuple[Piece, AsyncGenerator[Piece]]:
     """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it.
 
-    `endpoint` is what the model has to serve, where `url` is a question of ours.
+    Of a question that is ours and no engine's, `endpoint` is what its model serves, and `line` where a queue's workers
+    take it.
 
     Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
     """
@@ -74,7 +76,7 @@ async def ask(
         deadline=now() + call.config.interactive_seconds,
         stream=stream,
     )
-    pieces = _awaited(call, request, queue, question, body["model"])
+    pieces = _awaited(call, request, (queue, line(queue) if line else queue), question, body["model"])
     while (first := await anext(pieces)).kind not in ("chunk", "end"):
         pass
     return first, pieces
@@ -131,15 +133,16 @@ def _served(call: CallContext, queue: str, model: str) -> bool:
 
 
 async def _awaited(
-    call: CallContext, request: Request, queue: str, question: Question, model: str
+    call: CallContext, request: Request, places: tuple[str, str], question: Question, model: str
 ) -> AsyncGenerator[Piece]:
     """For as long as the client is there. Raises RequestTimeout, and what `Lines.ask` raises."""
+    queue, line = places
 
     async def served() -> bool:
         await _look(call, request, question)
         return await run_in_threadpool(_served, call, queue, model)
 
-    async with aclosing(call.services.lines.ask(queue, question, served)) as pieces:
+    async with aclosing(call.services.lines.ask(line, question, served)) as pieces:
         async for piece in pieces:
             if piece.kind not in ("chunk", "end"):
                 await _look(call, request, question)

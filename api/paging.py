@@ -44,19 +44,21 @@ def find(
     limit: int,
     order: str = "desc",
     before: str | None = None,
+    among: Select[Row] | None = None,
 ) -> tuple[Sequence[Row], bool]:
     """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project.
 
-    With `before` alone it is the page that ends there, and `more` says whether others come before it.
+    With `before` alone it is the page that ends there, and `more` says whether others come before it. A row that is no
+    longer what `statement` wants may still be a cursor, if it is `among` these.
     """
     falling = order == "desc"
     key = tuple_(table.created_at, table.id)
     found = statement
     if after is not None:
-        point = _point(session, statement, table, "after", after)
+        point = _point(session, statement if among is None else among, table, "after", after)
         found = found.where(key < point if falling else key > point)
     if before is not None:
-        point = _point(session, statement, table, "before", before)
+        point = _point(session, statement if among is None else among, table, "before", before)
         found = found.where(key > point if falling else key < point)
     backwards = before is not None and after is None
     columns = (table.created_at, table.id)

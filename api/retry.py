@@ -72,7 +72,9 @@ def _files_again(session: Session, call: CallContext, old: Job, key: str | None)
     """The files of an ingestion that failed or were not come to, unless they were attached anew since."""
     store = get_store(session, call, old.payload["store_id"], alive=True)
     undone = VectorStoreFile.status.in_((attachments.FAILED, attachments.CANCELLED))
-    left = select(VectorStoreFile).where(VectorStoreFile.job_id == old.id, undone).order_by(VectorStoreFile.line)
+    left = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
+    left = left.where(VectorStoreFile.job_id == old.id, undone).order_by(VectorStoreFile.id)
+    left = left.with_for_update(read=True, of=File)  # one deleted at this moment stays out
     files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in session.scalars(left)]
     if not files:
         raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")

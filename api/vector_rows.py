@@ -36,8 +36,8 @@ def get_store(session: Session, call: CallContext, store_id: str, *, alive: bool
     return store
 
 
-def get_store_file(session: Session, store: VectorStore, file_id: str) -> VectorStoreFile:
-    row = session.get(VectorStoreFile, (store.id, file_id))
+def get_store_file(session: Session, store: VectorStore, file_id: str, *, lock: bool = False) -> VectorStoreFile:
+    row = session.get(VectorStoreFile, (store.id, file_id), with_for_update=lock or None)
     if row is None:
         message = f"No file found with id '{clip(file_id)}' in vector store '{store.id}'."
         raise NotFound(message, param="file_id")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import ApiKey, DataDir, Url
+from cli.trouble import Trouble
 
 if TYPE_CHECKING:
     from cli.server import Server
@@ -106,7 +107,12 @@ def _examples(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[
 def _files(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str, list[str]]:
     """Of files that were to come into a vector store, what is said of those that did not."""
     found: dict[str, list[str]] = {code: [] for code in wanted}
-    page = server.get(f"/vector_stores/{job.vector_store_id}/files?filter=failed&limit=100")
+    store = f"/vector_stores/{job.vector_store_id}"
+    files = f"{store}/file_batches/{job.id}/files" if job.id.startswith("vsfb_") else f"{store}/files"
+    try:
+        page = server.get(f"{files}?filter=failed&limit=100")
+    except Trouble:  # the store is gone
+        return found
     for file in page["data"]:
         error = file["last_error"] or {}
         if len(found.get(error.get("code", ""), range(_EXAMPLES))) < _EXAMPLES:

@@ -17,7 +17,8 @@ from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db import UNSEEN, insert_into
+from jobs.db import UNSEEN, Database, insert_into
+from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.models import Job, Shard, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.states import JobState
@@ -29,6 +30,7 @@ CANCELLED: Final = "cancelled"
 
 #: What is owed to the vector database.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
+_USED_SECONDS: Final = 60.0
 _EPOCHS: Final = 3  # of a shard that went well: parsed, passed on, indexed
 
 
@@ -93,14 +95,24 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
     again = {name: insert.excluded[name] for name in rows[0] if name not in kept}
     rows.sort(key=lambda row: str(row["id"]))  # locked in one order, whoever else attaches the same files
     session.execute(insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again), rows)
-    touch(session, store, at)
+    if not touch(session, store.id, at):
+        raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
 
 
-def touch(session: Session, store: VectorStore, at: float) -> None:
-    """The store was used: it expires so many days from now."""
-    expires = None if store.expires_days is None else at + 86_400 * store.expires_days
-    session.execute(update(VectorStore).where(VectorStore.id == store.id).values(active_at=at, expires_at=expires))
-    store.active_at, store.expires_at = at, expires
+def touch(session: Session, store_id: str, at: float) -> bool:
+    """The store was used: it expires so many days from now. False when it has expired, or is gone."""
+    alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > at)
+    used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL where there are no days
+    touched = session.execute(update(VectorStore).where(VectorStore.id == store_id, alive).values(used))
+    return touched.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+
+
+def note_use(db: Database, store: VectorStore) -> None:
+    """A search is a use; one a minute is noted."""
+    at = now()
+    if at - store.active_at > _USED_SECONDS:
+        with db.write() as session:
+            touch(session, store.id, at)
 
 
 def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
@@ -154,14 +166,20 @@ def ended(session: Session, job: Job) -> None:
     """An ingestion has come to its end: what it has not made by now it never will."""
     values: dict[str, Any] = {"status": CANCELLED}
     if job.state != JobState.CANCELLED:
-        words = "The file was not processed within its time." if job.state == JobState.EXPIRED else "Internal error."
-        values = {"status": FAILED, "error_code": "server_error", "error_message": words}
+        values = {"status": FAILED, "error_code": "server_error", "error_message": _why(job)}
     left = VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS
     stopped = session.execute(update(VectorStoreFile).where(*left).values(values), execution_options=UNSEEN)
     again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
     gone = ~exists().where(VectorStore.id == job.payload["store_id"])
-    if stopped.rowcount or job.failed or session.scalar(select(or_(again, gone))):  # type: ignore[attr-defined]
+    whole = job.state == JobState.SUCCEEDED and not stopped.rowcount and not job.failed  # type: ignore[attr-defined]
+    if not whole or session.scalar(select(or_(again, gone))):
         left_behind(session, job)
+
+
+def _why(job: Job) -> str:
+    if job.state == JobState.EXPIRED:
+        return "The file was not processed within its time."
+    return str((job.errors or [{}])[0].get("message") or "Internal error.")
 
 
 def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
@@ -179,15 +197,20 @@ def owe_stranger(session: Session, store_id: str) -> None:
 
 
 def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
-    """Take a file out of a store: it can't be found from this moment, and its vectors are owed for removal."""
-    owe(session, store, DOCUMENT, row) if row.document else owe(session, store, LEFTOVERS)
+    """Take a file, whose row is locked, out of a store: it can't be found from now on, its vectors are owed."""
     session.delete(row)
+    session.flush()
+    if row.document:
+        owe(session, store, DOCUMENT, row)
+    if row.status == IN_PROGRESS or not row.document:
+        owe(session, store, LEFTOVERS)
 
 
 def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
     """Take deleted files out of every store."""
     both = select(VectorStore, VectorStoreFile).join(VectorStoreFile, VectorStoreFile.store_id == VectorStore.id)
-    for store, row in session.execute(both.where(VectorStoreFile.id.in_(list(file_ids)))).all():
+    theirs = both.where(VectorStoreFile.id.in_(list(file_ids))).order_by(VectorStoreFile.store_id, VectorStoreFile.id)
+    for store, row in session.execute(theirs.with_for_update(of=VectorStoreFile)).all():
         remove(session, store, row)
 
 
@@ -217,13 +240,14 @@ def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | 
             document=row.document if row else None,
             file_id=row.id if row else None,
             created_at=now(),
+            due_at=now(),
         )
     )
 
 
 def owes(session: Session) -> bool:
-    """Whether anything is to be removed from the vector database."""
-    return session.scalar(select(VectorRemoval.id).limit(1)) is not None
+    """Whether anything is to be removed from the vector database, now."""
+    return session.scalar(select(VectorRemoval.id).where(VectorRemoval.due_at <= now()).limit(1)) is not None
 
 
 def expire(session: Session, at: float, limit: int) -> int:

@@ -6,7 +6,7 @@ from jobs.errors import InvalidRequest
 from jobs.lines import quoted
 
 _DEEPEST: Final = 20
-_MOST: Final = 500  # conditions, and values of one
+_MOST: Final = 500  # conditions and their values, all of them
 _COMPARE: Final = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
 _COMBINE: Final = ("and", "or")
 _ORDERED: Final = ("gt", "gte", "lt", "lte")
@@ -33,6 +33,7 @@ def _check(value: Any, param: str, depth: int, seen: list[int]) -> None:
     _check_names(value, wanted, param)
     if kind in _COMPARE:
         _compare(kind, value, param)
+        seen[0] += len(value["value"]) if isinstance(value["value"], list) else 0
         return
     if not isinstance(value["filters"], list) or not value["filters"]:
         raise _wrong_type(f"{param}.filters", "a non-empty array")

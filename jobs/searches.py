@@ -7,6 +7,11 @@ import msgspec
 URL: Final = "/v1/vector_stores/search"
 
 
+def line(queue: str) -> str:
+    """Where searches wait: not behind the questions that may be waiting for them."""
+    return f"{queue}:search"
+
+
 class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is asked. Weights are of vectors and of words; `k` is of reciprocal rank fusion."""
 

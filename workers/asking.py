@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from jobs import fleet, placement, searches
 from jobs.clock import now
-from jobs.errors import NoWorker, Overloaded, StreamsAway, WorkerLost
+from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question
 from jobs.models import VectorStore
@@ -36,6 +36,12 @@ class Asking:
 
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
         """What a store has, or a refusal. Raises EngineBusy where nobody can say now."""
+        try:
+            return await self._search(request, search)
+        except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
+            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+
+    async def _search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
         loop = asyncio.get_running_loop()
         placed = await loop.run_in_executor(self._threads, self._place, request, search)
         if isinstance(placed, Answer):
@@ -48,11 +54,8 @@ class Asking:
             tenant=request.tenant,
             deadline=now() + _SECONDS,
         )
-        try:
-            end = await self._asked(queue, model, question)
-        except (NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
-            raise EngineBusy(error.message, retry_after=_AGAIN) from error
-        if end.status in (429, 503):
+        end = await self._asked(queue, model, question)
+        if end.status in (408, 429) or end.status >= 500:
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or _AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
@@ -60,7 +63,7 @@ class Asking:
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
-        async with aclosing(self._lines.ask(queue, question, served)) as pieces:
+        async with aclosing(self._lines.ask(searches.line(queue), question, served)) as pieces:
             async for piece in pieces:
                 if piece.kind == "end":
                     return piece

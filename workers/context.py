@@ -15,7 +15,7 @@ from jobs.settings import Settings
 from jobs.storage import Storage, open_storage
 from workers import process
 from workers.keeper import Keeper
-from workers.vectors.belonging import claim_vectors
+from workers.vectors.belonging import claim_vectors, deployment_name
 from workers.vectors.opening import open_vectors
 from workers.vectors.port import Vectors
 
@@ -55,9 +55,11 @@ class Late:
         with self._lock:
             if self._opened is None:
                 folder = config.data_dir.absolute() / "vectors"
+                owner = ""
                 if self._db is not None:
                     claim_vectors(self._db, config.vectors_url, folder)
-                self._opened = open_vectors(config.vectors_url, folder, config.vectors_api_key)
+                    owner = deployment_name(self._db)
+                self._opened = open_vectors(config.vectors_url, folder, config.vectors_api_key, owner)
             return self._opened
 
 

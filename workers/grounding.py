@@ -25,6 +25,8 @@ TOOL: Final = "file_search"
 RESULTS: Final = "file_search_call.results"
 #: Excerpts unless the tool says how many. OpenAI puts up to 20 before models that can hold them.
 MOST_RESULTS: Final = 5
+MOST_STORES: Final = 8
+MOST_WEIGHT: Final = 1_000_000
 _LONGEST_QUERY: Final = 4096
 _ECHOED: Final = ("instructions", "tools", "tool_choice")  # what an engine repeats of its request
 _FOUND: Final = (
@@ -241,11 +243,22 @@ def _tool(body: Mapping[str, Any]) -> FileSearch:
     """The tool, checked. Raises ValidationError, InvalidRequest."""
     given = next(tool for tool in body["tools"] if _is_search(tool))
     tool = msgspec.convert({name: value for name, value in given.items() if name != "type"}, FileSearch)
-    if not tool.vector_store_ids or tool.max_num_results not in (None, *range(1, 51)):
-        raise InvalidRequest("it names at least one vector store, and takes 1 to 50 results.")
+    if not 1 <= len(tool.vector_store_ids) <= MOST_STORES or tool.max_num_results not in (None, *range(1, 51)):
+        raise InvalidRequest(f"it names 1 to {MOST_STORES} vector stores, and takes 1 to 50 results.")
+    if tool.ranking_options is not None:
+        _check_ranking(tool.ranking_options)
     if tool.filters is not None:
         check_filter(tool.filters, "filters")
     return tool
+
+
+def _check_ranking(options: Ranking) -> None:
+    weights = options.hybrid_search or Hybrid()
+    least, most = sorted((weights.embedding_weight, weights.text_weight))
+    if not 0 <= least <= most <= MOST_WEIGHT or most == 0:
+        raise InvalidRequest(f"weights are 0 to {MOST_WEIGHT}, and at least one of them is above 0.")
+    if not 0 <= options.score_threshold <= 1:
+        raise InvalidRequest("score_threshold is 0 to 1.")
 
 
 def _query(given: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
+from jobs import searches
 from jobs.clock import now
 from jobs.interactive import (
     ALIVE_SECONDS,
@@ -58,6 +59,7 @@ class Desk:
         self._host, self._url = host, url
         self._places = places
         self._tasks: set[asyncio.Task[None]] = set()
+        self._own_tasks: set[asyncio.Task[None]] = set()
         self._reviving: set[asyncio.Task[None]] = set()
         self._open, self._closing = True, False
         self._serving: asyncio.Task[Any] | None = None
@@ -74,11 +76,14 @@ class Desk:
         self._serving = asyncio.current_task()
         async with connect(self._url) as self._redis:
             try:
-                await self._take_all()
+                lines = [(line_of(self.queue), self._tasks)]
+                lines += [(line_of(searches.line(self.queue)), self._own_tasks)] if self._own else []
+                await asyncio.gather(*(self._take_all(line, tasks) for line, tasks in lines))
             finally:
-                for task in self._tasks | self._reviving:
+                running = self._tasks | self._own_tasks | self._reviving
+                for task in running:
                     task.cancel()
-                await asyncio.gather(*self._tasks, *self._reviving, return_exceptions=True)
+                await asyncio.gather(*running, return_exceptions=True)
 
     async def close(self) -> None:
         """Take nothing more, and tell those who wait to ask another worker."""
@@ -87,14 +92,14 @@ class Desk:
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
 
-    async def _take_all(self) -> None:
+    async def _take_all(self, line: str, tasks: set[asyncio.Task[None]]) -> None:
         away = False
         while not self._closing:
-            if not self._open or len(self._tasks) >= self._places:
+            if not self._open or len(tasks) >= self._places:
                 await asyncio.sleep(0.05)
                 continue
             try:
-                found = await self._redis.blpop([line_of(self.queue)], timeout=_TAKE_SECONDS)
+                found = await self._redis.blpop([line], timeout=_TAKE_SECONDS)
             except (RedisError, OSError) as error:
                 if not away:
                     log.warning("interactive_broker_away", extra={"error": str(error)})
@@ -103,17 +108,17 @@ class Desk:
                 continue
             away = False
             if found:
-                self._begin(found[1])
+                self._begin(found[1], tasks)
 
-    def _begin(self, raw: bytes) -> None:
+    def _begin(self, raw: bytes, tasks: set[asyncio.Task[None]]) -> None:
         try:
             question = unpack_question(raw)
         except msgspec.MsgspecError:
             log.warning("interactive_question_unreadable")
             return
         task = asyncio.create_task(self._serve(question))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def _serve(self, question: Question) -> None:
         try:
@@ -165,6 +170,8 @@ class Desk:
         request = Request(question.url, body, question.id, PRIORITY, question.tenant)
         generation = self._host.generation
         try:
+            if question.url in self._own:  # somebody may be alone with the engine, and wait for this
+                return _end(await self._own[question.url](question, PRIORITY))
             async with self._host.company():
                 generation = self._host.generation
                 return _end(await self._engine(question, request))
@@ -186,8 +193,6 @@ class Desk:
             return _end(refusal(500, "The engine gave no answer.", code="engine_error"))
 
     async def _engine(self, question: Question, request: Request) -> Answer:
-        if question.url in self._own:
-            return await self._own[question.url](question, PRIORITY)
         if not question.stream:
             return await self._host.engine.answer(request)
 

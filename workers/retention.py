@@ -64,13 +64,12 @@ class Retention:
 
     def _files(self) -> None:
         """Expired files are hidden, but not a schedule's; the bytes of hidden ones go when no live job reads them."""
-        with self._db.write() as session:
-            scheduled = exists().where(Schedule.input_file_id == File.id)
-            expired = File.expires_at <= now(), File.deleted_at.is_(None), ~scheduled
-            hidden = session.scalars(update(File).where(*expired).values(deleted_at=now()).returning(File.id)).all()
-            for start in range(0, len(hidden), _AT_ONCE):
-                attachments.remove_everywhere(session, hidden[start : start + _AT_ONCE])
-            attachments.expire(session, now(), _AT_ONCE)
+        for _ in range(_PAGES):
+            with self._db.write() as session:
+                hidden = _hide(session)
+            self._db.breathe()
+            if hidden < _AT_ONCE:
+                break
         read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
         with self._db.write() as session:
             gone = session.scalars(select(File).where(File.deleted_at.is_not(None), ~read).limit(_AT_ONCE)).all()
@@ -171,6 +170,17 @@ class Retention:
                 self._storage.delete(path)
             except StorageAway:
                 log.warning("purge_failed", extra={"path": path})
+
+
+def _hide(session: Session) -> int:
+    """Expired files, also from vector stores; what is in expired stores. How many files there were."""
+    scheduled = exists().where(Schedule.input_file_id == File.id)
+    expired = File.expires_at <= now(), File.deleted_at.is_(None), ~scheduled
+    ids = session.scalars(select(File.id).where(*expired).order_by(File.id).limit(_AT_ONCE)).all()
+    session.execute(update(File).where(File.id.in_(ids)).values(deleted_at=now()))
+    attachments.remove_everywhere(session, ids)
+    attachments.expire(session, now(), _AT_ONCE)
+    return len(ids)
 
 
 def _delete_old(session: Session, table: type[Base], key: Any, *conditions: Any) -> None:

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from sqlalchemy import select
 
-from jobs import filters, searches
+from jobs import attachments, filters, searches
 from jobs.clock import now
+from jobs.errors import DatabaseBusy
 from jobs.interactive import Question
 from jobs.models import VectorStore, VectorStoreFile
 from jobs.searches import Found, Results, Search
@@ -47,7 +48,10 @@ class Searching:
         """Raises what engines raise."""
         search = searches.decode_search(question.body)
         loop = asyncio.get_running_loop()
-        store = await loop.run_in_executor(self._threads, self._store, search, question.tenant)
+        try:
+            store = await loop.run_in_executor(self._threads, self._store, search, question.tenant)
+        except DatabaseBusy as error:
+            raise EngineBusy(error.message, retry_after=1.0) from error
         if store is None:
             return refusal(404, f"No vector store found with id '{search.store_id}'.", param="vector_store_id")
         vectors = await self._vectors(search, store, question, priority)
@@ -55,16 +59,18 @@ class Searching:
             return vectors
         try:
             found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
-        except VectorsAway as error:
-            raise EngineBusy("The vector database cannot be reached.", retry_after=2.0) from error
+        except (DatabaseBusy, VectorsAway) as error:
+            raise EngineBusy("The search cannot be made now.", retry_after=2.0) from error
         return Answer(200, searches.encode(Results(tuple(found))))
 
     def _store(self, search: Search, project_id: str) -> VectorStore | None:
         with self._context.db.read() as session:
             mine = VectorStore.id == search.store_id, VectorStore.project_id == project_id
             store = session.scalar(select(VectorStore).where(*mine))
-        over = store is not None and store.expires_at is not None and store.expires_at <= now()
-        return None if over else store
+        if store is None or (store.expires_at is not None and store.expires_at <= now()):
+            return None
+        attachments.note_use(self._context.db, store)
+        return store
 
     async def _vectors(
         self, search: Search, store: VectorStore, question: Question, priority: int

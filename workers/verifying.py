@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from jobs import attachments, audit, ingestions
 from jobs.attachments import IN_PROGRESS, Attachment
 from jobs.db import Database
-from jobs.models import VectorRemoval, VectorStore, VectorStoreFile
+from jobs.models import File, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings, settings
 from workers.context import Late
 from workers.vectors.port import Store, Vectors, VectorsAway
@@ -120,8 +120,9 @@ def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
 
 def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> None:
     """Bring files in anew, which would otherwise be taken for unchanged."""
-    of_store = VectorStoreFile.store_id == store.id
-    found = session.scalars(select(VectorStoreFile).where(of_store, VectorStoreFile.id.in_(file_ids)))
+    there = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
+    there = there.where(VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_(file_ids))
+    found = session.scalars(there.order_by(VectorStoreFile.id).with_for_update(read=True, of=File))
     rows = [row for row in found if row.status != IN_PROGRESS]
     for row in rows:
         row.recipe = None

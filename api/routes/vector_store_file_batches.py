@@ -109,11 +109,13 @@ def list_file_batch_files(
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         job = _get(session, call, store, file_batch_id)
-        mine = VectorStoreFile.store_id == store.id, VectorStoreFile.job_id == job.id
-        statement = select(VectorStoreFile).where(*mine)
+        among = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
+        statement = among.where(VectorStoreFile.job_id == job.id)
         if only is not None:
             statement = statement.where(VectorStoreFile.status == only)
-        rows, more = find(session, statement, VectorStoreFile, after=after, before=before, limit=limit, order=order)
+        rows, more = find(
+            session, statement, VectorStoreFile, after=after, before=before, limit=limit, order=order, among=among
+        )
     return page(rows, more, show_store_file)
 
 

@@ -74,10 +74,12 @@ def list_vector_store_files(
     """The files of a store."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
-        statement = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
+        among = statement = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
         if only is not None:
             statement = statement.where(VectorStoreFile.status == only)
-        rows, more = find(session, statement, VectorStoreFile, after=after, before=before, limit=limit, order=order)
+        rows, more = find(
+            session, statement, VectorStoreFile, after=after, before=before, limit=limit, order=order, among=among
+        )
     return page(rows, more, show_store_file)
 
 
@@ -100,7 +102,7 @@ def update_vector_store_file(
     """Change a file's attributes; the next search sees them."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True)
-        row = get_store_file(session, store, file_id)
+        row = get_store_file(session, store, file_id, lock=True)
         row.attributes = body.attributes
         call.record(session, "vector_store.file.update", file_id, {"store": store.id})
         return show_store_file(row)
@@ -111,7 +113,7 @@ def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> 
     """Take a file out of a store, with all that was embedded of it. The file itself stays."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id)
-        attachments.remove(session, store, get_store_file(session, store, file_id))
+        attachments.remove(session, store, get_store_file(session, store, file_id, lock=True))
         call.record(session, "vector_store.file.delete", file_id, {"store": store.id})
     return VectorStoreFileDeleted(id=file_id)
 

@@ -13,8 +13,7 @@ from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
 from api.routing import resource
 from api.vector_rows import get_store
-from jobs import attachments, searches
-from jobs.clock import now
+from jobs import searches
 from jobs.conditions import check_filter
 from jobs.errors import InvalidRequest
 from jobs.models import VectorStore
@@ -23,7 +22,6 @@ router: APIRouter = resource("Vector stores")
 
 _LONGEST_QUERY = 4096
 _MOST_QUERIES = 16
-_TOUCH_SECONDS = 60.0
 
 
 class HybridSearch(Body):
@@ -66,7 +64,13 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
     store = await run_in_threadpool(_store, call, vector_store_id)
     search = wanted(store, queries, body.max_num_results, body.filters, body.ranking_options)
     first, pieces = await ask(
-        call, request, searches.URL, msgspec.to_builtins(search), stream=False, endpoint="/v1/embeddings"
+        call,
+        request,
+        searches.URL,
+        msgspec.to_builtins(search),
+        stream=False,
+        endpoint="/v1/embeddings",
+        line=searches.line,
     )
     await pieces.aclose()
     if first.status >= 400:
@@ -112,10 +116,5 @@ def _queries(query: str | list[str]) -> tuple[str, ...]:
 
 
 def _store(call: CallContext, store_id: str) -> VectorStore:
-    """The store; that it was used is noted once a minute."""
     with call.db.read() as session:
-        store = get_store(session, call, store_id, alive=True)
-    if now() - store.active_at > _TOUCH_SECONDS:
-        with call.db.write() as session:
-            attachments.touch(session, store, now())
-    return store
+        return get_store(session, call, store_id, alive=True)

@@ -29,6 +29,7 @@ from jobs.registry import EngineKind
 router: APIRouter = resource("Vector stores")
 
 _MOST_FILES = 500  # OpenAI's, of a create
+_STOPPED = 20  # jobs of a store that goes, at once; the others find that it is gone
 
 
 class ExpiresAfter(Body):
@@ -105,8 +106,10 @@ def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStor
             store.labels = body.metadata
         if "expires_after" in given:
             store.expires_days = body.expires_after.days if body.expires_after else None
-        attachments.touch(session, store, now())
+        session.flush()
+        attachments.touch(session, store.id, now())
         call.record(session, "vector_store.update", store.id)
+        session.refresh(store)
         return shown(session, [store])[0]
 
 
@@ -116,7 +119,7 @@ def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id)
         busy = VectorStoreFile.store_id == store.id, VectorStoreFile.status == attachments.IN_PROGRESS
-        for job_id in session.scalars(select(VectorStoreFile.job_id).where(*busy).distinct()).all():
+        for job_id in session.scalars(select(VectorStoreFile.job_id).where(*busy).distinct().limit(_STOPPED)).all():
             _stop(session, call, job_id)
         attachments.remove_store(session, store)
         call.record(session, "vector_store.delete", store.id)

@@ -87,3 +87,4 @@ class VectorRemoval(Base):
     document: Mapped[str | None] = mapped_column(String(96))
     file_id: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[float]
+    due_at: Mapped[float]  # later where it could not be made

@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("document", sa.String(96), nullable=True),
         sa.Column("file_id", sa.String(64), nullable=True),
         sa.Column("created_at", sa.Float(53), nullable=False),
+        sa.Column("due_at", sa.Float(53), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_vector_removal"),
     )
     op.create_index("ix_vector_removal_store_id", "vector_removal", ["store_id"])

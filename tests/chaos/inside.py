@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from jobs.states import TERMINAL
 from jobs.storage import ObjectStorage, Storage, open_storage
 from tests.support.distributed import Servers
-from workers.vectors.opening import open_vectors
+from workers.context import Late
 from workers.vectors.port import Store, Vectors
 
 
@@ -72,8 +72,8 @@ class Inside:
 @contextmanager
 def inside(config: Settings, servers: Servers | None) -> Iterator[Inside]:
     storage = _bucket(config, servers) if servers else open_storage(config.storage)
-    vectors = open_vectors(config.vectors_url, config.data_dir.absolute() / "vectors", config.vectors_api_key)
     db = Database(config.database)
+    vectors = Late(db).get(config)
     try:
         yield Inside(db, storage, vectors)
     finally:

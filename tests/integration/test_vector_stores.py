@@ -26,6 +26,7 @@ from tests.support.weaviate import Weaviate
 from tests.unit.workers.parsing import samples
 from workers.engines.packaged import MINILM
 from workers.parsing import office
+from workers.vectors.belonging import deployment_name
 from workers.vectors.opening import open_vectors
 from workers.vectors.port import Store, Vectors
 
@@ -143,8 +144,9 @@ def running(folder: Path, **environment: str) -> Iterator[Mill]:
         try:
             system.start()
             eventually(lambda: _alive(system) >= _NEEDED, 90, "the embedding model is there")
-            vectors = open_vectors(environment.get("NIGHTMILL_VECTORS_URL", ""), system.data / "vectors")
             db = Database(f"sqlite:///{system.data / 'nightmill.db'}", patience=10)
+            url = environment.get("NIGHTMILL_VECTORS_URL", "")
+            vectors = open_vectors(url, system.data / "vectors", owner=deployment_name(db))
             with OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60) as client:
                 yield Mill(system, client, db, vectors)
             vectors.close()

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs import documents, ledger, searches, shards
@@ -277,6 +277,9 @@ class Works:
                 ledger.lose(session, job_id, epoch, beat)
 
     def purge(self) -> None:
+        """Of what is owed, also of what waits because it could not be removed."""
+        with self.db.write() as session:
+            session.execute(update(VectorRemoval).values(due_at=0))
         purge(self.context)
         assert not self.removals()
 

@@ -24,6 +24,10 @@ class NoTokenizer(Exception):
     """The tokenizer of an embedding model cannot be read here."""
 
 
+class TokenizerAway(Exception):
+    """It cannot be fetched now."""
+
+
 def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutting:
     """What to cut by, for the model `name`. Raises NoTokenizer."""
     registry = Registry.load(config)
@@ -71,7 +75,7 @@ def _downloaded(repo: str, revision: str) -> Path:
     try:
         return _checked(Path(snapshot_download(repo, revision=revision, allow_patterns=names)))
     except OSError as error:
-        raise NoTokenizer(f"The tokenizer of {repo} cannot be fetched.") from error
+        raise TokenizerAway(f"The tokenizer of {repo} cannot be fetched.") from error
 
 
 def _longest(folder: Path, model: Model | None) -> int:

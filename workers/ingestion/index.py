@@ -23,7 +23,7 @@ from sqlalchemy import select
 from jobs import attachments, documents, indexing, shards
 from jobs.attachments import Made
 from jobs.documents import Document
-from jobs.errors import Fenced, StorageFull
+from jobs.errors import DatabaseBusy, Fenced, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
 from jobs.shards import ShardClaim, Tally
 from workers.answering import Answering
@@ -37,7 +37,7 @@ from workers.vectors.port import Entry, Store, Vector, VectorsAway
 
 log = logging.getLogger(__name__)
 URL: Final = "/v1/embeddings"
-#: Texts of one request, and chunks that are written and published together.
+#: Texts of one request, and chunks that are embedded and written together.
 TEXTS_AT_ONCE: Final = 32
 CHUNKS_AT_ONCE: Final = 256
 AWAY_SECONDS: Final = 5.0
@@ -84,6 +84,8 @@ class Indexing:
         except VectorsAway as error:
             log.warning("vectors_away", extra={"job_id": self.claim.job.id, "error": str(error)})
             self.give_back(AWAY_SECONDS, "vectors")
+        except DatabaseBusy:
+            self.give_back(AWAY_SECONDS, None)
         except CancelledError:
             if self.hold.lost.is_set():
                 raise Fenced from None
@@ -110,7 +112,6 @@ class Indexing:
             self._commit(lost, Tally(), 0)
         if self.store is not None:
             for group in self._groups([(line, rows[line]) for line in lines if line in rows], self.store):
-                self._stop_if_ended()
                 self._index(group, self.store)
         if not self.closed and not self.left:
             self._commit([], Tally(), 0)
@@ -147,30 +148,45 @@ class Indexing:
         return _File(line, row, made_from, document, digests)
 
     def _index(self, group: list[_File], row: VectorStore) -> None:
-        store = _store(row)
-        texts = {file.digests[n]: file.document.piece(n) for file in group for n in range(len(file.digests))}
+        """Slice by slice, however long a document is; in view with the last one."""
+        tally = Tally()
+        for part in _slices(group):
+            self._stop_if_ended()
+            self._write(part, row, tally)
+        made = [self._made(file, row.dimensions) for file in group]
+        self._commit(made, tally, row.dimensions)
+        self.written = 0
+
+    def _write(self, part: list[tuple[_File, int]], row: VectorStore, tally: Tally) -> None:
+        """Vectors of some chunks, durable. A document that one can't be had for has failed."""
+        texts = {file.digests[n]: file.document.piece(n) for file, n in part}
         vectors = self._known(row, texts)
-        missing = {digest: text for digest, text in texts.items() if digest not in vectors}
-        tally = self._embed(missing, vectors, row)
+        self._embed({digest: text for digest, text in texts.items() if digest not in vectors}, vectors, row, tally)
         dimensions = self._dimensions(row, vectors)
-        made = [self._made(file, vectors, dimensions) for file in group]
-        whole = {one.line for one in made if one.error is None}
-        entries = [entry for file in group if file.line in whole for entry in self._entries(file, vectors)]
+        for file, n in part:
+            vector = vectors.get(file.digests[n])
+            if vector is None or len(vector) != dimensions:
+                file.failed = file.failed or (BROKE if vector is None else DIFFERENT)
+        entries = [self._entry(file, n, vectors) for file, n in part if not file.failed]
         if entries:
             self.written = dimensions
             self.context.vectors.write(_store(row), entries)
-            if self.context.late.wrote(store.id):
+            if self.context.late.wrote(row.id):
                 self.context.vectors.tend(_store(row))
-        self._commit(made, tally, dimensions)
-        self.written = 0
 
     def _known(self, row: VectorStore, texts: dict[str, str]) -> dict[str, Vector]:
         """Vectors that this store, or another of the project, has already: no text is embedded twice."""
         vectors: dict[str, Vector] = {}
         for store in self._alike(row):
             missing = texts.keys() - vectors.keys()
-            if missing:
+            if not missing:
+                break
+            try:
                 vectors |= self.context.vectors.known(_store(store), missing)
+            except VectorsAway:
+                if store.id == row.id:
+                    raise
+                log.warning("store_not_looked_at", extra={"store": store.id})
         return vectors
 
     def _alike(self, row: VectorStore) -> list[VectorStore]:
@@ -193,34 +209,29 @@ class Indexing:
             row.dimensions = self.context.db.retrying(lambda session: attachments.measured(session, row.id, first))
         return row.dimensions
 
-    def _made(self, file: _File, vectors: dict[str, Vector], dimensions: int) -> Made:
+    def _made(self, file: _File, dimensions: int) -> Made:
         row = file.row
-        if file.failed or any(digest not in vectors for digest in file.digests):
-            return Made(file.line, row.id, row.version, error=file.failed or BROKE)
-        if any(len(vectors[digest]) != dimensions for digest in file.digests):
-            return Made(file.line, row.id, row.version, error=DIFFERENT)
+        if file.failed:
+            return Made(file.line, row.id, row.version, error=file.failed)
         size = len(file.document.text.encode()) + 4 * dimensions * len(file.digests)
         return Made(file.line, row.id, row.version, self._key(row), len(file.digests), size, file.recipe)
 
     def _key(self, row: VectorStoreFile) -> str:
         return f"{row.version}.{self.claim.epoch}"
 
-    def _entries(self, file: _File, vectors: dict[str, Vector]) -> Iterator[Entry]:
+    def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> Entry:
         document = file.document
         facts = {"title": document.title, "language": document.language, "filename": file.row.filename}
-        for n, (chunk, digest) in enumerate(zip(document.chunks, file.digests, strict=True)):
-            meta = facts | msgspec.to_builtins(chunk)
-            meta = {name: value for name, value in meta.items() if value is not None}
-            yield Entry(self._key(file.row), n, document.piece(n), digest, vectors[digest], meta)
+        meta = facts | msgspec.to_builtins(document.chunks[n])
+        meta = {name: value for name, value in meta.items() if value is not None}
+        return Entry(self._key(file.row), n, document.piece(n), file.digests[n], vectors[file.digests[n]], meta)
 
-    def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> Tally:
+    def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore, tally: Tally) -> None:
         """Fill `vectors` by digest. What the engine refuses or breaks on stays missing, alone."""
-        tally = Tally()
         batches = [list(texts)[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE)]
         broken = self._embed_all(batches, texts, vectors, store, tally)
         singly = [[digest] for batch in broken if len(batch) > 1 for digest in batch]
         self._embed_all(singly, texts, vectors, store, tally)
-        return tally
 
     def _embed_all(
         self,
@@ -303,6 +314,21 @@ def _vector(value: Any) -> Vector:
     if not len(found) or not np.isfinite(length):
         raise Unusable
     return (found / max(length, 1e-12)).astype(np.float32)
+
+
+def _slices(group: Sequence[_File]) -> Iterator[list[tuple[_File, int]]]:
+    """The chunks of some documents, so many at a time. Of one that has failed meanwhile no more."""
+    part: list[tuple[_File, int]] = []
+    for file in group:
+        for n in range(len(file.digests)):
+            if file.failed:
+                break
+            part.append((file, n))
+            if len(part) == CHUNKS_AT_ONCE:
+                yield part
+                part = []
+    if part:
+        yield part
 
 
 def _store(row: VectorStore) -> Store:

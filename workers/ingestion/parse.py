@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sqlalchemy import select
+
 from jobs import attachments, documents, indexing, shards
 from jobs.attachments import Made
-from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
 from jobs.queues import Queue
+from jobs.registry import ModelsFileError
 from jobs.shards import ShardClaim, Tally
 from workers.context import Context
 from workers.ingestion import cutting
@@ -26,6 +29,10 @@ from workers.parsing.parser import Interrupted, Parser, Refused
 
 log = logging.getLogger(__name__)
 STORAGE_SECONDS = 10.0
+AGAIN_SECONDS = 5.0
+SHIFT_SECONDS = 30.0  # of one shard in one go
+#: What is no file's fault.
+_PASSING = (DatabaseBusy, ModelsFileError, cutting.TokenizerAway)
 #: Of one file, when its worker died each time.
 CAREFUL_TRIES = 2
 CRASHED = ("server_error", "The worker died each time it processed this file.")
@@ -51,6 +58,9 @@ def parse_shard(context: Context, parser: Parser, job_id: str, n: int) -> bool:
         except (StorageFull, StorageAway) as error:
             log.warning("parsing_waits_for_storage", extra={"job_id": job_id, "error": str(error)})
             work.give_back(STORAGE_SECONDS, "disk")
+        except _PASSING as error:
+            log.warning("parsing_waits", extra={"job_id": job_id, "error": type(error).__name__})
+            work.give_back(AGAIN_SECONDS, None)
     return work.closed and claim.lines == claim.job.total
 
 
@@ -66,7 +76,8 @@ class _Parsing:
         self.made: list[Made] = []
         self.parsed = 0
         self.seq = 0
-        self.committed = time.monotonic()
+        self.began = self.committed = time.monotonic()
+        self.tired = False  # others wait for this process, those who plan too; what was parsed lies in storage
         self.closed = False
 
     def all(self) -> None:
@@ -76,10 +87,13 @@ class _Parsing:
         with self.context.db.read() as session:
             self.store = session.get(VectorStore, claim.job.payload["store_id"])
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
+            files = select(File).where(File.id.in_([row.id for row in rows.values()]), File.deleted_at.is_(None))
+            self.files = {file.id: file for file in session.scalars(files)}
         for line in (line for line in range(claim.lines) if not claim.covered >> line & 1):
-            self._line(line, rows.get(line))
-            if self.hold.ended:
+            self.tired = time.monotonic() - self.began > SHIFT_SECONDS
+            if self.hold.ended or self.tired:
                 break
+            self._line(line, rows.get(line))
             if self.careful or time.monotonic() - self.committed > self.context.config.segment_seconds:
                 self._commit(last=False)
         self._close()
@@ -93,7 +107,7 @@ class _Parsing:
         """Every file was looked at: those that were parsed are the next stage's."""
         if self.hold.lost.is_set():
             raise Fenced
-        if self.hold.stop.is_set():
+        if self.hold.stop.is_set() or self.tired:
             self._commit(last=False)
             self.give_back(0.0, None)
         elif self.parsed:
@@ -126,15 +140,14 @@ class _Parsing:
             return Made(line, row.id, row.version, error=GONE)
         except Interrupted:
             return None
-        except (StorageFull, StorageAway):
+        except (StorageFull, StorageAway, *_PASSING):
             raise
         except Exception as error:  # noqa: BLE001  its neighbours must not wait for it; its words may be the file's
             log.error("parsing_failed", extra={"file": row.id, "error": type(error).__name__})  # noqa: TRY400
             return Made(line, row.id, row.version, error=BROKE)
 
     def _parse(self, line: int, row: VectorStoreFile, store: VectorStore) -> Made | None:
-        with self.context.db.read() as session:
-            file = session.get(File, row.id)
+        file = self.files.get(row.id)
         if file is None:
             raise NotFound
         made_from = recipe_of(store, file, row)

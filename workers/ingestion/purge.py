@@ -7,50 +7,66 @@ be found before, so it may take as long as the vector database is away. A kill i
 nothing.
 """
 
+import fcntl
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, documents
+from jobs.clock import now
 from jobs.db import WRITE_ROWS
-from jobs.errors import StorageAway
 from jobs.models import VectorRemoval, VectorStore, VectorStoreFile
 from workers.context import Context
 from workers.vectors.port import Store, VectorsAway
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 64
+_LATER_SECONDS = 60.0
 
 
 def purge(context: Context) -> None:
-    """Handle one `purge` doorbell: remove what is owed, as far as the vector database and the storage are there."""
+    """Handle one `purge` doorbell: remove what is owed and due, unless another process of this host is at it."""
+    with _alone(context.config.data_dir / "run" / "purge") as mine:
+        while mine and not context.stop.is_set() and (owed := _owed(context)):
+            for store_id in dict.fromkeys(removal.store_id for removal in owed):
+                _purge(context, [removal for removal in owed if removal.store_id == store_id])
+
+
+def _purge(context: Context, owed: list[VectorRemoval]) -> None:
+    """What one store owes. If it fails, the others go on and this one waits."""
     try:
-        while not context.stop.is_set() and (owed := _owed(context)):
-            gone = [(removal, _remove(context, removal)) for removal in owed]
-            for store in {_store_of(context, removal) for removal in owed}:
-                context.vectors.erase(store)
-            for removal, entries in gone:
-                context.db.retrying(partial(_receipt, removal=removal, entries=entries))
-            _look_for_strangers(context)
-    except (VectorsAway, StorageAway) as error:
-        log.warning("purge_waits", extra={"error": str(error)})
+        gone = [(removal, _remove(context, removal)) for removal in owed]
+        context.vectors.erase(_store_of(context, owed[0]))
+    except Exception as error:  # noqa: BLE001  a store that can't be read must not keep the others' removals
+        log.warning("purge_waits", extra={"store": owed[0].store_id, "error": type(error).__name__})
+        later = update(VectorRemoval).where(VectorRemoval.id.in_([removal.id for removal in owed]))
+        context.db.retrying(lambda session: session.execute(later.values(due_at=now() + _LATER_SECONDS)))
+        return
+    for removal, entries in gone:
+        context.db.retrying(partial(_receipt, removal=removal, entries=entries))
 
 
-def _look_for_strangers(context: Context) -> None:
-    """A store that was removed is there again where a worker, its claim lost, wrote to it afterwards."""
-    there = context.vectors.stores()
-    with context.db.read() as session:
-        known = set(session.scalars(select(VectorStore.id).where(VectorStore.id.in_(there))))
-    for name in there:
-        if name not in known:
-            context.db.retrying(partial(attachments.owe_stranger, store_id=name))
+@contextmanager
+def _alone(place: Path) -> Iterator[bool]:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _owed(context: Context) -> list[VectorRemoval]:
+    due = select(VectorRemoval).where(VectorRemoval.due_at <= now()).order_by(VectorRemoval.id)
     with context.db.read() as session:
-        return list(session.scalars(select(VectorRemoval).order_by(VectorRemoval.id).limit(_AT_ONCE)))
+        return list(session.scalars(due.limit(_AT_ONCE)))
 
 
 def _remove(context: Context, removal: VectorRemoval) -> int:
@@ -59,7 +75,7 @@ def _remove(context: Context, removal: VectorRemoval) -> int:
     if removal.what == attachments.DOCUMENT:
         return _drop_document(context, store, str(removal.document))
     if removal.what == attachments.STORE:
-        return _drop_store(context, store)
+        return 0 if _is_used(context, store.id) else _drop_store(context, store)
     return _drop_leftovers(context, store)
 
 
@@ -78,12 +94,27 @@ def _drop_document(context: Context, store: Store, key: str) -> int:
 
 
 def _drop_store(context: Context, store: Store) -> int:
-    entries = sum(context.vectors.counts(store).values())
+    entries = _count(context, store)
     context.vectors.drop_store(store)
     context.storage.delete(documents.folder(store.id))
     while context.db.retrying(lambda session: _forget_files(session, store.id)):
         context.db.breathe(context.stop)
     return entries
+
+
+def _is_used(context: Context, store_id: str) -> bool:
+    """Whether a store that was to go is there, and its time is not over."""
+    alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
+    with context.db.read() as session:
+        return session.scalar(select(VectorStore.id).where(VectorStore.id == store_id, alive)) is not None
+
+
+def _count(context: Context, store: Store) -> int:
+    """For the receipt. One that can't be read can be removed all the same."""
+    try:
+        return sum(context.vectors.counts(store).values())
+    except VectorsAway:
+        return -1
 
 
 def _forget_files(session: Session, store_id: str) -> int:

@@ -14,6 +14,19 @@ from jobs.models import Meta
 from workers.vectors.port import VectorsAway
 
 _KEY: Final = "vectors"
+_DEPLOYMENT: Final = "deployment"
+
+
+def deployment_name(db: Database) -> str:
+    """This deployment's name, made by whoever asks first."""
+    with db.read() as session:
+        meta = session.get(Meta, _DEPLOYMENT)
+    if meta is None:
+        with db.write() as session:
+            mine = insert_into(session, Meta).values(key=_DEPLOYMENT, value=new_id("nm")[:14])
+            session.execute(mine.on_conflict_do_nothing())
+            meta = session.get_one(Meta, _DEPLOYMENT)
+    return meta.value
 
 
 def claim_vectors(db: Database, url: str, folder: Path) -> None:
@@ -43,7 +56,10 @@ def _id_of(folder: Path) -> str:
     if not place.exists():
         folder.mkdir(parents=True, exist_ok=True)
         mine = folder / f".id-{os.getpid()}-{new_id('')}"
-        mine.write_text(new_id("vdb_"))
+        with mine.open("w") as file:
+            file.write(new_id("vdb_"))
+            file.flush()
+            os.fsync(file.fileno())
         try:
             place.hardlink_to(mine)
         except FileExistsError:

@@ -71,8 +71,8 @@ class LanceVectors:
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         found: dict[str, Vector] = {}
         for some in _chunks(digests):
-            for rows in self._rows(store, "digest", some, ["digest", "vector"]):
-                found |= zip(rows["digest"].to_pylist(), _matrix(rows["vector"], store.dimensions), strict=True)
+            nothing: dict[str, Vector] = {}
+            found |= self._with(store, partial(_vectors, some, store.dimensions), nothing)
         return found
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
@@ -223,6 +223,20 @@ def _rows_of(schema: Any, entries: Sequence[Entry], vectors: Vector) -> Any:
 def _matrix(column: Any, dimensions: int) -> Vector:
     flat: Vector = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, dimensions).copy()  # writable, and without the batch that it came in
+
+
+def _vectors(digests: Collection[str], dimensions: int, table: Any) -> dict[str, Vector]:
+    """One of each. A text may be in the table very often: read no further than need be, and keep no more."""
+    found: dict[str, Vector] = {}
+    query = table.search().where(_within("digest", digests)).select(["digest", "vector"]).limit(None)
+    for rows in query.to_batches():
+        names = rows["digest"].to_pylist()
+        new = [at for at, name in enumerate(names) if name not in found]
+        matrix = _matrix(rows["vector"], dimensions) if new else ()
+        found |= {names[at]: np.array(matrix[at]) for at in new}
+        if len(found) == len(set(digests)):
+            break
+    return found
 
 
 def _count(table: Any) -> dict[str, int]:

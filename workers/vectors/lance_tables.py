@@ -86,12 +86,12 @@ class Tables:
         """Out of sight at once; what a process that died left of an earlier one goes too."""
         path = self.path(name)
         self.forget(name)
-        if not path.exists():
-            return
-        with _locked(self._root, fcntl.LOCK_EX), suppress(FileNotFoundError):
-            path.rename(self._root / f"{_DROPPED}{uuid.uuid4().hex}")
+        if path.exists():
+            with _locked(self._root, fcntl.LOCK_EX), suppress(FileNotFoundError):
+                path.rename(self._root / f"{_DROPPED}{uuid.uuid4().hex}")
         for gone in self._root.glob(f"{_DROPPED}*"):
-            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process removes it too
+                shutil.rmtree(gone)
 
     def names(self) -> list[str]:
         """Also of what a write left that lost against a drop."""

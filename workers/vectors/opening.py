@@ -11,8 +11,11 @@ from workers.vectors.memory import MemoryVectors
 from workers.vectors.port import Vectors
 
 
-def open_vectors(url: str, folder: Path, api_key: str = "") -> Vectors:
-    """Nothing is connected to yet. Raises ValueError when the URL is none of these."""
+def open_vectors(url: str, folder: Path, api_key: str = "", owner: str = "") -> Vectors:
+    """Nothing is connected to yet. Raises ValueError when the URL is none of these.
+
+    `owner` is the deployment's name on a server that several may share.
+    """
     scheme = url.partition(":")[0]
     if not url:
         from workers.vectors.lance import LanceVectors
@@ -21,7 +24,7 @@ def open_vectors(url: str, folder: Path, api_key: str = "") -> Vectors:
     if scheme in ("weaviate", "weaviates"):
         from workers.vectors.weaviate import WeaviateVectors
 
-        return WeaviateVectors(url, api_key)
+        return WeaviateVectors(url, api_key, owner)
     if url == "memory:":
         return MemoryVectors()
     raise ValueError(f"'{scheme}:' is no vector store; leave it empty, or begin with weaviate:// or weaviates://.")

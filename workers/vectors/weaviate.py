@@ -1,7 +1,7 @@
 """Vectors in a Weaviate server.
 
     collection   one for each model and length of its vectors: Nightmill_<model>_<dimensions>_<hash>
-    tenant       one for each store, made by its first write
+    tenant       one for each store, made by its first write; called by its deployment's name too, which is all it sees
     object       one for each entry; its id is derived from document and n, so the same entry again is the same object
 
 What the server says is missing (collection or tenant) is an empty store; every other failure is VectorsAway. After one
@@ -40,15 +40,16 @@ T = TypeVar("T")
 class WeaviateVectors:
     """The port on a server: `weaviate://host:port?grpc=host:port`, with `weaviates` over TLS."""
 
-    def __init__(self, url: str, api_key: str = "") -> None:
+    def __init__(self, url: str, api_key: str = "", owner: str = "") -> None:
         self._client = Client(url, api_key)
+        self._mark = f"{owner}-" if owner else ""
 
     def write(self, store: Store, entries: Sequence[Entry]) -> None:
         objects = [_object(store, entry) for entry in entries]
 
         def send(client: Any) -> None:
             _make_collection(client, store)
-            tenant = _tenant(client, store)
+            tenant = self._tenant(client, store)
             for start in range(0, len(objects), AT_ONCE):
                 some = objects[start : start + AT_ONCE]
                 _raise_for(tenant.data.insert_many(some).errors, len(some))
@@ -75,7 +76,7 @@ class WeaviateVectors:
     def drop_store(self, store: Store) -> None:
         def remove(client: Any) -> None:
             for name in _collections(client):
-                client.collections.use(name).tenants.remove([store.id])
+                client.collections.use(name).tenants.remove([self._mark + store.id])
 
         self._client.call(remove)
 
@@ -112,7 +113,8 @@ class WeaviateVectors:
         def tenants(client: Any) -> set[str]:
             return {name for one in _collections(client) for name in client.collections.use(one).tenants.get()}
 
-        return sorted(self._client.call(tenants))
+        mine = [name for name in self._client.call(tenants) if name.startswith(self._mark)]
+        return sorted(name.removeprefix(self._mark) for name in mine)
 
     def tend(self, store: Store) -> None:
         """The server does it itself."""
@@ -136,9 +138,12 @@ class WeaviateVectors:
     def _ask(self, store: Store, work: Callable[[Any], T], nothing: T) -> T:
         """Of the store's tenant; where that is missing, there is `nothing`."""
         try:
-            return self._client.call(lambda client: work(_tenant(client, store)))
+            return self._client.call(lambda client: work(self._tenant(client, store)))
         except Missing:
             return nothing
+
+    def _tenant(self, client: Any, store: Store) -> Any:
+        return client.collections.use(collection_name(store)).with_tenant(self._mark + store.id)
 
 
 def collection_name(store: Store) -> str:
@@ -176,10 +181,6 @@ def _make_collection(client: Any, store: Store) -> None:
 
 def _collections(client: Any) -> list[str]:
     return [name for name in client.collections.list_all(simple=True) if name.startswith(_PREFIX)]
-
-
-def _tenant(client: Any, store: Store) -> Any:
-    return client.collections.use(collection_name(store)).with_tenant(store.id)
 
 
 def _object(store: Store, entry: Entry) -> Any:

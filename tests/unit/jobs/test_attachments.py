@@ -9,6 +9,7 @@ from jobs import attachments, ledger
 from jobs.attachments import Attachment, Made
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import Expired
 from jobs.models import Job, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.states import JobState
 from tests.support import ledgers
@@ -258,6 +259,7 @@ def test_a_job_that_went_well_leaves_nothing_to_look_for(db: Database) -> None:
     publish(db, store, made(db, "file-a"))
 
     with db.write() as session:
+        session.get_one(Job, job.id).state = JobState.SUCCEEDED
         attachments.ended(session, session.get_one(Job, job.id))
 
     assert owed(db) == []
@@ -281,7 +283,7 @@ def test_a_job_whose_store_is_gone_owes_the_store_again(db: Database) -> None:
 
 @pytest.mark.parametrize(("days", "left"), [(None, None), (3, 3 * 86_400)])
 def test_a_store_that_is_used_expires_so_much_later(db: Database, days: int | None, left: int | None) -> None:
-    store = make_store(db, expires_days=days, expires_at=5.0 if days else None)
+    store = make_store(db, expires_days=days, expires_at=now() + 5 if days else None)
 
     attached(db, store, "file-a")
 
@@ -289,7 +291,28 @@ def test_a_store_that_is_used_expires_so_much_later(db: Database, days: int | No
         after = session.get_one(VectorStore, "vs_1")
     assert now() - 5 < after.active_at <= now()
     assert after.expires_at == (None if left is None else after.active_at + left)
-    assert store.expires_at == after.expires_at
+
+
+def test_a_store_that_has_expired_takes_nothing_and_stays_expired(db: Database) -> None:
+    store = make_store(db, expires_days=3, expires_at=now() - 1)
+
+    with pytest.raises(Expired):
+        attached(db, store, "file-a")
+    with db.write() as session:
+        assert not attachments.touch(session, "vs_1", now())
+
+
+def test_files_of_a_rejected_job_say_why(db: Database) -> None:
+    store = make_store(db)
+    job = attached(db, store, "file-a")
+
+    with db.write() as session:
+        row = session.get_one(Job, job.id)
+        row.state, row.errors = JobState.FAILED, [{"code": "model_not_found", "message": "Nobody serves it."}]
+        attachments.ended(session, row)
+
+    with db.read() as session:
+        assert session.scalars(select(VectorStoreFile.error_message)).all() == ["Nobody serves it."]
 
 
 def test_stores_whose_time_is_over_owe_what_they_hold_once(db: Database) -> None:

@@ -194,6 +194,10 @@ async def test_other_tools_stay_and_a_request_without_the_tool_passes_untouched(
         {**TOOL, "max_num_results": 0},
         {**TOOL, "filters": {"type": "eq", "key": "year"}},
         {**TOOL, "ranking_options": {"score_threshold": "high"}},
+        {**TOOL, "ranking_options": {"score_threshold": 2}},
+        {**TOOL, "ranking_options": {"hybrid_search": {"embedding_weight": -1, "text_weight": 1}}},
+        {**TOOL, "ranking_options": {"hybrid_search": {"embedding_weight": 0, "text_weight": 0}}},
+        {**TOOL, "vector_store_ids": [f"vs_{n}" for n in range(9)]},
     ],
 )
 async def test_a_tool_that_is_wrong_is_refused_and_nobody_is_asked(wrong: dict[str, Any]) -> None:

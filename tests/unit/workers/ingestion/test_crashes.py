@@ -50,7 +50,7 @@ def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
         mill.assert_tidy(store)
         assert sum(mill.written(store).values()) == sum(row.entries for row in mill.rows(store))
 
-    assert points > 30
+    assert points >= 30
 
 
 def test_what_a_dead_worker_has_written_is_not_embedded_again(mill: Works) -> None:

@@ -87,17 +87,6 @@ def test_a_store_that_nobody_knows_is_removed(both: Works) -> None:
     assert both.vectors.stores() == []
 
 
-def test_a_purge_removes_what_it_finds_of_stores_that_are_gone(both: Works, shelf: tuple[str, str]) -> None:
-    store, file = shelf
-    stray(both, "vs_stranger")
-    both.delete(f"/vector_stores/{store}/files/{file}")
-
-    both.purge()
-
-    assert "vs_stranger" not in both.vectors.stores()
-    assert both.written(store) == {}
-
-
 def test_what_is_on_its_way_is_no_fault(both: Works, shelf: tuple[str, str]) -> None:
     store, file = shelf
     both.delete(f"/vector_stores/{store}/files/{file}")  # its removal is owed
