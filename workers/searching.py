@@ -10,6 +10,7 @@ here, whatever the vector database still has. With filters SQL is asked first, a
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final
 
 from sqlalchemy import select
@@ -61,6 +62,7 @@ class Searching:
             found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
         except (DatabaseBusy, VectorsAway) as error:
             raise EngineBusy("The search cannot be made now.", retry_after=2.0) from error
+        self._threads.submit(self._note, store)  # nobody waits for it
         return Answer(200, searches.encode(Results(tuple(found))))
 
     def _store(self, search: Search, project_id: str) -> VectorStore | None:
@@ -69,8 +71,11 @@ class Searching:
             store = session.scalar(select(VectorStore).where(*mine))
         if store is None or (store.expires_at is not None and store.expires_at <= now()):
             return None
-        attachments.note_use(self._context.db, store)
         return store
+
+    def _note(self, store: VectorStore) -> None:
+        with suppress(DatabaseBusy):  # the next search notes it
+            attachments.note_use(self._context.db, store)
 
     async def _vectors(
         self, search: Search, store: VectorStore, question: Question, priority: int
