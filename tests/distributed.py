@@ -1,6 +1,6 @@
 """`python -m tests.distributed`: a deployment of several hosts on one machine, to look at and to try things on.
 
-    servers    PostgreSQL, RabbitMQ, S3, Valkey ── all that the hosts share
+    servers    PostgreSQL, RabbitMQ, S3, Valkey, Weaviate ── all that the hosts share
     a host     `nightmill up` with a data folder of its own, beside the others
 
 The servers' data is gone when it ends. Words that it does not know are handed to each `up`, for example `--no-vllm`.
@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from cli.demo.system import System, running
 from cli.trouble import Trouble
 from tests.support.distributed import Servers, servers
 from tests.support.system import free_port, pause
+from tests.support.weaviate import Weaviate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("starting PostgreSQL, RabbitMQ, S3 and Valkey")
             with servers(Path(folder)) as shared, ExitStack() as stack:
                 hosts: list[System] = []
+                variables = shared.variables | _vectors(stack, Path(folder))
                 for port in (chosen.port, *(free_port() for _ in range(chosen.hosts - 1))):
                     _say(f"starting host {len(hosts) + 1}")
                     words = ("--port", str(port), *options)
-                    host = stack.enter_context(running(data / f"host{len(hosts) + 1}", words, shared.variables))
+                    host = stack.enter_context(running(data / f"host{len(hosts) + 1}", words, variables))
                     host.wait_until_ready()  # the first makes the tables
                     hosts.append(host)
-                _say(_shown(shared, hosts, _environment(data, shared)))
+                _say(_shown(shared, hosts, _environment(data, variables)))
                 while True:
                     pause(0.5)
                     for host in hosts:
@@ -52,11 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _environment(data: Path, shared: Servers) -> Path:
+def _vectors(stack: ExitStack, folder: Path) -> dict[str, str]:
+    """Weaviate, where it was built: without it only the first host that needs them has vectors."""
+    try:
+        server = Weaviate(folder / "weaviate")
+        stack.callback(server.close)
+        server.start()
+    except FileNotFoundError:
+        _say("there is no Weaviate, so vector stores work on one host alone: `make weaviate` builds it")
+        return {}
+    return {"NIGHTMILL_VECTORS_URL": server.url}
+
+
+def _environment(data: Path, variables: Mapping[str, str]) -> Path:
     """It holds passwords: the owner's alone."""
     path = data / "environment"
     path.touch(mode=0o600)
-    path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in shared.variables.items()))
+    path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()))
     return path
 
 

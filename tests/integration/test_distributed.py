@@ -1,9 +1,10 @@
-"""Two hosts with nothing in common but PostgreSQL, RabbitMQ and S3, each with all processes; one of them may die."""
+"""Two hosts that share PostgreSQL, RabbitMQ, S3 and Weaviate and nothing else, each with all processes; one may die."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from tests.support.distributed import Servers, servers
 from tests.support.receiver import Receiver
 from tests.support.services import need
 from tests.support.stub_engine import prompts
-from tests.support.system import EMBED_ALIAS, MODEL, ROOT, StubEngine, System, eventually, pause
+from tests.support.system import EMBED_ALIAS, EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually, pause
+from tests.support.weaviate import Weaviate
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.distributed]
 CHAT = "/v1/chat/completions"
@@ -110,17 +112,22 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("distributed")
+    entering = ExitStack()
     try:
-        entering = servers(folder)
-        shared = entering.__enter__()
+        shared = entering.enter_context(servers(folder))
+        weaviate = Weaviate(folder / "weaviate")
+        entering.callback(weaviate.close)
+        weaviate.start()
     except Exception as error:  # noqa: BLE001 (whatever keeps one from starting: it is not here)
-        need("one of PostgreSQL, RabbitMQ and S3", error)
+        entering.close()
+        need("one of PostgreSQL, RabbitMQ, S3 and Weaviate", error)
     try:
-        with StubEngine(folder, MODEL, delay_ms=60) as engine:
+        with StubEngine(folder, MODEL, delay_ms=60) as engine, StubEngine(folder, EMBED_MODEL) as embedder:
+            given = {**shared.variables, "NIGHTMILL_VECTORS_URL": weaviate.url}
             hosts = []
             for name in ("one", "two"):
                 (folder / name).mkdir()
-                hosts.append(System(folder / name, engine_url=engine.url, embed_url=engine.url, **shared.variables))
+                hosts.append(System(folder / name, engine_url=engine.url, embed_url=embedder.url, **given))
             try:
                 for host in hosts:
                     host.start()
@@ -129,7 +136,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 for host in hosts:
                     host.destroy()
     finally:
-        entering.__exit__(None, None, None)
+        entering.close()
 
 
 def test_both_hosts_work_on_one_batch_and_nothing_is_asked_twice(cluster: Cluster, tmp_path: Path) -> None:
