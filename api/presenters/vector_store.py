@@ -24,6 +24,9 @@ BATCH_STATUS: dict[str, FileStatus] = {
 }
 
 
+_STOPPING = (JobState.QUEUED, JobState.CANCELLING, JobState.EXPIRING)
+
+
 class FileCounts(BaseModel):
     in_progress: int
     completed: int
@@ -173,7 +176,11 @@ def show_store_file(row: VectorStoreFile) -> VectorStoreFileObject:
 
 
 def show_file_batch(job: Job, totals: Totals) -> FileBatchObject:
-    """What a job has not done by its end it never will."""
+    """What a job has not done by its end it never will.
+
+    A batch whose files have all come to an end is completed, whether or not its job says so yet: the SDKs' helpers wait
+    for the files alone.
+    """
     left = job.total - totals.completed - totals.failed
     over = job.state in TERMINAL
     stopped = job.state == JobState.CANCELLED
@@ -188,7 +195,7 @@ def show_file_batch(job: Job, totals: Totals) -> FileBatchObject:
         id=job.id,
         created_at=int(job.created_at),
         vector_store_id=job.payload["store_id"],
-        status=BATCH_STATUS.get(job.state, "in_progress"),
+        status=BATCH_STATUS.get(job.state) or ("in_progress" if left or job.state in _STOPPING else "completed"),
         file_counts=counts,
     )
 

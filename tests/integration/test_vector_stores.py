@@ -7,7 +7,7 @@ files of a dozen formats ─▶ `nightmill up` with MiniLM ─▶ questions in o
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,9 @@ def running(folder: Path, **environment: str) -> Iterator[Mill]:
             db = Database(f"sqlite:///{system.data / 'nightmill.db'}", patience=10)
             url = environment.get("NIGHTMILL_VECTORS_URL", "")
             vectors = open_vectors(url, system.data / "vectors", owner=deployment_name(db))
-            with OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60) as client:
+            sdk = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60)
+            with closing(db), closing(vectors), sdk as client:
                 yield Mill(system, client, db, vectors)
-            vectors.close()
-            db.close()
         finally:
             system.destroy()
 

@@ -259,3 +259,16 @@ def test_what_another_project_has_is_embedded_again(both: Works) -> None:
         both.drive()
 
     assert both.engine.texts == 2 * asked
+
+
+def test_a_batch_whose_files_are_done_is_completed_though_its_job_is_not_closed_yet(mill: Works) -> None:
+    store = mill.store()
+    batch = mill.batch(store, *(mill.upload(f"{PROSE} {n}") for n in range(4)))
+    before = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
+
+    mill.drive(until="finish")
+
+    after = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
+    assert mill.job(batch).state == JobState.FINISHING
+    assert (before["status"], before["file_counts"]["in_progress"]) == ("in_progress", 4)
+    assert (after["status"], after["file_counts"]["completed"]) == ("completed", 4)
