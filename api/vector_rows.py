@@ -12,8 +12,7 @@ from api.file_rows import visible
 from api.presenters.vector_store import VectorStoreObject, show_store
 from api.validation import clip
 from jobs import ingestions
-from jobs.attachments import Attachment
-from jobs.clock import now
+from jobs.attachments import Attachment, is_over
 from jobs.errors import Expired, InvalidRequest, NotFound
 from jobs.models import File, Job, VectorStore, VectorStoreFile
 
@@ -31,7 +30,7 @@ def get_store(session: Session, call: CallContext, store_id: str, *, alive: bool
     store = session.scalar(stores_of(call).where(VectorStore.id == store_id))
     if store is None:
         raise NotFound(f"No vector store found with id '{clip(store_id)}'.", param="vector_store_id")
-    if alive and store.expires_at is not None and store.expires_at <= now():
+    if alive and is_over(store):
         raise Expired(f"The vector store '{store_id}' has expired.", param="vector_store_id")
     return store
 

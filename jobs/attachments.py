@@ -107,6 +107,11 @@ def touch(session: Session, store_id: str, at: float) -> bool:
     return touched.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
 
+def is_over(store: VectorStore) -> bool:
+    """Whether it has expired."""
+    return store.expires_at is not None and store.expires_at <= now()
+
+
 def note_use(db: Database, store: VectorStore) -> None:
     """A search is a use; one a minute is noted."""
     at = now()

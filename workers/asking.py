@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import select
 
 from jobs import fleet, placement, searches
+from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.ids import new_id
@@ -75,7 +76,7 @@ class Asking:
         with context.db.read() as session:
             mine = VectorStore.id == search.store_id, VectorStore.project_id == request.tenant
             store = session.scalar(select(VectorStore).where(*mine))
-            if store is None or (store.expires_at is not None and store.expires_at <= now()):
+            if store is None or is_over(store):
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
             try:

@@ -16,7 +16,6 @@ from typing import Any, Final
 from sqlalchemy import select
 
 from jobs import attachments, filters, searches
-from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.interactive import Question
 from jobs.models import VectorStore, VectorStoreFile
@@ -26,7 +25,8 @@ from workers.context import Context
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.host import EngineHost
 from workers.ingestion.index import Unusable, read_vectors
-from workers.vectors.port import Hit, Store, Vector, VectorsAway
+from workers.vectors.port import Hit, Vector, VectorsAway
+from workers.vectors.rows import store_of
 
 _THREADS: Final = 4
 #: Of each ranking so many times as many hits are looked at as are wanted: fusion brings up what is further down.
@@ -69,9 +69,7 @@ class Searching:
         with self._context.db.read() as session:
             mine = VectorStore.id == search.store_id, VectorStore.project_id == project_id
             store = session.scalar(select(VectorStore).where(*mine))
-        if store is None or (store.expires_at is not None and store.expires_at <= now()):
-            return None
-        return store
+        return None if store is None or attachments.is_over(store) else store
 
     def _note(self, store: VectorStore) -> None:
         with suppress(DatabaseBusy):  # the next search notes it
@@ -119,7 +117,7 @@ class Searching:
         only: Collection[str] | None,
         seen: Seen,
     ) -> list[fusion.Ranked]:
-        where = Store(store.id, store.project_id, store.model, store.dimensions)
+        where = store_of(store)
         vectors = self._context.vectors
 
         def near(count: int) -> list[Hit]:

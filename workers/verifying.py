@@ -22,6 +22,7 @@ from jobs.models import File, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings, settings
 from workers.context import Late
 from workers.vectors.port import Store, Vectors, VectorsAway
+from workers.vectors.rows import store_of
 
 ACTOR = "cli:verify"
 _AT_ONCE = 200
@@ -70,7 +71,7 @@ def verify(db: Database, vectors: Vectors) -> Verdict:
 
 
 def _compare(db: Database, vectors: Vectors, store: VectorStore) -> tuple[Found, int]:
-    where = Store(store.id, store.project_id, store.model, store.dimensions)
+    where = store_of(store)
     before = vectors.counts(where)
     with db.read() as session:
         rows = session.scalars(select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)).all()

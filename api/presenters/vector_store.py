@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from api.presenters.batch import when
 from api.progress import Totals
-from jobs.clock import now
+from jobs.attachments import is_over
 from jobs.documents import Document
 from jobs.models import Job, VectorStore, VectorStoreFile
 from jobs.searches import Found
@@ -140,7 +140,6 @@ class SearchPage(BaseModel):
 
 def show_store(store: VectorStore, counts: Mapping[str, int], usage_bytes: int) -> VectorStoreObject:
     """`counts` are of its files by status."""
-    expired = store.expires_at is not None and store.expires_at <= now()
     return VectorStoreObject(
         id=store.id,
         created_at=int(store.created_at),
@@ -148,7 +147,7 @@ def show_store(store: VectorStore, counts: Mapping[str, int], usage_bytes: int) 
         description=store.description,
         usage_bytes=usage_bytes,
         file_counts=FileCounts(total=sum(counts.values()), **{name: counts.get(name, 0) for name in _COUNTED}),
-        status="expired" if expired else "in_progress" if counts.get("in_progress") else "completed",
+        status="expired" if is_over(store) else "in_progress" if counts.get("in_progress") else "completed",
         expires_after=None if store.expires_days is None else ExpiresAfterActive(days=store.expires_days),
         expires_at=when(store.expires_at),
         last_active_at=int(store.active_at),

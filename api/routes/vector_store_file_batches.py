@@ -12,16 +12,15 @@ from api.bodies import Body
 from api.chunking import ChunkingStrategy, kept
 from api.deps import Call, CallContext
 from api.idempotency import Idempotent
-from api.paging import After, Before, Limit20, Order, Page, find, page
+from api.paging import Page
 from api.presenters.vector_store import (
     BATCH_STATUS,
     FileBatchObject,
     VectorStoreFileObject,
     show_file_batch,
-    show_store_file,
 )
 from api.progress import totals
-from api.routes.vector_store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Filter
+from api.routes.vector_store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
 from api.routing import resource
 from api.validation import clip
 from api.vector_rows import Attributes, bring_in, check_count, get_store
@@ -96,27 +95,13 @@ def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> F
 
 @router.get("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}/files")
 def list_file_batch_files(
-    call: Call,
-    vector_store_id: str,
-    file_batch_id: str,
-    after: After = None,
-    before: Before = None,
-    limit: Limit20 = 20,
-    order: Order = "desc",
-    only: Filter = None,
+    call: Call, vector_store_id: str, file_batch_id: str, listing: Listed
 ) -> Page[VectorStoreFileObject]:
     """The files of a batch that are in the store now, and were not attached anew since."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         job = _get(session, call, store, file_batch_id)
-        among = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
-        statement = among.where(VectorStoreFile.job_id == job.id)
-        if only is not None:
-            statement = statement.where(VectorStoreFile.status == only)
-        rows, more = find(
-            session, statement, VectorStoreFile, after=after, before=before, limit=limit, order=order, among=among
-        )
-    return page(rows, more, show_store_file)
+        return listing.page(session, store, VectorStoreFile.job_id == job.id)
 
 
 def _get(session: Session, call: CallContext, store: VectorStore, file_batch_id: str) -> Job:

@@ -1,11 +1,12 @@
 """The files of a vector store: attached one by one, looked at, described, removed."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 from pydantic import Field
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from api.bodies import Body
@@ -24,7 +25,7 @@ from api.routing import resource
 from api.vector_rows import Attributes, bring_in, get_store, get_store_file
 from jobs import attachments, documents
 from jobs.ingestions import SINGLE
-from jobs.models import VectorStoreFile
+from jobs.models import VectorStore, VectorStoreFile
 
 router: APIRouter = resource("Vector store files")
 
@@ -32,6 +33,31 @@ Filter = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | 
 #: What SDKs' polling helpers obey: small files are done sooner than after their usual second.
 POLL_AFTER = "openai-poll-after-ms"
 POLL_MS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which files of a store are listed."""
+
+    after: After = None
+    before: Before = None
+    limit: Limit20 = 20
+    order: Order = "desc"
+    only: Filter = None
+
+    def page(
+        self, session: Session, store: VectorStore, *conditions: ColumnElement[bool]
+    ) -> Page[VectorStoreFileObject]:
+        among = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
+        statement = among.where(*conditions)
+        if self.only is not None:
+            statement = statement.where(VectorStoreFile.status == self.only)
+        place: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
+        rows, more = find(session, statement, VectorStoreFile, **place, among=among)
+        return page(rows, more, show_store_file)
+
+
+Listed = Annotated[Listing, Depends()]
 
 
 class CreateVectorStoreFile(Body):
@@ -62,25 +88,10 @@ def create_vector_store_file(
 
 
 @router.get("/vector_stores/{vector_store_id}/files")
-def list_vector_store_files(
-    call: Call,
-    vector_store_id: str,
-    after: After = None,
-    before: Before = None,
-    limit: Limit20 = 20,
-    order: Order = "desc",
-    only: Filter = None,
-) -> Page[VectorStoreFileObject]:
+def list_vector_store_files(call: Call, vector_store_id: str, listing: Listed) -> Page[VectorStoreFileObject]:
     """The files of a store."""
     with call.db.read() as session:
-        store = get_store(session, call, vector_store_id)
-        among = statement = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
-        if only is not None:
-            statement = statement.where(VectorStoreFile.status == only)
-        rows, more = find(
-            session, statement, VectorStoreFile, after=after, before=before, limit=limit, order=order, among=among
-        )
-    return page(rows, more, show_store_file)
+        return listing.page(session, get_store(session, call, vector_store_id))
 
 
 @router.get("/vector_stores/{vector_store_id}/files/{file_id}")

@@ -10,7 +10,8 @@ from jobs.ledger import JobClaim
 from jobs.models import Job, Segment, VectorStore
 from jobs.payloads import INGESTION
 from workers.context import Context
-from workers.vectors.port import Store, VectorsAway
+from workers.vectors.port import VectorsAway
+from workers.vectors.rows import store_of
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,6 @@ def tend(context: Context, job: Job) -> None:
     if store is None or not store.dimensions:
         return
     try:
-        context.vectors.tend(Store(store.id, store.project_id, store.model, store.dimensions))
+        context.vectors.tend(store_of(store))
     except VectorsAway as error:
         log.warning("vectors_not_tended", extra={"store": store.id, "error": str(error)})

@@ -33,7 +33,8 @@ from workers.host import EngineHost, GaveUp
 from workers.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
 from workers.keeper import Hold
 from workers.records import Item
-from workers.vectors.port import Entry, Store, Vector, VectorsAway
+from workers.vectors.port import Entry, Vector, VectorsAway
+from workers.vectors.rows import store_of
 
 log = logging.getLogger(__name__)
 URL: Final = "/v1/embeddings"
@@ -170,9 +171,9 @@ class Indexing:
         entries = [self._entry(file, n, vectors) for file, n in part if not file.failed]
         if entries:
             self.written = dimensions
-            self.context.vectors.write(_store(row), entries)
+            self.context.vectors.write(store_of(row), entries)
             if self.context.late.wrote(row.id):
-                self.context.vectors.tend(_store(row))
+                self.context.vectors.tend(store_of(row))
 
     def _known(self, row: VectorStore, texts: dict[str, str]) -> dict[str, Vector]:
         """Vectors that this store, or another of the project, has already: no text is embedded twice."""
@@ -182,7 +183,7 @@ class Indexing:
             if not missing:
                 break
             try:
-                vectors |= self.context.vectors.known(_store(store), missing)
+                vectors |= self.context.vectors.known(store_of(store), missing)
             except VectorsAway:
                 if store.id == row.id:
                     raise
@@ -329,10 +330,6 @@ def _slices(group: Sequence[_File]) -> Iterator[list[tuple[_File, int]]]:
                 part = []
     if part:
         yield part
-
-
-def _store(row: VectorStore) -> Store:
-    return Store(row.id, row.project_id, row.model, row.dimensions)
 
 
 def _digest(text: str) -> str:

@@ -27,6 +27,8 @@ def test_a_folder_that_both_hosts_see_is_the_same(db: Database, tmp_path: Path) 
     claim_vectors(db, "", tmp_path / "shared")
     claim_vectors(db, "", tmp_path / "here")
 
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["id"]
+
 
 def test_a_server_is_known_by_host_and_port(db: Database, tmp_path: Path) -> None:
     claim_vectors(db, "weaviate://server:8080?grpc=server:50051", tmp_path)

@@ -1,0 +1,8 @@
+"""A vector store's row as the vector database knows it."""
+
+from jobs.models import VectorStore
+from workers.vectors.port import Store
+
+
+def store_of(row: VectorStore) -> Store:
+    return Store(row.id, row.project_id, row.model, row.dimensions)
