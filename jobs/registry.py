@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jobs import prompts
 from jobs.queues import Queue
 from jobs.settings import Settings
 
@@ -124,6 +125,9 @@ class Model(_Checked):
     endpoints: tuple[Route, ...] = ()
     max_model_len: int | None = Field(None, ge=1)
     owned_by: str = "nightmill"
+    license: str | None = None
+    training_data: tuple[str, ...] | None = None
+    cost_per_million_tokens: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -138,8 +142,12 @@ class Model(_Checked):
         remote = self.engine is EngineKind.HTTP
         if remote != bool(self.source.urls):
             raise ValueError("engine http and source urls belong together")
-        if remote and self.engine_args:
-            raise ValueError("engine_args are for engines in process, not for http")
+        if remote and self.engine_args.keys() - set(prompts.ARGUMENTS):
+            raise ValueError(
+                f"engine_args of http are {', '.join(prompts.ARGUMENTS)}; others are for engines in process"
+            )
+        if self.engine is not EngineKind.VLLM and (told := prompts.wrong(self.engine_args)):
+            raise ValueError(f"engine_args: {told}")
         return self
 
     @property

@@ -1,12 +1,14 @@
 """Every runtime computes the vectors that sentence-transformers computes, for each kind of model that is served."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import tiny_bert
+from jobs import checkpoint
+from tests.support import tiny_bert, tiny_roberta
 from workers.engines import embed_onnx
 from workers.engines.embed_model import Computing, SentenceModel
 from workers.engines.packaged import MINILM, materialise
@@ -18,7 +20,7 @@ TEXTS = ["A cat sat on the mat.", "x", "Interest rates rose again, and again.", 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """MiniLM with its own pooling; a plain BERT; the same with the first token as its vector."""
+    """MiniLM with its own pooling; a plain BERT; the same with the first token as its vector; a plain RoBERTa."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -26,10 +28,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     first = tmp_path_factory.mktemp("first")
     body = Transformer(str(plain))
     SentenceTransformer(modules=[body, Pooling(64, pooling_mode="cls")], device="cpu").save(str(first))
-    return {"minilm": materialise(MINILM, plain), "plain": plain, "first": first}
+    roberta = tiny_roberta.write(tmp_path_factory.mktemp("roberta"))
+    return {"minilm": materialise(MINILM, plain), "plain": plain, "first": first, "roberta": roberta}
 
 
-@pytest.fixture(params=["minilm", "plain", "first"])
+@pytest.fixture(params=["minilm", "plain", "first", "roberta"])
 def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> str:
     return str(folders[request.param])
 
@@ -86,6 +89,29 @@ def test_checkpoint_without_files_of_sentence_transformers_is_pooled_by_its_mean
 
     assert float(model.embed(ids)[0] @ mean) == pytest.approx(1, abs=1e-5)
     assert (model.longest, model.dimensions) == (128, 64)
+
+
+def test_length_is_what_the_model_has_positions_for(folders: dict[str, Path]) -> None:
+    """CodeBERT and its kin have 514 positions, say nothing of a length in their tokenizer, and take 512 tokens."""
+    model = SentenceModel(str(folders["roberta"]), None, {}, Computing("float32"))
+
+    assert (model.longest, checkpoint.context_of(folders["roberta"])) == (tiny_roberta.CONTEXT, tiny_roberta.CONTEXT)
+    assert model.embed([[5] * model.longest]).shape == (1, 64)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        model.embed([[5] * (model.longest + 1)])
+
+
+@pytest.mark.parametrize(("stated", "taken"), [(None, 128), (10**30, 128), (64, 64), (512, 128)])
+def test_length_that_a_tokenizer_states_counts_up_to_the_positions(
+    folders: dict[str, Path], tmp_path: Path, stated: int | None, taken: int
+) -> None:
+    folder = shutil.copytree(folders["plain"], tmp_path / "model")
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told.pop("model_max_length", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | ({"model_max_length": stated} if stated else {})))
+
+    assert SentenceModel(str(folder), None, {}, Computing("float32")).longest == taken
+    assert checkpoint.context_of(folder) == taken
 
 
 def test_model_beyond_one_file_is_not_exported(

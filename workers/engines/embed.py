@@ -15,11 +15,11 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from workers.engines.embed_model import SentenceModel
-from workers.engines.embed_request import Asked, Texts, Tokens, Unacceptable, check_lengths, read, write
+from workers.engines.embed_request import Asked, Tokens, Unacceptable, check_lengths, read, write
 from workers.engines.embed_runtime import Chooser, Place
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, refusal, unknown_model
 
@@ -41,6 +41,7 @@ class Job:
     vectors: list[Any]
     missing: int
     tokens: int = 0
+    truncated: list[int] = field(default_factory=list)
 
 
 Entry = tuple[int, int, Job, int, list[int]]  # length, order, whose, which of its inputs, token ids
@@ -173,7 +174,7 @@ class EmbedEngine:
             await self.start()
         assert self._model is not None
         try:
-            asked = read(request.body, self._model.dimensions, self._model.vocabulary)
+            asked = read(request.body, self._model)
             job = self._enqueue(asked, request.priority)
             return await job.answer
         except Unacceptable as wrong:
@@ -220,7 +221,7 @@ class EmbedEngine:
         if not jobs:
             return
         try:
-            lists = await self._in_thread(_tokenise, model, [job.asked.inputs for job in jobs])
+            lists = await self._in_thread(_tokenise, model, [job.asked for job in jobs])
         except Exception as error:  # noqa: BLE001  a tokenizer raises anything
             for job in jobs:
                 _fail(job, EngineFault(f"The tokenizer failed: {error}"))
@@ -229,6 +230,9 @@ class EmbedEngine:
             self._admit_one(model, job, ids, pool)
 
     def _admit_one(self, model: SentenceModel, job: Job, ids: Tokens, pool: Pool) -> None:
+        if most := job.asked.most:
+            job.truncated = [which for which, one in enumerate(ids) if len(one) > most]
+            ids = [model.cut(one, most) for one in ids]
         lengths = [len(one) for one in ids]
         try:
             check_lengths(lengths, model.longest)
@@ -253,14 +257,21 @@ class EmbedEngine:
             job.vectors[which] = vector
             job.missing -= 1
             if job.missing == 0 and not job.answer.done():
-                job.answer.set_result(write(job.asked, self._names[0], job.vectors, job.tokens))
+                job.answer.set_result(_written(job, self._names[0]))
 
 
-def _tokenise(model: SentenceModel, many: list[Texts | Tokens]) -> list[Tokens]:
+def _tokenise(model: SentenceModel, many: list[Asked]) -> list[Tokens]:
     """All texts of all requests in one call: the tokenizer runs them in parallel."""
-    texts = [text for inputs in many for text in inputs if isinstance(text, str)]
+    texts = [text for asked in many for text in asked.inputs if isinstance(text, str)]
     ids = iter(model.tokens_of(texts) if texts else [])
-    return [[next(ids) if isinstance(one, str) else model.framed(one) for one in inputs] for inputs in many]
+    return [
+        [next(ids) if isinstance(one, str) else model.framed(one, asked.prompt) for one in asked.inputs]
+        for asked in many
+    ]
+
+
+def _written(job: Job, model: str) -> Answer:
+    return write(job.asked, model, job.vectors, job.tokens, job.truncated)
 
 
 def _fail(job: Job, error: Exception) -> None:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from jobs import prompts
+from jobs.checkpoint import ENDLESS, UNKNOWN_CONTEXT
+from jobs.prompts import Own, Prompts
 from workers.engines.embed_onnx import OnnxTransformer
 
 CPU_BATCH_TOKENS: Final = 4096  # padded tokens in one forward pass
 GPU_BATCH_TOKENS: Final = 65_536
-ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "prompt", "runtime"})
+ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "runtime", *prompts.ARGUMENTS})
 RUNTIMES: Final = ("auto", "torch", "onnx")
 
 Transformer = Callable[[dict[str, Any]], dict[str, Any]]  # token ids and mask in, with token embeddings out
@@ -55,23 +58,31 @@ class SentenceModel:
         self._model.eval()
         self.device = self._model.device
         self._tokenizer = self._model.tokenizer
-        self._prompt = _prompt(self._model, args)
+        self.prompts: Prompts = prompts.prompts_of(args, Own(self._model.prompts, self._model.default_prompt_name))
         self._before, self._after = _special_tokens(self._tokenizer)
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
         self.dimensions: int = self._model.get_embedding_dimension()
-        self.longest: int = self._model.max_seq_length
+        self.longest: int = _longest(self._model)
         self.vocabulary: int = len(self._tokenizer)
         self.transformer: Transformer = self._transformer(computing or Computing(args.get("dtype", "auto")))
+        self._check_prompts()
 
     def tokens_of(self, texts: list[str]) -> list[list[int]]:
         """Token ids with the model's special tokens, never truncated."""
-        asked = [self._prompt + text for text in texts] if self._prompt else texts
-        ids: list[list[int]] = self._tokenizer(asked, truncation=False, verbose=False)["input_ids"]
+        ids: list[list[int]] = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         return ids
 
-    def framed(self, ids: list[int]) -> list[int]:
-        """A caller's token ids between the model's special tokens."""
-        return [*self._before, *ids, *self._after]
+    def framed(self, ids: list[int], prompt: str = "") -> list[int]:
+        """A caller's token ids, behind the prompt's, between the model's special tokens."""
+        return [*self._before, *self._bare(prompt), *ids, *self._after]
+
+    def least(self, prompt: str = "") -> int:
+        """The tokens of the shortest input there can be: one between the special ones, behind the prompt."""
+        return len(self.framed([0], prompt))
+
+    def cut(self, ids: list[int], most: int) -> list[int]:
+        """The beginning of an input, and its special tokens."""
+        return ids if len(ids) <= most else [*ids[: most - len(self._after)], *self._after]
 
     def embed(self, batch: list[list[int]]) -> Any:
         """One float32 row of length 1 for each list of token ids, as a numpy array."""
@@ -89,6 +100,17 @@ class SentenceModel:
             vectors = torch.nn.functional.normalize(features["sentence_embedding"].float(), dim=1)
             return vectors.cpu().numpy()
 
+    def _bare(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+        return ids
+
+    def _check_prompts(self) -> None:
+        """Raises BadEmbedArgs for one that leaves no room for a text."""
+        for prompt in (self.prompts.plain, self.prompts.query, self.prompts.passage):
+            if (least := self.least(prompt)) > self.longest:
+                told = f"with it the shortest text has {least} tokens, and the model takes {self.longest}"
+                raise BadEmbedArgs(f"the prompt {prompt[:40]!r} is too long: {told}")
+
     def _transformer(self, computing: Computing) -> Transformer:
         first = self._model[0]
         if computing.onnx:
@@ -102,6 +124,8 @@ def check(args: Mapping[str, Any]) -> None:
     """Raises BadEmbedArgs."""
     if strange := sorted(args.keys() - ARGUMENTS):
         raise BadEmbedArgs(f"{', '.join(strange)}: not among {', '.join(sorted(ARGUMENTS))}")
+    if told := prompts.wrong(args):
+        raise BadEmbedArgs(told)
     runtime = args.get("runtime", "auto")
     if runtime not in RUNTIMES:
         raise BadEmbedArgs(f"runtime {runtime!r}: not among {', '.join(RUNTIMES)}")
@@ -125,10 +149,22 @@ def _dtype(torch: Any, wanted: str, gpu: bool) -> Any:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _prompt(model: Any, args: Mapping[str, Any]) -> str:
-    if "prompt" in args:
-        return str(args["prompt"] or "")
-    return str(model.prompts.get(model.default_prompt_name, "")) if model.default_prompt_name else ""
+def _longest(model: Any) -> int:
+    """What the model says of itself, never more than it has positions for."""
+    stated = model.max_seq_length
+    known = [stated] if isinstance(stated, int) and 0 < stated < ENDLESS else []
+    known += [_positions(module) for module in model[0].modules() if hasattr(module, "position_embeddings")]
+    return min((length for length in known if length), default=UNKNOWN_CONTEXT)
+
+
+def _positions(module: Any) -> int:
+    """How many tokens a table of positions has room for; 0 where it is none.
+
+    RoBERTa and its kin count from behind the padding, for which the table has a row.
+    """
+    table = module.position_embeddings
+    padding = getattr(table, "padding_idx", None)
+    return getattr(table, "num_embeddings", 0) - (padding + 1 if isinstance(padding, int) else 0)
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -1,11 +1,17 @@
-"""POST /v1/embeddings on the wire: what may be asked, and how the vectors are written."""
+"""POST /v1/embeddings on the wire: what may be asked, and how the vectors are written.
+
+Beside OpenAI's fields: `input_type` (`jobs.prompts`), and `truncate` or, as vLLM has it, `truncate_prompt_tokens`.
+Without these an input that is too long is an error; with them its beginning is embedded, and the answer's `truncated`
+names it.
+"""
 
 import base64
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
+from jobs.prompts import Prompts
 from workers.engines.port import Answer, Usage, refusal
 
 MOST_INPUTS: Final = 2048  # OpenAI's limits
@@ -24,21 +30,68 @@ class Unacceptable(Exception):
         self.answer = refusal(400, message, param=param, code=code)
 
 
+class Facts(Protocol):
+    """What of a model decides what it may be asked. Lengths count special tokens."""
+
+    dimensions: int
+    vocabulary: int
+    longest: int
+    prompts: Prompts
+
+    def least(self, prompt: str) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that is well formed. `inputs` are all texts or all token ids."""
+    """A request that is well formed. `inputs` are all texts, the prompt before them, or all token ids without it.
+
+    `most`: what has more tokens is cut off there; 0: it is refused.
+    """
 
     inputs: Texts | Tokens
     base64: bool
     dimensions: int
+    prompt: str = ""
+    most: int = 0
 
 
-def read(body: dict[str, Any], dimensions: int, vocabulary: int) -> Asked:
+def read(body: dict[str, Any], model: Facts) -> Asked:
     """Check a body against OpenAI's rules and a model's size. Raises Unacceptable."""
     encoding = body.get("encoding_format", "float")
     if encoding not in {"float", "base64"}:
         raise Unacceptable("encoding_format must be 'float' or 'base64'.", param="encoding_format")
-    return Asked(_inputs(body.get("input"), vocabulary), encoding == "base64", _dimensions(body, dimensions))
+    inputs, prompt = _inputs(body.get("input"), model.vocabulary), prompt_of(body, model.prompts)
+    dimensions, most = _dimensions(body, model.dimensions), _most(body, model, prompt)
+    return Asked(prompted(inputs, prompt), encoding == "base64", dimensions, prompt, most)
+
+
+def prompt_of(body: dict[str, Any], prompts: Prompts) -> str:
+    """What is put before the inputs. Raises Unacceptable."""
+    kind = body.get("input_type")
+    found = prompts.of(kind) if isinstance(kind, str | None) else None
+    if found is None:
+        raise Unacceptable(f"input_type must be one of {', '.join(prompts.types)}.", param="input_type")
+    return found
+
+
+def prompted(inputs: Any, prompt: str) -> Any:
+    """Texts with the prompt before each; token ids as they are."""
+    if not prompt:
+        return inputs
+    return [prompt + one if isinstance(one, str) else one for one in inputs]
+
+
+def _most(body: dict[str, Any], model: Facts, prompt: str) -> int:
+    wanted, tokens = body.get("truncate"), body.get("truncate_prompt_tokens")
+    if not isinstance(wanted, bool | None):
+        raise Unacceptable("truncate must be true or false.", param="truncate")
+    if tokens is None or wanted is False:
+        return model.longest if wanted else 0
+    least, integer = model.least(prompt), isinstance(tokens, int) and not isinstance(tokens, bool)
+    if not integer or not (tokens == -1 or least <= tokens <= model.longest):
+        message = f"truncate_prompt_tokens must be -1 or an integer from {least} to {model.longest}."
+        raise Unacceptable(message, param="truncate_prompt_tokens")
+    return model.longest if tokens == -1 else int(tokens)
 
 
 def _dimensions(body: dict[str, Any], most: int) -> int:
@@ -97,18 +150,20 @@ def check_lengths(lengths: list[int], longest: int) -> None:
         raise Unacceptable(f"input must have at most {MOST_TOKENS} tokens in all; it has {sum(lengths)}.")
 
 
-def write(asked: Asked, model: str, vectors: list[Any], tokens: int) -> Answer:
-    """OpenAI's answer. `vectors` are numpy's float32 rows of length 1."""
+def write(asked: Asked, model: str, vectors: list[Any], tokens: int, truncated: list[int]) -> Answer:
+    """OpenAI's answer, and which inputs were cut off if that was asked for. `vectors` are numpy's rows of length 1."""
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(asked, vector)}
         for index, vector in enumerate(vectors)
     ]
-    body = {
+    body: dict[str, Any] = {
         "object": "list",
         "data": data,
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
+    if asked.most:
+        body["truncated"] = truncated
     return Answer(200, msgspec.json.encode(body), Usage(tokens))
 
 

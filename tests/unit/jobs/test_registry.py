@@ -144,8 +144,10 @@ WRONG = {
     "no urls for http": ({"engine": "http"}, "line 2: models.m: engine http and source urls belong together"),
     "arguments for http": (
         {"engine": "http", "source": '{urls: ["http://a"]}', "engine_args": "{a: 1}"},
-        "engine_args are for engines in process",
+        "engine_args of http are prompt, query_prompt, passage_prompt",
     ),
+    "a prompt that is no text": ({"engine": "embed", "engine_args": "{query_prompt: 1}"}, "query_prompt must be text"),
+    "a price below nothing": ({"cost_per_million_tokens": "-1"}, "line 5: models.m.cost_per_million_tokens"),
     "a url without a scheme": (
         {"engine": "http", "source": '{urls: ["localhost:8000"]}'},
         "line 3: models.m.source.urls.0: must be an http or https URL with a host",

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import math
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -244,10 +245,15 @@ async def test_tokenizer_that_breaks_is_a_fault_and_the_next_request_is_answered
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ({"dtyp": "float32"}, "dtyp: not among batch_tokens, dtype, prompt, runtime, threads"),
+        (
+            {"dtyp": "float32"},
+            "dtyp: not among batch_tokens, dtype, passage_prompt, prompt, query_prompt, runtime, threads",
+        ),
         ({"dtype": "float16"}, "dtype 'float16': not among auto, float32, bfloat16"),
         ({"runtime": "tensorrt"}, "runtime 'tensorrt': not among auto, torch, onnx"),
         ({"runtime": "onnx", "dtype": "bfloat16"}, "dtype is torch's"),
+        ({"query_prompt": ["query: "]}, "query_prompt must be text"),
+        ({"query_prompt": "word " * 260}, "the prompt 'word .*' is too long: with it the shortest text has 263 tokens"),
     ],
 )
 async def test_unknown_engine_argument_is_named(tmp_path: Any, args: dict[str, str], told: str) -> None:
@@ -268,6 +274,113 @@ async def test_prompt_is_put_before_every_text(engine: EmbedEngine, tmp_path: An
 
     assert answer.usage == plain.usage
     assert cosine(vectors_of(answer)[0], vectors_of(plain)[0]) == pytest.approx(1, abs=5e-4)
+
+
+@pytest.fixture
+async def typed(tmp_path: Any) -> AsyncIterator[EmbedEngine]:
+    args = {"query_prompt": "query: ", "passage_prompt": "passage: ", "dtype": "float32", "threads": 1}
+    running = EmbedEngine(str(materialise(MINILM, tmp_path)), [MODEL], args=args)
+    await running.start()
+    yield running
+    await running.close()
+
+
+@pytest.mark.parametrize(
+    ("input_type", "prompt"),
+    [("query", "query: "), ("search_query", "query: "), ("passage", "passage: "), ("document", "passage: "),
+     (None, ""), ("raw", "")],
+)  # fmt: skip
+async def test_input_type_says_which_prompt_is_put_before(
+    typed: EmbedEngine, input_type: str | None, prompt: str
+) -> None:
+    plain = await typed.answer(request([f"{prompt}cats", "x"]))
+
+    texts = await typed.answer(request(["cats", "x"], input_type=input_type))
+
+    assert cosine(vectors_of(texts)[0], vectors_of(plain)[0]) == pytest.approx(1, abs=1e-5)
+    assert (cosine(vectors_of(texts)[1], vectors_of(plain)[1]) > 0.999) is (not prompt)
+
+
+async def test_prompt_stands_before_token_ids_too(typed: EmbedEngine) -> None:
+    text = await typed.answer(request("hello world", input_type="query"))
+    ids = await typed.answer(request([7592, 2088], input_type="query"))
+
+    assert cosine(vectors_of(text)[0], vectors_of(ids)[0]) == pytest.approx(1, abs=1e-5)
+    assert text.usage == ids.usage
+
+
+@pytest.mark.parametrize("odd", ["poem", "", 7, ["query"]])
+async def test_unknown_input_type_is_refused_with_those_there_are(typed: EmbedEngine, odd: Any) -> None:
+    error = error_of(await typed.answer(request("a", input_type=odd)))
+
+    assert error["param"] == "input_type"
+    assert "query, search_query, document, passage" in error["message"]
+
+
+async def test_models_own_prompts_are_used_where_none_are_given(tmp_path: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(materialise(MINILM, tmp_path), folder)
+    own = {"prompts": {"query": "query: ", "document": "", "clustering": "sort: "}}
+    (folder / "config_sentence_transformers.json").write_bytes(msgspec.json.encode(own))
+    engine = EmbedEngine(str(folder), [MODEL], args={"dtype": "float32", "threads": 1})
+    plain = vectors_of(await engine.answer(request(["query: a", "a", "sort: a"])))
+
+    found = [
+        vectors_of(await engine.answer(request("a", input_type=kind)))[0] for kind in ("query", "passage", "clustering")
+    ]
+    await engine.close()
+
+    assert [cosine(*pair) for pair in zip(found, plain, strict=True)] == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+TRUNCATED: dict[str, tuple[Any, dict[str, Any], int, list[int]]] = {
+    "texts": (["a", LONG], {"truncate": True}, 3 + 256, [1]),
+    "token ids": ([[5] * 300, [5]], {"truncate": True}, 256 + 3, [0]),
+    "as vLLM asks": (LONG, {"truncate_prompt_tokens": -1}, 256, [0]),
+    "to a length": ([LONG, "a"], {"truncate_prompt_tokens": 10}, 10 + 3, [0]),
+    "to a length, both": (LONG, {"truncate": True, "truncate_prompt_tokens": 10}, 10, [0]),
+    "nothing too long": (["a", "b"], {"truncate": True}, 6, []),
+    "no length": ("a", {"truncate": True, "truncate_prompt_tokens": None}, 3, []),
+}
+
+
+@pytest.mark.parametrize("case", TRUNCATED)
+async def test_what_is_too_long_is_cut_off_where_that_is_asked_for(engine: EmbedEngine, case: str) -> None:
+    inputs, fields, tokens, cut = TRUNCATED[case]
+
+    answer = await engine.answer(request(inputs, **fields))
+
+    assert body_of(answer)["truncated"] == cut
+    assert answer.usage.input_tokens == tokens
+
+
+async def test_cut_input_is_its_beginning_between_the_special_tokens(engine: EmbedEngine) -> None:
+    cut = vectors_of(await engine.answer(request("red green blue sea", truncate_prompt_tokens=4)))[0]
+    beginning = vectors_of(await engine.answer(request("red green")))[0]
+
+    assert cosine(cut, beginning) == pytest.approx(1, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"truncate": "yes"}, {"truncate": 1}, {"truncate_prompt_tokens": 2}, {"truncate_prompt_tokens": 257},
+     {"truncate_prompt_tokens": -2}, {"truncate_prompt_tokens": True}, {"truncate_prompt_tokens": "9"},
+     {"truncate_prompt_tokens": 5, "input_type": "poem"}],
+)  # fmt: skip
+async def test_odd_wishes_for_truncation_are_refused(engine: EmbedEngine, fields: dict[str, Any]) -> None:
+    error = error_of(await engine.answer(request("a b c d e", **fields)))
+
+    assert error["param"] in fields
+
+
+@pytest.mark.parametrize("fields", [{}, {"truncate": False}, {"truncate": False, "truncate_prompt_tokens": -1}])
+@pytest.mark.parametrize("inputs", [["a", LONG], [[5], [5] * 300]], ids=["texts", "token ids"])
+async def test_too_long_without_a_wish_is_an_error(engine: EmbedEngine, inputs: Any, fields: dict[str, Any]) -> None:
+    error = error_of(await engine.answer(request(inputs, **fields)))
+
+    assert error["code"] == "context_length_exceeded"
+    assert "(input 1)" in error["message"]
+    assert "truncated" not in body_of(await engine.answer(request("a", **fields)))
 
 
 def test_importing_the_engine_does_not_load_torch() -> None:

