@@ -12,15 +12,17 @@ import asyncio
 import heapq
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 import aiohttp
 import msgspec
 
+from jobs.prompts import Prompts
 from jobs.registry import ANY_MODEL, is_internal
-from workers.engines import wire
+from workers.engines import embed_forward, wire
+from workers.engines.embed_request import Unacceptable
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, unknown_model
 
@@ -48,8 +50,18 @@ class Limited(EngineBusy):
 
 
 class HttpEngine:
-    def __init__(self, endpoints: Sequence[Endpoint], *, timeout: float, max_answer_bytes: int = 16 << 20) -> None:
+    """`prompts` are those of embedding models, by our names."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        timeout: float,
+        max_answer_bytes: int = 16 << 20,
+        prompts: Mapping[str, Prompts] | None = None,
+    ) -> None:
         self.endpoints = tuple(endpoints)
+        self._prompts = dict(prompts or {})
         self._timeout, self._max_bytes = timeout, max_answer_bytes
         self._session: aiohttp.ClientSession | None = None
         self._watchers: list[asyncio.Task[None]] = []
@@ -105,6 +117,11 @@ class HttpEngine:
         self._session, self._watchers = None, []
 
     async def answer(self, request: Request) -> Answer:
+        if request.url == embed_forward.URL:
+            try:
+                request = embed_forward.for_server(request, self._prompts.get(str(request.body.get("model"))))
+            except Unacceptable as wrong:
+                return wrong.answer
         return await self._ask(request, self._read)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs import runtimes
+from jobs.prompts import prompts_of
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
 from jobs.secretfiles import secret
@@ -109,7 +110,8 @@ def build(settings: Settings, registry: Registry, queue: str) -> Router:
         ]
     if endpoints:
         timeout, most = settings.engine_timeout_seconds, settings.engine_max_answer_bytes
-        engines.append(HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most))
+        found = {model.name: prompts_of(model.engine_args) for model in mine if model.engine is EngineKind.HTTP}
+        engines.append(HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most, prompts=found))
     return Router(engines, registry)
 
 
