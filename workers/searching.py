@@ -19,12 +19,16 @@ from jobs import attachments, filters, searches
 from jobs.errors import DatabaseBusy
 from jobs.interactive import Question
 from jobs.models import VectorStore, VectorStoreFile
+from jobs.registry import ModelsFileError
 from jobs.searches import Found, Results, Search
 from workers import fusion
 from workers.context import Context
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.host import EngineHost
+from workers.ingestion import prompting
+from workers.ingestion.cutting import NoTokenizer, TokenizerAway
 from workers.ingestion.index import Unusable, read_vectors
+from workers.ingestion.prompting import Prompt
 from workers.vectors.port import Hit, Vector, VectorsAway
 from workers.vectors.rows import store_of
 
@@ -81,7 +85,8 @@ class Searching:
         """One for each query, None where words alone are asked for; or the engine's refusal."""
         if not search.vector_weight or not store.dimensions:
             return [None] * len(search.queries)
-        body: dict[str, Any] = {"model": store.model, "input": list(search.queries), "encoding_format": "base64"}
+        fields = (await self._prompt(store.model)).fields(list(search.queries))
+        body: dict[str, Any] = {"model": store.model, **fields, "encoding_format": "base64"}
         if store.shortened:
             body["dimensions"] = store.dimensions
         request = Request("/v1/embeddings", body, question.id, priority, question.tenant)
@@ -92,6 +97,13 @@ class Searching:
             return list(read_vectors(answer))
         except Unusable:
             return refusal(502, "The embedding model gave no vector for this query.", code="engine_error")
+
+    async def _prompt(self, model: str) -> Prompt:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, prompting.query, self._context.config, model)
+        except (ModelsFileError, NoTokenizer, TokenizerAway) as error:
+            raise EngineBusy("The model's prompts cannot be read now.", retry_after=2.0) from error
 
     def _search(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> list[Found]:
         if not store.dimensions:

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
+from jobs import checkpoint
+from jobs.checkpoint import UNKNOWN_CONTEXT
+from jobs.prompts import Own, prompts_of
 from jobs.registry import EngineKind, Model, Registry
 from jobs.settings import Settings
 from workers.engines.packaged import MINILM, ModelUnavailable, materialise
@@ -17,7 +20,11 @@ from workers.parsing.parser import Cutting
 
 #: Counts what parsing and cutting make of the same file: with another number everything is made anew.
 RECIPE: Final = 1
-_UNKNOWN_LENGTH: Final = 512  # tokens, of a model that says nothing of itself
+_SEAM: Final = 2  # tokens: where a prompt and a text meet, a word may be cut otherwise
+_FILES: Final = (
+    "tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)  # fmt: skip
 
 
 class NoTokenizer(Exception):
@@ -32,7 +39,7 @@ def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutt
     """What to cut by, for the model `name`. Raises NoTokenizer."""
     registry = Registry.load(config)
     model = registry.resolve(name)
-    folder = _folder(config, model)
+    folder = folder_of(config, model)
     length = _longest(folder, model)
     strategy = chunking["type"]
     wanted = chunking[strategy]
@@ -41,14 +48,15 @@ def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutt
     return Cutting(folder / "tokenizer.json", most, overlap, strategy)
 
 
-def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any]) -> str:
+def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any], prompt: str = "") -> str:
     """What a version is made from, and how: of two with the same recipe the vectors are the same."""
     made = [RECIPE, sha256, model, dimensions, chunking]
+    made += [prompt] if prompt else []
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
-def _folder(config: Settings, model: Model | None) -> Path:
-    """Where the model's tokenizer lies; of a model behind a URL one has to guess."""
+def folder_of(config: Settings, model: Model | None) -> Path:
+    """Where the model's tokenizer lies; of a model behind a URL one has to guess. Raises NoTokenizer, TokenizerAway."""
     try:
         if model is not None and model.source.path is not None:
             return _checked(model.source.path)
@@ -71,33 +79,18 @@ def _checked(folder: Path) -> Path:
 def _downloaded(repo: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    names = ["tokenizer.json", "config.json", "sentence_bert_config.json"]
     try:
-        return _checked(Path(snapshot_download(repo, revision=revision, allow_patterns=names)))
+        return _checked(Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILES))))
     except OSError as error:
         raise TokenizerAway(f"The tokenizer of {repo} cannot be fetched.") from error
 
 
 def _longest(folder: Path, model: Model | None) -> int:
-    """How many tokens of text the model takes, its special tokens and its prompt not counted."""
-    prompt = str((model.engine_args.get("prompt") or "") if model else "")
-    return max(16, _context(folder, model.max_model_len if model else None) - _framing(folder, prompt))
-
-
-def _context(folder: Path, configured: int | None) -> int:
-    found = [
-        _number(folder / "sentence_bert_config.json", "max_seq_length"),
-        _number(folder / "config.json", "max_position_embeddings"),
-        configured,
-    ]
-    return next((number for number in found if number), _UNKNOWN_LENGTH)
-
-
-def _number(file: Path, name: str) -> int | None:
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_bytes()).get(name)
-    return found if isinstance(found, int) else None
+    """How many tokens of text the model takes, its special tokens and the prompt of passages not counted."""
+    own = checkpoint.own_prompts(folder) if model and model.engine is EngineKind.EMBED else Own()
+    prompt = prompts_of(model.engine_args if model else {}, own).passage
+    context = checkpoint.context_of(folder) or (model and model.max_model_len) or UNKNOWN_CONTEXT
+    return max(16, context - _framing(folder, prompt) - (_SEAM if prompt else 0))
 
 
 @lru_cache(maxsize=16)

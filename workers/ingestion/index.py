@@ -25,12 +25,16 @@ from jobs.attachments import Made
 from jobs.documents import Document
 from jobs.errors import DatabaseBusy, Fenced, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
+from jobs.registry import ModelsFileError
 from jobs.shards import ShardClaim, Tally
 from workers.answering import Answering
 from workers.context import Context
 from workers.engines.port import Answer, Request
 from workers.host import EngineHost, GaveUp
+from workers.ingestion import prompting
+from workers.ingestion.cutting import NoTokenizer, TokenizerAway
 from workers.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
+from workers.ingestion.prompting import Prompt
 from workers.keeper import Hold
 from workers.records import Item
 from workers.vectors.port import Entry, Vector, VectorsAway
@@ -52,7 +56,7 @@ class Unusable(Exception):
 
 @dataclass(slots=True)
 class _File:
-    """A document on its way, and its chunks' texts by digest."""
+    """A document on its way, and digests of what is embedded of its chunks: their texts behind the prompt."""
 
     line: int
     row: VectorStoreFile
@@ -73,6 +77,7 @@ class Indexing:
         self.left = claim.lines - claim.covered.bit_count()
         self.seq = 0
         self.closed = False
+        self.prompt = Prompt()
         self.written = 0  # dimensions of vectors that are not published yet
         self.answers: deque[tuple[Item, Answer]] = deque()
 
@@ -85,7 +90,7 @@ class Indexing:
         except VectorsAway as error:
             log.warning("vectors_away", extra={"job_id": self.claim.job.id, "error": str(error)})
             self.give_back(AWAY_SECONDS, "vectors")
-        except DatabaseBusy:
+        except (DatabaseBusy, ModelsFileError, NoTokenizer, TokenizerAway):
             self.give_back(AWAY_SECONDS, None)
         except CancelledError:
             if self.hold.lost.is_set():
@@ -107,6 +112,8 @@ class Indexing:
         with self.context.db.read() as session:
             self.store = session.get(VectorStore, claim.job.payload["store_id"])
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
+        if self.store is not None:
+            self.prompt = prompting.passage(self.context.config, self.store.model)
         lines = [line for line in range(claim.lines) if not claim.covered >> line & 1]
         lost = [Made(line, "", "") for line in lines if line not in rows or self.store is None]
         if lost:
@@ -142,10 +149,10 @@ class Indexing:
         with self.context.db.read() as session:
             file = session.get(File, row.id)
         document = documents.load(self.context.storage, store.id, row.version)
-        made_from = recipe_of(store, file, row) if file else ""
+        made_from = recipe_of(store, file, row, self.prompt) if file else ""
         if document is None:  # removed meanwhile: publishing finds that out
             return _File(line, row, made_from, Document("", ()), failed=BROKE)
-        digests = [_digest(document.piece(n)) for n in range(len(document.chunks))]
+        digests = [_digest(self.prompt.text + document.piece(n)) for n in range(len(document.chunks))]
         return _File(line, row, made_from, document, digests)
 
     def _index(self, group: list[_File], row: VectorStore) -> None:
@@ -256,7 +263,7 @@ class Indexing:
         return [batch for batch in batches if not vectors.keys() >= set(batch)]
 
     def _item(self, n: int, texts: list[str], store: VectorStore) -> Item:
-        body: dict[str, Any] = {"model": store.model, "input": texts, "encoding_format": "base64"}
+        body: dict[str, Any] = {"model": store.model, **self.prompt.fields(texts), "encoding_format": "base64"}
         if store.shortened:
             body["dimensions"] = store.dimensions
         item_id = f"{self.claim.job.id}-{self.claim.n}-{self.claim.epoch}-{self.seq}-{n}-{len(texts)}"

@@ -22,7 +22,8 @@ from jobs.queues import Queue
 from jobs.registry import ModelsFileError
 from jobs.shards import ShardClaim, Tally
 from workers.context import Context
-from workers.ingestion import cutting
+from workers.ingestion import cutting, prompting
+from workers.ingestion.prompting import Prompt
 from workers.ingestion.sources import on_disk
 from workers.keeper import Hold
 from workers.parsing.parser import Interrupted, Parser, Refused
@@ -150,7 +151,7 @@ class _Parsing:
         file = self.files.get(row.id)
         if file is None:
             raise NotFound
-        made_from = recipe_of(store, file, row)
+        made_from = recipe_of(store, file, row, prompting.passage(self.context.config, store.model))
         if row.document and row.recipe == made_from:
             return Made(line, row.id, row.version, row.document, row.entries, row.usage_bytes, made_from)
         path = documents.path(store.id, row.version)
@@ -179,9 +180,9 @@ class _Parsing:
         self.seq += 1
 
 
-def recipe_of(store: VectorStore, file: File, row: VectorStoreFile) -> str:
+def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prompt) -> str:
     asked = store.dimensions if store.shortened else 0
-    return cutting.recipe(file.sha256 or file.id, store.model, asked, row.chunking)
+    return cutting.recipe(file.sha256 or file.id, store.model, asked, row.chunking, prompt.text)
 
 
 @contextmanager

@@ -1,0 +1,156 @@
+"""Passages and queries are embedded behind their prompts, and what other prompts made is not taken for the same."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.registry import Registry
+from jobs.settings import Settings
+from tests.support.ingesting import MODEL, Works
+from workers.engines.packaged import MINILM, materialise
+from workers.ingestion import cutting, prompting
+
+PROSE = "The kiwi is a bird that cannot fly. " * 40
+
+
+def models_file(mill: Works, **args: str) -> None:
+    source = {"packaged": MINILM}
+    models = {MODEL: {"source": source, "engine": "embed", "engine_args": args}}
+    (mill.folder / "models.yaml").write_text(json.dumps({"models": models}))
+
+
+def bring_in(mill: Works, store: str, file: str) -> list[str]:
+    """The texts that were embedded for it."""
+    mill.engine.asked.clear()
+    mill.attach(store, file)
+    mill.drive()
+    assert mill.statuses(store)[file] == ("completed", None)
+    return [text for texts in mill.engine.asked for text in texts]
+
+
+def test_passages_and_queries_are_embedded_behind_their_prompts(both: Works) -> None:
+    models_file(both, query_prompt="query: ", passage_prompt="passage: ")
+    store, file = both.store(), both.upload(PROSE)
+
+    texts = bring_in(both, store, file)
+    both.engine.asked.clear()
+    [found, *_] = both.search(store, "kiwi", text_weight=0.0)
+
+    assert texts
+    assert all(text.startswith("passage: ") for text in texts)
+    assert both.engine.asked == [["query: kiwi"]]
+    assert "passage: " not in found.text  # what is shown is the file's own
+
+
+def test_engine_is_told_to_put_nothing_before_them(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    models_file(both, prompt="text: ")
+    bodies: list[dict[str, Any]] = []
+    answer = both.host.engine.answer
+    monkeypatch.setattr(both.host.engine, "answer", lambda request: (bodies.append(request.body), answer(request))[1])
+    store, file = both.store(), both.upload(PROSE)
+
+    bring_in(both, store, file)
+    both.search(store, "kiwi")
+
+    assert {body["input_type"] for body in bodies} == {"raw"}
+    assert all(text.startswith("text: ") for body in bodies for text in body["input"])
+
+
+def test_without_prompts_nothing_is_said_of_them(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[dict[str, Any]] = []
+    answer = both.host.engine.answer
+    monkeypatch.setattr(both.host.engine, "answer", lambda request: (bodies.append(request.body), answer(request))[1])
+    store, file = both.store(), both.upload(PROSE)
+
+    bring_in(both, store, file)
+    both.search(store, "kiwi")
+
+    assert len(bodies) >= 2
+    assert not any("input_type" in body for body in bodies)
+
+
+def test_file_attached_again_is_embedded_again_only_if_the_prompt_has_changed(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    first = bring_in(mill, store, file)
+    document = mill.row(store, file).document
+
+    models_file(mill, query_prompt="query: ")
+    for_queries_alone = bring_in(mill, store, file)
+    models_file(mill, passage_prompt="passage: ")
+    changed = bring_in(mill, store, file)
+    same = bring_in(mill, store, file)
+
+    assert for_queries_alone == same == []
+    assert [text.removeprefix("passage: ") for text in changed] == first
+    assert mill.row(store, file).document != document
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def test_no_vector_of_another_prompt_is_taken_from_a_neighbour(mill: Works) -> None:
+    one, other, file = mill.store(), mill.store(), mill.upload(PROSE)
+    models_file(mill, passage_prompt="passage: ")
+    first = bring_in(mill, one, file)
+    assert bring_in(mill, other, file) == []  # the same prompt: the neighbour's are taken
+
+    models_file(mill, passage_prompt="p: ")
+    again = bring_in(mill, other, file)
+
+    assert [text.removeprefix("p: ") for text in again] == [text.removeprefix("passage: ") for text in first]
+
+
+def test_prompt_that_changes_while_a_file_is_brought_in_is_whole_or_not_there(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive(until="index")
+
+    models_file(mill, passage_prompt="passage: ")
+    mill.drive()
+
+    assert {text.startswith("passage: ") for texts in mill.engine.asked for text in texts} == {True}
+    assert bring_in(mill, store, file) == []
+
+
+def test_models_file_that_is_wrong_is_waited_for(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive(until="index")
+    (mill.folder / "models.yaml").write_text("models: [")
+
+    mill.hear(mill.owed()[0])
+
+    assert mill.statuses(store)[file][0] == "in_progress"
+    (mill.folder / "models.yaml").unlink()
+    mill.drive()
+    assert mill.statuses(store)[file] == ("completed", None)
+
+
+def test_chunks_leave_room_for_the_prompt(tmp_path: Path) -> None:
+    chunking = {"type": "static", "static": {"max_chunk_size_tokens": 4096, "chunk_overlap_tokens": 0}}
+
+    def longest(**args: str) -> int:
+        models = {MODEL: {"source": {"packaged": MINILM}, "engine": "embed", "engine_args": args}}
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+        return cutting.cutting_of(Settings(data_dir=tmp_path), MODEL, chunking).max_tokens
+
+    assert longest() == 254
+    assert longest(query_prompt="one two three") == 254
+    assert longest(passage_prompt="one two three") == 254 - 3 - 2
+    assert longest(prompt="one two three") == 254 - 3 - 2
+
+
+def test_models_own_prompts_count(tmp_path: Path) -> None:
+    folder = shutil.copytree(materialise(MINILM, tmp_path), tmp_path / "model")
+    said = {"prompts": {"query": "q: ", "document": "d: "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    models = {MODEL: {"source": {"path": str(folder)}, "engine": "embed"}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+    config = Settings(data_dir=tmp_path)
+
+    assert Registry.load(config).resolve(MODEL)
+    assert prompting.query(config, MODEL).text == "q: "
+    assert prompting.passage(config, MODEL).text == "d: "
+    assert prompting.passage(config, "unknown") == prompting.Prompt()

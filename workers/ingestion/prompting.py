@@ -1,0 +1,54 @@
+"""What stands before a store's passages and queries when they are embedded.
+
+The prompt is put there by who asks, and not by the engine: an ingestion records what its vectors were made from, and an
+engine that has been running for days may have been started with other prompts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs import checkpoint
+from jobs.prompts import RAW, Own, Prompts, prompts_of
+from jobs.registry import EngineKind, Model, Registry
+from jobs.settings import Settings
+from workers.ingestion import cutting
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """`known`: the model has prompts, so that its engine is told to add none."""
+
+    text: str = ""
+    known: bool = False
+
+    def fields(self, texts: list[str]) -> dict[str, Any]:
+        """Of a request for the vectors of these texts."""
+        if not self.known:
+            return {"input": texts}
+        return {"input": [self.text + text for text in texts], "input_type": RAW}
+
+
+def passage(config: Settings, name: str) -> Prompt:
+    """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    found = _prompts(config, name)
+    return Prompt(found.passage, bool(found))
+
+
+def query(config: Settings, name: str) -> Prompt:
+    """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    found = _prompts(config, name)
+    return Prompt(found.query, bool(found))
+
+
+def _prompts(config: Settings, name: str) -> Prompts:
+    model = Registry.load(config).resolve(name)
+    if model is None:
+        return Prompts()
+    return prompts_of(model.engine_args, _own(config, model))
+
+
+def _own(config: Settings, model: Model) -> Own:
+    """Those of its files; a server's model has none that we could see."""
+    if model.engine is not EngineKind.EMBED:
+        return Own()
+    return checkpoint.own_prompts(cutting.folder_of(config, model))
