@@ -13,7 +13,6 @@ ir-measures computes them where it can be installed, else we do; where it can, b
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ from rich.table import Table
 from bench import judged, rival
 from bench.judged import Collection
 from bench.shelf import Shelf, standing
+from cli.embedding import metrics
 
 AT = 10
 _CHUNKS = 50  # of a search, the most there are: several may be of one document
@@ -114,13 +114,11 @@ def by_document(chunks: Any) -> list[str]:
 
 def ndcg(ranked: Sequence[str], relevant: frozenset[str]) -> float:
     """Of one query, with judgements of yes and no."""
-    gain = sum(1 / math.log2(rank + 1) for rank, one in enumerate(ranked[:AT], 1) if one in relevant)
-    best = sum(1 / math.log2(rank + 1) for rank in range(1, min(AT, len(relevant)) + 1))
-    return gain / best
+    return metrics.ndcg(ranked, dict.fromkeys(relevant, 1), AT)
 
 
 def reciprocal_rank(ranked: Sequence[str], relevant: frozenset[str]) -> float:
-    return next((1 / rank for rank, one in enumerate(ranked[:AT], 1) if one in relevant), 0.0)
+    return metrics.reciprocal_rank(ranked, dict.fromkeys(relevant, 1), AT)
 
 
 def means(run: Run, relevant: Mapping[str, str]) -> tuple[float, float]:

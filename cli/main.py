@@ -10,6 +10,7 @@ import typer
 from cli import audit, jobs, keys, models, pauses, schedules, vectors, webhooks
 from cli.demo.command import demo
 from cli.doctor import doctor
+from cli.embedding.command import embed_eval
 from cli.explain import explain
 from cli.results import results
 from cli.run_batch import run_batch
@@ -68,6 +69,7 @@ app.command("jobs")(jobs.jobs)
 app.command()(watch)
 app.command()(results)
 app.command("run-batch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run_batch)
+app.command("embed-eval")(embed_eval)
 app.command()(explain)
 app.command()(jobs.cancel)
 app.command()(jobs.retry)

@@ -2,13 +2,17 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import AsJson, DataDir
 from cli.trouble import Trouble
+
+if TYPE_CHECKING:
+    from jobs.registry import Model
 
 app = typer.Typer(help="List, add, fetch and remove models. They stand in a models.yaml.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What clients write in `model`.")]
@@ -28,7 +32,7 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     if (config.data_dir / "nightmill.db").exists() or config.database_url:
         with opened(data_dir) as db, db.read() as session:
             workers = [(worker.queues, worker.models) for worker in fleet.alive(session)]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": model.name,
             "engine": model.engine.value,
@@ -36,6 +40,7 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             "queue": model.queue,
             "external": model.external,
             "aliases": list(model.aliases),
+            **_prompts(model),
             "workers": sum(model.queue in queues and model.name in names for queues, names in workers),
         }
         for model in registry.models.values()
@@ -44,12 +49,15 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         print(json.dumps({"file": str(registry.file), "models": rows}, indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("model", "engine", "source", "queue", "workers", "aliases", box=None)
+    prompts = any(_shown(row) for row in rows)
+    names = ("model", "engine", "source", "queue", "workers", "aliases")
+    table = Table(*names, *(["prompts: query / passage"] if prompts else []), box=None)
     for row in rows:
-        cells = (row["name"], row["engine"], row["source"], row["queue"], row["workers"], " ".join(row["aliases"]))  # type: ignore[arg-type]
-        table.add_row(*map(str, cells))
+        cells = [row["name"], row["engine"], row["source"], row["queue"], row["workers"], " ".join(row["aliases"])]
+        table.add_row(*map(str, cells), *([escape(_shown(row))] if prompts else []))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     print(f"file: {registry.file}")
 
@@ -119,6 +127,21 @@ def remove(name: Name, data_dir: DataDir = None) -> None:
     file = modelsfile.editable(config.models_file, config.data_dir)
     modelsfile.remove(file, name)
     print(f"{name} removed from {file}")
+
+
+def _prompts(model: "Model") -> dict[str, str | None]:
+    """What stands before queries and passages, of a model that embeds."""
+    from jobs.checkpoint import facts_of
+
+    if "/v1/embeddings" not in model.endpoints:
+        return {"query_prompt": None, "passage_prompt": None}
+    found = facts_of(model).prompts
+    return {"query_prompt": found.query or None, "passage_prompt": found.passage or None}
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    both = (row["query_prompt"], row["passage_prompt"])
+    return " / ".join(repr(prompt or "") for prompt in both) if any(both) else ""
 
 
 def _arguments(pairs: list[str]) -> dict[str, Any]:

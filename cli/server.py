@@ -21,6 +21,7 @@ from cli.trouble import Trouble
 _JSON = dict[str, Any]
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
+_EMBED_TIMEOUT = 600.0
 _PAGE = 100  # entries of one page, at most
 
 
@@ -40,6 +41,16 @@ class Away(Trouble):
     """No server answers, or it cannot answer now."""
 
 
+class Refused(Trouble):
+    """The request is one that this server, or its model, does not take."""
+
+
+def _kind(status: int) -> type[Trouble]:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Away
+    return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else Trouble
+
+
 @contextmanager
 def _told(url: str) -> Iterator[None]:
     """The SDK's errors, in one line each."""
@@ -52,7 +63,7 @@ def _told(url: str) -> Iterator[None]:
     except openai.APIStatusError as error:
         where = f" ({error.param})" if error.param else ""
         told = error.body.get("message") if isinstance(error.body, dict) else None
-        trouble = Away if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else Trouble
+        trouble = _kind(error.status_code)
         raise trouble(f"{told or error.message}{where}") from error
 
 
@@ -92,6 +103,11 @@ class Server:
             key = {"Idempotency-Key": str(uuid.uuid4())}
             found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options={"headers": key})
         return cast("_JSON", found)
+
+    def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:
+        """The SDK's answer, vectors as lists. `fields` are those that OpenAI does not have."""
+        with _told(self.url):
+            return self.sdk.embeddings.create(model=model, input=texts, extra_body=dict(fields), timeout=_EMBED_TIMEOUT)
 
     def delete(self, path: str) -> None:
         with _told(self.url):

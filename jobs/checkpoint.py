@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import yaml
 
-from jobs.prompts import Own
-from jobs.registry import Model
+from jobs.prompts import Own, Prompts, prompts_of
+from jobs.registry import EngineKind, Model
 
 #: Tokens, of a model that says nothing of itself.
 UNKNOWN_CONTEXT: Final = 512
@@ -39,6 +39,27 @@ class Card:
 
     license: str | None = None
     training_data: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a model that embeds: by models.yaml, else by its files."""
+
+    max_model_len: int | None
+    license: str | None
+    training_data: tuple[str, ...] | None
+    prompts: Prompts
+
+
+def facts_of(model: Model) -> Facts:
+    folder = folder_of(model) if model.engine is EngineKind.EMBED else None
+    card, own = (card_of(folder), own_prompts(folder)) if folder else (Card(), Own())
+    return Facts(
+        (context_of(folder) if folder else None) or model.max_model_len,
+        model.license or card.license,
+        card.training_data if model.training_data is None else model.training_data,
+        prompts_of(model.engine_args, own),
+    )
 
 
 def folder_of(model: Model) -> Path | None:

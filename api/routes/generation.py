@@ -38,7 +38,12 @@ class CompletionRequest(_Streamed):
 
 
 class EmbeddingRequest(Asked):
+    """OpenAI's fields, and ours: what the inputs are (`query`, `passage` …), and whether too long ones are cut off."""
+
     input: str | list[Any]
+    input_type: Any = None
+    truncate: Any = None
+    truncate_prompt_tokens: Any = None
 
 
 @router.post("/chat/completions", response_class=Response, responses=EITHER)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
+from jobs.checkpoint import facts_of
+from jobs.prompts import Prompts
 from jobs.registry import EngineKind, Model, ModelsFileError, Registry
 
 _INSTALL = "make setup"
@@ -86,7 +88,14 @@ def models(patient: Patient) -> Iterator[Finding]:
         if told := _missing(model, registry.file.parent):
             yield warning(f"model {model.name}", told, "install the package or correct the source in the models file")
         else:
-            yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}")
+            yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}{_prompts(model)}")
+
+
+def _prompts(model: Model) -> str:
+    """Of a model that embeds, if it has any."""
+    found = facts_of(model).prompts if "/v1/embeddings" in model.endpoints else Prompts()
+    both = (("queries", found.query), ("passages", found.passage))
+    return "".join(f", before {what} {prompt!r}" for what, prompt in both if prompt)
 
 
 def _missing(model: Model, beside: Path) -> str:

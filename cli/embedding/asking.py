@@ -1,0 +1,103 @@
+"""A model of the running deployment, asked for vectors as any waiting client asks it, and what that costs."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from cli.embedding.ranking import Matrix
+from cli.server import Refused, Server
+from cli.trouble import Trouble
+
+_TEXTS: Final = 32  # of one request
+QUERY: Final = {"input_type": "query", "truncate": True}
+PASSAGE: Final = {"input_type": "passage", "truncate": True}
+
+
+@dataclass(slots=True)
+class Cost:
+    """What was embedded. `truncated` is None where a server does not tell which inputs it has cut off."""
+
+    texts: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    truncated: int | None = 0
+
+    def add(self, answer: Any, texts: int) -> None:
+        cut = (answer.model_extra or {}).get("truncated")
+        self.texts += texts
+        self.tokens += answer.usage.prompt_tokens if answer.usage else 0
+        self.truncated = None if self.truncated is None or cut is None else self.truncated + len(cut)
+
+
+@dataclass(slots=True)
+class Embedder:
+    """`understood`: its server takes our fields; where it refuses them, it is asked without, and says so."""
+
+    server: Server
+    model: str
+    concurrency: int
+    understood: bool = True
+    dimensions: int = 0
+    corpus: Cost = field(default_factory=Cost)
+    queries: Cost = field(default_factory=Cost)
+
+    def timed(self, texts: Sequence[str]) -> tuple[Matrix, list[float]]:
+        """Queries one after the other, and the seconds of each."""
+        self._warm_up(texts[0])
+        rows, seconds = [], []
+        for text in texts:
+            began = time.perf_counter()
+            answer = self._ask([text], QUERY)
+            seconds.append(time.perf_counter() - began)
+            self.queries.add(answer, 1)
+            rows.append(self._vectors(answer, 1))
+        self.queries.seconds = sum(seconds)
+        return np.vstack(rows), seconds
+
+    def block(self, texts: Sequence[str]) -> Matrix:
+        """Passages, several requests at once."""
+        parts = [list(part) for part in _batched(texts, _TEXTS)]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="embed-eval") as threads:
+            answers = list(threads.map(lambda part: self._ask(part, PASSAGE), parts))
+        self.corpus.seconds += time.perf_counter() - began
+        rows = []
+        for part, answer in zip(parts, answers, strict=True):
+            self.corpus.add(answer, len(part))
+            rows.append(self._vectors(answer, len(part)))
+        return np.vstack(rows)
+
+    def _warm_up(self, text: str) -> None:
+        """Before anything is measured. Raises Trouble for a model that gives no vectors."""
+        try:
+            self._ask([text], QUERY)
+        except Refused:
+            self.understood = False
+            self._ask([text], QUERY)
+
+    def _ask(self, texts: Sequence[str], fields: dict[str, Any]) -> Any:
+        try:
+            return self.server.embed(self.model, list(texts), fields if self.understood else {})
+        except Refused as refusal:
+            raise Refused(f"{self.model}: {refusal}") from refusal
+
+    def _vectors(self, answer: Any, count: int) -> Matrix:
+        """Raises Trouble for what are no vectors of one length."""
+        rows = [one.embedding for one in sorted(answer.data or (), key=lambda one: one.index)]
+        lengths = {len(row) for row in rows}
+        if len(rows) != count or len(lengths) != 1 or 0 in lengths:
+            raise Trouble(f"{self.model} gave {len(rows)} vectors of {sorted(lengths)} dimensions for {count} texts")
+        [length] = lengths
+        self.dimensions = self.dimensions or length
+        found = np.asarray(rows, np.float32)
+        if length != self.dimensions or not np.isfinite(found).all():
+            raise Trouble(f"{self.model} gave vectors that cannot be compared with those before")
+        return found
+
+
+def _batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (texts[at : at + size] for at in range(0, len(texts), size))

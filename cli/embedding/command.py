@@ -1,0 +1,172 @@
+"""`nightmill embed-eval`: which embedding model finds what is looked for, and at what price."""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+import typer
+
+from cli.options import ApiKey, DataDir, Url
+from cli.trouble import Trouble
+
+if TYPE_CHECKING:
+    from cli.embedding.asking import Embedder
+    from cli.embedding.inputs import Inputs, Text
+    from cli.embedding.report import Judged, Scores
+    from cli.server import Server
+
+_AT = 10  # of nDCG and MRR
+_BLOCK = 2048  # texts whose vectors are held at once
+_WIDE = 160  # columns where no terminal says how many
+_HOUR = 3600
+
+
+def embed_eval(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Texts to search: JSON lines, id, text, language.")],
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="What is searched for, in the same form.")],
+    judgements: Annotated[
+        Path, typer.Argument(metavar="QRELS", help="Which text answers which query: TREC's or BEIR's table.")
+    ],
+    model: Annotated[list[str], typer.Option("--model", "-m", help="A model to compare; any number of times.")],
+    depth: Annotated[
+        list[int] | None, typer.Option("--k", min=1, max=1000, help="Recall at so many; any number of times.")
+    ] = None,
+    hourly_cost: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of the machine costs: the price of tokens follows.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests at once, for the corpus.")] = 4,
+    format_: Annotated[Literal["table", "json"], typer.Option("--format", help="For people or programs.")] = "table",
+    output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare embedding models on texts, queries and judgements of your own; the running deployment embeds."""
+    from cli.embedding import inputs
+    from cli.embedding.memory import resident_bytes
+    from cli.server import connect
+
+    given = inputs.read(corpus, queries, judgements)
+    depths = sorted(set(depth or (10, 100)))
+    with connect(url, api_key, data_dir) as server:
+        cards = {name: server.get(f"/models/{quote(name, safe='/')}") for name in dict.fromkeys(model)}
+        found = []
+        for name, card in cards.items():
+            print(f"{name}: {len(given.queries)} queries, {len(given.places)} texts", file=sys.stderr, flush=True)
+            embedder = _embedder(server, name, concurrency)
+            one = _judged(embedder, card, given, depths, hourly_cost)
+            found.append((one, resident_bytes(server.url, name, data_dir)))
+    _write(given, [_with_memory(one, size) for one, size in found], format_, output)
+
+
+def _embedder(server: "Server", model: str, concurrency: int) -> "Embedder":
+    from cli.embedding.asking import Embedder
+
+    return Embedder(server, model, concurrency)
+
+
+def _with_memory(one: "Judged", size: int | None) -> "Judged":
+    from dataclasses import replace
+
+    return replace(one, memory_bytes=size)
+
+
+def _judged(
+    embedder: "Embedder", card: Mapping[str, Any], given: "Inputs", depths: Sequence[int], hourly: float | None
+) -> "Judged":
+    import numpy as np
+
+    from cli.embedding.inputs import by_language
+    from cli.embedding.report import Judged
+
+    ranked, seconds = _ranked(embedder, given, max(*depths, _AT))
+    p50, p95 = np.percentile(seconds, (50, 95)) * 1000
+    cost, asked = embedder.corpus, embedder.queries
+    cut = None if cost.truncated is None or asked.truncated is None else cost.truncated + asked.truncated
+    pace = cost.tokens / cost.seconds if cost.tokens else None
+    return Judged(
+        model=embedder.model,
+        scores=scores(ranked, given, list(ranked), depths),
+        by_language={
+            language: scores(ranked, given, ids, depths) for language, ids in by_language(given.queries).items()
+        },
+        truncated_share=None if cut is None else cut / (cost.texts + asked.texts),
+        dimensions=embedder.dimensions,
+        max_tokens=card.get("max_model_len"),
+        license=card.get("license"),
+        training_data=card.get("training_data"),
+        query_prompt=card.get("query_prompt"),
+        passage_prompt=card.get("passage_prompt"),
+        prompts_used=embedder.understood,
+        latency_p50_ms=round(float(p50), 3),
+        latency_p95_ms=round(float(p95), 3),
+        tokens_per_second=pace and round(pace, 1),
+        texts_per_second=round(cost.texts / cost.seconds, 1),
+        memory_bytes=None,
+        cost_per_million_tokens=_price(card.get("cost_per_million_tokens"), pace, hourly),
+    )
+
+
+def _price(stated: float | None, pace: float | None, hourly: float | None) -> float | None:
+    """What its server takes, else what a million tokens take of the machine's time."""
+    if stated is not None or hourly is None or not pace:
+        return stated
+    return hourly / (pace * _HOUR) * 1_000_000
+
+
+def _ranked(embedder: "Embedder", given: "Inputs", most: int) -> tuple[dict[str, list[str]], list[float]]:
+    """The ids of the nearest texts of each query, best first, and the seconds that each query took to embed."""
+    from cli.embedding.inputs import texts
+    from cli.embedding.ranking import Nearest
+
+    vectors, seconds = embedder.timed([query.text for query in given.queries])
+    nearest = Nearest(vectors, most)
+    for block in _blocks(texts(given.corpus)):
+        nearest.add(embedder.block([text.text for text in block]))
+    names = list(given.places)
+    if embedder.corpus.texts != len(names):
+        raise Trouble(f"{given.corpus} has changed while it was read")
+    places = zip(given.queries, nearest.places(), strict=True)
+    return {query.id: [names[place] for place in row] for query, row in places}, seconds
+
+
+def _blocks(many: "Iterator[Text]") -> "Iterable[list[Text]]":
+    while block := list(islice(many, _BLOCK)):
+        yield block
+
+
+def scores(
+    ranked: Mapping[str, Sequence[str]], given: "Inputs", queries: Sequence[str], depths: Sequence[int]
+) -> "Scores":
+    """Means over these queries."""
+    from cli.embedding.metrics import ndcg, recall, reciprocal_rank
+
+    judged = [(ranked[query], given.judgements[query]) for query in queries]
+    found = {f"recall@{k}": statistics.fmean(recall(*pair, k) for pair in judged) for k in depths}
+    found[f"nDCG@{_AT}"] = statistics.fmean(ndcg(*pair, _AT) for pair in judged)
+    found[f"MRR@{_AT}"] = statistics.fmean(reciprocal_rank(*pair, _AT) for pair in judged)
+    return found
+
+
+def _write(given: "Inputs", found: "list[Judged]", format_: str, output: Path | None) -> None:
+    from cli.embedding.report import table
+
+    counts = {"texts": len(given.places), "queries": len(given.queries), "queries_without_judgement": given.unjudged}
+    if format_ == "json":
+        told = json.dumps({**counts, "models": [one.as_dict() for one in found]}, indent=2, ensure_ascii=False) + "\n"
+    else:
+        left = f", {given.unjudged} without judgement left out" if given.unjudged else ""
+        title = f"{len(given.places)} texts, {len(given.queries)} queries{left}"
+        told = table(title, found, None if sys.stdout.isatty() and not output else _WIDE)
+    if output is None:
+        print(told, end="")
+        return
+    try:
+        output.write_text(told, encoding="utf-8")
+    except OSError as error:
+        raise Trouble(f"cannot write {output}: {error.strerror}") from error

@@ -1,0 +1,43 @@
+"""What the process holds that serves a model, where it runs on this machine."""
+
+import os
+import socket
+from pathlib import Path
+
+from cli import proc
+from cli.effective import effective
+from cli.folder import DataFolder
+from cli.ledger import opened
+from cli.trouble import Trouble
+from jobs import fleet
+from jobs.registry import EngineKind, ModelsFileError, Registry
+
+
+def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
+    """Of one worker, with all models that it serves; None where that cannot be seen from here."""
+    config = effective(data_dir=data_dir)
+    if DataFolder(config.data_dir).read_run().get("url") != url:
+        return None  # another deployment than this machine's
+    try:
+        known = Registry.load(config).resolve(model)
+        if known is None or known.engine is not EngineKind.EMBED:
+            return None  # a server's memory is not its worker's
+        with opened(data_dir) as db, db.read() as session:
+            found = [
+                (worker.pid, worker.started)
+                for worker in fleet.alive(session, known.queue)
+                if known.name in worker.models and worker.host == socket.gethostname()
+            ]
+    except (Trouble, ModelsFileError):
+        return None
+    return next((size for size in (_resident(*process) for process in found) if size), None)
+
+
+def _resident(pid: int, started: int) -> int | None:
+    if not proc.alive(pid, started):
+        return None
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
