@@ -138,7 +138,14 @@ class System:
     """One `nightmill up` on one data folder; it may be killed and started again."""
 
     def __init__(
-        self, folder: Path, engine_url: str = "", embed_url: str = "", *, rivals: bool = False, **environment: str
+        self,
+        folder: Path,
+        engine_url: str = "",
+        embed_url: str = "",
+        *,
+        rivals: bool = False,
+        procfile: Path | None = None,
+        **environment: str,
     ) -> None:
         self.data = folder / "data"
         self.port = free_port()
@@ -156,6 +163,8 @@ class System:
             lines = folder / "Procfile"
             lines.write_text("\n".join(_with_rivals(self.ports[1])))
             self._options += ["--procfile", str(lines)]
+        if procfile:
+            self._options += ["--procfile", str(procfile)]
         if engine_url:
             models = folder / "models.yaml"
             models.write_text(_MODELS_FILE % embed_url)

@@ -103,6 +103,13 @@ def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
     assert "NIGHTMILL_PORT" in found["settings"].told
 
 
+def test_prompts_of_a_model_that_embeds_are_told(diagnosis: Examine, tmp_path: Path) -> None:
+    model = {"source": {"packaged": "all-minilm-l6-v2"}, "engine": "embed", "engine_args": {"query_prompt": "query: "}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": {"e": model}}))
+
+    assert diagnosis()["model e"].told == "engine embed, queue gpu.embed, before queries 'query: '"
+
+
 def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: str) -> None:
     found = diagnosis(engine_urls=engine, engine_api_key="right")[f"engine {engine}"]
 

@@ -50,6 +50,16 @@ def test_the_packaged_file_is_copied_before_it_is_changed(run: Run, tmp_path: Pa
     assert PACKAGED_FILE.read_text() == before
 
 
+def test_prompts_of_models_that_embed_are_listed(run: Run, tmp_path: Path) -> None:
+    assert "prompts" not in run("list")
+
+    run("add", "e", "--path", str(tmp_path), "--engine", "embed", "--set", "query_prompt='query: '")
+
+    listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
+    assert (listed["e"]["query_prompt"], listed["e"]["passage_prompt"]) == ("query: ", None)
+    assert "'query: ' / ''" in run("list")
+
+
 def test_what_was_added_can_be_removed_and_leaves_no_trace(run: Run, tmp_path: Path) -> None:
     run("add", "far", "--url", "https://models.example/v1", "--api-key-env", "FAR_KEY", "--upstream", "far-1")
     with_far = Registry.read(file(tmp_path)).models["far"]

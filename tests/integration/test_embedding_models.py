@@ -1,0 +1,186 @@
+"""Several embedding models side by side in a whole deployment, through the official SDK: three in one process, one of
+them the packaged model under another name and with prompts, and one in a queue and a process of its own.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.support import tiny_bert, tiny_roberta
+from tests.support.system import ROOT, StubEngine, System, eventually
+from workers.engines.packaged import MINILM
+
+pytestmark = pytest.mark.timeout(300)
+
+PROMPTED, TINY, CODE = "minilm-prompted", "tiny", "code"
+LONG = "word " * 600
+TEXTS = {
+    "kiwi": ("The kiwi is a flightless bird of New Zealand.", "en"),
+    "emu": ("The emu is a tall bird of Australia.", "en"),
+    "lava": ("Lava is molten rock that flows from a volcano.", "en"),
+    "long": (f"Tides follow the moon. {'The sea rises and falls. ' * 90}", "en"),
+    "brot": ("Brot wird aus Mehl, Wasser und Salz gebacken.", "de"),
+}
+QUERIES = {"q1": ("a bird that cannot fly", "en"), "q2": ("hot liquid rock", "en"), "q3": ("Brot backen", "de")}
+QRELS = "q1 0 kiwi 1\nq2 0 lava 1\nq3 0 brot 1\n"
+
+
+@dataclass
+class Mill:
+    system: System
+    client: OpenAI
+
+    def vectors(self, model: str, inputs: Any, **fields: Any) -> Any:
+        answer = self.client.embeddings.create(model=model, input=inputs, extra_body=fields)
+        return np.asarray([one.embedding for one in answer.data])
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    folder = tmp_path_factory.mktemp("embedders")
+    for name, write in (("tiny", tiny_bert.write), ("code", tiny_roberta.write)):
+        (folder / name).mkdir()
+        write(folder / name)
+    plain = {"dtype": "float32"}
+    prompts = plain | {"query_prompt": "query: ", "passage_prompt": "passage: "}
+    models = {
+        MINILM: {"source": {"packaged": MINILM}, "engine": "embed", "engine_args": plain},
+        PROMPTED: {"source": {"packaged": MINILM}, "engine": "embed", "engine_args": prompts, "license": "as MiniLM's"},
+        TINY: {"source": {"path": "tiny"}, "engine": "embed", "engine_args": plain},
+        CODE: {"source": {"path": "code"}, "engine": "embed", "queue": "gpu.code", "engine_args": plain},
+    }
+    (folder / "models.yaml").write_text(json.dumps({"models": models}))
+    procfile = folder / "Procfile"
+    procfile.write_text(f"{(ROOT / 'Procfile').read_text()}code: python -m workers embed gpu.code\n")
+    with StubEngine(folder, "stub-model") as chat:
+        given = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_ENGINE_URLS": chat.url}
+        system = System(folder, procfile=procfile, NIGHTMILL_MODELS_FILE=str(folder / "models.yaml"), **given)
+        try:
+            system.start()
+            eventually(lambda: alive(system) >= {"gpu.embed", "gpu.code"}, 120, "the embedding models are there")
+            with OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=60) as client:
+                yield Mill(system, client)
+        finally:
+            system.destroy()
+
+
+def alive(system: System) -> set[str]:
+    with suppress(httpx2.HTTPError):
+        return set(httpx2.get(f"{system.url}/readyz", timeout=5).json()["workers"])
+    return set()
+
+
+def test_each_model_answers_with_its_own_vectors(mill: Mill) -> None:
+    found = {model: mill.vectors(model, ["a bird"]) for model in (MINILM, PROMPTED, TINY, CODE)}
+
+    assert {model: rows.shape for model, rows in found.items()} == {
+        MINILM: (1, 384), PROMPTED: (1, 384), TINY: (1, 64), CODE: (1, 64),
+    }  # fmt: skip
+    assert found[MINILM] == pytest.approx(found[PROMPTED], abs=1e-5)
+    assert mill.vectors(PROMPTED, ["a bird"], input_type="query") == pytest.approx(
+        mill.vectors(MINILM, ["query: a bird"]), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(("model", "longest"), [(MINILM, 256), (TINY, 128), (CODE, 512)])
+def test_too_long_is_an_error_unless_truncation_is_asked_for(mill: Mill, model: str, longest: int) -> None:
+    for inputs in (LONG, [5] * 600):
+        with pytest.raises(openai.BadRequestError, match=f"maximum context length is {longest} tokens") as caught:
+            mill.vectors(model, inputs)
+        assert caught.value.code == "context_length_exceeded"
+
+        cut = mill.client.embeddings.create(model=model, input=inputs, extra_body={"truncate": True})
+        assert cut.usage.prompt_tokens == longest
+        assert (cut.model_extra or {})["truncated"] == [0]
+    assert mill.client.models.retrieve(model).model_extra["max_model_len"] == longest  # type: ignore[index]
+
+
+def test_lines_of_a_batch_say_what_they_are(mill: Mill, tmp_path: Path) -> None:
+    bodies = {
+        "query": {"input": "a bird", "input_type": "query"},
+        "plain": {"input": "a bird"},
+        "odd": {"input": "a bird", "input_type": "poem"},
+        "long": {"input": LONG},
+        "cut": {"input": LONG, "truncate": True},
+    }
+    lines = [
+        {"custom_id": name, "method": "POST", "url": "/v1/embeddings", "body": {"model": PROMPTED, **body}}
+        for name, body in bodies.items()
+    ]
+    file = tmp_path / "batch.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with file.open("rb") as handle:
+        uploaded = mill.client.files.create(file=handle, purpose="batch")
+    batch = mill.client.batches.create(input_file_id=uploaded.id, endpoint="/v1/embeddings", completion_window="24h")
+    eventually(lambda: mill.client.batches.retrieve(batch.id).status == "completed", 60, "the batch has ended")
+
+    done = mill.client.batches.retrieve(batch.id)
+    good, bad = (results(mill, name) for name in (done.output_file_id, done.error_file_id))
+    assert {name: one["error"]["code"] for name, one in bad.items()} == {"odd": None, "long": "context_length_exceeded"}
+    assert good.keys() == {"query", "plain", "cut"}
+    query = good["query"]["data"][0]["embedding"]
+    assert query == pytest.approx(mill.vectors(MINILM, "query: a bird")[0], abs=1e-5)
+
+
+def results(mill: Mill, file_id: str | None) -> dict[str, Any]:
+    assert file_id
+    lines = mill.client.files.content(file_id).text.splitlines()
+    return {line["custom_id"]: line["response"]["body"] for line in map(json.loads, lines)}
+
+
+def test_stores_of_different_models_are_searched_side_by_side(mill: Mill) -> None:
+    files = [
+        mill.client.files.create(file=(f"{name}.txt", text.encode()), purpose="assistants").id
+        for name, (text, _) in TEXTS.items()
+    ]
+    stores = {}
+    for model in (MINILM, PROMPTED, TINY, CODE):
+        store = mill.client.vector_stores.create(extra_body={"embedding_model": model})
+        batch = mill.client.vector_stores.file_batches.create_and_poll(store.id, file_ids=files, poll_interval_ms=200)
+        assert (batch.file_counts.completed, batch.file_counts.failed) == (len(files), 0), model
+        stores[model] = store.id
+
+    hybrid = {"embedding_weight": 1, "text_weight": 0}
+    for model, store in stores.items():
+        found = mill.client.vector_stores.search(
+            store, query="a bird that cannot fly", extra_body={"ranking_options": {"hybrid_search": hybrid}}
+        )
+        names = [one.filename for one in found]
+        assert set(names) <= {f"{name}.txt" for name in TEXTS}
+        if model in (MINILM, PROMPTED):  # the others' weights are random
+            assert names[0] == "kiwi.txt"
+        assert mill.client.vector_stores.retrieve(store).model_extra["embedding_model"] == model  # type: ignore[index]
+
+
+def test_models_are_compared(mill: Mill, tmp_path: Path) -> None:
+    for name, many in (("corpus", TEXTS), ("queries", QUERIES)):
+        rows = [{"id": one, "text": text, "language": language} for one, (text, language) in many.items()]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "qrels").write_text(QRELS)
+    files = [str(tmp_path / name) for name in ("corpus", "queries", "qrels")]
+
+    done = mill.system.cli("embed-eval", *files, "-m", MINILM, "-m", PROMPTED, "-m", TINY, "--hourly-cost", "1",
+                           "--format", "json")  # fmt: skip
+    unknown = mill.system.cli("embed-eval", *files, "-m", "nobody")
+
+    assert done.returncode == 0, done.stderr
+    minilm, prompted, tiny = json.loads(done.stdout)["models"]
+    assert minilm["scores"]["MRR@10"] == 1
+    assert (minilm["dimensions"], minilm["max_tokens"], minilm["license"]) == (384, 256, "apache-2.0")
+    assert (prompted["license"], prompted["query_prompt"], prompted["prompts_used"]) == ("as MiniLM's", "query: ", True)
+    assert (tiny["dimensions"], tiny["max_tokens"], tiny["license"], tiny["training_data"]) == (64, 128, None, None)
+    assert minilm["truncated_share"] == tiny["truncated_share"] == pytest.approx(1 / 8)
+    assert minilm["memory_bytes"] > 100 << 20  # torch's process, on this machine
+    assert minilm["cost_per_million_tokens"] > 0
+    assert set(minilm["by_language"]) == {"de", "en"}
+    assert unknown.returncode == 1
+    assert unknown.stderr.strip().splitlines()[-1] == "nightmill: The model 'nobody' does not exist. (model)"
