@@ -30,8 +30,10 @@ from workers import tasks
 from workers.asking import Asking
 from workers.company import Company
 from workers.context import Context, Pool, build
+from workers.elsewhere import Elsewhere
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
+from workers.fitting.fitted import Fitted
 from workers.grounding import Grounded
 from workers.host import EngineHost
 from workers.interactive import Desk
@@ -78,7 +80,9 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     engine = build_router(config, Registry.load(config), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
-    grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
+    asking = Asking(context)
+    fitted = Fitted(engine, engine.length, Elsewhere(context, asking, engine, queue))
+    grounded = Grounded(fitted, asking.search, partial(_excerpt_characters, engine))
     host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
     desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
