@@ -38,6 +38,8 @@ from workers.grounding import Grounded
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.quarantine import Deaths
+from workers.schemas.checked import Checked
+from workers.schemas.checker import Checker
 from workers.searching import Searching
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     asking = Asking(context)
-    fitted = Fitted(engine, engine.length, Elsewhere(context, asking, engine, queue))
+    checked = Checked(engine, Checker())
+    fitted = Fitted(checked, engine.length, Elsewhere(context, asking, engine, queue))
     grounded = Grounded(fitted, asking.search, partial(_excerpt_characters, engine))
     host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
     desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
@@ -93,6 +96,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     context.keeper.leave()
     with suppress(TimeoutError):
         host.call(desk.close()).result(2)
+        host.call(asking.close()).result(2)
     host.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up

@@ -40,6 +40,9 @@ class Asking:
         self._lines = Lines(context.config)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="asking")
 
+    async def close(self) -> None:
+        await self._lines.close()
+
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
         """What a store has, or a refusal. Raises EngineBusy where nobody can say now."""
         try:
