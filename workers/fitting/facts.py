@@ -6,6 +6,7 @@ over tf-idf of their words (`ranking`). The second part is the centroid of MEAD 
 Processing & Management 40); the first makes it a summary for the question. As many of the best as fit, in their order.
 """
 
+import asyncio
 from typing import Final
 
 from workers.fitting import ranking
@@ -20,10 +21,7 @@ _NOTE: Final = "From earlier in this conversation:"
 
 async def key_facts(history: History, terms: Terms, fits: Fits) -> Cut | None:
     dropped = [n for turn in history.older(terms.kept_turns) for n in turn]
-    found = list(
-        dict.fromkeys((history.speaker(n), one) for n in dropped for one in ranking.sentences(history.text(n)))
-    )
-    order = _best_first([sentence for _, sentence in found], history.question)
+    found, order = await asyncio.to_thread(_ranked, history, dropped)  # of megabytes it takes seconds
 
     def body(many: int) -> Body:
         kept = [found[n] for n in sorted(order[:many])]
@@ -35,6 +33,13 @@ async def key_facts(history: History, terms: Terms, fits: Fits) -> Cut | None:
         return None
     many = len(order) - left_out
     return body(many), {"dropped_messages": len(dropped), "facts": many, "facts_left_out": left_out}
+
+
+def _ranked(history: History, places: list[int]) -> tuple[list[tuple[str, str]], list[int]]:
+    """What was said, and by whom, each thing once; and the order of its worth."""
+    said = ((history.speaker(n), one) for n in places for one in ranking.sentences(history.text(n)))
+    found = list(dict.fromkeys(said))
+    return found, _best_first([sentence for _, sentence in found], history.question)
 
 
 def _best_first(sentences: list[str], question: str) -> list[int]:

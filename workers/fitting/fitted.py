@@ -19,7 +19,7 @@ from jobs.errors import InvalidRequest
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
 from workers.fitting.cutting import Body, Cut, Fits, priority, rotate, sliding_window, truncate_middle
 from workers.fitting.facts import key_facts
-from workers.fitting.history import PRIORITY, History
+from workers.fitting.history import MOST, PRIORITY, History
 from workers.fitting.memory import Vectors, memory
 from workers.fitting.refusals import PROMPT, in_openais_words, is_too_long, limit_in, too_long
 from workers.fitting.shown import Shown
@@ -98,8 +98,9 @@ class Fitted:
         history = History.of(request.url, {name: value for name, value in request.body.items() if name != FIELD})
         if history is None:
             return await self.ask(request, emit)
-        if not all(type(one) in (int, float) for one in history.priorities.values()):
-            return refusal(400, f"A '{PRIORITY}' is a number.", param=PROMPT[request.url], code="invalid_type")
+        if not all(type(one) in (int, float) and abs(one) <= MOST for one in history.priorities.values()):
+            message = f"A '{PRIORITY}' is a number between -{MOST:,} and {MOST:,}."
+            return refusal(400, message, param=PROMPT[request.url], code="invalid_type")
         return await _Fitting(self, request, terms, history, emit).run()
 
 

@@ -70,9 +70,11 @@ async def test_bad_terms_are_refused_before_anything_is_asked(context: Any, para
 async def test_a_priority_is_a_number_and_completions_have_no_context() -> None:
     engine = Counting()
     odd = chat([{"role": "user", "content": "Hi", "priority": "high"}], {"strategy": "priority"})
+    huge = chat([{"role": "user", "content": "Hi", "priority": 10**400}], {"strategy": "priority"})
     completion = Request("/v1/completions", {"model": "m", "prompt": "Hi", "context": SLIDING}, "req_1")
 
     assert error_of(await fitted(engine).answer(odd)) == (400, "messages", "invalid_type")
+    assert error_of(await fitted(engine).answer(huge)) == (400, "messages", "invalid_type")
     assert error_of(await fitted(engine).answer(completion)) == (400, "context", "unsupported_parameter")
     assert engine.asked == []
 
