@@ -239,24 +239,25 @@ def test_in_the_background_it_is_the_same(db: Database, tmp_path: Path) -> None:
 
 
 @contextmanager
-def _neighbours(shop: Shop, stack: ExitStack) -> Iterator[dict[str, list[str]]]:
-    """Workers of the other two models, which take searches' line as every worker does."""
+def _neighbours(shop: Shop) -> Iterator[dict[str, list[str]]]:
+    """Workers of the other two models, which take searches' line as every worker does; what each was asked."""
     asked: dict[str, list[str]] = {}
-    for queue, model in (("gpu.large", LARGE), ("gpu.vectors", EMBED)):
-        prompts = asked[model] = []
-        host = EngineHost(FakeEngine((model,), asked=prompts.append), lambda: None)
-        host.start()
-        stack.callback(host.close)
-        desk = Desk(host, shop.redis_url, queue, own={searches.URL: _nothing})
-        host.call(desk.serve())
-        stack.callback(lambda host=host, desk=desk: host.call(desk.close()).result(5))
-        row = Worker(
-            id=queue, pool="gpu", host="h", pid=1, started=1, queues=[queue], models=[model], slots=2, state="ready",
-            restarts=0, created_at=now(), seen_at=now(),
-        )  # fmt: skip
-        with shop.app.state.services.db.write() as session:
-            fleet.register(session, row)
-    yield asked
+    with ExitStack() as stack:
+        for queue, model in (("gpu.large", LARGE), ("gpu.vectors", EMBED)):
+            prompts = asked[model] = []
+            host = EngineHost(FakeEngine((model,), asked=prompts.append), lambda: None)
+            host.start()
+            stack.callback(host.close)
+            desk = Desk(host, shop.redis_url, queue, own={searches.URL: _nothing})
+            host.call(desk.serve())
+            stack.callback(lambda host=host, desk=desk: host.call(desk.close()).result(5))
+            row = Worker(
+                id=queue, pool="gpu", host="h", pid=1, started=1, queues=[queue], models=[model], slots=2,
+                state="ready", restarts=0, created_at=now(), seen_at=now(),
+            )  # fmt: skip
+            with shop.app.state.services.db.write() as session:
+                fleet.register(session, row)
+        yield asked
 
 
 async def _nothing(question: Any, priority: int) -> Answer:
@@ -264,8 +265,8 @@ async def _nothing(question: Any, priority: int) -> Answer:
 
 
 @pytest.fixture
-def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Any]:
-    """A shop whose worker knows where the others are."""
+def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_url: str) -> Iterator[Shop]:
+    """A shop whose worker knows where the others would be."""
     models = tmp_path / "town.yaml"
     models.write_text(_MODELS_FILE)
     with ExitStack() as stack:
@@ -281,41 +282,43 @@ def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_
 
         shop = make_shop(engine={"fault": _small}, around=around, models_file=str(models))
         stack.callback(lambda: shop.host.call(callers[0].close()).result(5))
-        asked = stack.enter_context(_neighbours(shop, stack))
         with shop.open():
-            yield shop, asked
+            yield shop
 
 
-def test_a_model_of_another_queue_answers_what_is_too_long_here(town: Any) -> None:
-    shop, asked = town
-
-    whole = _chat(shop, context={"route_long": LARGE})
-    chunks = list(
-        shop.client.chat.completions.create(
-            model=MODEL, messages=LONG, stream=True, extra_body={"context": {"route_long": LARGE}}
-        )
-    )
+def test_a_model_of_another_queue_answers_what_is_too_long_here(town: Shop) -> None:
+    extra = {"context": {"route_long": LARGE}}
+    with _neighbours(town) as asked:
+        whole = _chat(town, **extra)
+        chunks = list(town.client.chat.completions.create(model=MODEL, messages=LONG, stream=True, extra_body=extra))
     with pytest.raises(openai.BadRequestError) as unknown:
-        _chat(shop, context={"route_long": "nobody"})
+        _chat(town, context={"route_long": "nobody"})
 
     assert (whole.model, whole.context["routed_from"]) == (LARGE, MODEL)
     assert (chunks[0].model, chunks[0].context["routed_to"]) == (LARGE, LARGE)
     assert len(chunks) > 2
     assert len(asked[LARGE]) == 2
-    assert shop.asked == []
+    assert town.asked == []
     assert unknown.value.param == "context.route_long"
 
 
-def test_turns_are_recalled_by_vectors_of_another_worker(town: Any) -> None:
-    shop, asked = town
+def test_without_the_other_models_workers_one_asks_again_later(town: Shop) -> None:
+    for context in ({"route_long": LARGE}, {"strategy": "memory"}):
+        with pytest.raises(openai.InternalServerError) as away:
+            _chat(town, context=context)
+        assert (away.value.status_code, away.value.code) == (503, "engine_busy")
+
+
+def test_turns_are_recalled_by_vectors_of_another_worker(town: Shop) -> None:
     messages = [*LONG, {"role": "user", "content": "What of the dogs and the bees?"}]
 
-    answer = _chat(shop, messages, context={"strategy": "memory"})
+    with _neighbours(town) as asked:
+        answer = _chat(town, messages, context={"strategy": "memory"})
     with pytest.raises(openai.BadRequestError) as unknown:
-        _chat(shop, messages, context={"strategy": "memory", "embedding_model": MODEL})
+        _chat(town, messages, context={"strategy": "memory", "embedding_model": MODEL})
 
     assert answer.context["recalled_turns"] == 4
-    recalled = [line.split()[0] for line in shop.asked[0].split("\n")]
+    recalled = [line.split()[0] for line in town.asked[0].split("\n")]
     assert {"dogs", "bees"} < set(recalled)
     assert recalled[-1] == "What"
     assert len(asked[EMBED]) == 1

@@ -4,6 +4,7 @@
     sliding_window    the oldest turns go
     rotate            the first turns stay as an anchor, the oldest after them go, several at a time
     priority          the messages of the lowest `priority` go, the oldest of these first
+    truncation_auto   OpenAI's `truncation: auto`: items go from the beginning of the conversation
 
 `rotate` is what engines do with their caches, done with turns. That the very first tokens must stay is the finding of
 "attention sinks" (Xiao et al., Efficient Streaming Language Models, arXiv:2309.17453); that many go at once is the
@@ -44,6 +45,12 @@ async def least(most: int, fits: Callable[[int], Awaitable[bool]]) -> int | None
 async def sliding_window(history: History, terms: Terms, fits: Fits) -> Cut | None:
     older = history.older(terms.kept_turns)
     return await _without_first(history, older, fits)
+
+
+async def truncation_auto(history: History, _: Terms, fits: Fits) -> Cut | None:
+    """Items go from the beginning, whatever their turn, but not the question, nor what was said last."""
+    loose = [group for group in history.groups[:-1] if history.asked not in group]
+    return await _without_first(history, loose, fits)
 
 
 async def rotate(history: History, terms: Terms, fits: Fits) -> Cut | None:

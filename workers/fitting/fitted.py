@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from jobs.errors import InvalidRequest
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
-from workers.fitting.cutting import Body, Cut, Fits, priority, rotate, sliding_window, truncate_middle
+from workers.fitting.cutting import Body, Cut, Fits, priority, rotate, sliding_window, truncate_middle, truncation_auto
 from workers.fitting.facts import key_facts
 from workers.fitting.history import MOST, PRIORITY, History
 from workers.fitting.memory import Vectors, memory
@@ -37,6 +37,7 @@ _CUTTING: Final[dict[str, Callable[[History, Terms, Fits], Awaitable[Cut | None]
     "rotate": rotate,
     "priority": priority,
     "key_facts": key_facts,
+    "truncation_auto": truncation_auto,
 }
 
 
@@ -121,6 +122,10 @@ class _Fitting:
         if self.auto:
             self.history.body.pop("truncation")  # engines that know it cut tokens, whatever they are
 
+    @property
+    def _strategy(self) -> str:
+        return self.terms.strategy or "truncation_auto"
+
     async def run(self) -> Answer:
         body = self.history.body
         try:
@@ -159,7 +164,7 @@ class _Fitting:
             answer = await self._ask(*fit)
             if length.exact or not is_too_long(answer):
                 return answer
-        refused = too_long(self.sent.url, length.limit, length.tokens, f"'{self.terms.strategy}' cannot make it fit.")
+        refused = too_long(self.sent.url, length.limit, length.tokens, f"'{self._strategy}' cannot make it fit.")
         return replace(refused, usage=self.spent)
 
     def _budgets(self, length: Length) -> Iterator[int]:
@@ -184,10 +189,10 @@ class _Fitting:
             return None
         counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": tokens}
         estimated = {} if length.exact else {"estimated": True}
-        return body, Shown({"strategy": self.terms.strategy, **told, **counts, **estimated}, usage=self.spent)
+        return body, Shown({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
 
     async def _by_strategy(self, fits: Fits, budget: int, length: Length) -> Cut | Answer | None:
-        name, history, terms = str(self.terms.strategy), self.history, self.terms
+        name, history, terms = self._strategy, self.history, self.terms
         if name in _CUTTING:
             return await _CUTTING[name](history, terms, fits)
         if name == "memory":

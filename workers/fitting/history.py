@@ -42,7 +42,7 @@ class History:
         priorities = {n: item[PRIORITY] for n, item in enumerate(items) if PRIORITY in item}
         items = [{name: value for name, value in item.items() if name != PRIORITY} for item in items]
         above = [n for n, item in enumerate(items) if item.get("role") in _ABOVE]
-        groups = _groups(items, [n for n in range(len(items)) if n not in set(above)])
+        groups = _groups(items, [n for n, item in enumerate(items) if item.get("role") not in _ABOVE])
         return cls(url, {**body, _FIELD[url]: items}, items, _turns(items, groups), groups, above, priorities)
 
     def older(self, kept_turns: int) -> list[list[int]]:
@@ -82,10 +82,13 @@ class History:
         return str(item.get("role") or item.get("type") or "unknown")[:32]
 
     @property
+    def asked(self) -> int | None:
+        """Where a user said something last."""
+        return max((n for n, item in enumerate(self.items) if item.get("role") == "user"), default=None)
+
+    @property
     def question(self) -> str:
-        """What a user said last."""
-        said = [n for n, item in enumerate(self.items) if item.get("role") == "user"]
-        return self.text(said[-1]) if said else ""
+        return "" if self.asked is None else self.text(self.asked)
 
 
 def texts(item: Mapping[str, Any]) -> Iterator[str]:

@@ -14,11 +14,14 @@ _STATUSES: Final = frozenset({400, 413, 422})
 #: vLLM and OpenAI; vLLM's responses; SGLang; llama.cpp; TGI; TensorRT-LLM.
 _WORDS: Final = re.compile(
     r"maximum context length|exceeds the max_model_len|model's context length|available context size"
-    r"|`inputs` (?:tokens \+ `max_new_tokens`|must have less than)|exceeds (?:the )?max_(?:seq|input)_len",
+    r"|exceeds the maximum allowed length|`inputs` (?:tokens \+ `max_new_tokens`|must have less than)"
+    r"|prompt length \(\d+\) exceeds",
     re.IGNORECASE,
 )
 _LIMIT: Final = re.compile(
-    r"(?:maximum context length (?:is|of)|max_model_len|context length \(|must be <=|less than) ?(\d+)", re.IGNORECASE
+    r"(?:maximum context length (?:is|of)|max_model_len|(?:model's context|maximum \w+) length \(|must be <="
+    r"|less than) ?(\d+)",
+    re.IGNORECASE,
 )
 
 
@@ -31,6 +34,8 @@ def is_too_long(answer: Answer) -> bool:
     if answer.status not in _STATUSES:
         return False
     error = _error(answer)
+    if str(error.get("param")).startswith("max_"):
+        return False  # it is the answer that would be too long
     by_name = error.get("code") == CODE or error.get("type") == "exceed_context_size_error"
     return by_name or _WORDS.search(str(error.get("message"))) is not None
 

@@ -46,7 +46,7 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 #: OpenAI's own `truncation: auto`, of responses.
-AUTO: Final = Terms(strategy="sliding_window")
+AUTO: Final = Terms()
 
 
 def terms_of(url: str, body: Mapping[str, Any]) -> Terms | None:

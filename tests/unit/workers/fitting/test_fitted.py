@@ -108,8 +108,7 @@ async def test_room_is_left_for_the_answer_and_less_may_be_asked_for() -> None:
     assert [prompt_tokens(one) for one in engine.asked] == [23, 23, 65]
 
 
-@pytest.mark.parametrize("keep_last", [None, 3])
-async def test_truncation_auto_drops_the_oldest_items(keep_last: int | None) -> None:
+async def test_truncation_auto_drops_the_oldest_items() -> None:
     engine = Counting()
 
     answer = await fitted(engine).answer(response(LONG, truncation="auto", instructions="Be brief."))
@@ -118,8 +117,31 @@ async def test_truncation_auto_drops_the_oldest_items(keep_last: int | None) -> 
     assert "truncation" not in sent
     assert (sent["input"], sent["instructions"]) == (LONG[-4:], "Be brief.")
     assert (said(answer)["truncation"], said(answer)["context"]["dropped_messages"]) == ("auto", 6)
+    assert said(answer)["context"]["strategy"] == "truncation_auto"
     short = await fitted(engine).answer(response("Hi", truncation="auto"))
     assert (said(short)["truncation"], "context" in said(short)) == ("auto", False)
+
+
+async def test_truncation_auto_drops_old_calls_within_a_turn() -> None:
+    engine = Counting()
+    calls = [
+        item
+        for n in range(8)
+        for item in (
+            {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": f"c{n}", "output": "word " * 10},
+        )
+    ]
+    question = {"role": "user", "content": "Do it."}
+
+    answer = await fitted(engine).answer(response([question, *calls], truncation="auto"))
+
+    assert said(answer)["context"]["prompt_tokens"] <= LIMIT - 10
+    sent = engine.asked[0].body["input"]
+    assert sent[0] == question
+    assert sent[1:] == calls[len(calls) - len(sent) + 1 :]
+    assert (len(sent) - 1) % 3 == 0
 
 
 async def test_a_note_goes_where_a_response_has_its_instructions() -> None:
@@ -172,7 +194,7 @@ async def test_a_stream_says_it_first_and_a_refusal_comes_before_it() -> None:
     await fitted(engine).stream(response(LONG, truncation="auto"), emit)
 
     assert [chunk.get("context", {}).get("strategy") for chunk in chunks] == ["sliding_window", None, None]
-    assert [event["response"]["context"]["strategy"] for event in events] == ["sliding_window"] * 2
+    assert [event["response"]["context"]["strategy"] for event in events] == ["truncation_auto"] * 2
     assert [event["response"]["truncation"] for event in events] == ["auto"] * 2
 
 
