@@ -30,6 +30,7 @@ from workers.fitting.terms import FIELD, RESPONSES, Terms, reserved, terms_of
 Measure = Callable[[Request], Awaitable[Length | None]]
 #: Of a budget that is an estimate: the whole and then less, or, where nobody knows the limit, half and half again.
 _KNOWN: Final = (1.0, 0.8, 0.64, 0.5)
+_DOUBT: Final = 150  # percent of a budget that what must stay may have
 _UNKNOWN: Final = (0.5, 0.25, 0.125, 0.06)
 _CUTTING: Final[dict[str, Callable[[History, Terms, Fits], Awaitable[Cut | None]]]] = {
     "truncate_middle": truncate_middle,
@@ -155,8 +156,10 @@ class _Fitting:
     async def _handled(self, length: Length) -> Answer:
         if self.terms.route_long is not None:
             return await self._routed(self.terms.route_long, length)
-        for budget in self._budgets(length):
+        for n, budget in enumerate(self._budgets(length)):
             fit = await self._cut(budget, length) if budget > 0 else None
+            if fit is None and n == 0 and not length.exact:  # estimates are rather too high: let the engine judge it
+                fit = await self._cut(budget * _DOUBT // 100, length)
             if isinstance(fit, Answer):
                 return fit
             if fit is None:

@@ -5,6 +5,7 @@ A thread of its own talks to it, one question at a time: the kernel ends a child
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from workers.schemas import wire
 log = logging.getLogger(__name__)
 
 SECONDS: Final = 5.0  # for one answer
+_SLOW_SECONDS: Final = 60.0
 _GOOD: Final = 1024  # schemas that are known to be some
 _TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its memory."
 
@@ -36,9 +38,13 @@ class Checker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
         self._child: Child | None = None
         self._good: OrderedDict[bytes, None] = OrderedDict()
+        self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
 
     async def check(self, schema: bytes) -> None:
         """Raises BadSchema; EngineBusy where no child can be started."""
+        self._slow = {one: until for one, until in self._slow.items() if until > time.monotonic()}
+        if schema in self._slow:
+            raise BadSchema(_TOO_LONG)
         if schema not in self._good:
             await self.faults(schema, [])
             self._good[schema] = None
@@ -53,6 +59,8 @@ class Checker:
         answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, ask)
         if isinstance(answer, wire.Bad):
             raise BadSchema(answer.why)
+        if answer is None:
+            self._slow[schema] = time.monotonic() + _SLOW_SECONDS
         if answer is None and not texts:
             raise BadSchema(_TOO_LONG)
         return [_TOO_LONG] * len(texts) if answer is None else answer.faults
@@ -60,8 +68,8 @@ class Checker:
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
 
-    def _ask(self, ask: bytes) -> wire.Judged | wire.Bad | None:
-        """None if it was too much for the child."""
+    def _ask(self, ask: bytes, tries: int = 2) -> wire.Judged | wire.Bad | None:
+        """None if it was too much for the child. One that dies may have been killed: a second is asked."""
         child = self._started()
         try:
             child.say(ask)
@@ -69,7 +77,7 @@ class Checker:
         except (Died, TimeUp, msgspec.MsgspecError) as error:
             log.warning("schema_child_replaced", extra={"reason": type(error).__name__})
             self._end()
-            return None
+            return self._ask(ask, tries - 1) if isinstance(error, Died) and tries > 1 else None
 
     def _started(self) -> Child:
         if self._child is None:

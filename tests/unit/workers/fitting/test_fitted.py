@@ -168,6 +168,16 @@ async def test_an_engine_that_does_not_count_is_asked_first_and_then_with_less()
     }  # fmt: skip
 
 
+async def test_what_must_stay_may_fit_where_the_estimate_says_it_does_not() -> None:
+    engine = Counting(counts=False)
+    messages = [*LONG, {"role": "user", "content": "x " * 70}]
+
+    answer = await fitted(engine).answer(chat(messages, SLIDING))
+
+    assert answer.status == 200
+    assert engine.asked[-1].body["messages"] == messages[-1:]
+
+
 async def test_where_nobody_knows_the_limit_less_and_less_is_tried() -> None:
     def odd(request: Request) -> Answer | str:
         if prompt_tokens(request) > 50:

@@ -92,10 +92,21 @@ async def test_nothing_is_fetched(checker: Checker) -> None:
 async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any, text: str) -> None:
     checker = Checker(seconds=0.7)
 
+    await checker.check(raw(schema))
     assert "could not be checked" in str(await checker.faults(raw(schema), [text]))
+    with pytest.raises(BadSchema, match="could not be checked"):
+        await checker.check(raw(schema))
     checker._seconds = 10.0
     assert await checker.faults(raw(CITY), ['{"city": "Rome"}']) == [None]
     await checker.close()
+
+
+async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Checker) -> None:
+    await checker.check(raw(CITY))
+    assert checker._child is not None
+    checker._child.kill()
+
+    assert await checker.faults(raw(CITY), ['{"city": "Rome"}', "5"]) == [None, "5 is not of type 'object'"]
 
 
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
