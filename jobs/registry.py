@@ -216,6 +216,12 @@ class Registry:
         """The model of that name or alias."""
         return self.models.get(name) or self.models.get(self.aliases.get(name, ""))
 
+    def embedder(self, named: str) -> str | None:
+        """The model that embeds where none is asked for: the one that the settings name, else the first there is."""
+        found = [model for model in self.models.values() if "/v1/embeddings" in model.endpoints]
+        found.sort(key=lambda model: model.engine is not EngineKind.EMBED)
+        return named or next((model.name for model in found), None)
+
     def target(self, name: str, live: Collection[str]) -> str | None:
         """The name under which a worker serves what a client calls `name`; `live` is what endpoints have shown."""
         if name in self.models or name in live:

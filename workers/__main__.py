@@ -30,12 +30,16 @@ from workers import tasks
 from workers.asking import Asking
 from workers.company import Company
 from workers.context import Context, Pool, build
+from workers.elsewhere import Elsewhere
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
+from workers.fitting.fitted import Fitted
 from workers.grounding import Grounded
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.quarantine import Deaths
+from workers.schemas.checked import Checked
+from workers.schemas.checker import Checker
 from workers.searching import Searching
 
 log = logging.getLogger(__name__)
@@ -78,7 +82,10 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     engine = build_router(config, Registry.load(config), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
-    grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
+    asking = Asking(context)
+    checked = Checked(engine, Checker())
+    fitted = Fitted(checked, engine.length, Elsewhere(context, asking, engine, queue))
+    grounded = Grounded(fitted, asking.search, partial(_excerpt_characters, engine))
     host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
     desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
@@ -89,6 +96,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     context.keeper.leave()
     with suppress(TimeoutError):
         host.call(desk.close()).result(2)
+        host.call(asking.close()).result(2)
     host.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up

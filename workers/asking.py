@@ -1,5 +1,7 @@
-"""A search that this worker needs for a request of its own: asked of a worker that has the store's embedding model, the
-way clients who wait are answered.
+"""What this worker needs of others for a request of its own (a search, vectors, an answer of another model): asked the
+way clients who wait ask.
+
+Asked in the line of searches, which has places of its own: not behind the requests that may be waiting for these.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs import fleet, placement, searches
 from jobs.attachments import is_over
@@ -18,10 +21,12 @@ from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerL
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question
 from jobs.models import VectorStore
+from jobs.registry import Registry
 from jobs.searches import Found, Search
 from jobs.waiting import Lines
 from workers.context import Context
-from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
+from workers.engines.wire import usage_of
 
 _SECONDS: Final = 60.0
 _AGAIN: Final = 2.0
@@ -35,12 +40,49 @@ class Asking:
         self._lines = Lines(context.config)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="asking")
 
+    async def close(self) -> None:
+        await self._lines.close()
+
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
         """What a store has, or a refusal. Raises EngineBusy where nobody can say now."""
         try:
             return await self._search(request, search)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
             raise EngineBusy(error.message, retry_after=_AGAIN) from error
+
+    async def place(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
+        """The queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
+
+        def placed() -> str | Answer:
+            with self._context.db.read() as session:
+                return self._queue(session, request, model, endpoint, param)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, placed)
+        except DatabaseBusy as error:
+            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+
+    async def ask(self, queue: str, request: Request, emit: Emit | None = None) -> Answer:
+        """What the workers of another queue say, its pieces to `emit`. Raises EngineBusy, EngineFault."""
+        model = str(request.body.get("model"))
+        question = Question(
+            id=new_id("req_"),
+            url=request.url,
+            body=msgspec.json.encode(request.body),
+            tenant=request.tenant,
+            deadline=now() + self._context.config.interactive_seconds,
+            stream=emit is not None,
+        )
+        try:
+            end = await self._asked(queue, model, question, emit)
+        except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
+            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+        if end.status in (429, 503):
+            raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or _AGAIN)
+        answer = Answer(end.status, end.body, usage_of(end.body) if end.status == 200 and end.body else Usage())
+        if end.status == 408 or end.status >= 500:
+            raise EngineFault(f"The workers of `{model}` gave no answer.", answer)
+        return answer
 
     async def _search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
         loop = asyncio.get_running_loop()
@@ -60,7 +102,7 @@ class Asking:
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or _AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
-    async def _asked(self, queue: str, model: str, question: Question) -> Piece:
+    async def _asked(self, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
@@ -68,6 +110,8 @@ class Asking:
             async for piece in pieces:
                 if piece.kind == "end":
                     return piece
+                if piece.kind == "chunk" and emit is not None:
+                    await emit(piece.body)
         raise WorkerLost
 
     def _place(self, request: Request, search: Search) -> tuple[str, str] | Answer:
@@ -79,16 +123,19 @@ class Asking:
             if store is None or is_over(store):
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
-            try:
-                queue = placement.queue_of(
-                    session, context.config, store.model, endpoint="/v1/embeddings", project_id=request.tenant
-                )
-            except placement.NotServed as refused:
-                return refusal(400, str(refused), param="tools", code=refused.code)
-            except placement.NotYet as error:
-                raise EngineBusy("The store's embedding model is not there yet.", retry_after=_AGAIN) from error
-        return queue, store.model
+            queue = self._queue(session, request, store.model, "/v1/embeddings", "tools")
+        return queue if isinstance(queue, Answer) else (queue, store.model)
+
+    def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
+        config = self._context.config
+        try:
+            return placement.queue_of(session, config, model, endpoint=endpoint, project_id=request.tenant)
+        except placement.NotServed as refused:
+            return refusal(400, str(refused), param=param, code=refused.code)
+        except placement.NotYet as error:
+            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=_AGAIN) from error
 
     def _served(self, queue: str, model: str) -> bool:
+        alias = Registry.load(self._context.config).aliases.get(model, "")
         with self._context.db.read() as session:
-            return fleet.serves(session, queue, model)
+            return any(fleet.serves(session, queue, name) for name in (model, alias) if name)

@@ -24,7 +24,6 @@ from jobs.errors import Conflict, InvalidRequest
 from jobs.ids import new_id
 from jobs.ingestions import SINGLE
 from jobs.models import VectorStore, VectorStoreFile
-from jobs.registry import EngineKind
 
 router: APIRouter = resource("Vector stores")
 
@@ -160,15 +159,11 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
 
 def _default_model(call: CallContext) -> str:
     """The deployment's. Raises InvalidRequest where there is none."""
-    if call.config.embedding_model:
-        return call.config.embedding_model
-    registry = call.services.registry()
-    found = [model for model in registry.models.values() if "/v1/embeddings" in model.endpoints]
-    found.sort(key=lambda model: model.engine is not EngineKind.EMBED)
-    if not found:
+    found = call.services.registry().embedder(call.config.embedding_model)
+    if found is None:
         message = "This deployment names no embedding model: say which in 'embedding_model'."
         raise InvalidRequest(message, param="embedding_model", code="missing_required_parameter")
-    return found[0].name
+    return found
 
 
 def _check_model(session: Session, call: CallContext, model: str) -> None:

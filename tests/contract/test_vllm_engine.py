@@ -276,6 +276,42 @@ def test_a_prompt_beyond_the_context_is_refused_at_its_field(host: Host, url: st
     assert refused(said) == (400, field, "context_length_exceeded")
 
 
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c1", "content": "Rain."},
+]
+ITEMS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Weather?"},
+    {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c1", "output": "Rain."},
+]
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (CHAT, {"messages": QUESTION, "max_tokens": 2}),
+        (CHAT, {"messages": TALK, "tools": [WEATHER], "max_tokens": 2}),
+        (RESPONSES, {"input": "Say hello.", "max_output_tokens": 2}),
+        (RESPONSES, {"input": ITEMS, "instructions": "Be brief.", "max_output_tokens": 2}),
+    ],
+)
+def test_a_prompt_is_as_long_as_it_is_said_to_be(host: Host, url: str, body: dict[str, Any]) -> None:
+    length = host.call("length", url=url, body={"model": MODEL, **body})["length"]
+
+    assert length == [host.ask(url, model=MODEL, **body)["usage"][0], 2048, True]
+
+
+def test_a_prompt_beyond_the_context_is_counted_to_its_end(host: Host) -> None:
+    messages = [{"role": "user", "content": "word " * 4000}]
+
+    assert host.call("length", url=CHAT, body={"model": MODEL, "messages": messages})["length"][0] > 4000
+    assert host.call("length", url=CHAT, body={"model": MODEL, "messages": [{}]})["length"] is None
+
+
 def test_a_chat_model_does_not_embed(host: Host) -> None:
     assert refused(host.ask(EMBED, model=MODEL, input="hello"))[:2] == (400, "model")
 

@@ -28,6 +28,7 @@ from jobs.storage import DiskStorage
 from workers.context import Context, Pool, build
 from workers.dispatcher import Dispatcher
 from workers.engines.fake import FakeEngine
+from workers.engines.port import Engine
 from workers.finishing import finish
 from workers.host import EngineHost
 from workers.planning import plan
@@ -59,7 +60,7 @@ class Mill:
     config: Settings
     db: Database
     storage: DiskStorage
-    engine: FakeEngine
+    engine: Engine
     cpu: Context
     gpu: Context
     host: EngineHost
@@ -144,7 +145,7 @@ class Mill:
 
 
 @contextmanager
-def running(db: Database, folder: Path, engine: FakeEngine | None = None, **settings: Any) -> Iterator[Mill]:
+def running(db: Database, folder: Path, engine: Engine | None = None, **settings: Any) -> Iterator[Mill]:
     """A mill over `db`, with small constants."""
     scaled = {"shard_lines": 8, "beat_seconds": 0.2, "lease_seconds": 1.5, "rering_seconds": 0.3, "min_free_bytes": 0}
     scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}

@@ -19,6 +19,7 @@ from jobs.queues import Queue
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
+from workers.engines.port import Engine
 from workers.host import EngineHost
 from workers.interactive import Desk
 
@@ -86,14 +87,16 @@ def running_broker(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[..., Shop]]:
-    """Makes shops; `engine` are the fake's own arguments, the rest settings."""
+    """Makes shops; `engine` are the fake's own arguments, `around` is what stands before it, the rest settings."""
     with ExitStack() as stack:
 
-        def make(engine: dict[str, Any] | None = None, **settings: Any) -> Shop:
+        def make(
+            engine: dict[str, Any] | None = None, around: Callable[[FakeEngine], Engine] | None = None, **settings: Any
+        ) -> Shop:
             (folder / "models.yaml").write_text(_MODELS_FILE)
             asked: list[str] = []
             fake = FakeEngine(models=(MODEL, "gpt-4o-mini"), asked=asked.append, **(engine or {}))
-            host = EngineHost(fake, lambda: None)
+            host = EngineHost(around(fake) if around else fake, lambda: None)
             host.start()
             stack.callback(host.close)
             given = {"streams_url": redis_url, "models_file": str(folder / "models.yaml"), **settings}

@@ -109,6 +109,9 @@ class Loop:
             usage = answer.usage
             spent = [usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens]
             return {"status": answer.status, "body": json.loads(answer.body), "usage": spent}
+        if order["do"] == "length":
+            length = await self._engine.length(Request(order["url"], order["body"], str(order["id"])))
+            return {"length": length and [length.tokens, length.limit, length.exact]}
         if order["do"] == "stream":
             events: list[Any] = []
 

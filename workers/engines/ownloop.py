@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from workers.engines.port import Answer, Emit, Engine, Request
+from workers.engines.port import Answer, Emit, Engine, Length, Request
 
 T = TypeVar("T")
 
@@ -48,6 +48,13 @@ class OwnLoop:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_given(emit, event), home))
 
         return await self._over(self._engine.stream(request, back))
+
+    async def length(self, request: Request) -> Length | None:
+        """None where the engine cannot count."""
+        if self._engine is None:
+            await self.start()
+        count = getattr(self._engine, "length", None)
+        return await self._over(count(request)) if count else None
 
     async def close(self) -> None:
         async with self._starting:

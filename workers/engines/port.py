@@ -72,6 +72,18 @@ def unknown_model(name: str) -> Answer:
 Emit = Callable[[bytes], Awaitable[None]]  # takes one event of a stream, as JSON
 
 
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How many tokens a prompt has, and how many its model takes with its answer; None where nobody knows.
+
+    Engines that have the model's tokenizer and chat template count; of others it is an estimate.
+    """
+
+    tokens: int
+    limit: int | None
+    exact: bool = True
+
+
 class EngineError(Exception):
     """An engine gave no answer."""
 

@@ -22,9 +22,10 @@ from workers.engines.embed import EmbedEngine
 from workers.engines.embed_runtime import Place
 from workers.engines.endpoints import Endpoint, base_of
 from workers.engines.http import HttpEngine
+from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
-from workers.engines.port import Answer, Emit, Engine, EngineBusy, Request, unknown_model
+from workers.engines.port import Answer, Emit, Engine, EngineBusy, Length, Request, unknown_model
 from workers.engines.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,16 @@ class Router:
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
         return await engine.stream(request, emit) if engine else self._unserved(name)
+
+    async def length(self, request: Request) -> Length | None:
+        """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked."""
+        name = str(request.body.get("model"))
+        engine, request = self._find(name, request)
+        if count := getattr(engine, "length", None):
+            counted: Length | None = await count(request)
+            return counted
+        known = self.registry.resolve(name)
+        return Length(estimate(request.url, request.body), known.max_model_len if known else None, exact=False)
 
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in self.engines))

@@ -30,6 +30,7 @@ from workers.engines.port import (
     EngineBusy,
     EngineDead,
     EngineFault,
+    Length,
     Request,
     refusal,
     unknown_model,
@@ -106,6 +107,18 @@ class VllmEngine:
         if options := request.body.get("stream_options"):
             body["stream_options"] = options
         return await self._ask(request, body, emit)
+
+    async def length(self, request: Request) -> Length | None:
+        """Counted as the request will be; None where vLLM cannot put it into tokens, and will say why when asked."""
+        if self._objection(request):
+            return None
+        await self.start()
+        assert self._serving is not None
+        try:
+            return Length(*await self._serving.length(request.url, self._body(request)))
+        except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
+            log.info("prompt_not_counted", extra={"error": type(error).__name__})  # its words may be the prompt's
+            return None
 
     def _objection(self, request: Request) -> Answer | None:
         name = request.body.get("model")

@@ -104,6 +104,13 @@ class Serving:
         """vLLM's answer: one of its response models, its ErrorResponse, or a dict; or it raises."""
         return await self._endpoints[url](body)
 
+    async def length(self, url: str, body: dict[str, Any]) -> tuple[int, int]:
+        """Tokens of the prompt as the model is shown it, however many, and of the model's context. It may raise."""
+        from workers.engines.vllm_lengths import tokens
+
+        renderer = self._serving("online_renderer")
+        return await tokens(renderer, url, body), renderer.model_config.max_model_len
+
     async def _chat(self, body: dict[str, Any]) -> Any:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 

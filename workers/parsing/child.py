@@ -15,7 +15,7 @@ Work = Callable[[wire.Ask], wire.Parsed]
 
 
 def serve(work: Work, parent: int) -> None:
-    asked, answers = _pipes()
+    asked, answers = pipes()
     sandbox.confine(parent)
     wire.write(answers, wire.encode(wire.Ready()))
     while (message := wire.read(asked)) is not None:
@@ -42,7 +42,7 @@ def _refusal(message: str) -> bytes:
     return wire.encode(wire.Refusal("invalid_file", message))
 
 
-def _pipes() -> tuple[BinaryIO, BinaryIO]:
+def pipes() -> tuple[BinaryIO, BinaryIO]:
     asked, answers = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1):

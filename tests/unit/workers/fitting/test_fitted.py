@@ -1,0 +1,328 @@
+"""When something is done about a prompt, what is refused, and what clients are told of it."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
+from workers.engines.port import Answer, EngineBusy, Request, Usage, refusal
+from workers.fitting.terms import CHAT, RESPONSES
+
+LONG = [{"role": "user", "content": f"{n} " * 20} for n in range(10)]
+SLIDING = {"strategy": "sliding_window"}
+
+
+def response(items: Any, **fields: Any) -> Request:
+    return Request(RESPONSES, {"model": "m", "input": items, "max_output_tokens": 10, **fields}, "req_1", tenant="p")
+
+
+def error_of(answer: Answer) -> tuple[int, Any, Any]:
+    error = said(answer).get("error", {})
+    return answer.status, error.get("param"), error.get("code")
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (chat(LONG), "messages"),
+        (response(LONG), "input"),
+        (Request("/v1/completions", {"model": "m", "prompt": "", "messages": "word " * 200}, "req_1"), "prompt"),
+    ],
+)
+async def test_unless_it_is_asked_for_nothing_is_done(request_: Request, param: str) -> None:
+    engine = Counting()
+
+    answer = await fitted(engine).answer(request_)
+
+    assert error_of(answer) == (400, param, "context_length_exceeded")
+    assert engine.asked[0].body == request_.body
+
+
+@pytest.mark.parametrize(
+    ("context", "param"),
+    [
+        ("sliding_window", "context"),
+        ({}, "context.strategy"),
+        ({"strategy": "forget"}, "context.strategy"),
+        ({"strategy": 3}, "context.strategy"),
+        ({"strategy": "rotate", "keep_last": "two"}, "context.keep_last"),
+        ({"strategy": "rotate", "keep_last": -1}, "context.keep_last"),
+        ({"strategy": "rotate", "keep_last": True}, "context.keep_last"),
+        ({"strategy": "rotate", "keep_last": 0}, "context.keep_last"),
+        ({"strategy": "rotate", "max_tokens": 0}, "context.max_tokens"),
+        ({"strategy": "rotate", "summary_tokens": 99}, "context.summary_tokens"),
+        ({"strategy": "rotate", "keep": 1}, "context.keep"),
+        ({"route_long": ""}, "context.route_long"),
+        ({"strategy": "memory", "embedding_model": ["x"]}, "context.embedding_model"),
+    ],
+)
+async def test_bad_terms_are_refused_before_anything_is_asked(context: Any, param: str) -> None:
+    engine = Counting()
+
+    answer = await fitted(engine).answer(chat(LONG, context))
+
+    assert error_of(answer)[:2] == (400, param)
+    assert engine.asked == []
+
+
+async def test_a_priority_is_a_number_and_completions_have_no_context() -> None:
+    engine = Counting()
+    odd = chat([{"role": "user", "content": "Hi", "priority": "high"}], {"strategy": "priority"})
+    huge = chat([{"role": "user", "content": "Hi", "priority": 10**400}], {"strategy": "priority"})
+    completion = Request("/v1/completions", {"model": "m", "prompt": "Hi", "context": SLIDING}, "req_1")
+
+    assert error_of(await fitted(engine).answer(odd)) == (400, "messages", "invalid_type")
+    assert error_of(await fitted(engine).answer(huge)) == (400, "messages", "invalid_type")
+    assert error_of(await fitted(engine).answer(completion)) == (400, "context", "unsupported_parameter")
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("messages", ["Hi", [], ["Hi"], [{"role": "assistant", "tool_calls": 5, "content": 7}]])
+async def test_what_no_engine_takes_is_the_engines_to_refuse(messages: Any) -> None:
+    engine = Counting()
+
+    await fitted(engine).answer(chat(messages, SLIDING))
+
+    assert len(engine.asked) == 1
+
+
+async def test_where_even_the_last_turn_is_too_long_it_is_refused() -> None:
+    engine = Counting()
+    messages = [*LONG, {"role": "user", "content": "x " * 200}]
+
+    answer = await fitted(engine).answer(chat(messages, SLIDING))
+
+    assert error_of(answer) == (400, "messages", "context_length_exceeded")
+    assert engine.asked == []
+
+
+async def test_room_is_left_for_the_answer_and_less_may_be_asked_for() -> None:
+    engine = Counting()
+
+    await fitted(engine).answer(chat(LONG, SLIDING, max_tokens=None, max_completion_tokens=60))
+    await fitted(engine).answer(chat(LONG, SLIDING | {"max_tokens": 30}))
+    await fitted(engine).answer(chat(LONG, SLIDING, max_tokens=None))
+
+    assert [prompt_tokens(one) for one in engine.asked] == [23, 23, 65]
+
+
+async def test_truncation_auto_drops_the_oldest_items() -> None:
+    engine = Counting()
+
+    answer = await fitted(engine).answer(response(LONG, truncation="auto", instructions="Be brief."))
+
+    sent = engine.asked[0].body
+    assert "truncation" not in sent
+    assert (sent["input"], sent["instructions"]) == (LONG[-4:], "Be brief.")
+    assert (said(answer)["truncation"], said(answer)["context"]["dropped_messages"]) == ("auto", 6)
+    assert said(answer)["context"]["strategy"] == "truncation_auto"
+    short = await fitted(engine).answer(response("Hi", truncation="auto"))
+    assert (said(short)["truncation"], "context" in said(short)) == ("auto", False)
+
+
+async def test_truncation_auto_drops_old_calls_within_a_turn() -> None:
+    engine = Counting()
+    calls = [
+        item
+        for n in range(8)
+        for item in (
+            {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": f"c{n}", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": f"c{n}", "output": "word " * 10},
+        )
+    ]
+    question = {"role": "user", "content": "Do it."}
+
+    answer = await fitted(engine).answer(response([question, *calls], truncation="auto"))
+
+    assert said(answer)["context"]["prompt_tokens"] <= LIMIT - 10
+    sent = engine.asked[0].body["input"]
+    assert sent[0] == question
+    assert sent[1:] == calls[len(calls) - len(sent) + 1 :]
+    assert (len(sent) - 1) % 3 == 0
+
+
+async def test_a_note_goes_where_a_response_has_its_instructions() -> None:
+    engine = Counting()
+
+    await fitted(engine).answer(response(LONG, instructions="Be brief.", context={"strategy": "key_facts"}))
+
+    assert engine.asked[0].body["instructions"].startswith("Be brief.\n\nFrom earlier in this conversation:\n- user: ")
+
+
+async def test_an_engine_that_does_not_count_is_asked_first_and_then_with_less() -> None:
+    engine = Counting(counts=False)
+
+    short = await fitted(engine).answer(chat(LONG[:4], SLIDING))
+    answer = await fitted(engine).answer(chat(LONG, SLIDING))
+
+    assert "context" not in said(short)
+    assert engine.asked[0].body["messages"] == LONG[:4]
+    assert engine.asked[1].body["messages"] == LONG
+    assert len(engine.asked) == 3
+    assert said(answer)["context"] == {
+        "strategy": "sliding_window", "dropped_messages": 8, "prompt_tokens_before": 318, "prompt_tokens": 66,
+        "estimated": True,
+    }  # fmt: skip
+
+
+async def test_what_must_stay_may_fit_where_the_estimate_says_it_does_not() -> None:
+    engine = Counting(counts=False)
+    messages = [*LONG, {"role": "user", "content": "x " * 70}]
+
+    answer = await fitted(engine).answer(chat(messages, SLIDING))
+
+    assert answer.status == 200
+    assert engine.asked[-1].body["messages"] == messages[-1:]
+
+
+async def test_where_nobody_knows_the_limit_less_and_less_is_tried() -> None:
+    def odd(request: Request) -> Answer | str:
+        if prompt_tokens(request) > 50:
+            return refusal(400, "the request exceeds the available context size")
+        return "fine"
+
+    engine = Counting(counts=False, says=odd, limit=10_000)
+
+    answer = await fitted(engine).answer(chat(LONG, SLIDING))
+
+    assert said(answer)["context"]["prompt_tokens"] <= 75
+    assert [prompt_tokens(one) for one in engine.asked] == [212, 86, 44]
+
+
+async def test_a_stream_says_it_first_and_a_refusal_comes_before_it() -> None:
+    engine = Counting(counts=False)
+    events: list[Any] = []
+
+    async def emit(chunk: bytes) -> None:
+        events.append(msgspec.json.decode(chunk))
+
+    await fitted(engine).stream(chat(LONG, SLIDING), emit)
+    chunks, events = events, []
+    await fitted(engine).stream(response(LONG, truncation="auto"), emit)
+
+    assert [chunk.get("context", {}).get("strategy") for chunk in chunks] == ["sliding_window", None, None]
+    assert [event["response"]["context"]["strategy"] for event in events] == ["truncation_auto"] * 2
+    assert [event["response"]["truncation"] for event in events] == ["auto"] * 2
+
+
+async def test_too_long_it_goes_to_the_model_that_takes_more() -> None:
+    engine, others = Counting(), Nobody()
+    others.answers = Answer(200, b'{"object":"chat.completion","model":"large","choices":[]}', Usage(212))
+    context = {"route_long": "large", "strategy": "rotate"}
+
+    short = await fitted(engine, others).answer(chat(LONG[:1], context))
+    answer = await fitted(engine, others).answer(chat(LONG, context))
+
+    assert len(engine.asked) == 1
+    assert "context" not in said(short)
+    [routed] = others.routed
+    assert (routed.body["model"], routed.body["context"]) == ("large", {"strategy": "rotate"})
+    assert (said(answer)["model"], answer.usage) == ("large", Usage(212))
+    assert said(answer)["context"] == {"routed_from": "m", "routed_to": "large", "prompt_tokens_before": 212}
+
+
+async def test_a_model_of_this_worker_is_asked_here() -> None:
+    engine, others = Counting(), Nobody()
+
+    answer = await fitted(engine, others).answer(chat(LONG, {"route_long": "m2", "strategy": "sliding_window"}))
+
+    assert engine.asked[0].body["model"] == "m2"
+    assert said(answer)["context"]["strategy"] == "sliding_window"
+    assert said(answer)["context"]["routed_to"] == "m2"
+
+
+async def test_without_vectors_there_is_no_memory() -> None:
+    engine, others = Counting(), Nobody()
+    others.refuses = refusal(400, "None.", code="model_not_found", param="context.embedding_model")
+
+    answer = await fitted(engine, others).answer(chat(LONG, {"strategy": "memory"}))
+
+    assert error_of(answer) == (400, "context.embedding_model", "model_not_found")
+
+
+class Summing:
+    """Summarizes what it is asked to summarize."""
+
+    def __init__(self, *, fail: str | None = None) -> None:
+        self.fail = fail
+        self.parts: list[str] = []
+
+    def __call__(self, request: Request) -> Answer | str:
+        first = request.body["messages"][0] if request.url == CHAT else {}
+        if not str(first.get("content")).startswith("Summarize"):
+            return "the answer"
+        part = request.body["messages"][-1]["content"]
+        self.parts.append(part)
+        if self.fail and self.fail in part:
+            return refusal(400, "I cannot.", code="odd")
+        return " ".join(part.split()[:10])
+
+
+@pytest.mark.parametrize("turns", [8, 60])
+async def test_summaries_of_summaries_until_they_fit(turns: int) -> None:
+    summing = Summing()
+    engine = Counting(says=summing)
+    messages = [{"role": "user", "content": f"fact{n} " * 12} for n in range(turns)]
+
+    answer = await fitted(engine).answer(chat(messages, {"strategy": "summarize", "summary_tokens": 16}))
+
+    told = said(answer)["context"]
+    assert (told["dropped_messages"], told["summary_requests"]) == (turns - 1, len(summing.parts))
+    assert told["summary_levels"] == (1 if turns == 8 else 2)
+    note, question = engine.asked[-1].body["messages"]
+    assert note["content"].startswith("Summary of the earlier conversation:\nuser: fact0 fact0")
+    assert question == messages[-1]
+    assert all(prompt_tokens(one) <= LIMIT for one in engine.asked)
+    first = "\n".join(part for part in summing.parts if "Summary" not in part)
+    assert all(f"fact{n} " in first for n in range(turns - 1)), "nothing is left out"
+    assert answer.usage.input_tokens == sum(map(prompt_tokens, engine.asked))
+    assert said(answer)["usage"]["prompt_tokens"] == answer.usage.input_tokens
+    assert said(answer)["usage"]["total_tokens"] == answer.usage.total_tokens
+
+
+async def test_a_part_that_fails_fails_the_request_and_is_paid_for() -> None:
+    engine = Counting(says=Summing(fail="5"))
+
+    answer = await fitted(engine).answer(chat(LONG, {"strategy": "summarize"}))
+
+    assert error_of(answer) == (400, "context.strategy", "context_summary_failed")
+    assert answer.usage.input_tokens > 0
+    silent = await fitted(Counting(says=lambda _: " ")).answer(chat(LONG, {"strategy": "summarize"}))
+    assert error_of(silent) == (422, "context.strategy", "context_summary_failed")
+
+
+async def test_an_engine_that_is_busy_with_a_part_is_busy() -> None:
+    def busy(_: Request) -> Answer:
+        raise EngineBusy("full", retry_after=2.0)
+
+    with pytest.raises(EngineBusy):
+        await fitted(Counting(says=busy)).answer(chat(LONG, {"strategy": "summarize"}))
+
+
+async def test_a_client_that_leaves_ends_all_its_summaries() -> None:
+    class Slow(Counting):
+        running = 0
+        several = asyncio.Event()
+
+        async def answer(self, request: Request) -> Answer:
+            self.running += 1
+            if self.running > 1:
+                self.several.set()
+            try:
+                await asyncio.sleep(60)
+                return await super().answer(request)
+            finally:
+                self.running -= 1
+
+    engine = Slow()
+    asked = asyncio.create_task(fitted(engine).answer(chat(LONG, {"strategy": "summarize"})))
+    await engine.several.wait()
+
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+    assert engine.running == 0

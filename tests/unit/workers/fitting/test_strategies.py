@@ -1,0 +1,215 @@
+"""Every strategy on any conversation: what is sent fits, what must stay is there, what belongs together is together."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
+from workers.engines.port import Request
+from workers.fitting.terms import RESPONSES
+
+BUDGET = LIMIT - 10
+CUTTING = ("truncate_middle", "sliding_window", "priority", "key_facts", "rotate", "memory", "summarize")
+
+_text = st.lists(st.sampled_from(["cat", "dog", "sun", "Is it?", "No.", "東京。", "rain"]), max_size=40).map(" ".join)
+
+
+@st.composite
+def _conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Some turns, with calls of tools and things said from above in between."""
+    messages: list[dict[str, Any]] = []
+    if draw(st.booleans()):
+        messages.append({"role": "system", "content": draw(_text)})
+    for turn in range(draw(st.integers(1, 7))):
+        messages.append({"role": "user", "content": draw(_text)})
+        if draw(st.integers(0, 5)) == 0:
+            messages.append({"role": "developer", "content": draw(_text)})
+        if draw(st.booleans()):
+            calls = [{"id": f"call_{turn}_{n}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                     for n in range(draw(st.integers(1, 2)))]  # fmt: skip
+            messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+            messages += [{"role": "tool", "tool_call_id": call["id"], "content": draw(_text)} for call in calls]
+        if draw(st.booleans()):
+            messages.append({"role": "assistant", "content": draw(_text)})
+    messages.append({"role": "user", "content": draw(_text)})
+    return messages
+
+
+def _items(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same as a response's input."""
+    items: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "tool":
+            output = {"call_id": message["tool_call_id"], "output": message["content"]}
+            items.append({"type": "function_call_output", **output})
+            continue
+        items += [{"type": "function_call", "call_id": call["id"], **call["function"]}
+                  for call in message.get("tool_calls", ())]  # fmt: skip
+        if message["content"] is not None:
+            items.append({"role": message["role"], "content": message["content"]})
+    return items
+
+
+def _calls(items: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    made = [call["id"] for item in items for call in item.get("tool_calls", ())]
+    made += [item["call_id"] for item in items if item.get("type") == "function_call"]
+    names = ("tool_call_id", "call_id")
+    answered = [item[name] for item in items for name in names if name in item and item.get("type") != "function_call"]
+    return made, answered
+
+
+def _last_turn(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    start = max(n for n, item in enumerate(items) if item.get("role") == "user")
+    return [item for item in items[start:] if item.get("role") not in ("system", "developer")]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    messages=_conversations(), strategy=st.sampled_from(CUTTING), response=st.booleans(), keep_last=st.integers(1, 3)
+)
+async def test_what_is_sent_fits_and_has_all_that_must_stay(
+    messages: list[dict[str, Any]], strategy: str, response: bool, keep_last: int
+) -> None:
+    engine = Counting()
+    items = _items(messages) if response else messages
+    context = {"strategy": strategy, "keep_last": keep_last}
+    request = chat(items, context)
+    if response:
+        body = {"model": "m", "input": items, "max_output_tokens": 10, "context": context}
+        request = Request(RESPONSES, body, "req_1", tenant="p")
+    before = prompt_tokens(request)
+
+    answer = await fitted(engine).answer(request)
+
+    if answer.status == 400:
+        assert said(answer)["error"]["code"] == "context_length_exceeded"
+        assert before > BUDGET
+        return
+    sent = engine.asked[-1]
+    name = "input" if response else "messages"
+    assert "context" not in sent.body
+    if before <= BUDGET:
+        assert sent.body[name] == items
+        assert "context" not in said(answer)
+        return
+    assert prompt_tokens(sent) <= BUDGET
+    assert said(answer)["context"]["strategy"] == strategy
+    assert (said(answer)["context"]["prompt_tokens_before"], said(answer)["context"]["prompt_tokens"]) == (
+        before, prompt_tokens(sent),
+    )  # fmt: skip
+    _check_kept(items, sent.body[name], noted=strategy in ("key_facts", "summarize"))
+    again = Request(sent.url, sent.body | {"context": context}, "req_2")
+    await fitted(engine).answer(again)
+    assert engine.asked[-1].body == sent.body, "what fits is left alone"
+
+
+def _check_kept(items: list[dict[str, Any]], sent: list[dict[str, Any]], *, noted: bool) -> None:
+    above = [item["content"] for item in items if item.get("role") in ("system", "developer")]
+    kept = [item["content"] for item in sent if item.get("role") in ("system", "developer")]
+    if noted and len(kept) == len(above) + 1:
+        kept = kept[1:]
+    assert len(kept) == len(above)
+    assert all(new.startswith(old) for old, new in zip(above, kept, strict=True))
+    last = _last_turn(items)
+    assert sent[len(sent) - len(last) :] == last or [item for item in sent if item in last] == last
+    made, answered = _calls(sent)
+    assert sorted(made) == sorted(answered)
+
+
+async def test_the_oldest_turns_go_and_no_more_than_it_takes() -> None:
+    engine = Counting()
+    turns = [{"role": role, "content": f"{n} " * 10} for n in range(8) for role in ("user", "assistant")]
+
+    answer = await fitted(engine).answer(chat(turns, {"strategy": "sliding_window"}))
+
+    assert [item["content"][0] for item in engine.asked[0].body["messages"]] == ["4", "4", "5", "5", "6", "6", "7", "7"]
+    assert said(answer)["context"] == {
+        "strategy": "sliding_window", "dropped_messages": 8, "prompt_tokens_before": 178, "prompt_tokens": 90,
+    }  # fmt: skip
+
+
+async def test_rotate_keeps_the_first_turn_and_begins_its_window_at_the_same_place_for_a_while() -> None:
+    windows = []
+    for many in range(30, 46):
+        engine = Counting()
+        turns = [{"role": "user", "content": f"{n} " * 3} for n in range(many)]
+        await fitted(engine).answer(chat(turns, {"strategy": "rotate"}))
+        windows.append([int(item["content"].split()[0]) for item in engine.asked[0].body["messages"]])
+
+    assert all(window[0] == 0 for window in windows)
+    assert all(window[1:] == list(range(window[1], window[-1] + 1)) for window in windows)
+    starts = [window[1] for window in windows]
+    assert len(set(starts)) <= 4, "a window that moves with each turn is cached nowhere"
+
+
+async def test_priorities_decide_and_are_not_sent() -> None:
+    engine = Counting()
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a " * 30, "priority": 1},
+        {"role": "assistant", "content": "b " * 30, "priority": 99},
+        {"role": "user", "content": "c " * 30},
+        {"role": "user", "content": "d " * 10, "priority": 0},
+    ]
+
+    await fitted(engine).answer(chat(messages, {"strategy": "priority"}))
+
+    sent = engine.asked[0].body["messages"]
+    assert [item["content"][0] for item in sent] == ["b", "c", "d"]
+    assert all("priority" not in item for item in sent)
+
+
+async def test_a_middle_is_cut_out_of_the_longest_texts_alone() -> None:
+    engine = Counting()
+    long = " ".join(f"w{n}" for n in range(300))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [
+        {"type": "text", "text": long}, {"type": "image_url", "image_url": {"url": "data:,"}},
+    ]}, {"role": "user", "content": "What is it?"}]  # fmt: skip
+
+    answer = await fitted(engine).answer(chat(messages, {"strategy": "truncate_middle"}))
+
+    sent = engine.asked[0].body["messages"]
+    text = sent[1]["content"][0]["text"]
+    assert text.startswith("w0 w1")
+    assert text.endswith("w299")
+    assert "characters left out" in text
+    assert sent[1]["content"][1] == messages[1]["content"][1]  # type: ignore[index]
+    assert (sent[0], sent[2]) == (messages[0], messages[2])
+    assert said(answer)["context"]["cut_messages"] == 1
+    assert said(answer)["context"]["prompt_tokens"] > BUDGET - 10, "no more than it takes"
+
+
+async def test_key_facts_are_the_sentences_that_the_question_is_about() -> None:
+    engine = Counting()
+    noise = "The weather was fine again and nobody said much about it. " * 12
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": f"{noise} The launch code of the rocket is 4711. {noise}"},
+        {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": "What is the launch code of the rocket?"},
+    ]
+
+    answer = await fitted(engine).answer(chat(messages, {"strategy": "key_facts"}))
+
+    system, question = engine.asked[0].body["messages"]
+    assert question == messages[-1]
+    assert system["content"].startswith("Be brief.\n\nFrom earlier in this conversation:\n")
+    assert "- user: The launch code of the rocket is 4711." in system["content"]
+    assert said(answer)["context"]["facts"] >= 1
+
+
+async def test_memory_brings_back_the_turns_that_the_question_is_about_in_their_order() -> None:
+    engine, others = Counting(), Nobody()
+    turns = [
+        {"role": "user", "content": f"{topic} " * 12}
+        for topic in ("cats, cats", "dogs dogs", "birds birds", "again cats", "fish fish")
+    ]
+    messages = [*turns, {"role": "user", "content": "Tell me of cats and birds"}]
+
+    answer = await fitted(engine, others).answer(chat(messages, {"strategy": "memory"}))
+
+    sent = [item["content"].split()[0] for item in engine.asked[0].body["messages"]]
+    assert sent == ["cats,", "birds", "again", "Tell"]
+    assert said(answer)["context"]["recalled_turns"] == 3
+    assert others.embedded[0] == "Tell me of cats and birds"
+    assert max(len(text.encode()) for text in others.embedded) <= others.piece

@@ -1,0 +1,123 @@
+"""The child that checks: it says what is wrong, fetches nothing, and does not hold anybody up."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from workers.schemas.checker import BadSchema, Checker
+
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "near": {"$ref": "#/$defs/many"}},
+    "required": ["city"],
+    "additionalProperties": False,
+    "$defs": {"many": {"type": "array", "items": {"$ref": "#"}}},
+}
+
+
+#: Each of forty looks at the next twice.
+_EACH = {str(n): {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(40)}
+DOUBLING = {"$defs": {**_EACH, "40": {"type": "null"}}, "$ref": "#/$defs/0"}
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[Checker]:
+    made = Checker()
+    yield made
+    asyncio.run(made.close())
+
+
+def raw(schema: Any) -> bytes:
+    return json.dumps(schema).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"city": "Rome"}', None),
+        ('{"city": "Rome", "near": [{"city": "Ostia"}]}', None),
+        ('{"city": 5}', "$.city: 5 is not of type 'string'"),
+        ('{"city": "Rome", "near": [{}]}', "$.near[0]: 'city' is a required property"),
+        ("[]", "[] is not of type 'object'"),
+        ("Rome", "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("", "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ('{"city": NaN}', "it is not JSON: NaN is no value of JSON"),
+        ('```json\n{"city": "Rome"}\n```', "it is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+async def test_it_says_what_is_wrong(checker: Checker, text: str, fault: str | None) -> None:
+    assert await checker.faults(raw(CITY), [text, '{"city": "Rome"}']) == [fault, None]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "thing"},
+        {"properties": []},
+        {"pattern": "("},
+        {"$ref": "#/$defs/none"},
+        {"properties": {"a": {"$ref": "#nowhere"}}},
+        {"minLength": "long"},
+    ],
+)
+async def test_what_is_no_schema_is_said_to_be_none(checker: Checker, schema: Any) -> None:
+    with pytest.raises(BadSchema):
+        await checker.check(raw(schema))
+    await checker.check(raw(CITY))
+
+
+async def test_nothing_is_fetched(checker: Checker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/schema"
+        for schema in ({"$ref": url}, {"$id": url, "$ref": "other"}, {"$schema": url, "$ref": "#/a", "a": {}}):
+            with pytest.raises(BadSchema, match="leads nowhere") if "$schema" not in schema else nullcontext():
+                await checker.faults(raw(schema), ["1"])
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "string", "pattern": "^(a+)+$"}, '"' + "a" * 60 + 'b"'),
+        (DOUBLING, "1"),
+    ],
+)
+async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any, text: str) -> None:
+    checker = Checker(seconds=0.7)
+
+    await checker.check(raw(schema))
+    assert "could not be checked" in str(await checker.faults(raw(schema), [text]))
+    with pytest.raises(BadSchema, match="could not be checked"):
+        await checker.check(raw(schema))
+    checker._seconds = 10.0
+    assert await checker.faults(raw(CITY), ['{"city": "Rome"}']) == [None]
+    await checker.close()
+
+
+async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Checker) -> None:
+    await checker.check(raw(CITY))
+    assert checker._child is not None
+    checker._child.kill()
+
+    assert await checker.faults(raw(CITY), ['{"city": "Rome"}', "5"]) == [None, "5 is not of type 'object'"]
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
+async def test_a_schema_without_end_is_none(checker: Checker, schema: Any) -> None:
+    with pytest.raises(BadSchema, match="never ends"):
+        await checker.faults(raw(schema), ["1"])
+
+
+async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker: Checker) -> None:
+    deep = "[" * 100_000
+
+    assert (await checker.faults(raw({"type": "array"}), [deep]))[0] is not None
+    assert await checker.faults(raw(True), ["1" * (1 << 20)]) == ["it is too large to be checked."]
+    assert await checker.faults(raw(True), ['"\\ud800"', '"\ud800"']) == [None, None]

@@ -1,0 +1,70 @@
+"""What a prompt that is too long needs besides its own model: vectors of its turns, or a model that takes more.
+
+Models of this worker's own queue are asked here: in line for another worker of it, the request might wait for itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from jobs.registry import Registry
+from workers.asking import Asking
+from workers.context import Context
+from workers.engines.port import Answer, Emit, Engine, Request, refusal
+from workers.fitting.memory import Vectors
+from workers.ingestion.index import Unusable, read_vectors
+from workers.vectors.port import Vector
+
+_TEXTS: Final = 256  # embedded by one request
+_PARAM: Final = "context.embedding_model"
+_USUAL_CONTEXT: Final = 512  # tokens, of an embedding model that does not say
+_SPECIAL: Final = 16  # of these, for what the tokenizer puts around a text
+_LONGEST_PIECE: Final = 2000  # bytes: what is longer is about more than one thing
+
+
+class Elsewhere:
+    """For the workers of one queue."""
+
+    def __init__(self, context: Context, asking: Asking, engine: Engine, queue: str) -> None:
+        self._config = context.config
+        self._asking = asking
+        self._engine = engine
+        self._queue = queue
+
+    async def route(self, request: Request, emit: Emit | None) -> Answer | None:
+        """None where the model is of this queue. Raises EngineBusy, EngineFault."""
+        model = str(request.body["model"])
+        queue = await self._asking.place(request, model, request.url, "context.route_long")
+        if isinstance(queue, Answer):
+            return queue
+        return None if queue == self._queue else await self._asking.ask(queue, request, emit)
+
+    def piece_bytes(self, model: str | None) -> int:
+        """How long a text may be for the model to take it: no token is shorter than a byte."""
+        registry = Registry.load(self._config)
+        known = registry.resolve(self._model(registry, model) or "")
+        tokens = known.max_model_len if known and known.max_model_len else _USUAL_CONTEXT
+        return max(_SPECIAL, min(_LONGEST_PIECE, tokens - _SPECIAL))
+
+    async def embed(self, request: Request, model: str | None, texts: Sequence[str]) -> Vectors | Answer:
+        """Raises EngineBusy, EngineFault."""
+        name = self._model(Registry.load(self._config), model)
+        if name is None:
+            return refusal(400, "This deployment has no embedding model.", param=_PARAM, code="model_not_found")
+        queue = await self._asking.place(request, name, "/v1/embeddings", _PARAM)
+        if isinstance(queue, Answer):
+            return queue
+        found: list[Vector] = []
+        for at in range(0, len(texts), _TEXTS):
+            body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
+            asked = replace(request, url="/v1/embeddings", body=body, request_id=f"{request.request_id}-e{at}")
+            answer = await (self._engine.answer(asked) if queue == self._queue else self._asking.ask(queue, asked))
+            try:
+                found += read_vectors(answer)
+            except Unusable:
+                message = f"The embedding model `{name}` gave no vectors of this conversation."
+                return refusal(502, message, param=_PARAM, code="embedding_failed")
+        return found
+
+    def _model(self, registry: Registry, named: str | None) -> str | None:
+        return named or registry.embedder(self._config.embedding_model)

@@ -1,0 +1,189 @@
+"""A prompt as a conversation: its messages, which of them belong together, and which must stay.
+
+    [system] [user assistant] [user assistant(call) tool assistant] [user]
+     stays    a turn           a turn                                the last turn: stays
+
+A turn begins with what a user says. A call of a tool and its result are in one turn whatever stands between them, and
+in one group; what a model thought goes with what it said next. Of a chat these are messages, of a response items.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from workers.fitting.terms import CHAT, RESPONSES
+
+PRIORITY: Final = "priority"  # a message's own, which is ours and no engine's
+MOST: Final = 1_000_000
+_ABOVE: Final = frozenset({"system", "developer"})
+_TEXTS: Final = ("text", "input_text", "output_text")
+_FIELD: Final = {CHAT: "messages", RESPONSES: "input"}
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One request's. Items are known by their place in it."""
+
+    url: str
+    body: dict[str, Any]
+    items: list[dict[str, Any]]
+    turns: list[list[int]]  # of items; what is said as system or developer is in none
+    groups: list[list[int]]  # that go or stay together
+    above: list[int]
+    priorities: dict[int, Any]  # of the items that name one
+
+    @classmethod
+    def of(cls, url: str, body: Mapping[str, Any]) -> "History | None":
+        """None for a body that no engine will take either."""
+        given = body.get(_FIELD[url])
+        items = [{"role": "user", "content": given}] if isinstance(given, str) and url == RESPONSES else given
+        if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+            return None
+        priorities = {n: item[PRIORITY] for n, item in enumerate(items) if PRIORITY in item}
+        items = [{name: value for name, value in item.items() if name != PRIORITY} for item in items]
+        above = [n for n, item in enumerate(items) if item.get("role") in _ABOVE]
+        groups = _groups(items, [n for n, item in enumerate(items) if item.get("role") not in _ABOVE])
+        return cls(url, {**body, _FIELD[url]: items}, items, _turns(items, groups), groups, above, priorities)
+
+    def older(self, kept_turns: int) -> list[list[int]]:
+        """The turns that need not stay."""
+        return self.turns[: max(0, len(self.turns) - kept_turns)]
+
+    def with_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.body, _FIELD[self.url]: items}
+
+    def items_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = body[_FIELD[self.url]]
+        return found
+
+    def without(self, dropped: Collection[int]) -> dict[str, Any]:
+        gone = set(dropped)
+        return self.with_items([item for n, item in enumerate(self.items) if n not in gone])
+
+    def noted(self, dropped: Collection[int], note: str) -> dict[str, Any]:
+        """Without these, and with a note at the end of what the model is told first."""
+        body = self.without(dropped)
+        if not note:
+            return body
+        if self.url == RESPONSES and (isinstance(body.get("instructions"), str) or not self.above):
+            return {**body, "instructions": _joined(body.get("instructions") or "", note)}
+        items: list[dict[str, Any]] = body[_FIELD[self.url]]
+        if self.above and self.above[0] == 0:
+            first = {**items[0], "content": _joined(items[0].get("content"), note)}
+            return {**body, _FIELD[self.url]: [first, *items[1:]]}
+        return {**body, _FIELD[self.url]: [{"role": "system", "content": note}, *items]}
+
+    def text(self, n: int) -> str:
+        """All that an item says, calls and results of tools included."""
+        return "\n".join(text for text in texts(self.items[n]) if text)
+
+    def speaker(self, n: int) -> str:
+        item = self.items[n]
+        return str(item.get("role") or item.get("type") or "unknown")[:32]
+
+    @property
+    def asked(self) -> int | None:
+        """Where a user said something last."""
+        return max((n for n, item in enumerate(self.items) if item.get("role") == "user"), default=None)
+
+    @property
+    def question(self) -> str:
+        return "" if self.asked is None else self.text(self.asked)
+
+
+def texts(item: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("content", "output", "arguments"):
+        value = item.get(name)
+        if isinstance(value, str):
+            yield value
+        for part in _list(value):
+            if isinstance(part, dict) and part.get("type") in _TEXTS and isinstance(part.get("text"), str):
+                yield part["text"]
+    for call in _list(item.get("tool_calls")):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            yield f"{function.get('name')}({function.get('arguments')})"
+
+
+def changed(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The item with its texts changed, where they are a message's or the result of a tool."""
+    new = dict(item)
+    for name in ("content", "output"):
+        value = item.get(name)
+        if isinstance(value, str):
+            new[name] = change(value)
+        elif isinstance(value, list):
+            new[name] = [_changed_part(part, change) for part in value]
+    return new
+
+
+def _changed_part(part: Any, change: Callable[[str], str]) -> Any:
+    if not isinstance(part, dict) or part.get("type") not in _TEXTS or not isinstance(part.get("text"), str):
+        return part
+    return {**part, "text": change(part["text"])}
+
+
+def _joined(content: Any, note: str) -> Any:
+    if isinstance(content, list):
+        kind = next((part.get("type") for part in content if isinstance(part, dict)), "text")
+        return [*content, {"type": kind if kind in _TEXTS else "text", "text": f"\n\n{note}"}]
+    return f"{content}\n\n{note}" if content else note
+
+
+def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[list[int]]:
+    """Calls with their results, thoughts with what follows them; every other item alone."""
+    leader = {n: n for n in places}
+
+    def find(n: int) -> int:
+        while leader[n] != n:
+            leader[n] = leader[leader[n]]
+            n = leader[n]
+        return n
+
+    calls: dict[str, int] = {}  # the last that was made under a name: some clients use names again
+    before: int | None = None
+    for n in places:
+        item = items[n]
+        calls |= dict.fromkeys(_made(item), n)
+        together = [calls[name] for name in _answered(item) if name in calls]
+        if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == "function"):
+            together.append(before)
+        for other in together:
+            leader[find(n)] = find(other)
+        before = n
+    found: dict[int, list[int]] = {}
+    for n in places:
+        found.setdefault(find(n), []).append(n)
+    return sorted(found.values())
+
+
+def _made(item: Mapping[str, Any]) -> list[str]:
+    """The calls of tools that an item makes."""
+    names = [call.get("id") for call in _list(item.get("tool_calls")) if isinstance(call, dict)]
+    if not str(item.get("type")).endswith("_output"):
+        names.append(item.get("call_id"))
+    return [name for name in names if isinstance(name, str)]
+
+
+def _answered(item: Mapping[str, Any]) -> list[str]:
+    names = [item.get("tool_call_id")]
+    if str(item.get("type")).endswith("_output"):
+        names.append(item.get("call_id"))
+    return [name for name in names if isinstance(name, str)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _turns(items: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    places = sorted(n for group in groups for n in group)
+    open_until = {n: max(group) for group in groups for n in group}
+    found: list[list[int]] = []
+    reach = -1  # of the groups that have begun
+    for n in places:
+        if not found or (items[n].get("role") == "user" and n > reach):
+            found.append([])
+        found[-1].append(n)
+        reach = max(reach, open_until[n])
+    return found

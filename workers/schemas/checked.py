@@ -1,0 +1,163 @@
+"""An engine whose answers are of the schema that was asked for, or are not given.
+
+Whole answers that are not are asked for once more, with what was wrong. What is streamed has been sent before it can be
+judged: a stream whose text is not of the schema ends in an error in place of its last event, and is not repeated.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import msgspec
+
+from jobs.errors import InvalidRequest
+from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
+from workers.fitting.refusals import is_too_long
+from workers.fitting.shown import more
+from workers.fitting.summaries import together
+from workers.schemas.checker import BadSchema, Checker
+from workers.schemas.terms import CHAT, RESPONSES, invalid, param_of, schema_of, texts
+
+CODE: Final = "invalid_json_schema_output"
+_QUOTED: Final = 4000  # characters of the first answer that the model is shown again
+_AGAIN: Final = (
+    "That is not what was asked for: {fault}\n"
+    "Answer again, with nothing but JSON that is valid under this JSON schema:\n{schema}"
+)
+
+
+class Checked:
+    def __init__(self, engine: Engine, checker: Checker) -> None:
+        self._engine = engine
+        self._checker = checker
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self._engine.models
+
+    async def start(self) -> None:
+        await self._engine.start()
+
+    async def close(self) -> None:
+        await self._checker.close()
+        await self._engine.close()
+
+    async def answer(self, request: Request) -> Answer:
+        schema = await self._schema(request)
+        if schema is None:
+            return await self._engine.answer(request)
+        if isinstance(schema, Answer):
+            return schema
+        first = await self._engine.answer(request)
+        text, fault = await self._judged(request, schema, first)
+        if fault is None:
+            return first
+        second = await self._again(request, schema, text, fault)
+        usage = together(first.usage, second.usage)
+        if second.status == 200:
+            fault = (await self._judged(request, schema, second))[1]
+        if fault is not None:
+            return replace(_failed(request, fault, "twice"), usage=usage)
+        body = msgspec.json.decode(second.body)
+        if isinstance(body.get("usage"), dict):
+            body["usage"] = more(body["usage"], first.usage)
+        return Answer(200, msgspec.json.encode(body), usage)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        schema = await self._schema(request)
+        if schema is None:
+            return await self._engine.stream(request, emit)
+        if isinstance(schema, Answer):
+            return schema
+        watched = _Watched(self._checker, request, schema, emit)
+        answer = await self._engine.stream(request, watched.event)
+        return answer if watched.fault is None else _failed(request, watched.fault, "and has been sent")
+
+    async def _schema(self, request: Request) -> bytes | Answer | None:
+        """The schema of the answer, which is one; None where there is none to look at; or a refusal."""
+        try:
+            schema = schema_of(request.url, request.body)
+            if schema is not None:
+                await self._checker.check(schema)
+        except BadSchema as error:
+            return _refused(invalid(request.url, error.why))
+        except InvalidRequest as error:
+            return _refused(error)
+        return schema
+
+    async def _judged(self, request: Request, schema: bytes, answer: Answer) -> tuple[str, str | None]:
+        """The first text that is wrong, and what is wrong with it."""
+        if answer.status != 200:
+            return "", None
+        found = texts(request.url, msgspec.json.decode(answer.body))
+        return await _first_fault(self._checker, schema, found)
+
+    async def _again(self, request: Request, schema: bytes, text: str, fault: str) -> Answer:
+        again = replace(request, request_id=f"{request.request_id}-2")
+        answer = await self._engine.answer(replace(again, body=_asked_again(request, schema, text, fault)))
+        return await self._engine.answer(again) if is_too_long(answer) else answer
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A stream, up to the event that would end it."""
+
+    checker: Checker
+    request: Request
+    schema: bytes
+    emit: Emit
+    fault: str | None = None
+    said: dict[int, list[str]] = field(default_factory=dict)  # by choice
+
+    async def event(self, chunk: bytes) -> None:
+        if self.fault is not None:
+            return  # what comes after it would say that it has ended well
+        event = msgspec.json.decode(chunk)
+        found = self._ended(event) if isinstance(event, dict) else []
+        self.fault = (await _first_fault(self.checker, self.schema, found))[1]
+        if self.fault is None:
+            await self.emit(chunk)
+
+    def _ended(self, event: Mapping[str, Any]) -> list[str]:
+        """The texts that end with this event."""
+        if self.request.url == RESPONSES:
+            return texts(RESPONSES, event.get("response")) if event.get("type") == "response.completed" else []
+        found: list[str] = []
+        for choice in event.get("choices") or ():
+            if not isinstance(choice, dict):
+                continue
+            delta = choice.get("delta") or {}
+            said = self.said.setdefault(choice.get("index", 0), [])
+            said.append(str(delta.get("content") or ""))
+            message = {**delta, "content": "".join(said)} if choice.get("finish_reason") else {}
+            found += texts(CHAT, {"choices": [{**choice, "message": message}]})
+        return found
+
+
+async def _first_fault(checker: Checker, schema: bytes, found: list[str]) -> tuple[str, str | None]:
+    if not found:
+        return "", None
+    try:
+        faults = await checker.faults(schema, found)
+    except BadSchema as error:  # that it leads nowhere shows only with some texts
+        faults = [f"the schema cannot be checked: {error.why}"]
+    return next(((text, fault) for text, fault in zip(found, faults, strict=False) if fault), ("", None))
+
+
+def _asked_again(request: Request, schema: bytes, text: str, fault: str) -> dict[str, Any]:
+    """The request, its answer, and what was wrong with that."""
+    name = "input" if request.url == RESPONSES else "messages"
+    given = request.body.get(name)
+    before = given if isinstance(given, list) else [{"role": "user", "content": given}]
+    told = _AGAIN.format(fault=fault, schema=schema.decode())
+    turn = [{"role": "assistant", "content": text[:_QUOTED]}, {"role": "user", "content": told}]
+    return {**request.body, name: [*before, *turn]}
+
+
+def _failed(request: Request, fault: str, when: str) -> Answer:
+    message = f"The model's answer is not of the schema that was asked for, {when}: {fault}"
+    return Answer(422, refusal(422, message, param=param_of(request.url), code=CODE).body, Usage())
+
+
+def _refused(error: InvalidRequest) -> Answer:
+    return refusal(400, error.message, param=error.param, code=error.code)

@@ -1,0 +1,95 @@
+"""The parent's side: one child process that checks, replaced as soon as it takes too long or dies.
+
+A thread of its own talks to it, one question at a time: the kernel ends a child with the thread that started it.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from workers.engines.port import EngineBusy
+from workers.parsing.parser import START_SECONDS, Child, Died, TimeUp
+from workers.parsing.wire import LARGEST_ASK
+from workers.schemas import wire
+
+log = logging.getLogger(__name__)
+
+SECONDS: Final = 5.0  # for one answer
+_SLOW_SECONDS: Final = 60.0
+_GOOD: Final = 1024  # schemas that are known to be some
+_TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its memory."
+
+
+class BadSchema(Exception):
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Checker:
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
+        self._child: Child | None = None
+        self._good: OrderedDict[bytes, None] = OrderedDict()
+        self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
+
+    async def check(self, schema: bytes) -> None:
+        """Raises BadSchema; EngineBusy where no child can be started."""
+        self._slow = {one: until for one, until in self._slow.items() if until > time.monotonic()}
+        if schema in self._slow:
+            raise BadSchema(_TOO_LONG)
+        if schema not in self._good:
+            await self.faults(schema, [])
+            self._good[schema] = None
+            while len(self._good) > _GOOD:
+                self._good.popitem(last=False)
+
+    async def faults(self, schema: bytes, texts: Sequence[str]) -> list[str | None]:
+        """What is wrong with each. Raises BadSchema, EngineBusy."""
+        if sum(len(text.encode(errors="replace")) for text in texts) > wire.MOST_TEXT:
+            return ["it is too large to be checked."] * len(texts)
+        ask = wire.encode(wire.Ask(schema, [text.encode(errors="replace").decode() for text in texts]))
+        answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, ask)
+        if isinstance(answer, wire.Bad):
+            raise BadSchema(answer.why)
+        if answer is None:
+            self._slow[schema] = time.monotonic() + _SLOW_SECONDS
+        if answer is None and not texts:
+            raise BadSchema(_TOO_LONG)
+        return [_TOO_LONG] * len(texts) if answer is None else answer.faults
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
+
+    def _ask(self, ask: bytes, tries: int = 2) -> wire.Judged | wire.Bad | None:
+        """None if it was too much for the child. One that dies may have been killed: a second is asked."""
+        child = self._started()
+        try:
+            child.say(ask)
+            return wire.decode_answer(child.hear(self._seconds, wire.LARGEST_ANSWER))
+        except (Died, TimeUp, msgspec.MsgspecError) as error:
+            log.warning("schema_child_replaced", extra={"reason": type(error).__name__})
+            self._end()
+            return self._ask(ask, tries - 1) if isinstance(error, Died) and tries > 1 else None
+
+    def _started(self) -> Child:
+        if self._child is None:
+            self._child = Child("workers.schemas.child")
+            try:
+                self._child.hear(START_SECONDS, LARGEST_ASK)
+            except (Died, TimeUp) as error:
+                self._end()
+                raise EngineBusy("Answers cannot be checked now.", retry_after=1.0) from error
+        return self._child
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()

@@ -1,0 +1,92 @@
+"""The child process: `python -m workers.schemas.child PARENT`. It checks texts until its parent has no more.
+
+Both are strangers': a schema can take for ever, or all memory, with a few hundred bytes. Nothing is fetched for it.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.validators import validator_for
+from referencing import Registry, Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from workers.parsing import sandbox
+from workers.parsing.child import pipes
+from workers.parsing.wire import Ready, encode, read, write
+from workers.schemas import wire
+
+MEMORY: Final = 512 << 20  # bytes, beyond what it begins with
+_SCHEMAS: Final = 256  # kept ready: the lines of a batch mostly have the same
+_LONGEST: Final = 300  # characters of what is said to be wrong
+
+
+def main(parent: int) -> None:
+    asked, answers = pipes()
+    sandbox.confine(parent)
+    most = sandbox.address_space() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    write(answers, encode(Ready()))
+    while (message := read(asked)) is not None:
+        write(answers, wire.encode(judged(wire.decode_ask(message))))
+
+
+def judged(ask: wire.Ask) -> wire.Judged | wire.Bad:
+    try:
+        validator = _validator(ask.schema)
+        return wire.Judged([_fault(validator, text) for text in ask.texts])
+    except SchemaError as error:
+        return wire.Bad(f"{_place(error)}{error.message}"[:_LONGEST])
+    except Unresolvable as error:
+        return wire.Bad(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
+    except RecursionError:
+        return wire.Bad("it never ends.")
+
+
+@lru_cache(_SCHEMAS)
+def _validator(raw: bytes) -> Any:
+    """Raises SchemaError, Unresolvable."""
+    schema = json.loads(raw)
+    kind = validator_for(schema, default=Draft202012Validator)
+    kind.check_schema(schema)
+    validator = kind(schema, registry=Registry())
+    if b'"$id"' not in raw:  # below one, references mean something else
+        resolver = Registry().with_resource("", Resource.from_contents(schema, DRAFT202012)).resolver()
+        for reference in _references(schema):
+            resolver.lookup(reference)
+    return validator
+
+
+def _references(value: Any) -> Iterator[str]:
+    for name, one in value.items() if isinstance(value, dict) else ():
+        if name == "$ref" and isinstance(one, str):
+            yield one
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _references(one)
+
+
+def _fault(validator: Any, text: str) -> str | None:
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        return f"it is not JSON: {error}"[:_LONGEST]
+    wrong = next(validator.iter_errors(value), None)
+    return None if wrong is None else f"{_place(wrong)}{wrong.message}"[:_LONGEST]
+
+
+def _place(error: ValidationError | SchemaError) -> str:
+    return f"{error.json_path}: " if error.absolute_path else ""
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no value of JSON")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,43 @@
+"""What the checker and its child say to each other: as `workers.parsing.wire`, with other words.
+
+parent: Ask  ─▶  child: Judged | Bad        as often as the parent likes
+"""
+
+from typing import Final
+
+import msgspec
+
+from workers.parsing.wire import LARGEST_ASK
+
+#: Of the texts, with room for the schema and the rest.
+MOST_TEXT: Final = LARGEST_ASK - (256 << 10)
+LARGEST_ANSWER: Final = LARGEST_ASK
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Without texts it is asked only whether the schema is one."""
+
+    schema: bytes
+    texts: list[str]
+
+
+class Judged(msgspec.Struct, frozen=True, tag=True):
+    """What is wrong with each text; None is nothing."""
+
+    faults: list[str | None]
+
+
+class Bad(msgspec.Struct, frozen=True, tag=True):
+    """The schema is none."""
+
+    why: str
+
+
+encode = msgspec.msgpack.encode
+decode_ask = msgspec.msgpack.Decoder(Ask).decode
+_decode = msgspec.msgpack.Decoder(Judged | Bad).decode
+
+
+def decode_answer(message: bytes) -> Judged | Bad:
+    found: Judged | Bad = _decode(message)
+    return found
