@@ -40,7 +40,12 @@ class Prompts:
 
     def __bool__(self) -> bool:
         """Whether anything is put before any text."""
-        return any((self.plain, self.query, self.passage, *self.others.values()))
+        return any(self.texts)
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """Whatever may be put before a text, nothing among it."""
+        return frozenset(("", self.plain, self.query, self.passage, *self.others.values()))
 
     def of(self, input_type: str | None) -> str | None:
         """What is put before a text of this type; None where the type is unknown."""

@@ -7,10 +7,11 @@ Asked in the line of searches, which has places of its own: not behind the reque
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 import msgspec
+from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -41,7 +42,8 @@ class Asking:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="asking")
 
     async def close(self) -> None:
-        await self._lines.close()
+        with suppress(RedisError, OSError):
+            await self._lines.close()
 
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
         """What a store has, or a refusal. Raises EngineBusy where nobody can say now."""

@@ -62,9 +62,14 @@ class Elsewhere:
             try:
                 found += read_vectors(answer)
             except Unusable:
-                message = f"The embedding model `{name}` gave no vectors of this conversation."
-                return refusal(502, message, param=_PARAM, code="embedding_failed")
-        return found
+                return _no_vectors(name)
+        sound = len(found) == len(texts) and len({len(one) for one in found}) == 1
+        return found if sound else _no_vectors(name)
 
     def _model(self, registry: Registry, named: str | None) -> str | None:
         return named or registry.embedder(self._config.embedding_model)
+
+
+def _no_vectors(model: str) -> Answer:
+    message = f"The embedding model `{model}` gave no vectors of this conversation."
+    return refusal(502, message, param=_PARAM, code="embedding_failed")

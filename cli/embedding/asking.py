@@ -13,8 +13,10 @@ from cli.server import Refused, Server
 from cli.trouble import Trouble
 
 _TEXTS: Final = 32  # of one request
-QUERY: Final = {"input_type": "query", "truncate": True}
-PASSAGE: Final = {"input_type": "passage", "truncate": True}
+TYPE: Final = "input_type"
+QUERY: Final = {TYPE: "query", "truncate": True}
+PASSAGE: Final = {TYPE: "passage", "truncate": True}
+_LADDER: Final = ((TYPE, "truncate"), (TYPE,), ())
 
 
 @dataclass(slots=True)
@@ -35,12 +37,12 @@ class Cost:
 
 @dataclass(slots=True)
 class Embedder:
-    """`understood`: its server takes our fields; where it refuses them, it is asked without, and says so."""
+    """`taken` are those of our fields that its server takes; it is asked without the others."""
 
     server: Server
     model: str
     concurrency: int
-    understood: bool = True
+    taken: tuple[str, ...] = _LADDER[0]
     dimensions: int = 0
     corpus: Cost = field(default_factory=Cost)
     queries: Cost = field(default_factory=Cost)
@@ -73,15 +75,18 @@ class Embedder:
 
     def _warm_up(self, text: str) -> None:
         """Before anything is measured. Raises Trouble for a model that gives no vectors."""
-        try:
-            self._ask([text], QUERY)
-        except Refused:
-            self.understood = False
-            self._ask([text], QUERY)
+        for self.taken in _LADDER[:-1]:
+            try:
+                self._ask([text], QUERY)
+            except Refused:
+                continue
+            return
+        self.taken = _LADDER[-1]
+        self._ask([text], QUERY)  # or it says what else is wrong
 
     def _ask(self, texts: Sequence[str], fields: dict[str, Any]) -> Any:
         try:
-            return self.server.embed(self.model, list(texts), fields if self.understood else {})
+            return self.server.embed(self.model, list(texts), {name: fields[name] for name in self.taken})
         except Refused as refusal:
             raise Refused(f"{self.model}: {refusal}") from refusal
 

@@ -51,6 +51,8 @@ def embed_eval(
     from cli.embedding.memory import resident_bytes
     from cli.server import connect
 
+    if output and not output.parent.is_dir():
+        raise Trouble(f"cannot write {output}: there is no folder {output.parent}")
     given = inputs.read(corpus, queries, judgements)
     depths = sorted(set(depth or (10, 100)))
     with connect(url, api_key, data_dir) as server:
@@ -81,6 +83,7 @@ def _judged(
 ) -> "Judged":
     import numpy as np
 
+    from cli.embedding.asking import TYPE
     from cli.embedding.inputs import by_language
     from cli.embedding.report import Judged
 
@@ -102,7 +105,7 @@ def _judged(
         training_data=card.get("training_data"),
         query_prompt=card.get("query_prompt"),
         passage_prompt=card.get("passage_prompt"),
-        prompts_used=embedder.understood,
+        prompts_used=TYPE in embedder.taken,
         latency_p50_ms=round(float(p50), 3),
         latency_p95_ms=round(float(p95), 3),
         tokens_per_second=pace and round(pace, 1),

@@ -63,7 +63,8 @@ def table(title: str, found: Sequence[Judged], width: int | None) -> str:
         shown.add_column(name, overflow="fold")
     for name in found[0].scores:
         shown.add_row(name, *(f"{one.scores[name]:.4f}" for one in found))
-    for language in found[0].by_language:
+    several = len(found[0].by_language) > 1  # one alone is all there is
+    for language in found[0].by_language if several else ():
         for name in found[0].scores:
             shown.add_row(escape(f"{name}, {language}"), *(f"{one.by_language[language][name]:.4f}" for one in found))
     for name, fact in _FACTS:

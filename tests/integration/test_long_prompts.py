@@ -239,13 +239,13 @@ def test_in_the_background_it_is_the_same(db: Database, tmp_path: Path) -> None:
 
 
 @contextmanager
-def _neighbours(shop: Shop) -> Iterator[dict[str, list[str]]]:
+def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
     """Workers of the other two models, which take searches' line as every worker does; what each was asked."""
     asked: dict[str, list[str]] = {}
     with ExitStack() as stack:
         for queue, model in (("gpu.large", LARGE), ("gpu.vectors", EMBED)):
             prompts = asked[model] = []
-            host = EngineHost(FakeEngine((model,), asked=prompts.append), lambda: None)
+            host = EngineHost(FakeEngine((model,), asked=prompts.append, **engine), lambda: None)
             host.start()
             stack.callback(host.close)
             desk = Desk(host, shop.redis_url, queue, own={searches.URL: _nothing})
@@ -307,6 +307,14 @@ def test_without_the_other_models_workers_one_asks_again_later(town: Shop) -> No
         with pytest.raises(openai.InternalServerError) as away:
             _chat(town, context=context)
         assert (away.value.status_code, away.value.code) == (503, "engine_busy")
+
+
+def test_an_embedding_model_that_gives_too_few_vectors_is_no_memory(town: Shop) -> None:
+    few = reply("/v1/embeddings", {"model": EMBED, "input": ["one"]}, "one")
+    with _neighbours(town, fault=lambda _: few), pytest.raises(openai.InternalServerError) as failed:
+        _chat(town, context={"strategy": "memory"})
+
+    assert (failed.value.status_code, failed.value.code) == (502, "embedding_failed")
 
 
 def test_turns_are_recalled_by_vectors_of_another_worker(town: Shop) -> None:

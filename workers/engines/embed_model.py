@@ -60,6 +60,7 @@ class SentenceModel:
         self._tokenizer = self._model.tokenizer
         self.prompts: Prompts = prompts.prompts_of(args, Own(self._model.prompts, self._model.default_prompt_name))
         self._before, self._after = _special_tokens(self._tokenizer)
+        self._prompt_ids = {text: self._bare(text) for text in self.prompts.texts}  # of one thread: see `_bare`
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
         self.dimensions: int = self._model.get_embedding_dimension()
         self.longest: int = _longest(self._model)
@@ -74,7 +75,7 @@ class SentenceModel:
 
     def framed(self, ids: list[int], prompt: str = "") -> list[int]:
         """A caller's token ids, behind the prompt's, between the model's special tokens."""
-        return [*self._before, *self._bare(prompt), *ids, *self._after]
+        return [*self._before, *self._prompt_ids[prompt], *ids, *self._after]
 
     def least(self, prompt: str = "") -> int:
         """The tokens of the shortest input there can be: one between the special ones, behind the prompt."""
@@ -101,6 +102,7 @@ class SentenceModel:
             return vectors.cpu().numpy()
 
     def _bare(self, text: str) -> list[int]:
+        """Without special tokens. A tokenizer that two threads call at once raises."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
         return ids
 

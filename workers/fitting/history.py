@@ -15,7 +15,7 @@ from workers.fitting.terms import CHAT, RESPONSES
 
 PRIORITY: Final = "priority"  # a message's own, which is ours and no engine's
 MOST: Final = 1_000_000
-_ABOVE: Final = frozenset({"system", "developer"})
+_ABOVE: Final = ("system", "developer")
 _TEXTS: Final = ("text", "input_text", "output_text")
 _FIELD: Final = {CHAT: "messages", RESPONSES: "input"}
 

@@ -13,7 +13,8 @@ from typing import Final
 _WIDE: Final = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD: Final = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+")
 #: A full stop is followed by a space; a wide one (of Chinese and Japanese) by nothing.
-_SENTENCE: Final = re.compile("(?<=[.!?\u2026])[\"')\\]]*\\s+|(?<=[\u3002\uff01\uff1f])|\\n+")
+_END: Final = ".!?\u2026"
+_SENTENCE: Final = re.compile(f"(?<=[{_END}])\\s+|(?<=[{_END}][\"')\\]])\\s+|(?<=[\u3002\uff01\uff1f])|\\n+")
 
 Weights = dict[str, float]  # of words; their squares add up to 1
 

@@ -107,7 +107,7 @@ class _Watched:
     schema: bytes
     emit: Emit
     fault: str | None = None
-    said: dict[int, list[str]] = field(default_factory=dict)  # by choice
+    said: dict[str, list[str]] = field(default_factory=dict)  # by choice
 
     async def event(self, chunk: bytes) -> None:
         if self.fault is not None:
@@ -123,11 +123,12 @@ class _Watched:
         if self.request.url == RESPONSES:
             return texts(RESPONSES, event.get("response")) if event.get("type") == "response.completed" else []
         found: list[str] = []
-        for choice in event.get("choices") or ():
-            if not isinstance(choice, dict):
+        choices = event.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            delta = choice.get("delta") if isinstance(choice, dict) else None
+            if not isinstance(delta, dict):
                 continue
-            delta = choice.get("delta") or {}
-            said = self.said.setdefault(choice.get("index", 0), [])
+            said = self.said.setdefault(str(choice.get("index")), [])
             said.append(str(delta.get("content") or ""))
             message = {**delta, "content": "".join(said)} if choice.get("finish_reason") else {}
             found += texts(CHAT, {"choices": [{**choice, "message": message}]})

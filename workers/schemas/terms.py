@@ -69,7 +69,8 @@ def _of_response(body: Mapping[str, Any]) -> list[str]:
     messages = [item for item in items if item.get("type") == "message"]
     if not messages and any(str(item.get("type")).endswith("_call") for item in items):
         return []
-    parts = [part for item in messages for part in item.get("content") or () if isinstance(part, dict)]
+    contents = [item["content"] for item in messages if isinstance(item.get("content"), list)]
+    parts = [part for content in contents for part in content if isinstance(part, dict)]
     if any(part.get("type") == "refusal" for part in parts):
         return []
     return ["".join(str(part.get("text") or "") for part in parts if part.get("type") == "output_text")]

@@ -34,7 +34,7 @@ FACTS = {"max_model_len": 16, "license": "mit", "training_data": ["mine"], "quer
 
 class Words(ThreadingHTTPServer):
     """Models `good`, whose vectors know words, and `bad`, which gives every text the same; `strict` takes OpenAI's
-    fields alone; `odd` gives vectors of changing length; `long` refuses every passage.
+    fields alone, `half` no truncation; `odd` gives vectors of changing length; `long` refuses every passage.
     """
 
     daemon_threads = True
@@ -48,7 +48,7 @@ class Words(ThreadingHTTPServer):
         self.asked.append(body)
         model, texts = body["model"], body["input"]
         ours = body.keys() & {"input_type", "truncate"}
-        if model == "strict" and ours:
+        if (model == "strict" and ours) or (model == "half" and "truncate" in body):
             return refused(f"Unrecognized request argument supplied: {min(ours)}")
         if model == "long" and body.get("input_type") == "passage":
             return refused("This model's maximum context length is 2 tokens")
@@ -58,7 +58,7 @@ class Words(ThreadingHTTPServer):
         tokens = sum(len(text.split()) for text in texts)
         told: dict[str, Any] = {"object": "list", "data": data, "model": model}
         told["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
-        if ours:
+        if "truncate" in body:
             told["truncated"] = [n for n, text in enumerate(texts) if "plains" in text]
         return 200, told
 
@@ -202,6 +202,15 @@ def test_server_that_takes_openais_fields_alone_is_asked_with_those(run: Run, fi
     assert (strict["prompts_used"], strict["truncated_share"]) == (False, None)
 
 
+def test_server_that_cannot_cut_off_is_still_told_what_texts_are(
+    run: Run, words: Words, files: dict[str, Path]
+) -> None:
+    [half] = json.loads(run(files, "-m", "half", "--format", "json"))["models"]
+
+    assert (half["prompts_used"], half["truncated_share"]) == (True, None)
+    assert {body.get("input_type") for body in words.asked[1:]} == {"query", "passage"}
+
+
 def test_table_has_a_column_for_each_model(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "table.txt"
 
@@ -245,9 +254,12 @@ def test_unknown_model_is_told_before_anything_is_embedded(run: Run, words: Word
     assert words.asked == []
 
 
-def test_output_that_cannot_be_written_is_told(run: Run, files: dict[str, Path], tmp_path: Path) -> None:
+def test_output_that_cannot_be_written_is_told(run: Run, words: Words, files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(Trouble, match="cannot write"):
         run(files, "-m", "good", "--output", str(tmp_path / "no" / "where"))
+    assert words.asked == []  # nothing was embedded in vain
+    with pytest.raises(Trouble, match=r"cannot write .*: Is a directory"):
+        run(files, "-m", "good", "--output", str(tmp_path))
 
 
 def test_without_a_model_it_says_how_it_is_used(files: dict[str, Path]) -> None:

@@ -117,6 +117,31 @@ def _check_kept(items: list[dict[str, Any]], sent: list[dict[str, Any]], *, note
     assert sorted(made) == sorted(answered)
 
 
+_names = st.sampled_from(
+    ["role", "content", "type", "text", "tool_calls", "tool_call_id", "call_id", "id", "function", "output", "priority"]
+)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["user", "system", "tool", "function", "word " * 60]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    items=st.lists(st.dictionaries(_names, _json, max_size=5), max_size=6),
+    strategy=st.sampled_from(CUTTING),
+    url=st.sampled_from(["/v1/chat/completions", RESPONSES]),
+)
+async def test_whatever_is_sent_it_is_answered_or_refused(items: list[Any], strategy: str, url: str) -> None:
+    name = "messages" if url != RESPONSES else "input"
+    context = {"strategy": strategy, "max_tokens": 40}
+
+    answer = await fitted(Counting()).answer(Request(url, {"model": "m", name: items, "context": context}, "req_1"))
+
+    assert answer.status in (200, 400)
+
+
 async def test_the_oldest_turns_go_and_no_more_than_it_takes() -> None:
     engine = Counting()
     turns = [{"role": role, "content": f"{n} " * 10} for n in range(8) for role in ("user", "assistant")]

@@ -177,6 +177,27 @@ async def test_a_stream_that_is_of_it_comes_through_and_another_ends_in_an_error
     assert b'"stop"' not in b"".join(events)
 
 
+@pytest.mark.parametrize(
+    "odd", [{}, {"choices": 5}, {"choices": [{"delta": "x"}, 5]}, {"choices": [{"index": [], "delta": {}}]}]
+)
+async def test_what_is_no_chat_is_passed_on(checker: Checker, odd: Any) -> None:
+    class Odd(Saying):
+        async def stream(self, request: Request, emit: Emit) -> Answer:
+            await emit(msgspec.json.encode(odd))
+            return Answer(200, b"")
+
+    events: list[bytes] = []
+
+    async def emit(chunk: bytes) -> None:
+        events.append(chunk)
+
+    for engine in (Odd(), Saying(Answer(200, msgspec.json.encode(odd)))):
+        checked = Checked(engine, checker)
+        answer = await (checked.stream(asked(CHAT), emit) if isinstance(engine, Odd) else checked.answer(asked(CHAT)))
+        assert answer.status == 200
+    assert events == [msgspec.json.encode(odd)]
+
+
 async def test_without_a_schema_nothing_is_looked_at(checker: Checker) -> None:
     for body in ({}, {"response_format": {"type": "json_object"}}, {"response_format": 5}, {"text": []}):
         for url in (CHAT, RESPONSES, "/v1/embeddings"):
