@@ -36,6 +36,7 @@ from workers.grounding import Grounded
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.quarantine import Deaths
+from workers.reranking import Reranking
 from workers.searching import Searching
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,9 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
     host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
-    desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
+    reranking = Reranking(context, host, queue)
+    own = {searches.URL: Searching(context, host, reranking).answer, searches.RERANK_URL: reranking.answer}
+    desk = Desk(host, redis_url(config), queue, own=own)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()

@@ -5,7 +5,6 @@ way clients who wait are answered.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from typing import Final
 
 import msgspec
@@ -19,7 +18,7 @@ from jobs.ids import new_id
 from jobs.interactive import Piece, Question
 from jobs.models import VectorStore
 from jobs.searches import Found, Search
-from jobs.waiting import Lines
+from jobs.waiting import Lines, last_piece
 from workers.context import Context
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 
@@ -64,11 +63,7 @@ class Asking:
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
-        async with aclosing(self._lines.ask(searches.line(queue), question, served)) as pieces:
-            async for piece in pieces:
-                if piece.kind == "end":
-                    return piece
-        raise WorkerLost
+        return await last_piece(self._lines.ask(searches.line(queue), question, served))
 
     def _place(self, request: Request, search: Search) -> tuple[str, str] | Answer:
         """The queue and the model of a store of the request's project."""
