@@ -37,12 +37,12 @@ from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.quarantine import Deaths
 from workers.reranking import Reranking
+from workers.rooms import Rooms
 from workers.searching import Searching
 
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
 _REFRESH_SECONDS = 10.0
-_USUAL_CONTEXT = 16_384  # tokens, of a model that does not say
 
 
 def main(arguments: list[str]) -> None:
@@ -79,7 +79,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     engine = build_router(config, Registry.load(config), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
-    grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
+    rooms = Rooms(config, lambda: engine.registry)
+    grounded = Grounded(engine, Asking(context).search, rooms.of)
     host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
     reranking = Reranking(context, host, queue)
     own = {searches.URL: Searching(context, host, reranking).answer, searches.RERANK_URL: reranking.answer}
@@ -95,12 +96,6 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     host.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
-
-
-def _excerpt_characters(engine: Router, model: str) -> int:
-    """Of excerpts a model is shown as much as fits into a third of its context, at about four characters a token."""
-    known = engine.registry.resolve(model)
-    return (known.max_model_len if known and known.max_model_len else _USUAL_CONTEXT) * 4 // 3
 
 
 def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> None:

@@ -227,6 +227,36 @@ def test_a_ranker_that_is_not_there_is_the_clients_mistake(mill: Mill, library: 
     assert (refused.value.param, refused.value.code) == ("ranking_options.ranker", "model_not_found")
 
 
+def test_an_answer_is_cited_or_refused_as_its_files_support_it(mill: Mill, library: str) -> None:
+    """The stub says "echo" and a number, which no file does."""
+    options = {"ranker": "near", "deduplicate": 0.9}
+    plain: Any = {"type": "file_search", "vector_store_ids": [library], "ranking_options": options}
+    strict: Any = {**plain, "refuse": True}
+    empty: Any = {**strict, "vector_store_ids": [mill.store()]}
+    ask = mill.client.responses
+    question = "When may a tenant end the lease?"
+
+    answered = ask.create(model="stub-model", input=question, tools=[plain], include=["file_search_call.results"])
+    refused = ask.create(model="stub-model", input=question, tools=[strict])
+    nothing = ask.create(model="stub-model", input=question, tools=[empty])
+    with ask.stream(model="stub-model", input=question, tools=[strict]) as stream:
+        events = list(stream)
+    again = ask.create(model="stub-model", input="And now?", previous_response_id=refused.id)
+
+    call: Any = answered.output[0]
+    assert answered.output_text.startswith("echo ")
+    assert sorted(one.score for one in call.results)[::-1] == [one.score for one in call.results]
+    for response in (refused, nothing, events[-1].response):  # type: ignore[union-attr]
+        part: Any = response.output[1]
+        assert (response.status, part.content[0].type) == ("completed", "refusal")
+    assert "response.output_text.delta" not in {event.type for event in events}
+    assert "response.refusal.delta" in {event.type for event in events}
+    assert again.output_text.startswith("echo ")
+    with pytest.raises(BadRequestError) as wrong:
+        ask.create(model="stub-model", input=question, tools=[{**plain, "ranking_options": {"ranker": "nobody"}}])
+    assert wrong.value.param == "ranking_options.ranker"
+
+
 def test_texts_are_ranked_in_batches(mill: Mill) -> None:
     body = {"model": "near", "query": "a bird", "documents": ["kiwi", "lava"], "return_documents": False}
     lines = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/rerank", "body": body} for n in range(3)]
