@@ -239,14 +239,13 @@ def test_an_answer_is_cited_or_refused_as_its_files_support_it(mill: Mill, libra
     answered = ask.create(model="stub-model", input=question, tools=[plain], include=["file_search_call.results"])
     refused = ask.create(model="stub-model", input=question, tools=[strict])
     nothing = ask.create(model="stub-model", input=question, tools=[empty])
-    with ask.stream(model="stub-model", input=question, tools=[strict]) as stream:
-        events = list(stream)
+    events: list[Any] = list(ask.create(model="stub-model", input=question, tools=[strict], stream=True))
     again = ask.create(model="stub-model", input="And now?", previous_response_id=refused.id)
 
     call: Any = answered.output[0]
     assert answered.output_text.startswith("echo ")
     assert sorted(one.score for one in call.results)[::-1] == [one.score for one in call.results]
-    for response in (refused, nothing, events[-1].response):  # type: ignore[union-attr]
+    for response in (refused, nothing, events[-1].response):
         part: Any = response.output[1]
         assert (response.status, part.content[0].type) == ("completed", "refusal")
     assert "response.output_text.delta" not in {event.type for event in events}
