@@ -9,7 +9,7 @@ the search endpoint in each way. Chunks count as their documents, each once, at 
     MRR@10     1 / the rank of the first that is relevant, 0 beyond the tenth
 
 ir-measures computes them where it can be installed, else we do; where it can, both must agree. The re-ranking model is
-`--ranker`, or one that is trained here within minutes (`bench/ranker.py`) and kept: that one is no measure of good ones.
+`--ranker`, or one that is trained here within minutes (`bench/ranker.py`) and kept, which is no measure of good ones.
 """
 
 import argparse
