@@ -5,6 +5,7 @@
 Chunks of a file that follow each other are shown in its order, and what two of them share is shown once.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ _FRAME: Final = 160  # of the chat's template, and of what is said before the ex
 _HEADING: Final = 24  # of one excerpt
 _LEAST: Final = 64  # of the best excerpt, whatever the room
 _BYTES: Final = 4  # a token, where it cannot be counted
+_MEDIA: Final = re.compile(r"data:[\w.+/-]+;base64,[\w+/=-]+")  # no text: what a picture takes its model alone knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Room:
         wanted = body.get("max_output_tokens")
         answer = wanted if isinstance(wanted, int) else min(_ANSWER, self.context // 4)
         said = msgspec.json.encode([body.get(name) for name in ("instructions", "input", "tools")]).decode()
+        said = _MEDIA.sub("", said)
         if len(said) > self.context * 32:  # it is too much, however it is counted
             return 0
         return self.context - answer - self.count(said) - _FRAME

@@ -99,6 +99,8 @@ def test_the_question_and_its_answer_take_their_part(tokenizer: Tokenizer) -> No
     longer = {"input": "hello " * 500}
     assert room.left(short) - room.left(longer) == pytest.approx(499, abs=3)
     assert room.left({"input": "x" * 70_000}) == 0
+    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{'iVBORw0KGgo+/' * 9000}=="}
+    assert room.left({"input": [{"role": "user", "content": [picture]}]}) > 1200
 
 
 MODELS = """
