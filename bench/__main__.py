@@ -13,7 +13,7 @@ NAMES = {
     "webhooks": "deliveries/s, and how soon after the event",
     "ingest": "documents/s into a vector store, against LlamaIndex's pipeline; again, and how memory grows",
     "embed": "texts/s, against sentence-transformers, and whether the vectors are the same",
-    "retrieval": "how well a search finds what is relevant: nDCG@10 and MRR@10 by vectors, words and both",
+    "retrieval": "how well a search finds what is relevant: nDCG@10 and MRR@10 by vectors, words, both, re-ranked",
 }
 
 

@@ -1,6 +1,6 @@
-"""How well a search of a vector store finds what is relevant: by vectors, by words, and by both.
+"""How well a search of a vector store finds what is relevant: by vectors, by words, by both, and re-ranked.
 
-    python -m bench retrieval [--queries N] [--rfc FOLDER_OR_PACKAGE] [--python]
+    python -m bench retrieval [--queries N] [--rfc FOLDER_OR_PACKAGE] [--python] [--ranker FOLDER | --no-ranker]
 
 A collection with judgements (`bench/judged.py`) is brought into a store of a deployment, and every query is put to
 the search endpoint in each way. Chunks count as their documents, each once, at its best rank. Means over the queries:
@@ -8,12 +8,14 @@ the search endpoint in each way. Chunks count as their documents, each once, at 
     nDCG@10    the gain 1 / log2(1 + rank) of what is relevant among the first ten, over the best there could be
     MRR@10     1 / the rank of the first that is relevant, 0 beyond the tenth
 
-ir-measures computes them where it can be installed, else we do; where it can, both must agree.
+ir-measures computes them where it can be installed, else we do; where it can, both must agree. The re-ranking model is
+`--ranker`, or one that is trained here within minutes (`bench/ranker.py`) and kept, which is no measure of good ones.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,10 +27,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import judged, rival
+from bench import judged, ranker, rival
 from bench.judged import Collection
 from bench.shelf import Shelf, standing
 from cli.embedding import metrics
+from workers.engines.packaged import MINILM
 
 AT = 10
 _CHUNKS = 50  # of a search, the most there are: several may be of one document
@@ -39,6 +42,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "hybrid, rrf k=60": {"embedding_weight": 1, "text_weight": 1, "fusion": "rrf", "rrf_k": 60},
     "hybrid, relative": {"embedding_weight": 1, "text_weight": 1, "fusion": "relative"},
 }
+RANKER = "bench-ranker"
+_RE_RANKED = {"hybrid, re-ranked": 50, "hybrid, re-ranked, 20 deep": 20}  # chunks
+_MODELS_FILE = """
+models:
+  {minilm}: {{source: {{packaged: {minilm}}}, engine: embed}}
+  {ranker}: {{source: {{path: {path}}}, engine: rerank, engine_args: {{max_length: {longest}}}}}
+"""
+_LONGEST = 320  # tokens of a query and a chunk
 _IR_MEASURES = f"""
 import json, sys
 from ir_measures import RR, Qrel, ScoredDoc, calc_aggregate, nDCG
@@ -62,14 +73,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         collection = _collection(console, folder, options)
-        with standing(folder) as mill:
+        models = _models(console, folder, options)
+        with standing(folder, environment={"NIGHTMILL_MODELS_FILE": str(models)} if models else {}) as mill:
             shelf = Shelf(mill)
             ids = shelf.upload(collection.papers)
             done = shelf.bring_in(ids)
             assert not done.failed, done
             console.print(f"{len(ids)} documents, {shelf.chunks():,} chunks came in within {done.seconds:.0f} s")
             names = dict(zip(ids, (paper.name for paper in collection.papers), strict=True))
-            runs = {way: _searched(mill.client, shelf.id, collection, names, how) for way, how in WAYS.items()}
+            asked = {way: {"hybrid_search": how} for way, how in WAYS.items()} | (_re_ranked() if models else {})
+            runs = {way: _searched(mill.client, shelf.id, collection, names, how) for way, how in asked.items()}
         _show(console, collection, runs, _by_ir_measures(console, folder, collection, runs))
 
 
@@ -78,8 +91,32 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, help="so many of them; default: all")
     parser.add_argument("--rfc", type=Path, help="doc-rfc-std as a .deb, or the folder of its files")
     parser.add_argument("--python", action="store_true", help="Python's own documentation, also where RFCs are")
+    parser.add_argument("--ranker", type=Path, help="a cross-encoder's folder; default: one that is trained here")
+    parser.add_argument("--no-ranker", action="store_true", help="without re-ranking")
     parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
     return parser.parse_args()
+
+
+def _models(console: Console, folder: Path, options: argparse.Namespace) -> Path | None:
+    """A models file with a re-ranking model in it."""
+    if options.no_ranker:
+        return None
+    try:
+        path = options.ranker or ranker.kept()
+    except subprocess.CalledProcessError as error:
+        console.print(f"no re-ranking: the model could not be trained here ({error})", soft_wrap=True)
+        return None
+    console.print(f"re-ranking by {path}{'' if options.ranker else ', trained here'}", soft_wrap=True)
+    file = folder / "models.yaml"
+    file.write_text(_MODELS_FILE.format(minilm=MINILM, ranker=RANKER, path=path.absolute(), longest=_LONGEST))
+    return file
+
+
+def _re_ranked() -> dict[str, dict[str, Any]]:
+    hybrid = WAYS["hybrid, rrf k=1"]
+    return {
+        way: {"hybrid_search": hybrid, "ranker": RANKER, "rerank_depth": depth} for way, depth in _RE_RANKED.items()
+    }
 
 
 def _collection(console: Console, folder: Path, options: argparse.Namespace) -> Collection:
@@ -100,7 +137,8 @@ def _searched(
     run, seconds = Run(), list[float]()
     for query, text in collection.queries.items():
         began = time.perf_counter()
-        body: Any = {"query": text, "max_num_results": _CHUNKS, "ranking_options": {"hybrid_search": how}}
+        most = min(_CHUNKS, how.get("rerank_depth", _CHUNKS))
+        body: Any = {"query": text, "max_num_results": most, "ranking_options": how}
         found: Any = client.post(f"/vector_stores/{store_id}/search", body=body, cast_to=object)
         seconds.append(time.perf_counter() - began)
         run[query] = by_document(names[one["file_id"]] for one in found["data"])

@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -84,9 +84,11 @@ def _brought_in(batch: VectorStoreFileBatch, seconds: float) -> BroughtIn:
 
 
 @contextmanager
-def standing(folder: Path, *, chosen: bool = False) -> Iterator[Deployment]:
+def standing(
+    folder: Path, *, chosen: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[Deployment]:
     """A warm deployment that embeds: with torch, or with the runtime that it has `chosen` on an earlier start."""
-    environment = {"NIGHTMILL_VLLM_ENABLED": "false", **({} if chosen else _TORCH)}
+    environment = {"NIGHTMILL_VLLM_ENABLED": "false", **({} if chosen else _TORCH), **(environment or {})}
     if chosen:
         with deployed(folder, _LINES, (), environment) as mill:
             _wait_until_served(mill)

@@ -92,9 +92,12 @@ def error_of(result: Row) -> tuple[str | None, str | None]:
     return code if isinstance(code, str) and code else f"http_{response['status_code']}", said.get("message")
 
 
+_ASKED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/rerank": "query"}
+
+
 def _prompt(url: str, body: Row) -> str | None:
     """What was asked, as text: the last message of a conversation."""
-    asked = body.get("messages" if url == "/v1/chat/completions" else "prompt" if url == "/v1/completions" else "input")
+    asked = body.get(_ASKED.get(url, "input"))
     if isinstance(asked, list) and asked and isinstance(asked[-1], dict):
         asked = asked[-1].get("content")
     if isinstance(asked, list) and asked and isinstance(asked[0], dict):
@@ -103,9 +106,11 @@ def _prompt(url: str, body: Row) -> str | None:
 
 
 def _answer(url: str, body: Row) -> Any:
-    """The text of an answer, or the vector where there is one."""
+    """The text of an answer, or the vector where there is one; of a ranking, places and scores."""
     if url == "/v1/embeddings":
         return _vector(body["data"][0]["embedding"]) if len(body.get("data", ())) == 1 else None
+    if url == "/v1/rerank":
+        return json.dumps([[one["index"], one["relevance_score"]] for one in body["results"]])
     if "choices" in body:
         first = body["choices"][0] if body["choices"] else {}
         return first.get("text") if "text" in first else (first.get("message") or {}).get("content")

@@ -71,7 +71,7 @@ def add(
     url: Annotated[list[str] | None, typer.Option(help="An OpenAI-compatible server; any number of times.")] = None,
     upstream: Annotated[str, typer.Option(help="What these servers call it, if not NAME.")] = "",
     api_key_env: Annotated[str, typer.Option(help="The environment variable with their key.")] = "",
-    engine: Annotated[str, typer.Option(help="vllm, embed or http; by default vllm, or http for URLs.")] = "",
+    engine: Annotated[str, typer.Option(help="vllm, embed, rerank or http; by default vllm, or http for URLs.")] = "",
     queue: Annotated[str, typer.Option(help="The queue that serves it, such as gpu.large.")] = "",
     alias: Annotated[list[str] | None, typer.Option(help="Another name for it; any number of times.")] = None,
     set_: Annotated[

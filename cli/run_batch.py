@@ -35,7 +35,7 @@ _NO_LIMITS = {
     "NIGHTMILL_BROKER_URL": "",
     "NIGHTMILL_STORAGE_URL": "",
 }
-_ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+_ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"]
 _LINES = ("release", "web", "dispatcher", "cpu", "gpu")
 
 

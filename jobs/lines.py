@@ -25,6 +25,7 @@ REQUIRED: dict[str, tuple[str, str]] = {
     "/v1/completions": ("prompt", "Prompt parameter is required."),
     "/v1/embeddings": ("input", "Input parameter is required."),
     "/v1/responses": ("input", "Input parameter is required."),
+    "/v1/rerank": ("documents", "Documents parameter is required."),
 }
 _STREAM_NAMES = {
     "/v1/chat/completions": "Chat Completions",
@@ -44,6 +45,7 @@ class _Body(msgspec.Struct):
     messages: msgspec.Raw = _NONE
     prompt: msgspec.Raw = _NONE
     input: msgspec.Raw = _NONE
+    documents: msgspec.Raw = _NONE
 
 
 class _Request(msgspec.Struct):

@@ -12,7 +12,7 @@ class Payload(BaseModel):
 
 
 class Batch(Payload):
-    """Kinds `generation`, `embedding` and, with one line, `response`: answer every line of the input.
+    """Kinds `generation`, `embedding`, `reranking` and, with one line, `response`: answer every line of the input.
 
     `overrides` are laid over each line's body. `dedupe` lets identical requests be computed once.
     `output_expires_seconds` counts from the creation of the output file.
@@ -35,6 +35,7 @@ ENDPOINTS: dict[str, str] = {
     "/v1/chat/completions": "generation",
     "/v1/completions": "generation",
     "/v1/embeddings": "embedding",
+    "/v1/rerank": "reranking",
 }
 
 #: What OpenAI calls each terminal state of a batch; these events go to webhooks.

@@ -30,7 +30,7 @@ ANY_MODEL: Final = "*"  # an endpoint without a usable list takes any name
 PACKAGED_FILE: Final = Path(__file__).with_name("models.yaml")
 PRIVATE_SUFFIXES: Final = (".local", ".internal", ".localhost", ".lan", ".cluster.local")
 
-Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"]
 GENERATION: Final[tuple[Route, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
@@ -41,17 +41,20 @@ class ModelsFileError(ValueError):
 class EngineKind(StrEnum):
     VLLM = "vllm"
     EMBED = "embed"
+    RERANK = "rerank"
     HTTP = "http"
 
 
 DEFAULT_QUEUES: Final[Mapping[EngineKind, str]] = {
     EngineKind.VLLM: Queue.GENERATE,
     EngineKind.EMBED: Queue.EMBED,
+    EngineKind.RERANK: Queue.EMBED,
     EngineKind.HTTP: Queue.GENERATE,
 }
 DEFAULT_ROUTES: Final[Mapping[EngineKind, tuple[Route, ...]]] = {
     EngineKind.VLLM: GENERATION,
     EngineKind.EMBED: ("/v1/embeddings",),
+    EngineKind.RERANK: ("/v1/rerank",),
     EngineKind.HTTP: (*GENERATION, "/v1/embeddings"),
 }
 

@@ -5,11 +5,27 @@ from typing import Any, Final, Literal
 import msgspec
 
 URL: Final = "/v1/vector_stores/search"
+#: Where a search asks another queue's worker for the scores of what it found.
+RERANK_URL: Final = "/v1/vector_stores/rerank"
+#: OpenAI's rankers. They are the same here: the order that both rankings give. Any other names a re-ranking model.
+RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
+DEPTH: Final = 50  # candidates that are re-ranked
+MOST_DEPTH: Final = 200
 
 
 def line(queue: str) -> str:
     """Where searches wait: not behind the questions that may be waiting for them."""
     return f"{queue}:search"
+
+
+def rerank_line(queue: str) -> str:
+    """Where texts to be re-ranked wait: not behind searches that may be waiting for it."""
+    return f"{queue}:rerank"
+
+
+def model_of(ranker: str) -> str:
+    """The model that a ranker names; empty for OpenAI's."""
+    return "" if ranker in RANKERS else ranker
 
 
 class Search(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -24,7 +40,17 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     text_weight: float = 1.0
     fusion: Literal["rrf", "relative"] = "rrf"
     k: int = 1  # on 192 RFC abstracts 1 has an MRR@10 of .683, the usual 60 has .663
-    threshold: float = 0.0
+    threshold: float = 0.0  # of the score by which they are ranked in the end
+    ranker: str = ""  # a model that re-ranks the best `depth`
+    depth: int = DEPTH
+    deduplicate: float = 0.0  # what resembles a better one this much is left out; 0: nothing is
+
+    @property
+    def candidates(self) -> int:
+        """How many of the best are looked at."""
+        if self.ranker:
+            return max(self.limit, self.depth)
+        return self.limit * 4 if self.deduplicate else self.limit
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -36,10 +62,14 @@ class Found(msgspec.Struct, frozen=True):
     text: str
     attributes: dict[str, Any] | None
     meta: dict[str, Any]
+    n: int = 0  # which of its file's chunks
 
 
 class Results(msgspec.Struct, frozen=True):
+    """`duplicates` is how many were left out for resembling one that is here; None where none were looked for."""
+
     found: tuple[Found, ...]
+    duplicates: int | None = None
 
 
 encode = msgspec.json.encode

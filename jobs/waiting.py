@@ -72,6 +72,15 @@ class Lines:
             self._redis = None
 
 
+async def last_piece(pieces: AsyncGenerator[Piece]) -> Piece:
+    """How an answer that is no stream ends. Raises WorkerLost, and what `Lines.ask` raises."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if piece.kind == "end":
+                return piece
+    raise WorkerLost
+
+
 class _Asked:
     """One question on its way."""
 

@@ -38,6 +38,8 @@ from workers.grounding import Grounded
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.quarantine import Deaths
+from workers.reranking import Reranking
+from workers.rooms import Rooms
 from workers.schemas.checked import Checked
 from workers.schemas.checker import Checker
 from workers.searching import Searching
@@ -45,7 +47,6 @@ from workers.searching import Searching
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
 _REFRESH_SECONDS = 10.0
-_USUAL_CONTEXT = 16_384  # tokens, of a model that does not say
 
 
 def main(arguments: list[str]) -> None:
@@ -85,9 +86,12 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     asking = Asking(context)
     checked = Checked(engine, Checker())
     fitted = Fitted(checked, engine.length, Elsewhere(context, asking, engine, queue))
-    grounded = Grounded(fitted, asking.search, partial(_excerpt_characters, engine))
+    rooms = Rooms(config, lambda: engine.registry)
+    grounded = Grounded(fitted, asking.search, rooms.of)
     host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
-    desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
+    reranking = Reranking(context, host, queue)
+    own = {searches.URL: Searching(context, host, reranking).answer, searches.RERANK_URL: reranking.answer}
+    desk = Desk(host, redis_url(config), queue, own=own)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()
@@ -100,12 +104,6 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     host.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
-
-
-def _excerpt_characters(engine: Router, model: str) -> int:
-    """Of excerpts a model is shown as much as fits into a third of its context, at about four characters a token."""
-    known = engine.registry.resolve(model)
-    return (known.max_model_len if known and known.max_model_len else _USUAL_CONTEXT) * 4 // 3
 
 
 def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> None:

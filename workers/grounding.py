@@ -5,29 +5,26 @@
 
 It always searches: whether to is not left to the model, which may be a small one. Engines know nothing of it: it stands
 before them for waiting clients, for lines of batches and in the background alike. What the client is shown has the
-tools and instructions that it sent, a `file_search_call` before the message, and citations in it.
+tools and instructions that it sent, a `file_search_call` before the message, and citations in it; or a refusal, where
+that was asked for and the files do not support what the model says.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
 
-from jobs.conditions import check_filter
 from jobs.errors import InvalidRequest
 from jobs.searches import Found, Search
-from workers.citations import citations
+from workers import refusing
+from workers.citations import citations, support
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
+from workers.file_search import CALL, MOST_RESULTS, FileSearch, is_search, query_of, searches_files, tool_of, understood
+from workers.packing import Room, pack, together
 
-URL: Final = "/v1/responses"
-TOOL: Final = "file_search"
 RESULTS: Final = "file_search_call.results"
-#: Excerpts unless the tool says how many. OpenAI puts up to 20 before models that can hold them.
-MOST_RESULTS: Final = 5
-MOST_STORES: Final = 8
-MOST_WEIGHT: Final = 1_000_000
-_LONGEST_QUERY: Final = 4096
 _ECHOED: Final = ("instructions", "tools", "tool_choice")  # what an engine repeats of its request
 _FOUND: Final = (
     "Answer from the excerpts of files below. Name the excerpt that a statement comes from by its number, like [1]. "
@@ -36,54 +33,19 @@ _FOUND: Final = (
 _NOTHING: Final = "The files were searched, and nothing was found that belongs to the question. Say so."
 
 
-class Hybrid(msgspec.Struct, frozen=True):
-    embedding_weight: float = 1.0
-    text_weight: float = 1.0
-
-
-class Ranking(msgspec.Struct, frozen=True):
-    ranker: str = "auto"
-    score_threshold: float = 0.0
-    hybrid_search: Hybrid | None = None
-
-
-class FileSearch(msgspec.Struct, frozen=True):
-    """OpenAI's tool."""
-
-    vector_store_ids: list[str]
-    max_num_results: int | None = None
-    filters: dict[str, Any] | None = None
-    ranking_options: Ranking | None = None
-
-    def search(self, store_id: str, query: str) -> Search:
-        """What a worker is asked; the store's model is filled in by whoever knows it."""
-        options = self.ranking_options or Ranking()
-        hybrid = options.hybrid_search or Hybrid()
-        return Search(
-            model="",
-            store_id=store_id,
-            queries=(query,),
-            limit=self.max_num_results or MOST_RESULTS,
-            filters=self.filters,
-            vector_weight=hybrid.embedding_weight,
-            text_weight=hybrid.text_weight,
-            threshold=options.score_threshold,
-        )
-
-
 #: Searches one store for a request; an Answer is a refusal. Raises EngineBusy.
 Searcher = Callable[[Request, Search], Awaitable[Sequence[Found] | Answer]]
-#: How many characters of excerpts a model is shown.
-Budget = Callable[[str], int]
+#: What a model's context has room for, by its name. May read files.
+Rooms = Callable[[str], Room]
 
 
 class Grounded:
     """An engine whose responses may search files."""
 
-    def __init__(self, engine: Engine, search: Searcher, budget: Budget) -> None:
+    def __init__(self, engine: Engine, search: Searcher, rooms: Rooms) -> None:
         self._engine = engine
         self._search = search
-        self._budget = budget
+        self._rooms = rooms
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -96,32 +58,49 @@ class Grounded:
         await self._engine.close()
 
     async def answer(self, request: Request) -> Answer:
-        if not _searches(request):
+        request = understood(request)
+        if not searches_files(request):
             return await self._engine.answer(request)
         grounds = await self._ground(request)
         if isinstance(grounds, Answer):
             return grounds
+        if grounds.nothing_to_say:
+            return Answer(200, msgspec.json.encode(grounds.shown(refusing.response(request))))
         answer = await self._engine.answer(grounds.request)
         if answer.status != 200:
             return answer
         return replace(answer, body=msgspec.json.encode(grounds.shown(msgspec.json.decode(answer.body))))
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
-        if not _searches(request):
+        request = understood(request)
+        if not searches_files(request):
             return await self._engine.stream(request, emit)
         grounds = await self._ground(request)
         if isinstance(grounds, Answer):
             return grounds
         told = _Told(grounds, emit)
+        if grounds.nothing_to_say:
+            for event in refusing.stream(request):
+                await told.event(msgspec.json.encode(event))
+            return Answer(200, b"")
         return await self._engine.stream(grounds.request, told.event)
 
     async def _ground(self, request: Request) -> "Grounds | Answer":
-        body = request.body
         try:
-            tool = _tool(body)
+            tool = tool_of(request.body)
         except (msgspec.ValidationError, InvalidRequest) as error:
             return refusal(400, f"Invalid tool 'file_search': {error}", param="tools", code="invalid_value")
-        query = _query(body.get("input"))
+        query = query_of(request.body.get("input"))
+        found = await self._found(request, tool, query)
+        if isinstance(found, Answer):
+            return found
+        shown = await asyncio.to_thread(self._packed, request.body, found)
+        excerpts = together(shown)
+        asked = replace(request, body=_asked(request.body, excerpts))
+        return Grounds(asked, request.body, query, shown, excerpts, tool.least_support)
+
+    async def _found(self, request: Request, tool: FileSearch, query: str) -> list[Found] | Answer:
+        """Of all its stores the best."""
         found: list[Found] = []
         for store_id in dict.fromkeys(tool.vector_store_ids) if query else ():
             of_store = await self._search(request, tool.search(store_id, query))
@@ -129,8 +108,12 @@ class Grounded:
                 return of_store
             found += of_store
         found.sort(key=lambda one: -one.score)
-        shown = _within(found[: tool.max_num_results or MOST_RESULTS], self._budget(str(body.get("model"))))
-        return Grounds(replace(request, body=_asked(body, shown)), dict(body), query, shown)
+        return found[: tool.max_num_results or MOST_RESULTS]
+
+    def _packed(self, body: Mapping[str, Any], found: list[Found]) -> list[Found]:
+        """In a thread: counting the tokens of a long question takes its time."""
+        room = self._rooms(str(body.get("model")))
+        return pack(found, room, room.left(body))
 
 
 @dataclass(slots=True)
@@ -138,19 +121,35 @@ class Grounds:
     """What was found for one request, and the request as the engine is asked it."""
 
     request: Request
-    body: dict[str, Any]  # as the client sent it
+    body: Mapping[str, Any]  # as the client sent it
     query: str
-    found: list[Found]
+    found: list[Found]  # best first
+    excerpts: list[Found]  # the same as the model is shown them: their numbers are the citations'
+    least_support: float | None = None  # of an answer that is not refused
     call_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.call_id = f"fs_{self.request.request_id.rpartition('_')[2]}"
 
+    @property
+    def nothing_to_say(self) -> bool:
+        return self.least_support is not None and not self.excerpts
+
+    def refuses(self, item: Any) -> bool:
+        """Whether a message says what the excerpts do not."""
+        if self.least_support is None or not isinstance(item, dict) or item.get("type") != "message":
+            return False
+        parts = [part for part in item.get("content") or () if isinstance(part, dict)]
+        if not any(part.get("type") == "output_text" for part in parts):
+            return False
+        text = " ".join(str(part.get("text") or "") for part in parts)
+        return support(text, self.excerpts) < self.least_support
+
     def call(self, status: str) -> dict[str, Any]:
         """The item that says what was searched for; with its results where they were asked for."""
         wanted = RESULTS in (self.body.get("include") or ()) and status == "completed"
         results = [_result(one) for one in self.found] if wanted else None
-        item = {"id": self.call_id, "type": "file_search_call", "status": status, "queries": [self.query]}
+        item = {"id": self.call_id, "type": CALL, "status": status, "queries": [self.query]}
         return {**item, "results": results}
 
     def shown(self, response: Any) -> Any:
@@ -163,26 +162,32 @@ class Grounds:
         return response
 
     def cited(self, item: Any) -> Any:
+        if self.refuses(item):
+            return refusing.message(item)
         content = item.get("content") if isinstance(item, dict) and item.get("type") == "message" else None
         return item | {"content": [self.part(part) for part in content]} if isinstance(content, list) else item
 
     def part(self, part: Any) -> Any:
         if not isinstance(part, dict) or part.get("type") != "output_text":
             return part
-        return part | {"annotations": citations(str(part.get("text") or ""), self.found)}
+        return part | {"annotations": citations(str(part.get("text") or ""), self.excerpts)}
 
 
 _DEFAULTS: Final[Mapping[str, Any]] = {"instructions": None, "tools": [], "tool_choice": "auto"}
 
 
 class _Told:
-    """A stream of events with the search among them: numbered anew, the message after the search."""
+    """A stream of events with the search among them: numbered anew, the message after the search.
+
+    Where an answer may be refused, a message is held back until it is whole: what was shown cannot be taken back.
+    """
 
     def __init__(self, grounds: Grounds, emit: Emit) -> None:
         self._grounds = grounds
         self._emit = emit
         self._number = 0
         self._searched = False
+        self._held: dict[Any, list[dict[str, Any]]] = {}  # by the place of their message
 
     async def event(self, chunk: bytes) -> None:
         event = msgspec.json.decode(chunk)
@@ -193,8 +198,21 @@ class _Told:
         if not self._searched and kind not in ("response.created", "response.queued", "response.in_progress"):
             self._searched = True
             await self._tell_search()
-        for one in self._changed(kind, event):
-            await self._send(one)
+        for passed in self._passed(kind, event):
+            for one in self._changed(str(passed.get("type")), passed):
+                await self._send(one)
+
+    def _passed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is known to be right: this event, those that were held back with it, or none yet."""
+        place = event.get("output_index")
+        if self._grounds.least_support is None or not (place in self._held or _of_message(kind, event)):
+            return [event]
+        held = self._held.setdefault(place, [])
+        held.append(event)
+        if kind != "response.output_item.done":
+            return []
+        del self._held[place]
+        return refusing.events(event["item"], place) if self._grounds.refuses(event["item"]) else held
 
     def _changed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
         grounds = self._grounds
@@ -214,7 +232,7 @@ class _Told:
         place = {name: event.get(name) for name in ("item_id", "output_index", "content_index")}
         return [
             {"type": "response.output_text.annotation.added", **place, "annotation_index": n, "annotation": annotation}
-            for n, annotation in enumerate(citations(str(event.get("text") or ""), self._grounds.found))
+            for n, annotation in enumerate(citations(str(event.get("text") or ""), self._grounds.excerpts))
         ]
 
     async def _tell_search(self) -> None:
@@ -230,80 +248,25 @@ class _Told:
         self._number += 1
 
 
-def _searches(request: Request) -> bool:
-    tools = request.body.get("tools") if request.url == URL else None
-    return isinstance(tools, list) and any(_is_search(tool) for tool in tools)
-
-
-def _is_search(tool: Any) -> bool:
-    return isinstance(tool, dict) and tool.get("type") == TOOL
-
-
-def _tool(body: Mapping[str, Any]) -> FileSearch:
-    """The tool, checked. Raises ValidationError, InvalidRequest."""
-    given = next(tool for tool in body["tools"] if _is_search(tool))
-    tool = msgspec.convert({name: value for name, value in given.items() if name != "type"}, FileSearch)
-    if not 1 <= len(tool.vector_store_ids) <= MOST_STORES or tool.max_num_results not in (None, *range(1, 51)):
-        raise InvalidRequest(f"it names 1 to {MOST_STORES} vector stores, and takes 1 to 50 results.")
-    if tool.ranking_options is not None:
-        _check_ranking(tool.ranking_options)
-    if tool.filters is not None:
-        check_filter(tool.filters, "filters")
-    return tool
-
-
-def _check_ranking(options: Ranking) -> None:
-    weights = options.hybrid_search or Hybrid()
-    least, most = sorted((weights.embedding_weight, weights.text_weight))
-    if not 0 <= least <= most <= MOST_WEIGHT or most == 0:
-        raise InvalidRequest(f"weights are 0 to {MOST_WEIGHT}, and at least one of them is above 0.")
-    if not 0 <= options.score_threshold <= 1:
-        raise InvalidRequest("score_threshold is 0 to 1.")
-
-
-def _query(given: Any) -> str:
-    """What the user said last."""
-    if isinstance(given, str):
-        return given.strip()[:_LONGEST_QUERY]
-    said = [item for item in given if isinstance(item, dict) and item.get("role") == "user"] if given else []
-    content = said[-1].get("content") if said else ""
-    parts = content if isinstance(content, list) else [{"text": content}]
-    texts = [str(part.get("text") or "") for part in parts if isinstance(part, dict)]
-    return "\n".join(texts).strip()[:_LONGEST_QUERY]
-
-
-def _within(found: Sequence[Found], characters: int) -> list[Found]:
-    """As many as the model has room for, and at least the beginning of the best."""
-    shown: list[Found] = []
-    for one in found:
-        if shown and len(one.text) > characters:
-            break
-        shown.append(msgspec.structs.replace(one, text=one.text[:characters]))
-        characters -= len(one.text)
-        if characters <= 0:
-            break
-    return shown
+def _of_message(kind: str, event: Mapping[str, Any]) -> bool:
+    if kind == "response.output_item.added":
+        item = event.get("item")
+        return isinstance(item, dict) and item.get("type") == "message"
+    return kind.startswith(("response.output_text.", "response.content_part."))
 
 
 def _asked(body: Mapping[str, Any], found: Sequence[Found]) -> dict[str, Any]:
     """The body as an engine is asked it: without the tool, and with what it found."""
-    tools = [tool for tool in body["tools"] if not _is_search(tool)]
+    tools = [tool for tool in body["tools"] if not is_search(tool)]
     asked = {name: value for name, value in body.items() if name not in ("tools", "tool_choice", "include")}
     if tools:
         choice = body.get("tool_choice")
         asked["tools"] = tools
-        asked |= {"tool_choice": choice} if choice is not None and not _is_search(choice) else {}
+        asked |= {"tool_choice": choice} if choice is not None and not is_search(choice) else {}
     include = [name for name in body.get("include") or () if name != RESULTS]
     asked |= {"include": include} if include else {}
-    if isinstance(asked.get("input"), list):
-        asked["input"] = [item for item in asked["input"] if not _is_call(item)]
     asked["instructions"] = "\n\n".join(filter(None, [body.get("instructions"), _excerpts(found)]))
     return asked
-
-
-def _is_call(item: Any) -> bool:
-    """Of an earlier turn: engines know no such item."""
-    return isinstance(item, dict) and item.get("type") == "file_search_call"
 
 
 def _excerpts(found: Sequence[Found]) -> str:

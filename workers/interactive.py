@@ -58,8 +58,8 @@ class Desk:
         self._own = own or {}  # questions that are not the engine's, by URL
         self._host, self._url = host, url
         self._places = places
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._own_tasks: set[asyncio.Task[None]] = set()
+        lines = (queue, searches.line(queue), searches.rerank_line(queue)) if self._own else (queue,)
+        self._tasks: dict[str, set[asyncio.Task[None]]] = {line: set() for line in lines}
         self._reviving: set[asyncio.Task[None]] = set()
         self._open, self._closing = True, False
         self._serving: asyncio.Task[Any] | None = None
@@ -76,11 +76,9 @@ class Desk:
         self._serving = asyncio.current_task()
         async with connect(self._url) as self._redis:
             try:
-                lines = [(line_of(self.queue), self._tasks)]
-                lines += [(line_of(searches.line(self.queue)), self._own_tasks)] if self._own else []
-                await asyncio.gather(*(self._take_all(line, tasks) for line, tasks in lines))
+                await asyncio.gather(*(self._take_all(line_of(name), tasks) for name, tasks in self._tasks.items()))
             finally:
-                running = self._tasks | self._own_tasks | self._reviving
+                running = self._reviving.union(*self._tasks.values())
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)

@@ -74,7 +74,7 @@ def outcomes_of(url: str, answer: Answer) -> tuple[str, ...]:
     """The words for one answer to a request to `url`."""
     if not 200 <= answer.status < 300:
         return (_error(answer),)
-    if url == "/v1/embeddings":
+    if url in ("/v1/embeddings", "/v1/rerank"):
         return ()
     try:
         said = _answer(answer.body)

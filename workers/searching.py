@@ -2,6 +2,7 @@
 
     query ─▶ engine ─▶ vector ──nearest──┐
        └─────────────────────matching────┴─▶ hits ─▶ SQL: which of them can be seen ─▶ fused, best first
+                                                              ─▶ re-ranked, near duplicates out, where it was asked for
 
 What can be seen is asked of SQL for every search: an old version, a half-written one or a deleted file's is dropped
 here, whatever the vector database still has. With filters SQL is asked first, and only those documents are searched.
@@ -23,12 +24,14 @@ from jobs.registry import ModelsFileError
 from jobs.searches import Found, Results, Search
 from workers import fusion
 from workers.context import Context
+from workers.duplicates import distinct
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.host import EngineHost
 from workers.ingestion import prompting
 from workers.ingestion.cutting import NoTokenizer, TokenizerAway
 from workers.ingestion.index import Unusable, read_vectors
 from workers.ingestion.prompting import Prompt
+from workers.reranking import Reranking
 from workers.vectors.port import Hit, Vector, VectorsAway
 from workers.vectors.rows import store_of
 
@@ -44,9 +47,10 @@ Seen = dict[str, VectorStoreFile]  # by the key of their document
 class Searching:
     """Answers searches on the engine host's loop; what blocks is done by a few threads."""
 
-    def __init__(self, context: Context, host: EngineHost) -> None:
+    def __init__(self, context: Context, host: EngineHost, reranking: Reranking) -> None:
         self._context = context
         self._host = host
+        self._reranking = reranking
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
 
     async def answer(self, question: Question, priority: int) -> Answer:
@@ -66,8 +70,11 @@ class Searching:
             found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
         except (DatabaseBusy, VectorsAway) as error:
             raise EngineBusy("The search cannot be made now.", retry_after=2.0) from error
+        ranked = await self._reranking.rank(search, found, question, priority) if search.ranker else found
+        if isinstance(ranked, Answer):
+            return ranked
         self._threads.submit(self._note, store)  # nobody waits for it
-        return Answer(200, searches.encode(Results(tuple(found))))
+        return Answer(200, searches.encode(await loop.run_in_executor(self._threads, chosen, search, ranked)))
 
     def _store(self, search: Search, project_id: str) -> VectorStore | None:
         with self._context.db.read() as session:
@@ -117,8 +124,7 @@ class Searching:
                 if key not in ranked or ranked[key][1] < score:
                     ranked[key] = hit, score
         best = sorted(ranked.values(), key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
-        good = [(hit, score) for hit, score in best if score >= search.threshold]
-        return [_found(seen[hit.document], hit, score) for hit, score in good[: search.limit]]
+        return [_found(seen[hit.document], hit, score) for hit, score in best[: search.candidates]]
 
     def _ranked(
         self,
@@ -144,7 +150,7 @@ class Searching:
 
     def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
         """The best hits that can be seen. Where many can't, more are looked at."""
-        wanted = max(_LEAST, search.limit * _DEPTH)
+        wanted = max(_LEAST, search.limit * _DEPTH, search.candidates)
         count = wanted
         while True:
             hits = find(count)
@@ -176,4 +182,13 @@ class Searching:
 
 
 def _found(row: VectorStoreFile, hit: Hit, score: float) -> Found:
-    return Found(row.id, row.filename, round(score, 6), hit.text, row.attributes, hit.meta)
+    return Found(row.id, row.filename, round(score, 6), hit.text, row.attributes, hit.meta, hit.n)
+
+
+def chosen(search: Search, ranked: Sequence[Found]) -> Results:
+    """Of candidates, best first, those that are good enough, and unlike a better one."""
+    good = [one for one in ranked if one.score >= search.threshold]
+    if not search.deduplicate:
+        return Results(tuple(good[: search.limit]))
+    kept, dropped = distinct(good, search.deduplicate, search.limit)
+    return Results(tuple(kept), dropped)

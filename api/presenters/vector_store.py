@@ -110,8 +110,9 @@ class FileContentPage(BaseModel):
 
 
 class ChunkFacts(BaseModel):
-    """Where the text stands in its file: `text[start:end]` of its content. Ours."""
+    """Where the text stands in its file: its `n`-th chunk, `text[start:end]` of its content. Ours."""
 
+    n: int
     start: int
     end: int
     tokens: int
@@ -131,11 +132,14 @@ class SearchResult(BaseModel):
 
 
 class SearchPage(BaseModel):
+    """`duplicates`, how many were left out by `deduplicate`, is ours."""
+
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]
     data: list[SearchResult]
     has_more: bool = False
     next_page: str | None = None
+    duplicates: int | None = None
 
 
 def show_store(store: VectorStore, counts: Mapping[str, int], usage_bytes: int) -> VectorStoreObject:
@@ -204,7 +208,7 @@ def show_content(document: Document | None) -> FileContentPage:
 
 
 def show_found(found: Found) -> SearchResult:
-    facts = {name: found.meta.get(name) for name in ChunkFacts.model_fields}
+    facts = {name: found.meta.get(name) for name in ChunkFacts.model_fields} | {"n": found.n}
     return SearchResult(
         file_id=found.file_id,
         filename=found.filename,

@@ -31,7 +31,7 @@ from jobs.payloads import ENDPOINTS
 
 router = resource("Batches")
 
-Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions"]
+Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/rerank"]
 _KINDS = frozenset(ENDPOINTS.values())
 
 

@@ -1,4 +1,4 @@
-"""Answers for a client who waits: chat completions, completions and embeddings, whole or as a stream.
+"""Answers for a client who waits: chat completions, completions, embeddings and rankings, whole or as a stream.
 
 The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape. Batches wait meanwhile:
 these requests are served first, on the same engine.
@@ -23,6 +23,7 @@ from jobs.interactive import Piece
 router: APIRouter = resource("Generation")
 
 _CHAT, _COMPLETION, _EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+_RERANK = "/v1/rerank"
 
 
 class _Streamed(Asked):
@@ -46,6 +47,11 @@ class EmbeddingRequest(Asked):
     truncate_prompt_tokens: Any = None
 
 
+class RerankRequest(Asked):
+    query: str
+    documents: list[str | dict[str, Any]]
+
+
 @router.post("/chat/completions", response_class=Response, responses=EITHER)
 async def create_chat_completion(call: Call, request: Request, body: ChatCompletionRequest) -> Response:
     """One chat completion, or with `stream` its chunks as server-sent events."""
@@ -62,6 +68,12 @@ async def create_completion(call: Call, request: Request, body: CompletionReques
 async def create_embedding(call: Call, request: Request, body: EmbeddingRequest) -> Response:
     """The vectors of one or more inputs."""
     return await _answer(call, request, _EMBEDDING, body, stream=False)
+
+
+@router.post("/rerank", response_class=Response, responses=WHOLE)
+async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Response:
+    """How well each document answers the query, best first: the shape that vLLM, Jina and Cohere share."""
+    return await _answer(call, request, _RERANK, body, stream=False)
 
 
 async def _answer(call: CallContext, request: Request, url: str, body: Asked, *, stream: bool) -> Response:

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.asking import ask, whole
@@ -13,7 +14,7 @@ from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
 from api.routing import resource
 from api.vector_rows import get_store
-from jobs import searches
+from jobs import placement, searches
 from jobs.conditions import check_filter
 from jobs.errors import InvalidRequest
 from jobs.models import VectorStore
@@ -40,9 +41,16 @@ class HybridSearch(Body):
 
 
 class RankingOptions(Body):
-    ranker: Literal["none", "auto", "default-2024-11-15", "default_2024_08_21"] = "auto"
+    """A `ranker` that is none of OpenAI's is a re-ranking model: it scores the best `rerank_depth` (at least as many as
+    are wanted) anew, and the threshold is of its scores. `deduplicate` leaves out what shares this much of its triples
+    of words with a better result. These two are ours.
+    """
+
+    ranker: str = Field(default="auto", min_length=1, max_length=255)
     score_threshold: float = Field(default=0.0, ge=0, le=1)
     hybrid_search: HybridSearch | None = None
+    rerank_depth: int = Field(default=searches.DEPTH, ge=1, le=searches.MOST_DEPTH)
+    deduplicate: float | None = Field(default=None, gt=0, le=1)
 
 
 class SearchVectorStore(Body):
@@ -61,7 +69,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
     queries = _queries(body.query)
     if body.filters is not None:
         check_filter(body.filters, "filters")
-    store = await run_in_threadpool(_store, call, vector_store_id)
+    store = await run_in_threadpool(_store, call, vector_store_id, body.ranking_options)
     search = wanted(store, queries, body.max_num_results, body.filters, body.ranking_options)
     first, pieces = await ask(
         call,
@@ -75,8 +83,9 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
     await pieces.aclose()
     if first.status >= 400:
         return whole(first)
-    found = searches.decode_results(first.body).found
-    return SearchPage(search_query=list(queries), data=[show_found(one) for one in found])
+    results = searches.decode_results(first.body)
+    data = [show_found(one) for one in results.found]
+    return SearchPage(search_query=list(queries), data=data, duplicates=results.duplicates)
 
 
 def wanted(
@@ -100,6 +109,9 @@ def wanted(
         fusion=hybrid.fusion,
         k=hybrid.rrf_k,
         threshold=options.score_threshold,
+        ranker=searches.model_of(options.ranker),
+        depth=options.rerank_depth,
+        deduplicate=options.deduplicate or 0.0,
     )
 
 
@@ -115,6 +127,20 @@ def _queries(query: str | list[str]) -> tuple[str, ...]:
     return queries
 
 
-def _store(call: CallContext, store_id: str) -> VectorStore:
+def _store(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
+    """Raises NotFound; InvalidRequest for a ranker that nobody will ever serve."""
     with call.db.read() as session:
-        return get_store(session, call, store_id, alive=True)
+        store = get_store(session, call, store_id, alive=True)
+        if options is not None and (ranker := searches.model_of(options.ranker)):
+            _check_ranker(session, call, ranker)
+    return store
+
+
+def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
+    try:
+        placement.queue_of(session, call.config, ranker, endpoint="/v1/rerank", project_id=call.project_id)
+    except placement.NotYet:
+        return  # whoever makes the search will say
+    except placement.NotServed as refused:
+        message = f"Invalid 'ranking_options.ranker': {refused}"
+        raise InvalidRequest(message, param="ranking_options.ranker", code=refused.code) from None

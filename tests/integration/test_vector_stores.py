@@ -14,11 +14,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from sqlalchemy import func, select
 
 from jobs.db import Database
 from jobs.models import Audit, VectorRemoval, VectorStore, VectorStoreFile
+from tests.support import tiny_cross
 from tests.support.receiver import Receiver
 from tests.support.services import need
 from tests.support.system import StubEngine, System, eventually, signal_all
@@ -32,7 +33,13 @@ from workers.vectors.port import Store, Vectors
 
 pytestmark = pytest.mark.timeout(300)
 
-_MODELS_FILE = f"models: {{{MINILM}: {{source: {{packaged: {MINILM}}}, engine: embed}}}}\n"
+#: `near` re-ranks in the process that embeds, `far` behind a URL, by another worker.
+_MODELS_FILE = f"""
+models:
+  {MINILM}: {{source: {{packaged: {MINILM}}}, engine: embed}}
+  near: {{source: {{path: cross}}, engine: rerank}}
+  far: {{source: {{urls: ["URL"], model: stub-model}}, engine: http, endpoints: [/v1/rerank]}}
+"""
 _NEEDED = {"cpu.plan", "cpu.ingest", "gpu.embed", "io.webhooks"}
 CANARY = "zq9-canary-okapi-4402"
 DOCUMENTS = "files/documents"  # of the storage in the data folder
@@ -136,8 +143,9 @@ class Mill:
 def running(folder: Path, **environment: str) -> Iterator[Mill]:
     """`nightmill up` with the embedding model alone."""
     models = folder / "models.yaml"
-    models.write_text(_MODELS_FILE)
+    tiny_cross.write(folder / "cross")
     with StubEngine(folder, "stub-model") as chat:
+        models.write_text(_MODELS_FILE.replace("URL", chat.url))
         given = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_ENGINE_URLS": chat.url}
         given |= {"NIGHTMILL_MODELS_FILE": str(models), "NIGHTMILL_INGEST_SHARD_FILES": "8"}
         system = System(folder, **given, **environment)
@@ -192,6 +200,76 @@ def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(mill: Mill, librar
     assert "three months" in first.content[0].text
     assert (text.text or "")[facts["start"] : facts["end"]] == first.content[0].text
     assert facts["page"] is not None
+
+
+@pytest.mark.parametrize("ranker", ["near", "far"])
+def test_a_search_is_re_ranked_by_the_model_that_it_names(mill: Mill, library: str, ranker: str) -> None:
+    query = "Which river flows through Vienna?"
+    options: Any = {"ranker": ranker, "rerank_depth": 20, "score_threshold": 0.0, "deduplicate": 0.9}
+    found = mill.client.vector_stores.search(library, query=query, max_num_results=20, ranking_options=options)
+
+    body = {"model": ranker, "query": query, "documents": [one.content[0].text for one in found.data]}
+    alone: Any = mill.client.post("/rerank", body=body, cast_to=object)
+
+    assert len(found.data) == len(LIBRARY)
+    assert found.model_dump()["duplicates"] == 0
+    scores = {one["index"]: one["relevance_score"] for one in alone["results"]}
+    assert [one.score for one in found.data] == pytest.approx([scores[n] for n in range(len(scores))], abs=1e-5)
+    assert [one.score for one in found.data] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-5)
+
+
+def test_a_ranker_that_is_not_there_is_the_clients_mistake(mill: Mill, library: str) -> None:
+    options: Any = {"ranker": "nobody"}
+
+    with pytest.raises(BadRequestError) as refused:
+        mill.client.vector_stores.search(library, query="a", ranking_options=options)
+
+    assert (refused.value.param, refused.value.code) == ("ranking_options.ranker", "model_not_found")
+
+
+def test_an_answer_is_cited_or_refused_as_its_files_support_it(mill: Mill, library: str) -> None:
+    """The stub says "echo" and a number, which no file does."""
+    options = {"ranker": "near", "deduplicate": 0.9}
+    plain: Any = {"type": "file_search", "vector_store_ids": [library], "ranking_options": options}
+    strict: Any = {**plain, "refuse": True}
+    empty: Any = {**strict, "vector_store_ids": [mill.store()]}
+    ask = mill.client.responses
+    question = "When may a tenant end the lease?"
+
+    answered = ask.create(model="stub-model", input=question, tools=[plain], include=["file_search_call.results"])
+    refused = ask.create(model="stub-model", input=question, tools=[strict])
+    nothing = ask.create(model="stub-model", input=question, tools=[empty])
+    events: list[Any] = list(ask.create(model="stub-model", input=question, tools=[strict], stream=True))
+    again = ask.create(model="stub-model", input="And now?", previous_response_id=refused.id)
+
+    call: Any = answered.output[0]
+    assert answered.output_text.startswith("echo ")
+    assert sorted(one.score for one in call.results)[::-1] == [one.score for one in call.results]
+    for response in (refused, nothing, events[-1].response):
+        part: Any = response.output[1]
+        assert (response.status, part.content[0].type) == ("completed", "refusal")
+    assert "response.output_text.delta" not in {event.type for event in events}
+    assert "response.refusal.delta" in {event.type for event in events}
+    assert again.output_text.startswith("echo ")
+    with pytest.raises(BadRequestError) as wrong:
+        ask.create(model="stub-model", input=question, tools=[{**plain, "ranking_options": {"ranker": "nobody"}}])
+    assert wrong.value.param == "ranking_options.ranker"
+
+
+def test_texts_are_ranked_in_batches(mill: Mill) -> None:
+    body = {"model": "near", "query": "a bird", "documents": ["kiwi", "lava"], "return_documents": False}
+    lines = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/rerank", "body": body} for n in range(3)]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    file = mill.client.files.create(file=("r.jsonl", content), purpose="batch")
+    endpoint: Any = "/v1/rerank"
+    batch = mill.client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+
+    eventually(lambda: mill.client.batches.retrieve(batch.id).status == "completed", 60, "the batch")
+
+    output = str(mill.client.batches.retrieve(batch.id).output_file_id)
+    results = [json.loads(line)["response"] for line in mill.client.files.content(output).text.splitlines()]
+    assert [one["status_code"] for one in results] == [200] * 3
+    assert sorted(one["index"] for one in results[0]["body"]["results"]) == [0, 1]
 
 
 def test_what_was_brought_in_is_told_and_signed(mill: Mill) -> None:

@@ -26,6 +26,7 @@ from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge
 from workers.interactive import Desk
 from workers.parsing.parser import Limits, Parser
+from workers.reranking import Reranking
 from workers.searching import Searching
 from workers.webhooks import loop
 
@@ -102,7 +103,12 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
 @contextmanager
 def _answering(mill: Mill, url: str) -> Iterator[None]:
     """Clients who wait get their answers of the engine that runs the batches."""
-    desk = Desk(mill.host, url, Queue.GENERATE, own={searches.URL: Searching(mill.gpu, mill.host).answer})
+    desk = Desk(
+        mill.host,
+        url,
+        Queue.GENERATE,
+        own={searches.URL: Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE)).answer},
+    )
     mill.host.call(desk.serve())
     try:
         yield

@@ -43,6 +43,7 @@ from workers.ingestion.purge import purge
 from workers.keeper import Keeper
 from workers.parsing.parser import Parser
 from workers.planning import plan
+from workers.reranking import Reranking
 from workers.running import run
 from workers.searching import Searching
 from workers.vectors.port import Entry, Store, Vector, Vectors
@@ -150,6 +151,8 @@ class Wordy:
     asked: list[list[str]] = field(default_factory=list)
 
     def __call__(self, request: Request) -> BaseException | Answer | None:
+        if request.url == "/v1/rerank":
+            return None
         texts = list(request.body["input"])
         self.reaper.tick()
         self.asked.append(texts)
@@ -359,7 +362,7 @@ def works(folder: Path, url: str, vectors: Vectors, parser: Parser, **settings: 
     context = Context(config, db, storage, "w", threading.Event(), Standing(), keeper, Given(watched))
     with running_app(folder, url, **given) as app:
         api, stranger = _client(app), _client(app, "another")
-        searching = Searching(context, host)
+        searching = Searching(context, host, Reranking(context, host, Queue.EMBED))
         yield Works(folder, db, api, stranger, context, host, wordy, reaper, parser, storage, watched, searching)
     host.close()
     db.close()

@@ -150,7 +150,7 @@ def test_models_file_of_the_readme_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(example)
 
-    assert set(Registry.read(file).models) == {"smollm2-135m-instruct", "my-model"}
+    assert set(Registry.read(file).models) == {"smollm2-135m-instruct", "my-model", "my-ranker"}
 
 
 def test_links_to_files_lead_somewhere() -> None:

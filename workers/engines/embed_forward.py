@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from jobs.prompts import RAW, Prompts
-from workers.engines.embed_request import Unacceptable, prompt_of, prompted
+from workers.engines.batching import Unacceptable
+from workers.engines.embed_request import prompt_of, prompted
 from workers.engines.port import Request
 
 URL: Final = "/v1/embeddings"

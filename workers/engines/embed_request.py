@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from jobs.prompts import Prompts
-from workers.engines.port import Answer, Usage, refusal
+from workers.engines.batching import Unacceptable
+from workers.engines.port import Answer, Usage
 
 MOST_INPUTS: Final = 2048  # OpenAI's limits
 MOST_TOKENS: Final = 300_000
@@ -20,14 +21,6 @@ DIGITS: Final = 9  # more than a float32 near 1 has
 
 Texts = list[str]
 Tokens = list[list[int]]
-
-
-class Unacceptable(Exception):
-    """The request breaks a rule; `answer` says which."""
-
-    def __init__(self, message: str, *, param: str = "input", code: str | None = None) -> None:
-        super().__init__(message)
-        self.answer = refusal(400, message, param=param, code=code)
 
 
 class Facts(Protocol):

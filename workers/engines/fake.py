@@ -49,6 +49,8 @@ def prompt_of(url: str, body: Body) -> str:
     """The text that a request asks about, as one string."""
     if url == "/v1/chat/completions":
         return _text(body.get("messages"))
+    if url == "/v1/rerank":
+        return _text(body.get("query"))
     return _text(body.get("prompt" if url == "/v1/completions" else "input"))
 
 
@@ -210,6 +212,22 @@ def _embeddings(body: Body, prompt: str, _: bytes) -> Answer:
     return Answer(200, msgspec.json.encode(answer), Usage(tokens))
 
 
+def _rerank(body: Body, query: str, _: bytes) -> Answer:
+    """A document's score is the share of the query's words that it has."""
+    asked = set(query.lower().split())
+    texts = [_text(one) for one in body.get("documents") or ()]
+    scores = [len(asked & set(text.lower().split())) / len(asked) if asked else 0.0 for text in texts]
+    best = sorted(range(len(texts)), key=lambda n: (-scores[n], n))[: body.get("top_n") or len(texts)]
+    tokens = sum(len(query) + len(text) for text in texts) // 4 + 1
+    answer = {
+        "id": "rerank-fake",
+        "model": body.get("model"),
+        "results": [{"index": n, "relevance_score": scores[n], "document": {"text": texts[n]}} for n in best],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return Answer(200, msgspec.json.encode(answer), Usage(tokens))
+
+
 def _vector(text: str, dimensions: int) -> list[float]:
     """A bag of words: texts with words in common are near. The whole is a word too, so that no two are the same."""
     words = [_word(word, dimensions) for word in (text, *text.lower().split())]
@@ -228,6 +246,7 @@ FORMS: Final[dict[str, Callable[[Body, str, bytes], Answer]]] = {
     "/v1/completions": _text_completion,
     "/v1/responses": _response,
     "/v1/embeddings": _embeddings,
+    "/v1/rerank": _rerank,
 }
 
 

@@ -21,10 +21,11 @@ import msgspec
 
 from jobs.prompts import Prompts
 from jobs.registry import ANY_MODEL, is_internal
-from workers.engines import embed_forward, wire
-from workers.engines.embed_request import Unacceptable
+from workers.engines import embed_forward, rerank_request, rerank_tei, wire
+from workers.engines.batching import Unacceptable
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, unknown_model
+from workers.engines.rerank_tei import Said
 
 CONNECT_SECONDS: Final = 5.0
 LISTING_SECONDS: Final = 5.0
@@ -37,7 +38,6 @@ FIRST_BACKOFF_SECONDS: Final = 0.25
 log = logging.getLogger(__name__)
 
 Ticket = tuple[int, int, asyncio.Future[None]]
-Said = tuple[int, str | None, bytes]  # status, Retry-After, body
 Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
 
 
@@ -230,7 +230,14 @@ class HttpEngine:
         try:
             if endpoint.doubtful:
                 await self._prove(endpoint)
-            said = await self._post(endpoint, request.url, msgspec.json.encode(body), headers, read)
+
+            async def post(path: str, data: bytes) -> Said:
+                return await self._post(endpoint, path, data, headers, read)
+
+            if request.url == rerank_request.URL:
+                said = await rerank_tei.ask(endpoint, body, post)
+            else:
+                said = await post(request.url, msgspec.json.encode(body))
             return self._judge(endpoint, cuts, *said)
         finally:
             endpoint.window.in_flight -= 1

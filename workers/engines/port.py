@@ -5,7 +5,7 @@
                      ├─ EngineFault                this request broke in transport: it counts one try
                      └─ EngineDead                 the engine is gone: every request in flight is suspect
 
-Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` (sentence-transformers),
+Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` and `rerank` (sentence-transformers),
 `fake` (tests and fault injection). `router` picks one by model.
 """
 

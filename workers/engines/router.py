@@ -26,6 +26,7 @@ from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
 from workers.engines.port import Answer, Emit, Engine, EngineBusy, Length, Request, unknown_model
+from workers.engines.rerank import RerankEngine
 from workers.engines.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ def build(settings: Settings, registry: Registry, queue: str) -> Router:
     """What a worker process of `queue` serves. Nothing is loaded before `start`."""
     mine = [model for model in registry.models.values() if model.queue == queue]
     engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
+    engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
     engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
     endpoints = _endpoints([model for model in mine if model.engine is EngineKind.HTTP], settings)
     if queue == Queue.GENERATE:
@@ -142,6 +144,11 @@ def _embed(model: Model, settings: Settings) -> EmbedEngine:
     source = partial(source_of, model, settings)
     place = Place(runtimes.folder_of(settings), settings.embedding_floor)
     return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args, place=place)
+
+
+def _rerank(model: Model, settings: Settings) -> RerankEngine:
+    source = partial(source_of, model, settings)
+    return RerankEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
 
 
 def _vllm(models: list[Model], settings: Settings) -> list[Engine]:

@@ -34,7 +34,7 @@ _TRUE = (
 #: Nobody works here: these say so.
 _NEED_A_WORKER = frozenset(
     {
-        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses",
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/responses",
         "/v1/vector_stores/{vector_store_id}/search",
     }
 )  # fmt: skip

@@ -89,6 +89,12 @@ def test_a_result_without_its_input_is_told() -> None:
             ("cat", [0.5, 1.0], None),
         ),
         (EMBED, {"input": ["a", "b"]}, {"data": [{"embedding": [1.0]}] * 2}, ('["a", "b"]', None, None)),
+        (
+            "/v1/rerank",
+            {"query": "cat", "documents": ["a", "b"]},
+            {"results": [{"index": 1, "relevance_score": 0.5}, {"index": 0, "relevance_score": 0.25}]},
+            ("cat", "[[1, 0.5], [0, 0.25]]", None),
+        ),
         (CHAT, HELLO, {"choices": []}, ("hello", None, None)),
     ],
 )  # fmt: skip

@@ -117,7 +117,7 @@ def test_names_of_a_remote_model_are_ours_and_its_servers(tmp_path: Path) -> Non
 WRONG = {
     "no source": ({"source": None}, "line 2: models.m.source: Field required"),
     "no engine": ({"engine": None}, "line 2: models.m.engine: Field required"),
-    "unknown engine": ({"engine": "tgi"}, "line 4: models.m.engine: Input should be 'vllm', 'embed' or 'http'"),
+    "unknown engine": ({"engine": "tgi"}, "line 4: models.m.engine: Input should be 'vllm', 'embed', 'rerank'"),
     "unknown key": ({"colour": "red"}, "line 5: models.m.colour: Extra inputs are not permitted"),
     "two sources": (
         {"source": "{packaged: x, path: y}"},
@@ -268,3 +268,12 @@ def test_registry_does_not_load_an_engine() -> None:
     code = "import sys, jobs.registry; sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_re_ranking_models_have_the_pool_of_vectors_and_a_path_of_their_own(tmp_path: Path) -> None:
+    here = Registry.read(model_with(tmp_path, engine="rerank", source="{path: x}")).models["m"]
+    urls = '{urls: ["http://127.0.0.1:9000"]}'
+    there = Registry.read(model_with(tmp_path, engine="http", source=urls, endpoints="[/v1/rerank]")).models["m"]
+
+    assert (here.engine, here.queue, here.endpoints) == (EngineKind.RERANK, "gpu.embed", ("/v1/rerank",))
+    assert (there.queue, there.endpoints) == ("gpu.generate", ("/v1/rerank",))

@@ -1,9 +1,10 @@
 """Citations: by the model's markers, else by words."""
 
+import msgspec
 import pytest
 
 from jobs.searches import Found
-from workers.citations import citations
+from workers.citations import citations, support
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", None, {})
 DOGS = Found("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {})
@@ -38,6 +39,39 @@ def test_an_answer_from_elsewhere_cites_nothing(text: str) -> None:
 
 
 def test_an_annotation_has_openai_s_names() -> None:
-    assert citations("Purr [1]", [CATS]) == [
-        {"type": "file_citation", "index": 5, "file_id": "file-1", "filename": "cats.md"}
-    ]
+    where = msgspec.structs.replace(CATS, n=3, meta={"start": 120, "end": 152, "tokens": 7})
+
+    assert citations("Purr [1]", [where]) == [
+        {
+            "type": "file_citation", "index": 5, "file_id": "file-1", "filename": "cats.md",
+            "chunk": 3, "start": 120, "end": 152, "support": 1.0,
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Fish swim through coral reefs [1].", []),
+        ("Fish swim through coral reefs. [2] They purr when content [1].", [("file-1", 58)]),
+        ("Fish swim [1].", [("file-1", 10)]),
+        ("[1]", [("file-1", 0)]),
+    ],
+)
+def test_a_marker_is_checked_against_the_excerpt_that_it_names(text: str, expected: list[tuple[str, int]]) -> None:
+    assert cited(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("Cats purr, dogs bark [2].", 1.0),
+        ("Cats purr, fish swim.", 0.5),
+        ("Fish swim.", 0.0),
+        ("", 0.0),
+        ("42", 0.0),
+        ("at", 1.0),
+    ],
+)
+def test_support_is_the_share_of_words_that_stand_in_the_excerpts(text: str, share: float) -> None:
+    assert support(text, [CATS, DOGS]) == pytest.approx(share)

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 from workers.engines import embed_model
-from workers.engines.embed import EmbedEngine, Job, Pool
-from workers.engines.embed_request import MOST_INPUTS, Asked, Unacceptable, check_lengths
+from workers.engines.batching import Job, Pool, Unacceptable
+from workers.engines.embed import EmbedEngine
+from workers.engines.embed_request import MOST_INPUTS, Asked, check_lengths
 from workers.engines.packaged import MINILM, materialise
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request
 

@@ -13,7 +13,7 @@ async def _answer(url: str, **body: object) -> Answer:
 
 
 async def test_a_path_that_no_model_has_is_not_found() -> None:
-    answer = await _answer("/v1/rerank", query="x")
+    answer = await _answer("/v1/images/generations", query="x")
 
     assert answer.status == 404
     assert msgspec.json.decode(answer.body)["error"]["code"] == "unknown_url"

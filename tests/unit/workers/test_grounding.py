@@ -7,7 +7,9 @@ import pytest
 
 from jobs.searches import Found, Search
 from workers.engines.port import Answer, Emit, EngineBusy, Request, Usage, refusal
-from workers.grounding import MOST_RESULTS, Grounded
+from workers.file_search import MOST_RESULTS
+from workers.grounding import Grounded
+from workers.packing import Room
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", {"year": 2026}, {"page": 3})
 DOGS = Found("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {"section": ["Pets", "Dogs"]})
@@ -77,8 +79,8 @@ def asked(tool: dict[str, Any] | None = None, **body: Any) -> Request:
     return Request("/v1/responses", fields, "req_abc", tenant="proj_1")
 
 
-async def answered(request: Request, engine: Echo, shelf: Shelf, budget: int = 10_000) -> Any:
-    answer = await Grounded(engine, shelf.search, lambda _: budget).answer(request)
+async def answered(request: Request, engine: Echo, shelf: Shelf, context: int = 10_000) -> Any:
+    answer = await Grounded(engine, shelf.search, lambda _: Room(context)).answer(request)
     return msgspec.json.decode(answer.body) | {"http": answer.status}
 
 
@@ -99,8 +101,11 @@ async def test_the_model_is_shown_what_was_found_and_the_client_what_it_sent() -
         "file_search_call", "completed", ["What do cats do?"], None,
     )  # fmt: skip
     assert said["content"][0]["annotations"] == [
-        {"type": "file_citation", "index": 10, "file_id": "file-1", "filename": "cats.md"}
-    ]
+        {
+            "type": "file_citation", "index": 10, "file_id": "file-1", "filename": "cats.md",
+            "chunk": 0, "start": None, "end": None, "support": 1.0,
+        }
+    ]  # fmt: skip
 
 
 async def test_results_come_where_they_are_asked_for() -> None:
@@ -133,6 +138,7 @@ async def test_the_last_words_of_the_user_are_searched_for() -> None:
 async def test_the_tool_s_options_reach_the_search() -> None:
     shelf = Shelf()
     ranking = {"score_threshold": 0.2, "hybrid_search": {"embedding_weight": 2, "text_weight": 0}}
+    ranking |= {"ranker": "best", "rerank_depth": 7, "deduplicate": 0.5}
     filters = {"type": "eq", "key": "year", "value": 2026}
 
     await answered(asked({**TOOL, "max_num_results": 3, "filters": filters, "ranking_options": ranking}), Echo(), shelf)
@@ -140,6 +146,15 @@ async def test_the_tool_s_options_reach_the_search() -> None:
     [search] = shelf.searches
     assert (search.limit, search.filters, search.threshold) == (3, filters, 0.2)
     assert (search.vector_weight, search.text_weight) == (2.0, 0.0)
+    assert (search.ranker, search.depth, search.deduplicate) == ("best", 7, 0.5)
+
+
+async def test_openai_s_rankers_are_the_order_that_there_is() -> None:
+    shelf = Shelf()
+
+    await answered(asked({**TOOL, "ranking_options": {"ranker": "default-2024-11-15"}}), Echo(), shelf)
+
+    assert (shelf.searches[0].ranker, shelf.searches[0].deduplicate) == ("", 0.0)
 
 
 async def test_several_stores_are_searched_and_the_best_of_all_shown() -> None:
@@ -155,10 +170,16 @@ async def test_several_stores_are_searched_and_the_best_of_all_shown() -> None:
 async def test_excerpts_stay_within_what_the_model_has_room_for() -> None:
     engine = Echo()
 
-    await answered(asked(), engine, Shelf(), budget=10)
+    long = msgspec.structs.replace(CATS, text="Cats purr. " * 200, meta={"start": 100, "end": 2300})
 
-    assert "Cats purr \n" in engine.asked[0].body["instructions"] + "\n"
-    assert "Dogs bark" not in engine.asked[0].body["instructions"]
+    body = await answered(asked(include=["file_search_call.results"]), engine, Shelf(vs_1=[long, DOGS]), context=700)
+
+    shown = engine.asked[0].body["instructions"]
+    assert 64 * 4 < shown.count("Cats purr. ") * 11 < 500 * 4
+    assert "Dogs bark" not in shown
+    [result] = body["output"][0]["results"]
+    annotation = body["output"][1]["content"][0]["annotations"][0]
+    assert (annotation["start"], annotation["end"]) == (100, 100 + len(result["text"]))
 
 
 async def test_nothing_found_is_told_to_the_model() -> None:
@@ -198,6 +219,12 @@ async def test_other_tools_stay_and_a_request_without_the_tool_passes_untouched(
         {**TOOL, "ranking_options": {"hybrid_search": {"embedding_weight": -1, "text_weight": 1}}},
         {**TOOL, "ranking_options": {"hybrid_search": {"embedding_weight": 0, "text_weight": 0}}},
         {**TOOL, "vector_store_ids": [f"vs_{n}" for n in range(9)]},
+        {**TOOL, "ranking_options": {"rerank_depth": 0}},
+        {**TOOL, "ranking_options": {"deduplicate": 0}},
+        {**TOOL, "ranking_options": {"ranker": ""}},
+        {**TOOL, "refuse": "yes"},
+        {**TOOL, "refuse": {"support": 1.5}},
+        {**TOOL, "refuse": {"suport": 0.5}},
     ],
 )
 async def test_a_tool_that_is_wrong_is_refused_and_nobody_is_asked(wrong: dict[str, Any]) -> None:
@@ -225,7 +252,7 @@ async def test_a_search_that_nobody_can_make_now_leaves_the_request_for_later() 
         raise EngineBusy("nobody", retry_after=2.0)
 
     with pytest.raises(EngineBusy):
-        await Grounded(Echo(), nobody, lambda _: 1000).answer(asked())
+        await Grounded(Echo(), nobody, lambda _: Room(1000)).answer(asked())
 
 
 async def test_a_stream_tells_the_search_before_the_message_and_counts_anew() -> None:
@@ -234,7 +261,7 @@ async def test_a_stream_tells_the_search_before_the_message_and_counts_anew() ->
     async def emit(chunk: bytes) -> None:
         events.append(msgspec.json.decode(chunk))
 
-    answer = await Grounded(Echo(), Shelf().search, lambda _: 10_000).stream(asked(), emit)
+    answer = await Grounded(Echo(), Shelf().search, lambda _: Room(10_000)).stream(asked(), emit)
 
     assert (answer.status, answer.usage.input_tokens) == (200, 7)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))

@@ -44,6 +44,7 @@ def message(text: str) -> dict[str, Any]:
         (CHAT, {"choices": []}, ("empty",)),
         (CHAT, {"choices": "odd"}, ()),
         (CHAT, {}, ()),
+        ("/v1/rerank", {"results": [{"index": 0, "relevance_score": 0.5}]}, ()),
         (TEXT, {"choices": [{"text": "on", "finish_reason": "length"}]}, ("length",)),
         (TEXT, {"choices": [{"text": "", "finish_reason": "stop"}]}, ("stop", "empty")),
         (RESPONSES, response("completed", message("yes")), ("stop",)),

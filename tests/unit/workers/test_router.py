@@ -11,7 +11,7 @@ import pytest
 
 from jobs.registry import ModelsFileError, Registry
 from jobs.settings import Settings
-from tests.support import stub_engine
+from tests.support import stub_engine, tiny_cross
 from workers.engines import router as router_module
 from workers.engines.embed import EmbedEngine
 from workers.engines.endpoints import Endpoint
@@ -19,6 +19,7 @@ from workers.engines.fake import FakeEngine
 from workers.engines.http import HttpEngine
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Answer, EngineBusy, EngineDead, Request
+from workers.engines.rerank import RerankEngine
 from workers.engines.router import Router, build
 
 FILE = """
@@ -301,3 +302,17 @@ def test_source_of_a_model_is_a_folder_where_it_is_one(tmp_path: Path, source: s
     models = registry(tmp_path, f"models:\n  m: {{source: {source}, engine: embed}}\n")
 
     assert Path(router_module.source_of(models.models["m"], settings(tmp_path))).name == expected
+
+
+async def test_a_re_ranking_model_is_served_beside_the_vectors(tmp_path: Path) -> None:
+    weights = tiny_cross.write(tmp_path / "cross")
+    file = registry(tmp_path, FILE + f"  ranker: {{source: {{path: {weights}}}, engine: rerank}}\n")
+    router = build(Settings(data_dir=tmp_path), file, "gpu.embed")
+    ranker = next(engine for engine in router.engines if isinstance(engine, RerankEngine))
+    body = {"model": "ranker", "query": "a bird", "documents": ["kiwi", "lava"]}
+
+    answer = await router.answer(Request("/v1/rerank", body, "r"))
+    await ranker.close()
+
+    assert router.models == ("mini", "ranker")
+    assert len(msgspec.json.decode(answer.body)["results"]) == 2

@@ -1,0 +1,50 @@
+"""POST /v1/rerank before any engine has seen it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.support.web import make_key
+from tests.unit.api.conftest import client_of
+
+GOOD = {"model": "ranker", "query": "What is it?", "documents": ["This.", {"text": "That."}]}
+MODELS = """
+models:
+  ranker: {source: {path: x}, engine: rerank}
+  mini: {source: {packaged: all-minilm-l6-v2}, engine: embed}
+"""
+
+
+@pytest.fixture
+def client(make_app: Callable[..., FastAPI], tmp_path: Path) -> TestClient:
+    (tmp_path / "models.yaml").write_text(MODELS)
+    app = make_app(models_file=str(tmp_path / "models.yaml"))
+    return client_of(app, make_key(app))
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"query": None}, 400, "query"),
+        ({"documents": "This."}, 400, "documents"),
+        ({"documents": [1]}, 400, "documents"),
+        ({"model": ""}, 400, "model"),
+        ({"model": "nobody"}, 404, "model"),
+        ({"model": "mini"}, 400, "model"),
+    ],
+)
+def test_what_is_wrong_is_named(client: TestClient, change: dict[str, Any], status: int, param: str) -> None:
+    answer = client.post("/v1/rerank", json={**GOOD, **change})
+
+    assert answer.status_code == status
+    assert str(answer.json()["error"]["param"]).startswith(param)
+
+
+def test_where_nobody_serves_the_model_it_is_to_be_asked_again(client: TestClient) -> None:
+    answer = client.post("/v1/rerank", json=GOOD)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")

@@ -1,0 +1,134 @@
+"""What was found, ordered anew by a re-ranking model: this worker's own, or one of another queue.
+
+    candidates ─▶ {query, documents} ─┬─ the model is of this queue ──▶ this worker's engine
+                                      └─ of another ──▶ its line for that ──▶ a worker of it
+
+Either way it passes the gate that keeps requests apart (`EngineHost.company`): whoever is alone may be waiting for it.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from jobs import fleet, placement, searches
+from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
+from jobs.ids import new_id
+from jobs.interactive import Question
+from jobs.registry import Registry
+from jobs.searches import Found, Search
+from jobs.waiting import Lines, last_piece
+from workers.context import Context
+from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.host import EngineHost
+
+URL = "/v1/rerank"
+_PARAM = "ranking_options.ranker"
+_AGAIN = 2.0
+
+
+class _Result(msgspec.Struct):
+    index: int
+    relevance_score: float
+
+
+class _Ranked(msgspec.Struct):
+    results: list[_Result]
+
+
+_ranked = msgspec.json.Decoder(_Ranked).decode
+
+
+class Reranking:
+    """`queue` is the one that this worker serves."""
+
+    def __init__(self, context: Context, host: EngineHost, queue: str) -> None:
+        self._context, self._host, self._queue = context, host, queue
+        self._lines = Lines(context.config)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
+
+    async def answer(self, question: Question, priority: int) -> Answer:
+        """Another queue's worker asks. Raises what engines raise."""
+        body = msgspec.json.decode(question.body)
+        return await self._host.engine.answer(Request(URL, body, question.id, priority, question.tenant))
+
+    async def rank(
+        self, search: Search, found: Sequence[Found], question: Question, priority: int
+    ) -> Sequence[Found] | Answer:
+        """Best first, with the model's scores, shown within 0 to 1; of several queries each text's best.
+
+        Raises what engines raise.
+        """
+        if not found:
+            return found
+        asked = [_body(search.ranker, query, found) for query in search.queries]
+        answers = await asyncio.gather(*(self._asked(body, question, priority) for body in asked))
+        scores = [-math.inf] * len(found)
+        for answer in answers:
+            if answer.status >= 400:
+                return _refused(search.ranker, answer)
+            try:
+                given = {one.index: one.relevance_score for one in _ranked(answer.body).results}
+                scores = [max(score, given[n]) for n, score in enumerate(scores)]
+            except (msgspec.MsgspecError, KeyError):
+                return refusal(502, "The re-ranking model gave no score for some texts.", code="engine_error")
+        best = sorted(zip(scores, found, strict=True), key=lambda pair: -pair[0])
+        return [msgspec.structs.replace(one, score=min(1.0, max(0.0, score))) for score, one in best]
+
+    async def _asked(self, body: dict[str, object], question: Question, priority: int) -> Answer:
+        loop = asyncio.get_running_loop()
+        try:
+            queue = await loop.run_in_executor(self._threads, self._place, str(body["model"]), question.tenant)
+            if isinstance(queue, Answer):
+                return queue
+            if queue == self._queue:
+                request = Request(URL, body, question.id, priority, question.tenant)
+                return await self._host.engine.answer(request)
+            return await self._elsewhere(queue, body, question)
+        except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
+            raise EngineBusy("The re-ranking model is not there now.", retry_after=_AGAIN) from error
+
+    async def _elsewhere(self, queue: str, body: dict[str, object], question: Question) -> Answer:
+        model = str(body["model"])
+
+        async def served() -> bool:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
+
+        asked = msgspec.structs.replace(
+            question, id=new_id("req_"), url=searches.RERANK_URL, body=msgspec.json.encode(body)
+        )
+        end = await last_piece(self._lines.ask(searches.rerank_line(queue), asked, served))
+        if end.status in (408, 429) or end.status >= 500:
+            raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
+        return Answer(end.status, end.body)
+
+    def _place(self, model: str, project_id: str) -> str | Answer:
+        """Raises EngineBusy."""
+        with self._context.db.read() as session:
+            try:
+                return placement.queue_of(session, self._context.config, model, endpoint=URL, project_id=project_id)
+            except placement.NotServed as refused:
+                return refusal(400, f"Invalid '{_PARAM}': {refused}", param=_PARAM, code=refused.code)
+            except placement.NotYet as error:
+                raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
+
+    def _served(self, queue: str, model: str) -> bool:
+        name = Registry.load(self._context.config).aliases.get(model, model)
+        with self._context.db.read() as session:
+            return fleet.serves(session, queue, name)
+
+
+def _body(model: str, query: str, found: Sequence[Found]) -> dict[str, object]:
+    texts = [one.text for one in found]
+    return {"model": model, "query": query, "documents": texts, "return_documents": False}
+
+
+def _refused(ranker: str, answer: Answer) -> Answer:
+    """Of a model that is not there, or cannot rank, its name is what is wrong."""
+    if answer.status >= 500:
+        return answer
+    said = msgspec.json.decode(answer.body).get("error") or {}
+    message = f"The model '{ranker[:64]}' did not re-rank: {said.get('message')}"
+    return refusal(400, message, param=_PARAM, code=said.get("code"))
