@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import select
 
-from jobs import fleet, placement, searches
+from jobs import fleet, indexes, placement, searches
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
@@ -47,15 +47,15 @@ class Asking:
         placed = await loop.run_in_executor(self._threads, self._place, request, search)
         if isinstance(placed, Answer):
             return placed
-        queue, model = placed
+        queue, index = placed
         question = Question(
             id=new_id("req_"),
             url=searches.URL,
-            body=searches.encode(msgspec.structs.replace(search, model=model)),
+            body=searches.encode(msgspec.structs.replace(search, model=index.model, store_id=index.id)),
             tenant=request.tenant,
             deadline=now() + _SECONDS,
         )
-        end = await self._asked(queue, model, question)
+        end = await self._asked(queue, index.model, question)
         if end.status in (408, 429) or end.status >= 500:
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or _AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
@@ -70,24 +70,25 @@ class Asking:
                     return piece
         raise WorkerLost
 
-    def _place(self, request: Request, search: Search) -> tuple[str, str] | Answer:
-        """The queue and the model of a store of the request's project."""
+    def _place(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
+        """The index in use of a store of the request's project, and the queue of its model."""
         context = self._context
         with context.db.read() as session:
             mine = VectorStore.id == search.store_id, VectorStore.project_id == request.tenant
-            store = session.scalar(select(VectorStore).where(*mine))
+            store = session.scalar(select(VectorStore).where(*mine, VectorStore.parent_id.is_(None)))
             if store is None or is_over(store):
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
+            index = indexes.current(session, store)
             try:
                 queue = placement.queue_of(
-                    session, context.config, store.model, endpoint="/v1/embeddings", project_id=request.tenant
+                    session, context.config, index.model, endpoint="/v1/embeddings", project_id=request.tenant
                 )
             except placement.NotServed as refused:
                 return refusal(400, str(refused), param="tools", code=refused.code)
             except placement.NotYet as error:
                 raise EngineBusy("The store's embedding model is not there yet.", retry_after=_AGAIN) from error
-        return queue, store.model
+        return queue, index
 
     def _served(self, queue: str, model: str) -> bool:
         with self._context.db.read() as session:

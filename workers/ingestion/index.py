@@ -25,6 +25,7 @@ from jobs.attachments import Made
 from jobs.documents import Document
 from jobs.errors import DatabaseBusy, Fenced, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
+from jobs.payloads import index_of
 from jobs.shards import ShardClaim, Tally
 from workers.answering import Answering
 from workers.context import Context
@@ -105,7 +106,7 @@ class Indexing:
     def _all(self) -> None:
         claim = self.claim
         with self.context.db.read() as session:
-            self.store = session.get(VectorStore, claim.job.payload["store_id"])
+            self.store = session.get(VectorStore, index_of(claim.job.payload))
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
         lines = [line for line in range(claim.lines) if not claim.covered >> line & 1]
         lost = [Made(line, "", "") for line in lines if line not in rows or self.store is None]
