@@ -522,3 +522,22 @@ def test_a_file_attached_beside_a_build_is_in_both(mill: Works, shelf: tuple[str
     switch(mill, store, second)
     assert found(mill, store) == {*files, late}
     assert_true(mill, store, second)
+
+
+def test_each_vector_database_keeps_indexes_apart(both: Works) -> None:
+    store, files = both.store(), [both.upload(text) for text in TEXTS]
+    both.batch(store, *files)
+    both.drive()
+
+    second = build(both, store)
+    both.drive()
+    assert set(both.vectors.stores()) == {store, second}
+    assert_true(both, store, second)
+    switch(both, store, second)
+    assert found(both, store) == set(files)
+    both.delete(f"/vector_stores/{store}/indexes/{store}")
+    assert_true(both, store, second)
+
+    assert found(both, store) == set(files)
+    assert sum(both.written(store).values()) == 0
+    assert sum(both.written(second).values()) == sum(row.entries for row in both.rows(second)) > 0
