@@ -43,7 +43,6 @@ class Attachment:
     filename: str
     chunking: dict[str, Any] | None = None  # None: as its index does
     attributes: dict[str, Any] | None = None
-    created_at: float | None = None  # when it came into the store, where that was before
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
             "project_id": store.project_id,
             "filename": file.filename,
             "status": IN_PROGRESS,
-            "created_at": file.created_at or at,
+            "created_at": at,
             "attributes": file.attributes,
             "chunking": file.chunking or store.chunking,
             "error_code": None,

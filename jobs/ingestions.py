@@ -45,20 +45,24 @@ def into(
     **facts: Any,
 ) -> Job:
     """The job for one index alone."""
+    job = begin(session, index, len(files), actor=actor, beside=beside, id=new_id(prefix), **facts)
+    attachments.attach(session, index, job, files)
+    return job
+
+
+def begin(session: Session, index: VectorStore, total: int, *, actor: str, beside: bool, **facts: Any) -> Job:
+    """The job itself, whose files the caller names by their rows."""
     created_at = now()
     payload = Ingestion(store_id=index.root, index_id=index.id if index.parent_id else None, beside=beside)
     job = Job(
-        id=new_id(prefix),
         project_id=index.project_id,
         kind=INGESTION,
         model=index.model,
         payload=payload.model_dump(mode="json", exclude_defaults=True),
-        total=len(files),
+        total=total,
         window=WINDOW,
         created_at=created_at,
         deadline=created_at + _WINDOW_SECONDS,
         **facts,
     )
-    ledger.submit(session, job, actor=actor)
-    attachments.attach(session, index, job, files)
-    return job
+    return ledger.submit(session, job, actor=actor)

@@ -7,13 +7,14 @@ switch ─▶ refused while files are missing, unless they may be; the index bef
 
 from typing import Any, Final
 
-from sqlalchemy import and_, exists, insert, literal, or_, select
+from sqlalchemy import JSON, Select, String, and_, cast, exists, func, insert, literal, null, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import attachments, indexes, ingestions
-from jobs.attachments import CANCELLED, FAILED, IN_PROGRESS, Attachment
+from jobs.attachments import CANCELLED, FAILED, IN_PROGRESS
 from jobs.clock import now
-from jobs.errors import Conflict
+from jobs.db import UNSEEN, insert_into
+from jobs.errors import Conflict, Expired
 from jobs.ids import new_id
 from jobs.models import File, Job, VectorStore, VectorStoreFile
 
@@ -97,26 +98,60 @@ def _fill(
     **facts: Any,
 ) -> Job | None:
     """The job for what the index in use has, or is about to have, and this one has not."""
-    mine, here = aliased(VectorStoreFile), VectorStoreFile
-    wanted = (
-        select(here, mine.chunking)
+    lacking = _lacking(store, index).with_only_columns(File.id).with_for_update(read=True, of=File)
+    if not session.scalar(select(func.count()).select_from(lacking.subquery())):  # one deleted now stays out
+        return None
+    if not attachments.touch(session, store.id, now()):
+        raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
+    index.job_id = new_id(ingestions.SINGLE)
+    total = _bring_over(session, store, index, chunking)
+    job = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **facts)
+    session.flush()
+    return job
+
+
+def _lacking(store: VectorStore, index: VectorStore) -> Select[str, dict[str, Any] | None]:
+    """Rows of the index in use, each with how its file is cut in the other one where that has a row of it."""
+    here, mine = VectorStoreFile, aliased(VectorStoreFile)
+    return (
+        select(here.id, mine.chunking)
         .join(File, and_(File.id == here.id, File.deleted_at.is_(None)))
         .outerjoin(mine, and_(mine.store_id == index.id, mine.id == here.id))
         .where(here.store_id == store.current_id, or_(here.document.is_not(None), here.status == IN_PROGRESS))
         .where(or_(mine.id.is_(None), and_(mine.document.is_(None), mine.status != IN_PROGRESS)))
-        .order_by(here.id)
-        .with_for_update(read=True, of=File)  # one deleted at this moment stays out
     )
-    files = [
-        Attachment(row.id, row.filename, chunking or cut or row.chunking, row.attributes, row.created_at)
-        for row, cut in session.execute(wanted)
-    ]
-    if not files:
-        return None
-    job = ingestions.into(session, index, files, actor=actor, beside=True, **facts)
-    index.job_id = job.id
-    session.flush()
-    return job
+
+
+def _bring_over(session: Session, store: VectorStore, index: VectorStore, chunking: dict[str, Any] | None) -> int:
+    """Rows for all of them, numbered as lines of the index's job; made by the database alone, for they may be many."""
+    here = VectorStoreFile
+    lacking = _lacking(store, index)
+    cut = lacking.selected_columns[1]
+    line = func.row_number().over(order_by=(here.created_at, here.id)) - 1
+    values: dict[str, Any] = {
+        "store_id": literal(index.id),
+        "id": here.id,
+        "project_id": here.project_id,
+        "filename": here.filename,
+        "status": literal(IN_PROGRESS),
+        "created_at": here.created_at,
+        "attributes": here.attributes,
+        "chunking": func.coalesce(cut, here.chunking) if chunking is None else literal(chunking, JSON()),
+        "error_code": null(),
+        "error_message": null(),
+        "job_id": literal(index.job_id),
+        "line": line,
+        "version": literal(new_id("vsd_") + "n").concat(cast(line, String)),
+        "entries": literal(0),
+        "usage_bytes": literal(0),
+    }
+    rows = lacking.with_only_columns(*values.values(), maintain_column_froms=True)
+    insert = insert_into(session, VectorStoreFile).from_select(list(values), rows)
+    kept = {"store_id", "id", "project_id", "created_at"}
+    again = {name: insert.excluded[name] for name in values if name not in kept}
+    brought = insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again)
+    made = session.execute(brought, execution_options={"preserve_rowcount": True, **UNSEEN})
+    return made.rowcount  # type: ignore[attr-defined, no-any-return]
 
 
 def _take_over(session: Session, store: VectorStore, index: VectorStore) -> None:
