@@ -7,7 +7,7 @@ switch ─▶ refused while files are missing, unless they may be; the index bef
 
 from typing import Any, Final
 
-from sqlalchemy import JSON, Select, String, and_, cast, exists, func, insert, literal, null, or_, select
+from sqlalchemy import JSON, Select, String, and_, cast, func, insert, literal, null, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import attachments, indexes, ingestions
@@ -98,8 +98,7 @@ def _fill(
     **facts: Any,
 ) -> Job | None:
     """The job for what the index in use has, or is about to have, and this one has not."""
-    lacking = _lacking(store, index).with_only_columns(File.id).with_for_update(read=True, of=File)
-    if not session.scalar(select(func.count()).select_from(lacking.subquery())):  # one deleted now stays out
+    if not _hold(session, _lacking(store, index)):
         return None
     if not attachments.touch(session, store.id, now()):
         raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
@@ -108,6 +107,12 @@ def _fill(
     job = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **facts)
     session.flush()
     return job
+
+
+def _hold(session: Session, rows: Select[*tuple[Any, ...]]) -> int:
+    """How many files there are; one that is deleted at this moment is not among them, and none will be."""
+    files = rows.with_only_columns(File.id, maintain_column_froms=True).with_for_update(read=True, of=File)
+    return session.scalar(select(func.count()).select_from(files.subquery())) or 0
 
 
 def _lacking(store: VectorStore, index: VectorStore) -> Select[str, dict[str, Any] | None]:
@@ -159,7 +164,7 @@ def _take_over(session: Session, store: VectorStore, index: VectorStore) -> None
     other = VectorStoreFile
     names = [column.name for column in other.__table__.columns]
     columns = [literal(index.id) if name == "store_id" else getattr(other, name) for name in names]
-    over = other.document.is_(None), other.status.in_((FAILED, CANCELLED))
-    there = exists().where(File.id == other.id, File.deleted_at.is_(None))
-    rows = select(*columns).where(other.store_id == store.current_id, *over, there)
-    session.execute(insert(other).from_select(names, rows))
+    over = other.store_id == store.current_id, other.document.is_(None), other.status.in_((FAILED, CANCELLED))
+    rows = select(*columns).join(File, and_(File.id == other.id, File.deleted_at.is_(None))).where(*over)
+    if _hold(session, rows):
+        session.execute(insert(other).from_select(names, rows))

@@ -17,7 +17,8 @@ from api.deps import Call, CallContext
 from api.idempotency import Idempotent
 from api.paging import After, Before, Limit20, Order, Page, find, page
 from api.presenters.vector_index import IndexDeleted, IndexObject, show_index
-from api.routes.vector_store_files import POLL_AFTER, POLL_MS
+from api.presenters.vector_store import VectorStoreFileObject
+from api.routes.vector_store_files import POLL_AFTER, POLL_MS, Listed
 from api.routes.vector_stores import checked_model
 from api.routing import resource
 from api.validation import clip
@@ -87,6 +88,14 @@ def retrieve_index(call: Call, response: Response, vector_store_id: str, index_i
     if index.file_counts.in_progress:
         response.headers[POLL_AFTER] = str(POLL_MS)
     return index
+
+
+@router.get("/vector_stores/{vector_store_id}/indexes/{index_id}/files")
+def list_index_files(call: Call, vector_store_id: str, index_id: str, listing: Listed) -> Page[VectorStoreFileObject]:
+    """The store's files as they are in one of its indexes: which of them failed, and why."""
+    with call.db.read() as session:
+        store = get_store(session, call, vector_store_id)
+        return listing.page(session, store, index_id=get_index(session, store, index_id).id)
 
 
 @router.delete("/vector_stores/{vector_store_id}/indexes/{index_id}")

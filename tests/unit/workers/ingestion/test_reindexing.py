@@ -221,6 +221,10 @@ def test_a_file_that_fails_in_it_is_named_and_its_job_is_retried(mill: Works, sh
 
     made = index(mill, store, second)
     assert (made["status"], made["missing"], made["file_counts"]["failed"]) == ("failed", 1, 1)
+    [listed] = mill.get(f"/vector_stores/{store}/indexes/{second}/files?filter=failed")["data"]
+    assert (listed["id"], listed["last_error"]["code"]) == (files[1], "server_error")
+    assert mill.get(f"/vector_stores/{store}/files/{files[1]}")["status"] == "completed"
+    assert mill.get(f"/jobs/{made['job_id']}")["vector_store_index_id"] == second
     answer = mill.api.post(f"/v1/vector_stores/{store}/indexes/{second}/switch")
     assert (answer.status_code, files[1] in answer.json()["error"]["message"]) == (409, True)
     assert switch(mill, store, second, allow_missing=True)["status"] == "active"
