@@ -49,8 +49,8 @@ class Structure(Body):
 ChunkingStrategy = Annotated[Auto | Static | Sentence | Structure, Field(discriminator="type")]
 
 
-def kept(strategy: Auto | Static | Sentence | Structure | None, default: dict[str, Any]) -> dict[str, Any]:
-    """As a row keeps it."""
+def kept(strategy: Auto | Static | Sentence | Structure | None) -> dict[str, Any] | None:
+    """As a row keeps it; None where the request does not say."""
     if strategy is None:
-        return default
+        return None
     return AUTO if isinstance(strategy, Auto) else strategy.model_dump(mode="json")

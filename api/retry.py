@@ -18,8 +18,8 @@ from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.ids import new_id
 from jobs.ingestions import SINGLE
-from jobs.models import File, Job, VectorStoreFile
-from jobs.payloads import FILE_BATCH, INGESTION, Batch
+from jobs.models import File, Job, VectorStore, VectorStoreFile
+from jobs.payloads import FILE_BATCH, INGESTION, Batch, index_of
 from jobs.states import TERMINAL, JobState
 
 _COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
@@ -70,17 +70,20 @@ def _check(old: Job) -> None:
 
 def _files_again(session: Session, call: CallContext, old: Job, key: str | None) -> Job:
     """The files of an ingestion that failed or were not come to, unless they were attached anew since."""
-    store = get_store(session, call, old.payload["store_id"], alive=True)
+    store = get_store(session, call, old.payload["store_id"], alive=True, lock=True)
+    beside = bool(old.payload.get("beside"))
+    index = session.get(VectorStore, index_of(old.payload) if beside else store.current_id)
     undone = VectorStoreFile.status.in_((attachments.FAILED, attachments.CANCELLED))
     left = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
-    left = left.where(VectorStoreFile.job_id == old.id, undone).order_by(VectorStoreFile.id)
+    left = left.where(VectorStoreFile.store_id == (index.id if index else ""), VectorStoreFile.job_id == old.id, undone)
+    left = left.order_by(VectorStoreFile.id)
     left = left.with_for_update(read=True, of=File)  # one deleted at this moment stays out
     files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in session.scalars(left)]
-    if not files:
+    if index is None or not files:
         raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")
     prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
     facts = {"idempotency_key": key, "request_id": call.request_id, "retry_of": old.id}
-    return ingestions.submit(session, store, files, actor=call.actor, prefix=prefix, **facts)
+    return ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **facts)
 
 
 def _input(session: Session, call: CallContext, old: Job) -> File:

@@ -1,6 +1,7 @@
 """The rows of vector stores and their files, as every route that touches one needs them; and how files come in."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -11,23 +12,28 @@ from api.deps import CallContext
 from api.file_rows import visible
 from api.presenters.vector_store import VectorStoreObject, show_store
 from api.validation import clip
-from jobs import ingestions
-from jobs.attachments import Attachment, is_over
-from jobs.errors import Expired, InvalidRequest, NotFound
+from jobs import indexes, ingestions, ledger
+from jobs.attachments import IN_PROGRESS, Attachment, is_over
+from jobs.errors import Conflict, Expired, InvalidRequest, NotFound
 from jobs.models import File, Job, VectorStore, VectorStoreFile
 
+_STOPPED = 20  # jobs of a store that goes, at once; the others find that it is gone
 _Value = Annotated[str, Field(max_length=512)] | bool | int | float
 #: OpenAI's attributes of a file: as metadata, but values may be numbers and booleans.
 Attributes = Annotated[dict[Annotated[str, Field(max_length=64)], _Value], Field(max_length=16)]
 
 
 def stores_of(call: CallContext) -> Select[VectorStore]:
-    return select(VectorStore).where(VectorStore.project_id == call.project_id)
+    return select(VectorStore).where(VectorStore.project_id == call.project_id, VectorStore.parent_id.is_(None))
 
 
-def get_store(session: Session, call: CallContext, store_id: str, *, alive: bool = False) -> VectorStore:
-    """With `alive` one whose time is not over. Raises NotFound, Expired."""
+def get_store(
+    session: Session, call: CallContext, store_id: str, *, alive: bool = False, lock: bool = False
+) -> VectorStore:
+    """With `alive` one whose time is not over; with `lock` its indexes stay as they are. Raises NotFound, Expired."""
     store = session.scalar(stores_of(call).where(VectorStore.id == store_id))
+    if store is not None and lock:
+        store = indexes.lock(session, store.id)
     if store is None:
         raise NotFound(f"No vector store found with id '{clip(store_id)}'.", param="vector_store_id")
     if alive and is_over(store):
@@ -35,8 +41,9 @@ def get_store(session: Session, call: CallContext, store_id: str, *, alive: bool
     return store
 
 
-def get_store_file(session: Session, store: VectorStore, file_id: str, *, lock: bool = False) -> VectorStoreFile:
-    row = session.get(VectorStoreFile, (store.id, file_id), with_for_update=lock or None)
+def get_store_file(session: Session, store: VectorStore, file_id: str) -> VectorStoreFile:
+    """As it is in the index in use."""
+    row = session.get(VectorStoreFile, (store.current_id, file_id))
     if row is None:
         message = f"No file found with id '{clip(file_id)}' in vector store '{store.id}'."
         raise NotFound(message, param="file_id")
@@ -45,7 +52,17 @@ def get_store_file(session: Session, store: VectorStore, file_id: str, *, lock: 
 
 def shown(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreObject]:
     """With the counts of their files, in one query for all."""
-    ids = [store.id for store in stores]
+    ids = [store.current_id for store in stores]
+    rows = {row.id: row for row in session.scalars(select(VectorStore).where(VectorStore.id.in_(ids)))}
+    counts, used = counts_of(session, ids)
+    return [
+        show_store(store, rows[store.current_id], counts.get(store.current_id, {}), used.get(store.current_id, 0))
+        for store in stores
+    ]
+
+
+def counts_of(session: Session, ids: Sequence[str]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """How many files of each status indexes have, and how many bytes they use."""
     grouped = (
         select(VectorStoreFile.store_id, VectorStoreFile.status, func.count(), func.sum(VectorStoreFile.usage_bytes))
         .where(VectorStoreFile.store_id.in_(ids))
@@ -56,7 +73,15 @@ def shown(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreOb
     for store_id, status, count, size in session.execute(grouped):
         counts.setdefault(store_id, {})[status] = count
         used[store_id] = used.get(store_id, 0) + int(size or 0)
-    return [show_store(store, counts.get(store.id, {}), used.get(store.id, 0)) for store in stores]
+    return counts, used
+
+
+def stop_jobs(session: Session, call: CallContext, index_ids: Sequence[str]) -> None:
+    """Work for indexes that go is stopped; what is about to end will find that they are gone."""
+    busy = VectorStoreFile.store_id.in_(index_ids), VectorStoreFile.status == IN_PROGRESS
+    for job_id in session.scalars(select(VectorStoreFile.job_id).where(*busy).distinct().limit(_STOPPED)).all():
+        with suppress(Conflict):
+            ledger.cancel(session, job_id, actor=call.actor)
 
 
 def bring_in(
@@ -64,7 +89,7 @@ def bring_in(
     call: CallContext,
     store: VectorStore,
     prefix: str,
-    files: Mapping[str, tuple[dict[str, Any] | None, dict[str, Any]]],
+    files: Mapping[str, tuple[dict[str, Any] | None, dict[str, Any] | None]],
     key: str | None,
 ) -> Job:
     """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound."""

@@ -108,7 +108,9 @@ def _files(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str
     """Of files that were to come into a vector store, what is said of those that did not."""
     found: dict[str, list[str]] = {code: [] for code in wanted}
     store = f"/vector_stores/{job.vector_store_id}"
-    files = f"{store}/file_batches/{job.id}/files" if job.id.startswith("vsfb_") else f"{store}/files"
+    files = f"{store}/indexes/{job.vector_store_index_id}/files"
+    if job.id.startswith("vsfb_"):
+        files = f"{store}/file_batches/{job.id}/files"
     try:
         page = server.get(f"{files}?filter=failed&limit=100")
     except Trouble:  # the store is gone

@@ -32,6 +32,7 @@ class Snapshot:
     error_file_id: str | None
     errors: tuple[Mapping[str, Any], ...]
     outcomes: Mapping[str, Any]
+    vector_store_index_id: str | None = None
 
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> Self:
@@ -58,6 +59,7 @@ class Snapshot:
             error_file_id=job.get("error_file_id"),
             errors=tuple((job.get("errors") or {}).get("data", ())),
             outcomes=job.get("outcomes") or {},
+            vector_store_index_id=job.get("vector_store_index_id"),
         )
 
     @property

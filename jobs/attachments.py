@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import delete, exists, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
 from jobs.db import UNSEEN, Database, insert_into
 from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.models import Job, Shard, VectorRemoval, VectorStore, VectorStoreFile
+from jobs.payloads import index_of
 from jobs.states import JobState
 
 IN_PROGRESS: Final = "in_progress"
@@ -40,7 +41,7 @@ class Attachment:
 
     file_id: str
     filename: str
-    chunking: dict[str, Any]
+    chunking: dict[str, Any] | None = None  # None: as its index does
     attributes: dict[str, Any] | None = None
 
 
@@ -68,8 +69,13 @@ class Settled:
 
 
 def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment]) -> None:
-    """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then."""
+    """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then.
+
+    The store's row is locked first, by whoever attaches.
+    """
     at = now()
+    if not touch(session, store.root, at):
+        raise Expired(f"The vector store '{store.root}' has expired.", param="vector_store_id")
     rows = [
         {
             "store_id": store.id,
@@ -79,7 +85,7 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
             "status": IN_PROGRESS,
             "created_at": at,
             "attributes": file.attributes,
-            "chunking": file.chunking,
+            "chunking": file.chunking or store.chunking,
             "error_code": None,
             "error_message": None,
             "job_id": job.id,
@@ -95,8 +101,6 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
     again = {name: insert.excluded[name] for name in rows[0] if name not in kept}
     rows.sort(key=lambda row: str(row["id"]))  # locked in one order, whoever else attaches the same files
     session.execute(insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again), rows)
-    if not touch(session, store.id, at):
-        raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
 
 
 def touch(session: Session, store_id: str, at: float) -> bool:
@@ -104,7 +108,13 @@ def touch(session: Session, store_id: str, at: float) -> bool:
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > at)
     used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL where there are no days
     touched = session.execute(update(VectorStore).where(VectorStore.id == store_id, alive).values(used))
-    return touched.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    if touched.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    root = aliased(VectorStore)
+    until = select(root.expires_at).where(root.id == store_id).scalar_subquery()
+    theirs = update(VectorStore).where(VectorStore.parent_id == store_id).values(active_at=at, expires_at=until)
+    session.execute(theirs, execution_options=UNSEEN)  # its other indexes live as long as it does
+    return True
 
 
 def is_over(store: VectorStore) -> bool:
@@ -117,7 +127,7 @@ def note_use(db: Database, store: VectorStore) -> None:
     at = now()
     if at - store.active_at > _USED_SECONDS:
         with db.write() as session:
-            touch(session, store.id, at)
+            touch(session, store.root, at)
 
 
 def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
@@ -175,7 +185,7 @@ def ended(session: Session, job: Job) -> None:
     left = VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS
     stopped = session.execute(update(VectorStoreFile).where(*left).values(values), execution_options=UNSEEN)
     again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
-    gone = ~exists().where(VectorStore.id == job.payload["store_id"])
+    gone = ~exists().where(VectorStore.id == index_of(job.payload))
     whole = job.state == JobState.SUCCEEDED and not stopped.rowcount and not job.failed  # type: ignore[attr-defined]
     if not whole or session.scalar(select(or_(again, gone))):
         left_behind(session, job)
@@ -189,10 +199,10 @@ def _why(job: Job) -> str:
 
 def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
     """An attempt to bring in files may have left what no file points to, in a store that may be gone by now."""
-    store = session.get(VectorStore, job.payload["store_id"])
+    store = session.get(VectorStore, index_of(job.payload))
     if store is not None:
         return owe(session, store, LEFTOVERS)
-    gone = {"id": job.payload["store_id"], "project_id": job.project_id, "model": job.model or ""}
+    gone = {"id": index_of(job.payload), "project_id": job.project_id, "model": job.model or ""}
     return owe(session, VectorStore(**gone, dimensions=dimensions), STORE)
 
 
@@ -220,9 +230,16 @@ def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
 
 
 def remove_store(session: Session, store: VectorStore) -> None:
-    """Nothing of it can be found from this moment; its files' rows go with its vectors."""
-    owe(session, store, STORE)
-    session.execute(delete(VectorStore).where(VectorStore.id == store.id))
+    """Nothing of it can be found from this moment, in no index; its files' rows go with its vectors."""
+    remove_index(session, store)
+    for other in session.scalars(select(VectorStore).where(VectorStore.parent_id == store.id)).all():
+        remove_index(session, other)  # there are no more to come: whoever builds one locks the store's row
+
+
+def remove_index(session: Session, index: VectorStore) -> None:
+    """The row of an index goes at once, what it holds is owed."""
+    owe(session, index, STORE)
+    session.execute(delete(VectorStore).where(VectorStore.id == index.id))
 
 
 def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | None = None) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from sqlalchemy.orm import Session
 
-from jobs import attachments, events, ledger, shards
+from jobs import attachments, events, indexes, ledger, shards
 from jobs.attachments import Made, Settled
 from jobs.errors import Fenced
-from jobs.models import Job, Segment, VectorStore
+from jobs.models import Job, Segment
+from jobs.payloads import index_of
 from jobs.shards import ShardClaim, Tally
 
 
@@ -24,7 +25,7 @@ def commit(
         raise Fenced
     if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
         return  # the first commit's answer was lost
-    store = session.get(VectorStore, job.payload["store_id"])
+    store = indexes.keep(session, index_of(job.payload))
     settled = attachments.publish(session, store, made) if store else Settled(gone=list(made))
     counted = _count(tally, settled)
     if counted.covered:
@@ -32,7 +33,7 @@ def commit(
     elif last:
         shards.finish_empty(session, claim)
     if store is not None:
-        _tell(session, job, store, settled)
+        _tell(session, job, settled)
     else:
         attachments.left_behind(session, job, dimensions)
     if last:
@@ -51,13 +52,15 @@ def _count(tally: Tally, settled: Settled) -> Tally:
     return counted
 
 
-def _tell(session: Session, job: Job, store: VectorStore, settled: Settled) -> None:
+def _tell(session: Session, job: Job, settled: Settled) -> None:
     """One event a file, numbered under the lock on its job's row."""
+    if job.payload.get("beside"):
+        return
     told = [("vector_store.file.completed", one) for one in settled.completed]
     told += [("vector_store.file.failed", one) for one in settled.failed]
     for kind, one in told:
         job.event_seq += 1
-        data = {"id": one.file_id, "vector_store_id": store.id}
+        data = {"id": one.file_id, "vector_store_id": job.payload["store_id"]}
         event = events.record(
             session, subject_id=job.id, seq=job.event_seq, project_id=job.project_id, type=kind, data=data
         )

@@ -1,13 +1,17 @@
-"""A job that brings files into a vector store: of a client who attaches them, or to mend what is missing."""
+"""A job that brings files into a vector store: of a client who attaches them, or to mend what is missing.
+
+What a client attaches goes into each of the store's indexes, in a job for each: the client's own into the one in use.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from jobs import attachments, ledger
+from jobs import attachments, indexes, ledger
 from jobs.attachments import Attachment
 from jobs.clock import now
+from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.models import Job, VectorStore
 from jobs.payloads import INGESTION, Ingestion
@@ -20,20 +24,45 @@ SINGLE: Final = "ing_"
 def submit(
     session: Session, store: VectorStore, files: Sequence[Attachment], *, actor: str, prefix: str = SINGLE, **facts: Any
 ) -> Job:
-    """The job and the rows of its files, in the caller's transaction."""
+    """The jobs and the rows of their files, in the caller's transaction. Raises NotFound, Expired."""
+    if indexes.lock(session, store.id) is None:
+        raise NotFound(f"No vector store found with id '{store.id}'.", param="vector_store_id")
+    first, *others = indexes.all_of(session, store)
+    job = into(session, first, files, actor=actor, prefix=prefix, **facts)
+    for other in others:
+        into(session, other, files, actor=actor, beside=True, request_id=job.request_id)
+    return job
+
+
+def into(
+    session: Session,
+    index: VectorStore,
+    files: Sequence[Attachment],
+    *,
+    actor: str,
+    prefix: str = SINGLE,
+    beside: bool = False,
+    **facts: Any,
+) -> Job:
+    """The job for one index alone."""
+    job = begin(session, index, len(files), actor=actor, beside=beside, id=new_id(prefix), **facts)
+    attachments.attach(session, index, job, files)
+    return job
+
+
+def begin(session: Session, index: VectorStore, total: int, *, actor: str, beside: bool, **facts: Any) -> Job:
+    """The job itself, whose files the caller names by their rows."""
     created_at = now()
+    payload = Ingestion(store_id=index.root, index_id=index.id if index.parent_id else None, beside=beside)
     job = Job(
-        id=new_id(prefix),
-        project_id=store.project_id,
+        project_id=index.project_id,
         kind=INGESTION,
-        model=store.model,
-        payload=Ingestion(store_id=store.id).model_dump(mode="json"),
-        total=len(files),
+        model=index.model,
+        payload=payload.model_dump(mode="json", exclude_defaults=True),
+        total=total,
         window=WINDOW,
         created_at=created_at,
         deadline=created_at + _WINDOW_SECONDS,
         **facts,
     )
-    ledger.submit(session, job, actor=actor)
-    attachments.attach(session, store, job, files)
-    return job
+    return ledger.submit(session, job, actor=actor)

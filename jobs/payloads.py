@@ -1,5 +1,6 @@
 """What each kind of job is asked to do: frozen, validated by the API, parsed again by the worker."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,9 +25,20 @@ class Batch(Payload):
 
 
 class Ingestion(Payload):
-    """Kind `ingestion`: bring files into a vector store. Which ones say the rows of `vector_store_file`, by line."""
+    """Kind `ingestion`: bring files into a vector store. Which ones say the rows of `vector_store_file`, by line.
+
+    `index_id` is the one of the store's indexes that they go into, unless it is the store's own row. With `beside` no
+    client has asked for it, and none is told of its files.
+    """
 
     store_id: str
+    index_id: str | None = None
+    beside: bool = False
+
+
+def index_of(payload: Mapping[str, Any]) -> str:
+    """The index that an ingestion's files go into."""
+    return str(payload.get("index_id") or payload["store_id"])
 
 
 #: The endpoints a batch may name, and the kind of job each makes.

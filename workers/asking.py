@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, placement, searches
+from jobs import fleet, indexes, placement, searches
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
@@ -91,15 +91,15 @@ class Asking:
         placed = await loop.run_in_executor(self._threads, self._place, request, search)
         if isinstance(placed, Answer):
             return placed
-        queue, model = placed
+        queue, index = placed
         question = Question(
             id=new_id("req_"),
             url=searches.URL,
-            body=searches.encode(msgspec.structs.replace(search, model=model)),
+            body=searches.encode(msgspec.structs.replace(search, model=index.model, store_id=index.id)),
             tenant=request.tenant,
             deadline=now() + _SECONDS,
         )
-        end = await self._asked(queue, model, question)
+        end = await self._asked(queue, index.model, question)
         if end.status in (408, 429) or end.status >= 500:
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or _AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
@@ -116,17 +116,18 @@ class Asking:
                     await emit(piece.body)
         raise WorkerLost
 
-    def _place(self, request: Request, search: Search) -> tuple[str, str] | Answer:
-        """The queue and the model of a store of the request's project."""
+    def _place(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
+        """The index in use of a store of the request's project, and the queue of its model."""
         context = self._context
         with context.db.read() as session:
             mine = VectorStore.id == search.store_id, VectorStore.project_id == request.tenant
-            store = session.scalar(select(VectorStore).where(*mine))
+            store = session.scalar(select(VectorStore).where(*mine, VectorStore.parent_id.is_(None)))
             if store is None or is_over(store):
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
-            queue = self._queue(session, request, store.model, "/v1/embeddings", "tools")
-        return queue if isinstance(queue, Answer) else (queue, store.model)
+            index = indexes.current(session, store)
+            queue = self._queue(session, request, index.model, "/v1/embeddings", "tools")
+        return queue if isinstance(queue, Answer) else (queue, index)
 
     def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         config = self._context.config

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, ingestions
+from jobs import attachments, audit, indexes, ingestions
 from jobs.attachments import IN_PROGRESS, Attachment
 from jobs.db import Database
 from jobs.models import File, VectorRemoval, VectorStore, VectorStoreFile
@@ -60,7 +60,8 @@ def verify(db: Database, vectors: Vectors) -> Verdict:
         stores = {store.id: store for store in session.scalars(select(VectorStore))}
         going = set(session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == attachments.STORE)))
     strangers = [name for name in there if name not in stores and name not in going]
-    verdict = Verdict(len(stores), 0, [Found(name, stranger=True) for name in strangers])
+    known = sum(store.parent_id is None for store in stores.values())
+    verdict = Verdict(known, 0, [Found(name, stranger=True) for name in strangers])
     for store in stores.values():
         if store.id in going:
             continue
@@ -121,6 +122,9 @@ def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
 
 def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> None:
     """Bring files in anew, which would otherwise be taken for unchanged."""
+    root = indexes.lock(session, store.root)
+    if root is None:
+        return
     there = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
     there = there.where(VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_(file_ids))
     found = session.scalars(there.order_by(VectorStoreFile.id).with_for_update(read=True, of=File))
@@ -130,7 +134,7 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
     session.flush()
     if rows:
         files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in rows]
-        ingestions.submit(session, store, files, actor=ACTOR)
+        ingestions.into(session, store, files, actor=ACTOR, beside=store.id != root.current_id)
 
 
 def main(config: Settings, *, mend: bool) -> int:

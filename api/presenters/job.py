@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from api.presenters.batch import STATUS, BatchErrors, Usage, show_errors, show_usage, when
 from api.progress import Pace, Totals
 from jobs.models import Event, Job
+from jobs.payloads import INGESTION, index_of
 
 
 class Progress(BaseModel):
@@ -60,6 +61,7 @@ class JobObject(BaseModel):
     outcomes: Outcomes | None
     errors: BatchErrors | None
     vector_store_id: str | None
+    vector_store_index_id: str | None
     input_file_id: str | None
     output_file_id: str | None
     error_file_id: str | None
@@ -122,6 +124,7 @@ def show_job(
         outcomes=None if outcomes is None else _outcomes(outcomes),
         errors=show_errors(job.errors),
         vector_store_id=job.payload.get("store_id"),
+        vector_store_index_id=index_of(job.payload) if job.kind == INGESTION else None,
         input_file_id=job.input_file_id,
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,

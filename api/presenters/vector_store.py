@@ -142,34 +142,40 @@ class SearchPage(BaseModel):
     duplicates: int | None = None
 
 
-def show_store(store: VectorStore, counts: Mapping[str, int], usage_bytes: int) -> VectorStoreObject:
-    """`counts` are of its files by status."""
+def show_store(
+    store: VectorStore, index: VectorStore, counts: Mapping[str, int], usage_bytes: int
+) -> VectorStoreObject:
+    """`index` is the one in use, `counts` are of its files by status."""
     return VectorStoreObject(
         id=store.id,
         created_at=int(store.created_at),
         name=store.name,
         description=store.description,
         usage_bytes=usage_bytes,
-        file_counts=FileCounts(total=sum(counts.values()), **{name: counts.get(name, 0) for name in _COUNTED}),
+        file_counts=show_counts(counts),
         status="expired" if is_over(store) else "in_progress" if counts.get("in_progress") else "completed",
         expires_after=None if store.expires_days is None else ExpiresAfterActive(days=store.expires_days),
         expires_at=when(store.expires_at),
         last_active_at=int(store.active_at),
         metadata=store.labels,
-        embedding_model=store.model,
-        embedding_dimensions=store.dimensions or None,
+        embedding_model=index.model,
+        embedding_dimensions=index.dimensions or None,
     )
 
 
 _COUNTED = ("in_progress", "completed", "failed", "cancelled")
 
 
-def show_store_file(row: VectorStoreFile) -> VectorStoreFileObject:
+def show_counts(counts: Mapping[str, int]) -> FileCounts:
+    return FileCounts(total=sum(counts.values()), **{name: counts.get(name, 0) for name in _COUNTED})
+
+
+def show_store_file(store: VectorStore, row: VectorStoreFile) -> VectorStoreFileObject:
     error = LastError(code=row.error_code, message=row.error_message or "") if row.error_code else None
     return VectorStoreFileObject(
         id=row.id,
         created_at=int(row.created_at),
-        vector_store_id=row.store_id,
+        vector_store_id=store.id,
         usage_bytes=row.usage_bytes,
         status=row.status,
         last_error=error,

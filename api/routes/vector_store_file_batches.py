@@ -27,7 +27,7 @@ from api.vector_rows import Attributes, bring_in, check_count, get_store
 from jobs import ledger
 from jobs.errors import Conflict, NotFound
 from jobs.models import Job, VectorStore, VectorStoreFile
-from jobs.payloads import FILE_BATCH, INGESTION
+from jobs.payloads import FILE_BATCH, INGESTION, index_of
 from jobs.states import TERMINAL
 
 router: APIRouter = resource("Vector store file batches")
@@ -56,10 +56,10 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
 
     def make(session: Session) -> FileBatchObject:
         store = get_store(session, call, vector_store_id, alive=True)
-        shared = (body.attributes, kept(body.chunking_strategy, store.chunking))
+        shared = (body.attributes, kept(body.chunking_strategy))
         files = dict.fromkeys(body.file_ids or (), shared)
         for file in body.files or ():
-            files.setdefault(file.file_id, (file.attributes, kept(file.chunking_strategy, store.chunking)))
+            files.setdefault(file.file_id, (file.attributes, kept(file.chunking_strategy)))
         job = bring_in(session, call, store, FILE_BATCH, files, once.key)
         return show_file_batch(job, totals(session, [job])[job.id])
 
@@ -101,7 +101,7 @@ def list_file_batch_files(
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         job = _get(session, call, store, file_batch_id)
-        return listing.page(session, store, VectorStoreFile.job_id == job.id)
+        return listing.page(session, store, VectorStoreFile.job_id == job.id, index_id=index_of(job.payload))
 
 
 def _get(session: Session, call: CallContext, store: VectorStore, file_batch_id: str) -> Job:

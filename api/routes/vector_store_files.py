@@ -23,7 +23,7 @@ from api.presenters.vector_store import (
 )
 from api.routing import resource
 from api.vector_rows import Attributes, bring_in, get_store, get_store_file
-from jobs import attachments, documents
+from jobs import attachments, documents, indexes
 from jobs.ingestions import SINGLE
 from jobs.models import VectorStore, VectorStoreFile
 
@@ -46,15 +46,16 @@ class Listing:
     only: Filter = None
 
     def page(
-        self, session: Session, store: VectorStore, *conditions: ColumnElement[bool]
+        self, session: Session, store: VectorStore, *conditions: ColumnElement[bool], index_id: str = ""
     ) -> Page[VectorStoreFileObject]:
-        among = select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)
+        """Of the index in use, unless another is named."""
+        among = select(VectorStoreFile).where(VectorStoreFile.store_id == (index_id or store.current_id))
         statement = among.where(*conditions)
         if self.only is not None:
             statement = statement.where(VectorStoreFile.status == self.only)
         place: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
         rows, more = find(session, statement, VectorStoreFile, **place, among=among)
-        return page(rows, more, show_store_file)
+        return page(rows, more, lambda row: show_store_file(store, row))
 
 
 Listed = Annotated[Listing, Depends()]
@@ -79,10 +80,10 @@ def create_vector_store_file(
 
     def make(session: Session) -> VectorStoreFileObject:
         store = get_store(session, call, vector_store_id, alive=True)
-        chunking = kept(body.chunking_strategy, store.chunking)
-        bring_in(session, call, store, SINGLE, {body.file_id: (body.attributes, chunking)}, once.key)
+        wanted = body.attributes, kept(body.chunking_strategy)
+        bring_in(session, call, store, SINGLE, {body.file_id: wanted}, once.key)
         call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
-        return show_store_file(get_store_file(session, store, body.file_id))
+        return show_store_file(store, get_store_file(session, store, body.file_id))
 
     return once.run(fields, make)
 
@@ -100,10 +101,11 @@ def retrieve_vector_store_file(
 ) -> VectorStoreFileObject:
     """One file of a store, with its status."""
     with call.db.read() as session:
-        row = get_store_file(session, get_store(session, call, vector_store_id), file_id)
+        store = get_store(session, call, vector_store_id)
+        row = get_store_file(session, store, file_id)
     if row.status == attachments.IN_PROGRESS:
         response.headers[POLL_AFTER] = str(POLL_MS)
-    return show_store_file(row)
+    return show_store_file(store, row)
 
 
 @router.post("/vector_stores/{vector_store_id}/files/{file_id}")
@@ -112,19 +114,22 @@ def update_vector_store_file(
 ) -> VectorStoreFileObject:
     """Change a file's attributes; the next search sees them."""
     with call.db.write() as session:
-        store = get_store(session, call, vector_store_id, alive=True)
-        row = get_store_file(session, store, file_id, lock=True)
-        row.attributes = body.attributes
+        store = get_store(session, call, vector_store_id, alive=True, lock=True)
+        for _, row in indexes.rows_of(session, store, file_id):
+            row.attributes = body.attributes
+        row = get_store_file(session, store, file_id)
         call.record(session, "vector_store.file.update", file_id, {"store": store.id})
-        return show_store_file(row)
+        return show_store_file(store, row)
 
 
 @router.delete("/vector_stores/{vector_store_id}/files/{file_id}")
 def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> VectorStoreFileDeleted:
     """Take a file out of a store, with all that was embedded of it. The file itself stays."""
     with call.db.write() as session:
-        store = get_store(session, call, vector_store_id)
-        attachments.remove(session, store, get_store_file(session, store, file_id, lock=True))
+        store = get_store(session, call, vector_store_id, lock=True)
+        get_store_file(session, store, file_id)
+        for index, row in indexes.rows_of(session, store, file_id):
+            attachments.remove(session, index, row)
         call.record(session, "vector_store.file.delete", file_id, {"store": store.id})
     return VectorStoreFileDeleted(id=file_id)
 
@@ -137,4 +142,4 @@ def vector_store_file_content(call: Call, vector_store_id: str, file_id: str) ->
         row = get_store_file(session, store, file_id)
     if row.document is None:
         return show_content(None)
-    return show_content(documents.load(call.storage, store.id, attachments.version_of(row.document)))
+    return show_content(documents.load(call.storage, row.store_id, attachments.version_of(row.document)))

@@ -14,14 +14,14 @@ from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
 from api.routing import resource
 from api.vector_rows import get_store
-from jobs import placement, searches
+from jobs import indexes, placement, searches
 from jobs.conditions import check_filter
 from jobs.errors import InvalidRequest
 from jobs.models import VectorStore
 
 router: APIRouter = resource("Vector stores")
 
-_LONGEST_QUERY = 4096
+LONGEST_QUERY = 4096
 _MOST_QUERIES = 16
 
 
@@ -66,11 +66,11 @@ class SearchVectorStore(Body):
 @router.post("/vector_stores/{vector_store_id}/search", response_model=SearchPage)
 async def search_vector_store(call: Call, request: Request, vector_store_id: str, body: SearchVectorStore) -> Any:
     """The chunks that answer a query best, by meaning and by words."""
-    queries = _queries(body.query)
+    queries = checked(body.query)
     if body.filters is not None:
         check_filter(body.filters, "filters")
-    store = await run_in_threadpool(_store, call, vector_store_id, body.ranking_options)
-    search = wanted(store, queries, body.max_num_results, body.filters, body.ranking_options)
+    index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
+    search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
     first, pieces = await ask(
         call,
         request,
@@ -89,7 +89,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
 
 
 def wanted(
-    store: VectorStore,
+    index: VectorStore,
     queries: tuple[str, ...],
     limit: int,
     filters: dict[str, Any] | None,
@@ -99,8 +99,8 @@ def wanted(
     options = options or RankingOptions()
     hybrid = options.hybrid_search or HybridSearch(embedding_weight=1.0, text_weight=1.0)
     return searches.Search(
-        model=store.model,
-        store_id=store.id,
+        model=index.model,
+        store_id=index.id,
         queries=queries,
         limit=limit,
         filters=filters,
@@ -115,25 +115,25 @@ def wanted(
     )
 
 
-def _queries(query: str | list[str]) -> tuple[str, ...]:
+def checked(query: str | list[str]) -> tuple[str, ...]:
     queries = (query,) if isinstance(query, str) else tuple(query)
     if not 1 <= len(queries) <= _MOST_QUERIES:
         message = f"Invalid 'query': expected 1 to {_MOST_QUERIES} queries."
         raise InvalidRequest(message, param="query", code="invalid_value")
     for one in queries:
-        if not one.strip() or len(one) > _LONGEST_QUERY:
-            message = f"Invalid 'query': a query has 1 to {_LONGEST_QUERY} characters, not all of them spaces."
+        if not one.strip() or len(one) > LONGEST_QUERY:
+            message = f"Invalid 'query': a query has 1 to {LONGEST_QUERY} characters, not all of them spaces."
             raise InvalidRequest(message, param="query", code="invalid_value")
     return queries
 
 
-def _store(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
-    """Raises NotFound; InvalidRequest for a ranker that nobody will ever serve."""
+def _index(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
+    """The one in use at this moment. Raises NotFound; InvalidRequest for a ranker that nobody will ever serve."""
     with call.db.read() as session:
-        store = get_store(session, call, store_id, alive=True)
+        index = indexes.current(session, get_store(session, call, store_id, alive=True))
         if options is not None and (ranker := searches.model_of(options.ranker)):
             _check_ranker(session, call, ranker)
-    return store
+    return index
 
 
 def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:

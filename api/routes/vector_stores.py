@@ -1,11 +1,11 @@
 """Vector stores: what files are brought into, to be searched."""
 
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.bodies import Body
@@ -17,18 +17,17 @@ from api.paging import After, Before, Limit20, Order, Page, find, page
 from api.presenters.vector_store import VectorStoreDeleted, VectorStoreObject
 from api.routing import resource
 from api.validation import clip
-from api.vector_rows import bring_in, get_store, shown, stores_of
-from jobs import attachments, ledger, placement
+from api.vector_rows import bring_in, get_store, shown, stop_jobs, stores_of
+from jobs import attachments, indexes, placement
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest
+from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ingestions import SINGLE
-from jobs.models import VectorStore, VectorStoreFile
+from jobs.models import VectorStore
 
 router: APIRouter = resource("Vector stores")
 
 _MOST_FILES = 500  # OpenAI's, of a create
-_STOPPED = 20  # jobs of a store that goes, at once; the others find that it is gone
 
 
 class ExpiresAfter(Body):
@@ -68,7 +67,7 @@ def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -
         session.flush()
         call.record(session, "vector_store.create", store.id)
         if body.file_ids:
-            files = dict.fromkeys(body.file_ids, (None, store.chunking))
+            files = dict.fromkeys(body.file_ids, (None, None))
             bring_in(session, call, store, SINGLE, files, once.key)
         return shown(session, [store])[0]
 
@@ -117,26 +116,14 @@ def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
     """Remove a store and all that was embedded for it. Its files stay."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id)
-        busy = VectorStoreFile.store_id == store.id, VectorStoreFile.status == attachments.IN_PROGRESS
-        for job_id in session.scalars(select(VectorStoreFile.job_id).where(*busy).distinct().limit(_STOPPED)).all():
-            _stop(session, call, job_id)
+        stop_jobs(session, call, [index.id for index in indexes.all_of(session, store)])
         attachments.remove_store(session, store)
         call.record(session, "vector_store.delete", store.id)
     return VectorStoreDeleted(id=vector_store_id)
 
 
-def _stop(session: Session, call: CallContext, job_id: str) -> None:
-    """Work for a store that goes is stopped; what is about to end will find that the store is gone."""
-    try:
-        ledger.cancel(session, job_id, actor=call.actor)
-    except Conflict:
-        return
-
-
 def _new(session: Session, call: CallContext, body: CreateVectorStore) -> VectorStore:
-    model = body.embedding_model or _default_model(call)
-    _check_model(session, call, model)
-    known = call.services.registry().resolve(model)
+    model = checked_model(session, call, body.embedding_model or _default_model(call))
     at = now()
     days = body.expires_after.days if body.expires_after else None
     labels = {"labels": body.metadata} if body.metadata is not None else {}
@@ -145,10 +132,10 @@ def _new(session: Session, call: CallContext, body: CreateVectorStore) -> Vector
         project_id=call.project_id,
         name=body.name or "",
         description=body.description,
-        model=known.name if known else model,
+        model=model,
         dimensions=body.embedding_dimensions or 0,
         shortened=body.embedding_dimensions is not None,
-        chunking=kept(body.chunking_strategy, AUTO),
+        chunking=kept(body.chunking_strategy) or AUTO,
         expires_days=days,
         created_at=at,
         active_at=at,
@@ -166,12 +153,13 @@ def _default_model(call: CallContext) -> str:
     return found
 
 
-def _check_model(session: Session, call: CallContext, model: str) -> None:
-    """Raises InvalidRequest. A model that is not known yet may come."""
+def checked_model(session: Session, call: CallContext, model: str) -> str:
+    """What an embedding model calls itself. Raises InvalidRequest. One that is not known yet may come."""
     try:
-        placement.queue_of(session, call.config, model, endpoint="/v1/embeddings", project_id=call.project_id)
-    except placement.NotYet:
-        return
+        with suppress(placement.NotYet):
+            placement.queue_of(session, call.config, model, endpoint="/v1/embeddings", project_id=call.project_id)
     except placement.NotServed as refusal:
         message = f"The model '{clip(model)}' cannot be used: {refusal}"
         raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal
+    known = call.services.registry().resolve(model)
+    return known.name if known else model

@@ -13,7 +13,12 @@ from jobs.models.base import Base, Serial
 
 
 class VectorStore(Base):
-    """`dimensions` are those of its vectors, 0 while nothing has been embedded; `shortened`: they were asked for."""
+    """`dimensions` are those of its vectors, 0 while nothing has been embedded; `shortened`: they were asked for.
+
+    A row with a `parent_id` is another index of that store (see `jobs.indexes`), and no store itself. `index_id` names
+    the index in use, where it is not the store's own row; `replaced_at` says since when an index is no longer in use;
+    `job_id` has filled it last.
+    """
 
     __tablename__ = "vector_store"
 
@@ -30,11 +35,25 @@ class VectorStore(Base):
     created_at: Mapped[float]
     active_at: Mapped[float]
     expires_at: Mapped[float | None]
+    parent_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    index_id: Mapped[str | None] = mapped_column(String(64))
+    replaced_at: Mapped[float | None]
+    job_id: Mapped[str | None] = mapped_column(String(64))
 
     __table_args__ = (
         Index("ix_vector_store_project_created", "project_id", "created_at", "id"),
         Index("ix_vector_store_expires", "expires_at"),
     )
+
+    @property
+    def root(self) -> str:
+        """The store whose index this is, as clients know it."""
+        return self.parent_id or self.id
+
+    @property
+    def current_id(self) -> str:
+        """Of a store: the index in use, under which its files are."""
+        return self.index_id or self.id
 
 
 class VectorStoreFile(Base):

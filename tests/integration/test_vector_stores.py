@@ -33,10 +33,12 @@ from workers.vectors.port import Store, Vectors
 
 pytestmark = pytest.mark.timeout(300)
 
+_SECOND = "second-embedder"  # the same one under another name
 #: `near` re-ranks in the process that embeds, `far` behind a URL, by another worker.
 _MODELS_FILE = f"""
 models:
   {MINILM}: {{source: {{packaged: {MINILM}}}, engine: embed}}
+  {_SECOND}: {{source: {{packaged: {MINILM}}}, engine: embed}}
   near: {{source: {{path: cross}}, engine: rerank}}
   far: {{source: {{urls: ["URL"], model: stub-model}}, engine: http, endpoints: [/v1/rerank]}}
 """
@@ -362,6 +364,61 @@ def test_workers_killed_in_the_middle_leave_every_file_once(mill: Mill) -> None:
     eventually(lambda: _alive(mill.system) >= _NEEDED, 60, "the workers are back")
     for n in (0, MANY // 2, MANY - 1):
         assert mill.asked(store, f"marker{n}x")[0] == f"n{n}.txt"
+
+
+def test_a_store_is_indexed_anew_compared_switched_and_switched_back(mill: Mill) -> None:
+    """With another model, other chunks and shorter vectors; a file is attached and another removed meanwhile."""
+    store, client = bring_in_the_library(mill), mill.client
+    path = f"/vector_stores/{store}/indexes"
+    wanted: Any = {"embedding_model": _SECOND, "embedding_dimensions": 256, "chunking_strategy": SMALL}
+    second = _as(client.post(path, cast_to=object, body=wanted))["id"]
+    late = mill.upload("okapi.txt", b"An okapi eats the leaves of the forest.")
+    assert client.vector_stores.files.create_and_poll(late, vector_store_id=store).status == "completed"
+
+    def status(index: str = second) -> Any:
+        return _as(client.get(f"{path}/{index}", cast_to=object))["status"]
+
+    eventually(lambda: status() != "building", 60, "the second index is built")
+    made = _as(client.get(f"{path}/{second}", cast_to=object))
+    assert (made["status"], made["missing"]) == ("ready", 0), made
+    assert client.vector_stores.retrieve(store).model_dump()["embedding_model"] == MINILM
+    files = {
+        one.id: client.files.retrieve(one.id).filename for one in client.vector_stores.files.list(store, limit=100)
+    }
+    judged = [{"query": LIBRARY[name][0], "relevant": [file]} for file, name in files.items() if name in LIBRARY]
+    compared = _as(client.post(f"{path}/{second}/compare", cast_to=object, body={"queries": judged}))["summary"]
+    assert (compared["active"]["recall"], compared["candidate"]["recall"]) == (1.0, 1.0)
+    assert compared["active"]["mrr"] == 1.0
+    assert compared["candidate"]["mrr"] > 0.9
+    assert 0 < compared["candidate"]["latency_ms"] < 5_000
+
+    assert _as(client.post(f"{path}/{second}/switch", cast_to=object))["status"] == "active"
+    shown = client.vector_stores.retrieve(store)
+    assert (shown.model_dump()["embedding_model"], shown.file_counts.completed) == (_SECOND, len(LIBRARY) + 1)
+    assert status(store) == "previous"
+    assert mill.asked(store, "What does an okapi eat?")[0] == "okapi.txt"
+    after = mill.upload("tapir.txt", b"A tapir swims through the river at night.")
+    assert client.vector_stores.files.create_and_poll(after, vector_store_id=store).status == "completed"
+    client.vector_stores.files.delete(late, vector_store_id=store)
+    assert mill.asked(store, "Which animal swims at night?")[0] == "tapir.txt"
+    assert "okapi.txt" not in mill.asked(store, "What does an okapi eat?")
+    assert mill.place(second).dimensions == 256
+
+    eventually(lambda: _as(client.get(f"{path}/{store}", cast_to=object))["missing"] == 0, 30, "both are in step")
+    assert _as(client.post(f"{path}/{store}/switch", cast_to=object))["status"] == "active"
+    assert mill.asked(store, "Which animal swims at night?")[0] == "tapir.txt"
+    assert "okapi.txt" not in mill.asked(store, "What does an okapi eat?")
+    client.delete(f"{path}/{second}", cast_to=object)
+    place = mill.place(store)
+    eventually(mill.nothing_owed, 30, "what is owed is removed")
+    assert second not in mill.vectors.stores()
+    assert mill.vectors.counts(place) == mill.entries(store)
+
+
+def _as(answer: object) -> dict[str, Any]:
+    """What is ours has no class in the SDK."""
+    assert isinstance(answer, dict)
+    return answer
 
 
 def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import documents, ledger, searches, shards
+from jobs import documents, indexes, ledger, searches, shards
 from jobs.attachments import version_of
 from jobs.db import Database
 from jobs.interactive import Question
@@ -210,7 +210,7 @@ class Works:
     def attach(self, store: str, file: str, **fields: Any) -> str:
         """The job's id, which the API does not show."""
         self.ok(f"/vector_stores/{store}/files", json={"file_id": file, **fields})
-        return self.row(store, file).job_id
+        return self.row(self.current(store).id, file).job_id
 
     def ok(self, path: str, **request: Any) -> dict[str, Any]:
         answer = self.api.post(f"/v1{path}", **request)
@@ -228,7 +228,9 @@ class Works:
         assert self.api.delete(f"/v1{path}").status_code == 200
 
     def search(self, store: str, *queries: str, **fields: Any) -> list[Found]:
-        answer = self.ask(Search(model=MODEL, store_id=store, queries=queries, **fields))
+        """In the index in use, as the API asks."""
+        index = self.current(store)
+        answer = self.ask(Search(model=index.model, store_id=index.id, queries=queries, **fields))
         assert answer.status == 200, answer.body
         return list(searches.decode_results(answer.body).found)
 
@@ -287,6 +289,11 @@ class Works:
         assert not self.removals()
 
     # ── what is there ──
+
+    def current(self, store: str) -> VectorStore:
+        """The store's index in use."""
+        with self.db.read() as session:
+            return indexes.current(session, session.get_one(VectorStore, store))
 
     def row(self, store: str, file: str) -> VectorStoreFile:
         with self.db.read() as session:

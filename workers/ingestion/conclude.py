@@ -8,7 +8,7 @@ from sqlalchemy import select
 from jobs import ledger
 from jobs.ledger import JobClaim
 from jobs.models import Job, Segment, VectorStore
-from jobs.payloads import INGESTION
+from jobs.payloads import INGESTION, index_of
 from workers.context import Context
 from workers.vectors.port import VectorsAway
 from workers.vectors.rows import store_of
@@ -33,7 +33,7 @@ def tend(context: Context, job: Job) -> None:
     if job.kind != INGESTION:
         return
     with context.db.read() as session:
-        store = session.get(VectorStore, job.payload["store_id"])
+        store = session.get(VectorStore, index_of(job.payload))
     if store is None or not store.dimensions:
         return
     try:

@@ -25,6 +25,7 @@ from jobs.attachments import Made
 from jobs.documents import Document
 from jobs.errors import DatabaseBusy, Fenced, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
+from jobs.payloads import index_of
 from jobs.registry import ModelsFileError
 from jobs.shards import ShardClaim, Tally
 from workers.answering import Answering
@@ -110,7 +111,7 @@ class Indexing:
     def _all(self) -> None:
         claim = self.claim
         with self.context.db.read() as session:
-            self.store = session.get(VectorStore, claim.job.payload["store_id"])
+            self.store = session.get(VectorStore, index_of(claim.job.payload))
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
         if self.store is not None:
             self.prompt = prompting.passage(self.context.config, self.store.model)

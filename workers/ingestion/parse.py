@@ -18,6 +18,7 @@ from jobs import attachments, documents, indexing, shards
 from jobs.attachments import Made
 from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
+from jobs.payloads import index_of
 from jobs.queues import Queue
 from jobs.registry import ModelsFileError
 from jobs.shards import ShardClaim, Tally
@@ -86,7 +87,7 @@ class _Parsing:
             raise StorageFull
         claim = self.claim
         with self.context.db.read() as session:
-            self.store = session.get(VectorStore, claim.job.payload["store_id"])
+            self.store = session.get(VectorStore, index_of(claim.job.payload))
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
             files = select(File).where(File.id.in_([row.id for row in rows.values()]), File.deleted_at.is_(None))
             self.files = {file.id: file for file in session.scalars(files)}

@@ -10,6 +10,7 @@ from jobs import ledger, placement, shards
 from jobs.db import WRITE_ROWS
 from jobs.ledger import JobClaim
 from jobs.models import File, Shard, VectorStore, VectorStoreFile
+from jobs.payloads import index_of
 from jobs.queues import Queue
 from workers.context import Context
 from workers.keeper import Hold
@@ -51,7 +52,7 @@ def _place(context: Context, claim: JobClaim) -> tuple[str, str]:
     """The store's model and where it runs. A store that is gone has none that matters: nothing will be made."""
     job = claim.job
     with context.db.read() as session:
-        store = session.get(VectorStore, job.payload["store_id"])
+        store = session.get(VectorStore, index_of(job.payload))
         if store is None:
             return "", Queue.EMBED
         queue = placement.queue_of(

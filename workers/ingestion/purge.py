@@ -17,7 +17,7 @@ from pathlib import Path
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, documents
+from jobs import attachments, audit, documents, indexes
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
 from jobs.models import VectorRemoval, VectorStore, VectorStoreFile
@@ -103,10 +103,11 @@ def _drop_store(context: Context, store: Store) -> int:
 
 
 def _is_used(context: Context, store_id: str) -> bool:
-    """Whether a store that was to go is there, and its time is not over."""
+    """Whether an index that was to go is there, and its time is not over."""
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
+    used = select(VectorStore.id).where(VectorStore.id == store_id, alive, ~indexes.EMPTIED)
     with context.db.read() as session:
-        return session.scalar(select(VectorStore.id).where(VectorStore.id == store_id, alive)) is not None
+        return session.scalar(used) is not None
 
 
 def _count(context: Context, store: Store) -> int:

@@ -33,7 +33,7 @@ from workers.vectors.port import Store
 OPEN_TABLES: Final = 64
 INDEX_CACHE: Final = 256 << 20  # bytes; LanceDB's own default is 6 GB
 METADATA_CACHE: Final = 64 << 20
-_NAME: Final = re.compile(r"vs_[0-9a-zA-Z]+")
+_NAME: Final = re.compile(r"vsi?_[0-9a-zA-Z]+")  # a store's, or of another index of one
 _SUFFIX: Final = ".lance"
 _DROPPED: Final = ".dropped-"
 _COMMITTED: Final = ("data", "_deletions", "_transactions", "_versions", "_indices")

@@ -36,6 +36,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/vector_stores/{vector_store_id}/files"): {"json": {"file_id": "file-x"}},
     ("POST", "/v1/vector_stores/{vector_store_id}/files/{file_id}"): {"json": {"attributes": {"year": 2026}}},
     ("POST", "/v1/vector_stores/{vector_store_id}/file_batches"): {"json": {"file_ids": ["file-x"]}},
+    ("POST", "/v1/vector_stores/{vector_store_id}/indexes"): {"json": {"embedding_dimensions": 64}},
+    ("POST", "/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare"): {"json": {"queries": ["What is it?"]}},
     ("POST", "/v1/vector_stores/{vector_store_id}/search"): {"json": {"query": "What is it?"}},
     ("POST", "/v1/webhook_endpoints"): {
         "json": {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]},

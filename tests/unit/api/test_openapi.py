@@ -35,7 +35,7 @@ _TRUE = (
 _NEED_A_WORKER = frozenset(
     {
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/responses",
-        "/v1/vector_stores/{vector_store_id}/search",
+        "/v1/vector_stores/{vector_store_id}/search", "/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare",
     }
 )  # fmt: skip
 
@@ -76,8 +76,10 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
     talk = client.post("/v1/conversations", json={"items": [{"role": "user", "content": "Hi"}]}).json()
     store = client.post("/v1/vector_stores", json={"name": "n"}).json()["id"]
     brought = client.post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": [file_id]}).json()["id"]
+    index = client.post(f"/v1/vector_stores/{store}/indexes", json={"embedding_dimensions": 64}).json()["id"]
     return {
         "vector_store_id": store,
+        "index_id": index,
         "file_batch_id": brought,
         "response_id": kept_response(app),
         "conversation_id": talk["id"],

@@ -10,9 +10,11 @@ import pytest
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy.orm import Session
 
+from jobs import indexes
 from jobs.bootstrap import migrate
-from jobs.models import Base
+from jobs.models import Base, VectorStore
 from migrations import check
 from tests.support.services import Postgres
 
@@ -107,6 +109,22 @@ def test_a_database_of_the_first_schema_keeps_its_jobs(empty: str) -> None:
     with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
         kept = connection.execute(sa.text("SELECT id, state, losses, stumbles FROM job")).one()
     assert tuple(kept) == ("batch_1", "running", 3, 0)
+
+
+def test_a_store_from_before_indexes_is_its_own_only_index(empty: str) -> None:
+    migrate(empty, "0010")
+    facts = {"id": "'vs_1'", "project_id": "'p'", "name": "'n'", "model": "'m'", "dimensions": "4"}
+    facts |= {"shortened": "false", "chunking": "'{}'", "created_at": "1", "active_at": "1"}
+    execute(empty, f"INSERT INTO vector_store ({', '.join(facts)}) VALUES ({', '.join(facts.values())})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    engine = sa.create_engine(empty, poolclass=sa.NullPool)
+    with Session(engine) as session:
+        store = session.get_one(VectorStore, "vs_1")
+        assert (store.root, store.current_id, indexes.is_emptied(store)) == ("vs_1", "vs_1", False)
+        assert [row.id for row in indexes.all_of(session, store)] == ["vs_1"]
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

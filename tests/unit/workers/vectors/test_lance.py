@@ -168,7 +168,7 @@ def test_a_store_that_somebody_tends_is_left_to_them(vectors: LanceVectors, root
     assert len(files(root, "data")) == 4
 
 
-@pytest.mark.parametrize("name", ["", "vs_", "vs_a/../b", "../vs_a", "vs_a.b", "a", "vs_a\n", "vs_é"])
+@pytest.mark.parametrize("name", ["", "vs_", "vsi_", "vs_a/../b", "../vs_a", "vs_a.b", "a", "vs_a\n", "vs_é"])
 def test_no_id_leads_out_of_the_folder(vectors: LanceVectors, name: str) -> None:
     store = a_store(name)
 
