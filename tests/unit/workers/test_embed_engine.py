@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import math
 import random
 import shutil
@@ -286,20 +287,18 @@ async def typed(tmp_path: Any) -> AsyncIterator[EmbedEngine]:
     await running.close()
 
 
-@pytest.mark.parametrize(
-    ("input_type", "prompt"),
-    [("query", "query: "), ("search_query", "query: "), ("passage", "passage: "), ("document", "passage: "),
-     (None, ""), ("raw", "")],
-)  # fmt: skip
-async def test_input_type_says_which_prompt_is_put_before(
-    typed: EmbedEngine, input_type: str | None, prompt: str
-) -> None:
-    plain = await typed.answer(request([f"{prompt}cats", "x"]))
+BEFORE = {
+    "query": "query: ", "search_query": "query: ", "passage": "passage: ", "document": "passage: ", None: "", "raw": "",
+}  # fmt: skip
 
-    texts = await typed.answer(request(["cats", "x"], input_type=input_type))
 
-    assert cosine(vectors_of(texts)[0], vectors_of(plain)[0]) == pytest.approx(1, abs=1e-5)
-    assert (cosine(vectors_of(texts)[1], vectors_of(plain)[1]) > 0.999) is (not prompt)
+async def test_input_type_says_which_prompt_is_put_before(typed: EmbedEngine) -> None:
+    for kind, prompt in BEFORE.items():
+        [expected, bare] = vectors_of(await typed.answer(request([f"{prompt}cats", "cats"])))
+        [found] = vectors_of(await typed.answer(request("cats", input_type=kind)))
+
+        assert cosine(found, expected) == pytest.approx(1, abs=1e-5), kind
+        assert (cosine(found, bare) > 0.999) is (not prompt), kind
 
 
 async def test_prompt_stands_before_token_ids_too(typed: EmbedEngine) -> None:
@@ -310,12 +309,12 @@ async def test_prompt_stands_before_token_ids_too(typed: EmbedEngine) -> None:
     assert text.usage == ids.usage
 
 
-@pytest.mark.parametrize("odd", ["poem", "", 7, ["query"]])
-async def test_unknown_input_type_is_refused_with_those_there_are(typed: EmbedEngine, odd: Any) -> None:
-    error = error_of(await typed.answer(request("a", input_type=odd)))
+async def test_unknown_input_type_is_refused_with_those_there_are(typed: EmbedEngine) -> None:
+    for odd in ("poem", "", 7, ["query"]):
+        error = error_of(await typed.answer(request("a", input_type=odd)))
 
-    assert error["param"] == "input_type"
-    assert "query, search_query, document, passage" in error["message"]
+        assert error["param"] == "input_type"
+        assert "query, search_query, document, passage" in error["message"]
 
 
 async def test_models_own_prompts_are_used_where_none_are_given(tmp_path: Any) -> None:
@@ -345,14 +344,12 @@ TRUNCATED: dict[str, tuple[Any, dict[str, Any], int, list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("case", TRUNCATED)
-async def test_what_is_too_long_is_cut_off_where_that_is_asked_for(engine: EmbedEngine, case: str) -> None:
-    inputs, fields, tokens, cut = TRUNCATED[case]
+async def test_what_is_too_long_is_cut_off_where_that_is_asked_for(engine: EmbedEngine) -> None:
+    for case, (inputs, fields, tokens, cut) in TRUNCATED.items():
+        answer = await engine.answer(request(inputs, **fields))
 
-    answer = await engine.answer(request(inputs, **fields))
-
-    assert body_of(answer)["truncated"] == cut
-    assert answer.usage.input_tokens == tokens
+        assert body_of(answer)["truncated"] == cut, case
+        assert answer.usage.input_tokens == tokens, case
 
 
 async def test_cut_input_is_its_beginning_between_the_special_tokens(engine: EmbedEngine) -> None:
@@ -362,26 +359,26 @@ async def test_cut_input_is_its_beginning_between_the_special_tokens(engine: Emb
     assert cosine(cut, beginning) == pytest.approx(1, abs=5e-4)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"truncate": "yes"}, {"truncate": 1}, {"truncate_prompt_tokens": 2}, {"truncate_prompt_tokens": 257},
-     {"truncate_prompt_tokens": -2}, {"truncate_prompt_tokens": True}, {"truncate_prompt_tokens": "9"},
-     {"truncate_prompt_tokens": 5, "input_type": "poem"}],
-)  # fmt: skip
-async def test_odd_wishes_for_truncation_are_refused(engine: EmbedEngine, fields: dict[str, Any]) -> None:
-    error = error_of(await engine.answer(request("a b c d e", **fields)))
-
-    assert error["param"] in fields
+ODD: list[dict[str, Any]] = [
+    {"truncate": "yes"}, {"truncate": 1}, {"truncate_prompt_tokens": 2}, {"truncate_prompt_tokens": 257},
+    {"truncate_prompt_tokens": -2}, {"truncate_prompt_tokens": True}, {"truncate_prompt_tokens": "9"},
+    {"truncate_prompt_tokens": 5, "input_type": "poem"},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("fields", [{}, {"truncate": False}, {"truncate": False, "truncate_prompt_tokens": -1}])
-@pytest.mark.parametrize("inputs", [["a", LONG], [[5], [5] * 300]], ids=["texts", "token ids"])
-async def test_too_long_without_a_wish_is_an_error(engine: EmbedEngine, inputs: Any, fields: dict[str, Any]) -> None:
-    error = error_of(await engine.answer(request(inputs, **fields)))
+async def test_odd_wishes_for_truncation_are_refused(engine: EmbedEngine) -> None:
+    for fields in ODD:
+        assert error_of(await engine.answer(request("a b c d e", **fields)))["param"] in fields, fields
 
-    assert error["code"] == "context_length_exceeded"
-    assert "(input 1)" in error["message"]
-    assert "truncated" not in body_of(await engine.answer(request("a", **fields)))
+
+async def test_too_long_without_a_wish_is_an_error(engine: EmbedEngine) -> None:
+    wishes: list[dict[str, Any]] = [{}, {"truncate": False}, {"truncate": False, "truncate_prompt_tokens": -1}]
+    for inputs, fields in itertools.product((["a", LONG], [[5], [5] * 300]), wishes):
+        error = error_of(await engine.answer(request(inputs, **fields)))
+
+        assert error["code"] == "context_length_exceeded", fields
+        assert "(input 1)" in error["message"]
+        assert "truncated" not in body_of(await engine.answer(request("a", **fields)))
 
 
 def test_importing_the_engine_does_not_load_torch() -> None:
