@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
@@ -84,6 +85,22 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Ses
         return reference
 
     return submit
+
+
+def unless_kept(call: CallContext, response_id: str) -> Callable[[Callable[[Session], object]], None]:
+    """Runs in one transaction what keeps a response; nothing where another connection of its stream did."""
+
+    def run(work: Callable[[Session], object]) -> None:
+        try:
+            with call.db.write() as session:
+                if session.get(KeptResponse, response_id) is None:
+                    work(session)
+        except IntegrityError:  # at the same moment
+            with call.db.read() as session:
+                if session.get(KeptResponse, response_id) is None:
+                    raise
+
+    return run
 
 
 def load(call: CallContext, response_id: str) -> Kept:

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
 
     interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
     interactive_waiting: int = Field(256, ge=1, description="waiting clients in one queue's line before 503")
+    interactive_unread: int = Field(
+        16_384, ge=1024, description="pieces of a stream that wait for a slow reader before it is given up"
+    )
 
     response_seconds: int = Field(30 * DAY, ge=60, description="life of a response that is kept (`store`)")
 

@@ -80,7 +80,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
     host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
-    desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
+    own = {searches.URL: Searching(context, host).answer}
+    desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()
