@@ -10,6 +10,7 @@ from api.routes import (
     health,
     jobs,
     models,
+    page,
     responses,
     schedules,
     streams,
@@ -40,4 +41,5 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     schedules.router,
     health.router,
+    page.router,
 )
