@@ -30,6 +30,7 @@ from workers import tasks
 from workers.asking import Asking
 from workers.company import Company
 from workers.context import Context, Pool, build
+from workers.courtesy import Courtesy
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
 from workers.grounding import Grounded
@@ -79,7 +80,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
-    host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
+    courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
+    host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
     own = {searches.URL: Searching(context, host).answer}
     desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)

@@ -66,7 +66,7 @@ class Answering:
 
     async def _try(self, item: Item) -> None:
         """Ask until the engine takes the request; then it has an answer or one fault more."""
-        gate = self._host.alone if item.trials.lonely(self._tries) else self._host.company
+        gate = self._host.alone if item.trials.lonely(self._tries) else self._host.line
         while True:
             generation = self._host.generation
             try:

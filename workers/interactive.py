@@ -199,9 +199,10 @@ class Desk:
         try:
             if question.url in self._own:  # somebody may be alone with the engine, and wait for this
                 return _end(await self._own[question.url](question, PRIORITY))
-            async with self._host.company():
-                generation = self._host.generation
-                return _end(await self._engine(question, request))
+            with self._host.courtesy.asked():
+                async with self._host.company():
+                    generation = self._host.generation
+                    return _end(await self._engine(question, request))
         except EngineBusy as busy:
             said = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
             return _end(said, busy.retry_after or 1.0)

@@ -23,7 +23,7 @@ from workers.engines.endpoints import Endpoint, base_of
 from workers.engines.http import HttpEngine
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
-from workers.engines.port import Answer, Emit, Engine, EngineBusy, Request, unknown_model
+from workers.engines.port import Answer, Crowded, Emit, Engine, EngineBusy, Request, unknown_model
 from workers.engines.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ class Router:
     def shared(self) -> bool:
         """Whether other processes may ask the same engines."""
         return any(isinstance(engine, HttpEngine) for engine in self.engines)
+
+    def crowd(self, beside: int) -> tuple[int, int] | None:
+        """How many requests of a batch go in at once, with and without somebody who waits; None: all."""
+        found = (engine.crowd(beside) for engine in self.engines if isinstance(engine, Crowded))
+        return next((crowd for crowd in found if crowd), None)
 
     async def start(self) -> None:
         """Start what is not running; if any engine fails, the others run and its error is raised."""
