@@ -140,9 +140,11 @@ def named(at: str) -> bytes:
     return b"id: %b\n" % at.encode()
 
 
-def streamed(events: AsyncIterator[bytes], at: str) -> StreamingResponse:
+def streamed(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
     """Server-sent events, which no proxy is to hold back; `at` is one's place."""
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", STREAM_HEADER: at.partition("/")[0]}
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    if at:
+        headers[STREAM_HEADER] = at.partition("/")[0]
     return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
 
 

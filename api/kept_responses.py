@@ -61,8 +61,8 @@ def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     return insert
 
 
-def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Session], Reference]:
-    """The same for one in the background: its job has the object for its input."""
+def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool) -> Callable[[Session], Reference]:
+    """The same for one in the background: its job has the object for its input. `stream`: its events are told."""
     insert = prepare(call, kept)
 
     def submit(session: Session) -> Reference:
@@ -73,7 +73,7 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Ses
             project_id=call.project_id,
             kind=responses.KIND,
             endpoint=responses.URL,
-            payload={},
+            payload={"stream": True} if stream else {},
             input_path=responses.path(reference.id),
             window=_WINDOW,
             created_at=created,

@@ -22,8 +22,6 @@ from jobs import responses
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.interactive import Piece
 
-_LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
-
 
 class _Shown(msgspec.Struct):
     """A turn, for whichever process shows the rest of its stream."""
@@ -100,7 +98,7 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
     event = decoded(piece.body)
     if not isinstance(event, dict):
         raise unsound()
-    last = event.get("type") in _LAST
+    last = event.get("type") in responses.FINAL
     if last and not responses.sound(event.get("response")):
         raise unsound()
     if isinstance(event.get("response"), dict):

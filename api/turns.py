@@ -92,10 +92,8 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
         other = "previous_response_id" if body.previous_response_id else "background"
         message = f"'conversation' cannot be given together with '{other}'."
         raise InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
-    if body.background and (body.stream or body.store is False):
-        wrong = "stream" if body.stream else "store"
-        message = "In the background a response is kept, and not streamed."
-        raise InvalidRequest(message, param=wrong, code="unsupported_value")
+    if body.background and body.store is False:
+        raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input

@@ -29,6 +29,8 @@ ASKING_SECONDS: Final = 10
 ALIVE_SECONDS: Final = 2.0
 #: What was answered is forgotten after this, should nobody have read it.
 ANSWER_SECONDS: Final = 60
+#: The events of a response in the background can be read for so long after the last of them.
+BACKGROUND_SECONDS: Final = 3600
 PIECE: Final = b"p"  # the field of a stream's entry that has it
 _SOCKET: Final = "redis+socket://"
 

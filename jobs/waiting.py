@@ -137,6 +137,30 @@ class Lines:
         except (RedisError, OSError) as error:
             raise StreamsAway from error
 
+    async def told(self, response_id: str, after: str, seconds: float) -> list[tuple[str, bytes]]:
+        """Events of a response in the background behind `after`, with their places; waits for one. Raises StreamsAway.
+
+        Without a server nobody tells anything: it waits all the same.
+        """
+        if not self._url:
+            await asyncio.sleep(seconds)
+            return []
+        try:
+            found = await self._server().xread({answer(response_id): after}, block=int(seconds * 1000), count=_AT_ONCE)
+        except (RedisError, OSError) as error:
+            await asyncio.sleep(seconds)
+            raise StreamsAway from error
+        entries = found[0][1] if found else ()
+        return [(entry.decode(), unpack_piece(fields[PIECE]).body) for entry, fields in entries]
+
+    async def forget(self, response_id: str) -> None:
+        """What was told of a response. Raises StreamsAway."""
+        if self._url:
+            try:
+                await self._server().delete(answer(response_id))
+            except (RedisError, OSError) as error:
+                raise StreamsAway from error
+
     async def close(self) -> None:
         if self._redis is not None:
             await self._redis.aclose()

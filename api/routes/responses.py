@@ -19,15 +19,16 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from api import kept_responses, response_streams
-from api.asking import EITHER, WHOLE, LastEventId, Resume, ask, queue_of, whole
+from api.asking import EITHER, WHOLE, LastEventId, Resume, ask, queue_of, streamed, whole
 from api.deps import Call
+from api.followed_responses import follow
 from api.idempotency import Idempotent, Lease, Once
 from api.paging import After, Limit20, Order, Page, slice_of
 from api.presenters.response import ItemObject, ResponseDeleted, show_items
 from api.routing import resource
 from api.turns import CreateResponse, Turn, begin, begun, decoded, keep, unsound
 from jobs import responses
-from jobs.errors import DatabaseBusy, InvalidRequest
+from jobs.errors import DatabaseBusy, InvalidRequest, StreamsAway
 
 router: APIRouter = resource("Responses")
 
@@ -48,7 +49,8 @@ async def create_response(
         response_streams.check_resumable(body)
     turn = await run_in_threadpool(begin, call, body)
     if body.background:
-        return await run_in_threadpool(_queued, turn, once)
+        queued, replayed = await run_in_threadpool(_queued, turn, once)
+        return streamed(follow(call, request, queued, -1)) if body.stream else _json(queued, replayed=replayed)
     if body.stream:
         return await response_streams.answer(turn, request, seconds)
     if not turn.store and not turn.conversation:
@@ -57,19 +59,25 @@ async def create_response(
     return await _kept_once(turn, request, once)
 
 
-@router.get("/responses/{response_id}", response_class=Response, responses=WHOLE)
-def retrieve_response(call: Call, response_id: str, stream: bool = False) -> Response:
-    """A response that is kept, as far as it has come."""
-    if stream:
-        message = "A response cannot be streamed again."
-        raise InvalidRequest(message, param="stream", code="unsupported_value")
-    return _json(kept_responses.load(call, response_id).response)
+@router.get("/responses/{response_id}", response_class=Response, responses=EITHER)
+async def retrieve_response(
+    call: Call,
+    request: Request,
+    response_id: str,
+    stream: bool = False,
+    starting_after: Annotated[int, Query(ge=-1, lt=1 << 53, description="The number of the last event seen.")] = -1,
+) -> Response:
+    """A response that is kept, as far as it has come; with `stream` its events, and those that are still to come."""
+    kept = await run_in_threadpool(kept_responses.load, call, response_id)
+    return streamed(follow(call, request, kept.response, starting_after)) if stream else _json(kept.response)
 
 
 @router.delete("/responses/{response_id}")
-def delete_response(call: Call, response_id: str) -> ResponseDeleted:
+async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
     """Forget a response. What continued it goes on by itself."""
-    kept_responses.forget(call, response_id)
+    await run_in_threadpool(kept_responses.forget, call, response_id)
+    with suppress(StreamsAway):  # it expires by itself
+        await call.services.lines.forget(response_id)
     return ResponseDeleted(id=response_id)
 
 
@@ -93,16 +101,21 @@ def list_input_items(
     return slice_of([ItemObject.model_validate(item) for item in items], after=after, limit=limit, order=order)
 
 
-def _queued(turn: Turn, once: Once) -> Response:
-    """Once for each Idempotency-Key."""
+def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
+    """The response, once for each Idempotency-Key, and whether the key had made it before."""
     with turn.call.db.read() as session:
         queue_of(session, turn.call, responses.URL, turn.body.model)  # what nobody will ever serve is refused now
     fields = turn.body.fields()
-    if once.replay(fields) is not None:
-        return _replayed(turn, once)
-    make = kept_responses.prepare_job(turn.call, turn.kept(begun(turn)), once.key)
-    reference = msgspec.json.decode(bytes(once.run(fields, make).body))
-    return _json(kept_responses.load(turn.call, reference["id"]).response)
+    said = once.replay(fields)
+    if said is not None:
+        return _referred(turn, said), True
+    make = kept_responses.prepare_job(turn.call, turn.kept(begun(turn)), once.key, stream=bool(turn.body.stream))
+    return _referred(turn, once.run(fields, make)), False
+
+
+def _referred(turn: Turn, said: Response) -> dict[str, Any]:
+    """The response that an Idempotency-Key remembers. Raises NotFound once it is deleted."""
+    return kept_responses.load(turn.call, msgspec.json.decode(bytes(said.body))["id"]).response
 
 
 async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
@@ -134,11 +147,10 @@ async def _kept_once(turn: Turn, request: Request, once: Once) -> Response:
 
 
 def _replayed(turn: Turn, once: Once) -> Response:
-    """What the key's first request made: the key remembers its id alone. Raises NotFound once that is deleted."""
+    """What the key's first request made. Raises NotFound once that is deleted."""
     said = once.replay(turn.body.fields())
     assert said is not None, "the key was kept a moment ago"
-    reference = msgspec.json.decode(bytes(said.body))
-    return _json(kept_responses.load(turn.call, reference["id"]).response, replayed=True)
+    return _json(_referred(turn, said), replayed=True)
 
 
 @asynccontextmanager
