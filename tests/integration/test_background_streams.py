@@ -15,9 +15,10 @@ import redis
 from openai import OpenAI
 from openai.types.responses import ResponseStreamEvent
 
-from jobs import interactive
+from jobs import interactive, shards
 from jobs.db import Database
 from tests.support.mill import MODEL, Mill, running
+from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
@@ -161,6 +162,26 @@ def test_an_attempt_that_breaks_starts_over_in_the_open(make_world: Any) -> None
     numbers = [event.sequence_number for event in events]
     assert numbers == sorted(set(numbers))
     assert _text(events[starts[-1] :]) == events[-1].response.output_text  # type: ignore[union-attr]
+
+
+def _lose(mill: Mill) -> bool:
+    with mill.db.write() as session:
+        [(job_id, n, epoch, beat, _)] = shards.running(session)
+        return shards.lose(session, job_id, n, epoch, beat)
+
+
+def test_a_worker_whose_lease_is_lost_has_its_answer_started_over_by_the_next(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.2), lease_seconds=60.0)
+    stream = world.create()
+    seen = [next(stream) for _ in range(5)]
+    eventually(lambda: _lose(world.mill), 10, "between two beats it is taken from its worker")
+    events = seen + list(stream)
+
+    first, again = (n for n, event in enumerate(events) if event.type == "response.created" and n > 0)
+    assert events[first].sequence_number < 2_000_000 <= events[again].sequence_number
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+    assert _text(events[again:]) == events[-1].response.output_text  # type: ignore[union-attr]
 
 
 def test_of_a_worker_that_was_lost_what_it_still_tells_is_not_shown(make_world: Any) -> None:
