@@ -37,6 +37,8 @@ def check_resumable(body: CreateResponse) -> None:
     if body.store is False and body.conversation:  # nothing would tell whether its items were added already
         message = "With a conversation, a stream that can be resumed is kept."
         raise InvalidRequest(message, param="store", code="unsupported_value")
+    if not body.stream:
+        raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
     if body.background:
         message = "What runs in the background goes on anyway."
         raise InvalidRequest(message, param="X-Nightmill-Resume", code="unsupported_value")

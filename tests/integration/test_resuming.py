@@ -297,6 +297,23 @@ def test_what_cannot_be_resumed_is_refused_and_asks_nobody(
     assert shop.asked == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "X-Nightmill-Resume"),
+        ({"stream": True, "background": True}, "X-Nightmill-Resume"),
+        ({"stream": True, "store": False, "conversation": "conv_x"}, "store"),
+    ],
+)
+def test_a_response_that_cannot_be_resumed_is_refused(shop: Shop, fields: dict[str, Any], param: str) -> None:
+    body = {"model": MODEL, "input": "Hello", **fields}
+    with shop.open(), pytest.raises(openai.BadRequestError) as refused:
+        shop.client.post("/responses", body=body, cast_to=object, options={"headers": _RESUME})
+
+    assert refused.value.param == param
+    assert shop.asked == []
+
+
 def test_an_event_of_another_kind_of_stream_is_refused(shop: Shop) -> None:
     with shop.open():
         with _post(shop, _CHAT, **_RESUME) as events:
