@@ -17,12 +17,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import redis
+from openai import ConflictError
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -31,10 +33,10 @@ from bench.deployment import Deployment, chats, deployed
 from cli import broker
 from jobs import interactive
 
-_MODEL = "smollm2-135m-instruct"
 _LINES = ("web", "dispatcher", "cpu", "gpu")
 _ANSWER_TOKENS = 8
 _WARM_UP = 8
+_ALONE = 256  # lines of the batch that runs while nobody waits
 _AIM = 50.0  # ms that we may add, at p95
 
 
@@ -75,31 +77,37 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lines", type=int, default=2048, help="of the batch that runs meanwhile")
     parser.add_argument("--max-tokens", type=int, default=32, help="of each of its lines")
     parser.add_argument("--beside", type=int, nargs="+", default=[0], help="values of NIGHTMILL_INTERACTIVE_BESIDE")
+    parser.add_argument("--engine-url", help="a server instead of vLLM in process; then `--model` names its model")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
     return parser.parse_args()
 
 
 def _run(folder: Path, options: argparse.Namespace, crowd: int, console: Console) -> Run:
     folder.mkdir()
-    chats(folder / "alone.jsonl", 512, _MODEL, max_tokens=options.max_tokens, temperature=0, ignore_eos=True)
-    chats(folder / "in.jsonl", options.lines, _MODEL, max_tokens=options.max_tokens, temperature=0, ignore_eos=True)
-    with deployed(folder, _LINES, (), {"NIGHTMILL_INTERACTIVE_BESIDE": str(crowd)}) as mill:
+    chats(folder / "alone.jsonl", 512, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True)
+    chats(
+        folder / "in.jsonl", options.lines, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True
+    )
+    words = ("--no-vllm", "--engine-url", options.engine_url) if options.engine_url else ()
+    with deployed(folder, _LINES, words, {"NIGHTMILL_INTERACTIVE_BESIDE": str(crowd)}) as mill:
         mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
-        with _Asker(mill) as asker:
+        with _Asker(mill, options.model) as asker:
             asker.many(_WARM_UP)
             idle = asker.many(options.asks)
             console.print(f"beside {crowd}, idle: {_percentiles([one.ours for one in idle], 50)[0]:.0f} ms (median)")
             alone = mill.run(mill.upload(folder / "alone.jsonl"))
             loaded, beside = _loaded(mill, asker, folder / "in.jsonl", options.asks)
             console.print(f"beside {crowd}, under a batch: {_percentiles([one.ours for one in loaded], 50)[0]:.0f} ms")
-    return Run(crowd, idle, loaded, 512 / alone.running, beside)
+    return Run(crowd, idle, loaded, _ALONE / alone.running, beside)
 
 
 class _Asker:
     """A client who asks one question after another."""
 
-    def __init__(self, mill: Deployment) -> None:
+    def __init__(self, mill: Deployment, model: str) -> None:
+        self._model = model
         key = {"Authorization": f"Bearer {mill.system.api_key}", "X-Nightmill-Resume": "10"}  # the stream stays a while
         self._http = httpx2.Client(base_url=mill.system.url, headers=key, timeout=600)
         self._redis: Any = redis.Redis(unix_socket_path=str(broker.socket_path(mill.system.folder.path)))
@@ -120,7 +128,7 @@ class _Asker:
         """A new prompt each time: a prefix that is cached would be no question."""
         self._pause.wait(self._random.uniform(0.05, 0.4))
         numbers = " ".join(str(self._random.randrange(1000)) for _ in range(24))
-        body = {"model": _MODEL, "messages": [{"role": "user", "content": f"Which is largest? {numbers}"}]}
+        body = {"model": self._model, "messages": [{"role": "user", "content": f"Which is largest? {numbers}"}]}
         began = time.monotonic()
         with self._http.stream(
             "POST", "/v1/chat/completions", json={**body, "max_tokens": _ANSWER_TOKENS, "stream": True}
@@ -155,7 +163,10 @@ def _loaded(mill: Deployment, asker: _Asker, path: Path, asks: int) -> tuple[lis
     while len(found) < asks and mill.client.batches.retrieve(batch.id).status == "in_progress":
         found.append(asker.one())
     rate = (_done(mill, batch.id) - before) / (time.monotonic() - began)
-    mill.client.batches.cancel(batch.id)
+    with suppress(ConflictError):  # it has ended
+        mill.client.batches.cancel(batch.id)
+    if len(found) < asks:
+        raise SystemExit(f"the batch ended after {len(found)} questions: give it more --lines")
     return found, rate
 
 
