@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
+from api.asking import STREAM_HEADER
 from api.deps import Services
 from api.metrics import Exposition
 from api.middleware import Authenticate, Limit, Trace
@@ -27,7 +28,7 @@ _PATIENCE = 1.5
 #: As many as there are threads that may ask.
 _CONNECTIONS = 40
 #: What of an answer's headers a page in a browser may read beside the few that it always may.
-_EXPOSED = ("Idempotency-Replayed", "Retry-After", "X-Request-Id", "X-Should-Retry")
+_EXPOSED = ("Idempotency-Replayed", "Retry-After", STREAM_HEADER, "X-Request-Id", "X-Should-Retry")
 
 
 def build(config: Settings | None = None) -> FastAPI:

@@ -1,13 +1,12 @@
 """A waiting client's question from its JSON body to the pieces of its answer: where the model runs, whether it may be
-asked, and for how long it is worth while to wait.
+asked, and for how long it is worth while to wait. A client who asked for it may come back to a stream that broke.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import Request
+from fastapi import Header, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
@@ -28,11 +27,27 @@ from jobs.errors import (
     WorkerLost,
 )
 from jobs.ids import new_id
-from jobs.interactive import Piece, Question
+from jobs.interactive import Piece, Question, Resumable
+from jobs.waiting import place
 
 EVENT_STREAM = "text/event-stream"
-#: A comment, which clients pass over: it comes with each sign of life of a worker that has nothing to say yet.
-KEEP_ALIVE = b": alive\n\n"
+#: The header that names a stream, so that it can be stopped.
+STREAM_HEADER = "X-Nightmill-Stream"
+Resume = Annotated[
+    int | None,
+    Header(
+        alias="X-Nightmill-Resume",
+        ge=1,
+        le=600,
+        description="Seconds for which a stream goes on when its connection breaks. Without it, hanging up ends it.",
+    ),
+]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="The id of the last event seen: only the rest is sent.")
+]
+#: A comment, which clients pass over: it comes with each sign of life of a worker that has nothing to say yet. No empty
+#: line follows: where an id came before, OpenAI's SDK for Python takes that for an event without data, and breaks.
+KEEP_ALIVE = b": alive\n"
 WHOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 EITHER: dict[int | str, dict[str, Any]] = {
     200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {"type": "string"}}}}
@@ -50,6 +65,10 @@ class Asked(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class GoingDown(WorkerLost):
+    """This server is going down. Ask again."""
+
+
 async def ask(
     call: CallContext,
     request: Request,
@@ -59,14 +78,18 @@ async def ask(
     stream: bool,
     endpoint: str | None = None,
     line: Callable[[str], str] | None = None,
+    resume: int | None = None,
+    shown: bytes = b"",
 ) -> tuple[Piece, AsyncGenerator[Piece]]:
     """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it.
 
     Of a question that is ours and no engine's, `endpoint` is what its model serves, and `line` where a queue's workers
-    take it.
+    take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`.
 
     Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
     """
+    if resume and not stream:
+        raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
     queue = await run_in_threadpool(_live_queue, call, endpoint or url, body["model"])
     question = Question(
         id=new_id("req_"),
@@ -75,16 +98,53 @@ async def ask(
         tenant=call.project_id,
         deadline=now() + call.config.interactive_seconds,
         stream=stream,
+        linger=resume or 0,
     )
-    pieces = _awaited(call, request, (queue, line(queue) if line else queue), question, body["model"])
+    kept = Resumable(call.project_id, url, question.deadline, resume, shown) if resume else None
+
+    async def served() -> bool:
+        return await run_in_threadpool(_served, call, queue, body["model"])
+
+    async def there() -> None:
+        await _look(call, request, question.deadline)
+
+    pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept)
     while (first := await anext(pieces)).kind not in ("chunk", "end"):
         pass
     return first, pieces
 
 
-def streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
-    """Server-sent events, which no proxy is to hold back."""
+async def kept_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
+    """A stream of this project that can be resumed, there. Raises NotFound, StreamsAway."""
+    return await call.services.lines.kept(stream_id, call.project_id, after)
+
+
+async def resume(call: CallContext, request: Request, last: str, url: str) -> tuple[Resumable, AsyncGenerator[Piece]]:
+    """What is known of the stream that `last` is an event of, and what follows it.
+
+    Raises InvalidRequest, NotFound, StreamsAway.
+    """
+    stream_id, after = place(last)
+    kept = await kept_stream(call, stream_id, after)
+    if kept.url != url:
+        raise InvalidRequest(f"This event is of a stream of {kept.url}.", param="Last-Event-ID", code="invalid_value")
+
+    async def there() -> None:
+        await _look(call, request, kept.deadline)
+
+    return kept, call.services.lines.rest(stream_id, after, kept, there)
+
+
+def named(at: str) -> bytes:
+    """The line of an event that says where to go on from."""
+    return b"id: %b\n" % at.encode()
+
+
+def streamed(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
+    """Server-sent events, which no proxy is to hold back; `at` is one's place."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    if at:
+        headers[STREAM_HEADER] = at.partition("/")[0]
     return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
 
 
@@ -132,28 +192,11 @@ def _served(call: CallContext, queue: str, model: str) -> bool:
         return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
 
 
-async def _awaited(
-    call: CallContext, request: Request, places: tuple[str, str], question: Question, model: str
-) -> AsyncGenerator[Piece]:
-    """For as long as the client is there. Raises RequestTimeout, and what `Lines.ask` raises."""
-    queue, line = places
-
-    async def served() -> bool:
-        await _look(call, request, question)
-        return await run_in_threadpool(_served, call, queue, model)
-
-    async with aclosing(call.services.lines.ask(line, question, served)) as pieces:
-        async for piece in pieces:
-            if piece.kind not in ("chunk", "end"):
-                await _look(call, request, question)
-            yield piece
-
-
-async def _look(call: CallContext, request: Request, question: Question) -> None:
-    """Is it still worth while to wait? Raises RequestTimeout, WorkerLost."""
+async def _look(call: CallContext, request: Request, deadline: float) -> None:
+    """Is it still worth while to wait? Raises RequestTimeout, GoingDown."""
     if await request.is_disconnected():
         raise RequestTimeout("The client has closed the connection.", code="client_left")
     if call.services.stopping.is_set():
-        raise WorkerLost("This server is going down. Ask again.")
-    if now() > question.deadline:
+        raise GoingDown
+    if now() > deadline:
         raise RequestTimeout("The model did not answer in time.", code="timeout")

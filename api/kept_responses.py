@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
@@ -60,8 +61,8 @@ def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     return insert
 
 
-def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Session], Reference]:
-    """The same for one in the background: its job has the object for its input."""
+def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool) -> Callable[[Session], Reference]:
+    """The same for one in the background: its job has the object for its input. `stream`: its events are told."""
     insert = prepare(call, kept)
 
     def submit(session: Session) -> Reference:
@@ -72,7 +73,7 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Ses
             project_id=call.project_id,
             kind=responses.KIND,
             endpoint=responses.URL,
-            payload={},
+            payload={"stream": True} if stream else {},
             input_path=responses.path(reference.id),
             window=_WINDOW,
             created_at=created,
@@ -84,6 +85,22 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None) -> Callable[[Ses
         return reference
 
     return submit
+
+
+def unless_kept(call: CallContext, response_id: str) -> Callable[[Callable[[Session], object]], None]:
+    """Runs in one transaction what keeps a response; nothing where another connection of its stream did."""
+
+    def run(work: Callable[[Session], object]) -> None:
+        try:
+            with call.db.write() as session:
+                if session.get(KeptResponse, response_id) is None:
+                    work(session)
+        except IntegrityError:  # at the same moment
+            with call.db.read() as session:
+                if session.get(KeptResponse, response_id) is None:
+                    raise
+
+    return run
 
 
 def load(call: CallContext, response_id: str) -> Kept:

@@ -72,7 +72,7 @@ async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[s
         quiet = 0.0 if found else quiet + _POLL_SECONDS
         if quiet >= _KEEP_ALIVE_SECONDS:
             quiet = 0.0
-            yield ": still here\n\n"
+            yield ": still here\n"  # without an empty line: see `asking.KEEP_ALIVE`
 
 
 async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:

@@ -10,6 +10,7 @@ NAMES = {
     "intake": "MB/s of checking a batch file, beside a bare JSON parse",
     "fairness": "what a small project feels of one with a hundred times its work",
     "load": "requests at a steady rate, a crowd at once, long queues and long lists",
+    "waiting": "time to the first token, the engine's own and a client's, idle and while a batch runs",
     "webhooks": "deliveries/s, and how soon after the event",
     "ingest": "documents/s into a vector store, against LlamaIndex's pipeline; again, and how memory grows",
     "embed": "texts/s, against sentence-transformers, and whether the vectors are the same",

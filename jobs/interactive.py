@@ -4,9 +4,13 @@
      │ RPUSH a Question ──▶ interactive:<queue> ──BLPOP──▶│   each goes to one worker, once
      │ SET, renewed ──────▶ asking:<id> ◀──────EXISTS─────│   gone: its client has left, the engine stops
      │ XREAD ◀───────────── answer:<id> ◀──────XADD───────│   taken, alive …, chunk …, end
+     │ SET ───────────────▶ resumable:<id>                │   where its client asked to resume: who may, and how
 
 Nothing of it is kept: a client that gets no answer asks again. So a message that is lost, with its broker or with
 its worker, costs a wait and is never run twice. Names have the prefix that Celery's have.
+
+A client that asked to resume has so many seconds to come back: its `asking` outlives the connection for as long, and
+what was answered stays in `answer`.
 """
 
 import re
@@ -25,12 +29,17 @@ ASKING_SECONDS: Final = 10
 ALIVE_SECONDS: Final = 2.0
 #: What was answered is forgotten after this, should nobody have read it.
 ANSWER_SECONDS: Final = 60
+#: The events of a response in the background can be read for so long after the last of them.
+BACKGROUND_SECONDS: Final = 3600
 PIECE: Final = b"p"  # the field of a stream's entry that has it
 _SOCKET: Final = "redis+socket://"
 
 
-class Question(msgspec.Struct, frozen=True):
-    """One request: `body` is its JSON, `deadline` unix seconds after which nobody waits any more."""
+class Question(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One request: `body` is its JSON, `deadline` unix seconds after which nobody waits any more.
+
+    `linger`: the seconds for which it goes on without its client, who may come back.
+    """
 
     id: str
     url: str
@@ -38,24 +47,37 @@ class Question(msgspec.Struct, frozen=True):
     tenant: str
     deadline: float
     stream: bool = False
+    linger: int = 0
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Resumable(msgspec.Struct, frozen=True):
+    """What is known of a stream that its client may come back to. `shown` is what it takes to show the rest of it."""
+
+    tenant: str
+    url: str
+    deadline: float
+    linger: int
+    shown: bytes
+
+
+class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
     """A piece of an answer.
 
     `taken`, `alive`: a worker is at it. `chunk`: one event of a stream, as JSON. `end`: the status and, unless it was a
-    stream that succeeded, the body; `retry_after` is in seconds.
+    stream that succeeded, the body; `retry_after` is in seconds. `at` is its place, as whoever reads it is told.
     """
 
     kind: Literal["taken", "alive", "chunk", "end"]
     body: bytes = b""
     status: int = 200
     retry_after: float | None = None
+    at: str = ""
 
 
 pack = msgspec.msgpack.encode
 unpack_question = msgspec.msgpack.Decoder(Question).decode
 unpack_piece = msgspec.msgpack.Decoder(Piece).decode
+unpack_resumable = msgspec.msgpack.Decoder(Resumable).decode
 
 
 def line_of(queue: str) -> str:
@@ -68,6 +90,10 @@ def asking(question_id: str) -> str:
 
 def answer(question_id: str) -> str:
     return f"{_PREFIX}answer:{question_id}"
+
+
+def resumable(question_id: str) -> str:
+    return f"{_PREFIX}resumable:{question_id}"
 
 
 def redis_url(config: Settings) -> str:

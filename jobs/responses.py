@@ -36,6 +36,15 @@ class Kept:
 #: Of OpenAI's codes of a response's error those that say as much as an engine's may.
 CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
 
+#: The events that end a stream.
+FINAL: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_ATTEMPT: Final = 1_000_000
+
+
+def numbered(epoch: int, n: int) -> int:
+    """The number of an event of an attempt in the background: above all of the attempts before."""
+    return epoch * _ATTEMPT + n
+
 
 def sound(answer: Any) -> bool:
     """Whether an engine's answer is a response: what else comes with status 200 is none."""

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
 
     interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
     interactive_waiting: int = Field(256, ge=1, description="waiting clients in one queue's line before 503")
+    interactive_beside: int = Field(
+        0, ge=0, description="requests of a batch at vLLM while somebody waits; 0: 4 on a CPU, all on a GPU"
+    )
+    interactive_unread: int = Field(
+        16_384, ge=1024, description="pieces of a stream that wait for a slow reader before it is given up"
+    )
 
     response_seconds: int = Field(30 * DAY, ge=60, description="life of a response that is kept (`store`)")
 

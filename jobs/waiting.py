@@ -2,40 +2,78 @@
 
 While it waits it says that its client is still there; a worker that hears it no more stops the engine. A question that
 nobody took, or whose worker fell silent, ends with 503, and the SDK asks again.
+
+    ask ──▶ pieces ──▶ the connection drops ──▶ rest ──▶ pieces        within the seconds that the client asked for;
+                              └── stop, or nobody comes back: the engine is free       from any process of the API
+
+What is read is dropped from the stream, so that it holds only what a slow reader has not read. Of one that can be
+resumed the last pieces stay: they may have been lost with the connection.
 """
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from redis.exceptions import RedisError
 
-from jobs.errors import NoWorker, Overloaded, StreamsAway, WorkerLost
+from jobs.errors import InvalidRequest, NotFound, NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.interactive import (
     ALIVE_SECONDS,
+    ANSWER_SECONDS,
     ASKING_SECONDS,
     PIECE,
     Piece,
     Question,
+    Resumable,
     answer,
     asking,
     connect,
     line_of,
     pack,
     redis_url,
+    resumable,
     unpack_piece,
+    unpack_resumable,
 )
 from jobs.settings import Settings
 
-_BLOCK_MS = 500
+_BLOCK_MS = 250  # between looks whether the client is there
+_AT_ONCE = 256  # pieces in one read: what this process holds of an answer, at most
+#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it.
+_BEHIND = 4096
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
+_PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,20}-\d{1,20})", re.ASCII)
+_STOPPED: Final = Piece(
+    "end",
+    msgspec.json.encode(
+        {"error": {"message": "The stream was stopped.", "type": "invalid_request_error", "param": None,
+                   "code": "stream_stopped"}}
+    ),
+    408,
+)  # fmt: skip
 
 
 Served = Callable[[], Awaitable[bool]]
+There = Callable[[], Awaitable[None]]  # raises what ends the waiting
+
+
+async def _always() -> None:
+    """Nobody leaves."""
+
+
+def place(at: str) -> tuple[str, str]:
+    """A piece's place as the question's id and where in its stream. Raises InvalidRequest."""
+    found = _PLACE.fullmatch(at)
+    if found is None:
+        raise InvalidRequest("This is no id of an event.", param="Last-Event-ID", code="invalid_value")
+    return found[1], found[2]
 
 
 class Lines:
@@ -46,30 +84,103 @@ class Lines:
         self._most = config.interactive_waiting
         self._redis: Any = None  # its types say less than its documentation
 
-    async def ask(self, queue: str, question: Question, served: Served) -> AsyncGenerator[Piece]:
+    async def ask(
+        self, queue: str, question: Question, served: Served, there: There = _always, kept: Resumable | None = None
+    ) -> AsyncGenerator[Piece]:
         """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it.
 
-        Raises NoWorker, Overloaded, StreamsAway, WorkerLost.
+        Raises NoWorker, Overloaded, StreamsAway, WorkerLost, and what `there` raises.
         """
-        if not self._url:
-            raise StreamsAway("Waiting clients need Redis or Valkey beside this broker: set NIGHTMILL_STREAMS_URL.")
-        if self._redis is None:
-            self._redis = connect(self._url)
-        asked = _Asked(self._redis, line_of(queue), question)
+        asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)))
         try:
-            await asked.put(self._most)
-            async with aclosing(asked.pieces(served)) as pieces:
+            await asked.put(self._most, kept)
+            async with aclosing(asked.pieces(served, there)) as pieces:
                 async for piece in pieces:
                     yield piece
         except (RedisError, OSError) as error:
             raise StreamsAway from error
         finally:
-            await asyncio.shield(asked.forget())
+            await asyncio.shield(asked.leave())
+
+    async def kept(self, question_id: str, tenant: str, after: str | None = None) -> Resumable:
+        """What is known of a stream, which has what follows `after`. Raises NotFound, StreamsAway."""
+        try:
+            raw, info = await self._facts(question_id)
+        except (RedisError, OSError) as error:
+            raise StreamsAway from error
+        found = unpack_resumable(raw) if raw and info else None
+        if found is None or found.tenant != tenant or (after is not None and _dropped(info, after)):
+            message = "This stream is gone, or cannot be resumed from there."
+            raise NotFound(message, param="Last-Event-ID", code="stream_gone")
+        return found
+
+    async def rest(self, question_id: str, after: str, kept: Resumable, there: There) -> AsyncGenerator[Piece]:
+        """The pieces behind `after`. Raises StreamsAway, WorkerLost, and what `there` raises."""
+        asked = _Asked(self._server(), question_id, kept.linger)
+        try:
+            async with aclosing(asked.pieces(_gone, there, after)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except (RedisError, OSError) as error:
+            raise StreamsAway from error
+        finally:
+            await asyncio.shield(asked.leave())
+
+    async def stop(self, question_id: str) -> None:
+        """Nobody waits for it any more; who still reads it is told. Raises StreamsAway."""
+        try:
+            async with self._server().pipeline() as pipe:
+                pipe.delete(asking(question_id), resumable(question_id))
+                pipe.xadd(answer(question_id), {PIECE: pack(_STOPPED)})
+                pipe.expire(answer(question_id), ASKING_SECONDS)
+                await pipe.execute()
+        except (RedisError, OSError) as error:
+            raise StreamsAway from error
+
+    async def told(self, response_id: str, after: str, seconds: float) -> list[tuple[str, bytes]]:
+        """Events of a response in the background behind `after`, with their places; waits for one. Raises StreamsAway.
+
+        Without a server nobody tells anything: it waits all the same.
+        """
+        if not self._url:
+            await asyncio.sleep(seconds)
+            return []
+        try:
+            found = await self._server().xread({answer(response_id): after}, block=int(seconds * 1000), count=_AT_ONCE)
+        except (RedisError, OSError) as error:
+            await asyncio.sleep(seconds)
+            raise StreamsAway from error
+        entries = found[0][1] if found else ()
+        return [(entry.decode(), unpack_piece(fields[PIECE]).body) for entry, fields in entries]
+
+    async def forget(self, response_id: str) -> None:
+        """What was told of a response. Raises StreamsAway."""
+        if self._url:
+            try:
+                await self._server().delete(answer(response_id))
+            except (RedisError, OSError) as error:
+                raise StreamsAway from error
 
     async def close(self) -> None:
         if self._redis is not None:
             await self._redis.aclose()
             self._redis = None
+
+    def _server(self) -> Any:
+        """Raises StreamsAway."""
+        if not self._url:
+            raise StreamsAway("Waiting clients need Redis or Valkey beside this broker: set NIGHTMILL_STREAMS_URL.")
+        if self._redis is None:
+            self._redis = connect(self._url)
+        return self._redis
+
+    async def _facts(self, question_id: str) -> tuple[bytes | None, dict[str, Any]]:
+        """What was kept, and what the server knows of the answer: nothing where it is gone."""
+        async with self._server().pipeline(transaction=False) as pipe:
+            pipe.get(resumable(question_id))
+            pipe.exists(answer(question_id))
+            raw, there = await pipe.execute()
+        return raw, await self._redis.xinfo_stream(answer(question_id)) if there else {}
 
 
 async def last_piece(pieces: AsyncGenerator[Piece]) -> Piece:
@@ -82,46 +193,86 @@ async def last_piece(pieces: AsyncGenerator[Piece]) -> Piece:
 
 
 class _Asked:
-    """One question on its way."""
+    """One question on its way, or the rest of its answer."""
 
-    def __init__(self, server: Any, line: str, question: Question) -> None:
-        self._redis, self._line, self._id = server, line, question.id
-        self._raw = pack(question)
-        self._taken, self._gone = False, 0
-        self._heard = self._renewed = self._looked = time.monotonic()
+    def __init__(self, server: Any, question_id: str, linger: int, put: tuple[str, bytes] | None = None) -> None:
+        self._redis, self._id, self._linger = server, question_id, linger
+        self._line, self._raw = put or ("", b"")
+        self._taken = put is None
+        self._told = put is None  # whether the client knows how to come back
+        self._seconds = max(ASKING_SECONDS, linger)
+        self._read: deque[bytes] = deque()
+        self._gone = 0
+        self._heard = self._renewed = self._looked = self._asked = time.monotonic()
 
-    async def put(self, most: int) -> None:
+    async def put(self, most: int, kept: Resumable | None) -> None:
         """Into the line, unless so many are there already. Raises Overloaded."""
         if await self._redis.llen(self._line) >= most:
             raise Overloaded
         async with self._redis.pipeline() as pipe:
-            pipe.set(asking(self._id), b"1", ex=ASKING_SECONDS)
+            if kept is not None:
+                pipe.set(resumable(self._id), pack(kept), ex=self._seconds)
+            pipe.set(asking(self._id), b"1", ex=self._seconds)
             pipe.rpush(self._line, self._raw)
             await pipe.execute()
 
-    async def pieces(self, served: Served) -> AsyncGenerator[Piece]:
-        """Raises NoWorker, WorkerLost."""
-        last = b"0"
+    async def pieces(self, served: Served, there: There, last: str | bytes = b"0") -> AsyncGenerator[Piece]:
+        """Raises NoWorker, WorkerLost, and what `there` raises."""
+        name = answer(self._id)
         while True:
-            found = await self._redis.xread({answer(self._id): last}, block=_BLOCK_MS)
+            found = await self._redis.xread({name: last}, block=_BLOCK_MS, count=_AT_ONCE)
             for entry, fields in found[0][1] if found else ():
                 last, self._taken, self._heard = entry, True, time.monotonic()
-                piece = unpack_piece(fields[PIECE])
+                piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{entry.decode()}")
+                self._told = self._told or piece.kind == "chunk"
                 yield piece
                 if piece.kind == "end":
                     return
-            await self._look(time.monotonic(), served)
+                self._read.append(entry)
+            await self._drop_read()
+            await self._look(time.monotonic(), served, there)
 
-    async def _look(self, at: float, served: Served) -> None:
-        """Say that the client is there; is the worker?"""
+    async def leave(self) -> None:
+        """The connection is over. Whoever can come back has time to; else the engine is free."""
+        with suppress(RedisError, OSError):  # everything has an end of its own
+            async with self._redis.pipeline(transaction=False) as pipe:
+                if self._linger and self._told:
+                    for name in (asking(self._id), answer(self._id), resumable(self._id)):
+                        pipe.expire(name, self._linger)
+                else:
+                    pipe.delete(asking(self._id), answer(self._id), resumable(self._id))
+                    pipe.lrem(self._line, 1, self._raw)
+                await pipe.execute()
+
+    async def _drop_read(self) -> None:
+        behind = _BEHIND if self._linger else 0
+        if len(self._read) < behind + _AT_ONCE:
+            return
+        while len(self._read) > behind:
+            oldest = self._read.popleft()
+        await self._redis.xtrim(answer(self._id), minid=oldest, approximate=False)
+
+    async def _look(self, at: float, served: Served, there: There) -> None:
+        """Say that the client is there, if it is; is the worker?"""
+        if at - self._asked >= _BLOCK_MS / 1000:
+            self._asked = at
+            await there()
         if at - self._renewed >= _RENEW_SECONDS:
             self._renewed = at
-            await self._redis.set(asking(self._id), b"1", ex=ASKING_SECONDS)
+            await self._renew()
         if self._taken and at - self._heard > _SILENCE_SECONDS:
             raise WorkerLost
         if not self._taken and at - self._looked >= _LOOK_SECONDS:
             self._looked = at
             await self._find(served)
+
+    async def _renew(self) -> None:
+        """Only what is there: one that was stopped elsewhere stays so."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.expire(asking(self._id), self._seconds)
+            pipe.expire(resumable(self._id), self._seconds)
+            pipe.expire(answer(self._id), max(ANSWER_SECONDS, self._linger))
+            await pipe.execute()
 
     async def _find(self, served: Served) -> None:
         """Still in the line, and somebody to take it? Missing once, it may be on its way into somebody's hands."""
@@ -132,9 +283,18 @@ class _Asked:
         if not await served():
             raise NoWorker
 
-    async def forget(self) -> None:
-        with suppress(RedisError, OSError):  # everything has an end of its own
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.delete(asking(self._id), answer(self._id))
-                pipe.lrem(self._line, 1, self._raw)
-                await pipe.execute()
+
+async def _gone() -> bool:
+    """Nobody is asked who would take what was taken."""
+    return False
+
+
+def _dropped(info: Mapping[str, Any], after: str) -> bool:
+    """Whether something that follows may have been dropped."""
+    first = info["first-entry"]
+    return info["entries-added"] > info["length"] and first is not None and _order(after) < _order(first[0].decode())
+
+
+def _order(entry: str) -> tuple[int, ...]:
+    """Where in a stream, to be compared."""
+    return tuple(map(int, entry.split("-")))

@@ -30,6 +30,7 @@ from workers import tasks
 from workers.asking import Asking
 from workers.company import Company
 from workers.context import Context, Pool, build
+from workers.courtesy import Courtesy
 from workers.elsewhere import Elsewhere
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
@@ -88,10 +89,11 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     fitted = Fitted(checked, engine.length, Elsewhere(context, asking, engine, queue))
     rooms = Rooms(config, lambda: engine.registry)
     grounded = Grounded(fitted, asking.search, rooms.of)
-    host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
+    courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
+    host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
     reranking = Reranking(context, host, queue)
     own = {searches.URL: Searching(context, host, reranking).answer, searches.RERANK_URL: reranking.answer}
-    desk = Desk(host, redis_url(config), queue, own=own)
+    desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()

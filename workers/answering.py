@@ -9,9 +9,9 @@ for a while the whole shard is given back with a delay.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
 from workers.host import EngineHost, GaveUp
 from workers.records import Item
 
@@ -23,10 +23,20 @@ _PAUSE = 0.5
 
 
 class Answering:
-    """One run over the items of a shard. `emit` is called on the loop, once per item that got an answer."""
+    """One run over the items of a shard. `emit` is called on the loop, once per item that got an answer.
 
-    def __init__(self, host: EngineHost, tries: int, emit: Callable[[Item, Answer], None]) -> None:
+    `ask` asks the engine, in its own way where one is given.
+    """
+
+    def __init__(
+        self,
+        host: EngineHost,
+        tries: int,
+        emit: Callable[[Item, Answer], None],
+        ask: Callable[[Request], Awaitable[Answer]] | None = None,
+    ) -> None:
         self._host = host
+        self._ask = ask or host.engine.answer
         self._tries = tries
         self._emit = emit
         self._last_sign = time.monotonic()
@@ -66,13 +76,13 @@ class Answering:
 
     async def _try(self, item: Item) -> None:
         """Ask until the engine takes the request; then it has an answer or one fault more."""
-        gate = self._host.alone if item.trials.lonely(self._tries) else self._host.company
+        gate = self._host.alone if item.trials.lonely(self._tries) else self._host.line
         while True:
             generation = self._host.generation
             try:
                 async with gate():
                     generation = self._host.generation
-                    answer = await self._host.engine.answer(item.request)
+                    answer = await self._ask(item.request)
             except EngineBusy as busy:
                 await self._wait(busy)
                 continue

@@ -3,6 +3,7 @@
 vLLM's client, aiohttp and the embedder's collector belong to the loop that started them. Celery's threads hand
 coroutines over and wait; the loop outlives every task, so the engine stays warm from job to job.
 
+    line()    a batch's request, company() one of somebody who waits
     alone()   one request with nothing else in flight, here or (`others`) in another process on the same server: who
               broke it is then beyond doubt
     revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp, and so does
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from workers.company import POLL_SECONDS, Company
+from workers.courtesy import Courtesy
 from workers.engines.port import Engine, EngineDead, EngineError
 from workers.quarantine import Deaths
 
@@ -47,8 +49,10 @@ class EngineHost:
         others: Company | None = None,
         deaths: Deaths | None = None,
         on_quarantine: Callable[[str], None] = log.error,
+        courtesy: Courtesy | None = None,
     ) -> None:
         self.engine = engine
+        self.courtesy = courtesy or Courtesy()
         self.deaths = deaths or Deaths(10, 900.0)
         self._on_quarantine = on_quarantine
         self._quarantined = False
@@ -103,6 +107,12 @@ class EngineHost:
             if not self._in_flight:
                 self._quiet.set()
                 self._leave()
+
+    @asynccontextmanager
+    async def line(self) -> AsyncIterator[None]:
+        """A batch's request among others: while a client waits there is room for a few."""
+        async with self.courtesy.line(), self.company():
+            yield
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
 """Those who wait at a screen: their questions go to the same engine as the batches, before them, without Celery.
 
     line of the queue ──BLPOP──▶ place ──▶ host.company ──▶ engine.answer | engine.stream ──▶ pieces
-                                   └── every second: is the client still there? if not, the engine stops
+                                   └── four times a second: are the clients still there? if not, the engine stops
 
 It runs on the engine host's own loop. A question is asked once: whatever breaks is told to the client, who may ask
 again. See `jobs.interactive` for what passes between.
@@ -40,9 +40,10 @@ log = logging.getLogger(__name__)
 #: Before every batch: theirs are small numbers.
 PRIORITY = -1_000_000
 PLACES = 64  # answered at once by one worker
+UNREAD = 16_384  # pieces of one stream
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 
 
 Own = Callable[[Question, int], Awaitable[Answer]]  # a question and the priority of what it asks the engine
@@ -52,12 +53,20 @@ class Desk:
     """Serves one queue's line. `serve` runs until it is cancelled, or `close` is called."""
 
     def __init__(
-        self, host: EngineHost, url: str, queue: str, places: int = PLACES, own: Mapping[str, Own] | None = None
+        self,
+        host: EngineHost,
+        url: str,
+        queue: str,
+        places: int = PLACES,
+        own: Mapping[str, Own] | None = None,
+        unread: int = UNREAD,
     ) -> None:
         self.queue = queue
         self._own = own or {}  # questions that are not the engine's, by URL
         self._host, self._url = host, url
-        self._places = places
+        self._places, self._unread = places, unread
+        self._left: dict[str, asyncio.Event] = {}  # by question, set when nobody waits for it any more
+        self._slow: set[str] = set()  # those that are read too slowly
         lines = (queue, searches.line(queue), searches.rerank_line(queue)) if self._own else (queue,)
         self._tasks: dict[str, set[asyncio.Task[None]]] = {line: set() for line in lines}
         self._reviving: set[asyncio.Task[None]] = set()
@@ -75,10 +84,11 @@ class Desk:
             return
         self._serving = asyncio.current_task()
         async with connect(self._url) as self._redis:
+            watching = asyncio.create_task(self._watch_all())
             try:
                 await asyncio.gather(*(self._take_all(line_of(name), tasks) for name, tasks in self._tasks.items()))
             finally:
-                running = self._reviving.union(*self._tasks.values())
+                running = {watching}.union(self._reviving, *self._tasks.values())
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
@@ -135,33 +145,50 @@ class Desk:
 
     async def _while_awaited(self, question: Question) -> Piece | None:
         """The end of the answer; None when its client has left."""
+        watch = asyncio.create_task(self._watch(question))  # it begins first
         work = asyncio.create_task(self._ask(question))
-        watch = asyncio.create_task(self._watch(question))
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
             watch.result()
+            if question.id in self._slow:
+                return _end(refusal(408, "The stream was read too slowly.", code="client_too_slow"))
             if now() >= question.deadline:
                 return _end(refusal(408, "The model did not answer in time.", code="timeout"))
             log.info("interactive_client_left", extra={"request": question.id})
             return None
         finally:
-            for task in (work, watch):
-                task.cancel()
-            await asyncio.gather(work, watch, return_exceptions=True)
+            await _ended(work, watch)
+            self._slow.discard(question.id)
 
     async def _watch(self, question: Question) -> None:
         """Returns when nobody waits any more; says meanwhile that the question is being answered."""
-        said = 0.0
-        while (left := question.deadline - now()) > 0:
-            await asyncio.sleep(min(_LOOK_SECONDS, left))
-            if not await self._redis.exists(asking(question.id)):
-                return
-            said += _LOOK_SECONDS
-            if said >= ALIVE_SECONDS:
-                said = 0.0
+        left = self._left[question.id] = asyncio.Event()
+        try:
+            while (rest := question.deadline - now()) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(ALIVE_SECONDS, rest)):
+                        await left.wait()
+                        return
                 await self._send(question, Piece("alive"))
+        finally:
+            del self._left[question.id]
+
+    async def _watch_all(self) -> None:
+        """One look for all who are being answered."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            ids = list(self._left)
+            if not ids:
+                continue
+            try:
+                found = await self._redis.mget([asking(question_id) for question_id in ids])
+            except (RedisError, OSError):
+                continue  # whoever sends a piece meets it too, and tells
+            for question_id, value in zip(ids, found, strict=True):
+                if value is None and (left := self._left.get(question_id)):
+                    left.set()
 
     async def _ask(self, question: Question) -> Piece:
         body: dict[str, Any] = msgspec.json.decode(question.body)
@@ -170,9 +197,10 @@ class Desk:
         try:
             if question.url in self._own:  # somebody may be alone with the engine, and wait for this
                 return _end(await self._own[question.url](question, PRIORITY))
-            async with self._host.company():
-                generation = self._host.generation
-                return _end(await self._engine(question, request))
+            with self._host.courtesy.asked():
+                async with self._host.company():
+                    generation = self._host.generation
+                    return _end(await self._engine(question, request))
         except EngineBusy as busy:
             said = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
             return _end(said, busy.retry_after or 1.0)
@@ -195,7 +223,9 @@ class Desk:
             return await self._host.engine.answer(request)
 
         async def emit(chunk: bytes) -> None:
-            await self._send(question, Piece("chunk", chunk))
+            if await self._send(question, Piece("chunk", chunk)) > self._unread:
+                self._slow.add(question.id)
+                self._left[question.id].set()
 
         return await self._host.engine.stream(request, emit)
 
@@ -210,12 +240,25 @@ class Desk:
         self._reviving.add(task)
         task.add_done_callback(self._reviving.discard)
 
-    async def _send(self, question: Question, piece: Piece) -> None:
+    async def _send(self, question: Question, piece: Piece) -> int:
+        """Returns how many pieces there are that nobody has read and dropped."""
         name = answer(question.id)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.xadd(name, {PIECE: pack(piece)})
-            pipe.expire(name, ANSWER_SECONDS)
-            await pipe.execute()
+            pipe.expire(name, max(ANSWER_SECONDS, question.linger))
+            pipe.xlen(name)
+            *_, length = await pipe.execute()
+            return int(length)
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them until they have ended: redis-py swallows a cancellation now and then."""
+    left = set(tasks)
+    while left := {task for task in left if not task.done()}:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.3)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _end(said: Answer, retry_after: float | None = None) -> Piece:

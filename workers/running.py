@@ -12,27 +12,29 @@ careful mode, one line at a time, so that a line that kills the worker names its
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
 
 from sqlalchemy.orm import Session
 
-from jobs import ledger, shards
+from jobs import ledger, responses, shards
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.interactive import redis_url
 from jobs.logs import Seldom
-from jobs.payloads import INGESTION
+from jobs.payloads import INGESTION, Batch
 from jobs.shards import ShardClaim, Tally
 from workers import records
 from workers.answering import Answering
 from workers.context import Context
-from workers.engines.port import Answer, EngineFault
+from workers.engines.port import Answer, EngineFault, Request
 from workers.finishing import finish
 from workers.host import EngineHost, GaveUp
 from workers.ingestion.index import Indexing
 from workers.items import read_items
 from workers.keeper import Hold
 from workers.records import Item, Record
+from workers.telling import Telling
 
 log = logging.getLogger(__name__)
 _storage_failed = Seldom(log, "shard_storage_failed")  # hundreds of shards try again every ten seconds
@@ -121,7 +123,7 @@ class _Run:
         self.hold.changed.clear()
         if self.hold.ended:
             return
-        answering = Answering(self.host, self.tries, self._emit)
+        answering = Answering(self.host, self.tries, self._emit, self._telling())
         future = self.host.call(answering.run([item for item in items if not item.trials.spent(self.tries)]))
         future.add_done_callback(lambda _: self.hold.changed.set())
         try:
@@ -136,6 +138,13 @@ class _Run:
             future.cancel()  # whatever keeps us from storing answers: nothing more is asked
         for item in broken + [item for item in items if item.trials.spent(self.tries) and item.fault is None]:
             self._give_up(item)
+
+    def _telling(self) -> Callable[[Request], Awaitable[Answer]] | None:
+        """How a response is asked for whose events somebody wants to see."""
+        job = self.claim.job
+        if job.kind != responses.KIND or not Batch.model_validate(job.payload).stream:
+            return None
+        return Telling(self.host, redis_url(self.context.config), job.id, self.claim.epoch).ask
 
     def _collect(self, future: Future[list[Item]]) -> None:
         while not future.done():

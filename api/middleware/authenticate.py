@@ -18,7 +18,7 @@ from jobs.errors import NightmillError, TooManyRequests, Unauthenticated
 from jobs.keys import check_key, well_formed
 
 #: Served to anyone: they tell nothing about a project.
-OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
+OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/chat", "/chat/chat.css", "/chat/chat.js"})
 _TRUST_SECONDS = 2.0
 _TRUSTED = 10_000
 _ADDRESSES = 10_000

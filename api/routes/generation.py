@@ -13,7 +13,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from api.asking import EITHER, KEEP_ALIVE, WHOLE, Asked, ask, streamed, whole
+from api.asking import (
+    EITHER,
+    KEEP_ALIVE,
+    WHOLE,
+    Asked,
+    GoingDown,
+    LastEventId,
+    Resume,
+    ask,
+    named,
+    resume,
+    streamed,
+    whole,
+)
 from api.deps import Call, CallContext
 from api.errors import describe
 from api.routing import resource
@@ -22,7 +35,7 @@ from jobs.interactive import Piece
 
 router: APIRouter = resource("Generation")
 
-_CHAT, _COMPLETION, _EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+CHAT, COMPLETION, _EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 _RERANK = "/v1/rerank"
 
 
@@ -53,15 +66,23 @@ class RerankRequest(Asked):
 
 
 @router.post("/chat/completions", response_class=Response, responses=EITHER)
-async def create_chat_completion(call: Call, request: Request, body: ChatCompletionRequest) -> Response:
+async def create_chat_completion(
+    call: Call, request: Request, body: ChatCompletionRequest, seconds: Resume = None, last: LastEventId = None
+) -> Response:
     """One chat completion, or with `stream` its chunks as server-sent events."""
-    return await _answer(call, request, _CHAT, body, stream=bool(body.stream))
+    if last is not None:
+        return await resumed(call, request, last, CHAT)
+    return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
 
 
 @router.post("/completions", response_class=Response, responses=EITHER)
-async def create_completion(call: Call, request: Request, body: CompletionRequest) -> Response:
+async def create_completion(
+    call: Call, request: Request, body: CompletionRequest, seconds: Resume = None, last: LastEventId = None
+) -> Response:
     """One completion, or with `stream` its chunks as server-sent events."""
-    return await _answer(call, request, _COMPLETION, body, stream=bool(body.stream))
+    if last is not None:
+        return await resumed(call, request, last, COMPLETION)
+    return await _answer(call, request, COMPLETION, body, stream=bool(body.stream), seconds=seconds)
 
 
 @router.post("/embeddings", response_class=Response, responses=WHOLE)
@@ -76,26 +97,38 @@ async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Re
     return await _answer(call, request, _RERANK, body, stream=False)
 
 
-async def _answer(call: CallContext, request: Request, url: str, body: Asked, *, stream: bool) -> Response:
-    first, pieces = await ask(call, request, url, body.fields(), stream=stream)
+async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
+    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
+    _, pieces = await resume(call, request, last, url)
+    return streamed(_events(pieces, resumable=True), last)
+
+
+async def _answer(
+    call: CallContext, request: Request, url: str, body: Asked, *, stream: bool, seconds: int | None = None
+) -> Response:
+    first, pieces = await ask(call, request, url, body.fields(), stream=stream, resume=seconds)
     if first.kind == "end" and first.body:
         await pieces.aclose()
         return whole(first)
-    return streamed(_events(first, pieces))
+    return streamed(_events(pieces, first, resumable=bool(seconds)), first.at)
 
 
-async def _events(first: Piece, pieces: AsyncGenerator[Piece]) -> AsyncIterator[bytes]:
+async def _events(
+    pieces: AsyncGenerator[Piece], first: Piece | None = None, *, resumable: bool
+) -> AsyncIterator[bytes]:
     """Server-sent events as OpenAI writes them: `data: {chunk}`, the last one `[DONE]`."""
     async with aclosing(pieces):
-        yield _event(first)
+        if first is not None:
+            yield _event(first)
         try:
             async for piece in pieces:
                 yield _event(piece)
         except NightmillError as error:  # the status was sent long ago
-            yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
+            if not (resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
+                yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
 
 
 def _event(piece: Piece) -> bytes:
     if piece.kind not in ("chunk", "end"):
         return KEEP_ALIVE
-    return b"data: %b\n\n" % (piece.body or b"[DONE]")
+    return b"%bdata: %b\n\n" % (named(piece.at), piece.body or b"[DONE]")

@@ -255,7 +255,7 @@ def test_one_key_makes_one_response(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [({"stream": True}, "stream"), ({"store": False}, "store"), ({"model": "all-minilm-l6-v2"}, "model")],
+    [({"store": False}, "store"), ({"model": "all-minilm-l6-v2"}, "model")],
 )
 def test_what_cannot_be_is_refused_at_once(world: World, fields: dict[str, Any], param: str) -> None:
     given = {"model": MODEL, "input": "Hello", "background": True, **fields}

@@ -84,7 +84,7 @@ def test_a_stream_that_pauses_shows_signs_of_life_that_no_proxy_holds_back(
         said = httpx2.post(f"{shop.url}/{path}", json={"model": MODEL, "stream": True, **body}, headers=headers)
 
     assert said.headers["x-accel-buffering"] == "no"
-    assert said.text.count(": alive\n\n") > 1
+    assert said.text.count(": alive\n") > 1
     assert not said.text.startswith(":")
 
 
@@ -225,7 +225,7 @@ def test_a_client_that_hangs_up_frees_the_engine(make_shop: Callable[..., Shop],
             shop.client.with_options(timeout=1.0).chat.completions.create(model=MODEL, messages=_HELLO, stream=stream)
         assert shop.host._in_flight == 1
 
-        eventually(lambda: shop.host._in_flight == 0, 15, "the engine is free")
+        eventually(lambda: shop.host._in_flight == 0, 1, "the engine is free")
 
 
 def test_a_worker_that_goes_down_sends_its_clients_to_another(make_shop: Callable[..., Shop]) -> None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from workers.engines.port import Answer, Emit, Engine, Length, Request
+from workers.engines.port import Answer, Crowded, Emit, Engine, Length, Request
 
 T = TypeVar("T")
 
@@ -23,6 +23,10 @@ class OwnLoop:
     @property
     def models(self) -> tuple[str, ...]:
         return self._names
+
+    def crowd(self, beside: int) -> tuple[int, int] | None:
+        engine: object = self._engine
+        return engine.crowd(beside) if isinstance(engine, Crowded) else None
 
     async def start(self) -> None:
         async with self._starting:

@@ -11,7 +11,7 @@ Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` an
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -138,3 +138,11 @@ class Engine(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Crowded(Protocol):
+    """An engine that says how much of a batch it takes beside a request that somebody waits for."""
+
+    def crowd(self, beside: int) -> tuple[int, int] | None:
+        """The most requests of a batch while somebody waits, and while nobody does; None: all. `beside` is set."""

@@ -25,7 +25,7 @@ from workers.engines.http import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
-from workers.engines.port import Answer, Emit, Engine, EngineBusy, Length, Request, unknown_model
+from workers.engines.port import Answer, Crowded, Emit, Engine, EngineBusy, Length, Request, unknown_model
 from workers.engines.rerank import RerankEngine
 from workers.engines.vllm import VllmEngine
 
@@ -53,6 +53,11 @@ class Router:
     def shared(self) -> bool:
         """Whether other processes may ask the same engines."""
         return any(isinstance(engine, HttpEngine) for engine in self.engines)
+
+    def crowd(self, beside: int) -> tuple[int, int] | None:
+        """How many requests of a batch go in at once, with and without somebody who waits; None: all."""
+        found = (engine.crowd(beside) for engine in self.engines if isinstance(engine, Crowded))
+        return next((crowd for crowd in found if crowd), None)
 
     async def start(self) -> None:
         """Start what is not running; if any engine fails, the others run and its error is raised."""

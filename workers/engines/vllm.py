@@ -35,7 +35,15 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
-from workers.engines.vllm_serving import BadEngineArgs, Serving, Unsupported, plain, plain_event, prepare_environment
+from workers.engines.vllm_serving import (
+    BadEngineArgs,
+    Serving,
+    Unsupported,
+    crowd,
+    plain,
+    plain_event,
+    prepare_environment,
+)
 from workers.engines.wire import usage_of
 
 log = logging.getLogger(__name__)
@@ -72,6 +80,10 @@ class VllmEngine:
     @property
     def models(self) -> tuple[str, ...]:
         return self._names
+
+    def crowd(self, beside: int) -> tuple[int, int] | None:
+        """Of a batch, how many requests it takes beside one that somebody waits for, and how many otherwise."""
+        return crowd(self._args, beside) if self._serving is not None else None
 
     async def start(self) -> None:
         async with self._starting:

@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
     "scheduling_policy": "priority",  # who waits at a screen goes before a batch
 }
 CPU_DEFAULTS: dict[str, Any] = {"kv_cache_memory_bytes": 2 * 1024**3}  # vLLM would take most of the machine
+CPU_SEQUENCES, GPU_SEQUENCES = 128, 1024  # that vLLM runs at once, at most, unless it is told otherwise
+BESIDE_WAITERS = 4  # requests of a batch that a CPU takes while somebody waits: they share every step
 OURS = frozenset({"model", "served_model_name"})
 
 _NOT_OPENAI: dict[str, Any] = {
@@ -141,6 +143,20 @@ class Serving:
         if serving is None:
             raise Unsupported
         return serving
+
+
+def crowd(args: Mapping[str, Any], beside: int) -> tuple[int, int] | None:
+    """How many requests of a batch go in while somebody waits, and while nobody does; a GPU takes all.
+
+    Without a waiter an eighth more than run at once: the engine's own queue is never empty and never long.
+    """
+    from vllm.platforms import current_platform
+
+    if not beside and not current_platform.is_cpu():
+        return None
+    running = int(args.get("max_num_seqs") or (CPU_SEQUENCES if current_platform.is_cpu() else GPU_SEQUENCES))
+    usual = running + max(1, running // 8)
+    return min(beside or BESIDE_WAITERS, usual), usual
 
 
 def plain(said: Any) -> dict[str, Any]:

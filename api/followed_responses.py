@@ -1,0 +1,110 @@
+"""The events of a response that is kept, or is being answered in the background, from any of them on.
+
+queued ──▶ created, queued         told by us
+running ──▶ what its worker tells, over Redis; of an attempt that starts over from its `response.created` on
+ended ──▶ what is left of that, and its last event, which the ledger tells      nothing left: the whole, written out
+"""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from api import kept_responses
+from api.asking import KEEP_ALIVE
+from api.deps import CallContext
+from api.presenters.response_events import written_out
+from jobs import responses
+from jobs.errors import DatabaseBusy, NotFound, StreamsAway
+
+_LOOK_SECONDS = 0.5
+_KEEP_ALIVE_SECONDS = 2.0
+_LIVE = frozenset({"queued", "in_progress"})
+_ENDED = frozenset({"completed", "incomplete", "failed"})
+
+
+async def follow(call: CallContext, request: Request, response: dict[str, Any], after: int) -> AsyncIterator[bytes]:
+    """Server-sent events with a `sequence_number` above `after`, until the response ends or somebody leaves."""
+    following = _Following(call, response, after)
+    with suppress(NotFound):  # deleted meanwhile: there is nothing more to tell
+        async for event in following.events():
+            yield event
+            if call.services.stopping.is_set() or (event is KEEP_ALIVE and await request.is_disconnected()):
+                return
+
+
+class _Following:
+    def __init__(self, call: CallContext, response: dict[str, Any], after: int) -> None:
+        self._call, self._response, self._seen = call, response, after
+        self._id = str(response["id"])
+        self._place = "0-0"
+        self._heard = False  # whether its worker has told anything
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Raises NotFound."""
+        for event in self._begun():
+            yield self._event(event)
+        said = time.monotonic()
+        live = True
+        while live:
+            live = _status(self._response) in _LIVE
+            async for told in self._told():  # asked after the ledger was: of what has ended this is all
+                said = time.monotonic()
+                yield told
+            if live and time.monotonic() - said >= _KEEP_ALIVE_SECONDS:
+                said = time.monotonic()
+                yield KEEP_ALIVE
+            if live:
+                await self._look()
+        for event in self._end():
+            yield self._event(event)
+
+    def _begun(self) -> list[dict[str, Any]]:
+        """What can be said before a worker has told anything; of what has ended that is its beginning anyway."""
+        if _status(self._response) not in _LIVE:
+            return []
+        kinds = list(enumerate(("response.created", "response.queued")))[self._seen + 1 :]
+        return [{"type": kind, "response": dict(self._response), "sequence_number": n} for n, kind in kinds]
+
+    def _end(self) -> list[dict[str, Any]]:
+        """What says how it ended; all of it, to somebody who has seen nothing and can be told nothing else."""
+        response, status = self._response, _status(self._response)
+        if status not in _ENDED:  # cancelled: OpenAI has no event that says so
+            return []
+        if not self._heard and self._seen < 2:
+            return [event for event in written_out(response) if event["sequence_number"] > self._seen]
+        return [{"type": f"response.{status}", "response": dict(response), "sequence_number": self._seen + 1}]
+
+    async def _told(self) -> AsyncIterator[bytes]:
+        """What the worker has told until now; waits a moment where that is nothing."""
+        while True:
+            try:
+                found = await self._call.services.lines.told(self._id, self._place, _LOOK_SECONDS)
+            except StreamsAway:
+                found = None
+            for place, body in found or ():
+                self._place, self._heard = place, True
+                event = msgspec.json.decode(body)
+                if event["sequence_number"] > self._seen:
+                    if isinstance(event.get("response"), dict):
+                        event["response"] = responses.ours(event["response"], self._response)
+                    yield self._event(event)
+            if not found:
+                return
+
+    async def _look(self) -> None:
+        """As the ledger has it; as it was known while the database is busy. Raises NotFound."""
+        with suppress(DatabaseBusy):
+            self._response = (await run_in_threadpool(kept_responses.load, self._call, self._id)).response
+
+    def _event(self, event: dict[str, Any]) -> bytes:
+        self._seen = int(event["sequence_number"])
+        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+
+
+def _status(response: Mapping[str, Any]) -> str:
+    return str(response.get("status") or "completed")

@@ -1,0 +1,119 @@
+// A chat with a model over /v1/chat/completions. The key stays in this tab: sessionStorage, never a URL.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const said = []; // the conversation as the model is shown it
+let running = null; // the AbortController of the answer that comes
+
+$("key").value = sessionStorage.getItem("key") || "";
+$("key").addEventListener("change", () => {
+  sessionStorage.setItem("key", $("key").value.trim());
+  listModels();
+});
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask();
+});
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    ask();
+  }
+});
+$("stop").addEventListener("click", () => running?.abort()); // the server hears that we hang up, and frees the engine
+$("anew").addEventListener("click", () => {
+  running?.abort();
+  said.length = 0;
+  $("talk").replaceChildren();
+  tell("");
+});
+listModels();
+
+function headers() {
+  return { Authorization: `Bearer ${$("key").value.trim()}`, "Content-Type": "application/json" };
+}
+
+function tell(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+function show(role, text) {
+  const place = document.createElement("p");
+  place.className = `said ${role}`;
+  place.textContent = text;
+  $("talk").append(place);
+  place.scrollIntoView({ block: "end" });
+  return place;
+}
+
+async function listModels() {
+  if (!$("key").value.trim()) return;
+  try {
+    const answer = await fetch("/v1/models", { headers: headers() });
+    if (!answer.ok) return tell(await why(answer), true);
+    const names = (await answer.json()).data.map((model) => new Option(model.id, model.id));
+    $("models").replaceChildren(...names);
+    tell("");
+  } catch (error) {
+    tell(`The server cannot be reached: ${error.message}`, true);
+  }
+}
+
+async function ask() {
+  const prompt = $("prompt").value.trim();
+  if (!prompt || running) return;
+  $("prompt").value = "";
+  show("user", prompt);
+  const messages = [...said, { role: "user", content: prompt }];
+  const place = show("assistant", "");
+  await answering(messages, place);
+  said.push({ role: "user", content: prompt }, { role: "assistant", content: place.textContent });
+  if (!place.textContent) place.remove();
+}
+
+async function answering(messages, place) {
+  running = new AbortController();
+  const mine = running;
+  $("send").disabled = true;
+  $("stop").disabled = false;
+  tell("…");
+  try {
+    const body = JSON.stringify({ model: $("model").value.trim(), messages, stream: true });
+    const answer = await fetch("/v1/chat/completions", { method: "POST", headers: headers(), body, signal: mine.signal });
+    if (!answer.ok) return tell(await why(answer), true);
+    for await (const data of events(answer.body)) {
+      if (data.error) return tell(data.error.message, true);
+      place.textContent += data.choices[0]?.delta?.content ?? "";
+      place.scrollIntoView({ block: "end" });
+    }
+    tell("");
+  } catch (error) {
+    tell(error.name === "AbortError" ? "Stopped." : `It broke off: ${error.message}`, error.name !== "AbortError");
+  } finally {
+    if (running === mine) running = null;
+    $("send").disabled = false;
+    $("stop").disabled = true;
+  }
+}
+
+async function* events(stream) {
+  let rest = "";
+  for await (const text of pieces(stream.pipeThrough(new TextDecoderStream()))) {
+    const lines = (rest + text).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
+    }
+  }
+}
+
+async function* pieces(stream) {
+  const reader = stream.getReader(); // Safari cannot iterate over a stream
+  for (let read = await reader.read(); !read.done; read = await reader.read()) yield read.value;
+}
+
+async function why(answer) {
+  const error = (await answer.json().catch(() => ({}))).error;
+  return error?.message || `The server answered ${answer.status}.`;
+}

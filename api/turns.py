@@ -1,0 +1,186 @@
+"""One turn of a conversation with a model, from a request for a response to what is kept of it.
+
+the request ──▶ what the model is shown: all that was said before, and what is asked now
+its answer ──▶ under our id ──▶ the response, and the items of its conversation, in one transaction
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from api import kept_conversations, kept_responses
+from api.asking import Asked
+from api.bodies import Body
+from api.deps import CallContext
+from api.fields import Metadata
+from api.file_rows import check_space
+from api.idempotency import Make
+from api.items import InputItem
+from api.presenters.response import as_input, show_item
+from api.validation import clip
+from jobs import responses
+from jobs.clock import now
+from jobs.errors import InvalidRequest, NightmillError, NotFound
+from jobs.ids import new_id
+from jobs.responses import Kept
+
+#: What we do ourselves; the rest is the engine's.
+_OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
+_ANSWERED = frozenset({"completed", "incomplete"})
+
+
+class ConversationReference(Body):
+    id: str
+
+
+class CreateResponse(Asked):
+    """The fields that are ours to read."""
+
+    input: str | list[InputItem]
+    stream: bool | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    metadata: Metadata | None = None
+    background: bool | None = None
+    conversation: str | ConversationReference | None = None
+
+
+@dataclass(slots=True)
+class Turn:
+    """One response on its way: what the model is shown, and how the answer is made ours."""
+
+    call: CallContext
+    body: CreateResponse
+    question: dict[str, Any]
+    asked: list[dict[str, Any]]  # this time
+    id: str = field(default_factory=lambda: new_id("resp_"))
+
+    @property
+    def store(self) -> bool:
+        return self.body.store is not False
+
+    @property
+    def conversation(self) -> str | None:
+        named = self.body.conversation
+        return named.id if isinstance(named, ConversationReference) else named
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "conversation": {"id": self.conversation} if self.conversation else None,
+            "previous_response_id": self.body.previous_response_id,
+            "background": bool(self.body.background),
+            "store": self.store,
+            "metadata": self.body.metadata or {},
+        }
+
+    def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        return responses.ours(answer, self.facts)
+
+    def kept(self, response: dict[str, Any]) -> Kept:
+        return Kept(self.question, response)
+
+
+def begin(call: CallContext, body: CreateResponse) -> Turn:
+    """Raises InvalidRequest, NotFound, StorageFull."""
+    if body.conversation and (body.background or body.previous_response_id):
+        other = "previous_response_id" if body.previous_response_id else "background"
+        message = f"'conversation' cannot be given together with '{other}'."
+        raise InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
+    if body.background and body.store is False:
+        raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
+    if body.store is not False or body.conversation:
+        check_space(call, 0)
+    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    question = {name: value for name, value in body.fields().items() if name not in _OURS}
+    question["store"] = False  # an engine that could keep it is not to
+    turn = Turn(call, body, question, asked)
+    if turn.conversation:
+        before = [as_input(item) for item in kept_conversations.load(call, turn.conversation).items]
+    else:
+        before = _before(call, body.previous_response_id)
+    turn.question["input"] = [*before, *asked]
+    return turn
+
+
+def _before(call: CallContext, previous: str | None) -> list[Any]:
+    """What was said until then. Raises InvalidRequest."""
+    if previous is None:
+        return []
+    try:
+        kept = kept_responses.load(call, previous)
+    except NotFound as error:
+        message = f"Previous response with id '{clip(previous)}' not found."
+        raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found") from error
+    status = kept.response.get("status", "completed")
+    if status not in _ANSWERED:
+        message = f"Previous response '{previous}' is {status}."
+        raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
+    return [*kept.items, *kept.response["output"]]
+
+
+def begun(turn: Turn) -> dict[str, Any]:
+    """What is known of a response before anybody has worked on it; its defaults are OpenAI's."""
+    asked = turn.question
+    return {
+        **turn.facts,
+        "object": "response",
+        "created_at": int(now()),
+        "status": "queued",
+        "model": turn.body.model,
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.get("instructions"),
+        "max_output_tokens": asked.get("max_output_tokens"),
+        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
+        "temperature": asked.get("temperature"),
+        "text": asked.get("text", {"format": {"type": "text"}}),
+        "tool_choice": asked.get("tool_choice", "auto"),
+        "tools": asked.get("tools", []),
+        "top_p": asked.get("top_p"),
+        "truncation": asked.get("truncation", "disabled"),
+        "usage": None,
+    }
+
+
+def keep(turn: Turn, response: dict[str, Any], run: Callable[[Make], object]) -> None:
+    """What is to be kept of it, in one transaction, which `run` runs."""
+    make: Make = kept_responses.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
+    if turn.conversation is None:
+        run(make)
+        return
+
+    def commit(apply: Callable[[Session], None], new: object) -> None:  # noqa: ARG001
+        def both(session: Session) -> BaseModel:
+            apply(session)
+            return make(session)
+
+        run(both)
+
+    said = [show_item(item) for item in (*turn.asked, *response["output"])]
+    kept_conversations.add(turn.call, turn.conversation, said, commit)
+
+
+def _nothing(turn: Turn) -> Make:
+    def told(session: Session) -> BaseModel:
+        turn.call.record(session, "conversation.items.create", str(turn.conversation))
+        return kept_responses.Reference(id=turn.id)
+
+    return told
+
+
+def decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.MsgspecError as error:
+        raise unsound() from error
+
+
+def unsound() -> NightmillError:
+    return NightmillError("The engine's answer is no response.", code="engine_error")

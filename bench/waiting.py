@@ -1,0 +1,207 @@
+"""What a client who waits feels: time to the first token, the engine's own and through the API, idle and under a batch.
+
+    python -m bench waiting [--asks 100] [--lines 2048] [--max-tokens 32] [--beside 0 100000]
+
+The engine's own time is from the moment its worker takes the question to the first piece that it gives out; both are
+in the question's stream in Redis, by the server's clock, and belong to the very request whose time the client measures.
+So the difference is what the API, Redis and the worker add. Then a batch is started, and such questions are asked while
+it runs. `--beside` runs it all once for each value of that setting: 100000 keeps nothing out.
+
+On a machine where others work, compare the runs of one call, and expect the worst of a hundred to be theirs.
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import redis
+from openai import ConflictError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.deployment import Deployment, chats, deployed
+from cli import broker
+from jobs import interactive
+
+_LINES = ("web", "dispatcher", "cpu", "gpu")
+_ANSWER_TOKENS = 8
+_WARM_UP = 8
+_ALONE = 256  # lines of the batch that runs while nobody waits
+_AIM = 50.0  # ms that we may add, at p95
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """Milliseconds to the first token."""
+
+    ours: float
+    engine: float
+
+    @property
+    def added(self) -> float:
+        return self.ours - self.engine
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`alone` and `beside`: lines of a batch a second, without and with clients who wait."""
+
+    crowd: int
+    idle: Sequence[First]
+    loaded: Sequence[First]
+    alone: float
+    beside: float
+
+
+def main() -> None:
+    options = _options()
+    console = Console(width=120)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        runs = [_run(Path(name) / str(n), options, crowd, console) for n, crowd in enumerate(options.beside)]
+    _show(console, runs)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="measure the time to the first token, idle and under a batch")
+    parser.add_argument("--asks", type=int, default=100)
+    parser.add_argument("--lines", type=int, default=2048, help="of the batch that runs meanwhile")
+    parser.add_argument("--max-tokens", type=int, default=32, help="of each of its lines")
+    parser.add_argument("--beside", type=int, nargs="+", default=[0], help="values of NIGHTMILL_INTERACTIVE_BESIDE")
+    parser.add_argument("--engine-url", help="a server instead of vLLM in process; then `--model` names its model")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
+    return parser.parse_args()
+
+
+def _run(folder: Path, options: argparse.Namespace, crowd: int, console: Console) -> Run:
+    folder.mkdir()
+    chats(folder / "alone.jsonl", 512, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True)
+    chats(
+        folder / "in.jsonl", options.lines, options.model, max_tokens=options.max_tokens, temperature=0, ignore_eos=True
+    )
+    words = ("--no-vllm", "--engine-url", options.engine_url) if options.engine_url else ()
+    with deployed(folder, _LINES, words, {"NIGHTMILL_INTERACTIVE_BESIDE": str(crowd)}) as mill:
+        mill.wait_for("cpu.plan")
+        mill.wait_for("gpu.generate")
+        with _Asker(mill, options.model) as asker:
+            asker.many(_WARM_UP)
+            idle = asker.many(options.asks)
+            console.print(f"beside {crowd}, idle: {_percentiles([one.ours for one in idle], 50)[0]:.0f} ms (median)")
+            alone = mill.run(mill.upload(folder / "alone.jsonl"))
+            loaded, beside = _loaded(mill, asker, folder / "in.jsonl", options.asks)
+            console.print(f"beside {crowd}, under a batch: {_percentiles([one.ours for one in loaded], 50)[0]:.0f} ms")
+    return Run(crowd, idle, loaded, _ALONE / alone.running, beside)
+
+
+class _Asker:
+    """A client who asks one question after another."""
+
+    def __init__(self, mill: Deployment, model: str) -> None:
+        self._model = model
+        key = {"Authorization": f"Bearer {mill.system.api_key}", "X-Nightmill-Resume": "10"}  # the stream stays a while
+        self._http = httpx2.Client(base_url=mill.system.url, headers=key, timeout=600)
+        self._redis: Any = redis.Redis(unix_socket_path=str(broker.socket_path(mill.system.folder.path)))
+        self._random = random.Random(7)
+        self._pause = threading.Event()
+
+    def __enter__(self) -> "_Asker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+        self._redis.close()
+
+    def many(self, count: int) -> list[First]:
+        return [self.one() for _ in range(count)]
+
+    def one(self) -> First:
+        """A new prompt each time: a prefix that is cached would be no question."""
+        self._pause.wait(self._random.uniform(0.05, 0.4))
+        numbers = " ".join(str(self._random.randrange(1000)) for _ in range(24))
+        body = {"model": self._model, "messages": [{"role": "user", "content": f"Which is largest? {numbers}"}]}
+        began = time.monotonic()
+        with self._http.stream(
+            "POST", "/v1/chat/completions", json={**body, "max_tokens": _ANSWER_TOKENS, "stream": True}
+        ) as said:
+            said.raise_for_status()
+            lines = said.iter_lines()
+            while not next(lines).startswith("data: "):
+                pass
+            took = time.monotonic() - began
+            for _ in lines:
+                pass
+        return First(took * 1000, self._engines(said.headers["X-Nightmill-Stream"]))
+
+    def _engines(self, question_id: str) -> float:
+        """From `taken` to the first chunk."""
+        moments: dict[str, int] = {}
+        for entry, fields in self._redis.xrange(interactive.answer(question_id)):
+            kind = interactive.unpack_piece(fields[interactive.PIECE]).kind
+            moments.setdefault(kind, int(entry.split(b"-")[0]))
+        self._http.delete(f"/v1/streams/{question_id}").raise_for_status()
+        return float(moments["chunk"] - moments["taken"])
+
+
+def _loaded(mill: Deployment, asker: _Asker, path: Path, asks: int) -> tuple[list[First], float]:
+    """Questions while a batch runs, and how fast it ran meanwhile."""
+    batch = mill.client.batches.create(
+        input_file_id=mill.upload(path), endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    while not (before := _done(mill, batch.id)):
+        threading.Event().wait(0.2)
+    began, found = time.monotonic(), list[First]()
+    while len(found) < asks and mill.client.batches.retrieve(batch.id).status == "in_progress":
+        found.append(asker.one())
+    rate = (_done(mill, batch.id) - before) / (time.monotonic() - began)
+    with suppress(ConflictError):  # it has ended
+        mill.client.batches.cancel(batch.id)
+    if len(found) < asks:
+        raise SystemExit(f"the batch ended after {len(found)} questions: give it more --lines")
+    return found, rate
+
+
+def _done(mill: Deployment, job_id: str) -> int:
+    job: Any = mill.client.get(f"/jobs/{job_id}", cast_to=object)
+    return int(job["progress"]["completed"])
+
+
+def _show(console: Console, runs: Sequence[Run]) -> None:
+    table = Table(
+        "beside", "", "asks", "p50", "p95", "p99", "engine p50", "p95", "p99", "added p50", "p95",
+        title="ms to the first token", box=box.SIMPLE,
+    )  # fmt: skip
+    for run in runs:
+        for name, firsts in (("idle", run.idle), ("under a batch", run.loaded)):
+            ours, engine = [one.ours for one in firsts], [one.engine for one in firsts]
+            added = [one.added for one in firsts]
+            figures = [*_percentiles(ours, 50, 95, 99), *_percentiles(engine, 50, 95, 99), *_percentiles(added, 50, 95)]
+            table.add_row(str(run.crowd), name, str(len(firsts)), *(f"{figure:,.0f}" for figure in figures))
+    console.print(table)
+    for run in runs:
+        idle, loaded = ([one.ours for one in firsts] for firsts in (run.idle, run.loaded))
+        ratio = _percentiles(loaded, 99)[0] / _percentiles(idle, 99)[0]
+        added = _percentiles([one.added for one in run.idle], 95)[0]
+        console.print(
+            f"beside {run.crowd}: p99 under a batch is {ratio:.1f} x that of an idle system; added at p95, idle: "
+            f"{added:.0f} ms ({'within' if added <= _AIM else 'beyond'} {_AIM:.0f}); the batch: {run.alone:.1f} lines/s"
+            f" alone, {run.beside:.1f} while one asks"
+        )
+
+
+def _percentiles(values: Sequence[float], *wanted: int) -> list[float]:
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
+    return [cuts[one - 1] for one in wanted]
+
+
+if __name__ == "__main__":
+    main()

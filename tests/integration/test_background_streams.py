@@ -1,0 +1,266 @@
+"""Responses in the background whose events are followed: through the official SDK, from anywhere in the stream."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import redis
+from openai import OpenAI
+from openai.types.responses import ResponseStreamEvent
+
+from jobs import interactive, shards
+from jobs.db import Database
+from tests.support.mill import MODEL, Mill, running
+from tests.support.system import eventually
+from tests.support.web import make_key, running_app, serve
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
+from workers.telling import Telling
+
+
+@dataclass
+class World:
+    mill: Mill
+    client: OpenAI
+    redis_url: str
+
+    def create(self, **fields: Any) -> Iterator[ResponseStreamEvent]:
+        return iter(self.client.responses.create(model=MODEL, input="Hello", background=True, stream=True, **fields))
+
+    def follow(self, response_id: str, after: int | None = None) -> list[ResponseStreamEvent]:
+        more = {} if after is None else {"starting_after": after}
+        return list(self.client.responses.retrieve(response_id, stream=True, **more))  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def make_world(db: Database, tmp_path: Path, redis_url: str) -> Iterator[Callable[[FakeEngine], World]]:
+    with ExitStack() as stack:
+
+        def make(engine: FakeEngine, **settings: Any) -> World:
+            given = {"streams_url": redis_url, **settings}
+            mill = stack.enter_context(running(db, tmp_path, engine, **given))
+            app = stack.enter_context(running_app(tmp_path, db.url, **given))
+            url = stack.enter_context(serve(app))
+            client = stack.enter_context(OpenAI(base_url=f"{url}/v1", api_key=make_key(app), max_retries=0, timeout=30))
+            stop = threading.Event()
+            ticking = threading.Thread(target=_tick, args=(mill, stop), daemon=True)
+            ticking.start()
+            stack.callback(ticking.join)
+            stack.callback(stop.set)
+            return World(mill, client, redis_url)
+
+        yield make
+
+
+def _tick(mill: Mill, stop: threading.Event) -> None:
+    while not stop.wait(0.01):
+        mill.dispatcher.tick()
+
+
+class Paced(FakeEngine):
+    """Tells one event at a time, and breaks once where it is told to."""
+
+    def __init__(self, pause: float = 0.03, breaks_after: int | None = None, **facts: Any) -> None:
+        super().__init__((MODEL,), **facts)
+        self._pause, self._breaks_after = pause, breaks_after
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        told = 0
+
+        async def one(chunk: bytes) -> None:
+            nonlocal told
+            if self._breaks_after == told:
+                self._breaks_after = None
+                raise EngineFault("broke")
+            told += 1
+            await emit(chunk)
+            await asyncio.sleep(self._pause)
+
+        return await super().stream(request, one)
+
+
+def _text(events: list[ResponseStreamEvent]) -> str:
+    return "".join(event.delta for event in events if event.type == "response.output_text.delta")
+
+
+def _finished(world: World) -> str:
+    [first, *_] = list(world.create())
+    assert first.type == "response.created"
+    return first.response.id
+
+
+def test_its_events_come_as_they_are_told_and_the_ledger_tells_the_last(make_world: Any) -> None:
+    world = make_world(Paced())
+
+    events = list(world.create())
+
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["response.created", "response.queued", "response.created"]
+    assert kinds[-1] == "response.completed"
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+    kept = world.client.responses.retrieve(events[0].response.id)
+    assert events[-1].response == kept
+    assert events[3].response.id == kept.id
+    assert kept.background
+    assert _text(events) == kept.output_text
+
+
+def test_whoever_dropped_goes_on_after_the_last_number_seen_while_it_runs_and_afterwards(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.1))
+    stream = world.create()
+    seen = [next(stream) for _ in range(6)]
+    stream.close()  # type: ignore[attr-defined]
+    response_id = seen[0].response.id
+
+    rest = world.follow(response_id, seen[-1].sequence_number)
+    later = world.follow(response_id, seen[-1].sequence_number)
+    whole = world.follow(response_id)
+
+    assert rest[-1].type == "response.completed"
+    assert _text(seen + rest) == rest[-1].response.output_text
+    assert [event.sequence_number for event in later] == [event.sequence_number for event in rest]
+    assert _text(whole) == rest[-1].response.output_text
+    assert world.follow(response_id, rest[-1].sequence_number)[-1].type == "response.completed"
+
+
+def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.0))
+    response_id = _finished(world)
+    with redis.Redis.from_url(world.redis_url) as server:
+        assert server.delete(interactive.answer(response_id)) == 1
+
+    events = world.follow(response_id)
+    tail = world.follow(response_id, 1_000_004)
+
+    kept = world.client.responses.retrieve(response_id)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+        "response.output_text.delta", "response.output_text.done", "response.content_part.done",
+        "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    assert _text(events) == kept.output_text
+    assert [event.type for event in tail] == ["response.completed"]
+    assert tail[0].response == kept
+
+
+def test_an_attempt_that_breaks_starts_over_in_the_open(make_world: Any) -> None:
+    world = make_world(Paced(breaks_after=6))
+
+    events = list(world.create())
+
+    starts = [n for n, event in enumerate(events) if event.type == "response.created"]
+    assert len(starts) == 3, "ours, and one of each attempt"
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+    assert _text(events[starts[-1] :]) == events[-1].response.output_text  # type: ignore[union-attr]
+
+
+def _lose(mill: Mill) -> bool:
+    with mill.db.write() as session:
+        [(job_id, n, epoch, beat, _)] = shards.running(session)
+        return shards.lose(session, job_id, n, epoch, beat)
+
+
+def test_a_worker_whose_lease_is_lost_has_its_answer_started_over_by_the_next(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.2), lease_seconds=60.0)
+    stream = world.create()
+    seen = [next(stream) for _ in range(5)]
+    eventually(lambda: _lose(world.mill), 10, "between two beats it is taken from its worker")
+    events = seen + list(stream)
+
+    first, again = (n for n, event in enumerate(events) if event.type == "response.created" and n > 0)
+    assert events[first].sequence_number < 2_000_000 <= events[again].sequence_number
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+    assert _text(events[again:]) == events[-1].response.output_text  # type: ignore[union-attr]
+
+
+def test_of_a_worker_that_was_lost_what_it_still_tells_is_not_shown(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.1))
+    stream = world.create()
+    seen = [next(stream) for _ in range(4)]
+    response_id = seen[0].response.id
+    zombie = Telling(world.mill.host, world.redis_url, response_id, 0)
+
+    async def late() -> None:
+        async with interactive.connect(world.redis_url) as zombie._redis:
+            await zombie._emit(b'{"type":"response.output_text.delta","delta":"LATE","item_id":"x"}')
+
+    world.mill.host.call(late()).result(5)
+    events = seen + list(stream)
+
+    assert "LATE" not in _text(events)
+    assert events[-1].type == "response.completed"
+
+
+def test_without_redis_it_is_answered_all_the_same(make_world: Any) -> None:
+    world = make_world(Paced(), streams_url="", broker_url="amqp://guest@127.0.0.1//")
+
+    events = list(world.create())
+
+    assert events[-1].type == "response.completed"
+    assert _text(events) == events[-1].response.output_text  # type: ignore[union-attr]
+
+
+def test_a_refusal_ends_it_as_failed(make_world: Any) -> None:
+    world = make_world(Paced(fault=lambda _: refusal(400, "Too long.", code="context_length_exceeded")))
+
+    events = list(world.create())
+
+    assert [event.type for event in events] == ["response.created", "response.queued", "response.failed"]
+    assert events[-1].response.error.message == "Too long."  # type: ignore[union-attr]
+
+
+def test_cancelling_just_ends_it(make_world: Any) -> None:
+    world = make_world(Paced(pause=1.0))
+    stream = world.create()
+    seen = [next(stream) for _ in range(3)]
+    world.client.responses.cancel(seen[0].response.id)
+
+    with suppress(StopIteration):
+        while True:
+            seen.append(next(stream))
+
+    assert not any(event.type in ("response.completed", "response.failed") for event in seen)
+    assert world.client.responses.retrieve(seen[0].response.id).status == "cancelled"
+
+
+def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
+    world = make_world(Paced())
+    key = {"Idempotency-Key": "one-of-them"}
+
+    first = list(world.create(extra_headers=key))
+    second = list(world.create(extra_headers=key))
+
+    assert first[-1].response == second[-1].response
+    assert _text(second) == _text(first)
+
+
+def test_deleted_nothing_told_is_left(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.0))
+    response_id = _finished(world)
+    with redis.Redis.from_url(world.redis_url) as server:
+        assert server.exists(interactive.answer(response_id))
+        world.client.responses.delete(response_id)
+        assert not server.exists(interactive.answer(response_id))
+
+
+def test_only_ones_own_can_be_followed_and_numbers_are_numbers(make_world: Any, db: Database) -> None:
+    world = make_world(Paced())
+    response_id = _finished(world)
+    key = {"Authorization": f"Bearer {world.client.api_key}"}
+    url = f"{world.client.base_url}responses/{response_id}?stream=true&starting_after="
+
+    assert httpx2.get(url + "x", headers=key).json()["error"]["param"] == "starting_after"
+    assert httpx2.get(url + "-2", headers=key).status_code == 400
+    with pytest.raises(openai.NotFoundError):
+        world.client.responses.retrieve("resp_none", stream=True)

@@ -1,0 +1,108 @@
+"""The page that chats, in a real browser: pieces arrive one by one, Stop frees the engine, no secret leaves the tab."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.browsers import chromium
+from tests.support.shop import MODEL, Shop
+from tests.support.system import eventually
+from workers.engines.port import Answer, Emit, Request
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """Its engine says a number every fifth of a second, until it is stopped."""
+    shop = make_shop()
+
+    async def counting(request: Request, emit: Emit) -> Answer:
+        last = request.body["messages"][-1]["content"]
+        for n in range(3 if last == "Three" else 1000):
+            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+            await emit(json.dumps({**chunk, "choices": [{"index": 0, "delta": {"content": f"{n} <b>"}}]}).encode())
+            await asyncio.sleep(0.2)
+        return Answer(200, b"")
+
+    monkeypatch.setattr(shop.engine, "stream", counting)
+    return shop
+
+
+@pytest.fixture
+def page(shop: Shop, browser: Browser) -> Iterator[tuple[Page, list[str], list[str]]]:
+    """The page with its key typed in, the URLs that it asked for, and what went wrong in it."""
+    page = browser.new_page(viewport={"width": 900, "height": 640})
+    urls: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.goto(shop.url.removesuffix("/v1") + "/chat")
+    page.fill("#key", shop.client.api_key)
+    page.press("#key", "Tab")
+    yield page, urls, wrong
+    page.close()
+
+
+def test_pieces_arrive_one_by_one_and_stop_frees_the_engine_within_a_second(shop: Shop, page: Any) -> None:
+    tab, urls, wrong = page
+    with shop.open():
+        tab.fill("#model", MODEL)
+        tab.fill("#prompt", "Count")
+        tab.click("#send")
+        answer = tab.locator(".assistant")
+        expect(answer).to_contain_text("0 <b>1 <b>")
+        early = answer.inner_text()
+        expect(answer).to_contain_text("4 <b>")
+        assert shop.host._in_flight == 1
+        if folder := os.environ.get("NIGHTMILL_TEST_SCREENSHOTS"):
+            tab.screenshot(path=f"{folder}/chat.png")
+
+        tab.click("#stop")
+        began = time.monotonic()
+        eventually(lambda: shop.host._in_flight == 0, 5, "the engine is free")
+        took = time.monotonic() - began
+
+        expect(tab.locator("#status")).to_have_text("Stopped.")
+        tab.fill("#prompt", "Three")
+        tab.press("#prompt", "Enter")
+        expect(answer.nth(1)).to_have_text("0 <b>1 <b>2 <b>")
+        expect(tab.locator("#stop")).to_be_disabled()
+
+    assert took < 1, f"free after {took:.2f} s"
+    assert "4" not in early
+    assert wrong == []
+    assert {url.split("/", 3)[3] for url in urls} == {
+        "chat", "chat/chat.css", "chat/chat.js", "v1/models", "v1/chat/completions",
+    }  # fmt: skip
+    assert tab.evaluate("Object.keys(localStorage).length + document.cookie.length") == 0
+    assert not any(shop.client.api_key in url for url in urls)
+
+
+def test_what_went_wrong_is_said(shop: Shop, page: Any) -> None:
+    tab, _, _ = page
+    tab.fill("#prompt", "Hello")
+    tab.click("#send")
+
+    expect(tab.locator("#status")).to_contain_text("No live worker serves the model")
+
+
+def test_the_page_runs_nothing_of_others(shop: Shop) -> None:
+    said = httpx2.get(shop.url.removesuffix("/v1") + "/chat")
+
+    policy = said.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert said.headers["x-content-type-options"] == "nosniff"
