@@ -172,7 +172,7 @@ class HttpEngine:
         while True:
             ready = [endpoint for endpoint in able if endpoint.ready()]
             if ready:
-                chosen = min(ready, key=_in_flight)
+                chosen = min(ready, key=lambda endpoint: endpoint.window.in_flight)
                 chosen.window.in_flight += 1
                 return chosen
             self._expect(able)
@@ -381,10 +381,6 @@ class HttpEngine:
         except (aiohttp.ClientError, TimeoutError, EngineFault):
             return None
         return frozenset({ANY_MODEL}) if names is None else names
-
-
-def _in_flight(endpoint: Endpoint) -> int:
-    return endpoint.window.in_flight
 
 
 def _answer(status: int, raw: bytes) -> Answer:
