@@ -11,9 +11,12 @@ from jobs import attachments, indexes, reindexing
 from jobs.clock import now
 from jobs.errors import Conflict
 from jobs.models import Audit, VectorRemoval, VectorStore
+from jobs.searches import Search
 from jobs.states import JobState
 from tests.support.ingesting import MODEL, SMALL, Killed, Works, refuses
 from workers import verifying
+from workers.asking import Asking
+from workers.engines.port import Request
 from workers.vectors.rows import store_of
 
 TEXTS = [f"Number {name} is a word of its own. " * 60 for name in ("one", "two", "three")]
@@ -406,6 +409,24 @@ def test_an_index_that_is_not_in_use_is_verified_and_mended_too(mill: Works, she
     assert found(mill, store) == set(files)
     assert mill.row(second, files[0]).chunking == LARGE
     assert_true(mill, store, second)
+
+
+def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+    asking, project = Asking(mill.context), mill.current(store).project_id
+    request = Request("/v1/responses", {}, "req_1", 0, project)
+
+    def placed(name: str) -> Any:
+        return asking._place(request, Search(model="", store_id=name, queries=("x",)))
+
+    assert placed(store)[1].id == store
+    switch(mill, store, second)
+
+    queue, index = placed(store)
+    assert (queue, index.id, index.model) == ("gpu.embed", second, MODEL)
+    assert placed(second).status == 404
 
 
 def test_texts_that_are_cut_alike_are_not_embedded_again(mill: Works, shelf: tuple[str, list[str]]) -> None:
