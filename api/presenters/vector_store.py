@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from api.presenters.batch import when
+from api.presenters.batch import BatchWebhook, when
 from api.progress import Totals
 from jobs.attachments import is_over
 from jobs.documents import Document
@@ -82,6 +82,12 @@ class VectorStoreFileObject(BaseModel):
     attributes: dict[str, Value] | None
 
 
+class CreatedVectorStoreFile(VectorStoreFileObject):
+    """A file with its own webhook, as the call that brings it in answers it."""
+
+    webhook: BatchWebhook | None
+
+
 class VectorStoreFileDeleted(BaseModel):
     id: str
     object: Literal["vector_store.file.deleted"] = "vector_store.file.deleted"
@@ -95,6 +101,12 @@ class FileBatchObject(BaseModel):
     vector_store_id: str
     status: FileStatus
     file_counts: FileCounts
+
+
+class CreatedFileBatch(FileBatchObject):
+    """A batch of files with its own webhook, as its create answers it."""
+
+    webhook: BatchWebhook | None
 
 
 class Text(BaseModel):

@@ -93,6 +93,21 @@ def test_who_listens_is_told_of_each_file_and_of_the_batch_once(mill: Works) -> 
     assert Counter(owed) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
 
 
+def test_a_batchs_own_webhook_is_owed_what_endpoints_are_owed(mill: Works) -> None:
+    store = mill.store()
+    hook = {"url": "https://192.0.43.8/hook"}
+
+    batch = mill.batch(store, mill.upload(PROSE), mill.upload(b"\x7fELF\x00\x01", "a.bin"), webhook=hook)
+    single = mill.attach(store, mill.upload(OTHER), webhook=hook)
+    mill.drive()
+
+    with mill.db.read() as session:
+        both = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
+        owed = Counter(tuple(row) for row in session.execute(both))
+    kinds = ("file.completed", "file.failed", "file_batch.completed")
+    assert owed == {(batch, f"vector_store.{kind}"): 1 for kind in kinds} | {(single, f"vector_store.{kinds[0]}"): 1}
+
+
 def test_a_batch_of_refused_files_embeds_nothing(mill: Works) -> None:
     store = mill.store()
     batch = mill.batch(store, mill.upload(b"\x7fELF\x00\x01", "a.bin"))
