@@ -21,12 +21,16 @@ class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The text of one file. `language` is an ISO 639-1 code where it is known."""
+    """The text of one file. `language` is an ISO 639-1 code where it is known.
+
+    What is to be cut by meaning has `sentences` and no chunks: indexing makes them, as that takes the embedding model.
+    """
 
     text: str
     chunks: tuple[Chunk, ...]
     title: str | None = None
     language: str | None = None
+    sentences: tuple[Chunk, ...] = ()
 
     def piece(self, n: int) -> str:
         return self.text[self.chunks[n].start : self.chunks[n].end]

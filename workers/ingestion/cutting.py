@@ -37,7 +37,7 @@ def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutt
     strategy = chunking["type"]
     wanted = chunking[strategy]
     most = min(int(wanted["max_chunk_size_tokens"]), length)
-    overlap = int(wanted["chunk_overlap_tokens"]) * most // int(wanted["max_chunk_size_tokens"])
+    overlap = int(wanted.get("chunk_overlap_tokens", 0)) * most // int(wanted["max_chunk_size_tokens"])
     return Cutting(folder / "tokenizer.json", most, overlap, strategy)
 
 

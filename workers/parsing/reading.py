@@ -48,6 +48,9 @@ def read(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: L
     """Raises Refused."""
     reading = sniffing.read(data, filename, limits)
     laid = blocks.lay(reading, limits)
+    if cutting.strategy == "semantic":
+        sentences = chunking.sentences(laid, tokens, cutting, limits)
+        return Document(laid.text, (), laid.title, reading.language, sentences)
     return Document(laid.text, chunking.chunks(laid, tokens, cutting, limits), laid.title, reading.language)
 
 
