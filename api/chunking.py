@@ -8,8 +8,8 @@ from api.bodies import Body
 
 #: OpenAI's `auto`.
 AUTO: dict[str, Any] = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
-#: Of the distances between sentences: Kamradt's default.
-PERCENTILE: Final = 95.0
+#: Of the distances between sentences: measured, as `workers/ingestion/semantic.py` says.
+PERCENTILE: Final = 85.0
 
 
 class Sizes(Body):
@@ -42,8 +42,8 @@ class Sentence(Body):
 
 
 class Meaning(Body):
-    """A cut falls where a sentence is further from the next than `threshold`, a cosine distance, or than the
-    `percentile` of all the distances in its document: by default 95."""
+    """A cut falls where three sentences are further from the next three than `threshold`, a cosine distance, or than
+    the `percentile` of all the distances in the document: by default 85."""
 
     max_chunk_size_tokens: int = Field(ge=100, le=4096)
     percentile: float | None = Field(default=None, ge=1, le=99.9)

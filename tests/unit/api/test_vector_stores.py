@@ -136,7 +136,7 @@ def test_a_way_to_cut_is_kept(app: FastAPI, client: TestClient, kind: str, size:
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        ({}, {"percentile": 95.0}),
+        ({}, {"percentile": 85.0}),
         ({"percentile": 80}, {"percentile": 80.0}),
         ({"percentile": None, "threshold": 0.4}, {"threshold": 0.4}),
     ],
