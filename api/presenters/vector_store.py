@@ -122,7 +122,10 @@ class FileContentPage(BaseModel):
 
 
 class ChunkFacts(BaseModel):
-    """Where the text stands in its file: `text[start:end]` of its content. Ours."""
+    """Where the text stands in its file: `text[start:end]` of its content. Ours.
+
+    `language` is an ISO 639-1 code, `time` what the file says of its last change, `sha256` of the text.
+    """
 
     start: int
     end: int
@@ -131,6 +134,8 @@ class ChunkFacts(BaseModel):
     section: list[str] | None = None
     title: str | None = None
     language: str | None = None
+    time: str | None = None
+    sha256: str | None = None
 
 
 class SearchResult(BaseModel):

@@ -16,7 +16,7 @@ from workers.engines.router import models_dir
 from workers.parsing.parser import Cutting
 
 #: Counts what parsing and cutting make of the same file: with another number everything is made anew.
-RECIPE: Final = 1
+RECIPE: Final = 2
 _UNKNOWN_LENGTH: Final = 512  # tokens, of a model that says nothing of itself
 
 

@@ -252,9 +252,15 @@ class Indexing:
 
     def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> Entry:
         document = file.document
-        facts = {"title": document.title, "language": document.language, "filename": file.row.filename}
-        meta = facts | msgspec.to_builtins(document.chunks[n])
-        meta = {name: value for name, value in meta.items() if value is not None}
+        facts = {
+            "title": document.title,
+            "language": document.language,
+            "time": document.time,
+            "filename": file.row.filename,
+            "sha256": file.digests[n],
+        }
+        meta = {name: value for name, value in facts.items() if value is not None}
+        meta |= msgspec.to_builtins(document.chunks[n])
         return Entry(self._key(file.row), n, document.piece(n), file.digests[n], vectors[file.digests[n]], meta)
 
     def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> None:

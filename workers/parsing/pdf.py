@@ -11,7 +11,7 @@ from typing import Final
 import pypdfium2
 from pypdfium2 import raw
 
-from workers.parsing import plain
+from workers.parsing import dates, plain
 from workers.parsing.blocks import Block, Reading, clean
 from workers.parsing.terms import Limits, Refused, invalid
 
@@ -26,7 +26,9 @@ def read(data: bytes, limits: Limits) -> Reading:
     document = _opened(data)
     if len(document) > limits.pages:
         raise invalid(f"The file has {len(document)} pages; at most {limits.pages} can be searched.")
-    return Reading(_blocks(document), document.get_metadata_value("Title") or None)
+    said = document.get_metadata_value
+    time = dates.first(said("ModDate"), said("CreationDate"))
+    return Reading(_blocks(document), said("Title") or None, time=time)
 
 
 def _opened(data: bytes) -> pypdfium2.PdfDocument:

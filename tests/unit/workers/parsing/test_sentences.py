@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from jobs.documents import Chunk, Document
 from tests.unit.workers.parsing.test_chunking import FAMILIES, LIMITS, TEXTS, TOKENS, check, laid
@@ -142,6 +143,18 @@ def test_windows_are_of_some_sentences_each_as_far_as_they_fit() -> None:
     assert numbers(254) == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4], [4]]
     assert numbers(50) == [[0], [0, 1], [0, 1], [1, 2], [2, 3], [3, 4], [4]]
     assert numbers(25) == [[0], [0], [0], [1], [2], [3], [4]]
+
+
+def test_a_chunk_is_in_the_language_that_most_of_it_is_in() -> None:
+    document = laid("\n\n".join(f"{LONG} {n}." for n in range(3)))
+    found = sentences(document, TOKENS["word_piece"], 254)
+    mixed = [replace(one, language=name) for one, name in zip(found, ("de", None, "de"), strict=True)]
+
+    def language(of: Sequence[Chunk]) -> str | None:
+        [chunk] = cut(document, of, [0.0, 0.0], TOKENS["word_piece"], 254)
+        return chunk.language
+
+    assert (language(found), language(mixed), language([found[0], mixed[0], found[2]])) == (None, "de", None)
 
 
 def test_distances_are_of_what_stands_before_a_joint_and_after_it() -> None:
