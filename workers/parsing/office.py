@@ -7,6 +7,7 @@ import html
 import importlib.util
 import io
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -79,6 +80,16 @@ def read(data: bytes, media: str, limits: Limits) -> Reading:
     found = markdown.read(text)
     facts = result.metadata
     return Reading(_unescaped(found.blocks), facts.get("title") or None, time=dates.first(*map(facts.get, _TIMES)))
+
+
+def picture_text(data: bytes, media: str) -> str:
+    """What Tesseract sees. Raises Refused."""
+    return str(_extracted(data, media).content)
+
+
+def sees() -> bool:
+    """Whether there is a Tesseract, and what asks it."""
+    return installed() and shutil.which("tesseract") is not None
 
 
 def installed() -> bool:
