@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from jobs.documents import Chunk, Document
 from tests.unit.workers.parsing.test_chunking import FAMILIES, LIMITS, TEXTS, TOKENS, check, laid
 from workers.ingestion import semantic
-from workers.parsing import blocks, chunking
+from workers.parsing import blocks, chunking, wire
 from workers.parsing.blocks import Laid
 from workers.parsing.terms import Cutting, Refused
 from workers.parsing.tokens import Tokens
@@ -97,6 +97,12 @@ def test_long_texts_without_a_border_take_linear_work() -> None:
         TOKENS["word_piece"].read = 0
         sentences(document, TOKENS["word_piece"], 254)
         assert TOKENS["word_piece"].read < 12 * len(document.text)
+
+
+@pytest.mark.parametrize("bad", [Chunk(0, 99, 1), Chunk(2, 2, 1), Chunk(-1, 2, 1), Chunk(0, 2, -1)])
+def test_sentences_that_make_no_sense_are_not_believed(bad: Chunk) -> None:
+    with pytest.raises(Refused, match="makes no sense"):
+        wire.check(Document("text", (), sentences=(bad,)), LIMITS)
 
 
 # What is made of them
