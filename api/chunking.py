@@ -1,6 +1,6 @@
 """How a file is to be cut, as a request says it and as a row keeps it."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,8 @@ from api.bodies import Body
 
 #: OpenAI's `auto`.
 AUTO: dict[str, Any] = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
+#: Of the distances between sentences: measured, as `workers/ingestion/semantic.py` says.
+PERCENTILE: Final = 85.0
 
 
 class Sizes(Body):
@@ -39,6 +41,28 @@ class Sentence(Body):
     sentence: Sizes
 
 
+class Meaning(Body):
+    """A cut falls where three sentences are further from the next three than `threshold`, a cosine distance, or than
+    the `percentile` of all the distances in the document: by default 85."""
+
+    max_chunk_size_tokens: int = Field(ge=100, le=4096)
+    percentile: float | None = Field(default=None, ge=1, le=99.9)
+    threshold: float | None = Field(default=None, gt=0, le=2)
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> Self:
+        if self.percentile is not None and self.threshold is not None:
+            raise ValueError("At most one of percentile and threshold.")
+        return self
+
+
+class Semantic(Body):
+    """Chunks end where what the text is about changes. Ours. Each sentence is embedded too."""
+
+    type: Literal["semantic"]
+    semantic: Meaning
+
+
 class Structure(Body):
     """Sections, code and tables are kept whole, where they fit. Ours."""
 
@@ -46,11 +70,17 @@ class Structure(Body):
     structure: Sizes
 
 
-ChunkingStrategy = Annotated[Auto | Static | Sentence | Structure, Field(discriminator="type")]
+Strategy = Auto | Static | Sentence | Structure | Semantic
+ChunkingStrategy = Annotated[Strategy, Field(discriminator="type")]
 
 
-def kept(strategy: Auto | Static | Sentence | Structure | None) -> dict[str, Any] | None:
+def kept(strategy: Strategy | None) -> dict[str, Any] | None:
     """As a row keeps it; None where the request does not say."""
     if strategy is None:
         return None
-    return AUTO if isinstance(strategy, Auto) else strategy.model_dump(mode="json")
+    if isinstance(strategy, Auto):
+        return AUTO
+    shown = strategy.model_dump(mode="json", exclude_none=True)
+    if isinstance(strategy, Semantic) and strategy.semantic.threshold is None:
+        shown["semantic"].setdefault("percentile", PERCENTILE)
+    return shown

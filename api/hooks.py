@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from api.bodies import Body
+from api.presenters.batch import BatchWebhook
 from jobs.errors import InvalidRequest
 from jobs.guard import check_url
 from jobs.settings import Settings
@@ -38,3 +39,8 @@ def check_webhook(config: Settings, webhook: JobWebhook | None) -> Hook | None:
     if webhook.secret is None:
         return Hook(webhook.url, new_secret(), made=True)
     return Hook(webhook.url, check_secret(webhook.secret, param="webhook.secret"), made=False)
+
+
+def told(hook: Hook | None) -> BatchWebhook | None:
+    """The webhook as a create answers it."""
+    return BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None

@@ -83,6 +83,7 @@ def _files_again(session: Session, call: CallContext, old: Job, key: str | None)
         raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")
     prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
     facts = {"idempotency_key": key, "request_id": call.request_id, "retry_of": old.id}
+    facts |= {"webhook_url": old.webhook_url, "webhook_secret": old.webhook_secret}
     return ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **facts)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.file_rows import visible
+from api.hooks import Hook
 from api.presenters.vector_store import VectorStoreObject, show_store
 from api.validation import clip
 from jobs import indexes, ingestions, ledger
@@ -91,11 +92,14 @@ def bring_in(
     prefix: str,
     files: Mapping[str, tuple[dict[str, Any] | None, dict[str, Any] | None]],
     key: str | None,
+    hook: Hook | None = None,
 ) -> Job:
     """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound."""
     names = _files(session, call, list(files))
     wanted = [Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
     facts = {"idempotency_key": key, "request_id": call.request_id}
+    if hook is not None:
+        facts |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
     return ingestions.submit(session, store, wanted, actor=call.actor, prefix=prefix, **facts)
 
 

@@ -11,22 +11,33 @@ from jobs.storage import Storage
 
 
 class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece that gets a vector of its own. `section` is its path of headings, `page` counts from 1."""
+    """A piece that gets a vector of its own. `section` is its path of headings, `page` counts from 1.
+
+    `language` is named where it is not the document's.
+    """
 
     start: int
     end: int
     tokens: int
     page: int | None = None
     section: tuple[str, ...] = ()
+    language: str | None = None
 
 
 class Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The text of one file. `language` is an ISO 639-1 code where it is known."""
+    """The text of one file. `language` is an ISO 639-1 code where it is known.
+
+    `time` is when the file says that it was changed or written: in UTC, by the second or by the day.
+
+    What is to be cut by meaning has `sentences` and no chunks: indexing makes them, as that takes the embedding model.
+    """
 
     text: str
     chunks: tuple[Chunk, ...]
     title: str | None = None
     language: str | None = None
+    sentences: tuple[Chunk, ...] = ()
+    time: str | None = None
 
     def piece(self, n: int) -> str:
         return self.text[self.chunks[n].start : self.chunks[n].end]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from api.presenters.batch import when
+from api.presenters.batch import BatchWebhook, when
 from api.progress import Totals
 from jobs.attachments import is_over
 from jobs.documents import Document
@@ -82,6 +82,12 @@ class VectorStoreFileObject(BaseModel):
     attributes: dict[str, Value] | None
 
 
+class CreatedVectorStoreFile(VectorStoreFileObject):
+    """A file with its own webhook, as the call that brings it in answers it."""
+
+    webhook: BatchWebhook | None
+
+
 class VectorStoreFileDeleted(BaseModel):
     id: str
     object: Literal["vector_store.file.deleted"] = "vector_store.file.deleted"
@@ -97,6 +103,12 @@ class FileBatchObject(BaseModel):
     file_counts: FileCounts
 
 
+class CreatedFileBatch(FileBatchObject):
+    """A batch of files with its own webhook, as its create answers it."""
+
+    webhook: BatchWebhook | None
+
+
 class Text(BaseModel):
     type: Literal["text"] = "text"
     text: str
@@ -110,7 +122,10 @@ class FileContentPage(BaseModel):
 
 
 class ChunkFacts(BaseModel):
-    """Where the text stands in its file: its `n`-th chunk, `text[start:end]` of its content. Ours."""
+    """Where the text stands in its file: its `n`-th chunk, `text[start:end]` of its content. Ours.
+
+    `language` is an ISO 639-1 code, `time` what the file says of its last change, `sha256` of the text.
+    """
 
     n: int
     start: int
@@ -120,6 +135,8 @@ class ChunkFacts(BaseModel):
     section: list[str] | None = None
     title: str | None = None
     language: str | None = None
+    time: str | None = None
+    sha256: str | None = None
 
 
 class SearchResult(BaseModel):

@@ -14,10 +14,10 @@ from api.bodies import Body
 from api.deps import Call, CallContext
 from api.fields import ExpiresAfter, Metadata
 from api.file_rows import visible
-from api.hooks import Hook, JobWebhook, check_webhook
+from api.hooks import Hook, JobWebhook, check_webhook, told
 from api.idempotency import Idempotent
 from api.paging import After, Limit20, Page, find, page
-from api.presenters.batch import STATUS, Batch, BatchWebhook, CreatedBatch, show_batch
+from api.presenters.batch import STATUS, Batch, CreatedBatch, show_batch
 from api.progress import Totals, totals
 from api.routing import resource
 from api.validation import clip
@@ -137,11 +137,6 @@ def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchR
         webhook_url=hook.url if hook else None,
         webhook_secret=hook.secret if hook else None,
     )
-
-
-def told(hook: Hook | None) -> BatchWebhook | None:
-    """The webhook as a create answers it."""
-    return BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
 
 
 def input_file(session: Session, call: CallContext, file_id: str) -> File | None:

@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from api.bodies import Body
 from api.deps import Call, CallContext
-from api.hooks import check_webhook
+from api.hooks import check_webhook, told
 from api.idempotency import Idempotent
 from api.paging import After, Limit20, Order, Page, find, page
 from api.presenters.schedule import CreatedSchedule, ScheduleDeleted, ScheduleObject, show_schedule
-from api.routes.batches import BatchFields, input_file, requested, told
+from api.routes.batches import BatchFields, input_file, requested
 from api.routing import resource
 from api.validation import clip
 from jobs.clock import now

@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 from api.bodies import Body
 from api.chunking import ChunkingStrategy, kept
 from api.deps import Call, CallContext
+from api.hooks import JobWebhook, check_webhook, told
 from api.idempotency import Idempotent
 from api.paging import Page
 from api.presenters.vector_store import (
     BATCH_STATUS,
+    CreatedFileBatch,
     FileBatchObject,
     VectorStoreFileObject,
     show_file_batch,
@@ -34,12 +36,13 @@ router: APIRouter = resource("Vector store file batches")
 
 
 class CreateFileBatch(Body):
-    """Either `file_ids`, which share attributes and chunking, or `files`, each with its own."""
+    """Either `file_ids`, which share attributes and chunking, or `files`, each with its own. `webhook` is ours."""
 
     file_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1)] | None = None
     files: Annotated[list[CreateVectorStoreFile], Field(min_length=1)] | None = None
     attributes: Attributes | None = None
     chunking_strategy: ChunkingStrategy | None = None
+    webhook: JobWebhook | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -48,11 +51,15 @@ class CreateFileBatch(Body):
         return self
 
 
-@router.post("/vector_stores/{vector_store_id}/file_batches", response_model=FileBatchObject)
+@router.post("/vector_stores/{vector_store_id}/file_batches", response_model=FileBatchObject | CreatedFileBatch)
 def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: CreateFileBatch) -> Response:
     """Bring many files into a store. One that is named twice comes in once."""
     check_count(call, len(body.file_ids or body.files or ()), "file_ids" if body.file_ids else "files")
     fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    hook = check_webhook(call.config, body.webhook)
 
     def make(session: Session) -> FileBatchObject:
         store = get_store(session, call, vector_store_id, alive=True)
@@ -60,8 +67,9 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
         files = dict.fromkeys(body.file_ids or (), shared)
         for file in body.files or ():
             files.setdefault(file.file_id, (file.attributes, kept(file.chunking_strategy)))
-        job = bring_in(session, call, store, FILE_BATCH, files, once.key)
-        return show_file_batch(job, totals(session, [job])[job.id])
+        job = bring_in(session, call, store, FILE_BATCH, files, once.key, hook)
+        shown = show_file_batch(job, totals(session, [job])[job.id])
+        return CreatedFileBatch(**shown.model_dump(), webhook=told(hook)) if hook else shown
 
     return once.run(fields, make)
 

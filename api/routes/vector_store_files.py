@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from api.bodies import Body
 from api.chunking import ChunkingStrategy, kept
 from api.deps import Call
+from api.hooks import JobWebhook, check_webhook, told
 from api.idempotency import Idempotent
 from api.paging import After, Before, Limit20, Order, Page, find, page
 from api.presenters.vector_store import (
+    CreatedVectorStoreFile,
     FileContentPage,
     VectorStoreFileDeleted,
     VectorStoreFileObject,
@@ -67,23 +69,34 @@ class CreateVectorStoreFile(Body):
     chunking_strategy: ChunkingStrategy | None = None
 
 
+class AttachVectorStoreFile(CreateVectorStoreFile):
+    """A file that comes in alone may have its own webhook, which is ours."""
+
+    webhook: JobWebhook | None = None
+
+
 class UpdateVectorStoreFile(Body):
     attributes: Attributes | None
 
 
-@router.post("/vector_stores/{vector_store_id}/files", response_model=VectorStoreFileObject)
+@router.post("/vector_stores/{vector_store_id}/files", response_model=VectorStoreFileObject | CreatedVectorStoreFile)
 def create_vector_store_file(
-    call: Call, once: Idempotent, vector_store_id: str, body: CreateVectorStoreFile
+    call: Call, once: Idempotent, vector_store_id: str, body: AttachVectorStoreFile
 ) -> Response:
     """Bring a file into a store. One that is there already can be found as it was until the new version is whole."""
     fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    hook = check_webhook(call.config, body.webhook)
 
     def make(session: Session) -> VectorStoreFileObject:
         store = get_store(session, call, vector_store_id, alive=True)
         wanted = body.attributes, kept(body.chunking_strategy)
-        bring_in(session, call, store, SINGLE, {body.file_id: wanted}, once.key)
+        bring_in(session, call, store, SINGLE, {body.file_id: wanted}, once.key, hook)
         call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
-        return show_store_file(store, get_store_file(session, store, body.file_id))
+        shown = show_store_file(store, get_store_file(session, store, body.file_id))
+        return CreatedVectorStoreFile(**shown.model_dump(), webhook=told(hook)) if hook else shown
 
     return once.run(fields, make)
 

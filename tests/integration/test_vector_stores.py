@@ -295,6 +295,20 @@ def test_what_was_brought_in_is_told_and_signed(mill: Mill) -> None:
     assert unwrapped.id in {one["id"] for one in told}
 
 
+def test_a_batchs_own_webhook_is_told_and_signed(mill: Mill) -> None:
+    with Receiver() as receiver:
+        hook = {"url": receiver.url("ok")}
+        batch = mill.client.vector_stores.file_batches.create(
+            mill.store(), file_ids=[mill.upload("a.txt", b"good")], extra_body={"webhook": hook}
+        )
+        eventually(lambda: len(receiver.requests) >= 2, 30, "two webhooks")
+        made: Any = batch.model_dump()["webhook"]
+        told: list[Any] = [one.verify(made["signing_secret"]) for one in receiver.requests]
+
+    assert sorted(one["type"] for one in told) == ["vector_store.file.completed", "vector_store.file_batch.completed"]
+    assert {"id": batch.id} in [one["data"] for one in told]
+
+
 def test_what_is_deleted_is_nowhere(mill: Mill) -> None:
     store = mill.store()
     files = mill.client.vector_stores.files

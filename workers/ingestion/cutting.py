@@ -19,7 +19,7 @@ from workers.engines.router import models_dir
 from workers.parsing.parser import Cutting
 
 #: Counts what parsing and cutting make of the same file: with another number everything is made anew.
-RECIPE: Final = 1
+RECIPE: Final = 2
 _SEAM: Final = 2  # tokens: where a prompt and a text meet, a word may be cut otherwise
 _FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json",
@@ -44,7 +44,7 @@ def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutt
     strategy = chunking["type"]
     wanted = chunking[strategy]
     most = min(int(wanted["max_chunk_size_tokens"]), length)
-    overlap = int(wanted["chunk_overlap_tokens"]) * most // int(wanted["max_chunk_size_tokens"])
+    overlap = int(wanted.get("chunk_overlap_tokens", 0)) * most // int(wanted["max_chunk_size_tokens"])
     return Cutting(folder / "tokenizer.json", most, overlap, strategy)
 
 

@@ -2,6 +2,7 @@
 
     documents ──▶ texts ─┬─ known to the store already ─┐
                          └─ engine, many at a time ─────┴─▶ vectors, durable ──▶ one transaction: in view, and counted
+    sentences ──▶ engine ──▶ cut by meaning, durable ──▶ a document like the others
 
 Several documents are embedded, written and published together. Vectors lie under a key of this claim; those that a
 lost claim has written stay out of sight and are removed.
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -32,8 +34,7 @@ from workers.answering import Answering
 from workers.context import Context
 from workers.engines.port import Answer, Request
 from workers.host import EngineHost, GaveUp
-from workers.ingestion import prompting
-from workers.ingestion.cutting import NoTokenizer, TokenizerAway
+from workers.ingestion import cutting, prompting, semantic
 from workers.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
 from workers.ingestion.prompting import Prompt
 from workers.keeper import Hold
@@ -80,6 +81,8 @@ class Indexing:
         self.closed = False
         self.prompt = Prompt()
         self.written = 0  # dimensions of vectors that are not published yet
+        self.rewrote = False  # a document, which was cut
+        self.tally = Tally()  # what was asked of the engine since the last commit
         self.answers: deque[tuple[Item, Answer]] = deque()
 
     def all(self) -> None:
@@ -91,14 +94,14 @@ class Indexing:
         except VectorsAway as error:
             log.warning("vectors_away", extra={"job_id": self.claim.job.id, "error": str(error)})
             self.give_back(AWAY_SECONDS, "vectors")
-        except (DatabaseBusy, ModelsFileError, NoTokenizer, TokenizerAway):
+        except (DatabaseBusy, ModelsFileError, cutting.NoTokenizer, cutting.TokenizerAway):
             self.give_back(AWAY_SECONDS, None)
         except CancelledError:
             if self.hold.lost.is_set():
                 raise Fenced from None
             self.give_back(0.0, None)
         except Fenced:
-            if self.written:
+            if self.written or self.rewrote:
                 job, dimensions = self.claim.job, self.written
                 self.context.db.retrying(lambda session: attachments.left_behind(session, job, dimensions))
             raise
@@ -153,24 +156,52 @@ class Indexing:
         made_from = recipe_of(store, file, row, self.prompt) if file else ""
         if document is None:  # removed meanwhile: publishing finds that out
             return _File(line, row, made_from, Document("", ()), failed=BROKE)
-        digests = [_digest(self.prompt.text + document.piece(n)) for n in range(len(document.chunks))]
+        try:
+            document = self._cut(document, row, store) if document.sentences else document
+        except cutting.NoTokenizer as error:
+            return _File(line, row, made_from, document, failed=("server_error", str(error)))
+        digests = [self._digest(document.piece(n)) for n in range(len(document.chunks))]
         return _File(line, row, made_from, document, digests)
+
+    def _digest(self, text: str) -> str:
+        """Of what the engine is given, the prompt included."""
+        return _digest(self.prompt.text + text)
+
+    def _cut(self, document: Document, row: VectorStoreFile, store: VectorStore) -> Document:
+        """By meaning. It is kept, so that who comes after a death embeds no sentence again. Raises NoTokenizer.
+
+        A zombie may put another cut in its place: nobody cuts by what is stored once the vectors are in view.
+        """
+        cut = cutting.cutting_of(self.context.config, store.model, row.chunking)
+        distances = semantic.Distances()
+        left = semantic.windows(document, cut.max_tokens) if len(document.sentences) > 1 else iter(())
+        while windows := list(islice(left, CHUNKS_AT_ONCE)):
+            self._stop_if_ended()
+            digests = [self._digest(window) for window in windows]
+            vectors: dict[str, Vector] = {}
+            self._embed(dict(zip(digests, windows, strict=True)), vectors, store)
+            distances.add([vectors.get(digest) for digest in digests])
+        tokens = semantic.tokens_of(cut.tokenizer)
+        document = semantic.cut(document, distances.found, tokens, cut.max_tokens, row.chunking["semantic"])
+        self.rewrote = True
+        self.context.storage.put(documents.path(store.id, row.version), documents.encode(document))
+        return document
 
     def _index(self, group: list[_File], row: VectorStore) -> None:
         """Slice by slice, however long a document is; in view with the last one."""
-        tally = Tally()
         for part in _slices(group):
             self._stop_if_ended()
-            self._write(part, row, tally)
+            self._write(part, row)
         made = [self._made(file, row.dimensions) for file in group]
+        tally, self.tally = self.tally, Tally()
         self._commit(made, tally, row.dimensions)
-        self.written = 0
+        self.written, self.rewrote = 0, False
 
-    def _write(self, part: list[tuple[_File, int]], row: VectorStore, tally: Tally) -> None:
+    def _write(self, part: list[tuple[_File, int]], row: VectorStore) -> None:
         """Vectors of some chunks, durable. A document that one can't be had for has failed."""
         texts = {file.digests[n]: file.document.piece(n) for file, n in part}
         vectors = self._known(row, texts)
-        self._embed({digest: text for digest, text in texts.items() if digest not in vectors}, vectors, row, tally)
+        self._embed({digest: text for digest, text in texts.items() if digest not in vectors}, vectors, row)
         dimensions = self._dimensions(row, vectors)
         for file, n in part:
             vector = vectors.get(file.digests[n])
@@ -230,25 +261,26 @@ class Indexing:
 
     def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> Entry:
         document = file.document
-        facts = {"title": document.title, "language": document.language, "filename": file.row.filename}
-        meta = facts | msgspec.to_builtins(document.chunks[n])
-        meta = {name: value for name, value in meta.items() if value is not None}
+        facts = {
+            "title": document.title,
+            "language": document.language,
+            "time": document.time,
+            "filename": file.row.filename,
+            "sha256": file.digests[n],
+        }
+        meta = {name: value for name, value in facts.items() if value is not None}
+        meta |= msgspec.to_builtins(document.chunks[n])
         return Entry(self._key(file.row), n, document.piece(n), file.digests[n], vectors[file.digests[n]], meta)
 
-    def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore, tally: Tally) -> None:
+    def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> None:
         """Fill `vectors` by digest. What the engine refuses or breaks on stays missing, alone."""
         batches = [list(texts)[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE)]
-        broken = self._embed_all(batches, texts, vectors, store, tally)
+        broken = self._embed_all(batches, texts, vectors, store)
         singly = [[digest] for batch in broken if len(batch) > 1 for digest in batch]
-        self._embed_all(singly, texts, vectors, store, tally)
+        self._embed_all(singly, texts, vectors, store)
 
     def _embed_all(
-        self,
-        batches: list[list[str]],
-        texts: dict[str, str],
-        vectors: dict[str, Vector],
-        store: VectorStore,
-        tally: Tally,
+        self, batches: list[list[str]], texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore
     ) -> list[list[str]]:
         """Those for which there are no vectors."""
         items = [self._item(n, [texts[digest] for digest in batch], store) for n, batch in enumerate(batches)]
@@ -256,7 +288,7 @@ class Indexing:
             self._ask(items)
         while self.answers:
             item, answer = self.answers.popleft()
-            tally.input_tokens += answer.usage.input_tokens
+            self.tally.input_tokens += answer.usage.input_tokens
             try:
                 vectors.update(dict(zip(batches[item.line], read_vectors(answer), strict=True)))  # all or none
             except (Unusable, ValueError) as error:

@@ -43,6 +43,7 @@ class Reading:
     blocks: Iterator[Block]
     title: str | None = None
     language: str | None = None
+    time: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ is long.
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 #: A full stop (also in Arabic, Urdu and Hindi) and what closes after it, before white space and no small letter
@@ -16,6 +16,7 @@ _SENTENCE: Final = re.compile(
 )
 _AFTER: Final = 16  # characters behind the window that tell whether a sentence ends
 _SPACE: Final = re.compile(r"\s")
+_LINE: Final = re.compile(r"\n")
 _WORD: Final = re.compile(r"\S")
 _JOINER: Final = "\u200d"
 _CLUSTER: Final = 16  # characters: longer heaps of marks may be cut
@@ -34,6 +35,16 @@ def line(text: str, low: int, high: int) -> int | None:
 def sentence(text: str, low: int, high: int) -> int | None:
     ends = (found.end() for found in _SENTENCE.finditer(text, low, high + _AFTER))
     return max((end for end in ends if end <= high), default=None)
+
+
+def ends(text: str, start: int, end: int, *, of_lines: bool) -> Iterator[int]:
+    """After each sentence of text[start:end], or each line, and at its end."""
+    marks = _LINE if of_lines else _SENTENCE
+    for found in marks.finditer(text, start, min(end + _AFTER, len(text))):
+        if found.end() >= end:
+            break
+        yield found.end()
+    yield end
 
 
 def word(text: str, low: int, high: int) -> int | None:

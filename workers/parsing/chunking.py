@@ -12,6 +12,7 @@ until it fits. Only one single character may be more than the limit.
     static      as above
     sentence    the last end of a sentence anywhere in the window goes before the rest
     structure   a chunk is of one section; code and tables stand alone, whole where they fit
+    semantic    not here: it is cut into sentences, of which indexing makes chunks
 """
 
 from bisect import bisect_left, bisect_right
@@ -27,6 +28,9 @@ from workers.parsing.tokens import Spans, Tokens
 
 _PREFERRED: Final[tuple[borders.Border, ...]] = (borders.paragraph, borders.line, borders.sentence, borders.word)
 _ALONE: Final = frozenset({"code", "table"})
+_OF_LINES: Final = frozenset({"code", "table", "list"})
+#: Tokens: a sentence that is shorter goes with the next. It says little by itself, and each costs an embedding.
+SHORTEST: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,16 @@ def chunks(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tupl
     return tuple(_placed(laid, piece) for start, end in segments for piece in cutter.cut(start, end))
 
 
+def sentences(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tuple[Chunk, ...]:
+    """Sentences and lines, each of which fits. A heading goes with what follows it. Raises as `chunks` does."""
+    spans = tokens.spans(laid.text, limits)
+    if not spans.starts:
+        raise no_text()
+    cutter = Cutter(laid.text, tokens, spans, cutting)
+    found = [_placed(laid, piece) for start, end in _sentences(laid, cutter) for piece in cutter.cut(start, end)]
+    return tuple(found)
+
+
 class Cutter:
     def __init__(self, text: str, tokens: Tokens, spans: Spans, cutting: Cutting) -> None:
         self._text = text
@@ -57,6 +71,9 @@ class Cutter:
 
     def fits(self, start: int, end: int) -> bool:
         return self._index(end) - self._index(start) <= self._most
+
+    def is_short(self, start: int, end: int) -> bool:
+        return self._index(end) - self._index(start) < SHORTEST
 
     def cut(self, start: int, end: int) -> Iterator[Piece]:
         """`floor` is where the chunk before ended: every chunk goes beyond it."""
@@ -153,6 +170,26 @@ def _segments(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
         if following is None or not _together(block, following, cutter.fits(start, following.end)):
             yield start, block.end
             start = None
+
+
+def _sentences(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
+    """One after the other, and all of the text. What is short is kept for the next, but for none of another section."""
+    start: int | None = None
+    before: Placed | None = None
+    for block in laid.blocks:
+        if start is not None and before is not None and block.section != before.section and before.kind != "heading":
+            yield start, before.end
+            start = None
+        start = block.start if start is None else start
+        if block.kind != "heading":
+            for end in borders.ends(laid.text, block.start, block.end, of_lines=block.kind in _OF_LINES):
+                if not cutter.is_short(start, end):
+                    yield start, end
+                    start = end
+            start = None if start == block.end else start
+        before = block
+    if start is not None and before is not None:
+        yield start, before.end
 
 
 def _together(block: Placed, following: Placed, fits: bool) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from workers.parsing import dates
 from workers.parsing.blocks import Block, Kind, Reading
 
 _ATX: Final = re.compile(r" {0,3}(#{1,6})(?=[ \t]|\Z)")
@@ -15,7 +16,8 @@ _FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})")
 _LIST: Final = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])[ \t]+\S")
 #: Possessive, as no line may cost more than it is long.
 _DELIMITER_ROW: Final = re.compile(r"[ \t]*+\|?+[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+\|?[ \t]*\Z")
-_FRONT_TITLE: Final = re.compile(r"^title:(.*)$", re.MULTILINE)
+_FRONT_TIMES: Final = ("lastmod", "updated", "date")
+_FRONT_FACT: Final = re.compile(r"^(title|lastmod|updated|date):(.*)$", re.MULTILINE)
 _MARKUP: Final = re.compile(r"[*_`]+|\[([^\]]*)\]\([^)]*\)")
 _FRONT_LINES: Final = 200
 _NAME_CHARACTERS: Final = 1000
@@ -24,8 +26,11 @@ _NAME_CHARACTERS: Final = 1000
 def read(text: str) -> Reading:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     front = _front_matter(lines)
-    title = _FRONT_TITLE.search("\n".join(lines[:front]))
-    return Reading(Scanner(lines[front:]).blocks(), title.group(1).strip(" \t'\"") if title else None)
+    facts: dict[str, str] = {}
+    for name, value in _FRONT_FACT.findall("\n".join(lines[:front])):
+        facts.setdefault(name, value.strip(" \t'\""))
+    time = dates.first(*map(facts.get, _FRONT_TIMES))
+    return Reading(Scanner(lines[front:]).blocks(), facts.get("title"), time=time)
 
 
 class Scanner:

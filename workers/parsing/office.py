@@ -7,12 +7,13 @@ import html
 import importlib.util
 import io
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, Final
 
-from workers.parsing import archive, markdown
+from workers.parsing import archive, dates, markdown
 from workers.parsing.blocks import Block, Reading
 from workers.parsing.terms import Limits, Refused, invalid, unsupported
 
@@ -42,6 +43,7 @@ _MAIL_HEADERS: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _MAIL_SURE: Final = 3  # headers of these that nothing but mail begins with
+_TIMES: Final = ("modified_at", "created_at", "date")
 _NAMES: Final = "Word, PowerPoint, Excel, OpenDocument, EPUB, e-mail, RTF and pictures"
 _ESCAPED: Final = re.compile(r"\\([!-/:-@\[-`{-~])")
 #: kreuzberg 4.10 loses `&amp;` and the like from Word's text, so they travel as characters that nobody uses.
@@ -76,7 +78,18 @@ def read(data: bytes, media: str, limits: Limits) -> Reading:
     if media == MAIL:
         text = html.unescape(text)
     found = markdown.read(text)
-    return Reading(_unescaped(found.blocks), result.metadata.get("title") or None)
+    facts = result.metadata
+    return Reading(_unescaped(found.blocks), facts.get("title") or None, time=dates.first(*map(facts.get, _TIMES)))
+
+
+def picture_text(data: bytes, media: str) -> str:
+    """What Tesseract sees. Raises Refused."""
+    return str(_extracted(data, media).content)
+
+
+def sees() -> bool:
+    """Whether there is a Tesseract, and what asks it."""
+    return installed() and shutil.which("tesseract") is not None
 
 
 def installed() -> bool:

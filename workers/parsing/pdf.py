@@ -1,21 +1,26 @@
 """PDF, page by page. The outline's entries that are found on their page become headings.
 
-PDFium is not thread-safe and this process has one thread. Scanned pages have no text here.
+PDFium is not thread-safe and this process has one thread. Pages that are pictures are read by Tesseract, where it is.
 """
 
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import pypdfium2
 from pypdfium2 import raw
 
-from workers.parsing import plain
+from workers.parsing import dates, office, plain
 from workers.parsing.blocks import Block, Reading, clean
 from workers.parsing.terms import Limits, Refused, invalid
 
 _OUTLINE_ENTRIES: Final = 10_000
+_POINTS: Final = 72  # to the inch
+_DPI: Final = 200  # what Tesseract likes
+_PIXELS: Final = 8_000_000  # of a page, however large it says that it is
 _HYPHEN: Final = re.compile("[\x02\ufffe]\\s*")  # PDFium's mark for a word that goes on in the next line
 
 Entry = tuple[int, str]  # level from 1, title in one line
@@ -26,7 +31,9 @@ def read(data: bytes, limits: Limits) -> Reading:
     document = _opened(data)
     if len(document) > limits.pages:
         raise invalid(f"The file has {len(document)} pages; at most {limits.pages} can be searched.")
-    return Reading(_blocks(document), document.get_metadata_value("Title") or None)
+    said = document.get_metadata_value
+    time = dates.first(said("ModDate"), said("CreationDate"))
+    return Reading(_blocks(document), said("Title") or None, time=time)
 
 
 def _opened(data: bytes) -> pypdfium2.PdfDocument:
@@ -53,12 +60,37 @@ def _text(document: pypdfium2.PdfDocument, number: int) -> str:
     try:
         page = document[number]
         try:
-            text = page.get_textpage().get_text_range()
+            text = clean(_HYPHEN.sub("", page.get_textpage().get_text_range()))
+            return text or _seen(page)
         finally:
             page.close()
     except pypdfium2.PdfiumError:
         return ""
-    return clean(_HYPHEN.sub("", text))
+
+
+def _seen(page: pypdfium2.PdfPage) -> str:
+    """The text of a page that has none, but pictures."""
+    if not office.sees() or not any(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
+        return ""
+    width, height = page.get_size()
+    scale = min(_DPI / _POINTS, (_PIXELS / max(1.0, width * height)) ** 0.5)
+    picture = page.render(scale=scale, grayscale=True, rev_byteorder=True).to_numpy()
+    try:
+        return clean(office.picture_text(_png(picture), "image/png"))
+    except Refused:  # it is no picture that Tesseract makes sense of
+        return ""
+
+
+def _png(grey: Any) -> bytes:
+    """Of bytes, a row of the array after the other."""
+    height, width = grey.shape[:2]
+    rows = b"".join(b"\0" + row.tobytes() for row in grey.reshape(height, width))
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def _page(text: str, number: int, entries: list[Entry]) -> Iterator[Block]:

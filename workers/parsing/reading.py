@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs.documents import Document
-from workers.parsing import archive, blocks, chunking, office, sandbox, sniffing, wire
+from workers.parsing import archive, blocks, chunking, languages, office, sandbox, sniffing, wire
 from workers.parsing.terms import Cutting, Limits, Refused, invalid
 from workers.parsing.tokens import Tokens
 
@@ -18,6 +18,7 @@ class Reader:
     def __init__(self) -> None:
         if office.installed():
             importlib.import_module("kreuzberg")  # its 100 MiB of address space are not the first file's
+        languages.load()
         self._tokens: dict[tuple[str, int], Tokens] = {}
         self._rest = sandbox.address_space()
 
@@ -48,7 +49,11 @@ def read(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: L
     """Raises Refused."""
     reading = sniffing.read(data, filename, limits)
     laid = blocks.lay(reading, limits)
-    return Document(laid.text, chunking.chunks(laid, tokens, cutting, limits), laid.title, reading.language)
+    by_meaning = cutting.strategy == "semantic"
+    cut = (chunking.sentences if by_meaning else chunking.chunks)(laid, tokens, cutting, limits)
+    language, pieces = languages.marked(cut, laid.text, reading.language)
+    chunks, sentences = ((), pieces) if by_meaning else (pieces, ())
+    return Document(laid.text, chunks, laid.title, language, sentences, reading.time)
 
 
 def _bytes(path: Path, limits: Limits) -> bytes:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Strategy = Literal["static", "sentence", "structure"]
+Strategy = Literal["static", "sentence", "structure", "semantic"]
 Code = Literal["unsupported_file", "invalid_file", "server_error"]
 
 MIB = 1 << 20

@@ -9,6 +9,7 @@ from typing import Final
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from workers.parsing import dates
 from workers.parsing.blocks import Block, Reading
 from workers.parsing.records import row
 
@@ -32,6 +33,10 @@ _HEADINGS: Final = {f"h{level}": level for level in range(1, 7)}
 _LISTS: Final = frozenset({"ul", "ol", "menu", "dir"})
 _BLOCKS_IN_TABLES: Final = "table, h1, h2, h3, pre, article, section"
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2}(?![A-Za-z])")
+_TIMES: Final = (
+    "article:modified_time", "datemodified", "dcterms.modified", "last-modified",
+    "article:published_time", "datepublished", "dcterms.issued", "dcterms.created", "dcterms.date", "dc.date", "date",
+)  # fmt: skip
 _INDENT: Final = 6  # levels of lists that are shown
 
 
@@ -49,6 +54,7 @@ def read(text: str) -> Reading:
         Walk().blocks(tree.body) if tree.body else iter(()),
         title.text() if title else None,
         language.group().lower() if language else None,
+        _time(tree),
     )
 
 
@@ -127,6 +133,20 @@ class Walk:
         if self._items:
             yield Block("\n".join(self._items), "list")
             self._items.clear()
+
+
+def _time(tree: LexborHTMLParser) -> str | None:
+    """What the page says of itself; of times in its text the only one."""
+    said = {
+        (
+            meta.attributes.get("property") or meta.attributes.get("name") or meta.attributes.get("itemprop") or ""
+        ).lower(): meta.attributes.get("content")
+        for meta in reversed(tree.css("meta[content]"))
+    }
+    times = tree.css("time[datetime]")
+    marked = [time for time in times if {"pubdate", "itemprop"} & time.attributes.keys()]
+    shown = [time.attributes.get("datetime") for time in (marked[:1] or (times if len(times) == 1 else []))]
+    return dates.first(*map(said.get, _TIMES), *shown)
 
 
 def _is_noise(node: LexborNode) -> bool:

@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from jobs.documents import Document
+from jobs.documents import Chunk, Document
 from workers.parsing.terms import Code, Cutting, Limits, Refused, Strategy
 
 HEADER: Final = struct.Struct(">I")
@@ -76,14 +76,19 @@ def read(pipe: BinaryIO) -> bytes | None:
 
 def check(document: Document, limits: Limits) -> Document:
     """What a child says is not believed: it has read a hostile file."""
-    text, before = document.text, 0
-    good = len(text) <= limits.text_bytes and len(document.chunks) <= len(text)
-    for chunk in document.chunks:
-        good = good and before <= chunk.start < chunk.end <= len(text) and 0 <= chunk.tokens <= limits.tokens
-        before = chunk.start
-    if not good:
+    if len(document.text) > limits.text_bytes or not all(
+        _are_in(document.text, pieces, limits) for pieces in (document.chunks, document.sentences)
+    ):
         raise nonsense()
     return document
+
+
+def _are_in(text: str, pieces: tuple[Chunk, ...], limits: Limits) -> bool:
+    good, before = len(pieces) <= len(text), 0
+    for piece in pieces:
+        good = good and before <= piece.start < piece.end <= len(text) and 0 <= piece.tokens <= limits.tokens
+        before = piece.start
+    return good
 
 
 def nonsense() -> Refused:

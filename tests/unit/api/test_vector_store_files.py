@@ -324,3 +324,72 @@ def test_a_file_that_failed_says_why(app: FastAPI, client: TestClient, store: st
 
     assert answer.json()["last_error"] == {"code": "invalid_file", "message": "No."}
     assert "openai-poll-after-ms" not in answer.headers
+
+
+HOOK = "https://192.0.43.8/hook"
+SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+both = pytest.mark.parametrize("how", ["files", "file_batches"])
+
+
+def job_of(app: FastAPI, store: str, file: str) -> Job:
+    with app.state.services.db.read() as session:
+        job: Job = session.get_one(Job, row(app, store, file).job_id)
+        return job
+
+
+def bring_in(client: TestClient, store: str, how: str, file: str, webhook: Any) -> Any:
+    """Twice under one key is once."""
+    if how == "files":
+        return attach(client, store, file, "k1", webhook=webhook)
+    return batch(client, store, "k1", file_ids=[file], webhook=webhook)
+
+
+@both
+def test_an_own_webhook_reaches_the_job(app: FastAPI, client: TestClient, store: str, how: str) -> None:
+    file = upload(client)
+
+    shown = bring_in(client, store, how, file, {"url": HOOK, "secret": SECRET}).json()
+
+    assert shown["webhook"] == {"url": HOOK, "signing_secret": None}
+    job = job_of(app, store, file)
+    assert (job.webhook_url, job.webhook_secret) == (HOOK, SECRET)
+
+
+@both
+def test_a_secret_that_was_made_is_told_to_the_create_alone(
+    app: FastAPI, client: TestClient, store: str, how: str
+) -> None:
+    file = upload(client)
+
+    shown = bring_in(client, store, how, file, {"url": HOOK}).json()
+
+    job = job_of(app, store, file)
+    assert shown["webhook"]["signing_secret"] == job.webhook_secret
+    for path in (f"/v1/vector_stores/{store}/{how}/{shown['id']}", f"/v1/jobs/{job.id}"):
+        assert str(job.webhook_secret) not in client.get(path).text
+    assert bring_in(client, store, how, file, {"url": HOOK}).json() == shown
+    assert count(app, Job) == 1
+
+
+@pytest.mark.parametrize(
+    ("webhook", "param"),
+    [
+        ({"url": "http://192.0.43.8/hook"}, "webhook.url"),
+        ({"url": "https://127.0.0.1/hook"}, "webhook.url"),
+        ({"url": "https://[::1]/hook"}, "webhook.url"),
+        ({"url": HOOK, "secret": "short"}, "webhook.secret"),
+        ({"url": HOOK, "secret": "whsec_AAAA"}, "webhook.secret"),
+        ({"secret": SECRET}, "webhook.url"),
+        ({"url": HOOK, "more": 1}, "webhook.more"),
+        ("no object", "webhook"),
+    ],
+)
+@both
+def test_a_webhook_that_may_not_be_called_brings_nothing_in(
+    app: FastAPI, client: TestClient, store: str, webhook: Any, param: str, how: str
+) -> None:
+    answer = bring_in(client, store, how, upload(client), webhook)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert count(app, Job) == 0
+    assert count(app, VectorStoreFile) == 0

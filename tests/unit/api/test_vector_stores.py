@@ -133,6 +133,47 @@ def test_a_way_to_cut_is_kept(app: FastAPI, client: TestClient, kind: str, size:
         assert session.get_one(VectorStore, store).chunking == strategy
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, {"percentile": 85.0}),
+        ({"percentile": 80}, {"percentile": 80.0}),
+        ({"percentile": None, "threshold": 0.4}, {"threshold": 0.4}),
+    ],
+)
+def test_a_cut_by_meaning_is_kept(
+    app: FastAPI, client: TestClient, given: dict[str, Any], kept: dict[str, float]
+) -> None:
+    most = {"max_chunk_size_tokens": 200}
+
+    store = made(client, chunking_strategy={"type": "semantic", "semantic": most | given})
+
+    with app.state.services.db.read() as session:
+        chunking = session.get_one(VectorStore, store).chunking
+    assert chunking == {"type": "semantic", "semantic": most | kept}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"max_chunk_size_tokens": 99},
+        {"max_chunk_size_tokens": 200, "percentile": 0},
+        {"max_chunk_size_tokens": 200, "percentile": 100},
+        {"max_chunk_size_tokens": 200, "percentile": "95"},
+        {"max_chunk_size_tokens": 200, "threshold": 0},
+        {"max_chunk_size_tokens": 200, "threshold": 2.1},
+        {"max_chunk_size_tokens": 200, "percentile": 90, "threshold": 0.5},
+        {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 0},
+    ],
+)
+def test_a_cut_by_meaning_has_its_limits(client: TestClient, given: dict[str, Any]) -> None:
+    answer = create(client, chunking_strategy={"type": "semantic", "semantic": given})
+
+    status, param, _ = error_of(answer)
+    assert (status, str(param).startswith("chunking_strategy")) == (400, True)
+
+
 @pytest.mark.parametrize("given", [{}, {"chunking_strategy": {"type": "auto"}}])
 def test_by_default_it_is_cut_as_openai_cuts(app: FastAPI, client: TestClient, given: dict[str, Any]) -> None:
     store = made(client, **given)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from sqlalchemy import update
 
+from jobs import searches
 from jobs.clock import now
 from jobs.db import Database
 from jobs.interactive import Question
@@ -256,6 +257,26 @@ def test_a_store_whose_time_is_over_is_not_there(shelf: Shelf) -> None:
         session.execute(update(VectorStore).values(expires_at=now() - 1))
 
     assert status_of(shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))))[0] == 404
+
+
+def test_a_store_that_is_deleted_while_it_is_searched_shows_nothing(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = shelf.mill.vectors.inner.nearest
+    search = Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))
+
+    def late(*given: Any) -> Any:
+        found = look(*given)
+        shelf.mill.delete(f"/vector_stores/{shelf.id}")
+        shelf.mill.purge()
+        return found
+
+    monkeypatch.setattr(shelf.mill.vectors.inner, "nearest", late)
+
+    answer = shelf.mill.ask(search, tenant=shelf.project)
+
+    assert (answer.status, searches.decode_results(answer.body).found) == (200, ())
+    assert shelf.mill.ask(search, tenant=shelf.project).status == 404
 
 
 def test_the_engines_refusal_is_the_answer(shelf: Shelf) -> None:

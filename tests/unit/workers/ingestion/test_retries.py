@@ -10,7 +10,7 @@ def test_a_retry_brings_in_what_failed_and_nothing_else(mill: Works) -> None:
     store = mill.store()
     good, bad = mill.upload(PROSE), mill.upload(OTHER)
     mill.engine.fault = refuses("volcano")
-    batch = mill.batch(store, good, bad, attributes={"year": 2026})
+    batch = mill.batch(store, good, bad, attributes={"year": 2026}, webhook={"url": "https://192.0.43.8/hook"})
     mill.drive()
     assert mill.statuses(store)[bad] == ("failed", "server_error")
     mill.engine.fault = None
@@ -21,6 +21,7 @@ def test_a_retry_brings_in_what_failed_and_nothing_else(mill: Works) -> None:
 
     assert (again["kind"], again["retry_of"], again["progress"]["total"]) == ("ingestion", batch, 1)
     assert again["id"].startswith("vsfb_")
+    assert mill.job(again["id"]).webhook_secret == mill.job(batch).webhook_secret is not None
     assert mill.statuses(store) == {good: ("completed", None), bad: ("completed", None)}
     assert all("volcano" in text for texts in mill.engine.asked[before:] for text in texts)
     assert mill.search(store, "molten rock")[0].attributes == {"year": 2026}

@@ -1,11 +1,14 @@
 """Files into a store and out of it again: found, refused, made anew, removed."""
 
+import hashlib
 from collections import Counter
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import select
 
+from api.presenters.vector_store import show_found
 from jobs.models import Delivery, Event
 from jobs.states import JobState
 from tests.support.ingesting import DIMENSIONS, Works
@@ -31,6 +34,34 @@ def test_a_file_is_found_by_what_it_says(both: Works) -> None:
     shown = both.get(f"/vector_stores/{store}/file_batches/{batch}")
     assert (shown["status"], shown["file_counts"]["completed"]) == ("completed", 2)
     both.assert_tidy(store)
+
+
+def test_a_chunk_says_what_it_is_of(both: Works) -> None:
+    page = f"<html><head><title>Birds</title><meta name=date content=2024-01-31></head><body><h1>Kiwi</h1><p>{PROSE}"
+    store = both.store()
+    both.attach(store, both.upload(page, "kiwi.html"))
+    both.drive()
+
+    found = both.search(store, "bird")
+
+    for one in found:
+        shown = show_found(one)
+        assert shown.chunk.sha256 == hashlib.sha256(one.text.encode()).hexdigest()
+        assert (shown.chunk.language, shown.chunk.time) == ("en", "2024-01-31")
+        assert (shown.chunk.title, shown.chunk.section, shown.filename) == ("Birds", ["Kiwi"], "kiwi.html")
+    assert len(found) > 1
+
+
+def test_an_entry_of_before_has_no_facts_that_were_not_kept_then(mill: Works) -> None:
+    store = mill.store()
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    [one, *_] = mill.search(store, "bird")
+    old = {name: one.meta[name] for name in ("start", "end", "tokens")}
+
+    facts = show_found(replace(one, meta=old)).chunk
+
+    assert (facts.sha256, facts.language, facts.time, facts.start) == (None, None, None, one.meta["start"])
 
 
 def test_counts_bytes_and_tokens_are_the_sums_of_their_parts(mill: Works) -> None:
@@ -91,6 +122,21 @@ def test_who_listens_is_told_of_each_file_and_of_the_batch_once(mill: Works) -> 
     with mill.db.read() as session:
         owed = session.scalars(select(Event.type).join(Delivery, Delivery.event_id == Event.id)).all()
     assert Counter(owed) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
+
+
+def test_a_batchs_own_webhook_is_owed_what_endpoints_are_owed(mill: Works) -> None:
+    store = mill.store()
+    hook = {"url": "https://192.0.43.8/hook"}
+
+    batch = mill.batch(store, mill.upload(PROSE), mill.upload(b"\x7fELF\x00\x01", "a.bin"), webhook=hook)
+    single = mill.attach(store, mill.upload(OTHER), webhook=hook)
+    mill.drive()
+
+    with mill.db.read() as session:
+        both = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
+        owed = Counter(tuple(row) for row in session.execute(both))
+    kinds = ("file.completed", "file.failed", "file_batch.completed")
+    assert owed == {(batch, f"vector_store.{kind}"): 1 for kind in kinds} | {(single, f"vector_store.{kinds[0]}"): 1}
 
 
 def test_a_batch_of_refused_files_embeds_nothing(mill: Works) -> None:

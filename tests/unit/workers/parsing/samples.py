@@ -41,7 +41,13 @@ PROSE = (
 )
 
 
-def pdf(pages: Sequence[Sequence[str]], *, title: str = "", outline: Sequence[tuple[str, int]] = ()) -> bytes:
+def pdf(
+    pages: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    outline: Sequence[tuple[str, int]] = (),
+    facts: Mapping[str, str] | None = None,
+) -> bytes:
     """A line of text each, in Helvetica."""
     objects: dict[int, bytes] = {3: b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"}
     kids = []
@@ -54,7 +60,8 @@ def pdf(pages: Sequence[Sequence[str]], *, title: str = "", outline: Sequence[tu
         objects[page] = b"<</Type/Page/Parent 2 0 R/Contents %d 0 R%s>>" % (content, font)
         kids.append(b"%d 0 R" % page)
     objects[2] = b"<</Type/Pages/Count %d/Kids[%s]>>" % (len(kids), b" ".join(kids))
-    objects[4] = b"<</Title(%s)>>" % title.encode("latin-1")
+    info = {"Title": title, **(facts or {})}
+    objects[4] = b"<<%s>>" % "".join(f"/{name}({value})" for name, value in info.items()).encode("latin-1")
     objects[1] = b"<</Type/Catalog/Pages 2 0 R%s>>" % _outline(objects, outline)
     return _pdf_file(objects, b"/Root 1 0 R/Info 4 0 R")
 

@@ -1,0 +1,48 @@
+"""Files that lie about what they are, or are made to hurt, in one batch: each ends by itself, its neighbours go on."""
+
+from jobs.states import JobState
+from tests.support.ingesting import Works
+from tests.unit.workers.parsing import samples
+
+#: By name: content, and a word by which it is found.
+GOOD: dict[str, tuple[bytes, str]] = {
+    "pdf.txt": (samples.pdf([["A walrus in disguise."]]), "walrus"),
+    "text.pdf": (b"Only its name says that this okapi is a PDF.", "okapi"),
+    "page.docx": (b"<!doctype html><html><body><p>A page about a narwhal.</body></html>", "narwhal"),
+    "hebrew.txt": ("הלוויתן שוחה בים הגדול".encode("utf-16"), "הלוויתן"),
+    "russian.txt": (("Морж лежит на льдине и смотрит на холодное море. " * 20).encode("cp1251"), "льдине"),
+    "emoji.md": (("👩‍👩‍👧 watch the pangolin 🦔👍🏽 " * 30).encode(), "pangolin"),
+    "line.txt": (b"capybara " * 12_000 + b"x" * 900_000, "capybara"),
+    "zero.txt": (b"An axolotl with a stray \x00 zero.", "axolotl"),
+}
+BAD: dict[str, tuple[bytes, str]] = {
+    "blank.txt": (b" \n\t\n ", "invalid_file"),
+    "locked.pdf": (samples.encrypted_pdf(), "invalid_file"),
+    "torn.pdf": (samples.pdf([["x"]])[:80], "invalid_file"),
+    "torn.docx": (samples.docx(samples.paragraph("x"))[:200], "invalid_file"),
+    "noise.txt": (bytes(range(256)) * 8, "unsupported_file"),
+    "parts.zip": (samples.packed({"a.txt": "x"}), "unsupported_file"),
+    "bomb.docx": (samples.docx("", {"word/media/x.xml": "0" * 600_000_000}), "invalid_file"),
+}
+
+
+def test_each_ends_by_itself_and_its_neighbours_go_on(mill: Works) -> None:
+    store = mill.store()
+    names = {mill.upload(data, name): name for name, (data, _) in (GOOD | BAD).items()}
+
+    batch = mill.batch(store, *names)
+    mill.drive()
+
+    ended = {names[file]: status for file, status in mill.statuses(store).items()}
+    assert ended == dict.fromkeys(GOOD, ("completed", None)) | {
+        name: ("failed", code) for name, (_, code) in BAD.items()
+    }
+    job = mill.job(batch)
+    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, len(GOOD), len(BAD))
+    for name, (_, word) in GOOD.items():
+        assert mill.search(store, word)[0].filename == name
+    content = {names[file]: mill.get(f"/vector_stores/{store}/files/{file}/content")["data"] for file in names}
+    assert content["hebrew.txt"][0]["text"] == "הלוויתן שוחה בים הגדול"
+    assert "👩‍👩‍👧 watch the pangolin 🦔👍🏽" in content["emoji.md"][0]["text"]
+    mill.purge()
+    mill.assert_tidy(store)

@@ -1,0 +1,84 @@
+"""Pictures of text, alone and as the pages of a scanned PDF, read by Tesseract in the child, within its limits."""
+
+import shutil
+import zlib
+from pathlib import Path
+
+import pypdfium2
+import pytest
+
+from jobs.documents import Document
+from tests.unit.workers.parsing import samples
+from workers.parsing import office, pdf
+from workers.parsing.parser import Limits, Parser
+from workers.parsing.terms import Cutting, Refused
+
+needs_tesseract = pytest.mark.skipif(
+    not office.sees(), reason="needs Tesseract (Debian: tesseract-ocr) and the extra `parse`"
+)
+WORDS = "The quick brown fox jumps over the lazy dog"
+
+
+def drawn(text: str) -> tuple[bytes, int, int]:
+    """Rows of grey bytes, of a page with that text."""
+    page = pypdfium2.PdfDocument(samples.pdf([[text]]))[0]
+    grey = page.render(scale=200 / 72, grayscale=True).to_numpy()
+    height, width = grey.shape[:2]
+    return grey.tobytes(), width, height
+
+
+def scanned(*texts: str) -> bytes:
+    """A PDF whose pages are pictures."""
+    objects, kids = {}, []
+    for n, text in enumerate(texts):
+        rows, width, height = drawn(text)
+        packed = zlib.compress(rows)
+        size = b"/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8" % (width, height)
+        head = b"<</Type/XObject/Subtype/Image%s/Filter/FlateDecode/Length %d>>stream\n" % (size, len(packed))
+        objects[12 + 3 * n] = head + packed + b"\nendstream"
+        show = b"q 600 0 0 800 0 0 cm /P Do Q"
+        objects[11 + 3 * n] = b"<</Length %d>>stream\n%s\nendstream" % (len(show), show)
+        used = b"/Resources<</XObject<</P %d 0 R>>>>/MediaBox[0 0 600 800]" % (12 + 3 * n)
+        objects[10 + 3 * n] = b"<</Type/Page/Parent 2 0 R/Contents %d 0 R%s>>" % (11 + 3 * n, used)
+        kids.append(b"%d 0 R" % (10 + 3 * n))
+    objects[2] = b"<</Type/Pages/Count %d/Kids[%s]>>" % (len(kids), b" ".join(kids))
+    objects[1] = b"<</Type/Catalog/Pages 2 0 R>>"
+    return samples._pdf_file(objects, b"/Root 1 0 R")
+
+
+def parse(folder: Path, data: bytes, name: str) -> Document:
+    (folder / name).write_bytes(data)
+    parser = Parser(Limits())
+    try:
+        return parser.parse(folder / name, name, Cutting(samples.word_piece(), 100, 0))
+    finally:
+        parser.close()
+
+
+@needs_tesseract
+def test_picture_is_read(tmp_path: Path) -> None:
+    page = pypdfium2.PdfDocument(samples.pdf([[WORDS]]))[0]
+    picture = pdf._png(page.render(scale=200 / 72, grayscale=True).to_numpy())
+
+    assert WORDS in parse(tmp_path, picture, "a.png").text
+
+
+@needs_tesseract
+def test_scanned_pages_are_read_and_known_by_their_number(tmp_path: Path) -> None:
+    found = parse(tmp_path, scanned(WORDS, "Second page of the scan"), "scan.txt")
+
+    assert WORDS in found.text
+    assert "Second page of the scan" in found.text
+    assert {chunk.page for chunk in found.chunks} >= {1}
+
+
+def test_without_tesseract_a_scan_has_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    assert [block.text for block in pdf.read(scanned(WORDS), Limits()).blocks] == [""]
+
+
+@needs_tesseract
+def test_picture_without_text_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no text"):
+        parse(tmp_path, scanned(""), "scan.pdf")
