@@ -40,7 +40,7 @@ class Job:
     answer: asyncio.Future[Answer]
     vectors: list[Any]
     missing: int
-    tokens: int = 0
+    lengths: tuple[int, ...] = ()
 
 
 Entry = tuple[int, int, Job, int, list[int]]  # length, order, whose, which of its inputs, token ids
@@ -235,7 +235,7 @@ class EmbedEngine:
         except Unacceptable as wrong:
             _fail(job, wrong)
             return
-        job.tokens = sum(lengths)
+        job.lengths = tuple(lengths)
         for which, one in enumerate(ids):
             pool.add(job, which, one)
 
@@ -253,7 +253,7 @@ class EmbedEngine:
             job.vectors[which] = vector
             job.missing -= 1
             if job.missing == 0 and not job.answer.done():
-                job.answer.set_result(write(job.asked, self._names[0], job.vectors, job.tokens))
+                job.answer.set_result(write(job.asked, self._names[0], job.vectors, job.lengths))
 
 
 def _tokenise(model: SentenceModel, many: list[Texts | Tokens]) -> list[Tokens]:

@@ -97,19 +97,20 @@ def check_lengths(lengths: list[int], longest: int) -> None:
         raise Unacceptable(f"input must have at most {MOST_TOKENS} tokens in all; it has {sum(lengths)}.")
 
 
-def write(asked: Asked, model: str, vectors: list[Any], tokens: int) -> Answer:
+def write(asked: Asked, model: str, vectors: list[Any], lengths: tuple[int, ...]) -> Answer:
     """OpenAI's answer. `vectors` are numpy's float32 rows of length 1."""
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(asked, vector)}
         for index, vector in enumerate(vectors)
     ]
+    tokens = sum(lengths)
     body = {
         "object": "list",
         "data": data,
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    return Answer(200, msgspec.json.encode(body), Usage(tokens))
+    return Answer(200, msgspec.json.encode(body), Usage(tokens), lengths)
 
 
 def _shown(asked: Asked, vector: Any) -> Any:

@@ -25,6 +25,7 @@ from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
 from workers.engines.port import Answer, Emit, Engine, EngineBusy, Request, unknown_model
 from workers.engines.vllm import VllmEngine
+from workers.engines.weights import identity_of
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Router:
     def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
         self.engines = tuple(engines)
         self.registry = registry
+        self._identities: dict[str, str] = {}  # of what was loaded: a file that changes meanwhile loads nothing anew
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -50,6 +52,16 @@ class Router:
     def shared(self) -> bool:
         """Whether other processes may ask the same engines."""
         return any(isinstance(engine, HttpEngine) for engine in self.engines)
+
+    def identity(self, name: str) -> tuple[str, str] | None:
+        """What a name goes by here, and which weights those are; None where the models file does not say."""
+        target = self.registry.target(name, self.models) or name
+        if target not in self._identities:
+            model = self.registry.models.get(target)
+            if model is None or target in self.discovered:
+                return None
+            self._identities[target] = identity_of(model)
+        return target, self._identities[target]
 
     async def start(self) -> None:
         """Start what is not running; if any engine fails, the others run and its error is raised."""
