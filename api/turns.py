@@ -94,6 +94,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
         raise InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
     if body.background and body.store is False:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
+    _check_cache(body)
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
@@ -106,6 +107,23 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
         before = _before(call, body.previous_response_id)
     turn.question["input"] = [*before, *asked]
     return turn
+
+
+def _check_cache(body: CreateResponse) -> None:
+    """An answer that is given again is one of an engine alone; the rest of `cache` a worker checks."""
+    if body.fields().get("cache") in (None, False):
+        return
+    given = {
+        "store": body.store is not False,
+        "background": body.background,
+        "conversation": body.conversation,
+        "previous_response_id": body.previous_response_id,
+        "stream": body.stream,
+    }
+    for name, wrong in given.items():
+        if wrong:
+            needs = "it needs 'store' to be false" if name == "store" else f"it cannot be given together with '{name}'"
+            raise InvalidRequest(f"Invalid 'cache': {needs}.", param="cache", code="invalid_value")
 
 
 def _before(call: CallContext, previous: str | None) -> list[Any]:

@@ -13,6 +13,7 @@ NAMES = {
     "waiting": "time to the first token, the engine's own and a client's, idle and while a batch runs",
     "webhooks": "deliveries/s, and how soon after the event",
     "ingest": "documents/s into a vector store, against LlamaIndex's pipeline; again, and how memory grows",
+    "cache": "CPU time that the cache of vectors costs and saves, beside embedding itself",
     "embed": "texts/s, against sentence-transformers, and whether the vectors are the same",
     "retrieval": "how well a search finds what is relevant: nDCG@10 and MRR@10 by vectors, words, both, re-ranked",
 }

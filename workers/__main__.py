@@ -28,6 +28,8 @@ from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
 from workers.asking import Asking
+from workers.caching.engine import Cached
+from workers.caching.shelf import Shelf
 from workers.company import Company
 from workers.context import Context, Pool, build
 from workers.courtesy import Courtesy
@@ -89,8 +91,10 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     fitted = Fitted(checked, engine.length, Elsewhere(context, asking, engine, queue))
     rooms = Rooms(config, lambda: engine.registry)
     grounded = Grounded(fitted, asking.search, rooms.of)
+    shelf = Shelf(context.db, config.cache_max_bytes)
+    cached = Cached(grounded, shelf, engine.identity, config)
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
-    host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
+    host = EngineHost(cached, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
     reranking = Reranking(context, host, queue)
     own = {searches.URL: Searching(context, host, reranking).answer, searches.RERANK_URL: reranking.answer}
     desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
@@ -104,6 +108,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         host.call(desk.close()).result(2)
         host.call(asking.close()).result(2)
     host.close()
+    shelf.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
 

@@ -47,6 +47,7 @@ def _item(claim: ShardClaim, line: int, custom_id: str) -> Item:
         request_id=f"req_{item_id.removeprefix('batch_req_')}e{claim.epoch}",
         priority=-claim.job.priority,
         tenant=claim.job.project_id,
+        job_id=claim.job.id,
     )
     return Item(line, custom_id, item_id, request, trials=Trials(*claim.faults.get(line, ())))
 

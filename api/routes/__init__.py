@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from api.routes import (
     batches,
+    cache,
     conversations,
     files,
     generation,
@@ -34,6 +35,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     responses.router,
     streams.router,
     conversations.router,
+    cache.router,
     vector_stores.router,
     vector_store_files.router,
     vector_store_file_batches.router,

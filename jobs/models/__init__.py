@@ -7,12 +7,13 @@ schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal
 file, upload, upload_part · response, conversation · project, api_key, idempotency · worker, model, pause, meta
-audit, audit_head
+cached, cache_epoch, cache_use · audit, audit_head
 """
 
 from jobs.models.access import ApiKey, Idempotency, Project
 from jobs.models.audit import Audit, AuditHead
 from jobs.models.base import Base
+from jobs.models.cached import Cached, CacheEpoch, CacheUse
 from jobs.models.conversation import Conversation
 from jobs.models.files import File, Upload, UploadPart
 from jobs.models.job import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
@@ -28,6 +29,9 @@ __all__ = [
     "Audit",
     "AuditHead",
     "Base",
+    "CacheEpoch",
+    "CacheUse",
+    "Cached",
     "Conversation",
     "Delivery",
     "Event",

@@ -84,6 +84,7 @@ class Job(Usage, Base):
         Index("ix_job_kind_state", "kind", "state"),
         Index("ix_job_state_deadline", "state", "deadline"),
         Index("ix_job_input_file", "input_file_id"),
+        Index("ix_job_output_file", "output_file_id"),
         Index("ix_job_schedule", "schedule_id"),
         Index("ix_job_idempotency", "project_id", "idempotency_key"),
         Index(

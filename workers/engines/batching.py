@@ -54,8 +54,12 @@ class Job:
     answer: asyncio.Future[Answer]
     found: list[Any]  # of each input, once it is computed
     missing: int
-    tokens: int = 0
+    lengths: tuple[int, ...] = ()  # in tokens, of each input
     truncated: list[int] = field(default_factory=list)  # which inputs were cut off
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
 
 
 Entry = tuple[int, int, Job, int, Any]  # length, order, whose, which of its inputs, its tokens
@@ -269,7 +273,7 @@ class BatchingEngine(ABC, Generic[M]):
         except Unacceptable as wrong:
             _fail(job, wrong)
             return
-        job.tokens = sum(map(len, inputs))
+        job.lengths = tuple(map(len, inputs))
         for which, one in enumerate(inputs):
             pool.add(job, which, one)
 

@@ -57,7 +57,7 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
         return model.embed(batch)
 
     def _write(self, job: Job) -> Answer:
-        return write(job.asked, self._names[0], job.found, job.tokens, job.truncated)
+        return write(job.asked, self._names[0], job.found, job.lengths, job.truncated)
 
 
 def _tokenise(model: SentenceModel, many: list[Asked]) -> list[list[Any]]:

@@ -143,12 +143,13 @@ def check_lengths(lengths: list[int], longest: int) -> None:
         raise Unacceptable(f"input must have at most {MOST_TOKENS} tokens in all; it has {sum(lengths)}.")
 
 
-def write(asked: Asked, model: str, vectors: list[Any], tokens: int, truncated: list[int]) -> Answer:
+def write(asked: Asked, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]) -> Answer:
     """OpenAI's answer, and which inputs were cut off if that was asked for. `vectors` are numpy's rows of length 1."""
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(asked, vector)}
         for index, vector in enumerate(vectors)
     ]
+    tokens = sum(lengths)
     body: dict[str, Any] = {
         "object": "list",
         "data": data,
@@ -157,7 +158,7 @@ def write(asked: Asked, model: str, vectors: list[Any], tokens: int, truncated: 
     }
     if asked.most:
         body["truncated"] = truncated
-    return Answer(200, msgspec.json.encode(body), Usage(tokens))
+    return Answer(200, msgspec.json.encode(body), Usage(tokens), lengths)
 
 
 def _shown(asked: Asked, vector: Any) -> Any:

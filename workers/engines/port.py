@@ -22,7 +22,8 @@ class Request:
 
     `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to
     the engine's own name. A lower `priority` is served first. What tenants send to a shared engine is kept apart:
-    a prefix that one of them has cached is no faster for another.
+    a prefix that one of them has cached is no faster for another. `job_id` is whose line it is; what is not `kept`
+    leaves nothing in the cache (see `workers.caching`).
     """
 
     url: str
@@ -30,6 +31,8 @@ class Request:
     request_id: str
     priority: int = 0
     tenant: str = ""
+    job_id: str | None = None
+    kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,14 @@ class Usage:
 class Answer:
     """What the engine said: an HTTP status, the JSON body as bytes, and what it cost.
 
-    For `status >= 400` the body is OpenAI's `{"error": {...}}`.
+    For `status >= 400` the body is OpenAI's `{"error": {...}}`. `tokens` are those of each input of an embedding, where
+    the engine counts them so.
     """
 
     status: int
     body: bytes
     usage: Usage = field(default_factory=Usage)
+    tokens: tuple[int, ...] = ()
 
 
 def refusal(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Answer:

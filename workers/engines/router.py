@@ -28,6 +28,7 @@ from workers.engines.packaged import materialise
 from workers.engines.port import Answer, Crowded, Emit, Engine, EngineBusy, Length, Request, unknown_model
 from workers.engines.rerank import RerankEngine
 from workers.engines.vllm import VllmEngine
+from workers.engines.weights import identity_of
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Router:
     def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
         self.engines = tuple(engines)
         self.registry = registry
+        #: Of what was loaded: a file that changes meanwhile loads nothing anew.
+        self._identities = {name: identity_of(model) for name, model in registry.models.items()}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -58,6 +61,13 @@ class Router:
         """How many requests of a batch go in at once, with and without somebody who waits; None: all."""
         found = (engine.crowd(beside) for engine in self.engines if isinstance(engine, Crowded))
         return next((crowd for crowd in found if crowd), None)
+
+    def identity(self, name: str) -> tuple[str, str] | None:
+        """What a name goes by here, and which weights those are; None where the models file does not say."""
+        target = self.registry.target(name, self.models) or name
+        if target not in self._identities or target in self.discovered:
+            return None
+        return target, self._identities[target]
 
     async def start(self) -> None:
         """Start what is not running; if any engine fails, the others run and its error is raised."""

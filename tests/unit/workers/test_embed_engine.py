@@ -90,6 +90,13 @@ async def test_usage_counts_the_tokens_that_the_model_saw(engine: EmbedEngine) -
     assert body_of(answer)["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
 
 
+async def test_tokens_are_counted_for_each_input(engine: EmbedEngine) -> None:
+    answer = await engine.answer(request(["one two three", "one"]))
+
+    assert answer.tokens == (5, 3)
+    assert answer.usage.input_tokens == 8
+
+
 async def test_token_ids_are_the_text_they_stand_for(engine: EmbedEngine) -> None:
     hello_world = [7592, 2088]
 
