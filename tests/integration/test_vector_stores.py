@@ -4,6 +4,7 @@ files of a dozen formats ─▶ `nightmill up` with MiniLM ─▶ questions in o
                                  └─ SIGKILL of cpu and of embed ─▶ every file once, as many vectors as SQL says
 """
 
+import hashlib
 import json
 import signal
 from collections.abc import Iterator
@@ -272,6 +273,32 @@ def test_texts_are_ranked_in_batches(mill: Mill) -> None:
     results = [json.loads(line)["response"] for line in mill.client.files.content(output).text.splitlines()]
     assert [one["status_code"] for one in results] == [200] * 3
     assert sorted(one["index"] for one in results[0]["body"]["results"]) == [0, 1]
+
+
+def test_a_text_is_cut_where_its_meaning_changes_and_its_chunks_say_what_they_are(mill: Mill) -> None:
+    kiwi = (
+        "The kiwi is a bird of New Zealand that cannot fly. It sleeps in a burrow during the whole of the day. At "
+        "night it looks for worms with its long beak in the ground. A female lays one very large egg, on which "
+        "the male sits for weeks."
+    )
+    invoice = (
+        "Every invoice of this company has to be paid within thirty days. After that a reminder is sent to the office "
+        "of the customer. Interest of five percent a year is added to the sum that is due. The accountant of the "
+        "company decides who is given a rebate."
+    )
+    by_meaning: Any = {"type": "semantic", "semantic": {"max_chunk_size_tokens": 200}}
+    store = mill.store(chunking_strategy=by_meaning)
+    text = "---\ndate: 2024-01-31T10:00:00+01:00\n---\n" + f"{kiwi} {invoice}"
+    file = mill.client.vector_stores.files.create_and_poll(mill.upload("both.md", text.encode()), vector_store_id=store)
+
+    found = mill.client.vector_stores.search(store, query="birds and invoices").data
+
+    assert file.status == "completed"
+    assert sorted(one.content[0].text for one in found) == [invoice, kiwi]
+    for one in found:
+        facts: Any = one.model_dump()["chunk"]
+        assert facts["sha256"] == hashlib.sha256(one.content[0].text.encode()).hexdigest()
+        assert (facts["language"], facts["time"]) == ("en", "2024-01-31T09:00:00Z")
 
 
 def test_what_was_brought_in_is_told_and_signed(mill: Mill) -> None:
