@@ -18,7 +18,7 @@ from api.observe import REGISTRY
 from jobs import outbox
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Delivery, Job, Outcome, Segment, Shard, Worker
+from jobs.models import CacheUse, Delivery, Job, Outcome, Segment, Shard, Worker
 from jobs.states import LIVE, TERMINAL, ShardState
 
 _KEEP_SECONDS = 5.0
@@ -178,4 +178,22 @@ def _webhooks(session: Session) -> Iterator[Metric]:
     yield sent
 
 
-_READERS: tuple[Callable[[Session], Any], ...] = (_jobs, _queues, _work, _outcomes, _workers, _losses, _webhooks)
+def _cache(session: Session) -> Iterator[Metric]:
+    """Workers write these every ten seconds."""
+    uses = CounterMetricFamily("nightmill_cache_lookups", "Looked for in the cache.", labels=["kind", "result"])
+    for use in session.scalars(select(CacheUse)):
+        uses.add_metric([use.kind, "hit"], use.hits)
+        uses.add_metric([use.kind, "miss"], use.misses)
+    yield uses
+
+
+_READERS: tuple[Callable[[Session], Any], ...] = (
+    _jobs,
+    _queues,
+    _work,
+    _outcomes,
+    _workers,
+    _losses,
+    _webhooks,
+    _cache,
+)

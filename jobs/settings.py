@@ -52,6 +52,14 @@ class Settings(BaseSettings):
     interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
     interactive_waiting: int = Field(256, ge=1, description="waiting clients in one queue's line before 503")
 
+    embedding_cache_seconds: int = Field(
+        7 * DAY, ge=0, description="a vector of /v1/embeddings that is not asked for again is kept so long; 0: none is"
+    )
+    response_cache_seconds: int = Field(
+        DAY, ge=0, description="longest `ttl` of an answer that its client lets be given again; 0: none is kept"
+    )
+    cache_max_bytes: int = Field(256 * MB, ge=MB, description="both together; what would expire first goes first")
+
     response_seconds: int = Field(30 * DAY, ge=60, description="life of a response that is kept (`store`)")
 
     shard_lines: int = Field(256, ge=1, le=4096, description="lines of a shard, at most")

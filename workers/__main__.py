@@ -28,6 +28,8 @@ from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
 from workers.asking import Asking
+from workers.caching.engine import Cached
+from workers.caching.shelf import Shelf
 from workers.company import Company
 from workers.context import Context, Pool, build
 from workers.engines.router import Router
@@ -79,7 +81,9 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     grounded = Grounded(engine, Asking(context).search, partial(_excerpt_characters, engine))
-    host = EngineHost(grounded, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
+    shelf = Shelf(context.db, config.cache_max_bytes)
+    cached = Cached(grounded, shelf, engine.identity, config)
+    host = EngineHost(cached, lambda: _restarted(context), others, deaths, partial(_quarantine, context))
     desk = Desk(host, redis_url(config), queue, own={searches.URL: Searching(context, host).answer})
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
@@ -90,6 +94,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     with suppress(TimeoutError):
         host.call(desk.close()).result(2)
     host.close()
+    shelf.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
 

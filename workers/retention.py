@@ -1,5 +1,5 @@
 """What is no longer needed goes: expired files and responses, deleted files, abandoned uploads, old keys, the inside of
-old jobs.
+old jobs, what of the cache cannot be found any more.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
 what two looks an hour apart find so is removed. A file's bytes stay while a live job reads it. Jobs and audit rows
@@ -7,13 +7,13 @@ stay for ever.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from jobs import attachments, audit
+from jobs import attachments, audit, cached
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import StorageAway
@@ -58,7 +58,7 @@ class Retention:
         self._passes += 1
         if self._passes % _ORPHAN_PASSES == 0:
             self._orphans_once()
-        for step in (self._files, self._responses, self._uploads, self._old_jobs, self._old_rows):
+        for step in (self._cache, self._files, self._responses, self._uploads, self._old_jobs, self._old_rows):
             step()
             self._db.breathe()
 
@@ -72,13 +72,37 @@ class Retention:
                 break
         read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
         with self._db.write() as session:
-            gone = session.scalars(select(File).where(File.deleted_at.is_not(None), ~read).limit(_AT_ONCE)).all()
+            done = File.deleted_at.is_not(None), ~read, *cached.left_nothing()
+            gone = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
             for file in gone:
                 audit.record(
                     session, actor="dispatcher", action="file.purge", target=file.id, project_id=file.project_id
                 )
                 session.delete(file)
         self._drop([file.path for file in gone])
+
+    def _cache(self) -> None:
+        """What came from deleted files, what its project has cleared, what has expired, what there is no room for."""
+        self._repeat(_remove_deleted)
+        self._repeat(_remove_cleared)
+        self._repeat(lambda session: cached.remove_expired(session, now(), _AT_ONCE))
+        with self._db.read() as session:
+            over = cached.size(session) - self._config.cache_max_bytes
+        for _ in range(_PAGES):
+            if over <= 0:
+                return
+            with self._db.write() as session:
+                over -= cached.evict(session, _AT_ONCE)
+            self._db.breathe()
+
+    def _repeat(self, work: Callable[[Session], int]) -> None:
+        """While it finds as much as it may do at once."""
+        for _ in range(_PAGES):
+            with self._db.write() as session:
+                done = work(session)
+            if done < _AT_ONCE:
+                return
+            self._db.breathe()
 
     def _responses(self) -> None:
         """Each waiting client leaves one, so there may be many."""
@@ -170,6 +194,27 @@ class Retention:
                 self._storage.delete(path)
             except StorageAway:
                 log.warning("purge_failed", extra={"path": path})
+
+
+def _remove_deleted(session: Session) -> int:
+    gone = cached.remove_deleted(session, _AT_ONCE)
+    for (file_id, project_id), entries in gone.items():
+        _receipt(session, file_id, project_id, entries)
+    return sum(gone.values())
+
+
+def _remove_cleared(session: Session) -> int:
+    gone = cached.remove_cleared(session, _AT_ONCE)
+    for project_id, entries in gone.items():
+        _receipt(session, project_id, project_id, entries)
+    return sum(gone.values())
+
+
+def _receipt(session: Session, target: str, project_id: str, entries: int) -> None:
+    details = {"entries": entries}
+    audit.record(
+        session, actor="dispatcher", action="cache.purge", target=target, project_id=project_id, details=details
+    )
 
 
 def _hide(session: Session) -> int:

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from api.routes import (
     batches,
+    cache,
     conversations,
     files,
     generation,
@@ -29,6 +30,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     generation.router,
     responses.router,
     conversations.router,
+    cache.router,
     vector_stores.router,
     vector_store_files.router,
     vector_store_file_batches.router,

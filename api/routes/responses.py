@@ -162,6 +162,7 @@ def _turn(call: CallContext, body: CreateResponse) -> _Turn:
         wrong = "stream" if body.stream else "store"
         message = "In the background a response is kept, and not streamed."
         raise InvalidRequest(message, param=wrong, code="unsupported_value")
+    _check_cache(body)
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
@@ -174,6 +175,23 @@ def _turn(call: CallContext, body: CreateResponse) -> _Turn:
         before = _before(call, body.previous_response_id)
     turn.question["input"] = [*before, *asked]
     return turn
+
+
+def _check_cache(body: CreateResponse) -> None:
+    """An answer that is given again is one of an engine alone; the rest of `cache` a worker checks."""
+    if body.fields().get("cache") in (None, False):
+        return
+    given = {
+        "store": body.store is not False,
+        "background": body.background,
+        "conversation": body.conversation,
+        "previous_response_id": body.previous_response_id,
+        "stream": body.stream,
+    }
+    for name, wrong in given.items():
+        if wrong:
+            needs = "it needs 'store' to be false" if name == "store" else f"it cannot be given together with '{name}'"
+            raise InvalidRequest(f"Invalid 'cache': {needs}.", param="cache", code="invalid_value")
 
 
 def _before(call: CallContext, previous: str | None) -> list[Any]:

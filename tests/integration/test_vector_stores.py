@@ -315,3 +315,18 @@ def _long(n: int) -> bytes:
     """Some chunks, each of them unlike all others, so that none is known already."""
     lines = (f"Paragraph {line} of paper {n}: marker{n}x meets marker{n}y{line} at noon.\n\n" for line in range(25))
     return "".join(lines).encode()
+
+
+def test_a_text_that_was_embedded_for_a_client_is_not_embedded_again(mill: Mill) -> None:
+    def embed(*texts: str) -> Any:
+        return mill.client.embeddings.create(model=MINILM, input=list(texts))
+
+    def cached(*texts: str) -> int:
+        return int((embed(*texts).usage.model_extra or {}).get("prompt_tokens_details", {}).get("cached_tokens", 0))
+
+    first = embed("A text about nothing.")
+    eventually(lambda: cached("A text about nothing."), 20, "it is in the cache")
+    again = embed("A text about nothing.", "Another one.")
+
+    assert again.data[0].embedding == first.data[0].embedding
+    assert again.usage.prompt_tokens > first.usage.prompt_tokens == cached("A text about nothing.")

@@ -25,6 +25,8 @@ from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import TERMINAL
 from jobs.storage import DiskStorage
+from workers.caching.engine import Cached
+from workers.caching.shelf import Shelf
 from workers.context import Context, Pool, build
 from workers.dispatcher import Dispatcher
 from workers.engines.fake import FakeEngine
@@ -63,6 +65,7 @@ class Mill:
     cpu: Context
     gpu: Context
     host: EngineHost
+    shelf: Shelf
     lose_rings: Callable[[str], bool] = lambda _task: False
     errors: list[BaseException] = field(default_factory=list)
 
@@ -121,6 +124,7 @@ class Mill:
             context.keeper.leave()
         self._threads.shutdown(wait=True)
         self.host.close()
+        self.shelf.close()
         for context in (self.cpu, self.gpu):
             context.db.close()
 
@@ -150,11 +154,12 @@ def running(db: Database, folder: Path, engine: FakeEngine | None = None, **sett
     scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}
     config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
     engine = engine or FakeEngine(models=(MODEL,))
-    host = EngineHost(engine, lambda: None)
+    shelf = Shelf(db, config.cache_max_bytes)
+    host = EngineHost(Cached(engine, shelf, lambda name: (name, "the fake's"), config), lambda: None)
     host.start()
     cpu = build(config, Pool("cpu", (Queue.PLAN,), 2))
     gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*",)))
-    mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host)
+    mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host, shelf)
     try:
         yield mill
     finally:

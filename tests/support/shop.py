@@ -14,10 +14,14 @@ from openai import OpenAI
 from cli import broker
 from jobs import fleet
 from jobs.clock import now
+from jobs.db import Database
 from jobs.models import Worker
 from jobs.queues import Queue
+from jobs.settings import Settings
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
+from workers.caching.engine import Cached
+from workers.caching.shelf import Shelf
 from workers.engines.fake import FakeEngine
 from workers.host import EngineHost
 from workers.interactive import Desk
@@ -39,6 +43,7 @@ class Shop:
     engine: FakeEngine
     host: EngineHost
     url: str
+    shelf: Shelf
     asked: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -72,6 +77,10 @@ class Shop:
         return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=30)
 
 
+def _identity(name: str) -> tuple[str, str]:
+    return MODEL, "the fake's"
+
+
 @contextmanager
 def running_broker(folder: Path) -> Iterator[str]:
     """The URL of an embedded broker."""
@@ -93,13 +102,17 @@ def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[
             (folder / "models.yaml").write_text(_MODELS_FILE)
             asked: list[str] = []
             fake = FakeEngine(models=(MODEL, "gpt-4o-mini"), asked=asked.append, **(engine or {}))
-            host = EngineHost(fake, lambda: None)
+            given = {"streams_url": redis_url, "models_file": str(folder / "models.yaml"), **settings}
+            database = Database(database_url)
+            stack.callback(database.close)
+            shelf = Shelf(database, 1 << 28)
+            stack.callback(shelf.close)
+            host = EngineHost(Cached(fake, shelf, _identity, Settings(**given)), lambda: None)
             host.start()
             stack.callback(host.close)
-            given = {"streams_url": redis_url, "models_file": str(folder / "models.yaml"), **settings}
             app = stack.enter_context(running_app(folder, database_url, **given))
             url = f"{stack.enter_context(serve(app))}/v1"
             client = stack.enter_context(OpenAI(base_url=url, api_key=make_key(app), max_retries=0, timeout=30))
-            return Shop(app, client, redis_url, fake, host, url, asked)
+            return Shop(app, client, redis_url, fake, host, url, shelf, asked)
 
         yield make

@@ -249,6 +249,7 @@ class Indexing:
         while self.answers:
             item, answer = self.answers.popleft()
             tally.input_tokens += answer.usage.input_tokens
+            tally.cached_tokens += answer.usage.cached_tokens
             try:
                 vectors.update(dict(zip(batches[item.line], read_vectors(answer), strict=True)))  # all or none
             except (Unusable, ValueError) as error:
@@ -260,7 +261,10 @@ class Indexing:
         if store.shortened:
             body["dimensions"] = store.dimensions
         item_id = f"{self.claim.job.id}-{self.claim.n}-{self.claim.epoch}-{self.seq}-{n}-{len(texts)}"
-        request = Request(URL, body, item_id, -self.claim.job.priority, self.claim.job.project_id)
+        job = self.claim.job
+        request = Request(
+            URL, body, item_id, -job.priority, job.project_id, kept=False
+        )  # stores lend each other theirs
         return Item(n, "", item_id, request)
 
     def _ask(self, items: list[Item]) -> None:

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.clock import now
-from jobs.models import Outbox, Worker
+from jobs.models import CacheUse, Outbox, Worker
 from tests.support import runs
 from tests.unit.api.test_batches import create
 
@@ -127,6 +127,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     create(client, "f")
     with db.write() as session:
         session.add(worker())
+        session.add(CacheUse(kind="answers", hits=3, misses=4))
 
     text = nobody.get("/metrics").text
 
@@ -148,4 +149,6 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     assert samples[("nightmill_lease_losses_total",)] == 0
     assert samples["nightmill_answers_total", "m", "stop"] == 6, "four of the ended job, two of the one that runs"
     assert samples["nightmill_errors_total", "engine_error", "m"] == 1
+    assert samples["nightmill_cache_lookups_total", "answers", "hit"] == 3
+    assert samples["nightmill_cache_lookups_total", "answers", "miss"] == 4
     assert samples["nightmill_http_request_seconds_count", "/v1/batches", "200", "POST"] >= 3

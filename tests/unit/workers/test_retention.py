@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from jobs import cached
+from jobs.cached import New
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import StorageAway
-from jobs.models import Attempt, Delivery, Event, File
+from jobs.models import Attempt, Cached, Delivery, Event, File
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
+from tests.support.ledgers import new_job
 from workers import retention
 from workers.retention import Retention
 
@@ -99,3 +102,39 @@ def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Ret
         assert sorted(session.scalars(select(Delivery.id))) == ["wh_1", "wh_2"]
         assert sorted(session.scalars(select(Event.id))) == ["evt_1", "evt_2"]
         assert sorted(session.scalars(select(Attempt.delivery_id))) == ["wh_2"]
+
+
+def test_a_cache_that_is_too_large_and_what_has_expired_goes(
+    db: Database, tmp_path: Path, storage: DiskStorage
+) -> None:
+    entries = [New(b"%032d" % n, "p", 0, bytes(4096), 1, now(), now() + n * 60 - 600) for n in range(500)]
+    with db.write() as session:
+        cached.put(session, entries)
+    keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage)
+
+    keeping.run()
+
+    with db.read() as session:
+        assert 0 < cached.size(session) <= 1 << 20
+        assert session.get(Cached, b"%032d" % 499)
+        assert session.get(Cached, b"%032d" % 0) is None
+
+
+def test_files_stay_until_nothing_is_cached_that_came_from_them(
+    db: Database, keeping: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_PAGES", 1)
+    facts = {"purpose": "batch", "filename": "f", "bytes": 1, "path": "files/file-x", "created_at": 1.0}
+    with db.write() as session:
+        session.add(File(id="file-x", project_id="p", deleted_at=1.0, **facts))
+        session.add(new_job(id="batch_x", state="succeeded", input_file_id="file-x"))
+        entries = [New(b"%032d" % n, "p", 0, b"v", 1, now(), now() + 600, "batch_x") for n in range(250)]
+        cached.put(session, entries)
+
+    left = []
+    for _ in range(3):
+        keeping.run()
+        with db.read() as session:
+            left.append((cached.size(session), session.get(File, "file-x") is not None))
+
+    assert left == [(50, True), (0, False), (0, False)]
