@@ -12,6 +12,7 @@ NAMES = {
     "load": "requests at a steady rate, a crowd at once, long queues and long lists",
     "webhooks": "deliveries/s, and how soon after the event",
     "ingest": "documents/s into a vector store, against LlamaIndex's pipeline; again, and how memory grows",
+    "cache": "CPU time that the cache of vectors costs and saves, beside embedding itself",
     "embed": "texts/s, against sentence-transformers, and whether the vectors are the same",
     "retrieval": "how well a search finds what is relevant: nDCG@10 and MRR@10 by vectors, words and both",
 }

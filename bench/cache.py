@@ -1,0 +1,126 @@
+"""CPU time that the cache of vectors costs and saves, beside embedding itself, in one process on a new SQLite file.
+
+    python -m bench cache [--texts 1000] [--alone] [--folder FOLDER]
+
+    engine   the engine alone
+    miss     the cache before it has nothing: keys, the look-up, and the writing of what was computed
+    hit      the cache has all of it: the engine is not asked
+
+The engine is all-MiniLM-L6-v2 on torch, the texts docstrings of the standard library. Requests have one text (as lines
+of a batch, 256 in flight) or 32 (as of a client that embeds documents). Time is the process's on all cores, in
+milliseconds for 1,000 texts. `cache alone` stands before an engine that costs nothing but its answer's JSON.
+"""
+
+import argparse
+import asyncio
+import base64
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.embed import _texts
+from jobs.bootstrap import migrate
+from jobs.db import Database
+from jobs.queues import Queue
+from jobs.registry import Registry
+from jobs.settings import Settings
+from workers.caching.engine import Cached
+from workers.caching.shelf import Shelf
+from workers.engines.packaged import MINILM
+from workers.engines.port import Answer, Emit, Engine, Request, Usage
+from workers.engines.router import build
+
+_IN_FLIGHT = 256
+_SIZES = (1, 32)
+_VECTOR = base64.b64encode(np.linspace(-1, 1, 384, dtype="<f4").tobytes()).decode()
+
+
+class Nothing:
+    """An engine whose vectors cost nothing."""
+
+    models = (MINILM,)
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def answer(self, request: Request) -> Answer:
+        count = len(request.body["input"])
+        data = [{"object": "embedding", "index": n, "embedding": _VECTOR} for n in range(count)]
+        return Answer(200, msgspec.json.encode({"data": data}), Usage(count), (1,) * count)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        raise NotImplementedError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="measure what the cache of vectors costs and saves")
+    parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--folder", help="where the database goes; default: the temporary folder")
+    parser.add_argument("--alone", action="store_true", help="the cache alone, without a model")
+    options = parser.parse_args()
+    texts = _texts(options.texts)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        asyncio.run(_measured(texts, Path(folder), alone=options.alone))
+
+
+async def _measured(texts: Sequence[str], folder: Path, *, alone: bool) -> None:
+    config = Settings(data_dir=folder, embedding_floor=1)
+    migrate(config.database)
+    database = Database(config.database, patience=10)
+    shelf = Shelf(database, config.cache_max_bytes)
+    engine = build(config, Registry.load(config), Queue.EMBED)
+    if not alone:
+        await engine.start()
+        await _run(engine, texts[:64], 1, "warm")
+    table = Table("texts of a request", "", "CPU ms / 1,000", "texts/s", title=f"{len(texts)} texts", box=box.SIMPLE)
+    for size in _SIZES:
+        free = Cached(Nothing(), shelf, engine.identity, config)
+        rows: list[tuple[str, Engine, str]] = [
+            ("an engine that costs nothing", Nothing(), "b"),
+            ("cache alone, miss", free, f"q{size}"),
+            ("cache alone, hit", free, f"q{size}"),
+        ]
+        if not alone:
+            cached = Cached(engine, shelf, engine.identity, config)
+            rows += [("engine", engine, "a"), ("miss", cached, f"p{size}"), ("hit", cached, f"p{size}")]
+        for title, one, tenant in rows:
+            cpu, wall = await _timed(one, shelf, texts, size, tenant)
+            table.add_row(str(size), title, f"{cpu / len(texts) * 1e6:.0f}", f"{len(texts) / wall:.0f}")
+    if not alone:
+        await engine.close()
+    Console(width=100).print(table)
+    shelf.close()
+    database.close()
+
+
+async def _timed(engine: Engine, shelf: Shelf, texts: Sequence[str], size: int, tenant: str) -> tuple[float, float]:
+    """Seconds of CPU, writing included, and until the last answer was there."""
+    cpu, wall = time.process_time(), time.monotonic()
+    await _run(engine, texts, size, tenant)
+    answered = time.monotonic() - wall
+    await asyncio.to_thread(shelf.flush)
+    return time.process_time() - cpu, answered
+
+
+async def _run(engine: Engine, texts: Sequence[str], size: int, tenant: str) -> None:
+    bodies = iter([texts[at : at + size] for at in range(0, len(texts), size)])
+
+    async def lane() -> None:
+        for some in bodies:
+            body = {"model": MINILM, "input": list(some), "encoding_format": "base64"}
+            answer = await engine.answer(Request("/v1/embeddings", body, "bench", 0, tenant))
+            assert answer.status == 200, answer.body
+
+    await asyncio.gather(*(lane() for _ in range(_IN_FLIGHT)))
+
+
+if __name__ == "__main__":
+    main()
