@@ -13,17 +13,21 @@ class Payload(BaseModel):
 
 
 class Batch(Payload):
-    """Kinds `generation`, `embedding`, `reranking` and, with one line, `response`: answer every line of the input.
+    """Kinds `generation`, `embedding` and `reranking`, and with one line `response`: answer every line of the input.
 
     `overrides` are laid over each line's body. `dedupe` lets identical requests be computed once.
-    `output_expires_seconds` counts from the creation of the output file. `stream`: the events of a response are told
-    while it is answered.
+    `output_expires_seconds` counts from the creation of the output file.
     """
 
     output_expires_seconds: int | None = None
     dedupe: bool = False
-    stream: bool = False
     overrides: dict[str, Any] = Field(default_factory=dict)
+
+
+class Response(Batch):
+    """Kind `response`. `stream`: its events are told while it is answered."""
+
+    stream: bool = False
 
 
 class Ingestion(Payload):

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from jobs import lines
-from jobs.payloads import Batch
+from jobs import lines, responses
+from jobs.payloads import Batch, Response
 from jobs.shards import ShardClaim
 from workers import records
 from workers.context import Context
@@ -18,7 +18,7 @@ _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":nul
 def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Record]]:
     """The items of the lines that are not covered, and records for those whose body no engine could take."""
     job = claim.job
-    payload = Batch.model_validate(job.payload)
+    payload = (Response if job.kind == responses.KIND else Batch).model_validate(job.payload)
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
     found: list[tuple[bytes, Item]] = []

@@ -22,7 +22,7 @@ from jobs import ledger, responses, shards
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.interactive import redis_url
 from jobs.logs import Seldom
-from jobs.payloads import INGESTION, Batch
+from jobs.payloads import INGESTION, Response
 from jobs.shards import ShardClaim, Tally
 from workers import records
 from workers.answering import Answering
@@ -142,7 +142,7 @@ class _Run:
     def _telling(self) -> Callable[[Request], Awaitable[Answer]] | None:
         """How a response is asked for whose events somebody wants to see."""
         job = self.claim.job
-        if job.kind != responses.KIND or not Batch.model_validate(job.payload).stream:
+        if job.kind != responses.KIND or not Response.model_validate(job.payload).stream:
             return None
         return Telling(self.host, redis_url(self.context.config), job.id, self.claim.epoch).ask
 
