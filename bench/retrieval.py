@@ -101,6 +101,8 @@ def _models(console: Console, folder: Path, options: argparse.Namespace) -> Path
     """A models file with a re-ranking model in it."""
     if options.no_ranker:
         return None
+    if options.ranker and not options.ranker.is_dir():
+        raise SystemExit(f"--ranker: there is no folder {options.ranker}")
     try:
         path = options.ranker or ranker.kept()
     except subprocess.CalledProcessError as error:
