@@ -67,8 +67,11 @@ class Settled:
     gone: list[Made] = field(default_factory=list)  # removed from the store meanwhile, or attached anew
 
 
-def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment]) -> None:
-    """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then."""
+def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment], first: int = 0) -> None:
+    """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then.
+
+    Raises Expired.
+    """
     at = now()
     rows = [
         {
@@ -88,7 +91,7 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
             "entries": 0,
             "usage_bytes": 0,
         }
-        for line, file in enumerate(files)
+        for line, file in enumerate(files, first)
     ]
     kept = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
     insert = insert_into(session, VectorStoreFile)

@@ -1,4 +1,4 @@
-"""A job that brings files into a vector store: of a client who attaches them, or to mend what is missing."""
+"""A job that brings files into a vector store: of a client who attaches them, to mend what is missing, of a source."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -18,16 +18,23 @@ SINGLE: Final = "ing_"
 
 
 def submit(
-    session: Session, store: VectorStore, files: Sequence[Attachment], *, actor: str, prefix: str = SINGLE, **facts: Any
+    session: Session,
+    store: VectorStore,
+    files: Sequence[Attachment],
+    *,
+    actor: str,
+    prefix: str = SINGLE,
+    source_id: str | None = None,
+    **facts: Any,
 ) -> Job:
-    """The job and the rows of its files, in the caller's transaction."""
+    """The job and the rows of its files, in the caller's transaction. A source's files are found when it is planned."""
     created_at = now()
     job = Job(
         id=new_id(prefix),
         project_id=store.project_id,
         kind=INGESTION,
         model=store.model,
-        payload=Ingestion(store_id=store.id).model_dump(mode="json"),
+        payload=Ingestion(store_id=store.id, source_id=source_id).model_dump(mode="json", exclude_none=True),
         total=len(files),
         window=WINDOW,
         created_at=created_at,
@@ -35,5 +42,6 @@ def submit(
         **facts,
     )
     ledger.submit(session, job, actor=actor)
-    attachments.attach(session, store, job, files)
+    if source_id is None:
+        attachments.attach(session, store, job, files)
     return job

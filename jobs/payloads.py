@@ -24,9 +24,13 @@ class Batch(Payload):
 
 
 class Ingestion(Payload):
-    """Kind `ingestion`: bring files into a vector store. Which ones say the rows of `vector_store_file`, by line."""
+    """Kind `ingestion`: bring files into a vector store. Which ones say the rows of `vector_store_file`, by line.
+
+    With `source_id` they are what a source has that the store has not: planning finds that out.
+    """
 
     store_id: str
+    source_id: str | None = None
 
 
 #: The endpoints a batch may name, and the kind of job each makes.
@@ -60,6 +64,8 @@ FILE_BATCH_EVENTS: dict[str, str] = {
     "cancelled": "vector_store.file_batch.cancelled",
 }
 FILE_EVENTS: tuple[str, ...] = ("vector_store.file.completed", "vector_store.file.failed")
+#: Of a sync of a source, told before the end of its file batch.
+SOURCE_EVENTS: tuple[str, ...] = ("vector_store.source.synced", "vector_store.source.failed")
 #: The kind of job that brings files into a vector store, and how the id of one begins that the client sees as a batch.
 INGESTION, FILE_BATCH = "ingestion", "vsfb_"
 #: By kind of job; those that are not named are batches.
@@ -74,6 +80,7 @@ EVENT_TYPES: tuple[str, ...] = (
     "response.incomplete",
     *dict.fromkeys(FILE_BATCH_EVENTS.values()),
     *FILE_EVENTS,
+    *SOURCE_EVENTS,
     *ENDPOINT_EVENTS,
 )
 
