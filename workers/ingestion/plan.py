@@ -1,4 +1,7 @@
-"""Planning an ingestion: its files, already in SQL line by line, are cut into shards of some files each."""
+"""Planning an ingestion: its files, in SQL line by line, are cut into shards of some files each.
+
+A sync's files come into SQL here, see `workers.sources.syncing`.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +16,7 @@ from jobs.models import File, Shard, VectorStore, VectorStoreFile
 from jobs.queues import Queue
 from workers.context import Context
 from workers.keeper import Hold
+from workers.sources.syncing import gather
 from workers.stumbling import Abandoned
 
 _SHARDS_AT_ONCE = 50
@@ -31,7 +35,10 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
         return
     except placement.NotYet:
         raise Abandoned(5.0, "model") from None
-    cuts = list(_cuts(context, job.id, job.total))
+    total = gather(context, claim, hold) if "source_id" in job.payload else job.total
+    if total is None:
+        return
+    cuts = list(_cuts(context, job.id, total))
     last = max(0, len(cuts) - 1) // _SHARDS_AT_ONCE * _SHARDS_AT_ONCE
     for start in range(0, last, _SHARDS_AT_ONCE):
         if hold.ended:
@@ -42,7 +49,7 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
 
     def planned(session: Session) -> None:
         _cut(session, claim, cuts[last:])
-        ledger.planned(session, claim, total=job.total, model=model, queue=queue)
+        ledger.planned(session, claim, total=total, model=model, queue=queue)
 
     context.db.retrying(planned, context.stop)
 
