@@ -17,6 +17,7 @@ from api.routes import (
     vector_store_file_batches,
     vector_store_files,
     vector_store_search,
+    vector_store_sources,
     vector_stores,
     webhook_endpoints,
 )
@@ -33,6 +34,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     vector_store_files.router,
     vector_store_file_batches.router,
     vector_store_search.router,
+    vector_store_sources.router,
     models.router,
     webhook_endpoints.router,
     jobs.router,
