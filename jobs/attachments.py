@@ -68,10 +68,10 @@ class Settled:
     gone: list[Made] = field(default_factory=list)  # removed from the store meanwhile, or attached anew
 
 
-def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment]) -> None:
+def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment], first: int = 0) -> None:
     """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then.
 
-    The store's row is locked first, by whoever attaches.
+    The store's row is locked first, by whoever attaches. Raises Expired.
     """
     at = now()
     if not touch(session, store.root, at):
@@ -94,7 +94,7 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
             "entries": 0,
             "usage_bytes": 0,
         }
-        for line, file in enumerate(files)
+        for line, file in enumerate(files, first)
     ]
     kept = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
     insert = insert_into(session, VectorStoreFile)

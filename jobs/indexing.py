@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sqlalchemy.orm import Session
 
-from jobs import attachments, events, indexes, ledger, shards
+from jobs import attachments, events, indexes, ledger, shards, source_items
 from jobs.attachments import Made, Settled
 from jobs.errors import Fenced
 from jobs.models import Job, Segment
@@ -33,6 +33,7 @@ def commit(
     elif last:
         shards.finish_empty(session, claim)
     if store is not None:
+        source_items.replace(session, store, settled.completed)
         _tell(session, job, settled)
     else:
         attachments.left_behind(session, job, dimensions)

@@ -1,4 +1,4 @@
-"""A job that brings files into a vector store: of a client who attaches them, or to mend what is missing.
+"""A job that brings files into a vector store: of a client who attaches them, to mend what is missing, of a source.
 
 What a client attaches goes into each of the store's indexes, in a job for each: the client's own into the one in use.
 """
@@ -22,12 +22,24 @@ SINGLE: Final = "ing_"
 
 
 def submit(
-    session: Session, store: VectorStore, files: Sequence[Attachment], *, actor: str, prefix: str = SINGLE, **facts: Any
+    session: Session,
+    store: VectorStore,
+    files: Sequence[Attachment],
+    *,
+    actor: str,
+    prefix: str = SINGLE,
+    source_id: str | None = None,
+    **facts: Any,
 ) -> Job:
-    """The jobs and the rows of their files, in the caller's transaction. Raises NotFound, Expired."""
+    """The jobs and the rows of their files, in the caller's transaction. Raises NotFound, Expired.
+
+    A source's files are found when its job, which is one alone, is planned.
+    """
     if indexes.lock(session, store.id) is None:
         raise NotFound(f"No vector store found with id '{store.id}'.", param="vector_store_id")
     first, *others = indexes.all_of(session, store)
+    if source_id is not None:
+        return begin(session, first, 0, actor=actor, id=new_id(prefix), source_id=source_id, **facts)
     job = into(session, first, files, actor=actor, prefix=prefix, **facts)
     for other in others:
         into(session, other, files, actor=actor, beside=True, request_id=job.request_id)
@@ -50,10 +62,20 @@ def into(
     return job
 
 
-def begin(session: Session, index: VectorStore, total: int, *, actor: str, beside: bool, **facts: Any) -> Job:
+def begin(
+    session: Session,
+    index: VectorStore,
+    total: int,
+    *,
+    actor: str,
+    beside: bool = False,
+    source_id: str | None = None,
+    **facts: Any,
+) -> Job:
     """The job itself, whose files the caller names by their rows."""
     created_at = now()
-    payload = Ingestion(store_id=index.root, index_id=index.id if index.parent_id else None, beside=beside)
+    index_id = index.id if index.parent_id else None
+    payload = Ingestion(store_id=index.root, index_id=index_id, beside=beside, source_id=source_id)
     job = Job(
         project_id=index.project_id,
         kind=INGESTION,

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, events, outbox, pauses
+from jobs import attachments, audit, events, outbox, pauses, source_items
 from jobs.clock import now
 from jobs.db import RETURNED, UNSEEN
 from jobs.errors import Conflict, Fenced
@@ -372,6 +372,7 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
     )
     if job.kind == INGESTION and target in TERMINAL:
         attachments.ended(session, job)
+        source_items.ended(session, job)
     _event(session, job, event or terminal_event(job.kind, job.id, target))
 
 

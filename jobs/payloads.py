@@ -34,12 +34,14 @@ class Ingestion(Payload):
     """Kind `ingestion`: bring files into a vector store. Which ones say the rows of `vector_store_file`, by line.
 
     `index_id` is the one of the store's indexes that they go into, unless it is the store's own row. With `beside` no
-    client has asked for it, and none is told of its files.
+    client has asked for it, and none is told of its files. With `source_id` they are what a source has that the store
+    has not: planning finds that out.
     """
 
     store_id: str
     index_id: str | None = None
     beside: bool = False
+    source_id: str | None = None
 
 
 def index_of(payload: Mapping[str, Any]) -> str:
@@ -79,6 +81,8 @@ FILE_BATCH_EVENTS: dict[str, str] = {
     "cancelled": "vector_store.file_batch.cancelled",
 }
 FILE_EVENTS: tuple[str, ...] = ("vector_store.file.completed", "vector_store.file.failed")
+#: Of a sync of a source, told before the end of its file batch.
+SOURCE_EVENTS: tuple[str, ...] = ("vector_store.source.synced", "vector_store.source.failed")
 #: The kind of job that brings files into a vector store, and how the id of one begins that the client sees as a batch.
 INGESTION, FILE_BATCH = "ingestion", "vsfb_"
 #: By kind of job; those that are not named are batches.
@@ -93,6 +97,7 @@ EVENT_TYPES: tuple[str, ...] = (
     "response.incomplete",
     *dict.fromkeys(FILE_BATCH_EVENTS.values()),
     *FILE_EVENTS,
+    *SOURCE_EVENTS,
     *ENDPOINT_EVENTS,
 )
 

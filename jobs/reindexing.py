@@ -10,13 +10,14 @@ from typing import Any, Final
 from sqlalchemy import JSON, Select, String, and_, cast, func, insert, literal, null, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from jobs import attachments, indexes, ingestions
-from jobs.attachments import CANCELLED, FAILED, IN_PROGRESS
+from jobs import attachments, indexes, ingestions, source_items
+from jobs.attachments import CANCELLED, FAILED, IN_PROGRESS, is_over
 from jobs.clock import now
 from jobs.db import UNSEEN, insert_into
 from jobs.errors import Conflict, Expired
 from jobs.ids import new_id
 from jobs.models import File, Job, VectorStore, VectorStoreFile
+from jobs.payloads import index_of
 
 MOST: Final = 4  # of a store, since each file goes into all of them
 _NAMED: Final = 5
@@ -60,6 +61,16 @@ def sync(session: Session, store: VectorStore, index: VectorStore, *, actor: str
     return _fill(session, store, index, None, actor=actor, **facts)
 
 
+def alongside(session: Session, job: Job) -> None:
+    """What a sync of a source attaches to one index goes into the store's others too."""
+    store, taken = indexes.lock(session, job.payload["store_id"]), index_of(job.payload)
+    if store is None or is_over(store):
+        return
+    for index in indexes.all_of(session, store):
+        if index.id != taken:
+            _fill(session, store, index, None, job=job, actor=f"source:{job.payload['source_id']}")
+
+
 def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_missing: bool = False) -> None:
     """Every search from now on reads this index, and it is the one before's turn to wait. Raises Conflict."""
     if index.id == store.current_id:
@@ -74,6 +85,7 @@ def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_mi
     before.replaced_at, index.replaced_at = now(), None
     store.index_id = index.id if index.parent_id else None
     session.flush()
+    source_items.catch_up(session, store)
 
 
 def remove(session: Session, store: VectorStore, index: VectorStore) -> None:
@@ -95,18 +107,20 @@ def _fill(
     chunking: dict[str, Any] | None,
     *,
     actor: str,
+    job: Job | None = None,
     **facts: Any,
 ) -> Job | None:
-    """The job for what the index in use has, or is about to have, and this one has not."""
-    if not _hold(session, _lacking(store, index)):
+    """The job for what the index in use has, or is about to have, and this one has not; or `job` is about to make."""
+    lacking = _lacking(store, index, job)
+    if not _hold(session, lacking):
         return None
     if not attachments.touch(session, store.id, now()):
         raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
     index.job_id = new_id(ingestions.SINGLE)
-    total = _bring_over(session, store, index, chunking)
-    job = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **facts)
+    total = _bring_over(session, lacking, index, chunking)
+    made = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **facts)
     session.flush()
-    return job
+    return made
 
 
 def _hold(session: Session, rows: Select[*tuple[Any, ...]]) -> int:
@@ -115,22 +129,29 @@ def _hold(session: Session, rows: Select[*tuple[Any, ...]]) -> int:
     return session.scalar(select(func.count()).select_from(files.subquery())) or 0
 
 
-def _lacking(store: VectorStore, index: VectorStore) -> Select[str, dict[str, Any] | None]:
-    """Rows of the index in use, each with how its file is cut in the other one where that has a row of it."""
+def _lacking(store: VectorStore, index: VectorStore, job: Job | None) -> Select[str, dict[str, Any] | None]:
+    """Rows of the index in use, or of a job; each with how its file is cut in the other index, if that has it."""
     here, mine = VectorStoreFile, aliased(VectorStoreFile)
+    there = here.store_id == store.current_id
+    if job is not None:
+        there = and_(here.store_id == index_of(job.payload), here.job_id == job.id)
     return (
         select(here.id, mine.chunking)
         .join(File, and_(File.id == here.id, File.deleted_at.is_(None)))
         .outerjoin(mine, and_(mine.store_id == index.id, mine.id == here.id))
-        .where(here.store_id == store.current_id, or_(here.document.is_not(None), here.status == IN_PROGRESS))
+        .where(there, or_(here.document.is_not(None), here.status == IN_PROGRESS))
         .where(or_(mine.id.is_(None), and_(mine.document.is_(None), mine.status != IN_PROGRESS)))
     )
 
 
-def _bring_over(session: Session, store: VectorStore, index: VectorStore, chunking: dict[str, Any] | None) -> int:
+def _bring_over(
+    session: Session,
+    lacking: Select[str, dict[str, Any] | None],
+    index: VectorStore,
+    chunking: dict[str, Any] | None,
+) -> int:
     """Rows for all of them, numbered as lines of the index's job; made by the database alone, for they may be many."""
     here = VectorStoreFile
-    lacking = _lacking(store, index)
     cut = lacking.selected_columns[1]
     line = func.row_number().over(order_by=(here.created_at, here.id)) - 1
     values: dict[str, Any] = {

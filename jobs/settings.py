@@ -99,6 +99,17 @@ class Settings(BaseSettings):
     parse_max_tokens: int = Field(5_000_000, ge=1, description="tokens of a document")
     store_max_files: int = Field(10_000, ge=1, description="files of one call that brings them into a vector store")
 
+    source_folders: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="folders whose files may become sources of vector stores, comma-separated"
+    )
+    source_s3: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="the same of S3: `s3://bucket/prefix`, comma-separated; credentials as boto finds them"
+    )
+    source_allow_private: bool = Field(False, description="URLs of sources: private addresses, plain http and any port")
+    source_max_items: int = Field(10_000, ge=1, description="files of one source")
+    source_seconds: float = Field(3600, gt=0, description="one sync of a source until its files are read, at most")
+    source_fetch_seconds: float = Field(60, gt=0, description="fetching one URL of a source, at most")
+
     batch_max_lines: int = Field(50_000, ge=1, description="requests of a batch")
     batch_max_bytes: int = Field(200 * MB, ge=1, description="bytes of a batch's input file")
     batch_max_line_bytes: int = Field(32 * MB, ge=1024, description="bytes of one line")
@@ -137,7 +148,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, SecretFiles(settings_cls), env_settings
 
-    @field_validator("engine_urls", "cors_origins", mode="before")
+    @field_validator("engine_urls", "cors_origins", "source_folders", "source_s3", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -20,9 +20,9 @@ from jobs.errors import NotFound, StorageAway, StorageFull
 CHUNK = 1 << 20
 _TEMPORARY = ".partial-"
 #: Libraries whose own errors mean that an object store does not answer, or not as it should.
-_CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp"})
+CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp"})
 #: Of S3: long enough for a slow answer, short enough that a worker gives back what it can't store within its lease.
-_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3, "mode": "standard"}}
+PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3, "mode": "standard"}}
 
 
 class Storage(Protocol):
@@ -129,7 +129,7 @@ class ObjectStorage:
         import fsspec
 
         if url.startswith("s3://"):
-            options.setdefault("config_kwargs", _PATIENCE)
+            options.setdefault("config_kwargs", PATIENCE)
         # other processes write too: a remembered listing would hide their objects and show old sizes
         self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
 
@@ -231,6 +231,6 @@ def _our_errors(path: str) -> Iterator[None]:
             raise StorageFull from error
         raise StorageAway(f"The file storage cannot be reached: {error}") from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+        if type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         raise StorageAway(f"The file storage cannot be reached: {error}") from error

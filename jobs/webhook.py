@@ -182,7 +182,7 @@ async def _attempt(
         async with asyncio.timeout(client.seconds):
             response = await _post(client.session, target.url(), given, content)
     except (InvalidRequest, aiohttp.ClientError, OSError, UnicodeError) as error:  # a TimeoutError is an OSError
-        return None, _reason(error), None
+        return None, reason(error), None
     if response.ok and response.status < 300:
         return response.status, None, None
     return response.status, f"status {response.status}", _retry_after(response.headers.get("retry-after"))
@@ -236,7 +236,8 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What kept a request from being answered, in two or three words that hold nothing of it."""
     cause = getattr(error, "os_error", None) if isinstance(error, aiohttp.ClientConnectorDNSError) else None
     found = cause if isinstance(cause, AddressRefused) else error
     return next((reason for kind, reason in _REASONS if isinstance(found, kind)), "connection failed")

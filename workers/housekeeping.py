@@ -1,7 +1,7 @@
 """What the leading dispatcher looks after once a second, and once a minute.
 
 workers     whose beat stands still for a lease, or whose process is gone from this host: their row goes
-schedules   whose time has come
+schedules   whose time has come; sources too
 claims      of such workers at once; others when their own beat stands still for a lease
 jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step
 audit       sealed
@@ -15,7 +15,7 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, deliveries, fleet, ledger, pauses, schedules, shards
+from jobs import attachments, audit, deliveries, fleet, ledger, pauses, schedules, shards, sources
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.models import Job, Worker
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _ACTOR = "dispatcher"
 _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
+_CLEARED_AT_ONCE = 10  # transactions for one source per round
 _SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
 
 
@@ -115,6 +116,12 @@ class Housekeeper:
             job = self._write(partial(schedules.fire, schedule_id=schedule_id))
             log.info("schedule_fired", extra={"schedule": schedule_id, "submitted": job is not None})
             self._db.breathe()
+        with self._db.read() as session:
+            waiting = sources.due(session)
+        for source_id in waiting:
+            job = self._write(partial(sources.fire, source_id=source_id))
+            log.info("source_fired", extra={"source": source_id, "submitted": job is not None})
+            self._db.breathe()
 
     def _expire(self) -> None:
         with self._db.read() as session:
@@ -143,6 +150,19 @@ class Housekeeper:
         if self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
         self._free_deliveries()
+        self._clear_sources()
+
+    def _clear_sources(self) -> None:
+        """What sources have brought that are deleted, or whose store is: some of it each time."""
+        with self._db.read() as session:
+            doomed = sources.doomed(session)
+        for source in doomed:
+            if source.deleted_at is None:
+                self._write(partial(sources.condemn, source=source, actor=_ACTOR))
+            for _ in range(_CLEARED_AT_ONCE):
+                if not self._write(partial(sources.clear, source_id=source.id, actor=_ACTOR)):
+                    break
+                self._db.breathe()
 
     def _free_deliveries(self) -> None:
         """What a worker left that the database did not hear of, and what a process with a wrong clock put off."""

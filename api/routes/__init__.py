@@ -22,6 +22,7 @@ from api.routes import (
     vector_store_files,
     vector_store_indexes,
     vector_store_search,
+    vector_store_sources,
     vector_stores,
     webhook_endpoints,
 )
@@ -42,6 +43,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     vector_store_search.router,
     vector_store_indexes.router,
     vector_store_compare.router,
+    vector_store_sources.router,
     models.router,
     webhook_endpoints.router,
     jobs.router,

@@ -53,6 +53,8 @@ EventType = Literal[
     "vector_store.file_batch.cancelled",
     "vector_store.file.completed",
     "vector_store.file.failed",
+    "vector_store.source.synced",
+    "vector_store.source.failed",
     "webhook_endpoint.disabled",
 ]
 assert get_args(EventType) == EVENT_TYPES

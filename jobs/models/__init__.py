@@ -5,7 +5,7 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
      ├─ outbox                    doorbells owed to the broker
 schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
-vector_store ── vector_store_file · vector_removal
+vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · response, conversation · project, api_key, idempotency · worker, model, pause, meta
 cached, cache_epoch, cache_use · audit, audit_head
 """
@@ -18,6 +18,7 @@ from jobs.models.conversation import Conversation
 from jobs.models.files import File, Upload, UploadPart
 from jobs.models.job import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
 from jobs.models.response import KeptResponse
+from jobs.models.source import Source, SourceItem
 from jobs.models.vector import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.models.webhooks import Attempt, Delivery, Event, WebhookEndpoint
 from jobs.models.worker import Meta, Model, Pause, Worker
@@ -48,6 +49,8 @@ __all__ = [
     "Schedule",
     "Segment",
     "Shard",
+    "Source",
+    "SourceItem",
     "Upload",
     "UploadPart",
     "VectorRemoval",

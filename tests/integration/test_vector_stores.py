@@ -118,6 +118,21 @@ class Mill:
     def upload(self, name: str, content: bytes) -> str:
         return self.client.files.create(file=(name, content), purpose="user_data").id
 
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self.client.post(path, cast_to=object, body=body)
+
+    def synced(self, path: str) -> Any:
+        """The counts of a source's sync, once it has ended."""
+        found: list[Any] = []
+
+        def ended() -> bool:
+            found[:] = [self.client.get(path, cast_to=object)]
+            return found[0]["status"] != "in_progress"
+
+        eventually(ended, 60, "the source is synced")
+        assert found[0]["status"] == "completed", found
+        return found[0]["counts"]
+
     def asked(self, store: str, query: str) -> list[str]:
         return [one.filename for one in self.client.vector_stores.search(store, query=query)]
 
@@ -170,8 +185,14 @@ def _alive(system: System) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    with running(tmp_path_factory.mktemp("stores")) as mill:
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the operator allows."""
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory, shelf: Path) -> Iterator[Mill]:
+    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(shelf)) as mill:
         yield mill
 
 
@@ -371,6 +392,34 @@ def test_what_a_deleted_file_and_a_deleted_store_held_is_nowhere(mill: Mill) -> 
     eventually(mill.nothing_owed, 30, "what is owed is removed")
     assert mill.holding(word, "vectors", DOCUMENTS) == []
     assert set(mill.vectors.stores()) & set(stores) <= {stores[1]}
+
+
+def test_a_store_is_kept_in_step_with_a_folder(mill: Mill, shelf: Path) -> None:
+    for name, (_, content) in LIBRARY.items():
+        (shelf / name).write_bytes(content)
+    store = mill.store()
+    path = f"/vector_stores/{store}/sources"
+    source = mill.post(path, {"type": "folder", "path": str(shelf)})["id"]
+    counts = mill.synced(f"{path}/{source}")
+    assert (counts["added"], counts["failed"]) == (len(LIBRARY), 0)
+    for name, (question, _) in LIBRARY.items():
+        assert mill.asked(store, question)[0] == name
+
+    (shelf / "whale.txt").write_text("Nobody ever saw anything bigger than the giant sequoia, a tree.\n")
+    (shelf / "bread.rst").unlink()
+    mill.post(f"{path}/{source}/sync", {})
+    counts = mill.synced(f"{path}/{source}")
+
+    assert (counts["changed"], counts["removed"], counts["unchanged"]) == (1, 1, len(LIBRARY) - 2)
+    assert "bread.rst" not in mill.asked(store, LIBRARY["bread.rst"][0])
+    [first, *_] = mill.client.vector_stores.search(store, query="Which tree is the biggest?")
+    assert (first.filename, "sequoia" in first.content[0].text) == ("whale.txt", True)
+    texts = [one.content[0].text for one in mill.client.vector_stores.search(store, query=LIBRARY["whale.txt"][0])]
+    assert not any("blue whale" in text for text in texts)
+    eventually(mill.nothing_owed, 30, "what is owed is removed")
+    assert mill.vectors.counts(mill.place(store)) == mill.entries(store)
+    mill.client.delete(f"{path}/{source}", cast_to=object)
+    assert mill.asked(store, "anything") == []
 
 
 def test_workers_killed_in_the_middle_leave_every_file_once(mill: Mill) -> None:

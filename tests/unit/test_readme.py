@@ -40,7 +40,7 @@ def _shown(default: Any) -> str:
 
 def _settings(text: str) -> set[str]:
     """The settings that a text names, also those that it takes out of a file."""
-    named = {name.lower() for name in re.findall(r"NIGHTMILL_([A-Z_]+)", text)}
+    named = {name.lower() for name in re.findall(r"NIGHTMILL_([A-Z0-9_]+)", text)}
     return {name if name in Settings.model_fields else name.removesuffix("_file") for name in named}
 
 

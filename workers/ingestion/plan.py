@@ -1,12 +1,16 @@
-"""Planning an ingestion: its files, already in SQL line by line, are cut into shards of some files each."""
+"""Planning an ingestion: its files, in SQL line by line, are cut into shards of some files each.
+
+A sync's files come into SQL here, see `workers.sources.syncing`.
+"""
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, placement, shards
+from jobs import ledger, placement, reindexing, shards
 from jobs.db import WRITE_ROWS
 from jobs.ledger import JobClaim
 from jobs.models import File, Shard, VectorStore, VectorStoreFile
@@ -14,6 +18,7 @@ from jobs.payloads import index_of
 from jobs.queues import Queue
 from workers.context import Context
 from workers.keeper import Hold
+from workers.sources.syncing import gather
 from workers.stumbling import Abandoned
 
 _SHARDS_AT_ONCE = 50
@@ -32,7 +37,10 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
         return
     except placement.NotYet:
         raise Abandoned(5.0, "model") from None
-    cuts = list(_cuts(context, job.id, job.total))
+    total = gather(context, claim, hold) if "source_id" in job.payload else job.total
+    if total is None:
+        return
+    cuts = list(_cuts(context, job.id, total))
     last = max(0, len(cuts) - 1) // _SHARDS_AT_ONCE * _SHARDS_AT_ONCE
     for start in range(0, last, _SHARDS_AT_ONCE):
         if hold.ended:
@@ -42,10 +50,17 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
         context.db.breathe(context.stop)
 
     def planned(session: Session) -> None:
-        _cut(session, claim, cuts[last:])
-        ledger.planned(session, claim, total=job.total, model=model, queue=queue)
+        _planned(session, claim, cuts[last:], total=total, model=model, queue=queue)
 
     context.db.retrying(planned, context.stop)
+
+
+def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **facts: Any) -> None:
+    """It runs from now on; what it has found in a source goes into the store's other indexes too."""
+    _cut(session, claim, cuts)
+    if "source_id" in claim.job.payload:
+        reindexing.alongside(session, claim.job)
+    ledger.planned(session, claim, **facts)
 
 
 def _place(context: Context, claim: JobClaim) -> tuple[str, str]:

@@ -39,6 +39,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/vector_stores/{vector_store_id}/indexes"): {"json": {"embedding_dimensions": 64}},
     ("POST", "/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare"): {"json": {"queries": ["What is it?"]}},
     ("POST", "/v1/vector_stores/{vector_store_id}/search"): {"json": {"query": "What is it?"}},
+    ("POST", "/v1/vector_stores/{vector_store_id}/sources"): {"json": {"type": "url", "url": "https://192.0.43.8/a"}},
     ("POST", "/v1/webhook_endpoints"): {
         "json": {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]},
     },

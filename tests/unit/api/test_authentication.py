@@ -145,10 +145,13 @@ def theirs(client: TestClient) -> dict[str, str]:
     store = client.post("/v1/vector_stores", json={"file_ids": [file["id"]]}).json()["id"]
     brought = client.post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": [file["id"]]}).json()["id"]
     index = client.post(f"/v1/vector_stores/{store}/indexes", json={"embedding_dimensions": 64}).json()["id"]
+    site = {"type": "url", "url": "https://192.0.43.8/a"}
+    source = client.post(f"/v1/vector_stores/{store}/sources", json=site).json()
     made = {
         "vector_store_id": store,
         "index_id": index,
         "file_batch_id": brought,
+        "source_id": source["id"],
         "conversation_id": talk,
         "item_id": client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
         "response_id": client.post("/v1/responses", json=response).json()["id"],
@@ -168,7 +171,7 @@ def test_another_project_s_ids_do_not_exist(
 
     answers = {route: route.call(stranger, **theirs) for route in owned}
 
-    behind = {"item_id", "file_batch_id", "index_id"}  # a conversation's, a vector store's
+    behind = {"item_id", "file_batch_id", "index_id", "source_id"}  # a conversation's, a vector store's
     assert {route.parameter for route in owned} == set(theirs) - behind
     assert {route: answer.status_code for route, answer in answers.items()} == dict.fromkeys(owned, 404)
     unknown = {route: route.call(stranger) for route in owned}

@@ -78,10 +78,13 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
     store = client.post("/v1/vector_stores", json={"name": "n"}).json()["id"]
     brought = client.post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": [file_id]}).json()["id"]
     index = client.post(f"/v1/vector_stores/{store}/indexes", json={"embedding_dimensions": 64}).json()["id"]
+    site = {"type": "url", "url": "https://192.0.43.8/a"}
+    source = client.post(f"/v1/vector_stores/{store}/sources", json=site).json()
     return {
         "vector_store_id": store,
         "index_id": index,
         "file_batch_id": brought,
+        "source_id": source["id"],
         "response_id": kept_response(app),
         "conversation_id": talk["id"],
         "item_id": client.get(f"/v1/conversations/{talk['id']}/items").json()["first_id"],

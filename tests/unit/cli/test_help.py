@@ -13,6 +13,7 @@ EXPECTED = {
     "up", "doctor", "submit", "jobs", "watch", "cancel", "retry", "demo",
     "run-batch", "models list", "models add", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
+    "sources list", "sources add", "sources sync", "sources remove",
     "results", "embed-eval", "explain", "workers", "pause", "resume", "drain",
     "keys create", "keys list", "keys revoke", "audit verify", "vectors verify", "webhooks listen",
 }  # fmt: skip

@@ -1,0 +1,51 @@
+"""Where documents may come from: folders and S3 prefixes that the operator names. Everything else is refused."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import InvalidRequest
+
+_S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL)
+
+
+def folder(roots: Sequence[str], path: str) -> Path:
+    """The real path of a folder below one of `roots`: no link, no `..`. Raises InvalidRequest."""
+    real = Path(os.path.realpath(path)) if Path(path).is_absolute() and "\0" not in path else None
+    if real is None or below(roots, real) is None:
+        message = "The path must be that of a folder which the operator allows (NIGHTMILL_SOURCE_FOLDERS)."
+        raise InvalidRequest(message, param="path", code="folder_not_allowed")
+    return real
+
+
+def below(roots: Sequence[str], real: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """The allowed folder that a real path lies in, and the rest of the path; None outside all of them."""
+    for root in roots:
+        top = Path(os.path.realpath(root))
+        if real.is_relative_to(top):
+            return top, real.relative_to(top).parts
+    return None
+
+
+def prefix(allowed: Sequence[str], url: str) -> tuple[str, str]:
+    """Bucket and prefix, which is empty or ends with `/`, below one of `allowed`. Raises InvalidRequest."""
+    found = _parts(url)
+    if found is None or not any(_covers(_parts(one), found) for one in allowed):
+        message = "The prefix must be one which the operator allows (NIGHTMILL_SOURCE_S3), or lie below one."
+        raise InvalidRequest(message, param="prefix", code="prefix_not_allowed")
+    return found
+
+
+def _parts(url: str) -> tuple[str, str] | None:
+    match = _S3.fullmatch(url)
+    if match is None:
+        return None
+    parts = (match["prefix"] or "").rstrip("/").split("/")
+    if parts != [""] and any(part in ("", ".", "..") for part in parts):
+        return None
+    return match["bucket"], "/".join([*parts, ""]) if parts != [""] else ""
+
+
+def _covers(allowed: tuple[str, str] | None, wanted: tuple[str, str]) -> bool:
+    return allowed is not None and allowed[0] == wanted[0] and wanted[1].startswith(allowed[1])

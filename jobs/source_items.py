@@ -1,0 +1,144 @@
+"""What a source has brought into its store: one version of a document follows the other, and none is found twice.
+
+new version attached ──completed──▶ the one before leaves the store and is deleted, in the same transaction
+          └──failed, cancelled──▶ the one before can still be found; the next sync looks again
+"""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy.orm import Session
+
+from jobs import attachments, audit, events
+from jobs.attachments import Made
+from jobs.clock import now
+from jobs.models import File, Job, Source, SourceItem, VectorStore, VectorStoreFile
+from jobs.payloads import SOURCE_EVENTS, index_of
+from jobs.states import JobState
+
+#: Of a source.
+IN_PROGRESS, COMPLETED, FAILED = attachments.IN_PROGRESS, attachments.COMPLETED, attachments.FAILED
+#: Of an item in a sync.
+ADDED, CHANGED, UNCHANGED, REMOVED = "added", "changed", "unchanged", "removed"
+COUNTED: Final = ("seen", ADDED, CHANGED, REMOVED, UNCHANGED, FAILED)
+_SYNCED, _NOT_SYNCED = SOURCE_EVENTS
+
+
+def digest(key: str) -> str:
+    """Keys are longer than an index likes."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
+    """These files have come into view: where one is a new version of a source's document, the old one goes now.
+
+    In an index that is not in use nobody sees them; should it come into use, `catch_up` replaces.
+    """
+    store = session.get(VectorStore, index.root) if made else None
+    if store is not None and store.current_id == index.id:
+        _replace(session, store, SourceItem.file_id.in_([one.file_id for one in made]))
+
+
+def catch_up(session: Session, store: VectorStore) -> None:
+    """Another index has come into use: new versions that it shows already take the place of the old ones."""
+    shown = VectorStoreFile.store_id == store.current_id, VectorStoreFile.document.is_not(None)
+    _replace(session, store, SourceItem.file_id.in_(select(VectorStoreFile.id).where(*shown)))
+
+
+def _replace(session: Session, store: VectorStore, newest: ColumnElement[bool]) -> None:
+    newer = (
+        select(SourceItem)
+        .join(Source, Source.id == SourceItem.source_id)
+        .where(newest, SourceItem.previous_id.is_not(None), Source.store_id == store.id)
+        .order_by(SourceItem.digest)
+        .with_for_update(of=SourceItem)
+    )
+    for item in session.scalars(newer).all():
+        previous, item.previous_id = str(item.previous_id), None
+        drop(session, [previous], actor=f"source:{item.source_id}")
+
+
+def drop(session: Session, file_ids: Collection[str], *, actor: str) -> None:
+    """Delete files that a source has brought, and take them out of every store."""
+    alive = select(File).where(File.id.in_(file_ids), File.deleted_at.is_(None))
+    files = session.scalars(alive.order_by(File.id).with_for_update()).all()
+    attachments.remove_everywhere(session, file_ids)
+    for file in files:
+        file.deleted_at = now()
+        audit.record(session, actor=actor, action="file.delete", target=file.id, project_id=file.project_id)
+
+
+def ended(session: Session, job: Job) -> None:
+    """An ingestion has come to its end; if it was a source's, say what came of the sync."""
+    source_id = job.payload.get("source_id")
+    source = session.get(Source, source_id, with_for_update=True) if source_id else None
+    if source is None or source.job_id != job.id:
+        return
+    source.counts = _counts(session, source, job)
+    error = source.error or _error(job)
+    source.status = FAILED if error else COMPLETED
+    source.last_error = error or _partly(session, source)
+    source.last_at = now()
+    _tell(session, job, source, _NOT_SYNCED if error else _SYNCED)
+
+
+def _counts(session: Session, source: Source, job: Job) -> dict[str, Any]:
+    index_id = index_of(job.payload)
+    counts: dict[str, Any] = dict.fromkeys(COUNTED, 0)
+    counts.update(seen=source.seen, removed=source.removed)
+    if not source.seen:
+        return counts
+    ours = (SourceItem.job_id == job.id).label("ours")
+    of_item = and_(VectorStoreFile.store_id == index_id, VectorStoreFile.id == SourceItem.file_id)
+    grouped = (
+        select(SourceItem.change, VectorStoreFile.status, ours, func.count())
+        .outerjoin(VectorStoreFile, of_item)
+        .where(SourceItem.source_id == source.id)
+        .group_by(SourceItem.change, VectorStoreFile.status, ours)
+    )
+    for change, status, is_ours, count in session.execute(grouped):
+        if change == FAILED or status in (attachments.FAILED, attachments.CANCELLED):
+            counts[FAILED] += count
+        elif is_ours and change in (ADDED, CHANGED):
+            counts[change] += count
+    counts[UNCHANGED] = max(0, source.seen - counts[ADDED] - counts[CHANGED] - counts[FAILED])
+    return counts
+
+
+def _error(job: Job) -> dict[str, Any] | None:
+    if job.state == JobState.SUCCEEDED:
+        return None
+    if job.errors:
+        return {"code": job.errors[0].get("code"), "message": job.errors[0].get("message")}
+    return {"code": str(job.state), "message": f"The sync was {job.state}."}
+
+
+def _partly(session: Session, source: Source) -> dict[str, Any] | None:
+    """What keeps some items out, where others came in: the first of them."""
+    assert source.counts is not None
+    if not source.counts[FAILED]:
+        return None
+    mine = SourceItem.source_id == source.id
+    item = session.scalar(select(SourceItem).where(mine, SourceItem.change == FAILED).order_by(SourceItem.key).limit(1))
+    message = f"{source.counts[FAILED]} of {source.seen} could not be brought in"
+    if item is None:
+        return {"code": "files_failed", "message": f"{message}: see the files of the batch."}
+    return {"code": "items_failed", "message": f"{message}, such as {told(item.key)}: {(item.error or {})['message']}"}
+
+
+def told(key: str) -> str:
+    """A key as an error shows it: what follows the `?` of a URL may be a secret."""
+    return key.partition("?")[0] if key.startswith(("http://", "https://")) else key
+
+
+def _tell(session: Session, job: Job, source: Source, kind: str) -> None:
+    """Before the job's own last event, which takes the next number."""
+    data = {"id": source.id, "vector_store_id": source.store_id}
+    event = events.record(
+        session, subject_id=job.id, seq=job.event_seq, project_id=job.project_id, type=kind, data=data
+    )
+    job.event_seq += 1
+    session.flush()
+    events.fan_out(session, event, job)

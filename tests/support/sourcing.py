@@ -1,0 +1,82 @@
+"""A source of a vector store in a deployment of one process, and what has become of it."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from jobs.models import File, SourceItem
+from tests.support.ingesting import Works
+from workers.retention import Retention
+
+TEXTS = {"a.txt": "apple " * 30, "b/plum.md": "# Plum\n\nplum " * 10, "b/c/pear.html": "<p>pear pear pear</p>"}
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+class Sync:
+    """One source of one store, and what becomes of it."""
+
+    def __init__(self, mill: Works, store: str, **body: Any) -> None:
+        self.mill, self.store = mill, store
+        self.path = f"/vector_stores/{store}/sources"
+        self.id = str(mill.ok(self.path, json=body)["id"])
+
+    def now(self) -> dict[str, Any]:
+        return self.mill.get(f"{self.path}/{self.id}")
+
+    def again(self) -> dict[str, Any]:
+        self.mill.ok(f"{self.path}/{self.id}/sync")
+        self.mill.drive()
+        return self.now()
+
+    def counts(self) -> list[int]:
+        """Seen, added, changed, removed, unchanged, failed."""
+        found = self.now()["counts"]
+        return [found[name] for name in ("seen", "added", "changed", "removed", "unchanged", "failed")]
+
+    def items(self) -> dict[str, SourceItem]:
+        with self.mill.db.read() as session:
+            rows = session.scalars(select(SourceItem).where(SourceItem.source_id == self.id)).all()
+        return {row.key: row for row in rows}
+
+    def names(self, query: str) -> set[str]:
+        """Files that have a word of the query in what was found of them."""
+        found = self.mill.search(self.store, query, limit=50)
+        return {one.filename for one in found if query in one.text}
+
+
+def of_folder(mill: Works, library: Path, **body: Any) -> Sync:
+    source = Sync(mill, mill.store(), type="folder", path=str(library), **body)
+    mill.drive()
+    return source
+
+
+def alive(mill: Works) -> set[str]:
+    """Files that somebody can see."""
+    with mill.db.read() as session:
+        return set(session.scalars(select(File.id).where(File.deleted_at.is_(None))))
+
+
+def assert_mirrors(source: Sync, texts: dict[str, str]) -> None:
+    """Each document is in the store once, in its newest version, and nothing else is anywhere."""
+    mill, items = source.mill, source.items()
+    assert {key: item.previous_id for key, item in items.items()} == dict.fromkeys(texts)
+    files = {item.file_id for item in items.values()}
+    assert files == {row.id for row in mill.rows(source.store)} == alive(mill)
+    assert len(files) == len(texts)
+    assert {row.status for row in mill.rows(source.store)} <= {"completed"}
+    mill.purge()
+    mill.assert_tidy(source.store)
+    retention = Retention(mill.context.config, mill.db, mill.storage)
+    for _ in range(2):  # what two looks find without a row
+        retention.orphans()
+    retention.run()
+    assert set(mill.storage.list("files")) == {f"files/{name}" for name in files}
+    with mill.db.read() as session:
+        for key, item in items.items():
+            assert mill.storage.size(f"files/{item.file_id}") == len(texts[key].encode())
+            assert session.get_one(File, item.file_id).sha256 == item.sha256

@@ -1,0 +1,17 @@
+"""Which place a source's row means."""
+
+from jobs.models import Source
+from jobs.settings import Settings
+from workers.sources.bucket import Bucket
+from workers.sources.folder import Folder
+from workers.sources.port import Place
+from workers.sources.web import Pages
+
+
+def open_place(config: Settings, source: Source) -> Place:
+    """What the operator allows is asked anew each time something is read."""
+    if source.type == "folder":
+        return Folder(config.source_folders, source.spec["path"], source.spec["glob"])
+    if source.type == "s3":
+        return Bucket(config.source_s3, source.spec["prefix"], {})
+    return Pages(tuple(source.spec["urls"]), config.source_fetch_seconds, config.source_allow_private)
