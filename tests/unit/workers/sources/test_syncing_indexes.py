@@ -1,0 +1,128 @@
+"""Sources of a store that has a second index: both are kept in step, and a new version follows the old one in view."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.ingesting import Works
+from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
+from workers import verifying
+
+OTHER = {"embedding_dimensions": 32}
+
+
+def beside(mill: Works, source: Sync) -> str:
+    """A second index, built."""
+    index = str(mill.ok(f"/vector_stores/{source.store}/indexes", json=OTHER)["id"])
+    mill.drive()
+    return index
+
+
+def switch(mill: Works, source: Sync, index: str, *, allow_missing: bool = False) -> bool:
+    """False where the index lacks what the other has."""
+    path = f"/v1/vector_stores/{source.store}/indexes/{index}/switch"
+    answer = mill.api.post(path, json={"allow_missing": allow_missing})
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == "index_incomplete"
+    return bool(answer.status_code == 200)
+
+
+def hear(mill: Works, job_id: str) -> None:
+    """Whatever this job owes, until it has ended."""
+    while bells := [bell for bell in mill.owed() if bell.job_id == job_id]:
+        mill.hear(bells[0])
+
+
+def shown(mill: Works, source: Sync, word: str) -> Counter[str]:
+    found = mill.search(source.store, word, limit=50)
+    return Counter({one.file_id: 1 for one in found if word in one.text})
+
+
+def assert_in_step(mill: Works, source: Sync, *indexes: str) -> None:
+    """Each index has the newest version of each document, whole, and nothing else is anywhere."""
+    files = {str(item.file_id) for item in source.items().values()}
+    assert files == alive(mill)
+    assert {item.previous_id for item in source.items().values()} == {None}
+    for index in indexes:
+        assert {row.id: row.status for row in mill.rows(index)} == dict.fromkeys(files, "completed")
+    mill.purge()
+    assert verifying.verify(mill.db, mill.vectors).faults == []
+    for index in indexes:
+        mill.assert_tidy(index)
+
+
+def test_a_sync_brings_into_every_index_what_it_finds(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "a.txt", "apricot " * 30)
+    write(library / "new.txt", "quince quince")
+    (library / "b/plum.md").unlink()
+
+    assert source.again()["status"] == "completed"
+
+    assert source.counts() == [3, 1, 1, 1, 1, 0]
+    assert_in_step(each, source, source.store, second)
+    assert switch(each, source, second)
+    assert (source.names("apricot"), source.names("quince")) == ({"a.txt"}, {"new.txt"})
+    assert (source.names("apple"), source.names("plum")) == (set(), set())
+    write(library / "a.txt", "avocado " * 9)
+    assert source.again()["status"] == "completed"
+    assert source.counts() == [3, 0, 1, 0, 2, 0]
+    assert source.names("avocado") == {"a.txt"}
+    assert_in_step(each, source, source.store, second)
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_a_switch_amid_a_sync_shows_each_document_once(each: Works, library: Path, step: int) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "a.txt", "apple apricot " * 20)
+    each.ok(f"{source.path}/{source.id}/sync")
+
+    switched = False
+    for n in range(60):
+        switched = switched or (n >= step and switch(each, source, second))
+        assert shown(each, source, "apple").total() == 1
+        if not each.owed():
+            break
+        each.hear(each.owed()[0])
+
+    assert switched
+    assert source.names("apricot") == {"a.txt"}
+    assert_in_step(each, source, source.store, second)
+
+
+@pytest.mark.parametrize("first", ["store", "second"])
+def test_whichever_index_has_the_new_version_first_the_old_one_goes_where_searches_read(
+    each: Works, library: Path, first: str
+) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "a.txt", "apple apricot " * 20)
+    each.ok(f"{source.path}/{source.id}/sync")
+    each.drive(until="parse")
+    newest = str(source.items()["a.txt"].file_id)
+    jobs = {"store": str(each.row(source.store, newest).job_id), "second": str(each.row(second, newest).job_id)}
+
+    hear(each, jobs[first])
+    assert shown(each, source, "apple").total() == 1
+    assert (newest in shown(each, source, "apple")) == (first == "store")
+    switch(each, source, second, allow_missing=True)
+    assert shown(each, source, "apple").total() == (first == "second")  # it was let go of with `allow_missing`
+    each.drive()
+
+    assert shown(each, source, "apple") == Counter([newest])
+    assert_in_step(each, source, source.store, second)
+
+
+def test_a_source_that_is_deleted_takes_its_files_out_of_every_index(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+
+    each.delete(f"{source.path}/{source.id}")
+    each.purge()
+
+    assert alive(each) == set()
+    assert [*each.rows(source.store), *each.rows(second)] == []
+    assert set(TEXTS) & source.items().keys() == set()
+    assert verifying.verify(each.db, each.vectors).faults == []
