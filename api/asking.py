@@ -49,9 +49,8 @@ LastEventId = Annotated[
 #: line follows: where an id came before, OpenAI's SDK for Python takes that for an event without data, and breaks.
 KEEP_ALIVE = b": alive\n"
 WHOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
-EITHER: dict[int | str, dict[str, Any]] = {
-    200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {"type": "string"}}}}
-}
+#: Events are texts of several lines, or objects with `event`, `id` and `data`: tools see them in both ways.
+EITHER: dict[int | str, dict[str, Any]] = {200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {}}}}}
 
 
 class Asked(BaseModel):

@@ -32,7 +32,7 @@ router = resource("Jobs")
 _EVENTS_DOC: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A page of events, or, with `Accept: text/event-stream`, each as it happens",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": {}}},
     }
 }
 _RESULTS_DOC: dict[int | str, dict[str, Any]] = {
