@@ -31,6 +31,8 @@ from workers.engines.wire import usage_of
 
 _SECONDS: Final = 60.0
 _AGAIN: Final = 2.0
+_DIED: Final = "engine_died"
+_LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
 
 
 class Asking:
@@ -46,7 +48,7 @@ class Asking:
             await self._lines.close()
 
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
-        """What a store has, or a refusal. Raises EngineBusy where nobody can say now."""
+        """What a store has, or a refusal. Raises EngineBusy where nobody can say now, EngineFault where it broke."""
         try:
             return await self._search(request, search)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
@@ -79,6 +81,7 @@ class Asking:
             end = await self._asked(queue, model, question, emit)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
             raise EngineBusy(error.message, retry_after=_AGAIN) from error
+        _check_alive(model, end)
         if end.status in (429, 503):
             raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or _AGAIN)
         answer = Answer(end.status, end.body, usage_of(end.body) if end.status == 200 and end.body else Usage())
@@ -100,20 +103,30 @@ class Asking:
             deadline=now() + _SECONDS,
         )
         end = await self._asked(queue, index.model, question)
+        _check_alive(index.model, end)
         if end.status in (408, 429) or end.status >= 500:
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or _AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
     async def _asked(self, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
+        """How the answer ends. Raises EngineFault where it was begun and its worker lost: perhaps by the question."""
+
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
-        async with aclosing(self._lines.ask(searches.line(queue), question, served)) as pieces:
-            async for piece in pieces:
-                if piece.kind == "end":
-                    return piece
-                if piece.kind == "chunk" and emit is not None:
-                    await emit(piece.body)
+        taken = False
+        try:
+            async with aclosing(self._lines.ask(searches.line(queue), question, served)) as pieces:
+                async for piece in pieces:
+                    taken = True
+                    if piece.kind == "end":
+                        return piece
+                    if piece.kind == "chunk" and emit is not None:
+                        await emit(piece.body)
+        except WorkerLost as error:
+            if not taken:
+                raise
+            raise EngineFault(f"The worker of `{model}` was lost while it answered.", _LOST, gone=True) from error
         raise WorkerLost
 
     def _place(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
@@ -142,3 +155,25 @@ class Asking:
         alias = Registry.load(self._context.config).aliases.get(model, "")
         with self._context.db.read() as session:
             return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
+
+
+def _check_alive(model: str, end: Piece) -> None:
+    """Raises EngineFault where the other engine ended with the request in flight, as with one of this worker's own."""
+    if end.status == 503 and _code_of(end.body) == _DIED:
+        answer = Answer(end.status, end.body)
+        raise EngineFault(f"The engine of `{model}` ended while it answered.", answer, gone=True)
+
+
+def _code_of(body: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(body, type=_Refused).error.code
+    except msgspec.MsgspecError:
+        return None
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+
+
+class _Refused(msgspec.Struct):
+    error: _Error

@@ -1,0 +1,108 @@
+"""What becomes of a request that has other workers asked, when these break."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.errors import NoWorker, WorkerLost
+from jobs.interactive import Piece, Question
+from workers import answering, asking
+from workers.answering import Answering
+from workers.asking import Asking
+from workers.engines.fake import FakeEngine, reply
+from workers.engines.port import Answer, EngineBusy, EngineFault, Request, refusal
+from workers.host import EngineHost
+from workers.records import Item
+
+CHAT = "/v1/chat/completions"
+TAKEN = Piece("taken")
+REQUEST = Request(CHAT, {"model": "large", "messages": [{"role": "user", "content": "Hi"}]}, "r1", tenant="p")
+
+
+def _end(answer: Answer) -> Piece:
+    return Piece("end", answer.body, answer.status)
+
+
+DIED = _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"))
+BUSY = _end(refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy"))
+LEAVING = _end(refusal(503, "This worker is going down.", code="worker_lost"))
+GOOD = _end(reply(CHAT, REQUEST.body, "Hi"))
+
+
+class Told:
+    """The other workers: they say these pieces, and then it breaks, if it does."""
+
+    def __init__(self, *pieces: Piece, breaks: Exception | None = None) -> None:
+        self.pieces, self.breaks = pieces, breaks
+        self.asked: list[tuple[str, Question]] = []
+
+    async def ask(self, line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
+        self.asked.append((line, question))
+        for piece in self.pieces:
+            yield piece
+        if self.breaks:
+            raise self.breaks
+
+    async def close(self) -> None: ...
+
+
+Make = Callable[[Told], Asking]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    def made(told: Told) -> Asking:
+        monkeypatch.setattr(asking, "Lines", lambda _: told)
+        context: Any = SimpleNamespace(config=SimpleNamespace(interactive_seconds=60.0))
+        return Asking(context)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "told",
+    [Told(TAKEN, DIED), Told(TAKEN, Piece("chunk", b"{}"), DIED), Told(TAKEN, Piece("alive"), breaks=WorkerLost())],
+)
+async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -> None:
+    with pytest.raises(EngineFault) as fault:
+        await make(told).ask("gpu.large", REQUEST)
+
+    assert fault.value.gone
+    assert fault.value.answer
+    assert fault.value.answer.status == 503
+
+
+@pytest.mark.parametrize(
+    "told", [Told(TAKEN, BUSY), Told(TAKEN, LEAVING), Told(breaks=WorkerLost()), Told(breaks=NoWorker())]
+)
+async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
+    with pytest.raises(EngineBusy):
+        await make(told).ask("gpu.large", REQUEST)
+
+
+@pytest.fixture
+def host() -> Iterator[EngineHost]:
+    made = EngineHost(FakeEngine(), lambda: None)
+    made.start()
+    yield made
+    made.close()
+
+
+def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(
+    make: Make, host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+    told = Told(TAKEN, DIED)
+    asked = make(told)
+    item = Item(0, "r0", "batch_req_0", REQUEST)
+
+    run = Answering(host, 4, lambda *_: None, lambda request: asked.ask("gpu.large", request)).run([item])
+
+    assert host.call(run).result(10) == [item]
+    assert len(told.asked) == 4
+    assert isinstance(item.fault, EngineFault)
+    assert item.fault.answer
+    assert msgspec.json.decode(item.fault.answer.body)["error"]["code"] == "engine_died"
