@@ -15,7 +15,7 @@ from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.fitting.refusals import is_too_long
 from workers.fitting.shown import more
 from workers.fitting.summaries import together
-from workers.schemas.checker import BadSchema, Checker
+from workers.schemas.checker import TOO_LONG, BadSchema, Checker
 from workers.schemas.terms import CHAT, RESPONSES, invalid, param_of, schema_of, texts
 
 CODE: Final = "invalid_json_schema_output"
@@ -52,6 +52,8 @@ class Checked:
         text, fault = await self._judged(request, schema, first)
         if fault is None:
             return first
+        if fault == TOO_LONG:  # the next would be no quicker to check
+            return replace(_failed(request, fault, "as far as can be told"), usage=first.usage)
         second = await self._again(request, schema, text, fault)
         usage = together(first.usage, second.usage)
         if second.status == 200:

@@ -9,7 +9,7 @@ import pytest
 
 from workers.engines.port import Answer, Emit, Request, Usage, refusal
 from workers.schemas.checked import Checked
-from workers.schemas.checker import Checker
+from workers.schemas.checker import TOO_LONG, Checker
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -116,6 +116,20 @@ async def test_twice_wrong_it_fails_with_a_code_and_is_paid_for(checker: Checker
     error = msgspec.json.decode(answer.body)["error"]
     assert (answer.status, error["code"], error["param"]) == (422, "invalid_json_schema_output", param)
     assert answer.usage == Usage(20, 4, 10, 2)
+
+
+async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker, engine = Checker(), Saying(GOOD)
+
+    async def slow(_schema: bytes, found: list[str]) -> list[str | None]:
+        return [TOO_LONG for _ in found]
+
+    monkeypatch.setattr(checker, "faults", slow)
+
+    answer = await Checked(engine, checker).answer(asked(CHAT))
+
+    assert (answer.status, answer.usage) == (422, Usage(10, 2, 5, 1))
+    assert len(engine.asked) == 1
 
 
 async def test_where_the_correction_does_not_fit_it_is_asked_again_as_it_was(checker: Checker) -> None:

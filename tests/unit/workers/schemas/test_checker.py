@@ -101,6 +101,17 @@ async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any
     await checker.close()
 
 
+async def test_those_behind_one_that_takes_for_ever_wait_for_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    checker = Checker(seconds=0.7)
+    await checker.check(raw(DOUBLING))
+
+    slow = [asyncio.create_task(checker.faults(raw(DOUBLING), ["1"])) for _ in range(4)]
+
+    assert all("could not be checked" in str(found) for found in await asyncio.gather(*slow))
+    assert [record.message for record in caplog.records].count("schema_child_replaced") == 1
+    await checker.close()
+
+
 async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Checker) -> None:
     await checker.check(raw(CITY))
     assert checker._child is not None
