@@ -58,13 +58,17 @@ class Elsewhere:
         for at in range(0, len(texts), _TEXTS):
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
             asked = replace(request, url="/v1/embeddings", body=body, request_id=f"{request.request_id}-e{at}")
-            answer = await (self._engine.answer(asked) if queue == self._queue else self._asking.ask(queue, asked))
+            answer = await (self._engine.answer(asked) if queue == self._queue else self._unkept(queue, asked))
             try:
                 found += read_vectors(answer)
             except Unusable:
                 return _no_vectors(name)
         sound = len(found) == len(texts) and len({len(one) for one in found}) == 1
         return found if sound else _no_vectors(name)
+
+    async def _unkept(self, queue: str, request: Request) -> Answer:
+        """Nothing of a conversation stays in their cache, where it would outlive the files of its batch."""
+        return await self._asking.ask(queue, replace(request, body={**request.body, "cache": False}))
 
     def _model(self, registry: Registry, named: str | None) -> str | None:
         return named or registry.embedder(self._config.embedding_model)
