@@ -16,7 +16,7 @@ from workers.fitting.refusals import is_too_long
 from workers.fitting.shown import more
 from workers.fitting.summaries import together
 from workers.schemas.checker import TOO_LONG, BadSchema, Checker
-from workers.schemas.terms import CHAT, RESPONSES, invalid, param_of, schema_of, texts
+from workers.schemas.terms import CHAT, NO_JSON, RESPONSES, invalid, param_of, schema_of, texts
 
 CODE: Final = "invalid_json_schema_output"
 _QUOTED: Final = 4000  # characters of the first answer that the model is shown again
@@ -110,6 +110,7 @@ class _Watched:
     emit: Emit
     fault: str | None = None
     said: dict[str, list[str]] = field(default_factory=dict)  # by choice
+    other: dict[str, dict[str, Any]] = field(default_factory=dict)  # by choice: what makes it no JSON, once it was said
 
     async def event(self, chunk: bytes) -> None:
         if self.fault is not None:
@@ -130,9 +131,11 @@ class _Watched:
             delta = choice.get("delta") if isinstance(choice, dict) else None
             if not isinstance(delta, dict):
                 continue
-            said = self.said.setdefault(str(choice.get("index")), [])
+            index = str(choice.get("index"))
+            said, other = self.said.setdefault(index, []), self.other.setdefault(index, {})
             said.append(str(delta.get("content") or ""))
-            message = {**delta, "content": "".join(said)} if choice.get("finish_reason") else {}
+            other |= {name: delta[name] for name in NO_JSON if delta.get(name)}
+            message = {**delta, **other, "content": "".join(said)} if choice.get("finish_reason") else {}
             found += texts(CHAT, {"choices": [{**choice, "message": message}]})
         return found
 

@@ -157,6 +157,27 @@ async def test_calls_and_refusals_are_no_json(checker: Checker) -> None:
 
 
 @pytest.mark.parametrize(
+    "delta", [{"tool_calls": [{"index": 0, "id": "c"}]}, {"function_call": {"name": "f"}}, {"refusal": "No."}]
+)
+async def test_calls_and_refusals_are_none_in_a_stream_either(checker: Checker, delta: Any) -> None:
+    class Calling(Saying):
+        async def stream(self, request: Request, emit: Emit) -> Answer:
+            for said, finish in ((delta, None), ({}, "stop")):
+                choice = {"index": 0, "delta": said, "finish_reason": finish}
+                await emit(msgspec.json.encode({"choices": [choice]}))
+            return Answer(200, b"")
+
+    events: list[bytes] = []
+
+    async def emit(chunk: bytes) -> None:
+        events.append(chunk)
+
+    answer = await Checked(Calling(), checker).stream(asked(CHAT), emit)
+
+    assert (answer.status, len(events)) == (200, 2)
+
+
+@pytest.mark.parametrize(
     "schema", [{"type": "thing"}, "text", 5, {"$ref": "http://127.0.0.1:9/x"}, {"a": "x" * 140_000}]
 )
 @pytest.mark.parametrize("url", [CHAT, RESPONSES])
