@@ -13,6 +13,7 @@ that it refuses.
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 from jobs.errors import InvalidRequest
@@ -25,6 +26,7 @@ from workers.fitting.refusals import PROMPT, in_openais_words, is_too_long, limi
 from workers.fitting.shown import Shown
 from workers.fitting.summaries import Failed, Summaries, together
 from workers.fitting.terms import FIELD, RESPONSES, Terms, reserved, terms_of
+from workers.patience import patiently
 
 #: None where the engine cannot put the request into tokens. Raises what engines raise.
 Measure = Callable[[Request], Awaitable[Length | None]]
@@ -116,6 +118,7 @@ class _Fitting:
     history: History
     emit: Emit | None
     spent: Usage = field(default_factory=Usage)  # on summaries
+    paid: bool = False  # whether others have done something for it
     auto: bool = False  # OpenAI's `truncation`
 
     def __post_init__(self) -> None:
@@ -164,7 +167,7 @@ class _Fitting:
                 return fit
             if fit is None:
                 break
-            answer = await self._ask(*fit)
+            answer = await patiently(partial(self._ask, *fit), self._paid)
             if length.exact or not is_too_long(answer):
                 return answer
         refused = too_long(self.sent.url, length.limit, length.tokens, f"'{self._strategy}' cannot make it fit.")
@@ -205,15 +208,22 @@ class _Fitting:
         return await self._summarized(fits, budget, length.limit or budget)
 
     async def _embed(self, texts: Sequence[str]) -> Vectors | Answer:
-        return await self.fitted.others.embed(self.sent, self.terms.embedding_model, list(texts))
+        found = await self.fitted.others.embed(self.sent, self.terms.embedding_model, list(texts))
+        self.paid = True
+        return found
 
     async def _summarized(self, fits: Fits, budget: int, limit: int) -> Cut | None:
         request = replace(self.sent, body=self.history.body)
-        summaries = Summaries(request, self.terms, self.fitted.engine.answer, self._count, budget, limit)
-        try:
-            return await summaries.summarize(self.history, fits)
-        finally:
-            self.spent = together(self.spent, summaries.spent.usage)
+        summaries = Summaries(request, self.terms, self._summary, self._count, budget, limit)
+        return await summaries.summarize(self.history, fits)
+
+    async def _summary(self, request: Request) -> Answer:
+        answer = await patiently(partial(self.fitted.engine.answer, request), self._paid)
+        self.paid, self.spent = True, together(self.spent, answer.usage)
+        return answer
+
+    def _paid(self) -> Usage | None:
+        return self.spent if self.paid else None
 
     async def _routed(self, model: str, length: Length) -> Answer:
         """To a model that takes more; if it is too long there too, the strategy is that worker's to follow."""

@@ -10,7 +10,7 @@ is left out without a word. A summary has at most a quarter of the context, so t
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -38,16 +38,11 @@ _NOTE: Final = "Summary of the earlier conversation:"
 
 @dataclass(slots=True)
 class Spent:
-    """What the summaries of one request have cost."""
+    """What the summaries of one request have taken, besides tokens."""
 
     calls: int = 0
     levels: int = 0
     cut: int = 0  # summaries that came to their length before their end
-    usage: Usage = field(default_factory=Usage)
-
-    def add(self, answer: Answer) -> None:
-        self.calls += 1
-        self.usage = together(self.usage, answer.usage)
 
 
 class Failed(Exception):
@@ -109,7 +104,7 @@ class Summaries:
     async def _summary(self, number: int, part: str, most: int) -> str:
         asked = self._question(part, most, f"{self._request.request_id}-s{self.spent.levels}-{number}")
         answer = await self._ask(asked)
-        self.spent.add(answer)
+        self.spent.calls += 1
         if answer.status != 200:
             raise Failed(_failed(answer))
         choice = _choice(answer.body)

@@ -6,6 +6,7 @@ judged: a stream whose text is not of the schema ends in an error in place of it
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +16,7 @@ from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.fitting.refusals import is_too_long
 from workers.fitting.shown import more
 from workers.fitting.summaries import together
+from workers.patience import patiently
 from workers.schemas.checker import TOO_LONG, BadSchema, Checker
 from workers.schemas.terms import CHAT, NO_JSON, RESPONSES, invalid, param_of, schema_of, texts
 
@@ -54,7 +56,7 @@ class Checked:
             return first
         if fault == TOO_LONG:  # the next would be no quicker to check
             return replace(_failed(request, fault, "as far as can be told"), usage=first.usage)
-        second = await self._again(request, schema, text, fault)
+        second = await self._again(request, schema, text, fault, first.usage)
         usage = together(first.usage, second.usage)
         if second.status == 200:
             fault = (await self._judged(request, schema, second))[1]
@@ -94,10 +96,11 @@ class Checked:
         found = texts(request.url, msgspec.json.decode(answer.body))
         return await _first_fault(self._checker, schema, found)
 
-    async def _again(self, request: Request, schema: bytes, text: str, fault: str) -> Answer:
+    async def _again(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
         again = replace(request, request_id=f"{request.request_id}-2")
-        answer = await self._engine.answer(replace(again, body=_asked_again(request, schema, text, fault)))
-        return await self._engine.answer(again) if is_too_long(answer) else answer
+        told = replace(again, body=_asked_again(request, schema, text, fault))
+        answer = await patiently(partial(self._engine.answer, told), lambda: paid)
+        return await patiently(partial(self._engine.answer, again), lambda: paid) if is_too_long(answer) else answer
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
-from workers.engines.port import Answer, EngineBusy, Request, Usage, refusal
+from workers.engines.port import Answer, EngineBusy, EngineFault, Request, Usage, refusal
 from workers.fitting.terms import CHAT, RESPONSES
 
 LONG = [{"role": "user", "content": f"{n} " * 20} for n in range(10)]
@@ -300,6 +300,42 @@ async def test_an_engine_that_is_busy_with_a_part_is_busy() -> None:
 
     with pytest.raises(EngineBusy):
         await fitted(Counting(says=busy)).answer(chat(LONG, {"strategy": "summarize"}))
+
+
+class Filling(Summing):
+    """From the `first` question on it is busy, `times` times."""
+
+    def __init__(self, first: int, times: int) -> None:
+        super().__init__()
+        self.left, self.first, self.times = times, first, 0
+
+    def __call__(self, request: Request) -> Answer | str:
+        self.times += 1
+        if self.times >= self.first and self.left:
+            self.left -= 1
+            raise EngineBusy("full", retry_after=0.001)
+        return super().__call__(request)
+
+
+@pytest.mark.parametrize("first", [3, 6])  # a part, the question itself
+async def test_what_was_paid_for_is_not_thrown_away_for_a_busy_moment(first: int) -> None:
+    engine = Counting(says=Filling(first, 2))
+
+    answer = await fitted(engine).answer(chat(LONG, {"strategy": "summarize", "summary_tokens": 16}))
+
+    assert answer.status == 200
+    assert len({request.request_id for request in engine.asked}) == len(engine.asked) - 2
+
+
+@pytest.mark.parametrize("first", [3, 6])
+async def test_an_engine_that_stays_busy_is_not_paid_without_end(first: int) -> None:
+    with pytest.raises(EngineFault) as fault:
+        await fitted(Counting(says=Filling(first, 99))).answer(
+            chat(LONG, {"strategy": "summarize", "summary_tokens": 16})
+        )
+
+    assert fault.value.answer
+    assert fault.value.answer.usage.input_tokens > 0
 
 
 async def test_a_client_that_leaves_ends_all_its_summaries() -> None:

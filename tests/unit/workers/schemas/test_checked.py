@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers.engines.port import Answer, Emit, Request, Usage, refusal
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
 from workers.schemas.checked import Checked
 from workers.schemas.checker import TOO_LONG, Checker
 
@@ -130,6 +130,23 @@ async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(monkeypatch
 
     assert (answer.status, answer.usage) == (422, Usage(10, 2, 5, 1))
     assert len(engine.asked) == 1
+
+
+async def test_a_busy_moment_throws_no_first_answer_away(checker: Checker) -> None:
+    class Filling(Saying):
+        async def answer(self, request: Request) -> Answer:
+            if self.says[0] == "busy":
+                self.says.pop(0)
+                raise EngineBusy("full", retry_after=0.001)
+            return await super().answer(request)
+
+    engine = Filling(BAD, "busy", "busy", GOOD)
+
+    assert (await Checked(engine, checker).answer(asked(CHAT))).usage == Usage(20, 4, 10, 2)
+    with pytest.raises(EngineFault):
+        await Checked(Filling(BAD, *["busy"] * 9), checker).answer(asked(CHAT))
+    with pytest.raises(EngineBusy):
+        await Checked(Filling("busy"), checker).answer(asked(CHAT))
 
 
 async def test_where_the_correction_does_not_fit_it_is_asked_again_as_it_was(checker: Checker) -> None:
