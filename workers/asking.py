@@ -22,7 +22,7 @@ from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerL
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question
 from jobs.models import VectorStore
-from jobs.registry import Registry
+from jobs.registry import ModelsFileError, Registry
 from jobs.searches import Found, Search
 from jobs.waiting import Lines
 from workers.context import Context
@@ -30,7 +30,8 @@ from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request,
 from workers.engines.wire import usage_of
 
 _SECONDS: Final = 60.0
-_AGAIN: Final = 2.0
+AGAIN: Final = 2.0
+BROKEN_FILE: Final = "The models file cannot be read now."
 _DIED: Final = "engine_died"
 _LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
 
@@ -52,7 +53,7 @@ class Asking:
         try:
             return await self._search(request, search)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
-            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
 
     async def place(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         """The queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
@@ -64,7 +65,7 @@ class Asking:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, placed)
         except DatabaseBusy as error:
-            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
 
     async def ask(self, queue: str, request: Request, emit: Emit | None = None) -> Answer:
         """What the workers of another queue say, its pieces to `emit`. Raises EngineBusy, EngineFault."""
@@ -80,10 +81,10 @@ class Asking:
         try:
             end = await self._asked(queue, model, question, emit)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
-            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
         _check_alive(model, end)
         if end.status in (429, 503):
-            raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or _AGAIN)
+            raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or AGAIN)
         answer = Answer(end.status, end.body, usage_of(end.body) if end.status == 200 and end.body else Usage())
         if end.status == 408 or end.status >= 500:
             raise EngineFault(f"The workers of `{model}` gave no answer.", answer)
@@ -105,7 +106,7 @@ class Asking:
         end = await self._asked(queue, index.model, question)
         _check_alive(index.model, end)
         if end.status in (408, 429) or end.status >= 500:
-            raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or _AGAIN)
+            raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
     async def _asked(self, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
@@ -149,10 +150,15 @@ class Asking:
         except placement.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except placement.NotYet as error:
-            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=_AGAIN) from error
+            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=AGAIN) from error
+        except ModelsFileError as error:
+            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
 
     def _served(self, queue: str, model: str) -> bool:
-        alias = Registry.load(self._context.config).aliases.get(model, "")
+        try:
+            alias = Registry.load(self._context.config).aliases.get(model, "")
+        except ModelsFileError as error:
+            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
         with self._context.db.read() as session:
             return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
 

@@ -78,7 +78,7 @@ class Alone:
     async def route(self, request: Request, emit: Any) -> Answer | None:
         raise AssertionError
 
-    def piece_bytes(self, model: str | None) -> int:
+    async def piece_bytes(self, model: str | None) -> int:
         raise AssertionError
 
     async def embed(self, request: Request, model: str | None, texts: list[str]) -> Any:

@@ -50,7 +50,7 @@ class Others(Protocol):
     async def route(self, request: Request, emit: Emit | None) -> Answer | None:
         """The answer of the model that the request names; None if that is one of this worker's own."""
 
-    def piece_bytes(self, model: str | None) -> int: ...
+    async def piece_bytes(self, model: str | None) -> int: ...
 
     async def embed(self, request: Request, model: str | None, texts: list[str]) -> Vectors | Answer: ...
 
@@ -202,9 +202,8 @@ class _Fitting:
         if name in _CUTTING:
             return await _CUTTING[name](history, terms, fits)
         if name == "memory":
-            return await memory(
-                history, terms, fits, self._embed, self.fitted.others.piece_bytes(terms.embedding_model)
-            )
+            most = await self.fitted.others.piece_bytes(terms.embedding_model)
+            return await memory(history, terms, fits, self._embed, most)
         return await self._summarized(fits, budget, length.limit or budget)
 
     async def _embed(self, texts: Sequence[str]) -> Vectors | Answer:

@@ -1,14 +1,17 @@
 """What becomes of a request that has other workers asked, when these break."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from jobs.db import Database
 from jobs.errors import NoWorker, WorkerLost
 from jobs.interactive import Piece, Question
+from jobs.settings import Settings
 from workers import answering, asking
 from workers.answering import Answering
 from workers.asking import Asking
@@ -81,6 +84,18 @@ async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -
 async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
     with pytest.raises(EngineBusy):
         await make(told).ask("gpu.large", REQUEST)
+
+
+async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {secret: [")
+    config = Settings(data_dir=tmp_path, models_file=str(file))
+    context: Any = SimpleNamespace(config=config, db=sqlite)
+
+    with pytest.raises(EngineBusy) as busy:
+        await Asking(context).place(REQUEST, "large", CHAT, "context.route_long")
+
+    assert "secret" not in str(busy.value)
 
 
 @pytest.fixture
