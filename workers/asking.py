@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, indexes, placement, searches
+from jobs import fleet, indexes, pauses, placement, searches
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
@@ -146,13 +146,16 @@ class Asking:
     def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         config = self._context.config
         try:
-            return placement.queue_of(session, config, model, endpoint=endpoint, project_id=request.tenant)
+            queue = placement.queue_of(session, config, model, endpoint=endpoint, project_id=request.tenant)
         except placement.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except placement.NotYet as error:
             raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=AGAIN) from error
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
+        if pauses.paused(session).stops(queue, model, request.tenant):
+            raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=AGAIN)
+        return queue
 
     def _served(self, queue: str, model: str) -> bool:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs import pauses
 from jobs.db import Database
 from jobs.errors import NoWorker, WorkerLost
 from jobs.interactive import Piece, Question
@@ -96,6 +97,23 @@ async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_
         await Asking(context).place(REQUEST, "large", CHAT, "context.route_long")
 
     assert "secret" not in str(busy.value)
+
+
+@pytest.mark.parametrize(("scope", "name"), [("queue", "gpu.large"), ("model", "large"), ("project", "p")])
+async def test_what_the_operator_has_paused_is_not_asked(
+    sqlite: Database, tmp_path: Path, scope: str, name: str
+) -> None:
+    file = tmp_path / "models.yaml"
+    source = '{source: {urls: ["http://127.0.0.1:9/v1"]}, engine: http, queue: gpu.large'
+    file.write_text(f"models: {{large: {source}, endpoints: [{CHAT}]}}}}")
+    context: Any = SimpleNamespace(config=Settings(data_dir=tmp_path, models_file=str(file)), db=sqlite)
+    asked = Asking(context)
+
+    assert await asked.place(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"
+    with sqlite.write() as session:
+        pauses.pause(session, pauses.Scope(scope), name, actor="test")
+    with pytest.raises(EngineBusy, match="paused"):
+        await asked.place(REQUEST, "large", CHAT, "context.route_long")
 
 
 @pytest.fixture
