@@ -1,7 +1,9 @@
 """What this worker needs of others for a request of its own (a search, vectors, an answer of another model): asked the
 way clients who wait ask.
 
-Asked in the line of searches, which has places of its own: not behind the requests that may be waiting for these.
+Searches and vectors are asked in the line of searches, which has places of its own: not behind the requests that may be
+waiting for these. What another model is to answer has lines of its own too: of clients, and of lines of batches, which
+do not pass for somebody who waits.
 """
 
 import asyncio
@@ -20,7 +22,7 @@ from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.ids import new_id
-from jobs.interactive import Piece, Question
+from jobs.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, routed
 from jobs.models import VectorStore
 from jobs.registry import ModelsFileError, Registry
 from jobs.searches import Found, Search
@@ -32,6 +34,7 @@ from workers.engines.wire import usage_of
 _SECONDS: Final = 60.0
 AGAIN: Final = 2.0
 BROKEN_FILE: Final = "The models file cannot be read now."
+_VECTORS: Final = "/v1/embeddings"
 _DIED: Final = "engine_died"
 _LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
 
@@ -77,9 +80,12 @@ class Asking:
             tenant=request.tenant,
             deadline=now() + self._context.config.interactive_seconds,
             stream=emit is not None,
+            priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
+            job_id=request.job_id,
         )
+        line = searches.line(queue) if request.url == _VECTORS else routed(queue, question.priority)
         try:
-            end = await self._asked(queue, model, question, emit)
+            end = await self._asked(line, queue, model, question, emit)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
             raise EngineBusy(error.message, retry_after=AGAIN) from error
         _check_alive(model, end)
@@ -103,13 +109,13 @@ class Asking:
             tenant=request.tenant,
             deadline=now() + _SECONDS,
         )
-        end = await self._asked(queue, index.model, question)
+        end = await self._asked(searches.line(queue), queue, index.model, question)
         _check_alive(index.model, end)
         if end.status in (408, 429) or end.status >= 500:
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
-    async def _asked(self, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
+    async def _asked(self, line: str, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
         """How the answer ends. Raises EngineFault where it was begun and its worker lost: perhaps by the question."""
 
         async def served() -> bool:
@@ -117,7 +123,7 @@ class Asking:
 
         taken = False
         try:
-            async with aclosing(self._lines.ask(searches.line(queue), question, served)) as pieces:
+            async with aclosing(self._lines.ask(line, question, served)) as pieces:
                 async for piece in pieces:
                     taken = True
                     if piece.kind == "end":
@@ -140,7 +146,7 @@ class Asking:
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
             index = indexes.current(session, store)
-            queue = self._queue(session, request, index.model, "/v1/embeddings", "tools")
+            queue = self._queue(session, request, index.model, _VECTORS, "tools")
         return queue if isinstance(queue, Answer) else (queue, index)
 
     def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:

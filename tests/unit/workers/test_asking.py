@@ -1,6 +1,7 @@
 """What becomes of a request that has other workers asked, when these break."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from jobs import pauses
 from jobs.db import Database
 from jobs.errors import NoWorker, WorkerLost
-from jobs.interactive import Piece, Question
+from jobs.interactive import PRIORITY, Piece, Question
 from jobs.settings import Settings
 from workers import answering, asking
 from workers.answering import Answering
@@ -114,6 +115,19 @@ async def test_what_the_operator_has_paused_is_not_asked(
         pauses.pause(session, pauses.Scope(scope), name, actor="test")
     with pytest.raises(EngineBusy, match="paused"):
         await asked.place(REQUEST, "large", CHAT, "context.route_long")
+
+
+async def test_a_batchs_line_does_not_pass_for_somebody_who_waits(make: Make) -> None:
+    told = Told(TAKEN, GOOD)
+    asked = make(told)
+
+    await asked.ask("large", REQUEST)
+    await asked.ask("large", replace(REQUEST, priority=PRIORITY))
+    await asked.ask("large", replace(REQUEST, url="/v1/embeddings", priority=3, job_id="batch_1"))
+
+    lines = [(line, question.priority == PRIORITY) for line, question in told.asked]
+    assert lines == [("large:lines", False), ("large:routed", True), ("large:search", False)]
+    assert told.asked[-1][1].job_id == "batch_1"
 
 
 @pytest.fixture
