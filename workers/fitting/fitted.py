@@ -55,14 +55,6 @@ class Others(Protocol):
     async def embed(self, request: Request, model: str | None, texts: list[str]) -> Vectors | Answer: ...
 
 
-class Uncounted(Exception):
-    """The engine cannot put this into tokens, and will say why when it is asked."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__()
-        self.body = body
-
-
 class Fitted:
     def __init__(self, engine: Engine, measure: Measure, others: Others) -> None:
         self.engine = engine
@@ -134,6 +126,8 @@ class _Fitting:
         body = self.history.body
         try:
             length = await self._length(body)
+            if length is None:  # the engine will say why when it is asked
+                return await self._ask(body, Shown())
             if not length.exact and not self._capped(length):
                 answer = await self._ask(body, Shown())
                 if not is_too_long(answer):
@@ -143,8 +137,6 @@ class _Fitting:
             if length.limit is None or length.tokens > self._budget(length.limit):
                 return await self._handled(length)
             return await self._ask(body, Shown())
-        except Uncounted as error:
-            return await self._ask(error.body, Shown())
         except Failed as error:
             return replace(error.answer, usage=self.spent)
 
@@ -184,16 +176,18 @@ class _Fitting:
         """A body within the budget; None if there is none."""
 
         async def fits(body: Body) -> bool:
-            return await self._tokens(body) <= budget
+            """What the model's template does not take, with these messages left out, does not."""
+            cut = await self._length(body)
+            return cut is not None and cut.tokens <= budget
 
         found = await self._by_strategy(fits, budget, length)
         if found is None or isinstance(found, Answer):
             return found
         body, told = found
-        tokens = await self._tokens(body)
-        if tokens > budget:
+        fitted = await self._length(body)
+        if fitted is None or fitted.tokens > budget:
             return None
-        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": tokens}
+        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": fitted.tokens}
         estimated = {} if length.exact else {"estimated": True}
         return body, Shown({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
 
@@ -242,14 +236,8 @@ class _Fitting:
         emit = shown.emit(self.emit) if self.emit else None
         return shown.answer(await self.fitted.ask(replace(self.sent, body=body), emit))
 
-    async def _length(self, body: Body) -> Length:
-        length = await self.fitted.measure(replace(self.sent, body=body))
-        if length is None:
-            raise Uncounted(body)
-        return length
-
-    async def _tokens(self, body: Body) -> int:
-        return (await self._length(body)).tokens
+    async def _length(self, body: Body) -> Length | None:
+        return await self.fitted.measure(replace(self.sent, body=body))
 
     async def _count(self, request: Request) -> int:
         """Of a request for a summary. Raises Failed."""

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
-from workers.engines.port import Answer, EngineBusy, EngineFault, Request, Usage, refusal
+from workers.engines.port import Answer, EngineBusy, EngineFault, Length, Request, Usage, refusal
 from workers.fitting.terms import CHAT, RESPONSES
 
 LONG = [{"role": "user", "content": f"{n} " * 20} for n in range(10)]
@@ -190,6 +190,39 @@ async def test_where_nobody_knows_the_limit_less_and_less_is_tried() -> None:
 
     assert said(answer)["context"]["prompt_tokens"] <= 75
     assert [prompt_tokens(one) for one in engine.asked] == [212, 86, 44]
+
+
+class Alternating(Counting):
+    """Its template takes a user and an assistant in turn, and nothing else."""
+
+    async def length(self, request: Request) -> Length | None:
+        roles = [message["role"] for message in request.body["messages"]]
+        sound = all(role == ("user", "assistant")[n % 2] for n, role in enumerate(roles))
+        return await super().length(request) if sound else None
+
+
+@pytest.mark.parametrize("strategy", ["priority", "sliding_window", "rotate"])
+async def test_what_a_template_does_not_take_is_no_way_to_cut(strategy: str) -> None:
+    engine = Alternating()
+    turns = [(f"q{n} " * 10, f"a{n} " * 10) for n in range(8)]
+    messages = [{"role": role, "content": text} for turn in turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
+
+    answer = await fitted(engine).answer(chat([*messages, {"role": "user", "content": "And?"}], {"strategy": strategy}))
+
+    assert answer.status == 200
+    (asked,) = engine.asked
+    assert await engine.length(asked) is not None
+    assert prompt_tokens(asked) <= LIMIT - 10
+    assert said(answer)["context"]["prompt_tokens"] == prompt_tokens(asked)
+
+
+async def test_what_cannot_be_counted_as_it_is_the_engine_is_asked() -> None:
+    engine = Alternating()
+
+    await fitted(engine).answer(chat([{"role": "assistant", "content": "Hi"}], SLIDING))
+
+    assert [request.body["messages"] for request in engine.asked] == [[{"role": "assistant", "content": "Hi"}]]
 
 
 async def test_a_stream_says_it_first_and_a_refusal_comes_before_it() -> None:
