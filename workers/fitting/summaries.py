@@ -4,8 +4,9 @@
                                      ├──▶ engine ──▶ summary ──┼──▶ together they fit: a note to the model
                                      └──▶ engine ──▶ summary ──┘    else they are the text of the next level
 
-The parts of a level are asked at once and run as one batch in the engine. A part that fails fails the request: nothing
-is left out without a word. A summary has at most a quarter of the context, so that each level has fewer parts.
+The parts of a level are asked at once and run as one batch in the engine; of a batch's line one by one. A part that
+fails fails the request: nothing is left out without a word. A summary has at most a quarter of the context, so that
+each level has fewer parts.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ Ask = Callable[[Request], Awaitable[Answer]]
 Count = Callable[[Request], Awaitable[int]]
 
 SUMMARY_TOKENS: Final = 256
-AT_ONCE: Final = 16  # of one request; the others of its level follow as these end
+AT_ONCE: Final = 16  # of one request that somebody waits for; the others of its level follow as these end
 _SLACK: Final = 8  # tokens by which a text may be longer within another than alone
 _LEAST_ROOM: Final = 16  # tokens: below this no summary is worth its name
 _LEVELS: Final = 12
@@ -93,7 +94,8 @@ class Summaries:
 
     async def _level(self, parts: Sequence[str], most: int) -> list[str]:
         self.spent.levels += 1
-        free = asyncio.Semaphore(AT_ONCE)
+        # lines of a batch are counted, to be few while somebody waits: each asks no more than one thing at a time
+        free = asyncio.Semaphore(AT_ONCE if self._request.job_id is None else 1)
 
         async def one(number: int, part: str) -> str:
             async with free:

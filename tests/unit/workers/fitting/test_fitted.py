@@ -1,6 +1,7 @@
 """When something is done about a prompt, what is refused, and what clients are told of it."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -369,6 +370,25 @@ async def test_an_engine_that_stays_busy_is_not_paid_without_end(first: int) -> 
 
     assert fault.value.answer
     assert fault.value.answer.usage.input_tokens > 0
+
+
+@pytest.mark.parametrize(("job_id", "most"), [(None, 5), ("batch_1", 1)])
+async def test_a_line_of_a_batch_asks_one_thing_at_a_time(job_id: str | None, most: int) -> None:
+    class Watched(Counting):
+        running = most = 0
+
+        async def answer(self, request: Request) -> Answer:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.001)
+            self.running -= 1
+            return await super().answer(request)
+
+    engine = Watched(says=Summing())
+    request = chat(LONG, {"strategy": "summarize", "summary_tokens": 16})
+
+    assert (await fitted(engine).answer(replace(request, job_id=job_id))).status == 200
+    assert engine.most == most
 
 
 async def test_a_client_that_leaves_ends_all_its_summaries() -> None:
