@@ -41,8 +41,10 @@ class Checked:
         await self._engine.start()
 
     async def close(self) -> None:
-        await self._checker.close()
-        await self._engine.close()
+        try:
+            await self._engine.close()  # first: the checker may be at something for seconds
+        finally:
+            await self._checker.close()
 
     async def answer(self, request: Request) -> Answer:
         schema = await self._schema(request)

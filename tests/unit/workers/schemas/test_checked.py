@@ -255,3 +255,20 @@ async def test_without_a_schema_nothing_is_looked_at(checker: Checker) -> None:
         for url in (CHAT, RESPONSES, "/v1/embeddings"):
             engine = Saying("free")
             assert (await Checked(engine, checker).answer(Request(url, {"model": "m", **body}, "req_1"))).status == 200
+
+
+async def test_the_engine_is_closed_whatever_is_being_checked() -> None:
+    ended: list[str] = []
+
+    class Ending(Saying):
+        async def close(self) -> None:
+            ended.append("engine")
+
+    class Busy(Checker):
+        async def close(self) -> None:
+            ended.append("checker")
+            await super().close()
+
+    await Checked(Ending(), Busy()).close()
+
+    assert ended == ["engine", "checker"]
