@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -37,16 +38,17 @@ class Checker:
         self._seconds = seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
         self._child: Child | None = None
-        self._good: OrderedDict[bytes, None] = OrderedDict()
+        self._good: OrderedDict[bytes, None] = OrderedDict()  # by their hashes
         self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
 
     async def check(self, schema: bytes) -> None:
         """Raises BadSchema; EngineBusy where no child can be started."""
         if self._is_slow(schema):
             raise BadSchema(TOO_LONG)
-        if schema not in self._good:
+        name = sha256(schema).digest()
+        if name not in self._good:
             await self.faults(schema, [])
-            self._good[schema] = None
+            self._good[name] = None
             while len(self._good) > _GOOD:
                 self._good.popitem(last=False)
 

@@ -126,6 +126,22 @@ async def test_a_schema_without_end_is_none(checker: Checker, schema: Any) -> No
         await checker.faults(raw(schema), ["1"])
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$schema": "http://json-schema.org/draft-04/schema#", "patternProperties": {"(": {}}},
+        {"$schema": ["x"]},
+    ],
+)
+async def test_what_breaks_the_library_is_none_and_the_child_lives(checker: Checker, schema: Any) -> None:
+    await checker.check(raw(CITY))
+    child = checker._child
+
+    with pytest.raises(BadSchema, match="cannot be used"):
+        await checker.faults(raw(schema), ['{"a": 1}'])
+    assert checker._child is child
+
+
 async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker: Checker) -> None:
     deep = "[" * 100_000
 
