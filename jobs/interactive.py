@@ -32,13 +32,18 @@ ANSWER_SECONDS: Final = 60
 #: The events of a response in the background can be read for so long after the last of them.
 BACKGROUND_SECONDS: Final = 3600
 PIECE: Final = b"p"  # the field of a stream's entry that has it
+#: Before every batch: theirs are small numbers.
+PRIORITY: Final = -1_000_000
+#: Of what the line of a batch asks of another queue: behind those who wait, and not behind all that its batches have.
+LINE_PRIORITY: Final = PRIORITY // 2
 _SOCKET: Final = "redis+socket://"
 
 
 class Question(msgspec.Struct, frozen=True, omit_defaults=True):
     """One request: `body` is its JSON, `deadline` unix seconds after which nobody waits any more.
 
-    `linger`: the seconds for which it goes on without its client, who may come back.
+    `linger`: the seconds for which it goes on without its client, who may come back. Where it is not a client who waits
+    but the line of a batch, `priority` says it, and `job_id` whose it is.
     """
 
     id: str
@@ -48,6 +53,8 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
     deadline: float
     stream: bool = False
     linger: int = 0
+    priority: int = PRIORITY
+    job_id: str | None = None
 
 
 class Resumable(msgspec.Struct, frozen=True):
@@ -82,6 +89,11 @@ unpack_resumable = msgspec.msgpack.Decoder(Resumable).decode
 
 def line_of(queue: str) -> str:
     return f"{_PREFIX}interactive:{queue}"
+
+
+def routed(queue: str, priority: int = PRIORITY) -> str:
+    """Where requests wait that another queue's worker passes on: for clients, or for lines of batches."""
+    return f"{queue}:routed" if priority == PRIORITY else f"{queue}:lines"
 
 
 def asking(question_id: str) -> str:

@@ -41,7 +41,11 @@ class Paused:
 
     def holds(self, job: Job) -> bool:
         """Whether a running job's shards wait for a pause to end."""
-        names = ((Scope.QUEUE, job.queue), (Scope.MODEL, job.model), (Scope.PROJECT, job.project_id))
+        return self.stops(job.queue, job.model, job.project_id)
+
+    def stops(self, queue: str | None, model: str | None, project_id: str) -> bool:
+        """Whether nothing new of the project is begun on that queue with that model."""
+        names = ((Scope.QUEUE, queue), (Scope.MODEL, model), (Scope.PROJECT, project_id))
         return any(name in self.of(scope) for scope, name in names)
 
     @property

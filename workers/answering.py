@@ -3,7 +3,7 @@
 When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company (see
 `workers.trials`), so that an innocent line soon succeeds among fewer, and the poison is alone in the end. What never
 reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing has been answered
-for a while the whole shard is given back with a delay.
+for a while, and the engine is at nothing either, the whole shard is given back with a delay.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 #: How long a shard waits in place for a busy engine before it is given back, in seconds.
 PATIENCE = 8.0
+#: And while other lines of it are being answered: what they have so far would be lost.
+MOST_PATIENCE = 600.0
 _PAUSE = 0.5
 
 
@@ -40,6 +42,7 @@ class Answering:
         self._tries = tries
         self._emit = emit
         self._last_sign = time.monotonic()
+        self._begun: dict[int, float] = {}  # by item, when the engine was asked
 
     async def run(self, items: Sequence[Item]) -> list[Item]:
         """Answer all; returns the items that broke every time. Raises GaveUp, CancelledError."""
@@ -82,7 +85,7 @@ class Answering:
             try:
                 async with gate():
                     generation = self._host.generation
-                    answer = await self._ask(item.request)
+                    answer = await self._asked(item)
             except EngineBusy as busy:
                 await self._wait(busy)
                 continue
@@ -103,15 +106,23 @@ class Answering:
             self._emit(item, answer)
             return
 
+    async def _asked(self, item: Item) -> Answer:
+        self._begun[id(item)] = time.monotonic()
+        try:
+            return await self._ask(item.request)
+        finally:
+            del self._begun[id(item)]
+
     def _broke(self, item: Item, fault: Exception, *, died: bool = False) -> None:
         item.trials.broke(died=died, alone=item.trials.lonely(self._tries))
         item.fault = fault
         self._last_sign = time.monotonic()
 
     async def _wait(self, busy: EngineBusy) -> None:
-        silent = time.monotonic() - self._last_sign
+        at = time.monotonic()
         pause = max(busy.retry_after or _PAUSE, _PAUSE)
-        if silent + pause > PATIENCE:
+        working = any(at - begun > _PAUSE for begun in self._begun.values())
+        if at - self._last_sign + pause > (MOST_PATIENCE if working else PATIENCE):
             raise GaveUp(max(pause, 2.0))
         await asyncio.sleep(pause)
 

@@ -1,7 +1,9 @@
 """What this worker needs of others for a request of its own (a search, vectors, an answer of another model): asked the
 way clients who wait ask.
 
-Asked in the line of searches, which has places of its own: not behind the requests that may be waiting for these.
+Searches and vectors are asked in the line of searches, which has places of its own: not behind the requests that may be
+waiting for these. What another model is to answer has lines of its own too: of clients, and of lines of batches, which
+do not pass for somebody who waits.
 """
 
 import asyncio
@@ -15,14 +17,14 @@ from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, indexes, placement, searches
+from jobs import fleet, indexes, pauses, placement, searches
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.ids import new_id
-from jobs.interactive import Piece, Question
+from jobs.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, routed
 from jobs.models import VectorStore
-from jobs.registry import Registry
+from jobs.registry import ModelsFileError, Registry
 from jobs.searches import Found, Search
 from jobs.waiting import Lines
 from workers.context import Context
@@ -30,7 +32,11 @@ from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request,
 from workers.engines.wire import usage_of
 
 _SECONDS: Final = 60.0
-_AGAIN: Final = 2.0
+AGAIN: Final = 2.0
+BROKEN_FILE: Final = "The models file cannot be read now."
+_VECTORS: Final = "/v1/embeddings"
+_DIED: Final = "engine_died"
+_LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
 
 
 class Asking:
@@ -46,11 +52,11 @@ class Asking:
             await self._lines.close()
 
     async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
-        """What a store has, or a refusal. Raises EngineBusy where nobody can say now."""
+        """What a store has, or a refusal. Raises EngineBusy where nobody can say now, EngineFault where it broke."""
         try:
             return await self._search(request, search)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
-            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
 
     async def place(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         """The queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
@@ -62,7 +68,7 @@ class Asking:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, placed)
         except DatabaseBusy as error:
-            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
 
     async def ask(self, queue: str, request: Request, emit: Emit | None = None) -> Answer:
         """What the workers of another queue say, its pieces to `emit`. Raises EngineBusy, EngineFault."""
@@ -74,13 +80,17 @@ class Asking:
             tenant=request.tenant,
             deadline=now() + self._context.config.interactive_seconds,
             stream=emit is not None,
+            priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
+            job_id=request.job_id,
         )
+        line = searches.line(queue) if request.url == _VECTORS else routed(queue, question.priority)
         try:
-            end = await self._asked(queue, model, question, emit)
+            end = await self._asked(line, queue, model, question, emit)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
-            raise EngineBusy(error.message, retry_after=_AGAIN) from error
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
+        _check_alive(model, end)
         if end.status in (429, 503):
-            raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or _AGAIN)
+            raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or AGAIN)
         answer = Answer(end.status, end.body, usage_of(end.body) if end.status == 200 and end.body else Usage())
         if end.status == 408 or end.status >= 500:
             raise EngineFault(f"The workers of `{model}` gave no answer.", answer)
@@ -99,21 +109,31 @@ class Asking:
             tenant=request.tenant,
             deadline=now() + _SECONDS,
         )
-        end = await self._asked(queue, index.model, question)
+        end = await self._asked(searches.line(queue), queue, index.model, question)
+        _check_alive(index.model, end)
         if end.status in (408, 429) or end.status >= 500:
-            raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or _AGAIN)
+            raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or AGAIN)
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
-    async def _asked(self, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
+    async def _asked(self, line: str, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
+        """How the answer ends. Raises EngineFault where it was begun and its worker lost: perhaps by the question."""
+
         async def served() -> bool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
 
-        async with aclosing(self._lines.ask(searches.line(queue), question, served)) as pieces:
-            async for piece in pieces:
-                if piece.kind == "end":
-                    return piece
-                if piece.kind == "chunk" and emit is not None:
-                    await emit(piece.body)
+        taken = False
+        try:
+            async with aclosing(self._lines.ask(line, question, served)) as pieces:
+                async for piece in pieces:
+                    taken = True
+                    if piece.kind == "end":
+                        return piece
+                    if piece.kind == "chunk" and emit is not None:
+                        await emit(piece.body)
+        except WorkerLost as error:
+            if not taken:
+                raise
+            raise EngineFault(f"The worker of `{model}` was lost while it answered.", _LOST, gone=True) from error
         raise WorkerLost
 
     def _place(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
@@ -126,19 +146,49 @@ class Asking:
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
             index = indexes.current(session, store)
-            queue = self._queue(session, request, index.model, "/v1/embeddings", "tools")
+            queue = self._queue(session, request, index.model, _VECTORS, "tools")
         return queue if isinstance(queue, Answer) else (queue, index)
 
     def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         config = self._context.config
         try:
-            return placement.queue_of(session, config, model, endpoint=endpoint, project_id=request.tenant)
+            queue = placement.queue_of(session, config, model, endpoint=endpoint, project_id=request.tenant)
         except placement.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except placement.NotYet as error:
-            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=_AGAIN) from error
+            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=AGAIN) from error
+        except ModelsFileError as error:
+            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
+        if pauses.paused(session).stops(queue, model, request.tenant):
+            raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=AGAIN)
+        return queue
 
     def _served(self, queue: str, model: str) -> bool:
-        alias = Registry.load(self._context.config).aliases.get(model, "")
+        try:
+            alias = Registry.load(self._context.config).aliases.get(model, "")
+        except ModelsFileError as error:
+            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
         with self._context.db.read() as session:
             return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
+
+
+def _check_alive(model: str, end: Piece) -> None:
+    """Raises EngineFault where the other engine ended with the request in flight, as with one of this worker's own."""
+    if end.status == 503 and _code_of(end.body) == _DIED:
+        answer = Answer(end.status, end.body)
+        raise EngineFault(f"The engine of `{model}` ended while it answered.", answer, gone=True)
+
+
+def _code_of(body: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(body, type=_Refused).error.code
+    except msgspec.MsgspecError:
+        return None
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+
+
+class _Refused(msgspec.Struct):
+    error: _Error

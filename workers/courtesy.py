@@ -69,12 +69,18 @@ class Courtesy:
             self._admit()
             raise
 
-    def _room(self) -> bool:
+    @property
+    def most(self) -> int | None:
+        """How many lines may be in flight now; None: no bound."""
         crowd = self._crowd()
         if crowd is None:
-            return True
+            return None
         waited = self._asking or time.monotonic() < self._until
-        return self._inside < crowd[0 if waited else 1]
+        return crowd[0 if waited else 1]
+
+    def _room(self) -> bool:
+        most = self.most
+        return most is None or self._inside < most
 
     def _admit(self) -> None:
         while self._turns and (self._turns[0].done() or self._room()):

@@ -3,14 +3,15 @@
 Models of this worker's own queue are asked here: in line for another worker of it, the request might wait for itself.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from jobs.registry import Registry
-from workers.asking import Asking
+from jobs.registry import ModelsFileError, Registry
+from workers.asking import AGAIN, BROKEN_FILE, Asking
 from workers.context import Context
-from workers.engines.port import Answer, Emit, Engine, Request, refusal
+from workers.engines.port import Answer, Emit, Engine, EngineBusy, Request, refusal
 from workers.fitting.memory import Vectors
 from workers.ingestion.index import Unusable, read_vectors
 from workers.vectors.port import Vector
@@ -39,16 +40,16 @@ class Elsewhere:
             return queue
         return None if queue == self._queue else await self._asking.ask(queue, request, emit)
 
-    def piece_bytes(self, model: str | None) -> int:
-        """How long a text may be for the model to take it: no token is shorter than a byte."""
-        registry = Registry.load(self._config)
+    async def piece_bytes(self, model: str | None) -> int:
+        """How long a text may be for the model to take it: no token is shorter than a byte. Raises EngineBusy."""
+        registry = await self._registry()
         known = registry.resolve(self._model(registry, model) or "")
         tokens = known.max_model_len if known and known.max_model_len else _USUAL_CONTEXT
         return max(_SPECIAL, min(_LONGEST_PIECE, tokens - _SPECIAL))
 
     async def embed(self, request: Request, model: str | None, texts: Sequence[str]) -> Vectors | Answer:
         """Raises EngineBusy, EngineFault."""
-        name = self._model(Registry.load(self._config), model)
+        name = self._model(await self._registry(), model)
         if name is None:
             return refusal(400, "This deployment has no embedding model.", param=_PARAM, code="model_not_found")
         queue = await self._asking.place(request, name, "/v1/embeddings", _PARAM)
@@ -58,13 +59,24 @@ class Elsewhere:
         for at in range(0, len(texts), _TEXTS):
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
             asked = replace(request, url="/v1/embeddings", body=body, request_id=f"{request.request_id}-e{at}")
-            answer = await (self._engine.answer(asked) if queue == self._queue else self._asking.ask(queue, asked))
+            answer = await (self._engine.answer(asked) if queue == self._queue else self._unkept(queue, asked))
             try:
                 found += read_vectors(answer)
             except Unusable:
                 return _no_vectors(name)
         sound = len(found) == len(texts) and len({len(one) for one in found}) == 1
         return found if sound else _no_vectors(name)
+
+    async def _unkept(self, queue: str, request: Request) -> Answer:
+        """Nothing of a conversation stays in their cache, where it would outlive the files of its batch."""
+        return await self._asking.ask(queue, replace(request, body={**request.body, "cache": False}))
+
+    async def _registry(self) -> Registry:
+        """Raises EngineBusy while its file is broken: somebody is at it."""
+        try:
+            return await asyncio.to_thread(Registry.load, self._config)
+        except ModelsFileError as error:
+            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
 
     def _model(self, registry: Registry, named: str | None) -> str | None:
         return named or registry.embedder(self._config.embedding_model)

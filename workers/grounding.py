@@ -22,7 +22,7 @@ from workers import refusing
 from workers.citations import citations, support
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
 from workers.file_search import CALL, MOST_RESULTS, FileSearch, is_search, query_of, searches_files, tool_of, understood
-from workers.packing import Room, pack, together
+from workers.packing import Room, pack, room_for_excerpts, together
 
 RESULTS: Final = "file_search_call.results"
 _ECHOED: Final = ("instructions", "tools", "tool_choice")  # what an engine repeats of its request
@@ -113,7 +113,7 @@ class Grounded:
     def _packed(self, body: Mapping[str, Any], found: list[Found]) -> list[Found]:
         """In a thread: counting the tokens of a long question takes its time."""
         room = self._rooms(str(body.get("model")))
-        return pack(found, room, room.left(body))
+        return pack(found, room, room_for_excerpts(room, body))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import msgspec
@@ -22,7 +22,9 @@ from jobs.clock import now
 from jobs.interactive import (
     ALIVE_SECONDS,
     ANSWER_SECONDS,
+    LINE_PRIORITY,
     PIECE,
+    PRIORITY,
     Piece,
     Question,
     answer,
@@ -30,6 +32,7 @@ from jobs.interactive import (
     connect,
     line_of,
     pack,
+    routed,
     unpack_question,
 )
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, refusal
@@ -37,9 +40,8 @@ from workers.host import EngineHost, GaveUp
 
 log = logging.getLogger(__name__)
 
-#: Before every batch: theirs are small numbers.
-PRIORITY = -1_000_000
 PLACES = 64  # answered at once by one worker
+LINES = 16  # of these, for lines of other queues' batches, where there is room for so many
 UNREAD = 16_384  # pieces of one stream
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
@@ -67,8 +69,9 @@ class Desk:
         self._places, self._unread = places, unread
         self._left: dict[str, asyncio.Event] = {}  # by question, set when nobody waits for it any more
         self._slow: set[str] = set()  # those that are read too slowly
-        lines = (queue, searches.line(queue), searches.rerank_line(queue)) if self._own else (queue,)
-        self._tasks: dict[str, set[asyncio.Task[None]]] = {line: set() for line in lines}
+        self._lines = routed(queue, LINE_PRIORITY)
+        also = (searches.line(queue), searches.rerank_line(queue), routed(queue), self._lines) if self._own else ()
+        self._tasks: dict[str, set[asyncio.Task[None]]] = {line: set() for line in (queue, *also)}
         self._reviving: set[asyncio.Task[None]] = set()
         self._open, self._closing = True, False
         self._serving: asyncio.Task[Any] | None = None
@@ -86,7 +89,7 @@ class Desk:
         async with connect(self._url) as self._redis:
             watching = asyncio.create_task(self._watch_all())
             try:
-                await asyncio.gather(*(self._take_all(line_of(name), tasks) for name, tasks in self._tasks.items()))
+                await asyncio.gather(*(self._take_all(name, tasks) for name, tasks in self._tasks.items()))
             finally:
                 running = {watching}.union(self._reviving, *self._tasks.values())
                 for task in running:
@@ -100,14 +103,21 @@ class Desk:
             self._serving.cancel()
             await asyncio.gather(self._serving, return_exceptions=True)
 
-    async def _take_all(self, line: str, tasks: set[asyncio.Task[None]]) -> None:
+    def _room(self, name: str) -> int:
+        """How many of a line are answered at once: of batches' no more than there is room for beside who waits."""
+        if name != self._lines:
+            return self._places
+        most = self._host.courtesy.most
+        return LINES if most is None else max(1, min(LINES, most))
+
+    async def _take_all(self, name: str, tasks: set[asyncio.Task[None]]) -> None:
         away = False
         while not self._closing:
-            if not self._open or len(tasks) >= self._places:
+            if not self._open or len(tasks) >= self._room(name):
                 await asyncio.sleep(0.05)
                 continue
             try:
-                found = await self._redis.blpop([line], timeout=_TAKE_SECONDS)
+                found = await self._redis.blpop([line_of(name)], timeout=_TAKE_SECONDS)
             except (RedisError, OSError) as error:
                 if not away:
                     log.warning("interactive_broker_away", extra={"error": str(error)})
@@ -192,12 +202,12 @@ class Desk:
 
     async def _ask(self, question: Question) -> Piece:
         body: dict[str, Any] = msgspec.json.decode(question.body)
-        request = Request(question.url, body, question.id, PRIORITY, question.tenant)
+        request = Request(question.url, body, question.id, question.priority, question.tenant, question.job_id)
         generation = self._host.generation
         try:
             if question.url in self._own:  # somebody may be alone with the engine, and wait for this
                 return _end(await self._own[question.url](question, PRIORITY))
-            with self._host.courtesy.asked():
+            with self._host.courtesy.asked() if question.priority == PRIORITY else nullcontext():
                 async with self._host.company():
                     generation = self._host.generation
                     return _end(await self._engine(question, request))

@@ -13,7 +13,9 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer
 
+from jobs.errors import InvalidRequest
 from jobs.searches import Found
+from workers.fitting.terms import AUTO, RESPONSES, reserved, terms_of
 
 _ANSWER: Final = 1024  # tokens, of an answer whose length nobody has limited; a quarter of a small context
 _FRAME: Final = 160  # of the chat's template, and of what is said before the excerpts
@@ -51,6 +53,27 @@ class Room:
         if len(said) > self.context * 32:  # it is too much, however it is counted
             return 0
         return self.context - answer - self.count(said) - _FRAME
+
+
+def room_for_excerpts(room: Room, body: Mapping[str, Any]) -> int:
+    """Tokens. A history that may be cut leaves them at least half of what there is without it."""
+    try:
+        terms = terms_of(RESPONSES, body)
+    except InvalidRequest:
+        return room.left(body)  # it will be refused
+    if terms is None or (terms.strategy is None and terms is not AUTO):
+        return room.left(body)
+    prompt = room.context - reserved(body, room.context)
+    over = max(0, prompt - terms.max_tokens) if terms.max_tokens else 0
+    alone = room.left({**body, "input": _last_turn(body.get("input"))}) - over
+    return max(room.left(body) - over, alone // 2)
+
+
+def _last_turn(given: Any) -> Any:
+    if not isinstance(given, list):
+        return given
+    users = [n for n, item in enumerate(given) if isinstance(item, dict) and item.get("role") == "user"]
+    return given[users[-1] :] if users else given
 
 
 def pack(found: Sequence[Found], room: Room, tokens: int) -> list[Found]:

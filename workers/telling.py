@@ -39,6 +39,7 @@ class Telling:
         """Raises what an engine raises."""
         if not self._url:
             return await self._host.engine.answer(request)
+        self._last = None  # of a try before this one
         async with connect(self._url) as self._redis:
             said = await self._host.engine.stream(request, self._emit)
         if said.status != 200 or said.body:

@@ -15,6 +15,7 @@ from openai import OpenAI
 from jobs import fleet, searches
 from jobs.clock import now
 from jobs.db import Database
+from jobs.interactive import PRIORITY
 from jobs.models import Worker
 from jobs.settings import Settings
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
@@ -78,7 +79,7 @@ class Alone:
     async def route(self, request: Request, emit: Any) -> Answer | None:
         raise AssertionError
 
-    def piece_bytes(self, model: str | None) -> int:
+    async def piece_bytes(self, model: str | None) -> int:
         raise AssertionError
 
     async def embed(self, request: Request, model: str | None, texts: list[str]) -> Any:
@@ -300,6 +301,23 @@ def test_a_model_of_another_queue_answers_what_is_too_long_here(town: Shop) -> N
     assert len(asked[LARGE]) == 2
     assert town.asked == []
     assert unknown.value.param == "context.route_long"
+
+
+def test_a_line_of_a_batch_is_nobody_who_waits_for_the_other_model(town: Shop) -> None:
+    shown: list[tuple[bool, str | None]] = []
+
+    def look(request: Request) -> Answer | None:
+        shown.append((request.priority == PRIORITY, request.job_id))
+        return None
+
+    body = {"model": MODEL, "messages": LONG, "max_tokens": 10, "context": {"route_long": LARGE}}
+    line = Request("/v1/chat/completions", body, "r1", 5, "p", "batch_1")
+    with _neighbours(town, fault=look):
+        _chat(town, context={"route_long": LARGE})
+        answer = town.host.call(town.host.engine.answer(line)).result(20)
+
+    assert answer.status == 200
+    assert shown == [(True, None), (False, "batch_1")]
 
 
 def test_without_the_other_models_workers_one_asks_again_later(town: Shop) -> None:

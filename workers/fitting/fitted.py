@@ -13,6 +13,7 @@ that it refuses.
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 from jobs.errors import InvalidRequest
@@ -25,6 +26,7 @@ from workers.fitting.refusals import PROMPT, in_openais_words, is_too_long, limi
 from workers.fitting.shown import Shown
 from workers.fitting.summaries import Failed, Summaries, together
 from workers.fitting.terms import FIELD, RESPONSES, Terms, reserved, terms_of
+from workers.patience import patiently
 
 #: None where the engine cannot put the request into tokens. Raises what engines raise.
 Measure = Callable[[Request], Awaitable[Length | None]]
@@ -48,17 +50,9 @@ class Others(Protocol):
     async def route(self, request: Request, emit: Emit | None) -> Answer | None:
         """The answer of the model that the request names; None if that is one of this worker's own."""
 
-    def piece_bytes(self, model: str | None) -> int: ...
+    async def piece_bytes(self, model: str | None) -> int: ...
 
     async def embed(self, request: Request, model: str | None, texts: list[str]) -> Vectors | Answer: ...
-
-
-class Uncounted(Exception):
-    """The engine cannot put this into tokens, and will say why when it is asked."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__()
-        self.body = body
 
 
 class Fitted:
@@ -116,6 +110,7 @@ class _Fitting:
     history: History
     emit: Emit | None
     spent: Usage = field(default_factory=Usage)  # on summaries
+    paid: bool = False  # whether others have done something for it
     auto: bool = False  # OpenAI's `truncation`
 
     def __post_init__(self) -> None:
@@ -131,6 +126,8 @@ class _Fitting:
         body = self.history.body
         try:
             length = await self._length(body)
+            if length is None:  # the engine will say why when it is asked
+                return await self._ask(body, Shown())
             if not length.exact and not self._capped(length):
                 answer = await self._ask(body, Shown())
                 if not is_too_long(answer):
@@ -140,8 +137,6 @@ class _Fitting:
             if length.limit is None or length.tokens > self._budget(length.limit):
                 return await self._handled(length)
             return await self._ask(body, Shown())
-        except Uncounted as error:
-            return await self._ask(error.body, Shown())
         except Failed as error:
             return replace(error.answer, usage=self.spent)
 
@@ -164,7 +159,7 @@ class _Fitting:
                 return fit
             if fit is None:
                 break
-            answer = await self._ask(*fit)
+            answer = await patiently(partial(self._ask, *fit), self._paid)
             if length.exact or not is_too_long(answer):
                 return answer
         refused = too_long(self.sent.url, length.limit, length.tokens, f"'{self._strategy}' cannot make it fit.")
@@ -181,16 +176,18 @@ class _Fitting:
         """A body within the budget; None if there is none."""
 
         async def fits(body: Body) -> bool:
-            return await self._tokens(body) <= budget
+            """What the model's template does not take, with these messages left out, does not."""
+            cut = await self._length(body)
+            return cut is not None and cut.tokens <= budget
 
         found = await self._by_strategy(fits, budget, length)
         if found is None or isinstance(found, Answer):
             return found
         body, told = found
-        tokens = await self._tokens(body)
-        if tokens > budget:
+        fitted = await self._length(body)
+        if fitted is None or fitted.tokens > budget:
             return None
-        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": tokens}
+        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": fitted.tokens}
         estimated = {} if length.exact else {"estimated": True}
         return body, Shown({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
 
@@ -199,21 +196,27 @@ class _Fitting:
         if name in _CUTTING:
             return await _CUTTING[name](history, terms, fits)
         if name == "memory":
-            return await memory(
-                history, terms, fits, self._embed, self.fitted.others.piece_bytes(terms.embedding_model)
-            )
+            most = await self.fitted.others.piece_bytes(terms.embedding_model)
+            return await memory(history, terms, fits, self._embed, most)
         return await self._summarized(fits, budget, length.limit or budget)
 
     async def _embed(self, texts: Sequence[str]) -> Vectors | Answer:
-        return await self.fitted.others.embed(self.sent, self.terms.embedding_model, list(texts))
+        found = await self.fitted.others.embed(self.sent, self.terms.embedding_model, list(texts))
+        self.paid = True
+        return found
 
     async def _summarized(self, fits: Fits, budget: int, limit: int) -> Cut | None:
         request = replace(self.sent, body=self.history.body)
-        summaries = Summaries(request, self.terms, self.fitted.engine.answer, self._count, budget, limit)
-        try:
-            return await summaries.summarize(self.history, fits)
-        finally:
-            self.spent = together(self.spent, summaries.spent.usage)
+        summaries = Summaries(request, self.terms, self._summary, self._count, budget, limit)
+        return await summaries.summarize(self.history, fits)
+
+    async def _summary(self, request: Request) -> Answer:
+        answer = await patiently(partial(self.fitted.engine.answer, request), self._paid)
+        self.paid, self.spent = True, together(self.spent, answer.usage)
+        return answer
+
+    def _paid(self) -> Usage | None:
+        return self.spent if self.paid else None
 
     async def _routed(self, model: str, length: Length) -> Answer:
         """To a model that takes more; if it is too long there too, the strategy is that worker's to follow."""
@@ -233,14 +236,8 @@ class _Fitting:
         emit = shown.emit(self.emit) if self.emit else None
         return shown.answer(await self.fitted.ask(replace(self.sent, body=body), emit))
 
-    async def _length(self, body: Body) -> Length:
-        length = await self.fitted.measure(replace(self.sent, body=body))
-        if length is None:
-            raise Uncounted(body)
-        return length
-
-    async def _tokens(self, body: Body) -> int:
-        return (await self._length(body)).tokens
+    async def _length(self, body: Body) -> Length | None:
+        return await self.fitted.measure(replace(self.sent, body=body))
 
     async def _count(self, request: Request) -> int:
         """Of a request for a summary. Raises Failed."""

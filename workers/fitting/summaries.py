@@ -4,13 +4,14 @@
                                      ├──▶ engine ──▶ summary ──┼──▶ together they fit: a note to the model
                                      └──▶ engine ──▶ summary ──┘    else they are the text of the next level
 
-The parts of a level are asked at once and run as one batch in the engine. A part that fails fails the request: nothing
-is left out without a word. A summary has at most a quarter of the context, so that each level has fewer parts.
+The parts of a level are asked at once and run as one batch in the engine; of a batch's line one by one. A part that
+fails fails the request: nothing is left out without a word. A summary has at most a quarter of the context, so that
+each level has fewer parts.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +26,7 @@ Ask = Callable[[Request], Awaitable[Answer]]
 Count = Callable[[Request], Awaitable[int]]
 
 SUMMARY_TOKENS: Final = 256
-AT_ONCE: Final = 16  # of one request; the others of its level follow as these end
+AT_ONCE: Final = 16  # of one request that somebody waits for; the others of its level follow as these end
 _SLACK: Final = 8  # tokens by which a text may be longer within another than alone
 _LEAST_ROOM: Final = 16  # tokens: below this no summary is worth its name
 _LEVELS: Final = 12
@@ -38,16 +39,11 @@ _NOTE: Final = "Summary of the earlier conversation:"
 
 @dataclass(slots=True)
 class Spent:
-    """What the summaries of one request have cost."""
+    """What the summaries of one request have taken, besides tokens."""
 
     calls: int = 0
     levels: int = 0
     cut: int = 0  # summaries that came to their length before their end
-    usage: Usage = field(default_factory=Usage)
-
-    def add(self, answer: Answer) -> None:
-        self.calls += 1
-        self.usage = together(self.usage, answer.usage)
 
 
 class Failed(Exception):
@@ -98,7 +94,8 @@ class Summaries:
 
     async def _level(self, parts: Sequence[str], most: int) -> list[str]:
         self.spent.levels += 1
-        free = asyncio.Semaphore(AT_ONCE)
+        # lines of a batch are counted, to be few while somebody waits: each asks no more than one thing at a time
+        free = asyncio.Semaphore(AT_ONCE if self._request.job_id is None else 1)
 
         async def one(number: int, part: str) -> str:
             async with free:
@@ -109,7 +106,7 @@ class Summaries:
     async def _summary(self, number: int, part: str, most: int) -> str:
         asked = self._question(part, most, f"{self._request.request_id}-s{self.spent.levels}-{number}")
         answer = await self._ask(asked)
-        self.spent.add(answer)
+        self.spent.calls += 1
         if answer.status != 200:
             raise Failed(_failed(answer))
         choice = _choice(answer.body)

@@ -6,6 +6,7 @@ judged: a stream whose text is not of the schema ends in an error in place of it
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +16,9 @@ from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.fitting.refusals import is_too_long
 from workers.fitting.shown import more
 from workers.fitting.summaries import together
-from workers.schemas.checker import BadSchema, Checker
-from workers.schemas.terms import CHAT, RESPONSES, invalid, param_of, schema_of, texts
+from workers.patience import patiently
+from workers.schemas.checker import TOO_LONG, BadSchema, Checker
+from workers.schemas.terms import CHAT, NO_JSON, RESPONSES, invalid, param_of, schema_of, texts
 
 CODE: Final = "invalid_json_schema_output"
 _QUOTED: Final = 4000  # characters of the first answer that the model is shown again
@@ -39,8 +41,10 @@ class Checked:
         await self._engine.start()
 
     async def close(self) -> None:
-        await self._checker.close()
-        await self._engine.close()
+        try:
+            await self._engine.close()  # first: the checker may be at something for seconds
+        finally:
+            await self._checker.close()
 
     async def answer(self, request: Request) -> Answer:
         schema = await self._schema(request)
@@ -52,7 +56,9 @@ class Checked:
         text, fault = await self._judged(request, schema, first)
         if fault is None:
             return first
-        second = await self._again(request, schema, text, fault)
+        if fault == TOO_LONG:  # the next would be no quicker to check
+            return replace(_failed(request, fault, "as far as can be told"), usage=first.usage)
+        second = await self._again(request, schema, text, fault, first.usage)
         usage = together(first.usage, second.usage)
         if second.status == 200:
             fault = (await self._judged(request, schema, second))[1]
@@ -92,10 +98,11 @@ class Checked:
         found = texts(request.url, msgspec.json.decode(answer.body))
         return await _first_fault(self._checker, schema, found)
 
-    async def _again(self, request: Request, schema: bytes, text: str, fault: str) -> Answer:
+    async def _again(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
         again = replace(request, request_id=f"{request.request_id}-2")
-        answer = await self._engine.answer(replace(again, body=_asked_again(request, schema, text, fault)))
-        return await self._engine.answer(again) if is_too_long(answer) else answer
+        told = replace(again, body=_asked_again(request, schema, text, fault))
+        answer = await patiently(partial(self._engine.answer, told), lambda: paid)
+        return await patiently(partial(self._engine.answer, again), lambda: paid) if is_too_long(answer) else answer
 
 
 @dataclass(slots=True)
@@ -108,6 +115,7 @@ class _Watched:
     emit: Emit
     fault: str | None = None
     said: dict[str, list[str]] = field(default_factory=dict)  # by choice
+    other: dict[str, dict[str, Any]] = field(default_factory=dict)  # by choice: what makes it no JSON, once it was said
 
     async def event(self, chunk: bytes) -> None:
         if self.fault is not None:
@@ -128,9 +136,11 @@ class _Watched:
             delta = choice.get("delta") if isinstance(choice, dict) else None
             if not isinstance(delta, dict):
                 continue
-            said = self.said.setdefault(str(choice.get("index")), [])
+            index = str(choice.get("index"))
+            said, other = self.said.setdefault(index, []), self.other.setdefault(index, {})
             said.append(str(delta.get("content") or ""))
-            message = {**delta, "content": "".join(said)} if choice.get("finish_reason") else {}
+            other |= {name: delta[name] for name in NO_JSON if delta.get(name)}
+            message = {**delta, **other, "content": "".join(said)} if choice.get("finish_reason") else {}
             found += texts(CHAT, {"choices": [{**choice, "message": message}]})
         return found
 

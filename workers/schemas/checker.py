@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 SECONDS: Final = 5.0  # for one answer
 _SLOW_SECONDS: Final = 60.0
 _GOOD: Final = 1024  # schemas that are known to be some
-_TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its memory."
+TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its memory."
 
 
 class BadSchema(Exception):
@@ -37,17 +38,17 @@ class Checker:
         self._seconds = seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
         self._child: Child | None = None
-        self._good: OrderedDict[bytes, None] = OrderedDict()
+        self._good: OrderedDict[bytes, None] = OrderedDict()  # by their hashes
         self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
 
     async def check(self, schema: bytes) -> None:
         """Raises BadSchema; EngineBusy where no child can be started."""
-        self._slow = {one: until for one, until in self._slow.items() if until > time.monotonic()}
-        if schema in self._slow:
-            raise BadSchema(_TOO_LONG)
-        if schema not in self._good:
+        if self._is_slow(schema):
+            raise BadSchema(TOO_LONG)
+        name = sha256(schema).digest()
+        if name not in self._good:
             await self.faults(schema, [])
-            self._good[schema] = None
+            self._good[name] = None
             while len(self._good) > _GOOD:
                 self._good.popitem(last=False)
 
@@ -56,20 +57,23 @@ class Checker:
         if sum(len(text.encode(errors="replace")) for text in texts) > wire.MOST_TEXT:
             return ["it is too large to be checked."] * len(texts)
         ask = wire.encode(wire.Ask(schema, [text.encode(errors="replace").decode() for text in texts]))
-        answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, ask)
+        answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, schema, ask)
         if isinstance(answer, wire.Bad):
             raise BadSchema(answer.why)
-        if answer is None:
-            self._slow[schema] = time.monotonic() + _SLOW_SECONDS
         if answer is None and not texts:
-            raise BadSchema(_TOO_LONG)
-        return [_TOO_LONG] * len(texts) if answer is None else answer.faults
+            raise BadSchema(TOO_LONG)
+        return [TOO_LONG] * len(texts) if answer is None else answer.faults
 
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
 
-    def _ask(self, ask: bytes, tries: int = 2) -> wire.Judged | wire.Bad | None:
-        """None if it was too much for the child. One that dies may have been killed: a second is asked."""
+    def _ask(self, schema: bytes, ask: bytes, tries: int = 2) -> wire.Judged | wire.Bad | None:
+        """None if it was too much for the child. One that dies may have been killed: a second is asked.
+
+        Those that waited in line behind a schema that was too much are not asked of it.
+        """
+        if self._is_slow(schema):
+            return None
         child = self._started()
         try:
             child.say(ask)
@@ -77,7 +81,14 @@ class Checker:
         except (Died, TimeUp, msgspec.MsgspecError) as error:
             log.warning("schema_child_replaced", extra={"reason": type(error).__name__})
             self._end()
-            return self._ask(ask, tries - 1) if isinstance(error, Died) and tries > 1 else None
+            if isinstance(error, Died) and tries > 1:
+                return self._ask(schema, ask, tries - 1)
+            at = time.monotonic()
+            self._slow = {one: until for one, until in self._slow.items() if until > at} | {schema: at + _SLOW_SECONDS}
+            return None
+
+    def _is_slow(self, schema: bytes) -> bool:
+        return self._slow.get(schema, 0.0) > time.monotonic()
 
     def _started(self) -> Child:
         if self._child is None:

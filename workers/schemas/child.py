@@ -47,6 +47,10 @@ def judged(ask: wire.Ask) -> wire.Judged | wire.Bad:
         return wire.Bad(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
     except RecursionError:
         return wire.Bad("it never ends.")
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (old drafts let pass what breaks jsonschema: it is still no schema)
+        return wire.Bad(f"it cannot be used: {type(error).__name__}.")
 
 
 @lru_cache(_SCHEMAS)

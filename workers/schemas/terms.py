@@ -10,6 +10,8 @@ from workers.engines.caps import MOST_SCHEMA_BYTES
 
 CHAT: Final = "/v1/chat/completions"
 RESPONSES: Final = "/v1/responses"
+#: What a message has that is no JSON, nor meant to be.
+NO_JSON: Final = ("tool_calls", "function_call", "refusal")
 _KIND: Final = "json_schema"
 
 
@@ -56,7 +58,7 @@ def _of_choice(choice: Mapping[str, Any]) -> str | None:
     message = choice.get("message")
     if choice.get("finish_reason") != "stop" or not isinstance(message, dict):
         return None
-    if message.get("tool_calls") or message.get("function_call") or message.get("refusal"):
+    if any(message.get(name) for name in NO_JSON):
         return None
     return str(message.get("content") or "")
 

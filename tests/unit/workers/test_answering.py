@@ -150,6 +150,39 @@ def test_busy_is_no_fault_and_gives_up_only_after_silence(
     assert [item.trials for item in items] == [Trials(), Trials()]
 
 
+def test_a_line_that_must_wait_stops_none_that_is_being_answered(
+    hosts: list[EngineHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+    asked: list[str] = []
+
+    class Slow(FakeEngine):
+        async def answer(self, request: Request) -> Answer:
+            asked.append(request.request_id)
+            if request.request_id == "q0":
+                if "done" in asked:
+                    return reply(request.url, request.body, "x")
+                raise EngineBusy("no worker embeds", retry_after=0.5)
+            await asyncio.sleep(2.0)
+            asked.append("done")
+            return reply(request.url, request.body, "x")
+
+    assert _run(_host(hosts, Slow()), _items("waits", "slow")) == ([0, 1], [])
+    assert asked.count("q1") == 1
+
+
+def test_hung_beside_one_that_must_wait_the_shard_is_given_back_in_the_end(
+    hosts: list[EngineHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 0.5)
+    monkeypatch.setattr(answering, "MOST_PATIENCE", 2.0)
+    busy = EngineBusy("full", retry_after=0.5)
+    host = _host(hosts, FakeEngine(fault=lambda request: busy if request.request_id == "q0" else None))
+
+    with pytest.raises(GaveUp):
+        _run(host, _items("a", "!hang"))
+
+
 def test_long_retry_after_gives_the_shard_back_for_that_long(hosts: list[EngineHost]) -> None:
     host = _host(hosts, FakeEngine(fault=lambda _: EngineBusy("quota", retry_after=30)))
 

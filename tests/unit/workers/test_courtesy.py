@@ -2,7 +2,12 @@
 
 import asyncio
 
+from jobs.interactive import LINE_PRIORITY, Question, routed
 from workers.courtesy import Courtesy
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer
+from workers.host import EngineHost
+from workers.interactive import LINES, PLACES, Desk
 
 
 class Lines:
@@ -102,3 +107,18 @@ async def test_called_up_and_cancelled_in_the_same_moment_it_holds_no_place() ->
 
     assert lines.inside == [2]
     await lines.end(2)
+
+
+async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_room_for() -> None:
+    for crowd, most in (((2, 8), 8), ((2, 99), LINES), ((0, 0), 1), (None, LINES)):
+        host = EngineHost(FakeEngine(), lambda: None, courtesy=Courtesy(lambda crowd=crowd: crowd, seconds=0.0))
+        desk = Desk(host, "", "here", own={"/own": _never})
+        assert desk._room(routed("here", LINE_PRIORITY)) == most
+        assert desk._room(routed("here")) == desk._room("here") == PLACES
+        if crowd == (2, 8):
+            with host.courtesy.asked():
+                assert desk._room(routed("here", LINE_PRIORITY)) == 2
+
+
+async def _never(question: Question, priority: int) -> Answer:
+    raise AssertionError

@@ -10,7 +10,7 @@ from jobs.registry import Registry
 from jobs.searches import Found
 from jobs.settings import Settings
 from workers.engines.packaged import MINILM, materialise
-from workers.packing import Room, pack, together
+from workers.packing import Room, pack, room_for_excerpts, together
 from workers.rooms import Rooms
 
 TEXT = "".join(f"Sentence number {n} of the file. " for n in range(100))
@@ -134,3 +134,20 @@ def test_the_room_of_a_model_is_what_its_files_say(
     room = Rooms(Settings(data_dir=tmp_path), lambda: registry).of(name)
 
     assert (room.context, room.tokenizer is not None) == (context, counted)
+
+
+def test_a_history_that_may_be_cut_leaves_room_for_excerpts() -> None:
+    room = Room(16_384)
+    long = {"input": [{"role": "user", "content": "x" * 70_000}, {"role": "user", "content": "Cats?"}]}
+
+    assert room_for_excerpts(room, long) < 0
+    assert room_for_excerpts(room, long | {"context": {"route_long": "large"}}) < 0
+    for terms in ({"context": {"strategy": "sliding_window"}}, {"truncation": "auto"}):
+        assert 7_000 < room_for_excerpts(room, long | terms) < 8_192
+
+
+def test_excerpts_stay_within_what_is_asked_for_the_prompt() -> None:
+    body = {"input": "Cats?", "context": {"strategy": "sliding_window", "max_tokens": 2000}}
+
+    assert 1_500 < room_for_excerpts(Room(16_384), body) < 2_000
+    assert room_for_excerpts(Room(16_384), {"input": "Cats?", "context": {"strategy": 5}}) > 10_000

@@ -103,7 +103,7 @@ class Nobody:
         self.routed.append(request)
         return self.answers
 
-    def piece_bytes(self, model: str | None) -> int:
+    async def piece_bytes(self, model: str | None) -> int:
         return self.piece
 
     async def embed(self, request: Request, model: str | None, texts: Sequence[str]) -> Vectors | Answer:

@@ -1,13 +1,14 @@
 """When something is done about a prompt, what is refused, and what clients are told of it."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
-from workers.engines.port import Answer, EngineBusy, Request, Usage, refusal
+from workers.engines.port import Answer, EngineBusy, EngineFault, Length, Request, Usage, refusal
 from workers.fitting.terms import CHAT, RESPONSES
 
 LONG = [{"role": "user", "content": f"{n} " * 20} for n in range(10)]
@@ -192,6 +193,39 @@ async def test_where_nobody_knows_the_limit_less_and_less_is_tried() -> None:
     assert [prompt_tokens(one) for one in engine.asked] == [212, 86, 44]
 
 
+class Alternating(Counting):
+    """Its template takes a user and an assistant in turn, and nothing else."""
+
+    async def length(self, request: Request) -> Length | None:
+        roles = [message["role"] for message in request.body["messages"]]
+        sound = all(role == ("user", "assistant")[n % 2] for n, role in enumerate(roles))
+        return await super().length(request) if sound else None
+
+
+@pytest.mark.parametrize("strategy", ["priority", "sliding_window", "rotate"])
+async def test_what_a_template_does_not_take_is_no_way_to_cut(strategy: str) -> None:
+    engine = Alternating()
+    turns = [(f"q{n} " * 10, f"a{n} " * 10) for n in range(8)]
+    messages = [{"role": role, "content": text} for turn in turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
+
+    answer = await fitted(engine).answer(chat([*messages, {"role": "user", "content": "And?"}], {"strategy": strategy}))
+
+    assert answer.status == 200
+    (asked,) = engine.asked
+    assert await engine.length(asked) is not None
+    assert prompt_tokens(asked) <= LIMIT - 10
+    assert said(answer)["context"]["prompt_tokens"] == prompt_tokens(asked)
+
+
+async def test_what_cannot_be_counted_as_it_is_the_engine_is_asked() -> None:
+    engine = Alternating()
+
+    await fitted(engine).answer(chat([{"role": "assistant", "content": "Hi"}], SLIDING))
+
+    assert [request.body["messages"] for request in engine.asked] == [[{"role": "assistant", "content": "Hi"}]]
+
+
 async def test_a_stream_says_it_first_and_a_refusal_comes_before_it() -> None:
     engine = Counting(counts=False)
     events: list[Any] = []
@@ -300,6 +334,61 @@ async def test_an_engine_that_is_busy_with_a_part_is_busy() -> None:
 
     with pytest.raises(EngineBusy):
         await fitted(Counting(says=busy)).answer(chat(LONG, {"strategy": "summarize"}))
+
+
+class Filling(Summing):
+    """From the `first` question on it is busy, `times` times."""
+
+    def __init__(self, first: int, times: int) -> None:
+        super().__init__()
+        self.left, self.first, self.times = times, first, 0
+
+    def __call__(self, request: Request) -> Answer | str:
+        self.times += 1
+        if self.times >= self.first and self.left:
+            self.left -= 1
+            raise EngineBusy("full", retry_after=0.001)
+        return super().__call__(request)
+
+
+@pytest.mark.parametrize("first", [3, 6])  # a part, the question itself
+async def test_what_was_paid_for_is_not_thrown_away_for_a_busy_moment(first: int) -> None:
+    engine = Counting(says=Filling(first, 2))
+
+    answer = await fitted(engine).answer(chat(LONG, {"strategy": "summarize", "summary_tokens": 16}))
+
+    assert answer.status == 200
+    assert len({request.request_id for request in engine.asked}) == len(engine.asked) - 2
+
+
+@pytest.mark.parametrize("first", [3, 6])
+async def test_an_engine_that_stays_busy_is_not_paid_without_end(first: int) -> None:
+    with pytest.raises(EngineFault) as fault:
+        await fitted(Counting(says=Filling(first, 99))).answer(
+            chat(LONG, {"strategy": "summarize", "summary_tokens": 16})
+        )
+
+    assert fault.value.answer
+    assert fault.value.answer.usage.input_tokens > 0
+
+
+@pytest.mark.parametrize(("job_id", "most"), [(None, 5), ("batch_1", 1)])
+async def test_a_line_of_a_batch_asks_one_thing_at_a_time(job_id: str | None, most: int) -> None:
+    class Watched(Counting):
+        running = most = 0
+
+        async def answer(self, request: Request) -> Answer:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.001)
+            self.running -= 1
+            return await super().answer(request)
+
+    engine = Watched(says=Summing())
+    request = chat(LONG, {"strategy": "summarize", "summary_tokens": 16})
+
+    assert (await fitted(engine).answer(replace(request, job_id=job_id))).status == 200
+    assert engine.most == most
 
 
 async def test_a_client_that_leaves_ends_all_its_summaries() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers.engines.port import Answer, Emit, Request, Usage, refusal
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
 from workers.schemas.checked import Checked
-from workers.schemas.checker import Checker
+from workers.schemas.checker import TOO_LONG, Checker
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -118,6 +118,37 @@ async def test_twice_wrong_it_fails_with_a_code_and_is_paid_for(checker: Checker
     assert answer.usage == Usage(20, 4, 10, 2)
 
 
+async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    checker, engine = Checker(), Saying(GOOD)
+
+    async def slow(_schema: bytes, found: list[str]) -> list[str | None]:
+        return [TOO_LONG for _ in found]
+
+    monkeypatch.setattr(checker, "faults", slow)
+
+    answer = await Checked(engine, checker).answer(asked(CHAT))
+
+    assert (answer.status, answer.usage) == (422, Usage(10, 2, 5, 1))
+    assert len(engine.asked) == 1
+
+
+async def test_a_busy_moment_throws_no_first_answer_away(checker: Checker) -> None:
+    class Filling(Saying):
+        async def answer(self, request: Request) -> Answer:
+            if self.says[0] == "busy":
+                self.says.pop(0)
+                raise EngineBusy("full", retry_after=0.001)
+            return await super().answer(request)
+
+    engine = Filling(BAD, "busy", "busy", GOOD)
+
+    assert (await Checked(engine, checker).answer(asked(CHAT))).usage == Usage(20, 4, 10, 2)
+    with pytest.raises(EngineFault):
+        await Checked(Filling(BAD, *["busy"] * 9), checker).answer(asked(CHAT))
+    with pytest.raises(EngineBusy):
+        await Checked(Filling("busy"), checker).answer(asked(CHAT))
+
+
 async def test_where_the_correction_does_not_fit_it_is_asked_again_as_it_was(checker: Checker) -> None:
     engine = Saying(BAD, refusal(400, "Too long.", code="context_length_exceeded"), GOOD)
 
@@ -140,6 +171,27 @@ async def test_calls_and_refusals_are_no_json(checker: Checker) -> None:
         engine = Saying("", **said)
         assert (await Checked(engine, checker).answer(asked(CHAT))).status == 200
         assert len(engine.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "delta", [{"tool_calls": [{"index": 0, "id": "c"}]}, {"function_call": {"name": "f"}}, {"refusal": "No."}]
+)
+async def test_calls_and_refusals_are_none_in_a_stream_either(checker: Checker, delta: Any) -> None:
+    class Calling(Saying):
+        async def stream(self, request: Request, emit: Emit) -> Answer:
+            for said, finish in ((delta, None), ({}, "stop")):
+                choice = {"index": 0, "delta": said, "finish_reason": finish}
+                await emit(msgspec.json.encode({"choices": [choice]}))
+            return Answer(200, b"")
+
+    events: list[bytes] = []
+
+    async def emit(chunk: bytes) -> None:
+        events.append(chunk)
+
+    answer = await Checked(Calling(), checker).stream(asked(CHAT), emit)
+
+    assert (answer.status, len(events)) == (200, 2)
 
 
 @pytest.mark.parametrize(
@@ -203,3 +255,20 @@ async def test_without_a_schema_nothing_is_looked_at(checker: Checker) -> None:
         for url in (CHAT, RESPONSES, "/v1/embeddings"):
             engine = Saying("free")
             assert (await Checked(engine, checker).answer(Request(url, {"model": "m", **body}, "req_1"))).status == 200
+
+
+async def test_the_engine_is_closed_whatever_is_being_checked() -> None:
+    ended: list[str] = []
+
+    class Ending(Saying):
+        async def close(self) -> None:
+            ended.append("engine")
+
+    class Busy(Checker):
+        async def close(self) -> None:
+            ended.append("checker")
+            await super().close()
+
+    await Checked(Ending(), Busy()).close()
+
+    assert ended == ["engine", "checker"]

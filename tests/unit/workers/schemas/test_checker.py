@@ -101,6 +101,17 @@ async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any
     await checker.close()
 
 
+async def test_those_behind_one_that_takes_for_ever_wait_for_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    checker = Checker(seconds=0.7)
+    await checker.check(raw(DOUBLING))
+
+    slow = [asyncio.create_task(checker.faults(raw(DOUBLING), ["1"])) for _ in range(4)]
+
+    assert all("could not be checked" in str(found) for found in await asyncio.gather(*slow))
+    assert [record.message for record in caplog.records].count("schema_child_replaced") == 1
+    await checker.close()
+
+
 async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Checker) -> None:
     await checker.check(raw(CITY))
     assert checker._child is not None
@@ -113,6 +124,22 @@ async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Ch
 async def test_a_schema_without_end_is_none(checker: Checker, schema: Any) -> None:
     with pytest.raises(BadSchema, match="never ends"):
         await checker.faults(raw(schema), ["1"])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$schema": "http://json-schema.org/draft-04/schema#", "patternProperties": {"(": {}}},
+        {"$schema": ["x"]},
+    ],
+)
+async def test_what_breaks_the_library_is_none_and_the_child_lives(checker: Checker, schema: Any) -> None:
+    await checker.check(raw(CITY))
+    child = checker._child
+
+    with pytest.raises(BadSchema, match="cannot be used"):
+        await checker.faults(raw(schema), ['{"a": 1}'])
+    assert checker._child is child
 
 
 async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker: Checker) -> None:

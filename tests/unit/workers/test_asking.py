@@ -1,0 +1,155 @@
+"""What becomes of a request that has other workers asked, when these break."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs import pauses
+from jobs.db import Database
+from jobs.errors import NoWorker, WorkerLost
+from jobs.interactive import PRIORITY, Piece, Question
+from jobs.settings import Settings
+from workers import answering, asking
+from workers.answering import Answering
+from workers.asking import Asking
+from workers.engines.fake import FakeEngine, reply
+from workers.engines.port import Answer, EngineBusy, EngineFault, Request, refusal
+from workers.host import EngineHost
+from workers.records import Item
+
+CHAT = "/v1/chat/completions"
+TAKEN = Piece("taken")
+REQUEST = Request(CHAT, {"model": "large", "messages": [{"role": "user", "content": "Hi"}]}, "r1", tenant="p")
+
+
+def _end(answer: Answer) -> Piece:
+    return Piece("end", answer.body, answer.status)
+
+
+DIED = _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"))
+BUSY = _end(refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy"))
+LEAVING = _end(refusal(503, "This worker is going down.", code="worker_lost"))
+GOOD = _end(reply(CHAT, REQUEST.body, "Hi"))
+
+
+class Told:
+    """The other workers: they say these pieces, and then it breaks, if it does."""
+
+    def __init__(self, *pieces: Piece, breaks: Exception | None = None) -> None:
+        self.pieces, self.breaks = pieces, breaks
+        self.asked: list[tuple[str, Question]] = []
+
+    async def ask(self, line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
+        self.asked.append((line, question))
+        for piece in self.pieces:
+            yield piece
+        if self.breaks:
+            raise self.breaks
+
+    async def close(self) -> None: ...
+
+
+Make = Callable[[Told], Asking]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    def made(told: Told) -> Asking:
+        monkeypatch.setattr(asking, "Lines", lambda _: told)
+        context: Any = SimpleNamespace(config=SimpleNamespace(interactive_seconds=60.0))
+        return Asking(context)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "told",
+    [Told(TAKEN, DIED), Told(TAKEN, Piece("chunk", b"{}"), DIED), Told(TAKEN, Piece("alive"), breaks=WorkerLost())],
+)
+async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -> None:
+    with pytest.raises(EngineFault) as fault:
+        await make(told).ask("gpu.large", REQUEST)
+
+    assert fault.value.gone
+    assert fault.value.answer
+    assert fault.value.answer.status == 503
+
+
+@pytest.mark.parametrize(
+    "told", [Told(TAKEN, BUSY), Told(TAKEN, LEAVING), Told(breaks=WorkerLost()), Told(breaks=NoWorker())]
+)
+async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
+    with pytest.raises(EngineBusy):
+        await make(told).ask("gpu.large", REQUEST)
+
+
+async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {secret: [")
+    config = Settings(data_dir=tmp_path, models_file=str(file))
+    context: Any = SimpleNamespace(config=config, db=sqlite)
+
+    with pytest.raises(EngineBusy) as busy:
+        await Asking(context).place(REQUEST, "large", CHAT, "context.route_long")
+
+    assert "secret" not in str(busy.value)
+
+
+@pytest.mark.parametrize(("scope", "name"), [("queue", "gpu.large"), ("model", "large"), ("project", "p")])
+async def test_what_the_operator_has_paused_is_not_asked(
+    sqlite: Database, tmp_path: Path, scope: str, name: str
+) -> None:
+    file = tmp_path / "models.yaml"
+    source = '{source: {urls: ["http://127.0.0.1:9/v1"]}, engine: http, queue: gpu.large'
+    file.write_text(f"models: {{large: {source}, endpoints: [{CHAT}]}}}}")
+    context: Any = SimpleNamespace(config=Settings(data_dir=tmp_path, models_file=str(file)), db=sqlite)
+    asked = Asking(context)
+
+    assert await asked.place(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"
+    with sqlite.write() as session:
+        pauses.pause(session, pauses.Scope(scope), name, actor="test")
+    with pytest.raises(EngineBusy, match="paused"):
+        await asked.place(REQUEST, "large", CHAT, "context.route_long")
+
+
+async def test_a_batchs_line_does_not_pass_for_somebody_who_waits(make: Make) -> None:
+    told = Told(TAKEN, GOOD)
+    asked = make(told)
+
+    await asked.ask("large", REQUEST)
+    await asked.ask("large", replace(REQUEST, priority=PRIORITY))
+    await asked.ask("large", replace(REQUEST, url="/v1/embeddings", priority=3, job_id="batch_1"))
+
+    lines = [(line, question.priority == PRIORITY) for line, question in told.asked]
+    assert lines == [("large:lines", False), ("large:routed", True), ("large:search", False)]
+    assert told.asked[-1][1].job_id == "batch_1"
+
+
+@pytest.fixture
+def host() -> Iterator[EngineHost]:
+    made = EngineHost(FakeEngine(), lambda: None)
+    made.start()
+    yield made
+    made.close()
+
+
+def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(
+    make: Make, host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+    told = Told(TAKEN, DIED)
+    asked = make(told)
+    item = Item(0, "r0", "batch_req_0", REQUEST)
+
+    run = Answering(host, 4, lambda *_: None, lambda request: asked.ask("gpu.large", request)).run([item])
+
+    assert host.call(run).result(10) == [item]
+    assert len(told.asked) == 4
+    assert isinstance(item.fault, EngineFault)
+    assert item.fault.answer
+    assert msgspec.json.decode(item.fault.answer.body)["error"]["code"] == "engine_died"
