@@ -2,19 +2,28 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.ingesting import Works
+from jobs.models import VectorStoreFile
+from tests.support.ingesting import SMALL, Works
 from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
 from workers import verifying
 
 OTHER = {"embedding_dimensions": 32}
 
 
-def beside(mill: Works, source: Sync) -> str:
+def static(size: int) -> dict[str, Any]:
+    return {"type": "static", "static": {"max_chunk_size_tokens": size, "chunk_overlap_tokens": 0}}
+
+
+OWN, SMALLER = static(150), static(120)
+
+
+def beside(mill: Works, source: Sync, **fields: Any) -> str:
     """A second index, built."""
-    index = str(mill.ok(f"/vector_stores/{source.store}/indexes", json=OTHER)["id"])
+    index = str(mill.ok(f"/vector_stores/{source.store}/indexes", json={**OTHER, **fields})["id"])
     mill.drive()
     return index
 
@@ -126,3 +135,30 @@ def test_a_source_that_is_deleted_takes_its_files_out_of_every_index(each: Works
     assert [*each.rows(source.store), *each.rows(second)] == []
     assert set(TEXTS) & source.items().keys() == set()
     assert verifying.verify(each.db, each.vectors).faults == []
+
+
+@pytest.mark.parametrize("asked", [None, SMALLER])
+def test_each_index_cuts_what_a_sync_brings_as_it_does_unless_the_source_says_how(
+    each: Works, library: Path, asked: dict[str, Any] | None
+) -> None:
+    source = of_folder(each, library, **({"chunking_strategy": asked} if asked else {}))
+    second = beside(each, source, chunking_strategy=OWN)
+    write(library / "new.txt", "quince quince")
+
+    source.again()
+
+    newest = str(source.items()["new.txt"].file_id)
+    assert each.row(source.store, newest).chunking == (asked or SMALL)
+    assert each.row(second, newest).chunking == (asked or OWN)
+
+
+def test_what_an_index_is_brought_later_it_cuts_as_it_does(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source, chunking_strategy=OWN)
+    file = str(source.items()["a.txt"].file_id)
+    with each.db.write() as session:
+        session.delete(session.get_one(VectorStoreFile, (second, file)))
+
+    each.ok(f"/vector_stores/{source.store}/indexes/{second}/sync")
+
+    assert each.row(second, file).chunking == OWN
