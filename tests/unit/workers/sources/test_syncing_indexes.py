@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import Fenced
 from jobs.models import VectorStoreFile
 from tests.support.ingesting import SMALL, Works
 from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
 from workers import verifying
+from workers.ingestion import plan
 
 OTHER = {"embedding_dimensions": 32}
 
@@ -162,3 +164,29 @@ def test_what_an_index_is_brought_later_it_cuts_as_it_does(each: Works, library:
     each.ok(f"/vector_stores/{source.store}/indexes/{second}/sync")
 
     assert each.row(second, file).chunking == OWN
+
+
+def test_a_retry_of_a_sync_that_ended_while_it_was_planned_fills_every_index(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Sync(each, each.store(), type="folder", path=str(library))
+    second = beside(each, source)
+    for name in TEXTS:
+        write(library / name, f"apricot {name} " * 9)
+    each.ok(f"{source.path}/{source.id}/sync")
+    job = str(source.now()["file_batch_id"])
+
+    def cancelled(*_: object, **__: object) -> None:
+        each.ok(f"/vector_stores/{source.store}/file_batches/{job}/cancel")
+        raise Fenced
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "_cuts", cancelled)
+        each.drive()
+    assert each.job(job).state == "cancelled"
+
+    each.ok(f"/jobs/{job}/retry")
+    each.drive()
+
+    assert {row.status for row in each.rows(source.store)} == {"completed"}
+    assert_in_step(each, source, source.store, second)
