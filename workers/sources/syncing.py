@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from sqlalchemy import func, select
 
-from jobs import attachments, sources
+from jobs import attachments, indexes, sources
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
@@ -30,7 +30,7 @@ from jobs.payloads import index_of
 from jobs.source_items import FAILED, REMOVED, digest, told
 from workers.context import Context
 from workers.keeper import Hold
-from workers.sources.book import Book, Stored, path_of
+from workers.sources.book import INDEX_REMOVED, Book, Stored, path_of
 from workers.sources.opening import open_place
 from workers.sources.port import Entry, Fetched, ItemFailed, ItemGone, SourceAway
 from workers.stumbling import Abandoned
@@ -73,11 +73,14 @@ def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
     with context.db.read() as session:
         source = session.get(Source, claim.job.payload["source_id"])
         store = session.get(VectorStore, claim.job.payload["store_id"])
-        index = session.get(VectorStore, index_of(claim.job.payload))
+        index = indexes.alive(session, index_of(claim.job.payload))
         last = session.scalar(select(func.max(VectorStoreFile.line)).where(VectorStoreFile.job_id == claim.job.id))
     lines = 0 if last is None else last + 1
-    if source is None or source.deleted_at is not None or store is None or is_over(store) or index is None:
+    if source is None or source.deleted_at is not None or store is None or is_over(store):
         return lines
+    if index is None:
+        Book(context, claim, source, store, lines).reject(INDEX_REMOVED)
+        return None
     if context.low_on_disk():
         raise Abandoned(5.0, "disk")
     return _Sync(context, hold, Book(context, claim, source, index, lines)).run()

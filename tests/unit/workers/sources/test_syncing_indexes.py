@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from jobs.errors import Fenced
 from jobs.models import VectorStoreFile
@@ -12,6 +13,8 @@ from tests.support.ingesting import SMALL, Works
 from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
 from workers import verifying
 from workers.ingestion import plan
+from workers.sources.folder import Folder
+from workers.sources.port import Fetched
 
 OTHER = {"embedding_dimensions": 32}
 
@@ -189,4 +192,77 @@ def test_a_retry_of_a_sync_that_ended_while_it_was_planned_fills_every_index(
     each.drive()
 
     assert {row.status for row in each.rows(source.store)} == {"completed"}
+    assert_in_step(each, source, source.store, second)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_sync_whose_index_was_removed_before_it_was_planned_says_so(each: Works, library: Path, own: bool) -> None:
+    source = of_folder(each, library)
+    first, second = source.store, beside(each, source)
+    if not own:  # the store's row, which stays
+        first, second = second, first
+        switch(each, source, first)
+    write(library / "new.txt", "quince quince")
+    each.ok(f"{source.path}/{source.id}/sync")
+    switch(each, source, second)
+    each.delete(f"/vector_stores/{source.store}/indexes/{first}")
+
+    each.drive()
+
+    told = source.now()
+    assert (told["status"], told["last_error"]["code"]) == ("failed", "index_removed")
+    assert source.again()["status"] == "completed"
+    assert source.names("quince") == {"new.txt"}
+    assert_in_step(each, source, second)
+
+
+def test_a_sync_whose_index_is_removed_while_it_fetches_says_so_and_the_next_goes_on(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "a.txt", "apple apricot " * 20)
+    fetch = Folder.fetch
+
+    def removed(*given: Any) -> Fetched | None:
+        switch(each, source, second)
+        each.delete(f"/vector_stores/{source.store}/indexes/{source.store}")
+        return fetch(*given)
+
+    each.ok(f"{source.path}/{source.id}/sync")
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "fetch", removed)
+        each.drive()
+
+    assert source.now()["last_error"]["code"] == "index_removed"
+    assert shown(each, source, "apple").total() == 1
+    assert source.again()["status"] == "completed"
+    assert source.names("apricot") == {"a.txt"}
+    assert_in_step(each, source, second)
+
+
+def test_what_searches_show_stays_although_the_sync_fills_another_index(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    ours = VectorStoreFile.store_id == source.store, VectorStoreFile.id == source.items()["a.txt"].file_id
+    failed = {"status": "failed", "error_code": "server_error", "document": None}
+    with each.db.write() as session:
+        session.execute(update(VectorStoreFile).where(*ours).values(failed))
+    write(library / "a.txt", "apple apricot " * 20)
+    fetch = Folder.fetch
+
+    def switched(*given: Any) -> Fetched | None:
+        switch(each, source, second)
+        return fetch(*given)
+
+    each.ok(f"{source.path}/{source.id}/sync")
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "fetch", switched)
+        each.drive(until="parse")
+    assert shown(each, source, "apple").total() == 1
+    each.drive()
+
+    assert source.names("apricot") == {"a.txt"}
     assert_in_step(each, source, source.store, second)
