@@ -128,6 +128,8 @@ class _Sync:
         if not entries and self._has_items():
             # a mount that is away looks like an empty folder, a mistaken prefix like an empty bucket
             raise SourceAway("source_empty", "Nothing is there now, where something was: nothing was removed.")
+        failing = self._failing()
+        entries.sort(key=lambda entry: digest(entry.key) in failing)  # what hangs keeps none of the others waiting
         for start in range(0, len(entries), WRITE_ROWS):
             self._page({digest(entry.key): entry for entry in entries[start : start + WRITE_ROWS]})
         self._remove_gone({digest(entry.key) for entry in entries})
@@ -136,6 +138,12 @@ class _Sync:
         brought = SourceItem.source_id == self.source.id, SourceItem.file_id.is_not(None)
         with self.context.db.read() as session:
             return session.scalar(select(SourceItem.digest).where(*brought).limit(1)) is not None
+
+    def _failing(self) -> set[str]:
+        """What could not be had the last time."""
+        mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
+        with self.context.db.read() as session:
+            return set(session.scalars(select(SourceItem.digest).where(*mine)))
 
     def _page(self, entries: dict[str, Entry]) -> None:
         known = self._known(list(entries))
