@@ -85,18 +85,22 @@ class Book:
         self._once(entry, fail)
 
     def gone(self, entry: Entry) -> None:
-        """Its versions go. That it once was there is remembered: it is no failure that it is not."""
+        """Its versions go. That it once was there is remembered: it is no failure that it is not.
+
+        Raises Expired, SourceAway.
+        """
 
         def gone(session: Session, item: SourceItem) -> None:
             self._removed(session, sources.strip(session, [item], actor=self.actor))
             self._stamp(item, REMOVED, None)
 
-        self._once(entry, gone)
+        self._once(entry, gone, lock=True)
 
     def remove(self, digests: Sequence[str]) -> None:
         """What is listed no more."""
 
         def remove(session: Session) -> None:
+            indexes.lock(session, self.source.store_id)  # before items, as whoever publishes
             mine = SourceItem.source_id == self.source.id, SourceItem.digest.in_(digests)
             items = session.scalars(select(SourceItem).where(*mine).order_by(SourceItem.digest).with_for_update()).all()
             self._removed(session, sources.strip(session, items, actor=self.actor))
