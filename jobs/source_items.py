@@ -83,16 +83,21 @@ def ended(session: Session, job: Job) -> None:
     source = session.get(Source, source_id, with_for_update=True) if source_id else None
     if source is None or source.job_id != job.id:
         return
-    source.counts = _counts(session, source, job)
+    store = session.get(VectorStore, source.store_id)
+    in_use = store.current_id if store else index_of(job.payload)
+    source.counts = _counts(session, source, job, in_use)
     error = source.error or _error(job)
+    if in_use != index_of(job.payload) and source.seen and not source.counts[FAILED]:
+        error = source.error  # whatever became of the index that it had begun to fill, searches read all of it
     source.status = FAILED if error else COMPLETED
     source.last_error = error or _partly(session, source)
     source.last_at = now()
     _tell(session, job, source, _NOT_SYNCED if error else _SYNCED)
 
 
-def _counts(session: Session, source: Source, job: Job) -> dict[str, Any]:
-    index_id = index_of(job.payload)
+def _counts(session: Session, source: Source, job: Job, index_id: str) -> dict[str, Any]:
+    """Of an index; what the sync has brought into another alone has failed."""
+    elsewhere = index_id != index_of(job.payload)
     counts: dict[str, Any] = dict.fromkeys(COUNTED, 0)
     counts.update(seen=source.seen, removed=source.removed)
     if not source.seen:
@@ -106,9 +111,11 @@ def _counts(session: Session, source: Source, job: Job) -> dict[str, Any]:
         .group_by(SourceItem.change, VectorStoreFile.status, ours)
     )
     for change, status, is_ours, count in session.execute(grouped):
-        if change == FAILED or status in (attachments.FAILED, attachments.CANCELLED):
+        brought = is_ours and change in (ADDED, CHANGED)
+        lacking = elsewhere and brought and status not in (attachments.COMPLETED, attachments.IN_PROGRESS)
+        if change == FAILED or lacking or status in (attachments.FAILED, attachments.CANCELLED):
             counts[FAILED] += count
-        elif is_ours and change in (ADDED, CHANGED):
+        elif brought:
             counts[change] += count
     counts[UNCHANGED] = max(0, source.seen - counts[ADDED] - counts[CHANGED] - counts[FAILED])
     return counts

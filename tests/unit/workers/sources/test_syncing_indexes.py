@@ -1,6 +1,7 @@
 """Sources of a store that has a second index: both are kept in step, and a new version follows the old one in view."""
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from sqlalchemy import update
 
 from jobs.errors import Fenced
 from jobs.models import VectorStoreFile
-from tests.support.ingesting import SMALL, Works
+from tests.support.ingesting import SMALL, Killed, Works
 from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
 from workers import verifying
 from workers.ingestion import plan
@@ -266,3 +267,66 @@ def test_what_searches_show_stays_although_the_sync_fills_another_index(
 
     assert source.names("apricot") == {"a.txt"}
     assert_in_step(each, source, source.store, second)
+
+
+def test_a_sync_whose_index_is_let_go_of_is_told_by_the_one_in_use(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "new.txt", "quince quince")
+    each.ok(f"{source.path}/{source.id}/sync")
+    each.drive(until="parse")
+    newest = str(source.items()["new.txt"].file_id)
+    hear(each, str(each.row(second, newest).job_id))
+    assert switch(each, source, second)
+
+    each.delete(f"/vector_stores/{source.store}/indexes/{source.store}")
+    each.drive()
+
+    told = source.now()
+    assert (told["status"], told["last_error"]) == ("completed", None)
+    assert source.counts() == [4, 1, 0, 0, 3, 0]
+    assert source.names("quince") == {"new.txt"}
+    assert_in_step(each, source, second)
+
+
+def test_a_sync_that_was_cancelled_before_the_index_in_use_had_any_of_it_has_failed(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "new.txt", "quince quince")
+    each.ok(f"{source.path}/{source.id}/sync")
+
+    def cancelled(*_: object, **__: object) -> None:
+        switch(each, source, second)
+        each.ok(f"/vector_stores/{source.store}/file_batches/{source.now()['file_batch_id']}/cancel")
+        raise Fenced
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "_cuts", cancelled)
+        each.drive()
+
+    assert (source.now()["status"], source.now()["last_error"]["code"]) == ("failed", "cancelled")
+    assert source.again()["status"] == "completed"
+    assert_in_step(each, source, second)
+
+
+def test_whoever_dies_as_it_plans_every_index_is_filled_once(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    for at in range(1, 200, 1 if each.db.sqlite else 3):
+        write(library / "a.txt", f"apple apricot {at} " * 9)
+        each.ok(f"{source.path}/{source.id}/sync")
+        each.reaper.arm(at)
+        with suppress(Killed):
+            each.drive(until="parse")
+        died, each.reaper.armed = not each.reaper.armed, False
+        each.bury()
+        each.drive()
+
+        assert (source.now()["status"], source.counts()) == ("completed", [3, 0, 1, 0, 2, 0])
+        assert_in_step(each, source, source.store, second)
+        if not died:
+            break
+
+    assert at > 8
