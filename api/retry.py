@@ -12,7 +12,7 @@ from api.deps import CallContext
 from api.file_rows import visible
 from api.vector_rows import get_store
 from api.windows import seconds
-from jobs import attachments, ingestions, ledger, responses
+from jobs import attachments, ingestions, ledger, reindexing, responses
 from jobs.attachments import Attachment
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
@@ -84,7 +84,10 @@ def _files_again(session: Session, call: CallContext, old: Job, key: str | None)
     prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
     facts = {"idempotency_key": key, "request_id": call.request_id, "retry_of": old.id}
     facts |= {"webhook_url": old.webhook_url, "webhook_secret": old.webhook_secret}
-    return ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **facts)
+    job = ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **facts)
+    if source_id := old.payload.get("source_id"):  # it may have ended before the other indexes had any of it
+        reindexing.alongside(session, job, source_id, actor=call.actor, request_id=call.request_id)
+    return job
 
 
 def _input(session: Session, call: CallContext, old: Job) -> File:

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import and_, delete, exists, insert, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
-from jobs.db import UNSEEN, Database, insert_into
+from jobs.db import UNSEEN, Database, in_pages, insert_into
 from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.models import Job, Shard, VectorRemoval, VectorStore, VectorStoreFile
@@ -223,10 +223,36 @@ def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
 
 def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
     """Take deleted files out of every store."""
-    both = select(VectorStore, VectorStoreFile).join(VectorStoreFile, VectorStoreFile.store_id == VectorStore.id)
-    theirs = both.where(VectorStoreFile.id.in_(list(file_ids))).order_by(VectorStoreFile.store_id, VectorStoreFile.id)
-    for store, row in session.execute(theirs.with_for_update(of=VectorStoreFile)).all():
-        remove(session, store, row)
+    halfway: set[str] = set()
+    for page in in_pages(file_ids):
+        halfway |= _remove_page(session, page)
+    for store in session.scalars(select(VectorStore).where(VectorStore.id.in_(halfway)).order_by(VectorStore.id)):
+        owe(session, store, LEFTOVERS)
+
+
+def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
+    """The database alone moves what may be many rows; in which stores some may have left what no file points to."""
+    row = VectorStoreFile
+    here = and_(row.store_id == VectorStore.id, row.id.in_(file_ids))
+    locked = select(row.store_id, row.status, row.document).join(VectorStore, here).order_by(row.store_id, row.id)
+    rows = session.execute(locked.with_for_update(of=row)).all()
+    at = literal(now())
+    values: dict[str, Any] = {
+        "store_id": row.store_id,
+        "project_id": VectorStore.project_id,
+        "model": VectorStore.model,
+        "dimensions": VectorStore.dimensions,
+        "what": literal(DOCUMENT),
+        "document": row.document,
+        "file_id": row.id,
+        "created_at": at,
+        "due_at": at,
+    }
+    owed = select(*values.values()).join(VectorStore, here).where(row.document.is_not(None))
+    session.execute(insert(VectorRemoval).from_select(list(values), owed.order_by(row.store_id, row.id)))
+    of_stores = row.store_id.in_(sorted({store_id for store_id, _, _ in rows}))  # those of a store that goes stay
+    session.execute(delete(row).where(row.id.in_(file_ids), of_stores))
+    return {store_id for store_id, status, document in rows if status == IN_PROGRESS or not document}
 
 
 def remove_store(session: Session, store: VectorStore) -> None:

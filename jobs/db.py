@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,12 @@ class Database:
 UNSEEN: Mapping[str, Any] = {"synchronize_session": False}
 #: Of an UPDATE ... RETURNING rows: they are now as they have come back.
 RETURNED: Mapping[str, Any] = {"synchronize_session": False, "populate_existing": True}
+
+
+def in_pages(ids: Iterable[str]) -> Iterator[list[str]]:
+    """In order, as many at a time as a statement takes."""
+    ordered = sorted(ids)
+    return (ordered[start : start + WRITE_ROWS] for start in range(0, len(ordered), WRITE_ROWS))
 
 
 def insert_into(session: Session, model: type[DeclarativeBase]) -> Any:

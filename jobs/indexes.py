@@ -50,6 +50,11 @@ def keep(session: Session, index_id: str) -> VectorStore | None:
     root = select(VectorStore.id).where(VectorStore.id == (parent[0] or index_id)).with_for_update(read=True)
     if session.scalar(root) is None:
         return None
+    return alive(session, index_id)
+
+
+def alive(session: Session, index_id: str) -> VectorStore | None:
+    """An index; None when it was removed."""
     index = session.get(VectorStore, index_id, populate_existing=True)
     return None if index is None or is_emptied(index) else index
 

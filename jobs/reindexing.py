@@ -16,7 +16,7 @@ from jobs.clock import now
 from jobs.db import UNSEEN, insert_into
 from jobs.errors import Conflict, Expired
 from jobs.ids import new_id
-from jobs.models import File, Job, VectorStore, VectorStoreFile
+from jobs.models import File, Job, Source, VectorStore, VectorStoreFile
 from jobs.payloads import index_of
 
 MOST: Final = 4  # of a store, since each file goes into all of them
@@ -61,14 +61,16 @@ def sync(session: Session, store: VectorStore, index: VectorStore, *, actor: str
     return _fill(session, store, index, None, actor=actor, **facts)
 
 
-def alongside(session: Session, job: Job) -> None:
-    """What a sync of a source attaches to one index goes into the store's others too."""
+def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts: Any) -> None:
+    """What a job attaches of a source's documents to one index goes into the store's others too, cut as they do."""
     store, taken = indexes.lock(session, job.payload["store_id"]), index_of(job.payload)
     if store is None or is_over(store):
         return
+    source = session.get(Source, source_id)
     for index in indexes.all_of(session, store):
         if index.id != taken:
-            _fill(session, store, index, None, job=job, actor=f"source:{job.payload['source_id']}")
+            chunking = (source.chunking if source else None) or index.chunking
+            _fill(session, store, index, chunking, job=job, actor=actor, **facts)
 
 
 def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_missing: bool = False) -> None:
@@ -117,7 +119,8 @@ def _fill(
     if not attachments.touch(session, store.id, now()):
         raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
     index.job_id = new_id(ingestions.SINGLE)
-    total = _bring_over(session, lacking, index, chunking)
+    own = index.chunking if index.chunking != indexes.current(session, store).chunking else None
+    total = _bring_over(session, lacking, index, chunking, own)
     made = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **facts)
     session.flush()
     return made
@@ -149,10 +152,14 @@ def _bring_over(
     lacking: Select[str, dict[str, Any] | None],
     index: VectorStore,
     chunking: dict[str, Any] | None,
+    own: dict[str, Any] | None,
 ) -> int:
-    """Rows for all of them, numbered as lines of the index's job; made by the database alone, for they may be many."""
+    """Rows for all of them, numbered as lines of the index's job; made by the database alone, for they may be many.
+
+    Without `chunking` each is cut as it was in this index, else as the index does where that is its `own` way.
+    """
     here = VectorStoreFile
-    cut = lacking.selected_columns[1]
+    cut = func.coalesce(lacking.selected_columns[1], here.chunking if own is None else literal(own, JSON()))
     line = func.row_number().over(order_by=(here.created_at, here.id)) - 1
     values: dict[str, Any] = {
         "store_id": literal(index.id),
@@ -162,7 +169,7 @@ def _bring_over(
         "status": literal(IN_PROGRESS),
         "created_at": here.created_at,
         "attributes": here.attributes,
-        "chunking": func.coalesce(cut, here.chunking) if chunking is None else literal(chunking, JSON()),
+        "chunking": cut if chunking is None else literal(chunking, JSON()),
         "error_code": null(),
         "error_message": null(),
         "job_id": literal(index.job_id),

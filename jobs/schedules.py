@@ -48,7 +48,12 @@ def fire(session: Session, schedule_id: str) -> Job | None:
     if schedule is None or schedule.paused_at is not None or schedule.next_at > at:
         return None
     actor = f"schedule:{schedule.id}"
-    schedule.next_at = next_after(schedule.cron, schedule.timezone, at)
+    try:
+        schedule.next_at = next_after(schedule.cron, schedule.timezone, at)
+    except InvalidRequest as error:  # it was a time once; zones come and go with the system
+        schedule.paused_at, schedule.last_error = at, error.message
+        audit.record(session, actor=actor, action="schedule.miss", target=schedule.id, project_id=schedule.project_id)
+        return None
     schedule.last_at = at
     wanted = BatchRequest.model_validate(schedule.request)
     found = select(File).where(File.id == wanted.input_file_id, File.deleted_at.is_(None))

@@ -8,12 +8,13 @@ import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, events
 from jobs.attachments import Made
 from jobs.clock import now
+from jobs.db import in_pages
 from jobs.models import File, Job, Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.payloads import SOURCE_EVENTS, index_of
 from jobs.states import JobState
@@ -55,19 +56,25 @@ def _replace(session: Session, store: VectorStore, newest: ColumnElement[bool]) 
         .order_by(SourceItem.digest)
         .with_for_update(of=SourceItem)
     )
+    replaced: dict[str, list[str]] = {}
     for item in session.scalars(newer).all():
-        previous, item.previous_id = str(item.previous_id), None
-        drop(session, [previous], actor=f"source:{item.source_id}")
+        replaced.setdefault(item.source_id, []).append(str(item.previous_id))
+        item.previous_id = None
+    for source_id, previous in sorted(replaced.items()):
+        drop(session, previous, actor=f"source:{source_id}")
 
 
 def drop(session: Session, file_ids: Collection[str], *, actor: str) -> None:
     """Delete files that a source has brought, and take them out of every store."""
-    alive = select(File).where(File.id.in_(file_ids), File.deleted_at.is_(None))
-    files = session.scalars(alive.order_by(File.id).with_for_update()).all()
+    pages = list(in_pages(file_ids))
+    files: list[tuple[str, str | None]] = []
+    for page in pages:
+        alive = select(File.id, File.project_id).where(File.id.in_(page), File.deleted_at.is_(None))
+        files += [(file.id, file.project_id) for file in session.execute(alive.order_by(File.id).with_for_update())]
     attachments.remove_everywhere(session, file_ids)
-    for file in files:
-        file.deleted_at = now()
-        audit.record(session, actor=actor, action="file.delete", target=file.id, project_id=file.project_id)
+    for page in pages:
+        session.execute(update(File).where(File.id.in_(page), File.deleted_at.is_(None)).values(deleted_at=now()))
+    audit.record_all(session, files, actor=actor, action="file.delete")
 
 
 def ended(session: Session, job: Job) -> None:
@@ -76,16 +83,21 @@ def ended(session: Session, job: Job) -> None:
     source = session.get(Source, source_id, with_for_update=True) if source_id else None
     if source is None or source.job_id != job.id:
         return
-    source.counts = _counts(session, source, job)
+    store = session.get(VectorStore, source.store_id)
+    in_use = store.current_id if store else index_of(job.payload)
+    source.counts = _counts(session, source, job, in_use)
     error = source.error or _error(job)
+    if in_use != index_of(job.payload) and source.seen and not source.counts[FAILED]:
+        error = source.error  # whatever became of the index that it had begun to fill, searches read all of it
     source.status = FAILED if error else COMPLETED
     source.last_error = error or _partly(session, source)
     source.last_at = now()
     _tell(session, job, source, _NOT_SYNCED if error else _SYNCED)
 
 
-def _counts(session: Session, source: Source, job: Job) -> dict[str, Any]:
-    index_id = index_of(job.payload)
+def _counts(session: Session, source: Source, job: Job, index_id: str) -> dict[str, Any]:
+    """Of an index; what the sync has brought into another alone has failed."""
+    elsewhere = index_id != index_of(job.payload)
     counts: dict[str, Any] = dict.fromkeys(COUNTED, 0)
     counts.update(seen=source.seen, removed=source.removed)
     if not source.seen:
@@ -99,9 +111,11 @@ def _counts(session: Session, source: Source, job: Job) -> dict[str, Any]:
         .group_by(SourceItem.change, VectorStoreFile.status, ours)
     )
     for change, status, is_ours, count in session.execute(grouped):
-        if change == FAILED or status in (attachments.FAILED, attachments.CANCELLED):
+        brought = is_ours and change in (ADDED, CHANGED)
+        lacking = elsewhere and brought and status not in (attachments.COMPLETED, attachments.IN_PROGRESS)
+        if change == FAILED or lacking or status in (attachments.FAILED, attachments.CANCELLED):
             counts[FAILED] += count
-        elif is_ours and change in (ADDED, CHANGED):
+        elif brought:
             counts[change] += count
     counts[UNCHANGED] = max(0, source.seen - counts[ADDED] - counts[CHANGED] - counts[FAILED])
     return counts

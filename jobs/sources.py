@@ -15,10 +15,10 @@ from typing import Any
 from sqlalchemy import delete, exists, or_, select
 from sqlalchemy.orm import Session
 
-from jobs import ingestions, ledger, source_items
+from jobs import indexes, ingestions, ledger, source_items
 from jobs.attachments import is_over
 from jobs.clock import now
-from jobs.errors import Conflict
+from jobs.errors import Conflict, InvalidRequest
 from jobs.models import Job, Source, SourceItem, VectorStore
 from jobs.payloads import FILE_BATCH
 from jobs.schedules import next_after
@@ -52,8 +52,12 @@ def fire(session: Session, source_id: str) -> Job | None:
         return None
     if source.next_at is None or source.next_at > at:
         return None
-    source.next_at = next_after(str(source.cron), str(source.timezone), at)
-    store = session.get(VectorStore, source.store_id)
+    try:
+        source.next_at = next_after(str(source.cron), str(source.timezone), at)
+    except InvalidRequest as error:  # it was a time once; zones come and go with the system
+        source.paused_at, source.last_error = at, {"code": error.code, "message": error.message}
+        return None
+    store = indexes.lock(session, source.store_id)
     if store is None or is_over(store):
         return None
     return sync(session, source, store, actor=f"source:{source.id}")
@@ -88,6 +92,8 @@ def doomed(session: Session, limit: int = 20) -> Sequence[Source]:
 
 def clear(session: Session, source_id: str, *, actor: str) -> bool:
     """Remove some of what a condemned source has brought; False when that was all, and the source is gone too."""
+    store_id = session.scalar(select(Source.store_id).where(Source.id == source_id))
+    indexes.lock(session, store_id or "")  # before items and files, as whoever publishes
     mine = select(SourceItem).where(SourceItem.source_id == source_id).order_by(SourceItem.digest)
     items = session.scalars(mine.limit(ITEMS_AT_ONCE).with_for_update()).all()
     strip(session, items, actor=actor)

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from sqlalchemy import select
 
-from jobs import attachments, documents, indexing, shards
+from jobs import attachments, documents, indexes, indexing, shards
 from jobs.attachments import Made
 from jobs.documents import Document
 from jobs.errors import DatabaseBusy, Fenced, StorageFull
@@ -114,7 +114,7 @@ class Indexing:
     def _all(self) -> None:
         claim = self.claim
         with self.context.db.read() as session:
-            self.store = session.get(VectorStore, index_of(claim.job.payload))
+            self.store = indexes.alive(session, index_of(claim.job.payload))
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
         if self.store is not None:
             self.prompt = prompting.passage(self.context.config, self.store.model)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import select
 
-from jobs import attachments, documents, indexing, shards
+from jobs import attachments, documents, indexes, indexing, shards
 from jobs.attachments import Made
 from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
@@ -87,7 +87,7 @@ class _Parsing:
             raise StorageFull
         claim = self.claim
         with self.context.db.read() as session:
-            self.store = session.get(VectorStore, index_of(claim.job.payload))
+            self.store = indexes.alive(session, index_of(claim.job.payload))
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
             files = select(File).where(File.id.in_([row.id for row in rows.values()]), File.deleted_at.is_(None))
             self.files = {file.id: file for file in session.scalars(files)}

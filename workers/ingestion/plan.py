@@ -58,8 +58,8 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
 def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **facts: Any) -> None:
     """It runs from now on; what it has found in a source goes into the store's other indexes too."""
     _cut(session, claim, cuts)
-    if "source_id" in claim.job.payload:
-        reindexing.alongside(session, claim.job)
+    if source_id := claim.job.payload.get("source_id"):
+        reindexing.alongside(session, claim.job, source_id, actor=f"source:{source_id}")
     ledger.planned(session, claim, **facts)
 
 

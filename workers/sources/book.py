@@ -10,15 +10,20 @@ from sqlalchemy.orm import Session
 from jobs import attachments, audit, indexes, ledger, source_items, sources
 from jobs.attachments import Attachment
 from jobs.clock import now
+from jobs.errors import Expired
 from jobs.ledger import JobClaim
 from jobs.models import File, Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest
 from workers.context import Context
-from workers.sources.port import Entry, Fetched, ItemFailed
+from workers.sources.port import Entry, Fetched, ItemFailed, SourceAway
 
 T = TypeVar("T")
 _PURPOSE: Final = "assistants"
 Facts = dict[str, Any]
+INDEX_REMOVED: Final[Facts] = {
+    "code": "index_removed",
+    "message": "The index that the sync had begun to fill was removed meanwhile: sync again.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,10 @@ class Book:
         self.actor = f"source:{source.id}"
 
     def attach(self, entry: Entry, file_id: str, fingerprint: Facts | None, stored: Stored | None) -> None:
-        """A file becomes a line of the job; with `stored` it is new, and its item's newest version. Raises Expired."""
+        """A file becomes a line of the job; with `stored` it is new, and its item's newest version.
+
+        Raises Expired, SourceAway.
+        """
 
         def attach(session: Session, item: SourceItem) -> None:
             if stored is not None:
@@ -77,18 +85,22 @@ class Book:
         self._once(entry, fail)
 
     def gone(self, entry: Entry) -> None:
-        """Its versions go. That it once was there is remembered: it is no failure that it is not."""
+        """Its versions go. That it once was there is remembered: it is no failure that it is not.
+
+        Raises Expired, SourceAway.
+        """
 
         def gone(session: Session, item: SourceItem) -> None:
             self._removed(session, sources.strip(session, [item], actor=self.actor))
             self._stamp(item, REMOVED, None)
 
-        self._once(entry, gone)
+        self._once(entry, gone, lock=True)
 
     def remove(self, digests: Sequence[str]) -> None:
         """What is listed no more."""
 
         def remove(session: Session) -> None:
+            indexes.lock(session, self.source.store_id)  # before items, as whoever publishes
             mine = SourceItem.source_id == self.source.id, SourceItem.digest.in_(digests)
             items = session.scalars(select(SourceItem).where(*mine).order_by(SourceItem.digest).with_for_update()).all()
             self._removed(session, sources.strip(session, items, actor=self.actor))
@@ -126,7 +138,7 @@ class Book:
 
         def once(session: Session) -> None:
             if lock:  # before items, as a switch does
-                indexes.lock(session, self.source.store_id)
+                self._lock(session)
             key = (self.source.id, digest(entry.key))
             item = session.get(SourceItem, key, with_for_update=True)
             if item is None:
@@ -137,6 +149,13 @@ class Book:
 
         self.write(once)
         self.written += 1
+
+    def _lock(self, session: Session) -> None:
+        """The store, whose index is still there. Raises SourceAway, Expired."""
+        if indexes.lock(session, self.source.store_id) is None:
+            raise Expired(f"The vector store '{self.source.store_id}' is gone.", param="vector_store_id")
+        if indexes.alive(session, self.index.id) is None:
+            raise SourceAway(**INDEX_REMOVED)
 
     def _insert(self, session: Session, stored: Stored) -> None:
         facts = {"bytes": stored.size, "sha256": stored.sha256}
@@ -163,7 +182,8 @@ class Book:
     def _outlived(self, session: Session, item: SourceItem) -> str | None:
         """The version that can be found until the new one is whole; one that never could be goes at once."""
         ids = [file_id for file_id in (item.file_id, item.previous_id) if file_id]
-        theirs = VectorStoreFile.store_id == self.index.id, VectorStoreFile.id.in_(ids)
+        in_use = session.get_one(VectorStore, self.source.store_id).current_id  # which may not be the sync's own
+        theirs = VectorStoreFile.store_id == in_use, VectorStoreFile.id.in_(ids)
         found = set(session.scalars(select(VectorStoreFile.id).where(*theirs, VectorStoreFile.document.is_not(None))))
         kept = next((file_id for file_id in ids if file_id in found), None)
         others = [file_id for file_id in ids if file_id != kept]

@@ -135,7 +135,7 @@ def _judge(one: "os.DirEntry[str]", parts: tuple[str, ...], pattern: tuple[str, 
     try:
         key.encode()
     except UnicodeEncodeError:
-        told = key.encode(errors="replace").decode()
+        told = key.encode(errors="backslashreplace").decode()  # two names stay two
         return one.name, False, Entry(told, named(told), fault=ItemFailed("bad_name", "Its name is not UTF-8."))
     try:
         facts = one.stat(follow_symlinks=False)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from sqlalchemy import func, select
 
-from jobs import attachments, sources
+from jobs import attachments, indexes, sources
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
@@ -30,7 +30,7 @@ from jobs.payloads import index_of
 from jobs.source_items import FAILED, REMOVED, digest, told
 from workers.context import Context
 from workers.keeper import Hold
-from workers.sources.book import Book, Stored, path_of
+from workers.sources.book import INDEX_REMOVED, Book, Stored, path_of
 from workers.sources.opening import open_place
 from workers.sources.port import Entry, Fetched, ItemFailed, ItemGone, SourceAway
 from workers.stumbling import Abandoned
@@ -73,11 +73,14 @@ def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
     with context.db.read() as session:
         source = session.get(Source, claim.job.payload["source_id"])
         store = session.get(VectorStore, claim.job.payload["store_id"])
-        index = session.get(VectorStore, index_of(claim.job.payload))
+        index = indexes.alive(session, index_of(claim.job.payload))
         last = session.scalar(select(func.max(VectorStoreFile.line)).where(VectorStoreFile.job_id == claim.job.id))
     lines = 0 if last is None else last + 1
-    if source is None or source.deleted_at is not None or store is None or is_over(store) or index is None:
+    if source is None or source.deleted_at is not None or store is None or is_over(store):
         return lines
+    if index is None:
+        Book(context, claim, source, store, lines).reject(INDEX_REMOVED)
+        return None
     if context.low_on_disk():
         raise Abandoned(5.0, "disk")
     return _Sync(context, hold, Book(context, claim, source, index, lines)).run()
@@ -125,6 +128,8 @@ class _Sync:
         if not entries and self._has_items():
             # a mount that is away looks like an empty folder, a mistaken prefix like an empty bucket
             raise SourceAway("source_empty", "Nothing is there now, where something was: nothing was removed.")
+        failing = self._failing()
+        entries.sort(key=lambda entry: digest(entry.key) in failing)  # what hangs keeps none of the others waiting
         for start in range(0, len(entries), WRITE_ROWS):
             self._page({digest(entry.key): entry for entry in entries[start : start + WRITE_ROWS]})
         self._remove_gone({digest(entry.key) for entry in entries})
@@ -133,6 +138,12 @@ class _Sync:
         brought = SourceItem.source_id == self.source.id, SourceItem.file_id.is_not(None)
         with self.context.db.read() as session:
             return session.scalar(select(SourceItem.digest).where(*brought).limit(1)) is not None
+
+    def _failing(self) -> set[str]:
+        """What could not be had the last time."""
+        mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
+        with self.context.db.read() as session:
+            return set(session.scalars(select(SourceItem.digest).where(*mine)))
 
     def _page(self, entries: dict[str, Entry]) -> None:
         known = self._known(list(entries))

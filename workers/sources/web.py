@@ -110,7 +110,7 @@ def _judge(answer: aiohttp.ClientResponse) -> None:
 
 def _told(answer: aiohttp.ClientResponse, entry: Entry) -> Fetched:
     """A name without an ending gets that of the content's type."""
-    facts = {name: answer.headers[name] for name in _CONDITIONS if name in answer.headers}
+    facts = {name: value for name in _CONDITIONS if (value := answer.headers.get(name, "")) and value.isascii()}
     name = entry.filename
     if "." not in name:
         name += mimetypes.guess_extension(answer.content_type) or ""

@@ -96,6 +96,17 @@ def test_a_schedule_that_is_due_submits_its_batch_once(db: Database) -> None:
     assert schedule(db).next_at > now()
 
 
+def test_a_time_zone_that_is_gone_pauses_it(db: Database) -> None:
+    scheduled(db, timezone="Mars/Olympus")
+
+    assert fire(db) is None
+
+    assert schedule(db).paused_at is not None
+    assert "Mars/Olympus" in str(schedule(db).last_error)
+    with db.read() as session:
+        assert schedules.due(session) == []
+
+
 def test_times_that_nobody_saw_are_made_up_for_once(db: Database) -> None:
     scheduled(db, next_at=now() - 86_400)
 

@@ -1,16 +1,21 @@
 """When a source is synced, who is told, and what goes with it."""
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, Engine, event, select, update
 
+from jobs import indexes, sources
 from jobs.clock import now
 from jobs.models import Delivery, Event, Job, Source, SourceItem, VectorStore
 from jobs.states import LIVE
 from tests.support.ingesting import Works
-from tests.support.sourcing import Sync, alive, of_folder
+from tests.support.site import Site
+from tests.support.sourcing import Sync, alive, of_folder, write
 from workers.housekeeping import Housekeeper
 
 
@@ -46,6 +51,34 @@ def test_a_schedule_syncs_once_each_time_unless_it_is_paused(mill: Works, librar
     assert source.counts() == [3, 0, 0, 0, 3, 0]
 
 
+def test_a_time_zone_that_is_gone_pauses_the_source_and_holds_up_nobody(each: Works, library: Path) -> None:
+    source = of_folder(each, library, cron="* * * * *")
+    other = Sync(each, source.store, type="folder", path=str(library), cron="* * * * *")
+    each.drive()
+    with each.db.write() as session:
+        session.execute(update(Source).where(Source.id == source.id).values(timezone="Mars/Olympus"))
+    before = source.now()["file_batch_id"]
+
+    keep_at(each, 0)
+
+    assert (source.now()["paused"], source.now()["last_error"]["code"]) == (True, "invalid_value")
+    assert source.now()["file_batch_id"] == before
+    assert other.now()["status"] == "in_progress"
+    assert each.api.post(f"/v1{source.path}/{source.id}/resume").status_code == 400
+
+
+def test_a_source_whose_store_goes_at_that_moment_is_not_synced(
+    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there for who looks at it, and gone for who locks it."""
+    source = of_folder(mill, library, cron="* * * * *")
+    monkeypatch.setattr(indexes, "lock", lambda *_: None)
+    with mill.db.write() as session:
+        session.execute(update(Source).values(next_at=0))
+    with mill.db.write() as session:
+        assert sources.fire(session, source.id) is None
+
+
 def keeper(mill: Works) -> Housekeeper:
     return Housekeeper(mill.context.config, mill.db, mill.storage, now)
 
@@ -69,6 +102,48 @@ def test_a_deleted_source_takes_its_files_along_and_no_others(each: Works, libra
     assert alive(each) == {other}
     assert not source.items()
     assert each.api.get(f"/v1{source.path}/{source.id}").status_code == 404
+
+
+@contextmanager
+def locking() -> Iterator[list[list[str]]]:
+    """The tables of which rows are locked meanwhile, transaction by transaction."""
+    held: list[list[str]] = []
+    running: dict[int, list[str]] = {}
+
+    def begin(connection: Connection) -> None:
+        held.append([])
+        running[id(connection.connection.driver_connection)] = held[-1]
+
+    def note(connection: Connection, _: object, statement: str, *__: object) -> None:
+        table = re.search(r"FROM (\w+).* FOR (UPDATE|SHARE)", statement, re.DOTALL)
+        if table:
+            running[id(connection.connection.driver_connection)].append(table[1])
+
+    event.listen(Engine, "begin", begin)
+    event.listen(Engine, "before_cursor_execute", note)
+    yield held
+    event.remove(Engine, "begin", begin)
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_whoever_locks_items_and_files_has_locked_their_store(each: Works, library: Path, site: Site) -> None:
+    """Or two of them would wait for each other. SQLite has one writer."""
+    source = of_folder(each, library)
+    site.put("/a.txt", "apple")
+    page = Sync(each, source.store, type="url", url=site.url("/a.txt"))
+    each.drive()
+    with locking() as held:
+        write(library / "a.txt", "apricot")
+        (library / "b/plum.md").unlink()
+        source.again()
+        site.put("/a.txt", "", status=404)
+        page.again()
+        each.delete(f"{source.path}/{source.id}")
+
+    both = [tables for tables in held if {"source_item", "file"} <= set(tables)]
+    assert each.db.url.startswith("sqlite") or len(both) > 3
+    for tables in both:
+        assert "vector_store" in tables[: tables.index("source_item")]
 
 
 def test_a_source_that_is_deleted_while_it_syncs_leaves_nothing(mill: Works, library: Path) -> None:

@@ -293,6 +293,22 @@ def test_a_url_that_is_gone_is_removed_and_one_that_fails_is_not(mill: Works, si
     assert source.counts() == [3, 1, 0, 0, 2, 0]
 
 
+def test_what_could_not_be_had_is_asked_for_after_all_others(mill: Works, site: Site) -> None:
+    site.put("/b.txt", "banana")
+    urls = [site.url(f"/{name}.txt") for name in ("a", "b", "c")]
+    source = Sync(mill, mill.store(), type="url", urls=urls)
+    mill.drive()
+    assert source.counts() == [3, 1, 0, 0, 0, 2]
+    site.put("/a.txt", "apple")
+    site.put("/c.txt", "cherry")
+    site.asked.clear()
+
+    source.again()
+
+    assert list(site.asked) == ["/b.txt", "/a.txt", "/c.txt"]
+    assert source.counts() == [3, 2, 0, 0, 1, 0]
+
+
 @pytest.mark.parametrize(("status", "code"), [(500, "http_status"), (404, "not_found"), (0, "url_unreachable")])
 def test_a_source_of_which_nothing_can_be_had_has_failed(mill: Works, site: Site, status: int, code: str) -> None:
     site.put("/a.txt", "apple")

@@ -1,20 +1,35 @@
 """Sources of a store that has a second index: both are kept in step, and a new version follows the old one in view."""
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import update
 
-from tests.support.ingesting import Works
+from jobs.errors import Fenced
+from jobs.models import VectorStoreFile
+from tests.support.ingesting import SMALL, Killed, Works
 from tests.support.sourcing import TEXTS, Sync, alive, of_folder, write
 from workers import verifying
+from workers.ingestion import plan
+from workers.sources.folder import Folder
+from workers.sources.port import Fetched
 
 OTHER = {"embedding_dimensions": 32}
 
 
-def beside(mill: Works, source: Sync) -> str:
+def static(size: int) -> dict[str, Any]:
+    return {"type": "static", "static": {"max_chunk_size_tokens": size, "chunk_overlap_tokens": 0}}
+
+
+OWN, SMALLER = static(150), static(120)
+
+
+def beside(mill: Works, source: Sync, **fields: Any) -> str:
     """A second index, built."""
-    index = str(mill.ok(f"/vector_stores/{source.store}/indexes", json=OTHER)["id"])
+    index = str(mill.ok(f"/vector_stores/{source.store}/indexes", json={**OTHER, **fields})["id"])
     mill.drive()
     return index
 
@@ -126,3 +141,192 @@ def test_a_source_that_is_deleted_takes_its_files_out_of_every_index(each: Works
     assert [*each.rows(source.store), *each.rows(second)] == []
     assert set(TEXTS) & source.items().keys() == set()
     assert verifying.verify(each.db, each.vectors).faults == []
+
+
+@pytest.mark.parametrize("asked", [None, SMALLER])
+def test_each_index_cuts_what_a_sync_brings_as_it_does_unless_the_source_says_how(
+    each: Works, library: Path, asked: dict[str, Any] | None
+) -> None:
+    source = of_folder(each, library, **({"chunking_strategy": asked} if asked else {}))
+    second = beside(each, source, chunking_strategy=OWN)
+    write(library / "new.txt", "quince quince")
+
+    source.again()
+
+    newest = str(source.items()["new.txt"].file_id)
+    assert each.row(source.store, newest).chunking == (asked or SMALL)
+    assert each.row(second, newest).chunking == (asked or OWN)
+
+
+def test_what_an_index_is_brought_later_it_cuts_as_it_does(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source, chunking_strategy=OWN)
+    file = str(source.items()["a.txt"].file_id)
+    with each.db.write() as session:
+        session.delete(session.get_one(VectorStoreFile, (second, file)))
+
+    each.ok(f"/vector_stores/{source.store}/indexes/{second}/sync")
+
+    assert each.row(second, file).chunking == OWN
+
+
+def test_a_retry_of_a_sync_that_ended_while_it_was_planned_fills_every_index(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Sync(each, each.store(), type="folder", path=str(library))
+    second = beside(each, source)
+    for name in TEXTS:
+        write(library / name, f"apricot {name} " * 9)
+    each.ok(f"{source.path}/{source.id}/sync")
+    job = str(source.now()["file_batch_id"])
+
+    def cancelled(*_: object, **__: object) -> None:
+        each.ok(f"/vector_stores/{source.store}/file_batches/{job}/cancel")
+        raise Fenced
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "_cuts", cancelled)
+        each.drive()
+    assert each.job(job).state == "cancelled"
+
+    each.ok(f"/jobs/{job}/retry")
+    each.drive()
+
+    assert {row.status for row in each.rows(source.store)} == {"completed"}
+    assert_in_step(each, source, source.store, second)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_sync_whose_index_was_removed_before_it_was_planned_says_so(each: Works, library: Path, own: bool) -> None:
+    source = of_folder(each, library)
+    first, second = source.store, beside(each, source)
+    if not own:  # the store's row, which stays
+        first, second = second, first
+        switch(each, source, first)
+    write(library / "new.txt", "quince quince")
+    each.ok(f"{source.path}/{source.id}/sync")
+    switch(each, source, second)
+    each.delete(f"/vector_stores/{source.store}/indexes/{first}")
+
+    each.drive()
+
+    told = source.now()
+    assert (told["status"], told["last_error"]["code"]) == ("failed", "index_removed")
+    assert source.again()["status"] == "completed"
+    assert source.names("quince") == {"new.txt"}
+    assert_in_step(each, source, second)
+
+
+def test_a_sync_whose_index_is_removed_while_it_fetches_says_so_and_the_next_goes_on(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "a.txt", "apple apricot " * 20)
+    fetch = Folder.fetch
+
+    def removed(*given: Any) -> Fetched | None:
+        switch(each, source, second)
+        each.delete(f"/vector_stores/{source.store}/indexes/{source.store}")
+        return fetch(*given)
+
+    each.ok(f"{source.path}/{source.id}/sync")
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "fetch", removed)
+        each.drive()
+
+    assert source.now()["last_error"]["code"] == "index_removed"
+    assert shown(each, source, "apple").total() == 1
+    assert source.again()["status"] == "completed"
+    assert source.names("apricot") == {"a.txt"}
+    assert_in_step(each, source, second)
+
+
+def test_what_searches_show_stays_although_the_sync_fills_another_index(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    ours = VectorStoreFile.store_id == source.store, VectorStoreFile.id == source.items()["a.txt"].file_id
+    failed = {"status": "failed", "error_code": "server_error", "document": None}
+    with each.db.write() as session:
+        session.execute(update(VectorStoreFile).where(*ours).values(failed))
+    write(library / "a.txt", "apple apricot " * 20)
+    fetch = Folder.fetch
+
+    def switched(*given: Any) -> Fetched | None:
+        switch(each, source, second)
+        return fetch(*given)
+
+    each.ok(f"{source.path}/{source.id}/sync")
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "fetch", switched)
+        each.drive(until="parse")
+    assert shown(each, source, "apple").total() == 1
+    each.drive()
+
+    assert source.names("apricot") == {"a.txt"}
+    assert_in_step(each, source, source.store, second)
+
+
+def test_a_sync_whose_index_is_let_go_of_is_told_by_the_one_in_use(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "new.txt", "quince quince")
+    each.ok(f"{source.path}/{source.id}/sync")
+    each.drive(until="parse")
+    newest = str(source.items()["new.txt"].file_id)
+    hear(each, str(each.row(second, newest).job_id))
+    assert switch(each, source, second)
+
+    each.delete(f"/vector_stores/{source.store}/indexes/{source.store}")
+    each.drive()
+
+    told = source.now()
+    assert (told["status"], told["last_error"]) == ("completed", None)
+    assert source.counts() == [4, 1, 0, 0, 3, 0]
+    assert source.names("quince") == {"new.txt"}
+    assert_in_step(each, source, second)
+
+
+def test_a_sync_that_was_cancelled_before_the_index_in_use_had_any_of_it_has_failed(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    write(library / "new.txt", "quince quince")
+    each.ok(f"{source.path}/{source.id}/sync")
+
+    def cancelled(*_: object, **__: object) -> None:
+        switch(each, source, second)
+        each.ok(f"/vector_stores/{source.store}/file_batches/{source.now()['file_batch_id']}/cancel")
+        raise Fenced
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "_cuts", cancelled)
+        each.drive()
+
+    assert (source.now()["status"], source.now()["last_error"]["code"]) == ("failed", "cancelled")
+    assert source.again()["status"] == "completed"
+    assert_in_step(each, source, second)
+
+
+def test_whoever_dies_as_it_plans_every_index_is_filled_once(each: Works, library: Path) -> None:
+    source = of_folder(each, library)
+    second = beside(each, source)
+    for at in range(1, 200, 1 if each.db.sqlite else 3):
+        write(library / "a.txt", f"apple apricot {at} " * 9)
+        each.ok(f"{source.path}/{source.id}/sync")
+        each.reaper.arm(at)
+        with suppress(Killed):
+            each.drive(until="parse")
+        died, each.reaper.armed = not each.reaper.armed, False
+        each.bury()
+        each.drive()
+
+        assert (source.now()["status"], source.counts()) == ("completed", [3, 0, 1, 0, 2, 0])
+        assert_in_step(each, source, source.store, second)
+        if not died:
+            break
+
+    assert at > 8

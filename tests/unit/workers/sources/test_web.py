@@ -29,6 +29,14 @@ def test_a_document_is_fetched_once_and_then_only_if_it_changed(site: Site) -> N
     assert site.asked["/a/report"][-1]["If-Modified-Since"] == "yesterday"
 
 
+def test_what_no_header_can_say_is_not_asked_for(site: Site) -> None:
+    site.put("/a", b"a", etag='"\xfc"', headers={"Last-Modified": "yesterday"})
+
+    told, _ = fetch(site.url("/a"))
+
+    assert told == Fetched({"last-modified": "yesterday"}, "a.txt")
+
+
 def test_redirects_are_followed_a_few_times(site: Site) -> None:
     site.put("/end", b"here")
     for n in range(6):
