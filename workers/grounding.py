@@ -21,7 +21,17 @@ from jobs.searches import Found, Search
 from workers import refusing
 from workers.citations import citations, support
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
-from workers.file_search import CALL, MOST_RESULTS, FileSearch, is_search, query_of, searches_files, tool_of, understood
+from workers.file_search import (
+    CALL,
+    MOST_RESULTS,
+    FileSearch,
+    is_search,
+    odd_field,
+    query_of,
+    searches_files,
+    tool_of,
+    understood,
+)
 from workers.packing import Room, pack, together
 
 RESULTS: Final = "file_search_call.results"
@@ -90,6 +100,9 @@ class Grounded:
             tool = tool_of(request.body)
         except (msgspec.ValidationError, InvalidRequest) as error:
             return refusal(400, f"Invalid tool 'file_search': {error}", param="tools", code="invalid_value")
+        if odd := odd_field(request.body):
+            name, kind = odd
+            return refusal(400, f"Invalid '{name}': it is {kind}.", param=name, code="invalid_type")
         query = query_of(request.body.get("input"))
         found = await self._found(request, tool, query)
         if isinstance(found, Answer):

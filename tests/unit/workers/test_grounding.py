@@ -206,6 +206,32 @@ async def test_other_tools_stay_and_a_request_without_the_tool_passes_untouched(
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("input", 5),
+        ("input", {"role": "user"}),
+        ("instructions", ["x"]),
+        ("instructions", 0),
+        ("include", 5),
+        ("include", "abc"),
+        ("include", {"file_search_call.results": True}),
+        ("include", [[]]),
+    ],
+)
+async def test_other_fields_of_the_wrong_kind_are_named(field: str, value: Any) -> None:
+    engine, shelf, told = Echo(), Shelf(), []
+
+    async def emit(chunk: bytes) -> None:
+        told.append(chunk)
+
+    body = await answered(asked(**{field: value}), engine, shelf)
+    streamed = await Grounded(engine, shelf.search, lambda _: Room(9)).stream(asked(**{field: value}), emit)
+
+    assert (body["http"], body["error"]["param"], streamed.status) == (400, field, 400)
+    assert (engine.asked, shelf.searches, told) == ([], [], [])
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"type": "file_search"},
