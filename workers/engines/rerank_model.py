@@ -9,6 +9,7 @@ from workers.engines.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, thre
 
 ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "max_length"})
 DTYPES: Final = ("float32", "bfloat16")
+_LONGEST_TOKEN: Final = 32  # characters, on average of a whole text
 _UNKNOWN_LENGTH: Final = 512  # tokens, of a model that says nothing of itself
 
 
@@ -59,8 +60,12 @@ class CrossModel:
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
 
     def pairs_of(self, many: Sequence[tuple[str, str]]) -> list[Pair]:
-        """With the model's special tokens; the longer half of a pair is cut until the model takes both."""
-        queries, texts = [query for query, _ in many], [text for _, text in many]
+        """With the model's special tokens; the longer half of a pair is cut until the model takes both.
+
+        A query goes with every text: what is far behind all that a model takes is not even tokenised.
+        """
+        most = self.longest * _LONGEST_TOKEN
+        queries, texts = [query[:most] for query, _ in many], [text[:most] for _, text in many]
         found = self._tokenizer(queries, texts, truncation="longest_first", max_length=self.longest, verbose=False)
         types = found.get("token_type_ids") or [None] * len(many)
         return [Pair(ids, of_ids) for ids, of_ids in zip(found["input_ids"], types, strict=True)]

@@ -83,6 +83,23 @@ async def test_pairs_are_cut_to_what_the_model_takes_and_counted(engine: RerankE
     assert body_of(short)["usage"] == {"prompt_tokens": 5 + 6, "total_tokens": 11}
 
 
+def test_what_is_far_behind_what_a_model_takes_is_not_tokenised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CrossModel(str(folder), None, {"threads": 1})
+    tokenizer, lengths = model._tokenizer, list[int]()
+
+    def measured(queries: list[str], texts: list[str], **options: Any) -> Any:
+        lengths.extend(map(len, [*queries, *texts]))
+        return tokenizer(queries, texts, **options)
+
+    whole = model.pairs_of([("quick brown " * 200, "lazy dog " * 200)])
+    monkeypatch.setattr(model, "_tokenizer", measured)
+
+    cut = model.pairs_of([("quick brown " * 20_000, "lazy dog " * 20_000)] * 3)
+
+    assert cut == whole * 3
+    assert max(lengths) <= model.longest * 32
+
+
 async def test_a_score_does_not_depend_on_the_company(engine: RerankEngine) -> None:
     alone = [scores_of(await engine.answer(request(documents=[text])))[0] for text in TEXTS]
 
