@@ -107,9 +107,17 @@ def objection(request: Request) -> Answer | None:
         return _refused("it needs one choice: 'n' and 'best_of' are 1.")
     if body.get("stream"):
         return _refused("a stream is not cached.")
+    if _asks_others(body.get("context")):
+        return _refused("another model than the one named may have a part in the answer.")
     if request.url == "/v1/responses":
         return _objection_to_response(body)
     return None
+
+
+def _asks_others(terms: Any) -> bool:
+    """Whether a prompt that is too long goes to a model whose weights no key holds; what is no such field is refused
+    elsewhere."""
+    return isinstance(terms, dict) and (terms.get("route_long") is not None or terms.get("strategy") == "memory")
 
 
 def _objection_to_response(body: Mapping[str, Any]) -> Answer | None:

@@ -107,6 +107,9 @@ async def test_a_response_repeats_what_this_request_says_of_itself(counter: Coun
         ({"n": 2}, "one choice"),
         ({"best_of": 3}, "one choice"),
         ({"stream": True}, "stream"),
+        ({"context": {"route_long": "big"}}, "another model"),
+        ({"context": {"route_long": "big", "strategy": "rotate"}}, "another model"),
+        ({"context": {"strategy": "memory", "embedding_model": "e"}}, "another model"),
         ({"cache": {}}, "ttl"),
         ({"cache": {"ttl": 0}}, "1 second"),
         ({"cache": {"ttl": "5"}}, "ttl"),
@@ -148,6 +151,14 @@ async def test_a_response_that_depends_on_more_than_its_request_is_refused(
 async def test_other_tools_are_the_engine_s_to_judge(counter: Counter, tools: Any) -> None:
     for _ in range(2):
         assert (await ask(counter, RESPONSE, tools=tools))["http"] == 200
+
+    assert len(counter.asked) == 1
+
+
+@pytest.mark.parametrize("terms", [None, {"strategy": "rotate"}, {"strategy": "summarize"}, {"route_long": None}])
+async def test_a_prompt_that_the_model_itself_shortens_is_cached(counter: Counter, terms: Any) -> None:
+    for _ in range(2):
+        assert (await ask(counter, context=terms))["http"] == 200
 
     assert len(counter.asked) == 1
 
