@@ -78,6 +78,17 @@ async def test_other_weights_under_the_name_give_another_answer(counter: Counter
     assert len(counter.asked) == 2
 
 
+async def test_a_model_of_unknown_weights_is_asked_each_time(counter: Counter) -> None:
+    counter.weights = "unknown"
+    for _ in range(2):
+        said = await ask(counter)
+        assert said["http"] == 200
+        assert "cached" not in said
+
+    assert len(counter.asked) == 2
+    assert all("cache" not in request.body for request in counter.asked)
+
+
 async def test_who_asks_and_the_order_of_fields_change_nothing(counter: Counter) -> None:
     await ask(counter, user="anna", metadata={"a": "1"}, top_p=1, seed=1)
     await ask(counter, seed=1, top_p=1, user="bert", safety_identifier="x", prompt_cache_key="y")
