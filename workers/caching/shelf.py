@@ -138,7 +138,7 @@ class Shelf:
                 self._work.clear()
             try:
                 self._write(heap)
-            except _FAILURES as error:
+            except Exception as error:  # noqa: BLE001  a writer that ended would never write again
                 self._failed.warn(error=type(error).__name__)
 
     def close(self) -> None:

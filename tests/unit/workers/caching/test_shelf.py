@@ -169,6 +169,24 @@ async def test_what_cannot_be_written_is_dropped(
     assert "cache_failed" in caplog.messages
 
 
+async def test_a_writer_outlives_what_nobody_foresaw(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "GATHER_SECONDS", 0.01)
+    shelf = make_shelf()
+    shelf.keep(8, lambda: [New(key(1), "p", 0, b"v", 1 << 63, now(), 4e9)])
+    until = time.monotonic() + 10
+    while "cache_failed" not in caplog.messages:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+    keep(shelf, 2)
+
+    while not await there(shelf, 2):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+
 async def test_more_than_a_writer_can_hold_is_dropped(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_WAITING", 20)
     for n in range(4):
