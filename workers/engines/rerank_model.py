@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.checkpoint import behind_padding
 from workers.engines.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
 
 ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "max_length"})
@@ -92,7 +93,9 @@ def _check(args: Mapping[str, Any]) -> None:
 
 def _longest(model: Any, args: Mapping[str, Any]) -> int:
     """Tokens of a pair. Where tokenizers do not know it, they say a number without meaning."""
-    places = int(getattr(model.model.config, "max_position_embeddings", 0) or 0)
+    config = model.model.config.to_dict()
+    places = int(config.get("max_position_embeddings") or 0)
+    places -= behind_padding(config) if places else 0
     known = [int(args.get("max_length") or 0), int(model.max_seq_length or 0), places]
     told = [number for number in known if 0 < number <= (places or 1 << 20)]
     return min(told, default=_UNKNOWN_LENGTH)
