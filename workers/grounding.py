@@ -113,10 +113,12 @@ class Grounded:
         return Grounds(asked, request.body, query, shown, excerpts, tool.least_support)
 
     async def _found(self, request: Request, tool: FileSearch, query: str) -> list[Found] | Answer:
-        """Of all its stores the best."""
+        """Of all its stores the best. What is searched for a batch's line is not kept: it would outlive its file."""
         found: list[Found] = []
+        kept = request.kept and request.job_id is None
         for store_id in dict.fromkeys(tool.vector_store_ids) if query else ():
-            of_store = await self._search(request, tool.search(store_id, query))
+            search = msgspec.structs.replace(tool.search(store_id, query), kept=kept)
+            of_store = await self._search(request, search)
             if isinstance(of_store, Answer):
                 return of_store
             found += of_store

@@ -1,5 +1,6 @@
 """Responses with `file_search`, before an engine that only sees what it is to see."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -133,6 +134,17 @@ async def test_the_last_words_of_the_user_are_searched_for() -> None:
 
     assert shelf.searches[0].queries == ("And\ndogs?",)
     assert [item.get("type") for item in engine.asked[0].body["input"]] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("facts", "kept"), [({}, True), ({"job_id": "batch_1"}, False), ({"job_id": "batch_1", "kept": False}, False)]
+)
+async def test_what_is_searched_for_a_batch_leaves_nothing_in_the_cache(facts: dict[str, Any], kept: bool) -> None:
+    shelf = Shelf()
+
+    await answered(replace(asked(), **facts), Echo(), shelf)
+
+    assert [search.kept for search in shelf.searches] == [kept]
 
 
 async def test_the_tool_s_options_reach_the_search() -> None:
