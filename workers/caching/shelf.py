@@ -206,10 +206,9 @@ class Shelf:
             self._sized = time.monotonic()
 
         def work(session: Session) -> int:
-            full = self._size + added > self._max_bytes
-            gone = cached.evict(session, min(2 * len(entries), WRITE_ROWS - len(entries))) if full else 0
             cached.put(session, entries)
-            return gone
+            full = self._size + added > self._max_bytes
+            return cached.evict(session, min(2 * len(entries), WRITE_ROWS - len(entries))) if full else 0
 
         self._size += added - self._in_one(work)
 

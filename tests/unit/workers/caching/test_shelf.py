@@ -283,6 +283,23 @@ async def test_what_is_full_stays_as_large_as_it_may_be(db: Database, make_shelf
     assert await there(shelf, 0, 999) == [999]
 
 
+def test_what_is_kept_is_written_before_anything_goes_for_it(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`put` may wait for others, who must not wait for what `evict` has locked."""
+    order: list[str] = []
+    for name in ("put", "evict"):
+        work: Callable[..., Any] = getattr(cached, name)
+        monkeypatch.setattr(cached, name, lambda *args, name=name, work=work: (order.append(name), work(*args))[1])
+    shelf = make_shelf(10)
+
+    for n in (1, 2):
+        keep(shelf, n)
+        shelf.flush()
+
+    assert order == ["put", "put", "evict"]
+
+
 def test_what_is_used_stays_longer_and_uses_are_counted(db: Database, shelf: Shelf) -> None:
     keep(shelf, 1, 2)
     shelf.flush()
