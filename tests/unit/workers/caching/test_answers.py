@@ -174,6 +174,17 @@ async def test_a_prompt_that_the_model_itself_shortens_is_cached(counter: Counte
     assert len(counter.asked) == 1
 
 
+@pytest.mark.parametrize(("said", "status"), [(True, 400), ({"ttl": 5}, 400), (False, 200), (None, 200)])
+async def test_a_ranking_is_not_cached(counter: Counter, said: Any, status: int) -> None:
+    counter.says = lambda _: Answer(200, b"{}")
+
+    answer = await counter.ask("/v1/rerank", query="q", documents=["d"], cache=said)
+
+    assert answer["http"] == status
+    assert answer.get("error", {}).get("param") == ("cache" if status == 400 else None)
+    assert ["cache" in request.body for request in counter.asked] == ([] if status == 400 else [False])
+
+
 @pytest.mark.parametrize("said", [None, False])
 async def test_nothing_is_cached_without_being_asked_for(counter: Counter, said: Any) -> None:
     for _ in range(2):
