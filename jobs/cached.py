@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from jobs.db import UNSEEN, insert_into
@@ -68,7 +68,8 @@ def epochs(session: Session, project_ids: Collection[str]) -> dict[str, int]:
 
 
 def put(session: Session, entries: Sequence[New]) -> None:
-    """Keep these, in the place of what was there. In order: two that keep the same must not wait for each other."""
+    """Keep these, in the place of what was there. In order, and first of a transaction: two that keep the same must not
+    wait for each other."""
     rows = [
         {
             "key": one.key,
@@ -90,8 +91,9 @@ def put(session: Session, entries: Sequence[New]) -> None:
 
 
 def prolong(session: Session, keys: Sequence[bytes], expires_at: float) -> None:
-    """They were used, and stay."""
-    session.execute(update(Cached).where(Cached.key.in_(keys)).values(expires_at=expires_at), execution_options=UNSEEN)
+    """They were used, and stay; but for those that somebody else is at."""
+    used = update(Cached).where(Cached.key.in_(_free(session, select(Cached.key).where(Cached.key.in_(keys)))))
+    session.execute(used.values(expires_at=expires_at), execution_options=UNSEEN)
 
 
 def size(session: Session) -> int:
@@ -101,9 +103,7 @@ def size(session: Session) -> int:
 
 def evict(session: Session, rows: int) -> int:
     """Make room: what expires first goes. Returns its bytes."""
-    first = select(Cached.key).order_by(Cached.expires_at).limit(rows)
-    gone = delete(Cached).where(Cached.key.in_(first)).returning(Cached.size)
-    return sum(session.scalars(gone, execution_options=UNSEEN))
+    return sum(_delete(session, select(Cached.key).order_by(Cached.expires_at).limit(rows)))
 
 
 def count(session: Session, uses: Mapping[str, tuple[int, int]]) -> None:
@@ -126,7 +126,7 @@ def clear(session: Session, project_id: str) -> int:
 
 def remove_expired(session: Session, at: float, limit: int) -> int:
     late = select(Cached.key).where(Cached.expires_at <= at).order_by(Cached.expires_at).limit(limit)
-    return len(session.scalars(delete(Cached).where(Cached.key.in_(late)).returning(Cached.size)).all())
+    return len(_delete(session, late))
 
 
 def remove_cleared(session: Session, limit: int) -> Mapping[str, int]:
@@ -179,5 +179,17 @@ def _remove(
     """Remove of these what the limit leaves room for, and count it as the owner's."""
     room = limit - sum(counts.values())
     some = select(Cached.key).where(*which).limit(room)
-    if gone := len(session.scalars(delete(Cached).where(Cached.key.in_(some)).returning(Cached.size)).all()):
+    if gone := len(_delete(session, some)):
         counts[owner] = counts.get(owner, 0) + gone
+
+
+def _free(session: Session, keys: Select[bytes]) -> Sequence[bytes]:
+    """Those of the keys whose rows nobody else is at. They are ours now, and no lock was waited for: whoever holds some
+    and waits for others has somebody wait for him."""
+    return session.scalars(keys.with_for_update(skip_locked=True)).all()
+
+
+def _delete(session: Session, keys: Select[bytes]) -> Sequence[int]:
+    """Remove those that are free. Returns the bytes of each."""
+    gone = delete(Cached).where(Cached.key.in_(_free(session, keys))).returning(Cached.size)
+    return session.scalars(gone, execution_options=UNSEEN).all()

@@ -80,7 +80,7 @@ def context_of(folder: Path) -> int | None:
     if stated:
         limits.append(stated)
     if positions := _length(config.get("max_position_embeddings")):
-        limits.append(positions - _behind_padding(config))
+        limits.append(positions - behind_padding(config))
     return min(limits, default=None)
 
 
@@ -107,7 +107,8 @@ def card_of(folder: Path) -> Card:
     return Card(str(licence) if licence else None, tuple(map(str, names)) or None)
 
 
-def _behind_padding(config: Mapping[str, Any]) -> int:
+def behind_padding(config: Mapping[str, Any]) -> int:
+    """How many of a model's positions no token can have, by its config."""
     if config.get("model_type") not in _OFFSET:
         return 0
     padding = config.get("pad_token_id", 1)

@@ -29,7 +29,8 @@ def model_of(ranker: str) -> str:
 
 
 class Search(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is asked. Weights are of vectors and of words; `k` is of reciprocal rank fusion."""
+    """What is asked. Weights are of vectors and of words; `k` is of reciprocal rank fusion. What is not `kept` leaves
+    nothing in the cache."""
 
     model: str  # whose worker is asked
     store_id: str
@@ -44,6 +45,7 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
     ranker: str = ""  # a model that re-ranks the best `depth`
     depth: int = DEPTH
     deduplicate: float = 0.0  # what resembles a better one this much is left out; 0: nothing is
+    kept: bool = True
 
     @property
     def candidates(self) -> int:

@@ -101,6 +101,18 @@ def tool_of(body: Mapping[str, Any]) -> FileSearch:
     return tool
 
 
+def odd_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Of the other fields that a search reads or writes: the name of one that is not what it has to be, and that."""
+    if not isinstance(body.get("input"), str | list | None):
+        return "input", "a text or an array"
+    if not isinstance(body.get("instructions"), str | None):
+        return "instructions", "a text"
+    include = body.get("include")
+    if include is not None and not (isinstance(include, list) and all(isinstance(name, str) for name in include)):
+        return "include", "an array of texts"
+    return None
+
+
 def _check_ranking(options: Ranking) -> None:
     weights = options.hybrid_search or Hybrid()
     least, most = sorted((weights.embedding_weight, weights.text_weight))

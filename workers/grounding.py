@@ -21,7 +21,17 @@ from jobs.searches import Found, Search
 from workers import refusing
 from workers.citations import citations, support
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
-from workers.file_search import CALL, MOST_RESULTS, FileSearch, is_search, query_of, searches_files, tool_of, understood
+from workers.file_search import (
+    CALL,
+    MOST_RESULTS,
+    FileSearch,
+    is_search,
+    odd_field,
+    query_of,
+    searches_files,
+    tool_of,
+    understood,
+)
 from workers.packing import Room, pack, room_for_excerpts, together
 
 RESULTS: Final = "file_search_call.results"
@@ -90,6 +100,9 @@ class Grounded:
             tool = tool_of(request.body)
         except (msgspec.ValidationError, InvalidRequest) as error:
             return refusal(400, f"Invalid tool 'file_search': {error}", param="tools", code="invalid_value")
+        if odd := odd_field(request.body):
+            name, kind = odd
+            return refusal(400, f"Invalid '{name}': it is {kind}.", param=name, code="invalid_type")
         query = query_of(request.body.get("input"))
         found = await self._found(request, tool, query)
         if isinstance(found, Answer):
@@ -100,10 +113,12 @@ class Grounded:
         return Grounds(asked, request.body, query, shown, excerpts, tool.least_support)
 
     async def _found(self, request: Request, tool: FileSearch, query: str) -> list[Found] | Answer:
-        """Of all its stores the best."""
+        """Of all its stores the best. What is searched for a batch's line is not kept: it would outlive its file."""
         found: list[Found] = []
+        kept = request.kept and request.job_id is None
         for store_id in dict.fromkeys(tool.vector_store_ids) if query else ():
-            of_store = await self._search(request, tool.search(store_id, query))
+            search = msgspec.structs.replace(tool.search(store_id, query), kept=kept)
+            of_store = await self._search(request, search)
             if isinstance(of_store, Answer):
                 return of_store
             found += of_store

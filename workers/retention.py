@@ -16,7 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from jobs import attachments, audit, cached
 from jobs.clock import now
 from jobs.db import Database
-from jobs.errors import StorageAway
+from jobs.errors import DatabaseBusy, StorageAway
 from jobs.models import (
     Attempt,
     Base,
@@ -58,7 +58,7 @@ class Retention:
         self._passes += 1
         if self._passes % _ORPHAN_PASSES == 0:
             self._orphans_once()
-        for step in (self._cache, self._files, self._responses, self._uploads, self._old_jobs, self._old_rows):
+        for step in (self._cache_if_free, self._files, self._responses, self._uploads, self._old_jobs, self._old_rows):
             step()
             self._db.breathe()
 
@@ -80,6 +80,13 @@ class Retention:
                 )
                 session.delete(file)
         self._drop([file.path for file in gone])
+
+    def _cache_if_free(self) -> None:
+        """Workers write to it all the time; the rest is not to wait for the cache another minute."""
+        try:
+            self._cache()
+        except DatabaseBusy:
+            log.warning("cache_not_cleared_up")
 
     def _cache(self) -> None:
         """What came from deleted files, what its project has cleared, what has expired, what there is no room for."""

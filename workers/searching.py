@@ -96,7 +96,7 @@ class Searching:
         body: dict[str, Any] = {"model": store.model, **fields, "encoding_format": "base64"}
         if store.shortened:
             body["dimensions"] = store.dimensions
-        request = Request("/v1/embeddings", body, question.id, priority, question.tenant)
+        request = Request("/v1/embeddings", body, question.id, priority, question.tenant, kept=search.kept)
         answer = await self._host.engine.answer(request)
         if answer.status >= 400:
             return answer

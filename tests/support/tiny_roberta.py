@@ -6,11 +6,12 @@ CONTEXT = 512
 SAMPLE = ["def add(a, b): return a + b", "class Shelf: pass", "for one in many: print(one)"]
 
 
-def write(folder: Path, context: int = CONTEXT) -> Path:
-    """A folder with the checkpoint. It has two more positions than tokens: one for padding, and one before that."""
+def write(folder: Path, context: int = CONTEXT, *, ranks: bool = False) -> Path:
+    """A folder with the checkpoint, of one that embeds or one that ranks. It has two more positions than tokens: one
+    for padding, and one before that."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
     names = {
         "bos_token": "<s>",
@@ -30,5 +31,7 @@ def write(folder: Path, context: int = CONTEXT) -> Path:
     torch.manual_seed(5)
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     config = RobertaConfig(vocab_size=len(fast), max_position_embeddings=context + 2, type_vocab_size=1, **shape)
-    RobertaModel(config).save_pretrained(folder)
+    if ranks:
+        config.num_labels = 1
+    (RobertaForSequenceClassification if ranks else RobertaModel)(config).save_pretrained(folder)
     return folder

@@ -40,7 +40,8 @@ class _Ttl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CachedAnswers:
-    """`identity` names a model and its weights, as far as they are known; `seconds` is the longest time to live."""
+    """`identity` names a model and its weights; what none is known of is asked anew each time. `seconds` is the longest
+    time to live."""
 
     def __init__(
         self, engine: Engine, shelf: Shelf, identity: Callable[[str], tuple[str, str] | None], seconds: int
@@ -55,9 +56,9 @@ class CachedAnswers:
         if refused := objection(request):
             return refused
         ttl = min(_ttl(request.body[FIELD], self._seconds), self._seconds)
-        asked = without(request)
-        found = await self._shelf.find(request.tenant, [self._key(request)]) if ttl and request.tenant else None
-        if found is None:
+        asked, key = without(request), self._key(request) if ttl and request.tenant else None
+        found = await self._shelf.find(request.tenant, [key]) if key else None
+        if key is None or found is None:
             return await self._engine.answer(asked)
         for entry in found.entries.values():
             if entry.created_at > now() - ttl:
@@ -65,21 +66,22 @@ class CachedAnswers:
                 return _again(request, entry)
         self._shelf.count(KIND, 0, 1)
         answer = await self._engine.answer(asked)
-        self._keep(request, answer, found.epoch, ttl)
+        self._keep(request, key, answer, found.epoch, ttl)
         return answer
 
-    def _key(self, request: Request) -> bytes:
-        name = str(request.body.get("model"))
+    def _key(self, request: Request) -> bytes | None:
+        weights = self._identity(str(request.body.get("model")))
+        if weights is None:
+            return None
         body = {name: value for name, value in request.body.items() if name not in _UNHEEDED}
-        facts = [_VERSION, KIND, request.tenant, request.url, self._identity(name) or [name], body]
+        facts = [_VERSION, KIND, request.tenant, request.url, weights, body]
         return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).digest()
 
-    def _keep(self, request: Request, answer: Answer, epoch: int, ttl: int) -> None:
+    def _keep(self, request: Request, key: bytes, answer: Answer, epoch: int, ttl: int) -> None:
         words = set(outcomes_of(request.url, answer)) if answer.status == 200 else set()
         if not words or not words <= _WHOLE or len(answer.body) > MOST_BYTES or not request.kept:
             return
-        key, at = self._key(request), now()
-        tokens, job = answer.usage.input_tokens, request.job_id
+        at, tokens, job = now(), answer.usage.input_tokens, request.job_id
 
         def make() -> Iterator[New]:
             try:
@@ -103,13 +105,28 @@ def objection(request: Request) -> Answer | None:
         return _refused(wrong)
     if type(body.get("temperature")) not in (int, float) or body["temperature"] != 0:
         return _refused("it needs a temperature of 0, given in the request.")
-    if any(body.get(name) not in (None, 1) for name in ("n", "best_of")):
-        return _refused("it needs one choice: 'n' and 'best_of' are 1.")
-    if body.get("stream"):
-        return _refused("a stream is not cached.")
+    if why := _unlike(body):
+        return _refused(why)
     if request.url == "/v1/responses":
         return _objection_to_response(body)
     return None
+
+
+def _unlike(body: Mapping[str, Any]) -> str | None:
+    """What of a request makes its answer another than one whole answer of one model."""
+    if any(body.get(name) not in (None, 1) for name in ("n", "best_of")):
+        return "it needs one choice: 'n' and 'best_of' are 1."
+    if body.get("stream"):
+        return "a stream is not cached."
+    if _asks_others(body.get("context")):
+        return "another model than the one named may have a part in the answer."
+    return None
+
+
+def _asks_others(terms: Any) -> bool:
+    """Whether a prompt that is too long goes to a model whose weights no key holds; what is no such field is refused
+    elsewhere."""
+    return isinstance(terms, dict) and (terms.get("route_long") is not None or terms.get("strategy") == "memory")
 
 
 def _objection_to_response(body: Mapping[str, Any]) -> Answer | None:

@@ -2,7 +2,7 @@
 
     Request ─┬─ /v1/embeddings ───────────▶ vectors ─┐
              ├─ generation that says `cache` ▶ answers ┴─▶ what is missing ─▶ engine
-             └─ all else ─────────────────────────────────────────────────▶ engine
+             └─ all else ─────────────────────────────────────────────────▶ engine, or a refusal if it says `cache`
 
 Nothing is shared between projects: whoever asks for what another one has asked for learns nothing of it.
 """
@@ -42,10 +42,13 @@ class Cached:
         said = request.body.get(FIELD)
         if request.url == URL:
             return await self._embedded(request, said)
-        if request.url not in URLS or FIELD not in request.body:
+        if FIELD not in request.body:
             return await self._engine.answer(request)
         if said is None or said is False:
             return await self._engine.answer(without(request))
+        if request.url not in URLS:
+            message = f"Invalid 'cache': what {request.url} answers is not cached."
+            return refusal(400, message, param=FIELD, code="invalid_value")
         return await self._answers.answer(request)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:

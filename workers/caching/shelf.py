@@ -14,21 +14,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from jobs import cached
 from jobs.cached import Entry, New
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
-from jobs.errors import DatabaseBusy
 from jobs.logs import Seldom
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS: Final = 1.0  # for a look-up; then what was asked for is computed
+PATIENCE_SECONDS: Final = 1.0  # for a look-up of MOST_KEYS; then what was asked for is computed
+MOST_KEYS: Final = 4000  # in one look-up, but for a single request that has more
 REST_SECONDS: Final = 10.0  # after one that failed
 GATHER_SECONDS: Final = 0.5
 COUNT_SECONDS: Final = 10.0  # between writes of counts alone
@@ -40,7 +40,6 @@ ROWS: Final = WRITE_ROWS // 2
 
 _CLOSE_SECONDS: Final = 2.0
 _POLITENESS: Final = 3.0  # times as long as a transaction took, before the next
-_FAILURES: Final = (DatabaseBusy, SQLAlchemyError, OSError)
 
 Make = Callable[[], Iterable[New]]
 
@@ -57,7 +56,7 @@ class Found:
 class _Look:
     project_id: str
     keys: Sequence[bytes]
-    found: "asyncio.Future[Found]"
+    found: "asyncio.Future[Found | None]"
 
 
 @dataclass(slots=True)
@@ -101,11 +100,7 @@ class Shelf:
         self._asked.append(look)
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
-        try:
-            return await asyncio.wait_for(look.found, PATIENCE_SECONDS)
-        except (TimeoutError, *_FAILURES) as error:
-            self._fail(error)
-            return None
+        return await look.found
 
     def keep(self, size: int, make: Make) -> None:
         """Write what `make` gives, later and in another thread. It is of about `size` bytes."""
@@ -138,7 +133,7 @@ class Shelf:
                 self._work.clear()
             try:
                 self._write(heap)
-            except _FAILURES as error:
+            except Exception as error:  # noqa: BLE001  a writer that ended would never write again
                 self._failed.warn(error=type(error).__name__)
 
     def close(self) -> None:
@@ -149,24 +144,26 @@ class Shelf:
         self._threads.shutdown(wait=False)
 
     async def _look(self) -> None:
-        """Look-ups, one after the other, as long as anybody asks."""
+        """Look-ups, one after the other, as long as anybody asks. One that goes wrong is a miss for all who wait."""
         loop = asyncio.get_running_loop()
+        looks: list[_Look] = []
         try:
-            while looks := [look for look in self._asked if not look.found.done()]:
-                self._asked = []
-                try:
-                    found = await loop.run_in_executor(self._threads, self._read, looks)
-                except _FAILURES as error:
-                    for look in looks:
-                        if not look.found.done():
-                            look.found.set_exception(error)
-                    continue
-                for look, one in zip(looks, found, strict=True):
-                    if not look.found.done():
-                        look.found.set_result(one)
+            while looks := self._next():
+                reading = loop.run_in_executor(self._threads, self._read, looks)
+                _tell(looks, await asyncio.wait_for(reading, PATIENCE_SECONDS))
+        except Exception as error:  # noqa: BLE001  nobody is to wait for what will never come
+            self._fail(error)
         finally:
-            self._asked = []
-            self._looking = None
+            missed, self._asked, self._looking = [*looks, *self._asked], [], None
+            _tell(missed, [None] * len(missed))
+
+    def _next(self) -> list[_Look]:
+        """Those that have waited longest, as many as one look-up may serve."""
+        waiting = [look for look in self._asked if not look.found.done()]
+        keys = accumulate(len(look.keys) for look in waiting)
+        count = max(1, sum(total <= MOST_KEYS for total in keys))
+        self._asked = waiting[count:]
+        return waiting[:count]
 
     def _read(self, looks: Sequence[_Look]) -> list[Found]:
         keys = list(dict.fromkeys(key for look in looks for key in look.keys))
@@ -209,10 +206,9 @@ class Shelf:
             self._sized = time.monotonic()
 
         def work(session: Session) -> int:
-            full = self._size + added > self._max_bytes
-            gone = cached.evict(session, min(2 * len(entries), WRITE_ROWS - len(entries))) if full else 0
             cached.put(session, entries)
-            return gone
+            full = self._size + added > self._max_bytes
+            return cached.evict(session, min(2 * len(entries), WRITE_ROWS - len(entries))) if full else 0
 
         self._size += added - self._in_one(work)
 
@@ -223,6 +219,12 @@ class Shelf:
         if self._db.sqlite:  # one writes at a time, and nobody waits for this
             self._closing.wait(min(_POLITENESS * (time.monotonic() - began), 1.0))
         return said or 0
+
+
+def _tell(looks: Sequence[_Look], found: Sequence[Found | None]) -> None:
+    for look, one in zip(looks, found, strict=True):
+        if not look.found.done():
+            look.found.set_result(one)
 
 
 def _parts(entries: Iterable[New]) -> Iterator[list[New]]:

@@ -115,7 +115,8 @@ class CachedVectors:
 
     def _keep(self, wanted: _Wanted, places: list[int], answer: Answer, epoch: int) -> None:
         request = wanted.request
-        tokens = answer.tokens or ((answer.usage.input_tokens,) if len(places) == 1 else ())
+        counted = answer.usage.input_tokens  # 0: its server says nothing of that
+        tokens = answer.tokens or ((counted,) if counted and len(places) == 1 else ())
         if answer.status != 200 or not request.kept or len(tokens) != len(places):
             return
         at = now()

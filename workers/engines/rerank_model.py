@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.checkpoint import behind_padding
 from workers.engines.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
 
 ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "max_length"})
 DTYPES: Final = ("float32", "bfloat16")
+_LONGEST_TOKEN: Final = 32  # characters, on average of a whole text
 _UNKNOWN_LENGTH: Final = 512  # tokens, of a model that says nothing of itself
 
 
@@ -59,8 +61,12 @@ class CrossModel:
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
 
     def pairs_of(self, many: Sequence[tuple[str, str]]) -> list[Pair]:
-        """With the model's special tokens; the longer half of a pair is cut until the model takes both."""
-        queries, texts = [query for query, _ in many], [text for _, text in many]
+        """With the model's special tokens; the longer half of a pair is cut until the model takes both.
+
+        A query goes with every text: what is far behind all that a model takes is not even tokenised.
+        """
+        most = self.longest * _LONGEST_TOKEN
+        queries, texts = [query[:most] for query, _ in many], [text[:most] for _, text in many]
         found = self._tokenizer(queries, texts, truncation="longest_first", max_length=self.longest, verbose=False)
         types = found.get("token_type_ids") or [None] * len(many)
         return [Pair(ids, of_ids) for ids, of_ids in zip(found["input_ids"], types, strict=True)]
@@ -87,7 +93,9 @@ def _check(args: Mapping[str, Any]) -> None:
 
 def _longest(model: Any, args: Mapping[str, Any]) -> int:
     """Tokens of a pair. Where tokenizers do not know it, they say a number without meaning."""
-    places = int(getattr(model.model.config, "max_position_embeddings", 0) or 0)
+    config = model.model.config.to_dict()
+    places = int(config.get("max_position_embeddings") or 0)
+    places -= behind_padding(config) if places else 0
     known = [int(args.get("max_length") or 0), int(model.max_seq_length or 0), places]
     told = [number for number in known if 0 < number <= (places or 1 << 20)]
     return min(told, default=_UNKNOWN_LENGTH)

@@ -8,7 +8,7 @@
 import http.client
 from collections.abc import AsyncIterable, AsyncIterator
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -34,17 +34,21 @@ class NotJson(ValueError):
     """The body is not a JSON object in UTF-8."""
 
 
+#: Others are no counts, and sums of them might be more than a database's integers hold.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    reasoning_tokens: int | None = None  # SGLang has it here
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None  # SGLang has it here
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
@@ -80,7 +84,7 @@ def usage_of(body: bytes) -> Usage:
 
 
 def _odd_usage(body: bytes) -> Usage:
-    """An object whose usage has other types than ours is an answer still; anything else is not."""
+    """An object whose usage is not of our types is an answer still; anything else is not."""
     if not isinstance(msgspec.json.decode(body), dict):
         raise NotJson("not a JSON object")
     return Usage()

@@ -1,7 +1,8 @@
 """What stands before a store's passages and queries when they are embedded.
 
 The prompt is put there by who asks, and not by the engine: an ingestion records what its vectors were made from, and an
-engine that has been running for days may have been started with other prompts.
+engine that has been running for days may have been started with other prompts, or with some where there are none now.
+So every engine is told to add none; what a server need not know of that stays here.
 """
 
 from dataclasses import dataclass
@@ -16,28 +17,21 @@ from workers.ingestion import cutting
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`known`: the model has prompts, so that its engine is told to add none."""
-
     text: str = ""
-    known: bool = False
 
     def fields(self, texts: list[str]) -> dict[str, Any]:
         """Of a request for the vectors of these texts."""
-        if not self.known:
-            return {"input": texts}
         return {"input": [self.text + text for text in texts], "input_type": RAW}
 
 
 def passage(config: Settings, name: str) -> Prompt:
     """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
-    found = _prompts(config, name)
-    return Prompt(found.passage, bool(found))
+    return Prompt(_prompts(config, name).passage)
 
 
 def query(config: Settings, name: str) -> Prompt:
     """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
-    found = _prompts(config, name)
-    return Prompt(found.query, bool(found))
+    return Prompt(_prompts(config, name).query)
 
 
 def _prompts(config: Settings, name: str) -> Prompts:

@@ -34,7 +34,8 @@ FACTS = {"max_model_len": 16, "license": "mit", "training_data": ["mine"], "quer
 
 class Words(ThreadingHTTPServer):
     """Models `good`, whose vectors know words, and `bad`, which gives every text the same; `strict` takes OpenAI's
-    fields alone, `half` no truncation; `odd` gives vectors of changing length; `long` refuses every passage.
+    fields alone, `half` no truncation, `other` no `cache`; `odd` gives vectors of changing length; `long` refuses
+    every passage.
     """
 
     daemon_threads = True
@@ -47,9 +48,11 @@ class Words(ThreadingHTTPServer):
     def embed(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.asked.append(body)
         model, texts = body["model"], body["input"]
-        ours = body.keys() & {"input_type", "truncate"}
+        ours = body.keys() & {"input_type", "truncate", "cache"}
         if (model == "strict" and ours) or (model == "half" and "truncate" in body):
             return refused(f"Unrecognized request argument supplied: {min(ours)}")
+        if model == "other" and "cache" in body:
+            return refused("Unrecognized request argument supplied: cache")
         if model == "long" and body.get("input_type") == "passage":
             return refused("This model's maximum context length is 2 tokens")
         width = 8 + len(self.asked) % 2 if model == "odd" else 64
@@ -181,6 +184,7 @@ def test_passages_and_queries_are_asked_as_such_in_batches(run: Run, words: Word
     assert [body["input"] for body in queries] == [["number 7"]] * 2  # the first is not measured
     assert sorted(len(body["input"]) for body in passages) == [4, 32, 32, 32]
     assert all(body["truncate"] for body in words.asked)
+    assert all(body["cache"] is False for body in words.asked)
 
 
 def test_blocks_of_the_corpus_are_ranked_as_one(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +204,13 @@ def test_server_that_takes_openais_fields_alone_is_asked_with_those(run: Run, fi
 
     assert strict["scores"]["MRR@10"] == 1
     assert (strict["prompts_used"], strict["truncated_share"]) == (False, None)
+
+
+def test_server_that_knows_of_no_cache_is_asked_for_all_else(run: Run, words: Words, files: dict[str, Path]) -> None:
+    [other] = json.loads(run(files, "-m", "other", "--format", "json"))["models"]
+
+    assert (other["prompts_used"], other["truncated_share"]) == (True, pytest.approx(1 / 8))
+    assert all("cache" not in body for body in words.asked[1:])
 
 
 def test_server_that_cannot_cut_off_is_still_told_what_texts_are(

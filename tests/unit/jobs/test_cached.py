@@ -1,9 +1,11 @@
 """The cache in SQL: what of it can be found, for how long and by whom, and how the rest is removed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from jobs import cached
 from jobs.cached import Entry, New
@@ -78,6 +80,35 @@ def test_what_is_kept_again_takes_the_place_of_what_was_there(db: Database) -> N
     assert found(db, "a")[key("a")].value == b"new!"
     with db.read() as session:
         assert cached.size(session) == 4
+
+
+def test_nobody_who_makes_room_waits_for_a_row_that_another_is_at(db: Database) -> None:
+    if db.sqlite:
+        pytest.skip("one writes at a time")
+    job(db, "batch_1", input_file_id="file-in")
+    for name in ("held", "free"):
+        keep(db, name, expires_at=1.0, job_id="batch_1")
+        keep(db, f"later {name}")
+    delete_file(db, "file-in")
+    works: list[Callable[[Session], object]] = [
+        lambda session: cached.prolong(session, [key("held"), key("free")], 2.0),
+        lambda session: cached.evict(session, 1),
+        lambda session: cached.remove_expired(session, now(), 1),
+        lambda session: cached.remove_deleted(session, 1),
+    ]
+    with db.write() as session:
+        session.execute(select(Cached).where(Cached.key == key("held")).with_for_update())
+
+        for work in works:
+            keep(db, "free", expires_at=1.0, job_id="batch_1")
+            with db.write() as other:
+                work(other)
+            prolonged = work is works[0]
+            with db.read() as other:
+                assert other.scalar(select(Cached.expires_at).where(Cached.key == key("free"))) == (
+                    2.0 if prolonged else None
+                )
+    assert key("held") in left(db)
 
 
 def test_what_has_expired_is_not_found_and_goes(db: Database) -> None:

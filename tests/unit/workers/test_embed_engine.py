@@ -151,6 +151,8 @@ WRONG = {
     "too long": ({"value": ["a", LONG]}, "maximum context length is 256 tokens", "context_length_exceeded"),
     "too long as tokens": ({"value": [5] * 255}, "you requested 257 tokens", "context_length_exceeded"),
     "odd encoding": ({"value": "a", "encoding_format": "hex"}, "encoding_format must be", None),
+    "a list as encoding": ({"value": "a", "encoding_format": []}, "encoding_format must be", None),
+    "an object as encoding": ({"value": "a", "encoding_format": {}}, "encoding_format must be", None),
     "too many dimensions": ({"value": "a", "dimensions": 385}, "dimensions must be an integer from 1 to 384", None),
     "no dimensions": ({"value": "a", "dimensions": 0}, "dimensions must be", None),
     "odd dimensions": ({"value": "a", "dimensions": "64"}, "dimensions must be", None),

@@ -1,5 +1,6 @@
 """Responses with `file_search`, before an engine that only sees what it is to see."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -135,6 +136,17 @@ async def test_the_last_words_of_the_user_are_searched_for() -> None:
     assert [item.get("type") for item in engine.asked[0].body["input"]] == [None, None, None]
 
 
+@pytest.mark.parametrize(
+    ("facts", "kept"), [({}, True), ({"job_id": "batch_1"}, False), ({"job_id": "batch_1", "kept": False}, False)]
+)
+async def test_what_is_searched_for_a_batch_leaves_nothing_in_the_cache(facts: dict[str, Any], kept: bool) -> None:
+    shelf = Shelf()
+
+    await answered(replace(asked(), **facts), Echo(), shelf)
+
+    assert [search.kept for search in shelf.searches] == [kept]
+
+
 async def test_the_tool_s_options_reach_the_search() -> None:
     shelf = Shelf()
     ranking = {"score_threshold": 0.2, "hybrid_search": {"embedding_weight": 2, "text_weight": 0}}
@@ -203,6 +215,32 @@ async def test_other_tools_stay_and_a_request_without_the_tool_passes_untouched(
     assert engine.asked[0].body["tool_choice"] == {"type": "function", "name": "f"}
     assert engine.asked[1] is plain
     assert len(shelf.searches) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("input", 5),
+        ("input", {"role": "user"}),
+        ("instructions", ["x"]),
+        ("instructions", 0),
+        ("include", 5),
+        ("include", "abc"),
+        ("include", {"file_search_call.results": True}),
+        ("include", [[]]),
+    ],
+)
+async def test_other_fields_of_the_wrong_kind_are_named(field: str, value: Any) -> None:
+    engine, shelf, told = Echo(), Shelf(), []
+
+    async def emit(chunk: bytes) -> None:
+        told.append(chunk)
+
+    body = await answered(asked(**{field: value}), engine, shelf)
+    streamed = await Grounded(engine, shelf.search, lambda _: Room(9)).stream(asked(**{field: value}), emit)
+
+    assert (body["http"], body["error"]["param"], streamed.status) == (400, field, 400)
+    assert (engine.asked, shelf.searches, told) == ([], [], [])
 
 
 @pytest.mark.parametrize(

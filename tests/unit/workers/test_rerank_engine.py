@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import tiny_cross
+from tests.support import tiny_cross, tiny_roberta
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request
 from workers.engines.rerank import RerankEngine
 from workers.engines.rerank_model import BadRerankArgs, CrossModel
@@ -81,6 +81,23 @@ async def test_pairs_are_cut_to_what_the_model_takes_and_counted(engine: RerankE
 
     assert answer.usage.input_tokens == 128
     assert body_of(short)["usage"] == {"prompt_tokens": 5 + 6, "total_tokens": 11}
+
+
+def test_what_is_far_behind_what_a_model_takes_is_not_tokenised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CrossModel(str(folder), None, {"threads": 1})
+    tokenizer, lengths = model._tokenizer, list[int]()
+
+    def measured(queries: list[str], texts: list[str], **options: Any) -> Any:
+        lengths.extend(map(len, [*queries, *texts]))
+        return tokenizer(queries, texts, **options)
+
+    whole = model.pairs_of([("quick brown " * 200, "lazy dog " * 200)])
+    monkeypatch.setattr(model, "_tokenizer", measured)
+
+    cut = model.pairs_of([("quick brown " * 20_000, "lazy dog " * 20_000)] * 3)
+
+    assert cut == whole * 3
+    assert max(lengths) <= model.longest * 32
 
 
 async def test_a_score_does_not_depend_on_the_company(engine: RerankEngine) -> None:
@@ -167,6 +184,15 @@ def test_a_shorter_pair_may_be_asked_for(folder: Path) -> None:
     model = CrossModel(str(folder), None, {"max_length": 16, "threads": 1})
 
     assert [len(pair) for pair in model.pairs_of([("word " * 50, "word " * 50)])] == [16]
+
+
+def test_a_model_that_counts_from_behind_its_padding_takes_fewer_tokens_than_it_has_positions(tmp_path: Path) -> None:
+    model = CrossModel(str(tiny_roberta.write(tmp_path, context=64, ranks=True)), None, {"threads": 1})
+
+    pairs = model.pairs_of([("def add " * 50, "return many " * 50)])
+
+    assert [len(pair) for pair in pairs] == [64]
+    assert [0 < score < 1 for score in model.scores(pairs)] == [True]
 
 
 def test_a_classifier_of_several_labels_ranks_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jobs import cached
 from jobs.cached import New
 from jobs.clock import now
 from jobs.db import Database
-from jobs.errors import StorageAway
+from jobs.errors import DatabaseBusy, StorageAway
 from jobs.models import Attempt, Cached, Delivery, Event, File
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
@@ -118,6 +118,25 @@ def test_a_cache_that_is_too_large_and_what_has_expired_goes(
         assert 0 < cached.size(session) <= 1 << 20
         assert session.get(Cached, b"%032d" % 499)
         assert session.get(Cached, b"%032d" % 0) is None
+
+
+def test_a_cache_that_is_busy_keeps_nothing_else_from_going(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def busy(*_: object) -> int:
+        raise DatabaseBusy
+
+    monkeypatch.setattr(cached, "remove_expired", busy)
+    _expired_file(db, storage)
+
+    keeping.run()
+
+    assert storage.list("files") == []
+    assert "cache_not_cleared_up" in caplog.messages
 
 
 def test_files_stay_until_nothing_is_cached_that_came_from_them(

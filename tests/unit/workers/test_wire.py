@@ -1,10 +1,12 @@
 """Server-sent events as they come over the wire: cut anywhere, and ended in each of the ways that servers end them."""
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 
 from workers.engines import wire
+from workers.engines.port import Usage
 
 STREAM = (
     b'event: response.created\r\ndata: {"a":1}\r\n\r\n: alive\n\n'
@@ -48,3 +50,16 @@ async def test_a_line_may_be_long_but_not_too_long(size: int) -> None:
 
     with pytest.raises(wire.BrokenStream, match="too large"):
         await read(line + b"x" * 200, size)
+
+
+@pytest.mark.parametrize("count", [-1, (1 << 40) + 1, 1 << 63, 1 << 80, "7", True])
+def test_a_usage_that_no_answer_can_have_is_none(count: object) -> None:
+    body = json.dumps({"id": "a", "usage": {"prompt_tokens": count, "completion_tokens": 1}}).encode()
+
+    assert wire.usage_of(body) == Usage()
+
+
+def test_a_usage_is_read() -> None:
+    body = b'{"usage": {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 9}}}'
+
+    assert wire.usage_of(body) == Usage(7, 7, 2)

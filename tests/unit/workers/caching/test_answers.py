@@ -78,6 +78,17 @@ async def test_other_weights_under_the_name_give_another_answer(counter: Counter
     assert len(counter.asked) == 2
 
 
+async def test_a_model_of_unknown_weights_is_asked_each_time(counter: Counter) -> None:
+    counter.weights = "unknown"
+    for _ in range(2):
+        said = await ask(counter)
+        assert said["http"] == 200
+        assert "cached" not in said
+
+    assert len(counter.asked) == 2
+    assert all("cache" not in request.body for request in counter.asked)
+
+
 async def test_who_asks_and_the_order_of_fields_change_nothing(counter: Counter) -> None:
     await ask(counter, user="anna", metadata={"a": "1"}, top_p=1, seed=1)
     await ask(counter, seed=1, top_p=1, user="bert", safety_identifier="x", prompt_cache_key="y")
@@ -107,6 +118,9 @@ async def test_a_response_repeats_what_this_request_says_of_itself(counter: Coun
         ({"n": 2}, "one choice"),
         ({"best_of": 3}, "one choice"),
         ({"stream": True}, "stream"),
+        ({"context": {"route_long": "big"}}, "another model"),
+        ({"context": {"route_long": "big", "strategy": "rotate"}}, "another model"),
+        ({"context": {"strategy": "memory", "embedding_model": "e"}}, "another model"),
         ({"cache": {}}, "ttl"),
         ({"cache": {"ttl": 0}}, "1 second"),
         ({"cache": {"ttl": "5"}}, "ttl"),
@@ -150,6 +164,25 @@ async def test_other_tools_are_the_engine_s_to_judge(counter: Counter, tools: An
         assert (await ask(counter, RESPONSE, tools=tools))["http"] == 200
 
     assert len(counter.asked) == 1
+
+
+@pytest.mark.parametrize("terms", [None, {"strategy": "rotate"}, {"strategy": "summarize"}, {"route_long": None}])
+async def test_a_prompt_that_the_model_itself_shortens_is_cached(counter: Counter, terms: Any) -> None:
+    for _ in range(2):
+        assert (await ask(counter, context=terms))["http"] == 200
+
+    assert len(counter.asked) == 1
+
+
+@pytest.mark.parametrize(("said", "status"), [(True, 400), ({"ttl": 5}, 400), (False, 200), (None, 200)])
+async def test_a_ranking_is_not_cached(counter: Counter, said: Any, status: int) -> None:
+    counter.says = lambda _: Answer(200, b"{}")
+
+    answer = await counter.ask("/v1/rerank", query="q", documents=["d"], cache=said)
+
+    assert answer["http"] == status
+    assert answer.get("error", {}).get("param") == ("cache" if status == 400 else None)
+    assert ["cache" in request.body for request in counter.asked] == ([] if status == 400 else [False])
 
 
 @pytest.mark.parametrize("said", [None, False])

@@ -98,6 +98,60 @@ async def test_those_who_ask_at_once_share_a_look_up(
     assert reads <= 2
 
 
+async def test_a_crowd_is_served_in_parts_and_patience_is_for_each(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(shelf, *range(600))
+    shelf.flush()
+    find: Callable[..., Any] = cached.find
+    parts: list[int] = []
+
+    def slow(session: Session, keys: list[bytes], at: float) -> Any:
+        parts.append(len(keys))
+        threading.Event().wait(len(keys) / 500)
+        return find(session, keys, at)
+
+    monkeypatch.setattr(cached, "find", slow)
+    monkeypatch.setattr(module, "MOST_KEYS", 100)
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.8)
+
+    found = await asyncio.gather(*(there(shelf, *range(n, n + 50)) for n in range(0, 600, 50)))
+
+    assert found == [list(range(n, n + 50)) for n in range(0, 600, 50)]
+    assert parts == [100] * 6
+
+
+async def test_one_request_may_have_more_keys_than_a_part(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KEYS", 3)
+    keep(shelf, 1, 9)
+    shelf.flush()
+
+    assert await asyncio.gather(there(shelf, *range(8)), there(shelf, 9)) == [[1], [9]]
+
+
+async def test_who_asks_gets_an_answer_whatever_a_look_up_raises(
+    db: Database, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(db, "read", broken)
+
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*(shelf.find("p", [key(n)]) for n in range(3))) == [None] * 3
+
+
+async def test_one_who_goes_away_leaves_the_others_alone(shelf: Shelf) -> None:
+    keep(shelf, 1)
+    shelf.flush()
+    gone = asyncio.create_task(there(shelf, 1))
+    stays = asyncio.create_task(there(shelf, 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+
+    assert await stays == [1]
+
+
 async def test_the_epoch_is_the_project_s(db: Database, shelf: Shelf) -> None:
     with db.write() as session:
         cached.clear(session, "q")
@@ -169,6 +223,24 @@ async def test_what_cannot_be_written_is_dropped(
     assert "cache_failed" in caplog.messages
 
 
+async def test_a_writer_outlives_what_nobody_foresaw(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "GATHER_SECONDS", 0.01)
+    shelf = make_shelf()
+    shelf.keep(8, lambda: [New(key(1), "p", 0, b"v", 1 << 63, now(), 4e9)])
+    until = time.monotonic() + 10
+    while "cache_failed" not in caplog.messages:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+    keep(shelf, 2)
+
+    while not await there(shelf, 2):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+
 async def test_more_than_a_writer_can_hold_is_dropped(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_WAITING", 20)
     for n in range(4):
@@ -209,6 +281,23 @@ async def test_what_is_full_stays_as_large_as_it_may_be(db: Database, make_shelf
         assert cached.size(session) <= 1000
         assert session.scalar(select(func.count()).select_from(Cached))
     assert await there(shelf, 0, 999) == [999]
+
+
+def test_what_is_kept_is_written_before_anything_goes_for_it(
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`put` may wait for others, who must not wait for what `evict` has locked."""
+    order: list[str] = []
+    for name in ("put", "evict"):
+        work: Callable[..., Any] = getattr(cached, name)
+        monkeypatch.setattr(cached, name, lambda *args, name=name, work=work: (order.append(name), work(*args))[1])
+    shelf = make_shelf(10)
+
+    for n in (1, 2):
+        keep(shelf, n)
+        shelf.flush()
+
+    assert order == ["put", "put", "evict"]
 
 
 def test_what_is_used_stays_longer_and_uses_are_counted(db: Database, shelf: Shelf) -> None:

@@ -102,6 +102,15 @@ async def test_other_weights_under_the_name_are_another_model(counter: Counter) 
     assert len(counter.asked) == 2
 
 
+async def test_a_vector_whose_tokens_nobody_has_counted_is_not_kept(counter: Counter) -> None:
+    data = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
+    counter.says = lambda _: Answer(200, msgspec.json.encode({"object": "list", "data": data, "model": "m"}))
+    for _ in range(2):
+        assert (await counter.ask(URL, input="hi"))["http"] == 200
+
+    assert len(counter.asked) == 2
+
+
 async def test_who_asks_and_how_the_input_is_wrapped_changes_nothing(counter: Counter) -> None:
     await counter.ask(URL, input="hi", user="anna", dimensions=None)
     await counter.ask(URL, input=["hi"], encoding_format="base64", cache=True)

@@ -10,7 +10,9 @@ import pytest
 from jobs.registry import Registry
 from jobs.settings import Settings
 from tests.support.ingesting import MODEL, Works
+from workers.engines.embed_forward import for_server
 from workers.engines.packaged import MINILM, materialise
+from workers.engines.port import Request
 from workers.ingestion import cutting, prompting
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
@@ -59,7 +61,9 @@ def test_engine_is_told_to_put_nothing_before_them(both: Works, monkeypatch: pyt
     assert all(text.startswith("text: ") for body in bodies for text in body["input"])
 
 
-def test_without_prompts_nothing_is_said_of_them(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_was_started_with_a_prompt_is_told_so_too_when_the_prompt_is_gone(
+    both: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bodies: list[dict[str, Any]] = []
     answer = both.host.engine.answer
     monkeypatch.setattr(both.host.engine, "answer", lambda request: (bodies.append(request.body), answer(request))[1])
@@ -69,7 +73,13 @@ def test_without_prompts_nothing_is_said_of_them(both: Works, monkeypatch: pytes
     both.search(store, "kiwi")
 
     assert len(bodies) >= 2
-    assert not any("input_type" in body for body in bodies)
+    assert {body["input_type"] for body in bodies} == {"raw"}
+
+
+def test_a_server_without_prompts_is_not_told() -> None:
+    body = {"model": "m", **prompting.Prompt().fields(["a"])}
+
+    assert for_server(Request("/v1/embeddings", body, "r"), None).body == {"model": "m", "input": ["a"]}
 
 
 def test_file_attached_again_is_embedded_again_only_if_the_prompt_has_changed(mill: Works) -> None:
