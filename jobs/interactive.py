@@ -33,6 +33,7 @@ ANSWER_SECONDS: Final = 60
 BACKGROUND_SECONDS: Final = 3600
 PIECE: Final = b"p"  # the field of a stream's entry that has it
 _SOCKET: Final = "redis+socket://"
+_CONNECTIONS: Final = 1 << 16  # each who waits has one: what bounds them is the length of the line
 
 
 class Question(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -110,4 +111,4 @@ def address(url: str) -> str:
 
 def connect(url: str) -> Any:
     """A client for this event loop. Connections are made when they are needed; a read may block as long as it says."""
-    return redis.Redis.from_url(url, socket_connect_timeout=3, protocol=2)
+    return redis.Redis.from_url(url, socket_connect_timeout=3, protocol=2, max_connections=_CONNECTIONS)
