@@ -15,8 +15,13 @@ import redis
 from openai import OpenAI
 from openai.types.responses import ResponseStreamEvent
 
+from api import kept_responses
+from api.deps import CallContext
 from jobs import interactive, shards
 from jobs.db import Database
+from jobs.errors import StorageAway
+from jobs.keys import revoke_key
+from jobs.responses import Kept
 from tests.support.mill import MODEL, Mill, running
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
@@ -232,6 +237,42 @@ def test_cancelling_just_ends_it(make_world: Any) -> None:
 
     assert not any(event.type in ("response.completed", "response.failed") for event in seen)
     assert world.client.responses.retrieve(seen[0].response.id).status == "cancelled"
+
+
+def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = kept_responses.load, 0
+
+    def counted(call: CallContext, response_id: str) -> Kept:
+        nonlocal loads
+        loads += 1
+        if loads == 2:  # the first is that of the request
+            raise StorageAway
+        return load(call, response_id)
+
+    monkeypatch.setattr("api.kept_responses.load", counted)
+    monkeypatch.setattr("api.followed_responses._LOOK_SECONDS", 0.05)
+    world = make_world(Paced(pause=0.15))
+
+    events = list(world.create())
+
+    assert events[-1].type == "response.completed"
+    assert loads == 3
+
+
+def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.followed_responses._LOOK_SECONDS", 0.05)
+    world = make_world(Paced(pause=0.5))
+    stream = world.create()
+    first = next(stream)
+    with world.mill.db.write() as session:
+        revoke_key(session, world.client.api_key.split("_")[1])
+
+    rest = list(stream)
+
+    assert first.type == "response.created"
+    assert not any(event.type == "response.completed" for event in rest)
 
 
 def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
