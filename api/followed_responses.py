@@ -74,12 +74,18 @@ class _Following:
         return [{"type": kind, "response": dict(self._response), "sequence_number": n} for n, kind in kinds]
 
     def _end(self) -> list[dict[str, Any]]:
-        """What says how it ended; all of it, to somebody who has seen nothing and can be told nothing else."""
+        """What says how it ended; all that follows, to somebody who reads it written out and can be told nothing else.
+
+        An attempt's numbers are far above those of what is written out: see `responses.numbered`.
+        """
         response, status = self._response, _status(self._response)
         if status not in _ENDED:  # cancelled: OpenAI has no event that says so
             return []
-        if not self._heard and self._seen < 2:
-            return [event for event in written_out(response) if event["sequence_number"] > self._seen]
+        left = (
+            [] if self._heard else [event for event in written_out(response) if event["sequence_number"] > self._seen]
+        )
+        if left:
+            return left
         return [{"type": f"response.{status}", "response": dict(response), "sequence_number": self._seen + 1}]
 
     async def _told(self) -> AsyncIterator[bytes]:

@@ -157,6 +157,19 @@ def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> 
     assert tail[0].response == kept
 
 
+def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.0))
+    response_id = _finished(world)
+    with redis.Redis.from_url(world.redis_url) as server:
+        server.delete(interactive.answer(response_id))
+    whole = world.follow(response_id)
+
+    rests = [world.follow(response_id, event.sequence_number) for event in whole]
+
+    assert rests[:-1] == [whole[n:] for n in range(1, len(whole))]
+    assert [event.type for event in rests[-1]] == ["response.completed"], "its end is told again"
+
+
 def test_an_attempt_that_breaks_starts_over_in_the_open(make_world: Any) -> None:
     world = make_world(Paced(breaks_after=6))
 
