@@ -81,9 +81,8 @@ class _Following:
         response, status = self._response, _status(self._response)
         if status not in _ENDED:  # cancelled: OpenAI has no event that says so
             return []
-        left = (
-            [] if self._heard else [event for event in written_out(response) if event["sequence_number"] > self._seen]
-        )
+        written = [] if self._heard else written_out(response)
+        left = [event for event in written if event["sequence_number"] > self._seen]
         if left:
             return left
         return [{"type": f"response.{status}", "response": dict(response), "sequence_number": self._seen + 1}]
