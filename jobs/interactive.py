@@ -32,6 +32,9 @@ ANSWER_SECONDS: Final = 60
 #: The events of a response in the background can be read for so long after the last of them.
 BACKGROUND_SECONDS: Final = 3600
 PIECE: Final = b"p"  # the field of a stream's entry that has it
+AT_ONCE: Final = 256  # pieces in one read: what a process of the API holds of an answer, at most
+#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it.
+BEHIND: Final = 4096
 _SOCKET: Final = "redis+socket://"
 _CONNECTIONS: Final = 1 << 16  # each who waits has one: what bounds them is the length of the line
 

@@ -26,6 +26,8 @@ from jobs.interactive import (
     ALIVE_SECONDS,
     ANSWER_SECONDS,
     ASKING_SECONDS,
+    AT_ONCE,
+    BEHIND,
     PIECE,
     Piece,
     Question,
@@ -43,9 +45,6 @@ from jobs.interactive import (
 from jobs.settings import Settings
 
 _BLOCK_MS = 250  # between looks whether the client is there
-_AT_ONCE = 256  # pieces in one read: what this process holds of an answer, at most
-#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it.
-_BEHIND = 4096
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
@@ -146,7 +145,7 @@ class Lines:
             await asyncio.sleep(seconds)
             return []
         try:
-            found = await self._server().xread({answer(response_id): after}, block=int(seconds * 1000), count=_AT_ONCE)
+            found = await self._server().xread({answer(response_id): after}, block=int(seconds * 1000), count=AT_ONCE)
         except (RedisError, OSError) as error:
             await asyncio.sleep(seconds)
             raise StreamsAway from error
@@ -220,7 +219,7 @@ class _Asked:
         """Raises NoWorker, WorkerLost, and what `there` raises."""
         name = answer(self._id)
         while True:
-            found = await self._redis.xread({name: last}, block=_BLOCK_MS, count=_AT_ONCE)
+            found = await self._redis.xread({name: last}, block=_BLOCK_MS, count=AT_ONCE)
             for entry, fields in found[0][1] if found else ():
                 last, self._taken, self._heard = entry, True, time.monotonic()
                 piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{entry.decode()}")
@@ -245,8 +244,8 @@ class _Asked:
                 await pipe.execute()
 
     async def _drop_read(self) -> None:
-        behind = _BEHIND if self._linger else 0
-        if len(self._read) < behind + _AT_ONCE:
+        behind = BEHIND if self._linger else 0
+        if len(self._read) < behind + AT_ONCE:
             return
         while len(self._read) > behind:
             oldest = self._read.popleft()

@@ -347,6 +347,16 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
     assert shop.host._in_flight == 0
 
 
+def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("jobs.waiting", "workers.interactive"):
+        monkeypatch.setattr(f"{module}.AT_ONCE", 4)
+        monkeypatch.setattr(f"{module}.BEHIND", 16)
+    with shop.open(unread=10), _post(shop, _CHAT, **_RESUME) as events:
+        assert _text(list(events)) == _WHOLE
+
+
 def _last(server: Any, name: str) -> str | None:
     found = server.xrevrange(name, count=1)
     return interactive.unpack_piece(found[0][1][interactive.PIECE]).kind if found else None
@@ -355,8 +365,8 @@ def _last(server: Any, name: str) -> str | None:
 def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_back(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.waiting._AT_ONCE", 4)
-    monkeypatch.setattr("jobs.waiting._BEHIND", 8)
+    monkeypatch.setattr("jobs.waiting.AT_ONCE", 4)
+    monkeypatch.setattr("jobs.waiting.BEHIND", 8)
     with shop.open(), redis.Redis.from_url(shop.redis_url) as server:
         for headers, most in (({}, 12), (_RESUME, 20)):
             with _post(shop, _CHAT, **headers) as events:
