@@ -185,6 +185,13 @@ def test_only_the_api_and_flower_can_be_reached_and_only_from_this_machine() -> 
     assert all(SERVICES[name]["networks"] == ["inside"] for name in ("postgres", "valkey", "weaviate"))
 
 
+def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
+    """Sources are read where a store is planned; engines, models and receivers of webhooks may be elsewhere."""
+    out = {name for name in OURS if "outside" in SERVICES[name]["networks"]}
+
+    assert out == {"web", "flower", "cpu", "generate", "gpu", "embed", "io"}
+
+
 def test_the_example_has_every_variable_of_the_compose_file_with_its_default() -> None:
     defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (DEPLOY / "compose.yaml").read_text()))
     example = dict(shlex.split(line)[0].split("=", 1) for line in EXAMPLE.splitlines() if re.match(r"[A-Z]", line))
