@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,16 @@ def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
     out = {name for name in OURS if "outside" in SERVICES[name]["networks"]}
 
     assert out == {"web", "flower", "cpu", "generate", "gpu", "embed", "io"}
+
+
+def test_both_images_have_what_every_kind_of_file_is_read_with() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for target in ("cpu", "gpu"):
+        [install] = [rest for name, rest in stages()[f"build-{target}"] if name == "RUN" and "--requirements" in rest]
+        given = set(re.findall(r"--extra (\S+)", install))
+        assert {"embed", "parse"} < given <= extras
+    [packages] = [rest for name, rest in stages()["runtime"] if name == "RUN"]
+    assert "tesseract-ocr" in packages.split()
 
 
 def test_the_example_has_every_variable_of_the_compose_file_with_its_default() -> None:
