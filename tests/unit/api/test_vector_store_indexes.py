@@ -250,7 +250,7 @@ class Shelved:
             work = {"queues": [Queue.EMBED], "models": [MODEL, "second"], "slots": 1, "state": "ready"}
             session.add(Worker(**place, **work))
 
-    async def ask(self, _queue: str, question: Question, _served: Any) -> AsyncGenerator[Piece]:
+    async def ask(self, _queue: str, question: Question, *_: Any) -> AsyncGenerator[Piece]:
         search = searches.decode_search(question.body)
         self.asked.append(search)
         found = self.found.get(search.store_id, ())
