@@ -201,6 +201,18 @@ def test_a_response_is_kept_once_whoever_shows_its_end(shop: Shop) -> None:
     assert [item.type for item in shop.client.conversations.items.list(talk.id)] == ["message", "message"]
 
 
+def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(shop: Shop) -> None:
+    """Once as the model is shown it, and once as what is new of it."""
+    body = {"model": MODEL, "input": "Tell me of the sea", "stream": True}
+    with shop.open(), _post(shop, body, "responses", **_RESUME) as events:
+        [first] = _some(events, 1)
+        with redis.Redis.from_url(shop.redis_url) as server:
+            kept = server.get(interactive.resumable(first["id"].partition("/")[0]))
+
+    assert isinstance(kept, bytes)
+    assert kept.count(b"Tell me of the sea") == 2
+
+
 def test_nobody_comes_back_and_the_engine_is_free_when_the_time_is_over(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
