@@ -29,8 +29,10 @@ ASKING_SECONDS: Final = 10
 ALIVE_SECONDS: Final = 2.0
 #: What was answered is forgotten after this, should nobody have read it.
 ANSWER_SECONDS: Final = 60
-#: The events of a response in the background can be read for so long after the last of them.
+#: The events of a response in the background can be read for so long after the last of them,
 BACKGROUND_SECONDS: Final = 3600
+#: and for so long after its end; later they are written out from what is kept.
+TOLD_SECONDS: Final = 300
 PIECE: Final = b"p"  # the field of a stream's entry that has it
 AT_ONCE: Final = 256  # pieces in one read: what a process of the API holds of an answer, at most
 #: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it.

@@ -299,6 +299,16 @@ def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
     assert _text(second) == _text(first)
 
 
+def test_what_was_told_is_forgotten_soon_after_its_end(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.2))
+    stream = world.create()
+    name = interactive.answer(next(stream).response.id)
+    with redis.Redis.from_url(world.redis_url) as server:
+        eventually(lambda: server.ttl(name) > interactive.TOLD_SECONDS, 10, "while it runs it stays, an hour at most")
+        list(stream)
+        assert 0 < server.ttl(name) <= interactive.TOLD_SECONDS
+
+
 def test_deleted_nothing_told_is_left(make_world: Any) -> None:
     world = make_world(Paced(pause=0.0))
     response_id = _finished(world)
