@@ -48,7 +48,7 @@ _BLOCK_MS = 250  # between looks whether the client is there
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
-_PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,20}-\d{1,20})", re.ASCII)
+_PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
 _STOPPED: Final = Piece(
     "end",
     msgspec.json.encode(
@@ -114,9 +114,11 @@ class Lines:
         return found
 
     async def rest(self, question_id: str, after: str, kept: Resumable, there: There) -> AsyncGenerator[Piece]:
-        """The pieces behind `after`. Raises StreamsAway, WorkerLost, and what `there` raises."""
+        """The pieces behind `after`, if it was not the end. Raises StreamsAway, WorkerLost, and what `there` raises."""
         asked = _Asked(self._server(), question_id, kept.linger)
         try:
+            if await asked.ended(after):
+                return
             async with aclosing(asked.pieces(_gone, there, after)) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -230,6 +232,14 @@ class _Asked:
                 self._read.append(entry)
             await self._drop_read()
             await self._look(time.monotonic(), served, there)
+
+    async def ended(self, after: str) -> bool:
+        """Whether nothing comes behind that."""
+        found = await self._redis.xrevrange(answer(self._id), count=1)
+        return any(
+            unpack_piece(fields[PIECE]).kind == "end" and _order(after) >= _order(entry.decode())
+            for entry, fields in found
+        )
 
     async def leave(self) -> None:
         """The connection is over. Whoever can come back has time to; else the engine is free."""

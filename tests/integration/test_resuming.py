@@ -144,6 +144,19 @@ def test_it_is_come_back_to_again_and_again_also_by_its_url_and_after_its_end(sh
     assert _text(list(_events(iter(whole.text.split("\n"))))) == _WHOLE
 
 
+def test_behind_its_end_there_is_nothing_and_that_is_said_at_once(shop: Shop) -> None:
+    with shop.open():
+        with _post(shop, _CHAT, **_RESUME) as events:
+            seen = list(events)
+        began = time.monotonic()
+        with _post(shop, _CHAT, **{"Last-Event-ID": seen[-1]["id"]}) as events:
+            rest = list(events)
+
+    assert seen[-1]["data"] == "[DONE]"
+    assert rest == []
+    assert time.monotonic() - began < 2
+
+
 def test_another_process_of_the_api_has_the_rest(shop: Shop, tmp_path: Path, sqlite_url: str) -> None:
     models = str(tmp_path / "models.yaml")
     with shop.open(), running_app(tmp_path, sqlite_url, streams_url=shop.redis_url, models_file=models) as other:
@@ -292,6 +305,8 @@ def test_no_other_project_reads_or_stops_it(shop: Shop) -> None:
     [
         ({"Last-Event-ID": "7"}, {}, 400, "Last-Event-ID"),
         ({"Last-Event-ID": f"req_{'a' * 24}/1-x"}, {}, 400, "Last-Event-ID"),
+        ({"Last-Event-ID": f"req_{'a' * 24}/{1 << 64}-0"}, {}, 400, "Last-Event-ID"),
+        ({"Last-Event-ID": f"req_{'a' * 24}/1-{1 << 64}"}, {}, 400, "Last-Event-ID"),
         ({"Last-Event-ID": f"req_{'a' * 24}/1-0"}, {}, 404, "Last-Event-ID"),
         ({"X-Nightmill-Resume": "0"}, {}, 400, "X-Nightmill-Resume"),
         ({"X-Nightmill-Resume": "601"}, {}, 400, "X-Nightmill-Resume"),
