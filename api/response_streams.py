@@ -80,14 +80,15 @@ async def _events(
     async with aclosing(pieces):
         try:
             async for piece in _from(first, pieces):
+                at = piece.at if resumable else ""
                 if piece.kind == "chunk":
                     event = await _made_ours(turn, piece, resumable=resumable)
                     number = event.get("sequence_number", number) + 1
-                    yield _event(event, piece.at)
+                    yield _event(event, at)
                 elif piece.kind != "end":
                     yield KEEP_ALIVE
                 elif piece.body:
-                    yield _event(_error(decoded(piece.body), number), piece.at)
+                    yield _event(_error(decoded(piece.body), number), at)
         except NightmillError as error:  # the status was sent long ago
             if not (resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
                 yield _event(_error(describe(error), number))
