@@ -3,6 +3,8 @@
 queued ──▶ created, queued         told by us
 running ──▶ what its worker tells, over Redis; of an attempt that starts over from its `response.created` on
 ended ──▶ what is left of that, and its last event, which the ledger tells      nothing left: the whole, written out
+
+It ends when its key is revoked, too.
 """
 
 import time
@@ -18,8 +20,9 @@ from api import kept_responses
 from api.asking import KEEP_ALIVE
 from api.deps import CallContext
 from api.presenters.response_events import written_out
+from api.streams import check_key, until_revoked
 from jobs import responses
-from jobs.errors import DatabaseBusy, NotFound, StreamsAway
+from jobs.errors import DatabaseBusy, NotFound, StorageAway, StreamsAway
 
 _LOOK_SECONDS = 0.5
 _KEEP_ALIVE_SECONDS = 2.0
@@ -31,7 +34,7 @@ async def follow(call: CallContext, request: Request, response: dict[str, Any], 
     """Server-sent events with a `sequence_number` above `after`, until the response ends or somebody leaves."""
     following = _Following(call, response, after)
     with suppress(NotFound):  # deleted meanwhile: there is nothing more to tell
-        async for event in following.events():
+        async for event in until_revoked(following.events()):
             yield event
             if call.services.stopping.is_set() or (event is KEEP_ALIVE and await request.is_disconnected()):
                 return
@@ -45,7 +48,7 @@ class _Following:
         self._heard = False  # whether its worker has told anything
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Raises NotFound."""
+        """Raises NotFound, KeyRevoked."""
         for event in self._begun():
             yield self._event(event)
         said = time.monotonic()
@@ -71,12 +74,17 @@ class _Following:
         return [{"type": kind, "response": dict(self._response), "sequence_number": n} for n, kind in kinds]
 
     def _end(self) -> list[dict[str, Any]]:
-        """What says how it ended; all of it, to somebody who has seen nothing and can be told nothing else."""
+        """What says how it ended; all that follows, to somebody who reads it written out and can be told nothing else.
+
+        An attempt's numbers are far above those of what is written out: see `responses.numbered`.
+        """
         response, status = self._response, _status(self._response)
         if status not in _ENDED:  # cancelled: OpenAI has no event that says so
             return []
-        if not self._heard and self._seen < 2:
-            return [event for event in written_out(response) if event["sequence_number"] > self._seen]
+        written = [] if self._heard else written_out(response)
+        left = [event for event in written if event["sequence_number"] > self._seen]
+        if left:
+            return left
         return [{"type": f"response.{status}", "response": dict(response), "sequence_number": self._seen + 1}]
 
     async def _told(self) -> AsyncIterator[bytes]:
@@ -97,9 +105,18 @@ class _Following:
                 return
 
     async def _look(self) -> None:
-        """As the ledger has it; as it was known while the database is busy. Raises NotFound."""
-        with suppress(DatabaseBusy):
-            self._response = (await run_in_threadpool(kept_responses.load, self._call, self._id)).response
+        """As it stands now; as it was known while the database or storage is away. Raises NotFound, KeyRevoked."""
+        with suppress(DatabaseBusy, StorageAway):
+            self._response = await run_in_threadpool(self._stands)
+
+    def _stands(self) -> dict[str, Any]:
+        """SQL is asked twice a second, the object read when it has ended. Raises NotFound, KeyRevoked."""
+        with self._call.db.read() as session:
+            check_key(session, self._call)
+            status = kept_responses.status(session, self._call, self._id)
+        if status in _LIVE:
+            return {**self._response, "status": status}
+        return kept_responses.load(self._call, self._id).response
 
     def _event(self, event: dict[str, Any]) -> bytes:
         self._seen = int(event["sequence_number"])

@@ -113,6 +113,12 @@ def load(call: CallContext, response_id: str) -> Kept:
     return Kept(kept.question, _as_it_stands(kept.response, job)) if job else kept
 
 
+def status(session: Session, call: CallContext, response_id: str) -> str | None:
+    """As SQL has it; None where the object alone says it. Raises NotFound."""
+    job = _job(session, _row(session, call, response_id))
+    return _STATUS.get(job.state) if job is not None else None
+
+
 def cancel(call: CallContext, response_id: str) -> Kept:
     """Stop one in the background; one that has ended stays as it is. Raises NotFound, InvalidRequest."""
     with call.db.write() as session:

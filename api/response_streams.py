@@ -24,7 +24,7 @@ from jobs.interactive import Piece
 
 
 class _Shown(msgspec.Struct):
-    """A turn, for whichever process shows the rest of its stream."""
+    """A turn, for whichever process shows the rest of its stream. The `input` of its body is `asked`."""
 
     id: str
     body: dict[str, Any]
@@ -46,7 +46,7 @@ def check_resumable(body: CreateResponse) -> None:
 
 async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
     """A stream, or the engine's refusal."""
-    shown = msgspec.json.encode(_Shown(turn.id, turn.body.fields(), turn.question, turn.asked)) if seconds else b""
+    shown = _packed(turn) if seconds else b""
     first, pieces = await ask(
         turn.call, request, responses.URL, turn.question, stream=True, resume=seconds, shown=shown
     )
@@ -58,11 +58,16 @@ async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
     return streamed(_events(turn, pieces, first, resumable=bool(seconds)), first.at)
 
 
+def _packed(turn: Turn) -> bytes:
+    body = {name: value for name, value in turn.body.fields().items() if name != "input"}
+    return msgspec.json.encode(_Shown(turn.id, body, turn.question, turn.asked))
+
+
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
     kept, pieces = await resume(call, request, last, responses.URL)
     shown = msgspec.json.decode(kept.shown, type=_Shown)
-    body = CreateResponse.model_validate_json(msgspec.json.encode(shown.body))
+    body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
     turn = Turn(call, body, shown.question, shown.asked, shown.id)
     return streamed(_events(turn, pieces, resumable=True), last)
 
@@ -75,14 +80,15 @@ async def _events(
     async with aclosing(pieces):
         try:
             async for piece in _from(first, pieces):
+                at = piece.at if resumable else ""
                 if piece.kind == "chunk":
                     event = await _made_ours(turn, piece, resumable=resumable)
                     number = event.get("sequence_number", number) + 1
-                    yield _event(event, piece.at)
+                    yield _event(event, at)
                 elif piece.kind != "end":
                     yield KEEP_ALIVE
                 elif piece.body:
-                    yield _event(_error(decoded(piece.body), number), piece.at)
+                    yield _event(_error(decoded(piece.body), number), at)
         except NightmillError as error:  # the status was sent long ago
             if not (resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
                 yield _event(_error(describe(error), number))

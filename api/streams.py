@@ -29,27 +29,34 @@ _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
 
 
-class _KeyRevoked(Exception):
+class KeyRevoked(Exception):
     """The key that a stream was asked for with is no more."""
 
 
-async def _until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
+def check_key(session: Session, call: CallContext) -> None:
+    """Raises KeyRevoked."""
+    key = session.get(ApiKey, call.caller.key_id)
+    if key is None or key.revoked_at is not None:
+        raise KeyRevoked
+
+
+async def until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
     """A stream that simply ends when its key is revoked: its status was sent long ago."""
     try:
         async for piece in pieces:
             yield piece
-    except _KeyRevoked:
+    except KeyRevoked:
         log.info("stream_key_revoked")
 
 
 def event_stream(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
     """Server-sent events from the one that follows `after`; the id of each is its `seq`."""
-    return _until_revoked(_events(call, job_id, after))
+    return until_revoked(_events(call, job_id, after))
 
 
 def result_stream(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
     """Each finished line once, as it is in the output or error file. Of an ended job: the files, unrun lines too."""
-    return _until_revoked(_results(call, job_id, follow=follow))
+    return until_revoked(_results(call, job_id, follow=follow))
 
 
 async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
@@ -95,13 +102,11 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
 
 
 async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | None:
-    """Look in a thread; None while the database is busy. Raises _KeyRevoked."""
+    """Look in a thread; None while the database is busy. Raises KeyRevoked."""
 
     def work() -> T:
         with call.db.read() as session:
-            key = session.get(ApiKey, call.caller.key_id)
-            if key is None or key.revoked_at is not None:
-                raise _KeyRevoked
+            check_key(session, call)
             return look(session)
 
     try:

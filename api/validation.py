@@ -42,7 +42,12 @@ def _render(error: Mapping[str, Any], param: str | None) -> InvalidRequest:
         if param is None:
             message = f"The body must be a JSON object, but it is {got}."
         return InvalidRequest(message, param=param, code="invalid_type")
-    return InvalidRequest(f"Invalid '{param}': {error['msg']}.", param=param, code="invalid_value")
+    return InvalidRequest(f"{_invalid(param)}{error['msg']}.", param=param, code="invalid_value")
+
+
+def _invalid(param: str | None) -> str:
+    """Before what is wrong with it; of the body as a whole that says enough."""
+    return "" if param is None else f"Invalid '{param}': "
 
 
 def _missing(_error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
@@ -61,7 +66,7 @@ def _literal(error: Mapping[str, Any], _param: str | None) -> tuple[str, str]:
 
 
 def _value(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
-    return f"Invalid '{param}': {error['ctx']['error']}", "invalid_value"
+    return f"{_invalid(param)}{error['ctx']['error']}", "invalid_value"
 
 
 def _pattern(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:

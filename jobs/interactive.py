@@ -29,14 +29,20 @@ ASKING_SECONDS: Final = 10
 ALIVE_SECONDS: Final = 2.0
 #: What was answered is forgotten after this, should nobody have read it.
 ANSWER_SECONDS: Final = 60
-#: The events of a response in the background can be read for so long after the last of them.
+#: The events of a response in the background can be read for so long after the last of them,
 BACKGROUND_SECONDS: Final = 3600
+#: and for so long after its end; later they are written out from what is kept.
+TOLD_SECONDS: Final = 300
 PIECE: Final = b"p"  # the field of a stream's entry that has it
 #: Before every batch: theirs are small numbers.
 PRIORITY: Final = -1_000_000
 #: Of what the line of a batch asks of another queue: behind those who wait, and not behind all that its batches have.
 LINE_PRIORITY: Final = PRIORITY // 2
+AT_ONCE: Final = 256  # pieces in one read: what a process of the API holds of an answer, at most
+#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it.
+BEHIND: Final = 4096
 _SOCKET: Final = "redis+socket://"
+_CONNECTIONS: Final = 1 << 16  # each who waits has one: what bounds them is the length of the line
 
 
 class Question(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -122,4 +128,4 @@ def address(url: str) -> str:
 
 def connect(url: str) -> Any:
     """A client for this event loop. Connections are made when they are needed; a read may block as long as it says."""
-    return redis.Redis.from_url(url, socket_connect_timeout=3, protocol=2)
+    return redis.Redis.from_url(url, socket_connect_timeout=3, protocol=2, max_connections=_CONNECTIONS)

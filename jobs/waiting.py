@@ -26,6 +26,8 @@ from jobs.interactive import (
     ALIVE_SECONDS,
     ANSWER_SECONDS,
     ASKING_SECONDS,
+    AT_ONCE,
+    BEHIND,
     PIECE,
     Piece,
     Question,
@@ -43,13 +45,10 @@ from jobs.interactive import (
 from jobs.settings import Settings
 
 _BLOCK_MS = 250  # between looks whether the client is there
-_AT_ONCE = 256  # pieces in one read: what this process holds of an answer, at most
-#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it.
-_BEHIND = 4096
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
-_PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,20}-\d{1,20})", re.ASCII)
+_PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
 _STOPPED: Final = Piece(
     "end",
     msgspec.json.encode(
@@ -115,9 +114,11 @@ class Lines:
         return found
 
     async def rest(self, question_id: str, after: str, kept: Resumable, there: There) -> AsyncGenerator[Piece]:
-        """The pieces behind `after`. Raises StreamsAway, WorkerLost, and what `there` raises."""
+        """The pieces behind `after`, if it was not the end. Raises StreamsAway, WorkerLost, and what `there` raises."""
         asked = _Asked(self._server(), question_id, kept.linger)
         try:
+            if await asked.ended(after):
+                return
             async with aclosing(asked.pieces(_gone, there, after)) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -146,7 +147,7 @@ class Lines:
             await asyncio.sleep(seconds)
             return []
         try:
-            found = await self._server().xread({answer(response_id): after}, block=int(seconds * 1000), count=_AT_ONCE)
+            found = await self._server().xread({answer(response_id): after}, block=int(seconds * 1000), count=AT_ONCE)
         except (RedisError, OSError) as error:
             await asyncio.sleep(seconds)
             raise StreamsAway from error
@@ -220,7 +221,7 @@ class _Asked:
         """Raises NoWorker, WorkerLost, and what `there` raises."""
         name = answer(self._id)
         while True:
-            found = await self._redis.xread({name: last}, block=_BLOCK_MS, count=_AT_ONCE)
+            found = await self._redis.xread({name: last}, block=_BLOCK_MS, count=AT_ONCE)
             for entry, fields in found[0][1] if found else ():
                 last, self._taken, self._heard = entry, True, time.monotonic()
                 piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{entry.decode()}")
@@ -231,6 +232,14 @@ class _Asked:
                 self._read.append(entry)
             await self._drop_read()
             await self._look(time.monotonic(), served, there)
+
+    async def ended(self, after: str) -> bool:
+        """Whether nothing comes behind that."""
+        found = await self._redis.xrevrange(answer(self._id), count=1)
+        return any(
+            unpack_piece(fields[PIECE]).kind == "end" and _order(after) >= _order(entry.decode())
+            for entry, fields in found
+        )
 
     async def leave(self) -> None:
         """The connection is over. Whoever can come back has time to; else the engine is free."""
@@ -245,8 +254,8 @@ class _Asked:
                 await pipe.execute()
 
     async def _drop_read(self) -> None:
-        behind = _BEHIND if self._linger else 0
-        if len(self._read) < behind + _AT_ONCE:
+        behind = BEHIND if self._linger else 0
+        if len(self._read) < behind + AT_ONCE:
             return
         while len(self._read) > behind:
             oldest = self._read.popleft()

@@ -22,6 +22,8 @@ from jobs.clock import now
 from jobs.interactive import (
     ALIVE_SECONDS,
     ANSWER_SECONDS,
+    AT_ONCE,
+    BEHIND,
     LINE_PRIORITY,
     PIECE,
     PRIORITY,
@@ -232,8 +234,10 @@ class Desk:
         if not question.stream:
             return await self._host.engine.answer(request)
 
+        most = self._unread + (BEHIND + AT_ONCE if question.linger else 0)  # what was read stays there a while
+
         async def emit(chunk: bytes) -> None:
-            if await self._send(question, Piece("chunk", chunk)) > self._unread:
+            if await self._send(question, Piece("chunk", chunk)) > most:
                 self._slow.add(question.id)
                 self._left[question.id].set()
 

@@ -10,12 +10,13 @@ attempt that starts over tells its events anew, from `response.created`, under h
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 from redis.exceptions import RedisError
 
-from jobs.interactive import BACKGROUND_SECONDS, PIECE, Piece, answer, connect, pack
+from jobs.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack
 from jobs.responses import FINAL, numbered
 from workers.engines.port import Answer, EngineFault, Request
 from workers.engines.wire import usage_of
@@ -41,7 +42,10 @@ class Telling:
             return await self._host.engine.answer(request)
         self._last = None  # of a try before this one
         async with connect(self._url) as self._redis:
-            said = await self._host.engine.stream(request, self._emit)
+            try:
+                said = await self._host.engine.stream(request, self._emit)
+            finally:
+                await asyncio.shield(asyncio.create_task(self._leave()))
         if said.status != 200 or said.body:
             return said
         if self._last is None:
@@ -61,6 +65,11 @@ class Telling:
         self._told += 1
         # beside us: redis-py swallows a cancellation now and then, and this one stops the engine
         await asyncio.shield(asyncio.create_task(self._write(msgspec.json.encode(told))))
+
+    async def _leave(self) -> None:
+        """It has ended: the server, which has little room, soon forgets what was told."""
+        with suppress(RedisError, OSError):  # it does so anyway, later
+            await self._redis.expire(self._name, TOLD_SECONDS)
 
     async def _write(self, event: bytes) -> None:
         try:

@@ -2,7 +2,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const said = []; // the conversation as the model is shown it
+let said = []; // the conversation as the model is shown it
 let running = null; // the AbortController of the answer that comes
 
 $("key").value = sessionStorage.getItem("key") || "";
@@ -23,7 +23,7 @@ $("prompt").addEventListener("keydown", (event) => {
 $("stop").addEventListener("click", () => running?.abort()); // the server hears that we hang up, and frees the engine
 $("anew").addEventListener("click", () => {
   running?.abort();
-  said.length = 0;
+  said = []; // an answer that still comes belongs to the old one
   $("talk").replaceChildren();
   tell("");
 });
@@ -65,11 +65,12 @@ async function ask() {
   if (!prompt || running) return;
   $("prompt").value = "";
   show("user", prompt);
-  const messages = [...said, { role: "user", content: prompt }];
+  const talk = said;
+  const messages = [...talk, { role: "user", content: prompt }];
   const place = show("assistant", "");
   await answering(messages, place);
-  said.push({ role: "user", content: prompt }, { role: "assistant", content: place.textContent });
-  if (!place.textContent) place.remove();
+  if (!place.textContent) return place.remove(); // it failed: the next question goes without it
+  talk.push({ role: "user", content: prompt }, { role: "assistant", content: place.textContent });
 }
 
 async function answering(messages, place) {

@@ -116,19 +116,22 @@ async def _answer(
 async def _events(
     pieces: AsyncGenerator[Piece], first: Piece | None = None, *, resumable: bool
 ) -> AsyncIterator[bytes]:
-    """Server-sent events as OpenAI writes them: `data: {chunk}`, the last one `[DONE]`."""
+    """Server-sent events as OpenAI writes them: `data: {chunk}`, the last one `[DONE]`.
+
+    One that cannot be resumed has no ids: a client that connects anew would come back with one.
+    """
     async with aclosing(pieces):
         if first is not None:
-            yield _event(first)
+            yield _event(first, resumable=resumable)
         try:
             async for piece in pieces:
-                yield _event(piece)
+                yield _event(piece, resumable=resumable)
         except NightmillError as error:  # the status was sent long ago
             if not (resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
                 yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
 
 
-def _event(piece: Piece) -> bytes:
+def _event(piece: Piece, *, resumable: bool) -> bytes:
     if piece.kind not in ("chunk", "end"):
         return KEEP_ALIVE
-    return b"%bdata: %b\n\n" % (named(piece.at), piece.body or b"[DONE]")
+    return b"%bdata: %b\n\n" % (named(piece.at) if resumable else b"", piece.body or b"[DONE]")

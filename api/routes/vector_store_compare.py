@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -37,14 +37,21 @@ _FileId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class JudgedQuery(Body):
-    """A query, and the files that should be found."""
+    """A query, and the files that should be found, if anybody knows."""
 
     query: _Query
-    relevant: Annotated[list[_FileId], Field(min_length=1, max_length=1000)]
+    relevant: list[_FileId] = Field(default=[], min_length=1, max_length=1000)
+
+
+def _judged(query: Any) -> Any:
+    return {"query": query} if isinstance(query, str) else query
+
+
+_Asked = Annotated[JudgedQuery, BeforeValidator(_judged, json_schema_input_type=_Query | JudgedQuery)]
 
 
 class CompareIndexes(Body):
-    queries: Annotated[list[_Query | JudgedQuery], Field(min_length=1, max_length=_MOST_QUERIES)]
+    queries: Annotated[list[_Asked], Field(min_length=1, max_length=_MOST_QUERIES)]
     max_num_results: int = Field(default=10, ge=1, le=50)
 
 
@@ -61,15 +68,11 @@ async def compare_indexes(
     call: Call, request: Request, vector_store_id: str, index_id: str, body: CompareIndexes
 ) -> Any:
     """Ask both indexes every query, one after the other. Ranked are files, each by its best chunk."""
-    queries = [
-        one if isinstance(one, JudgedQuery) else JudgedQuery.model_construct(query=one, relevant=[])
-        for one in body.queries
-    ]
-    active, candidate, missing = await run_in_threadpool(_both, call, vector_store_id, index_id, queries)
+    active, candidate, missing = await run_in_threadpool(_both, call, vector_store_id, index_id, body.queries)
     k = body.max_num_results
     data = []
     try:
-        for n, one in enumerate(queries):
+        for n, one in enumerate(body.queries):
             found = {}
             for index in (active, candidate) if n % 2 == 0 else (candidate, active):  # neither is always the second
                 found[index.id] = await _side(call, request, index, one, k)

@@ -32,7 +32,7 @@ router: APIRouter = resource("Vector store sources")
 
 _MOST_URLS = 1000
 _MOST_SOURCES = 100  # of one store
-_CLEARED = 500  # transactions of a delete; what is left then the dispatcher removes
+_CLEARED = 20  # transactions within the request for a delete; what is left then the dispatcher removes
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 Digest = Annotated[str, Field(max_length=64)]
 

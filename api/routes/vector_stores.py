@@ -113,7 +113,7 @@ def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStor
 
 @router.delete("/vector_stores/{vector_store_id}")
 def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
-    """Remove a store and all that was embedded for it. Its files stay."""
+    """Remove a store and all that was embedded for it. Its files stay, but for those that its sources have brought."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id)
         stop_jobs(session, call, [index.id for index in indexes.all_of(session, store)])

@@ -15,8 +15,13 @@ import redis
 from openai import OpenAI
 from openai.types.responses import ResponseStreamEvent
 
+from api import kept_responses
+from api.deps import CallContext
 from jobs import interactive, shards
 from jobs.db import Database
+from jobs.errors import StorageAway
+from jobs.keys import revoke_key
+from jobs.responses import Kept
 from tests.support.mill import MODEL, Mill, running
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
@@ -152,6 +157,19 @@ def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> 
     assert tail[0].response == kept
 
 
+def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.0))
+    response_id = _finished(world)
+    with redis.Redis.from_url(world.redis_url) as server:
+        server.delete(interactive.answer(response_id))
+    whole = world.follow(response_id)
+
+    rests = [world.follow(response_id, event.sequence_number) for event in whole]
+
+    assert rests[:-1] == [whole[n:] for n in range(1, len(whole))]
+    assert [event.type for event in rests[-1]] == ["response.completed"], "its end is told again"
+
+
 def test_an_attempt_that_breaks_starts_over_in_the_open(make_world: Any) -> None:
     world = make_world(Paced(breaks_after=6))
 
@@ -234,6 +252,42 @@ def test_cancelling_just_ends_it(make_world: Any) -> None:
     assert world.client.responses.retrieve(seen[0].response.id).status == "cancelled"
 
 
+def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = kept_responses.load, 0
+
+    def counted(call: CallContext, response_id: str) -> Kept:
+        nonlocal loads
+        loads += 1
+        if loads == 2:  # the first is that of the request
+            raise StorageAway
+        return load(call, response_id)
+
+    monkeypatch.setattr("api.kept_responses.load", counted)
+    monkeypatch.setattr("api.followed_responses._LOOK_SECONDS", 0.05)
+    world = make_world(Paced(pause=0.15))
+
+    events = list(world.create())
+
+    assert events[-1].type == "response.completed"
+    assert loads == 3
+
+
+def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.followed_responses._LOOK_SECONDS", 0.05)
+    world = make_world(Paced(pause=0.5))
+    stream = world.create()
+    first = next(stream)
+    with world.mill.db.write() as session:
+        revoke_key(session, world.client.api_key.split("_")[1])
+
+    rest = list(stream)
+
+    assert first.type == "response.created"
+    assert not any(event.type == "response.completed" for event in rest)
+
+
 def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
     world = make_world(Paced())
     key = {"Idempotency-Key": "one-of-them"}
@@ -243,6 +297,16 @@ def test_an_idempotency_key_follows_the_one_response(make_world: Any) -> None:
 
     assert first[-1].response == second[-1].response
     assert _text(second) == _text(first)
+
+
+def test_what_was_told_is_forgotten_soon_after_its_end(make_world: Any) -> None:
+    world = make_world(Paced(pause=0.2))
+    stream = world.create()
+    name = interactive.answer(next(stream).response.id)
+    with redis.Redis.from_url(world.redis_url) as server:
+        eventually(lambda: server.ttl(name) > interactive.TOLD_SECONDS, 10, "while it runs it stays, an hour at most")
+        list(stream)
+        assert 0 < server.ttl(name) <= interactive.TOLD_SECONDS
 
 
 def test_deleted_nothing_told_is_left(make_world: Any) -> None:

@@ -29,8 +29,9 @@ def shop(make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch) -> Sho
     shop = make_shop()
 
     async def counting(request: Request, emit: Emit) -> Answer:
-        last = request.body["messages"][-1]["content"]
-        for n in range(3 if last == "Three" else 1000):
+        said = [message["content"] for message in request.body["messages"]]
+        shop.asked.append(" / ".join(said))
+        for n in range(3 if said[-1] == "Three" else 1000):
             chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
             await emit(json.dumps({**chunk, "choices": [{"index": 0, "delta": {"content": f"{n} <b>"}}]}).encode())
             await asyncio.sleep(0.2)
@@ -97,6 +98,31 @@ def test_what_went_wrong_is_said(shop: Shop, page: Any) -> None:
     tab.click("#send")
 
     expect(tab.locator("#status")).to_contain_text("No live worker serves the model")
+
+
+def test_the_model_is_shown_neither_what_failed_nor_a_conversation_that_was_left_amid_an_answer(
+    shop: Shop, page: Any
+) -> None:
+    tab, _, _ = page
+    tab.fill("#model", MODEL)
+    tab.fill("#prompt", "In vain")
+    tab.click("#send")
+    expect(tab.locator("#status")).to_contain_text("No live worker serves the model")
+    with shop.open():
+        tab.fill("#prompt", "Count")
+        tab.click("#send")
+        expect(tab.locator(".assistant")).to_contain_text("0 <b>1 <b>")
+        tab.click("#anew")
+        expect(tab.locator("#stop")).to_be_disabled()
+        tab.fill("#prompt", "Three")
+        tab.click("#send")
+        expect(tab.locator(".assistant")).to_have_text("0 <b>1 <b>2 <b>")
+        expect(tab.locator("#stop")).to_be_disabled()
+        tab.fill("#prompt", "Three")
+        tab.click("#send")
+        expect(tab.locator(".assistant").nth(1)).to_have_text("0 <b>1 <b>2 <b>")
+
+    assert shop.asked == ["Count", "Three", "Three / 0 <b>1 <b>2 <b> / Three"]
 
 
 def test_the_page_runs_nothing_of_others(shop: Shop) -> None:

@@ -112,7 +112,7 @@ def test_events_have_names_and_no_done(shop: Shop) -> None:
 
     assert said.headers["content-type"].startswith("text/event-stream")
     blocks = [block.split("\n") for block in said.text.strip().split("\n\n")]
-    assert all(name == f"event: {json.loads(data.removeprefix('data: '))['type']}" for _, name, data in blocks)
+    assert all(name == f"event: {json.loads(data.removeprefix('data: '))['type']}" for name, data in blocks)
     assert "[DONE]" not in said.text
 
 

@@ -144,6 +144,19 @@ def test_it_is_come_back_to_again_and_again_also_by_its_url_and_after_its_end(sh
     assert _text(list(_events(iter(whole.text.split("\n"))))) == _WHOLE
 
 
+def test_behind_its_end_there_is_nothing_and_that_is_said_at_once(shop: Shop) -> None:
+    with shop.open():
+        with _post(shop, _CHAT, **_RESUME) as events:
+            seen = list(events)
+        began = time.monotonic()
+        with _post(shop, _CHAT, **{"Last-Event-ID": seen[-1]["id"]}) as events:
+            rest = list(events)
+
+    assert seen[-1]["data"] == "[DONE]"
+    assert rest == []
+    assert time.monotonic() - began < 2
+
+
 def test_another_process_of_the_api_has_the_rest(shop: Shop, tmp_path: Path, sqlite_url: str) -> None:
     models = str(tmp_path / "models.yaml")
     with shop.open(), running_app(tmp_path, sqlite_url, streams_url=shop.redis_url, models_file=models) as other:
@@ -199,6 +212,18 @@ def test_a_response_is_kept_once_whoever_shows_its_end(shop: Shop) -> None:
     assert json.loads(first[0]["data"])["response"]["id"] == kept.id
     assert kept.output_text == ends[0][-1]["response"]["output"][0]["content"][0]["text"]
     assert [item.type for item in shop.client.conversations.items.list(talk.id)] == ["message", "message"]
+
+
+def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(shop: Shop) -> None:
+    """Once as the model is shown it, and once as what is new of it."""
+    body = {"model": MODEL, "input": "Tell me of the sea", "stream": True}
+    with shop.open(), _post(shop, body, "responses", **_RESUME) as events:
+        [first] = _some(events, 1)
+        with redis.Redis.from_url(shop.redis_url) as server:
+            kept = server.get(interactive.resumable(first["id"].partition("/")[0]))
+
+    assert isinstance(kept, bytes)
+    assert kept.count(b"Tell me of the sea") == 2
 
 
 def test_nobody_comes_back_and_the_engine_is_free_when_the_time_is_over(
@@ -280,6 +305,8 @@ def test_no_other_project_reads_or_stops_it(shop: Shop) -> None:
     [
         ({"Last-Event-ID": "7"}, {}, 400, "Last-Event-ID"),
         ({"Last-Event-ID": f"req_{'a' * 24}/1-x"}, {}, 400, "Last-Event-ID"),
+        ({"Last-Event-ID": f"req_{'a' * 24}/{1 << 64}-0"}, {}, 400, "Last-Event-ID"),
+        ({"Last-Event-ID": f"req_{'a' * 24}/1-{1 << 64}"}, {}, 400, "Last-Event-ID"),
         ({"Last-Event-ID": f"req_{'a' * 24}/1-0"}, {}, 404, "Last-Event-ID"),
         ({"X-Nightmill-Resume": "0"}, {}, 400, "X-Nightmill-Resume"),
         ({"X-Nightmill-Resume": "601"}, {}, 400, "X-Nightmill-Resume"),
@@ -347,6 +374,16 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
     assert shop.host._in_flight == 0
 
 
+def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("jobs.waiting", "workers.interactive"):
+        monkeypatch.setattr(f"{module}.AT_ONCE", 4)
+        monkeypatch.setattr(f"{module}.BEHIND", 16)
+    with shop.open(unread=10), _post(shop, _CHAT, **_RESUME) as events:
+        assert _text(list(events)) == _WHOLE
+
+
 def _last(server: Any, name: str) -> str | None:
     found = server.xrevrange(name, count=1)
     return interactive.unpack_piece(found[0][1][interactive.PIECE]).kind if found else None
@@ -355,8 +392,8 @@ def _last(server: Any, name: str) -> str | None:
 def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_back(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.waiting._AT_ONCE", 4)
-    monkeypatch.setattr("jobs.waiting._BEHIND", 8)
+    monkeypatch.setattr("jobs.waiting.AT_ONCE", 4)
+    monkeypatch.setattr("jobs.waiting.BEHIND", 8)
     with shop.open(), redis.Redis.from_url(shop.redis_url) as server:
         for headers, most in (({}, 12), (_RESUME, 20)):
             with _post(shop, _CHAT, **headers) as events:

@@ -12,8 +12,11 @@ import pytest
 import redis
 
 from jobs import interactive, pauses
-from jobs.interactive import Piece
+from jobs.clock import now
+from jobs.interactive import Piece, Question
 from jobs.queues import Queue
+from jobs.settings import Settings
+from jobs.waiting import Lines, last_piece
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
@@ -314,3 +317,33 @@ def test_nothing_of_an_answered_question_is_left_behind(shop: Shop) -> None:
 
         eventually(lambda: set(server.keys()) <= before, 5, "no key is left")
         assert all(0 < server.ttl(name) <= 60 for name in before if server.exists(name))
+
+
+def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(redis_url: str) -> None:
+    """And each of them is answered: nobody takes the questions until all are in the line."""
+    count, queue = 150, "test.many"
+    lines = Lines(Settings(streams_url=redis_url))
+
+    async def served() -> bool:
+        return True
+
+    async def ask(n: int) -> Piece:
+        question = Question(f"req_many{n}", "/v1/chat/completions", b"{}", "tenant", now() + 30)
+        return await last_piece(lines.ask(queue, question, served))
+
+    async def all_of_them() -> list[Piece | BaseException]:
+        asked = asyncio.gather(*map(ask, range(count)), return_exceptions=True)
+        async with interactive.connect(redis_url) as server:
+            while await server.llen(interactive.line_of(queue)) < count and not asked.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while raw := await server.lpop(interactive.line_of(queue)):
+                name = interactive.answer(interactive.unpack_question(raw).id)
+                await server.xadd(name, {interactive.PIECE: interactive.pack(Piece("end", b"{}"))})
+            said = await asked
+        await lines.close()
+        return said
+
+    said = asyncio.run(asyncio.wait_for(all_of_them(), 20))
+
+    assert [one for one in said if not isinstance(one, Piece)] == []
+    assert len(said) == count

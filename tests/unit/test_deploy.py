@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,23 @@ def test_only_the_api_and_flower_can_be_reached_and_only_from_this_machine() -> 
     assert all(re.fullmatch(r"\$\{\w+:-127\.0\.0\.1:\d+\}:\d+", port) for ports in published.values() for port in ports)
     assert COMPOSE["networks"]["inside"] == {"internal": True}
     assert all(SERVICES[name]["networks"] == ["inside"] for name in ("postgres", "valkey", "weaviate"))
+
+
+def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
+    """Sources are read where a store is planned; engines, models and receivers of webhooks may be elsewhere."""
+    out = {name for name in OURS if "outside" in SERVICES[name]["networks"]}
+
+    assert out == {"web", "flower", "cpu", "generate", "gpu", "embed", "io"}
+
+
+def test_both_images_have_what_every_kind_of_file_is_read_with() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for target in ("cpu", "gpu"):
+        [install] = [rest for name, rest in stages()[f"build-{target}"] if name == "RUN" and "--requirements" in rest]
+        given = set(re.findall(r"--extra (\S+)", install))
+        assert {"embed", "parse"} < given <= extras
+    [packages] = [rest for name, rest in stages()["runtime"] if name == "RUN"]
+    assert "tesseract-ocr" in packages.split()
 
 
 def test_the_example_has_every_variable_of_the_compose_file_with_its_default() -> None:

@@ -9,7 +9,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from jobs.models import Audit, Job, Source
+from jobs import sources
+from jobs.models import Audit, Job, Source, SourceItem
+from jobs.sources import ITEMS_AT_ONCE
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
@@ -191,6 +193,22 @@ def test_a_deleted_source_is_gone_and_its_sync_ends(app: FastAPI, client: TestCl
     assert count(app, Source) == 0
     for method, end in (("get", ""), ("delete", ""), ("post", "/sync"), ("post", "/pause"), ("get", "/items")):
         assert error_of(getattr(client, method)(f"{path}/{source['id']}{end}")) == (404, "source_id", "not_found")
+
+
+def test_a_delete_removes_some_of_what_was_brought_and_leaves_the_rest_to_the_dispatcher(
+    app: FastAPI, client: TestClient, path: str
+) -> None:
+    source = client.post(path, json=PAGE).json()["id"]
+    with app.state.services.db.write() as session:
+        session.add_all(
+            SourceItem(source_id=source, digest=f"{n:064x}", key=str(n), job_id="", change="") for n in range(450)
+        )
+
+    assert client.delete(f"{path}/{source}").status_code == 200
+
+    assert count(app, SourceItem) == 450 - 20 * ITEMS_AT_ONCE
+    with app.state.services.db.read() as session:
+        assert [one.id for one in sources.doomed(session)] == [source]
 
 
 def test_a_source_belongs_to_its_store_and_project(client: TestClient, stranger: TestClient, path: str) -> None:
