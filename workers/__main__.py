@@ -28,7 +28,6 @@ from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
 from workers.asking import Asking
-from workers.caching.engine import Cached
 from workers.caching.shelf import Shelf
 from workers.company import Company
 from workers.context import Context, Pool, build
@@ -36,14 +35,12 @@ from workers.courtesy import Courtesy
 from workers.elsewhere import Elsewhere
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
-from workers.fitting.fitted import Fitted
-from workers.grounding import Grounded
 from workers.host import EngineHost
 from workers.interactive import Desk
+from workers.layers import Needs, before
 from workers.quarantine import Deaths
 from workers.reranking import Reranking
 from workers.rooms import Rooms
-from workers.schemas.checked import Checked
 from workers.schemas.checker import Checker
 from workers.searching import Searching
 
@@ -87,12 +84,17 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     asking = Asking(context)
-    checked = Checked(engine, Checker())
-    fitted = Fitted(checked, engine.length, Elsewhere(context, asking, engine, queue))
-    rooms = Rooms(config, lambda: engine.registry)
-    grounded = Grounded(fitted, asking.search, rooms.of)
     shelf = Shelf(context.db, config.cache_max_bytes)
-    cached = Cached(grounded, shelf, engine.identity, config)
+    needs = Needs(
+        measure=engine.length,
+        identity=engine.identity,
+        others=Elsewhere(context, asking, engine, queue),
+        search=asking.search,
+        rooms=Rooms(config, lambda: engine.registry).of,
+        shelf=shelf,
+        checker=Checker(),
+    )
+    cached = before(engine, needs, config)
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
     host = EngineHost(cached, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
     reranking = Reranking(context, host, queue)

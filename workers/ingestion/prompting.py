@@ -2,7 +2,7 @@
 
 The prompt is put there by who asks, and not by the engine: an ingestion records what its vectors were made from, and an
 engine that has been running for days may have been started with other prompts, or with some where there are none now.
-So every engine is told to add none; what a server need not know of that stays here.
+So every engine that may have some is told to add none; what a server need not know of that stays here.
 """
 
 from dataclasses import dataclass
@@ -17,28 +17,33 @@ from workers.ingestion import cutting
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """`told`: its engine may have prompts, and is told to add none. vLLM has none, and does not know the field."""
+
     text: str = ""
+    told: bool = True
 
     def fields(self, texts: list[str]) -> dict[str, Any]:
         """Of a request for the vectors of these texts."""
-        return {"input": [self.text + text for text in texts], "input_type": RAW}
+        return {"input": [self.text + text for text in texts], **({"input_type": RAW} if self.told else {})}
 
 
 def passage(config: Settings, name: str) -> Prompt:
     """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
-    return Prompt(_prompts(config, name).passage)
+    found, told = _prompts(config, name)
+    return Prompt(found.passage, told)
 
 
 def query(config: Settings, name: str) -> Prompt:
     """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
-    return Prompt(_prompts(config, name).query)
+    found, told = _prompts(config, name)
+    return Prompt(found.query, told)
 
 
-def _prompts(config: Settings, name: str) -> Prompts:
+def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:
     model = Registry.load(config).resolve(name)
     if model is None:
-        return Prompts()
-    return prompts_of(model.engine_args, _own(config, model))
+        return Prompts(), True
+    return prompts_of(model.engine_args, _own(config, model)), model.engine is not EngineKind.VLLM
 
 
 def _own(config: Settings, model: Model) -> Own:

@@ -76,6 +76,13 @@ def test_an_engine_that_was_started_with_a_prompt_is_told_so_too_when_the_prompt
     assert {body["input_type"] for body in bodies} == {"raw"}
 
 
+def test_vllm_is_sent_no_field_that_it_does_not_know(tmp_path: Path) -> None:
+    model = {"source": {"path": str(tmp_path)}, "engine": "vllm", "endpoints": ["/v1/embeddings"]}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": {"v": model}}))
+
+    assert prompting.query(Settings(data_dir=tmp_path), "v").fields(["a"]) == {"input": ["a"]}
+
+
 def test_a_server_without_prompts_is_not_told() -> None:
     body = {"model": "m", **prompting.Prompt().fields(["a"])}
 

@@ -1,0 +1,36 @@
+"""What stands before a worker's engines, and in which order.
+
+    Request ─▶ Cached ─▶ Grounded ─▶ Fitted ─▶ Checked ─▶ engine
+
+A hit costs none of the others. What is found in files is fitted into the context with the rest, and what a schema has
+asked for once more is of the prompt as it was cut.
+"""
+
+from dataclasses import dataclass
+
+from jobs.settings import Settings
+from workers.caching.engine import Cached, Identity
+from workers.caching.shelf import Shelf
+from workers.engines.port import Engine
+from workers.fitting.fitted import Fitted, Measure, Others
+from workers.grounding import Grounded, Rooms, Searcher
+from workers.schemas.checked import Checked
+from workers.schemas.checker import Checker
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What they ask."""
+
+    measure: Measure
+    identity: Identity
+    others: Others
+    search: Searcher
+    rooms: Rooms
+    shelf: Shelf
+    checker: Checker
+
+
+def before(engine: Engine, needs: Needs, config: Settings) -> Cached:
+    fitted = Fitted(Checked(engine, needs.checker), needs.measure, needs.others)
+    return Cached(Grounded(fitted, needs.search, needs.rooms), needs.shelf, needs.identity, config)
