@@ -6,6 +6,7 @@ forget   row ─▶ object                 likewise
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,14 +18,15 @@ from api.deps import CallContext
 from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.models import Job, KeptResponse
+from jobs.errors import Conflict, InvalidRequest, NotFound, StorageAway
+from jobs.models import Audit, Job, KeptResponse
 from jobs.responses import Kept
 from jobs.states import TERMINAL, JobState
 
 #: In the background a response has so long until it is given up.
 _WINDOW = "24h"
 _WINDOW_SECONDS = 86_400
+_CREATED = "response.create"
 
 _STATUS: Mapping[str, str] = {
     JobState.QUEUED: "queued",
@@ -55,7 +57,7 @@ def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     def insert(session: Session) -> Reference:
         row = KeptResponse(id=response_id, project_id=call.project_id, created_at=created, expires_at=expires)
         session.add(row)
-        call.record(session, "response.create", row.id)
+        call.record(session, _CREATED, row.id)
         return Reference(id=row.id)
 
     return insert
@@ -88,19 +90,32 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
 
 
 def unless_kept(call: CallContext, response_id: str) -> Callable[[Callable[[Session], object]], None]:
-    """Runs in one transaction what keeps a response; nothing where another connection of its stream did."""
+    """Runs in one transaction what keeps a response; nothing where another connection of its stream did.
+
+    It stays kept once, also when it was deleted meanwhile: the audit knows of it for ever.
+    """
 
     def run(work: Callable[[Session], object]) -> None:
         try:
             with call.db.write() as session:
-                if session.get(KeptResponse, response_id) is None:
+                if not _was_kept(session, response_id):
                     work(session)
+                    return
+                deleted = session.get(KeptResponse, response_id) is None
+            if deleted:  # its object was written anew a moment ago
+                with suppress(StorageAway):  # retention does it
+                    call.storage.delete(responses.path(response_id))
         except IntegrityError:  # at the same moment
             with call.db.read() as session:
-                if session.get(KeptResponse, response_id) is None:
+                if not _was_kept(session, response_id):
                     raise
 
     return run
+
+
+def _was_kept(session: Session, response_id: str) -> bool:
+    mine = Audit.target == response_id, Audit.action == _CREATED
+    return session.scalar(select(Audit.id).where(*mine).limit(1)) is not None
 
 
 def load(call: CallContext, response_id: str) -> Kept:

@@ -13,8 +13,9 @@ import openai
 import pytest
 import redis
 
-from jobs import interactive
+from jobs import interactive, responses
 from jobs.clock import now
+from jobs.errors import NotFound
 from jobs.interactive import Question
 from jobs.queues import Queue
 from tests.support.shop import MODEL, Shop
@@ -107,12 +108,27 @@ def test_every_event_has_an_id_and_the_sdk_does_not_mind_not_even_beside_signs_o
 ) -> None:
     monkeypatch.setattr("workers.interactive.ALIVE_SECONDS", 0.1)
     with shop.open():
-        with _post(shop, _CHAT) as events:
+        with _post(shop, _CHAT, **_RESUME) as events:
             seen = list(events)
-        pieces = list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
+        pieces = list(
+            shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True, extra_headers=_RESUME)
+        )
 
     assert len({event["id"] for event in seen}) == len(seen) == _WORDS + 1
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == _WHOLE
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("chat/completions", _CHAT), ("responses", {"model": MODEL, "input": "Hello", "stream": True})]
+)
+def test_a_stream_that_cannot_be_resumed_has_no_ids_that_a_client_would_come_back_with(
+    shop: Shop, path: str, body: dict[str, Any]
+) -> None:
+    with shop.open(), _post(shop, body, path) as events:
+        seen = list(events)
+
+    assert len(seen) > 3
+    assert not any("id" in event for event in seen)
 
 
 def test_the_rest_comes_after_the_connection_broke_and_the_model_is_asked_once(shop: Shop) -> None:
@@ -211,6 +227,25 @@ def test_a_response_is_kept_once_whoever_shows_its_end(shop: Shop) -> None:
     kept = shop.client.responses.retrieve(ends[0][-1]["response"]["id"])
     assert json.loads(first[0]["data"])["response"]["id"] == kept.id
     assert kept.output_text == ends[0][-1]["response"]["output"][0]["content"][0]["text"]
+    assert [item.type for item in shop.client.conversations.items.list(talk.id)] == ["message", "message"]
+
+
+def test_a_deleted_response_does_not_come_back_with_whoever_comes_back_to_its_stream(shop: Shop) -> None:
+    talk = shop.client.conversations.create()
+    body = {"model": MODEL, "input": "Hello", "stream": True, "conversation": talk.id}
+    with shop.open():
+        with _post(shop, body, "responses", **_RESUME) as events:
+            seen = list(events)
+        name = json.loads(seen[-1]["data"])["response"]["id"]
+        shop.client.responses.delete(name)
+        with _post(shop, body, "responses", **{"Last-Event-ID": seen[2]["id"]}) as events:
+            again = list(events)
+
+    assert [event["data"] for event in again] == [event["data"] for event in seen[3:]]
+    with pytest.raises(openai.NotFoundError):
+        shop.client.responses.retrieve(name)
+    with pytest.raises(NotFound):
+        shop.app.state.services.storage.size(responses.path(name))
     assert [item.type for item in shop.client.conversations.items.list(talk.id)] == ["message", "message"]
 
 
@@ -395,11 +430,14 @@ def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_bac
     monkeypatch.setattr("jobs.waiting.AT_ONCE", 4)
     monkeypatch.setattr("jobs.waiting.BEHIND", 8)
     with shop.open(), redis.Redis.from_url(shop.redis_url) as server:
+        before = set(server.keys(interactive.answer("req_*")))
         for headers, most in (({}, 12), (_RESUME, 20)):
             with _post(shop, _CHAT, **headers) as events:
                 seen = _some(events, 30)
-                name = seen[0]["id"].partition("/")[0]
-                assert server.xlen(interactive.answer(name)) <= most
+                [name] = set(server.keys(interactive.answer("req_*"))) - before
+                assert server.xlen(name) <= most
+            before.add(name)
+        name = seen[0]["id"].partition("/")[0]
         with pytest.raises(openai.NotFoundError) as gone:
             shop.client.get(f"/streams/{name}", cast_to=object, options={"headers": {"Last-Event-ID": seen[0]["id"]}})
 
