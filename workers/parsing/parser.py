@@ -166,7 +166,8 @@ class Parser:
     def close(self) -> None:
         self._drop()
 
-    def _parse(self, ask: bytes) -> Document:
+    def _parse(self, ask: bytes, *, again: bool = True) -> Document:
+        """A child that was killed once says nothing against its file: who ends a worker may begin with its children."""
         try:
             child = self._started()
             child.say(ask)
@@ -176,10 +177,13 @@ class Parser:
             self._end()
             raise invalid(_beyond(f"{self._limits.seconds:g} seconds")) from None
         except Died:
-            raise self._obituary(self._end()) from None
+            returncode = self._end()
+            if returncode != -signal.SIGKILL or not again:
+                raise self._obituary(returncode) from None
         except BaseException:  # whatever it is, this child has something to do with it
             self._end()
             raise
+        return self._parse(ask, again=False)
 
     def _taken(self, child: Child, message: bytes) -> Document:
         try:

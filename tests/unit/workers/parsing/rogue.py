@@ -17,6 +17,11 @@ def work(ask: wire.Ask) -> wire.Parsed:
     name = ask.filename
     if name in DEEDS:
         DEEDS[name]()
+    if name == "killed" and not (seen := Path(ask.path)).exists():
+        seen.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "always killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if name == "write":
         Path(ask.path).write_bytes(b"x")
     if name == "call":

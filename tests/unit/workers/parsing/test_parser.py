@@ -202,6 +202,13 @@ def test_child_sees_no_secret(rogue: Parser, cutting: Cutting, monkeypatch: pyte
     assert rogue.parse(Path("/nowhere"), "$NIGHTMILL_SECRET", cutting).text == "unset"
 
 
+def test_child_that_is_killed_once_condemns_no_file(rogue: Parser, cutting: Cutting, tmp_path: Path) -> None:
+    """The kernel that has no memory left kills it again; who takes down a worker, child by child, does not."""
+    assert rogue.parse(tmp_path / "seen", "killed", cutting).text == "good text"
+
+    assert refused(rogue, "always killed", cutting).code == "invalid_file"
+
+
 def test_child_writes_no_file(rogue: Parser, cutting: Cutting, tmp_path: Path) -> None:
     with pytest.raises(Refused):
         rogue.parse(tmp_path / "file", "write", cutting)
