@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BeforeValidator, Field
@@ -14,12 +13,12 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api import ranking
-from api.asking import ask, whole
+from api.asking import whole
 from api.bodies import Body
 from api.deps import Call, CallContext
 from api.presenters.vector_index import Compared, Comparison, Marks, Mean, Side, Summary
 from api.routes.vector_store_indexes import get_index
-from api.routes.vector_store_search import LONGEST_QUERY, wanted
+from api.routes.vector_store_search import LONGEST_QUERY, answer_of, wanted
 from api.routing import resource
 from api.validation import clip
 from api.vector_rows import get_store
@@ -111,17 +110,8 @@ async def _side(call: CallContext, request: Request, index: VectorStore, one: Ju
     """Raises _Refused."""
     search = wanted(index, (one.query,), k * _CHUNKS, None, None)
     began = time.perf_counter()
-    first, pieces = await ask(
-        call,
-        request,
-        searches.URL,
-        msgspec.to_builtins(search),
-        stream=False,
-        endpoint="/v1/embeddings",
-        line=searches.line,
-    )
+    first = await answer_of(call, request, search)
     took = time.perf_counter() - began
-    await pieces.aclose()
     if first.status >= 400:
         raise _Refused(whole(first))
     files = list(dict.fromkeys(chunk.file_id for chunk in searches.decode_results(first.body).found))[:k]

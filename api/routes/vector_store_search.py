@@ -17,6 +17,7 @@ from api.vector_rows import get_store
 from jobs import indexes, placement, searches
 from jobs.conditions import check_filter
 from jobs.errors import InvalidRequest
+from jobs.interactive import Piece
 from jobs.models import VectorStore
 
 router: APIRouter = resource("Vector stores")
@@ -71,6 +72,16 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
         check_filter(body.filters, "filters")
     index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
     search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
+    first = await answer_of(call, request, search)
+    if first.status >= 400:
+        return whole(first)
+    results = searches.decode_results(first.body)
+    data = [show_found(one) for one in results.found]
+    return SearchPage(search_query=list(queries), data=data, duplicates=results.duplicates)
+
+
+async def answer_of(call: CallContext, request: Request, search: searches.Search) -> Piece:
+    """What the workers that have the store's model say of a search."""
     first, pieces = await ask(
         call,
         request,
@@ -81,11 +92,7 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
         line=searches.line,
     )
     await pieces.aclose()
-    if first.status >= 400:
-        return whole(first)
-    results = searches.decode_results(first.body)
-    data = [show_found(one) for one in results.found]
-    return SearchPage(search_query=list(queries), data=data, duplicates=results.duplicates)
+    return first
 
 
 def wanted(
