@@ -28,6 +28,7 @@ from workers.quarantine import Deaths
 log = logging.getLogger(__name__)
 _QUARANTINE_SECONDS = 30.0
 _LOOK = 0.2  # seconds between looks at a stop while the engines come up
+_LAST_CALLS, _LAST_SECONDS = 5, 0.5  # how often what still runs when the loop ends is waited for, and how long
 T = TypeVar("T")
 
 
@@ -193,4 +194,15 @@ class EngineHost:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        self.loop.run_until_complete(self._end())
         self.loop.close()
+
+    async def _end(self) -> None:
+        """What still runs may end, and is cancelled where it does not: what it has open it can close."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in range(_LAST_CALLS):
+            for task in left if call else ():
+                task.cancel()  # again where it was swallowed
+            if left:
+                _, left = await asyncio.wait(left, timeout=_LAST_SECONDS)
+        await self.loop.shutdown_asyncgens()

@@ -9,8 +9,7 @@ attempt that starts over tells its events anew, from `response.created`, under h
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +23,8 @@ from workers.host import EngineHost
 
 log = logging.getLogger(__name__)
 _MOST: Final = 16_384  # events of one attempt that are told
+_AT_ONCE: Final = 64  # of them in one round trip
+_PATIENCE: Final = 5.0  # seconds for a round trip: a server that stands still holds up no answer for long
 
 
 class Telling:
@@ -32,8 +33,8 @@ class Telling:
     def __init__(self, host: EngineHost, url: str, response_id: str, epoch: int) -> None:
         self._host, self._url = host, url
         self._name, self._epoch = answer(response_id), epoch
+        self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._told = 0
-        self._redis: Any = None
         self._last: Any = None
 
     async def ask(self, request: Request) -> Answer:
@@ -41,11 +42,12 @@ class Telling:
         if not self._url:
             return await self._host.engine.answer(request)
         self._last = None  # of a try before this one
-        async with connect(self._url) as self._redis:
-            try:
-                said = await self._host.engine.stream(request, self._emit)
-            finally:
-                await asyncio.shield(asyncio.create_task(self._leave()))
+        telling = asyncio.create_task(self._tell())
+        try:
+            said = await self._host.engine.stream(request, self._emit)
+        finally:
+            self._events.put_nowait(None)
+            await asyncio.shield(telling)  # cancelled or not, it ends by itself and closes its connection
         if said.status != 200 or said.body:
             return said
         if self._last is None:
@@ -58,25 +60,39 @@ class Telling:
         if event.get("type") in FINAL:
             self._last = event.get("response")
         elif self._told < _MOST:
-            await self._tell(event)
+            told = {**event, "sequence_number": numbered(self._epoch, self._told)}
+            self._told += 1
+            self._events.put_nowait(msgspec.json.encode(told))
 
-    async def _tell(self, event: Mapping[str, Any]) -> None:
-        told = {**event, "sequence_number": numbered(self._epoch, self._told)}
-        self._told += 1
-        # beside us: redis-py swallows a cancellation now and then, and this one stops the engine
-        await asyncio.shield(asyncio.create_task(self._write(msgspec.json.encode(told))))
+    async def _tell(self) -> None:
+        """A task of its own: redis-py swallows a cancellation now and then, and the one of `ask` stops the engine."""
+        async with connect(self._url) as server:
+            try:
+                while events := await self._next():
+                    async with asyncio.timeout(_PATIENCE):
+                        await self._write(server, events)
+                async with asyncio.timeout(_PATIENCE):
+                    await server.expire(self._name, TOLD_SECONDS)  # it has ended; the server has little room
+            except (RedisError, OSError) as error:
+                self._told = _MOST  # a hole would be worse than an early end
+                log.warning("response_not_told", extra={"error": str(error)})
 
-    async def _leave(self) -> None:
-        """It has ended: the server, which has little room, soon forgets what was told."""
-        with suppress(RedisError, OSError):  # it does so anyway, later
-            await self._redis.expire(self._name, TOLD_SECONDS)
+    async def _next(self) -> list[bytes]:
+        """What there is to tell, as soon as there is something; nothing at the end."""
+        told = []
+        event = await self._events.get()
+        while event is not None:
+            told.append(event)
+            if len(told) == _AT_ONCE or self._events.empty():
+                return told
+            event = self._events.get_nowait()
+        if told:
+            self._events.put_nowait(None)  # the end, once more
+        return told
 
-    async def _write(self, event: bytes) -> None:
-        try:
-            async with self._redis.pipeline(transaction=False) as pipe:
+    async def _write(self, server: Any, events: Sequence[bytes]) -> None:
+        async with server.pipeline(transaction=False) as pipe:
+            for event in events:
                 pipe.xadd(self._name, {PIECE: pack(Piece("chunk", event))})
-                pipe.expire(self._name, BACKGROUND_SECONDS)
-                await pipe.execute()
-        except (RedisError, OSError) as error:
-            self._told = _MOST  # a hole would be worse than an early end
-            log.warning("response_not_told", extra={"error": str(error)})
+            pipe.expire(self._name, BACKGROUND_SECONDS)
+            await pipe.execute()

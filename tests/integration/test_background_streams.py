@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -27,7 +28,10 @@ from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
+from workers.host import EngineHost
 from workers.telling import Telling
+
+BODY = {"model": MODEL, "input": "Hello"}
 
 
 @dataclass
@@ -207,17 +211,32 @@ def test_of_a_worker_that_was_lost_what_it_still_tells_is_not_shown(make_world: 
     stream = world.create()
     seen = [next(stream) for _ in range(4)]
     response_id = seen[0].response.id
-    zombie = Telling(world.mill.host, world.redis_url, response_id, 0)
 
-    async def late() -> None:
-        async with interactive.connect(world.redis_url) as zombie._redis:
-            await zombie._emit(b'{"type":"response.output_text.delta","delta":"LATE","item_id":"x"}')
+    class Late:
+        async def stream(self, _request: Request, emit: Emit) -> Answer:
+            await emit(b'{"type":"response.output_text.delta","delta":"LATE","item_id":"x"}')
+            return Answer(200, b"late")
 
-    world.mill.host.call(late()).result(5)
+    host: Any = SimpleNamespace(engine=Late())
+    zombie = Telling(host, world.redis_url, response_id, 0)
+    world.mill.host.call(zombie.ask(Request("/v1/responses", BODY, "r"))).result(5)
     events = seen + list(stream)
 
     assert "LATE" not in _text(events)
     assert events[-1].type == "response.completed"
+
+
+def test_one_that_is_cancelled_leaves_no_connection_open(redis_url: str) -> None:
+    host = EngineHost(Paced(pause=30.0), lambda: None)
+    host.start()
+    with redis.Redis.from_url(redis_url) as server:
+        before = len(server.client_list())
+        asked = host.call(Telling(host, redis_url, "resp_gone", 1).ask(Request("/v1/responses", BODY, "r")))
+        eventually(lambda: server.exists(interactive.answer("resp_gone")), 10, "it tells its first event")
+        asked.cancel()  # and the loop ends in the same breath
+        host.close()
+
+        eventually(lambda: len(server.client_list()) == before, 5, "its connection is closed")
 
 
 def test_without_redis_it_is_answered_all_the_same(make_world: Any) -> None:

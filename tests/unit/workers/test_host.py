@@ -1,8 +1,10 @@
 """The engine host, before its engines are there."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 
 import pytest
 
@@ -67,3 +69,46 @@ def test_an_engine_that_cannot_be_closed_holds_up_no_end(caplog: pytest.LogCaptu
 
     assert host.loop.is_closed()
     assert "engine_close_failed" in caplog.messages
+
+
+def test_what_still_runs_when_it_ends_closes_what_it_has_open() -> None:
+    host = EngineHost(FakeEngine(), lambda: None)
+    host.start()
+    began, ended = threading.Event(), threading.Event()
+
+    async def forever() -> None:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.set()
+
+    host.call(forever())
+    assert began.wait(10)
+
+    host.close()
+
+    assert ended.is_set()
+    assert host.loop.is_closed()
+
+
+def test_what_will_not_be_cancelled_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.host._LAST_SECONDS", 0.05)
+    host = EngineHost(FakeEngine(), lambda: None)
+    host.start()
+    began, over = threading.Event(), threading.Event()
+
+    async def stubborn() -> None:
+        began.set()
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    host.call(stubborn())
+    assert began.wait(10)
+
+    host.close(5.0)
+    over.set()
+
+    assert host.loop.is_closed()
