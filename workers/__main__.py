@@ -66,13 +66,13 @@ def main(arguments: list[str]) -> None:
 
 def _cpu(config: Settings) -> None:
     app = celery_app.build(config)
-    _work(app, "cpu", tasks.CPU_POOL.queues, ["--pool=prefork", f"--concurrency={max(2, (os.cpu_count() or 2) // 2)}"])
+    _work(app, "cpu", tasks.CPU_POOL.queues, [f"--concurrency={max(2, (os.cpu_count() or 2) // 2)}"])
 
 
 def _threads(config: Settings, pool: Pool) -> None:
     context = build(config, pool)
     tasks.furnish(context)
-    _work(celery_app.build(config), pool.name, pool.queues, ["--pool=threads", "--concurrency=4"])
+    _work(celery_app.build(config, threads=True), pool.name, pool.queues, ["--concurrency=4"])
     context.keeper.leave()
 
 
@@ -103,8 +103,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
     threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()
-    argv = ["--pool=threads", f"--concurrency={pool.slots}"]
-    _work(celery_app.build(config, (queue,)), name, pool.queues, argv)
+    app = celery_app.build(config, (queue,), threads=True)
+    _work(app, name, pool.queues, [f"--concurrency={pool.slots}"])
     context.keeper.leave()
     with suppress(TimeoutError):
         host.call(desk.close()).result(2)

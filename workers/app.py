@@ -27,9 +27,7 @@ _REDIS = {
     "socket_keepalive": True,
     "retry_on_timeout": False,
     "health_check_interval": 10,
-    "visibility_timeout": 600,
-    "unacked_restore_interval": 10,
-    "unacked_restore_throttle": 1,
+    "ack_emulation": False,  # to keep each message until it begins takes two more transactions; the lost are rung again
     "global_keyprefix": "nightmill:",
 }
 
@@ -43,7 +41,7 @@ def broker_url(config: Settings) -> str:
 logging.getLogger("kombu.transport.native_delayed_delivery").setLevel(logging.ERROR)
 
 
-def build(config: Settings, extra_queues: tuple[str, ...] = ()) -> Celery:
+def build(config: Settings, extra_queues: tuple[str, ...] = (), *, threads: bool = False) -> Celery:
     """An app for this process, with every queue declared: a typo creates none."""
     app = Celery("nightmill")
     names = [queue.value for queue in Queue] + [name for name in extra_queues if name not in set(Queue)]
@@ -69,7 +67,8 @@ def build(config: Settings, extra_queues: tuple[str, ...] = ()) -> Celery:
         accept_content=["json"],
         task_publish_retry=False,
         task_send_sent_event=False,
-        worker_send_task_events=True,  # Flower shows them; a doorbell per shard is few
+        worker_send_task_events=False,  # Flower asks for them: three messages for each task
+        worker_pool="workers.pool:TaskPool" if threads else "prefork",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=_is_redis(broker_url(config)),
         worker_pool_start_method="spawn",
