@@ -7,8 +7,14 @@ import secrets
 import string
 
 _ALPHABET = string.ascii_lowercase + string.digits
+_LENGTH = 24
 
 
 def new_id(prefix: str) -> str:
     """`new_id("file-")` → `file-` and 24 characters of 36 (124 bits)."""
-    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(24))
+    number = secrets.randbelow(len(_ALPHABET) ** _LENGTH)  # once for all of them: a choice each costs ten times as much
+    characters = []
+    for _ in range(_LENGTH):
+        number, at = divmod(number, len(_ALPHABET))
+        characters.append(_ALPHABET[at])
+    return prefix + "".join(characters)
