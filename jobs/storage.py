@@ -113,8 +113,11 @@ class DiskStorage:
         return swept
 
     def free(self) -> int | None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self.root).free
+        try:
+            return shutil.disk_usage(self.root).free
+        except FileNotFoundError:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return shutil.disk_usage(self.root).free
 
     def _at(self, path: str) -> Path:
         if path.startswith("/") or ".." in path.split("/"):
