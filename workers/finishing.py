@@ -39,9 +39,12 @@ _SHARDS_AT_ONCE = 100
 _REASONS = {JobState.EXPIRING: records.EXPIRED, JobState.CANCELLING: records.CANCELLED}
 
 
-def finish(context: Context, job_id: str) -> None:
-    """Handle one `finish` doorbell. Returns quietly when there is nothing to finish or the claim was lost."""
-    claim = context.db.retrying(
+def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None:
+    """Handle one `finish` doorbell. Returns quietly when there is nothing to finish or the claim was lost.
+
+    With a `claim` there was no doorbell: whoever ran the last shard has it from the same transaction.
+    """
+    claim = claim or context.db.retrying(
         lambda session: ledger.claim(session, job_id, Task.FINISH, context.worker_id), context.stop
     )
     if claim is None:
@@ -136,10 +139,11 @@ class _Finisher:
         self._close()  # the files are durable now: the stack's writers have closed
 
     def _shards(self) -> Iterator[tuple[Shard, list[Segment]]]:
-        at = -1
-        while page := self._page(at):
+        page = self._page(-1)
+        yield from page
+        while len(page) == _SHARDS_AT_ONCE:
+            page = self._page(page[-1][0].n)
             yield from page
-            at = page[-1][0].n
 
     def _page(self, after: int) -> list[tuple[Shard, list[Segment]]]:
         job_id = self.job.id

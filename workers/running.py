@@ -21,8 +21,10 @@ from sqlalchemy.orm import Session
 from jobs import ledger, responses, shards
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.interactive import redis_url
+from jobs.ledger import JobClaim
 from jobs.logs import Seldom
 from jobs.payloads import INGESTION, Response
+from jobs.queues import Task
 from jobs.shards import ShardClaim, Tally
 from workers import records
 from workers.answering import Answering
@@ -67,7 +69,7 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
             _storage_failed.warn(job_id=job_id, shard=n, error=str(error))
             run.give_back(STORAGE_SECONDS, "disk")
     if run.closed and claim.lines == claim.job.total:
-        finish(context, job_id)  # it is small: to ring for somebody else costs more than to do it
+        finish(context, job_id, run.finishing)  # it is small: to ring for somebody else costs more than to do it
 
 
 class _Run:
@@ -84,6 +86,7 @@ class _Run:
         self.left = claim.lines - claim.covered.bit_count()
         self.seq = 0
         self.closed = False
+        self.finishing: JobClaim | None = None
 
     def all(self) -> None:
         claim, limit = self.claim, self.context.config.stalls_before_careful
@@ -179,7 +182,7 @@ class _Run:
         if batch:
             self.context.storage.put(path, data)
         self._write(lambda session: self._record(session, path, len(data), tally, last))
-        if last and not self.context.db.sqlite:
+        if last and not self.context.db.sqlite and self.finishing is None:
             # two last shards may each have seen the other open: look again, now that both are committed
             self._write(lambda session: ledger.settle(session, self.claim.job.id, actor=self._actor))
         self.seq += 1
@@ -192,6 +195,9 @@ class _Run:
             shards.finish_empty(session, self.claim)
         if last:
             ledger.settle(session, self.claim.job.id, actor=self._actor)
+        if last and self.claim.lines == self.claim.job.total:
+            # of a commit whose answer is lost nobody holds this claim: its lease ends it
+            self.finishing = ledger.claim(session, self.claim.job.id, Task.FINISH, self.context.worker_id)
 
     @property
     def _actor(self) -> str:

@@ -71,6 +71,8 @@ class _File:
 class Indexing:
     """One claim on one shard. `closed`: all of it is done."""
 
+    finishing = None  # its job is claimed when it is finished
+
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
         self.context = context
         self.host = host
