@@ -19,6 +19,11 @@ from jobs.registry import ANY_MODEL
 from jobs.states import LIVE, ShardState
 
 
+_OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
+#: Every look of the dispatcher asks: built once.
+_ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
+
+
 def register(session: Session, worker: Worker) -> None:
     """Write its row, whether or not it is there: the answer may be lost, and two threads may find the row missing."""
     row = {name: value for name, value in vars(worker).items() if name in Worker.__table__.columns}
@@ -45,9 +50,7 @@ def everyone(session: Session) -> Sequence[Worker]:
 
 def alive(session: Session, queue: str | None = None) -> Sequence[Worker]:
     """Workers that can take work now, of one queue or all."""
-    off = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
-    found = session.scalars(select(Worker).where(Worker.state == "ready", ~off).order_by(Worker.id)).all()
-    return [worker for worker in found if queue is None or queue in worker.queues]
+    return [worker for worker in session.scalars(_ALIVE) if queue is None or queue in worker.queues]
 
 
 def slots(session: Session) -> dict[str, int]:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy import and_, bindparam, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, events, outbox, pauses, source_items
@@ -43,6 +43,13 @@ CLAIMABLE: dict[Task, frozenset[JobState]] = {
     Task.PLAN: frozenset({JobState.QUEUED}),
     Task.FINISH: frozenset(CLOSING),
 }
+
+
+#: Built once, for each step of each job asks them.
+_ITS = bindparam("job_id", type_=Job.id.type)
+_LOCKED = select(Job).where(Job.id == _ITS).with_for_update().execution_options(populate_existing=True)
+_BUSY = select(exists().where(Shard.job_id == _ITS, Shard.state == ShardState.RUNNING))
+_OPEN = select(exists().where(Shard.job_id == _ITS, Shard.state.in_((ShardState.PENDING, ShardState.RUNNING))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +92,16 @@ def move(
     reason: str | None = None,
     values: Mapping[str, Any] | None = None,
     event: str | None = None,
+    locked: Job | None = None,
 ) -> Job:
-    """Take a job along one arrow of `states.MOVES`; `event` is told instead of the usual one.
+    """Take a job along one arrow of `states.MOVES`; `event` is told instead of the usual one, `locked` is the job.
 
     Raises ValueError off the table, Fenced when the guard fails.
     """
     allowed = {sources} if isinstance(sources, JobState) else set(sources)
     if any(target not in MOVES[source] for source in allowed):
         raise ValueError(f"no move {sorted(allowed)} -> {target}")
-    job = lock(session, job_id)
+    job = locked or lock(session, job_id)
     if job is None or job.state not in allowed or epoch not in (None, job.epoch):
         raise Fenced
     source = JobState(job.state)
@@ -117,15 +125,14 @@ def move(
 
 def lock(session: Session, job_id: str) -> Job | None:
     """The job as it is now, held still until the transaction ends."""
-    statement = select(Job).where(Job.id == job_id).with_for_update()
-    return session.scalar(statement.execution_options(populate_existing=True))
+    return session.scalar(_LOCKED, {"job_id": job_id})
 
 
 def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim | None:
     """Take a job for planning or finishing; None when there is nothing to take (a stale doorbell)."""
     free = and_(Job.id == job_id, Job.state.in_(CLAIMABLE[task]), Job.worker_id.is_(None))
     if task is Task.FINISH:
-        free = and_(free, ~_shards_in(job_id, ShardState.RUNNING))
+        free = and_(free, ~exists().where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING))
     job = lock(session, job_id)  # a doorbell owed by another transaction meanwhile is not ours to settle
     if job is not None and pauses.refuses(session, task, job, outbox.JOB, worker_id):
         return None
@@ -166,7 +173,7 @@ def planned(session: Session, claim: JobClaim, *, total: int, model: str | None,
         epoch=claim.epoch,
         values={"total": total, "model": model, "queue": queue},
     )
-    settle(session, job.id, actor=_worker(claim))
+    settle(session, job.id, actor=_worker(claim), locked=job)
     return job
 
 
@@ -278,18 +285,18 @@ def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
     return _stop(session, job_id, JobState.EXPIRING, actor)
 
 
-def settle(session: Session, job_id: str, *, actor: str) -> None:
+def settle(session: Session, job_id: str, *, actor: str, locked: Job | None = None) -> None:
     """Owe the next step of a job that is due for one. Harmless at any time, by anyone, any number of times."""
-    job = lock(session, job_id)
+    job = locked or lock(session, job_id)
     if job is None or job.state in TERMINAL or job.worker_id is not None:
         return
     if job.state == JobState.RUNNING:
-        open_shards = session.scalar(select(_shards_in(job_id, ShardState.PENDING, ShardState.RUNNING)))
+        open_shards = session.scalar(_OPEN, {"job_id": job_id})
         if not open_shards:
-            move(session, job_id, JobState.RUNNING, JobState.FINISHING, actor=actor)
+            move(session, job_id, JobState.RUNNING, JobState.FINISHING, actor=actor, locked=job)
             _owe_own(session, job, 0.0)
         return
-    if not session.scalar(select(_shards_in(job_id, ShardState.RUNNING))):
+    if not session.scalar(_BUSY, {"job_id": job_id}):
         _owe_own(session, job, 0.0)
 
 
@@ -387,10 +394,6 @@ def _event(session: Session, job: Job, kind: str) -> None:
     )
     session.flush()
     events.fan_out(session, event, job)
-
-
-def _shards_in(job_id: str, *states: ShardState) -> Any:
-    return exists().where(Shard.job_id == job_id, Shard.state.in_(states))
 
 
 def _worker(claim: JobClaim) -> str:

@@ -8,7 +8,7 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, text, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, text, true, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -29,6 +29,13 @@ READY: dict[Task, frozenset[JobState]] = {
     Task.RUN: frozenset({JobState.RUNNING}),
     Task.FINISH: frozenset(CLOSING),
 }
+
+
+#: Built once, for each claim executes one of them.
+_CLAIMED = delete(Outbox).where(
+    Outbox.task == bindparam("its_task"), Outbox.job_id == bindparam("its_job"), Outbox.shard_n == bindparam("its_n")
+)
+_CLAIMED_THERE = _CLAIMED.where(Outbox.queue == bindparam("its_queue"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,11 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
 
 def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
     """The work was claimed: its doorbell (in that queue) is no longer owed."""
-    claimed = delete(Outbox).where(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
-    if queue is not None:
-        claimed = claimed.where(Outbox.queue == queue)
-    session.execute(claimed, execution_options=UNSEEN)
+    its = {"its_task": task, "its_job": job_id, "its_n": shard_n}
+    if queue is None:
+        session.execute(_CLAIMED, its, execution_options=UNSEEN)
+    else:
+        session.execute(_CLAIMED_THERE, {**its, "its_queue": queue}, execution_options=UNSEEN)
 
 
 def forget(session: Session, job_id: str) -> None:

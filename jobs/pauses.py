@@ -58,6 +58,10 @@ class Paused:
         return or_(Outbox.task != Task.RUN, apart)
 
 
+#: Every claim asks: built once.
+_NAMES = select(Pause.scope, Pause.name)
+
+
 def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str | None = None) -> bool:
     """Begin nothing new there. False when it was paused already."""
     row = {"scope": scope, "name": name, "reason": reason, "created_at": now()}
@@ -83,7 +87,7 @@ def listed(session: Session) -> Sequence[Pause]:
 
 def paused(session: Session) -> Paused:
     names: dict[Scope, set[str]] = {}
-    for scope, name in session.execute(select(Pause.scope, Pause.name)):
+    for scope, name in session.execute(_NAMES):
         names.setdefault(Scope(scope), set()).add(name)
     return Paused({scope: frozenset(found) for scope, found in names.items()})
 
@@ -93,11 +97,12 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
 
     `queue` is a shard's, where it is not its job's.
     """
-    held = [(Scope.WORKER, worker_id), (Scope.QUEUE, (queue or job.queue or "") if task is Task.RUN else Queue.PLAN)]
+    off = paused(session)
     if task is Task.RUN:
-        held += [(Scope.MODEL, job.model or ""), (Scope.PROJECT, job.project_id)]
-    any_of = or_(*(and_(Pause.scope == scope, Pause.name == name) for scope, name in held))
-    if session.scalar(select(Pause.name).where(any_of).limit(1)) is None:
+        stopped = off.stops(queue or job.queue, job.model, job.project_id)
+    else:
+        stopped = Queue.PLAN in off.of(Scope.QUEUE)
+    if not stopped and worker_id not in off.of(Scope.WORKER):
         return False
     outbox.unring(session, task, job.id, n)
     return True

@@ -121,7 +121,7 @@ class Dispatcher:
 
     def _room(self, session: Session, out: Out, off: Paused) -> dict[str, int]:
         """Per queue with live slots and waiting work: how many doorbells may go out now."""
-        waiting = set(session.scalars(select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()))
+        waiting = set(session.scalars(_WAITING))
         waiting -= off.of(Scope.QUEUE)
         if not waiting:
             return {}
@@ -178,26 +178,30 @@ class Dispatcher:
                 self._broker_back = self.clock() + _BROKER_PAUSE
 
 
+#: What every tick asks, built once.
+_WAITING = select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()
+_RUNNING = (
+    select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.count())
+    .select_from(Job)
+    .join(Shard, Shard.job_id == Job.id)
+    .where(shards.HELD)
+    .group_by(func.coalesce(Shard.queue, Job.queue), Job.project_id)
+)
+_CLAIMED = select(Job.project_id, func.count()).where(Job.worker_id.is_not(None)).group_by(Job.project_id)
+_RUNG = (
+    select(Outbox.queue, Outbox.project_id, func.count())
+    .where(Outbox.rung_at.is_not(None))
+    .group_by(Outbox.queue, Outbox.project_id)
+)
+
+
 def _out(session: Session) -> Out:
     """Per queue and project: what is running, and rung but not yet claimed."""
     out: Out = {}
-    running = (
-        select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.count())
-        .select_from(Job)
-        .join(Shard, Shard.job_id == Job.id)
-        .where(shards.HELD)
-        .group_by(func.coalesce(Shard.queue, Job.queue), Job.project_id)
-    )
-    claimed = select(Job.project_id, func.count()).where(Job.worker_id.is_not(None)).group_by(Job.project_id)
-    rung = (
-        select(Outbox.queue, Outbox.project_id, func.count())
-        .where(Outbox.rung_at.is_not(None))
-        .group_by(Outbox.queue, Outbox.project_id)
-    )
     counts = [
-        *((queue or "", project, count) for queue, project, count in session.execute(running)),
-        *((Queue.PLAN.value, project, count) for project, count in session.execute(claimed)),
-        *((queue, project, count) for queue, project, count in session.execute(rung)),
+        *((queue or "", project, count) for queue, project, count in session.execute(_RUNNING)),
+        *((Queue.PLAN.value, project, count) for project, count in session.execute(_CLAIMED)),
+        *((queue, project, count) for queue, project, count in session.execute(_RUNG)),
     ]
     for queue, project, count in counts:
         projects = out.setdefault(queue, {})
