@@ -78,7 +78,7 @@ class Tally:
 
 
 def segment_path(job_id: str, n: int, epoch: int, seq: int) -> str:
-    return f"jobs/{job_id}/segments/{n:06d}-{epoch}-{seq}.jsonl"
+    return f"jobs/{job_id}/{n:06d}-{epoch}-{seq}.jsonl"  # each folder to be made costs a sync
 
 
 def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[Shard]) -> None:

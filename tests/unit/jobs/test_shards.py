@@ -114,7 +114,7 @@ def test_a_segment_counts_its_lines_and_tokens(db: Database) -> None:
     assert int.from_bytes(kept[0].covered, "little") == 0b111111
     assert int.from_bytes(kept[0].good, "little") == 0b111011
     assert len(kept[0].covered) == 2
-    assert kept[1].path == f"jobs/{job.id}/segments/000000-{claim.epoch}-1.jsonl"
+    assert kept[1].path == f"jobs/{job.id}/000000-{claim.epoch}-1.jsonl"
 
 
 def test_the_last_segment_ends_the_shard_and_the_last_shard_the_run(db: Database) -> None:

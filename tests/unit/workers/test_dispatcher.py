@@ -331,7 +331,7 @@ def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: H
 def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: House) -> None:
     old = ledgers.finishing(house.db, [2, 2])
     ledgers.close(house.db, old.id)
-    house.storage.put(f"jobs/{old.id}/segments/000000-1-0.jsonl", b"x")
+    house.storage.put(f"jobs/{old.id}/000000-1-0.jsonl", b"x")
     with house.db.write() as session:
         session.execute(update(Job).where(Job.id == old.id).values(created_at=1.0))
 

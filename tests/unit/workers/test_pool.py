@@ -32,7 +32,7 @@ def told() -> list[str]:
 def loop(told: list[str]) -> Iterator[Loop]:
     before = get_event_loop()
     loop = Loop(told)
-    set_event_loop(loop)
+    set_event_loop(loop)  # type: ignore[arg-type]
     yield loop
     set_event_loop(before)
 
