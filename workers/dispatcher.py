@@ -4,7 +4,7 @@
     every second           leases, dead workers, deadlines, stopping jobs, audit seals, due webhooks
     every minute           retention
 
-A tick is a fifth of that while work flows.
+While work flows a tick is a fifth of that, and looks at jobs alone.
 
 Several may run; one leads. What it observes (leases, rings) it observes on its own monotonic clock, and a new
 leader starts afresh. It needs neither Celery's worker nor its beat; a broker that is away delays rings alone.
@@ -97,7 +97,7 @@ class Dispatcher:
         self._house = Housekeeper(config, db, storage, clock)
         self._again: dict[Task, float] = {}  # when what has no job is rung again
         self._broker_back = 0.0
-        self._kept_at = float("-inf")
+        self._kept_at = self._stood_at = float("-inf")
 
     def tick(self) -> bool:
         """Ring what is due; once a second also keep house. Whether anything was rung that was new."""
@@ -105,7 +105,9 @@ class Dispatcher:
             self._kept_at = self.clock()
             self._house.keep()
             self._ring_unheard()
-        self._ring_standing()
+        if self.clock() - self._stood_at >= self.config.tick_seconds:
+            self._stood_at = self.clock()
+            self._ring_standing()
         return self._ring_due()
 
     def _ring_due(self) -> bool:
