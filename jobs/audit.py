@@ -22,6 +22,7 @@ from jobs.models import Audit, AuditHead
 GENESIS = "0" * 64
 _HEAD = 1
 _SEALED_AT_ONCE = 200
+_INSERT = insert(Audit.__table__)  # type: ignore[arg-type]
 
 
 def record(
@@ -37,19 +38,18 @@ def record(
     details: dict[str, Any] | None = None,
 ) -> None:
     """Append one row in the caller's transaction. `details` never holds prompts, answers or secrets."""
-    session.add(
-        Audit(
-            at=int(now() * 1_000_000),
-            actor=actor,
-            action=action,
-            target=target,
-            project_id=project_id,
-            source=source,
-            destination=destination,
-            request_id=request_id,
-            details=details,
-        )
-    )
+    row = {
+        "at": int(now() * 1_000_000),
+        "actor": actor,
+        "action": action,
+        "target": target,
+        "project_id": project_id,
+        "source": source,
+        "destination": destination,
+        "request_id": request_id,
+        "details": details,
+    }
+    session.connection().execute(_INSERT, {name: value for name, value in row.items() if value is not None})
 
 
 def record_all(session: Session, targets: Iterable[tuple[str, str | None]], *, actor: str, action: str) -> None:
