@@ -286,13 +286,29 @@ def test_finisher_that_lost_its_claim_leaves_nothing_behind(
     assert sum(map(len, mill.results(job))) == 20
 
 
-def test_job_of_one_shard_needs_no_ring_to_be_finished(mill: Mill) -> None:
-    mill.lose_rings = lambda task: task == Task.FINISH
+def test_job_of_one_shard_is_finished_without_a_ring(mill: Mill) -> None:
+    rung: list[str] = []
+    mill.lose_rings = lambda task: rung.append(task) is not None
 
     [small] = mill.drain(mill.submit(_batch(8)))
 
     assert (small.state, len(mill.results(small)[0])) == (JobState.SUCCEEDED, 8)
+    assert Task.FINISH not in rung
     assert ledgers.doorbells(mill.db, small.id) == []
+
+
+def test_who_dies_before_it_finishes_its_only_shards_job_is_followed_by_another(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    monkeypatch.setattr(running_module, "finish", lambda *_: None)
+    job_id = mill.submit(_batch(8))
+    mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
+    assert (mill.job(job_id).worker_id, ledgers.doorbells(mill.db, job_id)) == (mill.gpu.worker_id, [])
+
+    [job] = mill.drain(job_id)
+
+    assert (job.state, job.losses, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 1, 8)
+    assert len(asked) == 8
 
 
 def test_results_wait_for_a_disk_that_has_room(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
