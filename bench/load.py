@@ -7,7 +7,8 @@ A real deployment with two web processes; jobs are of one line, which a fake eng
 when their time has come, whether or not those before are answered; a latency counts from that time. Then, with nobody
 to plan them: a burst, jobs that wait, and copies of a finished job's row as history.
 
-    intake    POST /v1/batches at the rate, while workers run them; then how fast they drain what is left
+    intake    POST /v1/batches at the rate, while workers run them; then how fast they drain what is left, and what CPU
+              a job took in each line of the Procfile
     burst     so many POST /v1/batches within a second
     queued    with so many waiting: what one claim costs the ledger, and GET /v1/jobs/{id}
     listed    with so many jobs in the table: pages of GET /v1/jobs
@@ -129,6 +130,7 @@ def _intake(
     options: argparse.Namespace,
 ) -> None:
     count = int(options.rate * options.seconds)
+    used = mill.cpu()
     began = time.monotonic()
     answers = asyncio.run(_crowd(mill, ports, _posts(file_id, count), options.rate))
     took = time.monotonic() - began
@@ -141,6 +143,8 @@ def _intake(
     rate = (done - before) / (time.monotonic() - began)
     left = answers.statuses[200] - done
     console.print(f"         {before / took:.0f} jobs/s ended meanwhile, {rate:.0f}/s afterwards; {left:,} are left")
+    spent = ", ".join(f"{name} {1000 * (now - used[name]) / max(1, done):.1f}" for name, now in mill.cpu().items())
+    console.print(f"         CPU, in ms for each job that ended: {spent}")
 
 
 def _burst(console: Console, mill: Deployment, ports: Sequence[int], file_id: str, count: int) -> None:

@@ -19,7 +19,7 @@ from jobs.registry import ANY_MODEL
 from jobs.states import LIVE, ShardState
 
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
-#: Every look of the dispatcher asks: built once.
+#: What each look of the dispatcher asks, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
 
 

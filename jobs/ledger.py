@@ -44,8 +44,7 @@ CLAIMABLE: dict[Task, frozenset[JobState]] = {
     Task.FINISH: frozenset(CLOSING),
 }
 
-
-#: Built once, for each step of each job asks them.
+#: What each step of each job asks, built once.
 _ITS = bindparam("job_id", type_=Job.id.type)
 _LOCKED = select(Job).where(Job.id == _ITS).with_for_update().execution_options(populate_existing=True)
 _BUSY = select(exists().where(Shard.job_id == _ITS, Shard.state == ShardState.RUNNING))

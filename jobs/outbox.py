@@ -30,8 +30,7 @@ READY: dict[Task, frozenset[JobState]] = {
     Task.FINISH: frozenset(CLOSING),
 }
 
-
-#: Built once, for each claim executes one of them.
+#: The end of a doorbell that was claimed, built once.
 _CLAIMED = delete(Outbox).where(
     Outbox.task == bindparam("its_task"), Outbox.job_id == bindparam("its_job"), Outbox.shard_n == bindparam("its_n")
 )

@@ -58,7 +58,7 @@ class Paused:
         return or_(Outbox.task != Task.RUN, apart)
 
 
-#: Every claim asks: built once.
+#: What each claim asks, built once.
 _NAMES = select(Pause.scope, Pause.name)
 
 

@@ -180,7 +180,7 @@ class Dispatcher:
                 self._broker_back = self.clock() + _BROKER_PAUSE
 
 
-#: What every tick asks, built once.
+#: What each tick asks, built once.
 _WAITING = select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()
 _RUNNING = (
     select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.count())

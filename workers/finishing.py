@@ -42,7 +42,7 @@ _REASONS = {JobState.EXPIRING: records.EXPIRED, JobState.CANCELLING: records.CAN
 def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None:
     """Handle one `finish` doorbell. Returns quietly when there is nothing to finish or the claim was lost.
 
-    With a `claim` there was no doorbell: whoever ran the last shard has it from the same transaction.
+    With a `claim` there was no doorbell: whoever ran its only shard has it from the last segment's transaction.
     """
     claim = claim or context.db.retrying(
         lambda session: ledger.claim(session, job_id, Task.FINISH, context.worker_id), context.stop
