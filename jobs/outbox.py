@@ -8,7 +8,7 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, text, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
@@ -90,17 +90,7 @@ def forget(session: Session, job_id: str) -> None:
 
 def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
     """Projects with an unrung, due doorbell on `queue`."""
-    waits = (
-        select(Outbox.id)
-        .where(
-            Outbox.queue == queue,
-            Outbox.project_id == Project.id,
-            Outbox.rung_at.is_(None),
-            _due_by(at),
-        )
-        .limit(1)
-    )
-    return list(session.scalars(select(Project.id).where(exists(waits))))
+    return list(session.scalars(_WAITING, {"on": queue, "at": at}))
 
 
 def due(
@@ -110,21 +100,8 @@ def due(
 
     `only` is a further condition on the doorbell and its job.
     """
-    statement = (
-        select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, Job.state)
-        .join(Job, Job.id == Outbox.job_id)
-        .where(
-            Outbox.queue == queue,
-            Outbox.project_id == project_id,
-            Outbox.rung_at.is_(None),
-            _due_by(at),
-            _ready(at),
-            true() if only is None else only,
-        )
-        .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
-        .limit(limit)
-    )
-    return [Ring(*row[:6]) for row in session.execute(statement)]
+    statement = _DUE if only is None else _DUE.where(only)
+    return [Ring(*row) for row in session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})]
 
 
 def rung(session: Session, ids: Sequence[int]) -> None:
@@ -159,11 +136,24 @@ def depth(session: Session) -> dict[str, tuple[int, float]]:
     return {queue: (count, oldest) for queue, count, oldest in rows}
 
 
-def _due_by(at: float) -> ColumnElement[bool]:
+def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
     return or_(Outbox.due_at <= at, Outbox.due_at > at + LONGEST_DELAY)
 
 
-def _ready(at: float) -> ColumnElement[bool]:
+def _ready(at: ColumnElement[float]) -> ColumnElement[bool]:
     """Where the job is in a state for it. Only running waits for the job's time: its input is judged before."""
     begun = or_(Outbox.task != Task.RUN, Job.not_before.is_(None), Job.not_before <= at)
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
+
+
+#: What each tick asks, built once.
+_AT = bindparam("at", type_=Outbox.due_at.type)
+_UNRUNG = and_(Outbox.queue == bindparam("on"), Outbox.rung_at.is_(None), _due_by(_AT))
+_WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNRUNG))
+_DUE = (
+    select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id)
+    .join(Job, Job.id == Outbox.job_id)
+    .where(Outbox.project_id == bindparam("of"), _UNRUNG, _ready(_AT))
+    .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
+    .limit(bindparam("most", type_=Outbox.id.type))
+)

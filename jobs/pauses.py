@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, true
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs import audit, outbox
@@ -49,11 +49,11 @@ class Paused:
         return any(name in self.of(scope) for scope, name in names)
 
     @property
-    def free(self) -> ColumnElement[bool]:
-        """Of doorbells joined with their jobs: those that a paused model or project does not hold back."""
+    def free(self) -> ColumnElement[bool] | None:
+        """Of doorbells joined with their jobs: those that a paused model or project does not hold back. None: all."""
         models, projects = self.of(Scope.MODEL), self.of(Scope.PROJECT)
         if not models and not projects:
-            return true()
+            return None
         apart = and_(Job.project_id.not_in(projects), func.coalesce(Job.model, "").not_in(models))
         return or_(Outbox.task != Task.RUN, apart)
 

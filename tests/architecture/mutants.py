@@ -164,7 +164,12 @@ MUTANTS = [
     Mutant("a zombie cuts", "jobs.shards", without("cut", "ledger.hold"), LEDGER),
     # doorbells and leases
     Mutant("a doorbell owed twice", "jobs.outbox", instead(".on_conflict_do_nothing()", "", inside="owe"), OUTBOX),
-    Mutant("shards ring while being planned", "jobs.outbox", instead("_ready(at)", "True", inside="due"), OUTBOX),
+    Mutant(
+        "shards ring while being planned",
+        "jobs.outbox",
+        instead("Job.state.in_(states)", "Job.id == Job.id", inside="_ready"),
+        OUTBOX,
+    ),
     Mutant("a clock set back", "jobs.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
     Mutant("nothing is rung again", "workers.dispatcher", without("tick", "self._ring_unheard"), WORLD),
     Mutant("no lease ends", "workers.leases", instead("at - since >= self._lease", "False", inside="stale"), WORLD),
