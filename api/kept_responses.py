@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from api.answered_once import Reference
 from api.deps import CallContext
 from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound, StorageAway
+from jobs.kept import Kept, decode, encode
 from jobs.models import Audit, Job, KeptResponse
-from jobs.responses import Kept
 from jobs.states import TERMINAL, JobState
 
 #: In the background a response has so long until it is given up.
@@ -41,17 +41,11 @@ _STATUS: Mapping[str, str] = {
 _EXPIRED = {"code": "server_error", "message": "The response was not answered within its time."}
 
 
-class Reference(BaseModel):
-    """What an Idempotency-Key remembers: what was said lies in one place only."""
-
-    id: str
-
-
 def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     """Write the object; returns what inserts its row."""
     created = now()
     response_id = str(kept.response["id"])
-    call.storage.put(responses.path(response_id), responses.encode(kept))
+    call.storage.put(responses.path(response_id), encode(responses.URL, kept))
     expires = created + call.config.response_seconds
 
     def insert(session: Session) -> Reference:
@@ -124,7 +118,7 @@ def load(call: CallContext, response_id: str) -> Kept:
         row = _row(session, call, response_id)
         job = _job(session, row)
     with call.storage.reader(row.path) as handle:
-        kept = responses.decode(handle.read())
+        kept = decode(handle.read())
     return Kept(kept.question, _as_it_stands(kept.response, job)) if job else kept
 
 

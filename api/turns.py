@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api import kept_conversations, kept_responses
+from api.answered_once import Reference
 from api.asking import Asked
 from api.bodies import Body
 from api.deps import CallContext
@@ -26,7 +27,7 @@ from jobs import responses
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
-from jobs.responses import Kept
+from jobs.kept import Kept
 
 #: What we do ourselves; the rest is the engine's.
 _OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
@@ -139,7 +140,7 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if status not in _ANSWERED:
         message = f"Previous response '{previous}' is {status}."
         raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
-    return [*kept.items, *kept.response["output"]]
+    return [*responses.items(kept), *kept.response["output"]]
 
 
 def begun(turn: Turn) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def keep(turn: Turn, response: dict[str, Any], run: Callable[[Make], object]) ->
 def _nothing(turn: Turn) -> Make:
     def told(session: Session) -> BaseModel:
         turn.call.record(session, "conversation.items.create", str(turn.conversation))
-        return kept_responses.Reference(id=turn.id)
+        return Reference(id=turn.id)
 
     return told
 

@@ -10,11 +10,11 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.routes import ROUTERS
-from jobs import keys
+from jobs import keys, responses
 from jobs.clock import now
 from jobs.ids import new_id
+from jobs.kept import Kept, encode
 from jobs.models import KeptResponse
-from jobs.responses import Kept, encode
 from tests.support import runs
 from tests.support.web import make_key
 from tests.unit.api.calls import routes
@@ -108,7 +108,7 @@ def kept_response(app: FastAPI) -> str:
         session.add(response)
         path = response.path
     kept = Kept({"input": [{"role": "user", "content": "Hi"}]}, {"id": row["id"], "object": "response", "output": []})
-    services.storage.put(path, encode(kept))
+    services.storage.put(path, encode(responses.URL, kept))
     return str(row["id"])
 
 
