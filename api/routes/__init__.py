@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from api.routes import (
     batches,
     cache,
+    chat_completions,
     conversations,
     files,
     generation,
@@ -33,6 +34,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     validation.router,  # before batches: /v1/batches/validate is no id
     batches.router,
     generation.router,
+    chat_completions.router,
     responses.router,
     streams.router,
     conversations.router,

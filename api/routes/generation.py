@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Field
 
+from api import chats
 from api.asking import (
     EITHER,
     KEEP_ALIVE,
@@ -27,8 +27,10 @@ from api.asking import (
     streamed,
     whole,
 )
+from api.chats import ChatCompletionRequest
 from api.deps import Call, CallContext
 from api.errors import describe
+from api.idempotency import Idempotent
 from api.routing import resource
 from jobs.errors import NightmillError
 from jobs.interactive import Piece
@@ -39,15 +41,8 @@ CHAT, COMPLETION, _EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/e
 _RERANK = "/v1/rerank"
 
 
-class _Streamed(Asked):
+class CompletionRequest(Asked):
     stream: bool | None = None
-
-
-class ChatCompletionRequest(_Streamed):
-    messages: list[dict[str, Any]] = Field(min_length=1)
-
-
-class CompletionRequest(_Streamed):
     prompt: str | list[Any]
 
 
@@ -67,11 +62,18 @@ class RerankRequest(Asked):
 
 @router.post("/chat/completions", response_class=Response, responses=EITHER)
 async def create_chat_completion(
-    call: Call, request: Request, body: ChatCompletionRequest, seconds: Resume = None, last: LastEventId = None
+    call: Call,
+    request: Request,
+    once: Idempotent,
+    body: ChatCompletionRequest,
+    seconds: Resume = None,
+    last: LastEventId = None,
 ) -> Response:
-    """One chat completion, or with `stream` its chunks as server-sent events."""
+    """One chat completion, or with `stream` its chunks as server-sent events; with `store` it is kept."""
     if last is not None:
         return await resumed(call, request, last, CHAT)
+    if body.store:
+        return await chats.answer(call, request, once, body, seconds)
     return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
 
 

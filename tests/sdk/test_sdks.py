@@ -41,6 +41,7 @@ CHECKS = (
     "a forged event is refused",
     "models are listed and retrieved",
     "a client who waits is answered, whole and as a stream",
+    "a chat is stored, whole and as a stream",
     "a response is answered, whole and as a stream, and kept",
     "a conversation keeps what was said",
     "a response in the background is polled, and cancelled",

@@ -16,7 +16,7 @@ from jobs.ids import new_id
 from jobs.kept import Kept, encode
 from jobs.models import KeptResponse
 from tests.support import runs
-from tests.support.web import make_key
+from tests.support.web import keep_completion, make_key
 from tests.unit.api.calls import routes
 from tests.unit.api.conftest import client_of
 from tests.unit.api.test_batches import create, upload
@@ -86,6 +86,7 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
         "file_batch_id": brought,
         "source_id": source["id"],
         "response_id": kept_response(app),
+        "completion_id": keep_completion(app),
         "conversation_id": talk["id"],
         "item_id": client.get(f"/v1/conversations/{talk['id']}/items").json()["first_id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
