@@ -38,6 +38,9 @@ class ConversationReference(Body):
     id: str
 
 
+Named = str | ConversationReference | None
+
+
 class CreateResponse(Asked):
     """The fields that are ours to read."""
 
@@ -47,7 +50,7 @@ class CreateResponse(Asked):
     previous_response_id: str | None = None
     metadata: Metadata | None = None
     background: bool | None = None
-    conversation: str | ConversationReference | None = None
+    conversation: Named = None
 
 
 @dataclass(slots=True)
@@ -66,8 +69,7 @@ class Turn:
 
     @property
     def conversation(self) -> str | None:
-        named = self.body.conversation
-        return named.id if isinstance(named, ConversationReference) else named
+        return _named(self.body.conversation)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -89,25 +91,41 @@ class Turn:
 
 def begin(call: CallContext, body: CreateResponse) -> Turn:
     """Raises InvalidRequest, NotFound, StorageFull."""
-    if body.conversation and (body.background or body.previous_response_id):
-        other = "previous_response_id" if body.previous_response_id else "background"
-        message = f"'conversation' cannot be given together with '{other}'."
-        raise InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
+    if body.conversation and body.background:
+        raise _exclusive("background")
     if body.background and body.store is False:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     _check_cache(body)
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    question = {name: value for name, value in body.fields().items() if name not in _OURS}
-    question["store"] = False  # an engine that could keep it is not to
-    turn = Turn(call, body, question, asked)
-    if turn.conversation:
-        before = [as_input(item) for item in kept_conversations.load(call, turn.conversation).items]
-    else:
-        before = _before(call, body.previous_response_id)
-    turn.question["input"] = [*before, *asked]
-    return turn
+    question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
+    question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    return Turn(call, body, question, asked)
+
+
+def unless_ours(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a request is the engine's to judge."""
+    return {name: value for name, value in fields.items() if name not in _OURS}
+
+
+def said_before(call: CallContext, conversation: Named, previous: str | None) -> list[Any]:
+    """In a conversation, or until a response. Raises InvalidRequest, NotFound."""
+    named = _named(conversation)
+    if named and previous:
+        raise _exclusive("previous_response_id")
+    if named:
+        return [as_input(item) for item in kept_conversations.load(call, named).items]
+    return _before(call, previous)
+
+
+def _named(conversation: Named) -> str | None:
+    return conversation.id if isinstance(conversation, ConversationReference) else conversation
+
+
+def _exclusive(other: str) -> InvalidRequest:
+    message = f"'conversation' cannot be given together with '{other}'."
+    return InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
 
 
 def _check_cache(body: CreateResponse) -> None:

@@ -11,6 +11,8 @@ from jobs.kept import Kept
 
 KIND: Final = "response"
 URL: Final = "/v1/responses"
+#: Where it is asked how long an input is.
+COUNT_URL: Final = "/v1/responses/input_tokens"
 
 #: What an engine's answer does not know.
 _OURS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
