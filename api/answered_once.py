@@ -1,4 +1,8 @@
-"""An answer that is kept, once for each `Idempotency-Key`: the key is leased while the model takes its time."""
+"""An answer that is kept once, though it is asked for twice.
+
+key       leased while the model takes its time ─▶ kept with the answer's row
+stream    shown by several connections, one after another or at once ─▶ whoever shows its end first keeps it
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -9,10 +13,15 @@ from typing import Any
 import msgspec
 from fastapi.responses import Response
 from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.deps import CallContext
 from api.idempotency import Lease, Make, Once
-from jobs.errors import DatabaseBusy
+from jobs.errors import DatabaseBusy, StorageAway
+from jobs.models import Audit, Base
 
 
 class Reference(BaseModel):
@@ -46,6 +55,37 @@ async def answered_once(
             return answered
         await run_in_threadpool(keep, answered, partial(lease.complete, fields))
         return as_json(answered)
+
+
+def once_kept(
+    call: CallContext, table: type[Base], action: str, kept_id: str, path: str
+) -> Callable[[Callable[[Session], object]], None]:
+    """Runs in one transaction what keeps an answer; nothing where another connection of its stream did.
+
+    It stays kept once, also when it was deleted meanwhile: the audit knows of it for ever.
+    """
+
+    def run(work: Callable[[Session], object]) -> None:
+        try:
+            with call.db.write() as session:
+                if not _was_kept(session, action, kept_id):
+                    work(session)
+                    return
+                deleted = session.get(table, kept_id) is None
+            if deleted:  # its object was written anew a moment ago
+                with suppress(StorageAway):  # retention does it
+                    call.storage.delete(path)
+        except IntegrityError:  # at the same moment
+            with call.db.read() as session:
+                if not _was_kept(session, action, kept_id):
+                    raise
+
+    return run
+
+
+def _was_kept(session: Session, action: str, kept_id: str) -> bool:
+    mine = Audit.target == kept_id, Audit.action == action
+    return session.scalar(select(Audit.id).where(*mine).limit(1)) is not None
 
 
 def referred(said: Response) -> str:

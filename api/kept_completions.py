@@ -6,13 +6,13 @@ forget   row ─▶ object          likewise
 Metadata is the row's, so that it can be changed and looked for; what was said lies in the object alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from api.answered_once import Reference
+from api.answered_once import Reference, once_kept
 from api.deps import CallContext
 from api.idempotency import Make
 from api.labels import labelled
@@ -26,6 +26,7 @@ from jobs.models import KeptCompletion
 
 _TRIES = 3  # of a page, each of which lost an object that was deleted at that moment
 _LONGEST_NAME = 255
+_CREATED = "chat_completion.create"
 
 
 def prepare(call: CallContext, kept: Kept, asked: str, labels: Mapping[str, str]) -> Make:
@@ -40,10 +41,15 @@ def prepare(call: CallContext, kept: Kept, asked: str, labels: Mapping[str, str]
         row.asked, row.model = _name(asked), _name(model if isinstance(model, str) else asked)
         row.created_at, row.expires_at = created, created + call.config.response_seconds
         session.add(row)
-        call.record(session, "chat_completion.create", row.id)
+        call.record(session, _CREATED, row.id)
         return Reference(id=row.id)
 
     return insert
+
+
+def unless_kept(call: CallContext, completion_id: str) -> Callable[[Make], None]:
+    """Runs what keeps a completion, unless another connection of its stream did."""
+    return once_kept(call, KeptCompletion, _CREATED, completion_id, completions.path(completion_id))
 
 
 def load(call: CallContext, completion_id: str) -> Kept:
@@ -85,7 +91,7 @@ def relabel(call: CallContext, completion_id: str, labels: Mapping[str, str]) ->
 def forget(call: CallContext, completion_id: str) -> None:
     """Raises NotFound."""
     with call.db.write() as session:
-        row = _row(session, call, completion_id)
+        row = _row(session, call, completion_id, lock=True)
         path = row.path
         session.delete(row)
         call.record(session, "chat_completion.delete", row.id)

@@ -14,8 +14,10 @@ def path(completion_id: str) -> str:
 def sound(answer: Any) -> bool:
     """Whether an engine's answer is a chat completion: what else comes with status 200 is none."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
-    return isinstance(choices, list) and all(
-        isinstance(choice, dict) and isinstance(choice.get("message"), dict) for choice in choices
+    return (
+        isinstance(choices, list)
+        and bool(choices)
+        and all(isinstance(choice, dict) and isinstance(choice.get("message"), dict) for choice in choices)
     )
 
 

@@ -22,6 +22,7 @@ from api.asking import (
     LastEventId,
     Resume,
     ask,
+    kept_stream,
     named,
     resume,
     streamed,
@@ -34,6 +35,7 @@ from api.idempotency import Idempotent
 from api.routing import resource
 from jobs.errors import NightmillError
 from jobs.interactive import Piece
+from jobs.waiting import place
 
 router: APIRouter = resource("Generation")
 
@@ -101,6 +103,9 @@ async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Re
 
 async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
+    kept = await kept_stream(call, place(last)[0])
+    if kept.url == url and kept.shown:
+        return await chats.resumed(call, request, last, kept.shown)
     _, pieces = await resume(call, request, last, url)
     return streamed(_events(pieces, resumable=True), last)
 

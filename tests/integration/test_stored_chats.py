@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -178,9 +179,96 @@ def test_what_is_wrong_is_said_before_anything_is_asked(shop: Shop, fields: dict
     assert (shop.asked, _objects(shop)) == ([], [])
 
 
-def test_a_stream_that_can_be_resumed_is_not_stored_and_says_so(shop: Shop) -> None:
+@pytest.fixture
+def slow(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A fifth of a second for each chunk."""
+    stream = shop.engine.stream
+
+    async def slowly(request: Request, emit: Emit) -> Answer:
+        async def one(chunk: bytes) -> None:
+            await emit(chunk)
+            await asyncio.sleep(0.2)
+
+        return await stream(request, one)
+
+    monkeypatch.setattr(shop.engine, "stream", slowly)
+    return shop
+
+
+@contextmanager
+def _resumable(shop: Shop, **headers: str) -> Iterator[Iterator[tuple[str, Any]]]:
+    """The ids of a stream's events, and what they say."""
     body = {"model": MODEL, "messages": HELLO, "store": True, "stream": True}
-    said = _post(shop, body, **{"X-Nightmill-Resume": "30"})
+    given = {"Authorization": f"Bearer {shop.client.api_key}", **(headers or {"X-Nightmill-Resume": "30"})}
+    with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=given, timeout=20) as said:
+        assert said.status_code == 200, said.read()
+        yield _told(said.iter_lines())
+
+
+def _told(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    at = ""
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if name == "id":
+            at = value
+        elif name == "data":
+            yield at, value if value == "[DONE]" else json.loads(value)
+
+
+def _text(events: list[tuple[str, Any]]) -> str:
+    return "".join(one["delta"].get("content", "") for _, said in events if said != "[DONE]" for one in said["choices"])
+
+
+def test_a_stream_that_is_come_back_to_is_stored_whole(slow: Shop) -> None:
+    with _resumable(slow) as events:
+        seen = [next(events)]
+    assert _objects(slow) == []
+
+    with _resumable(slow, **{"Last-Event-ID": seen[-1][0]}) as events:
+        seen += list(events)
+
+    [stored] = slow.client.chat.completions.list()
+    assert seen[-1][1] == "[DONE]"
+    assert len({at for at, _ in seen}) == len(seen)
+    assert {said["id"] for _, said in seen[:-1]} == {stored.id}
+    assert _text(seen) == stored.choices[0].message.content
+    assert stored.usage
+
+
+def test_a_stream_that_is_shown_again_is_stored_once_and_not_after_it_was_deleted(shop: Shop) -> None:
+    with _resumable(shop) as events:
+        seen = list(events)
+    [stored] = shop.client.chat.completions.list()
+    url = f"{shop.url}/streams/{seen[0][0].partition('/')[0]}"
+    key = {"Authorization": f"Bearer {shop.client.api_key}"}
+
+    again = list(_told(iter(httpx2.get(url, headers=key).text.split("\n"))))
+    with _resumable(shop, **{"Last-Event-ID": seen[-1][0]}) as events:
+        behind = list(events)
+    assert (again, behind) == (seen, [])
+    assert list(shop.client.chat.completions.list()) == [stored]
+    shop.client.chat.completions.delete(stored.id)
+    assert list(_told(iter(httpx2.get(url, headers=key).text.split("\n")))) == seen
+
+    assert (list(shop.client.chat.completions.list()), _objects(shop)) == ([], [])
+    with shop.app.state.services.db.read() as session:
+        actions = session.scalars(select(Audit.action).where(Audit.target == stored.id).order_by(Audit.id)).all()
+    assert actions == ["chat_completion.create", "chat_completion.delete"]
+
+
+def test_one_whose_beginning_was_dropped_cannot_be_come_back_to(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.waiting.BEHIND", 0)
+    monkeypatch.setattr("jobs.waiting.AT_ONCE", 1)
+    with _resumable(slow) as events:
+        seen = [next(events), next(events)]
+
+    gone = _post(slow, {"model": MODEL, "messages": HELLO, "store": True}, **{"Last-Event-ID": seen[-1][0]})
+
+    assert (gone.status_code, gone.json()["error"]["code"], _objects(slow)) == (404, "stream_gone", [])
+
+
+def test_only_a_stream_can_be_come_back_to(shop: Shop) -> None:
+    said = _post(shop, {"model": MODEL, "messages": HELLO, "store": True}, **{"X-Nightmill-Resume": "30"})
 
     assert (said.status_code, said.json()["error"]["param"], shop.asked) == (400, "X-Nightmill-Resume", [])
 
@@ -205,7 +293,9 @@ def test_a_refusal_is_passed_on_and_stores_nothing(make_shop: Callable[..., Shop
     assert (refused.value.code, _objects(shop)) == ("context_length_exceeded", [])
 
 
-@pytest.mark.parametrize("answer", [b'{"error": null}', b'{"choices": [{}]}', b'{"choices": ["x"]}', b"[]"])
+@pytest.mark.parametrize(
+    "answer", [b'{"error": null}', b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": ["x"]}', b"[]"]
+)
 def test_an_answer_that_is_no_completion_is_an_error_and_is_not_stored(
     make_shop: Callable[..., Shop], answer: bytes
 ) -> None:
