@@ -463,6 +463,20 @@ def _() -> None:
     same(facts_of(error)[0], 404)
 
 
+@check("an input is counted before it is asked for")
+def _() -> None:
+    first = client.responses.create(model=MODEL, input="one two")
+
+    asked: dict[str, Any] = {"model": MODEL, "input": "and on", "previous_response_id": first.id}
+    if hasattr(client.responses, "input_tokens"):
+        counted = client.responses.input_tokens.count(**asked).to_dict()
+    else:
+        raw("responses.input_tokens")
+        counted = client.post("/responses/input_tokens", cast_to=object, body=asked)
+    words = f"one two {first.output_text} and on".split()
+    same(counted, {"object": "response.input_tokens", "input_tokens": len(words)})
+
+
 @check("a conversation keeps what was said")
 def _() -> None:
     made = client.conversations.create(

@@ -425,6 +425,16 @@ check("a response is answered, whole and as a stream, and kept", async () => {
   same(factsOf(error)[0], 404);
 });
 
+check("an input is counted before it is asked for", async () => {
+  const first = await client.responses.create({ model: MODEL, input: "one two" });
+
+  const counted = await client.responses.inputTokens.count({
+    model: MODEL, input: "and on", previous_response_id: first.id,
+  });
+  const words = `one two ${first.output_text} and on`.split(" ");
+  same({ ...counted }, { object: "response.input_tokens", input_tokens: words.length });
+});
+
 check("a conversation keeps what was said", async () => {
   const items = [{ type: "message", role: "user", content: "I say" }];
   const made = await client.conversations.create({ items, metadata: { mark: "talk" } });
