@@ -6,21 +6,19 @@ forget   row ─▶ object                 likewise
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from api.answered_once import Reference, once_kept
 from api.deps import CallContext
 from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest, NotFound, StorageAway
-from jobs.models import Audit, Job, KeptResponse
-from jobs.responses import Kept
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.kept import Kept, decode, encode
+from jobs.models import Job, KeptResponse
 from jobs.states import TERMINAL, JobState
 
 #: In the background a response has so long until it is given up.
@@ -41,17 +39,11 @@ _STATUS: Mapping[str, str] = {
 _EXPIRED = {"code": "server_error", "message": "The response was not answered within its time."}
 
 
-class Reference(BaseModel):
-    """What an Idempotency-Key remembers: what was said lies in one place only."""
-
-    id: str
-
-
 def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     """Write the object; returns what inserts its row."""
     created = now()
     response_id = str(kept.response["id"])
-    call.storage.put(responses.path(response_id), responses.encode(kept))
+    call.storage.put(responses.path(response_id), encode(responses.URL, kept))
     expires = created + call.config.response_seconds
 
     def insert(session: Session) -> Reference:
@@ -90,32 +82,8 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
 
 
 def unless_kept(call: CallContext, response_id: str) -> Callable[[Callable[[Session], object]], None]:
-    """Runs in one transaction what keeps a response; nothing where another connection of its stream did.
-
-    It stays kept once, also when it was deleted meanwhile: the audit knows of it for ever.
-    """
-
-    def run(work: Callable[[Session], object]) -> None:
-        try:
-            with call.db.write() as session:
-                if not _was_kept(session, response_id):
-                    work(session)
-                    return
-                deleted = session.get(KeptResponse, response_id) is None
-            if deleted:  # its object was written anew a moment ago
-                with suppress(StorageAway):  # retention does it
-                    call.storage.delete(responses.path(response_id))
-        except IntegrityError:  # at the same moment
-            with call.db.read() as session:
-                if not _was_kept(session, response_id):
-                    raise
-
-    return run
-
-
-def _was_kept(session: Session, response_id: str) -> bool:
-    mine = Audit.target == response_id, Audit.action == _CREATED
-    return session.scalar(select(Audit.id).where(*mine).limit(1)) is not None
+    """Runs what keeps a response, unless another connection of its stream did."""
+    return once_kept(call, KeptResponse, _CREATED, response_id, responses.path(response_id))
 
 
 def load(call: CallContext, response_id: str) -> Kept:
@@ -124,7 +92,7 @@ def load(call: CallContext, response_id: str) -> Kept:
         row = _row(session, call, response_id)
         job = _job(session, row)
     with call.storage.reader(row.path) as handle:
-        kept = responses.decode(handle.read())
+        kept = decode(handle.read())
     return Kept(kept.question, _as_it_stands(kept.response, job)) if job else kept
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api import kept_conversations, kept_responses
+from api.answered_once import Reference
 from api.asking import Asked
 from api.bodies import Body
 from api.deps import CallContext
@@ -26,7 +27,7 @@ from jobs import responses
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
-from jobs.responses import Kept
+from jobs.kept import Kept
 
 #: What we do ourselves; the rest is the engine's.
 _OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
@@ -35,6 +36,9 @@ _ANSWERED = frozenset({"completed", "incomplete"})
 
 class ConversationReference(Body):
     id: str
+
+
+Named = str | ConversationReference | None
 
 
 class CreateResponse(Asked):
@@ -46,7 +50,7 @@ class CreateResponse(Asked):
     previous_response_id: str | None = None
     metadata: Metadata | None = None
     background: bool | None = None
-    conversation: str | ConversationReference | None = None
+    conversation: Named = None
 
 
 @dataclass(slots=True)
@@ -65,8 +69,7 @@ class Turn:
 
     @property
     def conversation(self) -> str | None:
-        named = self.body.conversation
-        return named.id if isinstance(named, ConversationReference) else named
+        return _named(self.body.conversation)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -88,25 +91,41 @@ class Turn:
 
 def begin(call: CallContext, body: CreateResponse) -> Turn:
     """Raises InvalidRequest, NotFound, StorageFull."""
-    if body.conversation and (body.background or body.previous_response_id):
-        other = "previous_response_id" if body.previous_response_id else "background"
-        message = f"'conversation' cannot be given together with '{other}'."
-        raise InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
+    if body.conversation and body.background:
+        raise _exclusive("background")
     if body.background and body.store is False:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     _check_cache(body)
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    question = {name: value for name, value in body.fields().items() if name not in _OURS}
-    question["store"] = False  # an engine that could keep it is not to
-    turn = Turn(call, body, question, asked)
-    if turn.conversation:
-        before = [as_input(item) for item in kept_conversations.load(call, turn.conversation).items]
-    else:
-        before = _before(call, body.previous_response_id)
-    turn.question["input"] = [*before, *asked]
-    return turn
+    question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
+    question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    return Turn(call, body, question, asked)
+
+
+def unless_ours(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a request is the engine's to judge."""
+    return {name: value for name, value in fields.items() if name not in _OURS}
+
+
+def said_before(call: CallContext, conversation: Named, previous: str | None) -> list[Any]:
+    """In a conversation, or until a response. Raises InvalidRequest, NotFound."""
+    named = _named(conversation)
+    if named and previous:
+        raise _exclusive("previous_response_id")
+    if named:
+        return [as_input(item) for item in kept_conversations.load(call, named).items]
+    return _before(call, previous)
+
+
+def _named(conversation: Named) -> str | None:
+    return conversation.id if isinstance(conversation, ConversationReference) else conversation
+
+
+def _exclusive(other: str) -> InvalidRequest:
+    message = f"'conversation' cannot be given together with '{other}'."
+    return InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
 
 
 def _check_cache(body: CreateResponse) -> None:
@@ -139,7 +158,7 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if status not in _ANSWERED:
         message = f"Previous response '{previous}' is {status}."
         raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
-    return [*kept.items, *kept.response["output"]]
+    return [*responses.items(kept), *kept.response["output"]]
 
 
 def begun(turn: Turn) -> dict[str, Any]:
@@ -188,7 +207,7 @@ def keep(turn: Turn, response: dict[str, Any], run: Callable[[Make], object]) ->
 def _nothing(turn: Turn) -> Make:
     def told(session: Session) -> BaseModel:
         turn.call.record(session, "conversation.items.create", str(turn.conversation))
-        return kept_responses.Reference(id=turn.id)
+        return Reference(id=turn.id)
 
     return told
 

@@ -1,37 +1,21 @@
-"""A response that is kept, as one line in storage: what a line of a batch has, and what came of it.
+"""Responses: where one that is kept lies, and what of it is ours.
 
-    {"custom_id", "method", "url", "body": the question, "response": the answer, or what is known of it so far}
-
-The question holds the whole conversation, so that it can be continued whatever became of the turns before; and a
-response that is asked for in the background is a job whose input is this very object.
+The question that is kept holds the whole conversation, so that it can be continued whatever became of the turns
+before; and a response that is asked for in the background is a job whose input is this very object.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
+from jobs.kept import Kept
 
 KIND: Final = "response"
 URL: Final = "/v1/responses"
+#: Where it is asked how long an input is.
+COUNT_URL: Final = "/v1/responses/input_tokens"
 
 #: What an engine's answer does not know.
 _OURS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """`question` is the body that an engine is asked, `response` the JSON that a client is shown."""
-
-    question: dict[str, Any]
-    response: dict[str, Any]
-
-    @property
-    def items(self) -> list[Any]:
-        """The input as the model is shown it, earlier turns included."""
-        items: list[Any] = self.question["input"]
-        return items
-
 
 #: Of OpenAI's codes of a response's error those that say as much as an engine's may.
 CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
@@ -65,14 +49,10 @@ def path(response_id: str) -> str:
     return f"responses/{response_id}"
 
 
-def encode(kept: Kept) -> bytes:
-    line = {"custom_id": kept.response["id"], "method": "POST", "url": URL, "body": kept.question}
-    return msgspec.json.encode({**line, "response": kept.response}) + b"\n"
-
-
-def decode(line: bytes) -> Kept:
-    found = msgspec.json.decode(line)
-    return Kept(found["body"], found["response"])
+def items(kept: Kept) -> list[Any]:
+    """The input as the model is shown it, earlier turns included."""
+    found: list[Any] = kept.question["input"]
+    return found
 
 
 def ours(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     )
     cache_max_bytes: int = Field(256 * MB, ge=MB, description="both together; what would expire first goes first")
 
-    response_seconds: int = Field(30 * DAY, ge=60, description="life of a response that is kept (`store`)")
+    response_seconds: int = Field(30 * DAY, ge=60, description="life of a response or chat that is kept (`store`)")
 
     shard_lines: int = Field(256, ge=1, le=4096, description="lines of a shard, at most")
     shard_bytes: int = Field(4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)")

@@ -49,6 +49,7 @@ _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
 _PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
+_START: Final = "0-0"  # before what is first in any stream
 _STOPPED: Final = Piece(
     "end",
     msgspec.json.encode(
@@ -73,6 +74,16 @@ def place(at: str) -> tuple[str, str]:
     if found is None:
         raise InvalidRequest("This is no id of an event.", param="Last-Event-ID", code="invalid_value")
     return found[1], found[2]
+
+
+def beginning(at: str) -> str:
+    """The place before the first piece of a piece's stream. Raises InvalidRequest."""
+    return f"{place(at)[0]}/{_START}"
+
+
+def follows(at: str, other: str) -> bool:
+    """Whether a piece comes behind another of its stream. Raises InvalidRequest."""
+    return _order(place(at)[1]) > _order(place(other)[1])
 
 
 class Lines:

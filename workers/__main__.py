@@ -19,7 +19,7 @@ from celery import Celery, current_app
 from celery.utils import nodenames
 from kombu.exceptions import OperationalError
 
-from jobs import fleet, logs, pauses, searches
+from jobs import fleet, logs, pauses, responses, searches
 from jobs.errors import DatabaseBusy
 from jobs.interactive import redis_url
 from jobs.queues import Queue
@@ -31,6 +31,7 @@ from workers.asking import Asking
 from workers.caching.shelf import Shelf
 from workers.company import Company
 from workers.context import Context, Pool, build
+from workers.counting import Counting
 from workers.courtesy import Courtesy
 from workers.elsewhere import Elsewhere
 from workers.engines.router import Router
@@ -98,7 +99,11 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
     host = EngineHost(cached, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
     reranking = Reranking(context, host, queue)
-    own = {searches.URL: Searching(context, host, reranking).answer, searches.RERANK_URL: reranking.answer}
+    own = {
+        searches.URL: Searching(context, host, reranking).answer,
+        searches.RERANK_URL: reranking.answer,
+        responses.COUNT_URL: Counting(host, needs.measure, needs.search, needs.rooms).answer,
+    }
     desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)

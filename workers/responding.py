@@ -17,9 +17,9 @@ from sqlalchemy import select
 
 from jobs import ledger, responses
 from jobs.errors import NotFound
+from jobs.kept import Kept, decode, encode
 from jobs.ledger import JobClaim
 from jobs.models import TOKENS, Segment
-from jobs.responses import Kept
 from jobs.states import JobState
 from workers import outcomes, records
 from workers.context import Context
@@ -57,13 +57,13 @@ def _object(context: Context, response_id: str) -> Kept | None:
     """None when it was deleted."""
     try:
         with context.storage.reader(responses.path(response_id)) as handle:
-            return responses.decode(handle.read())
+            return decode(handle.read())
     except NotFound:
         return None
 
 
 def _write(context: Context, kept: Kept) -> None:
-    context.storage.put(responses.path(str(kept.response["id"])), responses.encode(kept))
+    context.storage.put(responses.path(str(kept.response["id"])), encode(responses.URL, kept))
 
 
 def _close(

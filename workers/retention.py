@@ -1,4 +1,4 @@
-"""What is no longer needed goes: expired files and responses, deleted files, abandoned uploads, old keys, the inside of
+"""What is no longer needed goes: expired files and answers, deleted files, abandoned uploads, old keys, the inside of
 old jobs, what of the cache cannot be found any more.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
@@ -8,7 +8,7 @@ stay for ever.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -26,6 +26,7 @@ from jobs.models import (
     File,
     Idempotency,
     Job,
+    KeptCompletion,
     KeptResponse,
     Schedule,
     Segment,
@@ -38,6 +39,7 @@ from jobs.states import LIVE, TERMINAL
 from jobs.storage import Storage
 
 log = logging.getLogger(__name__)
+T = TypeVar("T", KeptResponse, KeptCompletion)
 _AT_ONCE = 200
 _PAGES = 20
 _ORPHAN_PASSES = 60  # once an hour
@@ -58,7 +60,7 @@ class Retention:
         self._passes += 1
         if self._passes % _ORPHAN_PASSES == 0:
             self._orphans_once()
-        for step in (self._cache_if_free, self._files, self._responses, self._uploads, self._old_jobs, self._old_rows):
+        for step in (self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows):
             step()
             self._db.breathe()
 
@@ -111,15 +113,18 @@ class Retention:
                 return
             self._db.breathe()
 
-    def _responses(self) -> None:
+    def _answers(self) -> None:
         """Each waiting client leaves one, so there may be many."""
+        self._expired(KeptResponse, lambda response: [response.path, f"jobs/{response.id}"])
+        self._expired(KeptCompletion, lambda completion: [completion.path])
+
+    def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> None:
         for _ in range(_PAGES):
             with self._db.write() as session:
-                over = select(KeptResponse).where(KeptResponse.expires_at <= now()).limit(_AT_ONCE)
-                gone = session.scalars(over).all()
-                for response in gone:
-                    session.delete(response)
-            self._drop([path for response in gone for path in (response.path, f"jobs/{response.id}")])
+                gone = session.scalars(select(table).where(table.expires_at <= now()).limit(_AT_ONCE)).all()
+                for answer in gone:
+                    session.delete(answer)
+            self._drop([path for answer in gone for path in paths(answer)])
             if len(gone) < _AT_ONCE:
                 return
             self._db.breathe()
@@ -135,6 +140,7 @@ class Retention:
         if swept := self._storage.sweep(now() - _UNTOUCHED_SECONDS):
             log.warning("unfinished_files_removed", extra={"files": swept})
         found = self._unowned("files/", "files/", File.path) | self._unowned("responses/", "", KeptResponse.id)
+        found |= self._unowned("completions/", "", KeptCompletion.id)
         found |= self._unowned("conversations/", "conversations/", Conversation.path)
         old = sorted(found & self._suspects)
         self._suspects = frozenset(found)

@@ -5,10 +5,12 @@ from fastapi import APIRouter
 from api.routes import (
     batches,
     cache,
+    chat_completions,
     conversations,
     files,
     generation,
     health,
+    input_tokens,
     jobs,
     models,
     page,
@@ -33,7 +35,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     validation.router,  # before batches: /v1/batches/validate is no id
     batches.router,
     generation.router,
+    chat_completions.router,
     responses.router,
+    input_tokens.router,
     streams.router,
     conversations.router,
     cache.router,

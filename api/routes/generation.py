@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Field
 
+from api import chats
 from api.asking import (
     EITHER,
     KEEP_ALIVE,
@@ -22,16 +22,20 @@ from api.asking import (
     LastEventId,
     Resume,
     ask,
+    kept_stream,
     named,
     resume,
     streamed,
     whole,
 )
+from api.chats import ChatCompletionRequest
 from api.deps import Call, CallContext
 from api.errors import describe
+from api.idempotency import Idempotent
 from api.routing import resource
 from jobs.errors import NightmillError
 from jobs.interactive import Piece
+from jobs.waiting import place
 
 router: APIRouter = resource("Generation")
 
@@ -39,15 +43,8 @@ CHAT, COMPLETION, _EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/e
 _RERANK = "/v1/rerank"
 
 
-class _Streamed(Asked):
+class CompletionRequest(Asked):
     stream: bool | None = None
-
-
-class ChatCompletionRequest(_Streamed):
-    messages: list[dict[str, Any]] = Field(min_length=1)
-
-
-class CompletionRequest(_Streamed):
     prompt: str | list[Any]
 
 
@@ -67,11 +64,18 @@ class RerankRequest(Asked):
 
 @router.post("/chat/completions", response_class=Response, responses=EITHER)
 async def create_chat_completion(
-    call: Call, request: Request, body: ChatCompletionRequest, seconds: Resume = None, last: LastEventId = None
+    call: Call,
+    request: Request,
+    once: Idempotent,
+    body: ChatCompletionRequest,
+    seconds: Resume = None,
+    last: LastEventId = None,
 ) -> Response:
-    """One chat completion, or with `stream` its chunks as server-sent events."""
+    """One chat completion, or with `stream` its chunks as server-sent events; with `store` it is kept."""
     if last is not None:
         return await resumed(call, request, last, CHAT)
+    if body.store:
+        return await chats.answer(call, request, once, body, seconds)
     return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
 
 
@@ -99,6 +103,9 @@ async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Re
 
 async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
+    kept = await kept_stream(call, place(last)[0])
+    if kept.url == url and kept.shown:
+        return await chats.resumed(call, request, last, kept.shown)
     _, pieces = await resume(call, request, last, url)
     return streamed(_events(pieces, resumable=True), last)
 

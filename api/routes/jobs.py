@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
-from sqlalchemy import Select, exists, func, literal, or_, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -13,6 +13,7 @@ from api.bodies import Body
 from api.deliveries import delivery_page
 from api.deps import Call, CallContext
 from api.idempotency import Idempotent
+from api.labels import labelled
 from api.paging import After, Limit20, Order, Page, find, page
 from api.presenters.job import JobEvent, JobObject, show_event, show_job
 from api.presenters.webhook import DeliveryObject
@@ -81,8 +82,7 @@ def list_jobs(
     )
     for column, value in wanted:
         statement = statement if value is None else statement.where(column == value)
-    for name, value in request.query_params.multi_items():
-        statement = _by_metadata(statement, name, value, sqlite=call.db.sqlite)
+    statement = labelled(statement, Job.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
         rows, more = find(session, statement, Job, after=after, limit=limit, order=order)
         sums = totals(session, rows)
@@ -201,21 +201,3 @@ def _resume(last_event_id: str | None, after: int) -> int:
     """Where a stream goes on. An id that is none of ours is ignored, as browsers may send anything."""
     known = last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit()
     return int(last_event_id[:18]) if known and last_event_id else after
-
-
-def _by_metadata(statement: Select[Job], name: str, value: str, *, sqlite: bool) -> Select[Job]:
-    if name == "metadata" and value == "null":
-        return (
-            statement.where(or_(Job.labels.is_(None), func.json_type(Job.labels) == "null"))
-            if sqlite
-            else (statement.where(or_(Job.labels.is_(None), func.json_typeof(Job.labels) == "null")))
-        )
-    if not (name.startswith("metadata[") and name.endswith("]")):
-        return statement
-    key = name[len("metadata[") : -1]
-    if not sqlite:
-        return statement.where(Job.labels.op("->>")(key) == value)
-    pairs = func.json_each(Job.labels).table_valued("key", "value")  # a path would give quotes in a key a meaning
-    return statement.where(
-        exists(select(literal(1)).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value))
-    )

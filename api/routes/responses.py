@@ -7,28 +7,26 @@ The engine keeps nothing. A stream's last event is sent once its response is kep
 go on from it.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from api import kept_responses, response_streams
+from api.answered_once import answered_once, as_json, referred
 from api.asking import EITHER, WHOLE, LastEventId, Resume, ask, queue_of, streamed, whole
-from api.deps import Call
+from api.deps import Call, CallContext
 from api.followed_responses import follow
-from api.idempotency import Idempotent, Lease, Once
+from api.idempotency import Idempotent, Once
 from api.paging import After, Limit20, Order, Page, slice_of
 from api.presenters.response import ItemObject, ResponseDeleted, show_items
 from api.routing import resource
 from api.turns import CreateResponse, Turn, begin, begun, decoded, keep, unsound
 from jobs import responses
-from jobs.errors import DatabaseBusy, InvalidRequest, StreamsAway
+from jobs.errors import InvalidRequest, StreamsAway
 
 router: APIRouter = resource("Responses")
 
@@ -50,12 +48,12 @@ async def create_response(
     turn = await run_in_threadpool(begin, call, body)
     if body.background:
         queued, replayed = await run_in_threadpool(_queued, turn, once)
-        return streamed(follow(call, request, queued, -1)) if body.stream else _json(queued, replayed=replayed)
+        return streamed(follow(call, request, queued, -1)) if body.stream else as_json(queued, replayed=replayed)
     if body.stream:
         return await response_streams.answer(turn, request, seconds)
     if not turn.store and not turn.conversation:
         answered = await _answered(turn, request)
-        return answered if isinstance(answered, Response) else _json(answered)
+        return answered if isinstance(answered, Response) else as_json(answered)
     return await _kept_once(turn, request, once)
 
 
@@ -69,7 +67,7 @@ async def retrieve_response(
 ) -> Response:
     """A response that is kept, as far as it has come; with `stream` its events, and those that are still to come."""
     kept = await run_in_threadpool(kept_responses.load, call, response_id)
-    return streamed(follow(call, request, kept.response, starting_after)) if stream else _json(kept.response)
+    return streamed(follow(call, request, kept.response, starting_after)) if stream else as_json(kept.response)
 
 
 @router.delete("/responses/{response_id}")
@@ -84,7 +82,7 @@ async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
 @router.post("/responses/{response_id}/cancel", response_class=Response, responses=WHOLE)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
-    return _json(kept_responses.cancel(call, response_id).response)
+    return as_json(kept_responses.cancel(call, response_id).response)
 
 
 @router.get("/responses/{response_id}/input_items")
@@ -97,7 +95,7 @@ def list_input_items(
     include: Annotated[list[str] | None, Query(alias="include[]")] = None,  # noqa: ARG001 (OpenAI's; nothing to add)
 ) -> Page[ItemObject]:
     """What the model was shown, earlier turns included."""
-    items = show_items(response_id, kept_responses.load(call, response_id).items)
+    items = show_items(response_id, responses.items(kept_responses.load(call, response_id)))
     return slice_of([ItemObject.model_validate(item) for item in items], after=after, limit=limit, order=order)
 
 
@@ -108,14 +106,9 @@ def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
     fields = turn.body.fields()
     said = once.replay(fields)
     if said is not None:
-        return _referred(turn, said), True
+        return _loaded(turn.call, referred(said)), True
     make = kept_responses.prepare_job(turn.call, turn.kept(begun(turn)), once.key, stream=bool(turn.body.stream))
-    return _referred(turn, once.run(fields, make)), False
-
-
-def _referred(turn: Turn, said: Response) -> dict[str, Any]:
-    """The response that an Idempotency-Key remembers. Raises NotFound once it is deleted."""
-    return kept_responses.load(turn.call, msgspec.json.decode(bytes(said.body))["id"]).response
+    return _loaded(turn.call, referred(once.run(fields, make))), False
 
 
 async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
@@ -135,42 +128,10 @@ async def _kept_once(turn: Turn, request: Request, once: Once) -> Response:
     if once.key and not turn.store:
         message = "With an Idempotency-Key and a conversation a response is kept."
         raise InvalidRequest(message, param="store", code="unsupported_value")
-    async with once.leased() as lease, _beating(lease, turn.call.config.beat_seconds):
-        if lease.kept is not None:
-            return await run_in_threadpool(_replayed, turn, once)
-        answered = await _answered(turn, request)
-        if isinstance(answered, Response):
-            await run_in_threadpool(lease.drop)
-            return answered
-        await run_in_threadpool(keep, turn, answered, partial(lease.complete, turn.body.fields()))
-        return _json(answered)
+    answer, load = partial(_answered, turn, request), partial(_loaded, turn.call)
+    return await answered_once(once, turn.body.fields(), answer, partial(keep, turn), load)
 
 
-def _replayed(turn: Turn, once: Once) -> Response:
-    """What the key's first request made. Raises NotFound once that is deleted."""
-    said = once.replay(turn.body.fields())
-    assert said is not None, "the key was kept a moment ago"
-    return _json(_referred(turn, said), replayed=True)
-
-
-@asynccontextmanager
-async def _beating(lease: Lease, seconds: float) -> AsyncIterator[None]:
-    """The key stays ours for as long as the model takes."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            with suppress(DatabaseBusy):  # the next one may come in time
-                await lease.beat()
-
-    beating = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)  # a key that was lost is found lost by `complete`
-
-
-def _json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
-    headers = {"Idempotency-Replayed": "true"} if replayed else None
-    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
+def _loaded(call: CallContext, response_id: str) -> dict[str, Any]:
+    """Raises NotFound once it is deleted."""
+    return kept_responses.load(call, response_id).response

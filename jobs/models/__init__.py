@@ -6,14 +6,15 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
 schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item
-file, upload, upload_part · response, conversation · project, api_key, idempotency · worker, model, pause, meta
-cached, cache_epoch, cache_use · audit, audit_head
+file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency
+worker, model, pause, meta · cached, cache_epoch, cache_use · audit, audit_head
 """
 
 from jobs.models.access import ApiKey, Idempotency, Project
 from jobs.models.audit import Audit, AuditHead
 from jobs.models.base import Base
 from jobs.models.cached import Cached, CacheEpoch, CacheUse
+from jobs.models.completion import KeptCompletion
 from jobs.models.conversation import Conversation
 from jobs.models.files import File, Upload, UploadPart
 from jobs.models.job import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
@@ -39,6 +40,7 @@ __all__ = [
     "File",
     "Idempotency",
     "Job",
+    "KeptCompletion",
     "KeptResponse",
     "Meta",
     "Model",

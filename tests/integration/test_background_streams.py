@@ -21,8 +21,8 @@ from api.deps import CallContext
 from jobs import interactive, shards
 from jobs.db import Database
 from jobs.errors import StorageAway
+from jobs.kept import Kept
 from jobs.keys import revoke_key
-from jobs.responses import Kept
 from tests.support.mill import MODEL, Mill, running
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve

@@ -147,6 +147,10 @@ def _chat(client: OpenAI) -> str:
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
     assert whole
     assert client.responses.create(model=MODEL, input=ASKED).output_text == whole
+    stored = client.chat.completions.create(model=MODEL, messages=messages, store=True)
+    assert stored.choices[0].message.content == whole
+    assert list(client.chat.completions.create(model=MODEL, messages=messages, store=True, stream=True))
+    assert len(list(client.chat.completions.list())) == 2
     return whole
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from jobs import searches
+from jobs import responses, searches
 from jobs.db import Database
 from jobs.queues import Queue, Task
+from jobs.searches import Found, Search
 from tests.sdk.front import Front, standing_before
 from tests.support import runs
 from tests.support.mill import MODEL, Mill, running
@@ -20,11 +21,15 @@ from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
 from tests.support.web import make_key, running_app, serve
 from workers.context import Pool, build
+from workers.counting import Counting
 from workers.dispatcher import Dispatcher
+from workers.engines.fake import prompt_of
+from workers.engines.port import Length, Request
 from workers.finishing import finish
 from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge
 from workers.interactive import Desk
+from workers.packing import Room
 from workers.parsing.parser import Limits, Parser
 from workers.reranking import Reranking
 from workers.searching import Searching
@@ -103,17 +108,24 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
 @contextmanager
 def _answering(mill: Mill, url: str) -> Iterator[None]:
     """Clients who wait get their answers of the engine that runs the batches."""
-    desk = Desk(
-        mill.host,
-        url,
-        Queue.GENERATE,
-        own={searches.URL: Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE)).answer},
-    )
+    searching = Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE))
+    counting = Counting(mill.host, _words, _nothing, lambda _: Room(1000))
+    own = {searches.URL: searching.answer, responses.COUNT_URL: counting.answer}
+    desk = Desk(mill.host, url, Queue.GENERATE, own=own)
     mill.host.call(desk.serve())
     try:
         yield
     finally:
         mill.host.call(desk.close()).result(5)
+
+
+async def _words(request: Request) -> Length:
+    """The fake engine has no tokens."""
+    return Length(len(prompt_of(request.url, request.body).split()), 1000)
+
+
+async def _nothing(request: Request, search: Search) -> Sequence[Found]:
+    return ()
 
 
 class _Readers:

@@ -424,6 +424,25 @@ def _() -> None:
     same(facts_of(error), (404, "invalid_request_error", "model_not_found", "model"))
 
 
+@check("a chat is stored, whole and as a stream")
+def _() -> None:
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "wait for it"}], "store": True}
+    whole = client.chat.completions.create(**asked, metadata={"mark": "stored"})
+    pieces = list(client.chat.completions.create(**asked, metadata={"mark": "stored"}, stream=True))
+
+    made = [whole.id, pieces[0].id]
+    listed = list(client.chat.completions.list(metadata={"mark": "stored"}, limit=1))
+    same([one.id for one in listed], made)
+    same({one.choices[0].message.content for one in listed}, {whole.choices[0].message.content})
+    same([one.id for one in client.chat.completions.list(model=MODEL, order="desc")], made[::-1])
+    same([one.content for one in client.chat.completions.messages.list(whole.id, limit=1)], ["wait for it"])
+    same(client.chat.completions.update(whole.id, metadata={"mark": "other"}).metadata, {"mark": "other"})
+    same(client.chat.completions.retrieve(whole.id).metadata, {"mark": "other"})
+    same([client.chat.completions.delete(one).deleted for one in made], [True, True])
+    error = raised(openai.NotFoundError, client.chat.completions.retrieve, whole.id)
+    same(facts_of(error), (404, "invalid_request_error", "not_found", "completion_id"))
+
+
 @check("a response is answered, whole and as a stream, and kept")
 def _() -> None:
     first = client.responses.create(model=MODEL, input="wait for it", metadata={"mark": "first"})
@@ -442,6 +461,20 @@ def _() -> None:
     client.responses.delete(first.id)
     error = raised(openai.NotFoundError, client.responses.retrieve, first.id)
     same(facts_of(error)[0], 404)
+
+
+@check("an input is counted before it is asked for")
+def _() -> None:
+    first = client.responses.create(model=MODEL, input="one two")
+
+    asked: dict[str, Any] = {"model": MODEL, "input": "and on", "previous_response_id": first.id}
+    if hasattr(client.responses, "input_tokens"):
+        counted = client.responses.input_tokens.count(**asked).to_dict()
+    else:
+        raw("responses.input_tokens")
+        counted = client.post("/responses/input_tokens", cast_to=object, body=asked)
+    words = f"one two {first.output_text} and on".split()
+    same(counted, {"object": "response.input_tokens", "input_tokens": len(words)})
 
 
 @check("a conversation keeps what was said")

@@ -41,7 +41,9 @@ CHECKS = (
     "a forged event is refused",
     "models are listed and retrieved",
     "a client who waits is answered, whole and as a stream",
+    "a chat is stored, whole and as a stream",
     "a response is answered, whole and as a stream, and kept",
+    "an input is counted before it is asked for",
     "a conversation keeps what was said",
     "a response in the background is polled, and cancelled",
     "embeddings are answered at once",
@@ -82,6 +84,8 @@ _ABOUT_WEBHOOKS = (
 RAW = {
     # OpenAI gave these versions `unwrap` and `verify_signature`, and no management of endpoints.
     **{(sdk, check): ["webhooks.create"] for sdk in ("python-1.109", "python-2.8") for check in _ABOUT_WEBHOOKS},
+    # It is older than the method.
+    ("python-1.109", "an input is counted before it is asked for"): ["responses.input_tokens"],
     # Its Batch is older than the field: it comes as a dict.
     ("python-1.109", "a batch runs to its output"): ["batch.usage"],
     # Its file batches are older than files with attributes of their own.

@@ -11,7 +11,12 @@ from fastapi import FastAPI
 
 from api.app import build
 from api.server import server
+from jobs import completions, keys
+from jobs.clock import now
+from jobs.ids import new_id
+from jobs.kept import Kept, encode
 from jobs.keys import create_key
+from jobs.models import KeptCompletion
 from jobs.settings import Settings
 
 
@@ -28,6 +33,19 @@ def make_key(app: FastAPI, project: str = "default") -> str:
     """A new key of a project, which is made when it is new."""
     with app.state.services.db.write() as session:
         return create_key(session, project)
+
+
+def keep_completion(app: FastAPI, project: str = "default", **facts: Any) -> str:
+    """A chat completion as one that was answered and kept."""
+    services, name = app.state.services, new_id(completions.PREFIX)
+    row = {"id": name, "asked": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
+    with services.db.write() as session:
+        session.add(KeptCompletion(**row, project_id=keys.ensure_project(session, project).id))
+    question = {"model": row["asked"], "messages": [{"role": "user", "content": "Hi"}]}
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
+    answer = {"id": name, "model": row["model"], "created": 1, "choices": [choice]}
+    services.storage.put(completions.path(name), encode(completions.URL, Kept(question, answer)))
+    return name
 
 
 @contextmanager

@@ -364,6 +364,40 @@ check("a client who waits is answered, whole and as a stream", async () => {
   same(factsOf(error), [404, "invalid_request_error", "model_not_found", "model"]);
 });
 
+check("a chat is stored, whole and as a stream", async () => {
+  const asked = { model: MODEL, messages: [{ role: "user", content: "wait for it" }], store: true };
+  const whole = await client.chat.completions.create({ ...asked, metadata: { mark: "stored" } });
+  const pieces = [];
+  for await (const piece of await client.chat.completions.create({
+    ...asked, metadata: { mark: "stored" }, stream: true,
+  })) {
+    pieces.push(piece);
+  }
+
+  const made = [whole.id, pieces[0].id];
+  const listed = [];
+  for await (const one of client.chat.completions.list({ metadata: { mark: "stored" }, limit: 1 })) {
+    listed.push(one);
+  }
+  same(listed.map((one) => one.id), made);
+  same(new Set(listed.map((one) => one.choices[0].message.content)).size, 1);
+  const backwards = await client.chat.completions.list({ model: MODEL, order: "desc" });
+  same(backwards.data.map((one) => one.id), [...made].reverse());
+  const texts = [];
+  for await (const message of client.chat.completions.messages.list(whole.id, { limit: 1 })) {
+    texts.push(message.content);
+  }
+  same(texts, ["wait for it"]);
+  const changed = await client.chat.completions.update(whole.id, { metadata: { mark: "other" } });
+  same(changed.metadata, { mark: "other" });
+  same((await client.chat.completions.retrieve(whole.id)).metadata, { mark: "other" });
+  for (const one of made) {
+    same((await client.chat.completions.delete(one)).deleted, true);
+  }
+  const error = await raised(OpenAI.NotFoundError, () => client.chat.completions.retrieve(whole.id));
+  same(factsOf(error), [404, "invalid_request_error", "not_found", "completion_id"]);
+});
+
 check("a response is answered, whole and as a stream, and kept", async () => {
   const first = await client.responses.create({ model: MODEL, input: "wait for it", metadata: { mark: "first" } });
   const events = [];
@@ -389,6 +423,16 @@ check("a response is answered, whole and as a stream, and kept", async () => {
   await client.responses.delete(first.id);
   const error = await raised(OpenAI.NotFoundError, () => client.responses.retrieve(first.id));
   same(factsOf(error)[0], 404);
+});
+
+check("an input is counted before it is asked for", async () => {
+  const first = await client.responses.create({ model: MODEL, input: "one two" });
+
+  const counted = await client.responses.inputTokens.count({
+    model: MODEL, input: "and on", previous_response_id: first.id,
+  });
+  const words = `one two ${first.output_text} and on`.split(" ");
+  same({ ...counted }, { object: "response.input_tokens", input_tokens: words.length });
 });
 
 check("a conversation keeps what was said", async () => {

@@ -25,10 +25,12 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/chat/completions"): {
         "json": {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Hello"}]},
     },
+    ("POST", "/v1/chat/completions/{completion_id}"): {"json": {"metadata": {}}},
     ("POST", "/v1/completions"): {"json": {"model": "smollm2-135m-instruct", "prompt": "Hello"}},
     ("POST", "/v1/embeddings"): {"json": {"model": "all-minilm-l6-v2", "input": "Hello"}},
     ("POST", "/v1/rerank"): {"json": {"model": "ranker", "query": "What?", "documents": ["This."]}},
     ("POST", "/v1/responses"): {"json": {"model": "smollm2-135m-instruct", "input": "Hello"}},
+    ("POST", "/v1/responses/input_tokens"): {"json": {"model": "smollm2-135m-instruct", "input": "Hello"}},
     ("POST", "/v1/conversations/{conversation_id}"): {"json": {"metadata": {}}},
     ("POST", "/v1/conversations/{conversation_id}/items"): {"json": {"items": [{"role": "user", "content": "Hi"}]}},
     ("POST", "/v1/vector_stores"): {"json": {"name": "n"}},

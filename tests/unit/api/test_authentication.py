@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from jobs.keys import revoke_key
 from jobs.models import Job
-from tests.support.web import make_key
+from tests.support.web import keep_completion, make_key
 from tests.unit.api.calls import LINE, Route, routes
 from tests.unit.api.conftest import client_of
 
@@ -134,7 +134,7 @@ def test_a_key_is_in_no_log(app: FastAPI, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.fixture
-def theirs(client: TestClient) -> dict[str, str]:
+def theirs(app: FastAPI, client: TestClient) -> dict[str, str]:
     """One object of each kind, of the default project."""
     file = client.post("/v1/files", files={"file": ("a.jsonl", LINE)}, data={"purpose": "batch"}).json()
     upload = {"bytes": 1, "filename": "a", "mime_type": "text/plain", "purpose": "batch"}
@@ -154,6 +154,7 @@ def theirs(client: TestClient) -> dict[str, str]:
         "source_id": source["id"],
         "conversation_id": talk,
         "item_id": client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
+        "completion_id": keep_completion(app),
         "response_id": client.post("/v1/responses", json=response).json()["id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
         "upload_id": client.post("/v1/uploads", json=upload).json()["id"],
@@ -181,7 +182,8 @@ def test_another_project_s_ids_do_not_exist(
 
 
 def test_lists_show_only_what_is_the_project_s(stranger: TestClient, theirs: dict[str, str]) -> None:
-    for path in ("/v1/files", "/v1/batches", "/v1/jobs", "/v1/webhook_endpoints", "/v1/vector_stores"):
+    lists = ("files", "batches", "jobs", "webhook_endpoints", "vector_stores", "chat/completions")
+    for path in (f"/v1/{name}" for name in lists):
         assert stranger.get(path).json()["data"] == []
         assert stranger.get(path, params={"after": theirs["file_id"]}).status_code == 400
 

@@ -10,13 +10,13 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.routes import ROUTERS
-from jobs import keys
+from jobs import keys, responses
 from jobs.clock import now
 from jobs.ids import new_id
+from jobs.kept import Kept, encode
 from jobs.models import KeptResponse
-from jobs.responses import Kept, encode
 from tests.support import runs
-from tests.support.web import make_key
+from tests.support.web import keep_completion, make_key
 from tests.unit.api.calls import routes
 from tests.unit.api.conftest import client_of
 from tests.unit.api.test_batches import create, upload
@@ -35,6 +35,7 @@ _TRUE = (
 _NEED_A_WORKER = frozenset(
     {
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/responses",
+        "/v1/responses/input_tokens",
         "/v1/streams/{stream_id}", "/v1/vector_stores/{vector_store_id}/search",
         "/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare",
     }
@@ -86,6 +87,7 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
         "file_batch_id": brought,
         "source_id": source["id"],
         "response_id": kept_response(app),
+        "completion_id": keep_completion(app),
         "conversation_id": talk["id"],
         "item_id": client.get(f"/v1/conversations/{talk['id']}/items").json()["first_id"],
         "schedule_id": client.post("/v1/schedules", json={"cron": "0 3 * * *", "batch": batch}).json()["id"],
@@ -108,7 +110,7 @@ def kept_response(app: FastAPI) -> str:
         session.add(response)
         path = response.path
     kept = Kept({"input": [{"role": "user", "content": "Hi"}]}, {"id": row["id"], "object": "response", "output": []})
-    services.storage.put(path, encode(kept))
+    services.storage.put(path, encode(responses.URL, kept))
     return str(row["id"])
 
 

@@ -1,0 +1,116 @@
+"""An answer that is kept once, though it is asked for twice.
+
+key       leased while the model takes its time ─▶ kept with the answer's row
+stream    shown by several connections, one after another or at once ─▶ whoever shows its end first keeps it
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi.responses import Response
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import CallContext
+from api.idempotency import Lease, Make, Once
+from jobs.errors import DatabaseBusy, StorageAway
+from jobs.models import Audit, Base
+
+
+class Reference(BaseModel):
+    """What an Idempotency-Key remembers: what was said lies in one place only."""
+
+    id: str
+
+
+Answered = dict[str, Any]
+
+
+async def answered_once(
+    once: Once,
+    fields: Mapping[str, Any],
+    answer: Callable[[], Awaitable[Answered | Response]],
+    keep: Callable[[Answered, Callable[[Make], object]], None],
+    load: Callable[[str], Answered],
+) -> Response:
+    """What `answer` gives, when `keep` has kept it, or its refusal; of a key that is known what `load` has.
+
+    Raises InFlight, IdempotencyMismatch, and what these raise.
+    """
+    async with once.leased() as lease, _beating(lease):
+        if lease.kept is not None:
+            said = await run_in_threadpool(once.replay, fields)
+            assert said is not None, "the key was kept a moment ago"
+            return as_json(await run_in_threadpool(load, referred(said)), replayed=True)
+        answered = await answer()
+        if isinstance(answered, Response):
+            await run_in_threadpool(lease.drop)
+            return answered
+        await run_in_threadpool(keep, answered, partial(lease.complete, fields))
+        return as_json(answered)
+
+
+def once_kept(
+    call: CallContext, table: type[Base], action: str, kept_id: str, path: str
+) -> Callable[[Callable[[Session], object]], None]:
+    """Runs in one transaction what keeps an answer; nothing where another connection of its stream did.
+
+    It stays kept once, also when it was deleted meanwhile: the audit knows of it for ever.
+    """
+
+    def run(work: Callable[[Session], object]) -> None:
+        try:
+            with call.db.write() as session:
+                if not _was_kept(session, action, kept_id):
+                    work(session)
+                    return
+                deleted = session.get(table, kept_id) is None
+            if deleted:  # its object was written anew a moment ago
+                with suppress(StorageAway):  # retention does it
+                    call.storage.delete(path)
+        except IntegrityError:  # at the same moment
+            with call.db.read() as session:
+                if not _was_kept(session, action, kept_id):
+                    raise
+
+    return run
+
+
+def _was_kept(session: Session, action: str, kept_id: str) -> bool:
+    mine = Audit.target == kept_id, Audit.action == action
+    return session.scalar(select(Audit.id).where(*mine).limit(1)) is not None
+
+
+def referred(said: Response) -> str:
+    """The id in the answer that a key remembers."""
+    return str(msgspec.json.decode(bytes(said.body))["id"])
+
+
+def as_json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
+    headers = {"Idempotency-Replayed": "true"} if replayed else None
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
+
+
+@asynccontextmanager
+async def _beating(lease: Lease) -> AsyncIterator[None]:
+    """The key stays ours for as long as the model takes."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(lease.once.config.beat_seconds)
+            with suppress(DatabaseBusy):  # the next one may come in time
+                await lease.beat()
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)  # a key that was lost is found lost by `complete`

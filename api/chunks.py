@@ -1,0 +1,92 @@
+"""The chunks of a streamed chat completion, put together: what a client would have been answered without `stream`."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+_OF_A_CHUNK: Final = frozenset({"choices", "object", "obfuscation"})
+#: Said once, or each time the same.
+_NAMES: Final = frozenset({"role", "type", "id", "index"})
+
+
+@dataclass(slots=True)
+class _Choice:
+    texts: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    parts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, told: Mapping[str, Any]) -> None:
+        delta = told.get("delta")
+        for name, value in delta.items() if isinstance(delta, dict) else ():
+            if isinstance(value, str) and name not in _NAMES:
+                self.texts[name].append(value)
+            else:
+                self.parts[name] = _merged(self.parts.get(name), value)
+        for name in told.keys() - {"delta", "index"}:
+            last = name == "finish_reason" and told[name] is not None
+            self.facts[name] = told[name] if last else _merged(self.facts.get(name), told[name])
+
+    def whole(self, index: int) -> dict[str, Any]:
+        said = {name: "".join(pieces) for name, pieces in self.texts.items()}
+        message = {"role": "assistant", "content": None, "refusal": None, **self.parts, **said}
+        calls = self.parts.get("tool_calls")
+        if isinstance(calls, list):
+            message["tool_calls"] = [_without_index(call) for call in calls]
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": None, **self.facts}
+
+
+class Chunks:
+    """One stream's. `broken`: it told an error among them."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self._facts: dict[str, Any] = {}
+        self._choices: dict[int, _Choice] = defaultdict(_Choice)
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """What it holds is ours from now on."""
+        if chunk.get("error") is not None:
+            self.broken = True
+        self._facts |= {name: chunk[name] for name in chunk.keys() - _OF_A_CHUNK if chunk[name] is not None}
+        choices = chunk.get("choices")
+        for told in choices if isinstance(choices, list) else ():
+            if isinstance(told, dict) and isinstance(told.get("index"), int):
+                self._choices[told["index"]].add(told)
+
+    def whole(self) -> dict[str, Any] | None:
+        """None unless all of it has come to its end."""
+        choices = [choice.whole(index) for index, choice in sorted(self._choices.items())]
+        if self.broken or not choices or any(choice["finish_reason"] is None for choice in choices):
+            return None
+        return {**self._facts, "choices": choices}
+
+
+def _merged(so_far: Any, more: Any) -> Any:
+    """Texts and lists go on, objects by name, numbered parts by their number; of all else the last counts."""
+    if more is None:
+        return so_far
+    if isinstance(so_far, str) and isinstance(more, str):
+        return so_far + more
+    if isinstance(so_far, dict) and isinstance(more, dict):
+        for name, value in more.items():
+            so_far[name] = value if name in _NAMES and value is not None else _merged(so_far.get(name), value)
+        return so_far
+    if isinstance(so_far, list) and isinstance(more, list):
+        for part in more:
+            _put(so_far, part)
+        return so_far
+    return _merged([], more) if isinstance(more, list) else more
+
+
+def _put(parts: list[Any], part: Any) -> None:
+    index = part.get("index") if isinstance(part, dict) else None
+    same = next((one for one in parts if isinstance(one, dict) and one.get("index") == index), None)
+    if index is None or same is None:
+        parts.append(part)
+    else:
+        _merged(same, part)
+
+
+def _without_index(call: Any) -> Any:
+    return {name: value for name, value in call.items() if name != "index"} if isinstance(call, dict) else call

@@ -1,0 +1,70 @@
+"""Chat completions that are kept: listed, fetched, labelled, deleted. They are made by `generation`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from api import kept_completions
+from api.bodies import Body
+from api.deps import Call
+from api.fields import Metadata
+from api.paging import After, Limit20, Order, Page, slice_of
+from api.presenters.completion import CompletionDeleted, CompletionObject, StoredMessage, show_messages
+from api.routing import resource
+
+router: APIRouter = resource("Chat completions")
+
+
+class UpdateCompletion(Body):
+    metadata: Metadata | None
+
+
+@router.get("/chat/completions")
+def list_chat_completions(
+    request: Request,
+    call: Call,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "asc",
+    model: Annotated[
+        str | None, Query(max_length=255, description="As it was asked for, or as the answer names it.")
+    ] = None,
+) -> Page[CompletionObject]:
+    """Those that are kept, the oldest first. `metadata[key]=value` selects, any number of times."""
+    query = request.query_params.multi_items()
+    found, more = kept_completions.listed(call, model, query, after=after, limit=limit, order=order)
+    shown = [_shown(one) for one in found]
+    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
+    return Page(data=shown, first_id=first, last_id=last, has_more=more)
+
+
+@router.get("/chat/completions/{completion_id}")
+def retrieve_chat_completion(call: Call, completion_id: str) -> CompletionObject:
+    """One that is kept, as it was answered."""
+    return _shown(kept_completions.load(call, completion_id).response)
+
+
+@router.post("/chat/completions/{completion_id}")
+def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletion) -> CompletionObject:
+    """Its metadata alone."""
+    return _shown(kept_completions.relabel(call, completion_id, body.metadata or {}))
+
+
+@router.delete("/chat/completions/{completion_id}")
+def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
+    """Forget one, and what was asked."""
+    kept_completions.forget(call, completion_id)
+    return CompletionDeleted(id=completion_id)
+
+
+@router.get("/chat/completions/{completion_id}/messages")
+def list_messages(
+    call: Call, completion_id: str, after: After = None, limit: Limit20 = 20, order: Order = "asc"
+) -> Page[StoredMessage]:
+    """What the model was asked."""
+    messages = kept_completions.load(call, completion_id).question["messages"]
+    return slice_of(show_messages(completion_id, messages), after=after, limit=limit, order=order)
+
+
+def _shown(completion: dict[str, Any]) -> CompletionObject:
+    return CompletionObject.model_validate(completion)
