@@ -6,7 +6,9 @@ files of a dozen formats ─▶ `nightmill up` with MiniLM ─▶ questions in o
 
 import hashlib
 import json
+import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -192,7 +194,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mill(tmp_path_factory: pytest.TempPathFactory, shelf: Path) -> Iterator[Mill]:
-    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(shelf)) as mill:
+    rewriting = {"NIGHTMILL_REWRITE_MODEL": "stub-model", "NIGHTMILL_REWRITE_SECONDS": "2"}
+    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(shelf), **rewriting) as mill:
         yield mill
 
 
@@ -509,6 +512,25 @@ def _as(answer: object) -> dict[str, Any]:
     """What is ours has no class in the SDK."""
     assert isinstance(answer, dict)
     return answer
+
+
+def test_a_query_is_rewritten_by_a_chat_model_or_searched_as_it_stands(mill: Mill, library: str) -> None:
+    """The stub's rewriting is `echo` and a number; the magic words make it fail, and say nothing at all."""
+
+    def searched(query: str) -> tuple[Any, list[str]]:
+        page = mill.client.vector_stores.search(library, query=query, rewrite_query=True)
+        return (page.model_extra or {})["search_query"], [one.filename for one in page]
+
+    question = LIBRARY["whale.txt"][0]
+    [made], _ = searched(question)
+    failed, found = searched(f"{question} !500")
+    began = time.monotonic()
+    hung, found_too = searched(f"{question} !hang")
+
+    assert re.fullmatch("echo [0-9a-f]{16}", made)
+    assert (failed, hung) == ([f"{question} !500"], [f"{question} !hang"])
+    assert found[0] == found_too[0] == "whale.txt"
+    assert 2 <= time.monotonic() - began < 20
 
 
 def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:
