@@ -1,7 +1,7 @@
 """Answers for a client who waits: chat completions, completions, embeddings and rankings, whole or as a stream.
 
-The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape. Batches wait meanwhile:
-these requests are served first, on the same engine.
+The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape, but for what is ours
+(`context`). Batches wait meanwhile: these requests are served first, on the same engine.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -29,9 +29,11 @@ from api.asking import (
 )
 from api.deps import Call, CallContext
 from api.errors import describe
+from api.fields import Context
 from api.routing import resource
 from jobs.errors import NightmillError
 from jobs.interactive import Piece
+from jobs.terms import terms_of
 
 router: APIRouter = resource("Generation")
 
@@ -44,7 +46,10 @@ class _Streamed(Asked):
 
 
 class ChatCompletionRequest(_Streamed):
+    """OpenAI's fields, and ours. With `context` a message may have a `priority`, a number."""
+
     messages: list[dict[str, Any]] = Field(min_length=1)
+    context: Context = None
 
 
 class CompletionRequest(_Streamed):
@@ -106,7 +111,9 @@ async def resumed(call: CallContext, request: Request, last: str, url: str) -> R
 async def _answer(
     call: CallContext, request: Request, url: str, body: Asked, *, stream: bool, seconds: int | None = None
 ) -> Response:
-    first, pieces = await ask(call, request, url, body.fields(), stream=stream, resume=seconds)
+    fields = body.fields()
+    terms_of(url, fields)  # what is wrong with them is told before there is somebody to do it
+    first, pieces = await ask(call, request, url, fields, stream=stream, resume=seconds)
     if first.kind == "end" and first.body:
         await pieces.aclose()
         return whole(first)

@@ -15,8 +15,8 @@ of the conversation find their prefix cached, which a window that moves with eac
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from jobs.terms import Terms
 from workers.fitting.history import History, changed, texts
-from workers.fitting.terms import Terms
 
 Body = dict[str, Any]
 Fits = Callable[[Body], Awaitable[bool]]

@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.terms import RESPONSES
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
 from workers.engines.port import Request
-from workers.fitting.terms import RESPONSES
 
 BUDGET = LIMIT - 10
 CUTTING = ("truncate_middle", "sliding_window", "priority", "key_facts", "rotate", "memory", "summarize")
