@@ -14,6 +14,7 @@ from typing import Any, Final
 from jobs.terms import PRIORITY, PROMPT, RESPONSES
 
 _ABOVE: Final = ("system", "developer")
+_FUNCTION: Final = "function"  # results of calls, before there were tools
 _TEXTS: Final = ("text", "input_text", "output_text")
 
 
@@ -45,6 +46,11 @@ class History:
     def older(self, kept_turns: int) -> list[list[int]]:
         """The turns that need not stay."""
         return self.turns[: max(0, len(self.turns) - kept_turns)]
+
+    def calls(self, group: Sequence[int]) -> bool:
+        """Whether these are a call of a tool, its results, and what goes with them."""
+        items = [self.items[n] for n in group]
+        return any(item.get("role") == _FUNCTION or _made(item) or _answered(item) for item in items)
 
     def with_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.body, PROMPT[self.url]: items}
@@ -143,7 +149,7 @@ def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[l
         item = items[n]
         calls |= dict.fromkeys(_made(item), n)
         together = [calls[name] for name in _answered(item) if name in calls]
-        if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == "function"):
+        if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == _FUNCTION):
             together.append(before)
         for other in together:
             leader[find(n)] = find(other)
