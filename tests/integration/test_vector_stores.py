@@ -19,7 +19,9 @@ import httpx2
 import pytest
 from openai import BadRequestError, OpenAI
 from sqlalchemy import func, select
+from typer.testing import CliRunner
 
+from cli.main import app
 from jobs.db import Database
 from jobs.models import Audit, VectorRemoval, VectorStore, VectorStoreFile
 from tests.support import tiny_cross
@@ -506,6 +508,33 @@ def test_a_store_is_indexed_anew_compared_switched_and_switched_back(mill: Mill)
     eventually(mill.nothing_owed, 30, "what is owed is removed")
     assert second not in mill.vectors.stores()
     assert mill.vectors.counts(place) == mill.entries(store)
+
+
+def test_a_second_index_is_made_compared_switched_to_and_removed_from_a_shell(mill: Mill, tmp_path: Path) -> None:
+    store = bring_in_the_library(mill)
+    names = {mill.client.files.retrieve(one.id).filename: one.id for one in mill.client.vector_stores.files.list(store)}
+    judged = tmp_path / "queries"
+    lines = [{"query": question, "relevant": [names[name]]} for name, (question, _) in LIBRARY.items()]
+    judged.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["indexes", *words, "--url", mill.system.url, "--api-key", mill.system.api_key])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return str(done.stdout)
+
+    second = run("create", store, "--dimensions", "256", "--wait").strip()
+    report = json.loads(run("compare", store, second, "--file", str(judged), "--json"))
+    table = run("compare", store, second, "--file", str(judged))
+    run("switch", store, second)
+    switched = mill.client.vector_stores.retrieve(store).model_dump()["embedding_dimensions"]
+    run("back", store)
+    run("remove", store, second)
+
+    assert (report["summary"]["active"]["recall"], report["missing"]) == (1.0, 0)
+    assert report["summary"]["candidate"]["recall"] > 0.9
+    assert f"{len(LIBRARY)} queries, {len(LIBRARY)} of them judged" in table
+    assert switched == 256
+    assert [one["id"] for one in json.loads(run("list", store, "--json"))] == [store]
 
 
 def _as(answer: object) -> dict[str, Any]:
