@@ -84,8 +84,8 @@ async def ask(
     """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it.
 
     Of a question that is ours and no engine's, `endpoint` is what its model serves, and `line` where a queue's workers
-    take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`. `seconds`: so long
-    it is worth while to wait, unless as long as for any other.
+    take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`. `seconds`: for
+    how long it is worth while to wait, where that is not as long as usual.
 
     Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
     """

@@ -170,7 +170,7 @@ def _chunking(text: str) -> dict[str, Any]:
         return {"type": text}
     try:
         found: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Trouble(f"--chunking is not valid JSON: {error}") from error
     return found
 
