@@ -79,11 +79,13 @@ async def ask(
     line: Callable[[str], str] | None = None,
     resume: int | None = None,
     shown: bytes = b"",
+    seconds: float | None = None,
 ) -> tuple[Piece, AsyncGenerator[Piece]]:
     """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it.
 
     Of a question that is ours and no engine's, `endpoint` is what its model serves, and `line` where a queue's workers
-    take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`.
+    take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`. `seconds`: for
+    how long it is worth while to wait, where that is not as long as usual.
 
     Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
     """
@@ -95,7 +97,7 @@ async def ask(
         url=url,
         body=msgspec.json.encode(body),
         tenant=call.project_id,
-        deadline=now() + call.config.interactive_seconds,
+        deadline=now() + (seconds or call.config.interactive_seconds),
         stream=stream,
         linger=resume or 0,
     )

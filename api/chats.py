@@ -24,7 +24,7 @@ from api.asking import KEEP_ALIVE, Asked, GoingDown, ask, named, resume, streame
 from api.chunks import Chunks
 from api.deps import CallContext
 from api.errors import describe
-from api.fields import Metadata
+from api.fields import Context, Metadata
 from api.file_rows import check_space
 from api.idempotency import Make, Once
 from jobs import completions
@@ -32,16 +32,20 @@ from jobs.errors import InvalidRequest, NightmillError
 from jobs.ids import new_id
 from jobs.interactive import Piece
 from jobs.kept import Kept
+from jobs.terms import terms_of
 from jobs.waiting import beginning, follows
 
 _OURS = frozenset({"metadata", "store"})
 
 
 class ChatCompletionRequest(Asked):
+    """OpenAI's fields, and ours. With `context` a message may have a `priority`, a number."""
+
     messages: list[dict[str, Any]] = Field(min_length=1)
     stream: bool | None = None
     store: bool | None = None
     metadata: Metadata | None = None
+    context: Context = None
 
 
 class _Packed(msgspec.Struct):
@@ -88,6 +92,7 @@ async def answer(
         raise InvalidRequest("Invalid 'cache': it needs 'store' to be false.", param="cache", code="invalid_value")
     if seconds is not None and not body.stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
+    terms_of(completions.URL, body.fields())
     await run_in_threadpool(check_space, call, 0)
     chat = Chat(call, body)
     if body.stream:

@@ -2,17 +2,21 @@
 
 import re
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from api.bodies import Body
+from jobs import terms
 from jobs.errors import InvalidRequest
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
+
+#: What is to be done about a prompt that is too long. `jobs.terms` judges it, here and where it is done.
+Context = Annotated[Any, WithJsonSchema({"anyOf": [terms.schema(), {"type": "null"}]})]
 
 _MONTH = 30 * 86_400
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they make a name read as another

@@ -17,7 +17,7 @@ from api.answered_once import Reference
 from api.asking import Asked
 from api.bodies import Body
 from api.deps import CallContext
-from api.fields import Metadata
+from api.fields import Context, Metadata
 from api.file_rows import check_space
 from api.idempotency import Make
 from api.items import InputItem
@@ -28,6 +28,7 @@ from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.kept import Kept
+from jobs.terms import terms_of
 
 #: What we do ourselves; the rest is the engine's.
 _OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
@@ -42,7 +43,7 @@ Named = str | ConversationReference | None
 
 
 class CreateResponse(Asked):
-    """The fields that are ours to read."""
+    """The fields that are ours to read. With `context` a message may have a `priority`, a number."""
 
     input: str | list[InputItem]
     stream: bool | None = None
@@ -51,6 +52,7 @@ class CreateResponse(Asked):
     metadata: Metadata | None = None
     background: bool | None = None
     conversation: Named = None
+    context: Context = None
 
 
 @dataclass(slots=True)
@@ -96,6 +98,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.background and body.store is False:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     _check_cache(body)
+    terms_of(responses.URL, body.fields())
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import audit, jobs, keys, models, pauses, schedules, sources, vectors, webhooks
+from cli import audit, indexes, jobs, keys, models, pauses, schedules, sources, vectors, webhooks
 from cli.demo.command import demo
 from cli.doctor import doctor
 from cli.embedding.command import embed_eval
@@ -81,6 +81,7 @@ app.command()(pauses.drain)
 app.add_typer(models.app, name="models")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(sources.app, name="sources")
+app.add_typer(indexes.app, name="indexes")
 app.add_typer(keys.app, name="keys")
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(audit.app, name="audit")

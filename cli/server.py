@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import openai
-from openai import OpenAI
+from openai import OpenAI, RequestOptions
 
 from cli.effective import effective
 from cli.folder import DataFolder
@@ -97,11 +97,11 @@ class Server:
             after = {"after": page["data"][-1]["id"]}
         return found
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> _JSON:
+    def post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT) -> _JSON:
         """A create is safe to send again: it carries a key of its own."""
         with _told(self.url):
-            key = {"Idempotency-Key": str(uuid.uuid4())}
-            found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options={"headers": key})
+            options: RequestOptions = {"headers": {"Idempotency-Key": str(uuid.uuid4())}, "timeout": timeout}
+            found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
         return cast("_JSON", found)
 
     def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:

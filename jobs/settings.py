@@ -86,6 +86,8 @@ class Settings(BaseSettings):
     vectors_url: str = Field("", description="the vector database: `weaviate://host:port`; empty: LanceDB, on disk")
     vectors_api_key: str = Field("", repr=False, description="key of that server")
     embedding_model: str = Field("", description="model of vector stores that name none; empty: the first there is")
+    rewrite_model: str = Field("", description="chat model that `rewrite_query` asks; empty: queries stay as they are")
+    rewrite_seconds: float = Field(5, gt=0, description="for that; later the query is searched as it stands")
     embedding_floor: float = Field(
         0.999,
         ge=0.9,

@@ -12,8 +12,12 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
+import msgspec
+
 from jobs import lines
+from jobs.errors import InvalidRequest
 from jobs.storage import open_storage
+from jobs.terms import PROMPT, terms_of
 
 MAX_ERRORS = 1000
 
@@ -31,6 +35,17 @@ class Asked:
     max_inputs: int
     memory_bytes: int
     cpu_seconds: int
+
+
+class _Body(msgspec.Struct):
+    context: Any = None
+
+
+class _Asking(msgspec.Struct):
+    body: _Body
+
+
+_asking = msgspec.json.Decoder(_Asking)
 
 
 @dataclass(slots=True)
@@ -60,7 +75,7 @@ def main() -> None:
 
 
 def check(asked: Asked) -> Found:
-    """Judge a whole file as planning would."""
+    """Judge a whole file as planning would, and of its lines what we alone know."""
     found = Found()
     checker = lines.Checker(asked.endpoint)
     storage = open_storage(asked.storage)
@@ -84,11 +99,26 @@ def _judge(handle: BinaryIO, checker: lines.Checker, asked: Asked, found: Found)
         found.total += 1
         found.bytes += text.length
         checked = checker.check(text)
+        if isinstance(checked, lines.Good) and (odd := _odd_context(asked.endpoint, text)):
+            checked = odd
         if isinstance(checked, lines.Bad):
             found.complain(checked)
             continue
         found.inputs += checked.inputs
         found.first_line = found.first_line or text.number
+
+
+def _odd_context(endpoint: str, text: lines.Text) -> lines.Bad | None:
+    """What is wrong with what a line wants done about its length. Planning lets it pass: it fails by itself."""
+    raw = text.raw or b""
+    try:
+        if endpoint in PROMPT and _asking.decode(raw).body.context is not None:
+            terms_of(endpoint, msgspec.json.decode(lines.working.decode(raw).body))
+    except InvalidRequest as error:
+        return lines.Bad(error.code or "invalid_value", error.message, text.number, f"body.{error.param}")
+    except (msgspec.MsgspecError, RecursionError):  # the engine will say
+        return None
+    return None
 
 
 def _judge_totals(asked: Asked, found: Found) -> None:

@@ -13,13 +13,13 @@ import msgspec
 
 from jobs import responses
 from jobs.interactive import Question
+from jobs.terms import FIELD as CONTEXT
 from workers.caching.answers import FIELD as CACHE
 from workers.engines.caps import objection
 from workers.engines.port import Answer, Emit, Request, refusal
 from workers.file_search import is_search
 from workers.fitting.fitted import Measure
 from workers.fitting.history import History
-from workers.fitting.terms import FIELD as CONTEXT
 from workers.grounding import Grounded, Rooms, Searcher
 from workers.host import EngineHost
 

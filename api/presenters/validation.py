@@ -15,7 +15,8 @@ class TokenEstimate(BaseModel):
 
 
 class BatchValidation(BaseModel):
-    """`errors` are those that the batch would fail with; `eta_seconds` is null until this model's pace is known."""
+    """`errors` are those that the batch would fail with, or one of its lines for its `context`. `eta_seconds` is null
+    until this model's pace is known."""
 
     object: Literal["batch.validation"] = "batch.validation"
     valid: bool

@@ -1,7 +1,7 @@
 """Answers for a client who waits: chat completions, completions, embeddings and rankings, whole or as a stream.
 
-The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape. Batches wait meanwhile:
-these requests are served first, on the same engine.
+The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape, but for what is ours
+(`context`). Batches wait meanwhile: these requests are served first, on the same engine.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -35,6 +35,7 @@ from api.idempotency import Idempotent
 from api.routing import resource
 from jobs.errors import NightmillError
 from jobs.interactive import Piece
+from jobs.terms import terms_of
 from jobs.waiting import place
 
 router: APIRouter = resource("Generation")
@@ -113,7 +114,9 @@ async def resumed(call: CallContext, request: Request, last: str, url: str) -> R
 async def _answer(
     call: CallContext, request: Request, url: str, body: Asked, *, stream: bool, seconds: int | None = None
 ) -> Response:
-    first, pieces = await ask(call, request, url, body.fields(), stream=stream, resume=seconds)
+    fields = body.fields()
+    terms_of(url, fields)  # what is wrong with them is told before there is somebody to do it
+    first, pieces = await ask(call, request, url, fields, stream=stream, resume=seconds)
     if first.kind == "end" and first.body:
         await pieces.aclose()
         return whole(first)

@@ -12,6 +12,7 @@ from api.asking import ask, whole
 from api.bodies import Body
 from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
+from api.rewriting import rewritten
 from api.routing import resource
 from api.vector_rows import get_store
 from jobs import indexes, placement, searches
@@ -55,7 +56,7 @@ class RankingOptions(Body):
 
 
 class SearchVectorStore(Body):
-    """OpenAI's fields. `rewrite_query` is accepted, and the query is searched for as it is."""
+    """OpenAI's fields. `rewrite_query`: by a model that the operator names; else the query is searched as it stands."""
 
     query: str | list[str]
     max_num_results: int = Field(default=10, ge=1, le=50)
@@ -66,11 +67,14 @@ class SearchVectorStore(Body):
 
 @router.post("/vector_stores/{vector_store_id}/search", response_model=SearchPage)
 async def search_vector_store(call: Call, request: Request, vector_store_id: str, body: SearchVectorStore) -> Any:
-    """The chunks that answer a query best, by meaning and by words."""
+    """The chunks that answer a query best, by meaning and by words. `search_query` is what was searched for."""
     queries = checked(body.query)
     if body.filters is not None:
         check_filter(body.filters, "filters")
     index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
+    if body.rewrite_query:
+        queries = await rewritten(call, request, queries)
+        index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)  # as it is by now
     search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
     first = await answer_of(call, request, search)
     if first.status >= 400:

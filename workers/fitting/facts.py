@@ -9,10 +9,10 @@ Processing & Management 40); the first makes it a summary for the question. As m
 import asyncio
 from typing import Final
 
+from jobs.terms import Terms
 from workers.fitting import ranking
 from workers.fitting.cutting import Body, Cut, Fits, least
 from workers.fitting.history import History
-from workers.fitting.terms import Terms
 
 QUESTION: Final = 0.7
 CENTRE: Final = 0.3

@@ -17,15 +17,15 @@ from functools import partial
 from typing import Final, Protocol
 
 from jobs.errors import InvalidRequest
+from jobs.terms import FIELD, PROMPT, RESPONSES, Terms, reserved, terms_of
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
 from workers.fitting.cutting import Body, Cut, Fits, priority, rotate, sliding_window, truncate_middle, truncation_auto
 from workers.fitting.facts import key_facts
-from workers.fitting.history import MOST, PRIORITY, History
+from workers.fitting.history import History
 from workers.fitting.memory import Vectors, memory
-from workers.fitting.refusals import PROMPT, in_openais_words, is_too_long, limit_in, too_long
+from workers.fitting.refusals import in_openais_words, is_too_long, limit_in, too_long
 from workers.fitting.shown import Shown
 from workers.fitting.summaries import Failed, Summaries, together
-from workers.fitting.terms import FIELD, RESPONSES, Terms, reserved, terms_of
 from workers.patience import patiently
 
 #: None where the engine cannot put the request into tokens. Raises what engines raise.
@@ -86,7 +86,7 @@ class Fitted:
     async def either(self, request: Request, emit: Emit | None) -> Answer:
         """Whole, or its pieces to `emit`."""
         try:
-            terms = terms_of(request.url, request.body) if request.url in PROMPT else None
+            terms = terms_of(request.url, request.body)
         except InvalidRequest as error:
             return refusal(400, error.message, param=error.param, code=error.code)
         if terms is None:
@@ -94,9 +94,6 @@ class Fitted:
         history = History.of(request.url, {name: value for name, value in request.body.items() if name != FIELD})
         if history is None:
             return await self.ask(request, emit)
-        if not all(type(one) in (int, float) and abs(one) <= MOST for one in history.priorities.values()):
-            message = f"A '{PRIORITY}' is a number between -{MOST:,} and {MOST:,}."
-            return refusal(400, message, param=PROMPT[request.url], code="invalid_type")
         return await _Fitting(self, request, terms, history, emit).run()
 
 

@@ -11,13 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from workers.fitting.terms import CHAT, RESPONSES
+from jobs.terms import PRIORITY, PROMPT, RESPONSES
 
-PRIORITY: Final = "priority"  # a message's own, which is ours and no engine's
-MOST: Final = 1_000_000
 _ABOVE: Final = ("system", "developer")
+_FUNCTION: Final = "function"  # results of calls, before there were tools
 _TEXTS: Final = ("text", "input_text", "output_text")
-_FIELD: Final = {CHAT: "messages", RESPONSES: "input"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class History:
     @classmethod
     def of(cls, url: str, body: Mapping[str, Any]) -> "History | None":
         """None for a body that no engine will take either."""
-        given = body.get(_FIELD[url])
+        given = body.get(PROMPT[url])
         items = [{"role": "user", "content": given}] if isinstance(given, str) and url == RESPONSES else given
         if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
             return None
@@ -43,17 +41,22 @@ class History:
         items = [{name: value for name, value in item.items() if name != PRIORITY} for item in items]
         above = [n for n, item in enumerate(items) if item.get("role") in _ABOVE]
         groups = _groups(items, [n for n, item in enumerate(items) if item.get("role") not in _ABOVE])
-        return cls(url, {**body, _FIELD[url]: items}, items, _turns(items, groups), groups, above, priorities)
+        return cls(url, {**body, PROMPT[url]: items}, items, _turns(items, groups), groups, above, priorities)
 
     def older(self, kept_turns: int) -> list[list[int]]:
         """The turns that need not stay."""
         return self.turns[: max(0, len(self.turns) - kept_turns)]
 
+    def calls(self, group: Sequence[int]) -> bool:
+        """Whether these are a call of a tool, its results, and what goes with them."""
+        items = [self.items[n] for n in group]
+        return any(item.get("role") == _FUNCTION or _made(item) or _answered(item) for item in items)
+
     def with_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.body, _FIELD[self.url]: items}
+        return {**self.body, PROMPT[self.url]: items}
 
     def items_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = body[_FIELD[self.url]]
+        found: list[dict[str, Any]] = body[PROMPT[self.url]]
         return found
 
     def without(self, dropped: Collection[int]) -> dict[str, Any]:
@@ -67,11 +70,11 @@ class History:
             return body
         if self.url == RESPONSES and (isinstance(body.get("instructions"), str) or not self.above):
             return {**body, "instructions": _joined(body.get("instructions") or "", note)}
-        items: list[dict[str, Any]] = body[_FIELD[self.url]]
+        items: list[dict[str, Any]] = body[PROMPT[self.url]]
         if self.above and self.above[0] == 0:
             first = {**items[0], "content": _joined(items[0].get("content"), note)}
-            return {**body, _FIELD[self.url]: [first, *items[1:]]}
-        return {**body, _FIELD[self.url]: [{"role": "system", "content": note}, *items]}
+            return {**body, PROMPT[self.url]: [first, *items[1:]]}
+        return {**body, PROMPT[self.url]: [{"role": "system", "content": note}, *items]}
 
     def text(self, n: int) -> str:
         """All that an item says, calls and results of tools included."""
@@ -146,7 +149,7 @@ def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[l
         item = items[n]
         calls |= dict.fromkeys(_made(item), n)
         together = [calls[name] for name in _answered(item) if name in calls]
-        if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == "function"):
+        if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == _FUNCTION):
             together.append(before)
         for other in together:
             leader[find(n)] = find(other)

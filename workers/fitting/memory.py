@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.terms import Terms
 from workers.engines.port import Answer
 from workers.fitting.cutting import Cut, Fits
 from workers.fitting.history import History
-from workers.fitting.terms import Terms
 
 #: Of the best turns so many are tried; each costs a count of the prompt.
 MOST_TRIED: Final = 64

@@ -5,11 +5,10 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.terms import PROMPT
 from workers.engines.port import Answer, refusal
-from workers.fitting.terms import CHAT, RESPONSES
 
 CODE: Final = "context_length_exceeded"
-PROMPT: Final = {CHAT: "messages", RESPONSES: "input", "/v1/completions": "prompt"}
 _STATUSES: Final = frozenset({400, 413, 422})
 #: vLLM and OpenAI; vLLM's responses; SGLang; llama.cpp; TGI; TensorRT-LLM.
 _WORDS: Final = re.compile(

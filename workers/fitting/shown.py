@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.terms import FIELD
 from workers.engines.port import Answer, Emit, Usage
 from workers.fitting.summaries import together
-from workers.fitting.terms import FIELD
 
 _TOTALS: Final = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens", "total_tokens": "total_tokens"}
 _DETAILS: Final = {

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.terms import CHAT, Terms
 from workers.engines.port import Answer, Request, Usage, refusal
 from workers.fitting.cutting import Cut, Fits
 from workers.fitting.history import History
-from workers.fitting.terms import CHAT, Terms
 
 Ask = Callable[[Request], Awaitable[Answer]]
 #: Tokens of a prompt on the model of the request.

@@ -130,6 +130,42 @@ def test_a_batch_with_one_bad_field_names_it(client: TestClient, change: dict[st
     assert client.get("/v1/batches").json()["data"] == []
 
 
+_TURNS = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("context", "param", "code"),
+    [
+        ("rotate", "context", "invalid_value"),
+        ({}, "context.strategy", "missing_required_parameter"),
+        ({"strategy": "forget"}, "context.strategy", "invalid_value"),
+        ({"strategy": "rotate", "keep_last": 0}, "context.keep_last", "invalid_value"),
+        ({"strategy": "rotate", "keep": 1}, "context.keep", "unknown_parameter"),
+    ],
+)
+def test_what_is_to_be_done_about_length_is_judged_before_there_is_somebody_to_do_it(
+    client: TestClient, context: Any, param: str, code: str
+) -> None:
+    bodies = {"/v1/chat/completions": {"messages": _TURNS}, "/v1/responses": {"input": _TURNS}}
+    asked = [*bodies.items(), ("/v1/responses", {"input": "Hi", "background": True})]
+
+    for path, fields in asked:
+        answer = client.post(path, json={"model": "smollm2-135m-instruct", "context": context, **fields})
+        error = assert_refused(answer, 400)
+        assert (error["param"], error["code"]) == (param, code)
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_what_is_right_about_length_is_passed_on(client: TestClient) -> None:
+    body = {"model": "smollm2-135m-instruct", "messages": [{**_TURNS[0], "priority": 1.5}]}
+
+    for context in (None, {"strategy": "priority", "keep_last": 2}, {"route_long": "other"}):
+        assert_refused(client.post("/v1/chat/completions", json=body | {"context": context}), 503)
+    completion = {"model": "smollm2-135m-instruct", "prompt": "Hi", "context": {"strategy": "rotate"}}
+    error = assert_refused(client.post("/v1/completions", json=completion), 400)
+    assert (error["param"], error["code"]) == ("context", "unsupported_parameter")
+
+
 def test_a_missing_field_is_named_as_openai_names_it(client: TestClient) -> None:
     error = client.post("/v1/batches", json={"endpoint": "/v1/embeddings"}).json()["error"]
 

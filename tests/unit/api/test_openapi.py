@@ -1,6 +1,6 @@
 """The OpenAPI document is true: what schemathesis makes of it is answered as it says, and never with a 5xx."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import schemathesis
@@ -10,7 +10,7 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.routes import ROUTERS
-from jobs import keys, responses
+from jobs import keys, responses, terms
 from jobs.clock import now
 from jobs.ids import new_id
 from jobs.kept import Kept, encode
@@ -149,6 +149,15 @@ def test_the_document_describes_every_error_and_no_fastapi_default(app: FastAPI)
         assert {"400", "401", "404", "409", "413", "415", "422", "429", "500", "503"} <= set(operation["responses"])
         assert operation["security"] == [{"ApiKey": []}]
         assert operation["description"]
+
+
+@pytest.mark.parametrize("name", ["ChatCompletionRequest", "CreateResponse"])
+def test_the_document_says_what_may_be_done_about_length(app: FastAPI, name: str) -> None:
+    field, _ = app.openapi()["components"]["schemas"][name]["properties"]["context"]["anyOf"]
+
+    assert list(field["properties"]) == list(terms.Terms.__struct_fields__)
+    assert set(field["properties"]["strategy"]["anyOf"][0]["enum"]) == set(get_args(terms.Strategy))
+    assert field["additionalProperties"] is False
 
 
 def test_the_document_needs_no_key_and_no_page_shows_it(app: FastAPI) -> None:

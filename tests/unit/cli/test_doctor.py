@@ -110,6 +110,15 @@ def test_prompts_of_a_model_that_embeds_are_told(diagnosis: Examine, tmp_path: P
     assert diagnosis()["model e"].told == "engine embed, queue gpu.embed, before queries 'query: '"
 
 
+def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> None:
+    assert "rewrite_query" not in diagnosis()
+    assert diagnosis(rewrite_model="gpt-4o-mini")["rewrite_query"].health is Health.FINE
+    for name in ("all-minilm-l6-v2", "nobody"):
+        found = diagnosis(rewrite_model=name)["rewrite_query"]
+        assert (found.health, name in found.told) == (Health.WARNING, True)
+    assert "rewrite_query" not in diagnosis(engine_urls="http://127.0.0.1:9/v1")
+
+
 def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: str) -> None:
     found = diagnosis(engine_urls=engine, engine_api_key="right")[f"engine {engine}"]
 

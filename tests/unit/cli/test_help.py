@@ -14,6 +14,8 @@ EXPECTED = {
     "run-batch", "models list", "models add", "models pull", "models remove",
     "schedules list", "schedules pause", "schedules resume", "schedules remove",
     "sources list", "sources add", "sources sync", "sources remove",
+    "indexes list", "indexes create", "indexes compare", "indexes switch", "indexes back", "indexes sync",
+    "indexes remove",
     "results", "embed-eval", "explain", "workers", "pause", "resume", "drain",
     "keys create", "keys list", "keys revoke", "audit verify", "vectors verify", "webhooks listen",
 }  # fmt: skip

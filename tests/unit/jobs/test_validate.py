@@ -60,6 +60,43 @@ def test_each_limit_is_told(tmp_path: Path, data: bytes, changes: dict[str, int]
     assert found.truncated is False
 
 
+def _long(custom_id: str, url: str = "/v1/chat/completions", **body: Any) -> bytes:
+    messages = [{"role": "user", "content": "Hi", **({"priority": body.pop("priority")} if "priority" in body else {})}]
+    given = {"model": "m", "messages": messages, "prompt": "Hi", "input": messages, **body}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": given}).encode() + b"\n"
+
+
+def test_a_line_that_would_fail_for_what_is_to_be_done_about_its_length_is_named(tmp_path: Path) -> None:
+    good = [{"strategy": "rotate"}, None, {"route_long": "other", "strategy": "priority"}]
+    bad = [{"strategy": "forget"}, 5, {"strategy": "rotate", "keep_first": -1}]
+    data = b"".join(_long(f"{n}", context=one) for n, one in enumerate([*good, *bad]))
+    data += _long("odd", context={"strategy": "priority"}, priority="high") + _long("idle", priority="high")
+    data += _long("hidden").replace(b'"model"', b'"\\u0063ontext": {}, "model"')
+
+    found = check(asked(tmp_path, data, endpoint="/v1/chat/completions"))
+
+    assert [(error["line"], error["param"], error["code"]) for error in found.errors] == [
+        (4, "body.context.strategy", "invalid_value"),
+        (5, "body.context", "invalid_value"),
+        (6, "body.context.keep_first", "invalid_value"),
+        (7, "body.messages", "invalid_type"),
+        (9, "body.context.strategy", "missing_required_parameter"),
+    ]
+    assert found.total == 9
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "param"),
+    [("/v1/responses", "body.context.strategy"), ("/v1/completions", "body.context"), ("/v1/embeddings", None)],
+)
+def test_length_is_judged_where_there_is_something_to_be_done(tmp_path: Path, endpoint: str, param: str | None) -> None:
+    data = _long("a", endpoint, context={"strategy": "forget"})
+
+    found = check(asked(tmp_path, data, endpoint=endpoint))
+
+    assert [error["param"] for error in found.errors] == ([param] if param else [])
+
+
 def test_no_more_than_a_thousand_errors_are_named(tmp_path: Path) -> None:
     found = check(asked(tmp_path, b"nonsense\n" * 1500, max_lines=2000))
 

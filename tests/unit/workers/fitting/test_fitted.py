@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs.terms import CHAT, RESPONSES
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
 from workers.engines.port import Answer, EngineBusy, EngineFault, Length, Request, Usage, refusal
-from workers.fitting.terms import CHAT, RESPONSES
 
 LONG = [{"role": "user", "content": f"{n} " * 20} for n in range(10)]
 SLIDING = {"strategy": "sliding_window"}

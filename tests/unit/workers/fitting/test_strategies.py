@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.terms import RESPONSES
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
 from workers.engines.port import Request
-from workers.fitting.terms import RESPONSES
 
 BUDGET = LIMIT - 10
 CUTTING = ("truncate_middle", "sliding_window", "priority", "key_facts", "rotate", "memory", "summarize")
@@ -33,6 +33,16 @@ def _conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
         if draw(st.booleans()):
             messages.append({"role": "assistant", "content": draw(_text)})
     messages.append({"role": "user", "content": draw(_text)})
+    return _numbered(messages)
+
+
+def _numbered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each says first which turn it belongs to."""
+    turn = 0
+    for message in messages:
+        turn += message["role"] == "user"
+        if message["content"] is not None:
+            message["content"] = f"t{turn} {message['content']}"
     return messages
 
 
@@ -57,6 +67,15 @@ def _calls(items: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     names = ("tool_call_id", "call_id")
     answered = [item[name] for item in items for name in names if name in item and item.get("type") != "function_call"]
     return made, answered
+
+
+def _check_no_orphan(sent: list[dict[str, Any]]) -> None:
+    """Calls have their results, results their calls, and whatever else there is its question."""
+    made, answered = _calls(sent)
+    assert sorted(made) == sorted(answered)
+    said = [item for item in sent if item.get("role") not in ("system", "developer")]
+    turns = {(item.get("content") or item.get("output") or " ").split(" ")[0] for item in said}
+    assert turns - {""} == {item["content"].split(" ")[0] for item in said if item.get("role") == "user"}
 
 
 def _last_turn(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,6 +118,8 @@ async def test_what_is_sent_fits_and_has_all_that_must_stay(
         before, prompt_tokens(sent),
     )  # fmt: skip
     _check_kept(items, sent.body[name], noted=strategy in ("key_facts", "summarize"))
+    if strategy != "truncate_middle":
+        _check_no_orphan(sent.body[name])
     again = Request(sent.url, sent.body | {"context": context}, "req_2")
     await fitted(engine).answer(again)
     assert engine.asked[-1].body == sent.body, "what fits is left alone"
@@ -168,20 +189,90 @@ async def test_rotate_keeps_the_first_turn_and_begins_its_window_at_the_same_pla
     assert len(set(starts)) <= 4, "a window that moves with each turn is cached nowhere"
 
 
-async def test_priorities_decide_and_are_not_sent() -> None:
-    engine = Counting()
-    messages: list[dict[str, Any]] = [
-        {"role": "user", "content": "a " * 30, "priority": 1},
-        {"role": "assistant", "content": "b " * 30, "priority": 99},
-        {"role": "user", "content": "c " * 30},
-        {"role": "user", "content": "d " * 10, "priority": 0},
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(messages=_conversations())
+async def test_openais_truncation_leaves_no_orphan_either(messages: list[dict[str, Any]]) -> None:
+    engine, items = Counting(), _items(messages)
+    body = {"model": "m", "input": items, "max_output_tokens": 10, "truncation": "auto"}
+
+    answer = await fitted(engine).answer(Request(RESPONSES, body, "req_1", tenant="p"))
+
+    if answer.status == 200:
+        sent = engine.asked[-1].body["input"]
+        assert prompt_tokens(engine.asked[-1]) <= BUDGET
+        assert sent[-1] == items[-1]
+        assert [item for item in items if item in sent] == sent
+        _check_no_orphan(sent)
+
+
+def _said(role: str, text: str, many: int, **fields: Any) -> dict[str, Any]:
+    return {"role": role, "content": f"{text} " * many, **fields}
+
+
+def _tool(name: str, many: int, **fields: Any) -> list[dict[str, Any]]:
+    """A call and its result."""
+    call = {"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    return [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        _said("tool", name, many, tool_call_id=name, **fields),
     ]
 
-    await fitted(engine).answer(chat(messages, {"strategy": "priority"}))
 
+async def _left(messages: list[dict[str, Any]], **context: Any) -> list[str]:
+    """What is sent by `priority`: the first word of each message, `call` for one that has none."""
+    engine = Counting()
+    await fitted(engine).answer(chat(messages, {"strategy": "priority", **context}))
     sent = engine.asked[0].body["messages"]
-    assert [item["content"][0] for item in sent] == ["b", "c", "d"]
     assert all("priority" not in item for item in sent)
+    return [(item["content"] or "call").split()[0] for item in sent]
+
+
+async def test_a_question_goes_with_its_answer_by_the_highest_priority_that_is_named() -> None:
+    turns = [
+        [_said("user", "a", 18, priority=1), _said("assistant", "A", 18, priority=99)],
+        [_said("user", "b", 18), _said("assistant", "B", 18)],
+        [_said("user", "c", 18), _said("assistant", "C", 18, priority=5)],
+    ]
+    messages = [message for turn in turns for message in turn]
+    last = _said("user", "d", 5, priority=0)
+
+    assert await _left([*messages, last]) == ["a", "A", "b", "B", "d"]
+    assert await _left([*messages, last], max_tokens=50) == ["a", "A", "d"]
+    assert await _left([*messages, last], max_tokens=20) == ["d"]
+
+
+async def test_calls_of_tools_go_with_their_results_before_anything_else() -> None:
+    messages = [
+        _said("user", "a", 10), *_tool("one", 30), _said("assistant", "A", 10),
+        _said("user", "b", 10), *_tool("two", 30), _said("assistant", "B", 10),
+        _said("user", "c", 5),
+    ]  # fmt: skip
+
+    assert await _left(messages) == ["a", "A", "b", "call", "two", "B", "c"]
+    assert await _left(messages, max_tokens=60) == ["a", "A", "b", "B", "c"]
+    assert await _left(messages, max_tokens=40) == ["b", "B", "c"]
+
+
+async def test_a_result_that_matters_keeps_its_call_and_its_question() -> None:
+    messages = [
+        _said("user", "a", 10), *_tool("one", 30, priority=50), *_tool("two", 30), _said("assistant", "A", 10),
+        _said("user", "b", 10), _said("assistant", "B", 10),
+        _said("user", "c", 5),
+    ]  # fmt: skip
+
+    assert await _left(messages) == ["a", "call", "one", "A", "b", "B", "c"]
+    assert await _left(messages, max_tokens=70) == ["a", "call", "one", "A", "c"]
+    assert await _left(messages, max_tokens=30) == ["a", "A", "c"]
+
+
+async def test_a_result_that_does_not_matter_goes_alone() -> None:
+    messages = [
+        _said("user", "a", 10), _said("assistant", "A", 40),
+        _said("user", "b", 10), *_tool("one", 30, priority=-5), _said("assistant", "B", 10),
+        _said("user", "c", 5),
+    ]  # fmt: skip
+
+    assert await _left(messages) == ["a", "A", "b", "B", "c"]
 
 
 async def test_a_middle_is_cut_out_of_the_longest_texts_alone() -> None:

@@ -1,5 +1,6 @@
-"""The field `context` of a request: what is to be done if its prompt is too long."""
+"""The field `context` of a request: what is to be done if its prompt is too long. It is ours, and judged by us."""
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
@@ -11,6 +12,10 @@ from jobs.errors import InvalidRequest
 FIELD: Final = "context"
 CHAT: Final = "/v1/chat/completions"
 RESPONSES: Final = "/v1/responses"
+#: Where a prompt is, by what it is asked of.
+PROMPT: Final = {CHAT: "messages", RESPONSES: "input", "/v1/completions": "prompt"}
+PRIORITY: Final = "priority"  # a message's own, which is ours and no engine's
+_MOST_PRIORITY: Final = 1_000_000
 #: Of the context, for the answer, where the request does not say how long it may be: a quarter, and at most so much.
 MOST_RESERVED: Final = 1024
 
@@ -27,7 +32,10 @@ _OWN: Final = {"keep_first": "rotate", "summary_tokens": "summarize", "embedding
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`keep_last` turns stay as they are, and what is said as system or developer. `max_tokens` are the prompt's."""
+    """What is done if the prompt is too long: a `strategy`, a model to `route_long` to, or both. Without it the request
+    is refused. `keep_last` turns stay as they are, and what is said as system or developer. `max_tokens` are the
+    prompt's; `keep_first` is of `rotate`, `summary_tokens` of `summarize`, `embedding_model` of `memory`.
+    """
 
     strategy: Strategy | None = None
     keep_last: _Turns | None = None
@@ -50,7 +58,20 @@ AUTO: Final = Terms()
 
 
 def terms_of(url: str, body: Mapping[str, Any]) -> Terms | None:
-    """None where nothing is asked for. Raises InvalidRequest."""
+    """None where nothing is asked for. Raises InvalidRequest, also for a message's priority."""
+    terms = _asked(url, body) if url in PROMPT else None
+    if terms is not None:
+        _check_priorities(url, body)
+    return terms
+
+
+def schema() -> dict[str, Any]:
+    """The field as JSON Schema says it."""
+    _, named = msgspec.json.schema_components([Terms])
+    return {**named[Terms.__name__], "title": "Context", "description": inspect.getdoc(Terms)}
+
+
+def _asked(url: str, body: Mapping[str, Any]) -> Terms | None:
     given = body.get(FIELD)
     if given is None:
         return AUTO if url == RESPONSES and body.get("truncation") == "auto" else None
@@ -81,6 +102,15 @@ def _check(terms: Terms) -> None:
     for name, strategy in _OWN.items():
         if getattr(terms, name) is not None and terms.strategy != strategy:
             raise _bad(name, f"'{name}' belongs to the strategy '{strategy}'.")
+
+
+def _check_priorities(url: str, body: Mapping[str, Any]) -> None:
+    given = body.get(PROMPT[url])
+    for item in given if isinstance(given, list) else ():
+        value = item.get(PRIORITY, 0) if isinstance(item, dict) else 0
+        if type(value) not in (int, float) or not abs(value) <= _MOST_PRIORITY:
+            message = f"A '{PRIORITY}' is a number between -{_MOST_PRIORITY:,} and {_MOST_PRIORITY:,}."
+            raise InvalidRequest(message, param=PROMPT[url], code="invalid_type")
 
 
 def _refused(told: str) -> InvalidRequest:
