@@ -39,6 +39,7 @@ def _totals(campaign: Campaign) -> list[str]:
         f"{len(load.jobs)} batches ({dict(states)}), {lines} lines, {len(load.told)} webhooks",
         f"{len(load.askers.asked)} responses in the background ({dict(ends)})",
         _stores(campaign),
+        _ours(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
         f"answers 503: {load.client.busy}",
@@ -58,6 +59,21 @@ def _stores(campaign: Campaign) -> str:
     return (
         f"{len(librarians.shelves)} vector stores, {brought} ({ends} in stores that are there),"
         f" {librarians.searches} searches; {again}"
+    )
+
+
+def _ours(campaign: Campaign) -> str:
+    keeper, repeaters = campaign.load.keeper, campaign.load.repeaters
+    answers = [answer for one in repeaters for answer in one.answers]
+    vectors = [vector for one in repeaters for vector in one.vectors]
+    again = sum(one.cached for one in answers), sum(one.cached > 0 for one in vectors)
+    folder = (
+        f"a folder of {len(keeper.mirror.versions)} versions: {len(keeper.syncs)} syncs, {keeper.synced} ended well"
+    )
+    return (
+        f"{folder}, {keeper.switches} switches of index, {keeper.searches} searches; {len(answers)} answers and"
+        f" {len(vectors)} vectors asked for, {again[0]} and {again[1]} given again,"
+        f" {sum(len(one.clearings) for one in repeaters)} clearings"
     )
 
 
