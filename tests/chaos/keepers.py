@@ -126,10 +126,10 @@ class Keeper:
     def _work(self) -> None:
         if self._sync is None:
             chores = (self._change, self._begin, self._tend)
-            self.rng.choices(chores, (4, 4, 3))[0]()
+            self.rng.choices(chores, (4, 1 if self._known == self._changes else 4, 4))[0]()
         else:
             chores = (self._follow, self._change, self._tend)
-            self.rng.choices(chores, (12, 1, 1))[0]()
+            self.rng.choices(chores, (12, 1, 2))[0]()
 
     def _settle(self) -> None:
         if self._building:
@@ -256,6 +256,7 @@ class Keeper:
         if page is None:
             return None
         self._building = any(one["file_counts"]["in_progress"] for one in page["data"])
+        self.journal.violation(*(why for one in page["data"] for why in mirrored.standing(self.mirror, one)))
         return [one for one in page["data"] if one["status"] != "active"]
 
     def _build(self) -> None:

@@ -128,6 +128,14 @@ def listed(mirror: Mirror, items: Sequence[Mapping[str, Any]], files: Mapping[st
             yield f"{mirror.key}: {name} is {status}"
 
 
+def standing(mirror: Mirror, index: Mapping[str, Any]) -> list[str]:
+    """What an index says of itself at any time: nothing has failed, and nobody has cancelled anything."""
+    counts, status = index["file_counts"], index["status"]
+    if status in ("failed", "cancelled") or counts["failed"] or counts["cancelled"]:
+        return [f"{mirror.key}: the index {index['id']} is {status}, of {counts}, {index['missing']} missing"]
+    return []
+
+
 def indexed(mirror: Mirror, indexes: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]) -> list[str]:
     """When nothing goes on any more: one index is in use, and every one has every file. `files` are those of each."""
     active = [one["id"] for one in indexes if one["status"] == "active"]
