@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
 _SETTLE_SECONDS = 90.0
+_WORDS = 20  # of one search
 
 
 def await_kept(campaign: "Campaign") -> None:
@@ -64,11 +65,14 @@ def _contents(client: openai.OpenAI, keeper: Keeper) -> Iterator[str]:
 
 
 def _needles(keeper: Keeper) -> Iterator[str]:
-    """Each document by its own word, and nothing by the words of what is gone."""
-    for one in keeper.mirror.versions:
-        found = [hit.file_id for hit in keeper.find_patiently(one.needle)]
-        if found != ([] if one.gone else [one.file_id]):
-            yield f"{one} ({'gone' if one.gone else one.file_id}): a search for its word finds {found}"
+    """Each document by its own word, once, and nothing by the words of what is gone."""
+    here, gone = list(keeper.mirror.here.values()), _gone(keeper)
+    for start in range(0, len(keeper.mirror.versions), _WORDS):
+        wanted = (here + gone)[start : start + _WORDS]
+        found = sorted(hit.file_id for hit in keeper.find_patiently(" ".join(one.needle for one in wanted)))
+        if found != (due := sorted(one.file_id for one in wanted if not one.gone)):
+            names = ", ".join(map(str, wanted))
+            yield f"{keeper.mirror.key}: a search for the words of {names} finds {found}, not {due}"
 
 
 def judge_caches(campaign: "Campaign") -> None:
@@ -80,3 +84,6 @@ def judge_caches(campaign: "Campaign") -> None:
     blame(*recalled.answered([answer for one in repeaters for answer in one.answers], clearings))
     log = [prompt for prompts in campaign.prompts() for prompt in prompts]
     blame(*recalled.embedded([vectors for one in repeaters for vectors in one.vectors], clearings, log))
+    broken = sum(one.client.broken for one in repeaters)
+    if broken and not any(engine.ends for engine in campaign.engines):
+        blame(f"{broken} answers said that the engine had failed, and none has ended")

@@ -21,9 +21,10 @@ from openai.types import VectorStoreSearchResponse as Found
 from tests.chaos.journal import Journal
 from tests.support import mirrored
 from tests.support.mirrored import Mirror, Version
-from tests.support.shelved import KINDS, SMALL, new_stem, written
+from tests.support.shelved import KINDS, LARGE, SMALL, new_stem, written
 from tests.support.stub_engine import text_mark
 from tests.support.system import eventually, pause
+from workers.engines.fake import DIMENSIONS
 
 if TYPE_CHECKING:
     from tests.chaos.load import Client
@@ -59,6 +60,7 @@ class Keeper:
     mirror: Mirror = field(init=False)
     syncs: list[str] = field(default_factory=list)  # ids of the jobs
     queries: set[str] = field(default_factory=set)  # marks of what was searched for
+    dimensions: int = DIMENSIONS  # of the index built last
     searches: int = 0
     synced: int = 0
     switches: int = 0
@@ -66,7 +68,6 @@ class Keeper:
     _sync: _Sync | None = None
     _changes: int = 0
     _known: int = -1  # how many changes the last sync that ended well had seen
-    _builds: int = 0
     _building: bool = False
 
     def __post_init__(self) -> None:
@@ -113,8 +114,7 @@ class Keeper:
         """A store, and a source in it, which is synced at once."""
         self._change(4)
         key, sdk = {"Idempotency-Key": self.mirror.key}, self.client.sdk
-        cut: Any = {"type": "static", "static": {"max_chunk_size_tokens": SMALL, "chunk_overlap_tokens": 0}}
-        store = sdk.vector_stores.create(name=self.mirror.key, chunking_strategy=cut, extra_headers=key)
+        store = sdk.vector_stores.create(name=self.mirror.key, chunking_strategy=_cut(SMALL), extra_headers=key)
         self.mirror.id = store.id
         here, gone = self.mirror.begun()
         body = {"type": "folder", "path": str(self.folder)}
@@ -129,7 +129,7 @@ class Keeper:
             self.rng.choices(chores, (4, 1 if self._known == self._changes else 4, 4))[0]()
         else:
             chores = (self._follow, self._change, self._tend)
-            self.rng.choices(chores, (12, 1, 2))[0]()
+            self.rng.choices(chores, (12, 1, 3))[0]()
 
     def _settle(self) -> None:
         if self._building:
@@ -232,8 +232,8 @@ class Keeper:
         if items is None:
             return False
         self.journal.violation(*mirrored.listed(self.mirror, items["data"], files))
-        if now["counts"]["seen"] != len(sync.here):
-            self.journal.violation(f"{self.mirror.key}: {now['counts']}, and {len(sync.here)} documents are there")
+        same = sync.changes == self._known
+        self.journal.violation(*mirrored.counted(self.mirror, now["counts"], len(sync.here), same=same))
         return True
 
     # ── its indexes ──
@@ -241,11 +241,11 @@ class Keeper:
     def _tend(self) -> None:
         """Build one, switch to it, or remove the one before."""
         others = self._look_at_indexes()
-        if others is None or self._building:
+        if others is None:
             return
         if not others:
             self._build()
-        elif self.rng.random() < 0.6:
+        elif self.rng.random() < 0.75:
             self._switch(str(others[0]["id"]))
         else:
             self._drop(str(others[0]["id"]))
@@ -260,13 +260,12 @@ class Keeper:
         return [one for one in page["data"] if one["status"] != "active"]
 
     def _build(self) -> None:
-        """Each cuts in a way of its own, so that no text is embedded twice."""
-        self._builds += 1
-        size = SMALL + 1 + 7 * (self._builds % 7)
-        cut = {"type": "static", "static": {"max_chunk_size_tokens": size, "chunk_overlap_tokens": 0}}
-        made = self._post("/indexes", {"chunking_strategy": cut}, {"Idempotency-Key": f"index-{self._builds:03d}"})
+        """Each of another length, so that what is embedded for it was not embedded before."""
+        self.dimensions += 1
+        body = {"embedding_dimensions": self.dimensions, "chunking_strategy": _cut(self.rng.choice((SMALL, LARGE)))}
+        made = self._post("/indexes", body, {"Idempotency-Key": f"index-{self.dimensions:03d}"})
         self._building = True
-        self.journal.note(f"{self.mirror.key}: {made['id']} is built, of {size} tokens a chunk")
+        self.journal.note(f"{self.mirror.key}: {made['id']} is built: {body}")
         self.moved()
 
     def _switch(self, index: str) -> None:
@@ -311,7 +310,8 @@ class Keeper:
             asked: Any = {"query": words, "extra_body": {"ranking_options": _BY_WORDS}}
         else:
             asked = {"query": f"look at {self.mirror.key} the {self.searches}th time {self.rng.getrandbits(32):x}"}
-            self.queries.add(text_mark(asked["query"]))
+            lengths = (None, *range(DIMENSIONS, self.dimensions + 1))
+            self.queries |= {text_mark(asked["query"], length) for length in lengths}
         return self.client.look(
             lambda sdk: list(sdk.vector_stores.search(self.mirror.id, max_num_results=_SHOWN, **asked)), 15.0
         )
@@ -341,3 +341,7 @@ class Keeper:
         return self.client.sdk.post(
             f"/vector_stores/{self.mirror.id}{path}", cast_to=object, body=body, options={"headers": headers or {}}
         )
+
+
+def _cut(size: int) -> Any:
+    return {"type": "static", "static": {"max_chunk_size_tokens": size, "chunk_overlap_tokens": 0}}

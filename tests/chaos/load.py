@@ -66,6 +66,7 @@ class Client:
         url = f"http://127.0.0.1:{ports[0]}/v1"
         self.sdk = OpenAI(base_url=url, api_key=api_key, max_retries=retries, timeout=20, http_client=http)
         self.busy = 0  # answers 503: a database that is busy says so
+        self.broken = 0  # answers 500 to who waited for an engine that ended
 
     @contextmanager
     def hasty(self) -> Iterator["Client"]:
@@ -84,6 +85,9 @@ class Client:
             self.busy += 1
         elif response.status_code >= 500:
             response.read()
+            if '"engine_error"' in response.text:
+                self.broken += 1
+                return
             self._journal.violation(f"{response.request.method} {response.request.url}: {response.text[:500]}")
 
     def look(self, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:

@@ -111,6 +111,41 @@ def test_a_store_that_is_not_the_folder_is_found(
     assert bool(found) is bool(violation)
 
 
+def _counts(**changes: int) -> dict[str, int]:
+    return {"seen": 2, "added": 0, "changed": 1, "removed": 1, "unchanged": 1, "failed": 0, **changes}
+
+
+@pytest.mark.parametrize(
+    ("counts", "same", "passes"),
+    [
+        (_counts(), False, True),
+        (_counts(seen=3), False, False),
+        (_counts(unchanged=0), False, False),
+        (_counts(failed=1), False, False),
+        (_counts(), True, False),
+        (_counts(changed=0, unchanged=2), True, False),
+        (_counts(changed=0, removed=0, unchanged=2), True, True),
+    ],
+)
+def test_counts_of_a_sync_are_of_all_documents_and_nothing_comes_in_that_is_as_it_was(
+    counts: dict[str, int], same: bool, passes: bool
+) -> None:
+    assert (not mirrored.counted(_mirror(), counts, 2, same=same)) is passes
+
+
+@pytest.mark.parametrize(
+    ("status", "counts", "passes"),
+    [
+        ("building", {"failed": 0, "cancelled": 0}, True),
+        ("failed", {"failed": 0, "cancelled": 0}, False),
+        ("previous", {"failed": 1, "cancelled": 0}, False),
+        ("active", {"failed": 0, "cancelled": 1}, False),
+    ],
+)
+def test_an_index_of_which_something_failed_is_found(status: str, counts: dict[str, int], passes: bool) -> None:
+    assert (not mirrored.standing(_mirror(), {**_index("x", status), "file_counts": counts})) is passes
+
+
 def _index(name: str, status: str, missing: int = 0) -> dict[str, Any]:
     return {"id": name, "status": status, "missing": missing}
 

@@ -128,6 +128,14 @@ def listed(mirror: Mirror, items: Sequence[Mapping[str, Any]], files: Mapping[st
             yield f"{mirror.key}: {name} is {status}"
 
 
+def counted(mirror: Mirror, counts: Mapping[str, int], documents: int, *, same: bool) -> list[str]:
+    """What a sync says of a folder that nobody has changed since it began; `same`: nor since the one before began."""
+    came, went = counts["added"] + counts["changed"], counts["removed"]
+    if counts["seen"] != documents or came + counts["unchanged"] != documents or counts["failed"]:
+        return [f"{mirror.key}: {counts} of {documents} documents"]
+    return [f"{mirror.key}: {counts}, and nothing has changed"] if same and came + went else []
+
+
 def standing(mirror: Mirror, index: Mapping[str, Any]) -> list[str]:
     """What an index says of itself at any time: nothing has failed, and nobody has cancelled anything."""
     counts, status = index["file_counts"], index["status"]

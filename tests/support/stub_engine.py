@@ -68,15 +68,16 @@ def prompts(log: Path) -> list[str]:
     return [msgspec.json.decode(line, type=str) for line in log.read_bytes().splitlines()] if log.exists() else []
 
 
-def text_mark(text: str) -> str:
-    """What stands in the log for one text of several."""
-    return f"{MARK}{sha256(text.encode()).hexdigest()[:16]}"
+def text_mark(text: str, dimensions: object = None) -> str:
+    """What stands in the log for one text of several; another for vectors of another length."""
+    told = text if dimensions is None else f"{dimensions} {text}"
+    return f"{MARK}{sha256(told.encode()).hexdigest()[:16]}"
 
 
 def _asked(path: str, body: dict[str, object], prompt: str) -> list[str]:
     texts = body.get("input")
     if path == "/v1/embeddings" and isinstance(texts, list) and texts and isinstance(texts[0], str):
-        return [text_mark(text) for text in texts]
+        return [text_mark(text, body.get("dimensions")) for text in texts]
     return [prompt]
 
 
