@@ -10,7 +10,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from jobs.db import UNSEEN, insert_into
@@ -68,8 +79,12 @@ def epochs(session: Session, project_ids: Collection[str]) -> dict[str, int]:
 
 
 def put(session: Session, entries: Sequence[New]) -> None:
-    """Keep these, in the place of what was there. In order, and first of a transaction: two that keep the same must not
-    wait for each other."""
+    """Keep these, where nothing is that would have done: of two that were computed at once the first stays, or clients
+    would be given one answer again and then another. In order, and first of a transaction: two that keep the same must
+    not wait for each other."""
+    firsts: dict[bytes, New] = {}
+    for one in sorted(entries, key=lambda one: -one.epoch):
+        firsts.setdefault(one.key, one)
     rows = [
         {
             "key": one.key,
@@ -82,12 +97,19 @@ def put(session: Session, entries: Sequence[New]) -> None:
             "expires_at": one.expires_at,
             "value": one.value,
         }
-        for one in sorted({one.key: one for one in entries}.values(), key=lambda one: one.key)
+        for one in sorted(firsts.values(), key=lambda one: one.key)
     ]
     if rows:
         insert = insert_into(session, Cached)
-        again = {name: insert.excluded[name] for name in rows[0] if name != "key"}
-        session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=again), rows)
+        new = insert.excluded
+        again = {name: new[name] for name in rows[0] if name != "key"}
+        unfit = or_(
+            Cached.epoch < new.epoch,
+            Cached.expires_at <= new.created_at,
+            Cached.created_at <= 2 * new.created_at - new.expires_at,  # older than its client lets it be
+            ~_not_deleted(literal_column("cached.job_id")),
+        )
+        session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=again, where=unfit), rows)
 
 
 def prolong(session: Session, keys: Sequence[bytes], expires_at: float) -> None:
@@ -158,15 +180,15 @@ def left_nothing() -> Sequence[ColumnElement[bool]]:
     return [~exists().where(column == File.id, Cached.job_id == Job.id) for column in _FILES]
 
 
-def _not_deleted() -> ColumnElement[bool]:
+def _not_deleted(job_id: SQLColumnExpression[str | None] = Cached.job_id) -> ColumnElement[bool]:
     """It came from no job, or from one whose files are all there."""
     read, written = aliased(File), aliased(File)
     there = exists().where(
-        Job.id == Cached.job_id,
+        Job.id == job_id,
         or_(Job.input_file_id.is_(None), _there(read, Job.input_file_id)),
         or_(Job.output_file_id.is_(None), _there(written, Job.output_file_id)),
     )
-    return or_(Cached.job_id.is_(None), there)
+    return or_(job_id.is_(None), there)
 
 
 def _there(file: type[File], column: InstrumentedAttribute[str | None]) -> ColumnElement[bool]:

@@ -107,4 +107,6 @@ def status(store: VectorStore, index: VectorStore, counts: dict[str, int], lacks
         return BUILDING
     if not lacks:
         return READY
-    return CANCELLED if counts.get("cancelled") else FAILED
+    if counts.get(CANCELLED):
+        return CANCELLED
+    return FAILED if counts.get(FAILED) else BUILDING  # what a sync is reading comes into it when all is read

@@ -99,7 +99,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _campaign(folder: Path, seed: int, url: str, shared: Servers | None, vllm: bool) -> Campaign:
     if not vllm:
         return Campaign(folder, seed, url, servers=shared)
-    mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False, stores=0)
+    mix = Mix(lines=(40, 120), poison=(), cancelled=0, models=_REAL, judged=False, stores=0, repeated=False)
     return Campaign(folder, seed, url, mix=mix, width=2, stubbed=False, patience=5, environment=_SLOW, servers=shared)
 
 

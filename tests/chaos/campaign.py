@@ -23,6 +23,7 @@ from tests.chaos.askers import keys_of
 from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.judging import await_settled, judge_stores
+from tests.chaos.judging_ours import await_kept, judge_caches, judge_mirror
 from tests.chaos.load import EVERY_END, Client, Load, Mix
 from tests.support import oracle, stub_engine
 from tests.support.distributed import Servers
@@ -42,6 +43,8 @@ DRAIN_SECONDS = 90.0
 STUCK_SECONDS = 45.0
 CANCEL_SECONDS = 5.0
 _GENERATORS = 2  # workers on one engine: all of them lose what they asked it when it crashes
+#: What ends of itself in life does not while clocks are moved by a day.
+_LONG = {"NIGHTMILL_SOURCE_SECONDS": "200000", "NIGHTMILL_RESPONSE_CACHE_SECONDS": "2600000"}
 _BEFORE = "poison"  # what was asked again before the first fault
 
 
@@ -100,7 +103,9 @@ class Campaign:
             system.start(120 * self.patience)
             receiver = stack.enter_context(Receiver())
             client = Client(system.ports, system.api_key, self.journal, random.Random(self.seed + 2))
-            load = Load(client, receiver, self.journal, random.Random(self.seed + 1), self.mix, self.width)
+            strangers = Client(system.ports, _second_key(system), self.journal, random.Random(self.seed + 3))
+            asking = random.Random(self.seed + 1)
+            load = Load(client, receiver, self.journal, asking, self._library, strangers, self.mix, self.width)
             engine = self.engines[0] if self.engines else None
             working = stack.enter_context(load)
             self.scene = Scene(system, working, engine, self.journal, rng, self.servers, self.weaviate, self.spared)
@@ -122,12 +127,20 @@ class Campaign:
         stubs = [StubEngine(self.folder, model, delay_ms=self.delay_ms) for model in (MODEL, EMBED_MODEL)]
         return tuple(stack.enter_context(stub) for stub in stubs)
 
+    @property
+    def _library(self) -> Path:
+        """The folder that may be a source."""
+        return self.folder / "library"
+
     def _system(self) -> System:
+        self._library.mkdir(exist_ok=True)
+        ours = {"NIGHTMILL_SOURCE_FOLDERS": str(self._library), **_LONG}
         database = {"NIGHTMILL_DATABASE_URL": self.database_url} if self.database_url else {}
         urls = dict(zip(("engine_url", "embed_url"), (engine.url for engine in self.engines), strict=False))
         shared = self.servers.variables if self.servers else {}
         vectors = {"NIGHTMILL_VECTORS_URL": self.weaviate.url} if self.weaviate else {}
-        return System(self.folder, **urls, rivals=bool(urls), **database, **shared, **vectors, **self.environment)
+        given = {**ours, **database, **shared, **vectors, **self.environment}
+        return System(self.folder, **urls, rivals=bool(urls), **given)
 
     def _watch(self, stack: ExitStack) -> None:
         """Notes when the generating engine was asked something, and who lives."""
@@ -210,6 +223,7 @@ class Campaign:
         self._await(list(self.load.jobs), "I1", DRAIN_SECONDS)
         self.load.askers.await_ended(DRAIN_SECONDS * self.patience)
         await_settled(self)
+        await_kept(self)
         self.journal.note(f"drained in {time.monotonic() - began:.1f} s")
 
     def _await(self, jobs: Sequence[Job], what: str, seconds: float = 60.0) -> None:
@@ -234,8 +248,7 @@ class Campaign:
             blame(*oracle.transitions(client, job))
             blame(*self._told(job, result.batch))
         self._judge_responses()
-        if self.mix.stores:
-            judge_stores(self)
+        self._judge_beside()
         if self.rework() > self.bound():
             blame(f"I4: {self.rework()} requests were repeated, {self.bound()} may be")
         if self.longest_standstill() > STUCK_SECONDS * self.patience:
@@ -244,6 +257,13 @@ class Campaign:
         if verdict.returncode:
             blame(f"I7: {verdict.stdout} {verdict.stderr}")
         self.journal.note(verdict.stdout.strip())
+
+    def _judge_beside(self) -> None:
+        if self.mix.stores:
+            judge_mirror(self)
+            judge_stores(self)
+        if self.mix.repeated:
+            judge_caches(self)
 
     def _judge_responses(self) -> None:
         askers, events = self.load.askers, [told for told in self.load.told if told.path == f"/{EVERY_END}"]
@@ -334,3 +354,11 @@ class Campaign:
         moved = sorted([*self.load.moved, *(one.at for one in self.struck), *(one.over for one in self.struck)])
         struck = {one.at for one in self.struck}
         return max((after - before for before, after in pairwise(moved) if before not in struck), default=0.0)
+
+
+def _second_key(system: System) -> str:
+    """Of another project."""
+    made = system.cli("keys", "create", "--project", "strangers")
+    if made.returncode:
+        raise RuntimeError(made.stderr)
+    return made.stdout.strip()

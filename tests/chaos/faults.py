@@ -238,6 +238,7 @@ def _repeat(scene: Scene) -> None:
     rings += [(Task.RUN, Queue.GENERATE, (job, n)) for job in jobs for n in shards]
     rings += [(Task.PURGE, Queue.INGEST, ())]
     batches = [intake.id for intake in scene.load.librarians.intakes if intake.batch and intake.id][-20:]
+    batches += scene.load.keeper.syncs[-20:]
     rings += [(task, Queue.PLAN, (job,)) for task in (Task.PLAN, Task.FINISH) for job in batches]
     rings += [(Task.RUN, queue, (job, 0)) for queue in (Queue.INGEST, Queue.EMBED) for job in batches]
     rings *= _REPEATS

@@ -4,6 +4,8 @@
     poller    asks for each open batch, remembers every answer that differs from the one before
     askers    keep some responses in the background open (`askers`)
     librarians    bring files into vector stores, and search (`librarians`)
+    keeper    keeps a folder that a vector store follows (`keepers`)
+    repeaters     of two projects, ask the same again and again (`repeaters`)
     hooks     verifies each webhook soon after it came
 
 All of them outlive whatever is killed: the SDK comes back until it is answered.
@@ -15,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
@@ -27,7 +30,9 @@ from jobs.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
 from jobs.webhook import new_secret
 from tests.chaos.askers import Askers
 from tests.chaos.journal import Journal
+from tests.chaos.keepers import Keeper
 from tests.chaos.librarians import Librarians
+from tests.chaos.repeaters import Repeater
 from tests.support.oracle import TERMINAL, Job, Told, verified
 from tests.support.receiver import Received, Receiver
 from tests.support.system import EMBED_MODEL, MODEL, pause
@@ -61,6 +66,7 @@ class Client:
         url = f"http://127.0.0.1:{ports[0]}/v1"
         self.sdk = OpenAI(base_url=url, api_key=api_key, max_retries=retries, timeout=20, http_client=http)
         self.busy = 0  # answers 503: a database that is busy says so
+        self.broken = 0  # answers 500 to who waited for an engine that ended
 
     @contextmanager
     def hasty(self) -> Iterator["Client"]:
@@ -79,6 +85,9 @@ class Client:
             self.busy += 1
         elif response.status_code >= 500:
             response.read()
+            if '"engine_error"' in response.text:
+                self.broken += 1
+                return
             self._journal.violation(f"{response.request.method} {response.request.url}: {response.text[:500]}")
 
     def look(self, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:
@@ -148,7 +157,8 @@ class Mix:
     models: tuple[str, str] = (MODEL, EMBED_MODEL)
     judged: bool = True
     responses: int = 2  # in the background, open at once
-    stores: int = 3  # of vectors, kept at once
+    stores: int = 3  # of vectors, kept at once; with them a folder that one more store follows
+    repeated: bool = True  # questions to the caches
 
 
 def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", poison: str = "", lines: int = 0) -> Job:
@@ -176,6 +186,8 @@ class Load:
     receiver: Receiver
     journal: Journal
     rng: random.Random
+    library: Path  # the folder that a store follows
+    strangers: Client  # another project's
     mix: Mix = field(default_factory=Mix)
     width: int = 5
     jobs: list[Job] = field(default_factory=list)
@@ -188,6 +200,8 @@ class Load:
     endpoint_secret: str = ""
     askers: Askers = field(init=False)
     librarians: Librarians = field(init=False)
+    keeper: Keeper = field(init=False)
+    repeaters: tuple[Repeater, ...] = field(init=False)
     _heard: int = 0
     _due: list[tuple[float, Job]] = field(default_factory=list)
     _asked: dict[str, float] = field(default_factory=dict)
@@ -202,11 +216,17 @@ class Load:
         self.askers = Askers(self.client, self.journal, rng, model, judged, self.mix.responses, moved)
         rng = random.Random(self.rng.getrandbits(32))
         self.librarians = Librarians(self.client, self.journal, rng, self.mix.stores, moved)
+        rng = random.Random(self.rng.getrandbits(32))
+        self.keeper = Keeper(self.client, self.journal, rng, self.library, moved)
+        asking = {"ours": self.client, "theirs": self.strangers}
+        self.repeaters = tuple(Repeater(client, self.journal, rng, name) for name, client in asking.items())
 
     def __enter__(self) -> "Load":
         self.endpoint_id, self.endpoint_secret = self.client.listen(self.receiver)
         works = [self._feed, self._poll, self._ask, self._hear]
         works += [self._keep_stores, self._watch_stores, self._read_stores] if self.mix.stores else []
+        works += [self._keep_folder, self._read_folder] if self.mix.stores else []
+        works += [self._repeat] if self.mix.repeated else []
         for work in works:
             thread = threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
@@ -218,6 +238,7 @@ class Load:
         for thread in self._threads:
             thread.join(30)
         self.client.sdk.close()
+        self.strangers.sdk.close()
 
     @property
     def open(self) -> list[Job]:
@@ -302,6 +323,21 @@ class Load:
     def _read_stores(self) -> None:
         if self.feeding.is_set():
             self.librarians.read()
+        self._stop.wait(_POLL_SECONDS)
+
+    def _keep_folder(self) -> None:
+        self.keeper.step(feeding=self.feeding.is_set())
+        self._stop.wait(_POLL_SECONDS)
+
+    def _read_folder(self) -> None:
+        if self.feeding.is_set():
+            self.keeper.read()
+        self._stop.wait(2 * _POLL_SECONDS)
+
+    def _repeat(self) -> None:
+        for one in self.repeaters:
+            if self.feeding.is_set():
+                one.step()
         self._stop.wait(_POLL_SECONDS)
 
     def _seen(self, job: Job, batch: Batch) -> None:

@@ -30,7 +30,7 @@ def shown(campaign: Campaign) -> str:
 
 def _totals(campaign: Campaign) -> list[str]:
     load, kills = campaign.load, sum(ALL_FAULTS[one.name].kills for one in campaign.struck)
-    times = campaign.scene.recovered
+    times, both = campaign.scene.recovered, (load.client, load.strangers)
     states = Counter(result.batch.status for result in campaign.results.values())
     ends = Counter(seen[-1].status for seen in load.askers.seen.values())
     lines = sum(len(result.lines) for result in campaign.results.values())
@@ -39,9 +39,10 @@ def _totals(campaign: Campaign) -> list[str]:
         f"{len(load.jobs)} batches ({dict(states)}), {lines} lines, {len(load.told)} webhooks",
         f"{len(load.askers.asked)} responses in the background ({dict(ends)})",
         _stores(campaign),
+        _ours(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
-        f"answers 503: {load.client.busy}",
+        f"answers 503: {sum(one.busy for one in both)}, 500 of an engine that ended: {sum(one.broken for one in both)}",
         f"`up` again after {_span(times.get('up again', []))}",
         f"a swallowed doorbell was rung again and answered after {_span(times.get('idle', []))}",
         f"violations: {len(campaign.journal.violations)}",
@@ -58,6 +59,21 @@ def _stores(campaign: Campaign) -> str:
     return (
         f"{len(librarians.shelves)} vector stores, {brought} ({ends} in stores that are there),"
         f" {librarians.searches} searches; {again}"
+    )
+
+
+def _ours(campaign: Campaign) -> str:
+    keeper, repeaters = campaign.load.keeper, campaign.load.repeaters
+    answers = [answer for one in repeaters for answer in one.answers]
+    vectors = [vector for one in repeaters for vector in one.vectors]
+    again = sum(one.cached for one in answers), sum(one.cached > 0 for one in vectors)
+    folder = (
+        f"a folder of {len(keeper.mirror.versions)} versions: {len(keeper.syncs)} syncs, {keeper.synced} ended well"
+    )
+    return (
+        f"{folder}, {keeper.switches} switches of index, {keeper.searches} searches; {len(answers)} answers and"
+        f" {len(vectors)} vectors asked for, {again[0]} and {again[1]} given again,"
+        f" {sum(len(one.clearings) for one in repeaters)} clearings"
     )
 
 

@@ -57,6 +57,16 @@ def test_files_came_into_vector_stores_meanwhile_and_were_searched(campaign: Cam
     assert embedded_again(campaign) <= embedding_bound(campaign)
 
 
+def test_a_store_followed_its_folder_meanwhile_and_caches_were_asked(campaign: Campaign) -> None:
+    keeper, repeaters = campaign.load.keeper, campaign.load.repeaters
+
+    assert keeper.synced >= 2
+    assert keeper.searches >= 3
+    assert any(answer.cached for one in repeaters for answer in one.answers)
+    assert any(vectors.cached for one in repeaters for vectors in one.vectors)
+    assert all(one.clearings for one in repeaters)
+
+
 def test_only_what_was_in_flight_is_asked_again(campaign: Campaign) -> None:
     assert campaign.rework() <= campaign.bound()
 

@@ -98,16 +98,24 @@ class Shelf:
 
 def make_paper(number: int, rng: random.Random, *, refused: bool = False) -> Paper:
     """A document in one of the formats; or a damaged picture, something that is no text, or nothing at all."""
-    key = f"paper-{number:04d}"
-    stem = "".join(rng.choices(_LETTERS, k=8))
+    key, stem = f"paper-{number:04d}", new_stem(rng)
     if refused:
         name, content, codes = rng.choice(_REFUSED)
         return Paper(key, f"{key}.{name}", content, stem, 0, codes)
-    words = [f"{stem}{n:03d}" for n in range(rng.randint(40, 90))]
-    written = [*words]
-    written.insert(rng.randrange(len(words)), f"needle{stem}")
-    kind = rng.choice(list(_FORMATS))
-    return Paper(key, f"{key}.{kind}", _FORMATS[kind](written).encode(), stem, len(words))
+    words, kind = rng.randint(40, 90), rng.choice(KINDS)
+    return Paper(key, f"{key}.{kind}", written(kind, stem, words, rng), stem, words)
+
+
+def new_stem(rng: random.Random) -> str:
+    """What all words of one document begin with, and of no other."""
+    return "".join(rng.choices(_LETTERS, k=8))
+
+
+def written(kind: str, stem: str, count: int, rng: random.Random) -> bytes:
+    """So many numbered words in order, and the needle somewhere among them."""
+    words = [f"{stem}{n:03d}" for n in range(count)]
+    words.insert(rng.randrange(count), f"needle{stem}")
+    return _FORMATS[kind](words).encode()
 
 
 def _markdown(words: list[str]) -> str:
@@ -128,6 +136,7 @@ def _table(words: list[str]) -> str:
 
 
 _FORMATS = {"md": _markdown, "html": _html, "txt": _lines, "csv": _table}
+KINDS = tuple(_FORMATS)
 
 
 def facts(found: Found) -> dict[str, Any]:

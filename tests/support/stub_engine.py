@@ -4,8 +4,9 @@
 
 Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
 that was ever asked. Of texts that are embedded together (an ingestion's, a search's) it has a mark each.
-Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in that way. The first line of
-standard output is the server's URL.
+Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in that way. The answer to one
+with STAMP begins with the moment at which it was asked, by the clock that all processes of a machine share. The first
+line of standard output is the server's URL.
 """
 
 import argparse
@@ -13,9 +14,11 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from workers.engines.port import Answer, refusal, unknown_model
 HUGE_BYTES = 100 << 20
 RETRY_AFTER_SECONDS = 1
 MARK = "#"
+STAMP = "!stamp"
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,16 +68,22 @@ def prompts(log: Path) -> list[str]:
     return [msgspec.json.decode(line, type=str) for line in log.read_bytes().splitlines()] if log.exists() else []
 
 
-def text_mark(text: str) -> str:
-    """What stands in the log for one text of several."""
-    return f"{MARK}{sha256(text.encode()).hexdigest()[:16]}"
+def text_mark(text: str, dimensions: object = None) -> str:
+    """What stands in the log for one text of several; another for vectors of another length."""
+    told = text if dimensions is None else f"{dimensions} {text}"
+    return f"{MARK}{sha256(told.encode()).hexdigest()[:16]}"
 
 
 def _asked(path: str, body: dict[str, object], prompt: str) -> list[str]:
     texts = body.get("input")
     if path == "/v1/embeddings" and isinstance(texts, list) and texts and isinstance(texts[0], str):
-        return [text_mark(text) for text in texts]
+        return [text_mark(text, body.get("dimensions")) for text in texts]
     return [prompt]
+
+
+def stamped(answer: Answer, asked: float) -> Answer:
+    """An answer that can be told from any other to the same prompt."""
+    return replace(answer, body=answer.body.replace(b'"echo ', b'"%.6f echo ' % asked))
 
 
 class Stub:
@@ -105,6 +115,7 @@ class Stub:
         return await self._answer(request, body, prompt_of(request.path, body))
 
     async def _answer(self, request: web.BaseRequest, body: dict[str, object], prompt: str) -> web.StreamResponse:
+        asked = time.monotonic()
         await self._log.add(*_asked(request.path, body, prompt))
         if self._delay:
             await asyncio.sleep(self._delay)
@@ -113,6 +124,8 @@ class Stub:
         if broken:
             return broken
         answer = reply(request.path, body, prompt)
+        if STAMP in prompt:
+            answer = stamped(answer, asked)
         return await _stream(request, body, answer, cut=word == CUT) if body.get("stream") else _response(answer)
 
     def _get(self, path: str) -> web.Response:

@@ -37,6 +37,7 @@ _PORTS = (12_000, 32_000)  # Linux lends 32,768 to 60,999: net.ipv4.ip_local_por
 MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
 EMBED_ALIAS = "acme/embed"
+CACHED_MODEL = "stub-cached"  # the first under a name of the models file: what an endpoint shows is not cached
 
 #: Time constants at a tenth of what they are in life, so that a lease is lost and found while one looks on.
 SCALED: Mapping[str, str] = {
@@ -66,6 +67,9 @@ models:
     queue: {Queue.EMBED}
     endpoints: [/v1/embeddings]
     aliases: [{EMBED_ALIAS}]
+  {CACHED_MODEL}:
+    source: {{urls: ["%s"], model: {MODEL}}}
+    engine: http
 """
 
 
@@ -167,7 +171,7 @@ class System:
             self._options += ["--procfile", str(procfile)]
         if engine_url:
             models = folder / "models.yaml"
-            models.write_text(_MODELS_FILE % embed_url)
+            models.write_text(_MODELS_FILE % (embed_url, engine_url))
             self._options += ["--no-vllm", "--engine-url", engine_url, "--models", str(models)]
 
     def start(self, seconds: float = 120.0) -> None:

@@ -70,16 +70,45 @@ def test_many_keys_are_looked_for_in_several_statements(db: Database) -> None:
     assert found(db, *names).keys() == {key(names[0]), key(names[-1])}
 
 
-def test_what_is_kept_again_takes_the_place_of_what_was_there(db: Database) -> None:
-    keep(db, "a", value=b"old")
-    new = New(key("a"), "proj_1", 0, b"new!", 3, 1.0, LATER)
+def test_of_two_that_were_computed_at_once_the_first_stays(db: Database) -> None:
+    keep(db, "a", value=b"first")
+    keep(db, "a", value=b"second")
+    keep(db, "a", value=b"third", job_id="batch_1")
+
+    assert found(db, "a")[key("a")].value == b"first"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"expires_at": 50.0}, {"created_at": 50.0}),
+        ({"created_at": 10.0}, {"created_at": 50.0, "expires_at": 90.0}),  # may be 40 s old, and is
+        ({"epoch": 0}, {"epoch": 1}),
+        ({"job_id": "batch_1"}, {}),  # whose file is deleted
+    ],
+)
+def test_what_can_not_be_given_again_makes_place(db: Database, old: dict[str, Any], new: dict[str, Any]) -> None:
+    job(db, "batch_1", input_file_id="file-in")
+    delete_file(db, "file-in")
+    keep(db, "a", value=b"old", **{"created_at": 1.0, **old})
+    facts = {"epoch": 0, "created_at": 1.0, "expires_at": LATER, **new}
+    first, late = (New(key("a"), "proj_1", value=value, tokens=3, **facts) for value in (b"new!", b"newer"))
 
     with db.write() as session:
-        cached.put(session, [new, new])
+        cached.put(session, [first, late])
 
-    assert found(db, "a")[key("a")].value == b"new!"
     with db.read() as session:
+        assert session.scalars(select(Cached.value)).all() == [b"new!"]
         assert cached.size(session) == 4
+
+
+def test_what_was_asked_for_before_a_clearing_takes_no_place_after_it(db: Database) -> None:
+    with db.write() as session:
+        cached.clear(session, "proj_1")
+    keep(db, "a", value=b"new", epoch=1)
+    keep(db, "a", value=b"late", epoch=0)
+
+    assert found(db, "a")[key("a")].value == b"new"
 
 
 def test_nobody_who_makes_room_waits_for_a_row_that_another_is_at(db: Database) -> None:

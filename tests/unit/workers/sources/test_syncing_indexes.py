@@ -87,6 +87,30 @@ def test_a_sync_brings_into_every_index_what_it_finds(each: Works, library: Path
     assert_in_step(each, source, source.store, second)
 
 
+def test_an_index_is_being_built_while_a_sync_reads_what_will_come_into_it(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(each, library)
+    path = f"/vector_stores/{source.store}/indexes/{beside(each, source)}"
+    write(library / "a.txt", "apricot " * 30)
+    write(library / "new.txt", "quince quince")
+    told: list[tuple[str, int]] = []
+    fetch = Folder.fetch
+
+    def looked(*given: Any) -> Fetched | None:
+        index = each.get(path)
+        told.append((index["status"], index["missing"]))
+        return fetch(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "fetch", looked)
+        assert source.again()["status"] == "completed"
+
+    assert ("building", 1) in told
+    assert {status for status, _ in told} <= {"ready", "building"}
+    assert each.get(path)["status"] == "ready"
+
+
 @pytest.mark.parametrize("step", range(7))
 def test_a_switch_amid_a_sync_shows_each_document_once(each: Works, library: Path, step: int) -> None:
     source = of_folder(each, library)

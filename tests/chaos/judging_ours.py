@@ -1,0 +1,89 @@
+"""What must be true, after a run, of the folder that a store follows, of that store's indexes, and of the caches."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import openai
+
+from tests.chaos.keepers import Keeper
+from tests.support import mirrored, recalled
+
+if TYPE_CHECKING:
+    from tests.chaos.campaign import Campaign
+
+_SETTLE_SECONDS = 90.0
+_WORDS = 20  # of one search
+
+
+def await_kept(campaign: "Campaign") -> None:
+    """I1: a sync that began after the last change ends well, and every index has all of it."""
+    keeper, seconds = campaign.load.keeper, _SETTLE_SECONDS * campaign.patience
+    if not keeper.await_settled(seconds):
+        campaign.journal.violation(f"I1: {keeper.mirror.key} was not settled in time: {keeper.state()}")
+    for one in campaign.load.repeaters:
+        if not one.await_idle(seconds):
+            campaign.journal.violation(f"I1: a request of {one.project} was not answered in time")
+
+
+def judge_mirror(campaign: "Campaign") -> None:
+    """Every document of the folder once, in its last version, in each index; and nothing else that was ever there."""
+    keeper, blame = campaign.load.keeper, campaign.journal.violation
+    if not keeper.mirror.source:
+        return
+    client, mirror = campaign.load.client.sdk, keeper.mirror
+    path = f"/vector_stores/{mirror.id}"
+    items: Any = client.get(f"{path}/sources/{mirror.source}/items?limit=100", cast_to=object)
+    files = {file.id: file.status for file in client.vector_stores.files.list(mirror.id, limit=100)}
+    blame(*mirrored.listed(mirror, items["data"], files))
+    page: Any = client.get(f"{path}/indexes", cast_to=object)
+    blame(*mirrored.indexed(mirror, page["data"], {one["id"]: _files_of(client, path, one) for one in page["data"]}))
+    blame(*mirrored.shown(mirror, keeper.find_patiently(), list(mirror.here.values()), set(_gone(keeper))))
+    blame(*_contents(client, keeper), *_needles(keeper))
+
+
+def _files_of(client: openai.OpenAI, path: str, index: Any) -> dict[str, str]:
+    page: Any = client.get(f"{path}/indexes/{index['id']}/files?limit=100", cast_to=object)
+    return {file["id"]: file["status"] for file in page["data"]}
+
+
+def _gone(keeper: Keeper) -> list[mirrored.Version]:
+    return [one for one in keeper.mirror.versions if one.gone]
+
+
+def _contents(client: openai.OpenAI, keeper: Keeper) -> Iterator[str]:
+    """Files are what the folder has, and those of what it has no more are deleted."""
+    for one in keeper.mirror.here.values():
+        size = client.files.retrieve(one.file_id).bytes
+        if size != len(one.content):
+            yield f"{one}: {one.file_id} has {size} bytes, not {len(one.content)}"
+    for one in _gone(keeper):
+        if one.file_id:
+            with suppress(openai.NotFoundError):
+                client.files.retrieve(one.file_id)
+                yield f"{one}: {one.file_id} is there still"
+
+
+def _needles(keeper: Keeper) -> Iterator[str]:
+    """Each document by its own word, once, and nothing by the words of what is gone."""
+    here, gone = list(keeper.mirror.here.values()), _gone(keeper)
+    for start in range(0, len(keeper.mirror.versions), _WORDS):
+        wanted = (here + gone)[start : start + _WORDS]
+        found = sorted(hit.file_id for hit in keeper.find_patiently(" ".join(one.needle for one in wanted)))
+        if found != (due := sorted(one.file_id for one in wanted if not one.gone)):
+            names = ", ".join(map(str, wanted))
+            yield f"{keeper.mirror.key}: a search for the words of {names} finds {found}, not {due}"
+
+
+def judge_caches(campaign: "Campaign") -> None:
+    """What was given again was what had been given, to the same project, and not before its cache was cleared."""
+    repeaters, blame = campaign.load.repeaters, campaign.journal.violation
+    for one in repeaters:
+        one.all_anew()
+    clearings = [cut for one in repeaters for cut in one.clearings]
+    blame(*recalled.answered([answer for one in repeaters for answer in one.answers], clearings))
+    log = [prompt for prompts in campaign.prompts() for prompt in prompts]
+    blame(*recalled.embedded([vectors for one in repeaters for vectors in one.vectors], clearings, log))
+    broken = sum(one.client.broken for one in repeaters)
+    if broken and not any(engine.ends for engine in campaign.engines):
+        blame(f"{broken} answers said that the engine had failed, and none has ended")

@@ -1,0 +1,170 @@
+"""What a folder and its store are judged by finds what it is there to find: each violation is made by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types import VectorStoreSearchResponse as Found
+
+from tests.support import mirrored
+from tests.support.mirrored import Mirror, Version
+
+
+def _version(name: str, stem: str, **changes: Any) -> Version:
+    return Version(name, stem * 8, 4, **changes)
+
+
+def _mirror() -> Mirror:
+    """A document in its second version, one that is as it was, and one that is gone."""
+    old, new = _version("a.txt", "b", removed=True, gone=True), _version("a.txt", "c", due=True, file_id="file-c")
+    same = _version("b.txt", "d", due=True, file_id="file-d")
+    return Mirror("mirror", Path(), versions=[old, new, same, _version("c.txt", "f", removed=True, gone=True)])
+
+
+def _chunk(stem: str, words: range = range(4), file_id: str = "") -> Found:
+    text = " ".join(f"{stem * 8}{n:03d}" for n in words)
+    return Found.construct(
+        file_id=file_id or f"file-{stem}", filename="x", content=[{"type": "text", "text": text}],
+        chunk={"start": words.start},
+    )  # fmt: skip
+
+
+_ALL = [_chunk("d"), _chunk("c", range(2, 4)), _chunk("c", range(2))]
+
+
+def test_a_search_that_shows_everything_that_is_due_passes() -> None:
+    mirror = _mirror()
+
+    assert mirrored.shown(mirror, _ALL, mirror.due, mirror.removed) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "violation"),
+    [
+        (_ALL[:1], "a.txt (cccccccc) is not found, and is due"),
+        (_ALL[:2], "shown with 2 of 4 words"),
+        ([*_ALL, _chunk("c", range(1))], "shown with 5 of 4 words"),
+        ([*_ALL, _chunk("c", file_id="file-x")], "a.txt is found in 2 versions"),
+        ([*_ALL, _chunk("f")], "c.txt (ffffffff) is found, and was removed"),
+        ([*_ALL, _chunk("g")], "file-g (x) shows words of ['gggggggg']"),
+        ([*_ALL, _chunk("d", file_id="file-c")], "file-c (x) shows words of"),
+    ],
+)
+def test_a_search_that_shows_something_else_is_found(found: list[Found], violation: str) -> None:
+    mirror = _mirror()
+
+    assert violation in "; ".join(mirrored.shown(mirror, found, mirror.due, mirror.removed))
+
+
+def test_two_versions_of_a_document_are_never_shown_at_once() -> None:
+    mirror = _mirror()
+    mirror.versions[0].removed = False
+
+    [found] = mirrored.shown(mirror, [*_ALL, _chunk("b")], mirror.due, mirror.removed)
+
+    assert "a.txt is found in 2 versions at once" in found
+
+
+def test_what_a_sync_began_with_holds_when_it_has_ended_and_what_changed_meanwhile_does_not() -> None:
+    mirror = Mirror("mirror", Path(), versions=[_version("a.txt", "b"), _version("b.txt", "c", gone=True)])
+    here, gone = mirror.begun()
+    mirror.versions.append(_version("c.txt", "d"))
+    here.append(_version("d.txt", "f", gone=True))  # replaced while it went on
+
+    mirror.ended_well(here, gone)
+
+    assert [one.name for one in mirror.due] == ["a.txt"]
+    assert [one.name for one in mirror.removed] == ["b.txt"]
+
+
+def _items(**changes: Any) -> list[dict[str, Any]]:
+    second = {"key": "b.txt", "file_id": "file-d", "previous_file_id": None, **changes}
+    return [{"key": "a.txt", "file_id": "file-c", "previous_file_id": None}, second]
+
+
+_FILES = {"file-c": "completed", "file-d": "completed"}
+
+
+@pytest.mark.parametrize(
+    ("items", "files", "violation"),
+    [
+        (_items(), _FILES, ""),
+        (_items()[:1], {"file-c": "completed"}, "items ['a.txt'], in the folder ['a.txt', 'b.txt']"),
+        (_items(key="a.txt"), _FILES, "items ['a.txt'], in the folder"),
+        (_items(), {**_FILES, "file-b": "completed"}, "['file-b'] are in the store or of the source alone"),
+        (_items(file_id="file-c"), {"file-c": "completed"}, "alone"),
+        (_items(previous_file_id="file-0"), _FILES, "has file-0 before it still"),
+        (_items(), {**_FILES, "file-d": "failed"}, "file-d is failed"),
+        (
+            _items(file_id="file-e"),
+            {"file-c": "completed", "file-e": "completed"},
+            "was file-d and is file-e, though it is as it was",
+        ),
+    ],
+)
+def test_a_store_that_is_not_the_folder_is_found(
+    items: list[dict[str, Any]], files: dict[str, str], violation: str
+) -> None:
+    found = "; ".join(mirrored.listed(_mirror(), items, files))
+
+    assert violation in found
+    assert bool(found) is bool(violation)
+
+
+def _counts(**changes: int) -> dict[str, int]:
+    return {"seen": 2, "added": 0, "changed": 1, "removed": 1, "unchanged": 1, "failed": 0, **changes}
+
+
+@pytest.mark.parametrize(
+    ("counts", "same", "passes"),
+    [
+        (_counts(), False, True),
+        (_counts(seen=3), False, False),
+        (_counts(unchanged=0), False, False),
+        (_counts(failed=1), False, False),
+        (_counts(), True, False),
+        (_counts(changed=0, unchanged=2), True, False),
+        (_counts(changed=0, removed=0, unchanged=2), True, True),
+    ],
+)
+def test_counts_of_a_sync_are_of_all_documents_and_nothing_comes_in_that_is_as_it_was(
+    counts: dict[str, int], same: bool, passes: bool
+) -> None:
+    assert (not mirrored.counted(_mirror(), counts, 2, same=same)) is passes
+
+
+@pytest.mark.parametrize(
+    ("status", "counts", "passes"),
+    [
+        ("building", {"failed": 0, "cancelled": 0}, True),
+        ("failed", {"failed": 0, "cancelled": 0}, False),
+        ("previous", {"failed": 1, "cancelled": 0}, False),
+        ("active", {"failed": 0, "cancelled": 1}, False),
+    ],
+)
+def test_an_index_of_which_something_failed_is_found(status: str, counts: dict[str, int], passes: bool) -> None:
+    assert (not mirrored.standing(_mirror(), {**_index("x", status), "file_counts": counts})) is passes
+
+
+def _index(name: str, status: str, missing: int = 0) -> dict[str, Any]:
+    return {"id": name, "status": status, "missing": missing}
+
+
+@pytest.mark.parametrize(
+    ("indexes", "files", "violation"),
+    [
+        ([_index("x", "active"), _index("y", "previous")], _FILES, ""),
+        ([_index("x", "ready"), _index("y", "previous")], _FILES, "the indexes [] are in use"),
+        ([_index("x", "active"), _index("y", "active")], _FILES, "the indexes ['x', 'y'] are in use"),
+        ([_index("x", "active"), _index("y", "failed", 1)], _FILES, "lacks 1 files"),
+        ([_index("x", "active")], {"file-c": "completed"}, "differ by [('file-d', 'completed')]"),
+        ([_index("x", "active")], {**_FILES, "file-b": "completed"}, "differ by [('file-b', 'completed')]"),
+    ],
+)
+def test_an_index_that_has_other_files_is_found(
+    indexes: list[dict[str, Any]], files: dict[str, str], violation: str
+) -> None:
+    found = "; ".join(mirrored.indexed(_mirror(), indexes, {one["id"]: files for one in indexes}))
+
+    assert violation in found
+    assert bool(found) is bool(violation)

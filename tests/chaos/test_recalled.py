@@ -1,0 +1,92 @@
+"""What caches are judged by finds what it is there to find: each violation, made by hand, is told in words."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.support import recalled
+from tests.support.recalled import CHAT, EMBEDDINGS, RESPONSE, TEXT, Clearing, Embedded, Recalled, floats
+from tests.support.stub_engine import STAMP, stamped, text_mark
+from workers.engines.fake import reply
+
+_PROMPT = f"Recall it {STAMP}"
+
+
+def _said(stamp: float, url: str = CHAT, prompt: str = _PROMPT) -> str:
+    body = json.loads(stamped(reply(url, {}, prompt), stamp).body)
+    if url == RESPONSE:
+        return str(body["output"][0]["content"][0]["text"])
+    return str(body["choices"][0]["message"]["content"] if url == CHAT else body["choices"][0]["text"])
+
+
+def _answer(at: float, stamp: float = 0.0, url: str = CHAT, **changes: Any) -> Recalled:
+    """Asked at this moment, and answered by the engine then or, from the cache, at another."""
+    text = _said(stamp or at + 0.1, url)
+    return replace(Recalled("a", url, _PROMPT, at, at + 0.2, text, bool(stamp)), **changes)
+
+
+@pytest.mark.parametrize("url", [CHAT, TEXT, RESPONSE])
+def test_one_answer_is_given_again_until_the_cache_is_cleared(url: str) -> None:
+    told = [_answer(1, url=url), _answer(2, 1.1, url), _answer(3, 1.1, url), _answer(6, url=url), _answer(7, 6.1, url)]
+
+    assert recalled.answered(told, [Clearing("a", 4, 5), Clearing("b", 6.5, 6.8)]) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "violation"),
+    [
+        ([_answer(1), _answer(6, 1.1)], "though the cache was cleared at 4.000"),
+        ([_answer(1), _answer(2, 1.1, project="b")], "was told to [('a', "),
+        ([_answer(1), _answer(2, 1.1, TEXT)], "was told to [('a', '/v1/chat/completions'"),
+        ([_answer(1), _answer(2, text=_said(1.1))], "and not said to be cached"),
+        ([_answer(1), _answer(2), _answer(3, 1.1), _answer(3.2, 2.1)], "was given 2 answers again"),
+        ([_answer(1, text=_said(1.1, prompt=f"Recall that {STAMP}"))], "answered '1.100000 echo"),
+        ([_answer(1, text=_said(1.1).partition(" ")[2])], "answered 'echo"),
+    ],
+)
+def test_an_answer_that_is_not_its_clients_is_found(told: list[Recalled], violation: str) -> None:
+    [found] = recalled.answered(told, [Clearing("a", 4, 5)])
+
+    assert violation in found
+
+
+def test_an_answer_of_before_a_clearing_may_come_while_it_is_cleared_and_another_one_after_it() -> None:
+    told = [_answer(1), _answer(2, 1.1), _answer(4.5, 1.1), _answer(6), _answer(7, 6.1)]
+
+    assert recalled.answered(told, [Clearing("a", 4, 5)]) == []
+
+
+def _vectors(*texts: str, at: float = 1, **changes: Any) -> Embedded:
+    made = tuple(floats(json.loads(reply(EMBEDDINGS, {}, text).body)["data"][0]["embedding"]) for text in texts)
+    return replace(Embedded("a", texts, at, at + 0.1, made, 4, 0), **changes)
+
+
+def test_vectors_come_as_numbers_or_packed() -> None:
+    packed = json.loads(reply(EMBEDDINGS, {"encoding_format": "base64"}, "x").body)["data"][0]["embedding"]
+
+    assert recalled.embedded([_vectors("x", vectors=(floats(packed),))], [], ["x"]) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "log", "passes"),
+    [
+        ([_vectors("x"), _vectors("x", at=2, cached=4)], ["x"], True),
+        ([_vectors("x"), _vectors("x", at=2)], ["x"], False),  # nothing was there, and nobody was asked
+        ([_vectors("x"), _vectors("x", at=2)], ["x", text_mark("x")], True),
+        ([_vectors("x"), _vectors("x", at=2, project="b", cached=4)], ["x"], False),  # another's
+        ([_vectors("x"), _vectors("x", at=6, cached=4)], ["x"], False),  # of before the clearing
+        ([_vectors("x"), _vectors("x", at=6, cached=4)], ["x", "x"], True),
+        ([_vectors("x"), _vectors("x", "y", at=2, cached=2)], ["x", "y"], True),
+        ([_vectors("x"), _vectors("x", "y", at=2, cached=2)], ["x"], False),
+        ([_vectors("x", vectors=_vectors("y").vectors)], ["x"], False),
+        ([_vectors("x", "y", vectors=_vectors("y", "x").vectors)], ["x", "y"], False),
+        ([_vectors("x", "y", vectors=_vectors("x").vectors)], ["x", "y"], False),
+        ([_vectors("x", cached=5)], ["x"], False),
+    ],
+)
+def test_vectors_are_those_of_the_text_and_computed_for_whoever_has_them(
+    told: list[Embedded], log: list[str], passes: bool
+) -> None:
+    assert (not recalled.embedded(told, [Clearing("a", 4, 5)], log)) is passes

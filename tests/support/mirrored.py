@@ -1,0 +1,159 @@
+"""A folder and the vector store that is kept in step with it, and what must be true of the two.
+
+Version   what a document was between two changes of it: numbered words that are nobody else's
+Mirror    the folder as it is now, everything that was ever in it, and what the store must have of it
+
+written ──a sync that began later ended well──▶ due: searches find it, all of it
+   └─replaced, removed─▶ gone ──a sync that began later ended well──▶ removed: nobody finds it
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openai.types import VectorStoreSearchResponse as Found
+
+_WORD = re.compile(r"\b([a-z]{8})(\d{3})\b")
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """`file_id` is what the first sync that ended well has made of it."""
+
+    name: str
+    stem: str
+    words: int
+    content: bytes = b""
+    file_id: str = ""
+    gone: bool = False  # from the folder
+    due: bool = False
+    removed: bool = False
+
+    @property
+    def needle(self) -> str:
+        return f"needle{self.stem}"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.stem})"
+
+
+@dataclass(slots=True)
+class Mirror:
+    key: str
+    folder: Path
+    id: str = ""
+    source: str = ""
+    versions: list[Version] = field(default_factory=list)
+
+    @property
+    def here(self) -> dict[str, Version]:
+        """The documents of the folder, by name."""
+        return {one.name: one for one in self.versions if not one.gone}
+
+    @property
+    def due(self) -> list[Version]:
+        return [one for one in self.versions if one.due]
+
+    @property
+    def removed(self) -> list[Version]:
+        return [one for one in self.versions if one.removed]
+
+    def begun(self) -> tuple[list[Version], list[Version]]:
+        """Of a sync that begins now: what is there, and what is not any more."""
+        return list(self.here.values()), [one for one in self.versions if one.gone]
+
+    def ended_well(self, here: Sequence[Version], gone: Sequence[Version]) -> None:
+        """A sync that had `begun` so."""
+        for one in gone:
+            one.removed = True
+        for one in here:
+            one.due = not one.gone
+
+
+def shown(mirror: Mirror, found: Sequence[Found], due: Collection[Version], removed: Collection[Version]) -> list[str]:
+    """What one search shows of a whole store: `due` was so all the while, `removed` before it began."""
+    known, files = {one.stem: one for one in mirror.versions}, defaultdict(list)
+    for one in found:
+        files[one.file_id].append(one)
+    there: list[Version] = []
+    faults: list[str] = []
+    for file_id, chunks in files.items():
+        words = _words(chunks)
+        stems = {stem for stem, _ in words}
+        strangers = [stem for stem in stems if stem not in known]
+        there += [known[stem] for stem in stems if stem in known]
+        if strangers or len(stems) != 1:
+            faults.append(f"{mirror.key}: {file_id} ({chunks[0].filename}) shows words of {sorted(stems)}")
+        elif (one_version := known[words[0][0]]) and words != [(one_version.stem, n) for n in range(one_version.words)]:
+            faults.append(f"{mirror.key}: {one_version} is shown with {len(words)} of {one_version.words} words")
+    faults += [f"{mirror.key}: {one} is found, and was removed" for one in there if one in removed]
+    faults += [f"{mirror.key}: {one} is not found, and is due" for one in due if one not in there]
+    twice = [name for name, times in Counter(one.name for one in there).items() if times > 1]
+    return faults + [f"{mirror.key}: {name} is found in {_count(there, name)} versions at once" for name in twice]
+
+
+def _words(chunks: Sequence[Found]) -> list[tuple[str, int]]:
+    """All that one file shows, in its order."""
+    ordered = sorted(chunks, key=lambda one: int(((one.model_extra or {})["chunk"])["start"]))
+    text = " ".join(part.text for one in ordered for part in one.content)
+    return [(stem, int(number)) for stem, number in _WORD.findall(text)]
+
+
+def _count(there: Sequence[Version], name: str) -> int:
+    return sum(one.name == name for one in there)
+
+
+def listed(mirror: Mirror, items: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> Iterator[str]:
+    """After a sync that ended well, of a folder that nobody has changed since it began: `items` of the source, and the
+    store's `files` with their status. Each document is one file and nothing else is there; what is as it was before is
+    the file that it was."""
+    here, by_name = mirror.here, {str(item["key"]): item for item in items}
+    if sorted(by_name) != sorted(here) or len(items) != len(here):
+        yield f"{mirror.key}: items {sorted(by_name)}, in the folder {sorted(here)}"
+    made = {str(item["file_id"]) for item in items}
+    if made != set(files) or len(made) != len(items):
+        yield f"{mirror.key}: {sorted(made ^ set(files))} are in the store or of the source alone"
+    for name in by_name.keys() & here.keys():
+        item, one = by_name[name], here[name]
+        if item["previous_file_id"]:
+            yield f"{mirror.key}: {one} has {item['previous_file_id']} before it still"
+        if one.file_id and item["file_id"] != one.file_id:
+            yield f"{mirror.key}: {one} was {one.file_id} and is {item['file_id']}, though it is as it was"
+        one.file_id = str(item["file_id"])
+    for name, status in files.items():
+        if status != "completed":
+            yield f"{mirror.key}: {name} is {status}"
+
+
+def counted(mirror: Mirror, counts: Mapping[str, int], documents: int, *, same: bool) -> list[str]:
+    """What a sync says of a folder that nobody has changed since it began; `same`: nor since the one before began."""
+    came, went = counts["added"] + counts["changed"], counts["removed"]
+    if counts["seen"] != documents or came + counts["unchanged"] != documents or counts["failed"]:
+        return [f"{mirror.key}: {counts} of {documents} documents"]
+    return [f"{mirror.key}: {counts}, and nothing has changed"] if same and came + went else []
+
+
+def standing(mirror: Mirror, index: Mapping[str, Any]) -> list[str]:
+    """What an index says of itself at any time: nothing has failed, and nobody has cancelled anything."""
+    counts, status = index["file_counts"], index["status"]
+    if status in ("failed", "cancelled") or counts["failed"] or counts["cancelled"]:
+        return [f"{mirror.key}: the index {index['id']} is {status}, of {counts}, {index['missing']} missing"]
+    return []
+
+
+def indexed(mirror: Mirror, indexes: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """When nothing goes on any more: one index is in use, and every one has every file. `files` are those of each."""
+    active = [one["id"] for one in indexes if one["status"] == "active"]
+    faults = [] if len(active) == 1 else [f"{mirror.key}: the indexes {active} are in use"]
+    due = {one.file_id: "completed" for one in mirror.here.values()}
+    for index in indexes:
+        name, missing = index["id"], index["missing"]
+        if files[name] != due:
+            wrong = sorted(set(files[name].items()) ^ set(due.items()))
+            faults.append(f"{mirror.key}: the index {name} ({index['status']}) and the folder differ by {wrong}")
+        if missing:
+            faults.append(f"{mirror.key}: the index {name} ({index['status']}) lacks {missing} files")
+    return faults
