@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import and_, delete, exists, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, insert, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.clock import now
@@ -31,6 +31,7 @@ CANCELLED: Final = "cancelled"
 
 #: What is owed to the vector database.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
+AGAIN_SECONDS: Final = 60.0  # after a removal that failed
 _USED_SECONDS: Final = 60.0
 _EPOCHS: Final = 3  # of a shard that went well: parsed, passed on, indexed
 
@@ -295,7 +296,13 @@ def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | 
 
 def owes(session: Session) -> bool:
     """Whether anything is to be removed from the vector database, now."""
-    return session.scalar(select(VectorRemoval.id).where(VectorRemoval.due_at <= now()).limit(1)) is not None
+    return session.scalar(select(VectorRemoval.id).where(due()).limit(1)) is not None
+
+
+def due() -> ColumnElement[bool]:
+    """Which removals it is time for: also those that only a clock that was set back since can have dated so far on."""
+    at = now()
+    return or_(VectorRemoval.due_at <= at, VectorRemoval.due_at > at + AGAIN_SECONDS)
 
 
 def expire(session: Session, at: float, limit: int) -> int:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai import OpenAI
 
+from jobs.attachments import AGAIN_SECONDS
 from jobs.settings import Settings
 from tests.chaos.faults import ALL_FAULTS
 from tests.chaos.inside import Inside, inside
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
 _SETTLE_SECONDS = 90.0
-_PURGE_SECONDS = 60.0
+_PURGE_SECONDS = AGAIN_SECONDS + 30.0
 _SLOTS = int(SCALED["NIGHTMILL_SHARDS_IN_FLIGHT"])
 
 

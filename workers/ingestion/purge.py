@@ -26,7 +26,6 @@ from workers.vectors.port import Store, VectorsAway
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 64
-_LATER_SECONDS = 60.0
 
 
 def purge(context: Context) -> None:
@@ -45,7 +44,7 @@ def _purge(context: Context, owed: list[VectorRemoval]) -> None:
     except Exception as error:  # noqa: BLE001  a store that can't be read must not keep the others' removals
         log.warning("purge_waits", extra={"store": owed[0].store_id, "error": type(error).__name__})
         later = update(VectorRemoval).where(VectorRemoval.id.in_([removal.id for removal in owed]))
-        context.db.retrying(lambda session: session.execute(later.values(due_at=now() + _LATER_SECONDS)))
+        context.db.retrying(lambda session: session.execute(later.values(due_at=now() + attachments.AGAIN_SECONDS)))
         return
     for removal, entries in gone:
         context.db.retrying(partial(_receipt, removal=removal, entries=entries))
@@ -64,9 +63,9 @@ def _alone(place: Path) -> Iterator[bool]:
 
 
 def _owed(context: Context) -> list[VectorRemoval]:
-    due = select(VectorRemoval).where(VectorRemoval.due_at <= now()).order_by(VectorRemoval.id)
     with context.db.read() as session:
-        return list(session.scalars(due.limit(_AT_ONCE)))
+        owed = select(VectorRemoval).where(attachments.due()).order_by(VectorRemoval.id)
+        return list(session.scalars(owed.limit(_AT_ONCE)))
 
 
 def _remove(context: Context, removal: VectorRemoval) -> int:

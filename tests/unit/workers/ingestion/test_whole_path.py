@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from api.presenters.vector_store import show_found
-from jobs.models import Delivery, Event
+from jobs import attachments
+from jobs.clock import now
+from jobs.models import Delivery, Event, VectorRemoval
 from jobs.states import JobState
 from tests.support.ingesting import DIMENSIONS, Works
+from workers.ingestion.purge import purge
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 OTHER = "A volcano is a mountain that opens to molten rock. " * 40
@@ -280,6 +283,20 @@ def test_a_deleted_store_leaves_nothing(both: Works) -> None:
     assert (both.written(store), list(both.rows(store))) == ({}, [])
     assert both.vectors.stores() == [other]
     both.assert_tidy(other)
+
+
+def test_what_a_clock_ahead_of_time_owed_is_removed_once_it_is_set_right(mill: Works) -> None:
+    store = mill.store()
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    mill.delete(f"/vector_stores/{store}")
+    with mill.db.write() as session:
+        session.execute(update(VectorRemoval).values(due_at=now() + 3600))
+        assert attachments.owes(session)
+
+    purge(mill.context)
+
+    assert (mill.removals(), mill.written(store), list(mill.rows(store))) == ([], {}, [])
 
 
 def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:
