@@ -24,7 +24,7 @@ from workers.host import EngineHost
 log = logging.getLogger(__name__)
 _MOST: Final = 16_384  # events of one attempt that are told
 _AT_ONCE: Final = 64  # of them in one round trip
-_PATIENCE: Final = 5.0  # seconds for a round trip: a server that stands still holds up no answer for long
+_PATIENCE: Final = 5.0  # seconds for a round trip, and for all that is left to tell when the answer is there
 
 
 class Telling:
@@ -42,12 +42,15 @@ class Telling:
         if not self._url:
             return await self._host.engine.answer(request)
         self._last = None  # of a try before this one
+        self._events = asyncio.Queue()  # without what a try before this one could not tell
         telling = asyncio.create_task(self._tell())
         try:
             said = await self._host.engine.stream(request, self._emit)
         finally:
             self._events.put_nowait(None)
-            await asyncio.shield(telling)  # cancelled or not, it ends by itself and closes its connection
+            _, late = await asyncio.wait({telling}, timeout=_PATIENCE)  # of us cancelled, it ends by itself
+            for task in late:
+                task.cancel()
         if said.status != 200 or said.body:
             return said
         if self._last is None:
