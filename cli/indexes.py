@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from cli.server import Server
 
 _MOST = 100
+_LOOK_SECONDS = 1.0
 _FACTS = ("index", "status", "model", "dimensions", "chunks")
 _MARKS = ("recall", "ndcg", "mrr")
 #: Up to 100 queries, each asked of both indexes, one after the other.
@@ -192,11 +194,16 @@ def _read(path: Path) -> list[Any]:
 
 
 def _follow(server: "Server", index: dict[str, Any]) -> None:
-    """Until the job that fills it ends. Raises Trouble where the index lacks files then."""
+    """Until nothing comes into it any more: more than one job may fill it. Raises Trouble where it lacks files then."""
     from cli.watch import watched
 
-    if index["file_counts"]["in_progress"] and index["job_id"]:
-        watched(server, index["job_id"], None)
+    followed = None
+    while index["file_counts"]["in_progress"] or index["status"] == "building":
+        if index["job_id"] not in (None, followed):
+            followed = index["job_id"]
+            watched(server, followed, None)
+        else:
+            threading.Event().wait(_LOOK_SECONDS)
         index = server.get(f"{_path(index['vector_store_id'])}/{index['id']}")
     if index["missing"]:
         raise Trouble(f"{index['id']} {_lacks(index)}; `nightmill explain {index['job_id']}` says why")

@@ -97,7 +97,15 @@ def count_missing(session: Session, store: VectorStore, index: VectorStore) -> i
     return session.scalar(select(func.count()).select_from(missing(store, index).subquery())) or 0
 
 
-def status(store: VectorStore, index: VectorStore, counts: dict[str, int], lacks: int) -> str:
+def lacking(session: Session, store: VectorStore, index: VectorStore) -> dict[str | None, int]:
+    """How many files it lacks, by what they are in it; those that are not there at all under None."""
+    lacks, there = missing(store, index).subquery(), VectorStoreFile
+    join = and_(there.id == lacks.c.id, there.store_id == index.id)
+    counted = select(there.status, func.count()).select_from(lacks).outerjoin(there, join).group_by(there.status)
+    return dict(session.execute(counted).all())
+
+
+def status(store: VectorStore, index: VectorStore, counts: dict[str, int], lacks: dict[str | None, int]) -> str:
     """`counts` are of its files by status, `lacks` of those that it lacks."""
     if index.id == store.current_id:
         return ACTIVE
@@ -107,6 +115,6 @@ def status(store: VectorStore, index: VectorStore, counts: dict[str, int], lacks
         return BUILDING
     if not lacks:
         return READY
-    if counts.get(CANCELLED):
+    if lacks.get(CANCELLED):
         return CANCELLED
-    return FAILED if counts.get(FAILED) else BUILDING  # what a sync is reading comes into it when all is read
+    return FAILED if lacks.get(FAILED) else BUILDING  # what a sync is reading comes into it when all is read

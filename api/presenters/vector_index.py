@@ -85,17 +85,20 @@ class Comparison(BaseModel):
     data: list[Compared]
 
 
-def show_index(store: VectorStore, index: VectorStore, counts: dict[str, int], used: int, missing: int) -> IndexObject:
+def show_index(
+    store: VectorStore, index: VectorStore, counts: dict[str, int], used: int, lacks: dict[str | None, int]
+) -> IndexObject:
+    """`counts` and `lacks` as `indexes.status` takes them, `used` in bytes."""
     return IndexObject(
         id=index.id,
         created_at=int(index.created_at),
         vector_store_id=store.id,
-        status=indexes.status(store, index, counts, missing),
+        status=indexes.status(store, index, counts, lacks),
         embedding_model=index.model,
         embedding_dimensions=index.dimensions or None,
         chunking_strategy=index.chunking,
         file_counts=show_counts(counts),
-        missing=missing,
+        missing=sum(lacks.values()),
         usage_bytes=used,
         job_id=index.job_id,
         replaced_at=when(index.replaced_at),

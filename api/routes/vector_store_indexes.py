@@ -154,7 +154,7 @@ def get_index(session: Session, store: VectorStore, index_id: str) -> VectorStor
 def shown(session: Session, store: VectorStore, rows: Sequence[VectorStore]) -> list[IndexObject]:
     counts, used = counts_of(session, [row.id for row in rows])
     return [
-        show_index(store, row, counts.get(row.id, {}), used.get(row.id, 0), indexes.count_missing(session, store, row))
+        show_index(store, row, counts.get(row.id, {}), used.get(row.id, 0), indexes.lacking(session, store, row))
         for row in rows
     ]
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,28 @@ def test_who_waits_is_told_how_the_build_goes_on_and_what_failed(web: FastAPI, c
     assert "succeeded: 2 completed, 0 failed of 2" in whole.stderr
     assert whole.stderr.endswith(f"{name} ready\n")
     assert "lacks 1 file; `nightmill explain" in trouble(broken)
+
+
+def test_who_waits_follows_every_job_that_fills_it(web: FastAPI, client: Client) -> None:
+    index = client.made("--dimensions", "64")
+    built = client.indexes()[index]["job_id"]
+    files = VectorStoreFile.store_id == index
+    with client.db.write() as session:
+        session.execute(update(VectorStoreFile).where(files).values(document=None))
+
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(client, "sync", index, "--wait")
+        eventually(lambda: client.indexes()[index]["job_id"] != built, 10, "it is begun")
+        with client.db.write() as session:
+            session.execute(update(VectorStoreFile).where(files).values(job_id=built))  # another job brings them in
+        runs.run(client.db, web.state.services.storage, client.indexes()[index]["job_id"], 2)
+        early = wait([done], timeout=2.0).done
+        client.found_all()
+        result = done.result(20)
+    assert not early
+
+    assert result.exit_code == 0, result.output
+    assert result.stderr.endswith(f"{index} ready\n")
 
 
 def test_both_indexes_are_compared_in_a_table(web: FastAPI, client: Client, tmp_path: Path) -> None:

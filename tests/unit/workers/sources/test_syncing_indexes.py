@@ -111,6 +111,32 @@ def test_an_index_is_being_built_while_a_sync_reads_what_will_come_into_it(
     assert each.get(path)["status"] == "ready"
 
 
+def test_a_file_that_failed_in_every_index_makes_none_fail_while_a_sync_reads(
+    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = of_folder(mill, library)
+    mill.attach(source.store, mill.upload(b"\x00\x01", "broken.pdf"))
+    mill.drive()
+    path = f"/vector_stores/{source.store}/indexes/{beside(mill, source)}"
+    assert mill.get(path)["status"] == "ready"
+    write(library / "a.txt", "apricot " * 30)
+    write(library / "new.txt", "quince quince")
+    told: list[str] = []
+    fetch = Folder.fetch
+
+    def looked(*given: Any) -> Fetched | None:
+        told.append(mill.get(path)["status"])
+        return fetch(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "fetch", looked)
+        assert source.again()["status"] == "completed"
+
+    assert "building" in told
+    assert "failed" not in told
+    assert mill.get(path)["status"] == "ready"
+
+
 @pytest.mark.parametrize("step", range(7))
 def test_a_switch_amid_a_sync_shows_each_document_once(each: Works, library: Path, step: int) -> None:
     source = of_folder(each, library)
