@@ -89,7 +89,7 @@ def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) ->
 
 
 def _check(server: "Server", file_id: str, endpoint: str) -> None:
-    """Say what the file holds. One that would fail is removed again, with its errors told."""
+    """Say what the file holds. One with a line that would fail is removed again, with its errors told."""
     found = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
     if found["valid"]:
         tokens = found["estimate"]["input_tokens"]

@@ -39,6 +39,11 @@ class Asked:
 
 class _Body(msgspec.Struct):
     context: Any = None
+    truncation: Any = None
+
+    @property
+    def asks(self) -> bool:
+        return self.context is not None or self.truncation is not None
 
 
 class _Asking(msgspec.Struct):
@@ -112,7 +117,7 @@ def _odd_context(endpoint: str, text: lines.Text) -> lines.Bad | None:
     """What is wrong with what a line wants done about its length. Planning lets it pass: it fails by itself."""
     raw = text.raw or b""
     try:
-        if endpoint in PROMPT and _asking.decode(raw).body.context is not None:
+        if endpoint in PROMPT and _asking.decode(raw).body.asks:
             terms_of(endpoint, msgspec.json.decode(lines.working.decode(raw).body))
     except InvalidRequest as error:
         return lines.Bad(error.code or "invalid_value", error.message, text.number, f"body.{error.param}")

@@ -97,6 +97,15 @@ def test_length_is_judged_where_there_is_something_to_be_done(tmp_path: Path, en
     assert [error["param"] for error in found.errors] == ([param] if param else [])
 
 
+def test_a_priority_is_judged_where_openais_own_truncation_would_read_it(tmp_path: Path) -> None:
+    data = _long("a", "/v1/responses", truncation="auto", priority="high")
+    data += _long("b", "/v1/responses", truncation="disabled", priority="high")
+
+    found = check(asked(tmp_path, data, endpoint="/v1/responses"))
+
+    assert [(error["line"], error["param"]) for error in found.errors] == [(1, "body.input")]
+
+
 def test_no_more_than_a_thousand_errors_are_named(tmp_path: Path) -> None:
     found = check(asked(tmp_path, b"nonsense\n" * 1500, max_lines=2000))
 
