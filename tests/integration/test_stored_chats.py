@@ -261,6 +261,20 @@ def test_a_stream_that_is_shown_again_is_stored_once_and_not_after_it_was_delete
     assert actions == ["chat_completion.create", "chat_completion.delete"]
 
 
+def test_what_is_stored_is_not_written_again_by_whoever_shows_its_stream_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _resumable(shop) as events:
+        seen = list(events)
+    written: list[str] = []
+    monkeypatch.setattr(shop.app.state.services.storage, "put", lambda path, _: written.append(path))
+
+    with _resumable(shop, **{"Last-Event-ID": seen[0][0]}) as events:
+        again = list(events)
+
+    assert (again, written) == (seen[1:], [])
+
+
 def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
