@@ -88,8 +88,11 @@ def _add(parts: dict[str, Any], name: str, value: Any) -> None:
 
 def _put(parts: list[Any], part: Any) -> None:
     index = part.get("index") if isinstance(part, dict) else None
+    if index is None:
+        parts.append(part)
+        return
     same = next((one for one in parts if isinstance(one, dict) and one.get("index") == index), None)
-    if index is None or same is None:
+    if same is None:
         parts.append(part)
     else:
         _merged(same, part)

@@ -98,6 +98,26 @@ def test_a_role_that_is_never_said_is_the_assistants() -> None:
     assert found["choices"][0]["message"] == {"role": "assistant", "content": "ab", "refusal": None}
 
 
+def test_tokens_follow_one_another_without_a_look_at_those_before() -> None:
+    class Token(int):
+        seen = 0
+
+        @property
+        def __class__(self) -> Any:
+            Token.seen += 1
+            return int
+
+    chunks = told(*({"content": "x"} for _ in range(100)))
+    for n, chunk in enumerate(chunks):
+        chunk["choices"][0]["token_ids"] = [Token(n)]
+
+    found = whole(*chunks)
+
+    assert found
+    assert found["choices"][0]["token_ids"] == list(range(101))
+    assert Token.seen <= 2 * 101
+
+
 def test_log_probabilities_follow_one_another() -> None:
     chunks = told({"content": "a"}, {"content": "b"})
     for chunk, token in zip(chunks, "ab", strict=False):
