@@ -410,6 +410,16 @@ def test_one_key_asks_once(shop: Shop) -> None:
     assert (len(shop.asked), len(_objects(shop))) == (1, 1)
 
 
+def test_a_key_means_nothing_where_nothing_is_stored_but_is_to_be_one(shop: Shop) -> None:
+    body = {"model": MODEL, "messages": HELLO}
+    said = [_post(shop, body, **{"Idempotency-Key": key}) for key in ("k", "k", "k" * 256)]
+
+    assert [answer.status_code for answer in said] == [200, 200, 400]
+    assert (said[1].headers.get("Idempotency-Replayed"), len(shop.asked)) == (None, 2)
+    error = said[2].json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "Idempotency-Key")
+
+
 def test_a_key_whose_request_failed_is_free_again(make_shop: Callable[..., Shop]) -> None:
     broken: list[Request] = []
 
