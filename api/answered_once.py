@@ -68,7 +68,7 @@ def once_kept(
     def run(work: Callable[[Session], object]) -> None:
         try:
             with call.db.write() as session:
-                if not _was_kept(session, action, kept_id):
+                if not _found(session, action, kept_id):
                     work(session)
                     return
                 deleted = session.get(table, kept_id) is None
@@ -77,13 +77,19 @@ def once_kept(
                     call.storage.delete(path)
         except IntegrityError:  # at the same moment
             with call.db.read() as session:
-                if not _was_kept(session, action, kept_id):
+                if not _found(session, action, kept_id):
                     raise
 
     return run
 
 
-def _was_kept(session: Session, action: str, kept_id: str) -> bool:
+def was_kept(call: CallContext, action: str, kept_id: str) -> bool:
+    """Whether an answer was kept, be it deleted since: then its object is not to be written again."""
+    with call.db.read() as session:
+        return _found(session, action, kept_id)
+
+
+def _found(session: Session, action: str, kept_id: str) -> bool:
     mine = Audit.target == kept_id, Audit.action == action
     return session.scalar(select(Audit.id).where(*mine).limit(1)) is not None
 

@@ -189,13 +189,18 @@ class _Shown:
         return data
 
     def _keep(self) -> None:
-        """Nothing where it told an error, which the client has seen. Raises NightmillError where it just stopped."""
+        """Nothing where it told an error, which the client has seen, or where another connection of its stream did.
+
+        Raises NightmillError where it just stopped.
+        """
         if self._chunks.broken:
             return
         answer = self._chunks.whole()
         if answer is None:
             raise _unsound()
         call = self._chat.call
+        if self.resumable and kept_completions.is_known(call, self._chat.id):
+            return
         run = kept_completions.unless_kept(call, self._chat.id) if self.resumable else call.in_one_write
         self._chat.keep(self._chat.ours(answer), run)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 _OF_A_CHUNK: Final = frozenset({"choices", "object", "obfuscation"})
-#: Said once, or each time the same.
-_NAMES: Final = frozenset({"role", "type", "id", "index"})
+#: Said once, or each time the same: never joined, and not unsaid by an empty one.
+_NAMES: Final = frozenset({"role", "type", "id", "index", "name"})
 
 
 @dataclass(slots=True)
@@ -22,9 +22,9 @@ class _Choice:
             if isinstance(value, str) and name not in _NAMES:
                 self.texts[name].append(value)
             else:
-                self.parts[name] = _merged(self.parts.get(name), value)
+                _add(self.parts, name, value)
         for name in told.keys() - {"delta", "index"}:
-            last = name == "finish_reason" and told[name] is not None
+            last = isinstance(told[name], str)  # as a reason: it is no text that goes on
             self.facts[name] = told[name] if last else _merged(self.facts.get(name), told[name])
 
     def whole(self, index: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _merged(so_far: Any, more: Any) -> Any:
         return so_far + more
     if isinstance(so_far, dict) and isinstance(more, dict):
         for name, value in more.items():
-            so_far[name] = value if name in _NAMES and value is not None else _merged(so_far.get(name), value)
+            _add(so_far, name, value)
         return so_far
     if isinstance(so_far, list) and isinstance(more, list):
         for part in more:
@@ -79,10 +79,20 @@ def _merged(so_far: Any, more: Any) -> Any:
     return _merged([], more) if isinstance(more, list) else more
 
 
+def _add(parts: dict[str, Any], name: str, value: Any) -> None:
+    if name not in _NAMES:
+        parts[name] = _merged(parts.get(name), value)
+    elif value not in (None, ""):
+        parts[name] = value
+
+
 def _put(parts: list[Any], part: Any) -> None:
     index = part.get("index") if isinstance(part, dict) else None
+    if index is None:
+        parts.append(part)
+        return
     same = next((one for one in parts if isinstance(one, dict) and one.get("index") == index), None)
-    if index is None or same is None:
+    if same is None:
         parts.append(part)
     else:
         _merged(same, part)

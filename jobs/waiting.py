@@ -7,7 +7,8 @@ nobody took, or whose worker fell silent, ends with 503, and the SDK asks again.
                               └── stop, or nobody comes back: the engine is free       from any process of the API
 
 What is read is dropped from the stream, so that it holds only what a slow reader has not read. Of one that can be
-resumed the last pieces stay: they may have been lost with the connection.
+resumed the last pieces stay: they may have been lost with the connection. Who reads one beside another reader, and so
+far behind it that something was dropped unread, is told so.
 """
 
 import asyncio
@@ -99,7 +100,7 @@ class Lines:
     ) -> AsyncGenerator[Piece]:
         """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it.
 
-        Raises NoWorker, Overloaded, StreamsAway, WorkerLost, and what `there` raises.
+        Raises NotFound, NoWorker, Overloaded, StreamsAway, WorkerLost, and what `there` raises.
         """
         asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)))
         try:
@@ -120,12 +121,14 @@ class Lines:
             raise StreamsAway from error
         found = unpack_resumable(raw) if raw and info else None
         if found is None or found.tenant != tenant or (after is not None and _dropped(info, after)):
-            message = "This stream is gone, or cannot be resumed from there."
-            raise NotFound(message, param="Last-Event-ID", code="stream_gone")
+            raise _stream_gone()
         return found
 
     async def rest(self, question_id: str, after: str, kept: Resumable, there: There) -> AsyncGenerator[Piece]:
-        """The pieces behind `after`, if it was not the end. Raises StreamsAway, WorkerLost, and what `there` raises."""
+        """The pieces behind `after`, if it was not the end.
+
+        Raises NotFound, StreamsAway, WorkerLost, and what `there` raises.
+        """
         asked = _Asked(self._server(), question_id, kept.linger)
         try:
             if await asked.ended(after):
@@ -228,14 +231,16 @@ class _Asked:
             pipe.rpush(self._line, self._raw)
             await pipe.execute()
 
-    async def pieces(self, served: Served, there: There, last: str | bytes = b"0") -> AsyncGenerator[Piece]:
-        """Raises NoWorker, WorkerLost, and what `there` raises."""
+    async def pieces(self, served: Served, there: There, last: str = _START) -> AsyncGenerator[Piece]:
+        """Raises NotFound, NoWorker, WorkerLost, and what `there` raises."""
         name = answer(self._id)
         while True:
             found = await self._redis.xread({name: last}, block=_BLOCK_MS, count=AT_ONCE)
+            if found and self._linger:
+                await self._check_nothing_missed(last)
             for entry, fields in found[0][1] if found else ():
-                last, self._taken, self._heard = entry, True, time.monotonic()
-                piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{entry.decode()}")
+                last, self._taken, self._heard = entry.decode(), True, time.monotonic()
+                piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{last}")
                 self._told = self._told or piece.kind == "chunk"
                 yield piece
                 if piece.kind == "end":
@@ -263,6 +268,11 @@ class _Asked:
                     pipe.delete(asking(self._id), answer(self._id), resumable(self._id))
                     pipe.lrem(self._line, 1, self._raw)
                 await pipe.execute()
+
+    async def _check_nothing_missed(self, last: str) -> None:
+        """Between `last` and what was read a moment ago: another reader may have dropped it. Raises NotFound."""
+        if _dropped(await self._redis.xinfo_stream(answer(self._id)), last):
+            raise _stream_gone()
 
     async def _drop_read(self) -> None:
         behind = BEHIND if self._linger else 0
@@ -313,6 +323,11 @@ def _dropped(info: Mapping[str, Any], after: str) -> bool:
     """Whether something that follows may have been dropped."""
     first = info["first-entry"]
     return info["entries-added"] > info["length"] and first is not None and _order(after) < _order(first[0].decode())
+
+
+def _stream_gone() -> NotFound:
+    message = "This stream is gone, or cannot be resumed from there."
+    return NotFound(message, param="Last-Event-ID", code="stream_gone")
 
 
 def _order(entry: str) -> tuple[int, ...]:

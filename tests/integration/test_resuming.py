@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import redis
 from jobs import interactive, responses
 from jobs.clock import now
 from jobs.errors import NotFound
-from jobs.interactive import Question
+from jobs.ids import new_id
+from jobs.interactive import Piece, Question, Resumable, pack
 from jobs.queues import Queue
+from jobs.settings import Settings
+from jobs.waiting import Lines, _always
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from tests.support.web import running_app, serve
@@ -442,3 +445,26 @@ def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_bac
             shop.client.get(f"/streams/{name}", cast_to=object, options={"headers": {"Last-Event-ID": seen[0]["id"]}})
 
     assert gone.value.code == "stream_gone"
+
+
+@pytest.mark.parametrize("read", [0, 2], ids=["before the first is read", "while it is read"])
+async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_shown_a_hole(
+    redis_url: str, read: int
+) -> None:
+    name, kept = new_id("req_"), Resumable("tenant", "/v1/chat/completions", now() + 60, 30, b"")
+    pieces = [Piece("taken"), *(Piece("chunk", str(n).encode()) for n in range(4)), Piece("end")]
+    lines = Lines(Settings(streams_url=redis_url))
+    async with interactive.connect(redis_url) as server, aclosing(lines.rest(name, "0-0", kept, _always)) as rest:
+
+        async def tell(*some: Piece) -> list[bytes]:
+            return [await server.xadd(interactive.answer(name), {interactive.PIECE: pack(one)}) for one in some]
+
+        await tell(*pieces[:read])
+        seen = [await anext(rest) for _ in range(read)]
+        *_, last = await tell(*pieces[read:])
+        await server.xtrim(interactive.answer(name), minid=last, approximate=False)
+        with pytest.raises(NotFound) as gone:
+            seen += [piece async for piece in rest]
+    await lines.close()
+
+    assert ([piece.kind for piece in seen], gone.value.code) == (["taken", "chunk"][:read], "stream_gone")

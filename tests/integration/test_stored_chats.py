@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,16 +10,20 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import redis
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from sqlalchemy import select
 
 from jobs.clock import now
+from jobs.interactive import PIECE, Piece, answer, pack
 from jobs.models import Audit, KeptCompletion
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
 from workers.retention import Retention
 
+_WORD = {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]}
+_END = {**_WORD, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 
 
@@ -256,6 +261,46 @@ def test_a_stream_that_is_shown_again_is_stored_once_and_not_after_it_was_delete
     assert actions == ["chat_completion.create", "chat_completion.delete"]
 
 
+def test_what_is_stored_is_not_written_again_by_whoever_shows_its_stream_again(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _resumable(shop) as events:
+        seen = list(events)
+    written: list[str] = []
+    monkeypatch.setattr(shop.app.state.services.storage, "put", lambda path, _: written.append(path))
+
+    with _resumable(shop, **{"Last-Event-ID": seen[0][0]}) as events:
+        again = list(events)
+
+    assert (again, written) == (seen[1:], [])
+
+
+def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another reader does, who is further on."""
+    go_on = threading.Event()
+
+    async def stream(request: Request, emit: Emit) -> Answer:
+        await emit(json.dumps(_WORD).encode())
+        await asyncio.to_thread(go_on.wait, 20)
+        await emit(json.dumps(_END).encode())
+        return Answer(200, b"")
+
+    monkeypatch.setattr(shop.engine, "stream", stream)
+    with _resumable(shop) as events, redis.Redis.from_url(shop.redis_url) as server, server.pipeline() as pipe:
+        seen = [next(events)]
+        name = answer(seen[0][0].partition("/")[0])
+        pipe.xadd(name, {PIECE: pack(Piece("chunk", json.dumps(_WORD).encode()))})
+        pipe.xtrim(name, maxlen=0, approximate=False)
+        pipe.execute()
+        go_on.set()
+        seen += list(events)
+
+    assert [said.get("error", {}).get("code") for _, said in seen] == [None, "stream_gone"]
+    assert (list(shop.client.chat.completions.list()), _objects(shop)) == ([], [])
+
+
 def test_one_whose_beginning_was_dropped_cannot_be_come_back_to(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.waiting.BEHIND", 0)
     monkeypatch.setattr("jobs.waiting.AT_ONCE", 1)
@@ -317,9 +362,6 @@ def _telling(shop: Shop, monkeypatch: pytest.MonkeyPatch, *chunks: Any) -> None:
     monkeypatch.setattr(shop.engine, "stream", stream)
 
 
-_WORD = {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]}
-
-
 @pytest.mark.parametrize(
     "chunks",
     [[_WORD], [_WORD, {"error": {"message": "It broke.", "code": "engine_error"}}], [_WORD, 3]],
@@ -366,6 +408,16 @@ def test_one_key_asks_once(shop: Shop) -> None:
     assert first.json() == second.json()
     assert (second.headers.get("Idempotency-Replayed"), other.status_code) == ("true", 422)
     assert (len(shop.asked), len(_objects(shop))) == (1, 1)
+
+
+def test_a_key_means_nothing_where_nothing_is_stored_but_is_to_be_one(shop: Shop) -> None:
+    body = {"model": MODEL, "messages": HELLO}
+    said = [_post(shop, body, **{"Idempotency-Key": key}) for key in ("k", "k", "k" * 256)]
+
+    assert [answer.status_code for answer in said] == [200, 200, 400]
+    assert (said[1].headers.get("Idempotency-Replayed"), len(shop.asked)) == (None, 2)
+    error = said[2].json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "Idempotency-Key")
 
 
 def test_a_key_whose_request_failed_is_free_again(make_shop: Callable[..., Shop]) -> None:

@@ -69,6 +69,55 @@ def test_calls_of_tools_come_together_by_their_number() -> None:
     ]
 
 
+def test_a_name_that_is_said_again_and_again_is_said_once() -> None:
+    def call(**named: str) -> dict[str, Any]:
+        return {"index": 0, "id": "call_1", "type": "function", "function": {"arguments": "x", **named}}
+
+    chunks = told(
+        {"role": "assistant", "tool_calls": [call(name="now")]},
+        {"role": "assistant", "tool_calls": [call(name="now")]},
+        {"role": "", "tool_calls": [{**call(name=""), "id": ""}]},
+        {"role": None, "tool_calls": [{**call(), "id": None}]},
+    )
+    for chunk in chunks:
+        chunk["choices"][0]["service"] = "fast"
+
+    found = whole(*chunks)
+
+    assert found
+    [choice] = found["choices"]
+    made = {"id": "call_1", "type": "function", "function": {"arguments": "xxxx", "name": "now"}}
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None, "tool_calls": [made]}
+    assert (choice["service"], choice["finish_reason"]) == ("fast", "stop")
+
+
+def test_a_role_that_is_never_said_is_the_assistants() -> None:
+    found = whole(*told({"role": None, "content": "a"}, {"role": "", "content": "b"}))
+
+    assert found
+    assert found["choices"][0]["message"] == {"role": "assistant", "content": "ab", "refusal": None}
+
+
+def test_tokens_follow_one_another_without_a_look_at_those_before() -> None:
+    class Token(int):
+        seen = 0
+
+        @property
+        def __class__(self) -> Any:
+            Token.seen += 1
+            return int
+
+    chunks = told(*({"content": "x"} for _ in range(100)))
+    for n, chunk in enumerate(chunks):
+        chunk["choices"][0]["token_ids"] = [Token(n)]
+
+    found = whole(*chunks)
+
+    assert found
+    assert found["choices"][0]["token_ids"] == list(range(101))
+    assert Token.seen <= 2 * 101
+
+
 def test_log_probabilities_follow_one_another() -> None:
     chunks = told({"content": "a"}, {"content": "b"})
     for chunk, token in zip(chunks, "ab", strict=False):
