@@ -196,8 +196,13 @@ class _Run:
         if last:
             ledger.settle(session, self.claim.job.id, actor=self._actor)
         if last and self.claim.lines == self.claim.job.total:
-            # of a commit whose answer is lost nobody holds this claim: its lease ends it
-            self.finishing = ledger.claim(session, self.claim.job.id, Task.FINISH, self.context.worker_id)
+            self.finishing = self._claim_job(session)
+
+    def _claim_job(self, session: Session) -> JobClaim | None:
+        """The right to finish the job. Run twice it is the first one's, where that was committed."""
+        job_id, worker_id = self.claim.job.id, self.context.worker_id
+        before = self.finishing and ledger.kept(session, job_id, self.finishing.epoch, worker_id)
+        return before or ledger.claim(session, job_id, Task.FINISH, worker_id)
 
     @property
     def _actor(self) -> str:
