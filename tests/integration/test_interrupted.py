@@ -328,6 +328,23 @@ def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
     assert (job.epoch, len(mill.results(job)[0])) == (epochs[0] + 1, 3)
 
 
+def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_being_finished(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = _planned(mill, _batch(3))
+    close = running_module._Run._close
+
+    def closing(shard: running_module._Run) -> None:
+        close(shard)
+        raise ValueError("of nobody's making")
+
+    monkeypatch.setattr(running_module._Run, "_close", closing)
+    with pytest.raises(ValueError, match="nobody's"):
+        run(mill.gpu, mill.host, job_id, 0)
+
+    assert mill.job(job_id).state == JobState.SUCCEEDED
+
+
 def test_who_dies_before_it_finishes_its_only_shards_job_is_followed_by_another(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
