@@ -116,7 +116,7 @@ class DiskStorage:
         try:
             return shutil.disk_usage(self.root).free
         except FileNotFoundError:
-            self.root.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.root)
             return shutil.disk_usage(self.root).free
 
     def _at(self, path: str) -> Path:

@@ -98,6 +98,7 @@ class Dispatcher:
         self._again: dict[Task, float] = {}  # when what has no job is rung again
         self._broker_back = 0.0
         self._kept_at = self._stood_at = float("-inf")
+        self._all_seen = False  # by the last tick: it looked at more than jobs
 
     def tick(self) -> bool:
         """Ring what is due; once a second also keep house. Whether anything was rung that was new."""
@@ -105,10 +106,16 @@ class Dispatcher:
             self._kept_at = self.clock()
             self._house.keep()
             self._ring_unheard()
-        if self.clock() - self._stood_at >= self.config.tick_seconds:
+        self._all_seen = self.clock() - self._stood_at >= self.config.tick_seconds
+        if self._all_seen:
             self._stood_at = self.clock()
             self._ring_standing()
         return self._ring_due()
+
+    def rest(self) -> float:
+        """How many seconds the next tick may wait for something to be written."""
+        due = float("inf") if self._all_seen else self._stood_at + self.config.tick_seconds - self.clock()
+        return min(_IDLE_LOOK, due)
 
     def _ring_due(self) -> bool:
         if self.clock() < self._broker_back:
@@ -238,7 +245,7 @@ def _lead(config: Settings, db: Database, leadership: Leadership, stop: threadin
     while not stop.is_set() and leadership.holds():
         try:
             flows = dispatcher.tick()
-            leadership.wait(config.tick_seconds / (_HASTE if flows else 1), _IDLE_LOOK, stop)
+            leadership.wait(config.tick_seconds / (_HASTE if flows else 1), dispatcher.rest(), stop)
         except DatabaseBusy:
             busy.warn()
             stop.wait(0.5)

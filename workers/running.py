@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -57,7 +58,8 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     claim = context.db.retrying(lambda session: shards.claim(session, job_id, n, context.worker_id), context.stop)
     if claim is None:
         return
-    with context.keeper.holding(job_id, claim.epoch, n) as hold:
+    with ExitStack() as holding:
+        hold = holding.enter_context(context.keeper.holding(job_id, claim.epoch, n))
         run = (Indexing if claim.job.kind == INGESTION else _Run)(context, host, claim, hold)
         try:
             run.all()
@@ -68,8 +70,10 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
         except (StorageFull, StorageAway, NotFound) as error:
             _storage_failed.warn(job_id=job_id, shard=n, error=str(error))
             run.give_back(STORAGE_SECONDS, "disk")
-    if run.closed and claim.lines == claim.job.total:
-        finish(context, job_id, run.finishing)  # it is small: to ring for somebody else costs more than to do it
+        finally:  # after an error too: with the last segment the job may have become ours
+            holding.close()
+            if run.closed and claim.lines == claim.job.total:
+                finish(context, job_id, run.finishing)  # it is small: to ring for somebody else costs more
 
 
 class _Run:
@@ -196,8 +200,13 @@ class _Run:
         if last:
             ledger.settle(session, self.claim.job.id, actor=self._actor)
         if last and self.claim.lines == self.claim.job.total:
-            # of a commit whose answer is lost nobody holds this claim: its lease ends it
-            self.finishing = ledger.claim(session, self.claim.job.id, Task.FINISH, self.context.worker_id)
+            self.finishing = self._claim_job(session)
+
+    def _claim_job(self, session: Session) -> JobClaim | None:
+        """The right to finish the job. Run twice it is the first one's, where that was committed."""
+        job_id, worker_id = self.claim.job.id, self.context.worker_id
+        before = self.finishing and ledger.kept(session, job_id, self.finishing.epoch, worker_id)
+        return before or ledger.claim(session, job_id, Task.FINISH, worker_id)
 
     @property
     def _actor(self) -> str:

@@ -237,25 +237,33 @@ def test_other_errors_of_the_disk_mean_that_it_is_away(disk: DiskStorage, monkey
         disk.put("files/one", b"x")
 
 
-def test_an_object_and_its_folders_are_synced_before_it_is_seen(
-    disk: DiskStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk.free()  # makes the root
-    synced: list[str] = []
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files and folders that are synced from now on."""
+    found: list[str] = []
     real = os.fsync
 
     def note(descriptor: int) -> None:
-        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        found.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
+    return found
 
+
+def test_an_object_and_its_folders_are_synced_before_it_is_seen(disk: DiskStorage, synced: list[str]) -> None:
     disk.put("jobs/1/a", b"x")
 
     root = str(disk.root)
-    assert synced[:2] == [root, f"{root}/jobs"]
-    assert ".partial-" in synced[2]
-    assert synced[3:] == [f"{root}/jobs/1"]
+    assert synced[:3] == [str(disk.root.parent), root, f"{root}/jobs"]
+    assert ".partial-" in synced[3]
+    assert synced[4:] == [f"{root}/jobs/1"]
+
+
+def test_who_asks_what_is_free_makes_the_folder_as_durably(disk: DiskStorage, synced: list[str]) -> None:
+    disk.free()
+
+    assert synced == [str(disk.root.parent)]
 
 
 def test_half_written_files_of_a_crash_are_not_listed(disk: DiskStorage) -> None:

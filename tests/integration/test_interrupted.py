@@ -1,6 +1,7 @@
 """A handler whose claim, disk, input or process goes while it works: what it leaves, and how the job goes on."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 
 from jobs import ledger, shards
 from jobs.db import Database
@@ -295,6 +297,52 @@ def test_job_of_one_shard_is_finished_without_a_ring(mill: Mill) -> None:
     assert (small.state, len(mill.results(small)[0])) == (JobState.SUCCEEDED, 8)
     assert Task.FINISH not in rung
     assert ledgers.doorbells(mill.db, small.id) == []
+
+
+def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = _planned(mill, _batch(3))
+    dialect, claim = mill.gpu.db.engine.dialect, ledger.claim
+    commit, epochs, deaf = dialect.do_commit, list[int](), threading.local()
+
+    def claiming(session: Session, *of: Any) -> ledger.JobClaim | None:
+        taken = claim(session, *of)
+        assert taken is not None
+        epochs.append(taken.epoch)
+        deaf.once = True
+        return taken
+
+    def committing(connection: Any) -> None:
+        commit(connection)
+        if getattr(deaf, "once", False):
+            deaf.once = False
+            raise dialect.loaded_dbapi.OperationalError("the server closed the connection")  # type: ignore[union-attr]
+
+    monkeypatch.setattr(ledger, "claim", claiming)
+    monkeypatch.setattr(dialect, "do_commit", committing)
+    run(mill.gpu, mill.host, job_id, 0)
+
+    job = mill.job(job_id)
+    assert (job.state, job.losses, len(epochs)) == (JobState.SUCCEEDED, 0, 1)
+    assert (job.epoch, len(mill.results(job)[0])) == (epochs[0] + 1, 3)
+
+
+def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_being_finished(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = _planned(mill, _batch(3))
+    close = running_module._Run._close
+
+    def closing(shard: running_module._Run) -> None:
+        close(shard)
+        raise ValueError("of nobody's making")
+
+    monkeypatch.setattr(running_module._Run, "_close", closing)
+    with pytest.raises(ValueError, match="nobody's"):
+        run(mill.gpu, mill.host, job_id, 0)
+
+    assert mill.job(job_id).state == JobState.SUCCEEDED
 
 
 def test_who_dies_before_it_finishes_its_only_shards_job_is_followed_by_another(

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.support import ledgers
 from workers import dispatcher, housekeeping, process
 from workers.away import BrokerAway
 from workers.dispatcher import Dispatcher
+from workers.leadership import Leadership
 from workers.retention import Retention
 
 
@@ -434,6 +436,37 @@ def test_the_leader_goes_on_after_its_database_was_busy(
     assert "database_busy" in caplog.messages
     assert ticks == [0, 1, 2]
     assert house.bells.rung == [("plan", (job.id,))]
+
+
+def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
+    sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, stop, sent = House(sqlite, tmp_path, tick_seconds=0.5), threading.Event(), threading.Event()
+    ledgers.submitted(sqlite, project_id=_project(sqlite, "one"))
+    house.worker("planner", queue=Queue.PLAN)
+    house.worker("sender", queue=Queue.WEBHOOKS)
+
+    def ring(task: str, _queue: str, _arguments: Sequence[object]) -> None:
+        if task == Task.DELIVER:
+            sent.set()
+            return
+        facts = {"project_id": "p", "event_id": "e", "due_at": 1.0, "created_at": 1.0}
+        with sqlite.write() as session:  # webhooks have been looked at, and the next tick comes early
+            session.add(Delivery(id="wh_1", endpoint_id="we_1", **facts))
+
+    monkeypatch.setattr(house.bells, "ring", ring)
+    monkeypatch.setattr(dispatcher, "CeleryRinger", lambda _config: house.bells)
+    monkeypatch.setattr(dispatcher, "_IDLE_LOOK", 60.0)
+    leadership = Leadership(house.config, sqlite)
+    assert leadership.take()
+    with ThreadPoolExecutor(1) as threads:
+        leading = threads.submit(dispatcher._lead, house.config, sqlite, leadership, stop)
+        woken = sent.wait(5)
+        stop.set()
+        leading.result(5)
+    leadership.drop()
+
+    assert woken
 
 
 def test_bytes_that_no_row_points_to_go_at_the_second_look(house: House) -> None:

@@ -1,10 +1,12 @@
 """The pool of threads: the consumer's loop hears of every task that ends."""
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
-from kombu.asynchronous import get_event_loop, set_event_loop
+from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 
 from jobs.settings import Settings
 from workers import app
@@ -21,6 +23,20 @@ class Loop:
     def call_soon(self, _callback: object) -> None:
         self.told.append("woken")
         self.called.set()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """The real loop, with a socket on which nothing stirs; its timer lets it sleep for two seconds."""
+    before, (silent, other) = get_event_loop(), socket.socketpair()
+    hub = Hub()
+    set_event_loop(hub)
+    with silent, other:
+        hub.add_reader(silent, lambda: None)
+        hub.call_later(60, lambda: None)
+        yield hub
+        hub.close()
+    set_event_loop(before)
 
 
 @pytest.fixture
@@ -44,6 +60,16 @@ def test_the_loop_wakes_once_a_task_has_been_reckoned_with(loop: Loop, told: lis
 
     assert loop.called.wait(5)
     assert told == ["ran", "counted", "woken"]
+    pool.stop()
+
+
+def test_a_task_that_ends_wakes_the_loop_that_sleeps(hub: Hub) -> None:
+    pool, began = TaskPool(limit=1), time.monotonic()
+
+    pool.apply_async(threading.Event().wait, (0.2,), {}, callback=lambda _: None)
+    hub.run_once()
+
+    assert 0.15 < time.monotonic() - began < 1.5
     pool.stop()
 
 
