@@ -300,9 +300,8 @@ class Keeper:
         if found is None:
             return
         self.searches += 1
-        if len(found) < _SHOWN:
-            steady = [one for one in due if one.due]
-            self.journal.violation(*mirrored.shown(mirror, found, steady, removed))
+        steady = [one for one in due if one.due]
+        self.journal.violation(*mirrored.shown(mirror, found, steady, removed, cut=len(found) >= _SHOWN))
 
     def find(self, words: str = "") -> list[Found] | None:
         """Everything, or where one word is. None when nobody answers."""

@@ -56,6 +56,26 @@ def test_a_search_that_shows_something_else_is_found(found: list[Found], violati
     assert violation in "; ".join(mirrored.shown(mirror, found, mirror.due, mirror.removed))
 
 
+@pytest.mark.parametrize(
+    ("found", "violation"),
+    [
+        ([], ""),
+        (_ALL[:2], ""),
+        ([*_ALL[:1], _chunk("c", range(0))], ""),
+        ([*_ALL[:1], _chunk("f")], "c.txt (ffffffff) is found, and was removed"),
+        ([*_ALL[:1], _chunk("g")], "file-g (x) shows words of ['gggggggg']"),
+        ([*_ALL[:1], _chunk("c", range(2)), _chunk("c", file_id="file-x")], "a.txt is found in 2 versions"),
+    ],
+)
+def test_a_search_that_has_no_room_for_all_may_show_less_and_nothing_else(found: list[Found], violation: str) -> None:
+    mirror = _mirror()
+
+    told = "; ".join(mirrored.shown(mirror, found, mirror.due, mirror.removed, cut=True))
+
+    assert violation in told
+    assert bool(told) is bool(violation)
+
+
 def test_two_versions_of_a_document_are_never_shown_at_once() -> None:
     mirror = _mirror()
     mirror.versions[0].removed = False
