@@ -7,6 +7,8 @@ written ──a sync that began later ended well──▶ due: searches find it,
    └─replaced, removed─▶ gone ──a sync that began later ended well──▶ removed: nobody finds it
 """
 
+import errno
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +19,9 @@ from typing import Any
 from openai.types import VectorStoreSearchResponse as Found
 
 _WORD = re.compile(r"\b([a-z]{8})(\d{3})\b")
+#: Its job is cancelled; and where another index is in use by then, that may lack what the sync has brought.
+_OF_A_DROPPED_INDEX = ("index_removed", "cancelled", "files_failed")
+_OF_ITEMS = ("items_failed", "not_readable")  # of some of them, or of all
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +142,25 @@ def listed(mirror: Mirror, items: Sequence[Mapping[str, Any]], files: Mapping[st
     for name, status in files.items():
         if status != "completed":
             yield f"{mirror.key}: {name} is {status}"
+
+
+def excused(
+    error: Mapping[str, Any] | None, items: Sequence[Mapping[str, Any]], here: Collection[Version], *, dropped: bool
+) -> bool:
+    """Whether a sync that began with what was `here` need not have ended well: an index was `dropped` under it, or all
+    that it could not have was gone from the folder when it came to that."""
+    code = error["code"] if error else None
+    if dropped and code in _OF_A_DROPPED_INDEX:
+        return True
+    lacking = [item for item in items if item["last_change"] == "failed"]
+    still = {one.name for one in here if not one.gone}
+    vanished = [item for item in lacking if _has_vanished(item) and item["key"] not in still]
+    return code in _OF_ITEMS and bool(lacking) and vanished == lacking
+
+
+def _has_vanished(item: Mapping[str, Any]) -> bool:
+    error = item["last_error"]
+    return error["code"] == "not_readable" and os.strerror(errno.ENOENT) in error["message"]
 
 
 def counted(mirror: Mirror, counts: Mapping[str, int], documents: int, *, same: bool) -> list[str]:
