@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
 _SETTLE_SECONDS = 90.0
+_WRITTEN_SECONDS = 20.0  # a cache that could not be read rests half of that
 _WORDS = 20  # of one search
 
 
@@ -78,12 +79,16 @@ def _needles(keeper: Keeper) -> Iterator[str]:
 def judge_caches(campaign: "Campaign") -> None:
     """What was given again was what had been given, to the same project, and not before its cache was cleared."""
     repeaters, blame = campaign.load.repeaters, campaign.journal.violation
-    for one in repeaters:
-        one.all_anew()
-    clearings = [cut for one in repeaters for cut in one.clearings]
-    blame(*recalled.answered([answer for one in repeaters for answer in one.answers], clearings))
+    ends = [one.all_anew(_WRITTEN_SECONDS * campaign.patience) for one in repeaters]
+    blame(*(why for end in ends for why in recalled.anew(end)))
+    clearings = [cut for one in repeaters for cut in one.clearings] + [end.clearing for end in ends]
+    answers = [answer for one in repeaters for answer in one.answers]
+    answers += [answer for end in ends for asked in end.answers for answer in asked]
+    blame(*recalled.answered(answers, clearings))
+    vectors = [vector for one in repeaters for vector in one.vectors]
+    vectors += [vector for end in ends for asked in end.vectors for vector in asked]
     log = [prompt for prompts in campaign.prompts() for prompt in prompts]
-    blame(*recalled.embedded([vectors for one in repeaters for vectors in one.vectors], clearings, log))
+    blame(*recalled.embedded(vectors, clearings, log))
     broken = sum(one.client.broken for one in repeaters)
     if broken and not any(engine.ends for engine in campaign.engines):
         blame(f"{broken} answers said that the engine had failed, and none has ended")
