@@ -1,12 +1,14 @@
 """What must be true, after a run, of the folder that a store follows, of that store's indexes, and of the caches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import openai
 
+from tests.chaos.faults import VLLM_FAULTS
 from tests.chaos.keepers import Keeper
+from tests.chaos.load import Broken
 from tests.support import mirrored, recalled
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 _SETTLE_SECONDS = 90.0
 _WRITTEN_SECONDS = 20.0  # a cache that could not be read rests half of that
 _WORDS = 20  # of one search
+_BROKEN_SECONDS = 15.0  # from an engine's end to the answer that says so: processes may be frozen on its way
+_OWN_WORDS = '"The engine gave no answer."'  # of an engine's fault it is told which
 
 
 def await_kept(campaign: "Campaign") -> None:
@@ -89,6 +93,22 @@ def judge_caches(campaign: "Campaign") -> None:
     vectors += [vector for end in ends for asked in end.vectors for vector in asked]
     log = [prompt for prompts in campaign.prompts() for prompt in prompts]
     blame(*recalled.embedded(vectors, clearings, log))
-    broken = sum(one.client.broken for one in repeaters)
-    if broken and not any(engine.ends for engine in campaign.engines):
-        blame(f"{broken} answers said that the engine had failed, and none has ended")
+
+
+def judge_broken(campaign: "Campaign") -> None:
+    """Whoever was told that the engine gave no answer had asked one that ended; and nothing of ours broke."""
+    ended = [at for engine in campaign.engines for at in engine.ended]
+    ended += [one.over for one in campaign.struck if one.name in VLLM_FAULTS]
+    told = [*campaign.load.client.broken, *campaign.load.strangers.broken]
+    campaign.journal.violation(*unexcused(told, ended, _BROKEN_SECONDS * campaign.patience))
+    campaign.journal.violation(*own_failures(campaign.system.errors()))
+
+
+def unexcused(told: Sequence[Broken], ended: Sequence[float], seconds: float) -> list[str]:
+    """What no end of an engine within so many seconds before it explains, and what a worker says of itself."""
+    return [one.told for one in told if _OWN_WORDS in one.told or not any(-1 < one.at - at < seconds for at in ended)]
+
+
+def own_failures(logged: Mapping[str, Sequence[str]]) -> list[str]:
+    """Of the errors that services logged, those of a worker that broke over a question."""
+    return [f"{name}: {line}" for name, lines in logged.items() for line in lines if "interactive_failed" in line]
