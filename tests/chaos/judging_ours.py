@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from tests.chaos.faults import VLLM_FAULTS
-from tests.chaos.keepers import Keeper
+from tests.chaos.keepers import SHOWN, Keeper
 from tests.chaos.load import Broken
 from tests.support import mirrored, recalled
+from tests.support.mirrored import Mirror, Version
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
@@ -35,6 +36,8 @@ def judge_mirror(campaign: "Campaign") -> None:
     """Every document of the folder once, in its last version, in each index; and nothing else that was ever there."""
     keeper, blame = campaign.load.keeper, campaign.journal.violation
     if not keeper.mirror.source:
+        if campaign.struck:
+            blame(f"{keeper.mirror.key} never had a source")
         return
     client, mirror = campaign.load.client.sdk, keeper.mirror
     path = f"/vector_stores/{mirror.id}"
@@ -43,8 +46,9 @@ def judge_mirror(campaign: "Campaign") -> None:
     blame(*mirrored.listed(mirror, items["data"], files))
     page: Any = client.get(f"{path}/indexes", cast_to=object)
     blame(*mirrored.indexed(mirror, page["data"], {one["id"]: _files_of(client, path, one) for one in page["data"]}))
-    blame(*mirrored.shown(mirror, keeper.find_patiently(), list(mirror.here.values()), set(_gone(keeper))))
-    blame(*_contents(client, keeper), *_needles(keeper))
+    for index in sorted(page["data"], key=lambda one: bool(one["status"] == "active")):  # the last one stays in use
+        blame(*_searched(client, keeper, index["id"]))
+    blame(*contents(client, mirror), *_needles(keeper))
 
 
 def _files_of(client: openai.OpenAI, path: str, index: Any) -> dict[str, str]:
@@ -52,17 +56,30 @@ def _files_of(client: openai.OpenAI, path: str, index: Any) -> dict[str, str]:
     return {file["id"]: file["status"] for file in page["data"]}
 
 
-def _gone(keeper: Keeper) -> list[mirrored.Version]:
-    return [one for one in keeper.mirror.versions if one.gone]
+def _gone(mirror: Mirror) -> list[Version]:
+    return [one for one in mirror.versions if one.gone]
 
 
-def _contents(client: openai.OpenAI, keeper: Keeper) -> Iterator[str]:
+def _searched(client: openai.OpenAI, keeper: Keeper, index: str) -> Iterator[str]:
+    """What is found once this index is in use."""
+    mirror = keeper.mirror
+    try:
+        client.post(f"/vector_stores/{mirror.id}/indexes/{index}/switch", cast_to=object, body={})
+    except openai.ConflictError as error:
+        yield f"{mirror.key}: {error.message}"
+        return
+    found = keeper.find_patiently()
+    for why in mirrored.shown(mirror, found, list(mirror.here.values()), set(_gone(mirror)), cut=len(found) >= SHOWN):
+        yield f"{index}: {why}"
+
+
+def contents(client: openai.OpenAI, mirror: Mirror) -> Iterator[str]:
     """Files are what the folder has, and those of what it has no more are deleted."""
-    for one in keeper.mirror.here.values():
-        size = client.files.retrieve(one.file_id).bytes
-        if size != len(one.content):
-            yield f"{one}: {one.file_id} has {size} bytes, not {len(one.content)}"
-    for one in _gone(keeper):
+    for one in mirror.here.values():
+        kept = client.files.content(one.file_id).content
+        if kept != one.content:
+            yield f"{one}: {one.file_id} has {len(kept)} bytes that are not the {len(one.content)} of the folder"
+    for one in _gone(mirror):
         if one.file_id:
             with suppress(openai.NotFoundError):
                 client.files.retrieve(one.file_id)
@@ -71,7 +88,7 @@ def _contents(client: openai.OpenAI, keeper: Keeper) -> Iterator[str]:
 
 def _needles(keeper: Keeper) -> Iterator[str]:
     """Each document by its own word, once, and nothing by the words of what is gone."""
-    here, gone = list(keeper.mirror.here.values()), _gone(keeper)
+    here, gone = list(keeper.mirror.here.values()), _gone(keeper.mirror)
     for start in range(0, len(keeper.mirror.versions), _WORDS):
         wanted = (here + gone)[start : start + _WORDS]
         found = sorted(hit.file_id for hit in keeper.find_patiently(" ".join(one.needle for one in wanted)))

@@ -33,7 +33,7 @@ _NAMES = tuple(
     f"{folder}doc-{n}.{kind}" for n in range(3) for folder, kind in zip(("", "a/", "a/b/", "c/"), KINDS, strict=True)
 )
 _MOST, _LEAST = 8, 2  # documents at once
-_SHOWN = 50  # chunks of a search, at most
+SHOWN = 50  # chunks of a search, at most
 _BY_WORDS = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
 
 
@@ -305,7 +305,7 @@ class Keeper:
             return
         self.searches += 1
         steady = [one for one in due if one.due]
-        self.journal.violation(*mirrored.shown(mirror, found, steady, removed, cut=len(found) >= _SHOWN))
+        self.journal.violation(*mirrored.shown(mirror, found, steady, removed, cut=len(found) >= SHOWN))
 
     def find(self, words: str = "") -> list[Found] | None:
         """Everything, or where one word is. None when nobody answers."""
@@ -316,7 +316,7 @@ class Keeper:
             lengths = (None, *range(DIMENSIONS, self.dimensions + 1))
             self.queries |= {text_mark(asked["query"], length) for length in lengths}
         return self.client.look(
-            lambda sdk: list(sdk.vector_stores.search(self.mirror.id, max_num_results=_SHOWN, **asked)), 15.0
+            lambda sdk: list(sdk.vector_stores.search(self.mirror.id, max_num_results=SHOWN, **asked)), 15.0
         )
 
     def find_patiently(self, words: str = "") -> list[Found]:
