@@ -23,7 +23,7 @@ from tests.chaos.askers import keys_of
 from tests.chaos.faults import ALL_FAULTS, Scene
 from tests.chaos.journal import Journal
 from tests.chaos.judging import await_settled, judge_stores
-from tests.chaos.judging_ours import await_kept, judge_caches, judge_mirror
+from tests.chaos.judging_ours import await_kept, judge_broken, judge_caches, judge_mirror
 from tests.chaos.load import EVERY_END, Client, Load, Mix
 from tests.support import oracle, stub_engine
 from tests.support.distributed import Servers
@@ -264,6 +264,7 @@ class Campaign:
             judge_stores(self)
         if self.mix.repeated:
             judge_caches(self)
+        judge_broken(self)
 
     def _judge_responses(self) -> None:
         askers, events = self.load.askers, [told for told in self.load.told if told.path == f"/{EVERY_END}"]

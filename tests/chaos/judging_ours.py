@@ -1,19 +1,25 @@
 """What must be true, after a run, of the folder that a store follows, of that store's indexes, and of the caches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import openai
 
-from tests.chaos.keepers import Keeper
+from tests.chaos.faults import VLLM_FAULTS
+from tests.chaos.keepers import SHOWN, Keeper
+from tests.chaos.load import Broken
 from tests.support import mirrored, recalled
+from tests.support.mirrored import Mirror, Version
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign
 
 _SETTLE_SECONDS = 90.0
+_WRITTEN_SECONDS = 20.0  # a cache that could not be read rests half of that
 _WORDS = 20  # of one search
+_BROKEN_SECONDS = 15.0  # from an engine's end to the answer that says so: processes may be frozen on its way
+_OWN_WORDS = '"The engine gave no answer."'  # of an engine's fault it is told which
 
 
 def await_kept(campaign: "Campaign") -> None:
@@ -30,6 +36,8 @@ def judge_mirror(campaign: "Campaign") -> None:
     """Every document of the folder once, in its last version, in each index; and nothing else that was ever there."""
     keeper, blame = campaign.load.keeper, campaign.journal.violation
     if not keeper.mirror.source:
+        if campaign.struck:
+            blame(f"{keeper.mirror.key} never had a source")
         return
     client, mirror = campaign.load.client.sdk, keeper.mirror
     path = f"/vector_stores/{mirror.id}"
@@ -38,8 +46,9 @@ def judge_mirror(campaign: "Campaign") -> None:
     blame(*mirrored.listed(mirror, items["data"], files))
     page: Any = client.get(f"{path}/indexes", cast_to=object)
     blame(*mirrored.indexed(mirror, page["data"], {one["id"]: _files_of(client, path, one) for one in page["data"]}))
-    blame(*mirrored.shown(mirror, keeper.find_patiently(), list(mirror.here.values()), set(_gone(keeper))))
-    blame(*_contents(client, keeper), *_needles(keeper))
+    for index in sorted(page["data"], key=lambda one: bool(one["status"] == "active")):  # the last one stays in use
+        blame(*_searched(client, keeper, index["id"]))
+    blame(*contents(client, mirror), *_needles(keeper))
 
 
 def _files_of(client: openai.OpenAI, path: str, index: Any) -> dict[str, str]:
@@ -47,17 +56,30 @@ def _files_of(client: openai.OpenAI, path: str, index: Any) -> dict[str, str]:
     return {file["id"]: file["status"] for file in page["data"]}
 
 
-def _gone(keeper: Keeper) -> list[mirrored.Version]:
-    return [one for one in keeper.mirror.versions if one.gone]
+def _gone(mirror: Mirror) -> list[Version]:
+    return [one for one in mirror.versions if one.gone]
 
 
-def _contents(client: openai.OpenAI, keeper: Keeper) -> Iterator[str]:
+def _searched(client: openai.OpenAI, keeper: Keeper, index: str) -> Iterator[str]:
+    """What is found once this index is in use."""
+    mirror = keeper.mirror
+    try:
+        client.post(f"/vector_stores/{mirror.id}/indexes/{index}/switch", cast_to=object, body={})
+    except openai.ConflictError as error:
+        yield f"{mirror.key}: {error.message}"
+        return
+    found = keeper.find_patiently()
+    for why in mirrored.shown(mirror, found, list(mirror.here.values()), set(_gone(mirror)), cut=len(found) >= SHOWN):
+        yield f"{index}: {why}"
+
+
+def contents(client: openai.OpenAI, mirror: Mirror) -> Iterator[str]:
     """Files are what the folder has, and those of what it has no more are deleted."""
-    for one in keeper.mirror.here.values():
-        size = client.files.retrieve(one.file_id).bytes
-        if size != len(one.content):
-            yield f"{one}: {one.file_id} has {size} bytes, not {len(one.content)}"
-    for one in _gone(keeper):
+    for one in mirror.here.values():
+        kept = client.files.content(one.file_id).content
+        if kept != one.content:
+            yield f"{one}: {one.file_id} has {len(kept)} bytes that are not the {len(one.content)} of the folder"
+    for one in _gone(mirror):
         if one.file_id:
             with suppress(openai.NotFoundError):
                 client.files.retrieve(one.file_id)
@@ -66,7 +88,7 @@ def _contents(client: openai.OpenAI, keeper: Keeper) -> Iterator[str]:
 
 def _needles(keeper: Keeper) -> Iterator[str]:
     """Each document by its own word, once, and nothing by the words of what is gone."""
-    here, gone = list(keeper.mirror.here.values()), _gone(keeper)
+    here, gone = list(keeper.mirror.here.values()), _gone(keeper.mirror)
     for start in range(0, len(keeper.mirror.versions), _WORDS):
         wanted = (here + gone)[start : start + _WORDS]
         found = sorted(hit.file_id for hit in keeper.find_patiently(" ".join(one.needle for one in wanted)))
@@ -78,12 +100,32 @@ def _needles(keeper: Keeper) -> Iterator[str]:
 def judge_caches(campaign: "Campaign") -> None:
     """What was given again was what had been given, to the same project, and not before its cache was cleared."""
     repeaters, blame = campaign.load.repeaters, campaign.journal.violation
-    for one in repeaters:
-        one.all_anew()
-    clearings = [cut for one in repeaters for cut in one.clearings]
-    blame(*recalled.answered([answer for one in repeaters for answer in one.answers], clearings))
+    ends = [one.all_anew(_WRITTEN_SECONDS * campaign.patience) for one in repeaters]
+    blame(*(why for end in ends for why in recalled.anew(end)))
+    clearings = [cut for one in repeaters for cut in one.clearings] + [end.clearing for end in ends]
+    answers = [answer for one in repeaters for answer in one.answers]
+    answers += [answer for end in ends for asked in end.answers for answer in asked]
+    blame(*recalled.answered(answers, clearings))
+    vectors = [vector for one in repeaters for vector in one.vectors]
+    vectors += [vector for end in ends for asked in end.vectors for vector in asked]
     log = [prompt for prompts in campaign.prompts() for prompt in prompts]
-    blame(*recalled.embedded([vectors for one in repeaters for vectors in one.vectors], clearings, log))
-    broken = sum(one.client.broken for one in repeaters)
-    if broken and not any(engine.ends for engine in campaign.engines):
-        blame(f"{broken} answers said that the engine had failed, and none has ended")
+    blame(*recalled.embedded(vectors, clearings, log))
+
+
+def judge_broken(campaign: "Campaign") -> None:
+    """Whoever was told that the engine gave no answer had asked one that ended; and nothing of ours broke."""
+    ended = [at for engine in campaign.engines for at in engine.ended]
+    ended += [one.over for one in campaign.struck if one.name in VLLM_FAULTS]
+    told = [*campaign.load.client.broken, *campaign.load.strangers.broken]
+    campaign.journal.violation(*unexcused(told, ended, _BROKEN_SECONDS * campaign.patience))
+    campaign.journal.violation(*own_failures(campaign.system.errors()))
+
+
+def unexcused(told: Sequence[Broken], ended: Sequence[float], seconds: float) -> list[str]:
+    """What no end of an engine within so many seconds before it explains, and what a worker says of itself."""
+    return [one.told for one in told if _OWN_WORDS in one.told or not any(-1 < one.at - at < seconds for at in ended)]
+
+
+def own_failures(logged: Mapping[str, Sequence[str]]) -> list[str]:
+    """Of the errors that services logged, those of a worker that broke over a question."""
+    return [f"{name}: {line}" for name, lines in logged.items() for line in lines if "interactive_failed" in line]

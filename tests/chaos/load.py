@@ -51,6 +51,14 @@ _AWAY = frozenset({408, 503})  # nobody answered in time, or there is nobody
 EVERY_END = "slow/all"  # a receiver that takes a tenth of a second, so that there is something in flight
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An answer that says that the engine gave none."""
+
+    at: float
+    told: str
+
+
 class Client:
     """The SDK of one key, patient, and with an eye on the answers that no client should see.
 
@@ -66,13 +74,14 @@ class Client:
         url = f"http://127.0.0.1:{ports[0]}/v1"
         self.sdk = OpenAI(base_url=url, api_key=api_key, max_retries=retries, timeout=20, http_client=http)
         self.busy = 0  # answers 503: a database that is busy says so
-        self.broken = 0  # answers 500 to who waited for an engine that ended
+        self.broken: list[Broken] = []  # answers of which only the engine's end is an excuse
 
     @contextmanager
     def hasty(self) -> Iterator["Client"]:
         """The same one, who asks once."""
         client = Client(*self._made_of, retries=0)
         try:
+            client.broken = self.broken
             yield client
         finally:
             client.sdk.close()
@@ -85,10 +94,11 @@ class Client:
             self.busy += 1
         elif response.status_code >= 500:
             response.read()
+            told = f"{response.request.method} {response.request.url}: {response.text[:500]}"
             if '"engine_error"' in response.text:
-                self.broken += 1
-                return
-            self._journal.violation(f"{response.request.method} {response.request.url}: {response.text[:500]}")
+                self.broken.append(Broken(time.monotonic(), told))
+            else:
+                self._journal.violation(told)
 
     def look(self, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:
         """What is found when one asks once; None when the server, its database or its worker is away."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.journal import Journal
-from tests.support.recalled import CHAT, RESPONSE, TEXT, Clearing, Embedded, Recalled, floats
+from tests.support.recalled import CHAT, RESPONSE, TEXT, Anew, Clearing, Embedded, Recalled, floats
 from tests.support.stub_engine import STAMP
 from tests.support.system import CACHED_MODEL, EMBED_MODEL, pause
 
@@ -27,6 +27,9 @@ PROMPTS = tuple(f"Recall the {word} {STAMP}" for word in ("apple", "pear", "plum
 TEXTS = tuple(f"a text about the {word} that is embedded!" for word in ("apple", "pear", "plum", "quince"))
 #: Longer than any clock is moved, so that nothing expires.
 _TERMS: tuple[Any, ...] = (True, {"ttl": 2_000_000})
+_WRITTEN_SECONDS = 1.0  # what is computed is written down a moment later
+#: Steps after which it clears, should chance not have had it do so.
+_LONGEST_EPOCH = 15
 
 
 @dataclass(slots=True)
@@ -40,14 +43,17 @@ class Repeater:
     answers: list[Recalled] = field(default_factory=list)
     vectors: list[Embedded] = field(default_factory=list)
     clearings: list[Clearing] = field(default_factory=list)
+    steps: int = 0  # since it was cleared
     busy: bool = False
 
     def step(self) -> None:
         """One thing that it does. Raises OpenAIError."""
         self.busy = True
         try:
-            chore = self.rng.choices((self._one, self._twice, self._embed, self.clear), (6, 1, 5, 0.7))
-            chore[0]()
+            chores = self._one, self._twice, self._embed, self.clear
+            [chore] = self.rng.choices(chores, (6, 1, 5, 0.7)) if self.steps < _LONGEST_EPOCH else [self.clear]
+            self.steps += 1
+            chore()
         finally:
             self.busy = False
 
@@ -59,18 +65,29 @@ class Repeater:
             pause(0.05)
         return True
 
-    def all_anew(self) -> None:
-        """Clear the cache, and ask for some of everything twice. Raises OpenAIError."""
-        self.clear()
-        for _ in range(2):
-            self.answers += [self._ask(url, PROMPTS[0]) for url in _URLS]
-            self._vectors(TEXTS[:1], packed=True)
+    def all_anew(self, seconds: float) -> Anew:
+        """Clear the cache, and ask for some of everything until all of it is there, or so long. Raises OpenAIError."""
+        told, deadline = Anew(self._cleared(), [self._answers()], [self._all_vectors()]), time.monotonic() + seconds
+        while len(told.answers) < 2 or (not told.is_whole and time.monotonic() < deadline):
+            pause(_WRITTEN_SECONDS)
+            told = Anew(told.clearing, [*told.answers, self._answers()], [*told.vectors, self._all_vectors()])
+        return told
+
+    def _answers(self) -> list[Recalled]:
+        return [self._ask(url, PROMPTS[0]) for url in _URLS]
+
+    def _all_vectors(self) -> list[Embedded]:
+        return [self._vectors(TEXTS[:1], packed=True)]
 
     def clear(self) -> None:
+        self.clearings.append(self._cleared())
+        self.steps = 0
+
+    def _cleared(self) -> Clearing:
         began = time.monotonic()
         self.client.sdk.delete("/cache", cast_to=object)
-        self.clearings.append(Clearing(self.project, began, time.monotonic()))
         self.journal.note(f"{self.project} has cleared its cache")
+        return Clearing(self.project, began, time.monotonic())
 
     def _one(self) -> None:
         self.answers.append(self._ask(self.rng.choice(_URLS), self.rng.choice(PROMPTS)))
@@ -82,7 +99,7 @@ class Repeater:
 
     def _embed(self) -> None:
         texts = self.rng.sample(TEXTS, 1 if self.rng.random() < 0.7 else 2)
-        self._vectors(texts, packed=self.rng.random() < 0.5)
+        self.vectors.append(self._vectors(texts, packed=self.rng.random() < 0.5))
 
     def _ask(self, url: str, prompt: str) -> Recalled:
         began = time.monotonic()
@@ -105,7 +122,7 @@ class Repeater:
             text = made.output_text
         return str(text), bool((made.model_extra or {}).get("cached"))
 
-    def _vectors(self, texts: Sequence[str], *, packed: bool) -> None:
+    def _vectors(self, texts: Sequence[str], *, packed: bool) -> Embedded:
         began = time.monotonic()
         asked: Any = texts[0] if len(texts) == 1 else list(texts)
         made = self.client.sdk.embeddings.create(
@@ -115,4 +132,4 @@ class Repeater:
         told = tuple(floats(one.embedding) for one in made.data)
         cached = int(details.get("cached_tokens") or 0)
         told_of = self.project, tuple(texts), began, time.monotonic(), told, made.usage.prompt_tokens, cached
-        self.vectors.append(Embedded(*told_of))
+        return Embedded(*told_of)

@@ -31,6 +31,7 @@ def shown(campaign: Campaign) -> str:
 def _totals(campaign: Campaign) -> list[str]:
     load, kills = campaign.load, sum(ALL_FAULTS[one.name].kills for one in campaign.struck)
     times, both = campaign.scene.recovered, (load.client, load.strangers)
+    broken = sum(len(one.broken) for one in both)
     states = Counter(result.batch.status for result in campaign.results.values())
     ends = Counter(seen[-1].status for seen in load.askers.seen.values())
     lines = sum(len(result.lines) for result in campaign.results.values())
@@ -42,7 +43,7 @@ def _totals(campaign: Campaign) -> list[str]:
         _ours(campaign),
         f"repeated requests: {campaign.rework()}, bound {campaign.bound()}",
         f"cancelled after {_span(load.cancel_seconds)}; longest standstill {campaign.longest_standstill():.1f} s",
-        f"answers 503: {sum(one.busy for one in both)}, 500 of an engine that ended: {sum(one.broken for one in both)}",
+        f"answers 503: {sum(one.busy for one in both)}, 500 of an engine that ended: {broken}",
         f"`up` again after {_span(times.get('up again', []))}",
         f"a swallowed doorbell was rung again and answered after {_span(times.get('idle', []))}",
         f"violations: {len(campaign.journal.violations)}",

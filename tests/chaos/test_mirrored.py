@@ -56,6 +56,26 @@ def test_a_search_that_shows_something_else_is_found(found: list[Found], violati
     assert violation in "; ".join(mirrored.shown(mirror, found, mirror.due, mirror.removed))
 
 
+@pytest.mark.parametrize(
+    ("found", "violation"),
+    [
+        ([], ""),
+        (_ALL[:2], ""),
+        ([*_ALL[:1], _chunk("c", range(0))], ""),
+        ([*_ALL[:1], _chunk("f")], "c.txt (ffffffff) is found, and was removed"),
+        ([*_ALL[:1], _chunk("g")], "file-g (x) shows words of ['gggggggg']"),
+        ([*_ALL[:1], _chunk("c", range(2)), _chunk("c", file_id="file-x")], "a.txt is found in 2 versions"),
+    ],
+)
+def test_a_search_that_has_no_room_for_all_may_show_less_and_nothing_else(found: list[Found], violation: str) -> None:
+    mirror = _mirror()
+
+    told = "; ".join(mirrored.shown(mirror, found, mirror.due, mirror.removed, cut=True))
+
+    assert violation in told
+    assert bool(told) is bool(violation)
+
+
 def test_two_versions_of_a_document_are_never_shown_at_once() -> None:
     mirror = _mirror()
     mirror.versions[0].removed = False
@@ -109,6 +129,43 @@ def test_a_store_that_is_not_the_folder_is_found(
 
     assert violation in found
     assert bool(found) is bool(violation)
+
+
+_LACKING = {"code": "not_readable", "message": "It cannot be read: No such file or directory."}
+
+
+def _item(key: str = "a.txt", **error: str) -> dict[str, Any]:
+    return {"key": key, "last_change": "failed", "last_error": {**_LACKING, **error}}
+
+
+@pytest.mark.parametrize(
+    ("code", "items", "dropped", "passes"),
+    [
+        ("items_failed", [_item()], False, True),
+        ("items_failed", [_item(), _item("x.txt")], False, True),  # one came and went
+        ("not_readable", [_item()], False, True),
+        ("items_failed", [_item(), _item("b.txt")], False, False),  # this one is there
+        ("items_failed", [_item(code="server_error")], False, False),
+        ("items_failed", [_item(message="It cannot be read: Permission denied.")], False, False),
+        ("items_failed", [], False, False),
+        ("files_failed", [_item()], False, False),
+        ("index_removed", [], False, False),
+        ("index_removed", [], True, True),
+        ("cancelled", [], True, True),
+        ("source_empty", [], True, False),
+        ("items_failed", [_item("b.txt")], True, False),
+    ],
+)
+def test_a_sync_may_fail_only_for_an_index_that_was_removed_or_documents_that_were(
+    code: str, items: list[dict[str, Any]], dropped: bool, passes: bool
+) -> None:
+    here = [_version("a.txt", "b", gone=True), _version("b.txt", "c")]
+
+    assert mirrored.excused({"code": code, "message": "no"}, items, here, dropped=dropped) is passes
+
+
+def test_a_sync_that_fails_without_a_word_is_not_excused() -> None:
+    assert not mirrored.excused(None, [], [], dropped=True)
 
 
 def _counts(**changes: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support import recalled
-from tests.support.recalled import CHAT, EMBEDDINGS, RESPONSE, TEXT, Clearing, Embedded, Recalled, floats
+from tests.support.recalled import CHAT, EMBEDDINGS, RESPONSE, TEXT, Anew, Clearing, Embedded, Recalled, floats
 from tests.support.stub_engine import STAMP, stamped, text_mark
 from workers.engines.fake import reply
 
@@ -61,6 +61,36 @@ def test_an_answer_of_before_a_clearing_may_come_while_it_is_cleared_and_another
 def _vectors(*texts: str, at: float = 1, **changes: Any) -> Embedded:
     made = tuple(floats(json.loads(reply(EMBEDDINGS, {}, text).body)["data"][0]["embedding"]) for text in texts)
     return replace(Embedded("a", texts, at, at + 0.1, made, 4, 0), **changes)
+
+
+_CUT = Clearing("a", 4, 5)
+
+
+def _anew(*rounds: tuple[Recalled, Embedded]) -> Anew:
+    return Anew(_CUT, [[answer] for answer, _ in rounds], [[vectors] for _, vectors in rounds])
+
+
+_MISS, _HIT = (_answer(6), _vectors("x", at=6)), (_answer(8, 6.1), _vectors("x", at=8, cached=4))
+
+
+@pytest.mark.parametrize(
+    ("told", "violation"),
+    [
+        (_anew(_MISS, _HIT), ""),
+        (_anew(_MISS, _MISS, _HIT), ""),
+        (_anew((_MISS[0], _HIT[1]), _HIT), "a ('x',): 4 tokens cached"),
+        (_anew((_HIT[0], _MISS[1]), _HIT), "cached, though the cache was cleared"),
+        (_anew(_MISS, (_MISS[0], _HIT[1])), "at 6.000: still not cached"),
+        (_anew(_MISS, (_HIT[0], _MISS[1])), "a ('x',): still not cached"),
+        (_anew(_MISS, (_HIT[0], _vectors("x", cached=3))), "a ('x',): still not cached"),
+    ],
+)
+def test_a_cache_that_was_cleared_in_peace_is_empty_and_then_is_not(told: Anew, violation: str) -> None:
+    found = "; ".join(recalled.anew(told))
+
+    assert violation in found
+    assert bool(found) is bool(violation)
+    assert told.is_whole is ("still" not in violation)
 
 
 def test_vectors_come_as_numbers_or_packed() -> None:

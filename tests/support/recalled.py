@@ -5,6 +5,8 @@
                that one and the same is known wherever it turns up
     Embedded   the vectors of one request, and how many tokens of it were there already
 
+    Anew       at the quiet end: a clearing, and all that was asked for after it, in rounds
+
 Each project asks one thing after the other, but for the same request twice at once; a request belongs to the time
 between two clearings of its project: its epoch.
 """
@@ -71,6 +73,20 @@ class Embedded:
     vectors: tuple[Vector, ...]
     tokens: int
     cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """Of one project that nobody else asks for. Each round asks for the same."""
+
+    clearing: Clearing
+    answers: Sequence[Sequence[Recalled]]
+    vectors: Sequence[Sequence[Embedded]]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last round was from the cache."""
+        return all(one.cached for one in self.answers[-1]) and all(_is_there(one) for one in self.vectors[-1])
 
 
 def floats(vector: Any) -> Vector:
@@ -151,6 +167,19 @@ def embedded(told: Sequence[Embedded], clearings: Sequence[Clearing], log: Itera
         if least > (asked := heard[text] + heard[text_mark(text)]):
             faults.append(f"{text!r}: the engine was asked {asked} times, and must have been {least} times")
     return faults + [f"{one.texts}: {one.cached} of {one.tokens} tokens cached" for one in told if _odd(one)]
+
+
+def anew(told: Anew) -> list[str]:
+    """The first round finds nothing in the cache, and the last one everything."""
+    first = [f"{one}: cached, though the cache was cleared" for one in told.answers[0] if one.cached]
+    first += [f"{one.project} {one.texts}: {one.cached} tokens cached" for one in told.vectors[0] if one.cached]
+    last = [f"{one}: still not cached" for one in told.answers[-1] if not one.cached]
+    last += [f"{one.project} {one.texts}: still not cached" for one in told.vectors[-1] if not _is_there(one)]
+    return first + last
+
+
+def _is_there(one: Embedded) -> bool:
+    return 0 < one.tokens == one.cached
 
 
 def _are_theirs(one: Embedded, expected: Mapping[str, Vector]) -> bool:

@@ -96,13 +96,13 @@ def free_port() -> int:
 
 
 class StubEngine:
-    """The stub server, kept running. `ends` counts how often it crashed or was killed."""
+    """The stub server, kept running. `ended` has the moments at which it crashed or was killed."""
 
     def __init__(self, folder: Path, model: str, *, delay_ms: float = 0.0) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.log = folder / f"{model}.log"
-        self.ends = 0
+        self.ended: list[float] = []
         self._output = folder / f"{model}.out"
         self._options = ["--port", str(self.port), "--log", str(self.log), "--delay-ms", str(delay_ms)]
         self._options += ["--models", model]
@@ -124,6 +124,10 @@ class StubEngine:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
+    @property
+    def ends(self) -> int:
+        return len(self.ended)
+
     def heard(self) -> int:
         """Bytes of the log: they grow with each prompt."""
         return self.log.stat().st_size if self.log.exists() else 0
@@ -134,7 +138,7 @@ class StubEngine:
             with self._output.open("ab") as output:
                 self._process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
                 self._process.wait()
-            self.ends += not self._stop.is_set()
+            self.ended += [] if self._stop.is_set() else [time.monotonic()]
             self._stop.wait(0.2)
 
 

@@ -1,0 +1,121 @@
+"""The keeper of a folder judges what it is told: a deployment made by hand tells it what must not be."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import openai
+import pytest
+from openai.types import VectorStoreSearchResponse as Found
+
+from tests.chaos.journal import Journal
+from tests.chaos.keepers import Keeper
+
+
+class _Client:
+    """Makes a store and a source, and then answers `said`."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, Any] = {}
+        self.found: list[Found] = []
+        self.away = 0  # so many sources are not made
+        stores = SimpleNamespace(create=lambda **_: SimpleNamespace(id="vs_1"), search=lambda *_, **__: self.found)
+        self.sdk: Any = SimpleNamespace(vector_stores=stores, post=self._post, get=self._get)
+
+    def look(self, get: Callable[[Any], Any], _: float = 5.0) -> Any:
+        return get(self.sdk)
+
+    def _post(self, *_: Any, **__: Any) -> Any:
+        if self.away:
+            self.away -= 1
+            raise openai.OpenAIError("away")
+        return {"id": "src_1", "file_batch_id": "ing_1"}
+
+    def _get(self, path: str, **_: Any) -> Any:
+        return self.said[path.removeprefix("/vector_stores/vs_1")]
+
+
+@pytest.fixture
+def client() -> _Client:
+    return _Client()
+
+
+@pytest.fixture
+def keeper(client: _Client, tmp_path: Path) -> Keeper:
+    """Whose first sync goes on."""
+    made: Any = client
+    keeper = Keeper(made, Journal(1), random.Random(1), tmp_path, lambda: None)
+    keeper.step(feeding=True)
+    return keeper
+
+
+def _chunk(n: int, stem: str) -> Found:
+    return Found.construct(
+        file_id=f"file-{n}", filename="x", content=[{"type": "text", "text": f"{stem}000"}], chunk={"start": 0}
+    )
+
+
+def test_a_search_that_shows_as_much_as_it_may_is_judged_too(client: _Client, keeper: Keeper) -> None:
+    stem = keeper.mirror.versions[0].stem
+    client.found = [_chunk(0, stem)] * 50
+    keeper.read()
+    assert not keeper.journal.violations
+
+    client.found = [*[_chunk(0, stem)] * 49, _chunk(1, "g" * 8)]
+    keeper.read()
+
+    assert "shows words of ['gggggggg']" in "; ".join(keeper.journal.violations)
+    assert keeper.searches == 2
+
+
+def _told(status: str, items: Sequence[Any] = (), **error: str) -> dict[str, Any]:
+    source = {"status": status, "file_batch_id": "ing_1", "last_error": error, "counts": {"failed": 1}}
+    indexes = {"data": [{"status": "active", "file_counts": Counter()}]}
+    return {"/sources/src_1": source, "/sources/src_1/items?limit=100": {"data": items}, "/indexes": indexes}
+
+
+def _until_changed(client: _Client, keeper: Keeper) -> str:
+    """Which document was there, and is not so any more, since a sync that goes on began."""
+    client.said = _told("in_progress")
+    while not (gone := [one for one in keeper.mirror.versions if one.gone]):
+        keeper.step(feeding=True)
+    return gone[0].name
+
+
+def _settle(keeper: Keeper) -> str:
+    for _ in range(3):  # its indexes, the sync, and the next one
+        keeper.step(feeding=False)
+    return "; ".join(one for one in keeper.journal.violations if "is failed" in one)
+
+
+def test_a_sync_that_fails_is_not_excused_by_any_change_of_the_folder(client: _Client, keeper: Keeper) -> None:
+    _until_changed(client, keeper)
+    client.said = _told("failed", code="server_error", message="It broke.")
+
+    assert "It broke." in _settle(keeper)
+
+
+def test_a_sync_that_fails_for_a_document_that_was_gone_is_excused(client: _Client, keeper: Keeper) -> None:
+    name = _until_changed(client, keeper)
+    error = {"code": "not_readable", "message": "It cannot be read: No such file or directory."}
+    client.said = _told("failed", [{"key": name, "last_change": "failed", "last_error": error}], **error)
+
+    assert not _settle(keeper)
+    assert len(keeper.syncs) > 1
+
+
+def test_a_source_that_is_made_by_the_second_try_is_of_the_folder_of_the_first(client: _Client, tmp_path: Path) -> None:
+    client.away = 1
+    made: Any = client
+    keeper = Keeper(made, Journal(1), random.Random(1), tmp_path, lambda: None)
+    with pytest.raises(openai.OpenAIError):
+        keeper.step(feeding=True)
+    before = [*keeper.mirror.versions]
+
+    keeper.step(feeding=True)
+
+    assert keeper.mirror.source
+    assert keeper.mirror.versions == before
