@@ -141,14 +141,6 @@ def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim
     return JobClaim(taken, taken.epoch, worker_id) if taken else None
 
 
-def kept(session: Session, job_id: str, epoch: int, worker_id: str) -> JobClaim | None:
-    """A claim whose commit's answer was lost; None when there was no commit, or the claim is held no longer."""
-    job = lock(session, job_id)
-    if job is None or (job.epoch, job.worker_id) != (epoch, worker_id):
-        return None
-    return JobClaim(job, epoch, worker_id)
-
-
 def beat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
     """One heartbeat of a claim on a job; False when it is no longer held."""
     mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id == worker_id)

@@ -204,9 +204,11 @@ class _Run:
 
     def _claim_job(self, session: Session) -> JobClaim | None:
         """The right to finish the job. Run twice it is the first one's, where that was committed."""
-        job_id, worker_id = self.claim.job.id, self.context.worker_id
-        before = self.finishing and ledger.kept(session, job_id, self.finishing.epoch, worker_id)
-        return before or ledger.claim(session, job_id, Task.FINISH, worker_id)
+        job_id, worker_id, before = self.claim.job.id, self.context.worker_id, self.finishing
+        job = ledger.lock(session, job_id) if before else None
+        if before and job and (job.epoch, job.worker_id) == (before.epoch, worker_id):
+            return JobClaim(job, before.epoch, worker_id)
+        return ledger.claim(session, job_id, Task.FINISH, worker_id)
 
     @property
     def _actor(self) -> str:

@@ -299,19 +299,25 @@ def test_job_of_one_shard_is_finished_without_a_ring(mill: Mill) -> None:
     assert ledgers.doorbells(mill.db, small.id) == []
 
 
+@pytest.mark.parametrize("lost", [False, True])
 def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     job_id = _planned(mill, _batch(3))
-    dialect, claim = mill.gpu.db.engine.dialect, ledger.claim
+    dialect, claim, settle = mill.gpu.db.engine.dialect, ledger.claim, ledger.settle
     commit, epochs, deaf = dialect.do_commit, list[int](), threading.local()
 
     def claiming(session: Session, *of: Any) -> ledger.JobClaim | None:
         taken = claim(session, *of)
         assert taken is not None
         epochs.append(taken.epoch)
-        deaf.once = True
+        deaf.once = len(epochs) == 1
         return taken
+
+    def settling(session: Session, job_id: str, **of: Any) -> None:
+        if lost and epochs:
+            ledger.put_back(session, job_id, epochs[0])  # in between
+        settle(session, job_id, **of)
 
     def committing(connection: Any) -> None:
         commit(connection)
@@ -320,12 +326,13 @@ def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
             raise dialect.loaded_dbapi.OperationalError("the server closed the connection")  # type: ignore[union-attr]
 
     monkeypatch.setattr(ledger, "claim", claiming)
+    monkeypatch.setattr(ledger, "settle", settling)
     monkeypatch.setattr(dialect, "do_commit", committing)
     run(mill.gpu, mill.host, job_id, 0)
 
     job = mill.job(job_id)
-    assert (job.state, job.losses, len(epochs)) == (JobState.SUCCEEDED, 0, 1)
-    assert (job.epoch, len(mill.results(job)[0])) == (epochs[0] + 1, 3)
+    assert (job.state, job.losses, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 0, 3)
+    assert [epoch - epochs[0] for epoch in (*epochs, job.epoch)] == ([0, 2, 3] if lost else [0, 1])
 
 
 def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_being_finished(

@@ -465,22 +465,6 @@ def test_a_finisher_that_lost_its_job_can_not_close_it(db: Database) -> None:
         assert session.get(File, "file-z") is None
 
 
-def test_a_claim_is_kept_by_its_worker_until_it_is_lost(db: Database) -> None:
-    job = finishing(db)
-    claim = claim_job(db, job.id, Task.FINISH, "first")
-
-    def kept(epoch: int, worker: str) -> bool:
-        with db.write() as session:
-            return ledger.kept(session, job.id, epoch, worker) is not None
-
-    held = [kept(claim.epoch, "first"), kept(claim.epoch, "second"), kept(claim.epoch - 1, "first")]
-    with db.write() as session:
-        ledger.lose(session, job.id, claim.epoch, 0)
-
-    assert held == [True, False, False]
-    assert not kept(claim.epoch, "first")
-
-
 def test_a_close_whose_answer_was_lost_is_fenced_the_second_time_and_stands(database_url: str) -> None:
     db = LosesAnswers(database_url)
     job = finishing(db)
