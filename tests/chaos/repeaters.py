@@ -29,7 +29,7 @@ TEXTS = tuple(f"a text about the {word} that is embedded!" for word in ("apple",
 _TERMS: tuple[Any, ...] = (True, {"ttl": 2_000_000})
 _WRITTEN_SECONDS = 1.0  # what is computed is written down a moment later
 #: Steps after which it clears, should chance not have had it do so.
-_LONGEST_EPOCH = 15
+_LONGEST_EPOCH = 10
 
 
 @dataclass(slots=True)
