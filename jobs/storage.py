@@ -116,7 +116,8 @@ class DiskStorage:
         try:
             return shutil.disk_usage(self.root).free
         except FileNotFoundError:
-            _make_folder(self.root)
+            with _our_errors(""):
+                _make_folder(self.root)
             return shutil.disk_usage(self.root).free
 
     def _at(self, path: str) -> Path:
