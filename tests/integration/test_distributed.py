@@ -175,6 +175,7 @@ def test_sdk_suite_finds_the_same_there(cluster: Cluster) -> None:
             "model": MODEL,
             "alias": EMBED_ALIAS,
             "embed_model": MODEL,  # the stub gives vectors too
+            "counts": False,  # but its tokenizer is its own
             "wrong_keys": cluster.wrong_keys,
         }
         words = [sys.executable, "tests/sdk/suite.py", json.dumps(facts)]
