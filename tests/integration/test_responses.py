@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseErrorEvent, ResponseTextDeltaEvent
@@ -30,16 +29,6 @@ def _create(shop: Shop, said: Any = "Hello", **fields: Any) -> Response:
     return response
 
 
-def _post(shop: Shop, body: Any, **headers: str) -> httpx2.Response:
-    given = {"Authorization": f"Bearer {shop.client.api_key}", **headers}
-    return httpx2.post(f"{shop.client.base_url}responses", json=body, headers=given, timeout=20)
-
-
-def _objects(shop: Shop) -> list[str]:
-    found: list[str] = shop.app.state.services.storage.list("responses")
-    return found
-
-
 def test_a_response_is_answered_and_kept(shop: Shop) -> None:
     made = _create(shop, metadata={"team": "blue"}, instructions="Be brief.")
 
@@ -58,7 +47,7 @@ def test_a_response_that_is_not_to_be_kept_is_not(shop: Shop) -> None:
 
     with pytest.raises(openai.NotFoundError):
         shop.client.responses.retrieve(made.id)
-    assert _objects(shop) == []
+    assert shop.objects("responses") == []
 
 
 def test_a_conversation_goes_on_from_any_of_its_turns(shop: Shop) -> None:
@@ -108,7 +97,7 @@ def test_a_stream_says_the_same_and_is_kept_before_its_last_event(shop: Shop) ->
 
 
 def test_events_have_names_and_no_done(shop: Shop) -> None:
-    said = _post(shop, {"model": MODEL, "input": "Hello", "stream": True})
+    said = shop.post("responses", {"model": MODEL, "input": "Hello", "stream": True})
 
     assert said.headers["content-type"].startswith("text/event-stream")
     blocks = [block.split("\n") for block in said.text.strip().split("\n\n")]
@@ -121,7 +110,7 @@ def test_a_stream_that_breaks_ends_with_an_error_and_is_not_kept(shop: Shop) -> 
 
     assert isinstance(events[-1], ResponseErrorEvent)
     assert events[-1].code == "engine_error"
-    assert _objects(shop) == []
+    assert shop.objects("responses") == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -130,7 +119,7 @@ def test_a_refusal_is_passed_on_and_keeps_nothing(make_shop: Callable[..., Shop]
     with shop.open(), pytest.raises(openai.BadRequestError) as refused:
         shop.client.responses.create(model=MODEL, input="Hello", stream=stream)
 
-    assert (refused.value.code, _objects(shop)) == ("context_length_exceeded", [])
+    assert (refused.value.code, shop.objects("responses")) == ("context_length_exceeded", [])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +160,7 @@ def test_an_answer_that_is_no_response_is_an_error_and_is_not_kept(
     with shop.open(), pytest.raises(openai.InternalServerError) as broken:
         shop.client.responses.create(model=MODEL, input="Hello", stream=stream)
 
-    assert (broken.value.code, _objects(shop)) == ("engine_error", [])
+    assert (broken.value.code, shop.objects("responses")) == ("engine_error", [])
 
 
 def test_items_may_say_less_than_they_are_shown_with(shop: Shop) -> None:
@@ -184,13 +173,13 @@ def test_items_may_say_less_than_they_are_shown_with(shop: Shop) -> None:
 
 
 def test_an_item_whose_type_is_none_is_refused(shop: Shop) -> None:
-    said = _post(shop, {"model": MODEL, "input": [{"type": 3, "role": "user", "content": "x"}]})
+    said = shop.post("responses", {"model": MODEL, "input": [{"type": 3, "role": "user", "content": "x"}]})
 
     assert (said.status_code, said.json()["error"]["param"].split(".")[0], shop.asked) == (400, "input", [])
 
 
 def test_input_is_required(shop: Shop) -> None:
-    said = _post(shop, {"model": MODEL})
+    said = shop.post("responses", {"model": MODEL})
 
     assert (said.status_code, said.json()["error"]["param"]) == (400, "input")
 
@@ -203,7 +192,7 @@ def test_a_deleted_response_is_gone_with_its_bytes_and_leaves_a_receipt(shop: Sh
     for call in (shop.client.responses.retrieve, shop.client.responses.delete, shop.client.responses.cancel):
         with pytest.raises(openai.NotFoundError):
             call(made.id)
-    assert _objects(shop) == []
+    assert shop.objects("responses") == []
     with shop.app.state.services.db.read() as session:
         actions = session.scalars(select(Audit.action).where(Audit.target == made.id).order_by(Audit.id)).all()
     assert actions == ["response.create", "response.delete"]
@@ -220,8 +209,8 @@ def test_only_what_runs_in_the_background_can_be_cancelled_and_all_can_be_stream
 
 def test_one_key_asks_once(shop: Shop) -> None:
     body = {"model": MODEL, "input": "Hello"}
-    first, second = (_post(shop, body, **{"Idempotency-Key": "k"}) for _ in range(2))
-    other = _post(shop, {**body, "input": "Bye"}, **{"Idempotency-Key": "k"})
+    first, second = (shop.post("responses", body, **{"Idempotency-Key": "k"}) for _ in range(2))
+    other = shop.post("responses", {**body, "input": "Bye"}, **{"Idempotency-Key": "k"})
 
     assert first.json() == second.json()
     assert (second.headers.get("Idempotency-Replayed"), other.status_code) == ("true", 422)
@@ -237,7 +226,9 @@ def test_a_key_whose_request_failed_is_free_again(make_shop: Callable[..., Shop]
 
     shop = make_shop(engine={"fault": once})
     with shop.open():
-        said = [_post(shop, {"model": MODEL, "input": "Hello"}, **{"Idempotency-Key": "k"}) for _ in range(2)]
+        said = [
+            shop.post("responses", {"model": MODEL, "input": "Hello"}, **{"Idempotency-Key": "k"}) for _ in range(2)
+        ]
 
     assert [answer.status_code for answer in said] == [500, 200]
 
@@ -263,7 +254,7 @@ def test_what_has_expired_is_gone_with_its_bytes_and_orphans_too(shop: Shop) -> 
         shop.client.responses.retrieve(made.id)
     retention = Retention(services.config, services.db, services.storage)
     retention.run()
-    assert _objects(shop) == sorted(["responses/resp_orphan", f"responses/{kept.id}"])
+    assert shop.objects("responses") == sorted(["responses/resp_orphan", f"responses/{kept.id}"])
     retention.orphans()
     retention.orphans()
-    assert _objects(shop) == [f"responses/{kept.id}"]
+    assert shop.objects("responses") == [f"responses/{kept.id}"]

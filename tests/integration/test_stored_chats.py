@@ -45,16 +45,6 @@ def _stream(shop: Shop, messages: Any = HELLO, **fields: Any) -> Iterator[ChatCo
     return iter(shop.client.chat.completions.create(**given, stream=True))
 
 
-def _post(shop: Shop, body: Any, **headers: str) -> httpx2.Response:
-    given = {"Authorization": f"Bearer {shop.client.api_key}", **headers}
-    return httpx2.post(f"{shop.url}/chat/completions", json=body, headers=given, timeout=20)
-
-
-def _objects(shop: Shop) -> list[str]:
-    found: list[str] = shop.app.state.services.storage.list("completions")
-    return found
-
-
 def test_one_is_answered_and_stored_under_an_id_of_its_own(shop: Shop) -> None:
     made, again = _create(shop, metadata={"team": "blue"}), _create(shop)
 
@@ -78,10 +68,12 @@ def test_an_alias_is_a_name_that_it_is_found_by(shop: Shop) -> None:
 @pytest.mark.parametrize("store", [{}, {"store": False}, {"store": None}])
 @pytest.mark.parametrize("stream", [False, True])
 def test_unless_it_is_asked_for_nothing_is_stored(shop: Shop, store: dict[str, Any], stream: bool) -> None:
-    said = _post(shop, {"model": MODEL, "messages": HELLO, "stream": stream, "metadata": {"team": "blue"}, **store})
+    said = shop.post(
+        "chat/completions", {"model": MODEL, "messages": HELLO, "stream": stream, "metadata": {"team": "blue"}, **store}
+    )
 
     assert said.status_code == 200
-    assert (_objects(shop), list(shop.client.chat.completions.list())) == ([], [])
+    assert (shop.objects("completions"), list(shop.client.chat.completions.list())) == ([], [])
 
 
 def test_the_engine_is_not_told_to_keep_it(make_shop: Callable[..., Shop]) -> None:
@@ -161,7 +153,7 @@ def test_it_is_labelled_anew_and_deleted(shop: Shop) -> None:
     assert shop.client.chat.completions.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         shop.client.chat.completions.retrieve(made.id)
-    assert _objects(shop) == []
+    assert shop.objects("completions") == []
     with shop.app.state.services.db.read() as session:
         actions = session.scalars(select(Audit.action).where(Audit.target == made.id).order_by(Audit.id)).all()
     assert actions == [f"chat_completion.{what}" for what in ("create", "update", "delete")]
@@ -178,10 +170,10 @@ def test_it_is_labelled_anew_and_deleted(shop: Shop) -> None:
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_asked(shop: Shop, fields: dict[str, Any], param: str) -> None:
-    said = _post(shop, {"model": MODEL, "messages": HELLO, "store": True, **fields})
+    said = shop.post("chat/completions", {"model": MODEL, "messages": HELLO, "store": True, **fields})
 
     assert (said.status_code, said.json()["error"]["param"]) == (400, param)
-    assert (shop.asked, _objects(shop)) == ([], [])
+    assert (shop.asked, shop.objects("completions")) == ([], [])
 
 
 @pytest.fixture
@@ -227,7 +219,7 @@ def _text(events: list[tuple[str, Any]]) -> str:
 def test_a_stream_that_is_come_back_to_is_stored_whole(slow: Shop) -> None:
     with _resumable(slow) as events:
         seen = [next(events)]
-    assert _objects(slow) == []
+    assert slow.objects("completions") == []
 
     with _resumable(slow, **{"Last-Event-ID": seen[-1][0]}) as events:
         seen += list(events)
@@ -255,7 +247,7 @@ def test_a_stream_that_is_shown_again_is_stored_once_and_not_after_it_was_delete
     shop.client.chat.completions.delete(stored.id)
     assert list(_told(iter(httpx2.get(url, headers=key).text.split("\n")))) == seen
 
-    assert (list(shop.client.chat.completions.list()), _objects(shop)) == ([], [])
+    assert (list(shop.client.chat.completions.list()), shop.objects("completions")) == ([], [])
     with shop.app.state.services.db.read() as session:
         actions = session.scalars(select(Audit.action).where(Audit.target == stored.id).order_by(Audit.id)).all()
     assert actions == ["chat_completion.create", "chat_completion.delete"]
@@ -298,7 +290,7 @@ def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
         seen += list(events)
 
     assert [said.get("error", {}).get("code") for _, said in seen] == [None, "stream_gone"]
-    assert (list(shop.client.chat.completions.list()), _objects(shop)) == ([], [])
+    assert (list(shop.client.chat.completions.list()), shop.objects("completions")) == ([], [])
 
 
 def test_one_whose_beginning_was_dropped_cannot_be_come_back_to(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,13 +299,17 @@ def test_one_whose_beginning_was_dropped_cannot_be_come_back_to(slow: Shop, monk
     with _resumable(slow) as events:
         seen = [next(events), next(events)]
 
-    gone = _post(slow, {"model": MODEL, "messages": HELLO, "store": True}, **{"Last-Event-ID": seen[-1][0]})
+    gone = slow.post(
+        "chat/completions", {"model": MODEL, "messages": HELLO, "store": True}, **{"Last-Event-ID": seen[-1][0]}
+    )
 
-    assert (gone.status_code, gone.json()["error"]["code"], _objects(slow)) == (404, "stream_gone", [])
+    assert (gone.status_code, gone.json()["error"]["code"], slow.objects("completions")) == (404, "stream_gone", [])
 
 
 def test_only_a_stream_can_be_come_back_to(shop: Shop) -> None:
-    said = _post(shop, {"model": MODEL, "messages": HELLO, "store": True}, **{"X-Nightmill-Resume": "30"})
+    said = shop.post(
+        "chat/completions", {"model": MODEL, "messages": HELLO, "store": True}, **{"X-Nightmill-Resume": "30"}
+    )
 
     assert (said.status_code, said.json()["error"]["param"], shop.asked) == (400, "X-Nightmill-Resume", [])
 
@@ -335,7 +331,7 @@ def test_a_refusal_is_passed_on_and_stores_nothing(make_shop: Callable[..., Shop
     with shop.open(), pytest.raises(openai.BadRequestError) as refused:
         list(_stream(shop)) if stream else _create(shop)
 
-    assert (refused.value.code, _objects(shop)) == ("context_length_exceeded", [])
+    assert (refused.value.code, shop.objects("completions")) == ("context_length_exceeded", [])
 
 
 @pytest.mark.parametrize(
@@ -348,7 +344,7 @@ def test_an_answer_that_is_no_completion_is_an_error_and_is_not_stored(
     with shop.open(), pytest.raises(openai.InternalServerError) as broken:
         _create(shop)
 
-    assert (broken.value.code, _objects(shop)) == ("engine_error", [])
+    assert (broken.value.code, shop.objects("completions")) == ("engine_error", [])
 
 
 def _telling(shop: Shop, monkeypatch: pytest.MonkeyPatch, *chunks: Any) -> None:
@@ -375,14 +371,14 @@ def test_a_stream_without_an_end_is_an_error_and_is_not_stored(
     with pytest.raises(openai.APIError) as broken:
         list(_stream(shop))
 
-    assert (broken.value.code, _objects(shop)) == ("engine_error", [])
+    assert (broken.value.code, shop.objects("completions")) == ("engine_error", [])
 
 
 def test_a_stream_that_breaks_is_an_error_and_is_not_stored(shop: Shop) -> None:
     with pytest.raises(openai.APIError):
         list(_stream(shop, [{"role": "user", "content": "!cut here"}]))
 
-    assert _objects(shop) == []
+    assert shop.objects("completions") == []
 
 
 def test_whoever_leaves_a_stream_leaves_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,22 +393,22 @@ def test_whoever_leaves_a_stream_leaves_nothing(shop: Shop, monkeypatch: pytest.
     eventually(lambda: shop.host._in_flight == 0, 10, "the engine is free")
 
     assert list(shop.client.chat.completions.list()) == []
-    assert _objects(shop) == []
+    assert shop.objects("completions") == []
 
 
 def test_one_key_asks_once(shop: Shop) -> None:
     body = {"model": MODEL, "messages": HELLO, "store": True}
-    first, second = (_post(shop, body, **{"Idempotency-Key": "k"}) for _ in range(2))
-    other = _post(shop, {**body, "temperature": 1}, **{"Idempotency-Key": "k"})
+    first, second = (shop.post("chat/completions", body, **{"Idempotency-Key": "k"}) for _ in range(2))
+    other = shop.post("chat/completions", {**body, "temperature": 1}, **{"Idempotency-Key": "k"})
 
     assert first.json() == second.json()
     assert (second.headers.get("Idempotency-Replayed"), other.status_code) == ("true", 422)
-    assert (len(shop.asked), len(_objects(shop))) == (1, 1)
+    assert (len(shop.asked), len(shop.objects("completions"))) == (1, 1)
 
 
 def test_a_key_means_nothing_where_nothing_is_stored_but_is_to_be_one(shop: Shop) -> None:
     body = {"model": MODEL, "messages": HELLO}
-    said = [_post(shop, body, **{"Idempotency-Key": key}) for key in ("k", "k", "k" * 256)]
+    said = [shop.post("chat/completions", body, **{"Idempotency-Key": key}) for key in ("k", "k", "k" * 256)]
 
     assert [answer.status_code for answer in said] == [200, 200, 400]
     assert (said[1].headers.get("Idempotency-Replayed"), len(shop.asked)) == (None, 2)
@@ -430,7 +426,7 @@ def test_a_key_whose_request_failed_is_free_again(make_shop: Callable[..., Shop]
     shop = make_shop(engine={"fault": once})
     body = {"model": MODEL, "messages": HELLO, "store": True}
     with shop.open():
-        said = [_post(shop, body, **{"Idempotency-Key": "k"}) for _ in range(2)]
+        said = [shop.post("chat/completions", body, **{"Idempotency-Key": "k"}) for _ in range(2)]
 
     assert [answer.status_code for answer in said] == [500, 200]
 
@@ -457,7 +453,7 @@ def test_what_has_expired_is_gone_with_its_bytes_and_orphans_too(shop: Shop) -> 
         shop.client.chat.completions.retrieve(made.id)
     retention = Retention(services.config, services.db, services.storage)
     retention.run()
-    assert _objects(shop) == sorted(["completions/chatcmpl-orphan", f"completions/{kept.id}"])
+    assert shop.objects("completions") == sorted(["completions/chatcmpl-orphan", f"completions/{kept.id}"])
     retention.orphans()
     retention.orphans()
-    assert _objects(shop) == [f"completions/{kept.id}"]
+    assert shop.objects("completions") == [f"completions/{kept.id}"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from fastapi import FastAPI
 from openai import OpenAI
 
@@ -71,6 +72,16 @@ class Shop:
     def leave(self, worker: str = "gpu-1") -> None:
         with self.app.state.services.db.write() as session:
             fleet.leave(session, worker)
+
+    def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
+        """Without the SDK, which would neither send everything nor show everything."""
+        given = {"Authorization": f"Bearer {self.client.api_key}", **headers}
+        return httpx2.post(f"{self.url}/{path}", json=body, headers=given, timeout=20)
+
+    def objects(self, folder: str) -> list[str]:
+        """What is kept in the storage there."""
+        found: list[str] = self.app.state.services.storage.list(folder)
+        return found
 
     def stranger(self) -> OpenAI:
         """A client of another project."""
