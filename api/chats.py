@@ -6,7 +6,7 @@
 What a client hangs up on, what is refused and what breaks leaves nothing.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +19,14 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from api import kept_completions
-from api.answered_once import answered_once
+from api.answered_once import Run, answered_once
 from api.asking import KEEP_ALIVE, Asked, GoingDown, ask, named, resume, streamed, whole
 from api.chunks import Chunks
 from api.deps import CallContext
 from api.errors import describe
 from api.fields import Context, Metadata
 from api.file_rows import check_space
-from api.idempotency import Make, Once
+from api.idempotency import Once
 from jobs import completions
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.ids import new_id
@@ -78,7 +78,7 @@ class Chat:
             raise _unsound()
         return completions.ours(answer, self.id, self.body.metadata)
 
-    def keep(self, answer: dict[str, Any], run: Callable[[Make], object]) -> None:
+    def keep(self, answer: dict[str, Any], run: Run) -> None:
         """In one transaction, which `run` runs."""
         kept = Kept(self.question, answer)
         run(kept_completions.prepare(self.call, kept, self.body.model, self.body.metadata or {}))
@@ -198,11 +198,11 @@ class _Shown:
         answer = self._chunks.whole()
         if answer is None:
             raise _unsound()
-        call = self._chat.call
-        if self.resumable and kept_completions.is_known(call, self._chat.id):
-            return
-        run = kept_completions.unless_kept(call, self._chat.id) if self.resumable else call.in_one_write
-        self._chat.keep(self._chat.ours(answer), run)
+        call, keep = self._chat.call, partial(self._chat.keep, self._chat.ours(answer))
+        if self.resumable:
+            kept_completions.once(call, self._chat.id, keep)
+        else:
+            keep(call.in_one_write)
 
 
 def _decoded(body: bytes) -> Any:

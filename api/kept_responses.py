@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.answered_once import Reference, once_kept
+from api.answered_once import Reference, Run, keep_once
 from api.deps import CallContext
 from api.validation import clip
 from jobs import ledger, responses
@@ -81,9 +81,9 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
     return submit
 
 
-def unless_kept(call: CallContext, response_id: str) -> Callable[[Callable[[Session], object]], None]:
-    """Runs what keeps a response, unless another connection of its stream did."""
-    return once_kept(call, KeptResponse, _CREATED, response_id, responses.path(response_id))
+def once(call: CallContext, response_id: str, keep: Callable[[Run], None]) -> None:
+    """`keep` a response with what it is given, unless another connection of its stream did."""
+    keep_once(call, KeptResponse, _CREATED, response_id, responses.path(response_id), keep)
 
 
 def load(call: CallContext, response_id: str) -> Kept:

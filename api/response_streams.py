@@ -6,6 +6,7 @@ pieces ──▶ under our id ──▶ `id`, `event`, `data` ──▶ client
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -112,9 +113,16 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
     if isinstance(event.get("response"), dict):
         event["response"] = turn.ours(event["response"])
         if last and (turn.store or turn.conversation):
-            run = kept_responses.unless_kept(turn.call, turn.id) if resumable else turn.call.in_one_write
-            await run_in_threadpool(keep, turn, event["response"], run)
+            await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
     return event
+
+
+def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
+    """Nothing where another connection of its stream did."""
+    if resumable:
+        kept_responses.once(turn.call, turn.id, partial(keep, turn, response))
+    else:
+        keep(turn, response, turn.call.in_one_write)
 
 
 def _error(told: Any, number: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api import kept_conversations, kept_responses
-from api.answered_once import Reference
+from api.answered_once import Reference, Run
 from api.asking import Asked
 from api.bodies import Body
 from api.deps import CallContext
@@ -189,7 +189,7 @@ def begun(turn: Turn) -> dict[str, Any]:
     }
 
 
-def keep(turn: Turn, response: dict[str, Any], run: Callable[[Make], object]) -> None:
+def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
     """What is to be kept of it, in one transaction, which `run` runs."""
     make: Make = kept_responses.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
     if turn.conversation is None:

@@ -252,6 +252,25 @@ def test_a_deleted_response_does_not_come_back_with_whoever_comes_back_to_its_st
     assert [item.type for item in shop.client.conversations.items.list(talk.id)] == ["message", "message"]
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_response_that_was_kept_is_not_written_again_by_whoever_comes_back_to_its_stream(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    talk = shop.client.conversations.create()
+    body = {"model": MODEL, "input": "Hello", "stream": True, "conversation": talk.id}
+    with shop.open():
+        with _post(shop, body, "responses", **_RESUME) as events:
+            seen = list(events)
+        if deleted:
+            shop.client.responses.delete(json.loads(seen[-1]["data"])["response"]["id"])
+        written: list[str] = []
+        monkeypatch.setattr(shop.app.state.services.storage, "put", lambda path, _: written.append(path))
+        with _post(shop, body, "responses", **{"Last-Event-ID": seen[2]["id"]}) as events:
+            again = list(events)
+
+    assert (again, written) == (seen[3:], [])
+
+
 def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(shop: Shop) -> None:
     """Once as the model is shown it, and once as what is new of it."""
     body = {"model": MODEL, "input": "Tell me of the sea", "stream": True}
