@@ -89,9 +89,15 @@ class Router:
         return await engine.stream(request, emit) if engine else self._unserved(name)
 
     async def length(self, request: Request) -> Length | None:
-        """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked."""
+        """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked.
+
+        Raises EngineBusy where nobody here serves its model now.
+        """
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
+        if engine is None:
+            self._unserved(name)
+            return None
         if count := getattr(engine, "length", None):
             counted: Length | None = await count(request)
             return counted

@@ -17,8 +17,9 @@ from workers.engines.embed import EmbedEngine
 from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
 from workers.engines.http import HttpEngine
+from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
-from workers.engines.port import Answer, EngineBusy, EngineDead, Request
+from workers.engines.port import Answer, EngineBusy, EngineDead, Length, Request
 from workers.engines.rerank import RerankEngine
 from workers.engines.router import Router, build
 
@@ -102,6 +103,16 @@ async def test_name_may_still_turn_up_while_an_endpoint_is_away(tmp_path: Path) 
     with pytest.raises(EngineBusy):
         await router.answer(chat("unheard-of"))
     await router.close()
+
+
+async def test_a_prompt_is_not_measured_where_nobody_serves_its_model_now(tmp_path: Path) -> None:
+    router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
+
+    with pytest.raises(EngineBusy):
+        await router.length(chat("mini"))
+    assert await router.length(chat("unheard-of")) is None
+    known = chat("tiny")
+    assert await router.length(known) == Length(estimate(known.url, known.body), None, exact=False)
 
 
 async def test_replaced_registry_counts_from_then_on(tmp_path: Path) -> None:
