@@ -28,6 +28,7 @@ from api.fields import Context, Metadata
 from api.file_rows import check_space
 from api.idempotency import Once
 from jobs import completions
+from jobs.endpoints import CHAT
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.ids import new_id
 from jobs.interactive import Piece
@@ -92,7 +93,7 @@ async def answer(
         raise InvalidRequest("Invalid 'cache': it needs 'store' to be false.", param="cache", code="invalid_value")
     if seconds is not None and not body.stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    terms_of(completions.URL, body.fields())
+    terms_of(CHAT, body.fields())
     await run_in_threadpool(check_space, call, 0)
     chat = Chat(call, body)
     if body.stream:
@@ -107,7 +108,7 @@ def _kept(call: CallContext, completion_id: str) -> dict[str, Any]:
 
 async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
     """The completion, or the engine's refusal."""
-    end, pieces = await ask(chat.call, request, completions.URL, chat.question, stream=False)
+    end, pieces = await ask(chat.call, request, CHAT, chat.question, stream=False)
     await pieces.aclose()
     return chat.ours(_decoded(end.body)) if end.status == 200 else whole(end)
 
@@ -117,7 +118,7 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
     told = {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
     question = {**chat.question, **told}
     shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields())) if seconds else b""
-    first, pieces = await ask(chat.call, request, completions.URL, question, stream=True, resume=seconds, shown=shown)
+    first, pieces = await ask(chat.call, request, CHAT, question, stream=True, resume=seconds, shown=shown)
     if first.kind == "end":
         await pieces.aclose()
         if first.status == 200:  # it has answered, but not as a stream
@@ -133,7 +134,7 @@ async def resumed(call: CallContext, request: Request, last: str, shown: bytes) 
     """
     packed = msgspec.json.decode(shown, type=_Packed)
     chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)
-    _, pieces = await resume(call, request, beginning(last), completions.URL)
+    _, pieces = await resume(call, request, beginning(last), CHAT)
     return streamed(_events(_Shown(chat, resumable=True, last=last), pieces), last)
 
 

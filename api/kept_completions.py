@@ -20,6 +20,7 @@ from api.paging import find
 from api.validation import clip
 from jobs import completions
 from jobs.clock import now
+from jobs.endpoints import CHAT
 from jobs.errors import NotFound
 from jobs.kept import Kept, decode, encode
 from jobs.models import KeptCompletion
@@ -33,7 +34,7 @@ def prepare(call: CallContext, kept: Kept, asked: str, labels: Mapping[str, str]
     """Write the object; returns what inserts its row. `asked` is the model as the client names it."""
     created = now()
     completion_id = str(kept.response["id"])
-    call.storage.put(completions.path(completion_id), encode(completions.URL, kept))
+    call.storage.put(completions.path(completion_id), encode(CHAT, kept))
     model = kept.response.get("model")
 
     def insert(session: Session) -> Reference:

@@ -16,6 +16,7 @@ from api.deps import CallContext
 from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
+from jobs.endpoints import RESPONSES
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.kept import Kept, decode, encode
 from jobs.models import Job, KeptResponse
@@ -43,7 +44,7 @@ def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     """Write the object; returns what inserts its row."""
     created = now()
     response_id = str(kept.response["id"])
-    call.storage.put(responses.path(response_id), encode(responses.URL, kept))
+    call.storage.put(responses.path(response_id), encode(RESPONSES, kept))
     expires = created + call.config.response_seconds
 
     def insert(session: Session) -> Reference:
@@ -66,7 +67,7 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
             id=reference.id,
             project_id=call.project_id,
             kind=responses.KIND,
-            endpoint=responses.URL,
+            endpoint=RESPONSES,
             payload={"stream": True} if stream else {},
             input_path=responses.path(reference.id),
             window=_WINDOW,

@@ -20,6 +20,7 @@ from api.deps import CallContext
 from api.errors import describe
 from api.turns import CreateResponse, Turn, decoded, keep, unsound
 from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.interactive import Piece
 
@@ -48,9 +49,7 @@ def check_resumable(body: CreateResponse) -> None:
 async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
     """A stream, or the engine's refusal."""
     shown = _packed(turn) if seconds else b""
-    first, pieces = await ask(
-        turn.call, request, responses.URL, turn.question, stream=True, resume=seconds, shown=shown
-    )
+    first, pieces = await ask(turn.call, request, RESPONSES, turn.question, stream=True, resume=seconds, shown=shown)
     if first.kind == "end":
         await pieces.aclose()
         if first.status == 200:  # it has answered, but not as a stream
@@ -66,7 +65,7 @@ def _packed(turn: Turn) -> bytes:
 
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
-    kept, pieces = await resume(call, request, last, responses.URL)
+    kept, pieces = await resume(call, request, last, RESPONSES)
     shown = msgspec.json.decode(kept.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
     turn = Turn(call, body, shown.question, shown.asked, shown.id)

@@ -25,6 +25,7 @@ from api.presenters.response import as_input, show_item
 from api.validation import clip
 from jobs import responses
 from jobs.clock import now
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.kept import Kept
@@ -98,7 +99,7 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.background and body.store is False:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     _check_cache(body)
-    terms_of(responses.URL, body.fields())
+    terms_of(RESPONSES, body.fields())
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input

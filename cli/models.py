@@ -10,6 +10,7 @@ import typer
 
 from cli.options import AsJson, DataDir
 from cli.trouble import Trouble
+from jobs.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
     from jobs.registry import Model
@@ -133,7 +134,7 @@ def _prompts(model: "Model") -> dict[str, str | None]:
     """What stands before queries and passages, of a model that embeds."""
     from jobs.checkpoint import facts_of
 
-    if "/v1/embeddings" not in model.endpoints:
+    if EMBEDDINGS not in model.endpoints:
         return {"query_prompt": None, "passage_prompt": None}
     found = facts_of(model).prompts
     return {"query_prompt": found.query or None, "passage_prompt": found.passage or None}

@@ -7,12 +7,12 @@ before; and a response that is asked for in the background is a job whose input 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from jobs.endpoints import RESPONSES
 from jobs.kept import Kept
 
 KIND: Final = "response"
-URL: Final = "/v1/responses"
 #: Where it is asked how long an input is.
-COUNT_URL: Final = "/v1/responses/input_tokens"
+COUNT_URL: Final = f"{RESPONSES}/input_tokens"
 
 #: What an engine's answer does not know.
 _OURS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from jobs.endpoints import EMBEDDINGS
 from jobs.registry import ModelsFileError, Registry
 from workers.asking import AGAIN, BROKEN_FILE, Asking
 from workers.context import Context
@@ -52,13 +53,13 @@ class Elsewhere:
         name = self._model(await self._registry(), model)
         if name is None:
             return refusal(400, "This deployment has no embedding model.", param=_PARAM, code="model_not_found")
-        queue = await self._asking.place(request, name, "/v1/embeddings", _PARAM)
+        queue = await self._asking.place(request, name, EMBEDDINGS, _PARAM)
         if isinstance(queue, Answer):
             return queue
         found: list[Vector] = []
         for at in range(0, len(texts), _TEXTS):
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
-            asked = replace(request, url="/v1/embeddings", body=body, request_id=f"{request.request_id}-e{at}")
+            asked = replace(request, url=EMBEDDINGS, body=body, request_id=f"{request.request_id}-e{at}")
             answer = await (self._engine.answer(asked) if queue == self._queue else self._unkept(queue, asked))
             try:
                 found += read_vectors(answer)

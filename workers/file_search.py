@@ -8,11 +8,11 @@ import msgspec
 
 from jobs import searches
 from jobs.conditions import check_filter
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
 from jobs.searches import Search
 from workers.engines.port import Request
 
-URL: Final = "/v1/responses"
 TOOL: Final = "file_search"
 CALL: Final = "file_search_call"
 #: Excerpts unless the tool says how many. OpenAI puts up to 20 before models that can hold them.
@@ -78,7 +78,7 @@ class FileSearch(msgspec.Struct, frozen=True):
 
 
 def searches_files(request: Request) -> bool:
-    tools = request.body.get("tools") if request.url == URL else None
+    tools = request.body.get("tools") if request.url == RESPONSES else None
     return isinstance(tools, list) and any(is_search(tool) for tool in tools)
 
 
@@ -141,7 +141,7 @@ def query_of(given: Any) -> str:
 
 def understood(request: Request) -> Request:
     """Without what earlier turns had from us: engines know neither calls of the search nor refusals."""
-    items = request.body.get("input") if request.url == URL else None
+    items = request.body.get("input") if request.url == RESPONSES else None
     if not isinstance(items, list) or not any(map(_is_ours, items)):
         return request
     told = [_told(item) for item in items if not _is_call(item)]

@@ -13,9 +13,10 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer
 
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
 from jobs.searches import Found
-from jobs.terms import AUTO, RESPONSES, reserved, terms_of
+from jobs.terms import AUTO, reserved, terms_of
 
 _ANSWER: Final = 1024  # tokens, of an answer whose length nobody has limited; a quarter of a small context
 _FRAME: Final = 160  # of the chat's template, and of what is said before the excerpts

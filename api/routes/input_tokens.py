@@ -13,6 +13,7 @@ from api.items import InputItem
 from api.routing import resource
 from api.turns import Named, said_before, unless_ours
 from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
 
 router: APIRouter = resource("Responses")
@@ -35,7 +36,7 @@ class InputTokens(BaseModel):
 async def count_input_tokens(call: Call, request: Request, body: CountInputTokens) -> Response:
     """All that the model would be shown, what was said before included. Nothing is generated or kept."""
     question = await run_in_threadpool(_question, call, body)
-    end, pieces = await ask(call, request, responses.COUNT_URL, question, stream=False, endpoint=responses.URL)
+    end, pieces = await ask(call, request, responses.COUNT_URL, question, stream=False, endpoint=RESPONSES)
     await pieces.aclose()
     return whole(end)
 

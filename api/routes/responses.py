@@ -26,6 +26,7 @@ from api.presenters.response import ItemObject, ResponseDeleted, show_items
 from api.routing import resource
 from api.turns import CreateResponse, Turn, begin, begun, decoded, keep, unsound
 from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest, StreamsAway
 
 router: APIRouter = resource("Responses")
@@ -102,7 +103,7 @@ def list_input_items(
 def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
     """The response, once for each Idempotency-Key, and whether the key had made it before."""
     with turn.call.db.read() as session:
-        queue_of(session, turn.call, responses.URL, turn.body.model)  # what nobody will ever serve is refused now
+        queue_of(session, turn.call, RESPONSES, turn.body.model)  # what nobody will ever serve is refused now
     fields = turn.body.fields()
     said = once.replay(fields)
     if said is not None:
@@ -113,7 +114,7 @@ def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
 
 async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
     """The response, or the engine's refusal."""
-    end, pieces = await ask(turn.call, request, responses.URL, turn.question, stream=False)
+    end, pieces = await ask(turn.call, request, RESPONSES, turn.question, stream=False)
     await pieces.aclose()
     if end.status != 200:
         return whole(end)

@@ -17,6 +17,7 @@ from api.routing import resource
 from api.vector_rows import get_store
 from jobs import indexes, placement, searches
 from jobs.conditions import check_filter
+from jobs.endpoints import EMBEDDINGS, RERANK
 from jobs.errors import InvalidRequest
 from jobs.interactive import Piece
 from jobs.models import VectorStore
@@ -92,7 +93,7 @@ async def answer_of(call: CallContext, request: Request, search: searches.Search
         searches.URL,
         msgspec.to_builtins(search),
         stream=False,
-        endpoint="/v1/embeddings",
+        endpoint=EMBEDDINGS,
         line=searches.line,
     )
     await pieces.aclose()
@@ -149,7 +150,7 @@ def _index(call: CallContext, store_id: str, options: RankingOptions | None) -> 
 
 def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
     try:
-        placement.queue_of(session, call.config, ranker, endpoint="/v1/rerank", project_id=call.project_id)
+        placement.queue_of(session, call.config, ranker, endpoint=RERANK, project_id=call.project_id)
     except placement.NotYet:
         return  # whoever makes the search will say
     except placement.NotServed as refused:

@@ -10,10 +10,11 @@ Nothing is shared between projects: whoever asks for what another one has asked 
 from collections.abc import Callable
 from dataclasses import replace
 
+from jobs.endpoints import EMBEDDINGS
 from jobs.settings import Settings
 from workers.caching.answers import FIELD, URLS, CachedAnswers, objection, without
 from workers.caching.shelf import Shelf
-from workers.caching.vectors import URL, CachedVectors
+from workers.caching.vectors import CachedVectors
 from workers.engines.port import Answer, Emit, Engine, Request, refusal
 
 #: Of the name that a client asks for: the name that it goes by, and which weights those are; None where nobody says.
@@ -40,7 +41,7 @@ class Cached:
 
     async def answer(self, request: Request) -> Answer:
         said = request.body.get(FIELD)
-        if request.url == URL:
+        if request.url == EMBEDDINGS:
             return await self._embedded(request, said)
         if FIELD not in request.body:
             return await self._engine.answer(request)

@@ -25,7 +25,6 @@ from workers.caching.shelf import Found, Shelf
 from workers.engines.embed_request import DIGITS, MOST_INPUTS
 from workers.engines.port import Answer, Engine, Request, Usage
 
-URL: Final = "/v1/embeddings"
 KIND: Final = "embeddings"
 _VERSION: Final = 1  # of what a key and a value are
 _HOW: Final = frozenset({"model", "input", "encoding_format", "user"})  # no vector depends on it, or it is hashed apart

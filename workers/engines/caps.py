@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.endpoints import CHAT, RESPONSES
 from workers.engines.documented import FIELDS
 from workers.engines.port import Answer, refusal
 
@@ -30,10 +31,10 @@ _MEDIA: Final = ("image_url", "video_url", "audio_url", "file_url")
 
 #: Where a request carries schemas, by URL.
 _SCHEMAS: Final = {
-    "/v1/chat/completions": ("response_format", "tools", "functions"),
-    "/v1/responses": ("text", "tools"),
+    CHAT: ("response_format", "tools", "functions"),
+    RESPONSES: ("text", "tools"),
 }
-_CONTENT: Final = {"/v1/chat/completions": "messages", "/v1/responses": "input"}
+_CONTENT: Final = {CHAT: "messages", RESPONSES: "input"}
 
 
 def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
@@ -60,7 +61,7 @@ def _counts(body: Mapping[str, Any]) -> Answer | None:
 
 def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:
     tools = body.get("tools")
-    for tool in tools if url == "/v1/responses" and isinstance(tools, list) else ():
+    for tool in tools if url == RESPONSES and isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind != "function":
             message = f"Tools of the type '{str(kind)[:64]}' are not available; of the type 'function' they are."

@@ -19,9 +19,10 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from jobs.endpoints import EMBEDDINGS, RERANK
 from jobs.prompts import Prompts
 from jobs.registry import ANY_MODEL, is_internal
-from workers.engines import embed_forward, rerank_request, rerank_tei, wire
+from workers.engines import embed_forward, rerank_tei, wire
 from workers.engines.batching import Unacceptable
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, unknown_model
@@ -117,7 +118,7 @@ class HttpEngine:
         self._session, self._watchers = None, []
 
     async def answer(self, request: Request) -> Answer:
-        if request.url == embed_forward.URL:
+        if request.url == EMBEDDINGS:
             try:
                 request = embed_forward.for_server(request, self._prompts.get(str(request.body.get("model"))))
             except Unacceptable as wrong:
@@ -234,7 +235,7 @@ class HttpEngine:
             async def post(path: str, data: bytes) -> Said:
                 return await self._post(endpoint, path, data, headers, read)
 
-            if request.url == rerank_request.URL:
+            if request.url == RERANK:
                 said = await rerank_tei.ask(endpoint, body, post)
             else:
                 said = await post(request.url, msgspec.json.encode(body))

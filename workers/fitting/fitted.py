@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
-from jobs.terms import FIELD, PROMPT, RESPONSES, Terms, reserved, terms_of
+from jobs.terms import FIELD, PROMPT, Terms, reserved, terms_of
 from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
 from workers.fitting.cutting import Body, Cut, Fits, priority, rotate, sliding_window, truncate_middle, truncation_auto
 from workers.fitting.facts import key_facts

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jobs.terms import PRIORITY, PROMPT, RESPONSES
+from jobs.endpoints import RESPONSES
+from jobs.terms import PRIORITY, PROMPT
 
 _ABOVE: Final = ("system", "developer")
 _FUNCTION: Final = "function"  # results of calls, before there were tools

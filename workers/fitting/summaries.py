@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.terms import CHAT, Terms
+from jobs.endpoints import CHAT
+from jobs.terms import Terms
 from workers.engines.port import Answer, Request, Usage, refusal
 from workers.fitting.cutting import Cut, Fits
 from workers.fitting.history import History

@@ -25,6 +25,7 @@ from sqlalchemy import select
 from jobs import attachments, documents, indexes, indexing, shards
 from jobs.attachments import Made
 from jobs.documents import Document
+from jobs.endpoints import EMBEDDINGS
 from jobs.errors import DatabaseBusy, Fenced, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
 from jobs.payloads import index_of
@@ -43,7 +44,6 @@ from workers.vectors.port import Entry, Vector, VectorsAway
 from workers.vectors.rows import store_of
 
 log = logging.getLogger(__name__)
-URL: Final = "/v1/embeddings"
 #: Texts of one request, and chunks that are embedded and written together.
 TEXTS_AT_ONCE: Final = 32
 CHUNKS_AT_ONCE: Final = 256
@@ -305,7 +305,7 @@ class Indexing:
         item_id = f"{self.claim.job.id}-{self.claim.n}-{self.claim.epoch}-{self.seq}-{n}-{len(texts)}"
         job = self.claim.job
         request = Request(
-            URL, body, item_id, -job.priority, job.project_id, kept=False
+            EMBEDDINGS, body, item_id, -job.priority, job.project_id, kept=False
         )  # stores lend each other theirs
         return Item(n, "", item_id, request)
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, placement, reindexing, shards
 from jobs.db import WRITE_ROWS
+from jobs.endpoints import EMBEDDINGS
 from jobs.ledger import JobClaim
 from jobs.models import File, Shard, VectorStore, VectorStoreFile
 from jobs.payloads import index_of
@@ -70,9 +71,7 @@ def _place(context: Context, claim: JobClaim) -> tuple[str, str]:
         store = session.get(VectorStore, index_of(job.payload))
         if store is None:
             return "", Queue.EMBED
-        queue = placement.queue_of(
-            session, context.config, store.model, endpoint="/v1/embeddings", project_id=job.project_id
-        )
+        queue = placement.queue_of(session, context.config, store.model, endpoint=EMBEDDINGS, project_id=job.project_id)
         return store.model, queue
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.endpoints import CHAT, RESPONSES
 from jobs.errors import InvalidRequest
 from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.fitting.refusals import is_too_long
@@ -18,7 +19,7 @@ from workers.fitting.shown import more
 from workers.fitting.summaries import together
 from workers.patience import patiently
 from workers.schemas.checker import TOO_LONG, BadSchema, Checker
-from workers.schemas.terms import CHAT, NO_JSON, RESPONSES, invalid, param_of, schema_of, texts
+from workers.schemas.terms import NO_JSON, invalid, param_of, schema_of, texts
 
 CODE: Final = "invalid_json_schema_output"
 _QUOTED: Final = 4000  # characters of the first answer that the model is shown again

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from jobs.terms import CHAT, RESPONSES
+from jobs.endpoints import CHAT, RESPONSES
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
 from workers.engines.port import Answer, EngineBusy, EngineFault, Length, Request, Usage, refusal
 

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.terms import RESPONSES
+from jobs.endpoints import RESPONSES
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
 from workers.engines.port import Request
 
