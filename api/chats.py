@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from api import kept_completions
 from api.answered_once import Run, answered_once
 from api.asking import KEEP_ALIVE, Asked, GoingDown, ask, named, resume, streamed, whole
+from api.bodies import Many
 from api.chunks import Chunks
 from api.deps import CallContext
 from api.errors import describe
@@ -42,7 +43,7 @@ _OURS = frozenset({"metadata", "store"})
 class ChatCompletionRequest(Asked):
     """OpenAI's fields, and ours. With `context` a message may have a `priority`, a number."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Many[dict[str, Any]] = Field(min_length=1)
     stream: bool | None = None
     store: bool | None = None
     metadata: Metadata | None = None

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from api import kept_conversations, kept_responses
 from api.answered_once import Reference, Run
 from api.asking import Asked
-from api.bodies import Body
+from api.bodies import Body, Many
 from api.deps import CallContext
 from api.fields import Context, Metadata
 from api.file_rows import check_space
@@ -46,7 +46,7 @@ Named = str | ConversationReference | None
 class CreateResponse(Asked):
     """The fields that are ours to read. With `context` a message may have a `priority`, a number."""
 
-    input: str | list[InputItem]
+    input: str | Many[InputItem]
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None

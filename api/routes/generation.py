@@ -28,6 +28,7 @@ from api.asking import (
     streamed,
     whole,
 )
+from api.bodies import Many
 from api.chats import ChatCompletionRequest
 from api.deps import Call, CallContext
 from api.errors import describe
@@ -58,7 +59,7 @@ class EmbeddingRequest(Asked):
 
 class RerankRequest(Asked):
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: Many[str | dict[str, Any]]
 
 
 @router.post("/chat/completions", response_class=Response, responses=EITHER)

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from api.asking import Asked, ask, whole
+from api.bodies import Many
 from api.deps import Call, CallContext
 from api.items import InputItem
 from api.routing import resource
@@ -22,7 +23,7 @@ router: APIRouter = resource("Responses")
 class CountInputTokens(Asked):
     """The fields of a response that say what the model is shown."""
 
-    input: str | list[InputItem] | None = None
+    input: str | Many[InputItem] | None = None
     previous_response_id: str | None = None
     conversation: Named = None
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.asking import ask, whole
-from api.bodies import Body
+from api.bodies import Body, Many
 from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
 from api.rewriting import rewritten
@@ -59,7 +59,7 @@ class RankingOptions(Body):
 class SearchVectorStore(Body):
     """OpenAI's fields. `rewrite_query`: by a model that the operator names; else the query is searched as it stands."""
 
-    query: str | list[str]
+    query: str | Many[str]
     max_num_results: int = Field(default=10, ge=1, le=50)
     rewrite_query: bool = False
     filters: dict[str, Any] | None = None
