@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
+from jobs.db import wake
 from jobs.ids import new_id
 from jobs.models import Delivery, Event, Job, WebhookEndpoint
 from jobs.payloads import EVENT_TYPES
@@ -39,10 +40,12 @@ def fan_out(session: Session, event: Event, job: Job | None = None) -> None:
     """Owe `event` to each enabled endpoint that wants it, and to the job's own webhook."""
     if event.type not in EVENT_TYPES:
         return
-    for endpoint in _listeners(session, event):
-        session.add(_delivery(event, endpoint_id=endpoint.id))
+    owed = [_delivery(event, endpoint_id=endpoint.id) for endpoint in _listeners(session, event)]
     if job is not None and job.webhook_url:
-        session.add(_delivery(event, job_id=job.id))
+        owed.append(_delivery(event, job_id=job.id))
+    if owed:
+        session.add_all(owed)
+        wake(session)
 
 
 def _listeners(session: Session, event: Event) -> Sequence[WebhookEndpoint]:

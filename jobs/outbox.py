@@ -8,16 +8,15 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db import UNSEEN, insert_into
+from jobs.db import UNSEEN, insert_into, wake
 from jobs.models import Job, Outbox, Project
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
 
-CHANNEL = "nightmill_outbox"  # PostgreSQL: notified when something is owed
 JOB = -1  # shard_n of a doorbell for the job itself
 
 #: Seconds. What is due later than this was owed by a clock that has been set back since: it is due now.
@@ -70,8 +69,7 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
     ]
     if rows:
         session.execute(insert_into(session, Outbox).on_conflict_do_nothing(), rows)
-        if session.get_bind().dialect.name == "postgresql":
-            session.execute(text(f"NOTIFY {CHANNEL}"))
+        wake(session)
 
 
 def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
