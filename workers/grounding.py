@@ -20,7 +20,7 @@ from jobs.errors import InvalidRequest
 from jobs.searches import Found, Search
 from workers import refusing
 from workers.citations import citations, support
-from workers.engines.port import Answer, Emit, Engine, Request, refusal
+from workers.engines.port import Answer, Emit, Engine, Layer, Request, refusal
 from workers.file_search import (
     CALL,
     MOST_RESULTS,
@@ -49,34 +49,24 @@ Searcher = Callable[[Request, Search], Awaitable[Sequence[Found] | Answer]]
 Rooms = Callable[[str], Room]
 
 
-class Grounded:
+class Grounded(Layer):
     """An engine whose responses may search files."""
 
     def __init__(self, engine: Engine, search: Searcher, rooms: Rooms) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._search = search
         self._rooms = rooms
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return self._engine.models
-
-    async def start(self) -> None:
-        await self._engine.start()
-
-    async def close(self) -> None:
-        await self._engine.close()
 
     async def answer(self, request: Request) -> Answer:
         request = understood(request)
         if not searches_files(request):
-            return await self._engine.answer(request)
+            return await self.engine.answer(request)
         grounds = await self._ground(request)
         if isinstance(grounds, Answer):
             return grounds
         if grounds.nothing_to_say:
             return Answer(200, msgspec.json.encode(grounds.shown(refusing.response(request))))
-        answer = await self._engine.answer(grounds.request)
+        answer = await self.engine.answer(grounds.request)
         if answer.status != 200:
             return answer
         return replace(answer, body=msgspec.json.encode(grounds.shown(msgspec.json.decode(answer.body))))
@@ -84,7 +74,7 @@ class Grounded:
     async def stream(self, request: Request, emit: Emit) -> Answer:
         request = understood(request)
         if not searches_files(request):
-            return await self._engine.stream(request, emit)
+            return await self.engine.stream(request, emit)
         grounds = await self._ground(request)
         if isinstance(grounds, Answer):
             return grounds
@@ -93,7 +83,7 @@ class Grounded:
             for event in refusing.stream(request):
                 await told.event(msgspec.json.encode(event))
             return Answer(200, b"")
-        return await self._engine.stream(grounds.request, told.event)
+        return await self.engine.stream(grounds.request, told.event)
 
     async def _ground(self, request: Request) -> "Grounds | Answer":
         try:

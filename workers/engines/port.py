@@ -145,6 +145,23 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+class Layer:
+    """What stands before an engine and is one itself; what a subclass does not say is the engine's to do."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.engine.models
+
+    async def start(self) -> None:
+        await self.engine.start()
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+
 @runtime_checkable
 class Crowded(Protocol):
     """An engine that says how much of a batch it takes beside a request that somebody waits for."""
