@@ -12,16 +12,16 @@ from jobs import terms
 from jobs.errors import InvalidRequest
 
 T = TypeVar("T")
-_MOST_LABELS = 16
+MOST_LABELS = 16
 
 
 def _few(labels: Any) -> Any:
     """One more than there may be is too many: what is wrong with the rest is not looked for."""
-    return dict(islice(labels.items(), _MOST_LABELS + 1)) if isinstance(labels, dict) else labels
+    return dict(islice(labels.items(), MOST_LABELS + 1)) if isinstance(labels, dict) else labels
 
 
 #: A client's own names, and what it says of them.
-Labels = Annotated[dict[Annotated[str, Field(max_length=64)], T], Field(max_length=_MOST_LABELS), BeforeValidator(_few)]
+Labels = Annotated[dict[Annotated[str, Field(max_length=64)], T], Field(max_length=MOST_LABELS), BeforeValidator(_few)]
 Metadata = Labels[Annotated[str, Field(max_length=512)]]
 MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
 

@@ -236,6 +236,14 @@ def test_a_list_refuses_limits_and_cursors_that_mean_nothing(
     assert code in (None, error["code"])
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/chat/completions"])
+def test_more_labels_than_there_can_be_are_not_looked_for(client: TestClient, path: str) -> None:
+    wanted = {f"metadata[{n}]": "x" for n in range(1100)}
+
+    assert assert_refused(client.get(path, params=wanted), 400)["param"] == "metadata"
+    assert client.get(path, params=dict(list(wanted.items())[:16])).status_code == 200
+
+
 @pytest.mark.parametrize("query", ["order=sideways", "state=asleep", "idempotency_key="])
 def test_a_filter_that_is_no_value_is_refused(client: TestClient, query: str) -> None:
     assert_refused(client.get(f"/v1/jobs?{query}"), 400)
