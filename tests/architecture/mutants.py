@@ -122,6 +122,7 @@ MUTANTS = [
             ("anyone beats", "beat", "Job.epoch == epoch"),
             ("put back by any epoch", "put_back", "Job.epoch == epoch"),
             ("a job lost while it beats", "lose", "Job.beat == beat"),
+            ("a job stumbles for ever", "stumble", "job.stumbles < tries"),
         )
     ),
     Mutant("a claimed doorbell rings on", "jobs.ledger", without("claim", "outbox.settle"), LEDGER),
@@ -138,6 +139,7 @@ MUTANTS = [
             ("a commit by any epoch", "_mine", "Shard.epoch == claim.epoch"),
             ("a running shard is claimed", "claim", "Shard.state == ShardState.PENDING"),
             ("a shard lost while it beats", "lose", "Shard.beat == beat"),
+            ("whoever held a shard beats", "beat", "Shard.epoch == epoch"),
         )
     ),
     *(
