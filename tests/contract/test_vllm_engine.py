@@ -32,6 +32,9 @@ ARGS: dict[str, Any] = {
     "enable_auto_tool_choice": True,
     "tool_call_parser": "hermes",
 }
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 QUESTION = [{"role": "user", "content": "Say hello."}]
 FOREVER = {"max_tokens": 1900, "logit_bias": {"2": -100}}  # token 2 ends an answer: it never does
 WEATHER = {
@@ -263,10 +266,15 @@ def test_what_cannot_be_answered_is_refused(host: Host, body: dict[str, Any], ex
     assert refused(chat(host, **body)) == expected
 
 
-def test_an_image_is_refused_by_a_text_model(host: Host) -> None:
-    image = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.png", PIXEL])
+def test_an_image_is_refused_by_a_text_model(host: Host, url: str) -> None:
+    image = {"type": "image_url", "image_url": {"url": url}}
+    said = chat(host, messages=[{"role": "user", "content": [image]}])
+    message = said["body"]["error"]["message"]
 
-    assert refused(chat(host, messages=[{"role": "user", "content": [image]}]))[0] == 400
+    assert refused(said)[0] == 400
+    assert "image" in message or "multimodal" in message
+    assert str(MODELS) not in message
 
 
 @pytest.mark.parametrize(("url", "field"), [(TEXT, "prompt"), (RESPONSES, "input")])
