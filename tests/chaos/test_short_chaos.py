@@ -1,4 +1,4 @@
-"""The short chaos run: eleven faults of mixed kinds on SQLite and the embedded broker, and what must be true afterwards.
+"""The short chaos run: eleven faults of mixed kinds on SQLite and the embedded broker, and what must be true then.
 
 `make chaos` is the long one. A failure prints the seed and the last events.
 """
