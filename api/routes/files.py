@@ -174,4 +174,5 @@ def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
     try:
         return ExpiresAfter.model_validate(given)
     except ValidationError as error:
-        raise explain([{**fault, "loc": ("body", _EXPIRES, *fault["loc"])} for fault in error.errors()]) from error
+        faults = [{**fault, "loc": ("body", _EXPIRES, *fault["loc"])} for fault in error.errors()]
+        raise explain(faults, {_EXPIRES: given}) from error
