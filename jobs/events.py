@@ -37,21 +37,23 @@ def record(
 
 def fan_out(session: Session, event: Event, job: Job | None = None) -> None:
     """Owe `event` to each enabled endpoint that wants it, and to the job's own webhook."""
-    if event.type not in EVENT_TYPES:
-        return
-    for endpoint in _listeners(session, event):
-        session.add(_delivery(event, endpoint_id=endpoint.id))
-    if job is not None and job.webhook_url:
-        session.add(_delivery(event, job_id=job.id))
+    fan_out_all(session, [event], job)
 
 
-def _listeners(session: Session, event: Event) -> Sequence[WebhookEndpoint]:
-    found = session.scalars(
-        select(WebhookEndpoint).where(
-            WebhookEndpoint.project_id == event.project_id, WebhookEndpoint.disabled_at.is_(None)
-        )
-    ).all()
-    return [endpoint for endpoint in found if event.type in endpoint.event_types]
+def fan_out_all(session: Session, events: Sequence[Event], job: Job | None = None) -> None:
+    """The same of several events, of one project."""
+    told = [event for event in events if event.type in EVENT_TYPES]
+    endpoints = _enabled(session, told[0].project_id) if told else ()
+    for event in told:
+        wanted = (endpoint.id for endpoint in endpoints if event.type in endpoint.event_types)
+        session.add_all(_delivery(event, endpoint_id=endpoint_id) for endpoint_id in wanted)
+        if job is not None and job.webhook_url:
+            session.add(_delivery(event, job_id=job.id))
+
+
+def _enabled(session: Session, project_id: str) -> Sequence[WebhookEndpoint]:
+    mine = WebhookEndpoint.project_id == project_id, WebhookEndpoint.disabled_at.is_(None)
+    return session.scalars(select(WebhookEndpoint).where(*mine)).all()
 
 
 def _delivery(event: Event, *, endpoint_id: str | None = None, job_id: str | None = None) -> Delivery:

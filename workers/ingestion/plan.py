@@ -16,10 +16,11 @@ from jobs.ledger import JobClaim
 from jobs.models import File, Shard, VectorStore, VectorStoreFile
 from jobs.payloads import index_of
 from jobs.queues import Queue
+from jobs.states import JobState
 from workers.context import Context
 from workers.keeper import Hold
 from workers.sources.syncing import gather
-from workers.stumbling import Abandoned
+from workers.stumbling import Abandoned, stop_files
 
 _SHARDS_AT_ONCE = 50
 
@@ -33,6 +34,7 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
         model, queue = _place(context, claim)
     except placement.NotServed as refusal:
         error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
+        stop_files(context, claim, JobState.FAILED, [error])
         context.db.retrying(lambda session: ledger.reject(session, claim, [error]), context.stop)
         return
     except placement.NotYet:
