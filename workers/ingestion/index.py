@@ -262,17 +262,17 @@ class Indexing:
         return f"{row.version}.{self.claim.epoch}"
 
     def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> Entry:
-        document = file.document
+        document, text = file.document, file.document.piece(n)
         facts = {
             "title": document.title,
             "language": document.language,
             "time": document.time,
             "filename": file.row.filename,
-            "sha256": file.digests[n],
+            "sha256": _digest(text),
         }
         meta = {name: value for name, value in facts.items() if value is not None}
         meta |= msgspec.to_builtins(document.chunks[n])
-        return Entry(self._key(file.row), n, document.piece(n), file.digests[n], vectors[file.digests[n]], meta)
+        return Entry(self._key(file.row), n, text, file.digests[n], vectors[file.digests[n]], meta)
 
     def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> None:
         """Fill `vectors` by digest. What the engine refuses or breaks on stays missing, alone."""
