@@ -1,6 +1,6 @@
 """The second stage of a shard: vectors for the chunks of each document, written where nobody looks, then published.
 
-    documents ──▶ texts ─┬─ known to the store already ─┐
+    documents ──▶ texts ─┬─ known to some store already ┐
                          └─ engine, many at a time ─────┴─▶ vectors, durable ──▶ one transaction: in view, and counted
     sentences ──▶ engine ──▶ cut by meaning, durable ──▶ a document like the others
 
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from jobs import attachments, documents, indexes, indexing, shards
 from jobs.attachments import Made
@@ -202,7 +202,7 @@ class Indexing:
     def _write(self, part: list[tuple[_File, int]], row: VectorStore) -> None:
         """Vectors of some chunks, durable. A document that one can't be had for has failed."""
         texts = {file.digests[n]: file.document.piece(n) for file, n in part}
-        vectors = self._known(row, texts)
+        vectors = self._known(row, {file.recipe for file, _ in part}, texts)
         self._embed({digest: text for digest, text in texts.items() if digest not in vectors}, vectors, row)
         dimensions = self._dimensions(row, vectors)
         for file, n in part:
@@ -216,10 +216,10 @@ class Indexing:
             if self.context.late.wrote(row.id):
                 self.context.vectors.tend(store_of(row))
 
-    def _known(self, row: VectorStore, texts: dict[str, str]) -> dict[str, Vector]:
-        """Vectors that this store, or another of the project, has already: no text is embedded twice."""
+    def _known(self, row: VectorStore, recipes: set[str], texts: dict[str, str]) -> dict[str, Vector]:
+        """Vectors that this store, or another of the project, has already."""
         vectors: dict[str, Vector] = {}
-        for store in self._alike(row):
+        for store in self._alike(row, recipes):
             missing = texts.keys() - vectors.keys()
             if not missing:
                 break
@@ -231,18 +231,25 @@ class Indexing:
                 log.warning("store_not_looked_at", extra={"store": store.id})
         return vectors
 
-    def _alike(self, row: VectorStore) -> list[VectorStore]:
-        """Stores of the project whose vectors would be the same, this one first, then those used last."""
+    def _alike(self, row: VectorStore, recipes: set[str]) -> list[VectorStore]:
+        """Stores of the project whose vectors would be the same: this one, for each recipe one of all those that have
+        made it, then those used last."""
         same = [
+            VectorStore.id != row.id,
             VectorStore.project_id == row.project_id,
             VectorStore.model == row.model,
             VectorStore.shortened == row.shortened,
             VectorStore.dimensions == row.dimensions if row.dimensions else VectorStore.dimensions > 0,
         ]
-        last = select(VectorStore).where(*same, VectorStore.id != row.id).order_by(VectorStore.active_at.desc())
+        here = VectorStoreFile.recipe.in_(recipes), VectorStoreFile.document.is_not(None)
+        makers = select(func.max(VectorStoreFile.store_id)).join(
+            VectorStore, VectorStore.id == VectorStoreFile.store_id
+        )
+        one_each = makers.where(*here, *same).group_by(VectorStoreFile.recipe)
+        last = select(VectorStore).where(*same).order_by(VectorStore.active_at.desc()).limit(STORES_LOOKED_AT)
         with self.context.db.read() as session:
-            others = session.scalars(last.limit(STORES_LOOKED_AT)).all()
-        return [row, *others] if row.dimensions else list(others)
+            others = [*session.scalars(select(VectorStore).where(VectorStore.id.in_(one_each))), *session.scalars(last)]
+        return list({store.id: store for store in ([row] if row.dimensions else []) + others}.values())
 
     def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:
         """Known before the first vector is written: whoever looks for it, or removes it, has to know."""
