@@ -69,7 +69,7 @@ class Summaries:
         dropped = [n for turn in history.older(self._kept_turns) for n in turn]
         if not dropped:
             return None
-        left = self._budget - await self._count(replace(self._request, body=history.noted(dropped, f"{_NOTE}\n")))
+        left = self._budget - await self._count(replace(self._request, body=history.noted(dropped, _NOTE, [""])))
         most = min(self._most, left - _SLACK, self._limit // 4)
         if most < _LEAST_ROOM:
             return None
@@ -79,7 +79,7 @@ class Summaries:
             if not parts or self.spent.levels == _LEVELS:
                 return None
             texts = await self._level(parts, most)
-            body = history.noted(dropped, "\n".join([_NOTE, *texts]))
+            body = history.noted(dropped, _NOTE, texts)
             if await fits(body):
                 return body, self._told(len(dropped))
             if len(parts) == 1:
