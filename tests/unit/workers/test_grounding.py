@@ -6,9 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from api.routes import vector_store_search
+from jobs.models import VectorStore
 from jobs.searches import Found, Search
 from workers.engines.port import Answer, Emit, EngineBusy, Request, Usage, refusal
-from workers.file_search import MOST_RESULTS
+from workers.file_search import MOST_RESULTS, tool_of
 from workers.grounding import Grounded
 from workers.packing import Room
 
@@ -213,7 +215,8 @@ async def test_what_is_searched_for_a_batch_leaves_nothing_in_the_cache(facts: d
 
 async def test_the_tool_s_options_reach_the_search() -> None:
     shelf = Shelf()
-    ranking = {"score_threshold": 0.2, "hybrid_search": {"embedding_weight": 2, "text_weight": 0}}
+    hybrid = {"embedding_weight": 2, "text_weight": 0, "fusion": "relative", "rrf_k": 60}
+    ranking: dict[str, Any] = {"score_threshold": 0.2, "hybrid_search": hybrid}
     ranking |= {"ranker": "best", "rerank_depth": 7, "deduplicate": 0.5}
     filters = {"type": "eq", "key": "year", "value": 2026}
 
@@ -221,7 +224,7 @@ async def test_the_tool_s_options_reach_the_search() -> None:
 
     [search] = shelf.searches
     assert (search.limit, search.filters, search.threshold) == (3, filters, 0.2)
-    assert (search.vector_weight, search.text_weight) == (2.0, 0.0)
+    assert (search.vector_weight, search.text_weight, search.fusion, search.k) == (2.0, 0.0, "relative", 60)
     assert (search.ranker, search.depth, search.deduplicate) == ("best", 7, 0.5)
 
 
@@ -325,6 +328,12 @@ async def test_other_fields_of_the_wrong_kind_are_named(field: str, value: Any) 
         {**TOOL, "ranking_options": {"rerank_depth": 0}},
         {**TOOL, "ranking_options": {"deduplicate": 0}},
         {**TOOL, "ranking_options": {"ranker": ""}},
+        {**TOOL, "ranking_options": {"hybrid_search": {"fusion": "nonsense"}}},
+        {**TOOL, "ranking_options": {"hybrid_search": {"rrf_k": "60"}}},
+        {**TOOL, "ranking_options": {"hybrid_search": {"rrf_k": 10_001}}},
+        {**TOOL, "ranking_options": {"hybrid_search": {"rrf": 60}}},
+        {**TOOL, "ranking_options": {"rerank": 5}},
+        {**TOOL, "max_results": 1},
         {**TOOL, "refuse": "yes"},
         {**TOOL, "refuse": {"support": 1.5}},
         {**TOOL, "refuse": {"suport": 0.5}},
@@ -338,6 +347,34 @@ async def test_a_tool_that_is_wrong_is_refused_and_nobody_is_asked(wrong: dict[s
     assert (body["http"], body["error"]["param"]) == (400, "tools")
     assert not engine.asked
     assert not shelf.searches
+
+
+async def test_a_second_search_is_refused_and_not_passed_over() -> None:
+    engine, shelf = Echo(), Shelf()
+
+    body = await answered(asked(tools=[TOOL, {**TOOL, "vector_store_ids": ["vs_nope"]}]), engine, shelf)
+
+    assert (body["http"], body["error"]["param"], body["error"]["code"]) == (400, "tools", "invalid_value")
+    assert "more than once" in body["error"]["message"]
+    assert (engine.asked, shelf.searches) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "hybrid",
+    [{"embedding_weight": 2, "text_weight": 1, "fusion": "relative", "rrf_k": 60}, {"fusion": "rrf", "rrf_k": 0}],
+)
+async def test_the_tool_takes_what_the_search_of_a_store_takes(hybrid: dict[str, Any]) -> None:
+    options = {
+        "hybrid_search": {"embedding_weight": 1, "text_weight": 1, **hybrid},
+        "rerank_depth": 3,
+        "deduplicate": 1,
+    }
+    index = VectorStore(id="vs_1", model="")
+    theirs = vector_store_search.wanted(
+        index, ("q",), 5, None, vector_store_search.RankingOptions.model_validate(options)
+    )
+
+    assert tool_of({"tools": [{**TOOL, "ranking_options": options}]}).search("vs_1", "q") == theirs
 
 
 async def test_refusals_of_store_and_engine_are_passed_on() -> None:
