@@ -39,8 +39,10 @@ async def answered_once(
     answer: Callable[[], Awaitable[Answered | Response]],
     keep: Callable[[Answered, Callable[[Make], object]], None],
     load: Callable[[str], Answered],
+    show: Callable[[Answered], Answered] = dict,
 ) -> Response:
-    """What `answer` gives, when `keep` has kept it, or its refusal; of a key that is known what `load` has.
+    """What `answer` gives, when `keep` has kept it, or its refusal; of a key that is known what `load` has. Of either
+    the client is told what `show` shows.
 
     Raises InFlight, IdempotencyMismatch, and what these raise.
     """
@@ -48,13 +50,13 @@ async def answered_once(
         if lease.kept is not None:
             said = await run_in_threadpool(once.replay, fields)
             assert said is not None, "the key was kept a moment ago"
-            return as_json(await run_in_threadpool(load, referred(said)), replayed=True)
+            return as_json(show(await run_in_threadpool(load, referred(said))), replayed=True)
         answered = await answer()
         if isinstance(answered, Response):
             await run_in_threadpool(lease.drop)
             return answered
         await run_in_threadpool(keep, answered, partial(lease.complete, fields))
-        return as_json(answered)
+        return as_json(show(answered))
 
 
 def once_kept(

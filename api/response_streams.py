@@ -114,7 +114,7 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
         if last and (turn.store or turn.conversation):
             run = kept_responses.unless_kept(turn.call, turn.id) if resumable else turn.call.in_one_write
             await run_in_threadpool(keep, turn, event["response"], run)
-    return event
+    return turn.shown(event)
 
 
 def _error(told: Any, number: int) -> dict[str, Any]:

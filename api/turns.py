@@ -32,6 +32,7 @@ from jobs.terms import terms_of
 
 #: What we do ourselves; the rest is the engine's.
 _OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
+_SEARCH = "file_search"
 _ANSWERED = frozenset({"completed", "incomplete"})
 
 
@@ -87,6 +88,16 @@ class Turn:
     def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         return responses.ours(answer, self.facts)
 
+    @property
+    def results(self) -> bool:
+        """Whether the client asked for what searches find."""
+        include = self.body.fields().get("include")
+        return isinstance(include, list) and responses.RESULTS in include
+
+    def shown(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """A response, or an event of it, as the client asked for it."""
+        return dict(told) if self.results else responses.bare(told)
+
     def kept(self, response: dict[str, Any]) -> Kept:
         return Kept(self.question, response)
 
@@ -104,7 +115,18 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
     question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    if body.store is not False and _searches(question):  # whoever reads it later may want to see what was found
+        question["include"] = [*dict.fromkeys([*(question.get("include") or ()), responses.RESULTS])]
     return Turn(call, body, question, asked)
+
+
+def _searches(question: Mapping[str, Any]) -> bool:
+    """Whether it searches files, and says nothing of what to show that is to be refused."""
+    tools, include = question.get("tools"), question.get("include")
+    known = include is None or (isinstance(include, list) and all(isinstance(name, str) for name in include))
+    return (
+        known and isinstance(tools, list) and any(isinstance(one, dict) and one.get("type") == _SEARCH for one in tools)
+    )
 
 
 def unless_ours(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +183,7 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if status not in _ANSWERED:
         message = f"Previous response '{previous}' is {status}."
         raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
-    return [*responses.items(kept), *kept.response["output"]]
+    return [*responses.items(kept), *responses.bare(kept.response)["output"]]
 
 
 def begun(turn: Turn) -> dict[str, Any]:
@@ -203,7 +225,7 @@ def keep(turn: Turn, response: dict[str, Any], run: Callable[[Make], object]) ->
 
         run(both)
 
-    said = [show_item(item) for item in (*turn.asked, *response["output"])]
+    said = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
     kept_conversations.add(turn.call, turn.conversation, said, commit)
 
 
