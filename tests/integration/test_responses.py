@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import openai
@@ -161,6 +162,20 @@ def test_what_is_not_kept_is_searched_for_as_it_was_asked(library: Shop) -> None
 
     assert (found(plain), found(wanted)) == (None, [TEXT])
     assert (odd.status_code, odd.json()["error"]["param"]) == (400, "include")
+
+
+def test_a_kept_response_is_told_in_the_events_that_its_stream_had(library: Shop) -> None:
+    live = list(library.client.responses.create(model=MODEL, input="Cats?", tools=[TOOL], stream=True, include=RESULTS))
+    later = list(library.client.responses.retrieve(live[-1].response.id, stream=True, include=RESULTS))
+
+    kinds = [kind for kind, _ in groupby(event.type for event in live)]  # a text that is kept comes in one piece
+    assert [event.type for event in later] == kinds
+    assert kinds[3:6] == [f"response.file_search_call.{step}" for step in ("in_progress", "searching", "completed")]
+    assert "response.output_text.annotation.added" in kinds
+    assert [event.sequence_number for event in later] == list(range(len(later)))
+    told = [[event.to_dict() | {"sequence_number": 0} for event in events if "delta" not in event.type][2:]
+            for events in (live, later)]  # fmt: skip
+    assert told[0] == told[1]
 
 
 def test_events_have_names_and_no_done(shop: Shop) -> None:
