@@ -125,6 +125,7 @@ def test_a_stream_says_the_same_in_pieces(host: Host) -> None:
     assert "".join(texts) == whole["choices"][0]["message"]["content"]
     assert len(texts) > 4
     assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert [event["usage"] for event in events[:-1]] == [None] * len(events[:-1])
     assert {name for event in events for name in event} <= {
         "id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier",
     }  # fmt: skip

@@ -122,16 +122,18 @@ class HttpEngine:
                 request = embed_forward.for_server(request, self._prompts.get(str(request.body.get("model"))))
             except Unacceptable as wrong:
                 return wrong.answer
-        return await self._ask(request, self._read)
+        answer = await self._ask(request, self._read)
+        return replace(answer, body=wire.with_refusal(answer.body)) if request.url == wire.CHAT else answer
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Server-sent events, until `[DONE]`."""
+        usage = wire.wants_usage(request.body)
 
         async def read(response: aiohttp.ClientResponse) -> bytes:
             if response.status != 200 or response.content_type != wire.EVENT_STREAM:
                 return await self._read(response)
             async for event in wire.events(wire.lines(response.content.iter_any(), self._max_bytes)):
-                await emit(event)
+                await emit(wire.with_usage(event) if usage else event)
             return wire.STREAMED
 
         return await self._ask(replace(request, body={**request.body, "stream": True}), read)

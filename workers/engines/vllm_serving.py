@@ -166,8 +166,13 @@ def plain(said: Any) -> dict[str, Any]:
     return _openai(said.model_dump(mode="json", by_alias=True, exclude=_NOT_OPENAI))
 
 
-def plain_event(event: dict[str, Any]) -> dict[str, Any]:
-    """One event of a stream, likewise: a chunk, or an event of a response, which may hold the response so far."""
+def plain_event(event: dict[str, Any], *, usage: bool = False) -> dict[str, Any]:
+    """One event of a stream, likewise: a chunk, or an event of a response, which may hold the response so far.
+
+    `usage`: the stream tells its usage at its end, and each chunk before that it does not.
+    """
+    if usage and "choices" in event:
+        event.setdefault("usage", None)
     _drop(event, _NOT_OPENAI)
     response = event.get("response")
     if isinstance(response, dict):

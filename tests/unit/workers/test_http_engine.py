@@ -128,7 +128,10 @@ async def test_usage_is_read_from_what_each_server_says(server: Server, engine: 
     answer = await engine.answer(request())
 
     assert answer.usage == usage
-    assert msgspec.json.decode(answer.body) == msgspec.json.decode(body)
+    expected = msgspec.json.decode(body)
+    for choice in expected.get("choices", ()):
+        choice["message"].setdefault("refusal", None)
+    assert msgspec.json.decode(answer.body) == expected
     assert b"\n" not in answer.body
 
 
