@@ -23,7 +23,7 @@ import pydantic
 
 from workers.engines import leftovers
 from workers.engines.caps import objection
-from workers.engines.documented import documented
+from workers.engines.documented import FIELDS, documented
 from workers.engines.port import (
     Answer,
     Emit,
@@ -133,6 +133,9 @@ class VllmEngine:
             return None
 
     def _objection(self, request: Request) -> Answer | None:
+        if request.url not in FIELDS:
+            message = f"Unknown URL {request.url}; an engine serves {', '.join(FIELDS)}."
+            return refusal(HTTPStatus.NOT_FOUND, message, param="url")
         name = request.body.get("model")
         return objection(request.url, request.body) or (None if name in self._names else unknown_model(str(name)))
 

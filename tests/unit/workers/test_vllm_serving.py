@@ -128,3 +128,23 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
 
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "status"),
+    [
+        ("/v1/moderations", {"model": "m"}, 404),
+        ("/v1/rerank", {"model": "m"}, 404),
+        ("/v1/completions", {"model": "m", "n": "10000"}, 400),
+        ("/v1/completions", {"model": "other"}, 404),
+    ],
+)
+async def test_what_vllm_is_not_asked_is_refused_before_it_starts(
+    tmp_path: Path, url: str, body: dict[str, object], status: int
+) -> None:
+    engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids")
+    request = Request(url, body, "req_1")
+
+    assert (await engine.answer(request)).status == status
+    assert await engine.length(request) is None
+    assert not (tmp_path / "pids").exists()
