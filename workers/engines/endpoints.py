@@ -30,6 +30,7 @@ class Endpoint:
     found: frozenset[str] | None = None  # None: it never answered
     paused_until: float = 0.0
     doubtful: bool = False  # a connection broke: it may be dying
+    of_vllm: bool = False  # by its listing: its caches are kept apart by project
     of_tei: bool = False  # it re-ranks as text-embeddings-inference does
     proving: asyncio.Lock = field(default_factory=asyncio.Lock)
     circuit: Circuit = field(init=False)

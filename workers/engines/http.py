@@ -23,6 +23,7 @@ from jobs.prompts import Prompts
 from jobs.registry import ANY_MODEL, is_internal
 from workers.engines import embed_forward, rerank_request, rerank_tei, wire
 from workers.engines.batching import Unacceptable
+from workers.engines.documented import forwarded
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, unknown_model
 from workers.engines.rerank_tei import Said
@@ -222,7 +223,7 @@ class HttpEngine:
     async def _send(self, endpoint: Endpoint, request: Request, model: str, read: Read) -> Answer:
         """Use the slot that was taken, and free it."""
         upstream = endpoint.upstream(model) or model
-        body = request.body if upstream == model else {**request.body, "model": upstream}
+        body = forwarded(request.body, upstream, request.tenant if endpoint.of_vllm else "")
         headers = {"X-Request-Id": request.request_id}
         if endpoint.api_key:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
@@ -377,10 +378,11 @@ class HttpEngine:
             async with self._session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
                 if response.status >= 500:
                     return None
-                names = wire.model_names(await self._read(response)) if response.status == 200 else None
+                found = wire.listing(await self._read(response)) if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, EngineFault):
             return None
-        return frozenset({ANY_MODEL}) if names is None else names
+        endpoint.of_vllm = found is not None and found.of_vllm
+        return frozenset({ANY_MODEL}) if found is None else found.names
 
 
 def _answer(status: int, raw: bytes) -> Answer:

@@ -1,5 +1,7 @@
 """The engines of one worker process as one engine, and how they are built from the models file.
 
+What no engine may be asked (`workers.engines.caps`) is refused here, before any of them is chosen.
+
 name ── registry.target ──▶ an engine that has the model ── else ──▶ an endpoint that takes any name
 """
 
@@ -18,6 +20,7 @@ from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
 from jobs.secretfiles import secret
 from jobs.settings import Settings
+from workers.engines.caps import objection
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_runtime import Place
 from workers.engines.endpoints import Endpoint, base_of
@@ -77,6 +80,8 @@ class Router:
                 raise outcome
 
     async def answer(self, request: Request) -> Answer:
+        if refused := objection(request.url, request.body):
+            return refused
         name = str(request.body.get("model"))
         if engine := self._having(name):  # nearly always: nothing else is looked up for each of a million requests
             return await engine.answer(request)
@@ -84,12 +89,16 @@ class Router:
         return await engine.answer(request) if engine else self._unserved(name)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
+        if refused := objection(request.url, request.body):
+            return refused
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
         return await engine.stream(request, emit) if engine else self._unserved(name)
 
     async def length(self, request: Request) -> Length | None:
         """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked."""
+        if objection(request.url, request.body):
+            return None
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
         if count := getattr(engine, "length", None):

@@ -8,7 +8,7 @@
 import http.client
 from collections.abc import AsyncIterable, AsyncIterator
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -192,15 +192,24 @@ def retry_after(value: str | None) -> float | None:
 
 class _Card(msgspec.Struct):
     id: str
+    owned_by: Any = None
 
 
 class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
-def model_names(body: bytes) -> frozenset[str] | None:
-    """The names in a listing of models; None if this is not one."""
+class Listing(NamedTuple):
+    """The names of a server's models, and whether it is a vLLM."""
+
+    names: frozenset[str]
+    of_vllm: bool
+
+
+def listing(body: bytes) -> Listing | None:
+    """None if the body is no listing of models."""
     try:
-        return frozenset(card.id for card in msgspec.json.decode(body, type=_Cards).data)
+        cards = msgspec.json.decode(body, type=_Cards).data
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return Listing(frozenset(card.id for card in cards), any(card.owned_by == "vllm" for card in cards))

@@ -686,3 +686,16 @@ async def test_models_of_external_servers_are_marked(server: Server) -> None:
     engine = HttpEngine([Endpoint(server.url, found=frozenset({"m", "near"})), outside], timeout=5)
 
     assert engine.discovered == {"m": True, "near": False, "far": True}
+
+
+async def test_what_steers_a_server_is_left_out_and_its_cache_is_kept_apart_if_it_is_a_vllm(server: Server) -> None:
+    body = {"model": "m", "messages": [], "top_k": 5}
+    asked = Request(CHAT, body | {"cache_salt": "another", "priority": -1000}, "req_1", 7, "proj_1")
+    heard: list[dict[str, Any]] = []
+    for owner in ("vllm", "sglang", 5):
+        server.listing = web.json_response({"data": [{"id": "m", "owned_by": owner}]})
+        async with engine_of(Endpoint(server.url)) as engine:
+            await engine.answer(asked)
+            heard.append(server.asked[-1])
+
+    assert heard == [body | {"cache_salt": "proj_1"}, body, body]

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,31 @@ async def test_name_reaches_the_engine_that_has_it(tmp_path: Path) -> None:
 
     assert router.models == ("tiny", "qwen")
     assert [model_of(await router.answer(chat(name))) for name in ("tiny", "qwen")] == ["tiny", "qwen"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt_logprobs": 5},
+        {"n": "100000"},
+        {"top_logprobs": 5000},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}]},
+    ],
+)
+@pytest.mark.parametrize("name", ["tiny", "gpt-4o-mini", "unheard-of"])
+async def test_no_engine_is_asked_what_is_beyond_the_caps(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
+    prompts: list[str] = []
+    engines = [FakeEngine((served,), asked=prompts.append) for served in ("tiny", "*")]
+    router = await started(Router(engines, registry(tmp_path)))
+    asked = replace(chat(name), body=chat(name).body | wrong)
+
+    async def emit(_: bytes) -> None: ...
+
+    answers = [await router.answer(asked), await router.stream(asked, emit)]
+
+    assert [answer.status for answer in answers] == [400, 400]
+    assert await router.length(asked) is None
+    assert prompts == []
 
 
 async def test_alias_is_answered_by_its_model_under_that_models_name(tmp_path: Path) -> None:
