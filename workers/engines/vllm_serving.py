@@ -49,8 +49,6 @@ def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
     """What vLLM reads from the environment, to be set before it is imported. What is set already stays."""
     cpus = sorted(os.sched_getaffinity(0))
     wanted = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # no URL reaches it (see `caps`); were one to, it would go nowhere else
         "VLLM_LOGGING_LEVEL": "WARNING",
         # a fork would take along the locks and sockets of the worker's other threads

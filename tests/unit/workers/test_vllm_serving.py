@@ -72,7 +72,7 @@ def test_a_model_of_a_hub_may_be_fetched(monkeypatch: pytest.MonkeyPatch) -> Non
     prepare_environment("some/model", {})
 
     assert "HF_HUB_OFFLINE" not in os.environ
-    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "WARNING"
 
 
 def test_threads_are_bound_where_one_engine_has_few_processors(monkeypatch: pytest.MonkeyPatch) -> None:
