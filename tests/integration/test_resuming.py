@@ -449,8 +449,9 @@ def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_bac
 
 @pytest.mark.parametrize("read", [0, 2], ids=["before the first is read", "while it is read"])
 async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_shown_a_hole(
-    redis_url: str, read: int
+    redis_url: str, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("jobs.waiting.AT_ONCE", 2)
     name, kept = new_id("req_"), Resumable("tenant", "/v1/chat/completions", now() + 60, 30, b"")
     pieces = [Piece("taken"), *(Piece("chunk", str(n).encode()) for n in range(4)), Piece("end")]
     lines = Lines(Settings(streams_url=redis_url))
@@ -461,8 +462,8 @@ async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_sho
 
         await tell(*pieces[:read])
         seen = [await anext(rest) for _ in range(read)]
-        *_, last = await tell(*pieces[read:])
-        await server.xtrim(interactive.answer(name), minid=last, approximate=False)
+        *_, oldest, _, _ = await tell(*pieces[read:])
+        await server.xtrim(interactive.answer(name), minid=oldest, approximate=False)  # more than AT_ONCE stay
         with pytest.raises(NotFound) as gone:
             seen += [piece async for piece in rest]
     await lines.close()
