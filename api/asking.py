@@ -104,7 +104,7 @@ async def ask(
     kept = Resumable(call.project_id, url, question.deadline, resume, shown) if resume else None
 
     async def served() -> bool:
-        return await run_in_threadpool(_served, call, queue, body["model"])
+        return await run_in_threadpool(_still_served, call, queue, body["model"])
 
     async def there() -> None:
         await _look(call, request, question.deadline)
@@ -175,8 +175,8 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
         if any(name in off.of(scope) for scope, name in scopes):
             raise Unavailable("The operator has paused this model.", code="paused")
-    if not _served(call, queue, model):
-        raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
+        if not _served(session, call, queue, model):
+            raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
     return queue
 
 
@@ -187,10 +187,14 @@ def _refused(refusal: placement.NotServed, model: str) -> NightmillError:
     return kind(str(refusal), param="model", code=refusal.code)
 
 
-def _served(call: CallContext, queue: str, model: str) -> bool:
-    alias = call.services.registry().aliases.get(model, "")
+def _still_served(call: CallContext, queue: str, model: str) -> bool:
     with call.db.read() as session:
-        return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
+        return _served(session, call, queue, model)
+
+
+def _served(session: Session, call: CallContext, queue: str, model: str) -> bool:
+    alias = call.services.registry().aliases.get(model, "")
+    return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
 
 
 async def _look(call: CallContext, request: Request, deadline: float) -> None:

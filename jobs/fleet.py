@@ -21,6 +21,8 @@ from jobs.states import LIVE, ShardState
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
 #: What each look of the dispatcher asks, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
+#: What each question of somebody who waits asks.
+_SERVING = select(Worker.queues, Worker.models).where(Worker.state == "ready", ~_OFF)
 
 
 def register(session: Session, worker: Worker) -> None:
@@ -63,7 +65,9 @@ def slots(session: Session) -> dict[str, int]:
 
 def serves(session: Session, queue: str, model: str) -> bool:
     """Whether a live worker of `queue` serves `model`."""
-    return any(model in worker.models or ANY_MODEL in worker.models for worker in alive(session, queue))
+    return any(
+        queue in queues and (model in models or ANY_MODEL in models) for queues, models in session.execute(_SERVING)
+    )
 
 
 def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:
