@@ -2,7 +2,9 @@
 asked, and for how long it is worth while to wait. A client who asked for it may come back to a stream that broke.
 """
 
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -91,7 +93,7 @@ async def ask(
     """
     if resume and not stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    queue = await run_in_threadpool(_live_queue, call, endpoint or url, body["model"])
+    queue = await _queue(call, endpoint or url, body["model"])
     question = Question(
         id=new_id("req_"),
         url=url,
@@ -163,6 +165,12 @@ def queue_of(session: Session, call: CallContext, url: str, model: str) -> str |
         return None
     except placement.NotServed as refusal:
         raise _refused(refusal, model) from None
+
+
+async def _queue(call: CallContext, url: str, model: str) -> str:
+    """Where somebody takes questions of this project for the model now. Raises what `_live_queue` raises."""
+    asked = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
+    return await call.services.places.get(asked, partial(_live_queue, call, url, model))
 
 
 def _live_queue(call: CallContext, url: str, model: str) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.metrics import Exposition
 from api.readiness import Watch
+from api.trusted import Trusted
 from jobs import audit
 from jobs.db import Database
 from jobs.registry import Registry
@@ -37,6 +38,7 @@ class Services:
     exposition: Exposition
     lines: Lines
     watch: Watch = field(default_factory=Watch)
+    places: Trusted[str] = field(default_factory=Trusted[str])  # queues that live workers take questions from
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def registry(self) -> Registry:
