@@ -7,6 +7,7 @@
 `gpu QUEUE` and `embed QUEUE` serve another queue that models.yaml names.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -160,6 +161,8 @@ def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk) ->
     """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing."""
     try:
         host.start()
+        gc.collect()
+        gc.freeze()  # to look through all that an engine has loaded takes half a second, in which nobody is answered
         log.info("engine_up", extra={"queue": desk.queue})
         host.call(desk.serve()).add_done_callback(_desk_ended)
         _stay_announced(context, engine, desk.queue)
