@@ -1,7 +1,7 @@
 """How many lines of batches are with an engine while somebody waits at a screen.
 
-    a line of a batch ──▶ room? ──▶ engine                nobody waits: a little more than runs at once, so that the
-                            └── no: it waits, in order     engine is never idle, and its own queue is short
+    a line of a batch ──▶ room? ──▶ engine                nobody waits: a little more than the engine is meant to run,
+                            └── no: it waits, in order     so that it still does while one is followed by the next
     a client asks ──▶ room for a few lines only, until some seconds after the last answer
 
 Priority alone lets a question overtake what waits, not what runs: on a CPU a step takes as long as all that is in it.

