@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from jobs import pauses
 from jobs.clock import now
 from jobs.db import insert_into
-from jobs.models import Job, Model, Pause, Shard, Worker
+from jobs.models import Job, Model, Pause, Shard, Worker, row_of
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL
 from jobs.states import LIVE, ShardState
@@ -25,7 +25,7 @@ _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id
 
 def register(session: Session, worker: Worker) -> None:
     """Write its row, whether or not it is there: the answer may be lost, and two threads may find the row missing."""
-    row = {name: value for name, value in vars(worker).items() if name in Worker.__table__.columns}
+    row = row_of(worker)
     insert = insert_into(session, Worker).values(row)
     session.execute(insert.on_conflict_do_update(index_elements=[Worker.id], set_=row))
 

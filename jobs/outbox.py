@@ -7,13 +7,16 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db import UNSEEN, insert_into
-from jobs.models import Job, Outbox, Project
+from jobs.models import Job, Outbox, Project, table_of
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
 
@@ -30,11 +33,15 @@ READY: dict[Task, frozenset[JobState]] = {
     Task.FINISH: frozenset(CLOSING),
 }
 
-#: The end of a doorbell that was claimed, built once.
-_CLAIMED = delete(Outbox).where(
-    Outbox.task == bindparam("its_task"), Outbox.job_id == bindparam("its_job"), Outbox.shard_n == bindparam("its_n")
+#: What each step of each job asks, built once, of the table: no session holds a doorbell as an object meanwhile.
+_outbox = table_of(Outbox)
+_CLAIMED = delete(_outbox).where(
+    _outbox.c.task == bindparam("its_task"),
+    _outbox.c.job_id == bindparam("its_job"),
+    _outbox.c.shard_n == bindparam("its_n"),
 )
-_CLAIMED_THERE = _CLAIMED.where(Outbox.queue == bindparam("its_queue"))
+_CLAIMED_THERE = _CLAIMED.where(_outbox.c.queue == bindparam("its_queue"))
+_NOTIFY = text(f"NOTIFY {CHANNEL}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +76,25 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
         for n in shards
     ]
     if rows:
-        session.execute(insert_into(session, Outbox).on_conflict_do_nothing(), rows)
-        if session.get_bind().dialect.name == "postgresql":
-            session.execute(text(f"NOTIFY {CHANNEL}"))
+        connection = session.connection()
+        connection.execute(_owing(connection.dialect.name), rows)
+        if connection.dialect.name == "postgresql":
+            connection.execute(_NOTIFY)
+
+
+@cache
+def _owing(dialect: str) -> Any:
+    insert = sqlite_insert if dialect == "sqlite" else pg_insert
+    return insert(_outbox).on_conflict_do_nothing()
 
 
 def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
     """The work was claimed: its doorbell (in that queue) is no longer owed."""
     its = {"its_task": task, "its_job": job_id, "its_n": shard_n}
     if queue is None:
-        session.execute(_CLAIMED, its, execution_options=UNSEEN)
+        session.connection().execute(_CLAIMED, its)
     else:
-        session.execute(_CLAIMED_THERE, {**its, "its_queue": queue}, execution_options=UNSEEN)
+        session.connection().execute(_CLAIMED_THERE, {**its, "its_queue": queue})
 
 
 def forget(session: Session, job_id: str) -> None:

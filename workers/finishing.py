@@ -16,14 +16,13 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from jobs import ledger, lines, responses
 from jobs.clock import now
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
-from jobs.models import TOKENS, File, Job, Segment, Shard
+from jobs.models import TOKENS, File, Segment, Shard
 from jobs.payloads import INGESTION, Batch
 from jobs.queues import Task
 from jobs.states import JobState
@@ -216,10 +215,5 @@ class _Finisher:
         values: dict[str, Any] = {**self.counts, "total": self.total}
         values |= {name: row.id for name, row in rows.items() if row is not None}
         files = [row for row in rows.values() if row is not None]
-        described = [{c.name: getattr(row, c.name) for c in File.__table__.columns} for row in files]
-
-        def close(session: Session) -> Job:
-            return ledger.close(session, self.claim, values, [File(**row) for row in described], self.outcomes)
-
-        self.context.db.retrying(close)
+        self.context.db.retrying(lambda session: ledger.close(session, self.claim, values, files, self.outcomes))
         log.info("job_closed", extra={"job_id": self.job.id, **self.counts})

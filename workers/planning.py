@@ -105,7 +105,7 @@ class _Planner:
         """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
         if self._over_token_limit(session):
             return False
-        shards.cut(session, self.claim, self.queue or "", self._rows())
+        shards.cut(session, self.claim, self.queue or "", self.full)
         ledger.planned(session, self.claim, total=self.total, model=self.checker.model, queue=self.queue or "")
         return True
 
@@ -175,13 +175,9 @@ class _Planner:
         if self.hold.ended:
             raise Abandoned
         queue = self.queue or ""
-        self._write(lambda session: shards.cut(session, self.claim, queue, self._rows()))
+        self._write(lambda session: shards.cut(session, self.claim, queue, self.full))
         self.full = []
         self.context.db.breathe(self.context.stop)
-
-    def _rows(self) -> list[Shard]:
-        """Of the full shards that are not written yet; new ones with each try, for a session keeps its own."""
-        return [Shard(**{name: getattr(shard, name) for name in _CUT}) for shard in self.full]
 
     def _place(self, model: str, number: int) -> str:
         try:
@@ -222,6 +218,3 @@ class _Planner:
 
     def _write(self, work: Callable[[Session], T]) -> T:
         return self.context.db.retrying(work, self.context.stop)
-
-
-_CUT = frozenset({"job_id", "n", "first_line", "lines", "offset", "length"})

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete, func, select, text, update
 
-from jobs import ledger, shards
+from jobs import ledger, shards, statements
 from jobs.db import Database
 from jobs.errors import Conflict, Fenced
 from jobs.models import Audit, Delivery, Event, File, Job, Outbox, WebhookEndpoint
@@ -84,7 +84,7 @@ def test_of_many_claims_on_a_job_one_is_granted(db: Database) -> None:
 
 @pytest.mark.parametrize("task", [Task.PLAN, Task.FINISH])
 def test_a_claim_is_refused_in_every_state_that_is_not_for_it(sqlite: Database, task: Task) -> None:
-    wrong = [state for state in JobState if state not in ledger.CLAIMABLE[task]]
+    wrong = [state for state in JobState if state not in statements.CLAIMABLE[task]]
     jobs = [submitted(sqlite, id=f"job-{state}") for state in wrong]
     with sqlite.write() as session:
         for job, where in zip(jobs, wrong, strict=True):
@@ -588,7 +588,7 @@ def test_sums_are_those_of_the_shards(db: Database) -> None:
 def test_a_stale_read_is_caught_by_the_update_itself(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock reads the newest row; should it ever not, the WHERE still knows."""
     job = submitted(db)
-    stale = ledgers.new_job(id=job.id, state=JobState.QUEUED, epoch=7)
+    stale = ledgers.new_job(id=job.id, state=JobState.QUEUED, epoch=7, event_seq=1)
     monkeypatch.setattr(ledger, "lock", lambda *_: stale)
 
     with pytest.raises(Fenced), db.write() as session:
