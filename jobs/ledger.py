@@ -184,10 +184,11 @@ def close(
     *,
     event: str | None = None,
     errors: Sequence[dict[str, Any]] = (),
+    locked: Job | None = None,
 ) -> Job:
     """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced.
 
-    With `errors` what was run to its end is no success.
+    With `errors` what was run to its end is no success. `locked` is the job, where this transaction has it.
     """
     source = JobState(claim.job.state)
     job = move(
@@ -200,6 +201,7 @@ def close(
         reason=str(errors[0].get("code")) if errors else None,
         values={**values, "errors": list(errors)} if errors else values,
         event=event,
+        locked=locked,
     )
     if files:  # after the guard: of a close whose answer was lost they are there already
         session.connection().execute(statements.ADD_FILE, list(map(row_of, files)))
@@ -284,6 +286,19 @@ def settle(session: Session, job_id: str, *, actor: str, locked: Job | None = No
         return
     if not session.scalar(statements.BUSY, {"its_job": job_id}):
         _owe_own(session, job, 0.0)
+
+
+def go_on(session: Session, job: Job, worker_id: str) -> JobClaim | None:
+    """As `settle`, by who ran all of a locked job and finishes it, without a doorbell. None: it is owed, or not due."""
+    actor = f"worker:{worker_id}"
+    if job.state != JobState.RUNNING or job.worker_id is not None or pauses.paused(session).holds_finishing(worker_id):
+        settle(session, job.id, actor=actor, locked=job)
+        return None
+    if session.scalar(statements.OPEN, {"its_job": job.id}):
+        return None
+    ours, source, target = {"worker_id": worker_id}, JobState.RUNNING, JobState.FINISHING
+    move(session, job.id, source, target, actor=actor, values=ours, locked=job)
+    return JobClaim(job, job.epoch, worker_id)
 
 
 def unsettled(session: Session, limit: int = 200) -> list[str]:

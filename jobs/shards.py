@@ -152,13 +152,14 @@ def covered(session: Session, job_id: str, n: int) -> int:
     return lines
 
 
-def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool) -> None:
-    """Make a segment count; with `last` the shard is done. Run twice it counts once. Raises Fenced."""
-    if last:
-        ledger.lock(session, claim.job.id)  # of two last shards one sees the other's end
+def commit(
+    session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
+) -> Job | None:
+    """Make a segment count; with `last` the shard is done, its job locked. Run twice it counts once. Raises Fenced."""
+    job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other's end
     its = {"its_job": claim.job.id, "its_n": claim.n, "its_epoch": claim.epoch}
     if _found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
-        return  # the first commit's answer was lost
+        return job  # the first commit's answer was lost
     tokens = tally.tokens()
     more = {f"its_{name}": count for name, count in {"done": tally.done, "failed": tally.failed, **tokens}.items()}
     ending = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()} if last else {}
@@ -179,17 +180,19 @@ def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int
         **tokens,
     }
     session.connection().execute(statements.ADD_SEGMENT, segment)
+    return job
 
 
-def finish_empty(session: Session, claim: ShardClaim) -> None:
+def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
     """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises Fenced."""
-    ledger.lock(session, claim.job.id)
+    job = ledger.lock(session, claim.job.id)
     done = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()}
     if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
-        return
+        return job
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
         raise Fenced
+    return job
 
 
 def trying(session: Session, claim: ShardClaim, line: int) -> None:

@@ -110,6 +110,8 @@ MUTANTS = [
             ("any move is allowed", "move", "target not in MOVES[source]", STATES),
             ("a move from any state", "move", "job.state not in allowed", STATES),
             ("a move by any epoch", "move", "epoch not in (None, job.epoch)", LEDGER),
+            ("finishing beside a pause", "go_on", "pauses.paused(session).holds_finishing(worker_id)", LEDGER),
+            ("going on before the last shard", "go_on", "session.scalar(statements.OPEN, {'its_job': job.id})", LEDGER),
             ("cancelling what has ended", "cancel", "JobState.CANCELLING not in MOVES[state]", LEDGER),
             ("expiring too early", "expire", "job.deadline > now()", LEDGER),
         )

@@ -72,6 +72,7 @@ class Indexing:
     """One claim on one shard. `closed`: all of it is done."""
 
     finishing = None  # its job is claimed when it is finished
+    ended = False
 
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
         self.context = context
