@@ -21,6 +21,7 @@ from jobs.states import LIVE, ShardState
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
 #: What each look of the dispatcher asks, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
+_SLOTS = select(Worker.queues, Worker.slots).where(Worker.state == "ready", ~_OFF)
 
 
 def register(session: Session, worker: Worker) -> None:
@@ -55,9 +56,9 @@ def alive(session: Session, queue: str | None = None) -> Sequence[Worker]:
 def slots(session: Session) -> dict[str, int]:
     """Live slots per queue."""
     total: dict[str, int] = {}
-    for worker in alive(session):
-        for queue in worker.queues:
-            total[queue] = total.get(queue, 0) + worker.slots
+    for queues, count in session.execute(_SLOTS):
+        for queue in queues:
+            total[queue] = total.get(queue, 0) + count
     return total
 
 

@@ -16,12 +16,15 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.models import Job, Outbox, Project, table_of
+from jobs.models import File, Job, Outbox, Project, table_of
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
 
 CHANNEL = "nightmill_outbox"  # PostgreSQL: notified when something is owed
 JOB = -1  # shard_n of a doorbell for the job itself
+
+#: An input that is planned in no time: a doorbell may name several such jobs.
+SMALL_BYTES = 65_536
 
 #: Seconds. What is due later than this was owed by a clock that has been set back since: it is due now.
 LONGEST_DELAY = 60.0
@@ -41,12 +44,14 @@ _CLAIMED = delete(_outbox).where(
     _outbox.c.shard_n == bindparam("its_n"),
 )
 _CLAIMED_THERE = _CLAIMED.where(_outbox.c.queue == bindparam("its_queue"))
+_FREE = select(_outbox.c.id).where(_outbox.c.id.in_(bindparam("ids", expanding=True))).with_for_update(skip_locked=True)
+_HANDED_OVER = update(_outbox).where(_outbox.c.id.in_(_FREE)).values(rung_at=bindparam("at"), rings=_outbox.c.rings + 1)
 _NOTIFY = text(f"NOTIFY {CHANNEL}")
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """One doorbell, as published: ids only."""
+    """One doorbell, as published: ids only. `small`: its work is next to none."""
 
     id: int
     task: str
@@ -54,6 +59,7 @@ class Ring:
     job_id: str
     shard_n: int
     project_id: str
+    small: bool = False
     rings: int = 0
 
 
@@ -115,7 +121,8 @@ def due(
     `only` is a further condition on the doorbell and its job.
     """
     statement = _DUE if only is None else _DUE.where(only)
-    return [Ring(*row) for row in session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})]
+    rows = session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})
+    return [Ring(*row[:-1], small=bool(row.small)) for row in rows]
 
 
 def rung(session: Session, ids: Sequence[int]) -> None:
@@ -123,11 +130,7 @@ def rung(session: Session, ids: Sequence[int]) -> None:
 
     One that is being claimed at this moment is passed over: to wait for it while holding others could be for ever.
     """
-    still = select(Outbox.id).where(Outbox.id.in_(ids)).with_for_update(skip_locked=True)
-    session.execute(
-        update(Outbox).where(Outbox.id.in_(still)).values(rung_at=now(), rings=Outbox.rings + 1),
-        execution_options={"synchronize_session": False},
-    )
+    session.connection().execute(_HANDED_OVER, {"ids": ids, "at": now()})
 
 
 def unring(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
@@ -160,13 +163,18 @@ def _ready(at: ColumnElement[float]) -> ColumnElement[bool]:
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
 
 
+#: Of a doorbell, its job and the job's input file: what joins the three, and whether to plan it is next to nothing.
+INPUT = and_(Outbox.task == Task.PLAN, File.id == Job.input_file_id)
+SMALL = and_(File.bytes.is_not(None), File.bytes <= SMALL_BYTES)
+
 #: What each tick asks, built once.
 _AT = bindparam("at", type_=Outbox.due_at.type)
 _UNRUNG = and_(Outbox.queue == bindparam("on"), Outbox.rung_at.is_(None), _due_by(_AT))
 _WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNRUNG))
 _DUE = (
-    select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id)
+    select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, SMALL.label("small"))
     .join(Job, Job.id == Outbox.job_id)
+    .outerjoin(File, INPUT)
     .where(Outbox.project_id == bindparam("of"), _UNRUNG, _ready(_AT))
     .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
     .limit(bindparam("most", type_=Outbox.id.type))

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobs import audit, fleet, keys, ledger, shards
+from jobs import audit, fleet, ids, keys, ledger, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
 from jobs.models import Delivery, File, Idempotency, Job, Outbox, Segment, Shard, Upload, UploadPart, Worker
+from jobs.outbox import SMALL_BYTES
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
@@ -357,6 +358,58 @@ def test_tasks_of_the_queue_are_the_ones_that_are_rung(house: House) -> None:
     house.worker(queue=Queue.PLAN)
 
     assert house.tick() == [(Task.FINISH, (job.id,))]
+
+
+def _batches(house: House, sizes: Sequence[int], **facts: Any) -> list[str]:
+    """Submitted batches over inputs of so many bytes."""
+    made = []
+    for size in sizes:
+        job = ledgers.new_job(project_id=_project(house.db, "one"), input_file_id=ids.new_id("file-"), **facts)
+        with house.db.write() as session:
+            file = _file(str(job.input_file_id))
+            file.bytes = size
+            session.add(file)
+            made.append(ledger.submit(session, job, actor="key:test").id)
+    return made
+
+
+def test_small_inputs_share_a_doorbell_and_every_slot_has_its_share(house: House) -> None:
+    small = _batches(house, [10, SMALL_BYTES, 10, 10, 10])
+    house.worker("a", queue=Queue.PLAN)
+    house.worker("b", queue=Queue.PLAN)
+
+    assert house.tick() == [(Task.PLAN, tuple(small[:3])), (Task.PLAN, tuple(small[3:]))]
+    assert house.tick(0.1) == []
+
+
+def test_large_inputs_have_a_doorbell_each_and_no_more_room_than_before(house: House) -> None:
+    jobs = _batches(house, [SMALL_BYTES + 1, 10, SMALL_BYTES + 1, SMALL_BYTES + 1, 10])
+    house.worker(queue=Queue.PLAN)
+
+    assert house.tick() == [(Task.PLAN, (job_id,)) for job_id in jobs[:3]]
+    assert house.tick(0.1) == []
+
+
+def test_no_more_small_inputs_are_out_than_eight_for_a_doorbell(house: House) -> None:
+    jobs = _batches(house, [10] * 20)
+    house.worker(queue=Queue.PLAN)
+
+    assert house.tick() == [(Task.PLAN, tuple(jobs[:8])), (Task.PLAN, tuple(jobs[8:16]))]
+    assert house.tick(0.1) == []
+    for job_id in jobs[:3]:
+        claim = ledgers.claim_job(house.db, job_id, Task.PLAN)
+        with house.db.write() as session:
+            ledger.reject(session, claim, [])
+
+    assert house.tick(0.1) == [(Task.PLAN, tuple(jobs[16:19]))]
+
+
+def test_small_inputs_that_nobody_heard_of_are_rung_again_one_by_one(house: House) -> None:
+    jobs = _batches(house, [10, 10])
+    house.worker(queue=Queue.PLAN)
+    assert house.tick() == [(Task.PLAN, tuple(jobs))]
+
+    assert house.tick(11) == [(Task.PLAN, (job_id,)) for job_id in jobs]
 
 
 def test_due_webhook_wakes_a_living_sender_at_once_and_then_every_rering(house: House) -> None:
