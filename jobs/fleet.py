@@ -4,18 +4,19 @@ A worker registers, then beats; the leading dispatcher removes those whose beat 
 A row that is here is therefore a worker that lives, give or take one lease.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import pauses
+from jobs import outbox, pauses
 from jobs.clock import now
 from jobs.db import insert_into
 from jobs.models import Job, Model, Pause, Shard, Worker, row_of
+from jobs.outbox import Served
 from jobs.queues import Queue
-from jobs.registry import ANY_MODEL
+from jobs.registry import ANY_MODEL, Registry
 from jobs.states import LIVE, ShardState
 
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
@@ -65,6 +66,28 @@ def slots(session: Session) -> dict[str, int]:
 def serves(session: Session, queue: str, model: str) -> bool:
     """Whether a live worker of `queue` serves `model`."""
     return any(model in worker.models or ANY_MODEL in worker.models for worker in alive(session, queue))
+
+
+def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Served]:
+    """What the live workers of each queue answer, as `Router` decides it. None: nobody knows the models file.
+
+    An endpoint that takes any name is not meant by one that the file gives to others.
+    """
+    shown: dict[str, set[str]] = {}
+    for worker in workers:
+        for queue in worker.queues:
+            shown.setdefault(queue, set()).update(worker.models)
+    if registry is None:
+        return dict.fromkeys(shown, outbox.ALL)
+    return {queue: _answered(names, registry) for queue, names in shown.items()}
+
+
+def _answered(shown: set[str], registry: Registry) -> Served:
+    aliases = registry.aliases.items()
+    if ANY_MODEL not in shown:
+        return Served(frozenset(shown.union(alias for alias, name in aliases if name in shown)))
+    others = registry.models.keys() - shown
+    return Served(frozenset(others.union(alias for alias, name in aliases if name in others) - shown), but=True)
 
 
 def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:

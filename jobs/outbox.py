@@ -7,10 +7,10 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
@@ -61,6 +61,21 @@ class Ring:
     project_id: str
     small: bool = False
     rings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The models, and other names of them, that the live workers of a queue answer: these, or with `but` all others."""
+
+    names: frozenset[str]
+    but: bool = False
+
+    def has(self, name: str) -> bool:
+        return (name in self.names) is not self.but
+
+
+#: What nobody can say is not held back.
+ALL = Served(frozenset(), but=True)
 
 
 def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0) -> None:
@@ -114,13 +129,22 @@ def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
 
 
 def due(
-    session: Session, queue: str, project_id: str, at: float, limit: int, only: ColumnElement[bool] | None = None
+    session: Session,
+    queue: str,
+    project_id: str,
+    at: float,
+    limit: int,
+    served: Served = ALL,
+    only: ColumnElement[bool] | None = None,
 ) -> Sequence[Ring]:
     """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them.
 
-    `only` is a further condition on the doorbell and its job.
+    What nobody could answer is passed over: it would only take the places of what somebody could. `only` is a further
+    condition on the doorbell and its job.
     """
-    statement = _DUE if only is None else _DUE.where(only)
+    statement = _due(served)
+    if only is not None:
+        statement = statement.where(only)
     rows = session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})
     return [Ring(*row[:-1], small=bool(row.small)) for row in rows]
 
@@ -161,6 +185,15 @@ def _ready(at: ColumnElement[float]) -> ColumnElement[bool]:
     """Where the job is in a state for it. Only running waits for the job's time: its input is judged before."""
     begun = or_(Outbox.task != Task.RUN, Job.not_before.is_(None), Job.not_before <= at)
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
+
+
+@lru_cache(maxsize=64)
+def _due(served: Served) -> Select[int, str, str, str, int, str, bool]:
+    """What the models of a queue's own jobs keep back is left out; a queue where a shard is only prepared has none."""
+    if served == ALL:
+        return _DUE
+    named = Job.model.not_in(served.names) if served.but else Job.model.in_(served.names)
+    return _DUE.where(or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), named))
 
 
 #: Of a doorbell, its job and the job's input file: what joins the three, and whether to plan it is next to nothing.

@@ -124,7 +124,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
     shard = taken.first()
     if shard is None:
         return None
-    if job.waiting_for is not None:
+    if job.waiting_for not in (None, "model"):  # whether the model answers is to be seen
         ledger.wait_for(session, job_id, None)
     return ShardClaim(
         job=job,
@@ -158,6 +158,8 @@ def commit(
     """Make a segment count; with `last` the shard is done, its job locked. Run twice it counts once. Raises Fenced."""
     job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other's end
     its = {"its_job": claim.job.id, "its_n": claim.n, "its_epoch": claim.epoch}
+    if tally.covered and (seq or claim.job.waiting_for is not None):  # said before this claim, or during it
+        session.connection().execute(statements.ANSWERED, {"its_job": claim.job.id})
     if _found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
         return job  # the first commit's answer was lost
     tokens = tally.tokens()

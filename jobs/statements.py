@@ -69,6 +69,7 @@ LOCK = select(Job).where(Job.id == _ITS_JOB).with_for_update().execution_options
 MOVE = _move()
 TAKE = {task: _take(task) for task in CLAIMABLE}
 BEAT = _beat()
+ANSWERED = update(_job).where(_job.c.id == _ITS_JOB, _job.c.waiting_for == "model").values(waiting_for=None)
 BUSY = _any_shard(ShardState.RUNNING)
 OPEN = _any_shard(ShardState.PENDING, ShardState.RUNNING)
 

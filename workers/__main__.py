@@ -47,7 +47,7 @@ from workers.searching import Searching
 
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
-_REFRESH_SECONDS = 10.0
+_REFRESH_SECONDS = 1.0  # jobs wait for what has come up
 
 
 def main(arguments: list[str]) -> None:
@@ -190,7 +190,7 @@ def _stay_announced(context: Context, engine: Router, queue: str) -> None:
 def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str]) -> frozenset[str]:
     """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
     engine.registry = engine.registry.fresh()  # aliases may have changed
-    names = frozenset(engine.models)
+    names = engine.there
     if names == shown and context.standing.state == "ready":
         return shown
     context.standing.models = tuple(sorted(names))

@@ -3,7 +3,8 @@
 When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company (see
 `workers.trials`), so that an innocent line soon succeeds among fewer, and the poison is alone in the end. What never
 reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing has been answered
-for a while, and the engine is at nothing either, the whole shard is given back with a delay.
+for a while, and the engine is at nothing either, the whole shard is given back with a delay: at once where nobody has
+the model.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Unserved
 from workers.host import EngineHost, GaveUp
 from workers.records import Item
 
@@ -121,6 +122,8 @@ class Answering:
     async def _wait(self, busy: EngineBusy) -> None:
         at = time.monotonic()
         pause = max(busy.retry_after or _PAUSE, _PAUSE)
+        if isinstance(busy, Unserved) and not self._begun:
+            raise GaveUp(max(pause, 2.0), grows=True)
         working = any(at - begun > _PAUSE for begun in self._begun.values())
         if at - self._last_sign + pause > (MOST_PATIENCE if working else PATIENCE):
             raise GaveUp(max(pause, 2.0))

@@ -31,6 +31,7 @@ from jobs.models import File, Job, Outbox, Project, Shard
 from jobs.outbox import Ring
 from jobs.pauses import Paused, Scope
 from jobs.queues import Queue, Task
+from jobs.registry import Models, ModelsFileError, Registry
 from jobs.settings import Settings, settings
 from jobs.storage import Storage, open_storage
 from workers.away import BrokerAway
@@ -107,7 +108,9 @@ class Dispatcher:
         self.clock = clock
         self._ringer = ringer
         self._rings = Rings(clock, config.rering_seconds)
-        self._house = Housekeeper(config, db, storage, clock)
+        self._models = Models(config)
+        self._unread = logs.Seldom(log, "models_file.unread")
+        self._house = Housekeeper(config, db, storage, clock, self._registry)
         self._again: dict[Task, float] = {}  # when what has no job is rung again
         self._broker_back = 0.0
         self._kept_at = self._stood_at = float("-inf")
@@ -136,7 +139,11 @@ class Dispatcher:
         with self.db.read() as session:
             out, off = _out(session), pauses.paused(session)
             slots = self._slots(session, off)
-            chosen = {queue: self._choose(session, queue, count, out, off) for queue, count in slots.items()}
+            served = fleet.served(fleet.alive(session), self._registry()) if slots else {}
+            chosen = {
+                queue: self._choose(session, queue, count, out, off, served.get(queue, outbox.ALL))
+                for queue, count in slots.items()
+            }
         if any(chosen.values()):
             self._publish([peal for queue, rings in chosen.items() for peal in peals(rings, slots[queue])])
         return any(chosen.values())
@@ -149,17 +156,27 @@ class Dispatcher:
             return {}
         return {queue: count for queue, count in fleet.slots(session).items() if queue in waiting}
 
-    def _choose(self, session: Session, queue: str, slots: int, out: Out, off: Paused) -> list[Ring]:
+    def _choose(
+        self, session: Session, queue: str, slots: int, out: Out, off: Paused, served: outbox.Served
+    ) -> list[Ring]:
         at, room = now(), out.room(queue, slots)
         if room <= 0:
             return []
         most = ceil(room) * (PLANS_PER_RING if queue == Queue.PLAN else 1)
         projects = outbox.waiting_projects(session, queue, at)
-        waiting = {project: outbox.due(session, queue, project, at, most, off.free) for project in projects}
+        waiting = {project: outbox.due(session, queue, project, at, most, served, off.free) for project in projects}
         weights: dict[str, float] = {}
         if len(projects) > 1:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         return choose(waiting, out.counts.get(queue, {}), weights, room, 1 / PLANS_PER_RING)
+
+    def _registry(self) -> Registry | None:
+        """None while nobody can say which models there are: nothing is held back for that."""
+        try:
+            return self._models.now()
+        except ModelsFileError as error:
+            self._unread.warn(reason=str(error))
+            return None
 
     def _publish(self, peals: Sequence[Sequence[Ring | Outbox]]) -> None:
         """Ring, then say so: a crash between the two rings twice, which harms nothing. A peal is one message."""

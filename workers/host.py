@@ -33,11 +33,12 @@ T = TypeVar("T")
 
 
 class GaveUp(Exception):
-    """The engine takes nothing now; come back after `delay` seconds."""
+    """The engine takes nothing now; come back after `delay` seconds, or, where that `grows`, later each time."""
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float, *, grows: bool = False) -> None:
         super().__init__(delay)
         self.delay = delay
+        self.grows = grows
 
 
 class EngineHost:

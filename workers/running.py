@@ -26,6 +26,7 @@ from jobs.interactive import redis_url
 from jobs.ledger import JobClaim
 from jobs.logs import Seldom
 from jobs.models import Job
+from jobs.outbox import LONGEST_DELAY
 from jobs.payloads import INGESTION, Response
 from jobs.shards import ShardClaim, Tally
 from jobs.states import TERMINAL
@@ -68,7 +69,8 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
         except Fenced:
             log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
         except GaveUp as away:
-            run.give_back(away.delay, "model")
+            times = claim.epoch // 2 if away.grows else 0  # it was given back before
+            run.give_back(min(away.delay * 2 ** min(times, 5), max(away.delay, LONGEST_DELAY)), "model")
         except (StorageFull, StorageAway, NotFound) as error:
             _storage_failed.warn(job_id=job_id, shard=n, error=str(error))
             run.give_back(STORAGE_SECONDS, "disk")

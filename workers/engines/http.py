@@ -24,7 +24,7 @@ from jobs.registry import ANY_MODEL, is_internal
 from workers.engines import embed_forward, rerank_request, rerank_tei, wire
 from workers.engines.batching import Unacceptable
 from workers.engines.endpoints import Endpoint
-from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, unknown_model
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, unknown_model
 from workers.engines.rerank_tei import Said
 
 CONNECT_SECONDS: Final = 5.0
@@ -157,7 +157,7 @@ class HttpEngine:
     def _unserved(self, model: str) -> Answer:
         if self.settled:
             return unknown_model(model)
-        raise EngineBusy(f"No reachable endpoint serves the model `{model}`.", retry_after=1.0)
+        raise Unserved(f"No reachable endpoint serves the model `{model}`.", retry_after=1.0)
 
     async def _back_off(self, limited: Limited, times: int) -> None:
         """The pause itself is served in the line, where a second server may end it."""

@@ -104,6 +104,10 @@ class EngineBusy(EngineError):
         self.retry_after = retry_after
 
 
+class Unserved(EngineBusy):
+    """Nobody here has the model now: to wait for it in place is to keep others from theirs."""
+
+
 class EngineFault(EngineError):
     """This request was sent and broke: reset, timeout, a 5xx, an answer that is not JSON or is too large.
 

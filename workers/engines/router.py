@@ -25,7 +25,7 @@ from workers.engines.http import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
-from workers.engines.port import Answer, Crowded, Emit, Engine, EngineBusy, Length, Request, unknown_model
+from workers.engines.port import Answer, Crowded, Emit, Engine, Length, Request, Unserved, unknown_model
 from workers.engines.rerank import RerankEngine
 from workers.engines.vllm import VllmEngine
 from workers.engines.weights import identity_of
@@ -45,6 +45,17 @@ class Router:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for engine in self.engines for name in engine.models))
+
+    @property
+    def there(self) -> frozenset[str]:
+        """Those of them that may be asked for now: not what only servers have that are away.
+
+        That a server takes any name is said all the same: without it a batch of a name that it alone has were refused.
+        """
+        servers = [one for engine in self.engines if isinstance(engine, HttpEngine) for one in engine.endpoints]
+        away = frozenset[str]().union(*(server.models for server in servers if not server.circuit.closed))
+        here = frozenset({ANY_MODEL}).union(*(server.models for server in servers if server.circuit.closed))
+        return frozenset(self.models) - (away - here)
 
     @property
     def discovered(self) -> Mapping[str, bool]:
@@ -120,7 +131,7 @@ class Router:
     def _unserved(self, name: str) -> Answer:
         unsettled = any(isinstance(engine, HttpEngine) and not engine.settled for engine in self.engines)
         if unsettled or self.registry.resolve(name):
-            raise EngineBusy(f"This worker does not serve the model `{name}` now.", retry_after=1.0)
+            raise Unserved(f"This worker does not serve the model `{name}` now.", retry_after=1.0)
         return unknown_model(name)
 
 

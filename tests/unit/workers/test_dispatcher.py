@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -290,10 +290,76 @@ def test_job_without_a_live_worker_for_its_model_says_so(house: House) -> None:
 
     house.tick(6)
     waiting = ledgers.job(house.db, job.id).waiting_for
-    ledgers.claim_shard(house.db, job.id)
+    claim = ledgers.claim_shard(house.db, job.id)
+    claimed = ledgers.job(house.db, job.id).waiting_for
+    ledgers.answer(house.db, claim, [0])
 
-    assert waiting == "model"
+    assert (waiting, claimed) == ("model", "model"), "whether the model answers is to be seen"
     assert ledgers.job(house.db, job.id).waiting_for is None
+
+
+def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(house: House) -> None:
+    project = _project(house.db, "one")
+    gone = ledgers.running(house.db, [1] * 5, project_id=project, model="gone", priority=10, deadline=now() + 100)
+    job = ledgers.running(house.db, [1] * 3, project_id=project)
+    house.worker(models=["tiny"])
+
+    before = house.tick()
+    with house.db.write() as session:
+        fleet.beat(session, "w", models=["tiny", "gone"], slots=2)
+    after = house.tick(0.1)
+
+    assert before == [("run", (job.id, n)) for n in range(2)]
+    assert after == [("run", (gone.id, n)) for n in range(2)], "it goes on as soon as somebody has the model"
+
+
+@pytest.mark.parametrize("end", [ledger.cancel, ledger.expire], ids=["cancelled", "expired"])
+def test_what_nobody_could_answer_ends_all_the_same(house: House, end: Callable[..., object]) -> None:
+    gone = ledgers.running(house.db, [1] * 5, project_id=_project(house.db, "one"), model="gone", deadline=now() - 1)
+    house.worker(models=["tiny"])
+    house.worker("planner", queue=Queue.PLAN, models=[])
+    with house.db.write() as session:
+        end(session, gone.id, actor="test")
+
+    assert ("finish", (gone.id,)) in house.tick(6)
+
+
+def test_other_names_of_a_model_are_its_own(db: Database, tmp_path: Path) -> None:
+    _models(tmp_path, "aliases: [small]")
+    house = House(db, tmp_path)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="small")
+    ledgers.running(db, [1], project_id=_project(db, "one"), model="large")
+    house.worker(models=["tiny"])
+
+    assert house.tick() == [("run", (job.id, 0))]
+
+
+def test_an_endpoint_that_takes_any_name_is_not_meant_by_those_of_the_file(db: Database, tmp_path: Path) -> None:
+    _models(tmp_path, "aliases: [small]")
+    house = House(db, tmp_path)
+    for name in ("tiny", "small"):
+        ledgers.running(db, [1], project_id=_project(db, "one"), model=name)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="anything")
+    house.worker(slots=2)
+
+    assert house.tick() == [("run", (job.id, 0))]
+
+
+def test_while_nobody_knows_the_models_nothing_is_held_back(db: Database, tmp_path: Path) -> None:
+    file = _models(tmp_path, "engine: warp")
+    house = House(db, tmp_path)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="small")
+    house.worker(models=["tiny"])
+
+    assert house.tick(6) == [("run", (job.id, 0))]
+    assert file.exists()
+
+
+def _models(folder: Path, line: str) -> Path:
+    """A models file with one model, `tiny`, and this line about it."""
+    file = folder / "models.yaml"
+    file.write_text(f"models:\n  tiny:\n    source: {{urls: [http://localhost:1]}}\n    engine: http\n    {line}\n")
+    return file
 
 
 def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(house: House) -> None:

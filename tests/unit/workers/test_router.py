@@ -104,6 +104,23 @@ async def test_name_may_still_turn_up_while_an_endpoint_is_away(tmp_path: Path) 
     await router.close()
 
 
+async def test_what_only_servers_have_that_are_away_is_not_there(tmp_path: Path) -> None:
+    both, gone, other = (
+        Endpoint(NOWHERE, serves=names) for names in ({"tiny": "", "mini": ""}, {"tiny": ""}, {"qwen": ""})
+    )
+    wild = Endpoint(NOWHERE, found=frozenset({"*"}))
+    router = Router([FakeEngine(("own",)), HttpEngine([both, gone, other, wild], timeout=2)], registry(tmp_path))
+    before = router.there
+    for endpoint in (gone, other, wild):
+        endpoint.circuit.trip()
+
+    assert (before, router.there) == ({"own", "tiny", "mini", "qwen", "*"}, {"own", "tiny", "mini", "*"})
+    both.circuit.trip()
+    assert router.there == {"own", "*"}
+    gone.circuit.close()
+    assert router.there == {"own", "tiny", "*"}
+
+
 async def test_replaced_registry_counts_from_then_on(tmp_path: Path) -> None:
     router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
     assert (await router.answer(chat("claude"))).status == 404
