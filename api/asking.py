@@ -158,7 +158,9 @@ def whole(end: Piece) -> Response:
 def queue_of(session: Session, call: CallContext, url: str, model: str) -> str | None:
     """Where the model runs; None while that is not known. Raises NotFound, InvalidRequest, PermissionDenied."""
     try:
-        return placement.queue_of(session, call.config, model, endpoint=url, project_id=call.project_id)
+        return placement.queue_of(
+            session, call.config, call.services.registry(), model, endpoint=url, project_id=call.project_id
+        )
     except placement.NotYet:
         return None
     except placement.NotServed as refusal:

@@ -23,7 +23,7 @@ from jobs import fleet, logs, pauses, responses, searches
 from jobs.errors import DatabaseBusy
 from jobs.interactive import redis_url
 from jobs.queues import Queue
-from jobs.registry import Registry
+from jobs.registry import ModelsFileError, Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
@@ -81,7 +81,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     """The engine comes up beside Celery's consumer; no doorbell is rung for us before it is there."""
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
-    engine = build_router(config, Registry.load(config), queue)
+    engine = build_router(config, _models(context), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     asking = Asking(context)
@@ -118,6 +118,19 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     shelf.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
+
+
+def _models(context: Context) -> Registry:
+    """Waits for a models file that is right: to end and be started again would not mend it."""
+    untold = True
+    while True:
+        try:
+            return context.models.now()
+        except ModelsFileError as error:
+            if untold:
+                log.error("models_file.rejected", extra={"reason": str(error)})  # noqa: TRY400
+            untold = False
+        context.stop.wait(_REFRESH_SECONDS)
 
 
 def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> None:
@@ -189,7 +202,7 @@ def _stay_announced(context: Context, engine: Router, queue: str) -> None:
 
 def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str]) -> frozenset[str]:
     """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
-    engine.registry = engine.registry.fresh()  # aliases may have changed
+    engine.registry = context.models.now()
     names = engine.there
     if names == shown and context.standing.state == "ready":
         return shown

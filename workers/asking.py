@@ -24,7 +24,7 @@ from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerL
 from jobs.ids import new_id
 from jobs.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, routed
 from jobs.models import VectorStore
-from jobs.registry import ModelsFileError, Registry
+from jobs.registry import ModelsFileError
 from jobs.searches import Found, Search
 from jobs.waiting import Lines
 from workers.context import Context
@@ -152,7 +152,8 @@ class Asking:
     def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         config = self._context.config
         try:
-            queue = placement.queue_of(session, config, model, endpoint=endpoint, project_id=request.tenant)
+            registry = self._context.models.now()
+            queue = placement.queue_of(session, config, registry, model, endpoint=endpoint, project_id=request.tenant)
         except placement.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except placement.NotYet as error:
@@ -165,7 +166,7 @@ class Asking:
 
     def _served(self, queue: str, model: str) -> bool:
         try:
-            alias = Registry.load(self._context.config).aliases.get(model, "")
+            alias = self._context.models.now().aliases.get(model, "")
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
         with self._context.db.read() as session:

@@ -27,7 +27,7 @@ class Elsewhere:
     """For the workers of one queue."""
 
     def __init__(self, context: Context, asking: Asking, engine: Engine, queue: str) -> None:
-        self._config = context.config
+        self._config, self._models = context.config, context.models
         self._asking = asking
         self._engine = engine
         self._queue = queue
@@ -74,7 +74,7 @@ class Elsewhere:
     async def _registry(self) -> Registry:
         """Raises EngineBusy while its file is broken: somebody is at it."""
         try:
-            return await asyncio.to_thread(Registry.load, self._config)
+            return await asyncio.to_thread(self._models.now)
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
 

@@ -22,6 +22,7 @@ from jobs.models import Shard
 from jobs.outbox import SMALL_BYTES
 from jobs.payloads import INGESTION
 from jobs.queues import Task
+from jobs.registry import ModelsFileError
 from workers import selection
 from workers.context import Context
 from workers.ingestion.plan import plan_ingestion
@@ -219,14 +220,15 @@ class Planner:
             return self.places[place]
         try:
             with self.context.db.read() as session:
+                registry = self.context.models.now()
                 queue = placement.queue_of(
-                    session, self.config, model, endpoint=job.endpoint, project_id=job.project_id
+                    session, self.config, registry, model, endpoint=job.endpoint, project_id=job.project_id
                 )
                 return self.places.setdefault(place, queue)
         except placement.NotServed as refusal:
             self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
             return ""
-        except placement.NotYet:
+        except (placement.NotYet, ModelsFileError):
             raise Abandoned(5.0, "model") from None
 
     def _check_totals(self) -> None:

@@ -149,7 +149,9 @@ def _index(call: CallContext, store_id: str, options: RankingOptions | None) -> 
 
 def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
     try:
-        placement.queue_of(session, call.config, ranker, endpoint="/v1/rerank", project_id=call.project_id)
+        placement.queue_of(
+            session, call.config, call.services.registry(), ranker, endpoint="/v1/rerank", project_id=call.project_id
+        )
     except placement.NotYet:
         return  # whoever makes the search will say
     except placement.NotServed as refused:

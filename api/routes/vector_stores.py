@@ -157,7 +157,14 @@ def checked_model(session: Session, call: CallContext, model: str) -> str:
     """What an embedding model calls itself. Raises InvalidRequest. One that is not known yet may come."""
     try:
         with suppress(placement.NotYet):
-            placement.queue_of(session, call.config, model, endpoint="/v1/embeddings", project_id=call.project_id)
+            placement.queue_of(
+                session,
+                call.config,
+                call.services.registry(),
+                model,
+                endpoint="/v1/embeddings",
+                project_id=call.project_id,
+            )
     except placement.NotServed as refusal:
         message = f"The model '{clip(model)}' cannot be used: {refusal}"
         raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal

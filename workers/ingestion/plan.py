@@ -16,6 +16,7 @@ from jobs.ledger import JobClaim
 from jobs.models import File, Shard, VectorStore, VectorStoreFile
 from jobs.payloads import index_of
 from jobs.queues import Queue
+from jobs.registry import ModelsFileError
 from workers.context import Context
 from workers.keeper import Hold
 from workers.sources.syncing import gather
@@ -35,7 +36,7 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
         error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
         context.db.retrying(lambda session: ledger.reject(session, claim, [error]), context.stop)
         return
-    except placement.NotYet:
+    except (placement.NotYet, ModelsFileError):
         raise Abandoned(5.0, "model") from None
     total = gather(context, claim, hold) if "source_id" in job.payload else job.total
     if total is None:
@@ -70,8 +71,9 @@ def _place(context: Context, claim: JobClaim) -> tuple[str, str]:
         store = session.get(VectorStore, index_of(job.payload))
         if store is None:
             return "", Queue.EMBED
+        registry = context.models.now()
         queue = placement.queue_of(
-            session, context.config, store.model, endpoint="/v1/embeddings", project_id=job.project_id
+            session, context.config, registry, store.model, endpoint="/v1/embeddings", project_id=job.project_id
         )
         return store.model, queue
 

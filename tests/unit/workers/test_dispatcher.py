@@ -355,6 +355,21 @@ def test_while_nobody_knows_the_models_nothing_is_held_back(db: Database, tmp_pa
     assert file.exists()
 
 
+def test_models_that_were_known_stay_so_while_their_file_is_wrong(db: Database, tmp_path: Path) -> None:
+    file = _models(tmp_path, "aliases: [small]")
+    house = House(db, tmp_path)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="small")
+    gone = ledgers.running(db, [1], project_id=_project(db, "one"), model="large")
+    house.worker(models=[])
+    house.tick()
+    file.write_text("models: {x: {engine: warp}}")
+    with db.write() as session:
+        fleet.beat(session, "w", models=["tiny"])
+
+    assert house.tick(6) == [("run", (job.id, 0))]
+    assert ledgers.job(db, gone.id).waiting_for == "model"
+
+
 def _models(folder: Path, line: str) -> Path:
     """A models file with one model, `tiny`, and this line about it."""
     file = folder / "models.yaml"
