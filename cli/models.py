@@ -79,7 +79,11 @@ def add(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Add a model to the models file. A model in process is served when its worker is started (again)."""
+    """Add a model to the models file.
+
+    What runs sees it within seconds: a server (--url) is asked at once; for a model in process the worker of its queue
+    gives back what it does and is started again by its supervisor. A queue of its own needs a process that serves it.
+    """
     from cli import modelsfile
     from cli.effective import effective
     from cli.hub import newest

@@ -9,8 +9,10 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -40,6 +42,7 @@ from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.layers import Needs, before
 from workers.quarantine import Deaths
+from workers.reloading import Reloading
 from workers.reranking import Reranking
 from workers.rooms import Rooms
 from workers.schemas.checker import Checker
@@ -82,7 +85,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
     engine = build_router(config, _models(context), queue)
-    others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
+    others = Company(config.data_dir / "run" / queue, config.lease_seconds)
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     asking = Asking(context)
     shelf = Shelf(context.db, config.cache_max_bytes)
@@ -97,7 +100,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     )
     cached = before(engine, needs, config)
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
-    host = EngineHost(cached, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
+    shared = others if engine.shared else None
+    host = EngineHost(cached, lambda: _restarted(context), shared, deaths, partial(_quarantine, context), courtesy)
     reranking = Reranking(context, host, queue)
     own = {
         searches.URL: Searching(context, host, reranking).answer,
@@ -107,7 +111,9 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
-    threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()
+    reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
+    bring_up = partial(_bring_up, context, host, engine, desk, reloading.look)
+    threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
     _work(app, name, pool.queues, [f"--concurrency={pool.slots}"])
     context.keeper.leave()
@@ -169,13 +175,13 @@ def _node(name: str) -> str:
     return str(nodenames.host_format(f"{name}-{os.getpid()}@%h"))
 
 
-def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk) -> None:
+def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk, reload: Callable[[], None]) -> None:
     """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing."""
     try:
         host.start()
         log.info("engine_up", extra={"queue": desk.queue})
         host.call(desk.serve()).add_done_callback(_desk_ended)
-        _stay_announced(context, engine, desk.queue)
+        _stay_announced(context, engine, desk.queue, reload)
     except Exception:
         if context.stop.is_set():
             return
@@ -192,9 +198,10 @@ def _desk_ended(serving: "Future[None]") -> None:
         os._exit(_NO_ENGINE)
 
 
-def _stay_announced(context: Context, engine: Router, queue: str) -> None:
+def _stay_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:
     shown: frozenset[str] = frozenset()
     while True:
+        reload()
         shown = _announce(context, engine, queue, shown)
         if context.stop.wait(_REFRESH_SECONDS):
             return
@@ -202,7 +209,6 @@ def _stay_announced(context: Context, engine: Router, queue: str) -> None:
 
 def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str]) -> frozenset[str]:
     """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
-    engine.registry = context.models.now()
     names = engine.there
     if names == shown and context.standing.state == "ready":
         return shown

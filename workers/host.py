@@ -141,6 +141,11 @@ class EngineHost:
                 await self._count(death)
                 await self._rebuild()
 
+    def join(self, others: Company) -> None:
+        """From now on other processes may ask the same engines. On the loop."""
+        if self._others is None:
+            self._others = others
+
     def release(self) -> None:
         """End the quarantine: the next request builds the engine. From any thread."""
         self.loop.call_soon_threadsafe(self._release)

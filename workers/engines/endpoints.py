@@ -43,6 +43,11 @@ class Endpoint:
         self._listed_at = float("-inf")
 
     @property
+    def key(self) -> tuple[str, str, bool]:
+        """Two with the same are the same server, asked in the same way."""
+        return self.url, self.api_key, self.serves is None
+
+    @property
     def known(self) -> bool:
         return self.serves is not None or self.found is not None
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs import runtimes
-from jobs.prompts import prompts_of
+from jobs.prompts import Prompts, prompts_of
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
 from jobs.secretfiles import secret
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 
 class Router:
-    """An engine made of engines. `registry` may be replaced when the models file has changed."""
+    """An engine made of engines. When the models file has changed see `refresh`."""
 
     def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
         self.engines = tuple(engines)
         self.registry = registry
-        #: Of what was loaded: a file that changes meanwhile loads nothing anew.
+        #: Of what was loaded: weights that change in place meanwhile are not loaded anew.
         self._identities = {name: identity_of(model) for name, model in registry.models.items()}
 
     @property
@@ -112,6 +112,18 @@ class Router:
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in self.engines))
 
+    def rename(self, registry: Registry) -> None:
+        """Names, and what else may change of a model that stays loaded, are as another registry has them."""
+        before = self.registry.models
+        same = {
+            name for name, model in registry.models.items() if name in before and _load(before[name]) == _load(model)
+        }
+        self._identities = {
+            name: self._identities[name] if name in same else identity_of(model)
+            for name, model in registry.models.items()
+        }
+        self.registry = registry
+
     def _find(self, name: str, request: Request) -> tuple[Engine | None, Request]:
         """The engine that serves `name`, and the request under the name that it goes by there."""
         target = self.registry.target(name, self.models)
@@ -141,17 +153,53 @@ def build(settings: Settings, registry: Registry, queue: str) -> Router:
     engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
     engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
     engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
-    endpoints = _endpoints([model for model in mine if model.engine is EngineKind.HTTP], settings)
+    if http := _http(settings, registry, queue):
+        engines.append(http)
+    return Router(engines, registry)
+
+
+def outdated(before: Registry, now: Registry, queue: str) -> bool:
+    """Whether what a process of `queue` has loaded itself is something else now. Raises ModelsFileError: never is."""
+    then, wanted = (
+        [model for model in registry.models.values() if model.queue == queue and model.engine is not EngineKind.HTTP]
+        for registry in (before, now)
+    )
+    _check_one([model for model in wanted if model.engine is EngineKind.VLLM])
+    return {model.name: _load(model) for model in then} != {model.name: _load(model) for model in wanted}
+
+
+async def refresh(router: Router, settings: Settings, registry: Registry, queue: str) -> None:
+    """Ask the servers that the models file has now; what is loaded in this process stays. On the engines' loop."""
+    there = next((engine for engine in router.engines if isinstance(engine, HttpEngine)), None)
+    if there is not None:
+        there.adopt(*_servers(settings, registry, queue))
+    elif http := _http(settings, registry, queue):
+        await http.start()
+        router.engines = (*router.engines, http)
+    router.rename(registry)
+
+
+def _http(settings: Settings, registry: Registry, queue: str) -> HttpEngine | None:
+    endpoints, found = _servers(settings, registry, queue)
+    timeout, most = settings.engine_timeout_seconds, settings.engine_max_answer_bytes
+    return HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most, prompts=found) if endpoints else None
+
+
+def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[Endpoint], dict[str, Prompts]]:
+    """The servers that `queue` has, and the prompts of the models that the file says they have."""
+    mine = [m for m in registry.models.values() if m.queue == queue and m.engine is EngineKind.HTTP]
+    endpoints = _endpoints(mine, settings)
     if queue == Queue.GENERATE:
         endpoints += [
             Endpoint(url, settings.engine_api_key, concurrency=settings.engine_concurrency)
             for url in settings.engine_urls
         ]
-    if endpoints:
-        timeout, most = settings.engine_timeout_seconds, settings.engine_max_answer_bytes
-        found = {model.name: prompts_of(model.engine_args) for model in mine if model.engine is EngineKind.HTTP}
-        engines.append(HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most, prompts=found))
-    return Router(engines, registry)
+    return endpoints, {model.name: prompts_of(model.engine_args) for model in mine}
+
+
+def _load(model: Model) -> tuple[object, ...]:
+    """What is loaded, and how."""
+    return model.engine, model.source, model.engine_args
 
 
 def source_of(model: Model, settings: Settings) -> str:
@@ -177,10 +225,14 @@ def _rerank(model: Model, settings: Settings) -> RerankEngine:
     return RerankEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
 
 
-def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
+def _check_one(models: list[Model]) -> None:
     if len(models) > 1:
         names = ", ".join(model.name for model in models)
         raise ModelsFileError(f"{names}: a process holds one vLLM model; give each of these a queue of its own")
+
+
+def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
+    _check_one(models)
     return [OwnLoop([model.name], partial(make_vllm, model, settings)) for model in models]
 
 

@@ -29,7 +29,7 @@ class Broken(FakeEngine):
 stop = threading.Event()
 if sys.argv[1] == "stopping":
     stop.set()
-worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, None)
+worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, None, None)
 print("goes on")
 """
 

@@ -125,7 +125,7 @@ async def test_replaced_registry_counts_from_then_on(tmp_path: Path) -> None:
     router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
     assert (await router.answer(chat("claude"))).status == 404
 
-    router.registry = registry(tmp_path, FILE.replace("gpt-4o-mini", "claude"))
+    router.rename(registry(tmp_path, FILE.replace("gpt-4o-mini", "claude")))
 
     assert model_of(await router.answer(chat("claude"))) == "tiny"
 
