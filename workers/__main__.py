@@ -26,7 +26,7 @@ from jobs.queues import Queue
 from jobs.registry import Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
-from workers import tasks
+from workers import process, tasks
 from workers.asking import Asking
 from workers.caching.shelf import Shelf
 from workers.company import Company
@@ -160,6 +160,7 @@ def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk) ->
     """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing."""
     try:
         host.start()
+        process.settle()
         log.info("engine_up", extra={"queue": desk.queue})
         host.call(desk.serve()).add_done_callback(_desk_ended)
         _stay_announced(context, engine, desk.queue)
@@ -203,6 +204,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str
 
 def _restarted(context: Context) -> None:
     context.standing.restarts += 1
+    process.settle()  # the old engine is not for good
 
 
 if __name__ == "__main__":
