@@ -11,8 +11,8 @@ So what would make the steps long is kept out. Where the engine is quick (a GPU)
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 #: The most lines in flight while somebody waits, and while nobody does; None: no bound.
 Crowd = tuple[int, int]
@@ -44,17 +44,16 @@ class Courtesy:
             self._until = time.monotonic() + self._seconds
             asyncio.get_running_loop().call_later(self._seconds, self._admit)
 
-    @asynccontextmanager
-    async def line(self) -> AsyncIterator[None]:
-        """A line of a batch, when there is room for it."""
+    async def come(self) -> None:
+        """A line of a batch is let in once there is room for it; whoever came must go."""
         if self._turns or not self._room():
             await self._turn()
         else:
             self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
+
+    def go(self) -> None:
+        self._inside -= 1
+        if self._turns:
             self._admit()
 
     async def _turn(self) -> None:

@@ -39,6 +39,7 @@ class Router:
     def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
         self.engines = tuple(engines)
         self.registry = registry
+        self._crowded = [engine for engine in engines if isinstance(engine, Crowded)]  # asked for each line
         #: Of what was loaded: a file that changes meanwhile loads nothing anew.
         self._identities = {name: identity_of(model) for name, model in registry.models.items()}
 
@@ -59,8 +60,10 @@ class Router:
 
     def crowd(self, beside: int) -> tuple[int, int] | None:
         """How many requests of a batch go in at once, with and without somebody who waits; None: all."""
-        found = (engine.crowd(beside) for engine in self.engines if isinstance(engine, Crowded))
-        return next((crowd for crowd in found if crowd), None)
+        for engine in self._crowded:
+            if crowd := engine.crowd(beside):
+                return crowd
+        return None
 
     def identity(self, name: str) -> tuple[str, str] | None:
         """What a name goes by here, and which weights those are; None where the models file does not say."""
@@ -110,7 +113,10 @@ class Router:
         return engine, request
 
     def _having(self, name: str) -> Engine | None:
-        return next((engine for engine in self.engines if name in engine.models), None)
+        for engine in self.engines:
+            if name in engine.models:
+                return engine
+        return None
 
     def _engine_of(self, target: str) -> Engine | None:
         if (engine := self._having(target)) or target in self.registry.models:
