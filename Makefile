@@ -50,7 +50,7 @@ chaos: setup  ## Kill everything at every moment and count what was lost
 soak: setup  ## A fault a minute for half an hour; does anything grow? (ARGS='--soak 480' for a night)
 	$(BIN)/python -m tests.chaos --soak 30 $(ARGS)
 
-weaviate: setup  ## Build a Weaviate server with Go, for the tests and for `make up` (about five minutes, once)
+weaviate: setup  ## Build a Weaviate server with Go, for the tests and `make up-distributed` (two to five minutes, once)
 	$(BIN)/python -m tests.support.weaviate
 
 bench: setup  ## Measure throughput and latency

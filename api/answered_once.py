@@ -2,6 +2,9 @@
 
 key       leased while the model takes its time ─▶ kept with the answer's row
 stream    shown by several connections, one after another or at once ─▶ whoever shows its end first keeps it
+
+Of a stream each connection that comes to its end has the same to keep: two at the same moment write the same object,
+and the row of one of them stays.
 """
 
 import asyncio
@@ -31,16 +34,20 @@ class Reference(BaseModel):
 
 
 Answered = dict[str, Any]
+#: Runs in one transaction what makes a row.
+Run = Callable[[Make], object]
 
 
 async def answered_once(
     once: Once,
     fields: Mapping[str, Any],
     answer: Callable[[], Awaitable[Answered | Response]],
-    keep: Callable[[Answered, Callable[[Make], object]], None],
+    keep: Callable[[Answered, Run], None],
     load: Callable[[str], Answered],
+    show: Callable[[Answered], Answered] = dict,
 ) -> Response:
-    """What `answer` gives, when `keep` has kept it, or its refusal; of a key that is known what `load` has.
+    """What `answer` gives, when `keep` has kept it, or its refusal; of a key that is known what `load` has. Of either
+    the client is told what `show` shows.
 
     Raises InFlight, IdempotencyMismatch, and what these raise.
     """
@@ -48,24 +55,29 @@ async def answered_once(
         if lease.kept is not None:
             said = await run_in_threadpool(once.replay, fields)
             assert said is not None, "the key was kept a moment ago"
-            return as_json(await run_in_threadpool(load, referred(said)), replayed=True)
+            return as_json(show(await run_in_threadpool(load, referred(said))), replayed=True)
         answered = await answer()
         if isinstance(answered, Response):
             await run_in_threadpool(lease.drop)
             return answered
         await run_in_threadpool(keep, answered, partial(lease.complete, fields))
-        return as_json(answered)
+        return as_json(show(answered))
 
 
-def once_kept(
-    call: CallContext, table: type[Base], action: str, kept_id: str, path: str
-) -> Callable[[Callable[[Session], object]], None]:
-    """Runs in one transaction what keeps an answer; nothing where another connection of its stream did.
+def keep_once(
+    call: CallContext,
+    table: type[Base],
+    action: str,
+    kept_id: str,
+    path: str,
+    keep: Callable[[Run], None],
+) -> None:
+    """Have `keep` write the object of an answer and run what makes its row; not where another connection did.
 
     It stays kept once, also when it was deleted meanwhile: the audit knows of it for ever.
     """
 
-    def run(work: Callable[[Session], object]) -> None:
+    def run(work: Make) -> None:
         try:
             with call.db.write() as session:
                 if not _found(session, action, kept_id):
@@ -80,13 +92,10 @@ def once_kept(
                 if not _found(session, action, kept_id):
                     raise
 
-    return run
-
-
-def was_kept(call: CallContext, action: str, kept_id: str) -> bool:
-    """Whether an answer was kept, be it deleted since: then its object is not to be written again."""
     with call.db.read() as session:
-        return _found(session, action, kept_id)
+        if _found(session, action, kept_id):  # its object is not to be written again
+            return
+    keep(run)
 
 
 def _found(session: Session, action: str, kept_id: str) -> bool:

@@ -18,7 +18,7 @@ from api.metrics import Exposition
 from api.middleware import Authenticate, Limit, Trace
 from api.routes import ROUTERS
 from jobs.db import Database
-from jobs.registry import Registry
+from jobs.registry import Models
 from jobs.settings import Settings, settings
 from jobs.storage import open_storage
 from jobs.waiting import Lines
@@ -40,7 +40,7 @@ def build(config: Settings | None = None) -> FastAPI:
         db=db,
         exposition=Exposition(db),
         storage=open_storage(config.storage),
-        models=Registry.load(config),
+        models=Models(config),
         lines=Lines(config),
     )
     app = FastAPI(

@@ -2,7 +2,9 @@
 asked, and for how long it is worth while to wait. A client who asked for it may come back to a stream that broke.
 """
 
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -91,7 +93,7 @@ async def ask(
     """
     if resume and not stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    queue = await run_in_threadpool(_live_queue, call, endpoint or url, body["model"])
+    queue = await _queue(call, endpoint or url, body["model"])
     question = Question(
         id=new_id("req_"),
         url=url,
@@ -104,7 +106,7 @@ async def ask(
     kept = Resumable(call.project_id, url, question.deadline, resume, shown) if resume else None
 
     async def served() -> bool:
-        return await run_in_threadpool(_served, call, queue, body["model"])
+        return await run_in_threadpool(_still_served, call, queue, body["model"])
 
     async def there() -> None:
         await _look(call, request, question.deadline)
@@ -158,11 +160,19 @@ def whole(end: Piece) -> Response:
 def queue_of(session: Session, call: CallContext, url: str, model: str) -> str | None:
     """Where the model runs; None while that is not known. Raises NotFound, InvalidRequest, PermissionDenied."""
     try:
-        return placement.queue_of(session, call.config, model, endpoint=url, project_id=call.project_id)
+        return placement.queue_of(
+            session, call.config, call.services.registry(), model, endpoint=url, project_id=call.project_id
+        )
     except placement.NotYet:
         return None
     except placement.NotServed as refusal:
         raise _refused(refusal, model) from None
+
+
+async def _queue(call: CallContext, url: str, model: str) -> str:
+    """Where somebody takes questions of this project for the model now. Raises what `_live_queue` raises."""
+    asked = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
+    return await call.services.places.get(asked, partial(_live_queue, call, url, model))
 
 
 def _live_queue(call: CallContext, url: str, model: str) -> str:
@@ -175,8 +185,8 @@ def _live_queue(call: CallContext, url: str, model: str) -> str:
         scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
         if any(name in off.of(scope) for scope, name in scopes):
             raise Unavailable("The operator has paused this model.", code="paused")
-    if not _served(call, queue, model):
-        raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
+        if not _served(session, call, queue, model):
+            raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
     return queue
 
 
@@ -187,10 +197,14 @@ def _refused(refusal: placement.NotServed, model: str) -> NightmillError:
     return kind(str(refusal), param="model", code=refusal.code)
 
 
-def _served(call: CallContext, queue: str, model: str) -> bool:
-    alias = call.services.registry().aliases.get(model, "")
+def _still_served(call: CallContext, queue: str, model: str) -> bool:
     with call.db.read() as session:
-        return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
+        return _served(session, call, queue, model)
+
+
+def _served(session: Session, call: CallContext, queue: str, model: str) -> bool:
+    alias = call.services.registry().aliases.get(model, "")
+    return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
 
 
 async def _look(call: CallContext, request: Request, deadline: float) -> None:

@@ -6,23 +6,36 @@ Refused with 400: what is not UTF-8 or JSON (NaN and a byte order mark included)
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jobs.errors import InvalidRequest
 
 _MAX_DEPTH = 100
+T = TypeVar("T")
+
+#: A list of a body: of what is wrong with a million items the first fault is told, and no other is looked for.
+Many = Annotated[list[T], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
     """The base of every JSON body: its types are exact and unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, body: Any) -> Any:
+        """Only the first fault is told: of names that nobody knows, pydantic would find each."""
+        if not isinstance(body, dict) or len(body) <= len(cls.model_fields):
+            return body
+        unknown = next(name for name in body if name not in cls.model_fields)
+        return {name: value for name, value in body.items() if name == unknown or name in cls.model_fields}
 
     def fields(self) -> dict[str, Any]:
         """What the client sent, and nothing filled in."""

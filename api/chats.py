@@ -6,7 +6,7 @@
 What a client hangs up on, what is refused and what breaks leaves nothing.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,15 +19,17 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from api import kept_completions
-from api.answered_once import answered_once
+from api.answered_once import Run, answered_once
 from api.asking import KEEP_ALIVE, Asked, GoingDown, ask, named, resume, streamed, whole
+from api.bodies import Many
 from api.chunks import Chunks
 from api.deps import CallContext
 from api.errors import describe
 from api.fields import Context, Metadata
 from api.file_rows import check_space
-from api.idempotency import Make, Once
+from api.idempotency import Once
 from jobs import completions
+from jobs.endpoints import CHAT
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.ids import new_id
 from jobs.interactive import Piece
@@ -41,7 +43,7 @@ _OURS = frozenset({"metadata", "store"})
 class ChatCompletionRequest(Asked):
     """OpenAI's fields, and ours. With `context` a message may have a `priority`, a number."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Many[dict[str, Any]] = Field(min_length=1)
     stream: bool | None = None
     store: bool | None = None
     metadata: Metadata | None = None
@@ -78,7 +80,7 @@ class Chat:
             raise _unsound()
         return completions.ours(answer, self.id, self.body.metadata)
 
-    def keep(self, answer: dict[str, Any], run: Callable[[Make], object]) -> None:
+    def keep(self, answer: dict[str, Any], run: Run) -> None:
         """In one transaction, which `run` runs."""
         kept = Kept(self.question, answer)
         run(kept_completions.prepare(self.call, kept, self.body.model, self.body.metadata or {}))
@@ -92,7 +94,7 @@ async def answer(
         raise InvalidRequest("Invalid 'cache': it needs 'store' to be false.", param="cache", code="invalid_value")
     if seconds is not None and not body.stream:
         raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
-    terms_of(completions.URL, body.fields())
+    terms_of(CHAT, body.fields())
     await run_in_threadpool(check_space, call, 0)
     chat = Chat(call, body)
     if body.stream:
@@ -107,7 +109,7 @@ def _kept(call: CallContext, completion_id: str) -> dict[str, Any]:
 
 async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
     """The completion, or the engine's refusal."""
-    end, pieces = await ask(chat.call, request, completions.URL, chat.question, stream=False)
+    end, pieces = await ask(chat.call, request, CHAT, chat.question, stream=False)
     await pieces.aclose()
     return chat.ours(_decoded(end.body)) if end.status == 200 else whole(end)
 
@@ -117,7 +119,7 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
     told = {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
     question = {**chat.question, **told}
     shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields())) if seconds else b""
-    first, pieces = await ask(chat.call, request, completions.URL, question, stream=True, resume=seconds, shown=shown)
+    first, pieces = await ask(chat.call, request, CHAT, question, stream=True, resume=seconds, shown=shown)
     if first.kind == "end":
         await pieces.aclose()
         if first.status == 200:  # it has answered, but not as a stream
@@ -133,7 +135,7 @@ async def resumed(call: CallContext, request: Request, last: str, shown: bytes) 
     """
     packed = msgspec.json.decode(shown, type=_Packed)
     chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)
-    _, pieces = await resume(call, request, beginning(last), completions.URL)
+    _, pieces = await resume(call, request, beginning(last), CHAT)
     return streamed(_events(_Shown(chat, resumable=True, last=last), pieces), last)
 
 
@@ -198,11 +200,11 @@ class _Shown:
         answer = self._chunks.whole()
         if answer is None:
             raise _unsound()
-        call = self._chat.call
-        if self.resumable and kept_completions.is_known(call, self._chat.id):
-            return
-        run = kept_completions.unless_kept(call, self._chat.id) if self.resumable else call.in_one_write
-        self._chat.keep(self._chat.ours(answer), run)
+        call, keep = self._chat.call, partial(self._chat.keep, self._chat.ours(answer))
+        if self.resumable:
+            kept_completions.once(call, self._chat.id, keep)
+        else:
+            keep(call.in_one_write)
 
 
 def _decoded(body: bytes) -> Any:

@@ -7,7 +7,9 @@ from typing import Any, Final
 
 _OF_A_CHUNK: Final = frozenset({"choices", "object", "obfuscation"})
 #: Said once, or each time the same: never joined, and not unsaid by an empty one.
-_NAMES: Final = frozenset({"role", "type", "id", "index", "name"})
+_NAMES: Final = frozenset({"role", "type", "id", "index"})
+#: Of a function: said in parts, which go on as texts do, or whole, again and again.
+_NAME: Final = "name"
 
 
 @dataclass(slots=True)
@@ -19,7 +21,7 @@ class _Choice:
     def add(self, told: Mapping[str, Any]) -> None:
         delta = told.get("delta")
         for name, value in delta.items() if isinstance(delta, dict) else ():
-            if isinstance(value, str) and name not in _NAMES:
+            if isinstance(value, str) and name not in _NAMES and name != _NAME:
                 self.texts[name].append(value)
             else:
                 _add(self.parts, name, value)
@@ -80,10 +82,11 @@ def _merged(so_far: Any, more: Any) -> Any:
 
 
 def _add(parts: dict[str, Any], name: str, value: Any) -> None:
-    if name not in _NAMES:
+    if name in _NAMES:
+        if value not in (None, ""):
+            parts[name] = value
+    elif name != _NAME or value != parts.get(name):
         parts[name] = _merged(parts.get(name), value)
-    elif value not in (None, ""):
-        parts[name] = value
 
 
 def _put(parts: list[Any], part: Any) -> None:

@@ -10,9 +10,11 @@ from sqlalchemy.orm import Session
 
 from api.metrics import Exposition
 from api.readiness import Watch
+from api.trusted import Trusted
 from jobs import audit
 from jobs.db import Database
-from jobs.registry import Registry
+from jobs.errors import Unavailable
+from jobs.registry import Models, ModelsFileError, Registry
 from jobs.settings import Settings
 from jobs.storage import Storage
 from jobs.waiting import Lines
@@ -33,16 +35,19 @@ class Services:
     config: Settings
     db: Database
     storage: Storage
-    models: Registry
+    models: Models
     exposition: Exposition
     lines: Lines
     watch: Watch = field(default_factory=Watch)
+    places: Trusted[str] = field(default_factory=Trusted[str])  # queues that live workers take questions from
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def registry(self) -> Registry:
-        """The models as their file describes them now."""
-        self.models = self.models.fresh()
-        return self.models
+        """The models as their file describes them now, or did when it was right. Raises Unavailable: it never was."""
+        try:
+            return self.models.now()
+        except ModelsFileError as error:
+            raise Unavailable("The models file cannot be read: `nightmill doctor` says why.") from error
 
 
 @dataclass(frozen=True, slots=True)

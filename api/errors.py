@@ -100,7 +100,7 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return respond(explain(error.errors()))
+    return respond(explain(error.errors(), error.body))
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

@@ -2,17 +2,27 @@
 
 import re
 import unicodedata
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from api.bodies import Body
 from jobs import terms
 from jobs.errors import InvalidRequest
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+T = TypeVar("T")
+MOST_LABELS = 16
+
+
+def _few(labels: Any) -> Any:
+    """One more than there may be is too many: what is wrong with the rest is not looked for."""
+    return dict(islice(labels.items(), MOST_LABELS + 1)) if isinstance(labels, dict) else labels
+
+
+#: A client's own names, and what it says of them.
+Labels = Annotated[dict[Annotated[str, Field(max_length=64)], T], Field(max_length=MOST_LABELS), BeforeValidator(_few)]
+Metadata = Labels[Annotated[str, Field(max_length=512)]]
 MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
 
 #: What is to be done about a prompt that is too long. `jobs.terms` judges it, here and where it is done.

@@ -30,9 +30,14 @@ _LIVE = frozenset({"queued", "in_progress"})
 _ENDED = frozenset({"completed", "incomplete", "failed"})
 
 
-async def follow(call: CallContext, request: Request, response: dict[str, Any], after: int) -> AsyncIterator[bytes]:
-    """Server-sent events with a `sequence_number` above `after`, until the response ends or somebody leaves."""
-    following = _Following(call, response, after)
+async def follow(
+    call: CallContext, request: Request, response: dict[str, Any], after: int, *, results: bool
+) -> AsyncIterator[bytes]:
+    """Server-sent events with a `sequence_number` above `after`, until the response ends or somebody leaves.
+
+    `results`: with what searches in files found.
+    """
+    following = _Following(call, response, after, results)
     with suppress(NotFound):  # deleted meanwhile: there is nothing more to tell
         async for event in until_revoked(following.events()):
             yield event
@@ -41,8 +46,8 @@ async def follow(call: CallContext, request: Request, response: dict[str, Any], 
 
 
 class _Following:
-    def __init__(self, call: CallContext, response: dict[str, Any], after: int) -> None:
-        self._call, self._response, self._seen = call, response, after
+    def __init__(self, call: CallContext, response: dict[str, Any], after: int, results: bool) -> None:
+        self._call, self._response, self._seen, self._results = call, response, after, results
         self._id = str(response["id"])
         self._place = "0-0"
         self._heard = False  # whether its worker has told anything
@@ -120,7 +125,8 @@ class _Following:
 
     def _event(self, event: dict[str, Any]) -> bytes:
         self._seen = int(event["sequence_number"])
-        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+        shown = event if self._results else responses.bare(event)
+        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(shown))
 
 
 def _status(response: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from api.answered_once import Reference, once_kept, was_kept
+from api.answered_once import Reference, Run, keep_once
 from api.deps import CallContext
 from api.idempotency import Make
 from api.labels import labelled
@@ -20,6 +20,7 @@ from api.paging import find
 from api.validation import clip
 from jobs import completions
 from jobs.clock import now
+from jobs.endpoints import CHAT
 from jobs.errors import NotFound
 from jobs.kept import Kept, decode, encode
 from jobs.models import KeptCompletion
@@ -33,7 +34,7 @@ def prepare(call: CallContext, kept: Kept, asked: str, labels: Mapping[str, str]
     """Write the object; returns what inserts its row. `asked` is the model as the client names it."""
     created = now()
     completion_id = str(kept.response["id"])
-    call.storage.put(completions.path(completion_id), encode(completions.URL, kept))
+    call.storage.put(completions.path(completion_id), encode(CHAT, kept))
     model = kept.response.get("model")
 
     def insert(session: Session) -> Reference:
@@ -47,14 +48,9 @@ def prepare(call: CallContext, kept: Kept, asked: str, labels: Mapping[str, str]
     return insert
 
 
-def unless_kept(call: CallContext, completion_id: str) -> Callable[[Make], None]:
-    """Runs what keeps a completion, unless another connection of its stream did."""
-    return once_kept(call, KeptCompletion, _CREATED, completion_id, completions.path(completion_id))
-
-
-def is_known(call: CallContext, completion_id: str) -> bool:
-    """Whether it was kept, be it deleted since. Asked before `prepare`, which would write over its object."""
-    return was_kept(call, _CREATED, completion_id)
+def once(call: CallContext, completion_id: str, keep: Callable[[Run], None]) -> None:
+    """`keep` a completion with what it is given, unless another connection of its stream did."""
+    keep_once(call, KeptCompletion, _CREATED, completion_id, completions.path(completion_id), keep)
 
 
 def load(call: CallContext, completion_id: str) -> Kept:

@@ -11,11 +11,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.answered_once import Reference, once_kept
+from api.answered_once import Reference, Run, keep_once
 from api.deps import CallContext
 from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
+from jobs.endpoints import RESPONSES
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.kept import Kept, decode, encode
 from jobs.models import Job, KeptResponse
@@ -43,7 +44,7 @@ def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     """Write the object; returns what inserts its row."""
     created = now()
     response_id = str(kept.response["id"])
-    call.storage.put(responses.path(response_id), encode(responses.URL, kept))
+    call.storage.put(responses.path(response_id), encode(RESPONSES, kept))
     expires = created + call.config.response_seconds
 
     def insert(session: Session) -> Reference:
@@ -66,7 +67,7 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
             id=reference.id,
             project_id=call.project_id,
             kind=responses.KIND,
-            endpoint=responses.URL,
+            endpoint=RESPONSES,
             payload={"stream": True} if stream else {},
             input_path=responses.path(reference.id),
             window=_WINDOW,
@@ -81,9 +82,9 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
     return submit
 
 
-def unless_kept(call: CallContext, response_id: str) -> Callable[[Callable[[Session], object]], None]:
-    """Runs what keeps a response, unless another connection of its stream did."""
-    return once_kept(call, KeptResponse, _CREATED, response_id, responses.path(response_id))
+def once(call: CallContext, response_id: str, keep: Callable[[Run], None]) -> None:
+    """`keep` a response with what it is given, unless another connection of its stream did."""
+    keep_once(call, KeptResponse, _CREATED, response_id, responses.path(response_id), keep)
 
 
 def load(call: CallContext, response_id: str) -> Kept:

@@ -26,6 +26,14 @@ _MAX_BOUNDARY = 70  # RFC 2046
 _MAX_FIELD_BYTES = 65_536
 _CHUNK = 1 << 20  # written at once: a hop to a thread costs more than a small write
 
+BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
+
+
+def described(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    """A form as the OpenAPI document has it, of JSON schemas by field."""
+    schema = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
 
 @dataclass(slots=True)
 class Received:

@@ -6,6 +6,7 @@ pieces ──▶ under our id ──▶ `id`, `event`, `data` ──▶ client
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from api.deps import CallContext
 from api.errors import describe
 from api.turns import CreateResponse, Turn, decoded, keep, unsound
 from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.interactive import Piece
 
@@ -47,9 +49,7 @@ def check_resumable(body: CreateResponse) -> None:
 async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
     """A stream, or the engine's refusal."""
     shown = _packed(turn) if seconds else b""
-    first, pieces = await ask(
-        turn.call, request, responses.URL, turn.question, stream=True, resume=seconds, shown=shown
-    )
+    first, pieces = await ask(turn.call, request, RESPONSES, turn.question, stream=True, resume=seconds, shown=shown)
     if first.kind == "end":
         await pieces.aclose()
         if first.status == 200:  # it has answered, but not as a stream
@@ -65,7 +65,7 @@ def _packed(turn: Turn) -> bytes:
 
 async def resumed(call: CallContext, request: Request, last: str) -> Response:
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
-    kept, pieces = await resume(call, request, last, responses.URL)
+    kept, pieces = await resume(call, request, last, RESPONSES)
     shown = msgspec.json.decode(kept.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
     turn = Turn(call, body, shown.question, shown.asked, shown.id)
@@ -112,9 +112,16 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
     if isinstance(event.get("response"), dict):
         event["response"] = turn.ours(event["response"])
         if last and (turn.store or turn.conversation):
-            run = kept_responses.unless_kept(turn.call, turn.id) if resumable else turn.call.in_one_write
-            await run_in_threadpool(keep, turn, event["response"], run)
-    return event
+            await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
+    return turn.shown(event)
+
+
+def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
+    """Nothing where another connection of its stream did."""
+    if resumable:
+        kept_responses.once(turn.call, turn.id, partial(keep, turn, response))
+    else:
+        keep(turn, response, turn.call.in_one_write)
 
 
 def _error(told: Any, number: int) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api import kept_conversations, kept_responses
-from api.answered_once import Reference
+from api.answered_once import Reference, Run
 from api.asking import Asked
-from api.bodies import Body
+from api.bodies import Body, Many
 from api.deps import CallContext
 from api.fields import Context, Metadata
 from api.file_rows import check_space
@@ -25,6 +25,7 @@ from api.presenters.response import as_input, show_item
 from api.validation import clip
 from jobs import responses
 from jobs.clock import now
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.kept import Kept
@@ -32,6 +33,7 @@ from jobs.terms import terms_of
 
 #: What we do ourselves; the rest is the engine's.
 _OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
+_SEARCH = "file_search"
 _ANSWERED = frozenset({"completed", "incomplete"})
 
 
@@ -45,7 +47,7 @@ Named = str | ConversationReference | None
 class CreateResponse(Asked):
     """The fields that are ours to read. With `context` a message may have a `priority`, a number."""
 
-    input: str | list[InputItem]
+    input: str | Many[InputItem]
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
@@ -87,6 +89,16 @@ class Turn:
     def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         return responses.ours(answer, self.facts)
 
+    @property
+    def results(self) -> bool:
+        """Whether the client asked for what searches find."""
+        include = self.body.fields().get("include")
+        return isinstance(include, list) and responses.RESULTS in include
+
+    def shown(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """A response, or an event of it, as the client asked for it."""
+        return dict(told) if self.results else responses.bare(told)
+
     def kept(self, response: dict[str, Any]) -> Kept:
         return Kept(self.question, response)
 
@@ -98,13 +110,24 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     if body.background and body.store is False:
         raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
     _check_cache(body)
-    terms_of(responses.URL, body.fields())
+    terms_of(RESPONSES, body.fields())
     if body.store is not False or body.conversation:
         check_space(call, 0)
     asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
     question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    if body.store is not False and _searches(question):  # whoever reads it later may want to see what was found
+        question["include"] = [*dict.fromkeys([*(question.get("include") or ()), responses.RESULTS])]
     return Turn(call, body, question, asked)
+
+
+def _searches(question: Mapping[str, Any]) -> bool:
+    """Whether it searches files, and says nothing of what to show that is to be refused."""
+    tools, include = question.get("tools"), question.get("include")
+    known = include is None or (isinstance(include, list) and all(isinstance(name, str) for name in include))
+    return (
+        known and isinstance(tools, list) and any(isinstance(one, dict) and one.get("type") == _SEARCH for one in tools)
+    )
 
 
 def unless_ours(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +184,7 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if status not in _ANSWERED:
         message = f"Previous response '{previous}' is {status}."
         raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
-    return [*responses.items(kept), *kept.response["output"]]
+    return [*responses.items(kept), *responses.bare(kept.response)["output"]]
 
 
 def begun(turn: Turn) -> dict[str, Any]:
@@ -189,7 +212,7 @@ def begun(turn: Turn) -> dict[str, Any]:
     }
 
 
-def keep(turn: Turn, response: dict[str, Any], run: Callable[[Make], object]) -> None:
+def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
     """What is to be kept of it, in one transaction, which `run` runs."""
     make: Make = kept_responses.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
     if turn.conversation is None:
@@ -203,7 +226,7 @@ def keep(turn: Turn, response: dict[str, Any], run: Callable[[Make], object]) ->
 
         run(both)
 
-    said = [show_item(item) for item in (*turn.asked, *response["output"])]
+    said = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
     kept_conversations.add(turn.call, turn.conversation, said, commit)
 
 

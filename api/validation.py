@@ -1,14 +1,18 @@
 """What pydantic finds wrong with a request, in OpenAI's words: 400 with `param` and `code`.
 
-Only the first fault is told, as OpenAI does. Values are quoted at most 64 characters long.
+Only the first fault is told, as OpenAI does. Values are quoted at most 64 characters long. Where a field may have
+several types, pydantic tells what is wrong with each and puts the type's name into the place, as in `query.str`:
+what is told is why the type that the value has will not do, and where that is in the body; or all types it may have.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import InvalidRequest
 
 _QUOTED = 64
+_LOOKED_AT = 100  # of pydantic's errors: a body may hold a million
 _EXPECTED = {
     "string": "a string",
     "int": "an integer",
@@ -21,28 +25,110 @@ _EXPECTED = {
 }
 
 
-def explain(errors: Sequence[Any]) -> InvalidRequest:
-    """The first of pydantic's errors as ours."""
-    error: Mapping[str, Any] = errors[0]
-    place = [part for part in error["loc"] if part != "[key]"]
-    param = ".".join(map(str, place[1:])) if len(place) > 1 else None
-    return _render(error, param)
+def explain(errors: Sequence[Any], body: Any) -> InvalidRequest:
+    """The first of pydantic's errors as ours. `body` is what they speak of, where that is a body."""
+    source, *place = errors[0]["loc"]
+    if source != "body":
+        return _render(errors[0], _joined(place))
+    fault, types = _first([_Fault.of(error, body) for error in errors[:_LOOKED_AT]])
+    if len(types) > 1:
+        return _wrong_type(fault.error, fault.param, f"one of {types[0]}{_listed(types[1:])}")
+    return _render(fault.error, fault.param)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """One of pydantic's errors. Of the parts of its place `real` are those that lead on in the body."""
+
+    error: Mapping[str, Any]
+    place: tuple[str | int, ...]
+    real: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, error: Mapping[str, Any], body: Any) -> "_Fault":
+        place = error["loc"][1:]
+        known, last = (place[:-1], (True,)) if error["type"] == "missing" and place else (place, ())
+        real = _leading(known, body, lambda value: value is error["input"])
+        if real is None:  # a key is wrong, or what is judged is not what was sent
+            real = _leading(known, body, lambda _: True)
+        return cls(error, place, (*(real or ()), *last))
+
+    @property
+    def param(self) -> str | None:
+        """Where it is, in the body."""
+        param = _joined([part for part, real in zip(self.place, self.real, strict=True) if real])
+        if not self.error["type"].startswith("union_tag_"):
+            return param
+        name = self.error["ctx"]["discriminator"].strip("'")
+        return name if param is None else f"{param}.{name}"
+
+    @property
+    def expected(self) -> str | None:
+        """The type that the value should have, if it has another."""
+        return _EXPECTED.get(_base(self.error))
+
+
+def _leading(place: Sequence[str | int], value: Any, is_end: Callable[[Any], bool]) -> tuple[bool, ...] | None:
+    """Which parts are steps from `value` to what `is_end`, as many as can be; None where none lead there."""
+    if not place:
+        return () if is_end(value) else None
+    part, rest = place[0], place[1:]
+    if part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value)):
+        found = _leading(rest, value[part], is_end)
+        if found is not None:
+            return (True, *found)
+    found = _leading(rest, value, is_end)
+    return None if found is None else (False, *found)
+
+
+def _first(faults: Sequence[_Fault]) -> tuple[_Fault, list[str]]:
+    """The fault to tell, and the types that its value may have, where it has none of them."""
+    fault, depth = faults[0], 0
+    while depth < len(fault.place):
+        if not fault.real[depth]:
+            branches: dict[str | int, _Fault] = {}
+            for one in faults:
+                if one.place[:depth] == fault.place[:depth] and len(one.place) > depth:
+                    branches.setdefault(one.place[depth], one)
+            fitting = [one for one in branches.values() if len(one.place) > depth + 1 or one.expected is None]
+            if not fitting:
+                return fault, list(dict.fromkeys(str(one.expected) for one in branches.values()))
+            fault = fitting[0]
+        depth += 1
+    return fault, []
 
 
 def _render(error: Mapping[str, Any], param: str | None) -> InvalidRequest:
-    kind = str(error["type"])
-    words = _WORDS.get(kind)
+    words = _WORDS.get(str(error["type"]))
     if words is not None:
         message, code = words(error, param)
         return InvalidRequest(message, param=param, code=code)
-    base = kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
-    if base in _EXPECTED:
-        got = _kind(error.get("input"))
-        message = f"Invalid type for '{param}': expected {_EXPECTED[base]}, but got {got} instead."
-        if param is None:
-            message = f"The body must be a JSON object, but it is {got}."
-        return InvalidRequest(message, param=param, code="invalid_type")
+    expected = _EXPECTED.get(_base(error))
+    if expected is not None:
+        return _wrong_type(error, param, expected)
     return InvalidRequest(f"{_invalid(param)}{error['msg']}.", param=param, code="invalid_value")
+
+
+def _wrong_type(error: Mapping[str, Any], param: str | None, expected: str) -> InvalidRequest:
+    got = _kind(error.get("input"))
+    message = f"Invalid type for '{param}': expected {expected}, but got {got} instead."
+    if param is None:
+        message = f"The body must be a JSON object, but it is {got}."
+    return InvalidRequest(message, param=param, code="invalid_type")
+
+
+def _base(error: Mapping[str, Any]) -> str:
+    return str(error["type"]).removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
+
+
+def _listed(types: Sequence[str]) -> str:
+    """`, string, number or array`, as OpenAI says them: only the first has its article."""
+    *some, last = [name.partition(" ")[2] for name in types]
+    return "".join(f", {name}" for name in some) + f" or {last}"
+
+
+def _joined(place: Sequence[str | int]) -> str | None:
+    return ".".join(map(str, place)) or None
 
 
 def _invalid(param: str | None) -> str:
@@ -63,6 +149,11 @@ def _unknown(_error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
 def _literal(error: Mapping[str, Any], _param: str | None) -> tuple[str, str]:
     expected = error["ctx"]["expected"].replace(" or ", " and ")
     return f"Invalid value: '{clip(error.get('input'))}'. Supported values are: {expected}.", "invalid_value"
+
+
+def _tag(error: Mapping[str, Any], _param: str | None) -> tuple[str, str]:
+    expected = " and ".join(error["ctx"]["expected_tags"].rsplit(", ", 1))
+    return f"Invalid value: '{clip(error['ctx']['tag'])}'. Supported values are: {expected}.", "invalid_value"
 
 
 def _value(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
@@ -98,6 +189,8 @@ def _length(side: str, limit: str) -> Callable[[Mapping[str, Any], str | None], 
 
 _WORDS: dict[str, Callable[[Mapping[str, Any], str | None], tuple[str, str]]] = {
     "missing": _missing,
+    "union_tag_not_found": _missing,
+    "union_tag_invalid": _tag,
     "extra_forbidden": _unknown,
     "literal_error": _literal,
     "enum": _literal,

@@ -9,6 +9,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
+from api.fields import Labels
 from api.file_rows import visible
 from api.hooks import Hook
 from api.presenters.vector_store import VectorStoreObject, show_store
@@ -21,7 +22,7 @@ from jobs.models import File, Job, VectorStore, VectorStoreFile
 _STOPPED = 20  # jobs of a store that goes, at once; the others find that it is gone
 _Value = Annotated[str, Field(max_length=512)] | bool | int | float
 #: OpenAI's attributes of a file: as metadata, but values may be numbers and booleans.
-Attributes = Annotated[dict[Annotated[str, Field(max_length=64)], _Value], Field(max_length=16)]
+Attributes = Labels[_Value]
 
 
 def stores_of(call: CallContext) -> Select[VectorStore]:

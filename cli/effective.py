@@ -44,15 +44,14 @@ def for_up(
         raise Trouble(f"'{bad[0]}' is no engine URL; one looks like http://127.0.0.1:8080/v1")
     chosen = config.port or take_free(config.host)
     named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""
-    return config.model_copy(
-        update={"port": chosen, "flower_port": config.flower_port or _beside(chosen), "models_file": named}
-    )
+    flower = config.flower_port or _beside(chosen, config.flower_host)
+    return config.model_copy(update={"port": chosen, "flower_port": flower, "models_file": named})
 
 
-def _beside(port: int) -> int:
+def _beside(port: int, host: str) -> int:
     """The next port for Flower, or any free one."""
     following = port + 1
-    return following if following < 1 << 16 and is_free("127.0.0.1", following) else take_free("127.0.0.1")
+    return following if following < 1 << 16 and is_free(host, following) else take_free(host)
 
 
 def _name(location: tuple[int | str, ...]) -> str:

@@ -20,6 +20,7 @@ from jobs.secretfiles import replaced
 from jobs.settings import Settings
 
 FLOWER_USER = "nightmill"
+_FLOWER = "flower"
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)
 
 
@@ -35,13 +36,11 @@ class Installation:
 
     @property
     def url(self) -> str:
-        host = _ANYWHERE.get(self.config.host, self.config.host)
-        host = f"[{host}]" if ":" in host else host
-        return self.config.public_url.rstrip("/") or f"http://{host}:{self.config.port}"
+        return self.config.public_url.rstrip("/") or _reached(self.config.host, self.config.port)
 
     @property
     def flower_url(self) -> str:
-        return f"http://127.0.0.1:{self.config.flower_port}"
+        return _reached(self.config.flower_host, self.config.flower_port)
 
     def check(self) -> None:
         """A port that is taken or a wrong models file would only show as a process that never comes up."""
@@ -81,7 +80,7 @@ class Installation:
 
     def _program(self, line: procfile.Line) -> Program:
         environment = replaced(os.environ, {**self.environment(), **line.environment})
-        if line.name == "flower":  # nobody else needs the password, and a command line can be read by everyone
+        if line.name == _FLOWER:  # nobody else needs the password, and a command line can be read by everyone
             login = f"{FLOWER_USER}:{self.folder.flower_password()}"
             environment = replaced(environment, {"FLOWER_BASIC_AUTH": login})
         return Program(line.name, line.program, environment, self.root, self.folder.logs / f"{line.name}.log")
@@ -120,7 +119,7 @@ class Installation:
         self.folder.write_run(
             {
                 "url": self.url,
-                "flower_url": self.flower_url,
+                "flower_url": self.flower_url if any(service.name == _FLOWER for service in services) else None,
                 "api_key": key,
                 "pid": self.guard_pid,
                 "processes": [service.described() for service in services],
@@ -132,7 +131,7 @@ class Installation:
 
         def ready() -> None:
             notices.say(f"ready: {self.url}/v1")
-            if "flower" in names:
+            if _FLOWER in names:
                 password = self.folder.path / FLOWER_PASSWORD
                 notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")
             key = self.folder.operator_key()  # shown to a person, never to a pipe or a log
@@ -148,3 +147,9 @@ class Installation:
         except ModelsFileError:  # changed since it was checked; the worker says more
             return "no model"
         return ", ".join(model.name for model in models if model.engine is EngineKind.VLLM) or "no model"
+
+
+def _reached(host: str, port: int) -> str:
+    """The URL under which a server that binds this address is reached from this machine."""
+    host = _ANYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

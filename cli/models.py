@@ -10,6 +10,7 @@ import typer
 
 from cli.options import AsJson, DataDir
 from cli.trouble import Trouble
+from jobs.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
     from jobs.registry import Model
@@ -79,7 +80,11 @@ def add(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Add a model to the models file. A model in process is served when its worker is started (again)."""
+    """Add a model to the models file.
+
+    What runs sees it within seconds: a server (--url) is asked at once; for a model in process the worker of its queue
+    gives back what it does and is started again by its supervisor. A queue of its own needs a process that serves it.
+    """
     from cli import modelsfile
     from cli.effective import effective
     from cli.hub import newest
@@ -133,7 +138,7 @@ def _prompts(model: "Model") -> dict[str, str | None]:
     """What stands before queries and passages, of a model that embeds."""
     from jobs.checkpoint import facts_of
 
-    if "/v1/embeddings" not in model.endpoints:
+    if EMBEDDINGS not in model.endpoints:
         return {"query_prompt": None, "passage_prompt": None}
     found = facts_of(model).prompts
     return {"query_prompt": found.query or None, "passage_prompt": found.passage or None}

@@ -9,13 +9,14 @@ Every attempt to make a version's vectors writes under a key of its own, `<versi
 worker left that died, or still writes although it has lost its claim, lies under a key that no file points to.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, delete, exists, insert, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from jobs import events
 from jobs.clock import now
 from jobs.db import UNSEEN, Database, in_pages, insert_into
 from jobs.errors import Expired
@@ -31,6 +32,7 @@ CANCELLED: Final = "cancelled"
 
 #: What is owed to the vector database.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
+STOPPED_AT_ONCE: Final = 50  # files, each with its row, its event and what is owed to those who listen
 AGAIN_SECONDS: Final = 60.0  # after a removal that failed
 _USED_SECONDS: Final = 60.0
 _EPOCHS: Final = 3  # of a shard that went well: parsed, passed on, indexed
@@ -178,24 +180,59 @@ def _publish(session: Session, store: VectorStore, row: VectorStoreFile, made: M
     row.usage_bytes, row.recipe = made.usage_bytes, made.recipe
 
 
+def tell(session: Session, job: Job, kind: str, file_ids: Sequence[str], *, seq: int) -> None:
+    """One event a file, numbered from `seq` under the lock on its job's row. A second index's files are no news."""
+    if job.payload.get("beside"):
+        return
+    of_job: dict[str, Any] = {"subject_id": job.id, "project_id": job.project_id, "type": kind}
+    store = {"vector_store_id": job.payload["store_id"]}
+    told = [
+        events.record(session, **of_job, seq=n, data={"id": file_id, **store})
+        for n, file_id in enumerate(file_ids, seq)
+    ]
+    job.event_seq += len(told)
+    session.flush()
+    events.fan_out_all(session, told, job)
+
+
+def stop(
+    session: Session,
+    job: Job,
+    end: JobState,
+    errors: Sequence[Mapping[str, Any]] | None,
+    *,
+    seq: int,
+    limit: int | None = None,
+) -> int:
+    """Files that a job which comes to this `end` will not make, `limit` at most; how many. Each that fails is told."""
+    left = select(VectorStoreFile).where(VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS)
+    rows = session.scalars(left.order_by(VectorStoreFile.id).limit(limit).with_for_update()).all()
+    for row in rows:
+        row.status = CANCELLED
+        if end != JobState.CANCELLED:
+            row.status, row.error_code, row.error_message = FAILED, "server_error", _why(end, errors)
+    if end != JobState.CANCELLED:
+        tell(session, job, "vector_store.file.failed", [row.id for row in rows], seq=seq)
+    return len(rows)
+
+
 def ended(session: Session, job: Job) -> None:
-    """An ingestion has come to its end: what it has not made by now it never will."""
-    values: dict[str, Any] = {"status": CANCELLED}
-    if job.state != JobState.CANCELLED:
-        values = {"status": FAILED, "error_code": "server_error", "error_message": _why(job)}
-    left = VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS
-    stopped = session.execute(update(VectorStoreFile).where(*left).values(values), execution_options=UNSEEN)
+    """An ingestion has come to its end: what it has not made by now it never will.
+
+    Whoever ends one with many files left has stopped them before, some at a time. The job's own event is the last.
+    """
+    stopped = stop(session, job, JobState(job.state), job.errors, seq=job.event_seq)
     again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
     gone = ~exists().where(VectorStore.id == index_of(job.payload))
-    whole = job.state == JobState.SUCCEEDED and not stopped.rowcount and not job.failed  # type: ignore[attr-defined]
+    whole = job.state == JobState.SUCCEEDED and not stopped and not job.failed
     if not whole or session.scalar(select(or_(again, gone))):
         left_behind(session, job)
 
 
-def _why(job: Job) -> str:
-    if job.state == JobState.EXPIRED:
+def _why(end: JobState, errors: Sequence[Mapping[str, Any]] | None) -> str:
+    if end == JobState.EXPIRED:
         return "The file was not processed within its time."
-    return str((job.errors or [{}])[0].get("message") or "Internal error.")
+    return str((errors or [{}])[0].get("message") or "Internal error.")
 
 
 def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:

@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.db import insert_into
-from jobs.models import Audit, AuditHead
+from jobs.models import Audit, AuditHead, table_of
 
 GENESIS = "0" * 64
 _HEAD = 1
 _SEALED_AT_ONCE = 200
-_INSERT = insert(Audit.__table__)  # type: ignore[arg-type]
+_INSERT = insert(table_of(Audit))
 
 
 def record(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-URL: Final = "/v1/chat/completions"
 PREFIX: Final = "chatcmpl-"
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection, Engine, make_url
@@ -33,6 +33,8 @@ from jobs.errors import DatabaseBusy
 
 T = TypeVar("T")
 
+CHANNEL = "nightmill_outbox"  # PostgreSQL: notified when something is due
+_NOTIFY = text(f"NOTIFY {CHANNEL}")
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
@@ -119,6 +121,13 @@ def in_pages(ids: Iterable[str]) -> Iterator[list[str]]:
     """In order, as many at a time as a statement takes."""
     ordered = sorted(ids)
     return (ordered[start : start + WRITE_ROWS] for start in range(0, len(ordered), WRITE_ROWS))
+
+
+def wake(session: Session) -> None:
+    """Have the dispatcher look when this transaction is committed. On SQLite it sees each commit."""
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        connection.execute(_NOTIFY)
 
 
 def insert_into(session: Session, model: type[DeclarativeBase]) -> Any:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from jobs import audit, events
 from jobs.clock import now
+from jobs.db import wake
 from jobs.due import HELD, WAITING, DeliveryClaim
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
@@ -152,6 +153,7 @@ def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
     endpoint.updated_at = now()
     session.flush()
     _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
+    wake(session)
     held = and_(Delivery.endpoint_id == endpoint.id, WAITING, Delivery.due_at >= HELD)
     return _update(session, held, due_at=now())
 
@@ -179,6 +181,7 @@ def replay(
     _update(session, and_(Delivery.id.in_(ids), Delivery.worker_id.is_(None)), **again)
     if endpoint is not None and selection.missed and not selection.ids:
         ids += _owe_missed(session, endpoint, selection, limit - len(ids))
+    wake(session)
     return ids
 
 

@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
+from jobs.db import wake
 from jobs.ids import new_id
-from jobs.models import Delivery, Event, Job, WebhookEndpoint
+from jobs.models import Delivery, Event, Job, WebhookEndpoint, table_of
 from jobs.payloads import EVENT_TYPES
+
+_INSERT = insert(table_of(Event))
+_ENABLED = select(WebhookEndpoint.id, WebhookEndpoint.event_types).where(
+    WebhookEndpoint.project_id == bindparam("its_project"), WebhookEndpoint.disabled_at.is_(None)
+)
 
 
 def record(
@@ -21,37 +27,37 @@ def record(
     type: str,  # noqa: A002 (the wire's name)
     data: dict[str, Any],
 ) -> Event:
-    """Append an event; `seq` was taken by the caller under the subject's row lock."""
-    event = Event(
-        subject_id=subject_id,
-        seq=seq,
-        id=new_id("evt_"),
-        project_id=project_id,
-        type=type,
-        data=data,
-        created_at=now(),
-    )
-    session.add(event)
-    return event
+    """Append an event, and return what it tells; `seq` was taken by the caller under the subject's row lock."""
+    row = {
+        "subject_id": subject_id,
+        "seq": seq,
+        "id": new_id("evt_"),
+        "project_id": project_id,
+        "type": type,
+        "data": data,
+        "created_at": now(),
+    }
+    session.connection().execute(_INSERT, row)
+    return Event(**row)
 
 
 def fan_out(session: Session, event: Event, job: Job | None = None) -> None:
     """Owe `event` to each enabled endpoint that wants it, and to the job's own webhook."""
-    if event.type not in EVENT_TYPES:
-        return
-    for endpoint in _listeners(session, event):
-        session.add(_delivery(event, endpoint_id=endpoint.id))
-    if job is not None and job.webhook_url:
-        session.add(_delivery(event, job_id=job.id))
+    fan_out_all(session, [event], job)
 
 
-def _listeners(session: Session, event: Event) -> Sequence[WebhookEndpoint]:
-    found = session.scalars(
-        select(WebhookEndpoint).where(
-            WebhookEndpoint.project_id == event.project_id, WebhookEndpoint.disabled_at.is_(None)
-        )
-    ).all()
-    return [endpoint for endpoint in found if event.type in endpoint.event_types]
+def fan_out_all(session: Session, events: Sequence[Event], job: Job | None = None) -> None:
+    """The same of several events, of one project."""
+    told = [event for event in events if event.type in EVENT_TYPES]
+    enabled = session.execute(_ENABLED, {"its_project": told[0].project_id}).all() if told else ()
+    owed = []
+    for event in told:
+        owed += [_delivery(event, endpoint_id=endpoint_id) for endpoint_id, types in enabled if event.type in types]
+        if job is not None and job.webhook_url:
+            owed.append(_delivery(event, job_id=job.id))
+    if owed:
+        session.add_all(owed)
+        wake(session)
 
 
 def _delivery(event: Event, *, endpoint_id: str | None = None, job_id: str | None = None) -> Delivery:

@@ -4,28 +4,32 @@ A worker registers, then beats; the leading dispatcher removes those whose beat 
 A row that is here is therefore a worker that lives, give or take one lease.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import pauses
+from jobs import outbox, pauses
 from jobs.clock import now
 from jobs.db import insert_into
-from jobs.models import Job, Model, Pause, Shard, Worker
+from jobs.models import Job, Model, Pause, Shard, Worker, row_of
+from jobs.outbox import Served
 from jobs.queues import Queue
-from jobs.registry import ANY_MODEL
+from jobs.registry import ANY_MODEL, Registry
 from jobs.states import LIVE, ShardState
 
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
 #: What each look of the dispatcher asks, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
+_SLOTS = select(Worker.queues, Worker.slots).where(Worker.state == "ready", ~_OFF)
+#: What each question of somebody who waits asks.
+_SERVING = select(Worker.queues, Worker.models).where(Worker.state == "ready", ~_OFF)
 
 
 def register(session: Session, worker: Worker) -> None:
     """Write its row, whether or not it is there: the answer may be lost, and two threads may find the row missing."""
-    row = {name: value for name, value in vars(worker).items() if name in Worker.__table__.columns}
+    row = row_of(worker)
     insert = insert_into(session, Worker).values(row)
     session.execute(insert.on_conflict_do_update(index_elements=[Worker.id], set_=row))
 
@@ -55,15 +59,39 @@ def alive(session: Session, queue: str | None = None) -> Sequence[Worker]:
 def slots(session: Session) -> dict[str, int]:
     """Live slots per queue."""
     total: dict[str, int] = {}
-    for worker in alive(session):
-        for queue in worker.queues:
-            total[queue] = total.get(queue, 0) + worker.slots
+    for queues, count in session.execute(_SLOTS):
+        for queue in queues:
+            total[queue] = total.get(queue, 0) + count
     return total
 
 
 def serves(session: Session, queue: str, model: str) -> bool:
     """Whether a live worker of `queue` serves `model`."""
-    return any(model in worker.models or ANY_MODEL in worker.models for worker in alive(session, queue))
+    return any(
+        queue in queues and (model in models or ANY_MODEL in models) for queues, models in session.execute(_SERVING)
+    )
+
+
+def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Served]:
+    """What the live workers of each queue answer, as `Router` decides it. None: nobody knows the models file.
+
+    An endpoint that takes any name is not meant by one that the file gives to others.
+    """
+    shown: dict[str, set[str]] = {}
+    for worker in workers:
+        for queue in worker.queues:
+            shown.setdefault(queue, set()).update(worker.models)
+    if registry is None:
+        return dict.fromkeys(shown, outbox.ALL)
+    return {queue: _answered(names, registry) for queue, names in shown.items()}
+
+
+def _answered(shown: set[str], registry: Registry) -> Served:
+    aliases = registry.aliases.items()
+    if ANY_MODEL not in shown:
+        return Served(frozenset(shown.union(alias for alias, name in aliases if name in shown)))
+    others = registry.models.keys() - shown
+    return Served(frozenset(others.union(alias for alias, name in aliases if name in others) - shown), but=True)
 
 
 def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:

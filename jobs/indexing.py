@@ -1,16 +1,19 @@
 """Results of an ingestion: versions of files come into view with the segment that counts them, in one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import attachments, events, indexes, ledger, shards, source_items
+from jobs import attachments, indexes, ledger, shards, source_items
 from jobs.attachments import Made, Settled
 from jobs.errors import Fenced
+from jobs.ledger import JobClaim
 from jobs.models import Job, Segment
 from jobs.payloads import index_of
 from jobs.shards import ShardClaim, Tally
+from jobs.states import JobState
 
 
 def commit(
@@ -54,16 +57,18 @@ def _count(tally: Tally, settled: Settled) -> Tally:
 
 
 def _tell(session: Session, job: Job, settled: Settled) -> None:
-    """One event a file, numbered under the lock on its job's row."""
-    if job.payload.get("beside"):
-        return
-    told = [("vector_store.file.completed", one) for one in settled.completed]
-    told += [("vector_store.file.failed", one) for one in settled.failed]
-    for kind, one in told:
-        job.event_seq += 1
-        data = {"id": one.file_id, "vector_store_id": job.payload["store_id"]}
-        event = events.record(
-            session, subject_id=job.id, seq=job.event_seq, project_id=job.project_id, type=kind, data=data
-        )
-        session.flush()
-        events.fan_out(session, event, job)
+    for kind, made in (("completed", settled.completed), ("failed", settled.failed)):
+        ids = [one.file_id for one in made]
+        attachments.tell(session, job, f"vector_store.file.{kind}", ids, seq=job.event_seq + 1)
+
+
+def stop(session: Session, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
+    """Before a job comes to an `end` that leaves files: some of them end as it will. Whether there may be more.
+
+    Raises Fenced. Who comes after a death finds those that are left.
+    """
+    ledger.hold(session, claim)
+    job = ledger.lock(session, claim.job.id)
+    assert job is not None
+    most = attachments.STOPPED_AT_ONCE
+    return attachments.stop(session, job, end, errors, seq=job.event_seq + 1, limit=most) == most

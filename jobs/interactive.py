@@ -39,7 +39,8 @@ PRIORITY: Final = -1_000_000
 #: Of what the line of a batch asks of another queue: behind those who wait, and not behind all that its batches have.
 LINE_PRIORITY: Final = PRIORITY // 2
 AT_ONCE: Final = 256  # pieces in one read: what a process of the API holds of an answer, at most
-#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it.
+#: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it, and
+#: more than AT_ONCE, so that a read that is not full has missed nothing.
 BEHIND: Final = 4096
 _SOCKET: Final = "redis+socket://"
 _CONNECTIONS: Final = 1 << 16  # each who waits has one: what bounds them is the length of the line

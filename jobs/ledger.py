@@ -14,14 +14,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, exists, func, or_, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, events, outbox, pauses, source_items
+from jobs import attachments, audit, events, outbox, pauses, source_items, statements
 from jobs.clock import now
-from jobs.db import RETURNED, UNSEEN
 from jobs.errors import Conflict, Fenced
-from jobs.models import TOKENS, File, Job, Outbox, Outcome, Shard
+from jobs.models import TOKENS, File, Job, Outbox, Shard, row_of
 from jobs.payloads import INGESTION, terminal_event
 from jobs.queues import Queue, Task
 from jobs.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
@@ -37,18 +36,6 @@ STAMPS: dict[JobState, str] = {
     JobState.EXPIRED: "expired_at",
     JobState.CANCELLED: "cancelled_at",
 }
-
-#: The states in which a job itself can be claimed, by task.
-CLAIMABLE: dict[Task, frozenset[JobState]] = {
-    Task.PLAN: frozenset({JobState.QUEUED}),
-    Task.FINISH: frozenset(CLOSING),
-}
-
-#: What each step of each job asks, built once.
-_ITS = bindparam("job_id", type_=Job.id.type)
-_LOCKED = select(Job).where(Job.id == _ITS).with_for_update().execution_options(populate_existing=True)
-_BUSY = select(exists().where(Shard.job_id == _ITS, Shard.state == ShardState.RUNNING))
-_OPEN = select(exists().where(Shard.job_id == _ITS, Shard.state.in_((ShardState.PENDING, ShardState.RUNNING))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,48 +91,45 @@ def move(
     if job is None or job.state not in allowed or epoch not in (None, job.epoch):
         raise Fenced
     source = JobState(job.state)
-    guard = and_(Job.id == job_id, Job.state == source, Job.epoch == job.epoch)
+    guard = {"its_job": job_id, "its_state": source, "its_epoch": job.epoch}
     changes = {
-        "state": target,
+        "state": target.value,
         STAMPS[target]: now(),
-        "event_seq": Job.event_seq + 1,
-        "epoch": Job.epoch + 1,
+        "event_seq": job.event_seq + 1,
+        "epoch": job.epoch + 1,
         "worker_id": None,
         "waiting_for": None,
+        **(values or {}),
     }
-    changes.update(values or {})
-    statement = update(Job).where(guard).values(changes).returning(Job)
-    moved: Job | None = session.scalar(statement, execution_options=RETURNED)
-    if moved is None:
+    if not statements.changes_one(session, statements.MOVE, {**guard, **changes}):
         raise Fenced
-    _moved(session, moved, source, actor=actor, reason=reason, event=event)
-    return moved
+    statements.seen(job, changes)
+    _moved(session, job, source, actor=actor, reason=reason, event=event)
+    return job
 
 
 def lock(session: Session, job_id: str) -> Job | None:
     """The job as it is now, held still until the transaction ends."""
-    return session.scalar(_LOCKED, {"job_id": job_id})
+    return session.scalar(statements.LOCK, {"its_job": job_id})
 
 
 def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim | None:
     """Take a job for planning or finishing; None when there is nothing to take (a stale doorbell)."""
-    free = and_(Job.id == job_id, Job.state.in_(CLAIMABLE[task]), Job.worker_id.is_(None))
-    if task is Task.FINISH:
-        free = and_(free, ~exists().where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING))
     job = lock(session, job_id)  # a doorbell owed by another transaction meanwhile is not ours to settle
     if job is not None and pauses.refuses(session, task, job, outbox.JOB, worker_id):
         return None
-    ours = {"epoch": Job.epoch + 1, "beat": 0, "worker_id": worker_id, "waiting_for": None}
-    taken = session.scalar(update(Job).where(free).values(ours).returning(Job), execution_options=RETURNED)
+    taken = statements.changes_one(session, statements.TAKE[task], {"its_job": job_id, "its_worker": worker_id})
     outbox.settle(session, task, job_id)
-    return JobClaim(taken, taken.epoch, worker_id) if taken else None
+    if job is None or not taken:
+        return None
+    statements.seen(job, {"epoch": job.epoch + 1, "beat": 0, "worker_id": worker_id, "waiting_for": None})
+    return JobClaim(job, job.epoch, worker_id)
 
 
 def beat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
     """One heartbeat of a claim on a job; False when it is no longer held."""
-    mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id == worker_id)
-    beaten = session.execute(update(Job).where(mine).values(beat=Job.beat + 1), execution_options=UNSEEN)
-    return beaten.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    mine = {"its_job": job_id, "its_epoch": epoch, "its_worker": worker_id}
+    return statements.changes_one(session, statements.BEAT, mine)
 
 
 def hold(session: Session, claim: JobClaim) -> None:
@@ -200,10 +184,11 @@ def close(
     *,
     event: str | None = None,
     errors: Sequence[dict[str, Any]] = (),
+    locked: Job | None = None,
 ) -> Job:
     """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced.
 
-    With `errors` what was run to its end is no success.
+    With `errors` what was run to its end is no success. `locked` is the job, where this transaction has it.
     """
     source = JobState(claim.job.state)
     job = move(
@@ -216,9 +201,13 @@ def close(
         reason=str(errors[0].get("code")) if errors else None,
         values={**values, "errors": list(errors)} if errors else values,
         event=event,
+        locked=locked,
     )
-    session.add_all(files)  # after the guard: of a close whose answer was lost they are there already
-    session.add_all(Outcome(job_id=job.id, name=name, count=count) for name, count in outcomes.items())
+    if files:  # after the guard: of a close whose answer was lost they are there already
+        session.connection().execute(statements.ADD_FILE, list(map(row_of, files)))
+    if outcomes:
+        rows = [{"job_id": job.id, "name": name, "count": count} for name, count in outcomes.items()]
+        session.connection().execute(statements.ADD_OUTCOME, rows)
     return job
 
 
@@ -290,13 +279,26 @@ def settle(session: Session, job_id: str, *, actor: str, locked: Job | None = No
     if job is None or job.state in TERMINAL or job.worker_id is not None:
         return
     if job.state == JobState.RUNNING:
-        open_shards = session.scalar(_OPEN, {"job_id": job_id})
+        open_shards = session.scalar(statements.OPEN, {"its_job": job_id})
         if not open_shards:
             move(session, job_id, JobState.RUNNING, JobState.FINISHING, actor=actor, locked=job)
             _owe_own(session, job, 0.0)
         return
-    if not session.scalar(_BUSY, {"job_id": job_id}):
+    if not session.scalar(statements.BUSY, {"its_job": job_id}):
         _owe_own(session, job, 0.0)
+
+
+def go_on(session: Session, job: Job, worker_id: str) -> JobClaim | None:
+    """As `settle`, by who ran all of a locked job and finishes it, without a doorbell. None: it is owed, or not due."""
+    actor = f"worker:{worker_id}"
+    if job.state != JobState.RUNNING or job.worker_id is not None or pauses.paused(session).holds_finishing(worker_id):
+        settle(session, job.id, actor=actor, locked=job)
+        return None
+    if session.scalar(statements.OPEN, {"its_job": job.id}):
+        return None
+    ours, source, target = {"worker_id": worker_id}, JobState.RUNNING, JobState.FINISHING
+    move(session, job.id, source, target, actor=actor, values=ours, locked=job)
+    return JobClaim(job, job.epoch, worker_id)
 
 
 def unsettled(session: Session, limit: int = 200) -> list[str]:
@@ -391,7 +393,6 @@ def _event(session: Session, job: Job, kind: str) -> None:
         type=kind,
         data={"id": job.id},
     )
-    session.flush()
     events.fan_out(session, event, job)
 
 

@@ -15,22 +15,24 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from jobs.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
+
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _QUOTED = 100
 
 #: The body's parameter that each endpoint cannot do without, and its message.
 REQUIRED: dict[str, tuple[str, str]] = {
-    "/v1/chat/completions": ("messages", "Messages parameter is required."),
-    "/v1/completions": ("prompt", "Prompt parameter is required."),
-    "/v1/embeddings": ("input", "Input parameter is required."),
-    "/v1/responses": ("input", "Input parameter is required."),
-    "/v1/rerank": ("documents", "Documents parameter is required."),
+    CHAT: ("messages", "Messages parameter is required."),
+    COMPLETIONS: ("prompt", "Prompt parameter is required."),
+    EMBEDDINGS: ("input", "Input parameter is required."),
+    RESPONSES: ("input", "Input parameter is required."),
+    RERANK: ("documents", "Documents parameter is required."),
 }
 _STREAM_NAMES = {
-    "/v1/chat/completions": "Chat Completions",
-    "/v1/completions": "Completions",
-    "/v1/responses": "Responses",
+    CHAT: "Chat Completions",
+    COMPLETIONS: "Completions",
+    RESPONSES: "Responses",
 }
 
 
@@ -143,7 +145,7 @@ class Checker:
 
     def _good(self, request: _Request) -> Good:
         self.ids.add(request.custom_id)
-        inputs = _count(bytes(request.body.input)) if self.endpoint == "/v1/embeddings" else 1
+        inputs = _count(bytes(request.body.input)) if self.endpoint == EMBEDDINGS else 1
         return Good(request.custom_id, request.body.model, inputs)
 
     def _judge(self, number: int, request: _Request) -> Bad | None:

@@ -7,18 +7,24 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db import UNSEEN, insert_into
-from jobs.models import Job, Outbox, Project
+from jobs.db import wake
+from jobs.models import File, Job, Outbox, Project, table_of
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
 
-CHANNEL = "nightmill_outbox"  # PostgreSQL: notified when something is owed
 JOB = -1  # shard_n of a doorbell for the job itself
+
+#: An input that is planned in no time: a doorbell may name several such jobs.
+SMALL_BYTES = 65_536
 
 #: Seconds. What is due later than this was owed by a clock that has been set back since: it is due now.
 LONGEST_DELAY = 60.0
@@ -30,16 +36,21 @@ READY: dict[Task, frozenset[JobState]] = {
     Task.FINISH: frozenset(CLOSING),
 }
 
-#: The end of a doorbell that was claimed, built once.
-_CLAIMED = delete(Outbox).where(
-    Outbox.task == bindparam("its_task"), Outbox.job_id == bindparam("its_job"), Outbox.shard_n == bindparam("its_n")
+#: What each step of each job asks, built once, of the table: no session holds a doorbell as an object meanwhile.
+_outbox = table_of(Outbox)
+_CLAIMED = delete(_outbox).where(
+    _outbox.c.task == bindparam("its_task"),
+    _outbox.c.job_id == bindparam("its_job"),
+    _outbox.c.shard_n == bindparam("its_n"),
 )
-_CLAIMED_THERE = _CLAIMED.where(Outbox.queue == bindparam("its_queue"))
+_CLAIMED_THERE = _CLAIMED.where(_outbox.c.queue == bindparam("its_queue"))
+_FREE = select(_outbox.c.id).where(_outbox.c.id.in_(bindparam("ids", expanding=True))).with_for_update(skip_locked=True)
+_HANDED_OVER = update(_outbox).where(_outbox.c.id.in_(_FREE)).values(rung_at=bindparam("at"), rings=_outbox.c.rings + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """One doorbell, as published: ids only."""
+    """One doorbell, as published: ids only. `small`: its work is next to none."""
 
     id: int
     task: str
@@ -47,7 +58,23 @@ class Ring:
     job_id: str
     shard_n: int
     project_id: str
+    small: bool = False
     rings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The models, and other names of them, that the live workers of a queue answer: these, or with `but` all others."""
+
+    names: frozenset[str]
+    but: bool = False
+
+    def has(self, name: str) -> bool:
+        return (name in self.names) is not self.but
+
+
+#: What nobody can say is not held back.
+ALL = Served(frozenset(), but=True)
 
 
 def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0) -> None:
@@ -69,18 +96,24 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
         for n in shards
     ]
     if rows:
-        session.execute(insert_into(session, Outbox).on_conflict_do_nothing(), rows)
-        if session.get_bind().dialect.name == "postgresql":
-            session.execute(text(f"NOTIFY {CHANNEL}"))
+        connection = session.connection()
+        connection.execute(_owing(connection.dialect.name), rows)
+        wake(session)
+
+
+@cache
+def _owing(dialect: str) -> Any:
+    insert = sqlite_insert if dialect == "sqlite" else pg_insert
+    return insert(_outbox).on_conflict_do_nothing()
 
 
 def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
     """The work was claimed: its doorbell (in that queue) is no longer owed."""
     its = {"its_task": task, "its_job": job_id, "its_n": shard_n}
     if queue is None:
-        session.execute(_CLAIMED, its, execution_options=UNSEEN)
+        session.connection().execute(_CLAIMED, its)
     else:
-        session.execute(_CLAIMED_THERE, {**its, "its_queue": queue}, execution_options=UNSEEN)
+        session.connection().execute(_CLAIMED_THERE, {**its, "its_queue": queue})
 
 
 def forget(session: Session, job_id: str) -> None:
@@ -94,14 +127,24 @@ def waiting_projects(session: Session, queue: str, at: float) -> list[str]:
 
 
 def due(
-    session: Session, queue: str, project_id: str, at: float, limit: int, only: ColumnElement[bool] | None = None
+    session: Session,
+    queue: str,
+    project_id: str,
+    at: float,
+    limit: int,
+    served: Served = ALL,
+    only: ColumnElement[bool] | None = None,
 ) -> Sequence[Ring]:
     """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them.
 
-    `only` is a further condition on the doorbell and its job.
+    What nobody could answer is passed over: it would only take the places of what somebody could. `only` is a further
+    condition on the doorbell and its job.
     """
-    statement = _DUE if only is None else _DUE.where(only)
-    return [Ring(*row) for row in session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})]
+    statement = _due(served)
+    if only is not None:
+        statement = statement.where(only)
+    rows = session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})
+    return [Ring(*row[:-1], small=bool(row.small)) for row in rows]
 
 
 def rung(session: Session, ids: Sequence[int]) -> None:
@@ -109,11 +152,7 @@ def rung(session: Session, ids: Sequence[int]) -> None:
 
     One that is being claimed at this moment is passed over: to wait for it while holding others could be for ever.
     """
-    still = select(Outbox.id).where(Outbox.id.in_(ids)).with_for_update(skip_locked=True)
-    session.execute(
-        update(Outbox).where(Outbox.id.in_(still)).values(rung_at=now(), rings=Outbox.rings + 1),
-        execution_options={"synchronize_session": False},
-    )
+    session.connection().execute(_HANDED_OVER, {"ids": ids, "at": now()})
 
 
 def unring(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
@@ -146,13 +185,27 @@ def _ready(at: ColumnElement[float]) -> ColumnElement[bool]:
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
 
 
+@lru_cache(maxsize=64)
+def _due(served: Served) -> Select[int, str, str, str, int, str, bool]:
+    """What the models of a queue's own jobs keep back is left out; a queue where a shard is only prepared has none."""
+    if served == ALL:
+        return _DUE
+    named = Job.model.not_in(served.names) if served.but else Job.model.in_(served.names)
+    return _DUE.where(or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), named))
+
+
+#: Of a doorbell, its job and the job's input file: what joins the three, and whether to plan it is next to nothing.
+INPUT = and_(Outbox.task == Task.PLAN, File.id == Job.input_file_id)
+SMALL = and_(File.bytes.is_not(None), File.bytes <= SMALL_BYTES)
+
 #: What each tick asks, built once.
 _AT = bindparam("at", type_=Outbox.due_at.type)
 _UNRUNG = and_(Outbox.queue == bindparam("on"), Outbox.rung_at.is_(None), _due_by(_AT))
 _WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNRUNG))
 _DUE = (
-    select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id)
+    select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, SMALL.label("small"))
     .join(Job, Job.id == Outbox.job_id)
+    .outerjoin(File, INPUT)
     .where(Outbox.project_id == bindparam("of"), _UNRUNG, _ready(_AT))
     .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
     .limit(bindparam("most", type_=Outbox.id.type))

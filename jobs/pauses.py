@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from jobs import audit, outbox
 from jobs.clock import now
 from jobs.db import insert_into
-from jobs.models import Job, Outbox, Pause
+from jobs.models import Job, Outbox, Pause, table_of
 from jobs.queues import Queue, Task
 
 
@@ -48,6 +48,10 @@ class Paused:
         names = ((Scope.QUEUE, queue), (Scope.MODEL, model), (Scope.PROJECT, project_id))
         return any(name in self.of(scope) for scope, name in names)
 
+    def holds_finishing(self, worker_id: str) -> bool:
+        """Whether this worker neither plans nor finishes a job."""
+        return Queue.PLAN in self.of(Scope.QUEUE) or worker_id in self.of(Scope.WORKER)
+
     @property
     def free(self) -> ColumnElement[bool] | None:
         """Of doorbells joined with their jobs: those that a paused model or project does not hold back. None: all."""
@@ -59,7 +63,7 @@ class Paused:
 
 
 #: What each claim asks, built once.
-_NAMES = select(Pause.scope, Pause.name)
+_NAMES = select(table_of(Pause).c.scope, table_of(Pause).c.name)
 
 
 def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str | None = None) -> bool:
@@ -99,10 +103,10 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
     """
     off = paused(session)
     if task is Task.RUN:
-        stopped = off.stops(queue or job.queue, job.model, job.project_id)
+        stopped = off.stops(queue or job.queue, job.model, job.project_id) or worker_id in off.of(Scope.WORKER)
     else:
-        stopped = Queue.PLAN in off.of(Scope.QUEUE)
-    if not stopped and worker_id not in off.of(Scope.WORKER):
+        stopped = off.holds_finishing(worker_id)
+    if not stopped:
         return False
     outbox.unring(session, task, job.id, n)
     return True

@@ -25,9 +25,10 @@ class NotYet(Exception):
     """An endpoint that may serve it has not been heard from yet."""
 
 
-def queue_of(session: Session, config: Settings, name: str, *, endpoint: str, project_id: str) -> str:
+def queue_of(
+    session: Session, config: Settings, registry: Registry, name: str, *, endpoint: str, project_id: str
+) -> str:
     """The queue whose workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
-    registry = Registry.load(config)
     configured = registry.models.get(name)
     if configured is None and (shown := session.get(Model, name)) is not None:
         _check_external(session, shown.external, name, project_id)

@@ -2,14 +2,15 @@
 
     name ──▶ a model of the file ──▶ a model some endpoint has ──▶ an alias ──▶ an endpoint that takes any name
 
-A Registry never changes; `fresh()` gives the one that the file describes now.
+A Registry never changes; `fresh()` gives the one that the file describes now. `Models` is that for a process.
 """
 
 import ipaddress
 import logging
 import re
+import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -186,16 +187,16 @@ class Registry:
     file: Path
     vllm_enabled: bool = True
     stamp: tuple[int, ...] = ()
+    awaited: Path | None = None  # another file, which takes the place of this one as soon as it is there
 
     @classmethod
     def load(cls, settings: Settings) -> "Registry":
         """The models that this deployment can serve. Raises ModelsFileError."""
-        own = settings.data_dir.absolute() / PACKAGED_FILE.name
         if settings.models_file:
-            own = Path(settings.models_file).expanduser()
-        elif not own.exists():
-            own = PACKAGED_FILE
-        return cls.read(own, vllm_enabled=settings.vllm_enabled)
+            return cls.read(Path(settings.models_file).expanduser(), vllm_enabled=settings.vllm_enabled)
+        own = settings.data_dir.absolute() / PACKAGED_FILE.name
+        found = cls.read(own if own.exists() else PACKAGED_FILE, vllm_enabled=settings.vllm_enabled)
+        return replace(found, awaited=own)
 
     @classmethod
     def read(cls, file: Path, *, vllm_enabled: bool = True) -> "Registry":
@@ -206,14 +207,15 @@ class Registry:
 
     def fresh(self) -> "Registry":
         """This one, or a new one if the file has changed. One that has become wrong is reported and not taken."""
-        stamp = _stamp(self.file)
-        if stamp == self.stamp:
+        file = self.awaited if self.awaited and self.awaited.exists() else self.file
+        stamp = _stamp(file)
+        if (file, stamp) == (self.file, self.stamp):
             return self
         try:
-            return Registry.read(self.file, vllm_enabled=self.vllm_enabled)
+            return replace(Registry.read(file, vllm_enabled=self.vllm_enabled), awaited=self.awaited)
         except ModelsFileError as error:
-            log.error("models_file.rejected", extra={"file": str(self.file), "reason": str(error)})  # noqa: TRY400
-            return Registry(self.models, self.aliases, self.file, self.vllm_enabled, stamp)
+            log.error("models_file.rejected", extra={"file": str(file), "reason": str(error)})  # noqa: TRY400
+            return replace(self, file=file, stamp=stamp)
 
     def resolve(self, name: str) -> Model | None:
         """The model of that name or alias."""
@@ -232,6 +234,21 @@ class Registry:
         if name in self.aliases:
             return self.aliases[name]
         return name if ANY_MODEL in live else None
+
+
+class Models:
+    """The models of one process, for any of its threads: as the file says now, or as it did when it last was right."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._last: Registry | None = None
+
+    def now(self) -> Registry:
+        """Raises ModelsFileError while the file has not been right since this process began."""
+        with self._lock:
+            self._last = self._last.fresh() if self._last else Registry.load(self._settings)
+            return self._last
 
 
 def _stamp(file: Path) -> tuple[int, ...]:

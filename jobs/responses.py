@@ -7,12 +7,14 @@ before; and a response that is asked for in the background is a job whose input 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from jobs.endpoints import RESPONSES
 from jobs.kept import Kept
 
 KIND: Final = "response"
-URL: Final = "/v1/responses"
 #: Where it is asked how long an input is.
-COUNT_URL: Final = "/v1/responses/input_tokens"
+COUNT_URL: Final = f"{RESPONSES}/input_tokens"
+#: Of `include`: what the searches in files found. It is kept with a response in any case.
+RESULTS: Final = "file_search_call.results"
 
 #: What an engine's answer does not know.
 _OURS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
@@ -53,6 +55,22 @@ def items(kept: Kept) -> list[Any]:
     """The input as the model is shown it, earlier turns included."""
     found: list[Any] = kept.question["input"]
     return found
+
+
+def bare(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A response, or an event of one, without what searches found."""
+    shown = dict(told)
+    if isinstance(shown.get("output"), list):
+        shown["output"] = [_bare(item) for item in shown["output"]]
+    if isinstance(shown.get("response"), dict):
+        shown["response"] = bare(shown["response"])
+    if "item" in shown:
+        shown["item"] = _bare(shown["item"])
+    return shown
+
+
+def _bare(item: Any) -> Any:
+    return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
 
 
 def ours(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,15 +12,15 @@ time, with `trying_line` committed first, so that the line that kills its worker
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, exists, literal_column, select, update
+from sqlalchemy import ColumnElement, Executable, and_, delete, exists, literal_column, select, update
 from sqlalchemy.orm import Session
 
-from jobs import ledger, outbox, pauses
+from jobs import ledger, outbox, pauses, statements
 from jobs.clock import now
-from jobs.db import RETURNED, UNSEEN
 from jobs.errors import Fenced
-from jobs.models import Job, Outbox, Segment, Shard
+from jobs.models import Job, Outbox, Shard, row_of
 from jobs.queues import Queue, Task
 from jobs.states import JobState, ShardState
 
@@ -87,10 +87,9 @@ def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[S
     Run twice it adds them once: what an earlier planning left was removed by `uncut` before.
     """
     ledger.hold(session, claim)
-    if not shards or session.get(Shard, (claim.job.id, shards[0].n)) is not None:
+    if not shards or _found(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n):
         return  # the first commit's answer was lost
-    session.add_all(shards)
-    session.flush()
+    session.connection().execute(statements.ADD_SHARD, list(map(row_of, shards)))
     outbox.owe(session, claim.job, Task.RUN, queue, (shard.n for shard in shards))
 
 
@@ -116,23 +115,16 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
     if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id, queue):
         return None
     outbox.settle(session, Task.RUN, job_id, n, queue or job.queue or Queue.GENERATE)
-    shard = session.scalar(
-        update(Shard)
-        .where(Shard.job_id == job_id, Shard.n == n, Shard.state == ShardState.PENDING, _run_in(queue))
-        .values(
-            state=ShardState.RUNNING,
-            epoch=Shard.epoch + 1,
-            beat=0,
-            worker_id=worker_id,
-            progressed=False,
-            started_at=now(),
-        )
-        .returning(Shard),
-        execution_options=RETURNED,
-    )
+    its: dict[str, Any] = {"its_job": job_id, "its_n": n}
+    ours = {**its, "its_worker": worker_id, "at": now()}
+    if queue is None:
+        taken = session.connection().execute(statements.TAKE_SHARD, ours)
+    else:
+        taken = session.connection().execute(statements.TAKE_SHARD_THERE, {**ours, "its_queue": queue})
+    shard = taken.first()
     if shard is None:
         return None
-    if job.waiting_for is not None:
+    if job.waiting_for not in (None, "model"):  # whether the model answers is to be seen
         ledger.wait_for(session, job_id, None)
     return ShardClaim(
         job=job,
@@ -155,63 +147,54 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
 def covered(session: Session, job_id: str, n: int) -> int:
     """The lines of a shard that some segment holds, as a bitmap."""
     lines = 0
-    for bitmap in session.scalars(select(Segment.covered).where(Segment.job_id == job_id, Segment.n == n)):
+    for (bitmap,) in session.connection().execute(statements.COVERED, {"its_job": job_id, "its_n": n}):
         lines |= int.from_bytes(bitmap, "little")
     return lines
 
 
-def commit(session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool) -> None:
-    """Make a segment count; with `last` the shard is done. Run twice it counts once. Raises Fenced."""
-    if last:
-        ledger.lock(session, claim.job.id)  # of two last shards one sees the other's end
-    if session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None:
-        return  # the first commit's answer was lost
+def commit(
+    session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
+) -> Job | None:
+    """Make a segment count; with `last` the shard is done, its job locked. Run twice it counts once. Raises Fenced."""
+    job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other's end
+    its = {"its_job": claim.job.id, "its_n": claim.n, "its_epoch": claim.epoch}
+    if tally.covered and (seq or claim.job.waiting_for is not None):  # said before this claim, or during it
+        session.connection().execute(statements.ANSWERED, {"its_job": claim.job.id})
+    if _found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
+        return job  # the first commit's answer was lost
+    tokens = tally.tokens()
+    more = {f"its_{name}": count for name, count in {"done": tally.done, "failed": tally.failed, **tokens}.items()}
     ending = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()} if last else {}
-    sums = {name: getattr(Shard, name) + count for name, count in tally.tokens().items()}
-    counted = session.execute(
-        update(Shard)
-        .where(_mine(claim))
-        .values(
-            done=Shard.done + tally.done,
-            failed=Shard.failed + tally.failed,
-            progressed=True,
-            stalls=0,
-            trying_line=None,
-            trying_times=0,
-            **sums,
-            **ending,
-        ),
-        execution_options=UNSEEN,
-    )
-    if counted.rowcount != 1:  # type: ignore[attr-defined]
+    if not statements.changes_one(session, statements.COUNT, {**its, **more, **ending}):
         raise Fenced
     size = (claim.lines + 7) // 8
-    session.add(
-        Segment(
-            job_id=claim.job.id,
-            n=claim.n,
-            epoch=claim.epoch,
-            seq=seq,
-            path=path,
-            length=length,
-            covered=tally.covered.to_bytes(size, "little"),
-            good=tally.good.to_bytes(size, "little"),
-            outcomes=tally.outcomes,
-            created_at=now(),
-            **tally.tokens(),
-        )
-    )
+    segment = {
+        "job_id": claim.job.id,
+        "n": claim.n,
+        "epoch": claim.epoch,
+        "seq": seq,
+        "path": path,
+        "length": length,
+        "covered": tally.covered.to_bytes(size, "little"),
+        "good": tally.good.to_bytes(size, "little"),
+        "outcomes": tally.outcomes,
+        "created_at": now(),
+        **tokens,
+    }
+    session.connection().execute(statements.ADD_SEGMENT, segment)
+    return job
 
 
-def finish_empty(session: Session, claim: ShardClaim) -> None:
+def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
     """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises Fenced."""
-    ledger.lock(session, claim.job.id)
+    job = ledger.lock(session, claim.job.id)
     done = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()}
     if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
-        return
+        return job
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
         raise Fenced
+    return job
 
 
 def trying(session: Session, claim: ShardClaim, line: int) -> None:
@@ -321,8 +304,8 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
     return True
 
 
-def _run_in(queue: str | None) -> ColumnElement[bool]:
-    return Shard.queue.is_(None) if queue is None else Shard.queue == queue
+def _found(session: Session, statement: Executable, **its: Any) -> bool:
+    return session.connection().execute(statement, its).first() is not None
 
 
 def _mine(claim: ShardClaim) -> ColumnElement[bool]:

@@ -7,13 +7,12 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from jobs.endpoints import CHAT, COMPLETIONS, RESPONSES
 from jobs.errors import InvalidRequest
 
 FIELD: Final = "context"
-CHAT: Final = "/v1/chat/completions"
-RESPONSES: Final = "/v1/responses"
 #: Where a prompt is, by what it is asked of.
-PROMPT: Final = {CHAT: "messages", RESPONSES: "input", "/v1/completions": "prompt"}
+PROMPT: Final = {CHAT: "messages", RESPONSES: "input", COMPLETIONS: "prompt"}
 PRIORITY: Final = "priority"  # a message's own, which is ours and no engine's
 _MOST_PRIORITY: Final = 1_000_000
 #: Of the context, for the answer, where the request does not say how long it may be: a quarter, and at most so much.

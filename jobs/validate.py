@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from jobs import lines
+from jobs.endpoints import EMBEDDINGS
 from jobs.errors import InvalidRequest
 from jobs.storage import open_storage
 from jobs.terms import PROMPT, terms_of
@@ -129,7 +130,7 @@ def _odd_context(endpoint: str, text: lines.Text) -> lines.Bad | None:
 def _judge_totals(asked: Asked, found: Found) -> None:
     if found.total > asked.max_lines:
         found.complain(lines.Bad("too_many_requests", f"The input file has more than {asked.max_lines} requests."))
-    if asked.endpoint == "/v1/embeddings" and found.inputs > asked.max_inputs:
+    if asked.endpoint == EMBEDDINGS and found.inputs > asked.max_inputs:
         found.complain(lines.Bad("too_many_inputs", f"The batch has more than {asked.max_inputs} embedding inputs."))
     if not found.total:
         found.complain(lines.Bad("empty_file", "The input file contains no requests."))

@@ -50,6 +50,13 @@ _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
 _PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
+#: In one trip, and what is refused is never there.
+_PUT: Final = """
+if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[3]) end
+redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
+return redis.call('RPUSH', KEYS[1], ARGV[1])
+"""
 _START: Final = "0-0"  # before what is first in any stream
 _STOPPED: Final = Piece(
     "end",
@@ -222,23 +229,20 @@ class _Asked:
 
     async def put(self, most: int, kept: Resumable | None) -> None:
         """Into the line, unless so many are there already. Raises Overloaded."""
-        if await self._redis.llen(self._line) >= most:
+        keys = (self._line, asking(self._id), resumable(self._id))
+        shown = pack(kept) if kept is not None else b""
+        if not await self._redis.eval(_PUT, len(keys), *keys, self._raw, most, self._seconds, shown):
             raise Overloaded
-        async with self._redis.pipeline() as pipe:
-            if kept is not None:
-                pipe.set(resumable(self._id), pack(kept), ex=self._seconds)
-            pipe.set(asking(self._id), b"1", ex=self._seconds)
-            pipe.rpush(self._line, self._raw)
-            await pipe.execute()
 
     async def pieces(self, served: Served, there: There, last: str = _START) -> AsyncGenerator[Piece]:
         """Raises NotFound, NoWorker, WorkerLost, and what `there` raises."""
         name = answer(self._id)
         while True:
             found = await self._redis.xread({name: last}, block=_BLOCK_MS, count=AT_ONCE)
-            if found and self._linger:
+            entries = found[0][1] if found else ()
+            if self._linger and len(entries) == AT_ONCE:  # whoever drops what follows `last` leaves more than this
                 await self._check_nothing_missed(last)
-            for entry, fields in found[0][1] if found else ():
+            for entry, fields in entries:
                 last, self._taken, self._heard = entry.decode(), True, time.monotonic()
                 piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{last}")
                 self._told = self._told or piece.kind == "chunk"

@@ -9,8 +9,10 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -23,10 +25,10 @@ from jobs import fleet, logs, pauses, responses, searches
 from jobs.errors import DatabaseBusy
 from jobs.interactive import redis_url
 from jobs.queues import Queue
-from jobs.registry import Registry
+from jobs.registry import ModelsFileError, Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
-from workers import tasks
+from workers import process, tasks
 from workers.asking import Asking
 from workers.caching.shelf import Shelf
 from workers.company import Company
@@ -40,6 +42,7 @@ from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.layers import Needs, before
 from workers.quarantine import Deaths
+from workers.reloading import Reloading
 from workers.reranking import Reranking
 from workers.rooms import Rooms
 from workers.schemas.checker import Checker
@@ -47,7 +50,7 @@ from workers.searching import Searching
 
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
-_REFRESH_SECONDS = 10.0
+_REFRESH_SECONDS = 1.0  # jobs wait for what has come up
 
 
 def main(arguments: list[str]) -> None:
@@ -81,8 +84,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     """The engine comes up beside Celery's consumer; no doorbell is rung for us before it is there."""
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
-    engine = build_router(config, Registry.load(config), queue)
-    others = Company(config.data_dir / "run" / queue, config.lease_seconds) if engine.shared else None
+    engine = build_router(config, _models(context), queue)
+    others = Company(config.data_dir / "run" / queue, config.lease_seconds)
     deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
     asking = Asking(context)
     shelf = Shelf(context.db, config.cache_max_bytes)
@@ -97,7 +100,8 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     )
     cached = before(engine, needs, config)
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
-    host = EngineHost(cached, lambda: _restarted(context), others, deaths, partial(_quarantine, context), courtesy)
+    shared = others if engine.shared else None
+    host = EngineHost(cached, lambda: _restarted(context), shared, deaths, partial(_quarantine, context), courtesy)
     reranking = Reranking(context, host, queue)
     own = {
         searches.URL: Searching(context, host, reranking).answer,
@@ -107,7 +111,9 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
     context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
-    threading.Thread(target=_bring_up, args=(context, host, engine, desk), name="engine-start", daemon=True).start()
+    reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
+    bring_up = partial(_bring_up, context, host, engine, desk, reloading.look)
+    threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
     _work(app, name, pool.queues, [f"--concurrency={pool.slots}"])
     context.keeper.leave()
@@ -118,6 +124,19 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     shelf.close()
     logging.shutdown()
     os._exit(0)  # engines leave threads behind that would hold the exit up
+
+
+def _models(context: Context) -> Registry:
+    """Waits for a models file that is right: to end and be started again would not mend it."""
+    untold = True
+    while True:
+        try:
+            return context.models.now()
+        except ModelsFileError as error:
+            if untold:
+                log.error("models_file.rejected", extra={"reason": str(error)})  # noqa: TRY400
+            untold = False
+        context.stop.wait(_REFRESH_SECONDS)
 
 
 def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> None:
@@ -156,13 +175,14 @@ def _node(name: str) -> str:
     return str(nodenames.host_format(f"{name}-{os.getpid()}@%h"))
 
 
-def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk) -> None:
+def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk, reload: Callable[[], None]) -> None:
     """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing."""
     try:
         host.start()
+        process.settle()
         log.info("engine_up", extra={"queue": desk.queue})
         host.call(desk.serve()).add_done_callback(_desk_ended)
-        _stay_announced(context, engine, desk.queue)
+        _stay_announced(context, engine, desk.queue, reload)
     except Exception:
         if context.stop.is_set():
             return
@@ -179,9 +199,10 @@ def _desk_ended(serving: "Future[None]") -> None:
         os._exit(_NO_ENGINE)
 
 
-def _stay_announced(context: Context, engine: Router, queue: str) -> None:
+def _stay_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:
     shown: frozenset[str] = frozenset()
     while True:
+        reload()
         shown = _announce(context, engine, queue, shown)
         if context.stop.wait(_REFRESH_SECONDS):
             return
@@ -189,8 +210,7 @@ def _stay_announced(context: Context, engine: Router, queue: str) -> None:
 
 def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str]) -> frozenset[str]:
     """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
-    engine.registry = engine.registry.fresh()  # aliases may have changed
-    names = frozenset(engine.models)
+    names = engine.there
     if names == shown and context.standing.state == "ready":
         return shown
     context.standing.models = tuple(sorted(names))
@@ -203,6 +223,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str
 
 def _restarted(context: Context) -> None:
     context.standing.restarts += 1
+    process.settle()  # the old engine is not for good
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company (see
 `workers.trials`), so that an innocent line soon succeeds among fewer, and the poison is alone in the end. What never
 reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing has been answered
-for a while, and the engine is at nothing either, the whole shard is given back with a delay.
+for a while, and the engine is at nothing either, the whole shard is given back with a delay: at once where nobody has
+the model.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Unserved
 from workers.host import EngineHost, GaveUp
 from workers.records import Item
 
@@ -72,10 +73,11 @@ class Answering:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION) if tasks else (set(), set())
             for task in done:
                 task.result()
-        finally:
+        except BaseException:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            raise
 
     async def _try(self, item: Item) -> None:
         """Ask until the engine takes the request; then it has an answer or one fault more."""
@@ -121,6 +123,8 @@ class Answering:
     async def _wait(self, busy: EngineBusy) -> None:
         at = time.monotonic()
         pause = max(busy.retry_after or _PAUSE, _PAUSE)
+        if isinstance(busy, Unserved) and not self._begun:
+            raise GaveUp(max(pause, 2.0), grows=True)
         working = any(at - begun > _PAUSE for begun in self._begun.values())
         if at - self._last_sign + pause > (MOST_PATIENCE if working else PATIENCE):
             raise GaveUp(max(pause, 2.0))

@@ -20,11 +20,12 @@ from sqlalchemy.orm import Session
 from jobs import fleet, indexes, pauses, placement, searches
 from jobs.attachments import is_over
 from jobs.clock import now
+from jobs.endpoints import EMBEDDINGS
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.ids import new_id
 from jobs.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, routed
 from jobs.models import VectorStore
-from jobs.registry import ModelsFileError, Registry
+from jobs.registry import ModelsFileError
 from jobs.searches import Found, Search
 from jobs.waiting import Lines
 from workers.context import Context
@@ -34,7 +35,6 @@ from workers.engines.wire import usage_of
 _SECONDS: Final = 60.0
 AGAIN: Final = 2.0
 BROKEN_FILE: Final = "The models file cannot be read now."
-_VECTORS: Final = "/v1/embeddings"
 _DIED: Final = "engine_died"
 _LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
 
@@ -83,7 +83,7 @@ class Asking:
             priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
             job_id=request.job_id,
         )
-        line = searches.line(queue) if request.url == _VECTORS else routed(queue, question.priority)
+        line = searches.line(queue) if request.url == EMBEDDINGS else routed(queue, question.priority)
         try:
             end = await self._asked(line, queue, model, question, emit)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
@@ -146,13 +146,14 @@ class Asking:
                 message = f"Vector store with id '{search.store_id[:64]}' not found."
                 return refusal(404, message, param="tools", code="vector_store_not_found")
             index = indexes.current(session, store)
-            queue = self._queue(session, request, index.model, _VECTORS, "tools")
+            queue = self._queue(session, request, index.model, EMBEDDINGS, "tools")
         return queue if isinstance(queue, Answer) else (queue, index)
 
     def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
         config = self._context.config
         try:
-            queue = placement.queue_of(session, config, model, endpoint=endpoint, project_id=request.tenant)
+            registry = self._context.models.now()
+            queue = placement.queue_of(session, config, registry, model, endpoint=endpoint, project_id=request.tenant)
         except placement.NotServed as refused:
             return refusal(400, str(refused), param=param, code=refused.code)
         except placement.NotYet as error:
@@ -165,7 +166,7 @@ class Asking:
 
     def _served(self, queue: str, model: str) -> bool:
         try:
-            alias = Registry.load(self._context.config).aliases.get(model, "")
+            alias = self._context.models.now().aliases.get(model, "")
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
         with self._context.db.read() as session:

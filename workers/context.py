@@ -11,6 +11,7 @@ from jobs.db import Database
 from jobs.hosts import claim_host
 from jobs.ids import new_id
 from jobs.models import Worker
+from jobs.registry import Models
 from jobs.settings import Settings
 from jobs.storage import Storage, open_storage
 from workers import process
@@ -74,6 +75,7 @@ class Context:
     stop: threading.Event
     standing: Standing
     keeper: Keeper
+    models: Models
     late: Late = field(default_factory=Late)
 
     @property
@@ -107,7 +109,8 @@ def build(config: Settings, pool: Pool) -> Context:
     keeper = Keeper(db, _describe(worker_id, pool, standing), beat_seconds=config.beat_seconds, stop=stop)
     keeper.start()
     log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
-    return Context(config, db, open_storage(config.storage), worker_id, stop, standing, keeper, Late(db))
+    storage, models = open_storage(config.storage), Models(config)
+    return Context(config, db, storage, worker_id, stop, standing, keeper, models, Late(db))
 
 
 def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:

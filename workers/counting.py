@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.interactive import Question
 from jobs.terms import FIELD as CONTEXT
 from workers.caching.answers import FIELD as CACHE
@@ -38,7 +38,7 @@ class Counting:
         body = _shown(msgspec.json.decode(question.body))
         async with self._host.company():
             return await self._engine.answer(
-                Request(responses.URL, body, question.id, priority, question.tenant, kept=False)
+                Request(RESPONSES, body, question.id, priority, question.tenant, kept=False)
             )
 
 
@@ -73,5 +73,5 @@ def _shown(body: Mapping[str, Any]) -> dict[str, Any]:
     shown = {name: value for name, value in body.items() if name not in _NOT_SHOWN}
     if isinstance(shown.get("tools"), list):
         shown["tools"] = [{**tool, "refuse": False} if is_search(tool) else tool for tool in shown["tools"]]
-    history = History.of(responses.URL, shown)
+    history = History.of(RESPONSES, shown)
     return history.body if history else shown

@@ -1,7 +1,7 @@
 """How many lines of batches are with an engine while somebody waits at a screen.
 
-    a line of a batch ──▶ room? ──▶ engine                nobody waits: a little more than runs at once, so that the
-                            └── no: it waits, in order     engine is never idle, and its own queue is short
+    a line of a batch ──▶ room? ──▶ engine                nobody waits: a little more than the engine is meant to run,
+                            └── no: it waits, in order     so that it still does while one is followed by the next
     a client asks ──▶ room for a few lines only, until some seconds after the last answer
 
 Priority alone lets a question overtake what waits, not what runs: on a CPU a step takes as long as all that is in it.
@@ -11,8 +11,8 @@ So what would make the steps long is kept out. Where the engine is quick (a GPU)
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 #: The most lines in flight while somebody waits, and while nobody does; None: no bound.
 Crowd = tuple[int, int]
@@ -44,17 +44,16 @@ class Courtesy:
             self._until = time.monotonic() + self._seconds
             asyncio.get_running_loop().call_later(self._seconds, self._admit)
 
-    @asynccontextmanager
-    async def line(self) -> AsyncIterator[None]:
-        """A line of a batch, when there is room for it."""
+    async def come(self) -> None:
+        """A line of a batch is let in once there is room for it; whoever came must go."""
         if self._turns or not self._room():
             await self._turn()
         else:
             self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
+
+    def go(self) -> None:
+        self._inside -= 1
+        if self._turns:
             self._admit()
 
     async def _turn(self) -> None:

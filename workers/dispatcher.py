@@ -16,9 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Protocol
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from jobs import fleet, logs, outbox, pauses, shards
@@ -26,10 +27,11 @@ from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.hosts import claim_host
-from jobs.models import Job, Outbox, Project, Shard
+from jobs.models import File, Job, Outbox, Project, Shard
 from jobs.outbox import Ring
 from jobs.pauses import Paused, Scope
 from jobs.queues import Queue, Task
+from jobs.registry import Models, ModelsFileError, Registry
 from jobs.settings import Settings, settings
 from jobs.storage import Storage, open_storage
 from workers.away import BrokerAway
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: Doorbells out per live slot: one being answered, one on its way, so that no slot waits for a tick.
 RINGS_PER_SLOT = 2
+#: Jobs that one doorbell names where planning them is next to nothing; each takes that part of a doorbell's room.
+PLANS_PER_RING = 8
 _MAX_RERING = 60.0
 #: While doorbells go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
 _HASTE = 5
@@ -49,7 +53,17 @@ _IDLE_LOOK = 1.0  # seconds between full looks while nothing was written
 _BROKER_PAUSE = 2.0
 
 
-Out = dict[str, dict[str, int]]  # queue → project → doorbells and claims that are out
+@dataclass(frozen=True, slots=True)
+class Out:
+    """Doorbells and claims that are out: queue → project → how many; and queue → how many of them are small."""
+
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    small: dict[str, int] = field(default_factory=dict)
+
+    def room(self, queue: str, slots: int) -> float:
+        """What may go out besides."""
+        taken = sum(self.counts.get(queue, {}).values()) - self.small.get(queue, 0) * (1 - 1 / PLANS_PER_RING)
+        return RINGS_PER_SLOT * slots - taken
 
 
 class Ringer(Protocol):
@@ -94,7 +108,9 @@ class Dispatcher:
         self.clock = clock
         self._ringer = ringer
         self._rings = Rings(clock, config.rering_seconds)
-        self._house = Housekeeper(config, db, storage, clock)
+        self._models = Models(config)
+        self._unread = logs.Seldom(log, "models_file.unread")
+        self._house = Housekeeper(config, db, storage, clock, self._registry)
         self._again: dict[Task, float] = {}  # when what has no job is rung again
         self._broker_back = 0.0
         self._kept_at = self._stood_at = float("-inf")
@@ -122,40 +138,61 @@ class Dispatcher:
             return False
         with self.db.read() as session:
             out, off = _out(session), pauses.paused(session)
-            rooms = self._room(session, out, off)
-            rings = [ring for queue, room in rooms.items() for ring in self._choose(session, queue, room, out, off)]
-        if rings:
-            self._publish(rings)
-        return bool(rings)
+            slots = self._slots(session, off)
+            served = fleet.served(fleet.alive(session), self._registry()) if slots else {}
+            chosen = {
+                queue: self._choose(session, queue, count, out, off, served.get(queue, outbox.ALL))
+                for queue, count in slots.items()
+            }
+        if any(chosen.values()):
+            self._publish([peal for queue, rings in chosen.items() for peal in peals(rings, slots[queue])])
+        return any(chosen.values())
 
-    def _room(self, session: Session, out: Out, off: Paused) -> dict[str, int]:
-        """Per queue with live slots and waiting work: how many doorbells may go out now."""
+    def _slots(self, session: Session, off: Paused) -> dict[str, int]:
+        """Live slots of each queue where work waits."""
         waiting = set(session.scalars(_WAITING))
         waiting -= off.of(Scope.QUEUE)
         if not waiting:
             return {}
-        slots = {queue: count for queue, count in fleet.slots(session).items() if queue in waiting}
-        room = {queue: RINGS_PER_SLOT * count - sum(out.get(queue, {}).values()) for queue, count in slots.items()}
-        return {queue: count for queue, count in room.items() if count > 0}
+        return {queue: count for queue, count in fleet.slots(session).items() if queue in waiting}
 
-    def _choose(self, session: Session, queue: str, room: int, out: Out, off: Paused) -> list[Ring]:
-        at = now()
+    def _choose(
+        self, session: Session, queue: str, slots: int, out: Out, off: Paused, served: outbox.Served
+    ) -> list[Ring]:
+        at, room = now(), out.room(queue, slots)
+        if room <= 0:
+            return []
+        most = ceil(room) * (PLANS_PER_RING if queue == Queue.PLAN else 1)
         projects = outbox.waiting_projects(session, queue, at)
-        waiting = {project: outbox.due(session, queue, project, at, room, off.free) for project in projects}
-        weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
-        return choose(waiting, out.get(queue, {}), weights, room)
+        waiting = {project: outbox.due(session, queue, project, at, most, served, off.free) for project in projects}
+        weights: dict[str, float] = {}
+        if len(projects) > 1:
+            weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
+        return choose(waiting, out.counts.get(queue, {}), weights, room, 1 / PLANS_PER_RING)
 
-    def _publish(self, rings: Sequence[Ring | Outbox]) -> None:
-        """Ring, then say so: a crash between the two rings twice, which harms nothing."""
+    def _registry(self) -> Registry | None:
+        """None while nobody can say which models there are: nothing is held back for that."""
+        try:
+            return self._models.now()
+        except ModelsFileError as error:
+            self._unread.warn(reason=str(error))
+            return None
+
+    def _publish(self, peals: Sequence[Sequence[Ring | Outbox]]) -> None:
+        """Ring, then say so: a crash between the two rings twice, which harms nothing. A peal is one message."""
         rung = []
         try:
-            for ring in rings:
-                arguments = [ring.job_id] if ring.shard_n == outbox.JOB else [ring.job_id, ring.shard_n]
-                self._ringer.ring(ring.task, ring.queue, arguments)
-                rung.append(ring.id)
-                self._rings.rung(ring.id, ring.rings + 1)
+            for rings in peals:
+                first = rings[0]
+                ids = [ring.job_id for ring in rings]
+                self._ringer.ring(
+                    first.task, first.queue, ids if first.shard_n == outbox.JOB else [*ids, first.shard_n]
+                )
+                for ring in rings:
+                    rung.append(ring.id)
+                    self._rings.rung(ring.id, ring.rings + 1)
         except BrokerAway:
-            log.warning("broker_away", extra={"waiting": len(rings) - len(rung)})
+            log.warning("broker_away", extra={"waiting": sum(map(len, peals)) - len(rung)})
             self._broker_back = self.clock() + _BROKER_PAUSE
         if rung:
             with self.db.write() as session:
@@ -171,7 +208,7 @@ class Dispatcher:
         again = [row for row in overdue if row.queue in live]
         if again:
             log.info("rung_again", extra={"doorbells": len(again)})
-            self._publish(again)
+            self._publish([[row] for row in again])
 
     def _ring_standing(self) -> None:
         """Work that has no job (webhooks, removals) wakes whoever does it, at once and then every re-ring."""
@@ -198,7 +235,9 @@ _RUNNING = (
 )
 _CLAIMED = select(Job.project_id, func.count()).where(Job.worker_id.is_not(None)).group_by(Job.project_id)
 _RUNG = (
-    select(Outbox.queue, Outbox.project_id, func.count())
+    select(Outbox.queue, Outbox.project_id, func.count(), func.count(case((outbox.SMALL, 1))))
+    .outerjoin(Job, and_(Outbox.task == Task.PLAN, Job.id == Outbox.job_id))
+    .outerjoin(File, outbox.INPUT)
     .where(Outbox.rung_at.is_not(None))
     .group_by(Outbox.queue, Outbox.project_id)
 )
@@ -206,16 +245,32 @@ _RUNG = (
 
 def _out(session: Session) -> Out:
     """Per queue and project: what is running, and rung but not yet claimed."""
-    out: Out = {}
+    out = Out()
     counts = [
-        *((queue or "", project, count) for queue, project, count in session.execute(_RUNNING)),
-        *((Queue.PLAN.value, project, count) for project, count in session.execute(_CLAIMED)),
-        *((queue, project, count) for queue, project, count in session.execute(_RUNG)),
+        *((queue or "", project, count, 0) for queue, project, count in session.execute(_RUNNING)),
+        *((Queue.PLAN.value, project, count, 0) for project, count in session.execute(_CLAIMED)),
+        *((queue, project, count, small) for queue, project, count, small in session.execute(_RUNG)),
     ]
-    for queue, project, count in counts:
-        projects = out.setdefault(queue, {})
+    for queue, project, count, small in counts:
+        projects = out.counts.setdefault(queue, {})
         projects[project] = projects.get(project, 0) + count
+        out.small[queue] = out.small.get(queue, 0) + small
     return out
+
+
+def peals(rings: Sequence[Ring], slots: int) -> list[list[Ring]]:
+    """One message for several that are small, so that every slot has its share; the others one each. In order."""
+    share = min(PLANS_PER_RING, ceil(sum(ring.small for ring in rings) / slots))
+    found: list[list[Ring]] = []
+    filling: list[Ring] = []
+    for ring in rings:
+        if not ring.small:
+            found.append([ring])
+        elif filling and len(filling) < share:
+            filling.append(ring)
+        else:
+            found.append(filling := [ring])
+    return found
 
 
 def main() -> None:

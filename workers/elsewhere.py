@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from jobs.endpoints import EMBEDDINGS
 from jobs.registry import ModelsFileError, Registry
 from workers.asking import AGAIN, BROKEN_FILE, Asking
 from workers.context import Context
@@ -27,7 +28,7 @@ class Elsewhere:
     """For the workers of one queue."""
 
     def __init__(self, context: Context, asking: Asking, engine: Engine, queue: str) -> None:
-        self._config = context.config
+        self._config, self._models = context.config, context.models
         self._asking = asking
         self._engine = engine
         self._queue = queue
@@ -52,13 +53,13 @@ class Elsewhere:
         name = self._model(await self._registry(), model)
         if name is None:
             return refusal(400, "This deployment has no embedding model.", param=_PARAM, code="model_not_found")
-        queue = await self._asking.place(request, name, "/v1/embeddings", _PARAM)
+        queue = await self._asking.place(request, name, EMBEDDINGS, _PARAM)
         if isinstance(queue, Answer):
             return queue
         found: list[Vector] = []
         for at in range(0, len(texts), _TEXTS):
             body = {"model": name, "input": list(texts[at : at + _TEXTS]), "encoding_format": "base64"}
-            asked = replace(request, url="/v1/embeddings", body=body, request_id=f"{request.request_id}-e{at}")
+            asked = replace(request, url=EMBEDDINGS, body=body, request_id=f"{request.request_id}-e{at}")
             answer = await (self._engine.answer(asked) if queue == self._queue else self._unkept(queue, asked))
             try:
                 found += read_vectors(answer)
@@ -74,7 +75,7 @@ class Elsewhere:
     async def _registry(self) -> Registry:
         """Raises EngineBusy while its file is broken: somebody is at it."""
         try:
-            return await asyncio.to_thread(Registry.load, self._config)
+            return await asyncio.to_thread(self._models.now)
         except ModelsFileError as error:
             raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
 

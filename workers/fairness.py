@@ -15,15 +15,17 @@ def choose(
     waiting: Mapping[str, Sequence[Ring]],
     load: Mapping[str, int],
     weights: Mapping[str, float],
-    room: int,
+    room: float,
+    small: float = 1.0,
 ) -> list[Ring]:
-    """At most `room` doorbells of `waiting` (each project's in its own order)."""
+    """Doorbells of `waiting` (each project's in its own order) until `room` is taken: small ones take `small` of it."""
     queues = {project: deque(rings) for project, rings in waiting.items() if rings}
     loads = {project: load.get(project, 0) for project in queues}
     chosen: list[Ring] = []
-    while queues and len(chosen) < room:
+    while queues and room > 0:
         project = min(queues, key=lambda name: (loads[name] / weights.get(name, 1.0), name))
         chosen.append(queues[project].popleft())
+        room -= small if chosen[-1].small else 1
         loads[project] += 1
         if not queues[project]:
             del queues[project]

@@ -2,33 +2,36 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from jobs import searches
 from jobs.conditions import check_filter
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
 from jobs.searches import Search
 from workers.engines.port import Request
 
-URL: Final = "/v1/responses"
 TOOL: Final = "file_search"
 CALL: Final = "file_search_call"
 #: Excerpts unless the tool says how many. OpenAI puts up to 20 before models that can hold them.
 MOST_RESULTS: Final = 5
 MOST_STORES: Final = 8
 MOST_WEIGHT: Final = 1_000_000
+MOST_K: Final = 10_000
 _LONGEST_QUERY: Final = 4096
 _LONGEST_NAME: Final = 255
 
 
-class Hybrid(msgspec.Struct, frozen=True):
+class Hybrid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding_weight: float = 1.0
     text_weight: float = 1.0
+    fusion: Literal["rrf", "relative"] = "rrf"
+    rrf_k: int = 1
 
 
-class Ranking(msgspec.Struct, frozen=True):
+class Ranking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ranker: str = "auto"
     score_threshold: float = 0.0
     hybrid_search: Hybrid | None = None
@@ -42,8 +45,8 @@ class Refuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     support: float = 0.6
 
 
-class FileSearch(msgspec.Struct, frozen=True):
-    """OpenAI's tool. `refuse` is ours, as are `rerank_depth` and `deduplicate` of its options."""
+class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenAI's tool, with the options that a search of a store takes. `refuse` is ours."""
 
     vector_store_ids: list[str]
     max_num_results: int | None = None
@@ -70,6 +73,8 @@ class FileSearch(msgspec.Struct, frozen=True):
             filters=self.filters,
             vector_weight=hybrid.embedding_weight,
             text_weight=hybrid.text_weight,
+            fusion=hybrid.fusion,
+            k=hybrid.rrf_k,
             threshold=options.score_threshold,
             ranker=searches.model_of(options.ranker),
             depth=options.rerank_depth,
@@ -78,7 +83,7 @@ class FileSearch(msgspec.Struct, frozen=True):
 
 
 def searches_files(request: Request) -> bool:
-    tools = request.body.get("tools") if request.url == URL else None
+    tools = request.body.get("tools") if request.url == RESPONSES else None
     return isinstance(tools, list) and any(is_search(tool) for tool in tools)
 
 
@@ -88,7 +93,9 @@ def is_search(tool: Any) -> bool:
 
 def tool_of(body: Mapping[str, Any]) -> FileSearch:
     """The tool, checked. Raises ValidationError, InvalidRequest."""
-    given = next(tool for tool in body["tools"] if is_search(tool))
+    given, *others = [tool for tool in body["tools"] if is_search(tool)]
+    if others:
+        raise InvalidRequest("it is given more than once; one names all the vector stores.")
     tool = msgspec.convert({name: value for name, value in given.items() if name != "type"}, FileSearch)
     if not 1 <= len(tool.vector_store_ids) <= MOST_STORES or tool.max_num_results not in (None, *range(1, 51)):
         raise InvalidRequest(f"it names 1 to {MOST_STORES} vector stores, and takes 1 to 50 results.")
@@ -118,6 +125,8 @@ def _check_ranking(options: Ranking) -> None:
     least, most = sorted((weights.embedding_weight, weights.text_weight))
     if not 0 <= least <= most <= MOST_WEIGHT or most == 0:
         raise InvalidRequest(f"weights are 0 to {MOST_WEIGHT}, and at least one of them is above 0.")
+    if not 0 <= weights.rrf_k <= MOST_K:
+        raise InvalidRequest(f"rrf_k is 0 to {MOST_K}.")
     if not 0 <= options.score_threshold <= 1:
         raise InvalidRequest("score_threshold is 0 to 1.")
     if not 1 <= options.rerank_depth <= searches.MOST_DEPTH:
@@ -141,7 +150,7 @@ def query_of(given: Any) -> str:
 
 def understood(request: Request) -> Request:
     """Without what earlier turns had from us: engines know neither calls of the search nor refusals."""
-    items = request.body.get("input") if request.url == URL else None
+    items = request.body.get("input") if request.url == RESPONSES else None
     if not isinstance(items, list) or not any(map(_is_ours, items)):
         return request
     told = [_told(item) for item in items if not _is_call(item)]

@@ -11,12 +11,12 @@ Where results are gone from the storage the job fails after some tries, and a re
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from jobs import ledger, lines, responses
 from jobs.clock import now
@@ -26,11 +26,13 @@ from jobs.ledger import JobClaim
 from jobs.models import TOKENS, File, Job, Segment, Shard
 from jobs.payloads import INGESTION, Batch
 from jobs.queues import Task
+from jobs.shards import Tally
 from jobs.states import JobState
 from workers import outcomes, records
 from workers.context import Context
 from workers.ingestion.conclude import conclude, tend
 from workers.keeper import Hold
+from workers.records import Record
 from workers.responding import respond
 from workers.stumbling import stumble
 
@@ -71,6 +73,39 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
     tend(context, claim.job)
 
 
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A job's files, durable, and what its row is to say. Nobody points to them yet. `outcomes`: lines by word."""
+
+    values: Mapping[str, Any]
+    files: Sequence[File]
+    outcomes: Mapping[str, int]
+
+    def discard(self, context: Context) -> None:
+        for file in self.files:
+            context.storage.delete(file.path)
+
+
+def assemble(context: Context, job: Job, batch: Sequence[Record], tally: Tally) -> Results | None:
+    """Of a job whose every line was answered just now: its segment need not be read. None: the storage takes none."""
+    counts = {"completed": tally.done - tally.failed, "failed": tally.failed, **tally.tokens(), "total": job.total}
+    try:
+        with ExitStack() as stack:
+            output, errors = (_Output(context, stack, job, name) for name in ("output", "error"))
+            for record in sorted(batch, key=lambda record: record.line):
+                _, good, data = records.parse(record.data)
+                (output if good else errors).write(data)
+    except (StorageFull, StorageAway):
+        return None
+    return _results(output, errors, counts, tally.outcomes)
+
+
+def _results(output: "_Output", errors: "_Output", values: dict[str, Any], words: Mapping[str, int]) -> Results:
+    rows = {"output_file_id": output.row(), "error_file_id": errors.row()}
+    ids = {name: row.id for name, row in rows.items() if row is not None}
+    return Results({**values, **ids}, [row for row in rows.values() if row is not None], words)
+
+
 class ResultsLost(Exception):
     """A shard is done, but not every line of it has a result."""
 
@@ -78,10 +113,10 @@ class ResultsLost(Exception):
 class _Output:
     """A file of the job that comes into being with its first line."""
 
-    def __init__(self, context: Context, stack: ExitStack, claim: JobClaim, name: str) -> None:
+    def __init__(self, context: Context, stack: ExitStack, job: Job, name: str) -> None:
         self._context = context
         self._stack = stack
-        self._claim = claim
+        self._job = job
         self._name = name
         self._handle: BinaryIO | None = None
         self.id = new_id("file-")
@@ -97,14 +132,14 @@ class _Output:
         """Its row, or None when nothing was written (OpenAI shows null)."""
         if self._handle is None:
             return None
-        payload = Batch.model_validate(self._claim.job.payload)
+        payload = Batch.model_validate(self._job.payload)
         life = payload.output_expires_seconds or self._context.config.file_expiry_batch_seconds
         created = now()
         return File(
             id=self.id,
-            project_id=self._claim.job.project_id,
+            project_id=self._job.project_id,
             purpose="batch_output",
-            filename=f"{self._claim.job.id}_{self._name}.jsonl",
+            filename=f"{self._job.id}_{self._name}.jsonl",
             bytes=self.bytes,
             path=f"files/{self.id}",
             created_at=created,
@@ -127,8 +162,8 @@ class _Finisher:
 
     def run(self) -> None:
         with ExitStack() as stack:
-            self.output = _Output(self.context, stack, self.claim, "output")
-            self.errors = _Output(self.context, stack, self.claim, "error")
+            self.output = _Output(self.context, stack, self.job, "output")
+            self.errors = _Output(self.context, stack, self.job, "error")
             if self.job.in_progress_at is None:
                 self._never_ran()
             else:
@@ -212,14 +247,8 @@ class _Finisher:
         self.total += 1
 
     def _close(self) -> None:
-        rows = {"output_file_id": self.output.row(), "error_file_id": self.errors.row()}
-        values: dict[str, Any] = {**self.counts, "total": self.total}
-        values |= {name: row.id for name, row in rows.items() if row is not None}
-        files = [row for row in rows.values() if row is not None]
-        described = [{c.name: getattr(row, c.name) for c in File.__table__.columns} for row in files]
-
-        def close(session: Session) -> Job:
-            return ledger.close(session, self.claim, values, [File(**row) for row in described], self.outcomes)
-
-        self.context.db.retrying(close)
+        found = _results(self.output, self.errors, {**self.counts, "total": self.total}, self.outcomes)
+        self.context.db.retrying(
+            lambda session: ledger.close(session, self.claim, found.values, found.files, found.outcomes)
+        )
         log.info("job_closed", extra={"job_id": self.job.id, **self.counts})

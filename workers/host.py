@@ -33,11 +33,12 @@ T = TypeVar("T")
 
 
 class GaveUp(Exception):
-    """The engine takes nothing now; come back after `delay` seconds."""
+    """The engine takes nothing now; come back after `delay` seconds, or, where that `grows`, later each time."""
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float, *, grows: bool = False) -> None:
         super().__init__(delay)
         self.delay = delay
+        self.grows = grows
 
 
 class EngineHost:
@@ -95,25 +96,13 @@ class EngineHost:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)
 
-    @asynccontextmanager
-    async def company(self) -> AsyncIterator[None]:
+    def company(self) -> "_Among":
         """A request among others; waits while someone is alone or the engine is being rebuilt."""
-        await self._turn()
-        self._in_flight += 1
-        self._quiet.clear()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._quiet.set()
-                self._leave()
+        return _Among(self)
 
-    @asynccontextmanager
-    async def line(self) -> AsyncIterator[None]:
+    def line(self) -> "_Among":
         """A batch's request among others: while a client waits there is room for a few."""
-        async with self.courtesy.line(), self.company():
-            yield
+        return _Among(self, self.courtesy)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -139,6 +128,11 @@ class EngineHost:
                 log.warning("engine_died")
                 await self._count(death)
                 await self._rebuild()
+
+    def share(self, others: Company) -> None:
+        """From now on other processes may ask the same engines. On the loop."""
+        if self._others is None:
+            self._others = others
 
     def release(self) -> None:
         """End the quarantine: the next request builds the engine. From any thread."""
@@ -169,16 +163,24 @@ class EngineHost:
             await asyncio.to_thread(self._on_quarantine, self.deaths.told())
             raise GaveUp(_QUARANTINE_SECONDS) from error
 
-    async def _turn(self) -> None:
-        """Wait until a request may begin; nothing may be awaited between this and its being counted."""
+    async def join(self) -> None:
+        """Be counted among the requests in flight once one may begin; whoever joined must part."""
         while True:
             if not (self._open.is_set() and self._up.is_set()):
                 await self._open.wait()
                 await self._up.wait()
             elif self._others is None or self._others.may_begin():
-                return
+                break
             else:
                 await asyncio.sleep(POLL_SECONDS)
+        self._in_flight += 1
+        self._quiet.clear()
+
+    def part(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._quiet.set()
+            self._leave()
 
     def _leave(self) -> None:
         if self._others is not None:
@@ -206,3 +208,30 @@ class EngineHost:
             if left:
                 _, left = await asyncio.wait(left, timeout=_LAST_SECONDS)
         await self.loop.shutdown_asyncgens()
+
+
+class _Among:
+    """One request among others. No generator with `@asynccontextmanager`: it is entered a million times."""
+
+    __slots__ = ("_courtesy", "_host")
+
+    def __init__(self, host: EngineHost, courtesy: Courtesy | None = None) -> None:
+        self._host, self._courtesy = host, courtesy
+
+    async def __aenter__(self) -> None:
+        if self._courtesy is None:
+            await self._host.join()
+            return
+        await self._courtesy.come()
+        try:
+            await self._host.join()
+        except BaseException:
+            self._courtesy.go()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            self._host.part()
+        finally:
+            if self._courtesy is not None:
+                self._courtesy.go()

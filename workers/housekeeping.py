@@ -39,8 +39,16 @@ _SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a back
 class Housekeeper:
     """One leader's observations and duties."""
 
-    def __init__(self, config: Settings, db: Database, storage: Storage, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: Settings,
+        db: Database,
+        storage: Storage,
+        clock: Callable[[], float],
+        registry: Callable[[], Registry | None],
+    ) -> None:
         self._config = config
+        self._registry = registry
         self._db = db
         self._clock = clock
         self._workers = Observer[str](config.lease_seconds, clock)
@@ -186,14 +194,13 @@ class Housekeeper:
                 if not (off.holds(job) if job.waiting_for == "pause" else _early(job, at))
             ]
             idle = ledger.idle(session)
-            aliases = Registry.load(self._config).aliases if idle else {}
+            served = fleet.served(fleet.alive(session), self._registry()) if idle else {}
             for job in idle:
-                names = (job.model or "", aliases.get(job.model or "", ""))
                 if off.holds(job):
                     found.append((job.id, "pause"))
                 elif _early(job, at):
                     found.append((job.id, "time"))
-                elif not any(fleet.serves(session, job.queue or "", name) for name in names if name):
+                elif job.queue not in served or not served[job.queue].has(job.model or ""):
                     found.append((job.id, "model"))
         return found
 

@@ -142,9 +142,8 @@ class Desk:
 
     async def _serve(self, question: Question) -> None:
         try:
-            if now() >= question.deadline or not await self._redis.exists(asking(question.id)):
+            if now() >= question.deadline or not await self._take(question):
                 return
-            await self._send(question, Piece("taken"))
             end = await self._while_awaited(question)
             if end is not None:
                 await self._send(question, end)
@@ -154,6 +153,14 @@ class Desk:
             raise
         except (RedisError, OSError) as error:
             log.warning("interactive_answer_lost", extra={"request": question.id, "error": str(error)})
+
+    async def _take(self, question: Question) -> bool:
+        """Say that it is being answered; False when nobody waits for it."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.exists(asking(question.id))
+            _add(pipe, question, Piece("taken"))
+            awaited, *_ = await pipe.execute()
+            return bool(awaited)
 
     async def _while_awaited(self, question: Question) -> Piece | None:
         """The end of the answer; None when its client has left."""
@@ -256,13 +263,17 @@ class Desk:
 
     async def _send(self, question: Question, piece: Piece) -> int:
         """Returns how many pieces there are that nobody has read and dropped."""
-        name = answer(question.id)
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.xadd(name, {PIECE: pack(piece)})
-            pipe.expire(name, max(ANSWER_SECONDS, question.linger))
-            pipe.xlen(name)
+            _add(pipe, question, piece)
+            pipe.xlen(answer(question.id))
             *_, length = await pipe.execute()
             return int(length)
+
+
+def _add(pipe: Any, question: Question, piece: Piece) -> None:
+    name = answer(question.id)
+    pipe.xadd(name, {PIECE: pack(piece)})
+    pipe.expire(name, max(ANSWER_SECONDS, question.linger))
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:

@@ -1,5 +1,10 @@
 """The lines of a shard as items: parsed, the job's overrides laid over them, ordered so that shared prefixes meet."""
 
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
 import msgspec
 
 from jobs import lines, responses
@@ -21,35 +26,36 @@ def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Re
     payload = (Response if job.kind == responses.KIND else Batch).model_validate(job.payload)
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
+    make = _maker(claim)
     found: list[tuple[bytes, Item]] = []
     broken: list[Record] = []
     for line, raw in enumerate(lines.split(data)):
         if claim.covered >> line & 1:
             continue
         text = lines.working.decode(raw)
-        item = _item(claim, line, text.custom_id)
         try:
-            item.request.body.update(_decode(text.body))
+            body = _decode(text.body)
         except (msgspec.MsgspecError, RecursionError):
-            broken.append(_invalid(item))
+            broken.append(_invalid(make(line, text.custom_id, {})))
             continue
-        item.request.body.update(payload.overrides)
-        found.append((bytes(text.body), item))
-    found.sort(key=lambda pair: pair[0])
+        body.update(payload.overrides)
+        found.append((bytes(text.body), make(line, text.custom_id, body)))
+    found.sort(key=itemgetter(0))
     return (_deduped(found) if payload.dedupe else [item for _, item in found]), broken
 
 
-def _item(claim: ShardClaim, line: int, custom_id: str) -> Item:
-    item_id = records.line_id(claim.job.id, claim.n, line)
-    request = Request(
-        url=claim.job.endpoint,
-        body={},
-        request_id=f"req_{item_id.removeprefix('batch_req_')}e{claim.epoch}",
-        priority=-claim.job.priority,
-        tenant=claim.job.project_id,
-        job_id=claim.job.id,
-    )
-    return Item(line, custom_id, item_id, request, trials=Trials(*claim.faults.get(line, ())))
+def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:
+    """Items of its lines. What they have in common is looked up once: the job's columns are no plain attributes."""
+    job, n, epoch, faults = claim.job, claim.n, claim.epoch, claim.faults
+    job_id = job.id
+    ask = partial(Request, job.endpoint, priority=-job.priority, tenant=job.project_id, job_id=job_id)
+
+    def make(line: int, custom_id: str, body: dict[str, Any]) -> Item:
+        item_id = records.line_id(job_id, n, line)
+        request = ask(body, f"req_{item_id.removeprefix('batch_req_')}e{epoch}")
+        return Item(line, custom_id, item_id, request, trials=Trials(*faults.get(line, ())))
+
+    return make
 
 
 def _deduped(found: list[tuple[bytes, Item]]) -> list[Item]:

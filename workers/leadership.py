@@ -15,8 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from jobs.db import Database
-from jobs.outbox import CHANNEL
+from jobs.db import CHANNEL, Database
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.endpoints import EMBEDDINGS, RERANK
 from workers.engines.port import Answer
 
 EMPTY: Final = "empty"
@@ -74,7 +75,7 @@ def outcomes_of(url: str, answer: Answer) -> tuple[str, ...]:
     """The words for one answer to a request to `url`."""
     if not 200 <= answer.status < 300:
         return (_error(answer),)
-    if url in ("/v1/embeddings", "/v1/rerank"):
+    if url in (EMBEDDINGS, RERANK):
         return ()
     try:
         said = _answer(answer.body)

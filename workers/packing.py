@@ -6,6 +6,7 @@ Chunks of a file that follow each other are shown in its order, and what two of 
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,14 +14,16 @@ from typing import Any, Final
 import msgspec
 from tokenizers import Tokenizer
 
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
 from jobs.searches import Found
-from jobs.terms import AUTO, RESPONSES, reserved, terms_of
+from jobs.terms import AUTO, reserved, terms_of
+from workers.quoting import excerpt
 
 _ANSWER: Final = 1024  # tokens, of an answer whose length nobody has limited; a quarter of a small context
-_FRAME: Final = 160  # of the chat's template, and of what is said before the excerpts
-_HEADING: Final = 24  # of one excerpt
-_LEAST: Final = 64  # of the best excerpt, whatever the room
+_FRAME: Final = 160  # of the chat's template, and of what is said of the excerpts
+_BETWEEN: Final = 2  # one excerpt and the next
+_LEAST: Final = 88  # of the best excerpt, whatever the room
 _BYTES: Final = 4  # a token, where it cannot be counted
 _MEDIA: Final = re.compile(r"data:[\w.+/-]+;base64,[\w+/=-]+")  # no text: what a picture takes its model alone knows
 
@@ -36,13 +39,6 @@ class Room:
         if self.tokenizer is None:
             return -(-len(text.encode()) // _BYTES)
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def cut(self, text: str, tokens: int) -> str:
-        """Its beginning."""
-        if self.tokenizer is None:
-            return text.encode()[: tokens * _BYTES].decode(errors="ignore")
-        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
-        return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
 
     def left(self, body: Mapping[str, Any]) -> int:
         """What the question and its answer leave."""
@@ -77,15 +73,15 @@ def _last_turn(given: Any) -> Any:
 
 
 def pack(found: Sequence[Found], room: Room, tokens: int) -> list[Found]:
-    """The best first, each whole; of the very best at least the beginning."""
+    """The best first, each whole; of the very best at least the beginning. Counted as they are shown."""
     kept: list[Found] = []
     for one in found:
-        needed = room.count(one.text) + _HEADING
+        needed = room.count(excerpt(len(kept) + 1, one)) + _BETWEEN
         if needed <= tokens:
             kept.append(one)
             tokens -= needed
         elif not kept:
-            return [_shortened(one, room.cut(one.text, max(tokens - _HEADING, _LEAST)))]
+            return [_beginning(one, room, max(tokens - _BETWEEN, _LEAST))]
     return kept
 
 
@@ -121,7 +117,13 @@ def _once(group: Sequence[Found]) -> list[Found]:
     return shown
 
 
-def _shortened(one: Found, text: str) -> Found:
+def _beginning(one: Found, room: Room, tokens: int) -> Found:
+    """As much of it as has so many tokens when it is shown."""
+
+    def needed(length: int) -> int:
+        return room.count(excerpt(1, msgspec.structs.replace(one, text=one.text[:length])))
+
+    text = one.text[: max(0, bisect_right(range(len(one.text) + 1), tokens, key=needed) - 1)]
     meta = {**one.meta, "end": _start(one) + len(text)} if "start" in one.meta else one.meta
     return msgspec.structs.replace(one, text=text, meta=meta)
 

@@ -19,8 +19,10 @@ from jobs.db import WRITE_ROWS
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ledger import JobClaim
 from jobs.models import Shard
+from jobs.outbox import SMALL_BYTES
 from jobs.payloads import INGESTION
 from jobs.queues import Task
+from jobs.registry import ModelsFileError
 from workers import selection
 from workers.context import Context
 from workers.ingestion.plan import plan_ingestion
@@ -47,7 +49,7 @@ def plan(context: Context, job_id: str) -> None:
             if claim.job.kind == INGESTION:
                 plan_ingestion(context, claim, hold)
             else:
-                _Planner(context, claim, hold).run()
+                Planner(context, claim, hold).run()
         except Fenced:
             log.info("planning_fenced", extra={"job_id": job_id})
         except (StorageFull, StorageAway):
@@ -65,14 +67,21 @@ def _put_back(context: Context, claim: JobClaim, delay: float, waiting_for: str 
     )
 
 
-class _Planner:
-    """One pass over one input."""
+class Planner:
+    """One pass over one input. `places` keeps the queues of (model, endpoint, project) that were asked for."""
 
-    def __init__(self, context: Context, claim: JobClaim, hold: Hold) -> None:
+    def __init__(
+        self,
+        context: Context,
+        claim: JobClaim,
+        hold: Hold | None = None,
+        places: dict[tuple[str, str, str], str] | None = None,
+    ) -> None:
         self.context = context
         self.config = context.config
         self.claim = claim
         self.hold = hold
+        self.places = {} if places is None else places
         self.checker = lines.Checker(claim.job.endpoint)
         self.errors: list[lines.Bad] = []
         self.queue: str | None = None
@@ -91,21 +100,46 @@ class _Planner:
             self.errors.append(selection.missing_file(self.claim.job))
         else:
             self._read(path)
-        if self.hold.ended:
+        if self._ended:
             raise Abandoned
         if not self.errors and not self._write(self._planned):
-            limit = self.config.project_max_queued_tokens
-            self._complain("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
+            self._complain_of_tokens()
         if self.errors:
             self._clear()
-            errors = [bad.as_dict() for bad in self.errors]
-            self._write(lambda session: ledger.reject(session, self.claim, errors))
+            self._write(self._rejected)
+
+    def draft(self) -> bool:
+        """The same, but that nothing is claimed or written yet. False where the input is not small."""
+        path = self.claim.job.input_path
+        if path is None or self.context.storage.size(path) > SMALL_BYTES:
+            return False
+        self._read(path)
+        return True
+
+    def conclude(self, session: Session, claim: JobClaim) -> None:
+        """Write what was drafted, under a claim of the same transaction."""
+        self.claim = claim
+        if not self.errors and not self._planned(session):
+            self._complain_of_tokens()
+        if self.errors:
+            self._rejected(session)
+
+    @property
+    def _ended(self) -> bool:
+        return self.hold is not None and self.hold.ended
+
+    def _rejected(self, session: Session) -> None:
+        ledger.reject(session, self.claim, [bad.as_dict() for bad in self.errors])
+
+    def _complain_of_tokens(self) -> None:
+        limit = self.config.project_max_queued_tokens
+        self._complain("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
 
     def _planned(self, session: Session) -> bool:
         """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
         if self._over_token_limit(session):
             return False
-        shards.cut(session, self.claim, self.queue or "", self._rows())
+        shards.cut(session, self.claim, self.queue or "", self.full)
         ledger.planned(session, self.claim, total=self.total, model=self.checker.model, queue=self.queue or "")
         return True
 
@@ -172,27 +206,29 @@ class _Planner:
         """Commit full shards, many at a time; between transactions others write."""
         if len(self.full) < _SHARDS_AT_ONCE:
             return
-        if self.hold.ended:
+        if self._ended:
             raise Abandoned
         queue = self.queue or ""
-        self._write(lambda session: shards.cut(session, self.claim, queue, self._rows()))
+        self._write(lambda session: shards.cut(session, self.claim, queue, self.full))
         self.full = []
         self.context.db.breathe(self.context.stop)
 
-    def _rows(self) -> list[Shard]:
-        """Of the full shards that are not written yet; new ones with each try, for a session keeps its own."""
-        return [Shard(**{name: getattr(shard, name) for name in _CUT}) for shard in self.full]
-
     def _place(self, model: str, number: int) -> str:
+        job = self.claim.job
+        place = (model, job.endpoint, job.project_id)
+        if place in self.places:
+            return self.places[place]
         try:
             with self.context.db.read() as session:
-                return placement.queue_of(
-                    session, self.config, model, endpoint=self.claim.job.endpoint, project_id=self.claim.job.project_id
+                registry = self.context.models.now()
+                queue = placement.queue_of(
+                    session, self.config, registry, model, endpoint=job.endpoint, project_id=job.project_id
                 )
+                return self.places.setdefault(place, queue)
         except placement.NotServed as refusal:
             self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
             return ""
-        except placement.NotYet:
+        except (placement.NotYet, ModelsFileError):
             raise Abandoned(5.0, "model") from None
 
     def _check_totals(self) -> None:
@@ -222,6 +258,3 @@ class _Planner:
 
     def _write(self, work: Callable[[Session], T]) -> T:
         return self.context.db.retrying(work, self.context.stop)
-
-
-_CUT = frozenset({"job_id", "n", "first_line", "lines", "offset", "length"})

@@ -35,14 +35,13 @@ class Item:
     followers: list["Item"] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A line's result, ready for a segment, and what it counts as (see `workers.outcomes`)."""
 
     line: int
     good: bool
     data: bytes
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     outcomes: tuple[str, ...] = ()
 
 

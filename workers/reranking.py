@@ -14,17 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from jobs import fleet, placement, searches
+from jobs.endpoints import RERANK
 from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
 from jobs.ids import new_id
 from jobs.interactive import Question
-from jobs.registry import Registry
+from jobs.registry import ModelsFileError
 from jobs.searches import Found, Search
 from jobs.waiting import Lines, last_piece
 from workers.context import Context
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.host import EngineHost
 
-URL = "/v1/rerank"
 _PARAM = "ranking_options.ranker"
 _AGAIN = 2.0
 
@@ -52,7 +52,7 @@ class Reranking:
     async def answer(self, question: Question, priority: int) -> Answer:
         """Another queue's worker asks. Raises what engines raise."""
         body = msgspec.json.decode(question.body)
-        return await self._host.engine.answer(Request(URL, body, question.id, priority, question.tenant))
+        return await self._host.engine.answer(Request(RERANK, body, question.id, priority, question.tenant))
 
     async def rank(
         self, search: Search, found: Sequence[Found], question: Question, priority: int
@@ -84,7 +84,7 @@ class Reranking:
             if isinstance(queue, Answer):
                 return queue
             if queue == self._queue:
-                request = Request(URL, body, question.id, priority, question.tenant)
+                request = Request(RERANK, body, question.id, priority, question.tenant)
                 return await self._host.engine.answer(request)
             return await self._elsewhere(queue, body, question)
         except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
@@ -106,16 +106,21 @@ class Reranking:
 
     def _place(self, model: str, project_id: str) -> str | Answer:
         """Raises EngineBusy."""
+        config = self._context.config
         with self._context.db.read() as session:
             try:
-                return placement.queue_of(session, self._context.config, model, endpoint=URL, project_id=project_id)
+                registry = self._context.models.now()
+                return placement.queue_of(session, config, registry, model, endpoint=RERANK, project_id=project_id)
             except placement.NotServed as refused:
                 return refusal(400, f"Invalid '{_PARAM}': {refused}", param=_PARAM, code=refused.code)
-            except placement.NotYet as error:
+            except (placement.NotYet, ModelsFileError) as error:
                 raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
 
     def _served(self, queue: str, model: str) -> bool:
-        name = Registry.load(self._context.config).aliases.get(model, model)
+        try:
+            name = self._context.models.now().aliases.get(model, model)
+        except ModelsFileError as error:
+            raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
         with self._context.db.read() as session:
             return fleet.serves(session, queue, name)
 

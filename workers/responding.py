@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import select
 
 from jobs import ledger, responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import NotFound
 from jobs.kept import Kept, decode, encode
 from jobs.ledger import JobClaim
@@ -63,7 +64,7 @@ def _object(context: Context, response_id: str) -> Kept | None:
 
 
 def _write(context: Context, kept: Kept) -> None:
-    context.storage.put(responses.path(str(kept.response["id"])), encode(responses.URL, kept))
+    context.storage.put(responses.path(str(kept.response["id"])), encode(RESPONSES, kept))
 
 
 def _close(

@@ -4,7 +4,8 @@
                           ▲                                                                  │
       stop (cancel, expiry, shutdown): abort, commit what is there, give back                ├─ Fenced: dropped
       GaveUp (engine away): commit, give back with a delay                                   └─ last: shard done,
-                                                                         and a job of one shard is finished at once
+                                                  and a job of one shard is finished at once, if it has one segment
+                                                  in that same transaction
 
 The Celery thread owns SQL and files; the engine's loop owns the requests. After repeated stalls the shard is run in
 careful mode, one line at a time, so that a line that kills the worker names itself.
@@ -24,14 +25,16 @@ from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.interactive import redis_url
 from jobs.ledger import JobClaim
 from jobs.logs import Seldom
+from jobs.models import Job
+from jobs.outbox import LONGEST_DELAY
 from jobs.payloads import INGESTION, Response
-from jobs.queues import Task
 from jobs.shards import ShardClaim, Tally
+from jobs.states import TERMINAL
 from workers import records
 from workers.answering import Answering
 from workers.context import Context
 from workers.engines.port import Answer, EngineFault, Request
-from workers.finishing import finish
+from workers.finishing import Results, assemble, finish
 from workers.host import EngineHost, GaveUp
 from workers.ingestion.index import Indexing
 from workers.items import read_items
@@ -66,13 +69,14 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
         except Fenced:
             log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
         except GaveUp as away:
-            run.give_back(away.delay, "model")
+            times = claim.epoch // 2 if away.grows else 0  # it was given back before
+            run.give_back(min(away.delay * 2 ** min(times, 5), max(away.delay, LONGEST_DELAY)), "model")
         except (StorageFull, StorageAway, NotFound) as error:
             _storage_failed.warn(job_id=job_id, shard=n, error=str(error))
             run.give_back(STORAGE_SECONDS, "disk")
         finally:  # after an error too: with the last segment the job may have become ours
             holding.close()
-            if run.closed and claim.lines == claim.job.total:
+            if run.closed and claim.lines == claim.job.total and not run.ended:
                 finish(context, job_id, run.finishing)  # it is small: to ring for somebody else costs more
 
 
@@ -91,6 +95,7 @@ class _Run:
         self.seq = 0
         self.closed = False
         self.finishing: JobClaim | None = None
+        self.ended = False  # its job has
 
     def all(self) -> None:
         claim, limit = self.claim, self.context.config.stalls_before_careful
@@ -185,30 +190,48 @@ class _Run:
         path = shards.segment_path(self.claim.job.id, self.claim.n, self.claim.epoch, self.seq)
         if batch:
             self.context.storage.put(path, data)
-        self._write(lambda session: self._record(session, path, len(data), tally, last))
+        results = self._assemble(batch, tally)
+        try:
+            self._write(lambda session: self._record(session, path, len(data), tally, last, results))
+        finally:
+            if results and not self.ended:
+                results.discard(self.context)
         if last and not self.context.db.sqlite and self.finishing is None:
             # two last shards may each have seen the other open: look again, now that both are committed
             self._write(lambda session: ledger.settle(session, self.claim.job.id, actor=self._actor))
         self.seq += 1
         self.closed = last
 
-    def _record(self, session: Session, path: str, length: int, tally: Tally, last: bool) -> None:
-        if tally.covered:
-            shards.commit(session, self.claim, self.seq, path, length, tally, last=last)
-        else:
-            shards.finish_empty(session, self.claim)
-        if last:
-            ledger.settle(session, self.claim.job.id, actor=self._actor)
-        if last and self.claim.lines == self.claim.job.total:
-            self.finishing = self._claim_job(session)
+    def _assemble(self, batch: list[Record], tally: Tally) -> Results | None:
+        """What the job results in, if this is all of it: then it ends with its only segment."""
+        job = self.claim.job
+        if job.kind == responses.KIND or len(batch) != job.total:
+            return None
+        return assemble(self.context, job, batch, tally)
 
-    def _claim_job(self, session: Session) -> JobClaim | None:
-        """The right to finish the job. Run twice it is the first one's, where that was committed."""
-        job_id, worker_id, before = self.claim.job.id, self.context.worker_id, self.finishing
-        job = ledger.lock(session, job_id) if before else None
-        if before and job and (job.epoch, job.worker_id) == (before.epoch, worker_id):
-            return JobClaim(job, before.epoch, worker_id)
-        return ledger.claim(session, job_id, Task.FINISH, worker_id)
+    def _record(
+        self, session: Session, path: str, length: int, tally: Tally, last: bool, results: Results | None
+    ) -> None:
+        self.ended = False
+        if tally.covered:
+            job = shards.commit(session, self.claim, self.seq, path, length, tally, last=last)
+        else:
+            job = shards.finish_empty(session, self.claim)
+        if last and job and self.claim.lines == job.total:
+            self._go_on(session, job, results)
+        elif last:
+            ledger.settle(session, self.claim.job.id, actor=self._actor, locked=job)
+
+    def _go_on(self, session: Session, job: Job, results: Results | None) -> None:
+        """The right to finish the job, with its results its end. Run twice it is the first one's, if that counts."""
+        before, worker_id = self.finishing, self.context.worker_id
+        if before and (job.epoch, job.worker_id) == (before.epoch, worker_id):
+            self.finishing = JobClaim(job, before.epoch, worker_id)
+        else:
+            self.finishing = ledger.go_on(session, job, worker_id)
+        if results and self.finishing:
+            ledger.close(session, self.finishing, results.values, results.files, results.outcomes, locked=job)
+        self.ended = job.state in TERMINAL
 
     @property
     def _actor(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from sqlalchemy import select
 
 from jobs import attachments, filters, searches
+from jobs.endpoints import EMBEDDINGS
 from jobs.errors import DatabaseBusy
 from jobs.interactive import Question
 from jobs.models import VectorStore, VectorStoreFile
@@ -96,7 +97,7 @@ class Searching:
         body: dict[str, Any] = {"model": store.model, **fields, "encoding_format": "base64"}
         if store.shortened:
             body["dimensions"] = store.dimensions
-        request = Request("/v1/embeddings", body, question.id, priority, question.tenant, kept=search.kept)
+        request = Request(EMBEDDINGS, body, question.id, priority, question.tenant, kept=search.kept)
         answer = await self._host.engine.answer(request)
         if answer.status >= 400:
             return answer

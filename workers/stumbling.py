@@ -4,11 +4,16 @@ What keeps us may pass (a mount that is away, a process that is being replaced);
 as long as the job's window.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
-from jobs import ledger
+from jobs import indexing, ledger
 from jobs.errors import Fenced
 from jobs.ledger import JobClaim
+from jobs.payloads import INGESTION
+from jobs.states import JobState
 from workers.context import Context
 
 
@@ -27,6 +32,15 @@ def stumble(context: Context, claim: JobClaim, error: Exception, what: str, code
     said = {"code": code, "message": told, "line": None, "param": None}
     delay = context.config.rering_seconds * (1 + claim.job.stumbles)
     with suppress(Fenced):
+        if claim.job.stumbles + 1 >= context.config.finish_tries:
+            stop_files(context, claim, JobState.FAILED, [said])
         context.db.retrying(
             lambda session: ledger.stumble(session, claim, tries=context.config.finish_tries, delay=delay, error=said)
         )
+
+
+def stop_files(context: Context, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Before an ingestion comes to this `end`: the files it will not make, so many a transaction. Raises Fenced."""
+    stop = partial(indexing.stop, claim=claim, end=end, errors=errors)
+    while claim.job.kind == INGESTION and context.db.retrying(stop):
+        context.db.breathe(context.stop)

@@ -1,26 +1,26 @@
 """Who calls: `Authorization: Bearer <key>`, checked before anything else of the request is looked at.
 
-A key that was good is trusted for two seconds without asking again, so that a revocation acts at once as people
-see it. Wrong keys are counted by address: past the limit they are refused without asking the database unless their
-checksum holds, so that nobody can lock out the right keys of their own address.
+A key that was good is trusted for two seconds (see `api.trusted`). Wrong keys are counted by address: past the limit
+they are refused without asking the database unless their checksum holds, so that nobody can lock out the right keys of
+their own address.
 """
 
 import hashlib
 import time
 from collections import OrderedDict
+from contextlib import suppress
+from functools import partial
 
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.deps import Caller, Services
 from api.errors import respond
+from api.trusted import Trusted
 from jobs.errors import NightmillError, TooManyRequests, Unauthenticated
 from jobs.keys import check_key, well_formed
 
 #: Served to anyone: they tell nothing about a project.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/chat", "/chat/chat.css", "/chat/chat.js"})
-_TRUST_SECONDS = 2.0
-_TRUSTED = 10_000
 _ADDRESSES = 10_000
 _MINUTE = 60.0
 
@@ -31,7 +31,7 @@ class Authenticate:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self.app = app
         self.services = services
-        self._trusted: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+        self._trusted = Trusted[Caller]()
         self._wrong = _Counter(services.config.wrong_keys_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,29 +45,21 @@ class Authenticate:
 
     async def _caller(self, scope: Scope) -> Caller:
         key = _bearer(scope)
-        digest = hashlib.sha256(key.encode()).digest()
-        at = time.monotonic()
-        until, caller = self._trusted.get(digest, (0.0, None))
-        if caller is not None and at < until:
-            return caller
-        found = await run_in_threadpool(self._look_up, key) if well_formed(key) else None
-        if found is None:
-            self._trusted.pop(digest, None)
-            raise self._refusal(scope, at)
-        self._trusted[digest] = (at + _TRUST_SECONDS, found)
-        self._trusted.move_to_end(digest)
-        if len(self._trusted) > _TRUSTED:
-            self._trusted.popitem(last=False)
-        return found
+        if well_formed(key):
+            with suppress(Unauthenticated):
+                return await self._trusted.get(hashlib.sha256(key.encode()).digest(), partial(self._look_up, key))
+        raise self._refusal(scope)
 
-    def _look_up(self, key: str) -> Caller | None:
+    def _look_up(self, key: str) -> Caller:
         with self.services.db.read() as session:
             row = check_key(session, key)
-            return Caller(row.id, row.project_id) if row else None
+            if row is None:
+                raise Unauthenticated
+            return Caller(row.id, row.project_id)
 
-    def _refusal(self, scope: Scope, at: float) -> NightmillError:
+    def _refusal(self, scope: Scope) -> NightmillError:
         address = (scope.get("client") or ("unknown", 0))[0]
-        if self._wrong.over(address, at):
+        if self._wrong.over(address, time.monotonic()):
             return TooManyRequests("Too many requests with a wrong API key. Wait a minute.")
         return Unauthenticated()
 

@@ -30,7 +30,7 @@ def list_chat_completions(
         str | None, Query(max_length=255, description="As it was asked for, or as the answer names it.")
     ] = None,
 ) -> Page[CompletionObject]:
-    """Those that are kept, the oldest first. `metadata[key]=value` selects, any number of times."""
+    """Those that are kept, the oldest first. `metadata[key]=value` selects, up to 16 times."""
     query = request.query_params.multi_items()
     found, more = kept_completions.listed(call, model, query, after=after, limit=limit, order=order)
     shown = [_shown(one) for one in found]

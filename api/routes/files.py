@@ -15,7 +15,7 @@ from api.download import send_file
 from api.fields import ExpiresAfter, filename
 from api.file_rows import check_space, expiry, get_file, insert, visible
 from api.idempotency import Idempotent
-from api.multipart import Received, Sink, receive
+from api.multipart import BYTES, Received, Sink, described, receive
 from api.paging import After, Order, Page, find, page
 from api.presenters.file import FileDeleted, FileObject, Purpose, show_file
 from api.routing import resource
@@ -28,28 +28,17 @@ from jobs.models import File
 
 router = resource("Files")
 
-_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(get_args(Purpose))},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
-                    },
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
-}
+_FORM = described(
+    ["file", "purpose"],
+    {
+        "file": BYTES,
+        "purpose": {"type": "string", "enum": list(get_args(Purpose))},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+    },
+)
 _EXPIRES = "expires_after"
-_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BYTES = {"application/octet-stream": {"schema": BYTES}}
 
 
 @router.post("/files", response_model=FileObject, openapi_extra=_FORM)
@@ -174,4 +163,5 @@ def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
     try:
         return ExpiresAfter.model_validate(given)
     except ValidationError as error:
-        raise explain([{**fault, "loc": ("body", _EXPIRES, *fault["loc"])} for fault in error.errors()]) from error
+        faults = [{**fault, "loc": ("body", _EXPIRES, *fault["loc"])} for fault in error.errors()]
+        raise explain(faults, {_EXPIRES: given}) from error

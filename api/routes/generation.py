@@ -28,20 +28,19 @@ from api.asking import (
     streamed,
     whole,
 )
+from api.bodies import Many
 from api.chats import ChatCompletionRequest
 from api.deps import Call, CallContext
 from api.errors import describe
 from api.idempotency import Idempotent
 from api.routing import resource
+from jobs.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
 from jobs.errors import NightmillError
 from jobs.interactive import Piece
 from jobs.terms import terms_of
 from jobs.waiting import place
 
 router: APIRouter = resource("Generation")
-
-CHAT, COMPLETION, _EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-_RERANK = "/v1/rerank"
 
 
 class CompletionRequest(Asked):
@@ -60,7 +59,7 @@ class EmbeddingRequest(Asked):
 
 class RerankRequest(Asked):
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: Many[str | dict[str, Any]]
 
 
 @router.post("/chat/completions", response_class=Response, responses=EITHER)
@@ -86,20 +85,20 @@ async def create_completion(
 ) -> Response:
     """One completion, or with `stream` its chunks as server-sent events."""
     if last is not None:
-        return await resumed(call, request, last, COMPLETION)
-    return await _answer(call, request, COMPLETION, body, stream=bool(body.stream), seconds=seconds)
+        return await resumed(call, request, last, COMPLETIONS)
+    return await _answer(call, request, COMPLETIONS, body, stream=bool(body.stream), seconds=seconds)
 
 
 @router.post("/embeddings", response_class=Response, responses=WHOLE)
 async def create_embedding(call: Call, request: Request, body: EmbeddingRequest) -> Response:
     """The vectors of one or more inputs."""
-    return await _answer(call, request, _EMBEDDING, body, stream=False)
+    return await _answer(call, request, EMBEDDINGS, body, stream=False)
 
 
 @router.post("/rerank", response_class=Response, responses=WHOLE)
 async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Response:
     """How well each document answers the query, best first: the shape that vLLM, Jina and Cohere share."""
-    return await _answer(call, request, _RERANK, body, stream=False)
+    return await _answer(call, request, RERANK, body, stream=False)
 
 
 async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:

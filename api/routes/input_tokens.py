@@ -8,11 +8,13 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from api.asking import Asked, ask, whole
+from api.bodies import Many
 from api.deps import Call, CallContext
 from api.items import InputItem
 from api.routing import resource
 from api.turns import Named, said_before, unless_ours
 from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
 
 router: APIRouter = resource("Responses")
@@ -21,7 +23,7 @@ router: APIRouter = resource("Responses")
 class CountInputTokens(Asked):
     """The fields of a response that say what the model is shown."""
 
-    input: str | list[InputItem] | None = None
+    input: str | Many[InputItem] | None = None
     previous_response_id: str | None = None
     conversation: Named = None
 
@@ -35,7 +37,7 @@ class InputTokens(BaseModel):
 async def count_input_tokens(call: Call, request: Request, body: CountInputTokens) -> Response:
     """All that the model would be shown, what was said before included. Nothing is generated or kept."""
     question = await run_in_threadpool(_question, call, body)
-    end, pieces = await ask(call, request, responses.COUNT_URL, question, stream=False, endpoint=responses.URL)
+    end, pieces = await ask(call, request, responses.COUNT_URL, question, stream=False, endpoint=RESPONSES)
     await pieces.aclose()
     return whole(end)
 

@@ -72,7 +72,7 @@ def list_jobs(
     schedule_id: Annotated[str | None, Query(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
 ) -> Page[JobObject]:
-    """The project's jobs. `metadata[key]=value` selects, any number of times; `metadata=null` those without."""
+    """The project's jobs. `metadata[key]=value` selects, up to 16 times; `metadata=null` those without."""
     statement = jobs_of(call)
     wanted = (
         (Job.kind, kind),

@@ -10,13 +10,12 @@ from api.deps import Call, CallContext
 from api.routing import resource
 from api.validation import clip
 from jobs import checkpoint
+from jobs.endpoints import EMBEDDINGS
 from jobs.errors import NotFound, PermissionDenied
 from jobs.models import Model as Shown
 from jobs.registry import Model as Configured
 
 router: APIRouter = resource("Models")
-
-_EMBEDDINGS = "/v1/embeddings"
 
 
 class Model(BaseModel):
@@ -77,7 +76,7 @@ def _get(call: CallContext, name: str) -> Model:
 
 def _shown(model: Configured, created: int) -> Model:
     shown = Model(id=model.name, created=created, owned_by=model.owned_by)
-    if _EMBEDDINGS not in model.endpoints:
+    if EMBEDDINGS not in model.endpoints:
         return shown
     facts = checkpoint.facts_of(model)
     known = {

@@ -26,6 +26,7 @@ from api.presenters.response import ItemObject, ResponseDeleted, show_items
 from api.routing import resource
 from api.turns import CreateResponse, Turn, begin, begun, decoded, keep, unsound
 from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest, StreamsAway
 
 router: APIRouter = resource("Responses")
@@ -48,7 +49,9 @@ async def create_response(
     turn = await run_in_threadpool(begin, call, body)
     if body.background:
         queued, replayed = await run_in_threadpool(_queued, turn, once)
-        return streamed(follow(call, request, queued, -1)) if body.stream else as_json(queued, replayed=replayed)
+        if body.stream:
+            return streamed(follow(call, request, queued, -1, results=turn.results))
+        return as_json(turn.shown(queued), replayed=replayed)
     if body.stream:
         return await response_streams.answer(turn, request, seconds)
     if not turn.store and not turn.conversation:
@@ -64,10 +67,17 @@ async def retrieve_response(
     response_id: str,
     stream: bool = False,
     starting_after: Annotated[int, Query(ge=-1, lt=1 << 53, description="The number of the last event seen.")] = -1,
+    include: Annotated[list[str] | None, Query(alias="include[]")] = None,
 ) -> Response:
-    """A response that is kept, as far as it has come; with `stream` its events, and those that are still to come."""
+    """A response that is kept, as far as it has come; with `stream` its events, and those that are still to come.
+
+    What searches in files found is with it where `include[]` names `file_search_call.results`.
+    """
     kept = await run_in_threadpool(kept_responses.load, call, response_id)
-    return streamed(follow(call, request, kept.response, starting_after)) if stream else as_json(kept.response)
+    results = responses.RESULTS in (include or ())
+    if stream:
+        return streamed(follow(call, request, kept.response, starting_after, results=results))
+    return as_json(kept.response if results else responses.bare(kept.response))
 
 
 @router.delete("/responses/{response_id}")
@@ -82,7 +92,7 @@ async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
 @router.post("/responses/{response_id}/cancel", response_class=Response, responses=WHOLE)
 def cancel_response(call: Call, response_id: str) -> Response:
     """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
-    return as_json(kept_responses.cancel(call, response_id).response)
+    return as_json(responses.bare(kept_responses.cancel(call, response_id).response))
 
 
 @router.get("/responses/{response_id}/input_items")
@@ -102,7 +112,7 @@ def list_input_items(
 def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
     """The response, once for each Idempotency-Key, and whether the key had made it before."""
     with turn.call.db.read() as session:
-        queue_of(session, turn.call, responses.URL, turn.body.model)  # what nobody will ever serve is refused now
+        queue_of(session, turn.call, RESPONSES, turn.body.model)  # what nobody will ever serve is refused now
     fields = turn.body.fields()
     said = once.replay(fields)
     if said is not None:
@@ -113,7 +123,7 @@ def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
 
 async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
     """The response, or the engine's refusal."""
-    end, pieces = await ask(turn.call, request, responses.URL, turn.question, stream=False)
+    end, pieces = await ask(turn.call, request, RESPONSES, turn.question, stream=False)
     await pieces.aclose()
     if end.status != 200:
         return whole(end)
@@ -129,7 +139,7 @@ async def _kept_once(turn: Turn, request: Request, once: Once) -> Response:
         message = "With an Idempotency-Key and a conversation a response is kept."
         raise InvalidRequest(message, param="store", code="unsupported_value")
     answer, load = partial(_answered, turn, request), partial(_loaded, turn.call)
-    return await answered_once(once, turn.body.fields(), answer, partial(keep, turn), load)
+    return await answered_once(once, turn.body.fields(), answer, partial(keep, turn), load, turn.shown)
 
 
 def _loaded(call: CallContext, response_id: str) -> dict[str, Any]:

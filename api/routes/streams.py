@@ -11,7 +11,7 @@ from api.asking import EVENT_STREAM, LastEventId, kept_stream
 from api.deps import Call
 from api.routes import generation
 from api.routing import resource
-from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
 from jobs.waiting import place
 
@@ -38,7 +38,7 @@ async def resume_stream(call: Call, request: Request, stream_id: StreamId, last:
     if place(at)[0] != stream_id:
         raise InvalidRequest("This is an event of another stream.", param="Last-Event-ID", code="invalid_value")
     kept = await kept_stream(call, stream_id)
-    if kept.url == responses.URL:
+    if kept.url == RESPONSES:
         return await response_streams.resumed(call, request, at)
     return await generation.resumed(call, request, at, kept.url)
 

@@ -6,7 +6,7 @@ pending ──complete──▶ completed (a File)       parts: only while pendi
 """
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -20,7 +20,7 @@ from api.deps import Call, CallContext
 from api.fields import ExpiresAfter, Filename
 from api.file_rows import check_space, expiry, insert
 from api.idempotency import Idempotent
-from api.multipart import Sink, receive
+from api.multipart import BYTES, Sink, described, receive
 from api.presenters.file import PartObject, Purpose, UploadObject, show_part, show_upload
 from api.routing import resource
 from api.validation import clip
@@ -32,21 +32,7 @@ from jobs.storage import CHUNK
 
 router = resource("Uploads")
 
-_PART_FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary"}},
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
-}
+_PART_FORM = described(["data"], {"data": BYTES})
 
 
 class CreateUpload(Body):

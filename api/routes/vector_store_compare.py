@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -42,16 +42,13 @@ class JudgedQuery(Body):
     relevant: list[_FileId] = Field(default=[], min_length=1, max_length=1000)
 
 
-def _judged(query: Any) -> Any:
-    return {"query": query} if isinstance(query, str) else query
-
-
-_Asked = Annotated[JudgedQuery, BeforeValidator(_judged, json_schema_input_type=_Query | JudgedQuery)]
-
-
 class CompareIndexes(Body):
-    queries: Annotated[list[_Asked], Field(min_length=1, max_length=_MOST_QUERIES)]
+    queries: Annotated[list[_Query | JudgedQuery], Field(min_length=1, max_length=_MOST_QUERIES)]
     max_num_results: int = Field(default=10, ge=1, le=50)
+
+    @property
+    def judged(self) -> list[JudgedQuery]:
+        return [JudgedQuery(query=one) if isinstance(one, str) else one for one in self.queries]
 
 
 class _Refused(Exception):
@@ -67,11 +64,12 @@ async def compare_indexes(
     call: Call, request: Request, vector_store_id: str, index_id: str, body: CompareIndexes
 ) -> Any:
     """Ask both indexes every query, one after the other. Ranked are files, each by its best chunk."""
-    active, candidate, missing = await run_in_threadpool(_both, call, vector_store_id, index_id, body.queries)
+    queries = body.judged
+    active, candidate, missing = await run_in_threadpool(_both, call, vector_store_id, index_id, queries)
     k = body.max_num_results
     data = []
     try:
-        for n, one in enumerate(body.queries):
+        for n, one in enumerate(queries):
             found = {}
             for index in (active, candidate) if n % 2 == 0 else (candidate, active):  # neither is always the second
                 found[index.id] = await _side(call, request, index, one, k)

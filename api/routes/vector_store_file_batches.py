@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.bodies import Body
+from api.bodies import Body, Many
 from api.chunking import ChunkingStrategy, kept
 from api.deps import Call, CallContext
 from api.hooks import JobWebhook, check_webhook, told
@@ -38,8 +38,8 @@ router: APIRouter = resource("Vector store file batches")
 class CreateFileBatch(Body):
     """Either `file_ids`, which share attributes and chunking, or `files`, each with its own. `webhook` is ours."""
 
-    file_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1)] | None = None
-    files: Annotated[list[CreateVectorStoreFile], Field(min_length=1)] | None = None
+    file_ids: Annotated[Many[Annotated[str, Field(max_length=64)]], Field(min_length=1)] | None = None
+    files: Annotated[Many[CreateVectorStoreFile], Field(min_length=1)] | None = None
     attributes: Attributes | None = None
     chunking_strategy: ChunkingStrategy | None = None
     webhook: JobWebhook | None = None

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.asking import ask, whole
-from api.bodies import Body
+from api.bodies import Body, Many
 from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
 from api.rewriting import rewritten
@@ -17,6 +17,7 @@ from api.routing import resource
 from api.vector_rows import get_store
 from jobs import indexes, placement, searches
 from jobs.conditions import check_filter
+from jobs.endpoints import EMBEDDINGS, RERANK
 from jobs.errors import InvalidRequest
 from jobs.interactive import Piece
 from jobs.models import VectorStore
@@ -58,7 +59,7 @@ class RankingOptions(Body):
 class SearchVectorStore(Body):
     """OpenAI's fields. `rewrite_query`: by a model that the operator names; else the query is searched as it stands."""
 
-    query: str | list[str]
+    query: str | Many[str]
     max_num_results: int = Field(default=10, ge=1, le=50)
     rewrite_query: bool = False
     filters: dict[str, Any] | None = None
@@ -92,7 +93,7 @@ async def answer_of(call: CallContext, request: Request, search: searches.Search
         searches.URL,
         msgspec.to_builtins(search),
         stream=False,
-        endpoint="/v1/embeddings",
+        endpoint=EMBEDDINGS,
         line=searches.line,
     )
     await pieces.aclose()
@@ -149,7 +150,9 @@ def _index(call: CallContext, store_id: str, options: RankingOptions | None) -> 
 
 def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
     try:
-        placement.queue_of(session, call.config, ranker, endpoint="/v1/rerank", project_id=call.project_id)
+        placement.queue_of(
+            session, call.config, call.services.registry(), ranker, endpoint=RERANK, project_id=call.project_id
+        )
     except placement.NotYet:
         return  # whoever makes the search will say
     except placement.NotServed as refused:

@@ -20,6 +20,7 @@ from api.validation import clip
 from api.vector_rows import bring_in, get_store, shown, stop_jobs, stores_of
 from jobs import attachments, indexes, placement
 from jobs.clock import now
+from jobs.endpoints import EMBEDDINGS
 from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ingestions import SINGLE
@@ -157,7 +158,8 @@ def checked_model(session: Session, call: CallContext, model: str) -> str:
     """What an embedding model calls itself. Raises InvalidRequest. One that is not known yet may come."""
     try:
         with suppress(placement.NotYet):
-            placement.queue_of(session, call.config, model, endpoint="/v1/embeddings", project_id=call.project_id)
+            registry = call.services.registry()
+            placement.queue_of(session, call.config, registry, model, endpoint=EMBEDDINGS, project_id=call.project_id)
     except placement.NotServed as refusal:
         message = f"The model '{clip(model)}' cannot be used: {refusal}"
         raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal

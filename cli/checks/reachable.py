@@ -89,7 +89,7 @@ def ports(patient: Patient) -> Iterator[Finding]:
     if patient.run:
         return
     config = patient.config
-    for name, host, port in (("api", config.host, config.port), ("flower", "127.0.0.1", config.flower)):
+    for name, host, port in (("api", config.host, config.port), ("flower", config.flower_host, config.flower)):
         if is_free(host, port):
             yield fine(f"port of {name}", f"{host}:{port} is free")
         else:

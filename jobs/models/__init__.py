@@ -12,7 +12,7 @@ worker, model, pause, meta · cached, cache_epoch, cache_use · audit, audit_hea
 
 from jobs.models.access import ApiKey, Idempotency, Project
 from jobs.models.audit import Audit, AuditHead
-from jobs.models.base import Base
+from jobs.models.base import Base, row_of, table_of
 from jobs.models.cached import Cached, CacheEpoch, CacheUse
 from jobs.models.completion import KeptCompletion
 from jobs.models.conversation import Conversation
@@ -60,4 +60,6 @@ __all__ = [
     "VectorStoreFile",
     "WebhookEndpoint",
     "Worker",
+    "row_of",
+    "table_of",
 ]

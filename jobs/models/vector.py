@@ -6,7 +6,7 @@ version lie. Vectors under any other key (half written, replaced, removed) are n
 
 from typing import Any
 
-from sqlalchemy import Index, String, Text
+from sqlalchemy import Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.models.base import Base, Serial
@@ -89,6 +89,12 @@ class VectorStoreFile(Base):
         Index("ix_vector_store_file_document", "store_id", "document"),
         Index("ix_vector_store_file_job", "job_id", "line"),
         Index("ix_vector_store_file_file", "id"),
+        Index(
+            "ix_vector_store_file_recipe",
+            "recipe",
+            sqlite_where=text("recipe IS NOT NULL"),
+            postgresql_where=text("recipe IS NOT NULL"),
+        ),
     )
 
 

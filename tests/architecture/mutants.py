@@ -86,7 +86,10 @@ class Mutant:
     tests: str
 
 
-_KNOWN_SEGMENT = "session.get(Segment, (claim.job.id, claim.n, claim.epoch, seq)) is not None"
+_KNOWN_SEGMENT = "_found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq)"
+_SAME_STATE, _ANY_STATE = "_job.c.state == bindparam('its_state')", "bindparam('its_state') != ''"
+_SAME_EPOCH, _ANY_EPOCH = "_job.c.epoch == _ITS_EPOCH", "_ITS_EPOCH > -1"
+_KNOWN_SHARD = "_found(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n)"
 
 MUTANTS = [
     # what one transaction holds
@@ -107,7 +110,8 @@ MUTANTS = [
             ("any move is allowed", "move", "target not in MOVES[source]", STATES),
             ("a move from any state", "move", "job.state not in allowed", STATES),
             ("a move by any epoch", "move", "epoch not in (None, job.epoch)", LEDGER),
-            ("finishing beside running shards", "claim", "task is Task.FINISH", LEDGER),
+            ("finishing beside a pause", "go_on", "pauses.paused(session).holds_finishing(worker_id)", LEDGER),
+            ("going on before the last shard", "go_on", "session.scalar(statements.OPEN, {'its_job': job.id})", LEDGER),
             ("cancelling what has ended", "cancel", "JobState.CANCELLING not in MOVES[state]", LEDGER),
             ("expiring too early", "expire", "job.deadline > now()", LEDGER),
         )
@@ -116,12 +120,21 @@ MUTANTS = [
         Mutant(name, "jobs.ledger", instead(guard, "True", inside=function), LEDGER)
         for name, function, guard in (
             ("finishing before the last shard", "settle", "not open_shards"),
-            ("the WHERE of a move", "move", "Job.state == source, Job.epoch == job.epoch"),
-            ("a held job is claimed", "claim", "Job.worker_id.is_(None)"),
-            ("a job is claimed in any state", "claim", "Job.state.in_(CLAIMABLE[task])"),
-            ("anyone beats", "beat", "Job.epoch == epoch"),
             ("put back by any epoch", "put_back", "Job.epoch == epoch"),
             ("a job lost while it beats", "lose", "Job.beat == beat"),
+            ("a job stumbles for ever", "stumble", "job.stumbles < tries"),
+        )
+    ),
+    *(
+        Mutant(name, "jobs.statements", instead(guard, there, inside=function), tests)
+        for name, function, guard, there, tests in (
+            ("the WHERE of a move", "_move", f"{_SAME_STATE}, {_SAME_EPOCH}", f"{_ANY_STATE}, {_ANY_EPOCH}", LEDGER),
+            ("a held job is claimed", "_take", "_job.c.worker_id.is_(None)", "True", LEDGER),
+            ("a job is claimed in any state", "_take", "_job.c.state.in_(CLAIMABLE[task])", "True", LEDGER),
+            ("finishing beside running shards", "_take", "task is Task.FINISH", "False", LEDGER),
+            ("anyone beats", "_beat", _SAME_EPOCH, _ANY_EPOCH, LEDGER),
+            ("a commit by any epoch", "_mine", "_shard.c.epoch == _ITS_EPOCH", _ANY_EPOCH, SHARDS),
+            ("a running shard is claimed", "_take_shard", "_shard.c.state == ShardState.PENDING", "True", SHARDS),
         )
     ),
     Mutant("a claimed doorbell rings on", "jobs.ledger", without("claim", "outbox.settle"), LEDGER),
@@ -135,17 +148,22 @@ MUTANTS = [
     *(
         Mutant(name, "jobs.shards", instead(guard, "True", inside=function), SHARDS)
         for name, function, guard in (
-            ("a commit by any epoch", "_mine", "Shard.epoch == claim.epoch"),
-            ("a running shard is claimed", "claim", "Shard.state == ShardState.PENDING"),
+            ("a try by any epoch", "_mine", "Shard.epoch == claim.epoch"),
             ("a shard lost while it beats", "lose", "Shard.beat == beat"),
+            ("whoever held a shard beats", "beat", "Shard.epoch == epoch"),
         )
     ),
     *(
         Mutant(name, "jobs.shards", instead(guard, "False", inside=function), tests)
         for name, function, guard, tests in (
-            ("a commit nobody fences", "commit", "counted.rowcount != 1", SHARDS),
+            (
+                "a commit nobody fences",
+                "commit",
+                "not statements.changes_one(session, statements.COUNT, {**its, **more, **ending})",
+                SHARDS,
+            ),
             ("a segment that counts twice", "commit", _KNOWN_SEGMENT, SHARDS),
-            ("a cut that is made twice", "cut", "session.get(Shard, (claim.job.id, shards[0].n)) is not None", LEDGER),
+            ("a cut that is made twice", "cut", _KNOWN_SHARD, LEDGER),
             ("a shard of a stopped job", "claim", "job.state != JobState.RUNNING", SHARDS),
             ("tries are not counted", "trying", "line == claim.trying_line", SHARDS),
         )
@@ -154,7 +172,7 @@ MUTANTS = [
         "no epoch is ever newer",
         "jobs.shards",
         both(
-            instead("epoch=Shard.epoch + 1, ", "", inside="claim"),
+            instead("statements.TAKE_SHARD,", "statements.TAKE_SHARD.values(epoch=Shard.epoch),", inside="claim"),
             instead("epoch=Shard.epoch + 1, ", "", inside="_free"),
         ),
         SHARDS,
@@ -163,7 +181,7 @@ MUTANTS = [
     Mutant("a lost shard is owed to nobody", "jobs.shards", without("_free", "outbox.owe"), SHARDS),
     Mutant("a zombie cuts", "jobs.shards", without("cut", "ledger.hold"), LEDGER),
     # doorbells and leases
-    Mutant("a doorbell owed twice", "jobs.outbox", instead(".on_conflict_do_nothing()", "", inside="owe"), OUTBOX),
+    Mutant("a doorbell owed twice", "jobs.outbox", instead(".on_conflict_do_nothing()", "", inside="_owing"), OUTBOX),
     Mutant(
         "shards ring while being planned",
         "jobs.outbox",

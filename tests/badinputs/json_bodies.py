@@ -99,6 +99,12 @@ def bombed(world: World) -> str:
     return post(world, iter([b"".join(bomb(10 if world.full else 1))]), Content_Encoding="gzip")
 
 
+def messages(world: World) -> str:
+    """None of them is one."""
+    text = json.dumps({"model": "m", "messages": [1] * 1_000_000})
+    return said(world.client.post("/v1/chat/completions", content=text, headers=JSON))
+
+
 def cases() -> Iterator[Case]:
     for name, text in TEXTS.items():
         yield Case(AREA, name, "400 invalid_json", lambda world, text=text: everywhere(world, text))
@@ -117,6 +123,7 @@ def cases() -> Iterator[Case]:
             "400 unknown_parameter",
             lambda world: post(world, batch(**{f"x{n}": 1 for n in range(100_000)})),
         ),
+        "a million numbers for messages": ("400 invalid_type", messages),
         "metadata with 100,000 keys": (
             "400 object_above_max_properties",
             lambda world: post(world, batch(metadata={f"x{n}": "" for n in range(100_000)})),

@@ -1,4 +1,4 @@
-"""The short chaos run: nine faults of mixed kinds on SQLite and the embedded broker, and what must be true afterwards.
+"""The short chaos run: eleven faults of mixed kinds on SQLite and the embedded broker, and what must be true then.
 
 `make chaos` is the long one. A failure prints the seed and the last events.
 """
@@ -19,7 +19,19 @@ from tests.support.system import eventually
 pytestmark = pytest.mark.timeout(420)  # the first test waits for the whole run: 90 s on a quiet machine
 
 _SEED = 20
-_FAULTS = ("gpu", "web", "cpu", "broker, file lost", "dispatcher", "gpu zombie", "io", "guard", "embed")
+_FAULTS = (
+    "gpu",
+    "web",
+    "cpu",
+    "broker, file lost",
+    "dispatcher",
+    "gpu idle",
+    "gpu zombie",
+    "broker",
+    "io",
+    "guard",
+    "embed",
+)
 
 
 @pytest.fixture(scope="module")

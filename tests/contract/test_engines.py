@@ -153,6 +153,16 @@ async def streamed(engine: Engine, request: Request) -> tuple[Answer, list[dict[
     return await engine.stream(request, emit), events
 
 
+async def test_a_message_says_that_nothing_was_refused(subject: Subject) -> None:
+    assert body_of(await subject.engine.answer(chat("hello")))["choices"][0]["message"]["refusal"] is None
+
+
+async def test_a_stream_without_usage_says_nothing_of_it(subject: Subject) -> None:
+    _, events = await streamed(subject.engine, chat("hello"))
+
+    assert not any("usage" in event for event in events)
+
+
 async def test_a_stream_says_the_same_in_pieces(subject: Subject) -> None:
     whole = body_of(await subject.engine.answer(chat("hello")))
 
@@ -163,6 +173,7 @@ async def test_a_stream_says_the_same_in_pieces(subject: Subject) -> None:
     assert "".join(said) == whole["choices"][0]["message"]["content"]
     assert {event["object"] for event in events} == {"chat.completion.chunk"}
     assert events[-1]["usage"] == whole["usage"]
+    assert [event["usage"] for event in events[:-1]] == [None] * len(events[:-1])
     assert subject.prompts() == ["hello", "hello"]
 
 

@@ -1,12 +1,15 @@
 """One suite for every vector store: LanceDB in a folder, Weaviate as a server, and memory."""
 
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -546,6 +549,33 @@ def test_a_server_that_was_never_there_is_away_and_no_key_is_told(tmp_path: Path
         vectors.check()
 
     assert "secret" not in str(raised.value)
+    vectors.close()
+
+
+def test_nobody_is_asked_for_a_newer_client(weaviate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    genuine = socket.getaddrinfo
+
+    def look_up(host: Any, *more: Any, **named: Any) -> Any:
+        asked.append(host)
+        return genuine(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    vectors = open_vectors(weaviate, tmp_path)
+
+    vectors.check()
+    vectors.close()
+
+    assert asked
+    assert {urlsplit(weaviate).hostname} == {host.decode() if isinstance(host, bytes) else host for host in asked}
+
+
+def test_a_server_that_answers_half_is_away(weaviate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weaviate_client, "CONNECT_SECONDS", 1)
+    vectors = open_vectors(f"{weaviate.partition('?')[0]}?grpc=127.0.0.1:10", tmp_path)
+
+    with pytest.raises(VectorsAway, match="gRPC"):
+        vectors.check()
     vectors.close()
 
 

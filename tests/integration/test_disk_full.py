@@ -26,6 +26,7 @@ from jobs.queues import Queue
 from tests.support import oracle
 from tests.support.oracle import Job
 from tests.support.receiver import Receiver
+from tests.support.services import need
 from tests.support.stub_engine import prompts
 from tests.support.system import LOG_LINE, MODEL, SCALED, StubEngine, System, eventually, pause
 
@@ -60,10 +61,10 @@ class Disk:
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "nightmill-test", str(folder)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError as error:
-            pytest.skip(f"there is no mount: {error}")
-        if done.returncode:
-            pytest.skip(f"a disk of its own cannot be mounted here: {done.stderr.strip()}")
+            if done.returncode:
+                raise PermissionError(done.stderr.strip())
+        except OSError as error:
+            need("a disk of its own", error)
 
     def unmount(self) -> None:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
@@ -362,3 +363,13 @@ def test_with_a_reserve_uploads_are_refused_and_jobs_wait_before_the_disk_is_ful
         assert scene.wrong() == []
     assert sum(told.values()) > 0
     assert {name: count for name, count in told.items() if count > MOST_LINES} == {}
+
+
+def test_a_disk_that_cannot_be_mounted_is_missed_where_nothing_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(pytest.fail.Exception, match=r"a disk of its own can't be started"):
+        Disk(tmp_path / "disk")

@@ -13,6 +13,7 @@ from tests.support.shop import MODEL, Shop
 from workers.counting import Counting
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
+from workers.engines.router import Router
 from workers.packing import Room
 
 
@@ -121,3 +122,14 @@ def test_without_a_worker_it_is_503(make_shop: Callable[..., Shop]) -> None:
         _count(make_shop(), input="x")
 
     assert (nobody.value.status_code, nobody.value.code) == (503, "no_worker")
+
+
+def test_with_a_worker_that_has_lost_its_model_it_is_503_as_for_a_chat(make_shop: Callable[..., Shop]) -> None:
+    shop = make_shop()
+    away = Router([], shop.app.state.services.registry())
+    with shop.open(own=_own(shop, away.length)), pytest.raises(openai.InternalServerError) as busy:
+        _count(shop, input="x")
+
+    assert (busy.value.status_code, busy.value.code) == (503, "engine_busy")
+    assert busy.value.type == "server_error"
+    assert busy.value.response.headers["Retry-After"] == "1"

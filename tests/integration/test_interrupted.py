@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from jobs import ledger, shards
 from jobs.db import Database
 from jobs.errors import StorageFull
-from jobs.models import File, Segment, Shard
+from jobs.models import File, Job, Segment, Shard
 from jobs.queues import Task
 from jobs.states import JobState, ShardState
 from jobs.storage import DiskStorage
@@ -299,25 +299,87 @@ def test_job_of_one_shard_is_finished_without_a_ring(mill: Mill) -> None:
     assert ledgers.doorbells(mill.db, small.id) == []
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
-    mill: Mill, monkeypatch: pytest.MonkeyPatch, lost: bool
+def _in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's end is no part of its last segment's transaction, as if it had several segments."""
+    monkeypatch.setattr(running_module, "assemble", lambda *_: None)
+
+
+def test_job_that_is_answered_at_once_ends_with_its_only_segment(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    monkeypatch.setattr(running_module, "finish", lambda *_: pytest.fail("it was over"))
+    job_id = _planned(mill, _batch(3))
+
+    run(mill.gpu, mill.host, job_id, 0)
+
+    job = mill.job(job_id)
+    assert (job.state, job.completed, job.total, job.worker_id) == (JobState.SUCCEEDED, 3, 3, None)
+    assert _ids(mill.results(job)[0]) == ["r0", "r1", "r2"]
+    assert ledgers.doorbells(mill.db, job_id) == []
+
+
+def test_results_of_a_job_that_was_cancelled_while_they_were_stored_are_what_its_finisher_makes_of_them(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = _planned(mill, _batch(3))
-    dialect, claim, settle = mill.gpu.db.engine.dialect, ledger.claim, ledger.settle
-    commit, epochs, deaf = dialect.do_commit, list[int](), threading.local()
+    assemble = running_module.assemble
 
-    def claiming(session: Session, *of: Any) -> ledger.JobClaim | None:
-        taken = claim(session, *of)
-        assert taken is not None
-        epochs.append(taken.epoch)
-        deaf.once = len(epochs) == 1
+    def assembling(*of: Any) -> Any:
+        results = assemble(*of)
+        with mill.db.write() as session:
+            ledger.cancel(session, job_id, actor="someone")
+        return results
+
+    monkeypatch.setattr(running_module, "assemble", assembling)
+    run(mill.gpu, mill.host, job_id, 0)
+
+    job = mill.job(job_id)
+    assert (job.state, len(mill.results(job)[0])) == (JobState.CANCELLED, 3)
+    assert mill.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
+
+
+def test_results_of_a_claim_that_was_lost_while_they_were_stored_leave_nothing_behind(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    job_id = _planned(mill, _batch(3))
+    assemble = running_module.assemble
+
+    def assembling(*of: Any) -> Any:
+        results = assemble(*of)
+        with mill.db.write() as session:
+            shards.fence(session, job_id)
+        return results
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running_module, "assemble", assembling)
+        run(mill.gpu, mill.host, job_id, 0)
+    assert (mill.job(job_id).state, mill.storage.list("files")) == (JobState.RUNNING, [mill.job(job_id).input_path])
+
+    [job] = mill.drain(job_id)
+
+    assert (job.state, len(mill.results(job)[0]), len(asked)) == (JobState.SUCCEEDED, 3, 6)
+
+
+@pytest.mark.parametrize("then", ["all of it", "its claim", "a claim that was lost"])
+def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    job_id = _planned(mill, _batch(3))
+    dialect, go_on, put = mill.gpu.db.engine.dialect, ledger.go_on, shards.commit
+    commit, epochs, deaf = dialect.do_commit, list[int](), threading.local()
+    if then != "all of it":
+        _in_parts(monkeypatch)
+
+    def going_on(session: Session, *of: Any) -> ledger.JobClaim | None:
+        taken = go_on(session, *of)
+        epochs.extend([taken.epoch] if taken else [])
+        deaf.once = len(epochs) == 1 and taken is not None
         return taken
 
-    def settling(session: Session, job_id: str, **of: Any) -> None:
-        if lost and epochs:
+    def putting(session: Session, *of: Any, **how: Any) -> Job | None:
+        if then == "a claim that was lost" and epochs:
             ledger.put_back(session, job_id, epochs[0])  # in between
-        settle(session, job_id, **of)
+        return put(session, *of, **how)
 
     def committing(connection: Any) -> None:
         commit(connection)
@@ -325,14 +387,15 @@ def test_who_never_hears_of_the_commit_of_its_only_shards_end_finishes_the_job(
             deaf.once = False
             raise dialect.loaded_dbapi.OperationalError("the server closed the connection")  # type: ignore[union-attr]
 
-    monkeypatch.setattr(ledger, "claim", claiming)
-    monkeypatch.setattr(ledger, "settle", settling)
+    monkeypatch.setattr(ledger, "go_on", going_on)
+    monkeypatch.setattr(shards, "commit", putting)
     monkeypatch.setattr(dialect, "do_commit", committing)
     run(mill.gpu, mill.host, job_id, 0)
 
     job = mill.job(job_id)
     assert (job.state, job.losses, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 0, 3)
-    assert [epoch - epochs[0] for epoch in (*epochs, job.epoch)] == ([0, 2, 3] if lost else [0, 1])
+    assert job.epoch - epochs[0] == (3 if then == "a claim that was lost" else 1)
+    assert mill.storage.list("files") == sorted([str(job.input_path), f"files/{job.output_file_id}"])
 
 
 def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_being_finished(
@@ -355,6 +418,7 @@ def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_be
 def test_who_dies_before_it_finishes_its_only_shards_job_is_followed_by_another(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
+    _in_parts(monkeypatch)
     monkeypatch.setattr(running_module, "finish", lambda *_: None)
     job_id = mill.submit(_batch(8))
     mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)

@@ -255,13 +255,50 @@ def test_nothing_calls_home(scene: Scene) -> None:
     assert scene.calls.read_text() == ""
 
 
-def test_a_call_outside_would_be_heard(tmp_path: Path) -> None:
+BLOCKING = "import socket; socket.create_connection(('{host}', 9), 0.1)"
+_RUN = """
+import asyncio, socket, {loop}
+async def call():
+    async with asyncio.timeout(0.5):
+        {how}
+{loop}.run(call())
+"""
+WAYS = {
+    "open_connection": "await asyncio.open_connection('{host}', 9)",
+    "getaddrinfo": "await asyncio.get_running_loop().getaddrinfo('{host}', 9)",
+    "sock_connect": "s = socket.socket(); s.setblocking(False)\n        "
+    "await asyncio.get_running_loop().sock_connect(s, ('{host}', 9))",
+    "aiohttp": "import aiohttp\n        await aiohttp.ClientSession().get('http://{host}:9/')",
+}
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(BLOCKING, id="blocking"),
+        *(
+            pytest.param(_RUN.replace("{loop}", loop).replace("{how}", how), id=f"{loop}-{way}")
+            for loop in ("asyncio", "uvloop")
+            for way, how in WAYS.items()
+        ),
+    ],
+)
+def test_a_call_outside_would_be_heard(tmp_path: Path, script: str, host: str) -> None:
     calls = tmp_path / "calls.log"
-    script = (
-        "import socket, contextlib\nwith contextlib.suppress(OSError): socket.create_connection(('192.0.2.1', 9), 0.01)"
-    )
     environment = {"PYTHONPATH": str(ROOT / "tests" / "support" / "watch"), "NIGHTMILL_TEST_CONNECTIONS": str(calls)}
+    command = [sys.executable, "-c", script.replace("{host}", host)]
 
-    subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, check=True)
+    subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True)
 
-    assert "192.0.2.1" in calls.read_text()
+    assert host in calls.read_text()
+
+
+def test_a_call_within_is_not_noted(tmp_path: Path) -> None:
+    calls = tmp_path / "calls.log"
+    environment = {"PYTHONPATH": str(ROOT / "tests" / "support" / "watch"), "NIGHTMILL_TEST_CONNECTIONS": str(calls)}
+    for script in (BLOCKING, *(_RUN.replace("{loop}", "uvloop").replace("{how}", how) for how in WAYS.values())):
+        command = [sys.executable, "-c", script.replace("{host}", "127.0.0.1")]
+        subprocess.run(command, env={**os.environ, **environment}, check=False, capture_output=True)
+
+    assert not calls.exists()

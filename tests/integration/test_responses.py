@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import openai
@@ -11,6 +12,7 @@ from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.models import Audit, KeptResponse
+from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.shop import MODEL, Shop
 from workers.engines.port import Answer, EngineFault, Request, refusal
 from workers.retention import Retention
@@ -94,6 +96,86 @@ def test_a_stream_says_the_same_and_is_kept_before_its_last_event(shop: Shop) ->
     assert kept == events[-1].response
     assert events[0].response.id == kept.id  # type: ignore[union-attr]
     assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+@pytest.fixture
+def library(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
+    made = make_shop({"fault": citing}, searching)
+    with made.open():
+        yield made
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_found_is_kept_and_shown_to_whoever_asks_for_it(library: Shop, stream: bool) -> None:
+    shown = []
+    for include in (None, RESULTS):
+        if not stream:
+            shown.append(_create(library, tools=[TOOL], include=include))
+            continue
+        events = list(
+            library.client.responses.create(model=MODEL, input="Cats?", tools=[TOOL], include=include, stream=True)
+        )
+        shown.append(events[-1].response)
+        [item] = [event.item for event in events
+                  if event.type == "response.output_item.done" and event.item.type == "file_search_call"]  # fmt: skip
+        assert (item.results is not None) == (include is not None)
+
+    assert [found(response) for response in shown] == [None, [TEXT]]
+    for response in shown:
+        later = library.client.responses.retrieve
+        assert found(later(response.id)) is None
+        assert found(later(response.id, include=RESULTS)) == [TEXT]
+        assert found(list(later(response.id, stream=True))[-1].response) is None
+        assert found(list(later(response.id, stream=True, include=RESULTS))[-1].response) == [TEXT]
+
+
+def test_a_key_replays_what_was_found_as_it_is_asked_for(library: Shop) -> None:
+    first, again = (_create(library, tools=[TOOL], extra_headers={"Idempotency-Key": "k"}) for _ in range(2))
+
+    assert first.id == again.id
+    assert (found(first), found(again)) == (None, None)
+    body = {"model": MODEL, "input": "Hello", "tools": [TOOL]}
+    replayed = library.post("responses", body, **{"Idempotency-Key": "k"})
+    assert replayed.headers["Idempotency-Replayed"] == "true"
+    assert TEXT not in replayed.text
+
+
+def test_what_was_found_goes_into_no_later_turn_and_no_conversation(library: Shop) -> None:
+    conversation = library.client.conversations.create()
+    first = _create(library, tools=[TOOL])
+    second = _create(library, "And dogs?", tools=[TOOL], previous_response_id=first.id)
+    _create(library, tools=[TOOL], conversation=conversation.id)
+
+    shown = [
+        *library.client.responses.input_items.list(second.id),
+        *library.client.conversations.items.list(conversation.id),
+    ]
+    calls = [item for item in shown if item.type == "file_search_call"]
+    assert [call.results for call in calls] == [None, None]
+    assert not any(TEXT in item.to_json() for item in shown)
+
+
+def test_what_is_not_kept_is_searched_for_as_it_was_asked(library: Shop) -> None:
+    plain = _create(library, tools=[TOOL], store=False)
+    wanted = _create(library, tools=[TOOL], store=False, include=RESULTS)
+    odd = library.post("responses", {"model": MODEL, "input": "Hello", "tools": [TOOL], "include": [5]})
+
+    assert (found(plain), found(wanted)) == (None, [TEXT])
+    assert (odd.status_code, odd.json()["error"]["param"]) == (400, "include")
+
+
+def test_a_kept_response_is_told_in_the_events_that_its_stream_had(library: Shop) -> None:
+    live = list(library.client.responses.create(model=MODEL, input="Cats?", tools=[TOOL], stream=True, include=RESULTS))
+    later = list(library.client.responses.retrieve(live[-1].response.id, stream=True, include=RESULTS))
+
+    kinds = [kind for kind, _ in groupby(event.type for event in live)]  # a text that is kept comes in one piece
+    assert [event.type for event in later] == kinds
+    assert kinds[3:6] == [f"response.file_search_call.{step}" for step in ("in_progress", "searching", "completed")]
+    assert "response.output_text.annotation.added" in kinds
+    assert [event.sequence_number for event in later] == list(range(len(later)))
+    told = [[event.to_dict() | {"sequence_number": 0} for event in events if "delta" not in event.type][2:]
+            for events in (live, later)]  # fmt: skip
+    assert told[0] == told[1]
 
 
 def test_events_have_names_and_no_done(shop: Shop) -> None:

@@ -252,6 +252,25 @@ def test_a_deleted_response_does_not_come_back_with_whoever_comes_back_to_its_st
     assert [item.type for item in shop.client.conversations.items.list(talk.id)] == ["message", "message"]
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_response_that_was_kept_is_not_written_again_by_whoever_comes_back_to_its_stream(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    talk = shop.client.conversations.create()
+    body = {"model": MODEL, "input": "Hello", "stream": True, "conversation": talk.id}
+    with shop.open():
+        with _post(shop, body, "responses", **_RESUME) as events:
+            seen = list(events)
+        if deleted:
+            shop.client.responses.delete(json.loads(seen[-1]["data"])["response"]["id"])
+        written: list[str] = []
+        monkeypatch.setattr(shop.app.state.services.storage, "put", lambda path, _: written.append(path))
+        with _post(shop, body, "responses", **{"Last-Event-ID": seen[2]["id"]}) as events:
+            again = list(events)
+
+    assert (again, written) == (seen[3:], [])
+
+
 def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(shop: Shop) -> None:
     """Once as the model is shown it, and once as what is new of it."""
     body = {"model": MODEL, "input": "Tell me of the sea", "stream": True}
@@ -449,8 +468,9 @@ def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_bac
 
 @pytest.mark.parametrize("read", [0, 2], ids=["before the first is read", "while it is read"])
 async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_shown_a_hole(
-    redis_url: str, read: int
+    redis_url: str, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("jobs.waiting.AT_ONCE", 2)
     name, kept = new_id("req_"), Resumable("tenant", "/v1/chat/completions", now() + 60, 30, b"")
     pieces = [Piece("taken"), *(Piece("chunk", str(n).encode()) for n in range(4)), Piece("end")]
     lines = Lines(Settings(streams_url=redis_url))
@@ -461,8 +481,8 @@ async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_sho
 
         await tell(*pieces[:read])
         seen = [await anext(rest) for _ in range(read)]
-        *_, last = await tell(*pieces[read:])
-        await server.xtrim(interactive.answer(name), minid=last, approximate=False)
+        *_, oldest, _, _ = await tell(*pieces[read:])
+        await server.xtrim(interactive.answer(name), minid=oldest, approximate=False)  # more than AT_ONCE stay
         with pytest.raises(NotFound) as gone:
             seen += [piece async for piece in rest]
     await lines.close()

@@ -267,6 +267,35 @@ def test_what_is_stored_is_not_written_again_by_whoever_shows_its_stream_again(
     assert (again, written) == (seen[1:], [])
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_of_two_who_store_a_stream_at_the_same_moment_the_row_knows_one_and_none_that_is_deleted(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, deleted: bool
+) -> None:
+    storage, key = shop.app.state.services.storage, {"Authorization": f"Bearer {shop.client.api_key}"}
+    put, objects = storage.put, []
+
+    def second(path: str, data: bytes) -> None:
+        """The first has looked, and is about to write: meanwhile another one does all that it does."""
+        monkeypatch.setattr(storage, "put", lambda path, data: objects.append(data) or put(path, data))
+        httpx2.get(f"{shop.url}/streams/{name}", headers=key, timeout=20)
+        if deleted:
+            [stored] = shop.client.chat.completions.list()
+            shop.client.chat.completions.delete(stored.id)
+        objects.append(data)
+        put(path, data)
+
+    with _resumable(shop) as events:
+        seen = [next(events)]
+        name = seen[0][0].partition("/")[0]
+        monkeypatch.setattr(storage, "put", second)
+        seen += list(events)
+
+    assert seen[-1][1] == "[DONE]"
+    assert json.loads(objects[0]) == json.loads(objects[1])
+    found = list(shop.client.chat.completions.list())
+    assert len(found) == len(shop.objects("completions")) == (0 if deleted else 1)
+
+
 def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +308,7 @@ def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
         await emit(json.dumps(_END).encode())
         return Answer(200, b"")
 
+    monkeypatch.setattr("jobs.waiting.AT_ONCE", 1)  # whoever drops leaves more than that
     monkeypatch.setattr(shop.engine, "stream", stream)
     with _resumable(shop) as events, redis.Redis.from_url(shop.redis_url) as server, server.pipeline() as pipe:
         seen = [next(events)]

@@ -298,6 +298,22 @@ def test_a_paused_model_answers_503(shop: Shop) -> None:
     assert told.value.code == "paused"
 
 
+def test_a_model_that_is_paused_while_it_is_asked_answers_503_within_seconds(shop: Shop) -> None:
+    def paused() -> bool:
+        try:
+            shop.client.with_options(max_retries=0).chat.completions.create(model=MODEL, messages=_HELLO)
+        except openai.InternalServerError as error:
+            return error.code == "paused"
+        return False
+
+    with shop.open():
+        assert not paused()
+        with shop.app.state.services.db.write() as session:
+            pauses.pause(session, pauses.Scope.MODEL, MODEL, actor="test")
+
+        eventually(paused, 5, "it is refused")
+
+
 def test_without_a_redis_server_the_answer_says_what_to_set(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop(streams_url="", broker_url="amqp://guest@127.0.0.1//")
     shop.announce("gpu-1")

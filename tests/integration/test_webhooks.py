@@ -261,7 +261,7 @@ def test_what_a_worker_held_that_is_gone_is_swept_up_and_a_live_ones_is_not(db: 
         session.add(Worker(id="io-here", pool="io", created_at=now(), seen_at=now(), **row))
         assert len(claim_due(session, "io-left")) == len(claim_due(session, "io-here")) == 2
     times = itertools.count(0.0, 10.0)  # each look at the clock is ten seconds later
-    house = Housekeeper(config(lease_seconds=10_000), db, DiskStorage(tmp_path), lambda: next(times))
+    house = Housekeeper(config(lease_seconds=10_000), db, DiskStorage(tmp_path), lambda: next(times), lambda: None)
 
     house.keep()
 

@@ -26,7 +26,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import audit, ledger, shards
+from jobs import audit, ledger, shards, statements
 from jobs.db import Database
 from jobs.errors import Conflict, Fenced
 from jobs.ledger import JobClaim
@@ -96,7 +96,7 @@ class LedgerMachine(RuleBasedStateMachine):
         before = self.row(job_id)
         with self.db.write() as session:
             claim = ledger.claim(session, job_id, task, f"worker-{len(self.job_claims)}")
-        free = before.worker_id is None and before.state in ledger.CLAIMABLE[task] and not self.running(job_id)
+        free = before.worker_id is None and before.state in statements.CLAIMABLE[task] and not self.running(job_id)
         assert (claim is not None) == free
         if claim is not None:
             self.job_claims.append(claim)

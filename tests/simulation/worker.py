@@ -267,10 +267,19 @@ class _Run:
         covered = sum(1 << line for line in lines)
         tally = Tally(covered, covered & ~sum(1 << line for line in bad or []), len(lines), 0, len(lines), 0)
         last = not self.left
+        whole = f"files/{next(self.site.names)}" if len(lines) == claim.job.total else None
+        if whole:
+            self.site.files[whole] = [(claim.n, line) for line in lines]
+            yield 0.02
+        counts = {"completed": tally.done - tally.failed, "failed": tally.failed, "output_file_id": whole}
 
         def work(session: Session) -> None:
-            shards.commit(session, claim, seq, path, len(lines), tally, last=last)
-            if last:
+            job = shards.commit(session, claim, seq, path, len(lines), tally, last=last)
+            if last and whole and job is not None:
+                taken = ledger.go_on(session, job, self.worker.name)
+                if taken is not None:
+                    _close(session, taken, counts, whole)
+            elif last:
                 ledger.settle(session, claim.job.id, actor=self.worker.name)
 
         yield from self.worker.world.write(work)

@@ -29,6 +29,7 @@ from jobs.db import Database
 from jobs.interactive import Question
 from jobs.models import Event, Job, Outbox, Shard, VectorRemoval, VectorStore, VectorStoreFile, Worker
 from jobs.queues import Queue, Task
+from jobs.registry import Models
 from jobs.searches import Found, Search
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
@@ -366,7 +367,7 @@ def works(folder: Path, url: str, vectors: Vectors, parser: Parser, **settings: 
     host.start()
     keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
     config = Settings(data_dir=folder, database_url=url, **given)
-    context = Context(config, db, storage, "w", threading.Event(), Standing(), keeper, Given(watched))
+    context = Context(config, db, storage, "w", threading.Event(), Standing(), keeper, Models(config), Given(watched))
     with running_app(folder, url, **given) as app:
         api, stranger = _client(app), _client(app, "another")
         searching = Searching(context, host, Reranking(context, host, Queue.EMBED))

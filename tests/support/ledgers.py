@@ -50,7 +50,9 @@ def running(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:
     with db.write() as session:
         shards.cut(session, claim, Queue.GENERATE, cuts(claim.job.id, lines))
     with db.write() as session:
-        return ledger.planned(session, claim, total=sum(lines), model="tiny", queue=Queue.GENERATE)
+        return ledger.planned(
+            session, claim, total=sum(lines), model=changes.get("model", "tiny"), queue=Queue.GENERATE
+        )
 
 
 def finishing(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:

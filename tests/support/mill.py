@@ -33,8 +33,8 @@ from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 from workers.finishing import finish
 from workers.host import EngineHost
-from workers.planning import plan
 from workers.running import run
+from workers.together import plan_all
 
 CHAT = "/v1/chat/completions"
 MODEL = "fake-model"
@@ -138,7 +138,7 @@ class Mill:
     def _handle(self, task: str, arguments: Sequence[Any]) -> None:
         try:
             if task == Task.PLAN:
-                plan(self.cpu, *arguments)
+                plan_all(self.cpu, arguments)
             elif task == Task.RUN:
                 run(self.gpu, self.host, *arguments)
             elif task == Task.FINISH:

@@ -27,8 +27,9 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from workers.engines.fake import CUT, SLOW_SECONDS, events, magic_of, prompt_of, reply, wants_usage
+from workers.engines.fake import CUT, SLOW_SECONDS, events, magic_of, prompt_of, reply
 from workers.engines.port import Answer, refusal, unknown_model
+from workers.engines.wire import wants_usage
 
 HUGE_BYTES = 100 << 20
 RETRY_AFTER_SECONDS = 1
@@ -123,7 +124,7 @@ class Stub:
         broken = await self._magic[word](request, prompt) if word in self._magic else None
         if broken:
             return broken
-        answer = reply(request.path, body, prompt)
+        answer = _without_refusal(reply(request.path, body, prompt))
         if STAMP in prompt:
             answer = stamped(answer, asked)
         return await _stream(request, body, answer, cut=word == CUT) if body.get("stream") else _response(answer)
@@ -139,6 +140,11 @@ class Stub:
         return await _reset(request, prompt) if self._tries[prompt] <= 2 else None
 
 
+def _without_refusal(answer: Answer) -> Answer:
+    """As most servers: a message has none where there is none."""
+    return replace(answer, body=answer.body.replace(b',"refusal":null', b""))
+
+
 def _response(answer: Answer, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(body=answer.body, status=answer.status, content_type="application/json", headers=headers)
 
@@ -147,6 +153,8 @@ async def _stream(request: web.BaseRequest, body: dict[str, Any], answer: Answer
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
     for number, event in enumerate(events(msgspec.json.decode(answer.body), usage=wants_usage(body))):
+        if event.get("usage") is None:  # as vLLM's server: what is not said is not there
+            event.pop("usage", None)
         name = b"event: %b\n" % event["type"].encode() if "type" in event else b""
         await response.write(b"%bdata: %b\n\n" % (name, msgspec.json.encode(event)))
         if cut and number == 1:

@@ -13,6 +13,7 @@ from api.app import build
 from api.server import server
 from jobs import completions, keys
 from jobs.clock import now
+from jobs.endpoints import CHAT
 from jobs.ids import new_id
 from jobs.kept import Kept, encode
 from jobs.keys import create_key
@@ -44,7 +45,7 @@ def keep_completion(app: FastAPI, project: str = "default", **facts: Any) -> str
     question = {"model": row["asked"], "messages": [{"role": "user", "content": "Hi"}]}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
     answer = {"id": name, "model": row["model"], "created": 1, "choices": [choice]}
-    services.storage.put(completions.path(name), encode(completions.URL, Kept(question, answer)))
+    services.storage.put(completions.path(name), encode(CHAT, Kept(question, answer)))
     return name
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from jobs.cached import Entry, New
 from jobs.clock import now
+from jobs.endpoints import CHAT, COMPLETIONS, RESPONSES
 from jobs.ids import new_id
 from workers.caching.shelf import Shelf
 from workers.engines.port import Answer, Engine, Request, refusal
@@ -25,7 +26,7 @@ from workers.outcomes import outcomes_of
 
 FIELD: Final = "cache"
 KIND: Final = "answers"
-URLS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+URLS: Final = frozenset({CHAT, COMPLETIONS, RESPONSES})
 MOST_BYTES: Final = 256 << 10  # of an answer
 _VERSION: Final = 1
 _WHOLE: Final = frozenset({"stop", "length", "tool_calls"})
@@ -107,7 +108,7 @@ def objection(request: Request) -> Answer | None:
         return _refused("it needs a temperature of 0, given in the request.")
     if why := _unlike(body):
         return _refused(why)
-    if request.url == "/v1/responses":
+    if request.url == RESPONSES:
         return _objection_to_response(body)
     return None
 
@@ -163,7 +164,7 @@ def _again(request: Request, entry: Entry) -> Answer:
     prefix = old[: max(old.find("-"), old.find("_")) + 1]
     body["id"] = new_id(prefix)
     body |= {name: int(now()) for name in ("created", "created_at") if name in body}
-    if request.url == "/v1/responses":
+    if request.url == RESPONSES:
         defaults: dict[str, Any] = {"metadata": {}}
         body |= {
             name: request.body.get(name, defaults.get(name)) for name in _UNHEEDED - {FIELD, "model"} if name in body

@@ -10,42 +10,33 @@ Nothing is shared between projects: whoever asks for what another one has asked 
 from collections.abc import Callable
 from dataclasses import replace
 
+from jobs.endpoints import EMBEDDINGS
 from jobs.settings import Settings
 from workers.caching.answers import FIELD, URLS, CachedAnswers, objection, without
 from workers.caching.shelf import Shelf
-from workers.caching.vectors import URL, CachedVectors
-from workers.engines.port import Answer, Emit, Engine, Request, refusal
+from workers.caching.vectors import CachedVectors
+from workers.engines.port import Answer, Emit, Engine, Layer, Request, refusal
 
 #: Of the name that a client asks for: the name that it goes by, and which weights those are; None where nobody says.
 Identity = Callable[[str], tuple[str, str] | None]
 
 
-class Cached:
+class Cached(Layer):
     """An engine that is not asked twice."""
 
     def __init__(self, engine: Engine, shelf: Shelf, identity: Identity, config: Settings) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._vectors = CachedVectors(engine, shelf, identity, config.embedding_cache_seconds)
         self._answers = CachedAnswers(engine, shelf, identity, config.response_cache_seconds)
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        return self._engine.models
-
-    async def start(self) -> None:
-        await self._engine.start()
-
-    async def close(self) -> None:
-        await self._engine.close()
-
     async def answer(self, request: Request) -> Answer:
         said = request.body.get(FIELD)
-        if request.url == URL:
+        if request.url == EMBEDDINGS:
             return await self._embedded(request, said)
         if FIELD not in request.body:
-            return await self._engine.answer(request)
+            return await self.engine.answer(request)
         if said is None or said is False:
-            return await self._engine.answer(without(request))
+            return await self.engine.answer(without(request))
         if request.url not in URLS:
             message = f"Invalid 'cache': what {request.url} answers is not cached."
             return refusal(400, message, param=FIELD, code="invalid_value")
@@ -53,16 +44,16 @@ class Cached:
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         if FIELD not in request.body:
-            return await self._engine.stream(request, emit)
+            return await self.engine.stream(request, emit)
         said = request.body[FIELD]
         refused = None if said is None or said is False else objection(_streaming(request))
-        return refused or await self._engine.stream(without(request), emit)
+        return refused or await self.engine.stream(without(request), emit)
 
     async def _embedded(self, request: Request, said: object) -> Answer:
         if not isinstance(said, bool | None):
             return refusal(400, "Invalid 'cache': here it is true or false.", param=FIELD, code="invalid_value")
         asked = without(request) if FIELD in request.body else request
-        return await (self._engine.answer(asked) if said is False else self._vectors.answer(asked))
+        return await (self.engine.answer(asked) if said is False else self._vectors.answer(asked))
 
 
 def _streaming(request: Request) -> Request:

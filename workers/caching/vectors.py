@@ -22,10 +22,9 @@ import numpy as np
 from jobs.cached import Entry, New
 from jobs.clock import now
 from workers.caching.shelf import Found, Shelf
-from workers.engines.embed_request import DIGITS, MOST_INPUTS
+from workers.engines.embed_request import DIGITS, MOST_INPUTS, inputs_of
 from workers.engines.port import Answer, Engine, Request, Usage
 
-URL: Final = "/v1/embeddings"
 KIND: Final = "embeddings"
 _VERSION: Final = 1  # of what a key and a value are
 _HOW: Final = frozenset({"model", "input", "encoding_format", "user"})  # no vector depends on it, or it is hashed apart
@@ -151,15 +150,9 @@ def _key(start: Any, text: Any) -> bytes:
 
 def _inputs(value: Any) -> list[Any] | None:
     """Texts or lists of token ids; None where the engine is to say what is wrong."""
-    match value:
-        case str():
-            many: list[Any] = [value]
-        case [int(), *_]:
-            many = [value]
-        case [_, *_]:
-            many = value
-        case _:
-            return None
+    many = inputs_of(value)
+    if many is None:
+        return None
     kind = type(many[0])
     alike = kind in (str, list) and all(type(one) is kind and one for one in many)
     return many if alike and len(many) <= MOST_INPUTS else None

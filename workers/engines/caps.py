@@ -4,16 +4,21 @@ n, best_of, logprobs     OpenAI's own limits
 prompt_logprobs          memory for every token of a prompt; it has killed engines
 schemas, patterns        size, depth and repetition: the engine compiles each into an automaton
 media                    `data:` URLs only: any other would be fetched, or opened, from where the engine stands
+tensors                  none: reading one has run code of the caller's
 tools                    of a response: functions only; vLLM passes over others without a word
+
+It holds for every engine (`workers.engines.router` asks before any of them): a server behind a URL fetches, compiles
+and allocates as one in this process does, and stands where the caller does not.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from workers.engines.documented import FIELDS
+from jobs.endpoints import CHAT, COMPLETIONS, RESPONSES
 from workers.engines.port import Answer, refusal
 
 MOST_CHOICES: Final = 128  # OpenAI's limit for `n`
@@ -24,43 +29,57 @@ MOST_PATTERN_CHARACTERS: Final = 1024
 MOST_REPETITIONS: Final = 1024  # `{n,m}` in a pattern, all of a pattern multiplied
 MOST_ITEMS: Final = 65_536  # minLength, maxItems and their like
 
+_NESTED: Final = (dict, list)
+_MOST: Final = (
+    ("n", MOST_CHOICES),
+    ("best_of", MOST_CHOICES),
+    ("top_logprobs", MOST_LOGPROBS),
+    ("logprobs", MOST_LOGPROBS),
+)
 _COUNTS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 _REPEATED: Final = re.compile(r"\{(\d*)(?:,(\d*))?\}")
-_MEDIA: Final = ("image_url", "video_url", "audio_url", "file_url")
+_URLS: Final = frozenset({"image_url", "video_url", "audio_url", "file_url"})
+_BYTES: Final = frozenset({"input_audio", "file_data"})  # base64, or a URL
+_FETCHED: Final = _URLS | _BYTES
+_TENSORS: Final = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds", "input_embeds"})
+
+#: What an answer must look like, in servers' own words: vLLM's (older ones' too), SGLang's, llama.cpp's.
+_FORMS: Final = frozenset({
+    "structured_outputs", "guided_json", "guided_regex", "guided_grammar", "guided_choice",
+    "json_schema", "regex", "ebnf", "grammar",
+})  # fmt: skip
+_PATTERNS: Final = frozenset({"pattern", "regex", "guided_regex", "whitespace_pattern"})
+_GRAMMARS: Final = frozenset({"grammar", "guided_grammar", "ebnf"})
+_AS_TEXT: Final = frozenset({"json", "guided_json", "json_schema", "structural_tag"})  # a schema, or its JSON
 
 #: Where a request carries schemas, by URL.
-_SCHEMAS: Final = {
-    "/v1/chat/completions": ("response_format", "tools", "functions"),
-    "/v1/responses": ("text", "tools"),
+_SCHEMAS: Final[dict[str, frozenset[str]]] = {
+    CHAT: _FORMS | {"response_format", "tools", "functions"},
+    COMPLETIONS: _FORMS | {"response_format"},
+    RESPONSES: _FORMS | {"text", "tools"},
 }
-_CONTENT: Final = {"/v1/chat/completions": "messages", "/v1/responses": "input"}
 
 
 def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
     """The refusal of this request; None if it may go on."""
-    if url not in FIELDS:
-        return refusal(404, f"Unknown URL {url}; an engine serves {', '.join(FIELDS)}.", param="url")
     return _counts(body) or _tools(url, body) or _schemas(url, body) or _media(url, body)
 
 
 def _counts(body: Mapping[str, Any]) -> Answer | None:
     if body.get("prompt_logprobs") is not None:
         return refusal(400, "prompt_logprobs is not supported.", param="prompt_logprobs")
-    for name, most in (
-        ("n", MOST_CHOICES),
-        ("best_of", MOST_CHOICES),
-        ("top_logprobs", MOST_LOGPROBS),
-        ("logprobs", MOST_LOGPROBS),
-    ):
+    for name, most in _MOST:
         value = body.get(name)
-        if isinstance(value, int) and value > most:
-            return refusal(400, f"{name} must be at most {most}, not {value}.", param=name)
+        if value is not None and not isinstance(value, int):  # "10000" and 10000.0 are numbers to an engine
+            return refusal(400, f"{name} must be an integer.", param=name)
+        if value is not None and not 0 <= value <= most:  # -1 asks for those of all tokens
+            return refusal(400, f"{name} must be at least 0 and at most {most}.", param=name)
     return None
 
 
 def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:
     tools = body.get("tools")
-    for tool in tools if url == "/v1/responses" and isinstance(tools, list) else ():
+    for tool in tools if url == RESPONSES and isinstance(tools, list) else ():
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind != "function":
             message = f"Tools of the type '{str(kind)[:64]}' are not available; of the type 'function' they are."
@@ -70,14 +89,14 @@ def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:
 
 def _schemas(url: str, body: Mapping[str, Any]) -> Answer | None:
     size = 0
-    for name in _SCHEMAS.get(url, ()):
-        value = body.get(name)
-        if not isinstance(value, dict | list):
+    for name in _SCHEMAS.get(url, frozenset()).intersection(body):
+        value = body[name]
+        if not isinstance(value, (*_NESTED, str)):
             continue
         size += len(msgspec.json.encode(value))
         if size > MOST_SCHEMA_BYTES:
             return refusal(400, f"The schemas of a request must not exceed {MOST_SCHEMA_BYTES} bytes.", param=name)
-        if fault := next(filter(None, map(_fault, _walk(value))), None):
+        if fault := next(filter(None, map(_fault, _walk({name: value}, -1))), None):
             return refusal(400, f"{name}: {fault}", param=name)
     return None
 
@@ -87,49 +106,102 @@ def _walk(value: Any, depth: int = 0) -> Iterator[tuple[int, str, Any]]:
     pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
     for key, one in pairs:
         yield depth, key, one
-        if isinstance(one, dict | list):
-            yield from _walk(one, depth + 1)
+        inner = _read(one) if key in _AS_TEXT and isinstance(one, str) else one
+        if isinstance(inner, _NESTED):
+            yield from _walk(inner, depth + 1)
+
+
+def _read(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _fault(found: tuple[int, str, Any]) -> str | None:
     depth, key, value = found
     if depth >= MOST_SCHEMA_DEPTH:
         return f"a schema must not be deeper than {MOST_SCHEMA_DEPTH} levels."
-    if key in _COUNTS and isinstance(value, int | float) and value > MOST_ITEMS:
+    if key in _COUNTS and _number(value) > MOST_ITEMS:
         return f"{key} must be at most {MOST_ITEMS}."
-    if key == "pattern" and isinstance(value, str):
+    if key == "patternProperties" and isinstance(value, dict):
+        return next(filter(None, map(_pattern_fault, value)), None)
+    if key in _PATTERNS and isinstance(value, str):
         return _pattern_fault(value)
+    if key in _GRAMMARS and isinstance(value, str):
+        return next(filter(None, map(_repetition_fault, value.splitlines())), None)
     return None
+
+
+def _number(value: Any) -> float:
+    """As one reads it who takes "10000" for a number too; 0 if it is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else 0.0
+    except ValueError:
+        return 0.0
+    except OverflowError:
+        return math.inf
 
 
 def _pattern_fault(pattern: str) -> str | None:
     if len(pattern) > MOST_PATTERN_CHARACTERS:
         return f"a pattern must not be longer than {MOST_PATTERN_CHARACTERS} characters."
+    return _repetition_fault(pattern)
+
+
+def _repetition_fault(pattern: str) -> str | None:
     times = 1
     for least, most in _REPEATED.findall(pattern):
-        times *= max(int(least or 1), int(most or 1), 1)
+        times *= max(_bound(least), _bound(most), 1)
         if times > MOST_REPETITIONS:
             return f"a pattern must not repeat more than {MOST_REPETITIONS} times in all."
     return None
 
 
+def _bound(digits: str) -> int:
+    """More digits than Python turns into a number are too many all the same."""
+    return int(digits or 1) if len(digits) < 10 else MOST_REPETITIONS + 1
+
+
 def _media(url: str, body: Mapping[str, Any]) -> Answer | None:
-    name = _CONTENT.get(url, "")
-    content = body.get(name)
-    for part in _parts(content) if isinstance(content, list) else ():
-        for kind in _MEDIA:
-            place = part.get(kind)
-            place = place.get("url") if isinstance(place, dict) else place
-            if isinstance(place, str) and not place.lstrip().lower().startswith("data:"):
-                message = f"{kind}: only data: URLs are taken; nothing is fetched for a request."
-                return refusal(400, message, param=name, code="media_url_not_allowed")
+    """Wherever they stand, but for schemas, whose properties may have any name."""
+    schemas = _SCHEMAS.get(url, frozenset())
+    for name, value in body.items():
+        if not isinstance(value, _NESTED):
+            if refused := _medium(name, value, name):
+                return refused
+        elif name != "metadata" and name not in schemas:
+            for kind, place in _pairs({name: value}):
+                if refused := _medium(kind, place, name):
+                    return refused
     return None
 
 
-def _parts(items: list[Any]) -> Iterator[Mapping[str, Any]]:
-    """The content parts of messages; an item that is no message may be a part itself."""
-    for item in items:
-        if isinstance(item, dict):
-            yield item
-            content = item.get("content")
-            yield from (part for part in content if isinstance(part, dict)) if isinstance(content, list) else ()
+def _medium(kind: str, place: Any, param: str) -> Answer | None:
+    if kind == "type":
+        kind, place = (place, "") if isinstance(place, str) and place in _TENSORS else ("", None)
+    if kind in _TENSORS and place is not None:
+        return refusal(400, "Tensors are not taken.", param=param)
+    if kind in _FETCHED and _is_elsewhere(kind, place):
+        message = f"{kind}: only data: URLs are taken; nothing is fetched for a request."
+        return refusal(400, message, param=param, code="media_url_not_allowed")
+    return None
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """Key and value of each entry of each object in it, however deep."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield from one.items()
+        left += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, _NESTED)]
+
+
+def _is_elsewhere(kind: str, place: Any) -> bool:
+    if isinstance(place, dict):
+        place = place.get("data" if kind in _BYTES else "url")
+    if isinstance(place, str):
+        plain = kind in _BYTES and ":" not in place
+        return not plain and not place[:64].lstrip().lower().startswith("data:")
+    return isinstance(place, _NESTED)  # in no API; whoever read it would read what is in it

@@ -1,8 +1,9 @@
-"""What of a request's body reaches vLLM: OpenAI's documented fields (`workers.engines.caps` bounds their values).
+"""What of a request's body reaches an engine (`workers.engines.caps` bounds its values).
 
 vLLM takes many fields of its own in the same body: `priority` jumps the queue, `cache_salt` and `kv_transfer_params`
 reach into its caches, `chat_template` runs a template of the caller's. None of them is part of the API that is
-promised, so they are left out.
+promised: of vLLM in this process only OpenAI's documented fields are. A server behind a URL may have an API of its own,
+which is passed on, but for what steers the server and not the answer.
 """
 
 from collections.abc import Mapping
@@ -29,6 +30,43 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
     }),
     "/v1/embeddings": frozenset({"model", "input", "dimensions", "encoding_format", "user"}),
 }  # fmt: skip
+
+#: By server: what chooses a place in its queue, caches, state or connections, or gives it code or settings.
+STEERING: Final[frozenset[str]] = frozenset({
+    # vLLM
+    "priority", "cache_salt", "kv_transfer_params", "ec_transfer_params", "request_id", "session_id", "vllm_xargs",
+    "chat_template", "logits_processors", "guided_decoding_backend", "mm_processor_kwargs", "media_io_kwargs",
+    "mm_payload", "return_mm_kwargs", "routed_experts_prompt_start", "logprob_token_ids", "enable_response_messages",
+    "previous_input_messages", "watermarking", "stream_interval",
+    # SGLang
+    "rid", "extra_key", "lora_path", "session_params", "custom_logit_processor", "custom_params", "data_parallel_rank",
+    "routed_dp_rank", "disagg_prefill_dp_rank", "bootstrap_host", "bootstrap_port", "bootstrap_room",
+    "return_hidden_states", "return_routed_experts",
+    # TensorRT-LLM
+    "disaggregated_params", "conversation_params", "lora_request",
+    # llama.cpp
+    "id_slot", "slot_id", "cache_prompt", "n_cache_reuse", "lora", "n_probs", "n_cmpl",
+})  # fmt: skip
+_TEMPLATE: Final = "chat_template_kwargs"
+_NOT_THE_TEMPLATES: Final = frozenset({"chat_template", "tokenize"})  # they are of who renders it
+
+
+def forwarded(body: Mapping[str, Any], model: str, salt: str = "") -> Mapping[str, Any]:
+    """The body for a server that calls the model `model`; with a `salt` (vLLM's), a prompt is cached for that alone."""
+    left = body
+    if not STEERING.isdisjoint(body):
+        left = {name: value for name, value in body.items() if name not in STEERING}
+    if _TEMPLATE in left:
+        left = {**left, _TEMPLATE: _scalars(left[_TEMPLATE])}
+    if left.get("model") != model:
+        left = {**left, "model": model}
+    return {**left, "cache_salt": salt} if salt else left
+
+
+def _scalars(value: Any) -> dict[str, Any]:
+    """Switches of the model's template, such as `enable_thinking`."""
+    found = value.items() if isinstance(value, dict) else ()
+    return {name: one for name, one in found if name not in _NOT_THE_TEMPLATES and not isinstance(one, dict | list)}
 
 
 def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:

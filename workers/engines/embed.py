@@ -6,6 +6,7 @@ Importing this module does not import torch; `start` does.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jobs.endpoints import EMBEDDINGS
 from workers.engines.batching import BatchingEngine, Job
 from workers.engines.embed_model import SentenceModel
 from workers.engines.embed_request import Asked, check_lengths, read, write
@@ -19,7 +20,7 @@ class EmbedEngine(BatchingEngine[SentenceModel]):
     `place` is where the runtime's choice is kept; without one, the arguments alone decide.
     """
 
-    url = "/v1/embeddings"
+    url = EMBEDDINGS
 
     def __init__(
         self,

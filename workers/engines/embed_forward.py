@@ -6,14 +6,12 @@ none                       `input_type` is the server's, some know it; `raw`, wh
 """
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from jobs.prompts import RAW, Prompts
 from workers.engines.batching import Unacceptable
 from workers.engines.embed_request import prompt_of, prompted
 from workers.engines.port import Request
-
-URL: Final = "/v1/embeddings"
 
 
 def for_server(request: Request, prompts: Prompts | None) -> Request:

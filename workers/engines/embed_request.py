@@ -96,16 +96,21 @@ def _dimensions(body: dict[str, Any], most: int) -> int:
     return wanted
 
 
-def _inputs(value: Any, vocabulary: int) -> Texts | Tokens:
+def inputs_of(value: Any) -> list[Any] | None:
+    """One input or many as a list; None where there is none."""
     match value:
-        case str():
-            many: list[Any] = [value]
-        case [int(), *_]:
-            many = [value]
+        case str() | [int(), *_]:
+            return [value]
         case [_, *_]:
-            many = value
+            return list(value)
         case _:
-            raise Unacceptable("input must be a non-empty string or array.")
+            return None
+
+
+def _inputs(value: Any, vocabulary: int) -> Texts | Tokens:
+    many = inputs_of(value)
+    if many is None:
+        raise Unacceptable("input must be a non-empty string or array.")
     if len(many) > MOST_INPUTS:
         raise Unacceptable(f"input must have at most {MOST_INPUTS} items; it has {len(many)}.")
     if all(isinstance(item, str) for item in many):

@@ -30,6 +30,7 @@ class Endpoint:
     found: frozenset[str] | None = None  # None: it never answered
     paused_until: float = 0.0
     doubtful: bool = False  # a connection broke: it may be dying
+    of_vllm: bool = False  # by its listing: its caches are kept apart by project
     of_tei: bool = False  # it re-ranks as text-embeddings-inference does
     proving: asyncio.Lock = field(default_factory=asyncio.Lock)
     circuit: Circuit = field(init=False)
@@ -41,6 +42,11 @@ class Endpoint:
         self.circuit = Circuit(self.clock)
         self.window = Window(self.concurrency)
         self._listed_at = float("-inf")
+
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """Two with the same are the same server, asked in the same way."""
+        return self.url, self.api_key, self.serves is None
 
     @property
     def known(self) -> bool:

@@ -27,6 +27,7 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
+from workers.engines.wire import wants_usage
 
 MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow", "!cut")
 CUT: Final = "!cut"  # a stream that ends too early; a whole answer is not harmed
@@ -155,11 +156,6 @@ def _response_events(answer: Body) -> Iterator[Body]:
 def _words(text: str) -> list[str]:
     first, *others = text.split(" ")
     return [first, *(f" {word}" for word in others)]
-
-
-def wants_usage(body: Body) -> bool:
-    options = body.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def _response(body: Body, prompt: str, digest: bytes) -> Answer:

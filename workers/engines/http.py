@@ -19,16 +19,17 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from jobs.endpoints import EMBEDDINGS, RERANK
 from jobs.prompts import Prompts
-from jobs.registry import ANY_MODEL, is_internal
-from workers.engines import embed_forward, rerank_request, rerank_tei, wire
+from jobs.registry import is_internal
+from workers.engines import embed_forward, listing, rerank_tei, wire
 from workers.engines.batching import Unacceptable
+from workers.engines.documented import forwarded
 from workers.engines.endpoints import Endpoint
-from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, unknown_model
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, unknown_model
 from workers.engines.rerank_tei import Said
 
 CONNECT_SECONDS: Final = 5.0
-LISTING_SECONDS: Final = 5.0
 KEEPALIVE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn closes: a request never meets a dying connection
 WATCH_SECONDS: Final = 0.25
 TRIES_WHEN_LIMITED: Final = 3  # a request that got 429 this often goes back to its worker
@@ -64,7 +65,7 @@ class HttpEngine:
         self._prompts = dict(prompts or {})
         self._timeout, self._max_bytes = timeout, max_answer_bytes
         self._session: aiohttp.ClientSession | None = None
-        self._watchers: list[asyncio.Task[None]] = []
+        self._watchers: dict[Endpoint, asyncio.Task[None]] = {}
         self._waiting: dict[str, list[Ticket]] = {}
         self._order = itertools.count()
         self._lists: list[frozenset[str]] = []
@@ -106,32 +107,55 @@ class HttpEngine:
             trust_env=False,
         )
         await self.discover()
-        self._watchers = [asyncio.create_task(self._watch(endpoint)) for endpoint in self.endpoints]
+        self._watch_all()
 
     async def close(self) -> None:
-        for watcher in self._watchers:
+        for watcher in self._watchers.values():
             watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
         if self._session:
             await self._session.close()
-        self._session, self._watchers = None, []
+        self._session, self._watchers = None, {}
+
+    def adopt(self, endpoints: Sequence[Endpoint], prompts: Mapping[str, Prompts]) -> None:
+        """Serve by these servers from now on, on the loop. One that it has goes on as it is, with what it is at.
+
+        What one of the others is at it ends; who waits in line for it looks for another.
+        """
+        left, found = list(self.endpoints), []
+        for endpoint in endpoints:
+            known = next((one for one in left if one.key == endpoint.key), None)
+            if known is not None:
+                left.remove(known)
+                known.serves = endpoint.serves
+            found.append(known or endpoint)
+        self.endpoints, self._prompts = tuple(found), dict(prompts)
+        for endpoint in left:
+            endpoint.circuit.trip()  # and nobody is left to close it
+            if watcher := self._watchers.pop(endpoint, None):
+                watcher.cancel()
+        if self._session is not None:
+            self._watch_all()
+        self._wake_all()
 
     async def answer(self, request: Request) -> Answer:
-        if request.url == embed_forward.URL:
+        if request.url == EMBEDDINGS:
             try:
                 request = embed_forward.for_server(request, self._prompts.get(str(request.body.get("model"))))
             except Unacceptable as wrong:
                 return wrong.answer
-        return await self._ask(request, self._read)
+        answer = await self._ask(request, self._read)
+        return replace(answer, body=wire.with_refusal(answer.body)) if request.url == wire.CHAT else answer
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         """Server-sent events, until `[DONE]`."""
+        usage = wire.wants_usage(request.body)
 
         async def read(response: aiohttp.ClientResponse) -> bytes:
             if response.status != 200 or response.content_type != wire.EVENT_STREAM:
                 return await self._read(response)
             async for event in wire.events(wire.lines(response.content.iter_any(), self._max_bytes)):
-                await emit(event)
+                await emit(wire.with_usage(event) if usage else event)
             return wire.STREAMED
 
         return await self._ask(replace(request, body={**request.body, "stream": True}), read)
@@ -157,7 +181,7 @@ class HttpEngine:
     def _unserved(self, model: str) -> Answer:
         if self.settled:
             return unknown_model(model)
-        raise EngineBusy(f"No reachable endpoint serves the model `{model}`.", retry_after=1.0)
+        raise Unserved(f"No reachable endpoint serves the model `{model}`.", retry_after=1.0)
 
     async def _back_off(self, limited: Limited, times: int) -> None:
         """The pause itself is served in the line, where a second server may end it."""
@@ -222,7 +246,7 @@ class HttpEngine:
     async def _send(self, endpoint: Endpoint, request: Request, model: str, read: Read) -> Answer:
         """Use the slot that was taken, and free it."""
         upstream = endpoint.upstream(model) or model
-        body = request.body if upstream == model else {**request.body, "model": upstream}
+        body = forwarded(request.body, upstream, request.tenant if endpoint.of_vllm else "")
         headers = {"X-Request-Id": request.request_id}
         if endpoint.api_key:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
@@ -234,7 +258,7 @@ class HttpEngine:
             async def post(path: str, data: bytes) -> Said:
                 return await self._post(endpoint, path, data, headers, read)
 
-            if request.url == rerank_request.URL:
+            if request.url == RERANK:
                 said = await rerank_tei.ask(endpoint, body, post)
             else:
                 said = await post(request.url, msgspec.json.encode(body))
@@ -270,9 +294,10 @@ class HttpEngine:
 
         They would count as tries of requests that it never saw. Raises Refused; one asks, the others wait for it.
         """
+        assert self._session, "start() comes first"
         async with endpoint.proving:
             if endpoint.doubtful and endpoint.circuit.closed:
-                if not await self._is_there(endpoint):
+                if not await listing.is_there(self._session, endpoint):
                     self._failed(endpoint, "gone after a broken connection", endpoint.circuit.trip)
                 endpoint.doubtful = False
             if not endpoint.circuit.closed:
@@ -284,18 +309,6 @@ class HttpEngine:
         except Refused:
             return True
         return False
-
-    async def _is_there(self, endpoint: Endpoint) -> bool:
-        """Whether it answers anything, or at least takes its time."""
-        assert self._session, "start() comes first"
-        timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
-        try:
-            async with self._session.get(f"{endpoint.url}/v1/models", timeout=timeout, allow_redirects=False):
-                return True
-        except TimeoutError:
-            return True
-        except aiohttp.ClientError:
-            return False
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         length = response.content_length
@@ -349,6 +362,11 @@ class HttpEngine:
         """List the models of every server whose listing is due."""
         await asyncio.gather(*(self._list(endpoint) for endpoint in self.endpoints if endpoint.listing_due()))
 
+    def _watch_all(self) -> None:
+        for endpoint in self.endpoints:
+            if endpoint not in self._watchers:
+                self._watchers[endpoint] = asyncio.create_task(self._watch(endpoint))
+
     async def _watch(self, endpoint: Endpoint) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
@@ -356,31 +374,16 @@ class HttpEngine:
                 await self._list(endpoint)
 
     async def _list(self, endpoint: Endpoint) -> None:
+        assert self._session, "start() comes first"
         endpoint.listing()
         was_closed = endpoint.circuit.closed
-        names = await self._names(endpoint)
-        if names is None:
+        if (names := await listing.names_of(self._session, endpoint, self._read)) is None:
             endpoint.unlisted()
             return
         endpoint.listed(names)
         if not was_closed:
             log.info("engine.circuit_closed", extra={"endpoint": endpoint.url})
         self._wake(endpoint)
-
-    async def _names(self, endpoint: Endpoint) -> frozenset[str] | None:
-        """The names of its models, any if it answers without a list, None if it is not there."""
-        assert self._session, "start() comes first"
-        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
-        timeout = aiohttp.ClientTimeout(total=LISTING_SECONDS)
-        url = f"{endpoint.url}/v1/models"
-        try:
-            async with self._session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
-                if response.status >= 500:
-                    return None
-                names = wire.model_names(await self._read(response)) if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, EngineFault):
-            return None
-        return frozenset({ANY_MODEL}) if names is None else names
 
 
 def _answer(status: int, raw: bytes) -> Answer:

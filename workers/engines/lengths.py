@@ -8,11 +8,13 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.endpoints import CHAT, RESPONSES
+
 BYTES_A_TOKEN: Final = 3
 _A_MESSAGE: Final = 4  # what a chat template puts around it
 _PROMPT: Final = {
-    "/v1/chat/completions": ("messages", "tools", "functions"),
-    "/v1/responses": ("input", "instructions", "tools"),
+    CHAT: ("messages", "tools", "functions"),
+    RESPONSES: ("input", "instructions", "tools"),
 }
 
 

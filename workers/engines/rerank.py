@@ -7,16 +7,17 @@ Importing this module does not import torch; `start` does.
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.endpoints import RERANK
 from workers.engines.batching import BatchingEngine, Job
 from workers.engines.port import Answer
 from workers.engines.rerank_model import CrossModel
-from workers.engines.rerank_request import URL, Asked, read, write
+from workers.engines.rerank_request import Asked, read, write
 
 
 class RerankEngine(BatchingEngine[CrossModel]):
     """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread."""
 
-    url = URL
+    url = RERANK
 
     def _load(self, source: str) -> CrossModel:
         return CrossModel(source, self._revision, self._args)

@@ -17,7 +17,6 @@ from jobs.ids import new_id
 from workers.engines.batching import Unacceptable
 from workers.engines.port import Answer, Usage
 
-URL: Final = "/v1/rerank"
 MOST_DOCUMENTS: Final = 1000  # Cohere's limit
 DIGITS: Final = 6
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.endpoints import RERANK
 from workers.engines.batching import Unacceptable
 from workers.engines.endpoints import Endpoint
-from workers.engines.rerank_request import URL, Asked, read, write
+from workers.engines.rerank_request import Asked, read, write
 
 PATH: Final = "/rerank"
 TOGETHER: Final = 32  # texts of one request, unless a server was told otherwise (--max-client-batch-size)
@@ -34,7 +35,7 @@ _scores = msgspec.json.Decoder(list[_Score]).decode
 async def ask(endpoint: Endpoint, body: Mapping[str, Any], post: Post) -> Said:
     """Raises what `post` raises."""
     if not endpoint.of_tei:
-        said = await post(URL, msgspec.json.encode(body))
+        said = await post(RERANK, msgspec.json.encode(body))
         if said[0] not in _UNKNOWN_PATH or b'"error"' in said[2]:  # it knows the path, and not the model
             return said
     try:

@@ -1,5 +1,7 @@
 """The engines of one worker process as one engine, and how they are built from the models file.
 
+What no engine may be asked (`workers.engines.caps`) is refused here, before any of them is chosen.
+
 name ── registry.target ──▶ an engine that has the model ── else ──▶ an endpoint that takes any name
 """
 
@@ -13,11 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from jobs import runtimes
-from jobs.prompts import prompts_of
+from jobs.prompts import Prompts, prompts_of
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
 from jobs.secretfiles import secret
 from jobs.settings import Settings
+from workers.engines.caps import objection
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_runtime import Place
 from workers.engines.endpoints import Endpoint, base_of
@@ -25,7 +28,7 @@ from workers.engines.http import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
-from workers.engines.port import Answer, Crowded, Emit, Engine, EngineBusy, Length, Request, unknown_model
+from workers.engines.port import Answer, Crowded, Emit, Engine, Length, Request, Unserved, unknown_model
 from workers.engines.rerank import RerankEngine
 from workers.engines.vllm import VllmEngine
 from workers.engines.weights import identity_of
@@ -34,17 +37,29 @@ log = logging.getLogger(__name__)
 
 
 class Router:
-    """An engine made of engines. `registry` may be replaced when the models file has changed."""
+    """An engine made of engines. When the models file has changed see `refresh`."""
 
     def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
         self.engines = tuple(engines)
         self.registry = registry
-        #: Of what was loaded: a file that changes meanwhile loads nothing anew.
+        self._crowded = [engine for engine in engines if isinstance(engine, Crowded)]  # asked for each line
+        #: Of what was loaded: weights that change in place meanwhile are not loaded anew.
         self._identities = {name: identity_of(model) for name, model in registry.models.items()}
 
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for engine in self.engines for name in engine.models))
+
+    @property
+    def there(self) -> frozenset[str]:
+        """Those of them that may be asked for now: not what only servers have that are away.
+
+        That a server takes any name is said all the same: without it a batch of a name that it alone has were refused.
+        """
+        servers = [one for engine in self.engines if isinstance(engine, HttpEngine) for one in engine.endpoints]
+        away = frozenset[str]().union(*(server.models for server in servers if not server.circuit.closed))
+        here = frozenset({ANY_MODEL}).union(*(server.models for server in servers if server.circuit.closed))
+        return frozenset(self.models) - (away - here)
 
     @property
     def discovered(self) -> Mapping[str, bool]:
@@ -59,8 +74,10 @@ class Router:
 
     def crowd(self, beside: int) -> tuple[int, int] | None:
         """How many requests of a batch go in at once, with and without somebody who waits; None: all."""
-        found = (engine.crowd(beside) for engine in self.engines if isinstance(engine, Crowded))
-        return next((crowd for crowd in found if crowd), None)
+        for engine in self._crowded:
+            if crowd := engine.crowd(beside):
+                return crowd
+        return None
 
     def identity(self, name: str) -> tuple[str, str] | None:
         """What a name goes by here, and which weights those are; None where the models file does not say."""
@@ -77,6 +94,8 @@ class Router:
                 raise outcome
 
     async def answer(self, request: Request) -> Answer:
+        if refused := objection(request.url, request.body):
+            return refused
         name = str(request.body.get("model"))
         if engine := self._having(name):  # nearly always: nothing else is looked up for each of a million requests
             return await engine.answer(request)
@@ -84,14 +103,24 @@ class Router:
         return await engine.answer(request) if engine else self._unserved(name)
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
+        if refused := objection(request.url, request.body):
+            return refused
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
         return await engine.stream(request, emit) if engine else self._unserved(name)
 
     async def length(self, request: Request) -> Length | None:
-        """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked."""
+        """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked.
+
+        Raises EngineBusy where nobody here serves its model now.
+        """
+        if objection(request.url, request.body):
+            return None
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
+        if engine is None:
+            self._unserved(name)
+            return None
         if count := getattr(engine, "length", None):
             counted: Length | None = await count(request)
             return counted
@@ -100,6 +129,18 @@ class Router:
 
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in self.engines))
+
+    def rename(self, registry: Registry) -> None:
+        """Names, and what else may change of a model that stays loaded, are as another registry has them."""
+        before = self.registry.models
+        same = {
+            name for name, model in registry.models.items() if name in before and _load(before[name]) == _load(model)
+        }
+        self._identities = {
+            name: self._identities[name] if name in same else identity_of(model)
+            for name, model in registry.models.items()
+        }
+        self.registry = registry
 
     def _find(self, name: str, request: Request) -> tuple[Engine | None, Request]:
         """The engine that serves `name`, and the request under the name that it goes by there."""
@@ -110,7 +151,10 @@ class Router:
         return engine, request
 
     def _having(self, name: str) -> Engine | None:
-        return next((engine for engine in self.engines if name in engine.models), None)
+        for engine in self.engines:
+            if name in engine.models:
+                return engine
+        return None
 
     def _engine_of(self, target: str) -> Engine | None:
         if (engine := self._having(target)) or target in self.registry.models:
@@ -120,7 +164,7 @@ class Router:
     def _unserved(self, name: str) -> Answer:
         unsettled = any(isinstance(engine, HttpEngine) and not engine.settled for engine in self.engines)
         if unsettled or self.registry.resolve(name):
-            raise EngineBusy(f"This worker does not serve the model `{name}` now.", retry_after=1.0)
+            raise Unserved(f"This worker does not serve the model `{name}` now.", retry_after=1.0)
         return unknown_model(name)
 
 
@@ -130,17 +174,53 @@ def build(settings: Settings, registry: Registry, queue: str) -> Router:
     engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
     engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
     engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
-    endpoints = _endpoints([model for model in mine if model.engine is EngineKind.HTTP], settings)
+    if http := _http(settings, registry, queue):
+        engines.append(http)
+    return Router(engines, registry)
+
+
+def outdated(before: Registry, now: Registry, queue: str) -> bool:
+    """Whether what a process of `queue` has loaded itself is something else now. Raises ModelsFileError: never is."""
+    then, wanted = (
+        [model for model in registry.models.values() if model.queue == queue and model.engine is not EngineKind.HTTP]
+        for registry in (before, now)
+    )
+    _check_one([model for model in wanted if model.engine is EngineKind.VLLM])
+    return {model.name: _load(model) for model in then} != {model.name: _load(model) for model in wanted}
+
+
+async def refresh(router: Router, settings: Settings, registry: Registry, queue: str) -> None:
+    """Ask the servers that the models file has now; what is loaded in this process stays. On the engines' loop."""
+    there = next((engine for engine in router.engines if isinstance(engine, HttpEngine)), None)
+    if there is not None:
+        there.adopt(*_servers(settings, registry, queue))
+    elif http := _http(settings, registry, queue):
+        await http.start()
+        router.engines = (*router.engines, http)
+    router.rename(registry)
+
+
+def _http(settings: Settings, registry: Registry, queue: str) -> HttpEngine | None:
+    endpoints, found = _servers(settings, registry, queue)
+    timeout, most = settings.engine_timeout_seconds, settings.engine_max_answer_bytes
+    return HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most, prompts=found) if endpoints else None
+
+
+def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[Endpoint], dict[str, Prompts]]:
+    """The servers that `queue` has, and the prompts of the models that the file says they have."""
+    mine = [m for m in registry.models.values() if m.queue == queue and m.engine is EngineKind.HTTP]
+    endpoints = _endpoints(mine, settings)
     if queue == Queue.GENERATE:
         endpoints += [
             Endpoint(url, settings.engine_api_key, concurrency=settings.engine_concurrency)
             for url in settings.engine_urls
         ]
-    if endpoints:
-        timeout, most = settings.engine_timeout_seconds, settings.engine_max_answer_bytes
-        found = {model.name: prompts_of(model.engine_args) for model in mine if model.engine is EngineKind.HTTP}
-        engines.append(HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most, prompts=found))
-    return Router(engines, registry)
+    return endpoints, {model.name: prompts_of(model.engine_args) for model in mine}
+
+
+def _load(model: Model) -> tuple[object, ...]:
+    """What is loaded, and how."""
+    return model.engine, model.source, model.engine_args
 
 
 def source_of(model: Model, settings: Settings) -> str:
@@ -166,10 +246,14 @@ def _rerank(model: Model, settings: Settings) -> RerankEngine:
     return RerankEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
 
 
-def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
+def _check_one(models: list[Model]) -> None:
     if len(models) > 1:
         names = ", ".join(model.name for model in models)
         raise ModelsFileError(f"{names}: a process holds one vLLM model; give each of these a queue of its own")
+
+
+def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
+    _check_one(models)
     return [OwnLoop([model.name], partial(make_vllm, model, settings)) for model in models]
 
 

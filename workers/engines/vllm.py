@@ -23,7 +23,7 @@ import pydantic
 
 from workers.engines import leftovers
 from workers.engines.caps import objection
-from workers.engines.documented import documented
+from workers.engines.documented import FIELDS, documented
 from workers.engines.port import (
     Answer,
     Emit,
@@ -44,7 +44,7 @@ from workers.engines.vllm_serving import (
     plain_event,
     prepare_environment,
 )
-from workers.engines.wire import usage_of
+from workers.engines.wire import usage_of, wants_usage
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,9 @@ class VllmEngine:
             return None
 
     def _objection(self, request: Request) -> Answer | None:
+        if request.url not in FIELDS:
+            message = f"Unknown URL {request.url}; an engine serves {', '.join(FIELDS)}."
+            return refusal(HTTPStatus.NOT_FOUND, message, param="url")
         name = request.body.get("model")
         return objection(request.url, request.body) or (None if name in self._names else unknown_model(str(name)))
 
@@ -145,19 +148,19 @@ class VllmEngine:
         try:
             said = await serving.ask(request.url, body)
             if emit is not None and isinstance(said, AsyncGenerator):
-                return await self._hand_on(serving, said, emit)
+                return await self._hand_on(serving, said, emit, usage=wants_usage(request.body))
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
             said = error
         if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
             raise asyncio.CancelledError
         return _judge(serving, request.url, said)
 
-    async def _hand_on(self, serving: Serving, events: AsyncGenerator[Any], emit: Emit) -> Answer:
+    async def _hand_on(self, serving: Serving, events: AsyncGenerator[Any], emit: Emit, *, usage: bool) -> Answer:
         """A stream's events as they come. What breaks after the first is told as an event, which vLLM does itself."""
         async with aclosing(events):
             async for said in events:
                 for event in _events(said):
-                    await emit(msgspec.json.encode(plain_event(event)))
+                    await emit(msgspec.json.encode(plain_event(event, usage=usage)))
         if serving.dead:
             raise EngineDead("the engine died while it answered")
         return Answer(HTTPStatus.OK, b"")

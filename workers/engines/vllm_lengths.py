@@ -6,6 +6,8 @@ Rendered for an answer, a prompt beyond the context is refused, and not counted 
 from functools import cache
 from typing import Any
 
+from jobs.endpoints import CHAT, RESPONSES
+
 
 class Uncounted(Exception):
     """vLLM refuses to render the request."""
@@ -14,10 +16,10 @@ class Uncounted(Exception):
 async def tokens(renderer: Any, url: str, body: dict[str, Any]) -> int:
     """Of a chat or a response. Raises Uncounted, and whatever vLLM and chat templates raise."""
     chat, response = _unlimited()
-    if url == "/v1/chat/completions":
+    if url == CHAT:
         said = await renderer.render_chat(chat.model_validate(body), skip_mm_cache=True)
         inputs = said[1] if isinstance(said, tuple) else None
-    elif url == "/v1/responses":
+    elif url == RESPONSES:
         said = await renderer.render_responses(response.model_validate(body), skip_mm_cache=True)
         inputs = [said.engine_input] if hasattr(said, "engine_input") else None
     else:

@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
 CPU_DEFAULTS: dict[str, Any] = {"kv_cache_memory_bytes": 2 * 1024**3}  # vLLM would take most of the machine
 CPU_SEQUENCES, GPU_SEQUENCES = 128, 1024  # that vLLM runs at once, at most, unless it is told otherwise
 BESIDE_WAITERS = 4  # requests of a batch that a CPU takes while somebody waits: they share every step
+#: Of vLLM's places on a CPU, beside all that batches have: a priority overtakes who waits there, and nobody who runs.
+FOR_WAITERS = 32
 OURS = frozenset({"model", "served_model_name"})
 
 _NOT_OPENAI: dict[str, Any] = {
@@ -49,8 +51,6 @@ def prepare_environment(model: str, args: Mapping[str, Any]) -> None:
     """What vLLM reads from the environment, to be set before it is imported. What is set already stays."""
     cpus = sorted(os.sched_getaffinity(0))
     wanted = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # no URL reaches it (see `caps`); were one to, it would go nowhere else
         "VLLM_LOGGING_LEVEL": "WARNING",
         # a fork would take along the locks and sockets of the worker's other threads
@@ -148,15 +148,25 @@ class Serving:
 def crowd(args: Mapping[str, Any], beside: int) -> tuple[int, int] | None:
     """How many requests of a batch go in while somebody waits, and while nobody does; a GPU takes all.
 
-    Without a waiter an eighth more than run at once: the engine's own queue is never empty and never long.
+    Without a waiter an eighth more than `max_num_seqs`: so many still run while one that ended is followed by another.
     """
     from vllm.platforms import current_platform
 
     if not beside and not current_platform.is_cpu():
         return None
     running = int(args.get("max_num_seqs") or (CPU_SEQUENCES if current_platform.is_cpu() else GPU_SEQUENCES))
-    usual = running + max(1, running // 8)
+    usual = _usual(running)
     return min(beside or BESIDE_WAITERS, usual), usual
+
+
+def cpu_places(args: Mapping[str, Any]) -> int:
+    """`max_num_seqs` as a CPU's vLLM is told it: who waits finds a place, however many lines of batches there are."""
+    places = _usual(int(args.get("max_num_seqs") or CPU_SEQUENCES)) + FOR_WAITERS
+    return min(places, int(args.get("max_num_batched_tokens") or places))  # with more of them it does not start
+
+
+def _usual(running: int) -> int:
+    return running + max(1, running // 8)
 
 
 def plain(said: Any) -> dict[str, Any]:
@@ -166,8 +176,13 @@ def plain(said: Any) -> dict[str, Any]:
     return _openai(said.model_dump(mode="json", by_alias=True, exclude=_NOT_OPENAI))
 
 
-def plain_event(event: dict[str, Any]) -> dict[str, Any]:
-    """One event of a stream, likewise: a chunk, or an event of a response, which may hold the response so far."""
+def plain_event(event: dict[str, Any], *, usage: bool = False) -> dict[str, Any]:
+    """One event of a stream, likewise: a chunk, or an event of a response, which may hold the response so far.
+
+    `usage`: the stream tells its usage at its end, and each chunk before that it does not.
+    """
+    if usage and "choices" in event:
+        event.setdefault("usage", None)
     _drop(event, _NOT_OPENAI)
     response = event.get("response")
     if isinstance(response, dict):
@@ -206,7 +221,9 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
         refuse(f"{', '.join(sorted(taken))} can't be set here")
     parser = make_arg_parser(FlexibleArgumentParser())
     parser.error = refuse
-    wanted = DEFAULTS | (CPU_DEFAULTS if current_platform.is_cpu() else {}) | dict(args)
+    wanted = DEFAULTS | dict(args)
+    if current_platform.is_cpu():
+        wanted = CPU_DEFAULTS | wanted | {"max_num_seqs": cpu_places(args)}
     parsed = parser.parse_args(
         ["--model", model, "--served-model-name", *names, *argv(wanted, parser._option_string_actions)]
     )

@@ -1,14 +1,15 @@
 """What OpenAI-compatible servers put on the wire, read with tolerance.
 
-200      body untouched, its usage read out of it, whatever else or null is in it
+200      body untouched, its usage read out of it, whatever else or null is in it; added is what OpenAI always says and
+         others leave out: `refusal` of a chat's message, and `usage` of the chunks of a stream that tells it at the end
 4xx 5xx  {"error": {"message": …}} untouched;
          {"detail": …}, {"object": "error", …}, {"error": "…"} and plain text wrapped into that
 """
 
 import http.client
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -19,6 +20,7 @@ LONGEST_RETRY_SECONDS: Final = 3600.0
 ERROR_TEXT_CHARACTERS: Final = 2000
 
 
+CHAT: Final = "/v1/chat/completions"
 EVENT_STREAM: Final = "text/event-stream"
 STREAMED: Final = b"streamed"  # in place of a body that was handed on event by event
 _DONE: Final = b"[DONE]"
@@ -59,8 +61,27 @@ class _Reply(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _Message(msgspec.Struct):
+    refusal: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+
+
+class _Chat(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class _Chunk(msgspec.Struct):
+    choices: msgspec.Raw
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 _NOTHING: Final = _Details()
 _reply = msgspec.json.Decoder(_Reply)
+_chat = msgspec.json.Decoder(_Chat)
+_chunk = msgspec.json.Decoder(_Chunk)
 
 
 def one_line(body: bytes) -> bytes:
@@ -97,6 +118,34 @@ def _usage(said: _Usage) -> Usage:
     outputs = said.completion_tokens or said.output_tokens or 0
     reasoning = given.reasoning_tokens or said.reasoning_tokens or 0
     return Usage(inputs, min(asked.cached_tokens or 0, inputs), outputs, min(reasoning, outputs))
+
+
+def with_refusal(body: bytes) -> bytes:
+    """A chat's answer, each message with a `refusal`; what has them, or is none, as it is."""
+    try:
+        if not any(choice.message.refusal is msgspec.UNSET for choice in _chat.decode(body).choices):
+            return body
+    except msgspec.MsgspecError:
+        return body
+    said = msgspec.json.decode(body)
+    for choice in said["choices"]:
+        choice["message"].setdefault("refusal", None)
+    return msgspec.json.encode(said)
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
+    """Whether the last chunk of its stream tells what it cost, and so the others that they do not."""
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def with_usage(chunk: bytes) -> bytes:
+    """A chunk of such a stream; what says its usage, or is no chunk, as it is."""
+    try:
+        unsaid = _chunk.decode(chunk).usage is msgspec.UNSET
+    except msgspec.MsgspecError:
+        return chunk
+    return chunk[: chunk.rindex(b"}")] + b',"usage":null}' if unsaid else chunk
 
 
 async def events(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -192,15 +241,24 @@ def retry_after(value: str | None) -> float | None:
 
 class _Card(msgspec.Struct):
     id: str
+    owned_by: Any = None
 
 
 class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
-def model_names(body: bytes) -> frozenset[str] | None:
-    """The names in a listing of models; None if this is not one."""
+class Listing(NamedTuple):
+    """The names of a server's models, and whether it is a vLLM."""
+
+    names: frozenset[str]
+    of_vllm: bool
+
+
+def listing(body: bytes) -> Listing | None:
+    """None if the body is no listing of models."""
     try:
-        return frozenset(card.id for card in msgspec.json.decode(body, type=_Cards).data)
+        cards = msgspec.json.decode(body, type=_Cards).data
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return Listing(frozenset(card.id for card in cards), any(card.owned_by == "vllm" for card in cards))

@@ -25,8 +25,7 @@ async def key_facts(history: History, terms: Terms, fits: Fits) -> Cut | None:
 
     def body(many: int) -> Body:
         kept = [found[n] for n in sorted(order[:many])]
-        lines = [f"- {speaker}: {sentence}" for speaker, sentence in kept]
-        return history.noted(dropped, "\n".join([_NOTE, *lines]) if lines else "")
+        return history.noted(dropped, _NOTE, [f"{speaker}: {sentence}" for speaker, sentence in kept])
 
     left_out = await least(len(order), lambda fewer: fits(body(len(order) - fewer)))
     if left_out is None:

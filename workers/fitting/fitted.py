@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Protocol
 
+from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
-from jobs.terms import FIELD, PROMPT, RESPONSES, Terms, reserved, terms_of
-from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
+from jobs.terms import FIELD, PROMPT, Terms, reserved, terms_of
+from workers.engines.port import Answer, Emit, Engine, Layer, Length, Request, Usage, refusal
 from workers.fitting.cutting import Body, Cut, Fits, priority, rotate, sliding_window, truncate_middle, truncation_auto
 from workers.fitting.facts import key_facts
 from workers.fitting.history import History
@@ -55,21 +56,11 @@ class Others(Protocol):
     async def embed(self, request: Request, model: str | None, texts: list[str]) -> Vectors | Answer: ...
 
 
-class Fitted:
+class Fitted(Layer):
     def __init__(self, engine: Engine, measure: Measure, others: Others) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.measure = measure
         self.others = others
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return self.engine.models
-
-    async def start(self) -> None:
-        await self.engine.start()
-
-    async def close(self) -> None:
-        await self.engine.close()
 
     async def answer(self, request: Request) -> Answer:
         return await self.either(request, None)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jobs.terms import PRIORITY, PROMPT, RESPONSES
+from jobs.endpoints import RESPONSES
+from jobs.terms import PRIORITY, PROMPT
+from workers import quoting
 
 _ABOVE: Final = ("system", "developer")
 _FUNCTION: Final = "function"  # results of calls, before there were tools
@@ -63,18 +65,17 @@ class History:
         gone = set(dropped)
         return self.with_items([item for n, item in enumerate(self.items) if n not in gone])
 
-    def noted(self, dropped: Collection[int], note: str) -> dict[str, Any]:
-        """Without these, and with a note at the end of what the model is told first."""
+    def noted(self, dropped: Collection[int], title: str, lines: Sequence[str]) -> dict[str, Any]:
+        """Without these, and with a note of them at the beginning of what a user says next: it is no instruction."""
         body = self.without(dropped)
-        if not note:
+        if not lines:
             return body
-        if self.url == RESPONSES and (isinstance(body.get("instructions"), str) or not self.above):
-            return {**body, "instructions": _joined(body.get("instructions") or "", note)}
-        items: list[dict[str, Any]] = body[PROMPT[self.url]]
-        if self.above and self.above[0] == 0:
-            first = {**items[0], "content": _joined(items[0].get("content"), note)}
-            return {**body, PROMPT[self.url]: [first, *items[1:]]}
-        return {**body, PROMPT[self.url]: [{"role": "system", "content": note}, *items]}
+        items, said = self.items_of(body), quoting.note(title, lines)
+        at = next((n for n, item in enumerate(items) if item.get("role") not in _ABOVE), len(items))
+        next_, new = items[at : at + 1], [{"role": "user", "content": said}]
+        if next_ and next_[0].get("role") == "user":
+            next_, new = [], quoting.beginning_with(said, next_[0], "input_text" if self.url == RESPONSES else "text")
+        return self.with_items([*items[:at], *new, *next_, *items[at + 1 :]])
 
     def text(self, n: int) -> str:
         """All that an item says, calls and results of tools included."""
@@ -95,13 +96,14 @@ class History:
 
 
 def texts(item: Mapping[str, Any]) -> Iterator[str]:
+    """What an item says itself; excerpts of files before a question are nobody's words."""
     for name in ("content", "output", "arguments"):
         value = item.get(name)
         if isinstance(value, str):
-            yield value
+            yield _divided(item, value)[1]
         for part in _list(value):
             if isinstance(part, dict) and part.get("type") in _TEXTS and isinstance(part.get("text"), str):
-                yield part["text"]
+                yield _divided(item, part["text"])[1]
     for call in _list(item.get("tool_calls")):
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict):
@@ -110,27 +112,29 @@ def texts(item: Mapping[str, Any]) -> Iterator[str]:
 
 def changed(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     """The item with its texts changed, where they are a message's or the result of a tool."""
+
+    def own(text: str) -> str:
+        excerpts, said = _divided(item, text)
+        return excerpts + change(said)
+
     new = dict(item)
     for name in ("content", "output"):
         value = item.get(name)
         if isinstance(value, str):
-            new[name] = change(value)
+            new[name] = own(value)
         elif isinstance(value, list):
-            new[name] = [_changed_part(part, change) for part in value]
+            new[name] = [_changed_part(part, own) for part in value]
     return new
+
+
+def _divided(item: Mapping[str, Any], text: str) -> tuple[str, str]:
+    return quoting.divided(text) if item.get("role") == "user" else ("", text)
 
 
 def _changed_part(part: Any, change: Callable[[str], str]) -> Any:
     if not isinstance(part, dict) or part.get("type") not in _TEXTS or not isinstance(part.get("text"), str):
         return part
     return {**part, "text": change(part["text"])}
-
-
-def _joined(content: Any, note: str) -> Any:
-    if isinstance(content, list):
-        kind = next((part.get("type") for part in content if isinstance(part, dict)), "text")
-        return [*content, {"type": kind if kind in _TEXTS else "text", "text": f"\n\n{note}"}]
-    return f"{content}\n\n{note}" if content else note
 
 
 def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[list[int]]:

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.terms import CHAT, Terms
+from jobs.endpoints import CHAT
+from jobs.terms import Terms
 from workers.engines.port import Answer, Request, Usage, refusal
 from workers.fitting.cutting import Cut, Fits
 from workers.fitting.history import History
@@ -69,7 +70,7 @@ class Summaries:
         dropped = [n for turn in history.older(self._kept_turns) for n in turn]
         if not dropped:
             return None
-        left = self._budget - await self._count(replace(self._request, body=history.noted(dropped, f"{_NOTE}\n")))
+        left = self._budget - await self._count(replace(self._request, body=history.noted(dropped, _NOTE, [""])))
         most = min(self._most, left - _SLACK, self._limit // 4)
         if most < _LEAST_ROOM:
             return None
@@ -79,7 +80,7 @@ class Summaries:
             if not parts or self.spent.levels == _LEVELS:
                 return None
             texts = await self._level(parts, most)
-            body = history.noted(dropped, "\n".join([_NOTE, *texts]))
+            body = history.noted(dropped, _NOTE, texts)
             if await fits(body):
                 return body, self._told(len(dropped))
             if len(parts) == 1:

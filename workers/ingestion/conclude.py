@@ -9,7 +9,9 @@ from jobs import ledger
 from jobs.ledger import JobClaim
 from jobs.models import Job, Segment, VectorStore
 from jobs.payloads import INGESTION, index_of
+from jobs.states import CLOSING, JobState
 from workers.context import Context
+from workers.stumbling import stop_files
 from workers.vectors.port import VectorsAway
 from workers.vectors.rows import store_of
 
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 def conclude(context: Context, claim: JobClaim) -> None:
     """Bring the claimed job to its end. Raises Fenced."""
     job = claim.job
+    if job.state != JobState.FINISHING:
+        stop_files(context, claim, CLOSING[JobState(job.state)])
     with context.db.read() as session:
         values = {**ledger.sums(session, job.id), "total": job.total}
         counts = Counter[str]()

@@ -1,6 +1,6 @@
 """The second stage of a shard: vectors for the chunks of each document, written where nobody looks, then published.
 
-    documents ──▶ texts ─┬─ known to the store already ─┐
+    documents ──▶ texts ─┬─ known to some store already ┐
                          └─ engine, many at a time ─────┴─▶ vectors, durable ──▶ one transaction: in view, and counted
     sentences ──▶ engine ──▶ cut by meaning, durable ──▶ a document like the others
 
@@ -20,11 +20,12 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from jobs import attachments, documents, indexes, indexing, shards
 from jobs.attachments import Made
 from jobs.documents import Document
+from jobs.endpoints import EMBEDDINGS
 from jobs.errors import DatabaseBusy, Fenced, StorageFull
 from jobs.models import File, VectorStore, VectorStoreFile
 from jobs.payloads import index_of
@@ -43,7 +44,6 @@ from workers.vectors.port import Entry, Vector, VectorsAway
 from workers.vectors.rows import store_of
 
 log = logging.getLogger(__name__)
-URL: Final = "/v1/embeddings"
 #: Texts of one request, and chunks that are embedded and written together.
 TEXTS_AT_ONCE: Final = 32
 CHUNKS_AT_ONCE: Final = 256
@@ -72,6 +72,7 @@ class Indexing:
     """One claim on one shard. `closed`: all of it is done."""
 
     finishing = None  # its job is claimed when it is finished
+    ended = False
 
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
         self.context = context
@@ -202,7 +203,7 @@ class Indexing:
     def _write(self, part: list[tuple[_File, int]], row: VectorStore) -> None:
         """Vectors of some chunks, durable. A document that one can't be had for has failed."""
         texts = {file.digests[n]: file.document.piece(n) for file, n in part}
-        vectors = self._known(row, texts)
+        vectors = self._known(row, {file.recipe for file, _ in part}, texts)
         self._embed({digest: text for digest, text in texts.items() if digest not in vectors}, vectors, row)
         dimensions = self._dimensions(row, vectors)
         for file, n in part:
@@ -216,10 +217,10 @@ class Indexing:
             if self.context.late.wrote(row.id):
                 self.context.vectors.tend(store_of(row))
 
-    def _known(self, row: VectorStore, texts: dict[str, str]) -> dict[str, Vector]:
-        """Vectors that this store, or another of the project, has already: no text is embedded twice."""
+    def _known(self, row: VectorStore, recipes: set[str], texts: dict[str, str]) -> dict[str, Vector]:
+        """Vectors that this store, or another of the project, has already."""
         vectors: dict[str, Vector] = {}
-        for store in self._alike(row):
+        for store in self._alike(row, recipes):
             missing = texts.keys() - vectors.keys()
             if not missing:
                 break
@@ -231,18 +232,25 @@ class Indexing:
                 log.warning("store_not_looked_at", extra={"store": store.id})
         return vectors
 
-    def _alike(self, row: VectorStore) -> list[VectorStore]:
-        """Stores of the project whose vectors would be the same, this one first, then those used last."""
+    def _alike(self, row: VectorStore, recipes: set[str]) -> list[VectorStore]:
+        """Stores of the project whose vectors would be the same: this one, for each recipe one of all those that have
+        made it, then those used last."""
         same = [
+            VectorStore.id != row.id,
             VectorStore.project_id == row.project_id,
             VectorStore.model == row.model,
             VectorStore.shortened == row.shortened,
             VectorStore.dimensions == row.dimensions if row.dimensions else VectorStore.dimensions > 0,
         ]
-        last = select(VectorStore).where(*same, VectorStore.id != row.id).order_by(VectorStore.active_at.desc())
+        here = VectorStoreFile.recipe.in_(recipes), VectorStoreFile.document.is_not(None)
+        makers = select(func.max(VectorStoreFile.store_id)).join(
+            VectorStore, VectorStore.id == VectorStoreFile.store_id
+        )
+        one_each = makers.where(*here, *same).group_by(VectorStoreFile.recipe)
+        last = select(VectorStore).where(*same).order_by(VectorStore.active_at.desc()).limit(STORES_LOOKED_AT)
         with self.context.db.read() as session:
-            others = session.scalars(last.limit(STORES_LOOKED_AT)).all()
-        return [row, *others] if row.dimensions else list(others)
+            others = [*session.scalars(select(VectorStore).where(VectorStore.id.in_(one_each))), *session.scalars(last)]
+        return list({store.id: store for store in ([row] if row.dimensions else []) + others}.values())
 
     def _dimensions(self, row: VectorStore, vectors: dict[str, Vector]) -> int:
         """Known before the first vector is written: whoever looks for it, or removes it, has to know."""
@@ -262,17 +270,17 @@ class Indexing:
         return f"{row.version}.{self.claim.epoch}"
 
     def _entry(self, file: _File, n: int, vectors: dict[str, Vector]) -> Entry:
-        document = file.document
+        document, text = file.document, file.document.piece(n)
         facts = {
             "title": document.title,
             "language": document.language,
             "time": document.time,
             "filename": file.row.filename,
-            "sha256": file.digests[n],
+            "sha256": _digest(text),
         }
         meta = {name: value for name, value in facts.items() if value is not None}
         meta |= msgspec.to_builtins(document.chunks[n])
-        return Entry(self._key(file.row), n, document.piece(n), file.digests[n], vectors[file.digests[n]], meta)
+        return Entry(self._key(file.row), n, text, file.digests[n], vectors[file.digests[n]], meta)
 
     def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> None:
         """Fill `vectors` by digest. What the engine refuses or breaks on stays missing, alone."""
@@ -305,7 +313,7 @@ class Indexing:
         item_id = f"{self.claim.job.id}-{self.claim.n}-{self.claim.epoch}-{self.seq}-{n}-{len(texts)}"
         job = self.claim.job
         request = Request(
-            URL, body, item_id, -job.priority, job.project_id, kept=False
+            EMBEDDINGS, body, item_id, -job.priority, job.project_id, kept=False
         )  # stores lend each other theirs
         return Item(n, "", item_id, request)
 

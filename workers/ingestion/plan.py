@@ -12,14 +12,17 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, placement, reindexing, shards
 from jobs.db import WRITE_ROWS
+from jobs.endpoints import EMBEDDINGS
 from jobs.ledger import JobClaim
 from jobs.models import File, Shard, VectorStore, VectorStoreFile
 from jobs.payloads import index_of
 from jobs.queues import Queue
+from jobs.registry import ModelsFileError
+from jobs.states import JobState
 from workers.context import Context
 from workers.keeper import Hold
 from workers.sources.syncing import gather
-from workers.stumbling import Abandoned
+from workers.stumbling import Abandoned, stop_files
 
 _SHARDS_AT_ONCE = 50
 
@@ -33,9 +36,10 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
         model, queue = _place(context, claim)
     except placement.NotServed as refusal:
         error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
+        stop_files(context, claim, JobState.FAILED, [error])
         context.db.retrying(lambda session: ledger.reject(session, claim, [error]), context.stop)
         return
-    except placement.NotYet:
+    except (placement.NotYet, ModelsFileError):
         raise Abandoned(5.0, "model") from None
     total = gather(context, claim, hold) if "source_id" in job.payload else job.total
     if total is None:
@@ -70,8 +74,9 @@ def _place(context: Context, claim: JobClaim) -> tuple[str, str]:
         store = session.get(VectorStore, index_of(job.payload))
         if store is None:
             return "", Queue.EMBED
+        registry, config = context.models.now(), context.config
         queue = placement.queue_of(
-            session, context.config, store.model, endpoint="/v1/embeddings", project_id=job.project_id
+            session, config, registry, store.model, endpoint=EMBEDDINGS, project_id=job.project_id
         )
         return store.model, queue
 

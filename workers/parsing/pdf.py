@@ -15,7 +15,7 @@ from pypdfium2 import raw
 
 from workers.parsing import dates, office, plain
 from workers.parsing.blocks import Block, Reading, clean
-from workers.parsing.terms import Limits, Refused, invalid
+from workers.parsing.terms import Limits, Refused, invalid, unsupported
 
 _OUTLINE_ENTRIES: Final = 10_000
 _POINTS: Final = 72  # to the inch
@@ -50,13 +50,21 @@ def _refusal(error: pypdfium2.PdfiumError) -> Refused:
 
 
 def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:
+    """Raises Refused where there is nothing but pictures, and nobody here to read them."""
     outline = _outline(document)
+    said = unread = False
     for number in range(len(document)):
-        yield from _page(_text(document, number), number + 1, outline.get(number, []))
+        text = _text(document, number)
+        said, unread = said or bool(text), unread or text is None
+        yield from _page(text or "", number + 1, outline.get(number, []))
+    if unread and not said:
+        raise unsupported(
+            "Scanned pages can be read where Nightmill is installed with the extra 'parse' and Tesseract is there."
+        )
 
 
-def _text(document: pypdfium2.PdfDocument, number: int) -> str:
-    """One damaged page does not cost the others."""
+def _text(document: pypdfium2.PdfDocument, number: int) -> str | None:
+    """One damaged page does not cost the others. None of one with pictures that cannot be read here."""
     try:
         page = document[number]
         try:
@@ -68,10 +76,12 @@ def _text(document: pypdfium2.PdfDocument, number: int) -> str:
         return ""
 
 
-def _seen(page: pypdfium2.PdfPage) -> str:
-    """The text of a page that has none, but pictures."""
-    if not office.sees() or not any(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
+def _seen(page: pypdfium2.PdfPage) -> str | None:
+    """The text of a page that has none, but pictures; None where there is nothing to read them with."""
+    if not any(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
         return ""
+    if not office.sees():
+        return None
     width, height = page.get_size()
     scale = min(_DPI / _POINTS, (_PIXELS / max(1.0, width * height)) ** 0.5)
     picture = page.render(scale=scale, grayscale=True, rev_byteorder=True).to_numpy()

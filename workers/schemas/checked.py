@@ -11,14 +11,15 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.endpoints import CHAT, RESPONSES
 from jobs.errors import InvalidRequest
-from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
+from workers.engines.port import Answer, Emit, Engine, Layer, Request, Usage, refusal
 from workers.fitting.refusals import is_too_long
 from workers.fitting.shown import more
 from workers.fitting.summaries import together
 from workers.patience import patiently
 from workers.schemas.checker import TOO_LONG, BadSchema, Checker
-from workers.schemas.terms import CHAT, NO_JSON, RESPONSES, invalid, param_of, schema_of, texts
+from workers.schemas.terms import NO_JSON, invalid, param_of, schema_of, texts
 
 CODE: Final = "invalid_json_schema_output"
 _QUOTED: Final = 4000  # characters of the first answer that the model is shown again
@@ -28,31 +29,24 @@ _AGAIN: Final = (
 )
 
 
-class Checked:
+class Checked(Layer):
     def __init__(self, engine: Engine, checker: Checker) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._checker = checker
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return self._engine.models
-
-    async def start(self) -> None:
-        await self._engine.start()
 
     async def close(self) -> None:
         try:
-            await self._engine.close()  # first: the checker may be at something for seconds
+            await self.engine.close()  # first: the checker may be at something for seconds
         finally:
             await self._checker.close()
 
     async def answer(self, request: Request) -> Answer:
         schema = await self._schema(request)
         if schema is None:
-            return await self._engine.answer(request)
+            return await self.engine.answer(request)
         if isinstance(schema, Answer):
             return schema
-        first = await self._engine.answer(request)
+        first = await self.engine.answer(request)
         text, fault = await self._judged(request, schema, first)
         if fault is None:
             return first
@@ -72,11 +66,11 @@ class Checked:
     async def stream(self, request: Request, emit: Emit) -> Answer:
         schema = await self._schema(request)
         if schema is None:
-            return await self._engine.stream(request, emit)
+            return await self.engine.stream(request, emit)
         if isinstance(schema, Answer):
             return schema
         watched = _Watched(self._checker, request, schema, emit)
-        answer = await self._engine.stream(request, watched.event)
+        answer = await self.engine.stream(request, watched.event)
         return answer if watched.fault is None else _failed(request, watched.fault, "and has been sent")
 
     async def _schema(self, request: Request) -> bytes | Answer | None:
@@ -101,8 +95,8 @@ class Checked:
     async def _again(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
         again = replace(request, request_id=f"{request.request_id}-2")
         told = replace(again, body=_asked_again(request, schema, text, fault))
-        answer = await patiently(partial(self._engine.answer, told), lambda: paid)
-        return await patiently(partial(self._engine.answer, again), lambda: paid) if is_too_long(answer) else answer
+        answer = await patiently(partial(self.engine.answer, told), lambda: paid)
+        return await patiently(partial(self.engine.answer, again), lambda: paid) if is_too_long(answer) else answer
 
 
 @dataclass(slots=True)

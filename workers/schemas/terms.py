@@ -5,11 +5,10 @@ from typing import Any, Final
 
 import msgspec
 
+from jobs.endpoints import CHAT, RESPONSES
 from jobs.errors import InvalidRequest
 from workers.engines.caps import MOST_SCHEMA_BYTES
 
-CHAT: Final = "/v1/chat/completions"
-RESPONSES: Final = "/v1/responses"
 #: What a message has that is no JSON, nor meant to be.
 NO_JSON: Final = ("tool_calls", "function_call", "refusal")
 _KIND: Final = "json_schema"

@@ -14,8 +14,10 @@ from jobs.errors import Expired
 from jobs.ledger import JobClaim
 from jobs.models import File, Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest
+from jobs.states import JobState
 from workers.context import Context
 from workers.sources.port import Entry, Fetched, ItemFailed, SourceAway
+from workers.stumbling import stop_files
 
 T = TypeVar("T")
 _PURPOSE: Final = "assistants"
@@ -116,10 +118,13 @@ class Book:
     def reject(self, error: Facts) -> None:
         """The job fails, with nothing done."""
 
+        told = [{**error, "line": None, "param": None}]
+
         def reject(session: Session) -> None:
             session.execute(update(Source).where(Source.id == self.source.id).values(error=error))
-            ledger.reject(session, self.claim, [{**error, "line": None, "param": None}])
+            ledger.reject(session, self.claim, told)
 
+        stop_files(self.context, self.claim, JobState.FAILED, told)
         self.write(reject)
 
     def write(self, work: Callable[[Session], T]) -> T:

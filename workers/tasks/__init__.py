@@ -1,6 +1,6 @@
 """Every task, by name: the composition root of a worker process.
 
-    plan(job)      cpu.plan       read and cut the input
+    plan(job …)    cpu.plan       read and cut the input; of several jobs where they are small
     finish(job)    cpu.plan       assemble the results
     run(job, n)    gpu.*          answer the lines of a shard, embed its documents
                    cpu.ingest     parse its documents
@@ -11,6 +11,7 @@ A doorbell carries ids; what they mean is read from SQL. The process's context i
 `workers.__main__` in a pool of threads, by `worker_process_init` in each child of a prefork pool.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 from celery import shared_task, signals
@@ -18,15 +19,16 @@ from celery import shared_task, signals
 from jobs.logs import about
 from jobs.queues import Queue, Task
 from jobs.settings import settings
+from workers import process
 from workers.context import Context, Pool, build
 from workers.finishing import finish as finish_job
 from workers.host import EngineHost
 from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge as purge_vectors
 from workers.parsing.parser import Limits, Parser
-from workers.planning import plan as plan_job
 from workers.running import run as run_shard
 from workers.tasks.deliver import deliver as deliver_due
+from workers.together import plan_all as plan_jobs
 
 CPU_POOL = Pool("cpu", (Queue.PLAN, Queue.INGEST, Queue.EVALUATE), slots=1)
 
@@ -47,9 +49,9 @@ def furnish(context: Context, host: EngineHost | None = None) -> None:
 
 
 @shared_task(name=Task.PLAN.value)
-def plan(job_id: str) -> None:
-    with about(job_id=job_id):
-        plan_job(_Process.context, job_id)
+def plan(*job_ids: str) -> None:
+    with about(job_id=job_ids[0]) if len(job_ids) == 1 else nullcontext():
+        plan_jobs(_Process.context, job_ids)
 
 
 @shared_task(name=Task.FINISH.value)
@@ -85,12 +87,19 @@ def _child_begins(**_: object) -> None:
     furnish(build(config, CPU_POOL))
     limits = Limits(config.parse_seconds, memory_bytes=config.parse_memory_bytes, pages=config.parse_max_pages)
     _Process.parser = Parser(replace(limits, tokens=config.parse_max_tokens))
+    process.settle()
 
 
 @signals.worker_process_shutdown.connect
 def _child_ends(**_: object) -> None:
     _Process.parser.close()
     _Process.context.keeper.leave()
+
+
+@signals.worker_ready.connect
+def _consuming(**_: object) -> None:
+    """Celery is up; an engine that takes longer settles once more."""
+    process.settle()
 
 
 @signals.worker_shutting_down.connect

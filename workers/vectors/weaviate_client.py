@@ -100,9 +100,12 @@ class Client:
             if self._client is None:
                 timeout = Timeout(init=CONNECT_SECONDS, query=QUERY_SECONDS, insert=INSERT_SECONDS)
                 config = AdditionalConfig(timeout=timeout, grpc_config=GrpcConfig(channel_options=_CHANNEL))
-                client = weaviate.WeaviateClient(self._where, auth_client_secret=self._key, additional_config=config)
+                client: Any = weaviate.WeaviateClient(
+                    self._where, auth_client_secret=self._key, additional_config=config, skip_init_checks=True
+                )
                 try:
-                    client.connect()
+                    client.connect()  # asks over HTTP what it is
+                    client._connection._ping_grpc("sync")  # of the checks skipped; the other asks pypi.org each time
                 except BaseException:
                     client.close()
                     raise

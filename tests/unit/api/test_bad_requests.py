@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from pydantic import BaseModel, ValidationError
 
 from tests.support.web import make_key
 from tests.unit.api.calls import BODIES, routes
@@ -166,6 +168,24 @@ def test_what_is_right_about_length_is_passed_on(client: TestClient) -> None:
     assert (error["param"], error["code"]) == ("context", "unsupported_parameter")
 
 
+def test_of_the_faults_of_a_body_few_are_looked_for_however_many_there_are(app: FastAPI) -> None:
+    names = {f"x{n}": [] for n in range(20_000)}
+    counts: dict[str, int] = {}
+    for route in app.routes:
+        model = isinstance(route, APIRoute) and route.body_field and route.body_field.field_info.annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            continue
+        for field in model.model_fields:
+            for change in (names, {field: names}, {field: [0.5] * len(names)}):
+                try:
+                    model.model_validate(change)
+                except ValidationError as error:
+                    counts[f"{route.path} {field} {next(iter(change))}"] = error.error_count()
+
+    assert len(counts) > 100
+    assert {case: count for case, count in counts.items() if count > 40} == {}
+
+
 def test_a_missing_field_is_named_as_openai_names_it(client: TestClient) -> None:
     error = client.post("/v1/batches", json={"endpoint": "/v1/embeddings"}).json()["error"]
 
@@ -214,6 +234,14 @@ def test_a_list_refuses_limits_and_cursors_that_mean_nothing(
 
     assert error["param"] == next(iter(query))
     assert code in (None, error["code"])
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/chat/completions"])
+def test_more_labels_than_there_can_be_are_not_looked_for(client: TestClient, path: str) -> None:
+    wanted = {f"metadata[{n}]": "x" for n in range(1100)}
+
+    assert assert_refused(client.get(path, params=wanted), 400)["param"] == "metadata"
+    assert client.get(path, params=dict(list(wanted.items())[:16])).status_code == 200
 
 
 @pytest.mark.parametrize("query", ["order=sideways", "state=asleep", "idempotency_key="])

@@ -91,6 +91,24 @@ def test_a_name_that_is_said_again_and_again_is_said_once() -> None:
     assert (choice["service"], choice["finish_reason"]) == ("fast", "stop")
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [["get_", "weather"], ["get", "_", "weather"], ["", "get_", "weather", ""], ["get_", "weather", "get_weather"]],
+)
+def test_a_name_that_is_said_in_parts_goes_on_as_the_sdk_has_it(parts: list[str]) -> None:
+    def call(name: str) -> dict[str, Any]:
+        return {"index": 0, "function": {"name": name}}
+
+    first, *more = parts
+    head = {**call(first), "id": "call_1", "type": "function"}
+    found = whole(*told({"tool_calls": [head]}, *({"tool_calls": [call(part)]} for part in more)))
+
+    assert found
+    assert found["choices"][0]["message"]["tool_calls"] == [
+        {"id": "call_1", "type": "function", "function": {"name": "get_weather"}}
+    ]
+
+
 def test_a_role_that_is_never_said_is_the_assistants() -> None:
     found = whole(*told({"role": None, "content": "a"}, {"role": "", "content": "b"}))
 

@@ -187,7 +187,7 @@ def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client
 
 
 def test_a_stream_ends_when_its_key_is_revoked(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.middleware.authenticate._TRUST_SECONDS", 60.0)
+    monkeypatch.setattr("api.trusted.SECONDS", 60.0)
     key = make_key(app)
     client = client_of(app, key)
     job_id = create(client)["id"]

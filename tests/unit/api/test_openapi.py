@@ -10,8 +10,9 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from api.routes import ROUTERS
-from jobs import keys, responses, terms
+from jobs import keys, terms
 from jobs.clock import now
+from jobs.endpoints import RESPONSES
 from jobs.ids import new_id
 from jobs.kept import Kept, encode
 from jobs.models import KeptResponse
@@ -110,7 +111,7 @@ def kept_response(app: FastAPI) -> str:
         session.add(response)
         path = response.path
     kept = Kept({"input": [{"role": "user", "content": "Hi"}]}, {"id": row["id"], "object": "response", "output": []})
-    services.storage.put(path, encode(responses.URL, kept))
+    services.storage.put(path, encode(RESPONSES, kept))
     return str(row["id"])
 
 

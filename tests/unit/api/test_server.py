@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,15 @@ from tests.support import runs
 from tests.support.web import make_key, serve
 
 SSE = {"Accept": "text/event-stream"}
+READY = """
+import gc
+from types import SimpleNamespace
+from api import __main__ as web
+
+web.claim_host = lambda _: None
+web.server = lambda *_: SimpleNamespace(run=lambda: print(gc.get_freeze_count() > 10_000))
+web.main()
+"""
 
 
 @pytest.fixture
@@ -194,3 +205,13 @@ def test_a_signal_tells_streams_to_end(app: FastAPI) -> None:
 
     assert app.state.services.stopping.is_set()
     assert web.should_exit
+
+
+def test_what_the_server_has_loaded_is_never_looked_through_again_for_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path))
+
+    told = subprocess.run([sys.executable, "-c", READY], capture_output=True, text=True, timeout=60, check=True)
+
+    assert told.stdout == "True\n"

@@ -143,7 +143,7 @@ def test_a_create_that_is_sent_again_makes_one(app: FastAPI, client: TestClient)
         ({"embedding_model": ""}, "embedding_model", None),
         ({"embedding_dimensions": 0}, "embedding_dimensions", None),
         ({"embedding_dimensions": "64"}, "embedding_dimensions", "invalid_type"),
-        ({"chunking_strategy": {"type": "static"}}, "chunking_strategy", None),
+        ({"chunking_strategy": {"type": "static"}}, "chunking_strategy.static", None),
         ({"embedding_dimensions": 64, "more": 1}, "more", "unknown_parameter"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_create_says_what_is_wrong_with_it(
 
     status, named, found = error_of(create(client, store, **fields))
 
-    assert (status, str(named).startswith(str(param))) == (400, True)
+    assert (status, named) == (400, param)
     assert found == (code or found)
     assert len(indexes(client, store)) == 1
 
@@ -336,10 +336,11 @@ def test_a_worker_that_refuses_is_passed_on(client: TestClient, pair: tuple[Shel
         ({}, "queries"),
         ({"queries": []}, "queries"),
         ({"queries": ["x"] * 101}, "queries"),
-        ({"queries": [""]}, "queries.0.query"),
-        ({"queries": ["  "]}, "queries.0.query"),
+        ({"queries": [""]}, "queries.0"),
+        ({"queries": ["  "]}, "queries.0"),
         ({"queries": [5]}, "queries.0"),
-        ({"queries": ["x" * 4097]}, "queries.0.query"),
+        ({"queries": ["x" * 4097]}, "queries.0"),
+        ({"queries": [{"query": ""}]}, "queries.0.query"),
         ({"queries": [{"relevant": ["x"]}]}, "queries.0.query"),
         ({"queries": [{"query": "x", "relevant": []}]}, "queries.0.relevant"),
         ({"queries": ["x", {"query": "x", "relevant": ["file-none"]}]}, "queries.1.relevant"),

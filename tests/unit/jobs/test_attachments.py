@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from jobs import attachments, ledger
 from jobs.attachments import Attachment, Made
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import Expired
-from jobs.models import Job, VectorRemoval, VectorStore, VectorStoreFile
+from jobs.models import Delivery, Event, Job, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.states import JobState
 from tests.support import ledgers
 
@@ -58,6 +59,15 @@ def made(db: Database, name: str, **facts: Any) -> Made:
 def publish(db: Database, store: VectorStore, *found: Made) -> attachments.Settled:
     with db.write() as session:
         return attachments.publish(session, store, found)
+
+
+def ended(session: Session, job_id: str, state: JobState, **values: Any) -> None:
+    """What a job's move into a terminal state does for its files; it has taken a number for its own event."""
+    job = session.get_one(Job, job_id)
+    job.state, job.event_seq = state, job.event_seq + 1
+    for name, value in values.items():
+        setattr(job, name, value)
+    attachments.ended(session, job)
 
 
 def test_an_attached_file_is_in_progress_and_cannot_be_found(db: Database) -> None:
@@ -242,9 +252,7 @@ def test_at_its_jobs_end_a_file_in_progress_ends_too(
     other = attached(db, store, "file-c")
 
     with db.write() as session:
-        ended = session.get_one(Job, job.id)
-        ended.state = state
-        attachments.ended(session, ended)
+        ended(session, job.id, state=state)
 
     files = {name: row(db, name) for name in ("file-a", "file-b", "file-c")}
     assert [file.status for file in files.values()] == ["completed", status, "in_progress"]
@@ -259,8 +267,7 @@ def test_a_job_that_went_well_leaves_nothing_to_look_for(db: Database) -> None:
     publish(db, store, made(db, "file-a"))
 
     with db.write() as session:
-        session.get_one(Job, job.id).state = JobState.SUCCEEDED
-        attachments.ended(session, session.get_one(Job, job.id))
+        ended(session, job.id, state=JobState.SUCCEEDED)
 
     assert owed(db) == []
 
@@ -274,7 +281,7 @@ def test_a_job_whose_store_is_gone_owes_the_store_again(db: Database) -> None:
         session.execute(VectorRemoval.__table__.delete())  # done
 
     with db.write() as session:
-        attachments.ended(session, session.get_one(Job, job.id))
+        ended(session, job.id, state=JobState.FAILED)
 
     with db.read() as session:
         again = session.scalars(select(VectorRemoval)).one()
@@ -307,12 +314,43 @@ def test_files_of_a_rejected_job_say_why(db: Database) -> None:
     job = attached(db, store, "file-a")
 
     with db.write() as session:
-        row = session.get_one(Job, job.id)
-        row.state, row.errors = JobState.FAILED, [{"code": "model_not_found", "message": "Nobody serves it."}]
-        attachments.ended(session, row)
+        ended(
+            session, job.id, state=JobState.FAILED, errors=[{"code": "model_not_found", "message": "Nobody serves it."}]
+        )
 
     with db.read() as session:
         assert session.scalars(select(VectorStoreFile.error_message)).all() == ["Nobody serves it."]
+
+
+@pytest.mark.parametrize(
+    ("state", "beside", "told"),
+    [
+        (JobState.FAILED, False, ["file-a", "file-c"]),
+        (JobState.EXPIRED, False, ["file-a", "file-c"]),
+        (JobState.CANCELLED, False, []),
+        (JobState.FAILED, True, []),
+    ],
+)
+def test_of_each_file_that_fails_with_its_job_is_told_before_the_job(
+    db: Database, state: JobState, beside: bool, told: list[str]
+) -> None:
+    store = make_store(db)
+    job = attached(db, store, "file-c", "file-a", "file-b")
+    publish(db, store, made(db, "file-b"))
+    with db.write() as session:
+        row = session.get_one(Job, job.id)
+        row.payload, row.webhook_url = {**row.payload, "beside": beside}, "https://h/"
+
+    with db.write() as session:
+        ended(session, job.id, state=state)
+
+    with db.read() as session:
+        events = session.scalars(select(Event).where(Event.seq > 1).order_by(Event.seq)).all()
+        assert session.scalars(select(Delivery.job_id)).all() == [job.id] * len(told)
+        assert session.get_one(Job, job.id).event_seq == 2 + len(told)
+    assert [(one.seq, one.type, one.data["id"]) for one in events] == [
+        (seq, "vector_store.file.failed", name) for seq, name in enumerate(told, 2)
+    ]
 
 
 def test_stores_whose_time_is_over_owe_what_they_hold_once(db: Database) -> None:

@@ -73,6 +73,43 @@ def test_run_twice_it_counts_and_tells_once(db: Database) -> None:
         assert session.get_one(Job, claim.job.id).state == JobState.FINISHING
 
 
+def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
+    listen(db)
+    names = [f"file-{n}" for n in range(5)]
+    claim = ledgers.claim_job(db, attached(db, make_store(db), *names).id, Task.PLAN)
+
+    def stop() -> bool:
+        with db.write() as session:
+            return indexing.stop(session, claim, JobState.FAILED, [{"message": "Nobody serves it."}])
+
+    found = []
+    for more in (True, True, False, False):
+        assert stop() is more
+        found.append([row(db, name).status for name in names].count("failed"))
+
+    assert found == [2, 4, 5, 5]
+    assert {row(db, name).error_message for name in names} == {"Nobody serves it."}
+    told = ledgers.told(db, claim.job.id)
+    assert told == [(1, "job.created"), *((seq, "vector_store.file.failed") for seq in range(2, 7))]
+    with db.read() as session:
+        assert len(session.scalars(select(Delivery)).all()) == 5
+
+
+def test_a_claim_that_was_lost_stops_no_file(db: Database) -> None:
+    claim = ledgers.claim_job(db, attached(db, make_store(db), "file-a").id, Task.PLAN)
+    with db.write() as session:
+        ledger.lose(session, claim.job.id, claim.epoch, 0)
+
+    with pytest.raises(Fenced), db.write() as session:
+        indexing.stop(session, claim, JobState.FAILED, [])
+
+    assert row(db, "file-a").status == "in_progress"
+    assert [kind for _, kind in ledgers.told(db, claim.job.id)] == ["job.created"]
+
+
 def test_events_are_numbered_without_a_gap(db: Database) -> None:
     _, claim = claimed(db, *(f"file-{n}" for n in range(5)))
 

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete, func, select, text, update
 
-from jobs import ledger, shards
+from jobs import ledger, pauses, shards, statements
 from jobs.db import Database
 from jobs.errors import Conflict, Fenced
 from jobs.models import Audit, Delivery, Event, File, Job, Outbox, WebhookEndpoint
 from jobs.queues import Queue, Task
+from jobs.shards import ShardClaim
 from jobs.states import LIVE, JobState
 from tests.support import ledgers
 from tests.support.ledgers import (
@@ -84,7 +85,7 @@ def test_of_many_claims_on_a_job_one_is_granted(db: Database) -> None:
 
 @pytest.mark.parametrize("task", [Task.PLAN, Task.FINISH])
 def test_a_claim_is_refused_in_every_state_that_is_not_for_it(sqlite: Database, task: Task) -> None:
-    wrong = [state for state in JobState if state not in ledger.CLAIMABLE[task]]
+    wrong = [state for state in JobState if state not in statements.CLAIMABLE[task]]
     jobs = [submitted(sqlite, id=f"job-{state}") for state in wrong]
     with sqlite.write() as session:
         for job, where in zip(jobs, wrong, strict=True):
@@ -430,6 +431,54 @@ def test_a_job_that_ends_already_does_not_expire(db: Database) -> None:
 # ── the end ──
 
 
+def _go_on(db: Database, claim: ShardClaim) -> ledger.JobClaim | None:
+    with db.write() as session:
+        job = shards.commit(session, claim, 0, "a", 1, ledgers.tally(range(4)), last=True)
+        assert job is not None
+        return ledger.go_on(session, job, "worker")
+
+
+def test_who_ran_all_of_a_job_has_the_right_to_finish_it(db: Database) -> None:
+    job = running(db)
+
+    claim = _go_on(db, claim_shard(db, job.id))
+
+    assert claim is not None
+    after = ledgers.job(db, job.id)
+    assert (after.state, after.worker_id, after.epoch) == (JobState.FINISHING, "worker", claim.epoch)
+    assert doorbells(db, job.id) == []
+    with db.write() as session:
+        ledger.close(session, claim, {"completed": 4}, [])
+    assert state(db, job.id) == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("scope", "name"), [(pauses.Scope.QUEUE, Queue.PLAN), (pauses.Scope.WORKER, "worker"), (None, "")]
+)
+def test_who_may_not_finish_a_job_leaves_it_to_others(db: Database, scope: pauses.Scope | None, name: str) -> None:
+    job = running(db)
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        if scope is None:
+            ledger.cancel(session, job.id, actor="key:test")
+        else:
+            pauses.pause(session, scope, name, actor="key:test")
+
+    assert _go_on(db, claim) is None
+
+    assert state(db, job.id) == (JobState.FINISHING if scope else JobState.CANCELLING)
+    assert doorbells(db, job.id) == [(Task.FINISH, -1)]
+
+
+def test_nobody_finishes_a_job_of_which_a_shard_is_open(db: Database) -> None:
+    job = running(db, [4, 4])
+
+    assert _go_on(db, claim_shard(db, job.id, 0)) is None
+
+    assert state(db, job.id) == JobState.RUNNING
+    assert _go_on(db, claim_shard(db, job.id, 1)) is not None
+
+
 def test_the_end_carries_counts_files_and_one_event(db: Database) -> None:
     job = finishing(db, [4, 4])
     claim = claim_job(db, job.id, Task.FINISH)
@@ -588,7 +637,7 @@ def test_sums_are_those_of_the_shards(db: Database) -> None:
 def test_a_stale_read_is_caught_by_the_update_itself(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock reads the newest row; should it ever not, the WHERE still knows."""
     job = submitted(db)
-    stale = ledgers.new_job(id=job.id, state=JobState.QUEUED, epoch=7)
+    stale = ledgers.new_job(id=job.id, state=JobState.QUEUED, epoch=7, event_seq=1)
     monkeypatch.setattr(ledger, "lock", lambda *_: stale)
 
     with pytest.raises(Fenced), db.write() as session:

@@ -3,13 +3,14 @@
 import time
 
 import pytest
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, select
 
 from jobs import ledger, outbox, shards
-from jobs.db import Database
+from jobs.db import CHANNEL, Database
 from jobs.models import Outbox, Project
 from jobs.queues import Queue, Task
 from tests.support import ledgers
+from tests.support.databases import notified
 from tests.support.ledgers import doorbells, planning, running, submitted
 
 SOON = 4_000_000_000.0
@@ -168,15 +169,10 @@ def test_a_doorbell_of_a_rolled_back_transaction_was_never_owed(db: Database) ->
 
 @pytest.mark.postgres
 def test_the_dispatcher_is_notified_of_what_is_owed(postgres: Database) -> None:
-    with postgres.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
-        listener.execute(text(f"LISTEN {outbox.CHANNEL}"))
-
+    with notified(postgres) as heard:
         submitted(postgres)
 
-        driver = listener.connection.driver_connection
-        assert driver is not None
-        heard = list(driver.notifies(timeout=10, stop_after=1))
-    assert [notice.channel for notice in heard] == [outbox.CHANNEL]
+        assert heard() == [CHANNEL]
 
 
 @pytest.mark.postgres

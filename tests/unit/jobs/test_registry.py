@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.registry import ANY_MODEL, EngineKind, ModelsFileError, Registry, is_internal
+from jobs.registry import ANY_MODEL, EngineKind, Models, ModelsFileError, Registry, is_internal
 from jobs.settings import Settings
 
 MINIMAL = """
@@ -277,3 +277,24 @@ def test_re_ranking_models_have_the_pool_of_vectors_and_a_path_of_their_own(tmp_
 
     assert (here.engine, here.queue, here.endpoints) == (EngineKind.RERANK, "gpu.embed", ("/v1/rerank",))
     assert (there.queue, there.endpoints) == ("gpu.generate", ("/v1/rerank",))
+
+
+def test_a_process_goes_over_to_the_deployments_own_file_when_there_is_one(tmp_path: Path) -> None:
+    models = Models(Settings(data_dir=tmp_path))
+    packaged = models.now()
+    file = written(tmp_path, MINIMAL)
+
+    assert list(packaged.models) != list(models.now().models) == ["tiny", "remote"]
+    assert models.now() is models.now()
+    file.unlink()
+    assert list(models.now().models) == ["tiny", "remote"], "what is being written anew is no reason to forget it"
+
+
+def test_a_process_that_begins_while_the_file_is_wrong_knows_it_as_soon_as_it_is_right(tmp_path: Path) -> None:
+    models = Models(Settings(models_file=str(written(tmp_path, "models: ["))))
+    with pytest.raises(ModelsFileError):
+        models.now()
+
+    written(tmp_path, MINIMAL)
+
+    assert list(models.now().models) == ["tiny", "remote"]

@@ -46,7 +46,7 @@ def test_many_shards_of_a_waiting_job_are_claimed_at_once(db: Database) -> None:
     """Each of them ends the job's waiting; none of them may wait for another that waits for it."""
     job = running(db, [1] * 6)
     with db.write() as session:
-        ledger.wait_for(session, job.id, "model")
+        ledger.wait_for(session, job.id, "disk")
     start = threading.Barrier(6)
 
     def claim(n: int) -> object:
@@ -242,13 +242,18 @@ def test_a_beat_moves_what_is_held_and_names_what_is_lost(db: Database) -> None:
     job = running(db, [1, 1])
     held, gone = claim_shard(db, job.id, 0), claim_shard(db, job.id, 1)
     lose(db, job.id, 1)
+    lost = [(job.id, 1, gone.epoch), ("nobody", 0, 1)]
 
     with db.write() as session:
-        lost = shards.beat(session, [(job.id, 1, gone.epoch), (job.id, 0, held.epoch), ("nobody", 0, 1)])
-
-    assert lost == [(job.id, 1, gone.epoch), ("nobody", 0, 1)]
+        assert shards.beat(session, [(job.id, 1, gone.epoch), (job.id, 0, held.epoch), ("nobody", 0, 1)]) == lost
+    again = claim_shard(db, job.id, 1)
+    with db.write() as session:
+        assert shards.beat(session, [(job.id, 1, gone.epoch), ("nobody", 0, 1)]) == lost
     with db.read() as session:
-        assert shards.running(session) == [(job.id, 0, held.epoch, 1, "worker")]
+        assert sorted(shards.running(session)) == [
+            (job.id, 0, held.epoch, 1, "worker"),
+            (job.id, 1, again.epoch, 0, "worker"),
+        ]
 
 
 def test_a_shard_is_lost_only_where_its_beat_stood_still(db: Database) -> None:
@@ -291,7 +296,26 @@ def test_a_shard_given_back_is_not_held_against_it(db: Database) -> None:
     assert (row.state, row.stalls, row.worker_id) == ("pending", 0, None)
     assert ledgers.job(db, job.id).waiting_for == "model"
     assert claim_shard(db, job.id).faults == {2: [1, 0, 0]}
-    assert ledgers.job(db, job.id).waiting_for is None
+
+
+def test_a_job_waits_for_its_model_until_that_has_answered(db: Database) -> None:
+    job = running(db, [4, 4])
+    early = claim_shard(db, job.id, 1)
+    answer(db, early, [0], seq=0)
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.give_back(session, claim, waiting_for="model")
+    late = claim_shard(db, job.id)
+    said = [ledgers.job(db, job.id).waiting_for]
+    answer(db, late, [0])
+    said.append(ledgers.job(db, job.id).waiting_for)
+    with db.write() as session:
+        shards.give_back(session, late, waiting_for="model")
+    said.append(ledgers.job(db, job.id).waiting_for)
+    answer(db, early, [1], seq=1)
+    said.append(ledgers.job(db, job.id).waiting_for)
+
+    assert said == ["model", None, "model", None]
 
 
 def test_a_line_that_is_tried_again_after_its_worker_died_is_counted(db: Database) -> None:

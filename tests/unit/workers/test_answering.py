@@ -9,7 +9,7 @@ import pytest
 from workers import answering
 from workers.answering import Answering
 from workers.engines.fake import FakeEngine, reply
-from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Unserved
 from workers.host import EngineHost, GaveUp
 from workers.records import Item
 from workers.trials import Trials
@@ -190,6 +190,16 @@ def test_long_retry_after_gives_the_shard_back_for_that_long(hosts: list[EngineH
         _run(host, _items("a"))
 
     assert given.value.delay == 30
+
+
+def test_what_nobody_has_is_waited_for_elsewhere(hosts: list[EngineHost]) -> None:
+    asked: list[str] = []
+    engine = FakeEngine(fault=lambda _: Unserved("no such model here", retry_after=1.0), asked=asked.append)
+
+    with pytest.raises(GaveUp) as given:
+        _run(_host(hosts, engine), _items("a", "b"))
+
+    assert (given.value.delay, given.value.grows, len(asked)) == (2.0, True, 2)
 
 
 def test_engine_that_does_not_come_back_gives_the_shard_back(hosts: list[EngineHost]) -> None:

@@ -13,6 +13,7 @@ from jobs import pauses
 from jobs.db import Database
 from jobs.errors import NoWorker, WorkerLost
 from jobs.interactive import PRIORITY, Piece, Question
+from jobs.registry import Models
 from jobs.settings import Settings
 from workers import answering, asking
 from workers.answering import Answering
@@ -92,7 +93,7 @@ async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_
     file = tmp_path / "models.yaml"
     file.write_text("models: {secret: [")
     config = Settings(data_dir=tmp_path, models_file=str(file))
-    context: Any = SimpleNamespace(config=config, db=sqlite)
+    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config))
 
     with pytest.raises(EngineBusy) as busy:
         await Asking(context).place(REQUEST, "large", CHAT, "context.route_long")
@@ -107,7 +108,8 @@ async def test_what_the_operator_has_paused_is_not_asked(
     file = tmp_path / "models.yaml"
     source = '{source: {urls: ["http://127.0.0.1:9/v1"]}, engine: http, queue: gpu.large'
     file.write_text(f"models: {{large: {source}, endpoints: [{CHAT}]}}}}")
-    context: Any = SimpleNamespace(config=Settings(data_dir=tmp_path, models_file=str(file)), db=sqlite)
+    config = Settings(data_dir=tmp_path, models_file=str(file))
+    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config))
     asked = Asking(context)
 
     assert await asked.place(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"

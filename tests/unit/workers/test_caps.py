@@ -44,27 +44,57 @@ def refused(url: str, body: dict[str, Any]) -> tuple[int, str | None]:
         ({"logprobs": 21}, "logprobs"),
         ({"best_of": 129}, "best_of"),
         ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        *[({"n": many}, "n") for many in ("10000", 10000.0, 1.0, "many", [2], -1, 10**5000)],
+        *[({name: "5000"}, name) for name in ("top_logprobs", "logprobs", "best_of")],
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         (schema({"enum": ["x" * MOST_SCHEMA_BYTES]}), "response_format"),
         (schema({"type": "string", "maxLength": MOST_ITEMS + 1}), "response_format"),
         (schema({"type": "array", "minItems": 1e9}), "response_format"),
+        (schema({"type": "array", "minItems": "1000000000"}), "response_format"),
+        (schema({"type": "array", "minItems": 10**400}), "response_format"),
         (schema(nested(16)), "response_format"),
         (schema({"type": "string", "pattern": "a" * (MOST_PATTERN_CHARACTERS + 1)}), "response_format"),
         (schema({"type": "string", "pattern": "(a{64}){64}"}), "response_format"),
+        (schema({"type": "object", "patternProperties": {"(a{64}){64}": {}}}), "response_format"),
+        (schema({"type": "string", "pattern": "a{" + "9" * 5000 + "}"}), "response_format"),
         (tool({"type": "object", "properties": {"a": {"type": "string", "pattern": "x{2000,}"}}}), "tools"),
         (tool({"type": "string", "pattern": "x{,2000}"}), "tools"),
+        ({"structured_outputs": {"regex": "(a{64}){64}"}}, "structured_outputs"),
+        ({"structured_outputs": {"json": '{"type": "string", "pattern": "(a{64}){64}"}'}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": 'root ::= "a"{64}\nb ::= ("b"{64}){64}'}}, "structured_outputs"),
+        ({"guided_json": nested(16)}, "guided_json"),
+        ({"guided_regex": "a{9999}"}, "guided_regex"),
+        ({"guided_choice": ["x" * MOST_SCHEMA_BYTES]}, "guided_choice"),
+        ({"json_schema": '{"minLength": 100000}'}, "json_schema"),
+        ({"grammar": "x" * MOST_SCHEMA_BYTES}, "grammar"),
         (says("image_url", {"url": "http://169.254.169.254/latest"}), "messages"),
         (says("image_url", "https://example.com/a.png"), "messages"),
         (says("video_url", {"url": "file:///etc/passwd"}), "messages"),
         (says("audio_url", {"url": "//example.com/a.wav"}), "messages"),
+        (says("image_url", [{"url": "http://example.com/a.png"}]), "messages"),
+        (says("image_url", {"url": {"url": "http://example.com/a.png"}}), "messages"),
+        (says("input_audio", {"data": "http://example.com/a.wav", "format": "wav"}), "messages"),
+        (says("file", {"file_data": "file:///etc/passwd"}), "messages"),
+        (says("image_embeds", "AAAA"), "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": "AAAA"}]}]}, "messages"),
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        ({"documents": [{"image_url": "http://example.com/a.png"}]}, "documents"),
     ],
 )
 def test_what_is_beyond_the_limits_is_refused(body: dict[str, Any], param: str) -> None:
     assert refused(CHAT, body) == (400, param)
 
 
+FOUND = {"type": "input_image", "image_url": "http://169.254.169.254/x"}
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": [FOUND]}]}, "input"),
+        ({"input": [{"type": "computer_call_output", "call_id": "c", "output": FOUND}]}, "input"),
+        ({"prompt": {"id": "p", "variables": {"picture": FOUND}}}, "prompt"),
+        ({"previous_input_messages": [{"author": {"content": [FOUND]}}]}, "previous_input_messages"),
         ({"text": {"format": {"type": "json_schema", "schema": {"pattern": "a{9999}"}}}}, "text"),
         ({"input": [{"type": "input_image", "image_url": "http://example.com/a.png"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "http://10.0.0.1/"}]}]}, "input"),
@@ -80,8 +110,18 @@ def test_so_it_is_in_responses(body: dict[str, Any], param: str) -> None:
         {},
         {"n": 128},
         {"logprobs": True, "top_logprobs": 20},
-        {"n": "many"},
+        {"n": None, "logprobs": False, "top_logprobs": 0},
         schema(nested(10)),
+        schema({"properties": {"maxLength": {"type": "string"}, "pattern": {"type": "string"}, "n": {"default": "x"}}}),
+        schema({"patternProperties": {"^x-[a-z]{1,8}$": {"type": "string"}}}),
+        schema({"properties": {"image_url": {"type": "string", "default": "https://example.com/a.png"}}}),
+        tool({"properties": {"a": {"examples": [{"image_url": "https://example.com/a.png"}]}}}),
+        {"metadata": {"image_url": "https://example.com/a.png"}},
+        {"structured_outputs": {"json": "odd", "regex": "[a-z]{1,8}", "grammar": 'root ::= "a"{64}\nb ::= "b"{64}'}},
+        {"guided_json": "[" * 5000},
+        says("input_audio", {"data": "UklGRg==", "format": "wav"}),
+        says("file", {"file_data": "data:application/pdf;base64,JVBERi0="}),
+        says("text", "see https://example.com/a.png"),
         schema({"type": "string", "pattern": "^[0-9]{3}-[0-9]{4}$", "maxLength": 100}),
         schema("odd"),
         {"response_format": "odd", "tools": 3},
@@ -103,5 +143,14 @@ def test_a_schema_as_deep_as_a_batch_line_may_be_is_no_trouble() -> None:
     assert refused(CHAT, schema(deep)) == (400, "response_format")
 
 
-def test_an_unknown_url_is_refused() -> None:
-    assert refused("/v1/moderations", {}) == (404, "url")
+def test_what_is_deep_in_a_message_is_found_there() -> None:
+    deep: Any = {"image_url": "http://example.com/a.png"}
+    for _ in range(5000):
+        deep = [deep]
+
+    assert refused(CHAT, {"messages": deep}) == (400, "messages")
+
+
+@pytest.mark.parametrize("url", ["/v1/embeddings", "/v1/rerank", "/v1/completions"])
+def test_media_are_found_at_every_url(url: str) -> None:
+    assert refused(url, {"documents": [{"content": [FOUND]}], "input": "x"}) == (400, "documents")

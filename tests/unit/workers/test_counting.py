@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from jobs import responses
+from jobs.endpoints import RESPONSES
 from jobs.interactive import Question
 from jobs.searches import Found, Search
 from tests.unit.workers.fitting.engines import MODEL
@@ -71,7 +72,7 @@ async def test_an_input_is_counted_as_the_model_is_shown_it(desk: Desk) -> None:
 
     [(request, inside)] = desk.measured
     assert said == {"object": "response.input_tokens", "input_tokens": 2 + 7 + 0, "http": 200}
-    assert (request.url, request.tenant, inside) == (responses.URL, "p", 1)
+    assert (request.url, request.tenant, inside) == (RESPONSES, "p", 1)
 
 
 async def test_what_only_says_what_to_leave_out_does_not_reach_the_engine(desk: Desk) -> None:

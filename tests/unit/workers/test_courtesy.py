@@ -30,12 +30,13 @@ class Lines:
 
     async def _one(self, number: int) -> None:
         self._go[number] = asyncio.Event()
-        async with self._courtesy.line():
-            self.inside.append(number)
-            try:
-                await self._go[number].wait()
-            finally:
-                self.inside.remove(number)
+        await self._courtesy.come()
+        self.inside.append(number)
+        try:
+            await self._go[number].wait()
+        finally:
+            self.inside.remove(number)
+            self._courtesy.go()
 
 
 async def _turns() -> None:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobs import audit, fleet, keys, ledger, shards
+from jobs import audit, fleet, ids, keys, ledger, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
 from jobs.models import Delivery, File, Idempotency, Job, Outbox, Segment, Shard, Upload, UploadPart, Worker
+from jobs.outbox import SMALL_BYTES
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
@@ -289,10 +290,91 @@ def test_job_without_a_live_worker_for_its_model_says_so(house: House) -> None:
 
     house.tick(6)
     waiting = ledgers.job(house.db, job.id).waiting_for
-    ledgers.claim_shard(house.db, job.id)
+    claim = ledgers.claim_shard(house.db, job.id)
+    claimed = ledgers.job(house.db, job.id).waiting_for
+    ledgers.answer(house.db, claim, [0])
 
-    assert waiting == "model"
+    assert (waiting, claimed) == ("model", "model"), "whether the model answers is to be seen"
     assert ledgers.job(house.db, job.id).waiting_for is None
+
+
+def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(house: House) -> None:
+    project = _project(house.db, "one")
+    gone = ledgers.running(house.db, [1] * 5, project_id=project, model="gone", priority=10, deadline=now() + 100)
+    job = ledgers.running(house.db, [1] * 3, project_id=project)
+    house.worker(models=["tiny"])
+
+    before = house.tick()
+    with house.db.write() as session:
+        fleet.beat(session, "w", models=["tiny", "gone"], slots=2)
+    after = house.tick(0.1)
+
+    assert before == [("run", (job.id, n)) for n in range(2)]
+    assert after == [("run", (gone.id, n)) for n in range(2)], "it goes on as soon as somebody has the model"
+
+
+@pytest.mark.parametrize("end", [ledger.cancel, ledger.expire], ids=["cancelled", "expired"])
+def test_what_nobody_could_answer_ends_all_the_same(house: House, end: Callable[..., object]) -> None:
+    gone = ledgers.running(house.db, [1] * 5, project_id=_project(house.db, "one"), model="gone", deadline=now() - 1)
+    house.worker(models=["tiny"])
+    house.worker("planner", queue=Queue.PLAN, models=[])
+    with house.db.write() as session:
+        end(session, gone.id, actor="test")
+
+    assert ("finish", (gone.id,)) in house.tick(6)
+
+
+def test_other_names_of_a_model_are_its_own(db: Database, tmp_path: Path) -> None:
+    _models(tmp_path, "aliases: [small]")
+    house = House(db, tmp_path)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="small")
+    ledgers.running(db, [1], project_id=_project(db, "one"), model="large")
+    house.worker(models=["tiny"])
+
+    assert house.tick() == [("run", (job.id, 0))]
+
+
+def test_an_endpoint_that_takes_any_name_is_not_meant_by_those_of_the_file(db: Database, tmp_path: Path) -> None:
+    _models(tmp_path, "aliases: [small]")
+    house = House(db, tmp_path)
+    for name in ("tiny", "small"):
+        ledgers.running(db, [1], project_id=_project(db, "one"), model=name)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="anything")
+    house.worker(slots=2)
+
+    assert house.tick() == [("run", (job.id, 0))]
+
+
+def test_while_nobody_knows_the_models_nothing_is_held_back(db: Database, tmp_path: Path) -> None:
+    file = _models(tmp_path, "engine: warp")
+    house = House(db, tmp_path)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="small")
+    house.worker(models=["tiny"])
+
+    assert house.tick(6) == [("run", (job.id, 0))]
+    assert file.exists()
+
+
+def test_models_that_were_known_stay_so_while_their_file_is_wrong(db: Database, tmp_path: Path) -> None:
+    file = _models(tmp_path, "aliases: [small]")
+    house = House(db, tmp_path)
+    job = ledgers.running(db, [1], project_id=_project(db, "one"), model="small")
+    gone = ledgers.running(db, [1], project_id=_project(db, "one"), model="large")
+    house.worker(models=[])
+    house.tick()
+    file.write_text("models: {x: {engine: warp}}")
+    with db.write() as session:
+        fleet.beat(session, "w", models=["tiny"])
+
+    assert house.tick(6) == [("run", (job.id, 0))]
+    assert ledgers.job(db, gone.id).waiting_for == "model"
+
+
+def _models(folder: Path, line: str) -> Path:
+    """A models file with one model, `tiny`, and this line about it."""
+    file = folder / "models.yaml"
+    file.write_text(f"models:\n  tiny:\n    source: {{urls: [http://localhost:1]}}\n    engine: http\n    {line}\n")
+    return file
 
 
 def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(house: House) -> None:
@@ -357,6 +439,58 @@ def test_tasks_of_the_queue_are_the_ones_that_are_rung(house: House) -> None:
     house.worker(queue=Queue.PLAN)
 
     assert house.tick() == [(Task.FINISH, (job.id,))]
+
+
+def _batches(house: House, sizes: Sequence[int], **facts: Any) -> list[str]:
+    """Submitted batches over inputs of so many bytes."""
+    made = []
+    for size in sizes:
+        job = ledgers.new_job(project_id=_project(house.db, "one"), input_file_id=ids.new_id("file-"), **facts)
+        with house.db.write() as session:
+            file = _file(str(job.input_file_id))
+            file.bytes = size
+            session.add(file)
+            made.append(ledger.submit(session, job, actor="key:test").id)
+    return made
+
+
+def test_small_inputs_share_a_doorbell_and_every_slot_has_its_share(house: House) -> None:
+    small = _batches(house, [10, SMALL_BYTES, 10, 10, 10])
+    house.worker("a", queue=Queue.PLAN)
+    house.worker("b", queue=Queue.PLAN)
+
+    assert house.tick() == [(Task.PLAN, tuple(small[:3])), (Task.PLAN, tuple(small[3:]))]
+    assert house.tick(0.1) == []
+
+
+def test_large_inputs_have_a_doorbell_each_and_no_more_room_than_before(house: House) -> None:
+    jobs = _batches(house, [SMALL_BYTES + 1, 10, SMALL_BYTES + 1, SMALL_BYTES + 1, 10])
+    house.worker(queue=Queue.PLAN)
+
+    assert house.tick() == [(Task.PLAN, (job_id,)) for job_id in jobs[:3]]
+    assert house.tick(0.1) == []
+
+
+def test_no_more_small_inputs_are_out_than_eight_for_a_doorbell(house: House) -> None:
+    jobs = _batches(house, [10] * 20)
+    house.worker(queue=Queue.PLAN)
+
+    assert house.tick() == [(Task.PLAN, tuple(jobs[:8])), (Task.PLAN, tuple(jobs[8:16]))]
+    assert house.tick(0.1) == []
+    for job_id in jobs[:3]:
+        claim = ledgers.claim_job(house.db, job_id, Task.PLAN)
+        with house.db.write() as session:
+            ledger.reject(session, claim, [])
+
+    assert house.tick(0.1) == [(Task.PLAN, tuple(jobs[16:19]))]
+
+
+def test_small_inputs_that_nobody_heard_of_are_rung_again_one_by_one(house: House) -> None:
+    jobs = _batches(house, [10, 10])
+    house.worker(queue=Queue.PLAN)
+    assert house.tick() == [(Task.PLAN, tuple(jobs))]
+
+    assert house.tick(11) == [(Task.PLAN, (job_id,)) for job_id in jobs]
 
 
 def test_due_webhook_wakes_a_living_sender_at_once_and_then_every_rering(house: House) -> None:

@@ -1,10 +1,31 @@
-"""What of a body reaches the engine."""
+"""What of a body reaches an engine."""
+
+import ast
+import importlib.util
+from pathlib import Path
 
 import pytest
 
-from workers.engines.documented import FIELDS, documented
+from tests.support.services import need
+from workers.engines.documented import FIELDS, STEERING, documented, forwarded
 
 CHAT = "/v1/chat/completions"
+#: vLLM's own fields of these requests that a caller may set at a server: they shape the answer, or what is asked.
+SHAPING = {
+    "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "background", "bad_words",
+    "chat_template_kwargs", "continue_final_message", "documents", "echo", "embed_dtype", "endianness", "ignore_eos",
+    "include_reasoning", "include_stop_str_in_output", "instruction", "length_penalty", "max_tokens_per_doc",
+    "max_tokens_per_query", "messages", "min_p", "min_tokens", "padding", "query", "repetition_detection",
+    "repetition_penalty", "return_prompt_text", "return_token_ids", "return_token_offsets",
+    "return_tokens_as_token_ids", "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids", "store",
+    "stream", "stream_options", "thinking_token_budget", "top_k", "top_n", "truncate_prompt_tokens",
+    "truncation_side", "use_activation", "use_beam_search",
+}  # fmt: skip
+#: And what `caps` refuses, or bounds.
+BOUNDED = {"prompt_logprobs", "prompt_embeds", "structured_outputs"}
+REQUESTS = {"ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "RerankRequest"} | {
+    f"Embedding{kind}Request" for kind in ("Completion", "Chat", "BatchChat", "ChatInput", "BatchChatInput")
+}
 
 
 @pytest.mark.parametrize("url", FIELDS)
@@ -23,3 +44,57 @@ def test_no_field_of_vllm_alone_is_passed_on(url: str) -> None:
 
 def test_null_means_not_given() -> None:
     assert documented(CHAT, {"model": "m", "max_tokens": None, "seed": 0}) == {"model": "m", "seed": 0}
+
+
+def test_what_steers_a_server_does_not_reach_it() -> None:
+    steering = {
+        "priority": -1000,
+        "cache_salt": "victim-project",
+        "kv_transfer_params": {"remote_host": "10.0.0.1"},
+        "chat_template": "{{ 1/0 }}",
+        "mm_processor_kwargs": {"a": 1},
+    }
+    body = {"model": "m", "top_k": 5, "response_format": {"type": "text"}}
+
+    assert forwarded(body | steering, "m") == body
+    assert forwarded(body | steering, "org/m", "mine") == body | {"model": "org/m", "cache_salt": "mine"}
+    assert forwarded(body, "m") is body
+
+
+def test_a_templates_switches_reach_it_and_no_template() -> None:
+    switches = {"enable_thinking": False, "chat_template": "x", "tokenize": False, "tools": [{}]}
+
+    assert forwarded({"model": "m", "chat_template_kwargs": switches}, "m") == {
+        "model": "m",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    assert forwarded({"model": "m", "chat_template_kwargs": "odd"}, "m") == {"model": "m", "chat_template_kwargs": {}}
+
+
+def test_each_field_of_vllms_protocol_is_known_for_what_it_does() -> None:
+    found = importlib.util.find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        need("vLLM's protocol", ModuleNotFoundError("vllm"))
+    classes = _classes(Path(found.submodule_search_locations[0]) / "entrypoints")
+    names = set().union(*(_fields(name, classes) for name in REQUESTS))
+
+    assert len(names) > 80
+    assert names - set().union(*FIELDS.values()) - STEERING - SHAPING - BOUNDED == set()
+
+
+def _classes(folder: Path) -> dict[str, ast.ClassDef]:
+    """Read and not imported, which would take 20 seconds."""
+    trees = [ast.parse(path.read_text()) for path in folder.rglob("protocol.py")]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _fields(name: str, classes: dict[str, ast.ClassDef]) -> set[str]:
+    if name not in classes:
+        return set()
+    here = {
+        node.target.id
+        for node in classes[name].body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not node.target.id.startswith("_") and "ClassVar" not in ast.unparse(node.annotation)
+    }
+    return here.union(*(_fields(ast.unparse(base), classes) for base in classes[name].bases))

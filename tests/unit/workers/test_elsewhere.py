@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.registry import Models
 from workers.elsewhere import Elsewhere
 from workers.engines.fake import reply
 from workers.engines.port import Answer, EngineBusy, Request
@@ -36,7 +37,7 @@ class Asked:
 
 def _elsewhere(asked: Any, folder: Path, models_file: str = "") -> Elsewhere:
     settings: Any = SimpleNamespace(data_dir=folder, embedding_model="emb", models_file=models_file, vllm_enabled=False)
-    return Elsewhere(SimpleNamespace(config=settings), asked, asked, "here")  # type: ignore[arg-type]
+    return Elsewhere(SimpleNamespace(config=settings, models=Models(settings)), asked, asked, "here")  # type: ignore[arg-type]
 
 
 async def test_another_workers_cache_keeps_nothing_of_a_conversation(tmp_path: Path) -> None:

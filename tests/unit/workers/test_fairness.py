@@ -1,5 +1,7 @@
 """Who is served next: a table of cases."""
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.outbox import Ring
@@ -36,3 +38,12 @@ def test_each_project_keeps_its_own_order() -> None:
     chosen = choose({"a": _rings("a", 4), "b": _rings("b", 4)}, {}, {}, 8)
 
     assert [ring.shard_n for ring in chosen if ring.project_id == "a"] == [0, 1, 2, 3]
+
+
+def test_small_work_takes_a_part_of_the_room_and_a_whole_turn() -> None:
+    small = [replace(ring, small=True) for ring in _rings("a", 20)]
+
+    chosen = choose({"a": small, "b": _rings("b", 9)}, {}, {}, 2, 1 / 4)
+
+    assert "".join(ring.project_id for ring in chosen) == "abab"
+    assert len(choose({"a": small}, {}, {}, 2, 1 / 4)) == 8

@@ -128,7 +128,10 @@ async def test_usage_is_read_from_what_each_server_says(server: Server, engine: 
     answer = await engine.answer(request())
 
     assert answer.usage == usage
-    assert msgspec.json.decode(answer.body) == msgspec.json.decode(body)
+    expected = msgspec.json.decode(body)
+    for choice in expected.get("choices", ()):
+        choice["message"].setdefault("refusal", None)
+    assert msgspec.json.decode(answer.body) == expected
     assert b"\n" not in answer.body
 
 
@@ -686,3 +689,58 @@ async def test_models_of_external_servers_are_marked(server: Server) -> None:
     engine = HttpEngine([Endpoint(server.url, found=frozenset({"m", "near"})), outside], timeout=5)
 
     assert engine.discovered == {"m": True, "near": False, "far": True}
+
+
+async def test_what_steers_a_server_is_left_out_and_its_cache_is_kept_apart_if_it_is_a_vllm(server: Server) -> None:
+    body = {"model": "m", "messages": [], "top_k": 5}
+    asked = Request(CHAT, body | {"cache_salt": "another", "priority": -1000}, "req_1", 7, "proj_1")
+    heard: list[dict[str, Any]] = []
+    for owner in ("vllm", "sglang", 5):
+        server.listing = web.json_response({"data": [{"id": "m", "owned_by": owner}]})
+        async with engine_of(Endpoint(server.url)) as engine:
+            await engine.answer(asked)
+            heard.append(server.asked[-1])
+
+    assert heard == [body | {"cache_salt": "proj_1"}, body, body]
+
+
+async def test_other_servers_are_asked_from_now_on_and_those_that_stay_go_on_as_they_are(server: Server) -> None:
+    answered = asyncio.Event()
+
+    async def slowly(_: web.BaseRequest) -> web.StreamResponse:
+        await answered.wait()
+        return good()
+
+    server.script = slowly
+    async with serving(Server("new")) as new:
+        away = Endpoint(unused_url(), serves={"away": "x"})
+        async with engine_of(Endpoint(server.url, serves={"m": "m"}, concurrency=1), away) as engine:
+            with pytest.raises(EngineBusy):
+                await engine.answer(request("away"))
+            in_flight, in_line = (asyncio.create_task(engine.answer(request())) for _ in range(2))
+            await until(lambda: server.at_once == 1)
+
+            engine.adopt(
+                [Endpoint(new.url, serves={"m": "new"}), Endpoint(away.url, serves={"away": "y", "also": "z"})], {}
+            )
+            answered.set()
+
+            assert (await in_flight).status == 200
+            with pytest.raises(EngineBusy):
+                await in_line
+            assert (await engine.answer(request())).status == 200
+            assert (len(server.asked), [body["model"] for body in new.asked]) == (1, ["new"])
+            assert engine.endpoints[1] is away
+            assert not away.circuit.closed
+            assert engine.models == ("also", "away", "m")
+
+
+async def test_a_server_that_has_come_to_be_asked_is_watched_and_one_that_went_is_not(server: Server) -> None:
+    async with engine_of() as engine:
+        engine.adopt([Endpoint(server.url)], {})
+        await until(lambda: engine.models == ("m",))
+
+        engine.adopt([], {})
+
+        assert engine.models == ()
+        assert (await engine.answer(request())).status == 404

@@ -103,5 +103,6 @@ async def test_what_files_say_is_fitted_checked_and_not_cached(layers: Layers) -
     assert answer["output"][1]["content"][0]["text"] == '{"n": 4}'
     assert answer["context"]["strategy"] == "sliding_window"
     assert [search.queries for search in layers.searches] == [("Cats?",)]
-    assert all("Cats purr" in request.body["instructions"] for request in layers.engine.asked)
+    asked = [request.body["input"][0]["content"] for request in layers.engine.asked]
+    assert all(one.startswith("Excerpts of files:\n[1]\n> cats.md") and one.endswith("\nCats?") for one in asked)
     assert not any(request.body.keys() & {"cache", "context", "tools"} for request in layers.engine.asked)

@@ -11,6 +11,7 @@ from jobs.searches import Found
 from jobs.settings import Settings
 from workers.engines.packaged import MINILM, materialise
 from workers.packing import Room, pack, room_for_excerpts, together
+from workers.quoting import excerpt
 from workers.rooms import Rooms
 
 TEXT = "".join(f"Sentence number {n} of the file. " for n in range(100))
@@ -27,16 +28,32 @@ def places(shown: list[Found]) -> list[tuple[str, int, int, int]]:
 def test_the_best_come_first_and_what_does_not_fit_leaves_room_for_less() -> None:
     found = [part(0, 0, 400), part(1, 400, 2000, "file-2"), part(2, 2000, 2200, "file-3")]
 
-    kept = pack(found, Room(0), 100 + 24 + 50 + 24)
+    first, second = (Room(0).count(excerpt(n, one)) + 2 for n, one in enumerate((found[0], found[2]), 1))
 
-    assert [one.file_id for one in kept] == ["file-1", "file-3"]
+    assert [one.file_id for one in pack(found, Room(0), first + second)] == ["file-1", "file-3"]
+    assert [one.file_id for one in pack(found, Room(0), first + second - 1)] == ["file-1"]
     assert pack([], Room(0), 100) == []
+
+
+def test_excerpts_are_counted_as_they_are_shown(tokenizer: Tokenizer) -> None:
+    """A mark before each line is much where lines are short."""
+    room = Room(4096, tokenizer)
+    lines = [Found(f"file-{n}", "a.py", 1.0, "x\n" * 200, None, {}) for n in range(4)]
+    needed = [room.count(excerpt(n, one)) + 2 for n, one in enumerate(lines, 1)]
+
+    assert needed[0] > room.count(lines[0].text) + 200
+    assert len(pack(lines, room, sum(needed))) == 4
+    assert len(pack(lines, room, sum(needed) - 1)) == 3
+    [cut] = pack(lines, room, needed[0] // 2)
+    assert needed[0] // 2 - 4 <= room.count(excerpt(1, cut)) + 2 <= needed[0] // 2
 
 
 def test_of_the_best_at_least_the_beginning_is_shown() -> None:
     [cut] = pack([part(0, 500, 2000), part(1, 0, 20)], Room(0), -5)
 
-    assert (cut.text, cut.meta) == (TEXT[500 : 500 + 64 * 4], {"start": 500, "end": 500 + 64 * 4})
+    assert Room(0).count(excerpt(1, cut)) == 88
+    assert (cut.text, cut.meta) == (TEXT[500 : cut.meta["end"]], {"start": 500, "end": cut.meta["end"]})
+    assert 64 * 4 < len(cut.text) < 88 * 4
 
 
 def test_parts_that_follow_each_other_stand_in_order_and_say_nothing_twice() -> None:
@@ -85,9 +102,7 @@ def test_tokens_are_the_models_own_and_else_estimated(tokenizer: Tokenizer) -> N
     exact, rough = Room(512, tokenizer), Room(512)
 
     assert (exact.count("hello world"), rough.count("hello world")) == (2, 3)
-    assert (exact.cut("hello world again", 2), rough.cut("hello world again", 2)) == ("hello world", "hello wo")
-    assert exact.cut("hello", 9) == "hello"
-    assert rough.cut("ééé", 1) == "éé"
+    assert rough.count("ééé") == 2
 
 
 def test_the_question_and_its_answer_take_their_part(tokenizer: Tokenizer) -> None:

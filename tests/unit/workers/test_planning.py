@@ -18,6 +18,7 @@ from jobs.db import Database
 from jobs.errors import StorageAway, StorageFull
 from jobs.models import File, Job, Outbox, Project, Shard
 from jobs.queues import Queue, Task
+from jobs.registry import Models
 from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage import DiskStorage
@@ -39,7 +40,9 @@ class Desk:
         config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
         keeper = Keeper(db, _nobody, beat_seconds=60, stop=threading.Event())
-        self.context = Context(config, db, self.storage, "planner", threading.Event(), Standing(), keeper)
+        self.context = Context(
+            config, db, self.storage, "planner", threading.Event(), Standing(), keeper, Models(config)
+        )
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
             fleet.remember_all(session, {MODEL: False, "far-model": True}, Queue.GENERATE)
@@ -320,6 +323,31 @@ def test_endpoint_that_was_never_heard_of_delays_the_planning(db: Database, tmp_
 
     assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "model", None)
     assert desk.owed(job.id).due_at > now() + 2
+
+
+def test_models_file_that_was_never_right_delays_the_planning(db: Database, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")
+    desk = Desk(db, tmp_path)
+
+    job = desk.plan(jsonl([chat_line("r", "x")]))
+
+    assert (job.state, job.waiting_for, job.stumbles) == (JobState.QUEUED, "model", 0)
+    assert desk.owed(job.id).due_at > now() + 2
+
+
+def test_models_file_that_has_become_wrong_counts_as_it_was(
+    db: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {far: {source: {urls: [http://localhost:1]}, engine: http, queue: gpu.far}}")
+    desk = Desk(db, tmp_path)
+    desk.context.models.now()
+    file.write_text("models: {x: {engine: warp}}")
+
+    jobs = [desk.plan(jsonl([chat_line("r", "x", model="far")])) for _ in range(2)]
+
+    assert [(job.state, job.queue) for job in jobs] == [(JobState.RUNNING, "gpu.far")] * 2
+    assert [record.message for record in caplog.records].count("models_file.rejected") == 1
 
 
 def test_alias_of_a_configured_model_goes_to_its_queue(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from workers.engines.embed import EmbedEngine
 from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
 from workers.engines.http import HttpEngine
+from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
-from workers.engines.port import Answer, EngineBusy, EngineDead, Request
+from workers.engines.port import Answer, EngineBusy, EngineDead, Length, Request
 from workers.engines.rerank import RerankEngine
 from workers.engines.router import Router, build
 
@@ -55,6 +57,31 @@ async def test_name_reaches_the_engine_that_has_it(tmp_path: Path) -> None:
 
     assert router.models == ("tiny", "qwen")
     assert [model_of(await router.answer(chat(name))) for name in ("tiny", "qwen")] == ["tiny", "qwen"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt_logprobs": 5},
+        {"n": "100000"},
+        {"top_logprobs": 5000},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}]},
+    ],
+)
+@pytest.mark.parametrize("name", ["tiny", "gpt-4o-mini", "unheard-of"])
+async def test_no_engine_is_asked_what_is_beyond_the_caps(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
+    prompts: list[str] = []
+    engines = [FakeEngine((served,), asked=prompts.append) for served in ("tiny", "*")]
+    router = await started(Router(engines, registry(tmp_path)))
+    asked = replace(chat(name), body=chat(name).body | wrong)
+
+    async def emit(_: bytes) -> None: ...
+
+    answers = [await router.answer(asked), await router.stream(asked, emit)]
+
+    assert [answer.status for answer in answers] == [400, 400]
+    assert await router.length(asked) is None
+    assert prompts == []
 
 
 async def test_alias_is_answered_by_its_model_under_that_models_name(tmp_path: Path) -> None:
@@ -104,11 +131,38 @@ async def test_name_may_still_turn_up_while_an_endpoint_is_away(tmp_path: Path) 
     await router.close()
 
 
+async def test_a_prompt_is_not_measured_where_nobody_serves_its_model_now(tmp_path: Path) -> None:
+    router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
+
+    with pytest.raises(EngineBusy):
+        await router.length(chat("mini"))
+    assert await router.length(chat("unheard-of")) is None
+    known = chat("tiny")
+    assert await router.length(known) == Length(estimate(known.url, known.body), None, exact=False)
+
+
+async def test_what_only_servers_have_that_are_away_is_not_there(tmp_path: Path) -> None:
+    both, gone, other = (
+        Endpoint(NOWHERE, serves=names) for names in ({"tiny": "", "mini": ""}, {"tiny": ""}, {"qwen": ""})
+    )
+    wild = Endpoint(NOWHERE, found=frozenset({"*"}))
+    router = Router([FakeEngine(("own",)), HttpEngine([both, gone, other, wild], timeout=2)], registry(tmp_path))
+    before = router.there
+    for endpoint in (gone, other, wild):
+        endpoint.circuit.trip()
+
+    assert (before, router.there) == ({"own", "tiny", "mini", "qwen", "*"}, {"own", "tiny", "mini", "*"})
+    both.circuit.trip()
+    assert router.there == {"own", "*"}
+    gone.circuit.close()
+    assert router.there == {"own", "tiny", "*"}
+
+
 async def test_replaced_registry_counts_from_then_on(tmp_path: Path) -> None:
     router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
     assert (await router.answer(chat("claude"))).status == 404
 
-    router.registry = registry(tmp_path, FILE.replace("gpt-4o-mini", "claude"))
+    router.rename(registry(tmp_path, FILE.replace("gpt-4o-mini", "claude")))
 
     assert model_of(await router.answer(chat("claude"))) == "tiny"
 

@@ -9,7 +9,7 @@ import pytest
 
 from workers.engines import vllm
 from workers.engines.port import EngineBusy, EngineFault, Request
-from workers.engines.vllm_serving import argv, plain, prepare_environment
+from workers.engines.vllm_serving import FOR_WAITERS, argv, cpu_places, plain, prepare_environment
 
 
 def test_engine_arguments_become_words() -> None:
@@ -28,6 +28,18 @@ def test_engine_arguments_become_words() -> None:
         "--max-model-len", "2048", "--enforce-eager", "--no-enable-prefix-caching",
         "--lora-modules", "a=b", "c=d", "--compilation-config", '{"level": 0}',
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "places"),
+    [
+        ({}, 144 + FOR_WAITERS),
+        ({"max_num_seqs": 4}, 5 + FOR_WAITERS),
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 80}, 80),
+    ],
+)
+def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, int], places: int) -> None:
+    assert cpu_places(args) == places
 
 
 class Said:
@@ -72,7 +84,7 @@ def test_a_model_of_a_hub_may_be_fetched(monkeypatch: pytest.MonkeyPatch) -> Non
     prepare_environment("some/model", {})
 
     assert "HF_HUB_OFFLINE" not in os.environ
-    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "WARNING"
 
 
 def test_threads_are_bound_where_one_engine_has_few_processors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,3 +140,23 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
 
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "status"),
+    [
+        ("/v1/moderations", {"model": "m"}, 404),
+        ("/v1/rerank", {"model": "m"}, 404),
+        ("/v1/completions", {"model": "m", "n": "10000"}, 400),
+        ("/v1/completions", {"model": "other"}, 404),
+    ],
+)
+async def test_what_vllm_is_not_asked_is_refused_before_it_starts(
+    tmp_path: Path, url: str, body: dict[str, object], status: int
+) -> None:
+    engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids")
+    request = Request(url, body, "req_1")
+
+    assert (await engine.answer(request)).status == status
+    assert await engine.length(request) is None
+    assert not (tmp_path / "pids").exists()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,51 @@ def test_a_usage_that_no_answer_can_have_is_none(count: object) -> None:
     body = json.dumps({"id": "a", "usage": {"prompt_tokens": count, "completion_tokens": 1}}).encode()
 
     assert wire.usage_of(body) == Usage()
+
+
+@pytest.mark.parametrize(
+    ("chunk", "told"),
+    [
+        (b'{"id":"a","choices":[]}', b'{"id":"a","choices":[],"usage":null}'),
+        (b'{"choices":[{"delta":{"content":"usage"}}] }', b'{"choices":[{"delta":{"content":"usage"}}] ,"usage":null}'),
+        (b'{"choices":["\\"usage\\":"]}', b'{"choices":["\\"usage\\":"],"usage":null}'),
+        (b'{"choices":[{"usage":1}]}', b'{"choices":[{"usage":1}],"usage":null}'),
+        *((body, body) for body in (
+            b'{"choices":[], "usage" : null}', b'{"usage":{"prompt_tokens":1},"choices":[]}',
+            b'{"error":{"message":"no"}}', b"[]", b"nonsense", b"",
+        )),
+    ],
+)  # fmt: skip
+def test_a_chunk_says_that_its_usage_is_not_told_yet(chunk: bytes, told: bytes) -> None:
+    assert wire.with_usage(chunk) == told
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            b'{"a": 1.0e5,"choices":[{"message":{"content":"refusal"}},{"message":{"refusal":"No.","content":null}}]}',
+            {"a": 1.0e5, "choices": [
+                {"message": {"content": "refusal", "refusal": None}}, {"message": {"refusal": "No.", "content": None}},
+            ]},
+        ),
+        *((body, None) for body in (
+            b'{"choices": [ {"message":{"refusal":null}}] }', b'{"choices":[]}', b'{"choices":[{"text":"a"}]}',
+            b'{"error":{}}', b'{"choices":[{"message":null}]}', b'{ "usage":{},"odd":"\\u0000"}', b"[]", b"",
+        )),
+    ],
+)  # fmt: skip
+def test_a_message_says_that_nothing_was_refused_and_else_a_body_stays_as_it_is(body: bytes, told: Any) -> None:
+    said = wire.with_refusal(body)
+
+    assert said == body if told is None else json.loads(said) == told
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"), [({"include_usage": True}, True), ({"include_usage": 1}, False), ({}, False), (5, False)]
+)
+def test_usage_is_wanted_where_it_is_asked_for(options: Any, wanted: bool) -> None:
+    assert wire.wants_usage({"stream_options": options}) == wanted
 
 
 def test_a_usage_is_read() -> None:

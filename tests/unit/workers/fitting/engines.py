@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from jobs.terms import CHAT
+from jobs.endpoints import CHAT
 from workers.engines.port import Answer, Emit, Length, Request, Usage, refusal
 from workers.fitting.fitted import Fitted
 from workers.fitting.memory import Vectors

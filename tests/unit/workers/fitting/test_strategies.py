@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.terms import RESPONSES
+from jobs.endpoints import RESPONSES
 from tests.unit.workers.fitting.engines import LIMIT, Counting, Nobody, chat, fitted, prompt_tokens, said
 from workers.engines.port import Request
 
@@ -117,21 +117,27 @@ async def test_what_is_sent_fits_and_has_all_that_must_stay(
     assert (said(answer)["context"]["prompt_tokens_before"], said(answer)["context"]["prompt_tokens"]) == (
         before, prompt_tokens(sent),
     )  # fmt: skip
-    _check_kept(items, sent.body[name], noted=strategy in ("key_facts", "summarize"))
+    kept = _without_note(sent.body[name]) if strategy in ("key_facts", "summarize") else sent.body[name]
+    _check_kept(items, kept)
     if strategy != "truncate_middle":
-        _check_no_orphan(sent.body[name])
+        _check_no_orphan(kept)
     again = Request(sent.url, sent.body | {"context": context}, "req_2")
     await fitted(engine).answer(again)
     assert engine.asked[-1].body == sent.body, "what fits is left alone"
 
 
-def _check_kept(items: list[dict[str, Any]], sent: list[dict[str, Any]], *, noted: bool) -> None:
+def _without_note(sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What earlier turns came to is quoted in the first message of a user."""
+    at = next(n for n, item in enumerate(sent) if item.get("role") not in ("system", "developer"))
+    note, _, said = sent[at]["content"].rpartition("\n\n")
+    assert sent[at]["role"] == "user"
+    assert all(line.startswith(">") for line in note.split("\n")[1:])
+    return [*sent[:at], {**sent[at], "content": said}, *sent[at + 1 :]]
+
+
+def _check_kept(items: list[dict[str, Any]], sent: list[dict[str, Any]]) -> None:
     above = [item["content"] for item in items if item.get("role") in ("system", "developer")]
-    kept = [item["content"] for item in sent if item.get("role") in ("system", "developer")]
-    if noted and len(kept) == len(above) + 1:
-        kept = kept[1:]
-    assert len(kept) == len(above)
-    assert all(new.startswith(old) for old, new in zip(above, kept, strict=True))
+    assert [item["content"] for item in sent if item.get("role") in ("system", "developer")] == above
     last = _last_turn(items)
     assert sent[len(sent) - len(last) :] == last or [item for item in sent if item in last] == last
     made, answered = _calls(sent)
@@ -308,9 +314,11 @@ async def test_key_facts_are_the_sentences_that_the_question_is_about() -> None:
     answer = await fitted(engine).answer(chat(messages, {"strategy": "key_facts"}))
 
     system, question = engine.asked[0].body["messages"]
-    assert question == messages[-1]
-    assert system["content"].startswith("Be brief.\n\nFrom earlier in this conversation:\n")
-    assert "- user: The launch code of the rocket is 4711." in system["content"]
+    assert system == messages[0]
+    note, said_last = question["content"].split("\n\n")
+    assert said_last == messages[-1]["content"]
+    assert note.startswith("From earlier in this conversation:\n")
+    assert "> user: The launch code of the rocket is 4711." in note
     assert said(answer)["context"]["facts"] >= 1
 
 

@@ -1,5 +1,6 @@
 """Passages and queries are embedded behind their prompts, and what other prompts made is not taken for the same."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_passages_and_queries_are_embedded_behind_their_prompts(both: Works) -> 
     assert all(text.startswith("passage: ") for text in texts)
     assert both.engine.asked == [["query: kiwi"]]
     assert "passage: " not in found.text  # what is shown is the file's own
+    assert found.meta["sha256"] == hashlib.sha256(found.text.encode()).hexdigest()
 
 
 def test_engine_is_told_to_put_nothing_before_them(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:

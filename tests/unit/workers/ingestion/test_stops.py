@@ -1,15 +1,16 @@
 """What is taken away while it is brought in: files, stores, batches, time. Nothing of it is left behind."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from jobs import attachments, ledger, shards
 from jobs.clock import now
-from jobs.models import Job, VectorStore
+from jobs.models import Delivery, Event, Job, VectorStore
 from jobs.states import TERMINAL, JobState
-from tests.support.ingesting import Works, step_of
+from tests.support.ingesting import Killed, Works, step_of
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 OTHER = "A volcano is a mountain that opens to molten rock. " * 40
@@ -156,9 +157,86 @@ def test_files_that_were_not_brought_in_in_time_failed(mill: Works, stage: str) 
     for row in mill.rows(store):
         words = (row.error_code, row.error_message)
         assert words == ((None, None) if row.status == "completed" else ("server_error", LATE))
-    assert mill.told(batch)[-1] == ("vector_store.file_batch.failed", batch)
+    told = mill.told(batch)
+    assert told[-1] == ("vector_store.file_batch.failed", batch)
+    assert Counter(kind for kind, _ in told if ".file." in kind) == Counter(
+        f"vector_store.file.{row.status}" for row in mill.rows(store)
+    )
     mill.purge()
     mill.assert_tidy(store)
+
+
+def forget_the_model(mill: Works, store: str) -> None:
+    with mill.db.write() as session:
+        session.get_one(VectorStore, store).model = "nobody-serves-it"
+
+
+def test_of_files_whose_model_is_no_longer_served_each_is_told(mill: Works) -> None:
+    store, hook = mill.store(), {"url": "https://192.0.43.8/hook"}
+    one, other, third = (mill.upload(f"{PROSE} {n}") for n in range(3))
+    forget_the_model(mill, store)
+
+    single, batch = mill.attach(store, one, webhook=hook), mill.batch(store, other, third, webhook=hook)
+    mill.drive()
+
+    assert set(mill.statuses(store).values()) == {("failed", "server_error")}
+    failed = "vector_store.file.failed"
+    assert mill.told(single) == [(failed, one), ("job.failed", single)]
+    told = mill.told(batch)
+    assert (sorted(told[:2]), told[2:]) == (
+        sorted([(failed, other), (failed, third)]),
+        [("vector_store.file_batch.failed", batch)],
+    )
+    with mill.db.read() as session:
+        owed = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
+        counts = Counter(tuple(row) for row in session.execute(owed))
+    assert counts == {(single, failed): 1, (batch, failed): 2, (batch, "vector_store.file_batch.failed"): 1}
+
+
+def test_files_that_a_job_fails_with_at_last_are_told_too(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    job = mill.attach(store, file)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("workers.planning.plan_ingestion", broken)
+    mill.drive()
+
+    assert mill.statuses(store) == {file: ("failed", "server_error")}
+    assert mill.told(job) == [("vector_store.file.failed", file), ("job.failed", job)]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_whoever_dies_while_files_are_stopped_each_is_told_once(
+    mill: Works, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
+    files = [mill.upload(f"{PROSE} {n}") for n in range(5)]
+    died = 0
+    for at in range(1, 40):
+        store = mill.store()
+        forget_the_model(mill, store)
+        batch = mill.batch(store, *files)
+        if cancelled:
+            mill.ok(f"/vector_stores/{store}/file_batches/{batch}/cancel")
+        mill.reaper.arm(at)
+        try:
+            mill.drive()
+        except Killed:
+            died += 1
+            mill.bury()
+            mill.drive()
+        else:
+            mill.reaper.armed = False
+            break
+
+        status, _, failed, stopped = end_of(mill, batch)
+        told = Counter(mill.told(batch))
+        assert (status, failed, stopped) == (("cancelled", 0, 5) if cancelled else ("failed", 5, 0))
+        assert [told["vector_store.file.failed", file] for file in files] == [0 if cancelled else 1] * 5
+        assert told[f"vector_store.file_batch.{status}", batch] == 1
+    assert died >= 8
 
 
 def test_a_store_whose_time_is_over_is_refused_and_emptied(mill: Works) -> None:

@@ -14,6 +14,7 @@ from jobs.clock import now
 from jobs.models import Delivery, Event, VectorRemoval
 from jobs.states import JobState
 from tests.support.ingesting import DIMENSIONS, Works
+from workers.ingestion import index
 from workers.ingestion.purge import purge
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
@@ -311,6 +312,32 @@ def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both
     assert both.engine.texts == asked
     assert both.search(second, "a bird")[0].text == both.search(first, "a bird")[0].text
     both.assert_tidy(second)
+
+
+def test_what_any_store_of_the_project_has_in_a_file_is_not_embedded_again(
+    both: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "STORES_LOOKED_AT", 1)
+    first = both.store()
+    both.attach(first, both.upload(PROSE))
+    both.drive()
+    for n in range(2):  # used later
+        both.attach(both.store(), both.upload(f"{OTHER} {n}"))
+        both.drive()
+    asked = both.engine.texts
+    last, again = both.store(), both.upload(PROSE, "b.txt")
+
+    both.attach(last, again)
+    both.drive()
+
+    assert both.engine.texts == asked
+    assert [one.file_id for one in both.search(last, "kiwi", limit=1)] == [again]
+    both.delete(f"/vector_stores/{first}")
+    both.delete(f"/vector_stores/{last}")
+    both.purge()
+    both.attach(both.store(), again)
+    both.drive()
+    assert both.engine.texts > asked + 1  # the search's own is one
 
 
 def test_what_another_project_has_is_embedded_again(both: Works) -> None:

@@ -1,5 +1,6 @@
 """Pictures of text, alone and as the pages of a scanned PDF, read by Tesseract in the child, within its limits."""
 
+import io
 import shutil
 import zlib
 from pathlib import Path
@@ -72,10 +73,34 @@ def test_scanned_pages_are_read_and_known_by_their_number(tmp_path: Path) -> Non
     assert {chunk.page for chunk in found.chunks} >= {1}
 
 
-def test_without_tesseract_a_scan_has_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tesseract_a_scan_is_refused_by_a_code_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(Refused, match="'parse' and Tesseract") as refused:
+        parse(tmp_path, scanned(WORDS, "Second page of the scan"), "scan.pdf")
+
+    assert refused.value.code == "unsupported_file"
+
+
+@pytest.mark.parametrize(("pages", "texts"), [(([], [WORDS]), ["", WORDS]), (([], []), ["", ""])])
+def test_what_has_text_or_no_pictures_needs_no_tesseract(
+    monkeypatch: pytest.MonkeyPatch, pages: tuple[list[str], ...], texts: list[str]
+) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
 
-    assert [block.text for block in pdf.read(scanned(WORDS), Limits()).blocks] == [""]
+    assert [block.text for block in pdf.read(samples.pdf([*pages]), Limits()).blocks] == texts
+
+
+def test_without_tesseract_a_page_of_text_is_read_beside_scanned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    both = pypdfium2.PdfDocument(scanned("A picture"))
+    both.import_pages(pypdfium2.PdfDocument(samples.pdf([[WORDS]])))
+    written = io.BytesIO()
+    both.save(written)
+
+    assert [block.text for block in pdf.read(written.getvalue(), Limits()).blocks] == ["", WORDS]
 
 
 @needs_tesseract

@@ -80,7 +80,7 @@ def test_a_source_whose_store_goes_at_that_moment_is_not_synced(
 
 
 def keeper(mill: Works) -> Housekeeper:
-    return Housekeeper(mill.context.config, mill.db, mill.storage, now)
+    return Housekeeper(mill.context.config, mill.db, mill.storage, now, lambda: None)
 
 
 def keep_at(mill: Works, due: float | None) -> None:

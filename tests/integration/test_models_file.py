@@ -1,0 +1,60 @@
+"""A models file that changes while everything runs."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs.db import Database
+from jobs.queues import Queue
+from jobs.registry import Models
+from jobs.settings import Settings
+from jobs.states import JobState
+from tests.support import stub_engine
+from tests.support.mill import Mill, chat_line, jsonl, running
+from workers import __main__ as worker
+from workers import answering
+from workers.company import Company
+from workers.engines.router import build
+from workers.reloading import Reloading
+
+
+def _file(folder: Path, **urls: str) -> None:
+    models = [f'  {name}: {{source: {{urls: ["{url}"]}}, engine: http}}\n' for name, url in urls.items()]
+    (folder / "models.yaml").write_text("models:\n" + "".join(models))
+
+
+def _batch(mill: Mill, model: str) -> str:
+    return mill.submit(jsonl([chat_line(f"r{n}", "x", model=model) for n in range(20)]))
+
+
+def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 0.5)
+    config = Settings(data_dir=tmp_path)
+    with (
+        stub_engine.running(tmp_path / "a", "--models", "alpha") as alpha,
+        stub_engine.running(tmp_path / "b", "--models", "beta") as beta,
+    ):
+        _file(tmp_path, alpha=alpha)
+        router = build(config, Models(config).now(), Queue.GENERATE)
+        with running(db, tmp_path, router) as mill:
+            company = Company(tmp_path / "run", 30)
+            reloading = Reloading(mill.gpu, mill.host, router, Queue.GENERATE, company, mill.gpu.stop.set)
+            announcing = (mill.gpu, router, Queue.GENERATE, reloading.look)
+            threading.Thread(target=worker._stay_announced, args=announcing, daemon=True).start()
+            mill.until(lambda: mill.gpu.standing.models == ("alpha",))
+            assert mill.drain(_batch(mill, "alpha"))[0].completed == 20
+
+            _file(tmp_path, alpha=alpha, beta="http://127.0.0.1:9")
+            waiting = _batch(mill, "beta")
+            mill.until(lambda: mill.job(waiting).state == JobState.RUNNING)
+            assert mill.drain(_batch(mill, "alpha"))[0].completed == 20
+            mill.until(lambda: mill.job(waiting).waiting_for == "model", 60)
+
+            _file(tmp_path, alpha=alpha, beta=beta)
+            (job,) = mill.drain(waiting, timeout=60)
+
+            assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 20, None)
+            company.close()

@@ -1,0 +1,80 @@
+"""What SQL said is good for two seconds, asked for again beside, and a refusal is never kept."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from api.trusted import SECONDS, Trusted
+from jobs.errors import Unauthenticated
+
+
+class Sql:
+    """Says how often it was asked, or refuses; and a clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked, self.refuses, self.at = 0, False, 100.0
+        monkeypatch.setattr("api.trusted.time", SimpleNamespace(monotonic=lambda: self.at))
+
+    def look(self) -> int:
+        self.asked += 1
+        if self.refuses:
+            raise Unauthenticated
+        return self.asked
+
+
+@pytest.fixture
+def sql(monkeypatch: pytest.MonkeyPatch) -> Sql:
+    return Sql(monkeypatch)
+
+
+async def beside() -> None:
+    """Until what is asked beside has been answered."""
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+
+
+async def test_it_is_asked_once_for_each_key_while_its_answer_is_new(sql: Sql) -> None:
+    trusted = Trusted[int]()
+
+    assert [await trusted.get(key, sql.look) for key in (b"a", b"a", b"b", b"a")] == [1, 1, 2, 1]
+
+
+async def test_nobody_waits_for_it_while_somebody_asks_again_and_again(sql: Sql) -> None:
+    trusted = Trusted[int]()
+    got = []
+    for _ in range(4):
+        got += [await trusted.get(b"a", sql.look), await trusted.get(b"a", sql.look)]
+        await beside()
+        sql.at += SECONDS * 0.6
+
+    assert (got, sql.asked) == ([1, 1, 1, 1, 2, 2, 3, 3], 4)
+
+
+async def test_what_is_too_old_is_asked_for_first(sql: Sql) -> None:
+    trusted = Trusted[int]()
+    await trusted.get(b"a", sql.look)
+    sql.at += SECONDS
+
+    assert await trusted.get(b"a", sql.look) == 2
+
+
+@pytest.mark.parametrize("later", [SECONDS * 0.6, SECONDS], ids=["found beside", "asked for first"])
+async def test_what_is_taken_back_is_refused_and_what_is_refused_is_asked_for_each_time(sql: Sql, later: float) -> None:
+    trusted = Trusted[int]()
+    await trusted.get(b"a", sql.look)
+    sql.refuses, sql.at = True, sql.at + later
+    if later < SECONDS:
+        assert await trusted.get(b"a", sql.look) == 1
+        await beside()
+
+    for _ in range(2):
+        with pytest.raises(Unauthenticated):
+            await trusted.get(b"a", sql.look)
+    assert sql.asked == 3 + (later < SECONDS)
+
+
+async def test_of_many_keys_the_oldest_are_forgotten(sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.trusted._MOST", 2)
+    trusted = Trusted[int]()
+
+    assert [await trusted.get(key, sql.look) for key in (b"a", b"b", b"c", b"c", b"a")] == [1, 2, 3, 3, 4]

@@ -1,0 +1,40 @@
+"""No library sends statistics home, in whichever of our processes it is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.services import need
+from tests.support.system import ROOT
+
+VARIABLES = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS")
+
+
+def said(module: str, words: str, **environment: str) -> str:
+    """What a process that imports one of our modules first says of itself."""
+    without = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    script = f"import os, {module}; {words}"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=without | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["api", "cli.installation", "jobs.settings", "workers.engines.packaged"])
+def test_every_process_and_its_children_have_them_off(module: str) -> None:
+    assert said(module, f"print(*map(os.environ.get, {VARIABLES}))") == "1 1 1"
+
+
+def test_what_the_operator_has_said_stays() -> None:
+    assert said("workers", "print(os.environ['DO_NOT_TRACK'])", DO_NOT_TRACK="0") == "0"
+
+
+def test_the_hubs_library_hears_it() -> None:
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        need("the hub's library", error)
+
+    assert said("cli.hub", "from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)") == "True"

@@ -1,0 +1,78 @@
+"""What a worker's process keeps for good."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from workers import __main__ as worker
+from workers import process
+from workers.context import Standing
+from workers.engines.fake import FakeEngine
+from workers.host import EngineHost
+from workers.tasks import signals
+
+
+class Cycle:
+    """Refers to itself: only the collector can free it."""
+
+    def __init__(self) -> None:
+        self.myself = self
+
+
+@pytest.fixture(autouse=True)
+def _thawed() -> Iterator[None]:
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_what_is_there_is_not_looked_through_again() -> None:
+    process.settle()
+
+    assert gc.get_freeze_count() > 1000
+    assert len(gc.get_objects()) < 1000
+
+
+def test_what_was_for_good_and_is_no_more_is_freed_by_the_next() -> None:
+    cycle = Cycle()
+    process.settle()
+    gone = weakref.ref(cycle)
+    del cycle
+    gc.collect()
+    assert gone() is not None
+
+    process.settle()
+
+    assert gone() is None
+
+
+def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settled: list[int] = []
+    monkeypatch.setattr(process, "settle", lambda: settled.append(host.generation))
+    monkeypatch.setattr(worker, "_stay_announced", lambda *_: None)
+    context = SimpleNamespace(standing=Standing())
+    host = EngineHost(FakeEngine(), lambda: worker._restarted(context))  # type: ignore[arg-type]
+
+    signals.worker_ready.send(None)
+    assert settled == [0]
+    worker._bring_up(context, host, host.engine, Idle())  # type: ignore[arg-type]
+    assert settled == [0, 0]
+    host.call(host._rebuild()).result(10)
+    host.close()
+
+    assert settled == [0, 0, 1]
+    assert context.standing.restarts == 1
+
+
+class Idle:
+    """A desk at which nobody asks."""
+
+    queue = "gpu.generate"
+
+    async def serve(self) -> None:
+        return
