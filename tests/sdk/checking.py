@@ -19,6 +19,7 @@ import openai
 FACTS: dict[str, Any] = json.loads(sys.argv[1])
 MODEL = FACTS["model"]
 PATIENCE = 30.0  # seconds for what takes well under one
+ENDED = ("completed", "failed", "expired", "cancelled")
 
 CHECKS: dict[str, Callable[[], None]] = {}
 RAW: list[str] = []
@@ -81,3 +82,24 @@ def facts_of(error: Any) -> tuple[Any, ...]:
 
 def fresh(word: str) -> str:
     return f"{word}-{uuid.uuid4().hex[:12]}"
+
+
+def input_file(lines: list[dict[str, Any]]) -> str:
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return client.files.create(file=("input.jsonl", content), purpose="batch").id
+
+
+def ended(batch: Any) -> Any:
+    def look() -> Any:
+        now = client.batches.retrieve(batch.id)
+        return now if now.status in ENDED else None
+
+    return until(look, f"the end of {batch.id}")
+
+
+def lines_of(file_id: str | None) -> dict[str, dict[str, Any]]:
+    assert file_id, "there is no file"
+    lines = [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+    found = {line["custom_id"]: line for line in lines}
+    same(len(found), len(lines))
+    return found

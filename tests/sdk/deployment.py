@@ -20,12 +20,14 @@ from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
 from tests.support.web import make_key, running_app, serve
+from workers.asking import Asking
 from workers.context import Pool, build
 from workers.counting import Counting
 from workers.dispatcher import Dispatcher
-from workers.engines.fake import prompt_of
-from workers.engines.port import Length, Request
+from workers.engines.fake import FakeEngine, prompt_of
+from workers.engines.port import Answer, Length, Request
 from workers.finishing import finish
+from workers.grounding import Grounded
 from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge
 from workers.interactive import Desk
@@ -91,9 +93,17 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         carrier = Valkey(folder / "valkey")
         stack.callback(carrier.close)
         carrier.start()
-        mill = stack.enter_context(running(db, folder, **settings))
+        settings |= {"streams_url": carrier.url}
+
+        async def search(request: Request, wanted: Search) -> Sequence[Found] | Answer:
+            return await asking.search(request, wanted)
+
+        engine = Grounded(FakeEngine((MODEL,)), search, lambda _: Room(1000))
+        mill = stack.enter_context(running(db, folder, engine, **settings))
+        asking = Asking(mill.gpu)
+        stack.callback(lambda: mill.host.call(asking.close()).result(5))
         past = [_ended(mill, n) for n in range(PAST)]
-        app = stack.enter_context(running_app(folder, db.url, streams_url=carrier.url, **settings))
+        app = stack.enter_context(running_app(folder, db.url, **settings))
         url = stack.enter_context(serve(app))
         receiver = stack.enter_context(Receiver())
         front = stack.enter_context(standing_before(url, receiver))

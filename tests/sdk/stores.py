@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import openai
-from checking import FACTS, check, client, facts_of, fresh, raised, raw, same
+from checking import FACTS, MODEL, check, client, ended, facts_of, fresh, input_file, lines_of, raised, raw, same, until
 
 stores = client.vector_stores
 files = client.vector_stores.files
@@ -34,6 +34,10 @@ ARCHIVE = base64.b64decode(
     "UEsDBBQAAAAAAGCheV2DFtyMAQAAAAEAAAAFAAAAYS50eHR4UEsBAhQDFAAAAAAAYKF5XYMW3IwBAAAAAQAAAAUAAAAAAAAAAAAAAIABAAAAAGEu"
     "dHh0UEsFBgAAAAABAAEAMwAAACQAAAAAAA=="
 )
+#: Words that one text has, and the one at which the fake engine names the first excerpt.
+QUESTION = "What burns kerosene? !cite"
+RESPONSES = "/v1/responses"
+RESULTS: Any = ["file_search_call.results"]
 SMALL: Any = {"type": "static", "static": {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}}
 
 
@@ -285,6 +289,137 @@ def _() -> None:
         same(names_of(stores.search(store, query=CAT, ranking_options=options)), ["cat.md"])
         error = raised(openai.BadRequestError, found, "x", 0, 0)
         same(facts_of(error)[:2], (400, "invalid_request_error"))
+
+
+@check("a vector store is made with its files, and they are listed page by page")
+def _() -> None:
+    ids = [upload(name, text) for name, text in TEXTS.items()]
+    with a_store(file_ids=ids, chunking_strategy=SMALL) as store:
+        until(lambda: stores.retrieve(store).status == "completed", "the files are in")
+
+        same(counts_of(stores.retrieve(store)), (3, 0, 3, 0, 0))
+        up = [one.id for one in files.list(store, order="asc")]
+        same(sorted(up), sorted(ids))
+        same([one.id for one in files.list(store)], up[::-1])
+        same([[one.id for one in page.data] for page in files.list(store, limit=2).iter_pages()], [up[:0:-1], up[:1]])
+        same([one.id for one in files.list(store, order="asc", after=up[0])], up[1:])
+        same([one.id for one in files.list(store, order="asc", before=up[1])], up[:1])
+        done = batches.create_and_poll(store, file_ids=ids)
+
+        def listed(**asked: Any) -> Any:
+            return batches.list_files(done.id, vector_store_id=store, **asked)
+
+        up = [one.id for one in listed(order="asc")]
+        same(sorted(up), sorted(ids))
+        same(
+            [[one.id for one in page.data] for page in listed(limit=2, order="desc").iter_pages()], [up[:0:-1], up[:1]]
+        )
+        same([one.id for one in listed(order="asc", after=up[0])], up[1:])
+        same([one.id for one in listed(order="asc", before=up[1])], up[:1])
+        same(list(listed(filter="failed")), [])
+
+
+def asking(store: str, **more: Any) -> dict[str, Any]:
+    """A response that searches a store and shows what it found."""
+    tool = {"type": "file_search", "vector_store_ids": [store], "max_num_results": 1, **more}
+    return {"model": MODEL, "input": QUESTION, "tools": [tool], "include": RESULTS}
+
+
+def fields(shown: Any) -> Any:
+    return shown if isinstance(shown, dict) else shown.to_dict()
+
+
+def check_cited(response: Any, file: str) -> None:
+    """It searched, found this file and no other, and cites it where it names it."""
+    call, message = map(fields, response["output"] if isinstance(response, dict) else response.output)
+    same((call["type"], call["status"], call["queries"]), ("file_search_call", "completed", [QUESTION]))
+    [result], [part] = call["results"], message["content"]
+    same((result["file_id"], result["filename"], result["text"]), (file, "rocket.txt", ROCKET))
+    same(result["attributes"], ATTRIBUTES["rocket.txt"])
+    assert 0 < result["score"] <= 1, result["score"]
+    assert part["text"].startswith("echo "), part["text"]
+    check_citation(part["annotations"], part["text"], file)
+
+
+def check_citation(annotations: Any, text: str, file: str) -> None:
+    [citation] = map(fields, annotations)
+    same((citation["type"], citation["file_id"], citation["filename"]), ("file_citation", file, "rocket.txt"))
+    same(citation["index"], text.index("[1]"))
+
+
+@check("a response searches files and cites them")
+def _() -> None:
+    with a_library() as (store, ids):
+        made = client.responses.create(**asking(store))
+        plain = client.responses.create(**{**asking(store), "include": None, "store": False})
+        food: Any = {"type": "eq", "key": "about", "value": "food"}
+        filtered = client.responses.create(**asking(store, filters=food))
+        nothing = client.responses.create(**asking(store, filters={**food, "value": "drink"}))
+
+        same(made.status, "completed")
+        check_cited(made, ids["rocket.txt"])
+        same([fields(tool)["type"] for tool in made.tools], ["file_search"])
+        check_cited(client.responses.retrieve(made.id, include=RESULTS), ids["rocket.txt"])
+        for hidden in (plain, client.responses.retrieve(made.id)):
+            same(hidden.output[0].results, None)
+            check_citation(hidden.output[1].content[0].annotations, hidden.output_text, ids["rocket.txt"])
+        same([one.filename for one in filtered.output[0].results], ["bread.html"])
+        same((nothing.output[0].results, nothing.output[1].content[0].annotations), ([], []))
+        error = raised(openai.NotFoundError, client.responses.create, **asking("vs_none"))
+        same(facts_of(error), (404, "invalid_request_error", "vector_store_not_found", "tools"))
+
+
+@check("a response that searches files is streamed")
+def _() -> None:
+    with a_library() as (store, ids):
+        events = list(client.responses.create(**asking(store), stream=True))
+        with client.responses.stream(**asking(store)) as stream:
+            helped = [event.type for event in stream]
+            final = stream.get_final_response()
+
+        kinds = [event.type for event in events]
+        steps = [kind for kind in kinds if kind.startswith("response.file_search_call.")]
+        same(steps, [f"response.file_search_call.{step}" for step in ("in_progress", "searching", "completed")])
+        assert kinds.index(steps[-1]) < kinds.index("response.output_text.delta"), kinds
+        same([event.sequence_number for event in events], list(range(len(events))))
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        added = [event.annotation for event in events if event.type == "response.output_text.annotation.added"]
+        check_citation(added, text, ids["rocket.txt"])
+        same((kinds[-1], helped), ("response.completed", kinds))
+        for whole in (events[-1].response, final):
+            same(whole.output_text, text)
+            check_cited(whole, ids["rocket.txt"])
+
+
+@check("a response in the background searches files")
+def _() -> None:
+    with a_library() as (store, ids):
+        made = client.responses.create(**asking(store), background=True)
+
+        def look() -> Any:
+            now = client.responses.retrieve(made.id, include=RESULTS)
+            return None if now.status in {"queued", "in_progress"} else now
+
+        done = until(look, f"the end of {made.id}")
+        same(done.status, "completed")
+        check_cited(done, ids["rocket.txt"])
+
+
+@check("a batch of responses searches files")
+def _() -> None:
+    with a_library() as (store, ids):
+        lines = {"good": asking(store), "bad": asking("vs_none")}
+        file = input_file(
+            [{"custom_id": name, "method": "POST", "url": RESPONSES, "body": body} for name, body in lines.items()]
+        )
+        batch = ended(client.batches.create(input_file_id=file, endpoint=RESPONSES, completion_window="24h"))
+
+        same((batch.status, batch.request_counts.completed, batch.request_counts.failed), ("completed", 1, 1))
+        output, errors = lines_of(batch.output_file_id), lines_of(batch.error_file_id)
+        same((set(output), set(errors)), ({"good"}, {"bad"}))
+        check_cited(output["good"]["response"]["body"], ids["rocket.txt"])
+        refused = errors["bad"]["response"]
+        same((refused["status_code"], refused["body"]["error"]["code"]), (404, "vector_store_not_found"))
 
 
 @check("what is in no vector store is a NotFoundError")

@@ -18,13 +18,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import openai
-from checking import CHECKS, FACTS, MODEL, RAW, check, client, facts_of, fresh, raised, raw, same, through, told, until
+from checking import (
+    CHECKS,
+    FACTS,
+    MODEL,
+    RAW,
+    check,
+    client,
+    ended,
+    facts_of,
+    fresh,
+    input_file,
+    lines_of,
+    raised,
+    raw,
+    same,
+    through,
+    told,
+    until,
+)
 
 CHAT = "/v1/chat/completions"
 EVENT_TYPES = {"batch.completed", "batch.failed", "batch.expired", "batch.cancelled"}
 DATA = b'{"custom_id":"1"}\n' * 50_000
 PIECES = [bytes([65 + n]) * (20_000 + n) for n in range(12)]
-ENDED = ("completed", "failed", "expired", "cancelled")
 
 
 def chat(custom_id: str, prompt: Any, url: str = CHAT, **body: Any) -> dict[str, Any]:
@@ -33,29 +50,8 @@ def chat(custom_id: str, prompt: Any, url: str = CHAT, **body: Any) -> dict[str,
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
 
 
-def input_file(lines: list[dict[str, Any]]) -> str:
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    return client.files.create(file=("input.jsonl", content), purpose="batch").id
-
-
 def submit(lines: list[dict[str, Any]], **more: Any) -> Any:
     return client.batches.create(input_file_id=input_file(lines), endpoint=CHAT, completion_window="24h", **more)
-
-
-def ended(batch: Any) -> Any:
-    def look() -> Any:
-        now = client.batches.retrieve(batch.id)
-        return now if now.status in ENDED else None
-
-    return until(look, f"the end of {batch.id}")
-
-
-def lines_of(file_id: str | None) -> dict[str, dict[str, Any]]:
-    assert file_id, "there is no file"
-    lines = [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
-    found = {line["custom_id"]: line for line in lines}
-    same(len(found), len(lines))
-    return found
 
 
 def batches_of(mark: str) -> list[str]:

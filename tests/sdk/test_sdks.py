@@ -70,6 +70,11 @@ CHECKS = (
     "a vector store is searched",
     "a search is filtered",
     "a search is ranked as it asks",
+    "a vector store is made with its files, and they are listed page by page",
+    "a response searches files and cites them",
+    "a response that searches files is streamed",
+    "a response in the background searches files",
+    "a batch of responses searches files",
     "what is in no vector store is a NotFoundError",
     "many searches at once are answered",
 )

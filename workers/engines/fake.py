@@ -2,6 +2,7 @@
 
     prompt ──sha256──▶ text, tokens, vectors            the same prompt always gets the same answer
     prompt with "!reset", "!hang", "!500" …             breaks in that way (MAGIC)
+    prompt with "!cite"                                 a response to it names the first excerpt
 
 The stub server of the tests gives the same answers over HTTP and breaks on the same words.
 """
@@ -30,6 +31,7 @@ from workers.engines.port import (
 from workers.engines.wire import wants_usage
 
 MAGIC: Final = ("!reset", "!hang", "!500", "!503", "!429", "!html", "!huge", "!crash", "!flaky2", "!slow", "!cut")
+CITE: Final = "!cite"
 CUT: Final = "!cut"  # a stream that ends too early; a whole answer is not harmed
 CREATED: Final = 1_700_000_000  # answers are the same at any time
 DIMENSIONS: Final = 8
@@ -160,7 +162,8 @@ def _words(text: str) -> list[str]:
 
 def _response(body: Body, prompt: str, digest: bytes) -> Answer:
     usage, name = usage_of(prompt, digest), digest.hex()[:24]
-    content = {"type": "output_text", "text": f"echo {digest.hex()[:16]}", "annotations": []}
+    text = f"echo {digest.hex()[:16]}" + (" [1]" if CITE in prompt else "")
+    content = {"type": "output_text", "text": text, "annotations": []}
     message = {
         "type": "message",
         "id": f"msg_{name}",

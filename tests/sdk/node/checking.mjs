@@ -9,6 +9,7 @@ import OpenAI, { toFile } from "openai";
 export const FACTS = JSON.parse(process.argv[2]);
 export const MODEL = FACTS.model;
 const PATIENCE = 30_000; // milliseconds for what takes well under a second
+const ENDED = ["completed", "failed", "expired", "cancelled"];
 
 export const CHECKS = new Map();
 export const RAW = new Set();
@@ -67,4 +68,25 @@ export async function pagesOf(list) {
   const pages = [];
   for await (const page of (await list).iterPages()) pages.push(ids(page.data));
   return pages;
+}
+
+export const bytesOf = async (id) => Buffer.from(await (await client.files.content(id)).arrayBuffer());
+
+export async function inputFile(lines) {
+  const content = Buffer.from(lines.map((line) => `${JSON.stringify(line)}\n`).join(""));
+  return (await client.files.create({ file: await toFile(content, "input.jsonl"), purpose: "batch" })).id;
+}
+
+export const ended = (batch) =>
+  until(async () => {
+    const now = await client.batches.retrieve(batch.id);
+    return ENDED.includes(now.status) && now;
+  }, `the end of ${batch.id}`);
+
+export async function linesOf(fileId) {
+  assert.ok(fileId, "there is no file");
+  const lines = (await bytesOf(fileId)).toString().trimEnd().split("\n").map((line) => JSON.parse(line));
+  const found = new Map(lines.map((line) => [line.custom_id, line]));
+  same(found.size, lines.length);
+  return found;
 }

@@ -7,7 +7,9 @@ import assert from "node:assert/strict";
 
 import OpenAI, { toFile } from "openai";
 
-import { all, check, client, factsOf, fresh, ids, pagesOf, raised, same, small } from "./checking.mjs";
+import {
+  MODEL, all, check, client, ended, factsOf, fresh, ids, inputFile, linesOf, pagesOf, raised, same, small, until,
+} from "./checking.mjs";
 
 const stores = client.vectorStores;
 const { files, fileBatches: batches } = stores;
@@ -31,6 +33,10 @@ const ARCHIVE = Buffer.from(
     "dHh0UEsFBgAAAAABAAEAMwAAACQAAAAAAA==",
   "base64",
 );
+// Words that one text has, and the one at which the fake engine names the first excerpt.
+const QUESTION = "What burns kerosene? !cite";
+const RESPONSES = "/v1/responses";
+const RESULTS = ["file_search_call.results"];
 const SMALL = { type: "static", static: { max_chunk_size_tokens: 100, chunk_overlap_tokens: 20 } };
 const EMPTY = { total: 0, in_progress: 0, completed: 0, failed: 0, cancelled: 0 };
 
@@ -44,8 +50,8 @@ async function uploadAll() {
   return found;
 }
 
-async function inStore(work) {
-  const { id } = await stores.create({ name: fresh("store") });
+async function inStore(work, more = {}) {
+  const { id } = await stores.create({ name: fresh("store"), ...more });
   try {
     await work(id);
   } finally {
@@ -258,6 +264,129 @@ check("a search is ranked as it asks", () =>
     same(await namesOf(stores.search(store, { query: CAT, ranking_options })), ["cat.md"]);
     const error = await raised(OpenAI.BadRequestError, () => found("x", 0, 0));
     same(factsOf(error).slice(0, 2), [400, "invalid_request_error"]);
+  }));
+
+check("a vector store is made with its files, and they are listed page by page", async () => {
+  const file_ids = Object.values(await uploadAll());
+  const work = async (store) => {
+    await until(async () => (await stores.retrieve(store)).status === "completed", "the files are in");
+
+    same((await stores.retrieve(store)).file_counts, { ...EMPTY, total: 3, completed: 3 });
+    const done = await batches.createAndPoll(store, { file_ids });
+    const ofStore = (asked) => files.list(store, asked);
+    const ofBatch = (asked) => batches.listFiles(done.id, { vector_store_id: store, ...asked });
+    for (const list of [ofStore, ofBatch]) {
+      const up = ids(await all(list({ order: "asc" })));
+      same(up.toSorted(), file_ids.toSorted());
+      same(ids(await all(list({}))), up.toReversed());
+      same(await pagesOf(list({ limit: 2, order: "desc" })), [[up[2], up[1]], [up[0]]]);
+      same(ids(await all(list({ order: "asc", after: up[0] }))), up.slice(1));
+      same(ids(await all(list({ order: "asc", before: up[1] }))), up.slice(0, 1));
+      same(await all(list({ filter: "failed" })), []);
+    }
+  };
+  await inStore(work, { file_ids, chunking_strategy: SMALL });
+});
+
+/** A response that searches a store and shows what it found. */
+const asking = (store, more = {}) => ({
+  model: MODEL,
+  input: QUESTION,
+  tools: [{ type: "file_search", vector_store_ids: [store], max_num_results: 1, ...more }],
+  include: RESULTS,
+});
+
+/** It searched, found this file and no other, and cites it where it names it. */
+function checkCited({ output: [call, message] }, file) {
+  same([call.type, call.status, call.queries], ["file_search_call", "completed", [QUESTION]]);
+  const [[result], [part]] = [call.results, message.content];
+  same([call.results.length, message.content.length], [1, 1]);
+  same([result.file_id, result.filename, result.text], [file, "rocket.txt", ROCKET]);
+  same(result.attributes, ATTRIBUTES["rocket.txt"]);
+  assert.ok(result.score > 0 && result.score <= 1, result.score);
+  assert.ok(part.text.startsWith("echo "), part.text);
+  checkCitation(part.annotations, part.text, file);
+}
+
+function checkCitation(annotations, text, file) {
+  same(annotations.map((one) => [one.type, one.file_id, one.filename]), [["file_citation", file, "rocket.txt"]]);
+  same(annotations[0].index, text.indexOf("[1]"));
+}
+
+check("a response searches files and cites them", () =>
+  inLibrary(async (store, { "rocket.txt": rocket }) => {
+    const made = await client.responses.create(asking(store));
+    const plain = await client.responses.create({ ...asking(store), include: null, store: false });
+    const food = { type: "eq", key: "about", value: "food" };
+    const filtered = await client.responses.create(asking(store, { filters: food }));
+    const nothing = await client.responses.create(asking(store, { filters: { ...food, value: "drink" } }));
+
+    same(made.status, "completed");
+    checkCited(made, rocket);
+    same(made.tools.map((tool) => tool.type), ["file_search"]);
+    checkCited(await client.responses.retrieve(made.id, { include: RESULTS }), rocket);
+    for (const hidden of [plain, await client.responses.retrieve(made.id)]) {
+      same(hidden.output[0].results, null);
+      checkCitation(hidden.output[1].content[0].annotations, hidden.output_text, rocket);
+    }
+    same(filtered.output[0].results.map((one) => one.filename), ["bread.html"]);
+    same([nothing.output[0].results, nothing.output[1].content[0].annotations], [[], []]);
+    const error = await raised(OpenAI.NotFoundError, () => client.responses.create(asking("vs_none")));
+    same(factsOf(error), [404, "invalid_request_error", "vector_store_not_found", "tools"]);
+  }));
+
+check("a response that searches files is streamed", () =>
+  inLibrary(async (store, { "rocket.txt": rocket }) => {
+    const events = [];
+    for await (const event of await client.responses.create({ ...asking(store), stream: true })) events.push(event);
+    const stream = client.responses.stream(asking(store));
+    const helped = [];
+    for await (const event of stream) helped.push(event.type);
+    const final = await stream.finalResponse();
+
+    const kinds = events.map((event) => event.type);
+    const steps = kinds.filter((kind) => kind.startsWith("response.file_search_call."));
+    same(steps, ["in_progress", "searching", "completed"].map((step) => `response.file_search_call.${step}`));
+    assert.ok(kinds.indexOf(steps.at(-1)) < kinds.indexOf("response.output_text.delta"), kinds.join());
+    same(events.map((event) => event.sequence_number), [...events.keys()]);
+    const deltas = events.filter((event) => event.type === "response.output_text.delta");
+    const text = deltas.map((event) => event.delta).join("");
+    const added = events.filter((event) => event.type === "response.output_text.annotation.added");
+    checkCitation(added.map((event) => event.annotation), text, rocket);
+    same([kinds.at(-1), helped], ["response.completed", kinds]);
+    for (const whole of [events.at(-1).response, final]) {
+      same(whole.output[1].content[0].text, text);
+      checkCited(whole, rocket);
+    }
+  }));
+
+check("a response in the background searches files", () =>
+  inLibrary(async (store, { "rocket.txt": rocket }) => {
+    const made = await client.responses.create({ ...asking(store), background: true });
+    const done = await until(async () => {
+      const now = await client.responses.retrieve(made.id, { include: RESULTS });
+      return !["queued", "in_progress"].includes(now.status) && now;
+    }, `the end of ${made.id}`);
+
+    same(done.status, "completed");
+    checkCited(done, rocket);
+  }));
+
+check("a batch of responses searches files", () =>
+  inLibrary(async (store, { "rocket.txt": rocket }) => {
+    const lines = Object.entries({ good: asking(store), bad: asking("vs_none") });
+    const input_file_id = await inputFile(
+      lines.map(([custom_id, body]) => ({ custom_id, method: "POST", url: RESPONSES, body })),
+    );
+    const made = await client.batches.create({ input_file_id, endpoint: RESPONSES, completion_window: "24h" });
+    const batch = await ended(made);
+
+    same([batch.status, batch.request_counts], ["completed", { total: 2, completed: 1, failed: 1 }]);
+    const [output, errors] = [await linesOf(batch.output_file_id), await linesOf(batch.error_file_id)];
+    same([[...output.keys()], [...errors.keys()]], [["good"], ["bad"]]);
+    checkCited(output.get("good").response.body, rocket);
+    const { status_code, body } = errors.get("bad").response;
+    same([status_code, body.error.code], [404, "vector_store_not_found"]);
   }));
 
 check("what is in no vector store is a NotFoundError", () =>

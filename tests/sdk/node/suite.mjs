@@ -11,7 +11,8 @@ import { readFileSync } from "node:fs";
 import OpenAI, { toFile } from "openai";
 
 import {
-  CHECKS, FACTS, MODEL, RAW, all, check, client, factsOf, fresh, ids, pagesOf, raised, same, small, through, told, until,
+  CHECKS, FACTS, MODEL, RAW, all, bytesOf, check, client, ended, factsOf, fresh, ids, inputFile, linesOf, pagesOf, raised,
+  same, small, through, told, until,
 } from "./checking.mjs";
 
 const CHAT = "/v1/chat/completions";
@@ -20,37 +21,15 @@ const DATA = Buffer.from('{"custom_id":"1"}\n'.repeat(50_000));
 const PIECES = Array.from({ length: 12 }, (_, n) => Buffer.alloc(20_000 + n, 65 + n));
 const SENT = [7, 2, 11, 0, 5, 9, 1, 10, 3, 8, 6, 4];
 const LISTED = [4, 9, 0, 11, 6, 1, 8, 3, 10, 2, 7, 5];
-const ENDED = ["completed", "failed", "expired", "cancelled"];
-
-const bytesOf = async (id) => Buffer.from(await (await client.files.content(id)).arrayBuffer());
 
 function chat(custom_id, prompt, url = CHAT) {
   const body = { model: MODEL, messages: [{ role: "user", content: prompt }] };
   return { custom_id, method: "POST", url, body };
 }
 
-async function inputFile(lines) {
-  const content = Buffer.from(lines.map((line) => `${JSON.stringify(line)}\n`).join(""));
-  return (await client.files.create({ file: await toFile(content, "input.jsonl"), purpose: "batch" })).id;
-}
-
 async function submit(lines, more = {}) {
   const input_file_id = await inputFile(lines);
   return client.batches.create({ input_file_id, endpoint: CHAT, completion_window: "24h", ...more });
-}
-
-const ended = (batch) =>
-  until(async () => {
-    const now = await client.batches.retrieve(batch.id);
-    return ENDED.includes(now.status) && now;
-  }, `the end of ${batch.id}`);
-
-async function linesOf(fileId) {
-  assert.ok(fileId, "there is no file");
-  const lines = (await bytesOf(fileId)).toString().trimEnd().split("\n").map((line) => JSON.parse(line));
-  const found = new Map(lines.map((line) => [line.custom_id, line]));
-  same(found.size, lines.length);
-  return found;
 }
 
 /** The batches that carry this mark. */
