@@ -5,6 +5,7 @@ tests visibly, and fails them where CI is set.
 """
 
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from typing import Any
 
 import openai
 import pytest
+from openai.resources.vector_stores import FileBatches, Files, VectorStores
 
 from tests.sdk.deployment import Deployment, deployed
-from tests.sdk.environments import ROOT, NotMade, command
+from tests.sdk.environments import HERE, ROOT, NotMade, command
 from tests.support.databases import fresh
 from tests.support.services import MEMORY, need
 
@@ -150,6 +152,21 @@ def test_this_sdk_finds_that(suite: Suite, check: str, request: pytest.FixtureRe
 
 def test_the_newest_of_python_is_the_one_that_the_other_tests_use() -> None:
     assert openai.__version__ == SDKS["python-3.57"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("stores", VectorStores), ("files", Files), ("batches", FileBatches)])
+def test_each_method_of_vector_stores_is_called(name: str, kind: type) -> None:
+    own = {method for method, code in vars(kind).items() if callable(code) and not method.startswith("_")}
+    python, node = ((HERE / suite).read_text() for suite in ("stores.py", "node/stores.mjs"))
+
+    assert own >= {"create", "retrieve"}
+    assert {one for one in own if not re.search(rf"\b{name}\.{one}\b", python)} == set()
+    assert {one for one in own if not re.search(rf"\b{name}\.{_camel(one)}\b", node)} == set()
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(map(str.capitalize, others))
 
 
 @pytest.mark.parametrize("sdk", SDKS)
