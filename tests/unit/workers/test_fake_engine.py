@@ -25,3 +25,11 @@ async def test_token_ids_are_an_input_like_text() -> None:
     same, again, other = [msgspec.json.decode(answer.body)["data"] for answer in answers]
     assert len(same) == 1
     assert same == again != other
+
+
+async def test_a_response_names_the_first_excerpt_where_the_prompt_says_so() -> None:
+    answers = [await _answer("/v1/responses", input=prompt) for prompt in ("Cats?", "Cats? !cite")]
+
+    plain, citing = [msgspec.json.decode(one.body)["output"][0]["content"][0]["text"] for one in answers]
+    assert "[1]" not in plain
+    assert citing.endswith(" [1]")
