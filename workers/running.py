@@ -193,9 +193,10 @@ class _Run:
         results = self._assemble(batch, tally)
         try:
             self._write(lambda session: self._record(session, path, len(data), tally, last, results))
-        finally:
-            if results and not self.ended:
-                results.discard(self.context)
+        except Fenced:
+            self._discard(results)
+            raise
+        self._discard(results)
         if last and not self.context.db.sqlite and self.finishing is None:
             # two last shards may each have seen the other open: look again, now that both are committed
             self._write(lambda session: ledger.settle(session, self.claim.job.id, actor=self._actor))
@@ -208,6 +209,11 @@ class _Run:
         if job.kind == responses.KIND or len(batch) != job.total:
             return None
         return assemble(self.context, job, batch, tally)
+
+    def _discard(self, results: Results | None) -> None:
+        """What the job did not end with. After another error it may have: whatever nobody points to is found later."""
+        if results and not self.ended:
+            results.discard(self.context)
 
     def _record(
         self, session: Session, path: str, length: int, tally: Tally, last: bool, results: Results | None

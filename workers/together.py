@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from jobs import ledger
-from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.models import Job
 from jobs.payloads import INGESTION
 from jobs.queues import Task
@@ -37,8 +37,8 @@ _UNTOUCHED = select(Job).where(
 def plan_all(context: Context, job_ids: Sequence[str]) -> None:
     """Handle one `plan` doorbell."""
     drafts = {} if context.low_on_disk() else _drafts(context, job_ids)
-    if drafts:
-        context.db.retrying(lambda session: _plan(session, drafts, context.worker_id), context.stop)
+    if drafts and not _planned(context, drafts):
+        drafts = {}
     for job_id in job_ids:
         if job_id not in drafts:
             plan(context, job_id)
@@ -62,6 +62,18 @@ def _drafted(planner: Planner) -> bool:
     except Exception:
         log.exception("draft_failed", extra={"job_id": planner.claim.job.id})
         return False
+
+
+def _planned(context: Context, drafts: Mapping[str, Planner]) -> bool:
+    """False: one of them cannot be planned, and nothing was written. One at a time, the others can."""
+    try:
+        context.db.retrying(lambda session: _plan(session, drafts, context.worker_id), context.stop)
+    except DatabaseBusy:
+        raise
+    except Exception:
+        log.exception("planning_together_failed", extra={"jobs": len(drafts)})
+        return False
+    return True
 
 
 def _plan(session: Session, drafts: Mapping[str, Planner], worker_id: str) -> None:

@@ -187,3 +187,22 @@ def test_a_nearly_full_disk_takes_none(db: Database, tmp_path: Path, alone: list
     plan_all(desk.context, [job_id])
 
     assert (desk.states(job_id), ledgers.job(db, job_id).waiting_for) == ([JobState.QUEUED], "disk")
+
+
+def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
+    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, good = desk.submit(), desk.submit()
+    conclude = together.Planner.conclude
+
+    def concluded(self: together.Planner, session: Any, claim: ledger.JobClaim) -> None:
+        if claim.job.id == odd:
+            raise ValueError("out of the ordinary")
+        conclude(self, session, claim)
+
+    monkeypatch.setattr(together.Planner, "conclude", concluded)
+
+    plan_all(desk.context, [odd, good])
+
+    assert sorted(alone) == sorted([odd, good])
+    assert desk.states(odd, good) == [JobState.RUNNING, JobState.RUNNING]
