@@ -37,13 +37,14 @@ from bench import rival
 from bench.deployment import Deployment
 from bench.shelf import standing, surroundings
 from cli.demo import corpus
+from jobs.endpoints import EMBEDDINGS
 from jobs.queues import Queue
 from jobs.registry import Registry
 from jobs.settings import Settings
 from workers.engines.packaged import MINILM, materialise
 from workers.engines.port import Request
 from workers.engines.router import build
-from workers.ingestion.index import TEXTS_AT_ONCE, URL, read_vectors
+from workers.ingestion.index import TEXTS_AT_ONCE, read_vectors
 
 _WARM = ["A sentence, so that the model has run once."]
 _MOST_TOKENS = 254  # what the model takes, without its special tokens: encode() would cut, we refuse
@@ -110,7 +111,7 @@ def _write_batch(path: Path, texts: Sequence[str]) -> None:
     with path.open("w") as handle:
         for n, text in enumerate(texts):
             body = {"model": MINILM, "input": text, "encoding_format": "base64"}
-            handle.write(json.dumps({"custom_id": str(n), "method": "POST", "url": URL, "body": body}) + "\n")
+            handle.write(json.dumps({"custom_id": str(n), "method": "POST", "url": EMBEDDINGS, "body": body}) + "\n")
 
 
 def _round(mill: Deployment, folder: Path, settings: Mapping[str, str], n: int) -> Run:
@@ -124,7 +125,7 @@ def _through_api(mill: Deployment, folder: Path) -> tuple[float, float]:
     """Seconds of running, and from the batch's creation to its output. The vectors are kept."""
     file_id = mill.upload(folder / "in.jsonl")
     began = time.monotonic()
-    done = mill.run(file_id, endpoint=URL)
+    done = mill.run(file_id, endpoint=EMBEDDINGS)
     content = mill.client.files.content(done.job["output_file_id"]).content
     whole = time.monotonic() - began
     np.save(folder / "batch.npy", _in_order(content))
@@ -182,7 +183,8 @@ async def by_engine(texts: Sequence[str]) -> tuple[float, Matrix]:
 
 
 def _request(texts: Sequence[str]) -> Request:
-    return Request(URL, {"model": MINILM, "input": list(texts), "encoding_format": "base64"}, "bench", 0, "bench")
+    body = {"model": MINILM, "input": list(texts), "encoding_format": "base64"}
+    return Request(EMBEDDINGS, body, "bench", 0, "bench")
 
 
 def _by_encode(texts: Sequence[str]) -> tuple[float, Matrix]:
