@@ -32,20 +32,6 @@ if sys.argv[1] == "stopping":
 worker._bring_up(SimpleNamespace(stop=stop), EngineHost(Broken(), lambda: None), None, None, None)
 print("goes on")
 """
-ENGINE_THAT_STARTS = """
-import gc
-from types import SimpleNamespace
-from workers import __main__ as worker
-from workers.engines.fake import FakeEngine
-from workers.host import EngineHost
-
-async def serve():
-    pass
-
-worker._stay_announced = lambda *_: None
-worker._bring_up(None, EngineHost(FakeEngine(), lambda: None), None, SimpleNamespace(queue="q", serve=serve))
-print(gc.get_freeze_count() > 10_000)
-"""
 
 
 class Host:
@@ -102,10 +88,6 @@ def test_a_worker_that_is_stopped_while_its_engine_fails_ends_as_it_was_told() -
     ended = _python("-c", ENGINE_WITHOUT_A_DEVICE, "stopping")
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes on\n", "")
-
-
-def test_what_a_worker_has_loaded_is_never_looked_through_again_for_garbage() -> None:
-    assert _python("-c", ENGINE_THAT_STARTS).stdout == "True\n"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from jobs.clock import now
 from jobs.db import Database
 from jobs.models import Worker
 from jobs.queues import Queue, Task
+from jobs.registry import Models
 from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage import DiskStorage
@@ -31,7 +32,8 @@ class Desk:
         config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
         self.db, self.storage = db, DiskStorage(folder / "files")
         keeper = Keeper(db, lambda: Worker(id="planner"), beat_seconds=60, stop=threading.Event())
-        self.context = Context(config, db, self.storage, "planner", threading.Event(), Standing(), keeper)
+        stop, standing, models = threading.Event(), Standing(), Models(config)
+        self.context = Context(config, db, self.storage, "planner", stop, standing, keeper, models)
         with db.write() as session:
             self.project = keys.ensure_project(session, "p").id
             fleet.remember_all(session, {MODEL: False}, Queue.GENERATE)
