@@ -29,6 +29,7 @@ from tests.support.receiver import Receiver
 from tests.support.services import need
 from tests.support.stub_engine import prompts
 from tests.support.system import LOG_LINE, MODEL, SCALED, StubEngine, System, eventually, pause
+from workers.engines.caps import MOST_CHOICES
 
 pytestmark = pytest.mark.timeout(300)  # the first test of each deployment waits for its start
 MB = 1 << 20
@@ -46,10 +47,10 @@ _OF_BROKER = ("valkey.sock", "MISCONF", "celery.worker.consumer", "server:Respon
 
 
 class Wide(Job):
-    """A batch whose answers are large: forty kilobytes a line."""
+    """A batch whose answers are large: as many choices as may be asked for, seventeen kilobytes a line."""
 
     def body(self, custom_id: str) -> oracle.Line:
-        return {**super().body(custom_id), "n": 300}
+        return {**super().body(custom_id), "n": MOST_CHOICES}
 
 
 class Disk:
@@ -317,7 +318,7 @@ def test_shards_wait_while_the_disk_is_full_and_go_on_after_it(scene: Scene) -> 
 def test_results_are_assembled_once_there_is_room_for_them(scene: Scene) -> None:
     """None are assembled while the queue is paused; then there is room for a part of each, and soon for nothing."""
     scene.operate("pause", Queue.GENERATE)
-    jobs = [scene.submit(f"wide{n}", 60, Wide) for n in range(3)]
+    jobs = [scene.submit(f"wide{n}", 140, Wide) for n in range(3)]
     eventually(lambda: all(scene.batch(job).status == "in_progress" for job in jobs), 30, "they are planned")
     scene.operate("pause", Queue.PLAN)
     scene.operate("resume", Queue.GENERATE)
