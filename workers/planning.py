@@ -117,12 +117,13 @@ class Planner:
         return True
 
     def conclude(self, session: Session, claim: JobClaim) -> None:
-        """Write what was drafted, under a claim of the same transaction."""
-        self.claim = claim
+        """Write what was drafted, under a claim of the same transaction. Run twice it asks for tokens anew."""
+        self.claim, found = claim, list(self.errors)
         if not self.errors and not self._planned(session):
             self._complain_of_tokens()
         if self.errors:
             self._rejected(session)
+        self.errors = found
 
     @property
     def _ended(self) -> bool:
@@ -140,8 +141,14 @@ class Planner:
         if self._over_token_limit(session):
             return False
         shards.cut(session, self.claim, self.queue or "", self.full)
-        ledger.planned(session, self.claim, total=self.total, model=self.checker.model, queue=self.queue or "")
+        model = self.checker.model and self._asked(self.checker.model)
+        ledger.planned(session, self.claim, total=self.total, model=model, queue=self.queue or "")
         return True
+
+    def _asked(self, model: str) -> str:
+        """The model that will be asked: what a retry overrides is laid over each line."""
+        overrides = self.claim.job.payload.get("overrides") or {}
+        return overrides.get("model") or model
 
     def _read(self, path: str) -> None:
         try:
@@ -177,7 +184,7 @@ class Planner:
 
     def _add(self, text: lines.Text, good: lines.Good) -> None:
         if self.queue is None:
-            self.queue = self._place(good.model, text.number)
+            self.queue = self._place(self._asked(good.model), text.number)
         shard = self.filling
         if shard is None or self._is_full(shard, text):
             self._fill()

@@ -58,7 +58,8 @@ class Router:
         """
         servers = [one for engine in self.engines if isinstance(engine, HttpEngine) for one in engine.endpoints]
         away = frozenset[str]().union(*(server.models for server in servers if not server.circuit.closed))
-        here = frozenset({ANY_MODEL}).union(*(server.models for server in servers if server.circuit.closed))
+        own = (engine.models for engine in self.engines if not isinstance(engine, HttpEngine))
+        here = frozenset({ANY_MODEL}).union(*own, *(server.models for server in servers if server.circuit.closed))
         return frozenset(self.models) - (away - here)
 
     @property

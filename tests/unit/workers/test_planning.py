@@ -17,6 +17,7 @@ from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import StorageAway, StorageFull
 from jobs.models import File, Job, Outbox, Project, Shard
+from jobs.payloads import Batch
 from jobs.queues import Queue, Task
 from jobs.registry import Models
 from jobs.settings import Settings
@@ -371,3 +372,15 @@ def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[b
     kept = [content[text.offset : text.offset + text.length] for text in found]
     told = [(raw, raw.removeprefix(b"" if number else lines.BOM)) for number, raw in enumerate(raws)]
     assert [line.removesuffix(b"\n") for line in kept] == [raw for raw, text in told if text.strip(b" \t\r\n")]
+
+
+def test_a_retry_waits_for_the_model_that_it_asks_instead(desk: Desk) -> None:
+    payload = Batch(overrides={"model": "far-model"}).model_dump(mode="json")
+
+    refused = desk.plan(jsonl([chat_line("r", "x")]), payload=payload)
+    with desk.db.write() as session:
+        fleet.remember_all(session, {"far-model": False}, Queue.GENERATE)
+    planned = desk.plan(jsonl([chat_line("r", "x")]), payload=payload)
+
+    assert (refused.state, len(refused.errors or [])) == (JobState.FAILED, 1), "as if its lines had named it"
+    assert (planned.state, planned.model) == (JobState.RUNNING, "far-model")

@@ -158,6 +158,14 @@ async def test_what_only_servers_have_that_are_away_is_not_there(tmp_path: Path)
     assert router.there == {"own", "tiny", "*"}
 
 
+async def test_what_is_loaded_here_is_there_though_a_server_that_has_it_too_is_away(tmp_path: Path) -> None:
+    gone = Endpoint(NOWHERE, serves={"own": ""})
+    router = Router([FakeEngine(("own",)), HttpEngine([gone], timeout=2)], registry(tmp_path))
+    gone.circuit.trip()
+
+    assert router.there == {"own"}
+
+
 async def test_replaced_registry_counts_from_then_on(tmp_path: Path) -> None:
     router = await started(Router([FakeEngine(("tiny",))], registry(tmp_path)))
     assert (await router.answer(chat("claude"))).status == 404
