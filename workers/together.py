@@ -77,9 +77,9 @@ def _planned(context: Context, drafts: Mapping[str, Planner]) -> bool:
 
 
 def _plan(session: Session, drafts: Mapping[str, Planner], worker_id: str) -> None:
-    """Run twice, it finds nothing to claim."""
+    """Run twice, it finds nothing to claim. Rows of jobs are locked by their ids, then those of projects by theirs."""
     claims = [ledger.claim(session, job_id, Task.PLAN, worker_id) for job_id in drafts]
-    for claim in filter(None, claims):
+    for claim in sorted(filter(None, claims), key=lambda claim: claim.job.project_id):
         if claim.epoch == 1:
             drafts[claim.job.id].conclude(session, claim)
         else:  # somebody has planned it in part, since it was read

@@ -9,6 +9,7 @@ import pytest
 from jobs import fleet, keys, ledger, placement, shards
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import DatabaseBusy
 from jobs.models import Worker
 from jobs.queues import Queue, Task
 from jobs.registry import Models
@@ -208,3 +209,23 @@ def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
 
     assert sorted(alone) == sorted([odd, good])
     assert desk.states(odd, good) == [JobState.RUNNING, JobState.RUNNING]
+
+
+def test_tokens_are_asked_for_anew_where_the_transaction_is_run_again(
+    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = desk.submit()
+    full, lost = [True, False], [True, False]
+    concluded = together.Planner.conclude
+
+    def conclude(self: together.Planner, session: Any, claim: ledger.JobClaim) -> None:
+        concluded(self, session, claim)
+        if lost.pop(0):
+            raise DatabaseBusy
+
+    monkeypatch.setattr(together.Planner, "_over_token_limit", lambda *_: full.pop(0))
+    monkeypatch.setattr(together.Planner, "conclude", conclude)
+
+    plan_all(desk.context, [job_id])
+
+    assert (desk.states(job_id), alone) == ([JobState.RUNNING], [])
