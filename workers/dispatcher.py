@@ -112,6 +112,7 @@ class Dispatcher:
         self._unread = logs.Seldom(log, "models_file.unread")
         self._house = Housekeeper(config, db, storage, clock, self._registry)
         self._again: dict[Task, float] = {}  # when what has no job is rung again
+        self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
         self._broker_back = 0.0
         self._kept_at = self._stood_at = float("-inf")
         self._all_seen = False  # by the last tick: it looked at more than jobs
@@ -164,11 +165,23 @@ class Dispatcher:
             return []
         most = ceil(room) * (PLANS_PER_RING if queue == Queue.PLAN else 1)
         projects = outbox.waiting_projects(session, queue, at)
+        projects = [project for project in projects if not self._is_futile(queue, project, served)]
         waiting = {project: outbox.due(session, queue, project, at, most, served, off.free) for project in projects}
+        for project, rings in waiting.items():
+            if not rings and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=off.free):
+                self._futile[queue, project] = served, self.clock() + _IDLE_LOOK
         weights: dict[str, float] = {}
         if len(projects) > 1:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         return choose(waiting, out.counts.get(queue, {}), weights, room, 1 / PLANS_PER_RING)
+
+    def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:
+        """Whether all of it waits for models, as of a second ago at most: to pass over a million takes half of one."""
+        kept, until = self._futile.get((queue, project), (outbox.ALL, 0.0))
+        if kept == served and self.clock() < until:
+            return True
+        self._futile.pop((queue, project), None)
+        return False
 
     def _registry(self) -> Registry | None:
         """None while nobody can say which models there are: nothing is held back for that."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
-from jobs import audit, fleet, ids, keys, ledger, shards
+from jobs import audit, fleet, ids, keys, ledger, outbox, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
@@ -311,6 +312,31 @@ def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(house: Hou
 
     assert before == [("run", (job.id, n)) for n in range(2)]
     assert after == [("run", (gone.id, n)) for n in range(2)], "it goes on as soon as somebody has the model"
+
+
+def test_a_project_of_which_nothing_can_be_answered_is_looked_through_once_a_second(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (_project(house.db, name) for name in ("one", "two"))
+    ledgers.running(house.db, [1] * 5, project_id=one, model="gone")
+    house.worker(models=["tiny"])
+    looks: list[str] = []
+    due = outbox.due
+
+    def looked(session: Session, queue: str, project: str, *rest: Any, **named: Any) -> Sequence[outbox.Ring]:
+        looks.append(project)
+        return due(session, queue, project, *rest, **named)
+
+    monkeypatch.setattr(outbox, "due", looked)
+
+    assert [house.tick(after) for after in (0, 0.1, 0.1)] == [[], [], []]
+    at_first = looks.count(one)
+    job = ledgers.running(house.db, [1], project_id=one)
+    other = ledgers.running(house.db, [1], project_id=two)
+
+    assert house.tick(0.1) == [("run", (other.id, 0))], "others are served meanwhile"
+    assert (at_first, looks.count(one)) == (2, 2), "once what can be answered, once whether there is more"
+    assert house.tick(1) == [("run", (job.id, 0))]
 
 
 @pytest.mark.parametrize("end", [ledger.cancel, ledger.expire], ids=["cancelled", "expired"])
