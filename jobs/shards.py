@@ -158,7 +158,8 @@ def commit(
     """Make a segment count; with `last` the shard is done, its job locked. Run twice it counts once. Raises Fenced."""
     job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other's end
     its = {"its_job": claim.job.id, "its_n": claim.n, "its_epoch": claim.epoch}
-    if tally.covered and (seq or claim.job.waiting_for is not None):  # said before this claim, or during it
+    waits = (job or claim.job).waiting_for is not None
+    if tally.covered and (seq or waits):  # said before this claim, or during it
         session.connection().execute(statements.ANSWERED, {"its_job": claim.job.id})
     if _found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
         return job  # the first commit's answer was lost

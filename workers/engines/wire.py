@@ -125,12 +125,12 @@ def with_refusal(body: bytes) -> bytes:
     try:
         if not any(choice.message.refusal is msgspec.UNSET for choice in _chat.decode(body).choices):
             return body
-    except msgspec.MsgspecError:
+        said = msgspec.json.decode(body)
+        for choice in said["choices"]:
+            choice["message"].setdefault("refusal", None)
+        return msgspec.json.encode(said)
+    except (msgspec.MsgspecError, RecursionError):
         return body
-    said = msgspec.json.decode(body)
-    for choice in said["choices"]:
-        choice["message"].setdefault("refusal", None)
-    return msgspec.json.encode(said)
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:

@@ -89,6 +89,7 @@ def test_a_chunk_says_that_its_usage_is_not_told_yet(chunk: bytes, told: bytes) 
         *((body, None) for body in (
             b'{"choices": [ {"message":{"refusal":null}}] }', b'{"choices":[]}', b'{"choices":[{"text":"a"}]}',
             b'{"error":{}}', b'{"choices":[{"message":null}]}', b'{ "usage":{},"odd":"\\u0000"}', b"[]", b"",
+            b'{"choices":[{"message":{}}],"n":1e999}',
         )),
     ],
 )  # fmt: skip
