@@ -90,6 +90,23 @@ def test_an_answer_to_another_line_is_found() -> None:
     assert "2 lines with another's answer: a, b" in _violations(job, result)
 
 
+def test_vectors_of_the_cache_are_those_of_their_line_and_no_others() -> None:
+    job = _job(endpoint="/v1/embeddings")
+    first, second = (_answered(job, name)["response"]["body"] for name in "ab")
+    cached = {**first, "usage": {**first["usage"], "prompt_tokens_details": {"cached_tokens": 3}}}
+    cached["data"] = [{**first["data"][0], "embedding": [x + 1e-8 for x in first["data"][0]["embedding"]]}]
+
+    def wrong(body: Line) -> list[str]:
+        return [fault for fault in oracle.complete(job, Result(_batch(job, []), [said(body)])) if "another's" in fault]
+
+    def said(body: Line) -> Line:
+        return {"custom_id": "a", "response": {"status_code": 200, "body": body}, "error": None}
+
+    assert wrong(cached) == []
+    assert len(wrong({**cached, "data": second["data"]})) == 1
+    assert len(wrong({**cached, "usage": {**cached["usage"], "prompt_tokens": 1000}})) == 1
+
+
 def test_a_neighbour_that_suffers_from_poison_is_found() -> None:
     job = _job()
     result = _result(job)
