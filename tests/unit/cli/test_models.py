@@ -12,6 +12,10 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.trouble import Trouble
+from jobs import fleet
+from jobs.db import Database
+from jobs.models import Worker
+from jobs.queues import Queue
 from jobs.registry import PACKAGED_FILE, EngineKind, Registry
 
 Run = Callable[..., str]
@@ -143,3 +147,20 @@ def test_the_list_says_where_each_comes_from(run: Run, tmp_path: Path) -> None:
     assert "packaged all-minilm-l6-v2" in shown
     assert whole["file"] == str(file(tmp_path))
     assert [model["workers"] for model in whole["models"]] == [0, 0, 0]
+
+
+def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
+    run: Run, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["far"]}
+    with db.write() as session:
+        fleet.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
+        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+
+    listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
+
+    assert set(listed) == {"smollm2-135m-instruct", "all-minilm-l6-v2", "far"}, "an alias of the file is no other model"
+    assert (listed["far"]["source"], listed["far"]["queue"]) == ("NIGHTMILL_ENGINE_URLS", Queue.GENERATE)
+    assert (listed["far"]["external"], listed["far"]["workers"]) == (True, 1)
+    assert "NIGHTMILL_ENGINE_URLS" in run("list")
