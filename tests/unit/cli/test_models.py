@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -127,13 +128,23 @@ def test_a_hub_model_is_pinned_and_fetched_at_its_revision(
     assert "hf_secret" not in file(tmp_path).read_text()
 
 
-def test_a_hub_that_says_no_is_told_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("Gated repository.\nLong explanation"), r"Gated repository\."),
+        (httpx.ConnectError("[Errno -2] Name or service not known"), r"\[Errno -2\] Name or service not known"),
+        (httpx.ReadTimeout(""), "ReadTimeout"),
+    ],
+)
+def test_a_hub_that_gives_nothing_is_told_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
     def refuse(_repo: str, **_options: Any) -> None:
-        raise OSError("Gated repository.\nLong explanation")
+        raise error
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(model_info=refuse))
 
-    with pytest.raises(Trouble, match=r"^org/name: Gated repository\.$"):
+    with pytest.raises(Trouble, match=rf"^cannot get org/name from the hub: {told}$"):
         run("add", "m", "--repo", "org/name")
 
 
