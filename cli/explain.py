@@ -1,6 +1,6 @@
 """`nightmill explain JOB`: why it waits, why it failed, and what became of its lines, with examples."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from cli.server import Server
     from cli.snapshot import Snapshot
 
-_EXAMPLES = 3
-_WIDTH = 100  # characters of a message that are shown
+_Finding = Callable[[Iterable[bytes], Mapping[str, int]], dict[str, list[str]]]
 
 _WAITS = {
     "waiting for model": "no live worker serves {model}; `nightmill workers` shows what each serves",
@@ -37,7 +36,7 @@ def explain(
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)
-        for line in (*_standing(found), *_rejected(found), *_answered(found), *_failed(server, found)):
+        for line in (*_standing(found), *_rejected(found), *_answered(server, found), *_failed(server, found)):
             print(line)
 
 
@@ -53,6 +52,7 @@ def _standing(job: "Snapshot") -> Iterator[str]:
 
 def _rejected(job: "Snapshot") -> Iterator[str]:
     """What was wrong with the input, by code."""
+    from cli.examples import EXAMPLES
     from cli.snapshot import fault
 
     groups: dict[str, list[Any]] = {}
@@ -60,15 +60,24 @@ def _rejected(job: "Snapshot") -> Iterator[str]:
         groups.setdefault(str(error.get("code")), []).append(error)
     for code, errors in groups.items():
         yield f"  {len(errors)} x {code}"
-        yield from (f"      {fault(error)}" for error in errors[:_EXAMPLES])
+        yield from (f"      {fault(error)}" for error in errors[:EXAMPLES])
 
 
-def _answered(job: "Snapshot") -> Iterator[str]:
-    reasons = job.outcomes.get("finish_reasons", {})
+def _answered(server: "Server", job: "Snapshot") -> Iterator[str]:
+    """How the answers ended, and a few of those that did not by themselves, or say nothing."""
+    from cli import examples
+
+    reasons, empty = job.outcomes.get("finish_reasons", {}), job.outcomes.get("empty", 0)
+    wanted = {reason: count for reason, count in reasons.items() if reason != "stop"}
+    wanted |= {examples.EMPTY: empty} if empty else {}
+    found = _found(server, job, job.output_file_id, examples.answered, wanted)
     if reasons:
         yield "  answers ended by " + ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
-    if job.outcomes.get("empty"):
-        yield f"  {job.outcomes['empty']} of the answers are empty"
+    yield from (f"      {name}: {', '.join(ids)}" for name, ids in found.items() if ids and name != examples.EMPTY)
+    if empty:
+        yield f"  {empty} of the answers are empty"
+        if ids := found.get(examples.EMPTY):
+            yield f"      {', '.join(ids)}"
     if reasons.get("length"):
         yield "  those that ended by length were cut off: ask for more tokens, or `nightmill retry` with --override"
 
@@ -78,34 +87,36 @@ def _failed(server: "Server", job: "Snapshot") -> Iterator[str]:
     errors = job.outcomes.get("errors", {})
     if not errors:
         return
-    examples = (_files if job.vector_store_id else _examples)(server, job, errors)
+    from cli import examples
+
+    if job.vector_store_id:
+        found = _files(server, job, errors)
+    else:
+        found = _found(server, job, job.error_file_id, examples.failed, errors)
     for code, count in sorted(errors.items(), key=lambda pair: -pair[1]):
         yield f"  {count} x {code}"
-        yield from examples.get(code, ())
+        yield from (f"      {text}" for text in found.get(code, ()))
     if job.ended:
         yield f"  `nightmill retry {job.id}` runs these again as a new job"
 
 
-def _examples(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str, list[str]]:
-    import json
-
-    from cli.joining import error_of
-
-    found: dict[str, list[str]] = {code: [] for code in wanted}
-    source = server.content(job.error_file_id) if job.error_file_id else server.finished(job.id)
-    with source as lines:
-        for line in lines:
-            result = json.loads(line)
-            code, message = error_of(result)
-            if code in found and len(found[code]) < _EXAMPLES:
-                found[code].append(f"      {result['custom_id']}: {_short(message)}")
-            if all(len(some) == _EXAMPLES for some in found.values()):
-                break
-    return found
+def _found(
+    server: "Server", job: "Snapshot", file_id: str | None, finding: _Finding, wanted: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """Of a job's lines, those of `wanted`: from its file, or of one that has none yet from what is finished."""
+    if not wanted:
+        return {}
+    try:
+        with server.content(file_id) if file_id else server.finished(job.id) as lines:
+            return finding(lines, wanted)
+    except Trouble:  # the file was removed, or is no longer kept: the counts stand without examples
+        return {}
 
 
 def _files(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str, list[str]]:
     """Of files that were to come into a vector store, what is said of those that did not."""
+    from cli.examples import EXAMPLES, short
+
     found: dict[str, list[str]] = {code: [] for code in wanted}
     store = f"/vector_stores/{job.vector_store_id}"
     files = f"{store}/indexes/{job.vector_store_index_id}/files"
@@ -117,11 +128,6 @@ def _files(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str
         return found
     for file in page["data"]:
         error = file["last_error"] or {}
-        if len(found.get(error.get("code", ""), range(_EXAMPLES))) < _EXAMPLES:
-            found[error["code"]].append(f"      {file['id']}: {_short(error['message'])}")
+        if len(found.get(error.get("code", ""), range(EXAMPLES))) < EXAMPLES:
+            found[error["code"]].append(f"{file['id']}: {short(error['message'])}")
     return found
-
-
-def _short(message: str | None) -> str:
-    text = " ".join((message or "").split())
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

@@ -24,5 +24,6 @@ def _call(function: str, repo: str, **options: Any) -> Any:
         raise Trouble("the hub's client is missing: install the extra `embed`, or name a revision yourself") from error
     try:
         return getattr(huggingface_hub, function)(repo, token=os.environ.get("HF_TOKEN"), **options)
-    except (OSError, ValueError) as error:  # its errors are both: no such repository, no access, no network
-        raise Trouble(f"{repo}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # no such repository, no access, and whatever its HTTP client raises
+        said = str(error).strip() or type(error).__name__
+        raise Trouble(f"cannot get {repo} from the hub: {said.splitlines()[0]}") from error

@@ -17,6 +17,7 @@ from cli.run_batch import run_batch
 from cli.submit import submit
 from cli.trouble import Trouble
 from cli.up import up
+from cli.vllm_flags import TakesFlags
 from cli.watch import watch
 from jobs.errors import NightmillError
 
@@ -68,7 +69,8 @@ app.command()(submit)
 app.command("jobs")(jobs.jobs)
 app.command()(watch)
 app.command()(results)
-app.command("run-batch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run_batch)
+_PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("run-batch", cls=TakesFlags, context_settings=_PASSING)(run_batch)
 app.command("embed-eval")(embed_eval)
 app.command()(explain)
 app.command()(jobs.cancel)

@@ -13,6 +13,7 @@ from cli.trouble import Trouble
 from jobs.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
+    from jobs.models import Model as Shown
     from jobs.registry import Model
 
 app = typer.Typer(help="List, add, fetch and remove models. They stand in a models.yaml.", no_args_is_help=True)
@@ -22,30 +23,25 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="What clients write in
 @app.command("list")
 def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show the models, where they come from, and how many workers serve each now."""
+    from sqlalchemy import select
+
     from cli.effective import effective
     from cli.ledger import opened
     from jobs import fleet
+    from jobs.models import Model as Shown
     from jobs.registry import Registry
 
     config = effective(data_dir=data_dir)
     registry = Registry.load(config)
+    rows = [_row(model) for model in registry.models.values()]
     workers = []
     if (config.data_dir / "nightmill.db").exists() or config.database_url:
         with opened(data_dir) as db, db.read() as session:
             workers = [(worker.queues, worker.models) for worker in fleet.alive(session)]
-    rows: list[dict[str, Any]] = [
-        {
-            "name": model.name,
-            "engine": model.engine.value,
-            "source": _source(model.source.model_dump(exclude_none=True)),
-            "queue": model.queue,
-            "external": model.external,
-            "aliases": list(model.aliases),
-            **_prompts(model),
-            "workers": sum(model.queue in queues and model.name in names for queues, names in workers),
-        }
-        for model in registry.models.values()
-    ]
+            shown = session.scalars(select(Shown).order_by(Shown.id)).all()
+        rows += [_of_endpoint(model) for model in shown if registry.resolve(model.id) is None]
+    for row in rows:
+        row["workers"] = sum(row["queue"] in queues and row["name"] in names for queues, names in workers)
     if as_json:
         print(json.dumps({"file": str(registry.file), "models": rows}, indent=2))
         return
@@ -132,6 +128,32 @@ def remove(name: Name, data_dir: DataDir = None) -> None:
     file = modelsfile.editable(config.models_file, config.data_dir)
     modelsfile.remove(file, name)
     print(f"{name} removed from {file}")
+
+
+def _row(model: "Model") -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "engine": model.engine.value,
+        "source": _source(model.source.model_dump(exclude_none=True)),
+        "queue": model.queue,
+        "external": model.external,
+        "aliases": list(model.aliases),
+        **_prompts(model),
+    }
+
+
+def _of_endpoint(model: "Shown") -> dict[str, Any]:
+    """A model that is in no file: the servers of NIGHTMILL_ENGINE_URLS have shown it, when they last answered."""
+    return {
+        "name": model.id,
+        "engine": "http",
+        "source": "NIGHTMILL_ENGINE_URLS",
+        "queue": model.queue,
+        "external": model.external,
+        "aliases": [],
+        "query_prompt": None,
+        "passage_prompt": None,
+    }
 
 
 def _prompts(model: "Model") -> dict[str, str | None]:

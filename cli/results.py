@@ -33,17 +33,19 @@ def results(
     """Write a job's results. Of one that still runs: the lines that are finished, as they come."""
     from cli.server import connect
     from cli.snapshot import Snapshot
-    from cli.tables import WRITERS
+    from cli.tables import writer_of
+    from jobs.endpoints import EMBEDDINGS
 
     with connect(url, api_key, data_dir) as server:
-        found = Snapshot.of(server.get(f"/jobs/{job}"))
+        shown = server.get(f"/jobs/{job}")
+        found = Snapshot.of(shown)
         if not join and format_ == "jsonl":
             _raw(server, found, output)
             return
         if not found.ended:
             raise Trouble(f"{job} is {found.state}; its results can be joined when it has ended")
         with _joined(server, found) as rows:
-            count = WRITERS[format_](rows, output)
+            count = writer_of(format_, vectors=shown["endpoint"] == EMBEDDINGS)(rows, output)
     print(f"{count} results{f': {output}' if output else ''}", file=sys.stderr)
 
 

@@ -22,6 +22,7 @@ from cli.trouble import Trouble
 if TYPE_CHECKING:
     from cli.server import Server
     from cli.snapshot import Snapshot
+    from jobs.registry import Model, Registry
 
 #: A private run has no neighbours to be fair to.
 _NO_LIMITS = {
@@ -36,7 +37,7 @@ _NO_LIMITS = {
     "NIGHTMILL_STORAGE_URL": "",
 }
 _ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"]
-_LINES = ("release", "web", "dispatcher", "cpu", "gpu")
+_LINES = ("release", "web", "dispatcher", "cpu")
 
 
 def run_batch(
@@ -46,6 +47,9 @@ def run_batch(
     model: Annotated[str, typer.Option(help="A name of the models file, a folder, or ORG/NAME of the hub.")],
     url: Url = None,
     api_key: ApiKey = None,
+    output_tmp_dir: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Where results lie until all are there.")
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
@@ -53,7 +57,7 @@ def run_batch(
 
     with _server(model, context.args, url, api_key, data_dir) as (server, check), ExitStack() as stack:
         job = _run(server, input_file, check)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=output_tmp_dir)))
         results = [_fetched(server, file_id, folder) for file_id in (job.output_file_id, job.error_file_id)]
         opened: list[Iterable[bytes]] = [
             stack.enter_context(path.open("rb")) if path else [] for path in (input_file, *results)
@@ -105,24 +109,27 @@ def _server(
                 raise Trouble(f"the deployment does not serve '{model}'; it serves {', '.join(sorted(served))}")
             yield server, lambda: None
         return
-    with _private(model, flags) as private:
+    with _private(model, flags, data_dir) as private:
         yield private
 
 
 @contextmanager
-def _private(model: str, flags: list[str]) -> Iterator[tuple["Server", Callable[[], None]]]:
+def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tuple["Server", Callable[[], None]]]:
     """A deployment of one model, gone afterwards."""
     import yaml
 
     from cli.demo import system
+    from cli.effective import effective
     from cli.procfile import CHECKOUT
     from cli.server import Server
+    from jobs.registry import Registry
 
     with tempfile.TemporaryDirectory(prefix="nightmill-run-batch-") as name:
         folder = Path(name)
-        fields = _model(model, _arguments(flags))
-        (folder / "models.yaml").write_text(yaml.safe_dump({"models": {model: fields}}))
-        wanted = [line for line in (CHECKOUT / "Procfile").read_text().splitlines() if line.startswith(_LINES)]
+        fields = _fields(Registry.load(effective(data_dir=data_dir, vllm_enabled=True)), model, flags)
+        (folder / "models.yaml").write_text(yaml.safe_dump({"models": fields}))
+        pools = (*_LINES, *("gpu" if one["engine"] == "vllm" else "embed" for one in fields.values()))
+        wanted = [line for line in (CHECKOUT / "Procfile").read_text().splitlines() if line.startswith(pools)]
         (folder / "Procfile").write_text("\n".join(wanted) + "\n")
         options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
         with system.running(folder / "data", options, _NO_LIMITS) as up:
@@ -132,19 +139,31 @@ def _private(model: str, flags: list[str]) -> Iterator[tuple["Server", Callable[
                 yield server, up.check
 
 
-def _model(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a models file: a packaged model with its own arguments below, a folder, or a hub model."""
-    from cli.hub import newest
-    from jobs.registry import PACKAGED_FILE, EngineKind, Registry
+def _fields(registry: "Registry", model: str, flags: list[str]) -> dict[str, dict[str, Any]]:
+    """The models of a models file: this one, by the names that requests call it."""
+    from cli.vllm_flags import engine_args
 
-    known = Registry.read(PACKAGED_FILE).resolve(name)
+    arguments = engine_args(flags)
+    if arguments.pop("enable_metrics", False):
+        raise Trouble(
+            "--enable-metrics: a run of its own has no server of metrics; `nightmill up` has one, at /metrics"
+        )
+    names = arguments.pop("served_model_name", model)
+    name, *others = map(str, names if isinstance(names, list) else [names])
+    return {name: {**_model(registry, model, arguments), "aliases": others}}
+
+
+def _model(registry: "Registry", name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a models file: one of the file in force with its own arguments below, a folder, or the hub's.
+
+    Raises Trouble where these arguments cannot be used.
+    """
+    from cli.hub import newest
+
+    known = registry.resolve(name)
+    if known is not None:
+        return _known(known, arguments)
     revision = arguments.pop("revision", None)
-    if known is not None and known.engine is EngineKind.VLLM:
-        return {
-            "source": {"packaged": known.source.packaged},
-            "engine": "vllm",
-            "engine_args": {**known.engine_args, **arguments},
-        }
     if Path(name).is_dir():
         source: dict[str, Any] = {"path": str(Path(name).absolute())}
     else:
@@ -152,20 +171,16 @@ def _model(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"source": source, "engine": "vllm", "endpoints": _ROUTES, "engine_args": arguments}
 
 
-def _arguments(flags: list[str]) -> dict[str, Any]:
-    """`--max-model-len 2048 --enforce-eager` as models.yaml has them."""
-    import yaml
+def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
+    from cli.vllm_flags import merged
+    from jobs.registry import EngineKind
 
-    found: dict[str, Any] = {}
-    rest = list(flags)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise Trouble(f"'{word}' belongs to no flag")
-        name, equals, value = word[2:].partition("=")
-        if not equals and rest and not rest[0].startswith("--"):
-            equals, value = "=", rest.pop(0)
-        off = not equals and name.startswith("no-")
-        name = (name.removeprefix("no-") if off else name).replace("-", "_")
-        found[name] = yaml.safe_load(value) if equals else not off
-    return found
+    if model.engine is EngineKind.HTTP:
+        raise Trouble(f"'{model.name}' is served by {' '.join(model.source.urls)}; start `nightmill up`, and try again")
+    if arguments and model.engine is not EngineKind.VLLM:
+        raise Trouble(f"{', '.join(arguments)}: '{model.name}' has the engine {model.engine.value}, not vLLM")
+    source = model.source.model_dump(mode="json", exclude_unset=True)
+    if model.source.repo:
+        source["revision"] = arguments.pop("revision", model.source.revision)
+    fields = model.model_dump(mode="json", include={"engine", "endpoints", "max_model_len"}, exclude_none=True)
+    return {**fields, "source": source, "engine_args": merged(model.engine_args, arguments)}

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -38,34 +39,29 @@ def write_csv(rows: Iterable[Row], path: Path | None) -> int:
     return count
 
 
-def write_parquet(rows: Iterable[Row], path: Path | None) -> int:
-    """Columns as in CSV; an embedding is a list of 32-bit floats."""
+def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = False) -> int:
+    """Columns as in CSV; of `vectors` the answers are lists of 32-bit floats, however many rows have none."""
     import pyarrow as pa
     from pyarrow import parquet
 
     if path is None:
         raise Trouble("a Parquet file needs a place: name it with --output")
-    rows, count, writer = iter(rows), 0, None
+    rows, count, schema = iter(rows), 0, _schema(pa, vectors=vectors)
     temporary = path.with_name(f"{path.name}.part")
-    try:
+    with parquet.ParquetWriter(temporary, schema) as writer:
         while page := list(islice(rows, _AT_ONCE)):
-            vectors = writer is None and isinstance(next((row["answer"] for row in page if row["answer"]), ""), list)
-            if writer is None:
-                schema = _schema(pa, vectors=vectors)
-                writer = parquet.ParquetWriter(temporary, schema)
             flat = [{**row, "request": _cell(row["request"]), "response": _cell(row["response"])} for row in page]
             writer.write_table(pa.Table.from_pylist(flat, schema=schema))
             count += len(page)
-        if writer is None:
-            writer = parquet.ParquetWriter(temporary, _schema(pa, vectors=False))
-    finally:
-        if writer is not None:
-            writer.close()
     temporary.replace(path)
     return count
 
 
-WRITERS: dict[str, Writer] = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet}
+def writer_of(format_: str, *, vectors: bool) -> Writer:
+    """What writes rows as `jsonl`, `csv` or `parquet`. `vectors`: the answers are embeddings."""
+    if format_ == "parquet":
+        return partial(write_parquet, vectors=vectors)
+    return write_csv if format_ == "csv" else write_jsonl
 
 
 def _schema(pa, *, vectors: bool):  # type: ignore[no-untyped-def]

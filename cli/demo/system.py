@@ -3,6 +3,7 @@
 The child dies with the demo, however that ends: the kernel kills its guard, and the supervisor then kills the rest.
 """
 
+import json
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from cli import readiness
 from cli.folder import DataFolder
+from cli.logfile import LogFile
 from cli.procfile import CHECKOUT
 from cli.service import Program, Service
 from cli.trouble import Trouble
@@ -22,6 +24,7 @@ from jobs.secretfiles import replaced
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 60.0
 _HOPELESS = 3  # restarts of one process
+_READ, _SHOWN = 200, 8  # lines of a log
 
 
 class System:
@@ -50,7 +53,7 @@ class System:
         while not (self.folder.read_run() and readiness.takes_requests(self.url)):
             self.check()
             if time.monotonic() > deadline:
-                raise Trouble(f"the API does not answer; look at {self.folder.logs / 'web.log'}")
+                raise Trouble(f"the API does not answer; its log says\n{self._tail('web')}")
             threading.Event().wait(0.2)
 
     def check(self) -> None:
@@ -59,7 +62,7 @@ class System:
             raise Trouble(f"nightmill up has ended:\n{self._service.log.tail(8)}")
         for one in self.folder.read_run().get("processes", []):
             if one["restarts"] >= _HOPELESS:
-                raise Trouble(f"the process '{one['name']}' keeps ending; look at {self.folder.logs / one['name']}.log")
+                raise Trouble(f"the process '{one['name']}' keeps ending; its log says\n{self._tail(one['name'])}")
 
     def stop(self) -> None:
         """End it in good order; after a minute by force."""
@@ -71,11 +74,27 @@ class System:
             self._service.stop(signal.SIGKILL)
             os.waitpid(self._service.pid, 0)
 
+    def _tail(self, name: str) -> str:
+        """What its log says at last, for the folder may be gone when this is read: its error, else the last lines."""
+        lines = LogFile(self.folder.logs / f"{name}.log").tail(_READ).splitlines()
+        errors = [said for line in lines if (said := _error_of(line))]
+        return errors[-1] if errors else "\n".join(lines[-_SHOWN:])
+
     def _has_ended(self) -> bool:
         if self._ended is None:
             pid, status = os.waitpid(self._service.pid, os.WNOHANG)
             self._ended = os.waitstatus_to_exitcode(status) if pid else None
         return self._ended is not None
+
+
+def _error_of(line: str) -> str:
+    """What a line of a log says of an exception, without the traceback; empty where it has none."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return ""
+    error = said.get("error") if isinstance(said, dict) else None
+    return f"{said.get('event')}: {error.strip().splitlines()[-1]}" if isinstance(error, str) and error.strip() else ""
 
 
 @contextmanager

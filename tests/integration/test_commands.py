@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from cli import procfile
@@ -249,6 +250,18 @@ def test_results_stand_beside_their_inputs(cli: Cli, requests: Callable[..., Pat
     assert [(row["custom_id"], row["prompt"]) for row in rows] == [("r0", "one"), ("r1", "!500 two"), ("r2", "three")]
     assert [row["answer"] is None for row in rows] == [False, True, False]
     assert len(list(csv.reader(table.read_text().splitlines()))) == 4
+
+
+def test_embeddings_in_a_table_are_vectors(cli: Cli, tmp_path: Path) -> None:
+    source, table = tmp_path / "requests.jsonl", tmp_path / "table.parquet"
+    line = {"custom_id": "r0", "method": "POST", "url": "/v1/embeddings", "body": {"model": MODEL, "input": "cat"}}
+    source.write_text(json.dumps(line) + "\n")
+    job = cli("submit", str(source)).stdout.strip()
+
+    done = cli("results", job, "--format", "parquet", "--output", str(table))
+
+    assert done.returncode == 0, done.stderr
+    assert len(parquet.read_table(table)["answer"].to_pylist()[0]) == 8
 
 
 def test_a_job_explains_itself(cli: Cli, requests: Callable[..., Path]) -> None:

@@ -7,11 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
 from cli.trouble import Trouble
+from jobs import fleet
+from jobs.db import Database
+from jobs.models import Worker
+from jobs.queues import Queue
 from jobs.registry import PACKAGED_FILE, EngineKind, Registry
 
 Run = Callable[..., str]
@@ -123,13 +128,23 @@ def test_a_hub_model_is_pinned_and_fetched_at_its_revision(
     assert "hf_secret" not in file(tmp_path).read_text()
 
 
-def test_a_hub_that_says_no_is_told_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("Gated repository.\nLong explanation"), r"Gated repository\."),
+        (httpx.ConnectError("[Errno -2] Name or service not known"), r"\[Errno -2\] Name or service not known"),
+        (httpx.ReadTimeout(""), "ReadTimeout"),
+    ],
+)
+def test_a_hub_that_gives_nothing_is_told_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
     def refuse(_repo: str, **_options: Any) -> None:
-        raise OSError("Gated repository.\nLong explanation")
+        raise error
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(model_info=refuse))
 
-    with pytest.raises(Trouble, match=r"^org/name: Gated repository\.$"):
+    with pytest.raises(Trouble, match=rf"^cannot get org/name from the hub: {told}$"):
         run("add", "m", "--repo", "org/name")
 
 
@@ -143,3 +158,20 @@ def test_the_list_says_where_each_comes_from(run: Run, tmp_path: Path) -> None:
     assert "packaged all-minilm-l6-v2" in shown
     assert whole["file"] == str(file(tmp_path))
     assert [model["workers"] for model in whole["models"]] == [0, 0, 0]
+
+
+def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
+    run: Run, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["far"]}
+    with db.write() as session:
+        fleet.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
+        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+
+    listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
+
+    assert set(listed) == {"smollm2-135m-instruct", "all-minilm-l6-v2", "far"}, "an alias of the file is no other model"
+    assert (listed["far"]["source"], listed["far"]["queue"]) == ("NIGHTMILL_ENGINE_URLS", Queue.GENERATE)
+    assert (listed["far"]["external"], listed["far"]["workers"]) == (True, 1)
+    assert "NIGHTMILL_ENGINE_URLS" in run("list")

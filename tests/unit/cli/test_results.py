@@ -138,13 +138,15 @@ def test_parquet_has_typed_columns(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"]
 
 
-def test_embeddings_are_vectors_in_parquet(tmp_path: Path) -> None:
-    row = one(EMBED, {"input": "cat"}, {"data": [{"embedding": [0.5, 1.0]}]})
+def test_embeddings_are_vectors_in_parquet_also_behind_many_failures(tmp_path: Path) -> None:
+    inputs = [asked(str(n), EMBED, input="cat") for n in range(2500)]
+    outputs = [answered(str(n), {"data": [{"embedding": [0.5, 1.0]}]}) for n in range(1500, 2500)]
+    errors = [unanswered(str(n), "batch_expired") for n in range(1500)]
 
-    write_parquet([row] * 2500, tmp_path / "out.parquet")
+    write_parquet(joined(inputs, outputs, errors), tmp_path / "out.parquet", vectors=True)
 
     table = parquet.read_table(tmp_path / "out.parquet")
-    assert table["answer"].to_pylist()[2499] == [0.5, 1.0]
+    assert table["answer"].to_pylist()[1499:1501] == [None, [0.5, 1.0]]
     assert str(table.schema.field("answer").type) == "list<element: float>"
 
 

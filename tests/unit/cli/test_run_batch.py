@@ -1,12 +1,26 @@
 """vLLM's flags as engine arguments, and the model of a private run."""
 
+import ast
+import importlib.util
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from cli.run_batch import _arguments, _model
+from cli.demo.system import System
+from cli.folder import DataFolder
+from cli.main import _PASSING
+from cli.run_batch import _fields
+from cli.service import Program, Service
 from cli.trouble import Trouble
+from cli.vllm_flags import SHORT, TakesFlags, engine_args, spelled_out
+from jobs.registry import PACKAGED_FILE, Registry
+from tests.support.services import need
+from workers.engines.vllm_serving import argv
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -17,27 +31,180 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ([], {}),
         (["--max-model-len", "2048"], {"max_model_len": 2048}),
         (["--max-model-len=2048", "--enforce-eager"], {"max_model_len": 2048, "enforce_eager": True}),
-        (["--no-enable-prefix-caching", "--dtype", "bfloat16"], {"enable_prefix_caching": False, "dtype": "bfloat16"}),
-        (["--gpu-memory-utilization", "0.9"], {"gpu_memory_utilization": 0.9}),
-        (["--hf-overrides", '{"a": 1}'], {"hf_overrides": {"a": 1}}),
+        (
+            ["--no-enable-prefix-caching", "--dtype", "bfloat16"],
+            {"no_enable_prefix_caching": True, "dtype": "bfloat16"},
+        ),
+        (["--enforce-eager", "--no-enforce-eager"], {"no_enforce_eager": True}),
+        (["--lora-modules", "a=/a", "b=/b", "--seed", "-1"], {"lora_modules": ["a=/a", "b=/b"], "seed": "-1"}),
+        (["--seed", "010", "--a", "yes", "--b", "null"], {"seed": "010", "a": "yes", "b": "null"}),
+        (["--gpu-memory-utilization", "0.90"], {"gpu_memory_utilization": "0.90"}),
+        (["--hf-overrides", '{"a": 1}'], {"hf_overrides": '{"a": 1}'}),
+        (
+            ["--compilation-config.cudagraph_mode", "NONE", "--compilation-config.a.b=3", "--x.l+", "1,2"],
+            {"compilation_config": {"cudagraph_mode": "NONE", "a": {"b": 3}}, "x": {"l": ["1", "2"]}},
+        ),
     ],
 )
 def test_flags_become_engine_arguments(flags: list[str], expected: dict[str, Any]) -> None:
-    assert _arguments(flags) == expected
+    assert engine_args(flags) == expected
 
 
-def test_a_word_that_belongs_to_no_flag_is_told() -> None:
-    with pytest.raises(Trouble, match="'odd'"):
-        _arguments(["odd"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max-model-len", "2048", "--enforce-eager", "--no-enable-prefix-caching"],
+        ["--lora-modules", "a=/a", "b=/b"],
+        ["--seed", "010", "--kv-cache-dtype", "null", "--max-num-batched-tokens", "2k"],
+        ["--hf-overrides", '{"a": 1}'],
+        ["--no-such-flag"],
+    ],
+)
+def test_the_engine_is_told_the_same_words(words: list[str]) -> None:
+    assert argv(engine_args(words), {}) == words
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-tp", "2"], ["--tensor-parallel-size", "2"]),
+        (["-tp=2", "-q", "fp8"], ["--tensor-parallel-size=2", "--quantization", "fp8"]),
+        (["-O3"], ["--optimization-level", "3"]),
+        (["-O=2", "-O", "1"], ["--optimization-level", "2", "--optimization-level", "1"]),
+        (["-cc.mode=3"], ["--compilation-config.mode=3"]),
+        (["-i", "in", "-oout", "--seed", "-1", "-"], ["-i", "in", "-oout", "--seed", "-1", "-"]),
+    ],
+)
+def test_short_flags_are_spelled_out(words: list[str], expected: list[str]) -> None:
+    assert spelled_out(words) == expected
+
+
+def test_the_short_flags_are_those_of_vllm() -> None:
+    assert dict(_short_flags()) == SHORT
+
+
+def test_flags_stand_beside_the_commands_own_options() -> None:
+    app, seen = typer.Typer(), []
+
+    @app.command(cls=TakesFlags, context_settings=_PASSING)
+    def run(context: typer.Context, output: str = typer.Option("", "-o")) -> None:
+        seen.append((output, context.args))
+
+    done = CliRunner().invoke(app, ["-tp", "2", "-o", "out", "-cc.mode=3", "-dpm", "--lora-modules", "a", "b"])
+
+    assert done.exit_code == 0, done.output
+    [(output, words)] = seen
+    assert output == "out"
+    assert engine_args(words) == {
+        "tensor_parallel_size": 2,
+        "data_parallel_multi_port_external_lb": True,
+        "lora_modules": ["a", "b"],
+        "compilation_config": {"mode": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["odd"], "'odd' belongs to no flag"),
+        (["--seed=1", "odd"], "'odd' belongs to no flag"),
+        (["-foo"], "'-foo' is no flag"),
+        (["--enforce-eager", "false"], "--enforce-eager takes no value"),
+        (["--enable-metrics"], "--enable-metrics: .*nightmill up"),
+    ],
+)
+def test_what_is_no_flag_is_told(words: list[str], told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        fields("m", *spelled_out(words))
 
 
 def test_a_packaged_model_keeps_what_it_needs() -> None:
-    fields = _model("gpt-4o-mini", {"max_model_len": 512})
+    model = fields("gpt-4o-mini", "--max-model-len", "512", "--no-enforce-eager")["gpt-4o-mini"]
 
-    assert fields["source"] == {"packaged": "smollm2-135m-instruct"}
-    assert (fields["engine_args"]["max_model_len"], fields["engine_args"]["dtype"]) == (512, "bfloat16")
+    assert model["source"] == {"packaged": "smollm2-135m-instruct"}
+    assert (model["engine_args"]["max_model_len"], model["engine_args"]["dtype"]) == (512, "bfloat16")
+    assert model["engine_args"]["no_enforce_eager"] is True
+    assert "enforce_eager" not in model["engine_args"]
 
 
 def test_a_folder_and_a_hub_model_are_sources(tmp_path: Path) -> None:
-    assert _model(str(tmp_path), {})["source"] == {"path": str(tmp_path)}
-    assert _model("org/name", {"revision": COMMIT})["source"] == {"repo": "org/name", "revision": COMMIT}
+    folder = fields(str(tmp_path), "--served-model-name", "a", "b")
+
+    assert (folder["a"]["source"], folder["a"]["aliases"]) == ({"path": str(tmp_path)}, ["b"])
+    assert fields("org/name", "--revision", COMMIT)["org/name"]["source"] == {"repo": "org/name", "revision": COMMIT}
+
+
+def test_a_name_of_the_models_file_is_what_it_says(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        f"""models:
+  mine: {{source: {{path: weights}}, engine: vllm, queue: gpu.large, engine_args: {{dtype: bfloat16}}}}
+  hubbed: {{source: {{repo: org/name, revision: {COMMIT}}}, engine: vllm}}
+  vectors: {{source: {{packaged: all-minilm-l6-v2}}, engine: embed}}
+  far: {{source: {{urls: ["http://far/v1"]}}, engine: http}}
+"""
+    )
+    other = COMMIT[::-1]
+
+    mine = fields("mine", "--seed", "7", file=file)["mine"]
+
+    assert (mine["source"], mine["engine_args"]) == (
+        {"path": str(tmp_path / "weights")},
+        {"dtype": "bfloat16", "seed": 7},
+    )
+    assert "queue" not in mine, "a private run has one worker, of the queue that its engine has"
+    assert fields("hubbed", "--revision", other, file=file)["hubbed"]["source"]["revision"] == other
+    assert fields("vectors", file=file)["vectors"]["engine"] == "embed"
+    with pytest.raises(Trouble, match="seed: 'vectors' has the engine embed, not vLLM"):
+        fields("vectors", "--seed", "7", file=file)
+    with pytest.raises(Trouble, match="'far' is served by http://far/v1"):
+        fields("far", file=file)
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (
+            json.dumps({"event": "engine_did_not_start", "error": "Traceback:\n …\nBadEngineArgs: no --bogus"})
+            + "\nwhat the next start says\n",
+            "engine_did_not_start: BadEngineArgs: no --bogus",
+        ),
+        ("killed\n", "killed"),
+    ],
+)
+def test_a_process_that_keeps_ending_is_told_with_its_last_error(tmp_path: Path, log: str, told: str) -> None:
+    folder = DataFolder(tmp_path)
+    folder.make()
+    folder.write_run({"processes": [{"name": "gpu", "restarts": 3}]})
+    (folder.logs / "gpu.log").write_text(log)
+    service = Service(Program("up", ("sleep", "60"), {}, tmp_path, folder.logs / "up.log"))
+    service.start()
+    system = System(folder, service)
+
+    try:
+        with pytest.raises(Trouble, match=rf"'gpu' keeps ending; its log says\n{told}$"):
+            system.check()
+    finally:
+        system.stop()
+
+
+def fields(model: str, *flags: str, file: Path = PACKAGED_FILE) -> dict[str, dict[str, Any]]:
+    found = _fields(Registry.read(file), model, list(flags))
+    written = file.with_name("written.yaml") if file != PACKAGED_FILE else None
+    if written:
+        written.write_text(json.dumps({"models": found}))
+        assert list(Registry.read(written).models) == list(found), "what is written is a models file"
+    return found
+
+
+def _short_flags() -> Iterator[tuple[str, str]]:
+    """As vLLM's source declares them: importing it takes half a minute."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        need("vLLM's flags", ModuleNotFoundError("vllm"))
+    source = Path(found.submodule_search_locations[0]) / "engine" / "arg_utils.py"
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            words = [one.value for one in node.args if isinstance(one, ast.Constant)]
+            longs = [word for word in words if word.startswith("--")]
+            yield from ((word, longs[0]) for word in words if word not in longs)

@@ -1,0 +1,107 @@
+"""vLLM's flags as engine arguments. Which there are, and what they may say, vLLM's own parser judges in the worker.
+
+Values stay the words they are, for `yes`, `010` or a JSON object mean what vLLM takes them for; only whole numbers
+become some, because models files have them so.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typer.core import TyperCommand
+
+from cli.trouble import Trouble
+
+#: `-O3` has no other form and stands in `spelled_out`.
+SHORT = {
+    "-ac": "--attention-config", "-cc": "--compilation-config", "-dc": "--diffusion-config",
+    "-dcp": "--decode-context-parallel-size", "-dp": "--data-parallel-size", "-dpa": "--data-parallel-address",
+    "-dpb": "--data-parallel-backend", "-dpe": "--data-parallel-external-lb", "-dph": "--data-parallel-hybrid-lb",
+    "-dpl": "--data-parallel-size-local", "-dpm": "--data-parallel-multi-port-external-lb",
+    "-dpn": "--data-parallel-rank", "-dpp": "--data-parallel-rpc-port", "-dpr": "--data-parallel-start-rank",
+    "-ep": "--enable-expert-parallel", "-n": "--nnodes", "-pcp": "--prefill-context-parallel-size",
+    "-pp": "--pipeline-parallel-size", "-q": "--quantization", "-r": "--node-rank", "-sc": "--speculative-config",
+    "-tp": "--tensor-parallel-size",
+}  # fmt: skip
+_OURS = ("-i", "-o")
+_SHORT = re.compile(r"(-[A-Za-z]+)(.*)", re.DOTALL)
+
+
+class TakesFlags(TyperCommand):
+    """A command that leaves vLLM's flags in `context.args`. Click would take `-tp` for `-t -p`, and `-dpo` for `-o`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spelled_out(args))
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """The words with vLLM's short flags in their long form. Raises Trouble for one that there is not."""
+    found: list[str] = []
+    for word in words:
+        short = _SHORT.fullmatch(word)
+        if short is None or word.startswith(_OURS):
+            found.append(word)
+        elif word.startswith("-O"):
+            level = word[2:].removeprefix("=")
+            found += ["--optimization-level", *([level] if level else [])]
+        elif short[1] in SHORT and short[2][:1] in ("", "=", "."):
+            found.append(SHORT[short[1]] + short[2])
+        else:
+            raise Trouble(f"'{word}' is no flag; those that are vLLM's stand in `vllm run-batch --help=all`")
+    return found
+
+
+def engine_args(flags: Sequence[str]) -> dict[str, Any]:
+    """`--max-model-len 2048 --enforce-eager` as models.yaml has them. Raises Trouble for a word of no flag.
+
+    A flag of several values has a list, `--no-…` that name, and `--a.b c` are an object, which comes before `--a`.
+    """
+    found: dict[str, Any] = {}
+    objects: dict[str, Any] = {}
+    rest = list(flags)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise Trouble(f"'{word}' belongs to no flag")
+        name, equals, value = word[2:].partition("=")
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        if "." in name:
+            _put(objects, name, " ".join(values))
+        else:
+            key = name.replace("-", "_")
+            found.pop(_opposite(key), None)
+            found[key] = _value(name, values)
+    return found | objects
+
+
+def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's own arguments with what is given in their place."""
+    return {name: value for name, value in own.items() if _opposite(name) not in given} | dict(given)
+
+
+def _opposite(name: str) -> str:
+    return name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
+
+
+def _value(name: str, values: list[str]) -> Any:
+    if len(values) == 1 and values[0].lower() in ("true", "false"):
+        raise Trouble(f"--{name} takes no value: write --{name} or --no-{name}")
+    if len(values) == 1:
+        [word] = values
+        return int(word) if re.fullmatch(r"0|[1-9][0-9]{0,17}", word) else word
+    return values or True
+
+
+def _put(objects: dict[str, Any], name: str, word: str) -> None:
+    """`a.b.c` and its value, as vLLM reads them: JSON where it is some; of `a.b+` a list, parted by commas."""
+    first, *path, last = name.removesuffix("+").split(".")
+    place = objects.setdefault(first.replace("-", "_"), {})
+    for part in path:
+        place = place.setdefault(part, {})
+    try:
+        place[last] = word.split(",") if name.endswith("+") else json.loads(word)
+    except ValueError:
+        place[last] = word
