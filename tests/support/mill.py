@@ -159,7 +159,7 @@ def running(db: Database, folder: Path, engine: Engine | None = None, **settings
     host = EngineHost(Cached(engine, shelf, lambda name: (name, "the fake's"), config), lambda: None)
     host.start()
     cpu = build(config, Pool("cpu", (Queue.PLAN,), 2))
-    gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*",)))
+    gpu = build(config, Pool("gpu", (Queue.GENERATE,), 2, models=("*", *engine.models)))
     mill = Mill(config, db, DiskStorage(folder / "files"), engine, cpu, gpu, host, shelf)
     try:
         yield mill
