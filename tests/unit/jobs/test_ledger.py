@@ -691,3 +691,17 @@ def test_lists_by_state_and_the_counts_of_the_metrics_look_at_indexes_alone(sqli
     assert "ix_job_project_state" in listed
     assert "ORDER BY" not in listed
     assert "ix_job_kind_state" in counted
+
+
+def test_what_cannot_be_planned_is_tried_so_many_times_and_fails(db: Database) -> None:
+    job_id = submitted(db).id
+
+    states = []
+    for _ in range(3):
+        claim = claim_job(db, job_id, Task.PLAN)
+        with db.write() as session:
+            stumbled = ledger.stumble(session, claim, tries=3, delay=5, error={"code": "internal_error"})
+            states.append((stumbled.state, stumbled.stumbles))
+
+    assert states == [(JobState.QUEUED, 1), (JobState.QUEUED, 2), (JobState.FAILED, 3)]
+    assert ledgers.job(db, job_id).errors == [{"code": "internal_error"}]
