@@ -71,7 +71,7 @@ def test_what_was_said_before_counts(shop: Shop) -> None:
     [
         ({}, "input", "missing_required_parameter"),
         ({"input": []}, "input", "missing_required_parameter"),
-        ({"input": 3}, "input.str", "invalid_type"),
+        ({"input": 3}, "input", "invalid_type"),
         ({"input": "x", "previous_response_id": "resp_none"}, "previous_response_id", "previous_response_not_found"),
         (
             {"input": "x", "previous_response_id": "resp_1", "conversation": "conv_1"},
