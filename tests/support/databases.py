@@ -37,11 +37,11 @@ def fresh(kind: str, folder: Path) -> Iterator[Database]:
 def notified(postgres: Database) -> Iterator[Callable[[], list[str]]]:
     """Tells where somebody was notified since it was last asked, once for each transaction; waits for the first."""
     with postgres.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
-        listener.detach()  # whoever had it next would hear what nobody told them
         listener.execute(text(f"LISTEN {CHANNEL}"))
         driver = listener.connection.driver_connection
         assert driver is not None
         yield lambda: [notice.channel for notice in driver.notifies(timeout=5, stop_after=1)]
+        listener.invalidate()  # whoever had it next would hear what nobody told them
 
 
 def _new_postgres_database() -> str:
