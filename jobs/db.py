@@ -132,8 +132,12 @@ def wake(session: Session) -> None:
 
 def insert_into(session: Session, model: type[DeclarativeBase]) -> Any:
     """An INSERT that knows ON CONFLICT; both databases spell it alike, SQLAlchemy keeps one for each."""
-    insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else pg_insert
-    return insert(model)
+    return inserting(session.get_bind().dialect.name)(model)
+
+
+def inserting(dialect: str) -> Any:
+    """The same, for statements that are built once for each database."""
+    return sqlite_insert if dialect == "sqlite" else pg_insert
 
 
 @dataclass(slots=True)

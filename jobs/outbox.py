@@ -11,12 +11,10 @@ from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db import wake
+from jobs.db import inserting, wake
 from jobs.models import File, Job, Outbox, Project, table_of
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
@@ -103,8 +101,7 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
 
 @cache
 def _owing(dialect: str) -> Any:
-    insert = sqlite_insert if dialect == "sqlite" else pg_insert
-    return insert(_outbox).on_conflict_do_nothing()
+    return inserting(dialect)(_outbox).on_conflict_do_nothing()
 
 
 def settle(session: Session, task: Task, job_id: str, shard_n: int = JOB, queue: str | None = None) -> None:
