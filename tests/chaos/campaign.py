@@ -209,6 +209,19 @@ class Campaign:
             pause(max(self.scene.rng.uniform(*wait), began + every - time.monotonic()))
         self.load.feeding.clear()
 
+    def go_on_until(self, true: Callable[[], object], seconds: float, what: str) -> None:
+        """The clients go on without a fault. Raises TimeoutError that says what the clients beside the batches have."""
+        self.load.feeding.set()
+        try:
+            eventually(true, seconds * self.patience, what)
+        except TimeoutError as error:
+            keeper, repeaters = self.load.keeper, self.load.repeaters
+            cleared = [len(one.clearings) for one in repeaters]
+            had = f"{keeper.synced} syncs, {keeper.searches} searches, {cleared} clearings; {keeper.state()}"
+            raise TimeoutError(f"{error}: {had}\n{self.journal.story()}") from error
+        finally:
+            self.load.feeding.clear()
+
     def _await_work(self) -> None:
         """A real engine takes a minute to come back; a kill before that would only show the same again."""
         last = self.struck[-1].over

@@ -14,7 +14,6 @@ from tests.chaos.faults import FAULTS, deck
 from tests.chaos.judging import embedded_again, embedding_bound
 from tests.chaos.load import Mix
 from tests.chaos.table import shown
-from tests.support.system import eventually
 
 pytestmark = pytest.mark.timeout(420)  # the first test waits for the whole run: 90 s on a quiet machine
 
@@ -43,7 +42,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
         made.poison(["!crash"])
         made.cancels(1)
         made.strike(_FAULTS, wait=(0.5, 1.5))
-        eventually(lambda: _had_their_turns(made), 120, "the folder and the caches are asked enough")
+        made.go_on_until(lambda: _had_their_turns(made), 120, "the folder and the caches are asked enough")
         made.drain()
         made.judge()
         made.stop()

@@ -272,7 +272,13 @@ def test_of_two_who_store_a_stream_at_the_same_moment_the_row_knows_one_and_none
     shop: Shop, monkeypatch: pytest.MonkeyPatch, deleted: bool
 ) -> None:
     storage, key = shop.app.state.services.storage, {"Authorization": f"Bearer {shop.client.api_key}"}
-    put, objects = storage.put, []
+    put, objects, go_on = storage.put, [], threading.Event()
+
+    async def stream(request: Request, emit: Emit) -> Answer:
+        await emit(json.dumps(_WORD).encode())
+        await asyncio.to_thread(go_on.wait, 20)
+        await emit(json.dumps(_END).encode())
+        return Answer(200, b"")
 
     def second(path: str, data: bytes) -> None:
         """The first has looked, and is about to write: meanwhile another one does all that it does."""
@@ -284,10 +290,12 @@ def test_of_two_who_store_a_stream_at_the_same_moment_the_row_knows_one_and_none
         objects.append(data)
         put(path, data)
 
+    monkeypatch.setattr(shop.engine, "stream", stream)
     with _resumable(shop) as events:
         seen = [next(events)]
         name = seen[0][0].partition("/")[0]
         monkeypatch.setattr(storage, "put", second)
+        go_on.set()
         seen += list(events)
 
     assert seen[-1][1] == "[DONE]"
