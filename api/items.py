@@ -4,10 +4,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from jobs import compaction
+
 
 def _typed(item: dict[str, Any]) -> dict[str, Any]:
     if item.get("type") is not None and not isinstance(item["type"], str):
         raise ValueError("An item's type is a string.")
+    if compaction.is_compaction(item):
+        compaction.unpacked(item.get(compaction.CONTENT))
     return item
 
 

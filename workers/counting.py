@@ -15,6 +15,7 @@ from jobs.endpoints import RESPONSES
 from jobs.interactive import Question
 from jobs.terms import FIELD as CONTEXT
 from workers.caching.answers import FIELD as CACHE
+from workers.compacted import Unpacked
 from workers.engines.caps import objection
 from workers.engines.port import Answer, Emit, Request, refusal
 from workers.file_search import is_search
@@ -31,7 +32,7 @@ class Counting:
 
     def __init__(self, host: EngineHost, measure: Measure, search: Searcher, rooms: Rooms) -> None:
         self._host = host
-        self._engine = Grounded(_Counter(measure), search, rooms)
+        self._engine = Grounded(Unpacked(_Counter(measure)), search, rooms)
 
     async def answer(self, question: Question, priority: int) -> Answer:
         """Raises what engines raise."""

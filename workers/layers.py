@@ -1,9 +1,9 @@
 """What stands before a worker's engines, and in which order.
 
-    Request ─▶ Cached ─▶ Grounded ─▶ Fitted ─▶ Checked ─▶ engine
+    Request ─▶ Cached ─▶ Grounded ─▶ Unpacked ─▶ Fitted ─▶ Checked ─▶ engine
 
-A hit costs none of the others. What is found in files is fitted into the context with the rest, and what a schema has
-asked for once more is of the prompt as it was cut.
+A hit costs none of the others. What is found in files, and what a conversation was compacted to, is fitted into the
+context with the rest, and what a schema has asked for once more is of the prompt as it was cut.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jobs.settings import Settings
 from workers.caching.engine import Cached, Identity
 from workers.caching.shelf import Shelf
+from workers.compacted import Unpacked
 from workers.engines.port import Engine
 from workers.fitting.fitted import Fitted, Measure, Others
 from workers.grounding import Grounded, Rooms, Searcher
@@ -33,4 +34,4 @@ class Needs:
 
 def before(engine: Engine, needs: Needs, config: Settings) -> Cached:
     fitted = Fitted(Checked(engine, needs.checker), needs.measure, needs.others)
-    return Cached(Grounded(fitted, needs.search, needs.rooms), needs.shelf, needs.identity, config)
+    return Cached(Grounded(Unpacked(fitted), needs.search, needs.rooms), needs.shelf, needs.identity, config)

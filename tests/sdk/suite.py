@@ -479,6 +479,27 @@ def _() -> None:
     same(counted(**asked), {"object": "response.input_tokens", "input_tokens": len(words)})
 
 
+def compacted(**asked: Any) -> Any:
+    if hasattr(client.responses, "compact"):
+        return client.responses.compact(**asked).to_dict(warnings=False)
+    raw("responses.compact")
+    return client.post("/responses/compact", cast_to=object, body=asked)
+
+
+@check("a conversation is compacted, and gone on from")
+def _() -> None:
+    first = client.responses.create(model=MODEL, input="one two")
+
+    made = compacted(model=MODEL, input="and on", previous_response_id=first.id)
+    same(made["object"], "response.compaction")
+    same([item["type"] for item in made["output"]], ["message", "message", "compaction"])
+    same([item["content"][0]["text"] for item in made["output"][:2]], ["one two", "and on"])
+    said = client.responses.create(model=MODEL, input=[*made["output"], {"role": "user", "content": "more"}])
+    same(said.status, "completed")
+    items = list(client.responses.input_items.list(said.id, order="asc"))
+    same([item.type for item in items], ["message", "message", "compaction", "message"])
+
+
 @check("a conversation keeps what was said")
 def _() -> None:
     made = client.conversations.create(

@@ -46,6 +46,7 @@ CHECKS = (
     "a chat is stored, whole and as a stream",
     "a response is answered, whole and as a stream, and kept",
     "an input is counted before it is asked for",
+    "a conversation is compacted, and gone on from",
     "a conversation keeps what was said",
     "a response in the background is polled, and cancelled",
     "embeddings are answered at once",
@@ -91,8 +92,12 @@ _ABOUT_WEBHOOKS = (
 RAW = {
     # OpenAI gave these versions `unwrap` and `verify_signature`, and no management of endpoints.
     **{(sdk, check): ["webhooks.create"] for sdk in ("python-1.109", "python-2.8") for check in _ABOUT_WEBHOOKS},
-    # It is older than the method.
+    # They are older than the methods.
     ("python-1.109", "an input is counted before it is asked for"): ["responses.input_tokens"],
+    **{
+        (sdk, "a conversation is compacted, and gone on from"): ["responses.compact"]
+        for sdk in ("python-1.109", "python-2.8")
+    },
     # Its Batch is older than the field: it comes as a dict.
     ("python-1.109", "a batch runs to its output"): ["batch.usage"],
     # Its file batches are older than files with attributes of their own.

@@ -414,6 +414,20 @@ check("an input is counted before it is asked for", async () => {
   same({ ...counted }, { object: "response.input_tokens", input_tokens: words.length });
 });
 
+check("a conversation is compacted, and gone on from", async () => {
+  const first = await client.responses.create({ model: MODEL, input: "one two" });
+
+  const made = await client.responses.compact({ model: MODEL, input: "and on", previous_response_id: first.id });
+  same(made.object, "response.compaction");
+  same(made.output.map((item) => item.type), ["message", "message", "compaction"]);
+  same(made.output.slice(0, 2).map((item) => item.content[0].text), ["one two", "and on"]);
+  const said = await client.responses.create({ model: MODEL, input: [...made.output, { role: "user", content: "more" }] });
+  same(said.status, "completed");
+  const items = [];
+  for await (const item of client.responses.inputItems.list(said.id, { order: "asc" })) items.push(item);
+  same(items.map((item) => item.type), ["message", "message", "compaction", "message"]);
+});
+
 check("a conversation keeps what was said", async () => {
   const items = [{ type: "message", role: "user", content: "I say" }];
   const made = await client.conversations.create({ items, metadata: { mark: "talk" } });

@@ -30,6 +30,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/embeddings"): {"json": {"model": "all-minilm-l6-v2", "input": "Hello"}},
     ("POST", "/v1/rerank"): {"json": {"model": "ranker", "query": "What?", "documents": ["This."]}},
     ("POST", "/v1/responses"): {"json": {"model": "smollm2-135m-instruct", "input": "Hello"}},
+    ("POST", "/v1/responses/compact"): {"json": {"model": "smollm2-135m-instruct", "input": "Hello"}},
     ("POST", "/v1/responses/input_tokens"): {"json": {"model": "smollm2-135m-instruct", "input": "Hello"}},
     ("POST", "/v1/conversations/{conversation_id}"): {"json": {"metadata": {}}},
     ("POST", "/v1/conversations/{conversation_id}/items"): {"json": {"items": [{"role": "user", "content": "Hi"}]}},

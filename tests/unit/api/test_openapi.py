@@ -36,7 +36,7 @@ _TRUE = (
 _NEED_A_WORKER = frozenset(
     {
         "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/responses",
-        "/v1/responses/input_tokens",
+        "/v1/responses/compact", "/v1/responses/input_tokens",
         "/v1/streams/{stream_id}", "/v1/vector_stores/{vector_store_id}/search",
         "/v1/vector_stores/{vector_store_id}/indexes/{index_id}/compare",
     }

@@ -1,0 +1,32 @@
+"""What a conversation was compacted to, as clients carry it from one request to the next.
+
+OpenAI seals it. Here it is packed, so that it passes as one word, and is no secret: it is a summary of what the client
+has sent, by its own server. Nothing of it is kept.
+"""
+
+import base64
+import binascii
+from typing import Any, Final
+
+ITEM: Final = "compaction"
+CONTENT: Final = "encrypted_content"  # OpenAI's name
+_MARK: Final = "nightmill-1."
+
+
+def packed(summary: str) -> str:
+    return _MARK + base64.urlsafe_b64encode(summary.encode()).decode()
+
+
+def unpacked(content: Any) -> str:
+    """Raises ValueError for anything that `packed` has not made."""
+    before, mark, rest = str(content).partition(_MARK)
+    if before or not mark:
+        raise ValueError(f"'{CONTENT}' is no summary of this server: what another one has sealed, it alone can open.")
+    try:
+        return base64.b64decode(rest, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"'{CONTENT}' is damaged.") from error
+
+
+def is_compaction(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == ITEM
