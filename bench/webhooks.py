@@ -1,10 +1,11 @@
 """Webhook delivery on this machine: how many a second, and how soon after the event.
 
-    python -m bench.webhooks [--database URL] [--events 5000] [--endpoints 20] [--rate 100] [--seconds 20]
+    python -m bench webhooks [--database URL] [--events 5000] [--endpoints 20] [--rate 100] [--seconds 20] [--jobs 500]
 
-Two figures. Flat out: a backlog of events over some endpoints, until the last is recorded as delivered. Paced: events
-at a steady rate, each to one endpoint, and the time from the event's row to the request's arrival. The receiver is a
-process of its own, and so is nothing else: the loop runs here.
+Three figures. Flat out: a backlog of events over some endpoints, until the last is recorded as delivered. Paced: events
+at a steady rate, each to one endpoint, and the time from the event's row to the request's arrival. In these the loop
+runs here, and the receiver in a process of its own. Jobs: a deployment with all its processes, batches of one line that
+a fake engine answers as fast as they go through, and the time from a batch's end to the arrival of its event.
 """
 
 import argparse
@@ -21,16 +22,18 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
+from bench.deployment import chats, deployed
 from jobs import events
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Base, Delivery, WebhookEndpoint
+from jobs.models import Base, Delivery, Event, Job, WebhookEndpoint
 from jobs.settings import Settings
 from jobs.webhook import new_secret
 from workers.webhooks import loop
 
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _AT_ONCE = 50  # events a transaction
+_LINES = {"web": "", "dispatcher": "", "cpu": "", "gpu": "python -m bench.fake_worker", "io": ""}
 
 
 def main() -> None:
@@ -47,6 +50,8 @@ def main() -> None:
             _arrivals(pipe)
             _paced(db, names, options.rate, options.seconds, pipe)
         db.close()
+        if options.jobs:
+            _of_jobs(Path(folder), port, pipe, options.jobs)
 
 
 def _options() -> argparse.Namespace:
@@ -58,6 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--endpoints", type=int, default=20)
     parser.add_argument("--rate", type=float, default=100.0, help="events a second")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--jobs", type=int, default=500, help="batches of one line in a whole deployment")
     return parser.parse_args()
 
 
@@ -88,6 +94,32 @@ def _paced(db: Database, names: list[str], rate: float, seconds: float, pipe: Co
         f"paced      {rate:.0f} events/s for {seconds:.0f} s: {len(waits)} of {count} arrived,"
         f" p50 {statistics.median(waits) * 1000:.0f} ms, p95 {waits[int(len(waits) * 0.95)] * 1000:.0f} ms,"
         f" worst {waits[-1] * 1000:.0f} ms, {used:.0%} of a core"
+    )
+
+
+def _of_jobs(folder: Path, port: int, pipe: Connection, count: int) -> None:
+    variables = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true"}
+    with deployed(folder / "jobs", _LINES, (), variables) as mill:
+        mill.wait_for("cpu.plan")
+        mill.wait_for("gpu.generate")
+        url = f"http://127.0.0.1:{port}/jobs"
+        mill.client.webhooks.create(name="bench", url=url, event_types=["batch.completed"])
+        chats(folder / "one.jsonl", 1, "fake-model")
+        file_id = mill.upload(folder / "one.jsonl")
+        for _ in range(count):
+            mill.client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+        db = Database(f"sqlite:///{mill.system.folder.path / 'nightmill.db'}", patience=30)
+        _wait_for(db, count)
+        arrived = _arrivals(pipe)
+        with db.read() as session:
+            ends = session.execute(select(Event.id, Job.completed_at).join(Job, Job.id == Event.subject_id)).all()
+        db.close()
+    waits = sorted(arrived[event] - at for event, at in ends if at is not None and event in arrived)
+    ended = sorted(at for _, at in ends if at is not None)
+    print(
+        f"jobs       {len(waits)} of {count} told of, {count / (ended[-1] - ended[0]):.0f} batches/s ended:"
+        f" p50 {statistics.median(waits) * 1000:.0f} ms, p95 {waits[int(len(waits) * 0.95)] * 1000:.0f} ms,"
+        f" worst {waits[-1] * 1000:.0f} ms"
     )
 
 
