@@ -126,7 +126,7 @@ class EngineHost:
         async with self._reviving:
             if generation == self.generation:
                 log.warning("engine_died")
-                await self._on_death(death, self._in_flight_now())
+                await self._tell(death)
                 await self._rebuild()
 
     def share(self, others: Company) -> None:
@@ -146,6 +146,15 @@ class EngineHost:
     def suspect(self, suspect: Suspect) -> None:
         """This was in flight when the engine died."""
         self._suspects.append(suspect)
+
+    async def _tell(self, death: EngineDead) -> None:
+        """Nobody asks it meanwhile, for that builds it."""
+        self._up.clear()
+        try:
+            await self._on_death(death, self._in_flight_now())
+        except BaseException:
+            self._up.set()
+            raise
 
     def _in_flight_now(self) -> list[Suspect]:
         """Each once; first what was there at most of the deaths."""

@@ -186,7 +186,7 @@ def test_an_engine_that_dies_too_often_is_left_alone_and_the_others_go_on(shop: 
     row = shop.left()["tiny"]
     told = "\n".join(quarantine.told(row))
     assert (row.deaths, row.error) == (3, "out of memory")
-    assert "batch_7 batch_req_q1 (q1) (3 times)" in told
+    assert "in flight then: batch_7 batch_req_q1 (q1) (2 times), batch_7 batch_req_q2 (q2) (1 times)" in told
     assert "its log: a line of the log" in told
     assert "secret" not in told
 
