@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.observe import REGISTRY
-from jobs import outbox
+from jobs import outbox, quarantine
 from jobs.clock import now
 from jobs.db import Database
 from jobs.models import CacheUse, Delivery, Job, Outcome, Segment, Shard, Worker
@@ -159,6 +159,17 @@ def _workers(session: Session) -> Iterator[Metric]:
     yield from (alive, slots, restarts)
 
 
+def _quarantined(session: Session) -> Iterator[Metric]:
+    left = GaugeMetricFamily(
+        "nightmill_engine_quarantined",
+        "Engines that died too often: 1 left alone, 0 on trial.",
+        labels=["place", "model"],
+    )
+    for row in quarantine.listed(session):
+        left.add_metric([row.place, row.model], 0 if row.trial else 1)
+    yield left
+
+
 def _losses(session: Session) -> Iterator[Metric]:
     """A claim that ended before its shard did has moved the shard's epoch by two."""
     losses = CounterMetricFamily("nightmill_lease_losses", "Claims on jobs and shards that ended by their lease.")
@@ -193,6 +204,7 @@ _READERS: tuple[Callable[[Session], Any], ...] = (
     _work,
     _outcomes,
     _workers,
+    _quarantined,
     _losses,
     _webhooks,
     _cache,

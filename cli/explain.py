@@ -1,6 +1,8 @@
 """`nightmill explain JOB`: why it waits, why it failed, and what became of its lines, with examples."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +38,8 @@ def explain(
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)
-        for line in (*_standing(found), *_rejected(found), *_answered(server, found), *_failed(server, found)):
+        left = _left_alone(found, data_dir) if url is None else ()
+        for line in (*_standing(found), *left, *_rejected(found), *_answered(server, found), *_failed(server, found)):
             print(line)
 
 
@@ -48,6 +51,22 @@ def _standing(job: "Snapshot") -> Iterator[str]:
         yield f"  it waits: {job.queue_position} jobs of its project come before it"
     if job.pace:
         yield f"  it makes {job.pace}"
+
+
+def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
+    """Whether its model's engine died too often; the log is the operator's, so the database of this host is asked."""
+    if job.waiting_for != "waiting for model":
+        return
+    from cli.effective import effective
+    from cli.ledger import opened
+    from jobs import quarantine
+    from jobs.registry import ModelsFileError, Registry
+
+    with suppress(Trouble, ModelsFileError), opened(data_dir) as db, db.read() as session:
+        aliases = Registry.load(effective(data_dir=data_dir)).aliases
+        for row in quarantine.listed(session, aliases.get(job.model, job.model)):
+            yield from (f"  {line}" for line in quarantine.told(row))
+            yield f"  to mend it: correct what its log says, then `nightmill resume model {row.model}`"
 
 
 def _rejected(job: "Snapshot") -> Iterator[str]:

@@ -35,7 +35,7 @@ def pause(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
 
 
 def resume(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
-    """Go on with what was paused or drained."""
+    """Go on with what was paused or drained. A model whose engine died too often is built again at once, everywhere."""
     _set(kind, name, data_dir, on=False)
 
 
@@ -66,9 +66,10 @@ def drain(
 
 
 def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Show the live workers and everything that is paused."""
+    """Show the live workers, everything that is paused, and the models whose engines died too often."""
     from cli.ledger import opened
-    from jobs import fleet, pauses
+    from jobs import fleet, pauses, quarantine
+    from jobs.models import row_of
 
     with opened(data_dir) as db, db.read() as session:
         off = pauses.paused(session)
@@ -91,13 +92,18 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             {"kind": row.scope, "name": _shown(session, row.scope, row.name), "reason": row.reason}
             for row in pauses.listed(session)
         ]
+        left = [(row_of(row), quarantine.told(row)) for row in quarantine.listed(session)]
     if as_json:
-        print(json.dumps({"workers": rows, "paused": held}, indent=2))
+        print(json.dumps({"workers": rows, "paused": held, "quarantined": [row for row, _ in left]}, indent=2))
         return
     _table(rows)
     for one in held:
         print(f"paused: {one['kind']} {one['name']}")
         for line in (one["reason"] or "").splitlines():
+            print(f"    {line}")
+    for _, (first, *more) in left:
+        print(first)
+        for line in more:
             print(f"    {line}")
 
 
@@ -119,14 +125,17 @@ def _table(rows: list[dict[str, object]]) -> None:
 def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
     """Pause or resume, say so, and return what the name stands for."""
     from cli.ledger import opened
-    from jobs import pauses
+    from jobs import pauses, quarantine
 
     scope = pauses.Scope(kind)
     change = pauses.pause if on else pauses.resume
     with opened(data_dir) as db, db.write() as session:
         names = _names(session, scope, name, data_dir)
         changed = [change(session, scope, one, actor=_ACTOR) for one in names]
-    if not any(changed):
+        left = sum(quarantine.release(session, one, _ACTOR) for one in names if scope is scope.MODEL and not on)
+    if left:
+        print(f"{kind} {name} is no longer quarantined")
+    elif not any(changed):
         print(f"{kind} {name} was {'paused already' if on else 'not paused'}")
     else:
         print(f"{kind} {name} {'is paused' if on else 'goes on'}")

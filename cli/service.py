@@ -123,6 +123,8 @@ class Service:
             "restarts": self.restarts,
             "state": str(self.state),
             "started": self.started or None,
+            "ending": None if self.code is None else self.ending,
+            "delay": self.delay,
         }
 
 

@@ -21,8 +21,7 @@ from celery import Celery, current_app
 from celery.utils import nodenames
 from kombu.exceptions import OperationalError
 
-from jobs import fleet, logs, pauses, responses, searches
-from jobs.errors import DatabaseBusy
+from jobs import fleet, logs, responses, searches
 from jobs.interactive import redis_url
 from jobs.queues import Queue
 from jobs.registry import ModelsFileError, Registry
@@ -41,12 +40,13 @@ from workers.engines.router import build as build_router
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.layers import Needs, before
-from workers.quarantine import Deaths
+from workers.quarantine import Warden
 from workers.reloading import Reloading
 from workers.reranking import Reranking
 from workers.rooms import Rooms
 from workers.schemas.checker import Checker
 from workers.searching import Searching
+from workers.words import Words
 
 log = logging.getLogger(__name__)
 _NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
@@ -82,11 +82,12 @@ def _threads(config: Settings, pool: Pool) -> None:
 
 def _engine(config: Settings, name: str, queue: str) -> None:
     """The engine comes up beside Celery's consumer; no doorbell is rung for us before it is there."""
+    words = Words()
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
     engine = build_router(config, _models(context), queue)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds)
-    deaths = Deaths(config.engine_deaths, config.engine_deaths_seconds)
+    warden = Warden(context, engine, queue, words)
     asking = Asking(context)
     shelf = Shelf(context.db, config.cache_max_bytes)
     needs = Needs(
@@ -101,7 +102,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     cached = before(engine, needs, config)
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
     shared = others if engine.shared else None
-    host = EngineHost(cached, lambda: _restarted(context), shared, deaths, partial(_quarantine, context), courtesy)
+    host = EngineHost(cached, lambda: _restarted(context), shared, engine.mourn, courtesy)
     reranking = Reranking(context, host, queue)
     own = {
         searches.URL: Searching(context, host, reranking).answer,
@@ -109,10 +110,10 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         responses.COUNT_URL: Counting(host, needs.measure, needs.search, needs.rooms).answer,
     }
     desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
-    context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
+    context.keeper.listen = partial(_listen, desk, name, pool.queues)
     tasks.furnish(context, host)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
-    bring_up = partial(_bring_up, context, host, engine, desk, reloading.look)
+    bring_up = partial(_bring_up, context, host, engine, desk, reloading.look, warden)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
     _work(app, name, pool.queues, [f"--concurrency={pool.slots}"])
@@ -123,6 +124,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     host.close()
     shelf.close()
     logging.shutdown()
+    words.flush()
     os._exit(0)  # engines leave threads behind that would hold the exit up
 
 
@@ -145,22 +147,9 @@ def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> N
     app.worker_main(["worker", f"--queues={','.join(queues)}", *common, *argv])
 
 
-def _quarantine(context: Context, told: str) -> None:
-    """The engine dies again and again: take nothing more, and leave word for the operator."""
-    log.error("engine_quarantined", extra={"worker": context.worker_id, "reason": told})
-    actor = f"worker:{context.worker_id}"
-    with suppress(DatabaseBusy):  # only when the process ends
-        context.db.retrying(
-            lambda session: pauses.pause(session, pauses.Scope.WORKER, context.worker_id, actor=actor, reason=told),
-            context.stop,
-        )
-
-
-def _listen(host: EngineHost, desk: Desk, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+def _listen(desk: Desk, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
     """Have our own consumer take from these queues, or stop; False when the broker is away."""
     desk.listen(wanted)
-    if wanted:
-        host.release()
     change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
     try:
         for queue in queues:
@@ -175,28 +164,43 @@ def _node(name: str) -> str:
     return str(nodenames.host_format(f"{name}-{os.getpid()}@%h"))
 
 
-def _bring_up(context: Context, host: EngineHost, engine: Router, desk: Desk, reload: Callable[[], None]) -> None:
-    """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing."""
+def _bring_up(
+    context: Context, host: EngineHost, engine: Router, desk: Desk, reload: Callable[[], None], warden: Warden
+) -> None:
+    """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing.
+
+    So does an engine that does not come up, until it is left alone for that: a new process has a clean device.
+    """
     try:
+        warden.begin()
         host.start()
         process.settle()
         log.info("engine_up", extra={"queue": desk.queue})
-        host.call(desk.serve()).add_done_callback(_desk_ended)
-        _stay_announced(context, engine, desk.queue, reload)
+        host.call(desk.serve()).add_done_callback(partial(_desk_ended, warden))
+        _stay_announced(context, engine, desk.queue, partial(_look, reload, warden, host))
     except Exception:
         if context.stop.is_set():
             return
         log.exception("engine_did_not_start")
-        logging.shutdown()
-        os._exit(_NO_ENGINE)
+        _end(warden)
 
 
-def _desk_ended(serving: "Future[None]") -> None:
+def _end(warden: Warden) -> None:
+    logging.shutdown()
+    warden.excuse()
+    os._exit(_NO_ENGINE)
+
+
+def _look(reload: Callable[[], None], warden: Warden, host: EngineHost) -> None:
+    reload()
+    warden.look(host)
+
+
+def _desk_ended(warden: Warden, serving: "Future[None]") -> None:
     """A worker that says it serves and answers nobody who waits is worse than none."""
     if not serving.cancelled() and (error := serving.exception()):
         log.error("interactive_ended", exc_info=error)
-        logging.shutdown()
-        os._exit(_NO_ENGINE)
+        _end(warden)
 
 
 def _stay_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:

@@ -10,9 +10,9 @@ the model.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Unserved
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Suspect, Unserved
 from workers.host import EngineHost, GaveUp
 from workers.records import Item
 
@@ -43,10 +43,14 @@ class Answering:
         self._tries = tries
         self._emit = emit
         self._last_sign = time.monotonic()
-        self._begun: dict[int, float] = {}  # by item, when the engine was asked
+        self._begun: dict[int, tuple[float, Item]] = {}  # when the engine was asked
 
     async def run(self, items: Sequence[Item]) -> list[Item]:
         """Answer all; returns the items that broke every time. Raises GaveUp, CancelledError."""
+        with self._host.asking(self._in_flight):
+            return await self._run(items)
+
+    async def _run(self, items: Sequence[Item]) -> list[Item]:
         left, spent = list(items), []
         while left:
             width = max((item.trials.width(self._tries) for item in left), key=_or_all)
@@ -93,7 +97,7 @@ class Answering:
                 continue
             except EngineDead as death:
                 self._broke(item, death, died=True)
-                self._host.deaths.suspect(item.id)
+                self._host.suspect(_suspect(item))
                 await self._host.revive(generation, death)
                 self._last_sign = time.monotonic()
                 return
@@ -109,11 +113,14 @@ class Answering:
             return
 
     async def _asked(self, item: Item) -> Answer:
-        self._begun[id(item)] = time.monotonic()
+        self._begun[id(item)] = time.monotonic(), item
         try:
             return await self._ask(item.request)
         finally:
             del self._begun[id(item)]
+
+    def _in_flight(self) -> Iterator[Suspect]:
+        return (_suspect(item) for _, item in self._begun.values())
 
     def _broke(self, item: Item, fault: Exception, *, died: bool = False) -> None:
         item.trials.broke(died=died, alone=item.trials.lonely(self._tries))
@@ -125,10 +132,16 @@ class Answering:
         pause = max(busy.retry_after or _PAUSE, _PAUSE)
         if isinstance(busy, Unserved) and not self._begun:
             raise GaveUp(max(pause, 2.0), grows=True)
-        working = any(at - begun > _PAUSE for begun in self._begun.values())
+        working = any(at - begun > _PAUSE for begun, _ in self._begun.values())
         if at - self._last_sign + pause > (MOST_PATIENCE if working else PATIENCE):
             raise GaveUp(max(pause, 2.0))
         await asyncio.sleep(pause)
+
+
+def _suspect(item: Item) -> Suspect:
+    """By ids alone: of the job, the line's own, and its client's."""
+    name = f"{item.request.job_id} {item.id} ({item.custom_id})" if item.custom_id else item.id
+    return Suspect(name, str(item.request.body.get("model")), item.trials.deaths)
 
 
 def _or_all(width: int | None) -> float:

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.clock import now
 from jobs.db import Database
@@ -31,6 +32,8 @@ class Standing:
     state: str = "ready"
     models: tuple[str, ...] = ()
     restarts: int = 0
+    place: str | None = None
+    holds: dict[str, Any] = field(default_factory=dict)  # see `workers.quarantine`
 
 
 class Late:
@@ -128,6 +131,8 @@ def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Wo
             slots=pool.slots,
             state=standing.state,
             restarts=standing.restarts,
+            place=standing.place,
+            holds=standing.holds,
             created_at=now(),
             seen_at=now(),
         )

@@ -6,30 +6,29 @@ coroutines over and wait; the loop outlives every task, so the engine stays warm
     line()    a batch's request, company() one of somebody who waits
     alone()   one request with nothing else in flight, here or (`others`) in another process on the same server: who
               broke it is then beyond doubt
-    revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp, and so does
-              every one after too many deaths (see `workers.quarantine`), until `release`
+    revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp. Before it,
+              `on_death` hears of it, and of all that was in flight: what died too often is left alone
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import uvloop
 
 from workers.company import POLL_SECONDS, Company
 from workers.courtesy import Courtesy
-from workers.engines.port import Engine, EngineDead, EngineError
-from workers.quarantine import Deaths
+from workers.engines.port import Engine, EngineDead, EngineError, Suspect
 
 log = logging.getLogger(__name__)
-_QUARANTINE_SECONDS = 30.0
 _LOOK = 0.2  # seconds between looks at a stop while the engines come up
 _LAST_CALLS, _LAST_SECONDS = 5, 0.5  # how often what still runs when the loop ends is waited for, and how long
 T = TypeVar("T")
+OnDeath = Callable[[EngineDead, Sequence[Suspect]], Awaitable[None]]
 
 
 class GaveUp(Exception):
@@ -41,6 +40,10 @@ class GaveUp(Exception):
         self.grows = grows
 
 
+async def _unheard(_death: EngineDead, _suspects: Sequence[Suspect]) -> None:
+    """Whatever dies is built again."""
+
+
 class EngineHost:
     """One process's engines on one loop. `start` blocks until they are up."""
 
@@ -49,15 +52,14 @@ class EngineHost:
         engine: Engine,
         on_restart: Callable[[], None],
         others: Company | None = None,
-        deaths: Deaths | None = None,
-        on_quarantine: Callable[[str], None] = log.error,
+        on_death: OnDeath = _unheard,
         courtesy: Courtesy | None = None,
     ) -> None:
         self.engine = engine
         self.courtesy = courtesy or Courtesy()
-        self.deaths = deaths or Deaths(10, 900.0)
-        self._on_quarantine = on_quarantine
-        self._quarantined = False
+        self._on_death = on_death
+        self._asking: set[Callable[[], Iterable[Suspect]]] = set()
+        self._suspects: list[Suspect] = []
         self._others = others
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._on_restart = on_restart
@@ -122,11 +124,9 @@ class EngineHost:
     async def revive(self, generation: int, death: EngineDead) -> None:
         """Rebuild the engine that died in `generation`. Raises GaveUp when it does not come up, or may not."""
         async with self._reviving:
-            if self._quarantined:
-                raise GaveUp(_QUARANTINE_SECONDS)
             if generation == self.generation:
                 log.warning("engine_died")
-                await self._count(death)
+                await self._tell(death)
                 await self._rebuild()
 
     def share(self, others: Company) -> None:
@@ -134,13 +134,33 @@ class EngineHost:
         if self._others is None:
             self._others = others
 
-    def release(self) -> None:
-        """End the quarantine: the next request builds the engine. From any thread."""
-        self.loop.call_soon_threadsafe(self._release)
+    @contextmanager
+    def asking(self, in_flight: Callable[[], Iterable[Suspect]]) -> Iterator[None]:
+        """Whoever asks says what it has in flight when an engine dies. On the loop."""
+        self._asking.add(in_flight)
+        try:
+            yield
+        finally:
+            self._asking.discard(in_flight)
 
-    def _release(self) -> None:
-        self._quarantined = False
-        self.deaths.forget()
+    def suspect(self, suspect: Suspect) -> None:
+        """This was in flight when the engine died."""
+        self._suspects.append(suspect)
+
+    async def _tell(self, death: EngineDead) -> None:
+        """Nobody asks it meanwhile, for that builds it."""
+        self._up.clear()
+        try:
+            await self._on_death(death, self._in_flight_now())
+        except BaseException:
+            self._up.set()
+            raise
+
+    def _in_flight_now(self) -> list[Suspect]:
+        """Each once; first what was there at most of the deaths."""
+        found = {one.name: one for source in self._asking for one in source()}
+        found.update((one.name, one) for one in self._suspects)
+        return sorted(found.values(), key=lambda one: -one.times)
 
     async def _rebuild(self) -> None:
         self._up.clear()
@@ -148,20 +168,12 @@ class EngineHost:
             await self.engine.start()
         except EngineError as error:
             log.exception("engine_restart_failed")
-            await self._count(error)
             raise GaveUp(15.0) from error
         finally:
+            self._suspects.clear()
             self.generation += 1
             self._on_restart()
             self._up.set()
-
-    async def _count(self, error: EngineError) -> None:
-        """Raises GaveUp when it has died too often."""
-        self.deaths.note(error)
-        if self.deaths.too_many:
-            self._quarantined = True
-            await asyncio.to_thread(self._on_quarantine, self.deaths.told())
-            raise GaveUp(_QUARANTINE_SECONDS) from error
 
     async def join(self) -> None:
         """Be counted among the requests in flight once one may begin; whoever joined must part."""

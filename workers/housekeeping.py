@@ -15,7 +15,7 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, deliveries, fleet, ledger, pauses, schedules, shards, sources
+from jobs import attachments, audit, deliveries, fleet, ledger, pauses, quarantine, schedules, shards, sources
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.models import Job, Worker
@@ -55,6 +55,7 @@ class Housekeeper:
         self._shards = Observer[tuple[str, int, int]](config.lease_seconds, clock)
         self._jobs = Observer[tuple[str, int]](config.lease_seconds, clock)
         self._stopping = Since[str](clock)
+        self._bounds = quarantine.Bounds.of(config)
         self._retention = Retention(config, db, storage)
         self._swept = self._retained = clock()
 
@@ -71,6 +72,7 @@ class Housekeeper:
         if self._clock() - self._retained >= _RETENTION_SECONDS:
             self._retained = self._clock()
             self._retention.run()
+            self._write(quarantine.forget)
 
     def standing(self) -> dict[Task, Queue]:
         """What is to be done that has no job, and where somebody is to do it: webhooks that are due, removals."""
@@ -92,8 +94,13 @@ class Housekeeper:
                 self._bury(worker.id)
 
     def _bury(self, worker_id: str) -> None:
-        """A dead worker's row and all it held go in one transaction."""
+        """A dead worker's row and all it held go in one transaction; its engines may have been what it died of."""
+        registry = self._registry()
         with self._db.write() as session:
+            if worker := session.get(Worker, worker_id):
+                left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
+                for model in left:
+                    log.error("engine_quarantined", extra={"model": model, "place": worker.place})
             for job_id, n, epoch, beat, holder in shards.running(session):
                 if holder == worker_id:
                     shards.lose(session, job_id, n, epoch, beat)

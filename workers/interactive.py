@@ -37,7 +37,7 @@ from jobs.interactive import (
     routed,
     unpack_question,
 )
-from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, refusal
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, Suspect, refusal
 from workers.host import EngineHost, GaveUp
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ class Desk:
             said = refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy")
             return _end(said, busy.retry_after or 1.0)
         except EngineDead as death:
-            self._host.deaths.suspect(question.id)
+            self._host.suspect(Suspect(question.id, str(body.get("model"))))
             self._revive(generation, death)
             return _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"), 5.0)
         except EngineFault as fault:

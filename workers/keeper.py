@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, ledger, pauses, shards
+from jobs import fleet, ledger, pauses, quarantine, shards
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.logs import Seldom
@@ -101,6 +101,7 @@ class Keeper:
         try:
             with self._db.write() as session:
                 fleet.leave(session, self.worker_id)
+                quarantine.leave(session, self.worker_id)
         except DatabaseBusy:
             log.warning("worker_row_left_behind")
 
@@ -130,6 +131,11 @@ class Keeper:
                 waited = self._beat
         for hold in self._held():
             hold.end()
+        try:  # whoever kills us because we take too long is no engine
+            with self._db.write() as session:
+                quarantine.excuse(session, self.worker_id)
+        except DatabaseBusy:
+            log.warning("worker_not_excused")
 
     def _beat_all(self) -> None:
         holds = self._held()
@@ -155,8 +161,10 @@ class Keeper:
     def _beat_worker(self, session: Session) -> None:
         worker = self._worker()
         changes = {"models": worker.models, "state": worker.state, "restarts": worker.restarts, "slots": worker.slots}
+        changes |= {"place": worker.place, "holds": worker.holds}
         if not fleet.beat(session, worker.id, **changes):
             fleet.register(session, worker)  # taken for dead (stopped, or a database restored): here we are again
+            quarantine.lives(session, worker.id)
 
     def _look(self) -> None:
         """A claim on a shard ends when its job no longer runs."""

@@ -15,6 +15,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     stored.data_folder,
     stored.disk,
     stored.database,
+    stored.quarantined,
     stored.files,
     reachable.broker,
     reachable.streams,

@@ -3,7 +3,8 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -100,11 +101,18 @@ def processes(patient: Patient) -> Iterator[Finding]:
     for one in patient.run.get("processes", []):
         name, log = f"process {one['name']}", f"look at {patient.folder.logs}/{one['name']}.log"
         if not one["pid"] or not proc.alive(one["pid"], one["started"]):
-            yield broken(name, f"does not run ({one['state']}), restarted {one['restarts']} times", log)
+            told = f"does not run ({one['state']}{_ended(one)}), restarted {one['restarts']} times"
+            yield broken(name, told, log)
         elif one["restarts"] >= _MANY_RESTARTS:
-            yield warning(name, f"runs, but was restarted {one['restarts']} times", log)
+            yield warning(name, f"runs, but was restarted {one['restarts']} times{_ended(one)}", log)
         else:
             yield fine(name, f"runs as {one['pid']}")
+
+
+def _ended(process: Mapping[str, Any]) -> str:
+    """How it ended last, and how long it then waits; a supervisor of an earlier version does not say it."""
+    ending = process.get("ending")
+    return f"; last: {ending}, started again after {process['delay']:g} s" if ending else ""
 
 
 def engine_endpoints(patient: Patient) -> Iterator[Finding]:

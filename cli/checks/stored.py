@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.procfile import CHECKOUT
+from jobs import quarantine
 from jobs.db import Database
 from jobs.errors import NightmillError
 from jobs.storage import open_storage
@@ -69,6 +70,24 @@ def _schema(shown: str, found: set[str]) -> Finding:
     if found == newest:
         return fine("database", f"{shown}, schema {', '.join(sorted(found))}")
     return broken("database", f"{shown} has schema {sorted(found)}, this version needs {sorted(newest)}", _RELEASE)
+
+
+def quarantined(patient: Patient) -> Iterator[Finding]:
+    """Models whose engines died too often to be built again."""
+    url = make_url(patient.config.database)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return
+    db = Database(patient.config.database, patience=3)
+    try:
+        with db.read() as session:
+            found = [(row.model, bool(row.trial), quarantine.told(row)) for row in quarantine.listed(session)]
+    except (SQLAlchemyError, NightmillError):
+        return  # the check of the database says why
+    finally:
+        db.close()
+    for model, on_trial, told in found:
+        mend = f"correct what its log says, then `nightmill resume model {model}`"
+        yield (warning if on_trial else broken)(f"engine of {model}", "; ".join(told), mend)
 
 
 def files(patient: Patient) -> Iterator[Finding]:

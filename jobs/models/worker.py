@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import String, Text
+from sqlalchemy import Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.models.base import Base
@@ -26,6 +26,44 @@ class Worker(Base):
     created_at: Mapped[float]
     seen_at: Mapped[float]
     restarts: Mapped[int] = mapped_column(default=0)  # of its engine
+    place: Mapped[str | None]  # its host, and the devices that it may use
+    holds: Mapped[dict[str, Any] | None]  # the engines in its process: model → {entry, up}. See `jobs.quarantine`
+
+
+class EngineDeath(Base):
+    """An engine that died or did not come up, by itself or with its worker. See `jobs.quarantine`."""
+
+    __tablename__ = "engine_death"
+    __table_args__ = (Index("ix_engine_death_place", "place", "model"),)
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    place: Mapped[str]
+    model: Mapped[str]
+    entry: Mapped[str] = mapped_column(String(64))
+    worker_id: Mapped[str] = mapped_column(String(64))
+    starting: Mapped[bool]  # it had not come up
+    error: Mapped[str] = mapped_column(Text)
+    suspects: Mapped[list[Any]]
+    lines: Mapped[list[Any]]  # the last of the log
+    created_at: Mapped[float]
+
+
+class Quarantine(Base):
+    """An engine that is left alone at a place, or is on trial there."""
+
+    __tablename__ = "quarantine"
+
+    place: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    entry: Mapped[str] = mapped_column(String(64))
+    deaths: Mapped[int]
+    error: Mapped[str] = mapped_column(Text)
+    suspects: Mapped[list[Any]]
+    lines: Mapped[list[Any]]
+    trial: Mapped[str | None] = mapped_column(String(64))  # the worker that has built it once more
+    tries: Mapped[int]
+    created_at: Mapped[float]
+    until: Mapped[float]  # when it may be tried
 
 
 class Model(Base):

@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, shards
+from jobs import ledger, quarantine, shards
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.ledger import JobClaim
-from jobs.models import Audit, Event, Job, Outbox, Segment, Shard
+from jobs.models import Audit, EngineDeath, Event, Job, Outbox, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.shards import ShardClaim, Tally
 from jobs.states import JobState
@@ -60,6 +60,24 @@ def finishing(db: Database, lines: Sequence[int] = (4,), **changes: Any) -> Job:
     for n, count in enumerate(lines):
         answer(db, claim_shard(db, job.id, n), range(count), last=True)
     return job
+
+
+def quarantined(session: Session, model: str, place: str = "h") -> None:
+    """Its engine did not come up twice there, and two times are enough."""
+    for n in range(2):
+        death = EngineDeath(
+            id=f"{model}-{place}-{n}",
+            place=place,
+            model=model,
+            entry="e",
+            worker_id="w",
+            starting=True,
+            error="it did not come up",
+            suspects=["batch_1 shard 0"],
+            lines=["no device"],
+            created_at=1.0,
+        )
+        quarantine.note(session, death, quarantine.Bounds(2, 60.0, 900.0))
 
 
 def cuts(job_id: str, lines: Sequence[int], first: int = 0) -> list[Shard]:

@@ -9,7 +9,7 @@ Adapters: `vllm` (in process), `http` (any OpenAI-compatible server), `embed` an
 `fake` (tests and fault injection). `router` picks one by model.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -124,7 +124,32 @@ class EngineFault(EngineError):
 
 
 class EngineDead(EngineError):
-    """The engine process is gone; `start()` builds a new one."""
+    """The engine process is gone; `start()` builds a new one. `models` are those it served, where that is known."""
+
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """What was in flight when an engine died: a line or a question as it is told, and how often that was so before."""
+
+    name: str
+    model: str
+    times: int = 0
+
+
+class Wards(Protocol):
+    """Who says whether an engine that died is built again. On the engines' loop."""
+
+    async def builds(self, models: tuple[str, ...]) -> None:
+        """It is started now, unless it runs."""
+
+    async def died(
+        self, models: tuple[str, ...], error: Exception, suspects: Sequence[Suspect], *, starting: bool
+    ) -> bool:
+        """Whether it is to be left alone from now on."""
+
+    async def came_up(self, models: tuple[str, ...]) -> None: ...
 
 
 class Engine(Protocol):

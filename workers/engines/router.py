@@ -28,19 +28,37 @@ from workers.engines.http import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
-from workers.engines.port import Answer, Crowded, Emit, Engine, Length, Request, Unserved, unknown_model
+from workers.engines.port import (
+    Answer,
+    Crowded,
+    Emit,
+    Engine,
+    EngineDead,
+    Length,
+    Request,
+    Suspect,
+    Unserved,
+    Wards,
+    unknown_model,
+)
 from workers.engines.rerank import RerankEngine
 from workers.engines.vllm import VllmEngine
 from workers.engines.weights import identity_of
 
 log = logging.getLogger(__name__)
+_CLOSING_SECONDS = 30.0  # for an engine that is left alone
 
 
 class Router:
-    """An engine made of engines. When the models file has changed see `refresh`."""
+    """An engine made of engines. When the models file has changed see `refresh`.
+
+    Those in `shut` are left alone: their models are not served, and nothing builds them, until `reopen`.
+    """
 
     def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
-        self.engines = tuple(engines)
+        self.engines = tuple(engines)  # without those that are shut
+        self.shut: tuple[Engine, ...] = ()
+        self.wards: Wards | None = None  # without them whatever dies is built again
         self.registry = registry
         self._crowded = [engine for engine in engines if isinstance(engine, Crowded)]  # asked for each line
         #: Of what was loaded: weights that change in place meanwhile are not loaded anew.
@@ -87,28 +105,106 @@ class Router:
             return None
         return target, self._identities[target]
 
+    @property
+    def own(self) -> tuple[Engine, ...]:
+        """The engines that are in this process, and are not shut."""
+        return tuple(engine for engine in self.engines if not isinstance(engine, HttpEngine))
+
     async def start(self) -> None:
         """Start what is not running; if any engine fails, the others run and its error is raised."""
-        outcomes = await asyncio.gather(*(engine.start() for engine in self.engines), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self._start(engine) for engine in self.engines), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    async def _start(self, engine: Engine) -> None:
+        """Raises what keeps it from starting, unless it is left alone for that."""
+        if isinstance(engine, HttpEngine):
+            await engine.start()
+            return
+        try:
+            await self._build(engine)
+        except Exception as error:
+            if not await self._is_over(engine, error, (), starting=True):
+                raise
+            await self.close_off(engine)
+
+    async def _build(self, engine: Engine) -> None:
+        if self.wards is None:
+            await engine.start()
+            return
+        await self.wards.builds(engine.models)
+        await engine.start()
+        await self.wards.came_up(engine.models)
+
+    async def _is_over(self, engine: Engine, error: Exception, suspects: Sequence[Suspect], *, starting: bool) -> bool:
+        return self.wards is not None and await self.wards.died(engine.models, error, suspects, starting=starting)
+
+    async def mourn(self, death: EngineDead, suspects: Sequence[Suspect]) -> None:
+        """An engine has died while it was asked: it is left alone, or `start` builds it again."""
+        own = self.own
+        engine = next((one for one in own if one.models == death.models), None)
+        if engine is None and not death.models and len(own) == 1:
+            engine = own[0]
+        if engine is None:
+            return
+        asked = [suspect for suspect in suspects if self._target(suspect.model)[1] is engine]
+        if await self._is_over(engine, death, asked, starting=False):
+            await self.close_off(engine)
+
+    async def close_off(self, engine: Engine) -> None:
+        """Leave it alone from now on, and free what it has."""
+        self.leave_alone(engine)
+        try:
+            await asyncio.wait_for(engine.close(), _CLOSING_SECONDS)
+        except Exception:
+            log.exception("engine_close_failed", extra={"models": engine.models})
+
+    def leave_alone(self, engine: Engine) -> None:
+        """The same before it has been built."""
+        self.engines = tuple(one for one in self.engines if one is not engine)
+        self.shut = (*self.shut, engine)
+
+    async def reopen(self, engine: Engine) -> None:
+        """Build one that is shut; it stays so if it does not come up."""
+        try:
+            await self._build(engine)
+        except Exception as error:
+            log.exception("engine_trial_failed", extra={"models": engine.models})
+            await self._is_over(engine, error, (), starting=True)
+            self.shut = tuple(one for one in self.shut if one is not engine)
+            await self.close_off(engine)
+        else:
+            self.shut = tuple(one for one in self.shut if one is not engine)
+            self.engines = (engine, *self.engines)
 
     async def answer(self, request: Request) -> Answer:
         if refused := objection(request.url, request.body):
             return refused
         name = str(request.body.get("model"))
-        if engine := self._having(name):  # nearly always: nothing else is looked up for each of a million requests
+        engine = self._having(name)  # nearly always: nothing else is looked up for each of a million requests
+        if engine is None:
+            engine, request = self._find(name, request)
+        if engine is None:
+            return self._unserved(name)
+        try:
             return await engine.answer(request)
-        engine, request = self._find(name, request)
-        return await engine.answer(request) if engine else self._unserved(name)
+        except EngineDead as death:
+            death.models = engine.models
+            raise
 
     async def stream(self, request: Request, emit: Emit) -> Answer:
         if refused := objection(request.url, request.body):
             return refused
         name = str(request.body.get("model"))
         engine, request = self._find(name, request)
-        return await engine.stream(request, emit) if engine else self._unserved(name)
+        if engine is None:
+            return self._unserved(name)
+        try:
+            return await engine.stream(request, emit)
+        except EngineDead as death:
+            death.models = engine.models
+            raise
 
     async def length(self, request: Request) -> Length | None:
         """Of a chat or a response. None where its engine cannot put it into tokens; it will say why when asked.
@@ -129,7 +225,7 @@ class Router:
         return Length(estimate(request.url, request.body), known.max_model_len if known else None, exact=False)
 
     async def close(self) -> None:
-        await asyncio.gather(*(engine.close() for engine in self.engines))
+        await asyncio.gather(*(engine.close() for engine in (*self.engines, *self.shut)))
 
     def rename(self, registry: Registry) -> None:
         """Names, and what else may change of a model that stays loaded, are as another registry has them."""
@@ -145,11 +241,14 @@ class Router:
 
     def _find(self, name: str, request: Request) -> tuple[Engine | None, Request]:
         """The engine that serves `name`, and the request under the name that it goes by there."""
-        target = self.registry.target(name, self.models)
-        engine = self._engine_of(target) if target else None
+        target, engine = self._target(name)
         if target not in (None, name):
             request = replace(request, body={**request.body, "model": target})
         return engine, request
+
+    def _target(self, name: str) -> tuple[str | None, Engine | None]:
+        target = self.registry.target(name, self.models)
+        return target, self._engine_of(target) if target else None
 
     def _having(self, name: str) -> Engine | None:
         for engine in self.engines:

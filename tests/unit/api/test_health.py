@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.clock import now
 from jobs.models import CacheUse, Outbox, Worker
-from tests.support import runs
+from tests.support import ledgers, runs
 from tests.unit.api.test_batches import create
 
 
@@ -128,6 +128,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     with db.write() as session:
         session.add(worker())
         session.add(CacheUse(kind="answers", hits=3, misses=4))
+        ledgers.quarantined(session, "m", place="host")
 
     text = nobody.get("/metrics").text
 
@@ -146,6 +147,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     assert samples["nightmill_shards_running", "gpu.generate"] == 1
     assert samples["nightmill_worker_slots", "cpu.plan"] == 2
     assert samples["nightmill_engine_restarts", "cpu"] == 1
+    assert samples["nightmill_engine_quarantined", "host", "m"] == 1
     assert samples[("nightmill_lease_losses_total",)] == 0
     assert samples["nightmill_answers_total", "m", "stop"] == 6, "four of the ended job, two of the one that runs"
     assert samples["nightmill_errors_total", "engine_error", "m"] == 1

@@ -164,6 +164,18 @@ def test_a_process_that_is_gone_is_found_by_its_start_time(diagnosis: Examine, t
     assert found["broker"].health is Health.BROKEN
 
 
+def test_a_process_that_ends_again_and_again_says_how_and_when_it_is_started_again(
+    diagnosis: Examine, tmp_path: Path
+) -> None:
+    waits = {"name": "gpu", "pid": None, "started": None, "restarts": 9, "state": "waiting"}
+    ending = {"ending": "exit code 1", "delay": 15.0}
+    (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [waits | ending]}))
+
+    told = diagnosis()["process gpu"].told
+
+    assert told == "does not run (waiting; last: exit code 1, started again after 15 s), restarted 9 times"
+
+
 def test_the_exit_code_says_whether_something_is_broken(diagnosis: Examine, tmp_path: Path) -> None:
     diagnosis()
     sound = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path), "--json"])

@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
+from cli.explain import _left_alone
 from cli.main import app
+from cli.snapshot import Snapshot
 from cli.trouble import Trouble
 from jobs import audit, fleet, shards
 from jobs.db import Database
@@ -19,6 +21,7 @@ from jobs.models import Audit, Project, Worker
 from tests.support import ledgers
 
 Run = Callable[..., Any]
+PACKAGED = "smollm2-135m-instruct"
 
 
 @pytest.fixture
@@ -95,6 +98,62 @@ def test_a_pause_of_a_model_holds_its_aliases_too(run: Run) -> None:
     assert {"smollm2-135m-instruct", "gpt-4o-mini"} <= set(names)
     run("resume", "model", "smollm2-135m-instruct")
     assert json.loads(run("workers", "--json").stdout)["paused"] == []
+
+
+def test_a_quarantined_model_is_shown_with_its_reason_and_freed_by_its_alias_too(run: Run, db: Database) -> None:
+    for model in (PACKAGED, "another"):
+        with db.write() as session:
+            ledgers.quarantined(session, model)
+
+    shown, whole = run("workers").stdout, json.loads(run("workers", "--json").stdout)["quarantined"]
+    told = [run("resume", "model", PACKAGED).stdout for _ in range(2)]
+    left = json.loads(run("workers", "--json").stdout)["quarantined"]
+
+    assert f"model {PACKAGED} is quarantined until" in shown
+    assert "    in flight then: batch_1 shard 0 (2 times)" in shown
+    assert "    its log: no device" in shown
+    assert [(one["model"], one["place"], one["deaths"]) for one in whole] == [("another", "h", 2), (PACKAGED, "h", 2)]
+    assert told == [f"model {PACKAGED} is no longer quarantined\n", f"model {PACKAGED} was not paused\n"]
+    assert [one["model"] for one in left] == ["another"]
+
+
+def test_explain_says_of_a_job_that_waits_for_its_model_why_that_is_quarantined(run: Run, db: Database) -> None:
+    run("keys", "list")
+    with db.write() as session:
+        ledgers.quarantined(session, PACKAGED)
+
+    said = {
+        (model, waits): [*_left_alone(Snapshot.of(_job(model, waits)), None)]
+        for model in (PACKAGED, "gpt-4o-mini", "another")
+        for waits in ("waiting_for_model", "waiting_for_pause")
+    }
+
+    assert [key for key, lines in said.items() if lines] == [
+        (name, "waiting_for_model") for name in (PACKAGED, "gpt-4o-mini")
+    ]
+    lines = said["gpt-4o-mini", "waiting_for_model"]
+    assert "its engine died 2 times, last of: it did not come up" in lines[0]
+    assert lines[-1].endswith(f"`nightmill resume model {PACKAGED}`")
+
+
+def _job(model: str, waits: str) -> dict[str, Any]:
+    return {
+        "id": "batch_1", "kind": "generation", "state": "running", "created_at": 0,
+        "model": model, "waiting_for": waits,
+        "progress": {"total": 1, "completed": 0, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
+    }  # fmt: skip
+
+
+def test_the_doctor_finds_a_quarantined_model_broken(run: Run, db: Database) -> None:
+    with db.write() as session:
+        ledgers.quarantined(session, PACKAGED)
+
+    done = run("doctor", "--json")
+
+    found = {one["what"]: one for one in json.loads(done.stdout)}[f"engine of {PACKAGED}"]
+    assert (done.exit_code, found["health"]) == (1, "broken")
+    assert "its log: no device" in found["told"]
+    assert f"nightmill resume model {PACKAGED}" in found["mend"]
 
 
 @pytest.mark.parametrize("words", [("queue", "gpu.nothing"), ("project", "nobody"), ("worker", "w-9")])

@@ -30,6 +30,7 @@ def test_an_end_that_was_not_asked_for_waits_for_the_next_start(service: Service
 
     assert service.state is State.WAITING
     assert service.ending == "exit code 3"
+    assert (service.described()["ending"], service.described()["delay"]) == ("exit code 3", FIRST_DELAY)
 
 
 def test_a_service_that_waits_is_stopped_at_once(service: Service) -> None:

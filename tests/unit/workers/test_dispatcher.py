@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import audit, fleet, ids, keys, ledger, outbox, shards
+from jobs import audit, fleet, ids, keys, ledger, outbox, quarantine, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
@@ -193,6 +193,21 @@ def test_worker_whose_process_is_gone_loses_its_claims_at_once(house: House) -> 
     assert (shard.state, shard.stalls) == (ShardState.PENDING, 1)
     with house.db.read() as session:
         assert session.get(Worker, "dead") is None
+
+
+def test_engines_that_take_their_workers_along_too_often_are_quarantined(house: House) -> None:
+    host, pid, started = process.me()
+    held = {"tiny": {"entry": "e", "up": True}, "large": {"entry": "f", "up": True}}
+    for n in range(house.config.engine_deaths):
+        job = ledgers.running(house.db, project_id=_project(house.db, "one"))
+        house.worker(f"dead{n}", host=host, pid=pid, started=started + 1, place="there", holds=held)
+        ledgers.claim_shard(house.db, job.id, worker=f"dead{n}")
+        house.tick(after=2)
+
+    with house.db.read() as session:
+        (row,) = quarantine.listed(session)
+    assert (row.place, row.model, row.deaths) == ("there", "tiny", house.config.engine_deaths)
+    assert len(row.suspects) == house.config.engine_deaths, "a shard of each job"
 
 
 def test_worker_of_another_host_is_buried_after_a_lease_without_a_beat(house: House) -> None:

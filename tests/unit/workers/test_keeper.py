@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, ledger, pauses, shards
+from jobs import fleet, ledger, pauses, quarantine, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Worker
+from jobs.models import EngineDeath, Worker
 from jobs.queues import Queue, Task
 from tests.support import ledgers
 from workers import keeper as keeper_module
@@ -208,6 +209,66 @@ def test_worker_taken_for_dead_registers_again(db: Database, keeper: Keeper) -> 
 
     with db.read() as session:
         assert [worker.id for worker in fleet.alive(session)] == ["w"]
+
+
+HELD = {"tiny": {"entry": "e", "up": True}}
+
+
+def _blamed(db: Database) -> None:
+    """As by a dispatcher that takes it for dead."""
+    with db.write() as session:
+        row = session.get_one(Worker, "w")
+        row.place, row.holds = "here", HELD
+        quarantine.bury(session, row, {}, quarantine.Bounds(2, 60.0, 60.0))
+        fleet.leave(session, "w")
+
+
+def _deaths(db: Database) -> int:
+    with db.read() as session:
+        return len(session.scalars(select(EngineDeath)).all())
+
+
+def test_a_worker_that_was_taken_for_dead_says_that_its_engines_live(db: Database, keeper: Keeper) -> None:
+    _blamed(db)
+    before = _deaths(db)
+
+    keeper.announce()
+
+    assert (before, _deaths(db)) == (1, 0)
+
+
+def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db: Database) -> None:
+    def worker() -> Worker:
+        one = _worker()
+        one.place, one.holds = "here", HELD
+        return one
+
+    keeper = Keeper(db, worker, beat_seconds=0.05, stop=threading.Event())
+    keeper.start()
+    with db.read() as session:
+        before = session.get_one(Worker, "w").holds
+
+    keeper.stop_all()
+    keeper.join()
+
+    with db.read() as session:
+        after = session.get_one(Worker, "w").holds
+    keeper.leave()
+    assert (before, after) == (HELD, {})
+
+
+def test_who_leaves_gives_the_trial_of_its_engine_to_the_next(db: Database, keeper: Keeper) -> None:
+    bounds = quarantine.Bounds(2, 60.0, 60.0)
+    with db.write() as session:
+        ledgers.quarantined(session, "tiny", place="here")
+        quarantine.listed(session)[0].until = 0.0
+    with db.write() as session:
+        assert quarantine.begin_trial(session, "here", "tiny", "w", bounds)
+
+    keeper.leave()
+
+    with db.write() as session:
+        assert quarantine.begin_trial(session, "here", "tiny", "next", bounds)
 
 
 def test_leaving_ends_what_is_held_and_takes_the_row_away(db: Database, keeper: Keeper) -> None:

@@ -60,7 +60,8 @@ def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_an
 
     signals.worker_ready.send(None)
     assert settled == [0]
-    worker._bring_up(context, host, host.engine, Idle(), lambda: None)  # type: ignore[arg-type]
+    warden = SimpleNamespace(begin=lambda: None)
+    worker._bring_up(context, host, host.engine, Idle(), lambda: None, warden)  # type: ignore[arg-type]
     assert settled == [0, 0]
     host.call(host._rebuild()).result(10)
     host.close()
