@@ -236,15 +236,18 @@ class _Gate:
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
     if not sqlite:
-        options = f"-c statement_timeout={30_000} -c lock_timeout={10_000}"
-        return create_engine(
+        from jobs.silence import OPTIONS, TCP, Pulse
+
+        made = create_engine(
             url,
             pool_size=pool_size,
             max_overflow=10,
             pool_pre_ping=True,
             pool_timeout=max(patience, 2.0),
-            connect_args={"options": options, "connect_timeout": 2},
+            connect_args={"options": OPTIONS, "connect_timeout": 2, **TCP},
         )
+        event.listen(made, "do_connect", Pulse(patience).connect)
+        return made
     engine = create_engine(
         url,
         pool_size=pool_size,
