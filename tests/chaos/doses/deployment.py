@@ -19,6 +19,7 @@ from tests.support import stub_engine
 from tests.support.system import EMBED_MODEL, MODEL, StubEngine, System, eventually, pause
 
 CHAT = "/v1/chat/completions"
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,14 @@ class Site:
         return self.post("batches", body, key, port, seconds)
 
     def get(self, path: str, **parameters: Any) -> Any:
-        said = self.http.get(self.url(path), params=parameters)
-        said.raise_for_status()
-        return said.json()
+        """Patiently: what has just come back may answer 503 for a while."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            said = self.http.get(self.url(path), params=parameters)
+            if said.status_code != 503 or time.monotonic() > until:
+                said.raise_for_status()
+                return said.json()
+            pause(0.5)
 
     def jobs(self, **parameters: Any) -> list[dict[str, Any]]:
         """All jobs of the project, from page to page."""

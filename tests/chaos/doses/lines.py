@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.settings import Settings
 from tests.chaos.doses.deployment import Site, line, site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.support.system import eventually, pause
 
 _KINDS = ("!crash", "!reset", "!hang", "!html", "!500", "!huge")
 _CRASHES = 4
-_ATTEMPTS = 3
+_TRIES = Settings().item_tries
 _POISON_SECONDS = 180.0
 _CANCEL_SECONDS = 5.0
 _LINES = 600
@@ -100,11 +101,11 @@ def broken_answers(given: Given) -> Outcome:
         outcome.judge("the line fails with its reason, all others are answered, those of a batch beside too")
         for kind, seconds in worst.items():
             outcome.at_most(f"{kind} ends after, worst", seconds, _POISON_SECONDS, " s")
-        outcome.judge("asked at most three times", *asked_too_often(made.prompts()))
+        outcome.judge(f"asked at most {_TRIES} times", *asked_too_often(made.prompts()))
     return outcome
 
 
-def asked_too_often(prompts: Sequence[str], most: int = _ATTEMPTS) -> list[str]:
+def asked_too_often(prompts: Sequence[str], most: int = _TRIES) -> list[str]:
     times = Counter(prompt for prompt in prompts if any(word in prompt for word in _KINDS))
     return [f"{prompt!r} was asked {count} times" for prompt, count in times.items() if count > most]
 
