@@ -9,7 +9,7 @@ LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test coverage bad-inputs chaos soak weaviate bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test coverage bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bad-inputs: setup  ## Send every bad input, and show what came of it in a table 
 
 chaos: setup  ## Kill everything at every moment and count what was lost
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+chaos-doses: setup  ## Each fault alone, in its full dose, judged by itself (ARGS='F9-held F11 --share 0.3')
+	$(BIN)/python -m tests.chaos.doses $(ARGS)
 
 soak: setup  ## A fault a minute for half an hour; does anything grow? (ARGS='--soak 480' for a night)
 	$(BIN)/python -m tests.chaos --soak 30 $(ARGS)

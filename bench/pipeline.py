@@ -52,8 +52,8 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def deployment(folder: Path, engine: str) -> Iterator[Deployment]:
-    environment = {**_LIMITS, "NIGHTMILL_VLLM_ENABLED": "false"}
+def deployment(folder: Path, engine: str, **given: str) -> Iterator[Deployment]:
+    environment = {**_LIMITS, "NIGHTMILL_VLLM_ENABLED": "false", **given}
     if engine == "fake":
         with deployed(folder, {**_LINES, "gpu": "python -m bench.fake_worker"}, (), environment) as mill:
             yield mill

@@ -40,6 +40,7 @@ WRITE_ROWS = 200
 
 _POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first,
 _RUDE_SECONDS = 1.0  # and when that was not enough, not again for so long
+_SHUT_SECONDS = 0.25  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
 _LOCKED = frozenset({5, 6})  # SQLite's busy and locked
 #: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
 _PASSING = frozenset({5, 6, 9, 10, 13, 14})
@@ -68,10 +69,11 @@ class Database:
                 with self._sessions.begin() as session:
                     yield session
                 return
-            with self._gate.hold():
+            with self._gate.hold() as door:
                 began = time.monotonic()
                 with self._sessions() as session:
                     session.connection(execution_options={"write": True})
+                    door.shut = False
                     yield session
                     session.commit()
                 self._last.took = time.monotonic() - began
@@ -149,6 +151,7 @@ class _Door:
     haste: IO[str] | None = None
     counting: threading.Lock = field(default_factory=threading.Lock)
     hurrying: int = 0  # threads that wait in a process that is urgent
+    shut: bool = False  # the last one who waited did not come in
     rude_until: float = 0.0
 
 
@@ -163,22 +166,31 @@ class _Gate:
         self._doors: dict[int, _Door] = {}
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        deadline = time.monotonic() + self._patience
+    def hold(self) -> Iterator[_Door]:
+        """The door, which its holder says is open once the database has let it in."""
+        began = time.monotonic()
         door = self._doors.setdefault(os.getpid(), _Door())
         with self._hurry(door):
-            if not door.threads.acquire(timeout=self._patience):
+            if not door.threads.acquire(timeout=self._patience_at(door)):
+                door.shut = True
                 raise DatabaseBusy
             try:
-                file = self._entered(door, deadline)
+                file = self._entered(door, began)
             except BaseException:
                 door.threads.release()
                 raise
         try:
-            yield
+            yield door
+        except OperationalError:
+            door.shut = True
+            raise
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
             door.threads.release()
+
+    def _patience_at(self, door: _Door) -> float:
+        """Who answers clients need not have each of them find out in full what the one before has."""
+        return min(self._patience, _SHUT_SECONDS) if self._urgent and door.shut else self._patience
 
     def close(self) -> None:
         door = self._doors.pop(os.getpid(), None)
@@ -205,8 +217,11 @@ class _Gate:
                 if not door.hurrying:
                     fcntl.flock(haste, fcntl.LOCK_UN)
 
-    def _entered(self, door: _Door, deadline: float) -> IO[str]:
+    def _entered(self, door: _Door, came: float) -> IO[str]:
         """A blocking flock has no timeout, so: try, with short pauses."""
+        deadline = came + self._patience_at(door)
+        if door.shut and time.monotonic() > deadline:
+            raise DatabaseBusy  # it would wait at the database's own lock for as long again
         file = door.file = door.file or self._path.open("a")
         began = time.monotonic()
         pause = threading.Event()
@@ -221,6 +236,7 @@ class _Gate:
             elif at > began + _POLITE_SECONDS:
                 door.rude_until = at + _RUDE_SECONDS  # they are many, or frozen
             if at > deadline:
+                door.shut = True
                 raise DatabaseBusy
             pause.wait(0.001)
 
@@ -236,15 +252,18 @@ class _Gate:
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
     if not sqlite:
-        options = f"-c statement_timeout={30_000} -c lock_timeout={10_000}"
-        return create_engine(
+        from jobs.silence import OPTIONS, TCP, Pulse
+
+        made = create_engine(
             url,
             pool_size=pool_size,
             max_overflow=10,
             pool_pre_ping=True,
             pool_timeout=max(patience, 2.0),
-            connect_args={"options": options, "connect_timeout": 2},
+            connect_args={"options": OPTIONS, "connect_timeout": 2, **TCP},
         )
+        event.listen(made, "do_connect", Pulse(patience).connect)
+        return made
     engine = create_engine(
         url,
         pool_size=pool_size,

@@ -16,6 +16,7 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 
 SOCKET = "valkey.sock"
+SILENT_SECONDS = 5
 _EXCHANGE = Exchange("nightmill", type="direct", durable=True)
 #: Once more and at once, for a connection that was just lost: by default who finds no broker waits six seconds for it,
 #: and the dispatcher has a house to keep meanwhile, the keeper claims to beat for.
@@ -30,6 +31,10 @@ _REDIS = {
     "ack_emulation": False,  # to keep each message until it begins takes two more transactions; the lost are rung again
     "global_keyprefix": "nightmill:",
 }
+
+#: RabbitMQ's: a message is published when it says so, and whoever waits for that, or for a goodbye, hears it in time or
+#: takes the connection for lost (the default waits for ever, and with it the dispatcher and all its workers did).
+_RABBIT = {"confirm_publish": True, "read_timeout": SILENT_SECONDS, "write_timeout": SILENT_SECONDS}
 
 
 def broker_url(config: Settings) -> str:
@@ -90,7 +95,7 @@ def queue(name: str, url: str) -> KombuQueue:
 
 
 def _transport(url: str) -> dict[str, Any]:
-    return _TRIES | (_REDIS if _is_redis(url) else {"confirm_publish": True})
+    return _TRIES | (_REDIS if _is_redis(url) else _RABBIT)
 
 
 def _is_redis(url: str) -> bool:

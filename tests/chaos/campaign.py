@@ -108,7 +108,8 @@ class Campaign:
             load = Load(client, receiver, self.journal, asking, self._library, strangers, self.mix, self.width)
             engine = self.engines[0] if self.engines else None
             working = stack.enter_context(load)
-            self.scene = Scene(system, working, engine, self.journal, rng, self.servers, self.weaviate, self.spared)
+            servers = self.servers, self.weaviate, self.spared, self.patience
+            self.scene = Scene(system, working, engine, self.journal, rng, *servers)
             self._watch(stack)
             yield self
 

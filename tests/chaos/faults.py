@@ -66,6 +66,7 @@ class Scene:
     servers: Servers | None = None
     weaviate: Weaviate | None = None
     spared: frozenset[str] = frozenset()
+    patience: float = 1.0
     recovered: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -194,12 +195,23 @@ def _kill_idle(scene: Scene) -> None:
 def _await_start(scene: Scene, job: Job) -> None:
     """Its first result may not be long in coming."""
     began = time.monotonic()
-    polls = scene.load.polls[job.key]
-    try:
-        eventually(lambda: polls[-1].request_counts and polls[-1].request_counts.completed, 40, "it starts")
-    except TimeoutError:
-        scene.journal.violation(f"F5: {job.key} does not start")
-    scene.recovery("idle", time.monotonic() - began)
+
+    def started() -> bool:
+        polls = scene.load.polls.get(job.key)
+        counts = polls[-1].request_counts if polls else None
+        return bool(counts and counts.completed)
+
+    with suppress(TimeoutError):
+        eventually(started, 4 * _START_SECONDS * scene.patience, "it starts")
+    took = time.monotonic() - began
+    scene.journal.violation(*late_start(job.key, took, scene.patience))
+    scene.recovery("idle", took)
+
+
+def late_start(key: str, took: float, patience: float = 1.0) -> list[str]:
+    """F5: seconds from the kill to the first result."""
+    most = _START_SECONDS * patience
+    return [f"F5: {key} started after {took:.1f} s, not within {most:g} s"] if took > most else []
 
 
 def _forget(scene: Scene) -> None:
@@ -415,14 +427,17 @@ ALL_FAULTS = FAULTS | VLLM_FAULTS | SERVER_FAULTS | VECTOR_FAULTS
 
 
 def deck(kills: int, rng: random.Random, names: Mapping[str, Fault] = FAULTS) -> list[str]:
-    """So many kills, dealt by weight, and the faults without a kill in proportion, in an order of the seed."""
-    weights = sum(fault.weight for fault in names.values() if fault.kills)
+    """So many kills, dealt by weight, and the faults without a kill in proportion, in an order of the seed.
+
+    Where none of them kills, so many faults.
+    """
+    counted = [name for name in names if names[name].kills] or list(names)
+    weights = sum(names[name].weight for name in counted)
     dealt: list[str] = []
     for name, fault in names.items():
         share = fault.weight * kills / weights
         dealt += [name] * (int(share) + (rng.random() < share % 1))
     rng.shuffle(dealt)
-    killing = [name for name in names if names[name].kills]
-    while sum(names[name].kills for name in dealt) < kills:
-        dealt.insert(rng.randrange(len(dealt) + 1), rng.choice(killing))
+    while sum(name in counted for name in dealt) < kills:
+        dealt.insert(rng.randrange(len(dealt) + 1), rng.choice(counted))
     return dealt

@@ -1,7 +1,8 @@
 """F24: a fault a minute, for as long as one likes; meanwhile each process is weighed.
 
 What kills one of two rivals spares the first, and what takes everything down is left to the run by kills: only what
-lives long shows whether it grows. A slope is a least-squares line over the second half of the samples of a process.
+lives long shows whether it grows. A slope is a least-squares line over the second half of the samples of a process. It
+may be 2 MiB an hour; over less than hours that is less than what a heap moves by, and so much is allowed for.
 """
 
 import json
@@ -26,6 +27,9 @@ _EVERY_SECONDS = 5.0
 _WARM_SECONDS = 180.0  # imports, pools and caches fill
 _LEAST_SECONDS = 600.0  # a slope over less is noise
 _HOUR = 3600.0
+_SLOPE = 2.0  # MiB an hour
+_NOISE = 4.0  # MiB by which a heap moves without growing
+_CONNECTIONS = 20  # descriptors that come with work: an engine worker's 16 connections, and a few
 _MIB = 1024 * 1024
 
 
@@ -116,6 +120,20 @@ class Weighed:
             median(one.fds for one in self.samples[-fifth:]),
         )
 
+    @property
+    def hours(self) -> float:
+        """That the slope is taken over."""
+        return (self.samples[-1].age - self.samples[len(self.samples) // 2].age) / _HOUR
+
+    def violations(self) -> list[str]:
+        """F24: no process grows, nor does it keep what it opens."""
+        (was, now), found = self.fds, []
+        if self.slope * self.hours > max(_SLOPE * self.hours, _NOISE):
+            found.append(f"F24: {self.service} {self.pid} grows by {self.slope:.1f} MiB/h")
+        if now - was > _CONNECTIONS:
+            found.append(f"F24: {self.service} {self.pid} went from {was:.0f} to {now:.0f} descriptors")
+        return found
+
     def row(self) -> str:
         first, last = self.samples[0], self.samples[-1]
         minutes = (last.age - first.age) / 60
@@ -146,7 +164,9 @@ def soak(campaign: Campaign, minutes: float, every: float, names: Sequence[str])
         campaign.judge()
         campaign.stop()
     scales.keep(campaign.folder / "samples.jsonl")
-    table = [one.row() for one in scales.weighed()]
+    weighed = scales.weighed()
+    campaign.journal.violation(*(why for one in weighed for why in one.violations()))
+    table = [one.row() for one in weighed] or ["nothing lived long enough to be weighed"]
     if size:
         table.append(f"the database has {size / _MIB:.1f} MiB, {size / 1024 / max(1, rows):.1f} KiB a batch")
     return table

@@ -215,6 +215,36 @@ def test_a_writer_that_waits_too_long_for_a_thread_of_its_process_is_told_so(sql
         assert notes(db) == {"a": "1"}
 
 
+@pytest.mark.parametrize("lock", ["the gate", "the database"])
+def test_clients_do_not_all_find_out_in_full_that_nobody_comes_in(sqlite_url: str, lock: str) -> None:
+    with opened(sqlite_url, 1.5, urgent=True) as database, opened(sqlite_url) as other:
+        note(database, "0")
+        with _gate(sqlite_url).open("a") as held, other.engine.connect() as connection:
+            if lock == "the gate":
+                fcntl.flock(held, fcntl.LOCK_EX)
+            else:
+                connection.execution_options(write=True).begin()
+            first, *others = _refusals(database, 30)
+            connection.rollback()
+        note(database, "1")
+        assert set(notes(database)) == {"0", "1"}
+
+    assert sum(others) / len(others) < first / 2
+
+
+def _refusals(database: Database, threads: int) -> list[float]:
+    """How long the first takes to be refused, and then many at once."""
+
+    def refused(number: int) -> float:
+        began = time.monotonic()
+        with pytest.raises(DatabaseBusy):
+            note(database, f"refused-{number}")
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(threads) as pool:
+        return [refused(0), *pool.map(refused, range(threads))]
+
+
 def test_a_lock_held_around_the_gate_is_busy_too(sqlite_url: str) -> None:
     """Another program, a backup say, knows nothing of the gate."""
     outsider = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)

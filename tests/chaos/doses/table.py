@@ -1,0 +1,25 @@
+"""The doses, by id, in the order in which they are given."""
+
+from tests.chaos.doses import brokers, hooks, intake, large, lines
+from tests.chaos.doses.dose import Run
+
+DOSES: dict[str, Run] = {
+    "F2": large.one_batch,
+    "F6": brokers.valkey_lost,
+    "F6-distributed": brokers.rabbit_lost,
+    "F7": brokers.valkey_killed,
+    "F7-half-open": brokers.valkey_half_open,
+    "F7-half-open-distributed": brokers.rabbit_half_open,
+    "F7-half-open-postgres": brokers.postgres_half_open,
+    "F8": brokers.valkey_full,
+    "F8-distributed": brokers.rabbit_full,
+    "F9-killed": intake.postgres_killed,
+    "F9-frozen": intake.postgres_frozen,
+    "F9-held": intake.sqlite_held,
+    "F11": intake.web_killed,
+    "F13": lines.broken_answers,
+    "F14": lines.poisonous_line,
+    "F15": hooks.bad_receivers,
+    "F16": hooks.sender_killed,
+    "F18": lines.cancelled,
+}

@@ -1,0 +1,172 @@
+"""Each judge of a dose finds what it is there to find, and lets pass what is as it should be."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.doses import __main__ as command
+from tests.chaos.doses.deployment import Answer
+from tests.chaos.doses.dose import Given, Outcome, row
+from tests.chaos.doses.hooks import firsts, off_schedule, punctual, told_once
+from tests.chaos.doses.intake import answered, exist, same
+from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
+from tests.support.receiver import Received
+
+_OK = Answer("k1", 200, 0.1, "batch_1")
+_BUSY = Answer("k2", 503, 1.0, retry_after="1")
+
+
+def _answered(*answers: Answer) -> str:
+    outcome = Outcome("a dose")
+    answered(outcome, answers)
+    return "; ".join(outcome.violations)
+
+
+def test_creates_that_are_answered_or_refused_in_time_pass() -> None:
+    assert _answered(_OK, _BUSY) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (Answer("k3", 500, 0.1, told="broken"), "k3: 500"),
+        (Answer("k3", 0, 0.1, told="reset"), "k3: 0"),
+        (Answer("k3", 503, 0.1), "1 have none"),
+        (Answer("k3", 503, 2.1, retry_after="1"), "503 after, worst 2.1 s is more than"),
+        (Answer("k3", 200, 19.0, "batch_3"), "200 after, worst 19 s is more than"),
+    ],
+)
+def test_creates_that_break_or_wait_for_the_outage_to_end_are_found(wrong: Answer, why: str) -> None:
+    assert why in _answered(_OK, _BUSY, wrong)
+
+
+def test_intake_that_takes_nothing_is_found() -> None:
+    assert "no create was answered with 200" in _answered(_BUSY)
+
+
+def _job(name: str, key: str, state: str = "succeeded") -> dict[str, Any]:
+    return {"id": name, "idempotency_key": key, "state": state}
+
+
+def test_what_was_created_exists_once_and_what_was_refused_may() -> None:
+    assert exist([_OK, _BUSY], [_job("batch_1", "k1"), _job("batch_2", "k2")]) == []
+
+
+@pytest.mark.parametrize(
+    ("jobs", "why"),
+    [
+        ([], "batch_1 was created and is not there"),
+        ([_job("batch_1", "k1"), _job("batch_2", "k1")], "2 jobs for k1"),
+        ([_job("batch_1", "k1"), _job("batch_2", "k9")], "a job of k9, which nobody posted"),
+        ([_job("batch_1", "k1", "failed")], "batch_1 is failed"),
+    ],
+)
+def test_a_job_that_is_lost_twice_there_unknown_or_unwell_is_found(jobs: list[dict[str, Any]], why: str) -> None:
+    assert why in "; ".join(exist([_OK], jobs))
+
+
+def test_who_comes_again_gets_the_job_of_the_first_time() -> None:
+    cut = Answer("k1", 0, 0.01)
+
+    assert same([cut], [_OK]) == same([_OK], [_OK]) == []
+    assert "k1 was batch_7 and is batch_1" in same([Answer("k1", 200, 0.1, "batch_7")], [_OK])[0]
+    assert "k2: 503" in same([cut], [_BUSY])[0]
+
+
+def _sent(at: float, name: str = "msg_1", subject: str = "batch_1", more: str = "") -> Received:
+    return Received(at, "/ok", {"webhook-id": name}, json.dumps({"data": {"id": subject, "more": more}}).encode())
+
+
+def test_a_first_attempt_that_is_late_and_an_event_that_nobody_tells_of_are_found() -> None:
+    told = firsts([_sent(10.5), _sent(99.0)])
+
+    assert punctual(told, {"batch_1": 10.0}) == (0.5, [])
+    assert "batch_2" in punctual(told, {"batch_1": 10.0, "batch_2": 11.0})[1][0]
+
+
+def test_the_wait_before_each_attempt_is_weighed_against_the_schedule() -> None:
+    off = off_schedule([_sent(0), _sent(1.1), _sent(4.1)], [0, 1, 2])
+
+    assert off == {1: pytest.approx(0.1), 2: pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("requests", "again", "why"),
+    [
+        ([_sent(1), _sent(2, "msg_2", "batch_2")], 0, ""),
+        ([_sent(1), _sent(2)], 1, ""),
+        ([_sent(1), _sent(2, more="other")], 1, "2 bodies"),
+        ([_sent(1), _sent(2, "msg_2")], 0, "2 ids"),
+    ],
+)
+def test_what_is_sent_again_is_counted_and_must_be_the_same(requests: list[Received], again: int, why: str) -> None:
+    found, faults = told_once(requests)
+
+    assert found == again
+    assert (why in "; ".join(faults)) if why else faults == []
+
+
+def _lines(*names: str) -> list[dict[str, Any]]:
+    return [{"custom_id": name, "error": {"code": "engine_error"}} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "errors", "right"),
+    [
+        ("completed", ("r0", "r1", "r3"), ("r2",), True),
+        ("failed", ("r0", "r1", "r3"), ("r2",), False),
+        ("completed", ("r0", "r1"), ("r2",), False),
+        ("completed", ("r0", "r1", "r3", "r3"), ("r2",), False),
+        ("completed", ("r0", "r1", "r3"), ("r2", "r3"), False),
+        ("completed", ("r0", "r1", "r2", "r3"), (), False),
+    ],
+)
+def test_one_line_has_failed_and_the_others_are_answered_once(
+    status: str, output: Sequence[str], errors: Sequence[str], right: bool
+) -> None:
+    assert (poisoned(4, {"status": status}, _lines(*output), _lines(*errors)) == []) == right
+
+
+def test_poison_that_is_asked_too_often_is_found() -> None:
+    assert asked_too_often(["say !reset"] * 4 + ["say it"] * 9) == []
+    assert "5 times" in asked_too_often(["say !reset"] * 5)[0]
+
+
+def test_a_cancelled_batch_ends_in_one_way_and_tells_of_that_alone() -> None:
+    assert wrong_ends({"cancelled": 3, "completed": 1}) == []
+    assert "failed" in wrong_ends({"cancelled": 3, "failed": 1})[0]
+    assert one_end("batch_1", "cancelled", ["job.queued", "batch.cancelled"]) == []
+    assert one_end("batch_1", "cancelled", ["batch.cancelled", "batch.completed"])
+    assert one_end("batch_1", "completed", ["job.queued"])
+
+
+def test_a_figure_over_its_bound_is_a_violation_and_stands_in_the_row() -> None:
+    outcome = Outcome("a dose")
+    outcome.at_most("waits", 1.0, 2.0, " s")
+    outcome.at_most("repeats", 3, 2)
+
+    assert outcome.violations == ["repeats 3 is more than 2"]
+    assert "| F0 | a dose | waits 1 s (≤ 2 s); repeats 3 (≤ 2) | 1 |" in row("F0", outcome, 1)
+
+
+def test_a_dose_that_can_not_be_given_is_a_violation_and_others_are_given_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given: list[Given] = []
+
+    def fails(_: Given) -> Outcome:
+        raise TimeoutError("never up")
+
+    def passes(one: Given) -> Outcome:
+        given.append(one)
+        return Outcome("all of it")
+
+    monkeypatch.setattr(command, "DOSES", {"A": fails, "B": passes})
+
+    assert command.main(["--share", "0.5", "--keep", str(tmp_path)]) == 1
+    assert command.main(["B"]) == 0
+    assert "TimeoutError: never up" in capsys.readouterr().out
+    assert [one.part(5) for one in given] == [2, 5]

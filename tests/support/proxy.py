@@ -1,0 +1,110 @@
+"""A TCP proxy in front of a server, which can stop carrying what it has taken: a connection that is half open.
+
+with Proxy(port) as proxy:     # the server's
+    proxy.port                 # the way through it
+    proxy.swallow()            # from now on nothing passes, either way; connections are taken, and stay silent
+        proxy.carry()              # new connections pass again; those of before and meanwhile stay silent for good,
+                               # for their clients; the server has found out meanwhile that nobody is there
+"""
+
+import asyncio
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Proxy:
+    """On a thread of its own. `target` is a port of this machine, or the path of a Unix socket."""
+
+    target: int | str
+    port: int = 0
+    carried: int = 0  # connections
+    _swallowing: bool = False
+    _epoch: int = 0
+    _backs: list[asyncio.StreamWriter] = field(default_factory=list)
+    _loop: asyncio.AbstractEventLoop | None = None
+    _thread: threading.Thread | None = None
+    _up: threading.Event = field(default_factory=threading.Event)
+    _down: asyncio.Event = field(init=False)
+
+    def __enter__(self) -> "Proxy":
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._up.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._loop is not None
+        assert self._thread is not None
+        self._loop.call_soon_threadsafe(self._down.set)
+        self._thread.join(10)
+
+    def swallow(self) -> None:
+        self._epoch += 1
+        self._swallowing = True
+
+    def carry(self) -> None:
+        assert self._loop is not None
+        self._epoch += 1
+        self._swallowing = False
+        self._loop.call_soon_threadsafe(self._hang_up)
+
+    def _hang_up(self) -> None:
+        for back in self._backs:
+            back.transport.abort()
+        self._backs.clear()
+
+    async def _serve(self) -> None:
+        self._loop, self._down = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, backlog=512)
+        self.port = server.sockets[0].getsockname()[1]
+        self._up.set()
+        await self._down.wait()
+        server.close()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.05)  # what was aborted is closed in the next turns of the loop
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if self._swallowing:
+                await _drink(reader)
+            else:
+                await self._carry(reader, writer, self._epoch)
+        except (OSError, asyncio.CancelledError):
+            pass  # one of them hung up, or the proxy ends
+        finally:
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: int) -> None:
+        self.carried += 1
+        there, back = await self._open()
+        self._backs.append(back)
+        try:
+            await asyncio.gather(self._pump(reader, back, epoch), self._pump(there, writer, epoch))
+        finally:
+            back.transport.abort()
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self.target, str):
+            return await asyncio.open_unix_connection(self.target)
+        return await asyncio.open_connection("127.0.0.1", self.target)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: int) -> None:
+        """One way. The end of what was swallowed is not told either."""
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if epoch == self._epoch:
+                    writer.write(data)
+                    await writer.drain()
+        if epoch == self._epoch:
+            writer.close()
+
+
+async def _drink(reader: asyncio.StreamReader) -> None:
+    """Until whoever came gives up."""
+    while await reader.read(1 << 16):
+        pass
