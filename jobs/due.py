@@ -13,8 +13,10 @@ from sqlalchemy import and_, func, literal_column, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.orm import Session
 
+from jobs import pauses
 from jobs.clock import now
 from jobs.models import Delivery, Event, Job, WebhookEndpoint
+from jobs.queues import Queue
 from jobs.webhook import body, signing_secrets
 
 #: When a delivery to a disabled endpoint is due: the end of the year 9999.
@@ -48,8 +50,11 @@ def claim_due(
 ) -> list[DeliveryClaim]:
     """Take due deliveries, oldest first, so that this worker holds at most `per_endpoint` of a lane.
 
-    `allowances` replace that number for single lanes.
+    `allowances` replace that number for single lanes. None while the queue or the worker is paused: what is owed stays
+    owed, with all its attempts.
     """
+    if pauses.paused(session).rests(Queue.WEBHOOKS, worker_id):
+        return []
     room = _Room(_held(session, worker_id), per_endpoint, allowances or {})
     claims: list[DeliveryClaim] = []
     at = now()

@@ -3,8 +3,10 @@
     pause ──▶ row ─┬─▶ the dispatcher rings no doorbell for it
                    └─▶ a claim on what was rung before is refused, and its doorbell is owed anew
 
-What runs goes on to its end. Jobs of a paused model or project are still planned and finished, so that bad input is
-told and results come out; a paused queue or worker does neither.
+What runs goes on to its end. Jobs of a paused model or project are still planned and finished, and their webhooks are
+sent, so that bad input is told and results come out; a paused queue or worker does neither. A client who waits is
+refused, and so is one who stands in the line of a queue, model or project that is paused meanwhile; a paused worker
+leaves the line to others.
 """
 
 from collections.abc import Sequence
@@ -50,7 +52,11 @@ class Paused:
 
     def holds_finishing(self, worker_id: str) -> bool:
         """Whether this worker neither plans nor finishes a job."""
-        return Queue.PLAN in self.of(Scope.QUEUE) or worker_id in self.of(Scope.WORKER)
+        return self.rests(Queue.PLAN, worker_id)
+
+    def rests(self, queue: str, worker_id: str) -> bool:
+        """Whether this worker begins nothing new of that queue, whosever it is."""
+        return queue in self.of(Scope.QUEUE) or worker_id in self.of(Scope.WORKER)
 
     @property
     def free(self) -> ColumnElement[bool] | None:
@@ -110,10 +116,6 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
         return False
     outbox.unring(session, task, job.id, n)
     return True
-
-
-def holds_worker(session: Session, worker_id: str) -> bool:
-    return session.get(Pause, (Scope.WORKER, worker_id)) is not None
 
 
 def forget_worker(session: Session, worker_id: str) -> None:

@@ -75,13 +75,14 @@ class Housekeeper:
             self._write(quarantine.forget)
 
     def standing(self) -> dict[Task, Queue]:
-        """What is to be done that has no job, and where somebody is to do it: webhooks that are due, removals."""
+        """What is to be done that has no job, and where somebody may do it now: webhooks that are due, removals."""
         with self._db.read() as session:
             waits = {
                 Task.DELIVER: (Queue.WEBHOOKS, deliveries.due_count(session) > 0),
                 Task.PURGE: (Queue.INGEST, attachments.owes(session)),
             }
-            wanted = {task: queue for task, (queue, is_due) in waits.items() if is_due}
+            held = pauses.paused(session).of(pauses.Scope.QUEUE)
+            wanted = {task: queue for task, (queue, is_due) in waits.items() if is_due and queue not in held}
             return {task: queue for task, queue in wanted.items() if fleet.alive(session, queue)}
 
     def _bury_workers(self) -> None:

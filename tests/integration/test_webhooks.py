@@ -20,12 +20,14 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import deliveries, events
+from jobs import deliveries, events, pauses
 from jobs.clock import now
 from jobs.db import Database
 from jobs.due import claim_due
 from jobs.errors import DatabaseBusy
 from jobs.models import Attempt, Delivery, Job, WebhookEndpoint, Worker
+from jobs.pauses import Scope
+from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
 from jobs.webhook import new_secret
@@ -240,6 +242,40 @@ def test_stop_ends_the_loop_promptly_and_gives_back_what_it_held(db: Database, r
     with db.read() as session:
         assert free(session)
     assert states(db) == {"pending": 10}
+
+
+@pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.WEBHOOKS.value), (Scope.WORKER, "io-1")])
+def test_paused_the_loop_ends_what_it_has_begun_and_keeps_nothing_else(
+    db: Database, receiver: Receiver, scope: Scope, name: str
+) -> None:
+    endpoint(db, receiver.url("slow"))
+    happen(db, 60)
+
+    def set_(change: Callable[..., bool]) -> None:
+        with db.write() as session:
+            assert change(session, scope, name, actor="operator")
+
+    def held() -> bool:
+        with db.read() as session:
+            return not free(session)
+
+    def tried() -> int:
+        with db.read() as session:
+            return session.scalar(select(func.count()).select_from(Attempt)) or 0
+
+    with delivering(db):
+        eventually(lambda: len(receiver.requests) == 2)
+        set_(pauses.pause)
+        eventually(lambda: not held())
+        sent = len(receiver.requests)
+        happen(db, 5, start=60)
+        threading.Event().wait(0.5)
+        meanwhile, tries = len(receiver.requests), tried()
+        set_(pauses.resume)
+        eventually(lambda: len({request.webhook_id for request in receiver.requests}) == 65, 60)
+
+    assert sent < 60, "what was claimed and not begun was given back"
+    assert (meanwhile, tries) == (sent, sent), "nothing was sent, and no attempt was used up"
 
 
 def test_claims_that_an_earlier_run_left_are_taken_back(db: Database, receiver: Receiver) -> None:

@@ -70,12 +70,12 @@ class Lanes:
             if not busy and (not lane.slow or at - lane.used > _FORGET_AFTER):
                 del self._lanes[name]
 
-    def surrender(self, closed: Iterable[str] = ()) -> list[DeliveryClaim]:
-        """What waits in slow and closed lanes: others may have it."""
+    def surrender(self, closed: Iterable[str] = (), *, everything: bool = False) -> list[DeliveryClaim]:
+        """What waits in slow and closed lanes, or in all: others may have it."""
         dropped: list[DeliveryClaim] = []
         closing = set(closed)
         for name, lane in self._lanes.items():
-            if lane.slow or name in closing:
+            if everything or lane.slow or name in closing:
                 dropped += lane.waiting
                 lane.waiting.clear()
         return dropped

@@ -5,7 +5,8 @@
     │         ▼
     └── outcomes ◀── posts in flight ◀── lanes
 
-An attempt that was made and not recorded, because the process died, is made again under the same `webhook-id`.
+An attempt that was made and not recorded, because the process died, is made again under the same `webhook-id`. While
+the queue or this worker is paused nothing is claimed, and what was claimed and not begun is given back.
 """
 
 import asyncio
@@ -18,12 +19,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from jobs import deliveries
+from sqlalchemy.orm import Session
+
+from jobs import deliveries, pauses
 from jobs.clock import now
 from jobs.db import Database
 from jobs.due import DeliveryClaim, claim_due
 from jobs.errors import DatabaseBusy
 from jobs.logs import Seldom
+from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.webhook import Client, Outcome, open_client, post_signed
 from workers.webhooks.lanes import AHEAD, Lanes
@@ -81,6 +85,7 @@ class _Turn:
     keep: list[str] | None = None
     claims: list[DeliveryClaim] = field(default_factory=list)
     next_due: float | None = None
+    paused: bool = False
 
 
 class _Loop:
@@ -103,12 +108,13 @@ class _Loop:
         self._claimed = 0  # by the last turn
         self._waiting = Seldom(log, "deliveries_wait_for_database")
         self._refused = False  # the database did not take the last turn
+        self._paused = False
 
     async def work(self, stop: threading.Event, idle_seconds: float) -> None:
         active = time.monotonic()
         while not stop.is_set() and time.monotonic() - active < idle_seconds:
             self._lanes.watch(time.monotonic())
-            self._back += self._lanes.surrender(self._closed())
+            self._back += self._lanes.surrender(self._closed(), everything=self._paused)
             if self._owes() or await self._is_due():
                 await self._take_turn(claiming=True)
             self._send()
@@ -139,14 +145,19 @@ class _Loop:
 
     async def _is_due(self) -> bool:
         try:
-            self._next_due = await self._in_sql(self._look)
+            self._next_due, self._paused = await self._in_sql(self._look)
         except DatabaseBusy:
             return False
         return self._next_due is not None and self._next_due <= now()
 
-    def _look(self) -> float | None:
+    def _look(self) -> tuple[float | None, bool]:
+        """When something is due that we may send; whether we are paused."""
         with self._db.read() as session:
-            return deliveries.next_due(session)
+            paused = self._rests(session)
+            return None if paused else deliveries.next_due(session), paused
+
+    def _rests(self, session: Session) -> bool:
+        return pauses.paused(session).rests(Queue.WEBHOOKS, self._worker_id)
 
     async def _take_turn(self, *, claiming: bool) -> bool:
         """One transaction; False when the database was busy, and all of it is still to be done."""
@@ -171,13 +182,14 @@ class _Loop:
             deliveries.give_back(session, turn.back)
             if limit > 0:
                 turn.claims = claim_due(session, self._worker_id, limit, AHEAD, allowances)
-            turn.next_due = deliveries.next_due(session)
+            turn.paused = self._rests(session)
+            turn.next_due = None if turn.paused else deliveries.next_due(session)
         if written < len(turn.results):
             log.warning("outcomes_fenced", extra={"count": len(turn.results) - written})
 
     def _settle(self, turn: _Turn) -> None:
         self._doubt = self._refused = False
-        self._next_due = turn.next_due
+        self._next_due, self._paused = turn.next_due, turn.paused
         self._claimed = len(turn.claims)
         del self._results[: len(turn.results)]
         self._back = []

@@ -11,12 +11,25 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import audit, fleet, ids, keys, ledger, outbox, quarantine, shards
+from jobs import attachments, audit, fleet, ids, keys, ledger, outbox, pauses, quarantine, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Delivery, File, Idempotency, Job, Outbox, Segment, Shard, Upload, UploadPart, Worker
+from jobs.models import (
+    Delivery,
+    File,
+    Idempotency,
+    Job,
+    Outbox,
+    Segment,
+    Shard,
+    Upload,
+    UploadPart,
+    VectorRemoval,
+    Worker,
+)
 from jobs.outbox import SMALL_BYTES
+from jobs.pauses import Scope
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
@@ -611,6 +624,30 @@ def test_the_leader_goes_on_after_its_database_was_busy(
     assert "database_busy" in caplog.messages
     assert ticks == [0, 1, 2]
     assert house.bells.rung == [("plan", (job.id,))]
+
+
+@pytest.mark.parametrize(
+    ("queue", "task"), [(Queue.WEBHOOKS, Task.DELIVER), (Queue.INGEST, Task.PURGE)], ids=["webhooks", "removals"]
+)
+@pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.WORKER])
+def test_work_without_a_job_is_not_rung_where_it_is_paused_and_at_once_when_it_goes_on(
+    house: House, queue: Queue, task: Task, scope: Scope
+) -> None:
+    facts: dict[str, Any] = {"project_id": "p", "due_at": 1.0, "created_at": 1.0}
+    removal = {"store_id": "vs_1", "model": "m", "what": attachments.STORE, "dimensions": 4}
+    with house.db.write() as session:
+        session.add(Delivery(id="wh_1", endpoint_id="we_1", event_id="e", **facts))
+        session.add(VectorRemoval(**removal, **facts))
+    name = {Scope.QUEUE: queue.value, Scope.WORKER: house.worker(queue=queue)}[scope]
+
+    before = house.tick()
+    with house.db.write() as session:
+        pauses.pause(session, scope, name, actor="operator")
+    held = house.tick(20.0)
+    with house.db.write() as session:
+        pauses.resume(session, scope, name, actor="operator")
+
+    assert (before, held, house.tick(0.5)) == ([(task, ())], [], [(task, ())])
 
 
 def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
