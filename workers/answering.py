@@ -109,11 +109,13 @@ class Answering:
             return
 
     async def _asked(self, item: Item) -> Answer:
-        self._begun[id(item)] = time.monotonic()
+        begun = self._begun[id(item)] = time.monotonic()
         try:
-            return await self._ask(item.request)
+            answer = await self._ask(item.request)
         finally:
             del self._begun[id(item)]
+        item.seconds = time.monotonic() - begun
+        return answer
 
     def _broke(self, item: Item, fault: Exception, *, died: bool = False) -> None:
         item.trials.broke(died=died, alone=item.trials.lonely(self._tries))
