@@ -1,27 +1,36 @@
 """Prometheus metrics of the whole deployment, read from SQL when they are asked for.
 
-Counters are sums over rows that stay, so they survive every restart; a scrape sees at most five seconds ago.
+Counters and histograms are sums over rows that stay, so they survive every restart, whichever process is asked; a
+scrape sees at most five seconds ago.
 """
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.observe import REGISTRY
-from jobs import outbox, quarantine
+from jobs import measures, outbox, quarantine
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import CacheUse, Delivery, Job, Outcome, Segment, Shard, Worker
+from jobs.models import CacheUse, Delivery, Job, Measure, Outcome, Segment, Shard, Worker
 from jobs.states import LIVE, TERMINAL, ShardState
 
 _KEEP_SECONDS = 5.0
+#: By name in `jobs.measures`: the metric, what it says, and whose label it has.
+_HISTOGRAMS = {
+    measures.WAIT: ("nightmill_job_wait_seconds", "From when a job could begin to its first lines' claim.", "kind"),
+    measures.ENDED: ("nightmill_job_seconds", "From when a job could begin to its end.", "kind"),
+    measures.ENGINE: ("nightmill_engine_seconds", "A batch's request, from the engine's being asked.", "model"),
+    measures.WEBHOOK: ("nightmill_webhook_seconds", "From an event to its acceptance by a receiver.", ""),
+}
 _TOKENS = ("input", "cached", "output", "reasoning")
 
 
@@ -142,21 +151,41 @@ def _outcomes(session: Session) -> Iterator[Metric]:
 def _workers(session: Session) -> Iterator[Metric]:
     alive = GaugeMetricFamily("nightmill_workers", "Live workers.", labels=["pool", "state"])
     slots = GaugeMetricFamily("nightmill_worker_slots", "Slots of live workers.", labels=["queue"])
-    restarts = GaugeMetricFamily("nightmill_engine_restarts", "Engine restarts of live workers.", labels=["pool"])
     counts: dict[tuple[str, str], int] = {}
     room: dict[str, int] = {}
-    again: dict[str, int] = {}
     for worker in session.scalars(select(Worker)):
         counts[worker.pool, worker.state] = counts.get((worker.pool, worker.state), 0) + 1
-        again[worker.pool] = again.get(worker.pool, 0) + worker.restarts
         for queue in worker.queues if worker.state == "ready" else ():
             room[queue] = room.get(queue, 0) + worker.slots
     for (pool, state), count in counts.items():
         alive.add_metric([pool, state], count)
-    for family, values in ((slots, room), (restarts, again)):
-        for name, value in values.items():
-            family.add_metric([name], value)
-    yield from (alive, slots, restarts)
+    for name, value in room.items():
+        slots.add_metric([name], value)
+    yield from (alive, slots)
+
+
+def _measures(session: Session) -> Iterator[Metric]:
+    """A few rows, whatever has happened."""
+    found: dict[str, dict[str, list[Measure]]] = {}
+    for row in session.scalars(select(Measure)):
+        found.setdefault(row.name, {}).setdefault(row.label, []).append(row)
+    for measure, (name, says, label) in _HISTOGRAMS.items():
+        family = HistogramMetricFamily(name, says, labels=[label] if label else [])
+        for value, rows in found.get(measure, {}).items():
+            family.add_metric([value] if label else [], _buckets(rows), sum(row.seconds for row in rows))
+        yield family
+    restarts = CounterMetricFamily("nightmill_engine_restarts", "Engines started anew.", labels=["pool"])
+    for pool, rows in found.get(measures.RESTARTS, {}).items():
+        restarts.add_metric([pool], sum(row.count for row in rows))
+    yield restarts
+
+
+def _buckets(rows: Sequence[Measure]) -> list[tuple[str, int]]:
+    """How often it took so long at most: each row counts from the bound before its own."""
+    counts = dict.fromkeys((*map(str, measures.BOUNDS), measures.NO_BOUND), 0)
+    counts.update({row.le: row.count for row in rows})
+    bounds = sorted(counts, key=float)
+    return list(zip(bounds, accumulate(counts[bound] for bound in bounds), strict=True))
 
 
 def _quarantined(session: Session) -> Iterator[Metric]:
@@ -205,6 +234,7 @@ _READERS: tuple[Callable[[Session], Any], ...] = (
     _outcomes,
     _workers,
     _quarantined,
+    _measures,
     _losses,
     _webhooks,
     _cache,

@@ -20,6 +20,7 @@ from jobs.settings import Settings, settings
 
 OPERATOR_KEY = "operator.key"
 DEFAULT_PROJECT = "default"
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 def main() -> None:
@@ -36,8 +37,7 @@ def main() -> None:
 def migrate(url: str, target: str = "head") -> None:
     """Apply every migration up to `target` that is missing."""
     alembic = Config()
-    scripts = str(Path(__file__).parent.parent / "migrations")
-    alembic.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
+    alembic.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # it interpolates
     alembic.attributes["url"] = url
     command.upgrade(alembic, target)
 

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, case, exists, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from jobs import audit, events
+from jobs import audit, events, measures
 from jobs.clock import now
 from jobs.db import wake
 from jobs.due import HELD, WAITING, DeliveryClaim
@@ -73,6 +73,10 @@ def record(
     held = _held(session, [claim for claim, _ in results])
     at = now()
     mine = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in held]
+    for claim, outcome in mine:
+        if outcome.delivered:
+            accepted = outcome.at + outcome.seconds
+            measures.observe(session, measures.WEBHOOK, "", accepted - held[claim.id, claim.epoch])
     _write(session, [_after(claim, outcome, config, rng) for claim, outcome in mine])
     _log(session, [_attempt(claim, outcome) for claim, outcome in mine])
     for claim, outcome in mine:
@@ -200,15 +204,19 @@ def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint
     return {endpoint.id: endpoint for endpoint in session.scalars(fresh)} if ids else {}
 
 
-def _held(session: Session, claims: Sequence[DeliveryClaim]) -> set[tuple[str, int]]:
-    """The claims that hold, as (id, epoch); their rows are locked until the caller's transaction ends."""
+def _held(session: Session, claims: Sequence[DeliveryClaim]) -> dict[tuple[str, int], float]:
+    """The claims that hold, as (id, epoch), and when their events happened.
+
+    Their rows are locked until the caller's transaction ends.
+    """
     if not claims:
-        return set()
-    rows = select(Delivery.id, Delivery.epoch, Delivery.worker_id).where(
+        return {}
+    rows = select(Delivery.id, Delivery.epoch, Delivery.worker_id, Delivery.created_at).where(
         Delivery.id.in_([claim.id for claim in claims]), Delivery.worker_id.is_not(None)
     )
-    found = {tuple(row) for row in session.execute(rows.with_for_update())}
-    return {(claim.id, claim.epoch) for claim in claims if (claim.id, claim.epoch, claim.worker_id) in found}
+    found = {(id_, epoch, worker): at for id_, epoch, worker, at in session.execute(rows.with_for_update())}
+    held = [claim for claim in claims if (claim.id, claim.epoch, claim.worker_id) in found]
+    return {(claim.id, claim.epoch): found[claim.id, claim.epoch, claim.worker_id] for claim in held}
 
 
 def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callable[[], float]) -> dict[str, Any]:

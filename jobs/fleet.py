@@ -7,10 +7,10 @@ A row that is here is therefore a worker that lives, give or take one lease.
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import bindparam, delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import outbox, pauses
+from jobs import measures, outbox, pauses
 from jobs.clock import now
 from jobs.db import insert_into
 from jobs.models import Delivery, Job, Model, Pause, Shard, Worker, row_of
@@ -24,6 +24,7 @@ _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.i
 #: What each look of the dispatcher asks, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
 _SLOTS = select(Worker.queues, Worker.slots).where(Worker.state == "ready", ~_OFF)
+_RESTARTS = select(Worker.pool, Worker.restarts).where(Worker.id == bindparam("its_id")).with_for_update()
 #: What each question of somebody who waits asks.
 _SERVING = select(Worker.queues, Worker.models).where(Worker.state == "ready", ~_OFF)
 
@@ -36,7 +37,14 @@ def register(session: Session, worker: Worker) -> None:
 
 
 def beat(session: Session, worker_id: str, *, beats: int = 1, **changes: Any) -> bool:
-    """One heartbeat, or news between two; False when the row is gone (the dispatcher took this worker for dead)."""
+    """One heartbeat, or news between two; False when the row is gone (the dispatcher took this worker for dead).
+
+    How much `restarts` has grown is counted for good: the row goes when the worker does.
+    """
+    if restarts := changes.get("restarts"):
+        known = session.execute(_RESTARTS, {"its_id": worker_id}).first()
+        if known is not None and restarts > known.restarts:
+            measures.count(session, measures.RESTARTS, known.pool, restarts - known.restarts)
     changed = session.execute(
         update(Worker).where(Worker.id == worker_id).values(beat=Worker.beat + beats, seen_at=now(), **changes)
     )

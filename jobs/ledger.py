@@ -7,7 +7,7 @@ Each function takes the caller's session and runs in its transaction; the audit 
 the doorbells are written there too. Guards stand in the WHERE: source state and epoch. Who lost the claim gets
 `Fenced` and has changed nothing. `jobs.shards` is the same for the shards of a running job.
 
-On PostgreSQL rows are locked in one order: the job, its shards, its doorbells.
+On PostgreSQL rows are locked in one order: the job, its shards, its doorbells, and at last what all count in.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, events, outbox, pauses, source_items, statements
+from jobs import attachments, audit, events, measures, outbox, pauses, source_items, statements
 from jobs.clock import now
 from jobs.errors import Conflict, Fenced
 from jobs.models import TOKENS, File, Job, Outbox, Shard, row_of
@@ -378,6 +378,8 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
         request_id=job.request_id,
         details={"reason": reason} if reason else None,
     )
+    if target in TERMINAL:
+        measures.ended(session, job)
     if job.kind == INGESTION and target in TERMINAL:
         attachments.ended(session, job)
         source_items.ended(session, job)
@@ -386,12 +388,7 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
 
 def _event(session: Session, job: Job, kind: str) -> None:
     event = events.record(
-        session,
-        subject_id=job.id,
-        seq=job.event_seq,
-        project_id=job.project_id,
-        type=kind,
-        data={"id": job.id},
+        session, subject_id=job.id, seq=job.event_seq, project_id=job.project_id, type=kind, data={"id": job.id}
     )
     events.fan_out(session, event, job)
 

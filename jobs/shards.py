@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Executable, and_, delete, exists, literal_column, select, update
 from sqlalchemy.orm import Session
 
-from jobs import ledger, outbox, pauses, statements
+from jobs import ledger, measures, outbox, pauses, statements
 from jobs.clock import now
 from jobs.errors import Fenced
 from jobs.models import Job, Outbox, Shard, row_of
@@ -50,7 +50,7 @@ class ShardClaim:
 
 @dataclass(slots=True)
 class Tally:
-    """What one segment adds: lines covered and good (bitmaps as ints), tokens, and lines by what became of them."""
+    """What one segment adds: lines covered and good (bitmaps as ints), tokens, lines by what became of them."""
 
     covered: int = 0
     good: int = 0
@@ -59,6 +59,7 @@ class Tally:
     output_tokens: int = 0
     reasoning_tokens: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
+    took: list[float] = field(default_factory=list)  # seconds in the engine, of each line that it answered
 
     @property
     def done(self) -> int:
@@ -124,6 +125,8 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
     shard = taken.first()
     if shard is None:
         return None
+    if n == 0 and shard.epoch == 1:  # the first doorbell of its job, and the first claim
+        measures.waited(session, job)
     if job.waiting_for not in (None, "model"):  # whether the model answers is to be seen
         ledger.wait_for(session, job_id, None)
     return ShardClaim(
@@ -183,6 +186,7 @@ def commit(
         **tokens,
     }
     session.connection().execute(statements.ADD_SEGMENT, segment)
+    measures.observe_all(session, measures.ENGINE, claim.job.model or "", tally.took)
     return job
 
 

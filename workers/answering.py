@@ -113,11 +113,14 @@ class Answering:
             return
 
     async def _asked(self, item: Item) -> Answer:
-        self._begun[id(item)] = time.monotonic(), item
+        begun = time.monotonic()
+        self._begun[id(item)] = begun, item
         try:
-            return await self._ask(item.request)
+            answer = await self._ask(item.request)
         finally:
             del self._begun[id(item)]
+        item.seconds = time.monotonic() - begun
+        return answer
 
     def _in_flight(self) -> Iterator[Suspect]:
         return (_suspect(item) for _, item in self._begun.values())

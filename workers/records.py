@@ -32,17 +32,22 @@ class Item:
     request: Request
     trials: Trials = field(default_factory=Trials)
     fault: Exception | None = None
+    seconds: float | None = None  # in the engine, once it has answered
     followers: list["Item"] = field(default_factory=list)
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A line's result, ready for a segment, and what it counts as (see `workers.outcomes`)."""
+    """A line's result, ready for a segment, and what it counts as (see `workers.outcomes`).
+
+    `seconds` is how long the engine had it; None where it was not asked for this line.
+    """
 
     line: int
     good: bool
     data: bytes
     usage: Usage = Usage()
     outcomes: tuple[str, ...] = ()
+    seconds: float | None = None
 
 
 def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
@@ -60,7 +65,8 @@ def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
     good = 200 <= answer.status < 300
     usage = Usage() if leader else answer.usage
     words = outcomes.outcomes_of(item.request.url, answer)
-    return Record(item.line, good, _framed(item.line, good, line), usage, words)
+    seconds = None if leader else item.seconds
+    return Record(item.line, good, _framed(item.line, good, line), usage, words, seconds)
 
 
 def failed(line: int, item_id: str, custom_id: str, code: str, message: str) -> Record:

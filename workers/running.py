@@ -276,6 +276,8 @@ def _tally(batch: list[Record]) -> Tally:
         tally.reasoning_tokens += record.usage.reasoning_tokens
         for name in record.outcomes:
             tally.outcomes[name] = tally.outcomes.get(name, 0) + 1
+        if record.seconds is not None:
+            tally.took.append(record.seconds)
     return tally
 
 

@@ -7,7 +7,7 @@ schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item
 file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency
-worker, model, pause, meta · engine_death, quarantine · cached, cache_epoch, cache_use · audit, audit_head
+worker, model, pause, meta, measure · engine_death, quarantine · cached, cache_epoch, cache_use · audit, audit_head
 """
 
 from jobs.models.access import ApiKey, Idempotency, Project
@@ -22,7 +22,7 @@ from jobs.models.response import KeptResponse
 from jobs.models.source import Source, SourceItem
 from jobs.models.vector import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.models.webhooks import Attempt, Delivery, Event, WebhookEndpoint
-from jobs.models.worker import EngineDeath, Meta, Model, Pause, Quarantine, Worker
+from jobs.models.worker import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
 
 __all__ = [
     "TOKENS",
@@ -43,6 +43,7 @@ __all__ = [
     "Job",
     "KeptCompletion",
     "KeptResponse",
+    "Measure",
     "Meta",
     "Model",
     "Outbox",

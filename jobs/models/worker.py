@@ -92,6 +92,18 @@ class Pause(Base):
     created_at: Mapped[float]
 
 
+class Measure(Base):
+    """How often something took no longer than `le` seconds, and longer than the bound before. See `jobs.measures`."""
+
+    __tablename__ = "measure"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)
+    le: Mapped[str] = mapped_column(String(16), primary_key=True)
+    count: Mapped[int]
+    seconds: Mapped[float]  # of all of them together
+
+
 class Meta(Base):
     """A fact about this deployment, by name."""
 

@@ -2,7 +2,8 @@
 
 `python -m tests.architecture.mutants` prints a line of JSON for each mutant: its name, and whether it was caught.
 Everything is imported once; each mutant is a fork in which one module's changed source is executed over the module
-itself, so that whoever has imported it, or a class of it, calls the changed functions.
+itself, so that whoever has imported it, or a class of it, calls the changed functions. A guard that is in the schema
+is taken out of the revision that makes it: the tests' database is migrated by a copy of the folder that says so.
 """
 
 import ast
@@ -11,7 +12,9 @@ import importlib
 import io
 import json
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +23,17 @@ from types import FunctionType, ModuleType
 
 import pytest
 
+from jobs import bootstrap
+
 _AT_ONCE = 2
+_REVISIONS = "migrations.versions."
 #: Only what the configuration speaks of: to load all that is installed takes longer than the tests.
 _PLUGINS = ("pytest_timeout", "pytest_asyncio.plugin")
 _UNIT = "tests/unit/jobs/test_"
 LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, TIMES = (
     f"{_UNIT}{name}.py" for name in ("ledger", "shards", "outbox", "events", "audit", "states", "pauses", "schedules")
 )
+KEYS, MEASURES, TABLES = (f"{_UNIT}{name}.py" for name in ("keys", "measures", "constraints"))
 WORLD = "tests/simulation/test_simulation.py::test_what_is_lost_is_only_late"
 
 Change = Callable[[str], str]
@@ -72,6 +79,35 @@ def instead(old: str, new: str, *, inside: str) -> Change:
         return ast.unparse(ast.fix_missing_locations(tree))
 
     return change
+
+
+def unconstrained(constraint: str) -> Change:
+    """The table is made without the key or the uniqueness of this name."""
+
+    class Remover(ast.NodeTransformer):
+        removed = 0
+
+        def visit_Call(self, node: ast.Call) -> ast.AST:
+            self.generic_visit(node)
+            left = [one for one in node.args if not (isinstance(one, ast.Call) and _named(one) == constraint)]
+            self.removed += len(node.args) - len(left)
+            node.args = left
+            return node
+
+    def change(source: str) -> str:
+        remover = Remover()
+        tree = remover.visit(ast.parse(source))
+        assert remover.removed == 1, f"{remover.removed} constraints are called {constraint}"
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+    return change
+
+
+def _named(call: ast.Call) -> object:
+    return next(
+        (word.value.value for word in call.keywords if word.arg == "name" and isinstance(word.value, ast.Constant)),
+        None,
+    )
 
 
 def both(first: Change, second: Change) -> Change:
@@ -202,7 +238,26 @@ MUTANTS = [
         TIMES,
     ),
     Mutant("a schedule fires early", "jobs.schedules", instead("schedule.next_at > at", "False", inside="fire"), TIMES),
+    # what the tables themselves refuse: two transactions may both have looked, and found nothing
+    *(
+        Mutant(f"a schema without {constraint}", f"{_REVISIONS}{revision}", unconstrained(constraint), tests)
+        for revision, constraint, tests in (
+            ("0001_first_schema", "pk_job", TABLES),
+            ("0001_first_schema", "pk_shard", TABLES),
+            ("0001_first_schema", "pk_segment", TABLES),
+            ("0001_first_schema", "uq_outbox_task_job_id_shard_n", OUTBOX),
+            ("0001_first_schema", "pk_event", TABLES),
+            ("0001_first_schema", "uq_event_id", TABLES),
+            ("0001_first_schema", "uq_audit_seal", TABLES),
+            ("0001_first_schema", "pk_file", TABLES),
+            ("0001_first_schema", "pk_idempotency", TABLES),
+            ("0001_first_schema", "uq_project_name", KEYS),
+            ("0002_outcomes", "pk_outcome", TABLES),
+            ("0017_measures", "pk_measure", MEASURES),
+        )
+    ),
     # the audit chain
+    Mutant("an end is not counted", "jobs.ledger", without("_moved", "measures.ended"), MEASURES),
     Mutant("a chain without links", "jobs.audit", instead("previous.encode()", "b''", inside="digest"), AUDIT),
     Mutant(
         "a chain without an end",
@@ -227,11 +282,33 @@ def become(module: ModuleType, change: Change) -> None:
             setattr(module, name, old)
 
 
+@contextlib.contextmanager
+def migrating_by(revision: str, change: Change) -> Iterator[None]:
+    """Databases are made by the migrations with this one changed."""
+    with tempfile.TemporaryDirectory(prefix="nightmill-mutant-") as folder:
+        copied = Path(folder) / "migrations"
+        shutil.copytree(bootstrap.MIGRATIONS, copied, ignore=shutil.ignore_patterns("__pycache__"))
+        script = copied / "versions" / f"{revision}.py"
+        script.write_text(change(script.read_text()))
+        bootstrap.MIGRATIONS = copied
+        bootstrap.migrate(f"sqlite:///{folder}/tried.db")  # tests fail for what is not there, not for a broken revision
+        yield
+
+
 def caught(mutant: Mutant | None) -> bool:
     """In a fork: whether the tests fail with this change. None is the code as it is."""
-    if mutant is not None:
-        become(importlib.import_module(mutant.module), mutant.change)
-    tests = [mutant.tests] if mutant is not None else [LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, WORLD]
+    with contextlib.ExitStack() as mutated:
+        if mutant is not None and mutant.module.startswith(_REVISIONS):
+            mutated.enter_context(migrating_by(mutant.module.removeprefix(_REVISIONS), mutant.change))
+        elif mutant is not None:
+            become(importlib.import_module(mutant.module), mutant.change)
+        return _fails(mutant)
+
+
+def _fails(mutant: Mutant | None) -> bool:
+    tests = (
+        [mutant.tests] if mutant is not None else [LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, KEYS, MEASURES, TABLES, WORLD]
+    )
     plugins = [importlib.import_module(name) for name in _PLUGINS]
     options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", "not postgres", "-o", "timeout=40"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -269,7 +346,7 @@ def main() -> None:
         "tests.conftest",
         "tests.simulation.play",
         "tests.simulation.many",
-        *{m.module for m in MUTANTS},
+        *{m.module for m in MUTANTS if not m.module.startswith(_REVISIONS)},
     ):
         importlib.import_module(name)
     for name, verdict in forked([None, *MUTANTS]):

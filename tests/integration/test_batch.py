@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from jobs import audit, events, fleet, ledger, shards
+from jobs import audit, events, fleet, ledger, measures, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import StorageAway, StorageFull
-from jobs.models import Audit, Outcome, Segment, Shard
+from jobs.models import Audit, Measure, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.states import JobState
 from jobs.storage import DiskStorage
@@ -47,6 +47,13 @@ def _usage(lines: list[dict[str, object]]) -> int:
     return sum(line["response"]["body"]["usage"]["total_tokens"] for line in lines)  # type: ignore[index]
 
 
+def _measured(db: Database, name: str) -> dict[str, int]:
+    """How often, by label."""
+    with db.read() as session:
+        rows = select(Measure.label, func.sum(Measure.count)).where(Measure.name == name).group_by(Measure.label)
+        return {label: int(count) for label, count in session.execute(rows)}
+
+
 def test_every_line_comes_out_once_in_order_with_exact_usage(mill: Mill, asked: list[str]) -> None:
     (job,) = mill.drain(mill.submit(_batch(50)))
 
@@ -57,6 +64,8 @@ def test_every_line_comes_out_once_in_order_with_exact_usage(mill: Mill, asked: 
     assert (job.total, job.completed, job.failed) == (50, 50, 0)
     assert _usage(output) == job.input_tokens + job.output_tokens
     assert len(asked) == 50
+    found = {name: _measured(mill.db, name) for name in (measures.WAIT, measures.ENGINE, measures.ENDED)}
+    assert found == {"wait": {"generation": 1}, "engine": {MODEL: 50}, "ended": {"generation": 1}}
 
 
 def test_what_became_of_the_lines_is_counted(db: Database, tmp_path: Path) -> None:
@@ -409,6 +418,7 @@ def test_identical_requests_are_computed_once_only_if_the_job_asks(mill: Mill, a
     output = mill.results(deduped)[0]
     assert [line.get("duplicate_of") for line in output] == [None] + ["r0"] * 5
     assert deduped.output_tokens == plain.output_tokens // 6
+    assert _measured(mill.db, measures.ENGINE) == {MODEL: 6 + 1}
 
 
 def test_project_with_little_work_is_not_kept_waiting_by_one_with_much(db: Database, tmp_path: Path) -> None:

@@ -300,6 +300,7 @@ class Indexing:
             item, answer = self.answers.popleft()
             self.tally.input_tokens += answer.usage.input_tokens
             self.tally.cached_tokens += answer.usage.cached_tokens
+            self.tally.took += [item.seconds] if item.seconds is not None else []
             try:
                 vectors.update(dict(zip(batches[item.line], read_vectors(answer), strict=True)))  # all or none
             except (Unusable, ValueError) as error:

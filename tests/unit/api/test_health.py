@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from jobs import measures
 from jobs.clock import now
 from jobs.models import CacheUse, Outbox, Worker
 from tests.support import ledgers, runs
@@ -129,6 +130,9 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
         session.add(worker())
         session.add(CacheUse(kind="answers", hits=3, misses=4))
         ledgers.quarantined(session, "m", place="host")
+        measures.observe_all(session, measures.ENGINE, "m", [0.02, 0.3, 100_000.0])
+        measures.observe(session, measures.WEBHOOK, "", 0.2)
+        measures.count(session, measures.RESTARTS, "gpu", 2)
 
     text = nobody.get("/metrics").text
 
@@ -146,11 +150,18 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     assert samples["nightmill_queue_depth", "cpu.plan"] == 1
     assert samples["nightmill_shards_running", "gpu.generate"] == 1
     assert samples["nightmill_worker_slots", "cpu.plan"] == 2
-    assert samples["nightmill_engine_restarts", "cpu"] == 1
     assert samples["nightmill_engine_quarantined", "host", "m"] == 1
+    assert samples["nightmill_engine_restarts_total", "gpu"] == 2, "of workers that are gone"
     assert samples[("nightmill_lease_losses_total",)] == 0
     assert samples["nightmill_answers_total", "m", "stop"] == 6, "four of the ended job, two of the one that runs"
     assert samples["nightmill_errors_total", "engine_error", "m"] == 1
     assert samples["nightmill_cache_lookups_total", "answers", "hit"] == 3
     assert samples["nightmill_cache_lookups_total", "answers", "miss"] == 4
+    assert samples["nightmill_job_wait_seconds_count", "embedding"] == 2
+    assert samples["nightmill_job_seconds_count", "embedding"] == 1
+    assert samples["nightmill_job_seconds_bucket", "+Inf", "embedding"] == 1
+    took = [samples["nightmill_engine_seconds_bucket", le, "m"] for le in ("0.01", "0.025", "0.5", "86400.0", "+Inf")]
+    assert took == [0, 1, 2, 2, 3]
+    assert samples["nightmill_engine_seconds_sum", "m"] == pytest.approx(100_000.32)
+    assert samples["nightmill_webhook_seconds_bucket", "0.25"] == 1
     assert samples["nightmill_http_request_seconds_count", "/v1/batches", "200", "POST"] >= 3

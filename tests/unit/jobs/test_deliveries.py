@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from jobs import deliveries, events
+from jobs import deliveries, events, measures
 from jobs.clock import now
 from jobs.db import CHANNEL, Database
 from jobs.deliveries import Selection, next_delay
 from jobs.due import HELD, DeliveryClaim, claim_due
 from jobs.errors import Conflict, NotFound
-from jobs.models import Attempt, Audit, Delivery, Event, Job, WebhookEndpoint, Worker
+from jobs.models import Attempt, Audit, Delivery, Event, Job, Measure, WebhookEndpoint, Worker
 from jobs.settings import Settings
 from jobs.webhook import Outcome, new_secret
 from tests.support.databases import KINDS, fresh, notified
@@ -266,6 +266,24 @@ def test_success_ends_the_delivery_and_is_logged(db: Database) -> None:
         log = deliveries.attempts(session, [done.id])[done.id]
         assert [(one.n, one.status_code) for one in log] == [(1, 200)]
         assert session.get_one(WebhookEndpoint, "we_1").failing_since is None
+
+
+def test_the_time_from_an_event_to_its_acceptance_is_counted_once(db: Database) -> None:
+    endpoint(db)
+    happen(db, "batch_1")
+    fail_now(db)
+    with db.write() as session:
+        session.execute(update(Delivery).values(due_at=0.0))
+    (held,) = claim(db)
+    accepted = replace(OK, at=only(db).created_at + 40, seconds=2.0)
+
+    for _ in range(2):  # the answer to the first was lost
+        with db.write() as session:
+            deliveries.record(session, [(held, accepted)], CONFIG, middle)
+
+    with db.read() as session:
+        counted = session.execute(select(Measure.name, Measure.le, Measure.count, Measure.seconds)).all()
+    assert [tuple(row) for row in counted] == [(measures.WEBHOOK, "60.0", 1, pytest.approx(42.0))]
 
 
 def test_failure_makes_it_due_again_by_the_schedule_until_that_is_used_up(db: Database) -> None:

@@ -77,6 +77,21 @@ def test_company_narrows_to_one(trials: Trials, width: int | None, spent: bool) 
     assert Trials(*trials.kept()) == trials
 
 
+def test_a_line_knows_how_long_the_engine_had_it_once_that_has_answered(hosts: list[EngineHost]) -> None:
+    class Slow(FakeEngine):
+        async def answer(self, request: Request) -> Answer:
+            await asyncio.sleep(0.2)
+            return await super().answer(request)
+
+    items = _items("fine", "!crash")
+
+    _run(_host(hosts, Slow()), items)
+
+    assert items[0].seconds is not None
+    assert items[0].seconds >= 0.2
+    assert items[1].seconds is None
+
+
 def test_line_refused_twice_is_answered_however_often_its_neighbours_poison_kills_the_engine(
     hosts: list[EngineHost],
 ) -> None:
