@@ -85,6 +85,7 @@ FILE_EVENTS: tuple[str, ...] = ("vector_store.file.completed", "vector_store.fil
 SOURCE_EVENTS: tuple[str, ...] = ("vector_store.source.synced", "vector_store.source.failed")
 #: The kind of job that brings files into a vector store, and how the id of one begins that the client sees as a batch.
 INGESTION, FILE_BATCH = "ingestion", "vsfb_"
+BATCH_OUTPUT = "batch_output"  # the purpose of a file that a batch has made; it is called after the batch
 #: By kind of job; those that are not named are batches.
 TERMINAL_EVENTS: dict[str, dict[str, str]] = {"response": RESPONSE_EVENTS, INGESTION: FILE_BATCH_EVENTS}
 

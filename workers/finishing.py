@@ -24,7 +24,7 @@ from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
 from jobs.models import TOKENS, File, Job, Segment, Shard
-from jobs.payloads import INGESTION, Batch
+from jobs.payloads import BATCH_OUTPUT, INGESTION, Batch
 from jobs.queues import Task
 from jobs.shards import Tally
 from jobs.states import JobState
@@ -138,7 +138,7 @@ class _Output:
         return File(
             id=self.id,
             project_id=self._job.project_id,
-            purpose="batch_output",
+            purpose=BATCH_OUTPUT,
             filename=f"{self._job.id}_{self._name}.jsonl",
             bytes=self.bytes,
             path=f"files/{self.id}",

@@ -1,16 +1,16 @@
-"""What is no longer needed goes: expired files and answers, deleted files, abandoned uploads, old keys, the inside of
-old jobs, what of the cache cannot be found any more.
+"""What is no longer needed goes: expired files and answers, deleted files, with what jobs hold of them, abandoned
+uploads, old keys, the inside of old jobs, what of the cache cannot be found any more.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
-what two looks an hour apart find so is removed. A file's bytes stay while a live job reads it. Jobs and audit rows
-stay for ever.
+what two looks an hour apart find so is removed. What a job holds of a deleted file goes before the file's row. A file's
+bytes stay while a live job reads it. Jobs and audit rows stay for ever.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import attachments, audit, cached
@@ -34,6 +34,7 @@ from jobs.models import (
     Upload,
     UploadPart,
 )
+from jobs.payloads import BATCH_OUTPUT
 from jobs.settings import Settings
 from jobs.states import LIVE, TERMINAL
 from jobs.storage import Storage
@@ -73,9 +74,13 @@ class Retention:
             if hidden < _AT_ONCE:
                 break
         read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
+        done = File.deleted_at.is_not(None), ~read, *cached.left_nothing()
+        with self._db.read() as session:
+            files = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
+            inside = _inside(session, files)
+        self._drop(inside)  # as long as the rows say whose they are
         with self._db.write() as session:
-            done = File.deleted_at.is_not(None), ~read, *cached.left_nothing()
-            gone = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
+            gone = session.scalars(select(File).where(File.id.in_([file.id for file in files]), *done)).all()
             for file in gone:
                 audit.record(
                     session, actor="dispatcher", action="file.purge", target=file.id, project_id=file.project_id
@@ -207,6 +212,20 @@ class Retention:
                 self._storage.delete(path)
             except StorageAway:
                 log.warning("purge_failed", extra={"path": path})
+
+
+def _inside(session: Session, files: Sequence[File]) -> list[str]:
+    """What ended jobs still hold of deleted files: the segments of their results, a retry's copy of the input."""
+    ended = Job.state.in_(TERMINAL)
+    names = {file.filename.rpartition("_")[0] for file in files if file.purpose == BATCH_OUTPUT}
+    result = or_(File.id == Job.output_file_id, File.id == Job.error_file_id), File.deleted_at.is_(None)
+    segments = select(Segment.path).join(Job, Job.id == Segment.job_id)
+    segments = segments.where(Job.id.in_(names), ended, ~exists().where(*result))
+    copies = select(Job.input_path).where(
+        Job.input_file_id.in_([file.id for file in files]), Job.retry_of.is_not(None), ended
+    )
+    copied = [path for path in session.scalars(copies) if path and path.startswith("jobs/")]
+    return [*session.scalars(segments), *copied]
 
 
 def _remove_deleted(session: Session) -> int:

@@ -11,11 +11,14 @@ from jobs.keys import revoke_key
 from tests.badinputs.case import WORLDS, Case
 from tests.badinputs.json_bodies import BATCH, routes
 from tests.badinputs.world import Asker, World, raw_said, said
-from tests.support.mill import chat_line, jsonl
+from tests.support.mill import MODEL, chat_line, jsonl
 from tests.support.system import pause
+from tests.support.web import keep_completion_in
 
 AREA = "Keys"
 CANARY = "canary-7f3a"
+#: Models are everybody's, and streams are in a Redis that these worlds have not.
+NOBODYS = ("/v1/models/", "/v1/streams/")
 _WORN = "nm_abcdefgh_" + "x" * 43
 
 
@@ -77,7 +80,15 @@ def planted(world: World) -> dict[str, str]:
     batch = BATCH | {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "metadata": {CANARY: CANARY}}
     schedule = {"cron": "0 0 1 1 *", "batch": batch}
     key = {"Idempotency-Key": f"{CANARY}-{file_id}"}
+    ask, at_rest = world.client.post, keep_completion_in(world.db, world.storage, "ours", said=CANARY)
+    asked = {"model": MODEL, "input": CANARY, "background": True}
+    talk = ask("/v1/conversations", json={"items": [{"role": "user", "content": CANARY}]}).json()["id"]
     made = {
+        "completion_id": at_rest,
+        "response_id": ask("/v1/responses", json=asked).json()["id"],
+        "conversation_id": talk,
+        "item_id": world.client.get(f"/v1/conversations/{talk}/items").json()["first_id"],
+        **_library(world, file_id),
         "file_id": file_id,
         "upload_id": world.client.post("/v1/uploads", json=upload).json()["id"],
         "webhook_endpoint_id": world.client.post("/v1/webhook_endpoints", json=hook).json()["id"],
@@ -88,11 +99,24 @@ def planted(world: World) -> dict[str, str]:
     return made | {"job_id": made["batch_id"]}
 
 
+def _library(world: World, file_id: str) -> dict[str, str]:
+    """A vector store with a file, a source and a second index."""
+    ask = world.client.post
+    store = ask("/v1/vector_stores", json={"name": CANARY, "metadata": {CANARY: CANARY}}).json()["id"]
+    path, site = f"/v1/vector_stores/{store}", {"type": "url", "url": f"https://site.example.com/{CANARY}"}
+    return {
+        "vector_store_id": store,
+        "file_batch_id": ask(f"{path}/file_batches", json={"file_ids": [file_id]}).json()["id"],
+        "index_id": ask(f"{path}/indexes", json={"embedding_dimensions": 64}).json()["id"],
+        "source_id": ask(f"{path}/sources", json=site).json()["id"],
+    }
+
+
 def by_id(world: World) -> str:
     """Their key, our ids: each route with an id of ours says that there is no such thing."""
     ids = planted(world)
-    owned = [route for route, _ in routes(world) if route.parameter in ids]
-    assert {route.parameter for route in owned} == set(ids)
+    owned = [route for route, _ in routes(world) if "{" in route.path and not route.path.startswith(NOBODYS)]
+    assert {name for route in owned for name in route.parameters} == set(ids)
     answers = [route.call(world.stranger, **ids) for route in owned]
     leaks = sum(CANARY in answer.text for answer in answers)
     intact = [world.client.get(path).status_code for path in _ours(ids)]
@@ -105,7 +129,7 @@ def by_list(world: World) -> str:
     theirs = world.stranger
     answers: list[Any] = [
         theirs.get(f"/v1/{name}", params=query)
-        for name in ("files", "batches", "jobs", "webhook_endpoints", "schedules")
+        for name in ("files", "batches", "jobs", "webhook_endpoints", "schedules", "vector_stores", "chat/completions")
         for query in ({}, {"limit": "100"}, {"after": ids["file_id"]}, {"after": ids["batch_id"]})
     ]
     answers.append(theirs.get("/v1/jobs", params={f"metadata[{CANARY}]": CANARY}))
@@ -124,7 +148,12 @@ def by_list(world: World) -> str:
 
 def _ours(ids: dict[str, str]) -> list[str]:
     names = {"files": "file_id", "batches": "batch_id", "jobs": "job_id", "webhook_endpoints": "webhook_endpoint_id"}
-    return [f"/v1/{name}/{ids[key]}" for name, key in (names | {"schedules": "schedule_id"}).items()]
+    names |= {"schedules": "schedule_id", "vector_stores": "vector_store_id", "conversations": "conversation_id"}
+    names |= {"responses": "response_id", "chat/completions": "completion_id"}
+    inside = [f"sources/{ids['source_id']}", f"indexes/{ids['index_id']}", f"files/{ids['file_id']}"]
+    return [f"/v1/{name}/{ids[key]}" for name, key in names.items()] + [
+        f"/v1/vector_stores/{ids['vector_store_id']}/{one}" for one in inside
+    ]
 
 
 def smuggled(world: World, *headers: tuple[str, str]) -> str:

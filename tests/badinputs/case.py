@@ -25,6 +25,8 @@ WORLDS: Mapping[str, Mapping[str, str]] = {
         "batch_max_lines": "1000000",
         "file_max_bytes": "300000000",
     },
+    "library": {"file_max_bytes": "300000000"},
+    "sourced": {"file_max_bytes": "20000000", "source_fetch_seconds": "3"},
     "strict": {"wrong_keys_per_minute": "100"},
     "quota": {"project_max_queued_tokens": "10000"},
 }
@@ -33,6 +35,8 @@ WORLDS: Mapping[str, Mapping[str, str]] = {
 @dataclass(frozen=True, slots=True)
 class Case:
     """`creates`: something may have been made. `seconds`: the slowest answer may take so long.
+
+    `full`: one of many of its kind, which only `--full` tries.
 
     `storm`: so many come at once that some may be told 503 and `Retry-After`; they come again.
     """
@@ -45,6 +49,7 @@ class Case:
     seconds: float = SECONDS
     storm: bool = False
     world: str = "plain"
+    full: bool = False
 
     @property
     def id(self) -> str:

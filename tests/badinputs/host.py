@@ -1,11 +1,12 @@
 """The processes that bad inputs are sent to: `python -m tests.badinputs.host web` and `… mill`.
 
     web     the web process as `python -m api` starts it
-    mill    dispatcher, planner, runner, finisher and the delivery loop over the fake engine, in one process
+    mill    dispatcher, planner, runner, finisher, the delivery loop and a librarian over the fake engine, in one
+            process; documents are read in its child, as in life
 
-They are configured by the environment, as the product is. A test chooses three things more: the ports that a webhook
+They are configured by the environment, as the product is. A test chooses four things more: the ports that a webhook
 may go to (the canary's among them, so that nothing but the address keeps a request from it), what the name server
-says, and how long a connection that stands still is borne.
+says, one address that is taken for a public one, and how long a connection that stands still is borne.
 """
 
 import fcntl
@@ -28,12 +29,14 @@ from api.middleware import Limit
 from jobs import guard, logs
 from jobs.db import Database
 from jobs.settings import Settings, settings
+from tests.badinputs.librarian import Librarian
 from tests.support.mill import running
 from workers.context import Pool
 from workers.context import build as build_worker
 from workers.webhooks import loop
 
 PUBLIC = "93.184.215.14"
+SITE = "127.0.0.2"  # taken for public
 #: What each name is at its first, second, … lookup; the last one stays. An empty answer: there is no such name.
 NAMES: Mapping[str, Sequence[Sequence[str]]] = {
     "inside.example.com": [["127.0.0.1"]],
@@ -46,6 +49,10 @@ NAMES: Mapping[str, Sequence[Sequence[str]]] = {
     "rebind6.example.com": [[PUBLIC], ["::1"]],
     "rebind-mixed.example.com": [[PUBLIC], [PUBLIC, "127.0.0.1"]],
     "late.example.com": [[], ["127.0.0.1"]],
+    "site.example.com": [[SITE]],
+    "moves.example.com": [[SITE], ["127.0.0.1"]],
+    "moves6.example.com": [[SITE], ["::1"]],
+    "moves-in-part.example.com": [[SITE], [SITE, "127.0.0.1"]],
 }
 
 
@@ -100,11 +107,14 @@ def mill(config: Settings) -> None:
         arguments = (context.db, config, context.worker_id, stop)
         sender = threading.Thread(target=loop.run, args=arguments, kwargs={"idle_seconds": float("inf")})
         sender.start()
+        librarian = Librarian(config)
+        deployment.elsewhere = librarian.hear
         while not stop.wait(0.01):
             deployment.dispatcher.tick()
-            if deployment.errors:
-                raise deployment.errors[0]
+            for error in (*deployment.errors, *librarian.errors):
+                raise error
         sender.join()
+        librarian.close()
         context.keeper.leave()
 
 
@@ -118,6 +128,13 @@ def _stopped_by_signal() -> threading.Event:
     return stop
 
 
+def _with_site(permitted: Callable[..., bool]) -> Callable[..., bool]:
+    def judge(address: guard.Address, *, allow_private: bool) -> bool:
+        return str(address) == SITE or permitted(address, allow_private=allow_private)
+
+    return judge
+
+
 ROLES: Mapping[str, Callable[[Settings], None]] = {"web": web, "mill": mill}
 
 
@@ -125,6 +142,7 @@ def main(role: str) -> None:
     config = settings()
     logs.configure(config.log_level)
     guard.PORTS = frozenset(guard.PORTS | set(json.loads(os.environ["BAD_INPUTS_PORTS"])))
+    guard.permitted = _with_site(guard.permitted)
     guard.system_resolve = NameServer(config.data_dir, guard.system_resolve)
     ROLES[role](config)
 

@@ -19,7 +19,7 @@ def test_each_case_has_a_name_of_its_own() -> None:
     assert [name for name, count in Counter(case.id for case in CASES).items() if count > 1] == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case.id)[1:-1])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.full], ids=lambda case: ascii(case.id)[1:-1])
 def test_a_bad_input_comes_to_what_it_should(worlds: Worlds, case: Case) -> None:
     result = worlds.judge(case)
 

@@ -15,22 +15,28 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import httpx2
+import psutil
 from sqlalchemy import func, select
 
 from jobs import keys
 from jobs.bootstrap import migrate
 from jobs.db import Database
-from jobs.models import File, Idempotency, Job, Schedule, Upload, UploadPart, WebhookEndpoint
+from jobs.models import File, Idempotency, Job, Schedule, Upload, UploadPart, WebhookEndpoint, Worker
+from jobs.queues import Queue
+from jobs.storage import DiskStorage
+from tests.support.receiver import certificate
 from tests.support.system import ROOT, eventually, free_port
 
 _CREATED = (File, Upload, UploadPart, Job, Schedule, WebhookEndpoint, Idempotency)
 _ERROR = {"message", "type", "param", "code"}
-_UP_SECONDS = 60.0
+_UP_SECONDS = 240.0
+T = TypeVar("T")
+C = TypeVar("C", bound=AbstractContextManager[Any])
 
 
 class Asker(httpx2.Client):
@@ -109,12 +115,25 @@ class Process:
     def peak(self) -> int:
         return self._status("VmHWM")
 
+    def children_peak(self) -> int:
+        """The most that one of its children, which come and go, has held so far; 0 when there is none."""
+        found = [0]
+        for child in psutil.Process(self._process.pid).children():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                found.append(_status_of(child.pid, "VmHWM"))
+        return max(found)
+
     def _status(self, name: str) -> int:
         self.check()
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-        raise LookupError(name)
+        return _status_of(self._process.pid, name)
+
+
+def _status_of(pid: int, name: str) -> int:
+    """In bytes; 0 of a process that is dead and not yet buried."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 class World:
@@ -125,6 +144,7 @@ class World:
         self.data = folder / "data"
         self.data.mkdir(parents=True)
         self.noted: list[tuple[int, float]] = []
+        self.tls, _ = certificate(folder, "*.example.com")
         self.canary = Canary()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -132,6 +152,7 @@ class World:
             **os.environ,
             "NIGHTMILL_DATA_DIR": str(self.data),
             "NIGHTMILL_PORT": str(self.port),
+            "SSL_CERT_FILE": str(folder / "receiver.pem"),
             "NIGHTMILL_MIN_FREE_BYTES": "0",
             "NIGHTMILL_WRONG_KEYS_PER_MINUTE": "1000000",
             "NIGHTMILL_WEBHOOK_RETRY_SECONDS": "0",
@@ -143,8 +164,10 @@ class World:
         self.idle_seconds, self.head_seconds = (60.0, 20.0) if full else (1.5, 1.5)
         migrate(f"sqlite:///{self.data / 'nightmill.db'}")
         self.db = Database(f"sqlite:///{self.data / 'nightmill.db'}", patience=30)
+        self.storage = DiskStorage(self.data / "files")
         self.key, self.other_key = self.make_key("ours"), self.make_key("theirs")
         self.processes: dict[str, Process] = {}
+        self._made: dict[str, Any] = {}
         self._clients = ExitStack()
         self.client = self.asker(self.key)
         self.stranger = self.asker(self.other_key)
@@ -184,6 +207,17 @@ class World:
             found = {one.__tablename__: session.scalar(select(func.count()).select_from(one)) or 0 for one in _CREATED}
         return found | {"stored": sum(path.is_file() for path in (self.data / "files").rglob("*"))}
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What the first case that asks for it makes."""
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(T, self._made[name])
+
+    def keep(self, thing: C) -> C:
+        """Opened, and closed with this world."""
+        self._clients.enter_context(thing)
+        return thing
+
     def eventually(self, true: Callable[[], object], what: str, seconds: float = 60.0, every: float = 0.03) -> None:
         def reached() -> object:
             for process in self.processes.values():
@@ -194,9 +228,11 @@ class World:
 
     # -- what clients do
 
-    def upload(self, content: Any, name: str = "a.jsonl", client: Asker | None = None) -> httpx2.Response:
+    def upload(
+        self, content: Any, name: str = "a.jsonl", client: Asker | None = None, purpose: str = "batch"
+    ) -> httpx2.Response:
         files = {"file": (name, content)}
-        return (client or self.client).post("/v1/files", files=files, data={"purpose": "batch"})
+        return (client or self.client).post("/v1/files", files=files, data={"purpose": purpose})
 
     def submit(self, content: Any, endpoint: str = "/v1/chat/completions", **fields: Any) -> str:
         """A batch over these bytes (or this open file); its id."""
@@ -233,6 +269,13 @@ class World:
                 return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
         self.eventually(up, "the web process listens", _UP_SECONDS)
+        if "mill" in self.processes:
+            self.eventually(self._works, "the mill's workers have joined", _UP_SECONDS)
+
+    def _works(self) -> bool:
+        """The librarian is the last one to join."""
+        with self.db.read() as session:
+            return any(Queue.EMBED in queues for queues in session.scalars(select(Worker.queues)))
 
 
 def _received(connection: socket.socket, until: float) -> Iterator[bytes]:

@@ -68,6 +68,7 @@ class Mill:
     host: EngineHost
     shelf: Shelf
     lose_rings: Callable[[str], bool] = lambda _task: False
+    elsewhere: Callable[[str, str, Sequence[Any]], bool] = lambda _task, _queue, _arguments: False
     errors: list[BaseException] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -75,8 +76,8 @@ class Mill:
         self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
 
     def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
-        """The broker: a doorbell reaches a worker, or is lost."""
-        if not self.lose_rings(task):
+        """The broker: a doorbell reaches a worker, here or `elsewhere`, or is lost."""
+        if not self.lose_rings(task) and not self.elsewhere(task, queue, arguments):
             self._threads.submit(self._handle, task, arguments)
 
     def submit(self, content: bytes, *, project: str = "default", **fields: Any) -> str:

@@ -13,12 +13,14 @@ from api.app import build
 from api.server import server
 from jobs import completions, keys
 from jobs.clock import now
+from jobs.db import Database
 from jobs.endpoints import CHAT
 from jobs.ids import new_id
 from jobs.kept import Kept, encode
 from jobs.keys import create_key
 from jobs.models import KeptCompletion
 from jobs.settings import Settings
+from jobs.storage import Storage
 
 
 @contextmanager
@@ -38,14 +40,19 @@ def make_key(app: FastAPI, project: str = "default") -> str:
 
 def keep_completion(app: FastAPI, project: str = "default", **facts: Any) -> str:
     """A chat completion as one that was answered and kept."""
-    services, name = app.state.services, new_id(completions.PREFIX)
+    return keep_completion_in(app.state.services.db, app.state.services.storage, project, **facts)
+
+
+def keep_completion_in(db: Database, storage: Storage, project: str, *, said: str = "Hi", **facts: Any) -> str:
+    """The same, without an app."""
+    name = new_id(completions.PREFIX)
     row = {"id": name, "asked": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
-    with services.db.write() as session:
+    with db.write() as session:
         session.add(KeptCompletion(**row, project_id=keys.ensure_project(session, project).id))
-    question = {"model": row["asked"], "messages": [{"role": "user", "content": "Hi"}]}
+    question = {"model": row["asked"], "messages": [{"role": "user", "content": said}]}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
     answer = {"id": name, "model": row["model"], "created": 1, "choices": [choice]}
-    services.storage.put(completions.path(name), encode(CHAT, Kept(question, answer)))
+    storage.put(completions.path(name), encode(CHAT, Kept(question, answer)))
     return name
 
 

@@ -64,6 +64,11 @@ class Route:
         """The name of the path's id, if it has one."""
         return self.path.partition("{")[2].partition("}")[0].partition(":")[0] or None
 
+    @property
+    def parameters(self) -> list[str]:
+        """The names of all ids in its path."""
+        return [part.partition("}")[0].partition(":")[0] for part in self.path.split("{")[1:]]
+
     def call(self, client: TestClient, **ids: str) -> Any:
         path = self.path.format_map(defaultdict(lambda: "unknown", ids))
         return client.request(self.method, path, **BODIES.get((self.method, self.path), {}))

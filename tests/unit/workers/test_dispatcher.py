@@ -30,6 +30,7 @@ from jobs.models import (
 )
 from jobs.outbox import SMALL_BYTES
 from jobs.pauses import Scope
+from jobs.payloads import BATCH_OUTPUT
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import JobState, ShardState
@@ -482,10 +483,56 @@ def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: H
     assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
 
 
-def _file(name: str, **life: float) -> File:
-    return File(
-        id=name, project_id="p", purpose="batch", filename="f", bytes=1, path=f"files/{name}", created_at=1.0, **life
-    )
+def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_knows_what_is_done(house: House) -> None:
+    """Not while one of its two files is there. Its rows stay, the bytes of its segments do not."""
+    done = ledgers.finishing(house.db, [2, 2], created_at=now())
+    ledgers.close(house.db, done.id, output_file_id="file-out", error_file_id="file-err")
+    live = ledgers.finishing(house.db, [1])
+    paths = [row.path for job in (done, live) for row in ledgers.segments(house.db, job.id)]
+    for path in paths:
+        house.storage.put(path, b"x")
+    with house.db.write() as session:
+        session.add(_file("file-out", filename=f"{done.id}_output.jsonl", purpose=BATCH_OUTPUT, deleted_at=1.0))
+        session.add(_file("file-err", filename=f"{done.id}_error.jsonl", purpose=BATCH_OUTPUT))
+        session.add(_file("file-x", filename=f"{live.id}_output.jsonl", deleted_at=1.0))  # as a client calls it
+    retention = Retention(house.config, house.db, house.storage)
+
+    retention.run()
+    kept = house.storage.list("jobs")
+    with house.db.write() as session:
+        session.execute(update(File).where(File.id == "file-err").values(deleted_at=1.0))
+    retention.run()
+
+    assert kept == sorted(paths)
+    assert house.storage.list("jobs") == [row.path for row in ledgers.segments(house.db, live.id)]
+    assert len(ledgers.segments(house.db, done.id)) == 2
+    with house.db.read() as session:
+        assert session.get(File, "file-out") is session.get(File, "file-err") is None
+
+
+def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(house: House) -> None:
+    facts = {"input_file_id": "file-in", "created_at": now()}
+    first = ledgers.finishing(house.db, [2], input_path="files/file-in", **facts)
+    ledgers.close(house.db, first.id)
+    again = ledgers.finishing(house.db, [1], input_path="jobs/again/input-1.jsonl", retry_of=first.id, **facts)
+    for path in ("files/file-in", "jobs/again/input-1.jsonl"):
+        house.storage.put(path, b"x")
+    with house.db.write() as session:
+        session.add(_file("file-in", deleted_at=1.0))
+    retention = Retention(house.config, house.db, house.storage)
+
+    retention.run()
+    kept = house.storage.list("jobs")
+    ledgers.close(house.db, again.id)
+    retention.run()
+
+    assert kept == ["jobs/again/input-1.jsonl"]
+    assert house.storage.list("jobs") == house.storage.list("files") == []
+
+
+def _file(name: str, **facts: Any) -> File:
+    given = {"purpose": "batch", "filename": "f", "bytes": 1, "path": f"files/{name}", "created_at": 1.0, **facts}
+    return File(id=name, project_id="p", **given)
 
 
 def test_tasks_of_the_queue_are_the_ones_that_are_rung(house: House) -> None:

@@ -1,0 +1,72 @@
+"""Who ingests for the mill: documents are parsed, embedded and removed by the product's own handlers.
+
+cpu.ingest ──▶ a thread with the parser, whose child dies with it
+gpu.embed  ──▶ a thread over the fake engine, whose vectors know words
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from jobs.queues import Queue, Task
+from jobs.settings import Settings
+from tests.support.ingesting import MODEL, Reaper, Wordy
+from workers.context import Pool, build
+from workers.engines.fake import FakeEngine
+from workers.finishing import finish
+from workers.host import EngineHost
+from workers.ingestion.parse import parse_shard
+from workers.ingestion.purge import purge
+from workers.parsing.parser import Limits, Parser
+from workers.running import run
+
+
+class Librarian:
+    """Hears the doorbells of ingestions."""
+
+    def __init__(self, config: Settings) -> None:
+        self.errors: list[BaseException] = []
+        self._reading, self._embedding = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._reader = build(config, Pool("cpu", (Queue.INGEST,), 1))
+        self._embedder = build(config, Pool("embed", (Queue.EMBED,), 1, models=(MODEL,)))
+        limits = Limits(config.parse_seconds, memory_bytes=config.parse_memory_bytes, pages=config.parse_max_pages)
+        self._parser = Parser(replace(limits, tokens=config.parse_max_tokens))
+        self._host = EngineHost(FakeEngine(("*",), fault=Wordy(Reaper())), lambda: None)
+        self._host.start()
+
+    def hear(self, task: str, queue: str, arguments: Sequence[Any]) -> bool:
+        """Whether this doorbell was for us."""
+        if task == Task.PURGE:
+            self._reading.submit(self._handle, partial(purge, self._reader))
+        elif task == Task.RUN and queue == Queue.INGEST:
+            self._reading.submit(self._handle, partial(self._read, *arguments))
+        elif task == Task.RUN and queue == Queue.EMBED:
+            self._embedding.submit(self._handle, partial(run, self._embedder, self._host, *arguments))
+        else:
+            return False
+        return True
+
+    def close(self) -> None:
+        for context in (self._reader, self._embedder):
+            context.keeper.stop_all()
+        self._reading.submit(self._parser.close)
+        for threads in (self._reading, self._embedding):
+            threads.shutdown(wait=True)
+        self._host.close()
+        for context in (self._reader, self._embedder):
+            context.keeper.leave()
+            context.db.close()
+
+    def _read(self, job_id: str, n: int) -> None:
+        if parse_shard(self._reader, self._parser, job_id, n):
+            finish(self._reader, job_id)
+
+    def _handle(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            logging.getLogger(__name__).exception("handler_raised")
+            self.errors.append(error)
