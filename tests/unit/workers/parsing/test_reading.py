@@ -1,5 +1,6 @@
 """What the child does with one file, done in this process: its limits end with the file, whatever comes of it."""
 
+import io
 import os
 import resource
 from collections.abc import Iterator
@@ -122,3 +123,16 @@ def test_whatever_a_library_raises_is_a_refusal(raised: BaseException, refusal: 
         raise raised
 
     assert wire.decode_answer(child.answer(work, asked(Path("x")))) == refusal
+
+
+def test_what_one_side_says_is_heard_whole_or_not_at_all() -> None:
+    pipe = io.BytesIO()
+    for message in (b"first", b"", b"last"):
+        wire.write(pipe, message)
+    said = pipe.getvalue()
+
+    whole = io.BytesIO(said)
+    assert [wire.read(whole) for _ in range(4)] == [b"first", b"", b"last", None]
+    for cut in (1, wire.HEADER.size + 2):
+        assert wire.read(io.BytesIO(said[:cut])) is None
+    assert wire.read(io.BytesIO(wire.HEADER.pack(wire.LARGEST_ASK + 1) + bytes(wire.LARGEST_ASK + 1))) is None
