@@ -261,9 +261,10 @@ class Desk:
         most = self._unread + (BEHIND + AT_ONCE if question.linger else 0)  # what was read stays there a while
 
         async def emit(chunk: bytes) -> None:
-            if await self._send(question, Piece("chunk", chunk)) > most:
+            unread = await self._send(question, Piece("chunk", chunk))
+            if unread > most and (left := self._left.get(question.id)):  # none any more: the watch has just ended
                 self._slow.add(question.id)
-                self._left[question.id].set()
+                left.set()
 
         return await self._host.engine.stream(request, emit)
 

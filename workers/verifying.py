@@ -10,6 +10,7 @@ any client does; what it finds is told in one line each.
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -139,19 +140,21 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
 
 def main(config: Settings, *, mend: bool) -> int:
     """Tell what was found. 0: all is as it should be, or is owed its repair."""
-    db = Database(config.database, patience=10)
-    try:
-        verdict = verify(db, Late(db).get(config))
-    except VectorsAway as error:
-        sys.stderr.write(f"the vector database cannot be reached: {error}\n")
-        return 2
-    for fault in verdict.faults:
-        _tell(*fault.lines())
-    _tell(f"{verdict.stores} stores, {verdict.files} files compared: {len(verdict.faults) or 'no'} stores with faults")
-    if verdict.faults and mend:
-        repair(db, verdict)
-        _tell("the workers are told to mend it; verify again when they have")
-    return 0 if mend or not verdict.faults else 1
+    with closing(Database(config.database, patience=10)) as db:
+        try:
+            verdict = verify(db, Late(db).get(config))
+        except VectorsAway as error:
+            sys.stderr.write(f"the vector database cannot be reached: {error}\n")
+            return 2
+        for fault in verdict.faults:
+            _tell(*fault.lines())
+        _tell(
+            f"{verdict.stores} stores, {verdict.files} files compared: {len(verdict.faults) or 'no'} stores with faults"
+        )
+        if verdict.faults and mend:
+            repair(db, verdict)
+            _tell("the workers are told to mend it; verify again when they have")
+        return 0 if mend or not verdict.faults else 1
 
 
 def _tell(*lines: str) -> None:

@@ -100,8 +100,6 @@ class Indexing:
         except (DatabaseBusy, ModelsFileError, cutting.NoTokenizer, cutting.TokenizerAway):
             self.give_back(AWAY_SECONDS, None)
         except CancelledError:
-            if self.hold.lost.is_set():
-                raise Fenced from None
             self.give_back(0.0, None)
         except Fenced:
             if self.written or self.rewrote:
@@ -319,7 +317,7 @@ class Indexing:
         return Item(n, "", item_id, request)
 
     def _ask(self, items: list[Item]) -> None:
-        """Answers on the engine's loop, while this thread watches the claim. Raises GaveUp, CancelledError."""
+        """Answers on the engine's loop, while this thread watches the claim. Raises GaveUp, Fenced, CancelledError."""
         self.hold.changed.clear()
         self._stop_if_ended()
         answering = Answering(self.host, self.context.config.item_tries, lambda *pair: self.answers.append(pair))
@@ -337,12 +335,17 @@ class Indexing:
             future.cancel()
 
     def _stop_if_ended(self) -> None:
+        """Raises Fenced, CancelledError."""
+        self._stop_if_lost()
         if self.hold.ended:
             raise CancelledError
 
-    def _commit(self, made: list[Made], tally: Tally, dimensions: int) -> None:
+    def _stop_if_lost(self) -> None:
         if self.hold.lost.is_set():
             raise Fenced
+
+    def _commit(self, made: list[Made], tally: Tally, dimensions: int) -> None:
+        self._stop_if_lost()
         last = self.left == len(made)
         self.context.db.retrying(
             lambda session: indexing.commit(session, self.claim, self.seq, made, tally, dimensions, last=last)

@@ -4,12 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from jobs.registry import Models
 from workers.elsewhere import Elsewhere
 from workers.engines.fake import reply
-from workers.engines.port import Answer, EngineBusy, Request
+from workers.engines.port import Answer, EngineBusy, Request, refusal
 
 REQUEST = Request("/v1/chat/completions", {"model": "m"}, "r1", tenant="p", job_id="batch_1")
 
@@ -17,12 +18,12 @@ REQUEST = Request("/v1/chat/completions", {"model": "m"}, "r1", tenant="p", job_
 class Asked:
     """The model's workers, of this queue or of another."""
 
-    def __init__(self, queue: str) -> None:
+    def __init__(self, queue: str | Answer) -> None:
         self.queue = queue
         self.here: list[Request] = []
         self.there: list[Request] = []
 
-    async def place(self, *_: Any) -> str:
+    async def place(self, *_: Any) -> str | Answer:
         return self.queue
 
     async def ask(self, queue: str, request: Request, _emit: Any = None) -> Answer:
@@ -35,8 +36,8 @@ class Asked:
         return reply(request.url, request.body, "")
 
 
-def _elsewhere(asked: Any, folder: Path, models_file: str = "") -> Elsewhere:
-    settings: Any = SimpleNamespace(data_dir=folder, embedding_model="emb", models_file=models_file, vllm_enabled=False)
+def _elsewhere(asked: Any, folder: Path, models_file: str = "", model: str = "emb") -> Elsewhere:
+    settings: Any = SimpleNamespace(data_dir=folder, embedding_model=model, models_file=models_file, vllm_enabled=False)
     return Elsewhere(SimpleNamespace(config=settings, models=Models(settings)), asked, asked, "here")  # type: ignore[arg-type]
 
 
@@ -62,3 +63,54 @@ async def test_a_models_file_that_is_broken_is_waited_for_and_not_quoted(tmp_pat
             await asked
         assert "secret" not in str(busy.value)
         assert str(file) not in str(busy.value)
+
+
+async def test_a_longer_model_is_asked_where_it_is_and_one_of_this_queue_by_whoever_asks(tmp_path: Path) -> None:
+    no = refusal(400, "It is paused.", code="model_paused")
+    answers = []
+    for queue in ("here", "there", no):
+        asked = Asked(queue)
+        answers.append((await _elsewhere(asked, tmp_path).route(REQUEST, None), len(asked.there), asked.here))
+
+    here, there, refused = answers
+    assert here == (None, 0, [])
+    assert (there[0] and there[0].status, *there[1:]) == (200, 1, [])
+    assert refused == (no, 0, [])
+
+
+async def test_a_model_that_may_not_embed_is_refused_and_nobody_asked(tmp_path: Path) -> None:
+    no = refusal(400, "It is paused.", code="model_paused")
+    asked = Asked(no)
+
+    assert await _elsewhere(asked, tmp_path).embed(REQUEST, None, ["cats"]) == no
+    assert (asked.here, asked.there) == ([], [])
+
+
+async def test_a_deployment_without_an_embedding_model_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {talks: {source: {packaged: smollm2-135m-instruct}, engine: vllm}}")
+    asked = Asked("here")
+
+    found = await _elsewhere(asked, tmp_path, str(file), model="").embed(REQUEST, None, ["cats"])
+
+    assert isinstance(found, Answer)
+    error = msgspec.json.decode(found.body)["error"]
+    assert (found.status, error["code"], error["param"]) == (400, "model_not_found", "context.embedding_model")
+    assert asked.here == []
+
+
+@pytest.mark.parametrize(
+    ("status", "vectors"), [(200, [[1.0]]), (200, [[1.0], [1.0, 0.0]]), (200, []), (400, [[1.0], [1.0]])]
+)
+async def test_vectors_that_are_too_few_or_of_different_lengths_are_none(
+    tmp_path: Path, status: int, vectors: list[list[float]]
+) -> None:
+    class Odd(Asked):
+        async def answer(self, _request: Request) -> Answer:
+            data = [{"index": n, "embedding": vector} for n, vector in enumerate(vectors)]
+            return Answer(status, msgspec.json.encode({"data": data}))
+
+    found = await _elsewhere(Odd("here"), tmp_path).embed(REQUEST, None, ["cats", "dogs"])
+
+    assert isinstance(found, Answer)
+    assert (found.status, msgspec.json.decode(found.body)["error"]["code"]) == (502, "embedding_failed")

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from workers.company import Company
 from workers.engines.fake import FakeEngine
 from workers.engines.port import EngineDead
 from workers.host import EngineHost
@@ -112,3 +113,77 @@ def test_what_will_not_be_cancelled_holds_up_no_end(monkeypatch: pytest.MonkeyPa
     over.set()
 
     assert host.loop.is_closed()
+
+
+class Others(Company):
+    """The other processes at the same server: they let us begin when they are asked for the n-th time."""
+
+    def __init__(self, let: int = 0) -> None:
+        self.let = let
+        self.heard: list[str] = []
+
+    def may_begin(self) -> bool:
+        self.let -= 1
+        return self.let < 0
+
+    async def be_alone(self) -> None:
+        self.heard.append("alone")
+
+    def leave(self) -> None:
+        self.heard.append("left")
+
+
+@pytest.fixture
+def shared() -> Iterator[EngineHost]:
+    """Its engines are shared with other processes."""
+    host = EngineHost(FakeEngine(), lambda: None, Others())
+    host.start()
+    yield host
+    host.close()
+
+
+def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_is_left(shared: EngineHost) -> None:
+    others = Others(let=3)
+    shared._others = others
+
+    async def two() -> list[list[str]]:
+        heard = []
+        async with shared.company():
+            async with shared.company():
+                heard.append(list(others.heard))
+            heard.append(list(others.heard))
+        return [*heard, others.heard]
+
+    assert shared.call(two()).result(10) == [[], [], ["left"]]
+    assert others.let == -2, "both have asked, the first of them until it was let in"
+
+
+def test_who_is_alone_here_is_alone_among_all_and_the_next_request_waits_for_it(shared: EngineHost) -> None:
+    others = Others()
+    shared._others = others
+
+    async def ask(order: list[str]) -> None:
+        async with shared.company():
+            order.append("among others")
+
+    async def alone() -> list[str]:
+        order: list[str] = []
+        async with shared.alone():
+            task = asyncio.create_task(ask(order))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            order += [*others.heard, "alone is over"]
+        await task
+        return order
+
+    assert shared.call(alone()).result(10) == ["alone", "alone is over", "among others"]
+    assert others.heard == ["alone", "left", "left"]
+
+
+def test_a_server_that_comes_to_be_shared_is_so_from_then_on_and_with_those_who_were_first(host: EngineHost) -> None:
+    first, second = Others(), Others()
+
+    host.share(first)
+    host.share(second)
+
+    assert host._others is first

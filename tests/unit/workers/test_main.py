@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from jobs.registry import ModelsFileError
 from jobs.settings import Settings
 from workers import __main__ as worker
 from workers import app as celery_app
@@ -126,3 +127,62 @@ def test_a_pause_that_the_broker_does_not_pass_on_is_to_be_told_again(app: Celer
     app.conf.update(broker_url="redis://127.0.0.1:1/0")
 
     assert not worker._listen(Desk(), "gpu", ("gpu.generate",), False)  # type: ignore[arg-type]
+
+
+def test_a_models_file_that_is_wrong_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    right, stop = object(), SimpleNamespace(wait=lambda _seconds: looks.append(len(looks)))
+    looks: list[int] = []
+
+    def now() -> object:
+        if len(looks) < 3:
+            raise ModelsFileError("models: no engine")
+        return right
+
+    context: Any = SimpleNamespace(models=SimpleNamespace(now=now), stop=stop)
+
+    assert worker._models(context) is right
+    assert [record.message for record in caplog.records] == ["models_file.rejected"]
+    assert len(looks) == 3
+
+
+class Announced:
+    """A worker's own row, and how often it was written anew."""
+
+    def __init__(self) -> None:
+        self.standing = SimpleNamespace(models=(), state="starting", restarts=0)
+        self.db = SimpleNamespace(retrying=lambda *_: self.written.append(self.standing.models))
+        self.keeper = SimpleNamespace(announce=lambda: None)
+        self.stop = None
+        self.written: list[tuple[str, ...]] = []
+
+
+def test_a_worker_says_which_models_it_has_when_that_changes_and_not_each_second() -> None:
+    context: Any = Announced()
+    engine: Any = SimpleNamespace(there=frozenset(), discovered=())
+
+    shown = worker._announce(context, engine, "gpu.generate", frozenset())
+    assert (context.standing.state, context.written) == ("ready", [()]), "it is there, though it has none"
+    for there in ({"b", "a"}, {"b", "a"}, {"b"}, {"b"}):
+        engine.there = frozenset(there)
+        shown = worker._announce(context, engine, "gpu.generate", shown)
+
+    assert context.written == [(), ("a", "b"), ("b",)]
+
+
+@pytest.mark.parametrize(("error", "ended", "told"), [("OSError('no loop')", 70, True), ("None", 0, False)])
+def test_a_worker_that_can_answer_nobody_who_waits_ends_so_that_it_is_started_again(
+    error: str, ended: int, told: bool
+) -> None:
+    script = f"""
+from concurrent.futures import Future
+from workers import __main__ as worker
+serving = Future()
+serving.set_exception({error}) if {error} else serving.set_result(None)
+worker._desk_ended(serving)
+"""
+
+    process = _python("-c", script)
+
+    assert process.returncode == ended
+    assert ("interactive_ended" in process.stderr) is told
+    assert ("no loop" in process.stderr) is told

@@ -1,6 +1,6 @@
 """Searches whose results a model re-ranks. The fake one's score of a text is its share of the query's words."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 
 from jobs import searches
 from jobs.db import Database
-from jobs.interactive import Question
+from jobs.interactive import Piece, Question
 from jobs.searches import Search
 from tests.support.ingesting import MODEL, Works, works
 from tests.unit.workers.test_searching import TEXTS, Shelf
@@ -167,6 +167,77 @@ def test_a_worker_of_another_queue_answers_for_its_own_model(shelf: Shelf, engin
 
     assert [one["relevance_score"] for one in msgspec.json.decode(answer.body)["results"]] == [1.0, 0.0]
     assert [(one.url, one.request_id, one.priority) for one in engine] == [("/v1/rerank", "req_7", -7)]
+
+
+class Elsewhere:
+    """The workers of another queue: each question ends as it is told."""
+
+    def __init__(self, *ends: Piece) -> None:
+        self.ends = list(ends)
+        self.asked: list[tuple[str, Question]] = []
+
+    async def ask(self, line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
+        self.asked.append((line, question))
+        yield Piece("taken")
+        yield self.ends.pop(0)
+
+
+def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
+    shelf: Shelf, engine: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ([{"index": n, "relevance_score": abs(n - best) / 4} for n in range(4)] for best in (0, 3))
+    elsewhere = Elsewhere(*(Piece("end", msgspec.json.encode({"results": one}), 200) for one in (first, second)))
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", elsewhere)
+
+    found = shelf.search(QUERY, "kiwi", ranker="other", text_weight=0.0)
+
+    assert [one.score for one in found] == [0.75, 0.75, 0.5, 0.5]
+    assert engine == []
+    assert [line for line, _ in elsewhere.asked] == ["gpu.other:rerank"] * 2
+    bodies = [msgspec.json.decode(question.body) for _, question in elsewhere.asked]
+    assert [(body["model"], body["query"], len(body["documents"])) for body in bodies] == [
+        ("other", QUERY, 4),
+        ("other", "kiwi", 4),
+    ]
+    assert len({question.id for _, question in elsewhere.asked}) == 2
+    assert {(question.url, question.tenant) for _, question in elsewhere.asked} == {
+        (searches.RERANK_URL, shelf.project)
+    }
+
+
+@pytest.mark.parametrize(("status", "told", "wanted"), [(503, 7.0, 7.0), (429, None, 2.0), (408, None, 2.0)])
+def test_another_queues_worker_that_cannot_now_is_asked_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, status: int, told: float | None, wanted: float
+) -> None:
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(Piece("end", b"{}", status, told)))
+
+    with pytest.raises(EngineBusy) as busy:
+        asked(shelf, ranker="other", text_weight=0.0)
+    assert busy.value.retry_after == wanted
+
+
+def test_what_another_queues_worker_refuses_is_the_rankers_fault(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Piece("end", refusal(404, "gone", code="model_not_found").body, 404)
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(gone))
+
+    error = error_of(asked(shelf, ranker="other", text_weight=0.0))
+
+    assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", "model_not_found")
+
+
+def test_where_nothing_is_found_no_model_is_asked(shelf: Shelf, engine: list[Request]) -> None:
+    assert shelf.search("zeppelin", ranker="ranker", vector_weight=0.0) == []
+    assert engine == []
+
+
+def test_an_engine_that_breaks_over_the_texts_is_not_taken_for_a_wrong_name(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answers(shelf, monkeypatch, refusal(500, "It broke.", code="engine_error"))
+
+    error = error_of(asked(shelf, ranker="ranker"))
+
+    assert (error["status"], error["code"], error["message"]) == (500, "engine_error", "It broke.")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from jobs.cached import New
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy, StorageAway
-from jobs.models import Attempt, Cached, Delivery, Event, File
+from jobs.models import Attempt, Cached, Delivery, Event, File, KeptResponse
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
 from tests.support.ledgers import new_job
@@ -157,3 +157,31 @@ def test_files_stay_until_nothing_is_cached_that_came_from_them(
             left.append((cached.size(session), session.get(File, "file-x") is not None))
 
     assert left == [(50, True), (0, False), (0, False)]
+
+
+def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
+    db: Database, storage: DiskStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two transactions of two: there are five files and answers, and what is cached is too much by five, too."""
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_PAGES", 2)
+    facts = {"purpose": "batch", "filename": "f", "bytes": 1, "created_at": 1.0, "expires_at": 1.0}
+    entries = [New(b"%032d" % n, "p", 0, bytes(300_000), 1, now(), now() + 600 + n) for n in range(8)]
+    with db.write() as session:
+        cached.put(session, entries)
+        for n in range(5):
+            session.add(File(id=f"file-{n}", project_id="p", path=f"files/file-{n}", **facts))
+            session.add(KeptResponse(id=f"resp_{n}", project_id="p", created_at=1.0, expires_at=1.0))
+            storage.put(f"responses/resp_{n}", b"x")
+    keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage)
+
+    left = []
+    for _ in range(2):
+        keeping.run()
+        with db.read() as session:
+            files = session.scalars(select(File.id).where(File.deleted_at.is_(None))).all()
+            answers = session.scalars(select(KeptResponse.id)).all()
+            kept = session.scalars(select(Cached.key).order_by(Cached.key)).all()
+        left.append((len(files), len(answers), len(storage.list("responses")), kept))
+
+    assert left == [(1, 1, 1, [one.key for one in entries[4:]]), (0, 0, 0, [one.key for one in entries[6:]])]

@@ -80,3 +80,13 @@ async def test_a_server_that_stands_still_holds_up_no_answer_for_long(monkeypatc
         answer = await Telling(host, "redis://127.0.0.1:9/0", "resp_1", 1).ask(REQUEST)
 
     assert answer.body == b"{}"
+
+
+async def test_without_a_server_the_answer_is_asked_for_whole() -> None:
+    class Whole:
+        async def answer(self, request: Request) -> Answer:
+            return Answer(200, request.request_id.encode())
+
+    host: Any = SimpleNamespace(engine=Whole())
+
+    assert (await Telling(host, "", "resp_1", 1).ask(REQUEST)).body == b"r1"

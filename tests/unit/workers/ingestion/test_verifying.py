@@ -1,14 +1,21 @@
 """SQL against the vectors: what differs is told, and mended by the workers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from jobs.models import Audit
-from tests.support.ingesting import DIMENSIONS, MODEL, Works, vector_of
+from jobs import attachments, indexes
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import Audit, VectorStore
+from tests.support.ingesting import DIMENSIONS, MODEL, Works, vector_of, works
 from workers import verifying
-from workers.vectors.port import Entry, Store
+from workers.context import Late
+from workers.parsing.parser import Parser
+from workers.vectors.opening import open_vectors
+from workers.vectors.port import Entry, Store, Vectors, VectorsAway
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 
@@ -109,3 +116,110 @@ def test_a_repair_is_in_the_audit_log(both: Works, shelf: tuple[str, str]) -> No
         actions = session.scalars(select(Audit.action).where(Audit.target == store)).all()
     assert actions.count("vectors.repair") == 1
     assert actions.count("vectors.purge_leftovers") == 1
+
+
+def test_of_a_store_whose_time_is_over_nothing_is_missed(mill: Works) -> None:
+    store = mill.store(expires_after={"anchor": "last_active_at", "days": 1})
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    with mill.db.write() as session:
+        session.get_one(VectorStore, store).expires_at = 1.0
+    with mill.db.write() as session:
+        attachments.expire(session, now(), 10)
+    row = mill.current(store)
+    mill.vectors.inner.drop_store(Store(store, row.project_id, row.model, row.dimensions))
+
+    verdict = verifying.verify(mill.db, mill.vectors)
+
+    assert (verdict.stores, verdict.files, verdict.faults) == (1, 0, [])
+
+
+def lose_its_entries(mill: Works) -> tuple[str, str]:
+    """A store and its file."""
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive()
+    mill.vectors.drop(where(mill, store), [str(mill.row(store, file).document)])
+    return store, file
+
+
+@pytest.mark.parametrize("with_its_store", [False, True])
+def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(mill: Works, with_its_store: bool) -> None:
+    store, file = lose_its_entries(mill)
+    verdict = verifying.verify(mill.db, mill.vectors)
+    assert [row.id for fault in verdict.faults for row in fault.missing] == [file]
+
+    mill.delete(f"/vector_stores/{store}" if with_its_store else f"/files/{file}")
+    verifying.repair(mill.db, verdict)
+
+    assert mill.owed() == []
+    mill.purge()
+    assert told(mill) == []
+
+
+def test_what_somebody_brings_in_meanwhile_is_left_to_him_and_looked_at_again(mill: Works) -> None:
+    store, file = lose_its_entries(mill)
+    verdict = verifying.verify(mill.db, mill.vectors)
+    job = mill.attach(store, file, attributes={"n": 2})
+
+    verifying.repair(mill.db, verdict)
+
+    assert mill.row(store, file).job_id == job
+    mill.drive()
+    mend(mill)
+    assert told(mill) == []
+    assert mill.row(store, file).attributes == {"n": 2}
+
+
+def test_a_repair_that_comes_after_its_stores_end_does_nothing(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read the store, and waited for whoever removes it."""
+    store, file = lose_its_entries(mill)
+    verdict = verifying.verify(mill.db, mill.vectors)
+    recipe = mill.row(store, file).recipe
+    monkeypatch.setattr(indexes, "lock", lambda *_: None)
+
+    verifying.repair(mill.db, verdict)
+
+    assert mill.owed() == []
+    assert mill.row(store, file).recipe == recipe is not None
+
+
+def test_the_command_tells_what_is_wrong_and_has_it_mended(
+    sqlite: Database, tmp_path: Path, parser: Parser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = open_vectors("", tmp_path / "vectors")
+    with works(tmp_path, sqlite.url, vectors, parser) as mill:
+        store, file = mill.store(), mill.upload(PROSE)
+        mill.attach(store, file)
+        mill.drive()
+        stray(mill, "vs_stranger")
+        row = mill.row(store, file)
+        vectors.drop(where(mill, store), [str(row.document)])
+        said = [
+            (verifying.main(mill.context.config, mend=wanted), capsys.readouterr().out.splitlines())
+            for wanted in (False, True)
+        ]
+        mill.drive()
+        mill.purge()
+        whole = verifying.main(mill.context.config, mend=False), capsys.readouterr().out
+    vectors.close()
+
+    faults = [
+        "vs_stranger: there is no such store, but it has vectors",
+        f"{store}: {file} has not the {row.entries} entries that it should have",
+        "1 stores, 1 files compared: 2 stores with faults",
+    ]
+    assert said == [(1, faults), (0, [*faults, "the workers are told to mend it; verify again when they have"])]
+    assert whole == (0, "1 stores, 1 files compared: no stores with faults\n")
+
+
+def test_a_vector_database_that_is_away_is_told(
+    mill: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> Vectors:
+        raise VectorsAway("nobody answers")
+
+    monkeypatch.setattr(Late, "get", away)
+
+    assert verifying.main(mill.context.config, mend=True) == 2
+    assert "cannot be reached: nobody answers" in capsys.readouterr().err

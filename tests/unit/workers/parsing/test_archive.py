@@ -113,3 +113,11 @@ def test_method_that_is_not_read_here_is_refused() -> None:
         made.writestr("a", b"x" * 100)
 
     assert "damaged" in refused(file.getvalue())
+
+
+@pytest.mark.parametrize("cut", [slice(0, 4), slice(26, 28)], ids=["its mark", "the length of its name"])
+def test_part_that_does_not_lie_where_the_archive_says_is_damaged(cut: slice) -> None:
+    data = bytearray(samples.packed({"a": bytes(1000)}))
+    data[cut] = b"\xff" * (cut.stop - cut.start)
+
+    assert "damaged" in refused(bytes(data))

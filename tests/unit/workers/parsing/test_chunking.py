@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from jobs.documents import Chunk
 from tests.unit.workers.parsing import samples
-from workers.parsing import blocks, chunking, markdown, plain
+from workers.parsing import blocks, borders, chunking, markdown, plain
 from workers.parsing.blocks import Block, Laid, Reading
 from workers.parsing.terms import Cutting, Limits, Refused, Strategy
 from workers.parsing.tokens import PIECE, Tokens, pieces
@@ -292,6 +292,17 @@ def test_pieces_make_up_the_text_and_are_bounded() -> None:
 
     assert "".join(text[start:end] for start, end in found) == text
     assert max(end - start for start, end in found) <= PIECE
+
+
+def test_a_text_of_nothing_has_no_pieces() -> None:
+    assert list(pieces("")) == []
+
+
+def test_a_text_may_be_cut_at_its_very_end_whatever_it_ends_with() -> None:
+    family = "\U0001f468\u200d\U0001f469"
+
+    assert borders.character(f"a{family}", 0, 4) == 4
+    assert borders.character(f"a{family}b", 0, 3) == 1
 
 
 def test_tokenizer_that_truncates_and_pads_does_not_here(tmp_path: Path) -> None:

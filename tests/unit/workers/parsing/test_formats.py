@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from tests.unit.workers.parsing import samples
-from workers.parsing import blocks, office, sniffing
+from workers.parsing import blocks, office, records, sniffing
 from workers.parsing.blocks import Laid
 from workers.parsing.terms import Limits, Refused
 
@@ -45,6 +45,12 @@ def test_pdf_outline_becomes_sections_where_its_entries_are_found_on_the_page() 
 
     assert [block.section for block in found.blocks] == [(), ("Cats",), ("Cats",), ("2 Dogs",), ("2 Dogs",)]
     assert "1 Cats\n\nThey purr." in found.text
+
+
+def test_pdf_outline_entry_without_a_name_is_no_section() -> None:
+    found = laid(samples.pdf([["Cats", "They purr."]], outline=[(" ", 0), ("Cats", 0)]), "a.pdf")
+
+    assert (found.text, [block.section for block in found.blocks]) == ("Cats\n\nThey purr.", [("Cats",), ("Cats",)])
 
 
 def test_encrypted_pdf_says_so() -> None:
@@ -184,6 +190,12 @@ def test_text_that_is_made_to_take_for_ever_does_not(name: str, text: str) -> No
     assert laid(text.encode(), name).blocks
 
 
+def test_markdown_that_begins_with_a_rule_has_no_metadata() -> None:
+    found = laid(b"---\nA rule, and no end of it.\n\n# Head\n", "a.md")
+
+    assert found.text == "---\nA rule, and no end of it.\n\n# Head"
+
+
 def test_markdown_fence_that_never_ends_is_code_to_the_end() -> None:
     assert kinds(laid(b"text\n```\n# a\n\n# b", "a.md")) == ["paragraph", "code"]
 
@@ -214,6 +226,21 @@ def test_json_in_one_line_is_laid_out_and_its_escapes_are_characters() -> None:
     assert found.text == (
         '{\n  "word": "café 😀",\n  "keep": "\\\\u00e9 \\u0022",\n  "big": 12345678901234567890123.10\n}'
     )
+
+
+def test_json_of_short_lines_is_kept_as_it_is_written() -> None:
+    written = '{"a":\n    [1,2,\n     3]}'
+
+    assert laid(written.encode(), "a.json").text == written
+
+
+def test_table_of_many_rows_keeps_them_all_but_the_empty_ones_so_many_a_block() -> None:
+    rows = range(records._ROWS + 1)
+
+    found = laid("\n,\n".join(f"{n},x" for n in rows).encode(), "a.csv")
+
+    assert found.text == "\n".join(f"{n} | x" for n in rows[:-1]) + f"\n\n{rows[-1]} | x"
+    assert kinds(found) == ["table", "table"]
 
 
 def test_json_lines_are_a_record_a_paragraph() -> None:
@@ -305,6 +332,22 @@ def test_books_mail_and_rich_text() -> None:
 
 
 @needs_kreuzberg
+def test_code_of_a_book_keeps_what_elsewhere_is_an_escape() -> None:
+    found = laid(samples.epub("T", "<p>one_two</p><pre><code>print(r'\\_')</code></pre>"), "a.epub")
+
+    assert kinds(found) == ["paragraph", "code"]
+    assert found.text.startswith("one_two\n\n")
+    assert r"print(r'\_')" in found.text
+
+
+@needs_kreuzberg
+def test_word_with_a_picture_loses_none_of_its_text() -> None:
+    data = samples.docx(samples.paragraph("Word &amp; more."), {"word/media/a.png": b"\x89PNG&amp;"})
+
+    assert laid(data, "a.docx").text == "Word & more."
+
+
+@needs_kreuzberg
 def test_office_file_that_is_damaged_is_invalid() -> None:
     assert refusal(samples.docx("<w:p><w:r>"), "a.docx").code == "invalid_file"
     assert refusal(samples.docx(samples.paragraph("x"))[:200], "a.docx").code == "invalid_file"
@@ -328,3 +371,8 @@ def test_old_office_is_unsupported_and_encrypted_office_says_so() -> None:
 
     assert refusal(old, "a.doc").code == "unsupported_file"
     assert "encrypted" in refusal(old + "EncryptedPackage".encode("utf-16-le"), "a.docx").message
+
+
+def test_picture_is_known_by_its_first_bytes() -> None:
+    assert office.kind(b"RIFF\x24\x00\x00\x00WEBPVP8 ", "a.txt") == "image/webp"
+    assert office.kind(b"RIFF\x24\x00\x00\x00WAVEfmt ", "a.webp") is None

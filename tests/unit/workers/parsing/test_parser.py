@@ -183,7 +183,7 @@ def test_child_is_replaced_after_many_files_or_when_it_has_grown(
     assert pid(rogue, cutting) not in pids
 
 
-@pytest.mark.parametrize("name", ["bad offsets", "babble"])
+@pytest.mark.parametrize("name", ["bad offsets", "babble", "begins again"])
 def test_answer_that_makes_no_sense_is_the_servers_fault(rogue: Parser, cutting: Cutting, name: str) -> None:
     assert refused(rogue, name, cutting).code == "server_error"
     assert pid(rogue, cutting)
@@ -258,6 +258,33 @@ def test_interrupt_while_the_child_starts(cutting: Cutting) -> None:
         threading.Timer(0.01, parser.interrupt).start()
         with pytest.raises(Interrupted):
             parser.parse(Path("/nowhere"), "hang", cutting)
+
+
+def test_interrupt_that_comes_as_the_child_starts_is_heard_by_it(
+    monkeypatch: pytest.MonkeyPatch, cutting: Cutting
+) -> None:
+    """The interrupter finds no child to kill yet."""
+
+    class Late(parsing.Child):
+        def __init__(self, module: str) -> None:
+            super().__init__(module)
+            parser.interrupt()
+
+    for parser in closing(Parser(LIMITS, ROGUE)):
+        with monkeypatch.context() as patch:
+            patch.setattr(parsing, "Child", Late)
+            with pytest.raises(Interrupted):
+                parser.parse(Path("/nowhere"), "hang", cutting)
+        assert pid(parser, cutting)
+
+
+def test_child_that_has_ended_is_not_killed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be another process's by now."""
+    child = parsing.Child(ROGUE)
+    child.end()
+    monkeypatch.setattr(os, "killpg", None)
+
+    child.kill()
 
 
 def later(work: Callable[[], None]) -> None:

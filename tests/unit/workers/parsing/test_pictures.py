@@ -93,6 +93,35 @@ def test_what_has_text_or_no_pictures_needs_no_tesseract(
     assert [block.text for block in pdf.read(samples.pdf([*pages]), Limits()).blocks] == texts
 
 
+@pytest.mark.parametrize("seen", ["What Tesseract saw.", None])
+def test_a_scanned_page_has_the_text_that_tesseract_sees_or_none(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None
+) -> None:
+    pictures: list[bytes] = []
+
+    def look(data: bytes, media: str) -> str:
+        pictures.append(data[:8])
+        assert media == "image/png"
+        if seen is None:
+            raise Refused("invalid_file", "It is no picture.")
+        return seen
+
+    monkeypatch.setattr(office, "sees", lambda: True)
+    monkeypatch.setattr(office, "picture_text", look)
+
+    assert [block.text for block in pdf.read(scanned("A picture"), Limits()).blocks] == [seen or ""]
+    assert pictures == [b"\x89PNG\r\n\x1a\n"]
+
+
+def test_scanned_pages_that_nobody_here_can_read_are_refused_when_none_has_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    with pytest.raises(Refused, match="Tesseract"):
+        list(pdf.read(scanned("A picture"), Limits()).blocks)
+
+
 def test_without_tesseract_a_page_of_text_is_read_beside_scanned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     both = pypdfium2.PdfDocument(scanned("A picture"))

@@ -68,3 +68,18 @@ def test_paragraphs_keep_their_lines_and_indents() -> None:
 
     assert found.text == "one\n  two\n\n    three"
     assert [(block.start, block.end) for block in found.blocks] == [(0, 9), (11, 20)]
+
+
+def test_a_stray_zero_makes_no_wide_text_of_utf_8_and_no_text_of_other_bytes() -> None:
+    written = f"{FRENCH} " * 20
+
+    assert plain.decode(b"\x00" + written.encode()) == "\x00" + written
+    with pytest.raises(Refused) as no:
+        plain.decode(b"\x00" + written.encode("latin-1"))
+    assert no.value.code == "unsupported_file"
+
+
+def test_bytes_of_which_no_encoding_makes_sense_are_read_all_the_same() -> None:
+    every = bytes(range(128, 256))
+
+    assert plain.decode(every) == every.decode("cp1252", errors="replace")

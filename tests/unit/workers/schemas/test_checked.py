@@ -272,3 +272,29 @@ async def test_the_engine_is_closed_whatever_is_being_checked() -> None:
     await Checked(Ending(), Busy()).close()
 
     assert ended == ["engine", "checker"]
+
+
+async def test_what_the_engine_refuses_is_no_answer_to_be_checked(checker: Checker) -> None:
+    no = refusal(400, "No.", code="model_not_found")
+    engine = Saying(no)
+
+    assert await Checked(engine, checker).answer(asked(CHAT)) == no
+    assert len(engine.asked) == 1
+
+
+async def test_where_the_second_is_refused_the_fault_of_the_first_is_told(checker: Checker) -> None:
+    answer = await Checked(Saying(BAD, refusal(400, "No.", code="model_not_found")), checker).answer(asked(CHAT))
+
+    error = msgspec.json.decode(answer.body)["error"]
+    assert (answer.status, error["code"]) == (422, "invalid_json_schema_output")
+    assert "'four' is not of type 'integer'" in error["message"]
+
+
+async def test_a_second_answer_without_its_usage_is_passed_on_and_both_are_paid_for(checker: Checker) -> None:
+    body = {name: value for name, value in msgspec.json.decode(Saying().body(CHAT, GOOD)).items() if name != "usage"}
+    second = Answer(200, msgspec.json.encode(body), Usage(10, 2, 5, 1))
+
+    answer = await Checked(Saying(BAD, second), checker).answer(asked(CHAT))
+
+    assert msgspec.json.decode(answer.body) == body
+    assert answer.usage == Usage(20, 4, 10, 2)

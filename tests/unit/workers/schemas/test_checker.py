@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from workers.schemas import checker as checking
 from workers.schemas.checker import BadSchema, Checker
 
 CITY: dict[str, Any] = {
@@ -148,3 +149,29 @@ async def test_an_answer_that_is_deep_or_large_is_wrong_and_harms_nobody(checker
     assert (await checker.faults(raw({"type": "array"}), [deep]))[0] is not None
     assert await checker.faults(raw(True), ["1" * (1 << 20)]) == ["it is too large to be checked."]
     assert await checker.faults(raw(True), ['"\\ud800"', '"\ud800"']) == [None, None]
+
+
+async def test_so_many_schemas_are_known_to_be_some_and_of_more_the_oldest_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checking, "_GOOD", 2)
+    looked: list[bytes] = []
+
+    async def faults(schema: bytes, _texts: list[str]) -> list[str | None]:
+        looked.append(schema)
+        return []
+
+    fresh = Checker()
+    monkeypatch.setattr(fresh, "faults", faults)
+    for name in (b"a", b"b", b"a", b"c", b"b", b"a"):
+        await fresh.check(name)
+
+    assert looked == [b"a", b"b", b"c", b"a"]
+
+
+async def test_a_schema_that_is_itself_too_much_for_the_child_is_none() -> None:
+    checker = Checker(seconds=0.0)
+
+    with pytest.raises(BadSchema, match="could not be checked"):
+        await checker.check(raw(CITY))
+    assert checker._child is None

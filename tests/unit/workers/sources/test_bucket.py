@@ -110,3 +110,11 @@ def test_a_prefix_is_allowed_below_one_that_is(allowed: str, url: str, found: tu
             places.prefix((allowed,), url)
     else:
         assert places.prefix((allowed,), url) == found
+
+
+def test_our_own_mistakes_are_not_taken_for_the_servers() -> None:
+    with pytest.raises(ZeroDivisionError), bucket_module._our_errors():
+        raise ZeroDivisionError
+    with pytest.raises(SourceAway) as away, bucket_module._our_errors():
+        raise TimeoutError
+    assert away.value.code == "s3_away"

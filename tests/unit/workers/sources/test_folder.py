@@ -176,3 +176,14 @@ def test_what_the_taker_raises_is_its_own(root: Path) -> None:
 )
 def test_a_file_is_named_after_the_end_of_its_path(path: str, name: str) -> None:
     assert named(path) == name
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_passed_over_and_the_whole_one_is_not(root: Path) -> None:
+    top = os.open(root / "docs", os.O_RDONLY | os.O_DIRECTORY)
+
+    assert [name for name, _, _ in folder._scan(top, ("deep",), ("**",))] == ["b.txt"]
+    for gone in ("none", "a.md"):
+        assert list(folder._scan(top, (gone,), ("**",))) == []
+    os.close(top)
+    with pytest.raises(SourceAway):
+        list(folder._scan(top, (), ("**",)))

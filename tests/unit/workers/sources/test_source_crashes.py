@@ -15,6 +15,7 @@ from tests.support.ingesting import Killed, Works
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
 from workers.sources import folder, syncing
+from workers.sources.port import Entry
 
 
 @pytest.fixture
@@ -174,3 +175,41 @@ class Full:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.handle, name)
+
+
+def test_a_sync_waits_for_a_disk_that_has_room(mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Sync(mill, mill.store(), type="folder", path=str(library))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(mill.context), "low_on_disk", lambda _: True)
+        mill.hear(mill.owed()[0])
+    waiting = mill.job(source.now()["file_batch_id"])
+
+    assert (waiting.state, waiting.waiting_for) == ("queued", "disk")
+    assert source.items() == {}
+    mill.drive()
+    assert_mirrors(source, TEXTS)
+
+
+def test_a_worker_that_is_told_to_go_while_it_fetches_leaves_the_rest_to_the_next(
+    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Sync(mill, mill.store(), type="folder", path=str(library))
+    whole = folder.Folder.fetch
+    fetched: list[str] = []
+
+    def fetch(place: folder.Folder, entry: Entry, *given: Any) -> Any:
+        fetched.append(entry.key)
+        if len(fetched) == 2:
+            for hold in set(mill.context.keeper._holds):
+                hold.end()
+        return whole(place, entry, *given)
+
+    monkeypatch.setattr(folder.Folder, "fetch", fetch)
+    mill.hear(mill.owed()[0])
+    left = mill.job(source.now()["file_batch_id"])
+    kept = len(source.items())
+    mill.drive()
+
+    assert (left.state, kept) == ("queued", 1)
+    assert sorted(fetched) == sorted([*TEXTS, fetched[1]]), "only what was not whole is fetched again"
+    assert_mirrors(source, TEXTS)

@@ -1,10 +1,12 @@
 """When a source is synced, who is told, and what goes with it."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, select, update
@@ -17,6 +19,7 @@ from tests.support.ingesting import Works
 from tests.support.site import Site
 from tests.support.sourcing import Sync, alive, of_folder, write
 from workers.housekeeping import Housekeeper
+from workers.sources import folder
 
 
 def test_a_source_is_synced_by_one_job_at_a_time(mill: Works, library: Path) -> None:
@@ -191,3 +194,36 @@ def test_events_tell_of_each_sync(each: Works, library: Path) -> None:
     assert {event.id for event in told} == set(deliveries)
     assert told[0].data == {"id": source.id, "vector_store_id": source.store}
     assert each.told(str(source.now()["file_batch_id"]))[-1][0] == "vector_store.file_batch.failed"
+
+
+@pytest.mark.parametrize("goes", ["before", "while it fetches"])
+def test_a_source_that_goes_while_its_sync_is_planned_brings_in_nothing(
+    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch, goes: str
+) -> None:
+    """Whoever deletes it ends its job a moment later."""
+    source = Sync(mill, mill.store(), type="folder", path=str(library))
+    if goes == "before":
+        with mill.db.write() as session:
+            session.execute(update(Source).values(deleted_at=now()))
+        monkeypatch.setattr(folder.Folder, "fetch", None)
+    else:
+        whole = folder.Folder.fetch
+
+        def fetch(*given: Any) -> Any:
+            monkeypatch.setattr(indexes, "lock", lambda *_: None)  # of its store
+            return whole(*given)
+
+        monkeypatch.setattr(folder.Folder, "fetch", fetch)
+
+    mill.hear(mill.owed()[0])
+
+    assert (mill.rows(source.store), source.items(), alive(mill)) == ([], {}, set())
+
+
+def test_a_file_whose_name_is_no_text_fails_alone(mill: Works, library: Path) -> None:
+    (library / os.fsdecode(b"odd\xff.txt")).write_text("odd")
+
+    source = of_folder(mill, library)
+
+    assert source.counts() == [4, 3, 0, 0, 0, 1]
+    assert source.items()["odd\\udcff.txt"].error == {"code": "bad_name", "message": "Its name is not UTF-8."}

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.support.site import Site
-from workers.sources.port import Entry, Fetched, ItemFailed, ItemGone
+from workers.sources.port import Entry, Fetched, ItemFailed, ItemGone, SourceAway
 from workers.sources.web import Pages
 
 
@@ -149,3 +149,13 @@ def test_who_takes_the_bytes_may_stop_them(site: Site) -> None:
     with pytest.raises(ItemFailed, match="Enough"):
         Pages((url,), 5.0, allow_private=True).fetch(Entry(url, "a"), None, enough)
     assert sum(taken) < 3 << 20
+
+
+def test_more_urls_than_a_source_may_have_are_refused_before_any_is_asked(site: Site) -> None:
+    pages = Pages((site.url("/a"), site.url("/b")), 5.0, allow_private=True)
+
+    assert [entry.filename for entry in pages.entries(2, bool)] == ["a", "b"]
+    with pytest.raises(SourceAway) as no:
+        pages.entries(1, bool)
+    assert no.value.code == "too_many_items"
+    assert site.asked == {}

@@ -1,0 +1,332 @@
+"""The desk for those who wait, beside a server of streams that does what a test tells it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.clock import now
+from jobs.interactive import Piece, Question, answer, asking, unpack_piece
+from tests.support.system import eventually
+from workers import interactive
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Emit, Request
+from workers.host import EngineHost
+from workers.interactive import Desk
+
+BODY = msgspec.json.encode({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]})
+
+
+class Streams:
+    """A server. In `line` wait questions, and errors in place of them; `awaited` are those whose clients are there."""
+
+    def __init__(self) -> None:
+        self.line: deque[bytes | Exception] = deque()
+        self.awaited: set[str] = set()
+        self.pieces: dict[str, list[Piece]] = {}
+        self.looks = 0
+        self.breaks: Exception | None = None
+
+    def ask(self, question: Question, *, awaited: bool = True) -> None:
+        self.pieces[question.id] = []
+        if awaited:
+            self.awaited.add(asking(question.id))
+        self.line.append(msgspec.msgpack.encode(question))
+
+    def kinds(self, question: Question) -> list[str]:
+        return [piece.kind for piece in self.pieces[question.id]]
+
+    def end(self, question: Question) -> tuple[int, str]:
+        """Its status, and its code where it is an error."""
+        last = self.pieces[question.id][-1]
+        assert last.kind == "end"
+        return last.status, (msgspec.json.decode(last.body).get("error") or {}).get("code", "")
+
+    async def __aenter__(self) -> "Streams":
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def blpop(self, names: list[str], **_: float) -> tuple[str, bytes] | None:
+        await asyncio.sleep(0 if self.line else 0.01)
+        if not self.line:
+            return None
+        found = self.line.popleft()
+        if isinstance(found, Exception):
+            raise found
+        return names[0], found
+
+    async def mget(self, names: list[str]) -> list[bytes | None]:
+        self.looks += 1
+        if self.breaks:
+            raise self.breaks
+        return [b"1" if name in self.awaited else None for name in names]
+
+    def pipeline(self, *, transaction: bool) -> "Pipe":
+        assert not transaction
+        return Pipe(self)
+
+
+class Pipe:
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self.results: list[Any] = []
+
+    async def __aenter__(self) -> "Pipe":
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def exists(self, name: str) -> None:
+        self.results.append(int(name in self.streams.awaited))
+
+    def xadd(self, name: str, fields: dict[bytes, bytes]) -> None:
+        self._of(name).append(unpack_piece(next(iter(fields.values()))))
+        self.results.append(b"0-1")
+
+    def expire(self, _name: str, _seconds: int) -> None:
+        self.results.append(1)
+
+    def xlen(self, name: str) -> None:
+        self.results.append(len(self._of(name)))
+
+    async def execute(self) -> list[Any]:
+        await asyncio.sleep(0)
+        return self.results
+
+    def _of(self, name: str) -> list[Piece]:
+        return next(pieces for key, pieces in self.streams.pieces.items() if answer(key) == name)
+
+
+class Hanging(FakeEngine):
+    """Answers nothing until it is stopped, and then swallows that so often."""
+
+    swallows = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = self.stopped = 0
+
+    async def answer(self, request: Request) -> Answer:
+        self.began += 1
+        for _ in range(self.swallows):
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped += 1
+        raise AssertionError
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        self.began += 1
+        try:
+            for n in range(1000):
+                await emit(b'{"n": %d}' % n)
+        finally:
+            self.stopped += 1
+        return Answer(200, b"")
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    made = Streams()
+    monkeypatch.setattr(interactive, "connect", lambda _url: made)
+    monkeypatch.setattr(interactive, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(interactive, "_AWAY_SECONDS", 0.01)
+    return made
+
+
+@pytest.fixture
+def engine() -> Hanging:
+    return Hanging()
+
+
+@pytest.fixture
+def host(engine: Hanging) -> Iterator[EngineHost]:
+    made = EngineHost(engine, lambda: None)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def quick() -> Iterator[EngineHost]:
+    made = EngineHost(FakeEngine(), lambda: None)
+    made.start()
+    yield made
+    made.close()
+
+
+class Serving:
+    """A desk that serves while the block lasts."""
+
+    def __init__(self, host: EngineHost, **facts: Any) -> None:
+        self.host, self.desk = host, Desk(host, "redis://nowhere", "gpu.generate", **facts)
+
+    def __enter__(self) -> Desk:
+        self.serving = self.host.call(self.desk.serve())
+        return self.desk
+
+    def __exit__(self, *_: object) -> None:
+        self.host.call(self.desk.close()).result(10)
+
+
+def question(name: str = "req_1", seconds: float = 60.0, **facts: Any) -> Question:
+    return Question(name, "/v1/chat/completions", BODY, "p", now() + seconds, **facts)
+
+
+def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk(quick, "", "gpu.generate")
+
+    assert quick.call(desk.serve()).result(10) is None
+    quick.call(desk.close()).result(10)
+
+    assert caplog.messages == ["interactive_without_redis"]
+
+
+def test_a_question_that_nobody_waits_for_any_more_is_not_begun(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    late, left = question("late", seconds=-1), question("left")
+    streams.ask(late)
+    streams.ask(left, awaited=False)
+
+    with Serving(host):
+        eventually(lambda: streams.kinds(left) == ["taken"], 10, "the desk has looked")
+
+    assert (streams.kinds(late), engine.began) == ([], 0)
+
+
+def test_what_takes_longer_than_it_may_is_told_and_frees_the_engine(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    asked = question(seconds=0.3)
+    streams.ask(asked)
+
+    with Serving(host):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "timeout")
+    assert (engine.began, engine.stopped) == (1, 1)
+
+
+@pytest.mark.parametrize("swallows", [0, 2])
+def test_a_client_who_leaves_frees_the_engine_also_one_that_swallows_being_stopped(
+    host: EngineHost, engine: Hanging, streams: Streams, swallows: int
+) -> None:
+    engine.swallows = swallows
+    asked = question()
+    streams.ask(asked)
+
+    with Serving(host):
+        eventually(lambda: engine.began, 10, "it is being answered")
+        streams.awaited.clear()
+        eventually(lambda: engine.stopped, 10, "the engine is free")
+
+    assert streams.kinds(asked) == ["taken"], "nobody is there to be told"
+
+
+def test_while_the_server_is_away_nobody_is_taken_to_have_left(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    streams.breaks = ConnectionError("away")
+    streams.ask(question())
+
+    with Serving(host):
+        eventually(lambda: streams.looks > 3, 10, "the desk has looked for its clients")
+        stopped = engine.stopped
+
+    assert (engine.began, stopped) == (1, 0)
+
+
+def test_a_server_that_is_away_is_told_once_and_asked_again(
+    quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = question("first"), question("second")
+    away = [ConnectionError("away")] * 2
+    streams.line.extend(away)
+    streams.ask(first)
+
+    with Serving(quick):
+        eventually(lambda: "end" in streams.kinds(first), 10, "the first is answered")
+        once = caplog.messages.count("interactive_broker_away")
+        streams.line.extend(away)
+        streams.ask(second)
+        eventually(lambda: "end" in streams.kinds(second), 10, "the second is answered")
+
+    assert (once, caplog.messages.count("interactive_broker_away")) == (1, 2)
+
+
+def test_what_is_no_question_holds_up_none(
+    quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = question()
+    streams.line.append(b"\xc1 no message")
+    streams.ask(asked)
+
+    with Serving(quick):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "the next is answered")
+
+    assert streams.end(asked) == (200, "")
+    assert "interactive_question_unreadable" in caplog.messages
+
+
+def test_a_desk_that_is_closed_for_now_leaves_questions_in_line(quick: EngineHost, streams: Streams) -> None:
+    asked = question()
+
+    with Serving(quick) as desk:
+        desk.listen(False)
+        quick.call(asyncio.sleep(0.1)).result(10)  # the look that it was in is over
+        streams.ask(asked)
+        quick.call(asyncio.sleep(0.1)).result(10)
+        waiting = len(streams.line)
+        desk.listen(True)
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it is answered")
+
+    assert waiting == 1
+
+
+def test_no_more_are_answered_at_once_than_there_are_places(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    for name in ("a", "b", "c"):
+        streams.ask(question(name))
+
+    with Serving(host, places=2):
+        eventually(lambda: engine.began == 2, 10, "the places are taken")
+        host.call(asyncio.sleep(0.2)).result(10)
+        waiting = len(streams.line)
+
+    assert (engine.began, waiting) == (2, 1)
+
+
+def test_a_stream_that_is_read_too_slowly_is_told_so_and_frees_the_engine(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    asked = question(stream=True)
+    streams.ask(asked)
+
+    with Serving(host, unread=20):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "client_too_slow")
+    assert (engine.began, engine.stopped) == (1, 1)
+    assert 20 <= streams.kinds(asked).count("chunk") < 1000
+
+
+def test_a_worker_that_goes_down_tells_those_who_wait_to_ask_another(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    asked = question()
+    streams.ask(asked)
+
+    with Serving(host):
+        eventually(lambda: engine.began, 10, "it is being answered")
+
+    assert streams.end(asked) == (503, "worker_lost")
+    assert engine.stopped == 1
