@@ -261,10 +261,11 @@ class Desk:
         most = self._unread + (BEHIND + AT_ONCE if question.linger else 0)  # what was read stays there a while
 
         async def emit(chunk: bytes) -> None:
-            unread = await self._send(question, Piece("chunk", chunk))
-            if unread > most and (left := self._left.get(question.id)):  # none any more: the watch has just ended
+            if await self._send(question, Piece("chunk", chunk)) > most:
                 self._slow.add(question.id)
-                left.set()
+                with suppress(KeyError):  # the watch has just ended by itself
+                    self._left[question.id].set()
+                await asyncio.Event().wait()  # until we are stopped, with no more said
 
         return await self._host.engine.stream(request, emit)
 
