@@ -138,7 +138,7 @@ def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
     """
     places = {pauses.Scope.QUEUE: 0, pauses.Scope.MODEL: 1, pauses.Scope.PROJECT: 2}
     count = 0
-    for worker_id, work in session.execute(select(Worker.id, Worker.unclaimed)):
+    for worker_id, work in session.execute(select(Worker.id, Worker.unclaimed).where(Worker.unclaimed.is_not(None))):
         count += sum(
             int(one[3]) for one in work if (worker_id if scope is pauses.Scope.WORKER else one[places[scope]]) == name
         )

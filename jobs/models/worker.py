@@ -29,7 +29,7 @@ class Worker(Base):
     place: Mapped[str | None]  # its host, and the devices that it may use
     holds: Mapped[dict[str, Any] | None]  # the engines in its process: model → {entry, up}. See `jobs.quarantine`
     #: What it is at besides its claims: [queue, model, project_id, how many], as of its last beat.
-    unclaimed: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
+    unclaimed: Mapped[list[Any] | None]
 
 
 class EngineDeath(Base):

@@ -10,4 +10,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("worker", sa.Column("unclaimed", sa.JSON(), nullable=False, server_default="[]"))
+    op.add_column("worker", sa.Column("unclaimed", sa.JSON(), nullable=True))

@@ -175,10 +175,12 @@ def test_a_worker_that_can_answer_nobody_who_waits_ends_so_that_it_is_started_ag
 ) -> None:
     script = f"""
 from concurrent.futures import Future
+from types import SimpleNamespace
 from workers import __main__ as worker
+warden = SimpleNamespace(excuse=lambda: print("nobody's fault", flush=True))
 serving = Future()
 serving.set_exception({error}) if {error} else serving.set_result(None)
-worker._desk_ended(serving)
+worker._desk_ended(warden, serving)
 """
 
     process = _python("-c", script)
@@ -186,3 +188,4 @@ worker._desk_ended(serving)
     assert process.returncode == ended
     assert ("interactive_ended" in process.stderr) is told
     assert ("no loop" in process.stderr) is told
+    assert ("nobody's fault" in process.stdout) is told
