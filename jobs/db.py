@@ -40,7 +40,7 @@ WRITE_ROWS = 200
 
 _POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first,
 _RUDE_SECONDS = 1.0  # and when that was not enough, not again for so long
-_SHUT_SECONDS = 0.25  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
+_SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
 _LOCKED = frozenset({5, 6})  # SQLite's busy and locked
 #: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
 _PASSING = frozenset({5, 6, 9, 10, 13, 14})
@@ -73,7 +73,7 @@ class Database:
                 began = time.monotonic()
                 with self._sessions() as session:
                     session.connection(execution_options={"write": True})
-                    door.shut = False
+                    door.shut = door.locked = False
                     yield session
                     session.commit()
                 self._last.took = time.monotonic() - began
@@ -151,7 +151,8 @@ class _Door:
     haste: IO[str] | None = None
     counting: threading.Lock = field(default_factory=threading.Lock)
     hurrying: int = 0  # threads that wait in a process that is urgent
-    shut: bool = False  # the last one who waited did not come in
+    shut: bool = False  # the last one who waited did not come in,
+    locked: bool = False  # for somebody has the database's own lock
     rude_until: float = 0.0
 
 
@@ -182,7 +183,7 @@ class _Gate:
         try:
             yield door
         except OperationalError:
-            door.shut = True
+            door.shut = door.locked = True
             raise
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
@@ -220,7 +221,7 @@ class _Gate:
     def _entered(self, door: _Door, came: float) -> IO[str]:
         """A blocking flock has no timeout, so: try, with short pauses."""
         deadline = came + self._patience_at(door)
-        if door.shut and time.monotonic() > deadline:
+        if door.locked and time.monotonic() > deadline:
             raise DatabaseBusy  # it would wait at the database's own lock for as long again
         file = door.file = door.file or self._path.open("a")
         began = time.monotonic()
