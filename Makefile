@@ -9,7 +9,7 @@ LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test coverage bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -40,6 +40,11 @@ coverage: setup  ## Run the tests and tell which branches of the core they take;
 	@mkdir -p build
 	$(BIN)/coverage json -q -o build/coverage.json
 	$(BIN)/python -m tests.branches build/coverage.json
+
+model-tests: setup  ## Play the ledger's model: 200 games of 100 calls, and 10,000 seeds of a simulation (ARGS='--seeds 1000000')
+	NIGHTMILL_TEST_EXAMPLES=200 NIGHTMILL_TEST_STEPS=100 \
+	  $(BIN)/python -m pytest tests/simulation/test_machine.py
+	$(BIN)/python -m tests.simulation --seeds 10000 $(ARGS)
 
 bad-inputs: setup  ## Send every bad input, and show what came of it in a table (ARGS=--full: the largest too)
 	$(BIN)/python -m tests.badinputs $(ARGS)

@@ -11,6 +11,8 @@ import time
 from tests.simulation.many import database, many
 from tests.simulation.play import Game, weather_of
 
+_TELL_EVERY = 1000
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,11 +24,12 @@ def main() -> int:
     if options.seed is not None:
         return one(options.seed)
     began, failed = time.monotonic(), 0
-    for seed, wrong in many(options.first, options.seeds, options.processes):
+    for played, (seed, wrong) in enumerate(many(options.first, options.seeds, options.processes), 1):
         if wrong:
             failed += 1
             print(f"seed {seed}: {'; '.join(wrong[:3])}", flush=True)
-    print(f"{options.seeds} seeds, {failed} failed, {time.monotonic() - began:.0f} s")
+        if played % _TELL_EVERY == 0 or played == options.seeds:
+            print(f"{played} seeds, {failed} failed, {time.monotonic() - began:.0f} s", flush=True)
     return bool(failed)
 
 

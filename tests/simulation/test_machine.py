@@ -4,7 +4,8 @@ Every claim ever granted is kept and used again. What a call must do follows fro
 one exists, and the call is refused and changes nothing; none does, and it counts. In between `invariants` must hold,
 and when the faults end every job must come to its end by the next steps that are owed, and by nothing else.
 
-NIGHTMILL_TEST_EXAMPLES sets how many games are played, and lets a lost one be made as short as it can be.
+NIGHTMILL_TEST_EXAMPLES sets how many games are played, and lets a lost one be made as short as it can be;
+NIGHTMILL_TEST_STEPS sets how long they are. `make model-tests` plays 200 of 100 steps.
 """
 
 import os
@@ -37,8 +38,8 @@ from jobs.states import CLOSING, LIVE, TERMINAL, JobState, ShardState
 from tests.support import ledgers
 from tests.support.invariants import History, violations
 
-EXAMPLES = int(os.environ.get("NIGHTMILL_TEST_EXAMPLES", "30"))
-STEPS = 40
+EXAMPLES = int(os.environ.get("NIGHTMILL_TEST_EXAMPLES", "40"))
+STEPS = int(os.environ.get("NIGHTMILL_TEST_STEPS", "40"))
 
 C = TypeVar("C")
 
