@@ -95,7 +95,7 @@ def planted(world: World) -> dict[str, str]:
         "batch_id": world.client.post("/v1/batches", json=batch, headers=key).json()["id"],
         "schedule_id": world.client.post("/v1/schedules", json=schedule).json()["id"],
     }
-    world.ended(made["batch_id"])
+    world.eventually(world.idle, "all jobs have ended", 240)  # nothing of them is to be made while another case looks
     return made | {"job_id": made["batch_id"]}
 
 

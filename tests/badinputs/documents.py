@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.badinputs import bombs
 from tests.badinputs.case import Case
+from tests.badinputs.races import patient
 from tests.badinputs.world import World, said
 from tests.unit.workers.parsing import samples
 from workers.parsing.terms import Limits
@@ -24,7 +25,7 @@ CUT, NO_PDF = f"{_NO} is damaged: its parts can't be unpacked.", f"{_NO} is dama
 NOT_THAT = f"{_NO} is damaged: it could not be read as what it says it is."
 LOCKED = f"{_NO} is encrypted: it can't be read without its password."
 TOO_LARGE = f"{_NO} could not be parsed within its limits of 1024 MiB of memory."
-NO_TEXT, TOO_MUCH = f"{_NO} contains no text.", f"{_NO} has more than 64 MiB of text."
+NO_TEXT = f"{_NO} contains no text."
 PAGES = f"{_NO} has 1000000 pages; at most 5000 can be searched."
 ENTITIES = f"{_NO} defines XML entities, which is not allowed."
 ARCHIVE = f"{_ODD} Archives can't be searched: upload the files in it."
@@ -114,8 +115,7 @@ MARKUP: dict[str, tuple[str, str, Make]] = {
         NO_TEXT,
         lambda scene: b"<html><body><p title='" + b"x" * _large(scene, 100),
     ),
-    "HTML: a million tags deep": ("a.html", READ, lambda scene: b"<div>" * (_large(scene, 5) // 5) + b"An okapi."),
-    "HTML: 100 MB of text": ("a.html", TOO_MUCH, lambda _: b"<html><body><p>" + b"okapi " * (100_000_000 // 6)),
+    "HTML: 50,000 tags deep": ("a.html", READ, lambda _: b"<div>" * 50_000 + b"An okapi."),
     "HTML: loads from elsewhere": ("a.html", READ, lambda scene: bombs.page(scene.place)),
     "SVG: scripts, entities and pictures": ("a.svg", READ, lambda scene: bombs.picture_of_text(scene.place)),
     "a picture of 100,000 x 100,000": ("a.png", NOT_THAT, lambda _: bombs.huge_png(100_000)),
@@ -156,13 +156,13 @@ def brought(world: World, name: str, make: Make) -> str:
     """What became of the file and of its neighbour, and what else could be seen of it."""
     scene, visitors = Scene.of(world), world.canary.connections
     data = make(scene)
-    made = world.upload(data, name, purpose="assistants")
+    made = patient(lambda: world.upload(data, name, purpose="assistants"))
     if made.status_code != 200:
         return said(made)
-    ids = [made.json()["id"], world.upload(NEIGHBOUR, "b.txt", purpose="assistants").json()["id"]]
+    ids = [made.json()["id"], patient(lambda: world.upload(NEIGHBOUR, "b.txt", purpose="assistants")).json()["id"]]
     store = world.once("store", lambda: world.client.post("/v1/vector_stores", json={}).json()["id"])
     path = f"/v1/vector_stores/{store}"
-    batch = world.client.post(f"{path}/file_batches", json={"file_ids": ids}).json()["id"]
+    batch = patient(lambda: world.client.post(f"{path}/file_batches", json={"file_ids": ids})).json()["id"]
     most = 0
 
     def over() -> bool:
@@ -194,7 +194,7 @@ def _fate(file: dict[str, object]) -> str:
 def cases() -> Iterator[Case]:
     for label, (name, expected, make) in (ARCHIVES | PDFS | MARKUP | ODD).items():
         run = lambda world, name=name, make=make: brought(world, name, make)  # noqa: E731
-        facts = {"creates": True, "seconds": 60, "world": "library", "full": label not in CHOICE}
+        facts = {"creates": True, "seconds": 60, "storm": True, "world": "library", "full": label not in CHOICE}
         yield Case(AREA, label, f"{expected}, completed", run, **facts)  # type: ignore[arg-type]
     for label, name in REFUSED_NAMES.items():
         run = lambda world, name=name: brought(world, name, lambda _: b"An okapi.")  # noqa: E731

@@ -28,6 +28,7 @@ from jobs.bootstrap import migrate
 from jobs.db import Database
 from jobs.models import File, Idempotency, Job, Schedule, Upload, UploadPart, WebhookEndpoint, Worker
 from jobs.queues import Queue
+from jobs.states import LIVE
 from jobs.storage import DiskStorage
 from tests.support.receiver import certificate
 from tests.support.system import ROOT, eventually, free_port
@@ -250,6 +251,11 @@ class World:
 
         self.eventually(over, f"the end of {batch_id}", seconds)
         return found
+
+    def idle(self) -> bool:
+        """Whether every job has ended."""
+        with self.db.read() as session:
+            return session.scalar(select(Job.id).where(Job.state.in_(LIVE)).limit(1)) is None
 
     def raw(self, sent: bytes | Iterable[bytes], *, wait: float = 5.0, half_close: bool = False) -> bytes:
         """Send bytes over a socket of one's own; whatever is answered until the other side closes or `wait` is over."""
