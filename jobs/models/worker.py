@@ -28,7 +28,7 @@ class Worker(Base):
     restarts: Mapped[int] = mapped_column(default=0)  # of its engine
     place: Mapped[str | None]  # its host, and the devices that it may use
     holds: Mapped[dict[str, Any] | None]  # the engines in its process: model → {entry, up}. See `jobs.quarantine`
-    #: What it is at besides its claims: [queue, model, project_id, how many], as of its last beat.
+    #: What it is at besides its claims: [queue, model, project_id, how many], as of its last beat. None: it never said.
     unclaimed: Mapped[list[Any] | None]
 
 

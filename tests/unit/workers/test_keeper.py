@@ -107,7 +107,7 @@ def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, keepe
 
 
 def test_what_is_under_way_without_a_claim_is_told_with_each_beat(db: Database, keeper: Keeper) -> None:
-    def told() -> list[Any]:
+    def told() -> list[Any] | None:
         with db.read() as session:
             return session.get_one(Worker, "w").unclaimed
 
