@@ -45,24 +45,35 @@ def drain(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for what runs.")] = 3600.0,
     data_dir: DataDir = None,
 ) -> None:
-    """Pause, and wait until nothing runs there any more. Exit code 1 when it still does after the timeout."""
+    """Pause, and wait until nothing runs there any more: shards, clients who wait, deliveries.
+
+    Exit code 1 when something still does after the timeout.
+    """
     from cli.ledger import opened
-    from jobs.fleet import running_at
+    from jobs import fleet
     from jobs.pauses import Scope
 
     scope = Scope(kind)
     names = _set(kind, name, data_dir, on=True)
+    hearing = fleet.Hearing(scope, set(names))
     ends = time.monotonic() + timeout
     with opened(data_dir) as db:
         while True:
             with db.read() as session:
-                left = sum(running_at(session, scope, one) for one in names)
-            if not left:
+                unheard = hearing.unheard(session)
+                claims = sum(fleet.claims_at(session, scope, one) for one in names)
+                besides = sum(fleet.besides_at(session, scope, one) for one in names)
+            if not (unheard or claims or besides):
                 print(f"{kind} {name}: nothing runs any more")
                 return
             if time.monotonic() > ends:
-                raise Trouble(f"{kind} {name}: {left} claims still run; it stays paused")
+                raise Trouble(f"{kind} {name}: {_left(claims, besides, unheard)}; it stays paused")
             threading.Event().wait(_LOOK)
+
+
+def _left(claims: int, besides: int, unheard: list[str]) -> str:
+    told = f"{claims} claims still run, and {besides} clients, deliveries or removals"
+    return f"{told}; not heard from since: {', '.join(unheard)}" if unheard else told
 
 
 def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
@@ -81,7 +92,8 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
                 "state": "paused" if worker.id in off.of(pauses.Scope.WORKER) else worker.state,
                 "queues": worker.queues,
                 "models": worker.models,
-                "running": fleet.running_at(session, pauses.Scope.WORKER, worker.id),
+                "running": fleet.claims_at(session, pauses.Scope.WORKER, worker.id),
+                "besides": fleet.besides_at(session, pauses.Scope.WORKER, worker.id),
                 "slots": worker.slots,
                 "engine_restarts": worker.restarts,
             }
@@ -105,13 +117,22 @@ def _table(rows: list[dict[str, object]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("worker", "queues", "models", "state", "running", "host", "pid", box=None)
+    table = Table("worker", "queues", "models", "state", "running", "besides", "host", "pid", box=None)
     for row in rows:
         queues, models = row["queues"], row["models"]
         assert isinstance(queues, list)
         assert isinstance(models, list)
         busy = f"{row['running']} of {row['slots']}"
-        words = (row["id"], " ".join(queues), " ".join(models), row["state"], busy, row["host"], row["pid"])
+        words = (
+            row["id"],
+            " ".join(queues),
+            " ".join(models),
+            row["state"],
+            busy,
+            row["besides"],
+            row["host"],
+            row["pid"],
+        )
         table.add_row(*map(str, words))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

@@ -4,7 +4,7 @@ A worker registers, then beats; the leading dispatcher removes those whose beat 
 A row that is here is therefore a worker that lives, give or take one lease.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from sqlalchemy import delete, exists, func, select, update
@@ -13,12 +13,13 @@ from sqlalchemy.orm import Session
 from jobs import outbox, pauses
 from jobs.clock import now
 from jobs.db import insert_into
-from jobs.models import Job, Model, Pause, Shard, Worker, row_of
+from jobs.models import Delivery, Job, Model, Pause, Shard, Worker, row_of
 from jobs.outbox import Served
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, Registry
 from jobs.states import LIVE, ShardState
 
+BEATS_TO_HEAR = 3  # see `Hearing`
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
 #: What each look of the dispatcher asks, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
@@ -34,10 +35,10 @@ def register(session: Session, worker: Worker) -> None:
     session.execute(insert.on_conflict_do_update(index_elements=[Worker.id], set_=row))
 
 
-def beat(session: Session, worker_id: str, **changes: Any) -> bool:
-    """One heartbeat; False when the row is gone (the dispatcher took this worker for dead)."""
+def beat(session: Session, worker_id: str, *, beats: int = 1, **changes: Any) -> bool:
+    """One heartbeat, or news between two; False when the row is gone (the dispatcher took this worker for dead)."""
     changed = session.execute(
-        update(Worker).where(Worker.id == worker_id).values(beat=Worker.beat + 1, seen_at=now(), **changes)
+        update(Worker).where(Worker.id == worker_id).values(beat=Worker.beat + beats, seen_at=now(), **changes)
     )
     return changed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
 
@@ -104,7 +105,7 @@ def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> Non
         session.execute(insert.on_conflict_do_update(index_elements=[Model.id], set_=fresh))
 
 
-def running_at(session: Session, scope: pauses.Scope, name: str) -> int:
+def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
     """How many claims on shards and jobs are held there."""
     of_shards = {
         pauses.Scope.QUEUE: func.coalesce(Shard.queue, Job.queue),
@@ -120,3 +121,50 @@ def running_at(session: Session, scope: pauses.Scope, name: str) -> int:
     elif scope is pauses.Scope.QUEUE and name == Queue.PLAN:
         count += session.scalar(jobs) or 0
     return count
+
+
+def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
+    """How much else is under way there: clients who are being answered, removals, deliveries.
+
+    Deliveries are a queue's and a worker's: what a paused model or project has done is told all the same.
+    """
+    places = {pauses.Scope.QUEUE: 0, pauses.Scope.MODEL: 1, pauses.Scope.PROJECT: 2}
+    count = 0
+    for worker_id, work in session.execute(select(Worker.id, Worker.unclaimed)):
+        count += sum(
+            int(one[3])
+            for one in work or ()
+            if (worker_id if scope is pauses.Scope.WORKER else one[places[scope]]) == name
+        )
+    sent = select(func.count()).select_from(Delivery).where(Delivery.worker_id.is_not(None))
+    if scope is pauses.Scope.WORKER:
+        count += session.scalar(sent.where(Delivery.worker_id == name)) or 0
+    elif scope is pauses.Scope.QUEUE and name == Queue.WEBHOOKS:
+        count += session.scalar(sent) or 0
+    return count
+
+
+class Hearing:
+    """Which workers may not have heard of a pause yet, or not have told since what they are at.
+
+    The next beat may have been under way when the pause was written. The one after that meets it, and the third tells
+    what was begun before.
+    """
+
+    def __init__(self, scope: pauses.Scope, names: Set[str]) -> None:
+        self._scope, self._names = scope, names
+        self._seen: dict[str, int] = {}
+
+    def unheard(self, session: Session) -> list[str]:
+        """Of the workers that are there now, by their beats since the first look, which is to be after the pause."""
+        waits = []
+        for worker in everyone(session):
+            first = self._seen[worker.id] = min(self._seen.get(worker.id, worker.beat), worker.beat)
+            if self._concerns(worker) and worker.beat < first + BEATS_TO_HEAR:
+                waits.append(worker.id)
+        return waits
+
+    def _concerns(self, worker: Worker) -> bool:
+        if self._scope is pauses.Scope.WORKER:
+            return worker.id in self._names
+        return self._scope is not pauses.Scope.QUEUE or not self._names.isdisjoint(worker.queues)

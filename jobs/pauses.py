@@ -5,7 +5,8 @@
 
 What runs goes on to its end. Jobs of a paused model or project are still planned and finished, and their webhooks are
 sent, so that bad input is told and results come out; a paused queue or worker does neither. A client who waits is
-refused.
+refused, and so is one who stands in the line of a queue, model or project that is paused meanwhile; a paused worker
+leaves the line to others.
 """
 
 from collections.abc import Sequence
@@ -115,10 +116,6 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
         return False
     outbox.unring(session, task, job.id, n)
     return True
-
-
-def holds_worker(session: Session, worker_id: str) -> bool:
-    return session.get(Pause, (Scope.WORKER, worker_id)) is not None
 
 
 def forget_worker(session: Session, worker_id: str) -> None:

@@ -75,6 +75,7 @@ def _cpu(config: Settings) -> None:
 
 def _threads(config: Settings, pool: Pool) -> None:
     context = build(config, pool)
+    context.keeper.listen = partial(_consume, pool.name, pool.queues)
     tasks.furnish(context)
     _work(celery_app.build(config, threads=True), pool.name, pool.queues, ["--concurrency=4"])
     context.keeper.leave()
@@ -108,8 +109,17 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         searches.RERANK_URL: reranking.answer,
         responses.COUNT_URL: Counting(host, needs.measure, needs.search, needs.rooms).answer,
     }
-    desk = Desk(host, redis_url(config), queue, own=own, unread=config.interactive_unread)
-    context.keeper.listen = partial(_listen, host, desk, name, pool.queues)
+    keeper = context.keeper
+    desk = Desk(
+        host,
+        redis_url(config),
+        queue,
+        own=own,
+        unread=config.interactive_unread,
+        off=lambda: keeper.off,
+        under_way=keeper.under_way,
+    )
+    keeper.listen = partial(_listen, host, desk, name, pool.queues)
     tasks.furnish(context, host)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
     bring_up = partial(_bring_up, context, host, engine, desk, reloading.look)
@@ -157,10 +167,15 @@ def _quarantine(context: Context, told: str) -> None:
 
 
 def _listen(host: EngineHost, desk: Desk, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
-    """Have our own consumer take from these queues, or stop; False when the broker is away."""
+    """As `_consume`, and so for clients who wait."""
     desk.listen(wanted)
     if wanted:
         host.release()
+    return _consume(name, queues, wanted)
+
+
+def _consume(name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+    """Have our own consumer take from these queues, or stop; False when the broker is away."""
     change = current_app.control.add_consumer if wanted else current_app.control.cancel_consumer
     try:
         for queue in queues:

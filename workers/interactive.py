@@ -3,12 +3,15 @@
     line of the queue ──BLPOP──▶ place ──▶ host.company ──▶ engine.answer | engine.stream ──▶ pieces
                                    └── four times a second: are the clients still there? if not, the engine stops
 
+A worker that is paused leaves the line to others; what is paused otherwise (queue, model, project) is told so.
+
 It runs on the engine host's own loop. A question is asked once: whatever breaks is told to the client, who may ask
 again. See `jobs.interactive` for what passes between.
 """
 
 import asyncio
 import logging
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -37,8 +40,10 @@ from jobs.interactive import (
     routed,
     unpack_question,
 )
+from jobs.pauses import Paused
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, refusal
 from workers.host import EngineHost, GaveUp
+from workers.underway import UnderWay
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +69,13 @@ class Desk:
         places: int = PLACES,
         own: Mapping[str, Own] | None = None,
         unread: int = UNREAD,
+        off: Callable[[], Paused] = Paused,
+        under_way: UnderWay | None = None,
     ) -> None:
         self.queue = queue
         self._own = own or {}  # questions that are not the engine's, by URL
         self._host, self._url = host, url
+        self._off, self._under_way = off, under_way or UnderWay()
         self._places, self._unread = places, unread
         self._left: dict[str, asyncio.Event] = {}  # by question, set when nobody waits for it any more
         self._slow: set[str] = set()  # those that are read too slowly
@@ -75,13 +83,15 @@ class Desk:
         also = (searches.line(queue), searches.rerank_line(queue), routed(queue), self._lines) if self._own else ()
         self._tasks: dict[str, set[asyncio.Task[None]]] = {line: set() for line in (queue, *also)}
         self._reviving: set[asyncio.Task[None]] = set()
-        self._open, self._closing = True, False
+        self._wanted = threading.Event()
+        self._wanted.set()
+        self._closing = False
         self._serving: asyncio.Task[Any] | None = None
         self._redis: Any = None
 
     def listen(self, wanted: bool) -> None:
         """Take new questions, or leave them to other workers. From any thread."""
-        self._open = wanted
+        (self._wanted.set if wanted else self._wanted.clear)()
 
     async def serve(self) -> None:
         if not self._url:
@@ -115,11 +125,14 @@ class Desk:
     async def _take_all(self, name: str, tasks: set[asyncio.Task[None]]) -> None:
         away = False
         while not self._closing:
-            if not self._open or len(tasks) >= self._room(name):
+            if not self._wanted.is_set() or len(tasks) >= self._room(name):
                 await asyncio.sleep(0.05)
                 continue
             try:
                 found = await self._redis.blpop([line_of(name)], timeout=_TAKE_SECONDS)
+                if found and not self._wanted.is_set():  # since it began to wait; there may be others who take it
+                    await self._redis.lpush(*found)
+                    continue
             except (RedisError, OSError) as error:
                 if not away:
                     log.warning("interactive_broker_away", extra={"error": str(error)})
@@ -136,15 +149,19 @@ class Desk:
         except msgspec.MsgspecError:
             log.warning("interactive_question_unreadable")
             return
-        task = asyncio.create_task(self._serve(question))
+        model = _model_of(question)
+        stopped = self._off().stops(self.queue, model, question.tenant)
+        ended = self._under_way.begin(self.queue, model, question.tenant)  # at once: a drain may be looking
+        task = asyncio.create_task(self._serve(question, stopped))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(lambda _: ended())
 
-    async def _serve(self, question: Question) -> None:
+    async def _serve(self, question: Question, stopped: bool) -> None:
         try:
             if now() >= question.deadline or not await self._take(question):
                 return
-            end = await self._while_awaited(question)
+            end = _PAUSED if stopped else await self._while_awaited(question)
             if end is not None:
                 await self._send(question, end)
         except asyncio.CancelledError:
@@ -288,3 +305,19 @@ async def _ended(*tasks: asyncio.Task[Any]) -> None:
 
 def _end(said: Answer, retry_after: float | None = None) -> Piece:
     return Piece("end", said.body, said.status, retry_after)
+
+
+_PAUSED = _end(refusal(503, "The operator has paused this model.", code="paused"), 1.0)
+
+
+class _Named(msgspec.Struct):
+    """All of a question that says whose engine it is for."""
+
+    model: str = ""
+
+
+def _model_of(question: Question) -> str:
+    try:
+        return msgspec.json.decode(question.body, type=_Named).model
+    except msgspec.MsgspecError:
+        return ""

@@ -1,7 +1,8 @@
 """The keeper: one thread per worker process that beats for what the process holds and listens for what stops it.
 
-    every beat_seconds      worker.beat += 1, and the beat of each held claim; has the operator paused this worker?
-    every second            which held jobs are to stop (cancelled, expired), which claims are no longer ours
+    every beat_seconds      worker.beat += 1, and the beat of each held claim; what is under way without one
+    every second            which held jobs are to stop (cancelled, expired), which claims are no longer ours; what has
+                            the operator paused? When that has changed, the next beats come sooner
 
 A claim's `Hold` carries the two answers as flags; whoever works looks at them or waits for `changed`.
 """
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -21,12 +23,15 @@ from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.logs import Seldom
 from jobs.models import Job, Worker
+from jobs.pauses import Paused, Scope
 from jobs.states import JobState
+from workers.underway import UnderWay
 
 log = logging.getLogger(__name__)
 _DEAF = 70  # exit status: the supervisor starts us again
 _LEAVING = 5.0  # seconds
 _LOOK = 1.0  # seconds between looks at the held jobs' states
+_SOON = fleet.BEATS_TO_HEAR  # beats that come sooner, for whoever drains
 
 
 @dataclass(eq=False)
@@ -66,14 +71,17 @@ class Keeper:
         self.worker_id = worker().id
         self.listen: Callable[[bool], bool] | None = None  # take doorbells from the broker, or stop; False: try again
         self._listens = True
+        self.off = Paused()  # what is paused, as far as we have heard
+        self.under_way = UnderWay()
+        self._soon = 0
 
     def start(self) -> None:
-        self._db.retrying(lambda session: fleet.register(session, self._worker()), self._stop)
+        self.off = self._db.retrying(self._join, self._stop)
         self._thread.start()
 
     def announce(self) -> None:
         """Say at once what changed about this worker (ready, models)."""
-        self._db.retrying(self._beat_worker, self._stop)
+        self._db.retrying(partial(self._beat_worker, beats=0), self._stop)
 
     @contextmanager
     def holding(self, job_id: str, epoch: int, shard_n: int | None = None) -> Iterator[Hold]:
@@ -121,8 +129,8 @@ class Keeper:
         while not self._stop.wait(min(_LOOK, self._beat)):
             waited += min(_LOOK, self._beat)
             try:
-                if waited >= self._beat:
-                    waited = 0.0
+                if waited >= self._beat or self._soon:
+                    waited, self._soon = 0.0, max(0, self._soon - 1)
                     self._beat_all()
                 self._look()
             except DatabaseBusy:
@@ -130,6 +138,10 @@ class Keeper:
                 waited = self._beat
         for hold in self._held():
             hold.end()
+
+    def _join(self, session: Session) -> Paused:
+        fleet.register(session, self._worker())
+        return pauses.paused(session)
 
     def _beat_all(self) -> None:
         holds = self._held()
@@ -140,35 +152,41 @@ class Keeper:
             lost_jobs = [
                 hold for hold in holds if hold.shard_n is None and not _beat_job(session, hold, self.worker_id)
             ]
-            wanted = not pauses.holds_worker(session, self.worker_id)
+            off = pauses.paused(session)
         for hold in [claims[key] for key in lost] + lost_jobs:
             log.warning("claim_lost", extra={"job_id": hold.job_id, "shard": hold.shard_n, "epoch": hold.epoch})
             hold.end(lost=True)
-        self._heed(wanted)
+        self._heed(off)
 
-    def _heed(self, wanted: bool) -> None:
+    def _heed(self, off: Paused) -> None:
         """A paused worker would be refused its claims; one that does not listen leaves the doorbells to others."""
+        if off != self.off:
+            self.off, self._soon = off, _SOON
+        wanted = self.worker_id not in off.of(Scope.WORKER)
         if wanted != self._listens and self.listen is not None and self.listen(wanted):
             self._listens = wanted
             log.info("worker_resumed" if wanted else "worker_paused", extra={"worker": self.worker_id})
 
-    def _beat_worker(self, session: Session) -> None:
+    def _beat_worker(self, session: Session, beats: int = 1) -> None:
         worker = self._worker()
-        changes = {"models": worker.models, "state": worker.state, "restarts": worker.restarts, "slots": worker.slots}
-        if not fleet.beat(session, worker.id, **changes):
+        worker.unclaimed = self.under_way.told()
+        told = ("models", "state", "restarts", "slots", "unclaimed")
+        if not fleet.beat(session, worker.id, beats=beats, **{name: getattr(worker, name) for name in told}):
             fleet.register(session, worker)  # taken for dead (stopped, or a database restored): here we are again
 
     def _look(self) -> None:
         """A claim on a shard ends when its job no longer runs."""
         holds = [hold for hold in self._held() if hold.shard_n is not None and not hold.ended]
-        if not holds:
-            return
+        wanted = {hold.job_id for hold in holds}
         with self._db.read() as session:
-            wanted = {hold.job_id for hold in holds}
-            running = set(session.scalars(select(Job.id).where(Job.id.in_(wanted), Job.state == JobState.RUNNING)))
+            off = pauses.paused(session)
+            its = select(Job.id).where(Job.id.in_(wanted), Job.state == JobState.RUNNING)
+            running = set(session.scalars(its)) if wanted else set()
         for hold in holds:
             if hold.job_id not in running:
                 hold.end()
+        if off != self.off:
+            self._heed(off)
 
     def _held(self) -> list[Hold]:
         with self._lock:

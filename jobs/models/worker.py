@@ -26,6 +26,8 @@ class Worker(Base):
     created_at: Mapped[float]
     seen_at: Mapped[float]
     restarts: Mapped[int] = mapped_column(default=0)  # of its engine
+    #: What it is at besides its claims: [queue, model, project_id, how many], as of its last beat. None: it never said.
+    unclaimed: Mapped[list[Any] | None]
 
 
 class Model(Base):

@@ -4,22 +4,27 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 import redis
+from sqlalchemy import select
 
 from jobs import interactive, pauses
 from jobs.clock import now
 from jobs.interactive import Piece, Question
+from jobs.models import Project
+from jobs.pauses import Paused, Scope
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.waiting import Lines, last_piece
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
+from workers.underway import UnderWay
 
 _HELLO: Any = [{"role": "user", "content": "Hello"}]
 
@@ -312,6 +317,88 @@ def test_a_model_that_is_paused_while_it_is_asked_answers_503_within_seconds(sho
             pauses.pause(session, pauses.Scope.MODEL, MODEL, actor="test")
 
         eventually(paused, 5, "it is refused")
+
+
+def _said(shop: Shop, *, stream: bool = False) -> str:
+    """The text of the answer, or the code of the refusal."""
+    asked: Any = {"model": MODEL, "messages": _HELLO}
+    try:
+        if not stream:
+            return shop.client.chat.completions.create(**asked).choices[0].message.content or ""
+        pieces = shop.client.chat.completions.create(**asked, stream=True)
+        return "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    except openai.InternalServerError as error:
+        return str(error.code)
+
+
+def _in_line(shop: Shop) -> int:
+    with redis.Redis.from_url(shop.redis_url) as server:
+        return int(server.llen(interactive.line_of(Queue.GENERATE)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_being_answered_is_under_way_until_the_answer_ends(make_shop: Callable[..., Shop], stream: bool) -> None:
+    shop, under_way = make_shop({"delay": 1.0}), UnderWay()
+    project = _project(shop)
+    with ThreadPoolExecutor(1) as threads, shop.open(under_way=under_way) as desk:
+        asking = threads.submit(_said, shop, stream=stream)
+        eventually(under_way.told, 10, "it is taken")
+        told = under_way.told()
+        desk.listen(False)
+        text = asking.result(20)
+
+        assert told == [[Queue.GENERATE, MODEL, project, 1]]
+        assert text, "what runs goes on to its end"
+        eventually(lambda: not under_way.told(), 5, "it has ended")
+
+
+def _project(shop: Shop) -> str:
+    with shop.app.state.services.db.read() as session:
+        return session.scalars(select(Project.id)).one()
+
+
+def test_a_paused_worker_leaves_the_line_to_others(shop: Shop) -> None:
+    with ThreadPoolExecutor(1) as threads, shop.open("gpu-1") as paused:
+        threading.Event().wait(0.3)  # it is waiting for a question
+        paused.listen(False)
+        asking = threads.submit(_said, shop)
+        eventually(lambda: _in_line(shop), 10, "it waits")
+        threading.Event().wait(1.5)
+        left = (_in_line(shop), shop.asked[:])
+        with shop.open("gpu-2"):
+            text = asking.result(20)
+
+    assert left == (1, []), "it is put back"
+    assert text
+    assert shop.asked == ["Hello"]
+
+
+def test_where_the_only_worker_is_paused_a_client_is_told_that_there_is_none(shop: Shop) -> None:
+    with ThreadPoolExecutor(1) as threads, shop.open("gpu-1") as desk:
+        threading.Event().wait(0.3)
+        desk.listen(False)
+        asking = threads.submit(_said, shop)
+        eventually(lambda: _in_line(shop), 10, "it waits")
+        with shop.app.state.services.db.write() as session:
+            pauses.pause(session, Scope.WORKER, "gpu-1", actor="test")
+        before = asking.result(20)
+        eventually(lambda: _said(shop) == "no_worker", 10, "whoever comes now is told at once")
+
+    assert before == "no_worker"
+    assert shop.asked == []
+
+
+@pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT])
+def test_who_stands_in_the_line_of_what_is_paused_is_told_so(shop: Shop, scope: Scope) -> None:
+    name = {Scope.QUEUE: Queue.GENERATE.value, Scope.MODEL: MODEL, Scope.PROJECT: _project(shop)}[scope]
+    shop.announce("gpu-1")
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(_said, shop)
+        eventually(lambda: _in_line(shop), 10, "it waits")
+        with shop.open("gpu-1", off=lambda: Paused({scope: frozenset({name})})):
+            code = asking.result(20)
+
+    assert (code, shop.asked) == ("paused", [])
 
 
 def test_without_a_redis_server_the_answer_says_what_to_set(make_shop: Callable[..., Shop]) -> None:

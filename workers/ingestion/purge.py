@@ -17,10 +17,11 @@ from pathlib import Path
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, documents, indexes
+from jobs import attachments, audit, documents, indexes, pauses
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
 from jobs.models import VectorRemoval, VectorStore, VectorStoreFile
+from jobs.queues import Queue
 from workers.context import Context
 from workers.vectors.port import Store, VectorsAway
 
@@ -29,8 +30,11 @@ _AT_ONCE = 64
 
 
 def purge(context: Context) -> None:
-    """Handle one `purge` doorbell: remove what is owed and due, unless another process of this host is at it."""
-    with _alone(context.config.data_dir / "run" / "purge") as mine:
+    """Handle one `purge` doorbell: remove what is owed and due, unless another process of this host is at it.
+
+    While the queue or this worker is paused it stays owed.
+    """
+    with context.keeper.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as mine:
         while mine and not context.stop.is_set() and (owed := _owed(context)):
             for store_id in dict.fromkeys(removal.store_id for removal in owed):
                 _purge(context, [removal for removal in owed if removal.store_id == store_id])
@@ -64,6 +68,8 @@ def _alone(place: Path) -> Iterator[bool]:
 
 def _owed(context: Context) -> list[VectorRemoval]:
     with context.db.read() as session:
+        if pauses.paused(session).rests(Queue.INGEST, context.worker_id):
+            return []
         owed = select(VectorRemoval).where(attachments.due()).order_by(VectorRemoval.id)
         return list(session.scalars(owed.limit(_AT_ONCE)))
 

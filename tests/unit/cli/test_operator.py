@@ -1,6 +1,7 @@
 """The commands that work on the database directly: keys and audit."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,33 @@ def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: D
         shards.give_back(session, claim)
 
     assert "nothing runs any more" in run("drain", "queue", "gpu.generate").stdout
+
+
+def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer(run: Run, db: Database) -> None:
+    worker(db)
+    with pytest.raises(Trouble, match=r"0 claims still run, .*; not heard from since: gpu-1; it stays paused"):
+        run("drain", "worker", "gpu-1", "--timeout", "0")
+
+    answered, over = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            work = [] if answered.is_set() else [["gpu.generate", "m", "p", 2]]
+            with db.write() as session:
+                fleet.beat(session, "gpu-1", unclaimed=work)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(Trouble, match="0 claims still run, and 2 clients, deliveries or removals; it stays paused"):
+            run("drain", "worker", "gpu-1", "--timeout", "3")
+        answered.set()
+        told = run("drain", "worker", "gpu-1").stdout
+    finally:
+        over.set()
+        beating.join()
+
+    assert "worker gpu-1: nothing runs any more" in told
 
 
 def test_a_revoked_key_opens_nothing(run: Run, db: Database) -> None:

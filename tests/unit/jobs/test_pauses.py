@@ -124,9 +124,9 @@ def test_what_runs_is_counted_where_it_runs(db: Database) -> None:
     planned = ledgers.planning(db)
 
     with db.read() as session:
-        counts = [fleet.running_at(session, scope, name) for scope, name in names_of(db, job.id).items()]
-        planners = fleet.running_at(session, Scope.WORKER, planned.worker_id)
-        plans = fleet.running_at(session, Scope.QUEUE, Queue.PLAN)
+        counts = [fleet.claims_at(session, scope, name) for scope, name in names_of(db, job.id).items()]
+        planners = fleet.claims_at(session, Scope.WORKER, planned.worker_id)
+        plans = fleet.claims_at(session, Scope.QUEUE, Queue.PLAN)
 
     assert counts == [1, 1, 1, 1]
     assert (planners, plans) == (1, 1)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -15,8 +16,10 @@ from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
 from jobs.models import Worker
+from jobs.pauses import Scope
 from jobs.queues import Queue, Task
 from tests.support import ledgers
+from tests.support.system import eventually
 from workers import keeper as keeper_module
 from workers import process
 from workers.keeper import Keeper
@@ -100,6 +103,49 @@ def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, keepe
 
     assert heard.wait(5)
     assert told == [False, False, True]
+
+
+def test_what_is_under_way_without_a_claim_is_told_with_each_beat(db: Database, keeper: Keeper) -> None:
+    def told() -> list[Any] | None:
+        with db.read() as session:
+            return session.get_one(Worker, "w").unclaimed
+
+    ends = [keeper.under_way.begin("gpu.generate", "m", "blue") for _ in range(2)]
+    eventually(lambda: told() == [["gpu.generate", "m", "blue", 2]], 5, "both are told")
+    for end in ends:
+        end()
+
+    eventually(lambda: told() == [], 5, "they have ended")
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_what_is_paused_is_heard_soon_and_beats_follow_for_whoever_drains(db: Database, scope: Scope) -> None:
+    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
+    keeper.start()
+    try:
+        with db.write() as session:
+            pauses.pause(session, scope, "w", actor="operator")
+        hearing = fleet.Hearing(Scope.WORKER, {"w"})
+
+        def heard() -> bool:
+            with db.read() as session:
+                return not hearing.unheard(session)
+
+        eventually(heard, 30, "it has beaten three times")
+        assert keeper.off.of(scope) == {"w"}
+    finally:
+        keeper.leave()
+
+
+def test_what_is_paused_already_is_known_from_the_start(db: Database) -> None:
+    with db.write() as session:
+        pauses.pause(session, Scope.MODEL, "m", actor="operator")
+    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
+
+    keeper.start()
+
+    assert keeper.off.of(Scope.MODEL) == {"m"}
+    keeper.leave()
 
 
 def test_claim_that_was_taken_back_is_told_so(db: Database, keeper: Keeper) -> None:

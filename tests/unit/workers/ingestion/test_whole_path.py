@@ -9,12 +9,15 @@ from msgspec.structs import replace
 from sqlalchemy import select, update
 
 from api.presenters.vector_store import show_found
-from jobs import attachments
+from jobs import attachments, pauses
 from jobs.clock import now
 from jobs.models import Delivery, Event, VectorRemoval
+from jobs.pauses import Scope
+from jobs.queues import Queue
 from jobs.states import JobState
 from tests.support.ingesting import DIMENSIONS, Works
 from workers.ingestion import index
+from workers.ingestion import purge as purging
 from workers.ingestion.purge import purge
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
@@ -298,6 +301,33 @@ def test_what_a_clock_ahead_of_time_owed_is_removed_once_it_is_set_right(mill: W
     purge(mill.context)
 
     assert (mill.removals(), mill.written(store), list(mill.rows(store))) == ([], {}, [])
+
+
+@pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.INGEST.value), (Scope.WORKER, "w")])
+def test_what_is_to_be_removed_stays_owed_while_whoever_removes_is_paused(mill: Works, scope: Scope, name: str) -> None:
+    store = mill.store()
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    mill.delete(f"/vector_stores/{store}")
+    with mill.db.write() as session:
+        pauses.pause(session, scope, name, actor="operator")
+    purge(mill.context)
+    owed = len(mill.removals())
+    with mill.db.write() as session:
+        pauses.resume(session, scope, name, actor="operator")
+    mill.purge()
+
+    assert (owed, mill.removals(), mill.written(store)) == (1, [], {})
+
+
+def test_a_removal_under_way_is_told(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(purging, "_owed", lambda context: seen.append(context.keeper.under_way.told()))
+
+    purge(mill.context)
+
+    assert seen == [[[Queue.INGEST, "", "", 1]]]
+    assert mill.context.keeper.under_way.told() == []
 
 
 def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:

@@ -1,0 +1,188 @@
+"""What is under way besides claims, and when every worker that a pause concerns has told of it."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from jobs import deliveries, events, fleet, pauses
+from jobs.clock import now
+from jobs.db import Database
+from jobs.due import DeliveryClaim, claim_due
+from jobs.fleet import BEATS_TO_HEAR, Hearing
+from jobs.models import Delivery, WebhookEndpoint, Worker
+from jobs.pauses import Scope
+from jobs.queues import Queue
+
+
+def owed(db: Database, count: int = 1, project: str = "proj_1") -> None:
+    """So many deliveries to one endpoint, due now."""
+    with db.write() as session:
+        session.add(
+            WebhookEndpoint(
+                id="we_1",
+                project_id=project,
+                name="one",
+                url="https://example.com/",
+                event_types=["batch.completed"],
+                secret="whsec_x",
+                created_at=now(),
+            )
+        )
+        session.flush()
+        for n in range(count):
+            facts: Any = {"project_id": project, "type": "batch.completed", "data": {"id": f"b{n}"}}
+            event = events.record(session, subject_id=f"b{n}", seq=1, **facts)
+            session.flush()
+            events.fan_out(session, event)
+
+
+def pause(db: Database, scope: Scope, name: str, *, on: bool = True) -> None:
+    with db.write() as session:
+        assert (pauses.pause if on else pauses.resume)(session, scope, name, actor="operator")
+
+
+def claim(db: Database, worker: str = "io-1") -> list[DeliveryClaim]:
+    with db.write() as session:
+        return claim_due(session, worker)
+
+
+def register(db: Database, name: str, queue: str, *unclaimed: list[Any]) -> None:
+    facts: dict[str, Any] = {"pool": "p", "host": "h", "pid": 1, "started": 1, "models": [], "state": "ready"}
+    with db.write() as session:
+        row = Worker(id=name, queues=[queue], slots=1, created_at=now(), seen_at=now(), **facts)
+        row.unclaimed = list(unclaimed)
+        fleet.register(session, row)
+
+
+def beat(db: Database, *names: str, **changes: Any) -> None:
+    with db.write() as session:
+        for name in names:
+            assert fleet.beat(session, name, **changes)
+
+
+def besides(db: Database, scope: Scope, name: str) -> int:
+    with db.read() as session:
+        return fleet.besides_at(session, scope, name)
+
+
+@pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.WEBHOOKS.value), (Scope.WORKER, "io-1")])
+def test_what_is_owed_stays_owed_with_all_its_attempts_while_sending_is_paused(
+    db: Database, scope: Scope, name: str
+) -> None:
+    owed(db, 3)
+    pause(db, scope, name)
+
+    refused = claim(db)
+    with db.read() as session:
+        rows = session.execute(select(Delivery.state, Delivery.attempts, Delivery.worker_id)).all()
+    pause(db, scope, name, on=False)
+
+    assert refused == []
+    assert [tuple(row) for row in rows] == [("pending", 0, None)] * 3
+    assert [one.attempt for one in claim(db)] == [1, 1]
+
+
+def test_another_worker_sends_what_a_paused_one_may_not(db: Database) -> None:
+    owed(db)
+    pause(db, Scope.WORKER, "io-1")
+
+    assert (len(claim(db, "io-1")), len(claim(db, "io-2"))) == (0, 1)
+
+
+def test_a_paused_project_is_told_of_what_has_ended(db: Database) -> None:
+    owed(db, project="proj_1")
+    pause(db, Scope.PROJECT, "proj_1")
+
+    assert len(claim(db)) == 1
+
+
+def test_deliveries_in_flight_are_counted_at_their_worker_and_their_queue(db: Database) -> None:
+    owed(db, 2)
+    claims = claim(db, "io-1")
+
+    counts = [
+        besides(db, Scope.WORKER, "io-1"),
+        besides(db, Scope.WORKER, "io-2"),
+        besides(db, Scope.QUEUE, Queue.WEBHOOKS),
+        besides(db, Scope.QUEUE, Queue.GENERATE),
+        besides(db, Scope.PROJECT, "proj_1"),
+    ]
+    with db.write() as session:
+        deliveries.give_back(session, claims)
+
+    assert counts == [2, 0, 2, 0, 0]
+    assert besides(db, Scope.WORKER, "io-1") == 0
+
+
+def test_what_workers_say_they_are_at_is_counted_wherever_it_is(db: Database) -> None:
+    register(db, "gpu-1", Queue.GENERATE, [Queue.GENERATE, "m", "blue", 3], [Queue.GENERATE, "n", "red", 1])
+    register(db, "gpu-2", Queue.GENERATE, [Queue.GENERATE, "m", "red", 5])
+    register(db, "cpu-1", Queue.INGEST, [Queue.INGEST, "", "", 1])
+
+    asked = [
+        (Scope.WORKER, "gpu-1"),
+        (Scope.WORKER, "gpu-3"),
+        (Scope.QUEUE, Queue.GENERATE.value),
+        (Scope.QUEUE, Queue.INGEST.value),
+        (Scope.MODEL, "m"),
+        (Scope.PROJECT, "red"),
+    ]
+    assert [besides(db, scope, name) for scope, name in asked] == [4, 0, 9, 1, 8, 6]
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "concerned"),
+    [
+        (Scope.WORKER, "gpu-1", ["gpu-1"]),
+        (Scope.QUEUE, Queue.GENERATE.value, ["gpu-1", "gpu-2"]),
+        (Scope.MODEL, "m", ["cpu-1", "gpu-1", "gpu-2"]),
+        (Scope.PROJECT, "blue", ["cpu-1", "gpu-1", "gpu-2"]),
+    ],
+)
+def test_a_worker_has_heard_of_a_pause_after_three_beats(
+    db: Database, scope: Scope, name: str, concerned: list[str]
+) -> None:
+    for worker, queue in (("gpu-1", Queue.GENERATE), ("gpu-2", Queue.GENERATE), ("cpu-1", Queue.INGEST)):
+        register(db, worker, queue)
+        beat(db, worker)
+    hearing = Hearing(scope, {name})
+
+    waits = []
+    for _ in range(BEATS_TO_HEAR + 1):
+        with db.read() as session:
+            waits.append(sorted(hearing.unheard(session)))
+        beat(db, "gpu-1", "gpu-2", "cpu-1")
+
+    assert waits == [concerned] * BEATS_TO_HEAR + [[]]
+
+
+def test_news_between_two_beats_count_for_none(db: Database) -> None:
+    register(db, "gpu-1", Queue.GENERATE)
+    hearing = Hearing(Scope.WORKER, {"gpu-1"})
+
+    for _ in range(BEATS_TO_HEAR + 1):
+        with db.read() as session:
+            assert hearing.unheard(session) == ["gpu-1"]
+        beat(db, "gpu-1", beats=0)
+
+
+def test_a_worker_that_registers_anew_is_waited_for_from_there_on_and_one_that_is_gone_is_not(db: Database) -> None:
+    register(db, "gpu-1", Queue.GENERATE)
+    for _ in range(5):
+        beat(db, "gpu-1")
+    hearing = Hearing(Scope.WORKER, {"gpu-1"})
+    with db.read() as session:
+        hearing.unheard(session)
+    with db.write() as session:
+        fleet.leave(session, "gpu-1")
+    with db.read() as session:
+        gone = hearing.unheard(session)
+    register(db, "gpu-1", Queue.GENERATE)
+    with db.read() as session:
+        back = hearing.unheard(session)
+
+    for _ in range(BEATS_TO_HEAR):
+        beat(db, "gpu-1")
+    with db.read() as session:
+        assert (gone, back, hearing.unheard(session)) == ([], ["gpu-1"], [])
