@@ -6,6 +6,7 @@ import sys
 NAMES = {
     "pipeline": "items/s, CPU and memory from a file to its results, without a model",
     "killed": "one large batch whose worker is killed again and again: what is lost, and what is done twice",
+    "recovery": "everything is killed while batches run, and started again: how soon they go on",
     "generation": "512 chats on the packaged model, against vLLM's own run_batch",
     "intake": "MB/s of checking a batch file, beside a bare JSON parse",
     "fairness": "what a small project feels of one with a hundred times its work",
