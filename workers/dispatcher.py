@@ -35,7 +35,7 @@ from jobs.registry import Models, ModelsFileError, Registry
 from jobs.settings import Settings, settings
 from jobs.storage import Storage, open_storage
 from workers.away import BrokerAway
-from workers.fairness import choose
+from workers.fairness import Turns, choose
 from workers.housekeeping import Housekeeper
 from workers.leadership import Leadership
 from workers.ringer import CeleryRinger
@@ -112,6 +112,7 @@ class Dispatcher:
         self._unread = logs.Seldom(log, "models_file.unread")
         self._house = Housekeeper(config, db, storage, clock, self._registry)
         self._again: dict[Task, float] = {}  # when what has no job is rung again
+        self._turns: dict[str, Turns] = {}  # of each queue
         self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
         self._broker_back = 0.0
         self._kept_at = self._stood_at = float("-inf")
@@ -173,7 +174,8 @@ class Dispatcher:
         weights: dict[str, float] = {}
         if len(projects) > 1:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
-        return choose(waiting, out.counts.get(queue, {}), weights, room, 1 / PLANS_PER_RING)
+        turns = self._turns.setdefault(queue, Turns())
+        return choose(waiting, out.counts.get(queue, {}), weights, room, 1 / PLANS_PER_RING, turns)
 
     def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:
         """Whether all of it waits for models, as of a second ago at most: to pass over a million takes half of one."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.outbox import Ring
-from workers.fairness import choose
+from workers.fairness import Turns, choose
 
 
 def _rings(project: str, count: int) -> list[Ring]:
@@ -47,3 +47,50 @@ def test_small_work_takes_a_part_of_the_room_and_a_whole_turn() -> None:
 
     assert "".join(ring.project_id for ring in chosen) == "abab"
     assert len(choose({"a": small}, {}, {}, 2, 1 / 4)) == 8
+
+
+def _served(projects: dict[str, float], places: int, rounds: int, turns: Turns) -> list[str]:
+    """Who is served when in each round one place becomes free: that of whoever has it for longest."""
+    running: list[str] = []
+    order: list[str] = []
+    for _ in range(rounds):
+        load = {name: running.count(name) for name in projects}
+        waiting = {name: _rings(name, 2) for name in projects}
+        chosen = choose(waiting, load, projects, places - len(running), turns=turns)
+        running += [ring.project_id for ring in chosen]
+        order += [ring.project_id for ring in chosen]
+        running.pop(0)
+    return order
+
+
+def test_more_projects_than_places_take_turns() -> None:
+    projects = {f"p{n:02}": 1.0 for n in range(20)}
+
+    order = _served(projects, 4, 40, Turns())
+
+    assert set(order[:20]) == set(order[20:40]) == set(projects)
+
+
+def test_those_who_take_turns_do_so_by_weight() -> None:
+    projects = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}
+
+    order = _served(projects, 1, 60, Turns())
+
+    assert {name: order.count(name) for name in projects} == {"a": 10, "b": 10, "c": 10, "d": 30}
+
+
+def test_who_was_away_does_not_save_turns_up() -> None:
+    turns = Turns()
+    _served({"a": 1.0, "b": 1.0}, 1, 100, turns)
+
+    order = _served({"a": 1.0, "b": 1.0, "c": 1.0}, 1, 9, turns)
+
+    assert {name: order.count(name) for name in "abc"} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
+    turns = Turns()
+    for n in range(100):
+        _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, turns)
+
+    assert len(turns._ahead) <= 3
