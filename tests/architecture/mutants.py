@@ -253,7 +253,7 @@ MUTANTS = [
             ("0001_first_schema", "pk_idempotency", TABLES),
             ("0001_first_schema", "uq_project_name", KEYS),
             ("0002_outcomes", "pk_outcome", TABLES),
-            ("0017_measures", "pk_measure", MEASURES),
+            ("0018_measures", "pk_measure", MEASURES),
         )
     ),
     # the audit chain

@@ -1,5 +1,6 @@
 """The OpenAPI document is true: what schemathesis makes of it is answered as it says, and never with a 5xx."""
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -67,7 +68,7 @@ def document(app: FastAPI) -> Any:
 
 
 @pytest.fixture
-def real(app: FastAPI, key: str) -> dict[str, str]:
+def real(app: FastAPI, key: str) -> Iterator[dict[str, str]]:
     """Objects that exist: half of the requests are about them. New for each operation: some delete them."""
     client = client_of(app, key)
     endpoint = {"name": "n", "url": "https://192.0.43.8/hook", "event_types": ["batch.completed"]}
@@ -82,7 +83,8 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
     index = client.post(f"/v1/vector_stores/{store}/indexes", json={"embedding_dimensions": 64}).json()["id"]
     site = {"type": "url", "url": "https://192.0.43.8/a"}
     source = client.post(f"/v1/vector_stores/{store}/sources", json=site).json()
-    return {
+    hook = client.post("/v1/webhook_endpoints", json=endpoint).json()["id"]
+    yield {
         "vector_store_id": store,
         "index_id": index,
         "file_batch_id": brought,
@@ -95,11 +97,12 @@ def real(app: FastAPI, key: str) -> dict[str, str]:
         "file_id": file_id,
         "input_file_id": file_id,
         "upload_id": client.post("/v1/uploads", json=parts).json()["id"],
-        "webhook_endpoint_id": client.post("/v1/webhook_endpoints", json=endpoint).json()["id"],
+        "webhook_endpoint_id": hook,
         "batch_id": job_id,
         "job_id": job_id,
         "model": "all-minilm-l6-v2",
     }
+    client.delete(f"/v1/webhook_endpoints/{hook}")  # a project has a hundred at most
 
 
 def kept_response(app: FastAPI) -> str:
