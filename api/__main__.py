@@ -1,11 +1,10 @@
 """The web process: `python -m api`."""
 
-import gc
 import logging
 
 from api.app import build
 from api.server import server
-from jobs import logs
+from jobs import logs, memory
 from jobs.db import Database
 from jobs.hosts import claim_host
 from jobs.settings import settings
@@ -21,8 +20,7 @@ def main() -> None:
     claim_host(db)
     db.close()
     app = build(config)
-    gc.collect()
-    gc.freeze()  # to look through all that was loaded takes a tenth of a second, in which nobody is answered
+    memory.settle()
     log.info("web_started", extra={"host": config.host, "port": config.port})
     server(app, config).run()
     log.info("web_stopped")

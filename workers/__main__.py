@@ -21,13 +21,13 @@ from celery import Celery, current_app
 from celery.utils import nodenames
 from kombu.exceptions import OperationalError
 
-from jobs import fleet, logs, responses, searches
+from jobs import fleet, logs, memory, responses, searches
 from jobs.interactive import redis_url
 from jobs.queues import Queue
 from jobs.registry import ModelsFileError, Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
-from workers import process, tasks
+from workers import tasks
 from workers.asking import Asking
 from workers.caching.shelf import Shelf
 from workers.company import Company
@@ -189,7 +189,7 @@ def _bring_up(
     try:
         warden.begin()
         host.start()
-        process.settle()
+        memory.settle()
         log.info("engine_up", extra={"queue": desk.queue})
         host.call(desk.serve()).add_done_callback(partial(_desk_ended, warden))
         _stay_announced(context, engine, desk.queue, partial(_look, reload, warden, host))
@@ -242,7 +242,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str
 
 def _restarted(context: Context) -> None:
     context.standing.restarts += 1
-    process.settle()  # the old engine is not for good
+    memory.settle()  # the old engine is not for good
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""Which process is which: a pid may be reused, a pid with its start time may not. And what stays in its memory."""
+"""Which process is which: a pid may be reused, a pid with its start time may not."""
 
-import gc
 import os
 import socket
 from pathlib import Path
@@ -28,14 +27,3 @@ def me() -> tuple[str, int, int]:
 def gone(host: str, pid: int, start: int) -> bool:
     """Whether that process certainly is no more. Of another host nothing is certain."""
     return host == hostname() and started(pid) != start
-
-
-def settle() -> None:
-    """Whatever is in memory now stays for good, and the collector leaves it alone from here on.
-
-    A worker holds hundreds of thousands of objects of its libraries. To look through them for every dozen shards took
-    nearly half of its time. What was taken for good before, and is needed no more, is freed first.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from celery import shared_task, signals
 
+from jobs import memory
 from jobs.logs import about
 from jobs.queues import Queue, Task
 from jobs.settings import settings
-from workers import process
 from workers.context import Context, Pool, build
 from workers.finishing import finish as finish_job
 from workers.host import EngineHost
@@ -87,7 +87,7 @@ def _child_begins(**_: object) -> None:
     furnish(build(config, CPU_POOL))
     limits = Limits(config.parse_seconds, memory_bytes=config.parse_memory_bytes, pages=config.parse_max_pages)
     _Process.parser = Parser(replace(limits, tokens=config.parse_max_tokens))
-    process.settle()
+    memory.settle()
 
 
 @signals.worker_process_shutdown.connect
@@ -99,7 +99,7 @@ def _child_ends(**_: object) -> None:
 @signals.worker_ready.connect
 def _consuming(**_: object) -> None:
     """Celery is up; an engine that takes longer settles once more."""
-    process.settle()
+    memory.settle()
 
 
 @signals.worker_shutting_down.connect

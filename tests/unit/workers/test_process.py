@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs import memory
 from workers import __main__ as worker
-from workers import process
 from workers.context import Standing
 from workers.engines.fake import FakeEngine
 from workers.host import EngineHost
@@ -30,7 +30,7 @@ def _thawed() -> Iterator[None]:
 
 
 def test_what_is_there_is_not_looked_through_again() -> None:
-    process.settle()
+    memory.settle()
 
     assert gc.get_freeze_count() > 1000
     assert len(gc.get_objects()) < 1000
@@ -38,13 +38,13 @@ def test_what_is_there_is_not_looked_through_again() -> None:
 
 def test_what_was_for_good_and_is_no_more_is_freed_by_the_next() -> None:
     cycle = Cycle()
-    process.settle()
+    memory.settle()
     gone = weakref.ref(cycle)
     del cycle
     gc.collect()
     assert gone() is not None
 
-    process.settle()
+    memory.settle()
 
     assert gone() is None
 
@@ -53,7 +53,7 @@ def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settled: list[int] = []
-    monkeypatch.setattr(process, "settle", lambda: settled.append(host.generation))
+    monkeypatch.setattr(memory, "settle", lambda: settled.append(host.generation))
     monkeypatch.setattr(worker, "_stay_announced", lambda *_: None)
     context = SimpleNamespace(standing=Standing())
     host = EngineHost(FakeEngine(), lambda: worker._restarted(context))  # type: ignore[arg-type]
