@@ -13,20 +13,12 @@ from urllib.parse import quote
 from tests.badinputs.case import Case
 from tests.badinputs.host import SITE
 from tests.badinputs.site import Site
-from tests.badinputs.urls import PAYLOADS
+from tests.badinputs.urls import NAMED, PAYLOADS
 from tests.badinputs.world import World, said
 
 AREA = "Sources"
 REFUSED = "400 invalid_url, 0 connections"
 HIDDEN = "url_unreachable: The URL cannot be fetched: address not public., 0 connections"
-NAMED = (
-    "https://inside.example.com:{}/",
-    "https://inside6.example.com:{}/",
-    "https://mapped.example.com:{}/",
-    "https://nat64.example.com:{}/",
-    "https://mixed.example.com:{}/",
-    "https://metadata.example.com/",
-)
 NEW = "https://new.example.com:{}/"  # nobody's at first, then inside
 #: What a browser too takes for a path of the site, the site itself, or a name that nobody has.
 AT_HOME = {

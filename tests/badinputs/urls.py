@@ -21,6 +21,15 @@ REFUSED = "400 invalid_url / 400 invalid_url, 0 connections"
 CALLED = "address not public / address not public, 0 connections"
 _numbers = itertools.count()
 
+#: Names whose addresses are inside.
+NAMED = (
+    "https://inside.example.com:{}/",
+    "https://inside6.example.com:{}/",
+    "https://mapped.example.com:{}/",
+    "https://nat64.example.com:{}/",
+    "https://mixed.example.com:{}/",
+    "https://metadata.example.com/",
+)
 #: `{}` is the canary's port, which the guard lets pass here: only the address is in the way.
 PAYLOADS = [
     *("https://127.0.0.1:{}/", "https://0:{}/", "https://0.0.0.0:{}/", "https://0x7f000001:{}/"),
@@ -64,12 +73,7 @@ PAYLOADS = [
     *("//127.0.0.1:{}/", "https:127.0.0.1:{}", "https:/127.0.0.1:{}/", "https:///127.0.0.1:{}/", "https://"),
     *("https://[::1:{}/", "https://[v1.x]:{}/", "https://[127.0.0.1]:{}/", "127.0.0.1:{}"),
     f"https://{socket.gethostname()}:{{}}/",
-    "https://inside.example.com:{}/",
-    "https://inside6.example.com:{}/",
-    "https://mapped.example.com:{}/",
-    "https://nat64.example.com:{}/",
-    "https://mixed.example.com:{}/",
-    "https://metadata.example.com/",
+    *NAMED,
 ]
 #: Names that are public, or nobody's, when they are checked, and inside when they are called.
 SLY = {
