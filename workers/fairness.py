@@ -6,10 +6,13 @@ therefore overtakes the project's own work and never another project's share.
 
 Where more projects wait than there are places, most have no load at all. Then they take turns: start-time fair queueing
 (Goyal, Vin, Cheng 1996), each doorbell costing a project one over its weight. Who was away does not save turns up.
+
+Who comes when all places are taken waits for what others were given while it was away. It gets that back by a few
+doorbells before its turn, but nobody's last place.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs.outbox import Ring
@@ -17,10 +20,28 @@ from jobs.outbox import Ring
 
 @dataclass(slots=True)
 class Turns:
-    """How far each project is on one queue; those who are not ahead of everybody else are not remembered."""
+    """How far each project is on one queue; those who are not ahead of everybody else are not remembered.
 
+    Who had nothing waiting and nothing out when they were last looked at may come `head_start` times before its turn.
+    """
+
+    head_start: int = 0
     _now: float = 0.0
     _ahead: dict[str, float] = field(default_factory=dict)
+    _left: dict[str, int] = field(default_factory=dict)  # of its head start, for each who is here
+
+    def look(self, here: Iterable[str], busy: Iterable[str]) -> None:
+        """Who has work waiting now, and who had some out."""
+        working = {name: self._left.get(name, 0) for name in busy}
+        self._left = {name: self._left.get(name, self.head_start) for name in here} | working
+
+    def hurried(self, here: Iterable[str]) -> list[str]:
+        """Who has some of its head start left."""
+        return [name for name in here if self._left.get(name, 0) > 0]
+
+    def hurry(self, project: str) -> None:
+        """It comes before its turn."""
+        self._left[project] -= 1
 
     def of(self, project: str) -> float:
         return max(self._now, self._ahead.get(project, 0.0))
@@ -49,8 +70,17 @@ def choose(
     queues = {project: deque(rings) for project, rings in waiting.items() if rings}
     loads = {project: load.get(project, 0) for project in queues}
     chosen: list[Ring] = []
+    turns.look(queues, load)
+
+    def place(name: str) -> tuple[float, float, str]:
+        return loads[name] / weights.get(name, 1.0), turns.of(name), name
+
     while queues and room > 0:
-        project = min(queues, key=lambda name: (loads[name] / weights.get(name, 1.0), turns.of(name), name))
+        project = min(queues, key=place)
+        hurried = turns.hurried(queues)
+        if hurried and project not in hurried and loads[project] > 0:
+            project = min(hurried, key=place)
+            turns.hurry(project)
         turns.take(project, weights.get(project, 1.0))
         chosen.append(queues[project].popleft())
         room -= small if chosen[-1].small else 1

@@ -88,6 +88,27 @@ def test_who_was_away_does_not_save_turns_up() -> None:
     assert {name: order.count(name) for name in "abc"} == {"a": 3, "b": 3, "c": 3}
 
 
+def _rounds(turns: Turns, load: dict[str, int], projects: str, rounds: int) -> str:
+    """Who is served when in each round one doorbell of whoever has most out is answered."""
+    order = ""
+    for _ in range(rounds):
+        load[max(load, key=lambda name: load[name])] -= 1
+        (ring,) = choose({name: _rings(name, 2) for name in projects}, load, {}, 1, turns=turns)
+        load[ring.project_id] = load.get(ring.project_id, 0) + 1
+        order += ring.project_id
+    return order
+
+
+def test_who_comes_when_all_places_are_taken_gets_back_what_it_waited_for() -> None:
+    turns = Turns(head_start=2)
+    assert _rounds(turns, {"big": 4}, ["big"], 3) == "bigbigbig"
+    load = {"big": 4}
+
+    assert _rounds(turns, load, ["big", "new"], 3) == "newnewnew"
+    assert load == {"big": 1, "new": 3}
+    assert _rounds(turns, load, ["big", "new"], 4) == "newbigbigbig"
+
+
 def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
     turns = Turns()
     for n in range(100):
