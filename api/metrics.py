@@ -178,6 +178,9 @@ def _measures(session: Session) -> Iterator[Metric]:
     for pool, rows in found.get(measures.RESTARTS, {}).items():
         restarts.add_metric([pool], sum(row.count for row in rows))
     yield restarts
+    refusals = CounterMetricFamily("nightmill_broker_refusals", "Tries to ring that the broker did not take.")
+    refusals.add_metric([], sum(row.count for row in found.get(measures.REFUSALS, {}).get("", ())))
+    yield refusals
 
 
 def _buckets(rows: Sequence[Measure]) -> list[tuple[str, int]]:

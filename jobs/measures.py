@@ -5,6 +5,7 @@
     ENDED     a job, from when it could begin to its end                         by kind
     WEBHOOK   a delivery, from its event to the receiver's acceptance
     RESTARTS  an engine's new start in a worker that lives                       by pool
+    REFUSALS  a try of the dispatcher to ring that the broker did not take
 
 Each is written in the transaction of what it counts: once, whoever dies, and for ever. Everybody counts in the same
 few rows, so they are the last that a transaction touches, all in one order: held no longer than a commit takes, by
@@ -28,6 +29,7 @@ WAIT: Final = "wait"
 ENDED: Final = "ended"
 WEBHOOK: Final = "webhook"
 RESTARTS: Final = "restarts"
+REFUSALS: Final = "refusals"
 
 #: Upper bounds of what is put together, in seconds. Others may be told from a later version on: rows keep their own.
 BOUNDS: Final = (

@@ -22,7 +22,7 @@ from typing import Protocol
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, logs, outbox, pauses, shards
+from jobs import fleet, logs, measures, outbox, pauses, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
@@ -196,7 +196,7 @@ class Dispatcher:
 
     def _publish(self, peals: Sequence[Sequence[Ring | Outbox]]) -> None:
         """Ring, then say so: a crash between the two rings twice, which harms nothing. A peal is one message."""
-        rung = []
+        rung, refused = [], False
         try:
             for rings in peals:
                 first = rings[0]
@@ -210,9 +210,12 @@ class Dispatcher:
         except BrokerAway:
             log.warning("broker_away", extra={"waiting": sum(map(len, peals)) - len(rung)})
             self._broker_back = self.clock() + _BROKER_PAUSE
-        if rung:
+            refused = True
+        if rung or refused:
             with self.db.write() as session:
                 outbox.rung(session, rung)
+                if refused:
+                    measures.count(session, measures.REFUSALS, "", 1)
 
     def _ring_unheard(self) -> None:
         """Doorbells that nobody heard are rung again: the broker may have lost them."""
@@ -238,6 +241,8 @@ class Dispatcher:
                 self._ringer.ring(task, queue, [])
             except BrokerAway:
                 self._broker_back = self.clock() + _BROKER_PAUSE
+                with self.db.write() as session:
+                    measures.count(session, measures.REFUSALS, "", 1)
 
 
 #: What each tick asks, built once.

@@ -7,6 +7,7 @@
 Meanwhile batches are created at a steady rate, and each is answered with 200.
 """
 
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import httpx2
 import redis
 from sqlalchemy import make_url
 
@@ -62,6 +64,15 @@ def _bear(
         outcome.at_most("creates, p99", times[int(len(times) * 0.99)], _ANSWER_SECONDS, " s")
         outcome.judge("none is refused", *(f"{one.key}: {one.status}" for one in posting.answers if one.status != 200))
     outcome.at_most("requests twice", len(made.prompts()) - len(jobs), len(outages) * _LOST if refused else 0)
+    return outcome
+
+
+def _judge_alarm(outcome: Outcome, made: Site) -> Outcome:
+    """F8: whoever watches the metrics sees it."""
+    text = httpx2.get(f"{made.system.url}/metrics", timeout=30).raise_for_status().text
+    told = re.search(r"^nightmill_broker_refusals_total (\S+)$", text, re.MULTILINE)
+    refusals = float(told[1]) if told else 0.0
+    outcome.judge(f"nightmill_broker_refusals_total {refusals:g}", *([] if refusals else ["no metric tells of it"]))
     return outcome
 
 
@@ -122,7 +133,7 @@ def valkey_full(given: Given) -> Outcome:
                 pause(20)
                 broker.config_set("maxmemory", "0")
 
-        return _bear(outcome, made, [fill], _RESUME_SECONDS)
+        return _judge_alarm(_bear(outcome, made, [fill], _RESUME_SECONDS), made)
 
 
 # -- the distributed set
@@ -158,7 +169,7 @@ def rabbit_full(given: Given) -> Outcome:
             pause(20)
             _watermark(rabbit, "0.6")
 
-        return _bear(outcome, made, [fill], _RESUME_SECONDS)
+        return _judge_alarm(_bear(outcome, made, [fill], _RESUME_SECONDS), made)
 
 
 def _watermark(rabbit: Rabbit, share: str) -> None:

@@ -133,6 +133,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
         measures.observe_all(session, measures.ENGINE, "m", [0.02, 0.3, 100_000.0])
         measures.observe(session, measures.WEBHOOK, "", 0.2)
         measures.count(session, measures.RESTARTS, "gpu", 2)
+        measures.count(session, measures.REFUSALS, "", 3)
 
     text = nobody.get("/metrics").text
 
@@ -152,6 +153,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     assert samples["nightmill_worker_slots", "cpu.plan"] == 2
     assert samples["nightmill_engine_quarantined", "host", "m"] == 1
     assert samples["nightmill_engine_restarts_total", "gpu"] == 2, "of workers that are gone"
+    assert samples[("nightmill_broker_refusals_total",)] == 3
     assert samples[("nightmill_lease_losses_total",)] == 0
     assert samples["nightmill_answers_total", "m", "stop"] == 6, "four of the ended job, two of the one that runs"
     assert samples["nightmill_errors_total", "engine_error", "m"] == 1

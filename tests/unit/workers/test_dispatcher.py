@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, fleet, ids, keys, ledger, outbox, pauses, quarantine, shards
+from jobs import attachments, audit, fleet, ids, keys, ledger, measures, outbox, pauses, quarantine, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
@@ -20,6 +20,7 @@ from jobs.models import (
     File,
     Idempotency,
     Job,
+    Measure,
     Outbox,
     Segment,
     Shard,
@@ -184,6 +185,11 @@ def test_delayed_doorbell_waits_until_it_is_due(house: House) -> None:
     assert ledgers.job(house.db, job.id).waiting_for == "model"
 
 
+def _refusals(db: Database) -> int:
+    with db.read() as session:
+        return sum(session.scalars(select(Measure.count).where(Measure.name == measures.REFUSALS)))
+
+
 def test_broker_that_is_away_loses_nothing(house: House) -> None:
     job = ledgers.running(house.db, [1], project_id=_project(house.db, "one"))
     house.worker()
@@ -193,6 +199,7 @@ def test_broker_that_is_away_loses_nothing(house: House) -> None:
 
     assert house.tick(0.1) == [], "the broker is left alone for a moment"
     assert house.tick(5) == [("run", (job.id, 0))]
+    assert _refusals(house.db) == 1
 
 
 def test_worker_whose_process_is_gone_loses_its_claims_at_once(house: House) -> None:
@@ -617,6 +624,7 @@ def test_webhook_whose_wake_up_finds_no_broker_wakes_a_sender_later(house: House
     house.bells.away = False
 
     assert [house.tick(seconds) for seconds in (0.1, 10)] == [[], [("deliver", ())]]
+    assert _refusals(house.db) == 1
 
 
 def test_audit_rows_of_a_busy_second_are_sealed_over_several(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
