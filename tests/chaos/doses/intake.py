@@ -2,7 +2,8 @@
 
 F9   the database dies, is frozen or is held, while 50 batches a second are created: 200, or 503 in time; what was
      answered with 200 exists and runs
-F11  kill -9 of web up to 50 ms after a create was sent, then the same key again: one job
+F11  kill -9 of web up to 50 ms after a create was sent, or just between its commit and its answer, then the same key
+     again: one job
 """
 
 import fcntl
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,7 @@ class Webs:
     """Web processes beside those of `up`, to be killed. The next one starts while the one before is used."""
 
     made: Site
+    module: str
     _next: "tuple[int, subprocess.Popen[bytes]] | None" = None
 
     def take(self) -> tuple[int, psutil.Process]:
@@ -182,25 +185,54 @@ class Webs:
         environment = psutil.Process(self.made.system.pid("web")).environ() | {"NIGHTMILL_PORT": str(port)}
         log = self.made.system.data / "logs" / "killed.out"
         with log.open("ab") as output:
-            command = [sys.executable, "-m", "api"]
+            command = [sys.executable, "-m", self.module]
             return port, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
 
 
 def web_killed(given: Given) -> Outcome:
-    """By turns a batch and a response in the background; what was cut is asked again of another process at once."""
     kills = given.part(200)
     outcome = Outcome(f"kill -9 of web 0 to {_CUT_SECONDS * 1000:g} ms after POST, {kills} times, the same key again")
+
+    def strike(web: psutil.Process) -> None:
+        pause(given.rng.uniform(0, _CUT_SECONDS))
+        web.kill()
+
+    return _cut(given, outcome, kills, "api", strike)
+
+
+def web_dies_unheard(given: Given) -> Outcome:
+    """A failpoint, so that each kill falls between the commit and the answer."""
+    kills = given.part(50)
+    outcome = Outcome(f"kill -9 of web between a create's commit and its answer, {kills} times, the same key again")
+    return _cut(given, outcome, kills, "tests.chaos.doses.failpoint", lambda web: web.wait(60), heard=False)
+
+
+def _cut(
+    given: Given,
+    outcome: Outcome,
+    kills: int,
+    module: str,
+    strike: Callable[[psutil.Process], object],
+    *,
+    heard: bool = True,
+) -> Outcome:
+    """By turns a batch and a response in the background; what was cut is asked again of another process at once.
+
+    `heard`: some creates may be answered before the kill.
+    """
     cut: list[Answer] = []
     again: list[Answer] = []
-    with site(given) as made, closing(Webs(made)) as webs:
+    with site(given) as made, closing(Webs(made, module)) as webs:
         file_id = made.upload(line("r0", "Say the word"))
         for number in range(kills):
-            first, second = _cut_off(given, made, file_id, number, *webs.take())
+            port, web = webs.take()
+            first, second = _cut_off(made, file_id, number, port, partial(strike, web))
             cut.append(first)
             again.append(second)
         if not made.await_ended(_DRAIN_SECONDS):
             outcome.violations.append(f"not all ended within {_DRAIN_SECONDS:g} s")
-        outcome.judge(f"{sum(one.status == 200 for one in cut)} of {kills} were answered before the kill")
+        answers = [f"{one.key}: {one.status}" for one in cut if one.status]
+        outcome.judge(f"{len(answers)} of {kills} were answered before the kill", *(() if heard else answers))
         outcome.judge("the second time 200, and the same job", *same(cut, again))
         outcome.judge("one job for each key, all run", *exist(again, made.jobs()))
         outcome.judge("no request twice", *_asked_once(made))
@@ -208,9 +240,7 @@ def web_killed(given: Given) -> Outcome:
     return outcome
 
 
-def _cut_off(
-    given: Given, made: Site, file_id: str, number: int, port: int, victim: psutil.Process
-) -> tuple[Answer, Answer]:
+def _cut_off(made: Site, file_id: str, number: int, port: int, strike: Callable[[], object]) -> tuple[Answer, Answer]:
     key, said = f"cut-{number:04d}", list[Answer]()
 
     def post(port: int) -> Answer:
@@ -221,8 +251,7 @@ def _cut_off(
 
     thread = threading.Thread(target=lambda: said.append(post(port)), daemon=True)
     thread.start()
-    pause(given.rng.uniform(0, _CUT_SECONDS))
-    victim.kill()
+    strike()
     thread.join(60)
     again = post(made.system.port)
     for _ in range(120):  # 409: as far as its lease tells, the first is being answered still
