@@ -2,13 +2,17 @@
 
 uvicorn's httptools protocol bounds neither, so a few idle or endless heads would hold connections and memory for ever.
 What is no HTTP, and what is too much of it, is refused in the shape that every other error has.
+
+A connection takes a descriptor, of which a process may have so many. Before they run out, those connections go that
+have waited for a request longest, so that whoever sends one is answered, however many others do not.
 """
 
 import asyncio
+import resource
 from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,6 +29,8 @@ HEAD_SECONDS = 20.0
 _GRACE_SECONDS = 5
 #: So long is read, and dropped, what a client still sends that was refused: closed at once, it might lose the answer.
 _LINGER_SECONDS = 2.0
+#: What a process asks for, where the machine lets it.
+_DESCRIPTORS = 65_536
 
 
 class HeadTooLarge(NightmillError):
@@ -36,7 +42,10 @@ class HeadTooLarge(NightmillError):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A connection that is closed when a request's head is too large or too slow."""
+    """A connection that is closed when a request's head is too large or too slow, or others need its place."""
+
+    #: Those whose next request has not come yet, or who still send what was refused; the first for longest.
+    _waiting: ClassVar[dict["BoundedProtocol", None]] = {}
 
     _head_bytes = 0
     _in_head = True
@@ -46,8 +55,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._clock = self.loop.call_later(HEAD_SECONDS, self._close)
+        self._waiting[self] = None
+        if len(self.connections) > most_connections():
+            longest = next(iter(self._waiting))
+            del self._waiting[longest]
+            longest._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting.pop(self, None)
         self._stop_clock()
         super().connection_lost(exc)
 
@@ -60,7 +75,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_clock()
+        self._waiting.pop(self, None)
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._waiting[self] = None
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -102,6 +123,19 @@ class BoundedProtocol(HttpToolsProtocol):
             self._clock = None
 
 
+def most_connections() -> int:
+    """Half of the descriptors; the others are for the database, files and streams."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (_DESCRIPTORS if most == resource.RLIM_INFINITY else most) // 2
+
+
+def _ask_for_descriptors() -> None:
+    most, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if allowed == resource.RLIM_INFINITY else min(_DESCRIPTORS, allowed)
+    if most != resource.RLIM_INFINITY and most < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, allowed))
+
+
 def _raw(answer: JSONResponse) -> bytes:
     """An answer as bytes, where there is no request that it could be the answer of."""
     status = HTTPStatus(answer.status_code)
@@ -122,7 +156,8 @@ class Server(uvicorn.Server):
 
 
 def server(app: FastAPI, config: Settings, **options: Any) -> Server:
-    """A server of one process, ready to run."""
+    """A server of one process, ready to run. It asks the machine for descriptors."""
+    _ask_for_descriptors()
     settled = uvicorn.Config(
         app,
         host=config.host,

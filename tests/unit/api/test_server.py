@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -88,6 +89,48 @@ def test_a_head_that_does_not_come_is_given_up(url: str, monkeypatch: pytest.Mon
     silent = time.monotonic() - began
 
     assert silent < 10
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"]
+)
+def test_those_who_wait_longest_make_room_for_who_asks(url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr("api.server.most_connections", lambda: 8)
+    host, _, port = url.removeprefix("http://").partition(":")
+    with ExitStack() as stack:
+        idle = []
+        for _ in range(20):
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+            connection.sendall(sent)
+            if sent.endswith(b"\r\n\r\n"):
+                assert connection.recv(65_536)
+            idle.append(connection)
+
+        assert httpx2.get(f"{url}/livez", timeout=5).status_code == 200
+        for connection in idle[:12]:
+            assert connection.recv(1) == b"", "closed"
+        idle[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            idle[-1].recv(1)
+
+
+def test_who_is_being_answered_makes_no_room(app: FastAPI, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.server.most_connections", lambda: 2)
+    db, storage = app.state.services.db, app.state.services.storage
+    with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {make_key(app)}"}, timeout=30) as client:
+        body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        job_id = client.post("/v1/batches", json=body).json()["id"]
+        with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=SSE) as events:
+            told = events.iter_lines()
+            assert next(told).startswith(":")
+            for _ in range(6):
+                assert httpx2.get(f"{url}/livez", timeout=5).status_code == 200
+            runs.plan(db, job_id, 1)
+            runs.answer(db, storage, runs.take(db, job_id), [0], last=True)
+            runs.finish(db, storage, job_id, range(1))
+            kinds = [line for line in told if line.startswith("event: ")]
+
+    assert kinds[-1] == "event: batch.completed"
 
 
 def test_a_body_that_does_not_come_is_408(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
