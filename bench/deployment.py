@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +58,15 @@ class Deployment:
         with path.open("rb") as handle:
             return self.client.files.create(file=handle, purpose="batch").id
 
-    def run(self, file_id: str, *, killing: bool = False, endpoint: Endpoint = "/v1/chat/completions") -> Finished:
-        """One batch to its end; unless one is `killing` them, no process may keep ending.
+    def run(
+        self,
+        file_id: str,
+        *,
+        killing: bool = False,
+        endpoint: Endpoint = "/v1/chat/completions",
+        seen: Callable[[str], None] = lambda _: None,
+    ) -> Finished:
+        """One batch to its end; unless one is `killing` them, no process may keep ending. `seen` hears each status.
 
         Raises AssertionError when it does not succeed.
         """
@@ -69,6 +76,7 @@ class Deployment:
             if not killing:
                 self.system.check()
             batch = self.client.batches.retrieve(batch.id)
+            seen(batch.status)
         job: Any = self.client.get(f"/jobs/{batch.id}", cast_to=object)
         assert job["status"] == "completed", job
         assert job["progress"]["failed"] == 0, job

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -33,17 +33,37 @@ from workers.engines.vllm_serving import DEFAULTS, argv, prepare_environment
 
 _MODEL = "smollm2-135m-instruct"
 _LINES = ("web", "dispatcher", "cpu", "gpu", "embed", "io", "flower")
+_LOOKS_PER_READING = 4
 _READING, _WRITING = b"Reading batch from", b"Writing outputs to"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds; `cpu` is of the worker and its engine while generating, `others` the cores our other processes took."""
+    """Seconds; `cpu` is of the worker and its engine, `others` the cores each of our other lines took meanwhile."""
 
     generating: float
     whole: float
     cpu: float
-    others: float = 0.0
+    others: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Meter:
+    """CPU of each line while a batch is in progress, read every few looks."""
+
+    mill: Deployment
+    readings: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    _looks: int = 0
+
+    def seen(self, status: str) -> None:
+        if status == "in_progress":
+            if self._looks % _LOOKS_PER_READING == 0:
+                self.readings.append((time.monotonic(), self.mill.cpu()))
+            self._looks += 1
+
+    def cores(self) -> dict[str, float]:
+        (began, before), (ended, after) = self.readings[0], self.readings[-1]
+        return {name: (after[name] - before[name]) / (ended - began) for name in after}
 
 
 def main() -> None:
@@ -81,14 +101,14 @@ def _pair(mill: Deployment, folder: Path, console: Console, n: int) -> tuple[Run
 
 def _ours(mill: Deployment, folder: Path) -> Run:
     file_id = mill.upload(folder / "in.jsonl")
-    before, began = mill.cpu(), time.monotonic()
-    done = mill.run(file_id)
-    used = {name: seconds - before[name] for name, seconds in mill.cpu().items()}
+    meter, before, began = _Meter(mill), mill.cpu(), time.monotonic()
+    done = mill.run(file_id, seen=meter.seen)
+    used = mill.cpu()["gpu"] - before["gpu"]
     content = mill.client.files.content(done.job["output_file_id"]).content
     whole = time.monotonic() - began
     assert len(content.splitlines()) == done.job["progress"]["total"]
-    others = sum(seconds for name, seconds in used.items() if name != "gpu")
-    return Run(done.running, whole, used["gpu"], others / whole)
+    others = {name: cores for name, cores in meter.cores().items() if name != "gpu"}
+    return Run(done.running, whole, used, others)
 
 
 def _theirs(mill: Deployment, folder: Path) -> Run:
@@ -138,8 +158,13 @@ def _show(console: Console, pairs: list[tuple[Run, Run]]) -> None:
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
         table.add_row(title, f"{statistics.median(ours):.2f}", f"{statistics.median(theirs):.2f}", f"{ratio:.3f}")
     console.print(table)
-    others = statistics.median(ours.others for ours, _ in pairs)
-    console.print(f"CPU of all our processes but the gpu worker and its engine: {others * 100:.1f} % of a core")
+    names = pairs[0][0].others
+    each = {name: statistics.median(ours.others[name] for ours, _ in pairs) for name in names}
+    others = statistics.median(sum(ours.others.values()) for ours, _ in pairs)
+    console.print(
+        f"while generating, all our processes but the gpu worker and its engine: {others * 100:.1f} % of a core "
+        f"({', '.join(f'{name} {cores * 100:.1f}' for name, cores in each.items())})"
+    )
 
 
 if __name__ == "__main__":
