@@ -64,15 +64,18 @@ class Deployment:
         *,
         killing: bool = False,
         endpoint: Endpoint = "/v1/chat/completions",
+        every: float = _LOOK_SECONDS,
         seen: Callable[[str], None] = lambda _: None,
     ) -> Finished:
-        """One batch to its end; unless one is `killing` them, no process may keep ending. `seen` hears each status.
+        """One batch to its end; unless one is `killing` them, no process may keep ending.
+
+        The client looks `every` so many seconds, and `seen` hears each status.
 
         Raises AssertionError when it does not succeed.
         """
         batch = self.client.batches.create(input_file_id=file_id, endpoint=endpoint, completion_window="24h")
         while batch.status in LIVE:
-            threading.Event().wait(_LOOK_SECONDS)
+            threading.Event().wait(every)
             if not killing:
                 self.system.check()
             batch = self.client.batches.retrieve(batch.id)

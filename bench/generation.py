@@ -33,7 +33,7 @@ from workers.engines.vllm_serving import DEFAULTS, argv, prepare_environment
 
 _MODEL = "smollm2-135m-instruct"
 _LINES = ("web", "dispatcher", "cpu", "gpu", "embed", "io", "flower")
-_LOOKS_PER_READING = 4
+_LOOKS_PER_READING = 2
 _READING, _WRITING = b"Reading batch from", b"Writing outputs to"
 
 
@@ -102,7 +102,7 @@ def _pair(mill: Deployment, folder: Path, console: Console, n: int) -> tuple[Run
 def _ours(mill: Deployment, folder: Path) -> Run:
     file_id = mill.upload(folder / "in.jsonl")
     meter, before, began = _Meter(mill), mill.cpu(), time.monotonic()
-    done = mill.run(file_id, seen=meter.seen)
+    done = mill.run(file_id, seen=meter.seen, every=1.0)
     used = mill.cpu()["gpu"] - before["gpu"]
     content = mill.client.files.content(done.job["output_file_id"]).content
     whole = time.monotonic() - began

@@ -53,6 +53,7 @@ UNREAD = 16_384  # pieces of one stream
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
+_ROOM_SECONDS = 0.05  # there may be more room before one is answered: whoever had it taken away has left
 
 
 Own = Callable[[Question, int], Awaitable[Answer]]  # a question and the priority of what it asks the engine
@@ -125,8 +126,11 @@ class Desk:
     async def _take_all(self, name: str, tasks: set[asyncio.Task[None]]) -> None:
         away = False
         while not self._closing:
-            if not self._wanted.is_set() or len(tasks) >= self._room(name):
-                await asyncio.sleep(0.05)
+            if not self._wanted.is_set():
+                await asyncio.sleep(_LOOK_SECONDS)
+                continue
+            if len(tasks) >= self._room(name):
+                await asyncio.wait(tasks, timeout=_ROOM_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 continue
             try:
                 found = await self._redis.blpop([line_of(name)], timeout=_TAKE_SECONDS)

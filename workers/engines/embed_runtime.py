@@ -130,11 +130,13 @@ class Chooser:
             self._child = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
                 command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, env=os.environ | QUIET
             )
+            stuck = threading.Timer(MOST_SECONDS, self._child.kill)  # Popen's own timeout looks 20 times a second
+            stuck.daemon = True
+            stuck.start()
             try:
-                self._child.communicate(msgspec.json.encode(order), timeout=MOST_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
+                self._child.communicate(msgspec.json.encode(order))
+            finally:
+                stuck.cancel()
             if self._child.returncode:
                 errors.seek(0)
                 last = errors.read()[-2000:].decode(errors="replace").strip()
