@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.doses import __main__ as command
+from tests.chaos.doses.clients import healthy
 from tests.chaos.doses.deployment import Answer
 from tests.chaos.doses.dose import Given, Outcome, row
 from tests.chaos.doses.hooks import firsts, off_schedule, punctual, told_once
@@ -45,6 +46,24 @@ def test_creates_that_break_or_wait_for_the_outage_to_end_are_found(wrong: Answe
 
 def test_intake_that_takes_nothing_is_found() -> None:
     assert "no create was answered with 200" in _answered(_BUSY)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (Answer("livez", 0, 0.1, told="reset"), "livez: 0 reset"),
+        (Answer("readyz", 503, 0.1), "readyz: 503"),
+        (Answer("livez", 200, 2.5), "answered after, worst 2.5 s is more than"),
+    ],
+)
+def test_health_that_is_not_answered_in_time_is_found(wrong: Answer, why: str) -> None:
+    outcome = Outcome("a dose")
+    healthy(outcome, [Answer("livez", 200, 0.1), wrong])
+    well = Outcome("a dose")
+    healthy(well, [Answer("livez", 200, 0.1)])
+
+    assert why in "; ".join(outcome.violations)
+    assert well.violations == []
 
 
 def _job(name: str, key: str, state: str = "succeeded") -> dict[str, Any]:
