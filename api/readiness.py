@@ -42,7 +42,7 @@ class Watch:
         return Standing(
             depth={queue: count for queue, (count, _) in waiting.items()},
             oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
-            slots=fleet.slots(session),
+            slots=fleet.slots(fleet.alive(session)),
             last_beat=last_beat,
             stuck=self._stuck(session, at),
         )

@@ -21,9 +21,8 @@ from jobs.states import LIVE, ShardState
 
 BEATS_TO_HEAR = 3  # see `Hearing`
 _OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
-#: What each look of the dispatcher asks, built once.
+#: What the dispatcher asks while work waits, built once.
 _ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
-_SLOTS = select(Worker.queues, Worker.slots).where(Worker.state == "ready", ~_OFF)
 _RESTARTS = select(Worker.pool, Worker.restarts).where(Worker.id == bindparam("its_id")).with_for_update()
 #: What each question of somebody who waits asks.
 _SERVING = select(Worker.queues, Worker.models).where(Worker.state == "ready", ~_OFF)
@@ -65,12 +64,12 @@ def alive(session: Session, queue: str | None = None) -> Sequence[Worker]:
     return [worker for worker in session.scalars(_ALIVE) if queue is None or queue in worker.queues]
 
 
-def slots(session: Session) -> dict[str, int]:
-    """Live slots per queue."""
+def slots(workers: Iterable[Worker]) -> dict[str, int]:
+    """Slots per queue, of workers that are alive."""
     total: dict[str, int] = {}
-    for queues, count in session.execute(_SLOTS):
-        for queue in queues:
-            total[queue] = total.get(queue, 0) + count
+    for worker in workers:
+        for queue in worker.queues:
+            total[queue] = total.get(queue, 0) + worker.slots
     return total
 
 

@@ -139,9 +139,14 @@ class Dispatcher:
         if self.clock() < self._broker_back:
             return False
         with self.db.read() as session:
-            out, off = _out(session), pauses.paused(session)
-            slots = self._slots(session, off)
-            served = fleet.served(fleet.alive(session), self._registry()) if slots else {}
+            waiting = set(session.scalars(_WAITING))
+            if not waiting:
+                return False
+            off, workers = pauses.paused(session), fleet.alive(session)
+            waiting -= off.of(Scope.QUEUE)
+            slots = {queue: count for queue, count in fleet.slots(workers).items() if queue in waiting}
+            served = fleet.served(workers, self._registry()) if slots else {}
+            out = _out(session) if slots else Out()
             chosen = {
                 queue: self._choose(session, queue, count, out, off, served.get(queue, outbox.ALL))
                 for queue, count in slots.items()
@@ -149,14 +154,6 @@ class Dispatcher:
         if any(chosen.values()):
             self._publish([peal for queue, rings in chosen.items() for peal in peals(rings, slots[queue])])
         return any(chosen.values())
-
-    def _slots(self, session: Session, off: Paused) -> dict[str, int]:
-        """Live slots of each queue where work waits."""
-        waiting = set(session.scalars(_WAITING))
-        waiting -= off.of(Scope.QUEUE)
-        if not waiting:
-            return {}
-        return {queue: count for queue, count in fleet.slots(session).items() if queue in waiting}
 
     def _choose(
         self, session: Session, queue: str, slots: int, out: Out, off: Paused, served: outbox.Served
@@ -223,7 +220,7 @@ class Dispatcher:
             return
         with self.db.read() as session:
             overdue = self._rings.overdue(outbox.unheard(session))
-            live = fleet.slots(session)
+            live = fleet.slots(fleet.alive(session)) if overdue else {}
         again = [row for row in overdue if row.queue in live]
         if again:
             log.info("rung_again", extra={"doorbells": len(again)})

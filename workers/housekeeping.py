@@ -81,8 +81,9 @@ class Housekeeper:
                 Task.DELIVER: (Queue.WEBHOOKS, deliveries.due_count(session) > 0),
                 Task.PURGE: (Queue.INGEST, attachments.owes(session)),
             }
-            held = pauses.paused(session).of(pauses.Scope.QUEUE)
-            wanted = {task: queue for task, (queue, is_due) in waits.items() if is_due and queue not in held}
+            due = {task: queue for task, (queue, is_due) in waits.items() if is_due}
+            held = pauses.paused(session).of(pauses.Scope.QUEUE) if due else frozenset()
+            wanted = {task: queue for task, queue in due.items() if queue not in held}
             return {task: queue for task, queue in wanted.items() if fleet.alive(session, queue)}
 
     def _bury_workers(self) -> None:
