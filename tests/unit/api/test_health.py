@@ -1,17 +1,23 @@
 """Health without a key: alive, ready, measured."""
 
 import fcntl
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.orm import Session
 
+from api.metrics import Exposition
 from jobs import measures
 from jobs.clock import now
 from jobs.models import CacheUse, Outbox, Worker
 from tests.support import ledgers, runs
+from tests.support.system import pause
 from tests.unit.api.test_batches import create
 
 
@@ -167,3 +173,21 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     assert samples["nightmill_engine_seconds_sum", "m"] == pytest.approx(100_000.32)
     assert samples["nightmill_webhook_seconds_bucket", "0.25"] == 1
     assert samples["nightmill_http_request_seconds_count", "/v1/batches", "200", "POST"] >= 3
+
+
+def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[float] = []
+
+    def slow(_: Session) -> Iterator[Metric]:
+        read.append(time.monotonic())
+        pause(0.3)
+        yield from ()
+
+    monkeypatch.setattr("api.metrics._KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("api.metrics._READERS", (slow,))
+    exposition = Exposition(app.state.services.db)
+
+    for _ in range(3):
+        exposition.text()
+
+    assert len(read) == 1
