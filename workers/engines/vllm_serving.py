@@ -161,8 +161,11 @@ def crowd(args: Mapping[str, Any], beside: int) -> tuple[int, int] | None:
 
 def cpu_places(args: Mapping[str, Any]) -> int:
     """`max_num_seqs` as a CPU's vLLM is told it: who waits finds a place, however many lines of batches there are."""
+    from vllm.engine.arg_utils import human_readable_int
+
     places = _usual(int(args.get("max_num_seqs") or CPU_SEQUENCES)) + FOR_WAITERS
-    return min(places, int(args.get("max_num_batched_tokens") or places))  # with more of them it does not start
+    tokens = human_readable_int(str(args.get("max_num_batched_tokens") or places))  # as vLLM reads it: 2k
+    return min(places, tokens)  # with more of them it does not start
 
 
 def _usual(running: int) -> int:

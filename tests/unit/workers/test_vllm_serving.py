@@ -36,9 +36,10 @@ def test_engine_arguments_become_words() -> None:
         ({}, 144 + FOR_WAITERS),
         ({"max_num_seqs": 4}, 5 + FOR_WAITERS),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 80}, 80),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": "2k"}, 9 + FOR_WAITERS),
     ],
 )
-def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, int], places: int) -> None:
+def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, object], places: int) -> None:
     assert cpu_places(args) == places
 
 
