@@ -28,6 +28,7 @@ from workers.parsing.terms import Code, Cutting, Interrupted, Limits, Refused, S
 __all__ = ["Code", "Cutting", "Interrupted", "Limits", "Parser", "Refused", "Strategy"]
 
 FILES: Final = 200  # then a child is replaced: libraries leak
+STARTS: Final = 3  # a child that ends as it starts knows nothing of the file: others get a chance
 START_SECONDS: Final = 60.0  # for Python and the libraries, on a machine that has much else to do
 _DYING_SECONDS: Final = 5.0  # between closing its pipes and being dead, with a gigabyte to give back
 _READ: Final = 1 << 20
@@ -203,18 +204,20 @@ class Parser:
     def _started(self) -> Child:
         if self._child is not None:
             return self._child
-        child = Child(self._module)
-        with self._lock:
-            self._child = child
-            too_late = self._interrupted
-        if too_late:
-            raise Interrupted
-        try:
-            child.hear(START_SECONDS, wire.LARGEST_ASK)
-        except (Died, TimeUp):
-            self._end()
-            raise Refused("server_error", "The parser could not be started.") from None
-        return child
+        for _ in range(STARTS):
+            child = Child(self._module)
+            with self._lock:
+                self._child = child
+                too_late = self._interrupted
+            if too_late:
+                raise Interrupted
+            try:
+                child.hear(START_SECONDS, wire.LARGEST_ASK)
+            except (Died, TimeUp):
+                self._end()
+            else:
+                return child
+        raise Refused("server_error", "The parser could not be started.")
 
     def _end(self) -> int:
         """Drop the child; Interrupted if that is why it ended."""

@@ -17,7 +17,7 @@ import pytest
 from jobs.documents import Document
 from tests.unit.workers.parsing import samples
 from workers.parsing import parser as parsing
-from workers.parsing.parser import Cutting, Interrupted, Limits, Parser, Refused
+from workers.parsing.parser import STARTS, Child, Cutting, Interrupted, Limits, Parser, Refused
 
 ROGUE = "tests.unit.workers.parsing.rogue"
 LIMITS = Limits(seconds=20, cpu_seconds=10, memory_bytes=256 << 20)
@@ -207,6 +207,26 @@ def test_child_that_is_killed_once_condemns_no_file(rogue: Parser, cutting: Cutt
     assert rogue.parse(tmp_path / "seen", "killed", cutting).text == "good text"
 
     assert refused(rogue, "always killed", cutting).code == "invalid_file"
+
+
+@pytest.mark.parametrize(("kills", "said"), [(STARTS - 1, "good text"), (STARTS, "The parser could not be started.")])
+def test_child_that_is_killed_as_it_starts_condemns_no_file(
+    rogue: Parser, cutting: Cutting, monkeypatch: pytest.MonkeyPatch, kills: int, said: str
+) -> None:
+    made: list[Child] = []
+
+    def start(module: str) -> Child:
+        made.append(Child(module))
+        if len(made) <= kills:
+            made[-1].kill()
+        return made[-1]
+
+    monkeypatch.setattr(parsing, "Child", start)
+
+    if kills < STARTS:
+        assert rogue.parse(Path("/nowhere"), "good", cutting).text == said
+    else:
+        assert refused(rogue, "good", cutting).message == said
 
 
 def test_child_writes_no_file(rogue: Parser, cutting: Cutting, tmp_path: Path) -> None:
