@@ -34,6 +34,7 @@ from jobs.db import Database
 from jobs.queues import Queue
 from jobs.settings import Settings
 from tests.support import stub_engine
+from tests.support.beside import beside
 from tests.support.distributed import Servers, servers
 
 MODEL = "stub-model"
@@ -70,29 +71,23 @@ class Asked:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._stop = threading.Event()
         self._lock = threading.Lock()
         self.counts = Counter[int]()
         self.first: dict[int, float] = {}  # of each batch, since `forget`
 
     @contextmanager
     def watching(self) -> Iterator["Asked"]:
-        thread = threading.Thread(target=self._watch, name="asked", daemon=True)
-        thread.start()
-        try:
+        with beside(self._watch):
             yield self
-        finally:
-            self._stop.set()
-            thread.join()
 
     def forget(self) -> None:
         with self._lock:
             self.first = {}
 
-    def _watch(self) -> None:
+    def _watch(self, stop: threading.Event) -> None:
         with self._log.open("rb") as log:
             rest = b""
-            while not self._stop.wait(_LOOK_SECONDS):
+            while not stop.wait(_LOOK_SECONDS):
                 *lines, rest = (rest + log.read()).split(b"\n")
                 at = time.monotonic()
                 with self._lock:

@@ -19,6 +19,7 @@ import psutil
 
 from tests.chaos.campaign import Campaign
 from tests.chaos.faults import ALL_FAULTS
+from tests.support.beside import beside
 from tests.support.system import System
 
 #: Of two rivals, the ones that live from beginning to end.
@@ -46,20 +47,14 @@ class Scales:
 
     system: System
     samples: dict[tuple[str, int], list[Sample]] = field(default_factory=dict)
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def weighing(self) -> Iterator["Scales"]:
-        thread = threading.Thread(target=self._weigh, name="scales", daemon=True)
-        thread.start()
-        try:
+        with beside(self._weigh):
             yield self
-        finally:
-            self._stop.set()
-            thread.join()
 
-    def _weigh(self) -> None:
-        while not self._stop.wait(_EVERY_SECONDS):
+    def _weigh(self, stop: threading.Event) -> None:
+        while not stop.wait(_EVERY_SECONDS):
             for service, process in self._processes():
                 with suppress(psutil.Error), process.oneshot():
                     sample = Sample(time.time() - process.create_time(), _resident(process), process.num_fds())

@@ -1,7 +1,7 @@
 """A deployment that runs batches by itself while suites talk to it, with a webhook receiver beside it."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from jobs.queues import Queue, Task
 from jobs.searches import Found, Search
 from tests.sdk.front import Front, standing_before
 from tests.support import runs
+from tests.support.beside import beside
 from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
@@ -109,9 +110,9 @@ def deployed(folder: Path, db: Database) -> Iterator[Deployment]:
         front = stack.enter_context(standing_before(url, receiver))
         stack.enter_context(_answering(mill, carrier.url))
         stack.enter_context(_ingesting(mill))
-        stack.enter_context(_going_on(lambda stop: _tick(mill, stop)))
+        stack.enter_context(beside(lambda stop: _tick(mill, stop)))
         deliver = {"idle_seconds": 3600.0}
-        stack.enter_context(_going_on(lambda stop: loop.run(db, mill.config, "io-1", stop, **deliver)))
+        stack.enter_context(beside(lambda stop: loop.run(db, mill.config, "io-1", stop, **deliver)))
         yield Deployment(url, app, mill, receiver, front, past)
 
 
@@ -186,16 +187,3 @@ def _ended(mill: Mill, n: int) -> str:
 def _tick(mill: Mill, stop: threading.Event) -> None:
     while not stop.wait(0.02):
         mill.dispatcher.tick()
-
-
-@contextmanager
-def _going_on(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """`work` in a thread of its own, until the block ends."""
-    stop = threading.Event()
-    thread = threading.Thread(target=work, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
