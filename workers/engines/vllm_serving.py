@@ -164,7 +164,7 @@ def cpu_places(args: Mapping[str, Any]) -> int:
     from vllm.engine.arg_utils import human_readable_int
 
     places = _usual(int(args.get("max_num_seqs") or CPU_SEQUENCES)) + FOR_WAITERS
-    tokens = human_readable_int(str(args.get("max_num_batched_tokens") or places))  # as vLLM reads it: 2k
+    tokens: int = human_readable_int(str(args.get("max_num_batched_tokens") or places))  # as vLLM reads it: 2k
     return min(places, tokens)  # with more of them it does not start
 
 
