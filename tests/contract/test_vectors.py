@@ -18,6 +18,7 @@ from tests.support.services import need
 from tests.support.system import eventually, pause
 from tests.support.weaviate import Weaviate
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, go, start, towards
+from workers.vectors import weaviate as weaviate_module
 from workers.vectors import weaviate_client
 from workers.vectors.opening import open_vectors
 from workers.vectors.port import Entry, Hit, Store, Vectors, VectorsAway
@@ -482,6 +483,36 @@ def test_what_was_written_is_found_by_its_vector_though_the_server_was_killed(se
 
     assert found == [60] * len(stores)
     vectors.close()
+
+
+def test_what_is_written_again_is_found_by_its_vector_though_the_server_was_killed_at_the_first_time(
+    server: Weaviate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server leaves an object alone that is the same as before."""
+    vectors, document = open_vectors(server.url, tmp_path, server.api_key), a_document("vsd_a.1", 60)
+    stores = [a_store(f"vs_again{n}") for n in range(6)]
+    with monkeypatch.context() as patched:
+        patched.setattr(weaviate_module, "_delete", _is_killed)
+        for store in stores:
+            with pytest.raises(VectorsAway):
+                vectors.write(store, document)
+    server.kill()
+    server.start()
+
+    eventually(lambda: _answers(vectors), 20, "it is back")
+    counts = [vectors.counts(store) for store in stores]
+    for store in stores:
+        vectors.write(store, document[:40])
+        vectors.write(store, document[40:])
+    found = [len(vectors.nearest(store, towards(1), 100)) for store in stores]
+
+    assert counts == [{"vsd_a.1": 60}] * len(stores), "the objects are there"
+    assert found == [60] * len(stores)
+    vectors.close()
+
+
+def _is_killed(*_: object, **__: object) -> int:
+    raise VectorsAway("The server was killed before it had flushed.")
 
 
 def _answers(vectors: Vectors) -> bool:

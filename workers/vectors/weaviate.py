@@ -11,6 +11,7 @@ of the connection, the next call makes a new one.
 import hashlib
 import json
 import re
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -30,6 +31,7 @@ MOST_RESULTS: Final = 10_000  # of one query: the server's QUERY_MAXIMUM_RESULTS
 AT_ONCE: Final = 200  # objects in one request
 PAGE: Final = 2_000  # objects in one answer of a walk through a whole store
 _IN_LIST: Final = 100  # values in one condition of a deletion or a look-up
+_DOUBTFUL: Final = 10_000  # documents that are remembered
 _PREFIX: Final = "Nightmill_"
 _SHOWN: Final = ["document", "n", "text", "meta"]
 _NOBODY: Final = "nobody"  # no document is called so
@@ -43,13 +45,23 @@ class WeaviateVectors:
     def __init__(self, url: str, api_key: str = "", owner: str = "") -> None:
         self._client = Client(url, api_key)
         self._mark = f"{owner}-" if owner else ""
+        self._lock = threading.Lock()
+        self._doubtful: dict[tuple[str, str], None] = {}  # documents of stores, of which a write failed
 
     def write(self, store: Store, entries: Sequence[Entry]) -> None:
+        """What may be there of a write that failed goes first.
+
+        The server leaves an object alone that is there and the same, though a kill took it from the index of vectors.
+        """
         objects = [_object(store, entry) for entry in entries]
+        pairs = zip(objects, entries, strict=True)
+        again = [one.uuid for one, entry in pairs if (store.id, entry.document) in self._doubtful]
 
         def send(client: Any) -> None:
             _make_collection(client, store)
             tenant = self._tenant(client, store)
+            if again and self._tenants(client, store).exists(self._mark + store.id):
+                _remove(tenant, again)
             for start in range(0, len(objects), AT_ONCE):
                 some = objects[start : start + AT_ONCE]
                 _raise_for(tenant.data.insert_many(some).errors, len(some))
@@ -58,7 +70,18 @@ class WeaviateVectors:
             _delete(tenant, documents=[_NOBODY])
 
         if objects:
-            self._client.call(send)
+            try:
+                self._client.call(send)
+            except VectorsAway:
+                self._doubt({(store.id, entry.document) for entry in entries})
+                raise
+
+    def _doubt(self, documents: Collection[tuple[str, str]]) -> None:
+        """Whoever writes one of these again is of this process: another writes under a key of its own."""
+        with self._lock:
+            self._doubtful |= dict.fromkeys(documents)
+            for oldest in list(islice(self._doubtful, max(len(self._doubtful) - _DOUBTFUL, 0))):
+                del self._doubtful[oldest]
 
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         found: dict[str, Vector] = {}
@@ -142,6 +165,9 @@ class WeaviateVectors:
         except Missing:
             return nothing
 
+    def _tenants(self, client: Any, store: Store) -> Any:
+        return client.collections.use(collection_name(store)).tenants
+
     def _tenant(self, client: Any, store: Store) -> Any:
         return client.collections.use(collection_name(store)).with_tenant(self._mark + store.id)
 
@@ -218,6 +244,13 @@ def _delete(tenant: Any, documents: Collection[str]) -> int:
         gone += int(answer.successful)
         if not answer.successful or answer.successful == answer.matches:
             return gone
+
+
+def _remove(tenant: Any, ids: Sequence[Any]) -> None:
+    for start in range(0, len(ids), _IN_LIST):
+        answer = tenant.data.delete_many(Filter.by_id().contains_any(ids[start : start + _IN_LIST]))
+        if answer.failed:
+            raise VectorsAway(f"The vector store kept {answer.failed} entries that were to be written anew.")
 
 
 def _numbers(tenant: Any, document: str) -> list[int]:
