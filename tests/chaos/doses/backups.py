@@ -18,10 +18,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from jobs.db import Database
-from jobs.models import Delivery, Job
+from jobs.models import Delivery, Job, Segment
 from jobs.states import TERMINAL
 from tests.chaos.doses.deployment import Site, site
 from tests.chaos.doses.dose import Given, Outcome
@@ -46,17 +46,20 @@ Row = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Books:
-    """What a database says of its jobs, and which deliveries it knows."""
+    """What a database says of its jobs, which deliveries it knows, and how much of what is in progress is done."""
 
     jobs: dict[str, Row] = field(default_factory=dict)
     deliveries: dict[str, str] = field(default_factory=dict)  # their states, by id
+    segments: int = 0  # of jobs in progress
 
     @classmethod
     def read(cls, url: str) -> "Books":
         with closing(Database(url)) as db, db.read() as session:
             jobs: dict[str, Row] = {row.id: row._asdict() for row in session.execute(select(*Job.__table__.columns))}
             deliveries = {row.id: row.state for row in session.execute(select(Delivery.id, Delivery.state))}
-        return cls(jobs, deliveries)
+            done = select(func.count()).select_from(Segment).join(Job, Job.id == Segment.job_id)
+            segments = session.scalar(done.where(Job.state.not_in(TERMINAL))) or 0
+        return cls(jobs, deliveries, segments)
 
     @property
     def ended(self) -> dict[str, Row]:
@@ -283,7 +286,8 @@ def _judge_jobs(outcome: Outcome, again: _Restored, known: Known) -> None:
     took, after = time.monotonic() - began, Books.read(again.url)
     begun = sum(row["state"] != "queued" for row in books.open.values())
     wrong = unfinished(books.open, after.jobs)[:5] if begun else ["nothing was in progress in the backup"]
-    outcome.judge(f"{len(books.open)} in progress, all ended {took:.0f} s later", *wrong)
+    begun_with = f"{len(books.open)} in progress, with {books.segments} segments"
+    outcome.judge(f"{begun_with}; all ended {took:.0f} s later", *wrong)
     outcome.judge(f"{len(books.ended)} that had ended are as they were", *changed(books.ended, after.jobs)[:5])
     keys = {row["idempotency_key"]: name for name, row in books.jobs.items()}
     outcome.judge("each line once", *all_unlike(again.site, ((known.jobs[key], keys[key]) for key in keys))[:10])
