@@ -17,7 +17,7 @@ from tests.chaos.doses.hooks import firsts, off_schedule, punctual, told_once
 from tests.chaos.doses.intake import answered, exist, same
 from tests.chaos.doses.known import batch_of, unlike
 from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
-from tests.chaos.doses.versions import NoOldVersion, before_newest, idle
+from tests.chaos.doses.versions import NoOldVersion, before_newest, idle, unheard
 from tests.support import oracle
 from tests.support.receiver import Received
 from workers.engines.fake import reply
@@ -250,6 +250,12 @@ def test_a_known_batch_is_judged_line_by_line(names: Sequence[str], more: int, w
 def test_a_version_that_did_nothing_beside_the_other_is_found() -> None:
     assert idle({"old": 1, "new": 2}) == []
     assert idle({"old": 0, "new": 2}) == ["no worker of the old version did anything"]
+
+
+def test_a_version_that_answers_nobody_or_breaks_is_found() -> None:
+    assert unheard({"old": {200: 3}, "new": {200: 1, 503: 2}}) == []
+    assert unheard({"old": {503: 3}}) == ["nobody was answered by the old version"]
+    assert unheard({"old": {200: 3, 500: 1}}) == ["500 from the old version"]
 
 
 def test_the_older_version_is_the_commit_before_the_newest_migration(tmp_path: Path) -> None:

@@ -5,15 +5,18 @@ F22-mixed   a host of the new version starts beside one of the old, migrates the
             work for a minute
 """
 
+import itertools
 import re
 import subprocess
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+import httpx2
 from sqlalchemy import func, select
 
 from jobs.db import Database
@@ -33,7 +36,8 @@ _ENDED_SECONDS = 300.0
 _RESUME_SECONDS = 30.0
 _MIXED_SECONDS = 60.0
 _LEAST_SECONDS = 10.0
-_RATE = 3.0
+_RATE = 4.0
+_ASK_SECONDS = 0.5
 
 
 class NoOldVersion(Exception):
@@ -130,22 +134,56 @@ def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
         ports = [before.system.port]
         known = Known(before, ports)
         known.post_all([(f"large-{n}", _LARGE_LINES) for n in range(_LARGE)])
-        with known.going_on(_RATE, _SMALL):
+        with known.going_on(_RATE, _SMALL), _asking(before, ports) as said:
             pause(5)
             after = host(_made(folder / "after"))
             ports.append(after.system.port)
             pause(seconds)
             ports.remove(before.system.port)
-            pause(2)  # what was on its way there
+            pause(5)  # what was on its way there
             code = before.system.stop(60)
             outcome.judge("the old one stops", f"its exit code is {code}" if code else "")
             outcome.judge("and is refused by the new schema", *_starts(before.system))
             pause(5)
         _judge(outcome, after, known)
+        told = {version: said[one.system.port] for version, one in (("old", before), ("new", after))}
+        outcome.judge(f"clients who wait: { ({version: dict(one) for version, one in told.items()}) }", *unheard(told))
         moved = {version: _moves(shared.database, one.system) for version, one in (("old", before), ("new", after))}
         outcome.judge(f"moves of jobs by workers of each: {moved}", *idle(moved))
         for name, lines in {**_errors("old", before.system), **_errors("new", after.system)}.items():
             outcome.judge(f"{name} logged {len(lines)} errors: {lines[0][:300]}")
+
+
+@contextmanager
+def _asking(made: Site, ports: Sequence[int]) -> Iterator[dict[int, Counter[int]]]:
+    """Clients who wait, at each port by turns; the statuses that they get there."""
+    said, stop = defaultdict[int, Counter[int]](Counter), threading.Event()
+
+    def ask() -> None:
+        for number in itertools.count():
+            if stop.wait(_ASK_SECONDS):
+                return
+            port = ports[number % len(ports)]
+            body = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": f"Ask {number}"}]}
+            try:
+                said[port][made.http.post(made.url("chat/completions", port), json=body).status_code] += 1
+            except httpx2.HTTPError:
+                said[port][0] += 1
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield said
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+def unheard(told: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """Clients who wait are answered at each, or told to come again; nothing else."""
+    faults = [f"nobody was answered by the {version} version" for version, said in told.items() if not said.get(200)]
+    wrong = [(version, status) for version, said in told.items() for status in said if status not in {200, 503}]
+    return faults + [f"{status} from the {version} version" for version, status in wrong]
 
 
 def _starts(system: System) -> list[str]:
@@ -169,7 +207,8 @@ def _moves(url: str, system: System) -> int:
 
 
 def _errors(version: str, system: System) -> dict[str, list[str]]:
-    return {f"{name} ({version})": lines for name, lines in system.errors().items()}
+    """But for the release step, which has refused."""
+    return {f"{name} ({version})": lines for name, lines in system.errors().items() if name != "release"}
 
 
 def _made(folder: Path) -> Path:
