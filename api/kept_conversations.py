@@ -57,15 +57,19 @@ def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping
 
 
 def load(call: CallContext, conversation_id: str) -> Held:
-    """Raises NotFound."""
+    """Raises NotFound, also where its items are not there: the files of a backup are of a later moment than its row."""
+    missing = ""
     for _ in range(_TRIES):
         with call.db.read() as session:
             found = row(session, call, conversation_id)
+        if found.path == missing:
+            raise NotFound(f"The items of conversation '{clip(conversation_id)}' are gone.", param="conversation_id")
         try:
             with call.storage.reader(found.path) as handle:
                 items: Items = msgspec.json.decode(handle.read())
         except NotFound:
-            continue  # it was replaced a moment ago
+            missing = found.path  # replaced a moment ago, mostly
+            continue
         return Held(found.id, found.version, found.path, items)
     raise _busy(conversation_id)
 

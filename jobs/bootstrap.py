@@ -9,10 +9,13 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
 
 from jobs import logs
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import NightmillError
 from jobs.hosts import claim_host
 from jobs.keys import check_key, create_key, ensure_project
 from jobs.models import Project
@@ -21,6 +24,10 @@ from jobs.settings import Settings, settings
 OPERATOR_KEY = "operator.key"
 DEFAULT_PROJECT = "default"
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+
+class NewerSchema(NightmillError):
+    """A newer version has migrated this database: start that one, or restore a backup from before."""
 
 
 def main() -> None:
@@ -35,11 +42,16 @@ def main() -> None:
 
 
 def migrate(url: str, target: str = "head") -> None:
-    """Apply every migration up to `target` that is missing."""
+    """Apply every migration up to `target` that is missing. Raises NewerSchema."""
     alembic = Config()
     alembic.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # it interpolates
     alembic.attributes["url"] = url
-    command.upgrade(alembic, target)
+    try:
+        command.upgrade(alembic, target)
+    except CommandError as error:
+        if isinstance(error.__cause__, ResolutionError):  # the database names a revision that is not here
+            raise NewerSchema from error
+        raise
 
 
 def operator_key(db: Database, config: Settings) -> str:

@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -43,6 +43,9 @@ class Storage(Protocol):
         """Remove an object or everything under a folder; what is not there is no error."""
 
     def list(self, prefix: str) -> list[str]: ...
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """The names of the folders that are directly in one."""
 
     def sweep(self, before: float) -> int:
         """Remove what writers that died left unfinished, untouched since `before`; how many there were."""
@@ -100,6 +103,11 @@ class DiskStorage:
         with _our_errors(prefix):
             found = [path for path in base.rglob("*") if path.is_file() and not path.name.startswith(_TEMPORARY)]
         return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        base = self._at(prefix)
+        with _our_errors(prefix):
+            return [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
 
     def sweep(self, before: float) -> int:
         swept = 0
@@ -172,6 +180,14 @@ class ObjectStorage:
         with _our_errors(prefix):
             found = self._fs.find(self._at(prefix))
         return sorted(path.removeprefix(self._root).lstrip("/") for path in found)
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        with _our_errors(prefix):
+            try:
+                found = self._fs.ls(self._at(prefix), detail=True)
+            except FileNotFoundError:
+                return []
+        return [one["name"].rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory"]
 
     def sweep(self, before: float) -> int:  # noqa: ARG002 (unfinished parts are for the bucket's lifecycle rule)
         return 0

@@ -35,14 +35,15 @@ def respond(context: Context, claim: JobClaim) -> None:
     if segment is None:  # cancelled or expired
         _close(context, claim, {})
         return
-    with context.storage.reader(segment.path) as handle:
-        _, good, line = records.parse(handle.read(segment.length).rstrip(b"\n"))
+    good = any(segment.good)
     counts = segment.outcomes or {}
     values = {name: getattr(segment, name) for name in TOKENS} | {"completed": int(good), "failed": int(not good)}
     if claim.job.state != JobState.FINISHING:  # stopped when it was nearly done: that it was, its state says
         _close(context, claim, values, counts)
         context.storage.delete(f"jobs/{claim.job.id}")  # nobody will be shown it
         return
+    with context.storage.reader(segment.path) as handle:
+        _, _, line = records.parse(handle.read(segment.length).rstrip(b"\n"))
     said = msgspec.json.decode(line)
     kept = _object(context, claim.job.id)
     answer: Any = said["response"]["body"] if good else None

@@ -33,6 +33,7 @@ from jobs.models import (
     Shard,
     Upload,
     UploadPart,
+    VectorStore,
 )
 from jobs.payloads import BATCH_OUTPUT
 from jobs.settings import Settings
@@ -141,12 +142,18 @@ class Retention:
             log.warning("orphans_not_looked_for")
 
     def orphans(self) -> None:
-        """Remove files without a row that were without one at the last look, an hour ago, too, and unfinished ones."""
+        """Remove what is without a row and was at the last look, an hour ago, too, and files that are unfinished.
+
+        A crash leaves single files; a database that is restored from a backup knows nothing of whole jobs and stores.
+        """
         if swept := self._storage.sweep(now() - _UNTOUCHED_SECONDS):
             log.warning("unfinished_files_removed", extra={"files": swept})
         found = self._unowned("files/", "files/", File.path) | self._unowned("responses/", "", KeptResponse.id)
         found |= self._unowned("completions/", "", KeptCompletion.id)
         found |= self._unowned("conversations/", "conversations/", Conversation.path)
+        found |= self._unowned("uploads/", "uploads/", UploadPart.path)
+        for folder, column in (("jobs", Job.id), ("documents", VectorStore.id)):
+            found |= {f"{folder}/{name}" for name in self._unknown(self._storage.folders(folder), column)}
         old = sorted(found & self._suspects)
         self._suspects = frozenset(found)
         if old:
@@ -156,12 +163,15 @@ class Retention:
     def _unowned(self, folder: str, prefix: str, column: InstrumentedAttribute[str]) -> set[str]:
         """What lies in a folder and whose name, after `prefix`, no row has in its `column`."""
         names = [prefix + path.removeprefix(folder) for path in self._storage.list(folder.rstrip("/"))]
+        return {folder + name.removeprefix(prefix) for name in self._unknown(names, column)}
+
+    def _unknown(self, names: Sequence[str], column: InstrumentedAttribute[str]) -> set[str]:
         found: set[str] = set()
         for start in range(0, len(names), _AT_ONCE):
             page = names[start : start + _AT_ONCE]
             with self._db.read() as session:
                 found.update(set(page) - set(session.scalars(select(column).where(column.in_(page)))))
-        return {folder + name.removeprefix(prefix) for name in found}
+        return found
 
     def _uploads(self) -> None:
         """Pending uploads whose hour is over, and the parts of all that are not pending."""

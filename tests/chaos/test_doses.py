@@ -1,20 +1,27 @@
 """Each judge of a dose finds what it is there to find, and lets pass what is as it should be."""
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types import Batch
 
 from tests.chaos.doses import __main__ as command
+from tests.chaos.doses.backups import changed, copied, misheard, other, unfinished
 from tests.chaos.doses.clients import healthy
 from tests.chaos.doses.deployment import Answer
 from tests.chaos.doses.dose import Given, Outcome, row
 from tests.chaos.doses.hooks import firsts, off_schedule, punctual, told_once
 from tests.chaos.doses.intake import answered, exist, same
+from tests.chaos.doses.known import batch_of, unlike
 from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
+from tests.chaos.doses.versions import NoOldVersion, before_newest, idle, unheard
+from tests.support import oracle
 from tests.support.receiver import Received
+from workers.engines.fake import reply
 
 _OK = Answer("k1", 200, 0.1, "batch_1")
 _BUSY = Answer("k2", 503, 1.0, retry_after="1")
@@ -160,6 +167,140 @@ def test_a_cancelled_batch_ends_in_one_way_and_tells_of_that_alone() -> None:
     assert one_end("batch_1", "cancelled", ["job.queued", "batch.cancelled"]) == []
     assert one_end("batch_1", "cancelled", ["batch.cancelled", "batch.completed"])
     assert one_end("batch_1", "completed", ["job.queued"])
+
+
+_SUM = {"state": "succeeded", "completed": 2}
+
+
+def test_what_had_ended_in_a_backup_and_is_gone_or_other_is_found() -> None:
+    assert changed({"batch_1": _SUM}, {"batch_1": dict(_SUM), "batch_2": {"state": "failed"}}) == []
+    assert changed({"batch_1": _SUM}, {}) == ["batch_1 has ended and is not there"]
+    assert "'completed': (2, 3)" in changed({"batch_1": _SUM}, {"batch_1": _SUM | {"completed": 3}})[0]
+
+
+def test_a_file_of_a_backup_that_is_another_or_gone_is_found() -> None:
+    assert other({"file-1": "aa", "file-2": "bb"}, {"file-1": "aa"}) == []
+    assert other({"file-1": "aa"}, {"file-1": "bb"}) == ["file-1 is another"]
+    assert other({"file-1": "aa"}, {"file-1": ""}) == ["file-1 is not there"]
+
+
+def test_what_was_in_progress_in_a_backup_and_did_not_succeed_is_found() -> None:
+    assert unfinished(["batch_1"], {"batch_1": _SUM}) == []
+    assert unfinished(["batch_1", "batch_2"], {"batch_1": {"state": "failed"}}) == [
+        "batch_1 is failed",
+        "batch_2 is not there",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("owed", "before", "after", "why"),
+    [
+        (["msg_1"], [_sent(1)], [], ""),
+        (["msg_1"], [_sent(1)], [_sent(2)], ""),
+        (["msg_1", "msg_9"], [_sent(1), _sent(1, "msg_2", "batch_2")], [_sent(2, "msg_9", "batch_2")], ""),
+        (["msg_1"], [], [], "msg_1 is pending and did not come"),
+        (["msg_1"], [_sent(1)], [_sent(2, more="other")], "2 bodies"),
+        (
+            ["msg_1", "msg_8", "msg_9"],
+            [_sent(1)],
+            [_sent(2, "msg_8", "batch_2"), _sent(2, "msg_9", "batch_2")],
+            "2 ids",
+        ),
+    ],
+)
+def test_webhooks_that_a_restored_backup_does_not_send_or_sends_otherwise_are_found(
+    owed: Sequence[str], before: Sequence[Received], after: Sequence[Received], why: str
+) -> None:
+    faults = misheard(dict.fromkeys(owed, "pending"), ["msg_1"], before, after)
+
+    assert (why in "; ".join(faults)) if why else faults == []
+
+
+def test_what_a_copy_misses_is_told_unless_it_was_not_finished(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    for name in (".partial-1", "file-1"):
+        (tmp_path / "files" / name).symlink_to("gone")
+    (tmp_path / "to" / "files" / "file-1").mkdir(parents=True)
+    (tmp_path / "to" / "files" / ".partial-1").mkdir()
+
+    missed = copied(tmp_path / "files", tmp_path / "to")
+
+    assert len(missed) == 1
+    assert "file-1" in missed[0]
+
+
+def _result(job: oracle.Job, names: Sequence[str], input_tokens: int) -> oracle.Result:
+    lines = [{"custom_id": n, "error": None, "response": {"body": _answer(job, n)}} for n in names]
+    usage = {"input_tokens": input_tokens, "output_tokens": 0, "total_tokens": input_tokens}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    facts = {"id": "batch_1", "object": "batch", "endpoint": job.endpoint, "status": "completed", "created_at": 1}
+    facts |= {"completion_window": "24h", "input_file_id": "file-1", "usage": usage | details}
+    counts = {"total": len(job.prompts), "completed": len(names), "failed": 0}
+    return oracle.Result(Batch.model_validate(facts | {"request_counts": counts}), output=lines)
+
+
+def _answer(job: oracle.Job, name: str) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(reply(job.endpoint, job.body(name), job.prompts[name]).body)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "why"),
+    [
+        (("r0", "r1"), 0, ""),
+        (("r0",), 0, "1 lines missing"),
+        (("r0", "r1", "r1"), 0, "1 lines more than once"),
+        (("r0", "r1"), 1, "sum over lines"),
+    ],
+)
+def test_a_known_batch_is_judged_line_by_line(names: Sequence[str], more: int, why: str) -> None:
+    job = batch_of("small", 2)
+    tokens = [_answer(job, name)["usage"] for name in names]
+    found = _result(job, names, sum(one["prompt_tokens"] for one in tokens) + more)
+    assert found.batch.usage is not None
+    found.batch.usage.output_tokens = sum(one["completion_tokens"] for one in tokens)
+    found.batch.usage.total_tokens = found.batch.usage.input_tokens + found.batch.usage.output_tokens
+
+    faults = unlike(job, found)
+
+    assert (why in "; ".join(faults)) if why else faults == []
+
+
+def test_a_version_that_did_nothing_beside_the_other_is_found() -> None:
+    assert idle({"old": 1, "new": 2}) == []
+    assert idle({"old": 0, "new": 2}) == ["no worker of the old version did anything"]
+
+
+def test_a_version_that_answers_nobody_or_breaks_is_found() -> None:
+    assert unheard({"old": {200: 3}, "new": {200: 1, 503: 2}}) == []
+    assert unheard({"old": {503: 3}}) == ["nobody was answered by the old version"]
+    assert unheard({"old": {200: 3, 500: 1}}) == ["500 from the old version"]
+
+
+def test_the_older_version_is_the_commit_before_the_newest_migration(tmp_path: Path) -> None:
+    versions = tmp_path / "migrations" / "versions"
+    versions.mkdir(parents=True)
+    (versions / "0001_first.py").touch()
+    with pytest.raises(NoOldVersion, match="no clone"):
+        before_newest(tmp_path)
+
+    def git(*words: str) -> str:
+        said = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *said, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    with pytest.raises(NoOldVersion, match="nothing before it"):
+        before_newest(tmp_path)
+    first = git("rev-parse", "HEAD")
+    (versions / "0002_second.py").touch()
+    git("add", ".")
+    git("commit", "-qm", "two")
+    git("commit", "-qm", "three", "--allow-empty")
+
+    assert before_newest(tmp_path) == first
 
 
 def test_a_figure_over_its_bound_is_a_violation_and_stands_in_the_row() -> None:

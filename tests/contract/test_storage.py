@@ -65,6 +65,14 @@ def test_what_is_put_can_be_read(store: Storage) -> None:
     assert store.size("jobs/1/segments/000000-1-0.jsonl") == 7
 
 
+def test_folders_are_those_that_are_directly_in_one(store: Storage) -> None:
+    assert list(store.folders("jobs")) == []
+    for path in ("jobs/1/a", "jobs/1/b", "jobs/2/in/side", "jobs/file", "others/3/a"):
+        store.put(path, b"x")
+
+    assert sorted(store.folders("jobs")) == ["1", "2"]
+
+
 def test_what_one_process_writes_another_reads_at_once(stores: Any) -> None:
     writer, reader = stores(), stores()
     assert reader.list("jobs") == []

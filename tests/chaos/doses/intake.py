@@ -77,11 +77,11 @@ def _run(outcome: Outcome, made: Site, strikes: Callable[[], None]) -> Outcome:
     answered(outcome, posting.answers)
     jobs = made.jobs()
     outcome.judge(f"{len(jobs)} jobs, one for each key and every 200", *exist(posting.answers, jobs)[:10])
-    _judge_audit(outcome, made)
+    judge_audit(outcome, made)
     return outcome
 
 
-def _judge_audit(outcome: Outcome, made: Site) -> None:
+def judge_audit(outcome: Outcome, made: Site) -> None:
     verdict = made.system.cli("audit", "verify")
     outcome.judge("audit chain", *([verdict.stdout + verdict.stderr] if verdict.returncode else []))
 
@@ -236,7 +236,7 @@ def _cut(
         outcome.judge("the second time 200, and the same job", *same(cut, again))
         outcome.judge("one job for each key, all run", *exist(again, made.jobs()))
         outcome.judge("no request twice", *_asked_once(made))
-        _judge_audit(outcome, made)
+        judge_audit(outcome, made)
     return outcome
 
 

@@ -1,6 +1,6 @@
 """The doses, by id, in the order in which they are given."""
 
-from tests.chaos.doses import brokers, clients, hooks, intake, large, lines
+from tests.chaos.doses import backups, brokers, clients, hooks, intake, large, lines, versions
 from tests.chaos.doses.dose import Run
 
 DOSES: dict[str, Run] = {
@@ -24,4 +24,8 @@ DOSES: dict[str, Run] = {
     "F16": hooks.sender_killed,
     "F18": lines.cancelled,
     "F21": clients.slow_clients,
+    "F22": versions.upgraded,
+    "F22-mixed": versions.mixed,
+    "F23": backups.sqlite_restored,
+    "F23-postgres": backups.postgres_restored,
 }

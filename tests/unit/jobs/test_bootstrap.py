@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 
 from jobs import bootstrap, keys
-from jobs.bootstrap import operator_key
+from jobs.bootstrap import NewerSchema, migrate, operator_key
 from jobs.db import Database
 from jobs.hosts import WrongHost, claim_host
 from jobs.models import ApiKey, Meta
@@ -103,6 +103,18 @@ def test_an_operator_s_key_that_opens_nothing_is_replaced(db: Database, config: 
 
     assert first != second == path.read_text().strip()
     assert opens(db, second)
+
+
+def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    url = Settings(data_dir=tmp_path).database
+    migrate(url)
+    db = Database(url)
+    with db.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    db.close()
+
+    with pytest.raises(NewerSchema, match="newer version"):
+        migrate(url)
 
 
 def test_sqlite_belongs_to_the_host_that_made_it(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from jobs.cached import New
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy, StorageAway
-from jobs.models import Attempt, Cached, Delivery, Event, File, KeptResponse
+from jobs.models import Attempt, Cached, Delivery, Event, File, KeptResponse, VectorStore
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
-from tests.support.ledgers import new_job
+from tests.support.ledgers import new_job, submitted
 from workers import retention
 from workers.retention import Retention
 
@@ -47,6 +47,22 @@ def test_files_without_a_row_are_looked_for_once_in_many_passes(
         left.append(storage.list("files"))
 
     assert left == [["files/file-lost"]] * 3 + [[]]
+
+
+def test_what_a_restored_database_knows_nothing_of_goes(keeping: Retention, db: Database, storage: DiskStorage) -> None:
+    known = submitted(db).id
+    with db.write() as session:
+        session.add(
+            VectorStore(id="vs_kept", project_id="p", name="", model="m", chunking={}, created_at=1, active_at=1)
+        )
+    for path in (f"jobs/{known}/1", "jobs/batch_lost/1", "documents/vs_kept/1", "documents/vs_lost/1", "uploads/u/1"):
+        storage.put(path, b"x")
+
+    keeping.orphans()
+    before = len(storage.list(""))
+    keeping.orphans()
+
+    assert (before, storage.list("")) == (5, ["documents/vs_kept/1", f"jobs/{known}/1"])
 
 
 def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(

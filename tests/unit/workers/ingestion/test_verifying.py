@@ -1,5 +1,6 @@
 """SQL against the vectors: what differs is told, and mended by the workers."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,24 @@ def test_what_is_on_its_way_is_no_fault(both: Works, shelf: tuple[str, str]) -> 
     both.vectors.inner.write(where(both, store), [half])
 
     assert told(both) == []
+
+
+def test_a_backup_without_vectors_has_them_again(sqlite: Database, tmp_path: Path, parser: Parser) -> None:
+    with (
+        closing(open_vectors("", tmp_path / "vectors")) as vectors,
+        works(tmp_path, sqlite.url, vectors, parser) as mill,
+    ):
+        store, file = mill.store(), mill.upload(PROSE)
+        mill.attach(store, file)
+        mill.drive()
+        before = mill.row(store, file).entries
+
+    with closing(open_vectors("", tmp_path / "empty")) as vectors, works(tmp_path, sqlite.url, vectors, parser) as mill:
+        assert len(told(mill)) == 1
+        mend(mill)
+
+        assert told(mill) == []
+        assert sum(vectors.counts(where(mill, store)).values()) == before > 0
 
 
 def test_a_repair_is_in_the_audit_log(both: Works, shelf: tuple[str, str]) -> None:

@@ -1,0 +1,246 @@
+"""F22: an upgrade with work in flight. The older version is the commit before the newest migration came.
+
+F22         the old version is stopped, the new one starts on its folder, and its release step migrates
+F22-mixed   a host of the new version starts beside one of the old, migrates the database that they share, and both
+            work for a minute
+"""
+
+import itertools
+import re
+import subprocess
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx2
+from sqlalchemy import func, select
+
+from jobs.db import Database
+from jobs.models import Audit
+from tests.chaos.doses.deployment import Site
+from tests.chaos.doses.dose import Given, Outcome
+from tests.chaos.doses.intake import answered, exist, judge_audit
+from tests.chaos.doses.known import Known, all_unlike
+from tests.support.distributed import servers
+from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually, pause
+
+_JOBS = 200
+_LARGE, _LARGE_LINES = 6, 300
+_SMALL = (1, 2, 3)
+_DELAY_MS = 200.0
+_ENDED_SECONDS = 300.0
+_RESUME_SECONDS = 30.0
+_MIXED_SECONDS = 60.0
+_LEAST_SECONDS = 10.0
+_RATE = 4.0
+_ASK_SECONDS = 0.5
+
+
+class NoOldVersion(Exception):
+    """There is no older version to upgrade from."""
+
+
+def before_newest(root: Path) -> str:
+    """The commit before the one that brought the newest migration. Raises NoOldVersion."""
+    newest = max((root / "migrations" / "versions").glob("[0-9]*.py")).relative_to(root)
+    if subprocess.run(
+        ["git", "rev-parse", "--is-inside-work-tree"], cwd=root, capture_output=True, check=False
+    ).returncode:
+        raise NoOldVersion("this is no clone with a history")
+    added = _git(root, "log", "-m", "--first-parent", "--diff-filter=A", "--format=%H", "-1", "--", str(newest))
+    if not added:
+        raise NoOldVersion(f"no commit brings {newest.name}")
+    try:
+        return _git(root, "rev-parse", "--verify", f"{added}^")
+    except subprocess.CalledProcessError as error:
+        raise NoOldVersion(f"{added}, which brings {newest.name}, has nothing before it here") from error
+
+
+@contextmanager
+def old_version(folder: Path) -> Iterator[Path]:
+    """A checkout of it, removed at the end."""
+    commit, path = before_newest(ROOT), folder / "old"
+    _git(ROOT, "worktree", "add", "--detach", str(path), commit)
+    try:
+        yield path
+    finally:
+        _git(ROOT, "worktree", "remove", "--force", str(path))
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.strip()
+
+
+# -- stopped, migrated, started
+
+
+def upgraded(given: Given) -> Outcome:
+    times = given.part(2)
+    with old_version(given.folder) as old:
+        outcome = Outcome(f"{_what(old)}: stopped with {_JOBS} jobs in flight, the new one started, {times} times")
+        for number in range(times):
+            folder = given.folder / f"{number}"
+            folder.mkdir()
+            _upgrade(folder, old, outcome)
+    return outcome
+
+
+def _what(old: Path) -> str:
+    newest = max((old / "migrations" / "versions").glob("[0-9]*.py")).stem
+    return f"from {_git(old, 'rev-parse', '--short', 'HEAD')} (schema {newest.partition('_')[0]})"
+
+
+def _upgrade(folder: Path, old: Path, outcome: Outcome) -> None:
+    with ExitStack() as stack:
+        host = partial(_host, stack, _engines(stack, folder))
+        before = host(folder, root=old)
+        known = Known(before, before.system.ports)
+        known.post_all([(f"large-{n}", _LARGE_LINES) for n in range(_LARGE)])
+        known.post_all([(f"small-{n:03d}", _SMALL[n % len(_SMALL)]) for n in range(_JOBS - _LARGE)])
+        in_flight = sum(job["state"] not in {"succeeded", "failed"} for job in before.jobs())
+        code = before.system.stop(60)
+        outcome.judge(f"stopped with {in_flight} in flight", f"its exit code is {code}" if code else "")
+        began, heard = time.monotonic(), before.engine.heard()
+        after = host(folder)
+        eventually(lambda: after.engine.heard() > heard, 120, "the engine is asked again")
+        outcome.at_most("goes on after, with its start", time.monotonic() - began, _RESUME_SECONDS, " s")
+        _judge(outcome, after, known)
+
+
+# -- both at once
+
+
+def mixed(given: Given) -> Outcome:
+    times, seconds = given.part(2), max(_LEAST_SECONDS, _MIXED_SECONDS * given.share)
+    with old_version(given.folder) as old:
+        outcome = Outcome(f"{_what(old)} and the new one on one database for {seconds:g} s, {times} times")
+        for number in range(times):
+            folder = given.folder / f"{number}"
+            folder.mkdir()
+            _mix(folder, old, outcome, seconds)
+    return outcome
+
+
+def _mix(folder: Path, old: Path, outcome: Outcome, seconds: float) -> None:
+    with ExitStack() as stack:
+        shared = stack.enter_context(servers(folder / "servers", migrated=False))
+        host = partial(_host, stack, _engines(stack, folder), **shared.variables)
+        before = host(_made(folder / "before"), root=old)
+        ports = [before.system.port]
+        known = Known(before, ports)
+        known.post_all([(f"large-{n}", _LARGE_LINES) for n in range(_LARGE)])
+        with known.going_on(_RATE, _SMALL), _asking(before, ports) as said:
+            pause(5)
+            after = host(_made(folder / "after"))
+            ports.append(after.system.port)
+            pause(seconds)
+            ports.remove(before.system.port)
+            pause(5)  # what was on its way there
+            code = before.system.stop(60)
+            outcome.judge("the old one stops", f"its exit code is {code}" if code else "")
+            outcome.judge("and is refused by the new schema", *_starts(before.system))
+            pause(5)
+        _judge(outcome, after, known)
+        told = {version: said[one.system.port] for version, one in (("old", before), ("new", after))}
+        outcome.judge(f"clients who wait: { ({version: dict(one) for version, one in told.items()}) }", *unheard(told))
+        moved = {version: _moves(shared.database, one.system) for version, one in (("old", before), ("new", after))}
+        outcome.judge(f"moves of jobs by workers of each: {moved}", *idle(moved))
+        for name, lines in {**_errors("old", before.system), **_errors("new", after.system)}.items():
+            outcome.judge(f"{name} logged {len(lines)} errors: {lines[0][:300]}")
+
+
+@contextmanager
+def _asking(made: Site, ports: Sequence[int]) -> Iterator[dict[int, Counter[int]]]:
+    """Clients who wait, at each port by turns; the statuses that they get there."""
+    said, stop = defaultdict[int, Counter[int]](Counter), threading.Event()
+
+    def ask() -> None:
+        for number in itertools.count():
+            if stop.wait(_ASK_SECONDS):
+                return
+            port = ports[number % len(ports)]
+            body = {"model": MODEL, "max_tokens": 8, "messages": [{"role": "user", "content": f"Ask {number}"}]}
+            try:
+                said[port][made.http.post(made.url("chat/completions", port), json=body).status_code] += 1
+            except httpx2.HTTPError:
+                said[port][0] += 1
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield said
+    finally:
+        stop.set()
+        thread.join(60)
+
+
+def unheard(told: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """Clients who wait are answered at each, or told to come again; nothing else."""
+    faults = [f"nobody was answered by the {version} version" for version, said in told.items() if not said.get(200)]
+    wrong = [(version, status) for version, said in told.items() for status in said if status not in {200, 503}]
+    return faults + [f"{status} from the {version} version" for version, status in wrong]
+
+
+def _starts(system: System) -> list[str]:
+    try:
+        system.start(120)
+    except RuntimeError:  # `up` has ended
+        return []
+    return ["the old version started anew"]
+
+
+def idle(moved: Mapping[str, int]) -> list[str]:
+    return [f"no worker of the {version} version did anything" for version, moves in moved.items() if not moves]
+
+
+def _moves(url: str, system: System) -> int:
+    """How often a `gpu` worker of this host moved a job on."""
+    log = (system.data / "logs" / "gpu.log").read_text()
+    actors = [f"worker:{worker}" for worker in re.findall(r'"event": "worker_started".*?"worker": "([^"]+)"', log)]
+    with closing(Database(url)) as db, db.read() as session:
+        return session.scalar(select(func.count()).select_from(Audit).where(Audit.actor.in_(actors))) or 0
+
+
+def _errors(version: str, system: System) -> dict[str, list[str]]:
+    """But for the release step, which has refused."""
+    return {f"{name} ({version})": lines for name, lines in system.errors().items() if name != "release"}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _engines(stack: ExitStack, folder: Path) -> tuple[StubEngine, StubEngine]:
+    engine = stack.enter_context(StubEngine(folder, MODEL, delay_ms=_DELAY_MS))
+    return engine, stack.enter_context(StubEngine(folder, EMBED_MODEL))
+
+
+def _host(
+    stack: ExitStack, engines: tuple[StubEngine, StubEngine], folder: Path, root: Path = ROOT, **environment: str
+) -> Site:
+    engine, embed = engines
+    system = System(folder, engine_url=engine.url, embed_url=embed.url, root=root, **environment)
+    stack.callback(system.destroy)
+    system.start(180)
+    made = Site(system, engine)
+    stack.callback(made.http.close)
+    return made
+
+
+def _judge(outcome: Outcome, made: Site, known: Known) -> None:
+    began = time.monotonic()
+    ended = made.await_ended(_ENDED_SECONDS)
+    outcome.at_most("all ended after", time.monotonic() - began if ended else float("inf"), _ENDED_SECONDS, " s")
+    answered(outcome, known.answers)
+    jobs = made.jobs()
+    states = Counter(str(job["state"]) for job in jobs)
+    outcome.judge(f"{len(jobs)} jobs {dict(states)}, one for each key", *exist(known.answers, jobs)[:10])
+    ids = {str(job["idempotency_key"]): str(job["id"]) for job in jobs}
+    outcome.judge("each line once", *all_unlike(made, ((known.jobs[key], ids[key]) for key in ids))[:10])
+    judge_audit(outcome, made)
