@@ -13,6 +13,7 @@ from tests.chaos.doses.dose import Given, Outcome, row
 from tests.chaos.doses.hooks import firsts, off_schedule, punctual, told_once
 from tests.chaos.doses.intake import answered, exist, same
 from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
+from tests.chaos.doses.network import asked_twice, chats
 from tests.support.receiver import Received
 
 _OK = Answer("k1", 200, 0.1, "batch_1")
@@ -141,6 +142,41 @@ def test_a_cancelled_batch_ends_in_one_way_and_tells_of_that_alone() -> None:
     assert one_end("batch_1", "cancelled", ["job.queued", "batch.cancelled"]) == []
     assert one_end("batch_1", "cancelled", ["batch.cancelled", "batch.completed"])
     assert one_end("batch_1", "completed", ["job.queued"])
+
+
+_CHAT = Answer("a1", 200, 0.5, "chatcmpl_1")
+_AWAY = Answer("a2", 503, 3.0, told='{"error":{"message":"The streams are away.","type":"server_error"}}')
+
+
+def _chats(*answers: Answer) -> str:
+    outcome = Outcome("a dose")
+    chats(outcome, answers)
+    return "; ".join(outcome.violations)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (Answer("a3", 500, 0.1, told=_AWAY.told), "a3: 500"),
+        (Answer("a3", 0, 0.1, told="ReadError"), "a3: 0"),
+        (Answer("a3", 503, 0.1, told="<html>"), "a3: 503"),
+        (Answer("a3", 200, 31.0, "chatcmpl_3"), "completions after, worst 31 s is more than"),
+    ],
+)
+def test_who_waits_for_a_completion_and_is_told_nothing_right_or_waits_too_long_is_found(
+    wrong: Answer, why: str
+) -> None:
+    assert _chats(_CHAT, _AWAY) == ""
+    assert why in _chats(_CHAT, wrong)
+    assert "no completion" in _chats(_AWAY)
+
+
+@pytest.mark.parametrize(("again", "losses", "right"), [(0, 0, True), (1, 0, False), (32, 1, True), (33, 1, False)])
+def test_only_a_lost_lease_may_have_a_shard_asked_again(again: int, losses: int, right: bool) -> None:
+    outcome = Outcome("a dose")
+    asked_twice(outcome, ["Count"] * (10 + again) + ["Tell a1"] * 2, 10, losses)
+
+    assert (outcome.violations == []) == right
 
 
 def test_a_figure_over_its_bound_is_a_violation_and_stands_in_the_row() -> None:
