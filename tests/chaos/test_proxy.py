@@ -81,3 +81,31 @@ def test_what_is_mended_carries_everything_at_once(proxy: Proxy) -> None:
     assert all(_turn(proxy) for _ in range(_TURNS // 4))
     assert time.monotonic() - began < 2.0
     assert proxy.resets == 1
+
+
+def test_what_is_asked_is_heard_and_the_answer_lost_until_its_connection_is_reset(proxy: Proxy) -> None:
+    with _open(proxy) as client, _open(proxy) as idle:
+        client.settimeout(0.3)
+        proxy.deafen()
+        client.sendall(b"word")
+        with pytest.raises(TimeoutError):
+            client.recv(4)
+        proxy.mend()
+        client.settimeout(10)
+        with pytest.raises(ConnectionResetError):
+            client.recv(4)
+        idle.sendall(b"word")
+
+        assert idle.recv(4) == b"word"
+    assert proxy.resets == 1
+
+
+def test_something_else_is_said_in_the_servers_place(proxy: Proxy) -> None:
+    proxy.say(b"no")
+    with _open(proxy) as client:
+        client.sendall(b"word")
+
+        assert client.recv(4) == b"no"
+        assert client.recv(4) == b""
+    proxy.mend()
+    assert _turn(proxy)
