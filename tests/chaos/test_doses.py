@@ -14,6 +14,7 @@ from tests.chaos.doses.hooks import firsts, off_schedule, punctual, told_once
 from tests.chaos.doses.intake import answered, exist, same
 from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
 from tests.chaos.doses.network import asked_twice, chats
+from tests.chaos.doses.vectors import Shown, searched
 from tests.support.receiver import Received
 
 _OK = Answer("k1", 200, 0.1, "batch_1")
@@ -177,6 +178,33 @@ def test_only_a_lost_lease_may_have_a_shard_asked_again(again: int, losses: int,
     asked_twice(outcome, ["Count"] * (10 + again) + ["Tell a1"] * 2, 10, losses)
 
     assert (outcome.violations == []) == right
+
+
+def _shown(status: int = 200, chunks: int = 50, paper: str = "p1", seconds: float = 0.1) -> Shown:
+    return Shown(Answer("look", status, seconds), "p1", tuple((paper, n) for n in range(chunks)))
+
+
+def _searched(*answers: Shown) -> str:
+    outcome = Outcome("a dose")
+    searched(outcome, answers)
+    return "; ".join(outcome.violations)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (_shown(500, 0), "look: 500"),
+        (_shown(0, 0), "look: 0"),
+        (_shown(chunks=49), "49 chunks of ['p1']"),
+        (_shown(paper="p2"), "50 chunks of ['p2']"),
+        (Shown(Answer("look", 200, 0.1), "p1", (("p1", 1),) * 50), "1 chunks"),
+        (_shown(seconds=61.0), "searches, worst 61 s is more than"),
+    ],
+)
+def test_a_search_that_breaks_hangs_or_shows_a_part_of_a_document_or_another_is_found(wrong: Shown, why: str) -> None:
+    assert _searched(_shown(), _shown(503, 0), _shown(chunks=0)) == ""
+    assert why in _searched(_shown(), wrong)
+    assert "no search showed anything" in _searched(_shown(503, 0))
 
 
 def test_a_figure_over_its_bound_is_a_violation_and_stands_in_the_row() -> None:

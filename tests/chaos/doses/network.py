@@ -1,5 +1,5 @@
-"""F20: a bad network. The ways to PostgreSQL and to Valkey take 200 ms more, there and back, and 5 % of what passes is
-lost with its connection.
+"""F20: a bad network. The ways to the database and to the broker take 200 ms more, there and back, and 5 % of what
+passes is lost with its connection.
 
 Meanwhile batches are created, small ones at a steady rate and large ones now and then, and a client waits for
 completions. What was refused is asked again afterwards: a commit whose answer was lost has made its job, and the key
@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import openai
@@ -23,6 +23,7 @@ from tests.chaos.doses.deployment import CHAT, Answer, Posting, Site, line, site
 from tests.chaos.doses.dose import Given, Outcome, middle
 from tests.chaos.doses.intake import answered, exist, judge_audit, same
 from tests.support import oracle
+from tests.support.distributed import servers
 from tests.support.invariants import violations
 from tests.support.proxy import Proxy
 from tests.support.servers import Valkey
@@ -38,6 +39,7 @@ _LINES = 300
 _LARGE_EVERY = 15.0
 _ASK_EVERY = 1.0
 _ENDED_SECONDS = 90.0  # I1
+_BACKLOG_SECONDS = 600.0  # of all that was refused: nothing is the matter any more
 _CREATED_SECONDS = 10.0  # some 15 trips, some of them again
 _INTERACTIVE_SECONDS = 20.0
 _HUNG_SECONDS = 10.0  # more than that
@@ -68,32 +70,61 @@ class Bad:
             way.mend()
 
 
+def bad_network(given: Given) -> Outcome:
+    return _dose(given, _embedded, "PostgreSQL and Valkey")
+
+
+def bad_network_distributed(given: Given) -> Outcome:
+    return _dose(given, _distributed, "PostgreSQL, RabbitMQ and Valkey")
+
+
 @contextmanager
-def _deployment(given: Given) -> Iterator[Bad]:
+def _embedded(given: Given) -> Iterator[Bad]:
     with ExitStack() as stack:
         postgres, valkey = Postgres(), Valkey(given.folder / "valkey")
         stack.callback(postgres.close)
         stack.callback(valkey.close)
         valkey.start()
         url = stack.enter_context(postgres.database())
-        at = make_url(url)
-        to_database = stack.enter_context(Proxy(f"{at.query['host']}/.s.PGSQL.5432", rng=given.rng))
+        to_database, through = _to_database(stack, given, url)
         to_broker = stack.enter_context(Proxy(valkey.port, rng=given.rng))
-        through = at.set(host="127.0.0.1", port=to_database.port, query={}).render_as_string(hide_password=False)
-        variables = {
-            "NIGHTMILL_DATABASE_URL": through,
-            "NIGHTMILL_BROKER_URL": f"redis://127.0.0.1:{to_broker.port}/0",
-            **_TIMES,
-        }
+        variables = {"NIGHTMILL_DATABASE_URL": through, "NIGHTMILL_BROKER_URL": _redis(to_broker), **_TIMES}
         made = stack.enter_context(site(given, rivals=True, **variables))
         yield Bad(made, {"PostgreSQL": to_database, "Valkey": to_broker}, url)
 
 
-def bad_network(given: Given) -> Outcome:
+@contextmanager
+def _distributed(given: Given) -> Iterator[Bad]:
+    with ExitStack() as stack:
+        shared = stack.enter_context(servers(given.folder / "servers"))
+        to_database, through = _to_database(stack, given, shared.database)
+        to_broker = stack.enter_context(Proxy(shared.rabbit.port, rng=given.rng))
+        to_streams = stack.enter_context(Proxy(shared.valkey.port, rng=given.rng))
+        ways = {
+            "NIGHTMILL_DATABASE_URL": through,
+            "NIGHTMILL_BROKER_URL": shared.rabbit.url.replace(str(shared.rabbit.port), str(to_broker.port)),
+            "NIGHTMILL_STREAMS_URL": _redis(to_streams),
+        }
+        made = stack.enter_context(site(given, rivals=True, **shared.variables | ways | _TIMES))
+        yield Bad(made, {"PostgreSQL": to_database, "RabbitMQ": to_broker, "Valkey": to_streams}, shared.database)
+
+
+def _to_database(stack: ExitStack, given: Given, url: str) -> tuple[Proxy, str]:
+    """The way, and the URL that leads through it."""
+    at = make_url(url)
+    way = stack.enter_context(Proxy(f"{at.query['host']}/.s.PGSQL.5432", rng=given.rng))
+    return way, at.set(host="127.0.0.1", port=way.port, query={}).render_as_string(hide_password=False)
+
+
+def _redis(way: Proxy) -> str:
+    return f"redis://127.0.0.1:{way.port}/0"
+
+
+def _dose(given: Given, deployment: Callable[[Given], AbstractContextManager[Bad]], ends: str) -> Outcome:
     times = given.part(3)
-    trips = f"the ways to PostgreSQL and Valkey {2 * _WAY_SECONDS * 1000:g} ms slower"
+    trips = f"the ways to {ends} {2 * _WAY_SECONDS * 1000:g} ms slower"
     outcome = Outcome(f"{trips}, {_LOST:.0%} of what passes reset, for {_BAD_SECONDS:g} s, {times} times")
-    with _deployment(given) as bad:
+    with deployment(given) as bad:
         made = bad.made
         file_id, large = made.upload(line("r0", "Say the word")), Large(made)
         with ExitStack() as stack:
@@ -226,8 +257,8 @@ def _judge_creates(outcome: Outcome, made: Site, file_id: str, small: Sequence[A
     named = {one.key: one for one in again}
     large.answers[:] = [named.get(one.key, one) for one in large.answers]
     outcome.judge("asked again they are answered with 200", *same(refused, again)[:10])
-    if not made.await_ended(_ENDED_SECONDS):
-        outcome.violations.append(f"what was asked again has not ended after {_ENDED_SECONDS:g} s")
+    if not made.await_ended(_BACKLOG_SECONDS):
+        outcome.violations.append(f"what was asked again has not ended after {_BACKLOG_SECONDS:g} s")
     jobs = made.jobs()
     outcome.judge(f"{len(jobs)} jobs, one for each key", *exist([*answers, *again], jobs)[:10])
 

@@ -1,6 +1,6 @@
 """The doses, by id, in the order in which they are given."""
 
-from tests.chaos.doses import brokers, hooks, intake, large, lines, network
+from tests.chaos.doses import brokers, hooks, intake, large, lines, network, vectors
 from tests.chaos.doses.dose import Run
 
 DOSES: dict[str, Run] = {
@@ -23,5 +23,7 @@ DOSES: dict[str, Run] = {
     "F15": hooks.bad_receivers,
     "F16": hooks.sender_killed,
     "F18": lines.cancelled,
+    "F19": vectors.weaviate_fails,
     "F20": network.bad_network,
+    "F20-distributed": network.bad_network_distributed,
 }
