@@ -177,7 +177,7 @@ class Large:
 
     def __post_init__(self) -> None:
         self.client = openai.OpenAI(
-            base_url=f"{self.made.system.url}/v1", api_key=self.made.system.api_key, max_retries=0, timeout=30
+            base_url=f"{self.made.system.url}/v1", api_key=self.made.system.api_key, max_retries=8, timeout=30
         )
         self.file = self.made.upload(self._job("any").jsonl())
 
@@ -193,10 +193,11 @@ class Large:
 
     def look(self) -> None:
         """I5: what each of them shows now, if it can be had."""
+        impatient = self.client.with_options(max_retries=0)
         for answer in self.answers:
             if answer.job:
                 try:
-                    self.polls.setdefault(answer.job, []).append(self.client.batches.retrieve(answer.job))
+                    self.polls.setdefault(answer.job, []).append(impatient.batches.retrieve(answer.job))
                 except openai.OpenAIError:
                     continue  # refused: another look will do
 
