@@ -119,7 +119,17 @@ class Dispatcher:
         self._all_seen = False  # by the last tick: it looked at more than jobs
 
     def tick(self) -> bool:
-        """Ring what is due; once a second also keep house. Whether anything was rung that was new."""
+        """Ring what is due; once a second also keep house. Whether anything was rung that was new.
+
+        It rings where the house can't be kept too: that may fail for longer, and time and again.
+        """
+        try:
+            self._look_after()
+        finally:
+            flows = self._ring_due()
+        return flows
+
+    def _look_after(self) -> None:
         if self.clock() - self._kept_at >= min(1.0, self.config.lease_seconds / 4):
             self._kept_at = self.clock()
             self._house.keep()
@@ -128,7 +138,6 @@ class Dispatcher:
         if self._all_seen:
             self._stood_at = self.clock()
             self._ring_standing()
-        return self._ring_due()
 
     def rest(self) -> float:
         """How many seconds the next tick may wait for something to be written."""

@@ -225,7 +225,7 @@ MUTANTS = [
         OUTBOX,
     ),
     Mutant("a clock set back", "jobs.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
-    Mutant("nothing is rung again", "workers.dispatcher", without("tick", "self._ring_unheard"), WORLD),
+    Mutant("nothing is rung again", "workers.dispatcher", without("_look_after", "self._ring_unheard"), WORLD),
     Mutant("no lease ends", "workers.leases", instead("at - since >= self._lease", "False", inside="stale"), WORLD),
     # what the operator and the clock hold back
     Mutant("a pause binds no shard", "jobs.shards", instead("pauses.refuses(", "False and (", inside="claim"), PAUSES),

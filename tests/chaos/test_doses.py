@@ -18,6 +18,8 @@ from tests.chaos.doses.hooks import firsts, off_schedule, punctual, told_once
 from tests.chaos.doses.intake import answered, exist, same
 from tests.chaos.doses.known import batch_of, unlike
 from tests.chaos.doses.lines import asked_too_often, one_end, poisoned, wrong_ends
+from tests.chaos.doses.network import asked_twice, chats
+from tests.chaos.doses.vectors import Shown, searched
 from tests.chaos.doses.versions import NoOldVersion, before_newest, idle, unheard
 from tests.support import oracle
 from tests.support.receiver import Received
@@ -301,6 +303,68 @@ def test_the_older_version_is_the_commit_before_the_newest_migration(tmp_path: P
     git("commit", "-qm", "three", "--allow-empty")
 
     assert before_newest(tmp_path) == first
+
+
+_CHAT = Answer("a1", 200, 0.5, "chatcmpl_1")
+_AWAY = Answer("a2", 503, 3.0, told='{"error":{"message":"The streams are away.","type":"server_error"}}')
+
+
+def _chats(*answers: Answer) -> str:
+    outcome = Outcome("a dose")
+    chats(outcome, answers)
+    return "; ".join(outcome.violations)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (Answer("a3", 500, 0.1, told=_AWAY.told), "a3: 500"),
+        (Answer("a3", 0, 0.1, told="ReadError"), "a3: 0"),
+        (Answer("a3", 503, 0.1, told="<html>"), "a3: 503"),
+        (Answer("a3", 200, 31.0, "chatcmpl_3"), "completions after, worst 31 s is more than"),
+    ],
+)
+def test_who_waits_for_a_completion_and_is_told_nothing_right_or_waits_too_long_is_found(
+    wrong: Answer, why: str
+) -> None:
+    assert _chats(_CHAT, _AWAY) == ""
+    assert why in _chats(_CHAT, wrong)
+    assert "no completion" in _chats(_AWAY)
+
+
+@pytest.mark.parametrize(("again", "losses", "right"), [(0, 0, True), (1, 0, False), (32, 1, True), (33, 1, False)])
+def test_only_a_lost_lease_may_have_a_shard_asked_again(again: int, losses: int, right: bool) -> None:
+    outcome = Outcome("a dose")
+    asked_twice(outcome, ["Count"] * (10 + again) + ["Tell a1"] * 2, 10, losses)
+
+    assert (outcome.violations == []) == right
+
+
+def _shown(status: int = 200, chunks: int = 50, paper: str = "p1", seconds: float = 0.1) -> Shown:
+    return Shown(Answer("look", status, seconds), "p1", tuple((paper, n) for n in range(chunks)))
+
+
+def _searched(*answers: Shown) -> str:
+    outcome = Outcome("a dose")
+    searched(outcome, answers)
+    return "; ".join(outcome.violations)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (_shown(500, 0), "look: 500"),
+        (_shown(0, 0), "look: 0"),
+        (_shown(chunks=49), "49 chunks of ['p1']"),
+        (_shown(paper="p2"), "50 chunks of ['p2']"),
+        (Shown(Answer("look", 200, 0.1), "p1", (("p1", 1),) * 50), "1 chunks"),
+        (_shown(seconds=61.0), "searches, worst 61 s is more than"),
+    ],
+)
+def test_a_search_that_breaks_hangs_or_shows_a_part_of_a_document_or_another_is_found(wrong: Shown, why: str) -> None:
+    assert _searched(_shown(), _shown(503, 0), _shown(chunks=0)) == ""
+    assert why in _searched(_shown(), wrong)
+    assert "no search showed anything" in _searched(_shown(503, 0))
 
 
 def test_a_figure_over_its_bound_is_a_violation_and_stands_in_the_row() -> None:

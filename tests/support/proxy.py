@@ -1,16 +1,45 @@
-"""A TCP proxy in front of a server, which can stop carrying what it has taken: a connection that is half open.
+"""A TCP proxy in front of a server, which can stop carrying what it has taken, or carry it badly.
 
 with Proxy(port) as proxy:     # the server's
     proxy.port                 # the way through it
     proxy.swallow()            # from now on nothing passes, either way; connections are taken, and stay silent
-        proxy.carry()              # new connections pass again; those of before and meanwhile stay silent for good,
+    proxy.carry()              # new connections pass again; those of before and meanwhile stay silent for good,
                                # for their clients; the server has found out meanwhile that nobody is there
+    proxy.worsen(0.1, 0.05)    # each way takes 0.1 s longer, and one chunk in twenty is lost with its connection
+    proxy.deafen()             # the server hears and does everything, and what it says is lost
+    proxy.say(b"HTTP/1.1 500") # the server hears nothing more, and this is said in its place; the connection ends
+    proxy.mend()               # all of that is over; a connection that lost an answer is reset
+
+A chunk is what one read finds: a question or an answer, mostly. What waits for its time delays nothing behind it. How a
+connection is made is not delayed.
 """
 
 import asyncio
+import random
+import socket
+import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+
+_LINGER = struct.pack("ii", 1, 0)  # closed with a reset, and not with an end
+_WAITING = 4096  # chunks of one way, at most
+_CHUNK = 1 << 16
+
+
+@dataclass(eq=False, slots=True)
+class _Way:
+    """One of a connection's two: from whom it is read, and to whom it leads. `reset` ends both."""
+
+    reader: asyncio.StreamReader
+    source: asyncio.StreamWriter
+    target: asyncio.StreamWriter
+    answers: bool  # what the server says
+    epoch: int
+    reset: Callable[[], None]
+    late: asyncio.Queue[tuple[float, bytes]] = field(default_factory=lambda: asyncio.Queue(_WAITING))
 
 
 @dataclass(slots=True)
@@ -19,7 +48,15 @@ class Proxy:
 
     target: int | str
     port: int = 0
+    rng: random.Random = field(default_factory=random.Random)
     carried: int = 0  # connections
+    chunks: int = 0  # since it got worse
+    resets: int = 0
+    _delay: float = 0.0
+    _share: float = 0.0
+    _deaf: bool = False
+    _said: bytes = b""
+    _unheard: set[_Way] = field(default_factory=set)
     _swallowing: bool = False
     _epoch: int = 0
     _backs: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -49,6 +86,27 @@ class Proxy:
         self._epoch += 1
         self._swallowing = False
         self._loop.call_soon_threadsafe(self._hang_up)
+
+    def worsen(self, delay: float, resets: float) -> None:
+        """Of the connections that there are too. `resets` is a share of all chunks."""
+        self._delay, self._share = delay, resets
+
+    def deafen(self) -> None:
+        self._deaf = True
+
+    def say(self, said: bytes) -> None:
+        self._said = said
+
+    def mend(self) -> None:
+        assert self._loop is not None
+        self.worsen(0.0, 0.0)
+        self._deaf, self._said = False, b""
+        self._loop.call_soon_threadsafe(self._cut)
+
+    def _cut(self) -> None:
+        for way in self._unheard:
+            way.reset()
+        self._unheard.clear()
 
     def _hang_up(self) -> None:
         for back in self._backs:
@@ -83,8 +141,11 @@ class Proxy:
         self.carried += 1
         there, back = await self._open()
         self._backs.append(back)
+        reset = partial(self._reset, writer, back)
+        asks = _Way(reader, writer, back, answers=False, epoch=epoch, reset=reset)
+        answers = _Way(there, back, writer, answers=True, epoch=epoch, reset=reset)
         try:
-            await asyncio.gather(self._pump(reader, back, epoch), self._pump(there, writer, epoch))
+            await asyncio.gather(self._pump(asks), self._pump(answers))
         finally:
             back.transport.abort()
 
@@ -93,18 +154,65 @@ class Proxy:
             return await asyncio.open_unix_connection(self.target)
         return await asyncio.open_connection("127.0.0.1", self.target)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: int) -> None:
-        """One way. The end of what was swallowed is not told either."""
+    async def _pump(self, way: _Way) -> None:
+        """The end of what was swallowed is not told either."""
+        time, taking = asyncio.get_running_loop().time, asyncio.create_task(self._take(way))
+        try:
+            with suppress(OSError):
+                while True:
+                    due, data = await way.late.get()
+                    if (wait := due - time()) > 0:
+                        await asyncio.sleep(wait)
+                    if not data:
+                        break
+                    if way.epoch == self._epoch:
+                        way.target.write(data)
+                        await way.target.drain()
+        finally:
+            taking.cancel()
+        if way.epoch == self._epoch:
+            way.target.close()
+
+    async def _take(self, way: _Way) -> None:
+        """Each chunk with the moment at which it is to arrive, and an empty one at the end."""
+        time = asyncio.get_running_loop().time
         with suppress(OSError):
-            while data := await reader.read(1 << 16):
-                if epoch == self._epoch:
-                    writer.write(data)
-                    await writer.drain()
-        if epoch == self._epoch:
-            writer.close()
+            while data := await way.reader.read(_CHUNK):
+                if way.epoch == self._epoch and self._breaks(way):
+                    break
+                if not (self._deaf and way.answers):
+                    await way.late.put((time() + self._delay, data))
+        await way.late.put((time() + self._delay, b""))
+
+    def _breaks(self, way: _Way) -> bool:
+        """Whether a chunk is the last of its way."""
+        if self._strikes():
+            way.reset()
+            return True
+        if self._deaf and way.answers:
+            self._unheard.add(way)
+        if self._said and not way.answers:
+            way.source.write(self._said)
+            return True
+        return False
+
+    def _strikes(self) -> bool:
+        if not self._share:
+            return False
+        self.chunks += 1
+        return self.rng.random() < self._share
+
+    def _reset(self, *ends: asyncio.StreamWriter) -> None:
+        """Both find out at once, and what was on its way is lost."""
+        self.resets += 1
+        for end in ends:
+            plug = end.get_extra_info("socket")
+            if plug.family == socket.AF_INET and not end.transport.is_closing():
+                plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+            end.transport.abort()
 
 
 async def _drink(reader: asyncio.StreamReader) -> None:
     """Until whoever came gives up."""
-    while await reader.read(1 << 16):
+    while await reader.read(_CHUNK):
         pass

@@ -37,21 +37,23 @@ _HELD_SECONDS = 15.0
 _CUT_SECONDS = 0.05
 
 
-def answered(outcome: Outcome, answers: Sequence[Answer]) -> None:
+def answered(
+    outcome: Outcome, answers: Sequence[Answer], *, refused: float = _REFUSED_SECONDS, hung: float = _HUNG_SECONDS
+) -> None:
     """I8: 200, or 503 with Retry-After within two seconds, and nothing else; nobody waits for the outage to end."""
     statuses = Counter(one.status for one in answers)
-    refused = [one for one in answers if one.status == 503]
+    busy = [one for one in answers if one.status == 503]
     others = [one for one in answers if one.status not in {200, 503}]
     outcome.judge(
         f"{len(answers)} creates: {statuses[200]} of 200, {statuses[503]} of 503, {len(others)} others",
         *(f"{one.key}: {one.status} after {one.seconds:.1f} s {one.told}" for one in others[:5]),
         "" if statuses[200] else "no create was answered with 200",
     )
-    without = [one.key for one in refused if not one.retry_after]
+    without = [one.key for one in busy if not one.retry_after]
     outcome.judge("503 has Retry-After", *([f"{len(without)} have none: {without[:3]}"] if without else []))
     times = {status: [one.seconds for one in answers if one.status == status] for status in (200, 503)}
-    outcome.at_most("503 after, worst", max(times[503], default=0), _REFUSED_SECONDS, " s")
-    outcome.at_most("200 after, worst", max(times[200], default=0), _HUNG_SECONDS, " s")
+    outcome.at_most("503 after, worst", max(times[503], default=0), refused, " s")
+    outcome.at_most("200 after, worst", max(times[200], default=0), hung, " s")
     outcome.judge(f"200 after {p95(times[200]):.2f} s (p95)")
 
 

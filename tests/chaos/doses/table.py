@@ -1,6 +1,6 @@
 """The doses, by id, in the order in which they are given."""
 
-from tests.chaos.doses import backups, brokers, clients, hooks, intake, large, lines, versions
+from tests.chaos.doses import backups, brokers, clients, hooks, intake, large, lines, network, vectors, versions
 from tests.chaos.doses.dose import Run
 
 DOSES: dict[str, Run] = {
@@ -23,6 +23,9 @@ DOSES: dict[str, Run] = {
     "F15": hooks.bad_receivers,
     "F16": hooks.sender_killed,
     "F18": lines.cancelled,
+    "F19": vectors.weaviate_fails,
+    "F20": network.bad_network,
+    "F20-distributed": network.bad_network_distributed,
     "F21": clients.slow_clients,
     "F22": versions.upgraded,
     "F22-mixed": versions.mixed,

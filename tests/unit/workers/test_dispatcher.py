@@ -120,6 +120,21 @@ def test_rings_are_bounded_by_twice_the_live_slots(house: House) -> None:
     assert second == []
 
 
+def test_what_is_due_is_rung_although_the_house_can_not_be_kept(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ledgers.running(house.db, [1], project_id=_project(house.db, "one"))
+    house.worker()
+
+    def fails() -> None:
+        house.clock.at += 30  # as long as a statement may take
+        raise DatabaseBusy
+
+    monkeypatch.setattr(house.dispatcher._house, "keep", fails)
+    with pytest.raises(DatabaseBusy):
+        house.tick()
+
+    assert house.bells.rung == [(Task.RUN, (job.id, 0))]
+
+
 def test_no_worker_no_ring(house: House) -> None:
     ledgers.running(house.db, [1], project_id=_project(house.db, "one"))
     house.worker(state="starting")
