@@ -6,12 +6,15 @@
 
 What can be seen is asked of SQL for every search: an old version, a half-written one or a deleted file's is dropped
 here, whatever the vector database still has. With filters SQL is asked first, and only those documents are searched.
+SQL is asked for each ranking: where a file was replaced between two of them, its old version is in one and the new one
+in the other. So all is looked up once more at one moment, and the search made again where something has gone meanwhile.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import select
@@ -41,8 +44,17 @@ _THREADS: Final = 4
 _DEPTH: Final = 4
 _LEAST: Final = 50
 _MOST: Final = 10_000
+_TRIES: Final = 3
 
-Seen = dict[str, VectorStoreFile]  # by the key of their document
+Pairs = dict[tuple[str, int], tuple[Hit, float]]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What can be seen, by the key of its document, and how often SQL was asked for it."""
+
+    rows: dict[str, VectorStoreFile] = field(default_factory=dict)
+    looks: int = 0
 
 
 class Searching:
@@ -116,16 +128,34 @@ class Searching:
     def _search(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> list[Found]:
         if not store.dimensions:
             return []
+        for _ in range(_TRIES):
+            ranked, seen = self._best_of_all(search, store, vectors)
+            gone = self._gone(search.store_id, seen)
+            if not gone:
+                break
+        left = [pair for pair in ranked.values() if pair[0].document not in gone]
+        best = sorted(left, key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
+        return [_found(seen.rows[hit.document], hit, score) for hit, score in best[: search.candidates]]
+
+    def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Pairs, Seen]:
+        """What any of the queries finds, with its best score."""
         only = self._filtered(search)
-        ranked: dict[tuple[str, int], tuple[Hit, float]] = {}
-        seen: Seen = {}
+        ranked: Pairs = {}
+        seen = Seen()
         for query, vector in zip(search.queries, vectors, strict=True):
             for hit, score in self._ranked(search, store, query, vector, only, seen):
                 key = (hit.document, hit.n)
                 if key not in ranked or ranked[key][1] < score:
                     ranked[key] = hit, score
-        best = sorted(ranked.values(), key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
-        return [_found(seen[hit.document], hit, score) for hit, score in best[: search.candidates]]
+        return ranked, seen
+
+    def _gone(self, store_id: str, seen: Seen) -> Collection[str]:
+        """Documents that could be seen at one of several looks and can't any more."""
+        if seen.looks < 2:
+            return ()
+        now = Seen()
+        self._look_up(store_id, seen.rows.keys(), now)
+        return seen.rows.keys() - now.rows.keys()
 
     def _ranked(
         self,
@@ -155,8 +185,8 @@ class Searching:
         count = wanted
         while True:
             hits = find(count)
-            self._look_up(search.store_id, {hit.document for hit in hits} - seen.keys(), seen)
-            visible = [hit for hit in hits if hit.document in seen]
+            self._look_up(search.store_id, {hit.document for hit in hits} - seen.rows.keys(), seen)
+            visible = [hit for hit in hits if hit.document in seen.rows]
             if len(visible) >= wanted or len(hits) < count or count >= _MOST:
                 return visible[:wanted]
             count *= 4
@@ -168,7 +198,8 @@ class Searching:
             files = select(VectorStoreFile).where(
                 VectorStoreFile.store_id == store_id, VectorStoreFile.document.in_(documents)
             )
-            seen.update({str(row.document): row for row in session.scalars(files)})
+            seen.rows.update({str(row.document): row for row in session.scalars(files)})
+        seen.looks += 1
 
     def _filtered(self, search: Search) -> list[str] | None:
         """The documents of files that the filters let through; None where there are no filters."""

@@ -180,6 +180,29 @@ def test_of_an_old_version_and_a_new_one_the_new_one_is_found(shelf: Shelf) -> N
     assert (before, after) == (TEXTS["kiwi"], "The kiwi has a long beak.")
 
 
+@pytest.mark.parametrize("times", [1, 10], ids=["once", "each time"])
+def test_a_file_that_is_replaced_between_both_rankings_is_found_in_one_version(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    versions = [f"The kiwi of version {n} is a bird." for n in range(times + 1)]
+    shelf.write(**{f"kiwi.{n + 7}": [text] for n, text in enumerate(versions)})
+    look, replaced = shelf.mill.vectors.inner.matching, list[int]()
+
+    def late(*given: Any) -> Any:
+        if len(replaced) < times:
+            replaced.append(len(replaced) + 7)
+            with shelf.mill.db.write() as session:
+                newest = f"vsd_kiwi.{replaced[-1]}"
+                session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "kiwi").values(document=newest))
+        return look(*given)
+
+    monkeypatch.setattr(shelf.mill.vectors.inner, "matching", late)
+
+    found = [one.text for one in shelf.search("kiwi bird") if one.file_id == "kiwi"]
+
+    assert found == [versions[len(replaced) - 1]]
+
+
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
     ({"type": "eq", "key": "kind", "value": "bird"}, {"kiwi", "emu"}),
     ({"type": "ne", "key": "kind", "value": "bird"}, {"lava", "tide"}),
