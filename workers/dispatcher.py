@@ -181,7 +181,7 @@ class Dispatcher:
         if len(projects) > 1:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         turns = self._turns.setdefault(queue, Turns())
-        turns.head_start = RINGS_PER_SLOT * slots  # what others have out when it comes
+        turns.head_start = 2 * RINGS_PER_SLOT * slots  # half of it is its share anyway
         return choose(waiting, out.counts.get(queue, {}), weights, room, 1 / PLANS_PER_RING, turns)
 
     def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:

@@ -7,8 +7,8 @@ therefore overtakes the project's own work and never another project's share.
 Where more projects wait than there are places, most have no load at all. Then they take turns: start-time fair queueing
 (Goyal, Vin, Cheng 1996), each doorbell costing a project one over its weight. Who was away does not save turns up.
 
-Who comes when all places are taken waits for what others were given while it was away. It gets that back by a few
-doorbells before its turn, but nobody's last place.
+Who comes when all places are taken waits for what others were given while it was away. It gets that back: its first few
+doorbells come before those of others, but take nobody's last place.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from jobs.outbox import Ring
 class Turns:
     """How far each project is on one queue; those who are not ahead of everybody else are not remembered.
 
-    Who had nothing waiting and nothing out when they were last looked at may come `head_start` times before its turn.
+    Who had nothing waiting and nothing out before may be served before its turn the first `head_start` times.
     """
 
     head_start: int = 0
@@ -39,14 +39,13 @@ class Turns:
         """Who has some of its head start left."""
         return [name for name in here if self._left.get(name, 0) > 0]
 
-    def hurry(self, project: str) -> None:
-        """It comes before its turn."""
-        self._left[project] -= 1
-
     def of(self, project: str) -> float:
         return max(self._now, self._ahead.get(project, 0.0))
 
     def take(self, project: str, weight: float) -> None:
+        """It is served."""
+        if self._left.get(project, 0) > 0:
+            self._left[project] -= 1
         start = self.of(project)
         self._ahead[project] = start + 1 / weight
         if start > self._now:
@@ -80,7 +79,6 @@ def choose(
         hurried = turns.hurried(queues)
         if hurried and project not in hurried and loads[project] > 0:
             project = min(hurried, key=place)
-            turns.hurry(project)
         turns.take(project, weights.get(project, 1.0))
         chosen.append(queues[project].popleft())
         room -= small if chosen[-1].small else 1

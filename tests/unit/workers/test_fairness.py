@@ -1,5 +1,6 @@
 """Who is served next: a table of cases."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -88,7 +89,7 @@ def test_who_was_away_does_not_save_turns_up() -> None:
     assert {name: order.count(name) for name in "abc"} == {"a": 3, "b": 3, "c": 3}
 
 
-def _rounds(turns: Turns, load: dict[str, int], projects: str, rounds: int) -> str:
+def _rounds(turns: Turns, load: dict[str, int], projects: Sequence[str], rounds: int) -> str:
     """Who is served when in each round one doorbell of whoever has most out is answered."""
     order = ""
     for _ in range(rounds):
@@ -100,13 +101,23 @@ def _rounds(turns: Turns, load: dict[str, int], projects: str, rounds: int) -> s
 
 
 def test_who_comes_when_all_places_are_taken_gets_back_what_it_waited_for() -> None:
-    turns = Turns(head_start=2)
-    assert _rounds(turns, {"big": 4}, ["big"], 3) == "bigbigbig"
+    turns = Turns(head_start=4)
+    assert _rounds(turns, {"big": 4}, ["big"], 4) == "big" * 4
     load = {"big": 4}
 
-    assert _rounds(turns, load, ["big", "new"], 3) == "newnewnew"
+    assert _rounds(turns, load, ["big", "new"], 3) == "new" * 3
     assert load == {"big": 1, "new": 3}
-    assert _rounds(turns, load, ["big", "new"], 4) == "newbigbigbig"
+    assert _rounds(turns, load, ["big", "new"], 2) == "new" + "big"
+    assert load == {"big": 2, "new": 2}
+
+
+def test_a_head_start_is_over_when_its_doorbells_are() -> None:
+    """Also of who was alone then, and came before its turn because there was nobody else."""
+    turns, load = Turns(head_start=2), {"old": 4}
+    choose({"old": _rings("old", 4)}, {}, {}, 4, turns=turns)
+
+    assert _rounds(turns, load, ["new", "old"], 2) == "newnew"
+    assert turns.hurried(["old", "new"]) == []
 
 
 def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
