@@ -66,6 +66,10 @@ class Searching:
         self._reranking = reranking
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
 
+    def close(self) -> None:
+        """What it still notes is waited for: it would open the database anew that is closed next."""
+        self._threads.shutdown()
+
     async def answer(self, question: Question, priority: int) -> Answer:
         """Raises what engines raise."""
         search = searches.decode_search(question.body)

@@ -128,6 +128,7 @@ def _answering(mill: Mill, url: str) -> Iterator[None]:
         yield
     finally:
         mill.host.call(desk.close()).result(5)
+        searching.close()
 
 
 async def _words(request: Request) -> Length:

@@ -373,6 +373,7 @@ def works(folder: Path, url: str, vectors: Vectors, parser: Parser, **settings: 
         searching = Searching(context, host, Reranking(context, host, Queue.EMBED))
         yield Works(folder, db, api, stranger, context, host, wordy, reaper, parser, storage, watched, searching)
     host.close()
+    searching.close()
     db.close()
 
 
