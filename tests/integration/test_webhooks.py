@@ -31,6 +31,7 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
 from jobs.webhook import new_secret
+from tests.support.beside import beside
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
 from workers import process
@@ -99,17 +100,8 @@ def happen(db: Database, count: int = 1, of: Job | None = None, start: int = 0) 
 @contextmanager
 def delivering(db: Database, settings: Settings | None = None, worker: str = "io-1") -> Iterator[None]:
     """The loop, in a thread of its own, until the block ends."""
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=loop.run, args=(db, settings or config(), worker, stop), kwargs={"idle_seconds": 60}
-    )
-    thread.start()
-    try:
+    with beside(lambda stop: loop.run(db, settings or config(), worker, stop, idle_seconds=60)):
         yield
-    finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """`work` gets the event that is set when the block ends; it is waited for."""
+    """`work` gets the event that is set when the block ends; it is waited for, and has half a minute."""
     stop = threading.Event()
     thread = threading.Thread(target=work, args=(stop,), daemon=True)
     thread.start()
@@ -16,3 +16,4 @@ def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(30)
+        assert not thread.is_alive()
