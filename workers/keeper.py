@@ -160,7 +160,8 @@ class Keeper:
             ]
             off = pauses.paused(session)
         for hold in [claims[key] for key in lost] + lost_jobs:
-            log.warning("claim_lost", extra={"job_id": hold.job_id, "shard": hold.shard_n, "epoch": hold.epoch})
+            # or its end was written this moment, which no beat can tell: whoever is fenced says so
+            log.info("claim_gone", extra={"job_id": hold.job_id, "shard": hold.shard_n, "epoch": hold.epoch})
             hold.end(lost=True)
         self._heed(off)
 
