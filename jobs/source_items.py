@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, exists, func, select, update
+from sqlalchemy.orm import Session, aliased
 
 from jobs import attachments, audit, events
 from jobs.attachments import Made
@@ -35,7 +35,7 @@ def digest(key: str) -> str:
 def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
     """These files have come into view: where one is a new version of a source's document, the old one goes now.
 
-    In an index that is not in use nobody sees them; should it come into use, `catch_up` replaces.
+    In an index that is not in use they stay, `outlived`; should it come into use, `catch_up` replaces.
     """
     store = session.get(VectorStore, index.root) if made else None
     if store is not None and store.current_id == index.id:
@@ -46,6 +46,16 @@ def catch_up(session: Session, store: VectorStore) -> None:
     """Another index has come into use: new versions that it shows already take the place of the old ones."""
     shown = VectorStoreFile.store_id == store.current_id, VectorStoreFile.document.is_not(None)
     _replace(session, store, SourceItem.file_id.in_(select(VectorStoreFile.id).where(*shown)))
+
+
+def outlived() -> ColumnElement[bool]:
+    """Of a file in an index: the next version of its document can be found there too.
+
+    A search that has begun before another index came into use still reads this one.
+    """
+    newer = aliased(VectorStoreFile)
+    both = newer.store_id == VectorStoreFile.store_id, newer.id == SourceItem.file_id, newer.document.is_not(None)
+    return exists().where(SourceItem.previous_id == VectorStoreFile.id, *both)
 
 
 def _replace(session: Session, store: VectorStore, newest: ColumnElement[bool]) -> None:

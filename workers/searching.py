@@ -7,29 +7,32 @@
 What can be seen is asked of SQL for every search: an old version, a half-written one or a deleted file's is dropped
 here, whatever the vector database still has. With filters SQL is asked first, and only those documents are searched.
 SQL is asked for each ranking: where a file was replaced between two of them, its old version is in one and the new one
-in the other. So all is looked up once more at one moment, and the search made again where something has gone meanwhile.
+in the other; replaced after the filters chose its old version, or after that alone was ranked, it would be in neither.
+So all is looked up once more at one moment, and the search made again where something of it has gone meanwhile.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import select
 
-from jobs import attachments, filters, searches
+from jobs import attachments, filters, searches, source_items
+from jobs.clock import now
 from jobs.endpoints import EMBEDDINGS
 from jobs.errors import DatabaseBusy
 from jobs.interactive import Question
-from jobs.models import VectorStore, VectorStoreFile
+from jobs.models import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.registry import ModelsFileError
 from jobs.searches import Found, Results, Search
 from workers import fusion
 from workers.context import Context
 from workers.duplicates import distinct
 from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.fitting.refusals import is_too_long
 from workers.host import EngineHost
 from workers.ingestion import prompting
 from workers.ingestion.cutting import NoTokenizer, TokenizerAway
@@ -51,9 +54,11 @@ Pairs = dict[tuple[str, int], tuple[Hit, float]]
 
 @dataclass(slots=True)
 class Seen:
-    """What can be seen, by the key of its document, and how often SQL was asked for it."""
+    """What can be seen, by the key of its document, and how often SQL was asked for it. `hidden` can't, though it is
+    among what was ranked, or what the filters chose."""
 
     rows: dict[str, VectorStoreFile] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
     looks: int = 0
 
 
@@ -106,7 +111,10 @@ class Searching:
     async def _vectors(
         self, search: Search, store: VectorStore, question: Question, priority: int
     ) -> list[Vector | None] | Answer:
-        """One for each query, None where words alone are asked for; or the engine's refusal."""
+        """One for each query, None where words alone are asked for; or the engine's refusal.
+
+        Of a query that is longer than the model takes the beginning counts: nobody who asks knows that model.
+        """
         if not search.vector_weight or not store.dimensions:
             return [None] * len(search.queries)
         fields = (await self._prompt(store.model)).fields(list(search.queries))
@@ -115,6 +123,8 @@ class Searching:
             body["dimensions"] = store.dimensions
         request = Request(EMBEDDINGS, body, question.id, priority, question.tenant, kept=search.kept)
         answer = await self._host.engine.answer(request)
+        if is_too_long(answer):  # only then, for whoever says so gets nothing from the cache
+            answer = await self._host.engine.answer(replace(request, body={**body, "truncate": True}))
         if answer.status >= 400:
             return answer
         try:
@@ -133,9 +143,10 @@ class Searching:
         if not store.dimensions:
             return []
         for _ in range(_TRIES):
+            began = now()
             ranked, seen = self._best_of_all(search, store, vectors)
             gone = self._gone(search.store_id, seen)
-            if not gone:
+            if not gone and not self._replaced(search.store_id, seen.hidden, began):
                 break
         left = [pair for pair in ranked.values() if pair[0].document not in gone]
         best = sorted(left, key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
@@ -145,12 +156,13 @@ class Searching:
         """What any of the queries finds, with its best score."""
         only = self._filtered(search)
         ranked: Pairs = {}
-        seen = Seen()
+        seen = Seen(hidden=set(only or ()))
         for query, vector in zip(search.queries, vectors, strict=True):
             for hit, score in self._ranked(search, store, query, vector, only, seen):
                 key = (hit.document, hit.n)
                 if key not in ranked or ranked[key][1] < score:
                     ranked[key] = hit, score
+        seen.hidden -= seen.rows.keys()
         return ranked, seen
 
     def _gone(self, store_id: str, seen: Seen) -> Collection[str]:
@@ -160,6 +172,15 @@ class Searching:
         now = Seen()
         self._look_up(store_id, seen.rows.keys(), now)
         return seen.rows.keys() - now.rows.keys()
+
+    def _replaced(self, store_id: str, documents: Collection[str], since: float) -> bool:
+        """Whether one of these could be seen as late as that. What was owed and is purged already is not known."""
+        if not documents:
+            return False
+        late = VectorRemoval.store_id == store_id, VectorRemoval.created_at >= since
+        with self._context.db.read() as session:
+            gone = session.scalars(select(VectorRemoval.document).where(*late, VectorRemoval.document.is_not(None)))
+            return not documents.isdisjoint(gone)
 
     def _ranked(
         self,
@@ -189,7 +210,9 @@ class Searching:
         count = wanted
         while True:
             hits = find(count)
-            self._look_up(search.store_id, {hit.document for hit in hits} - seen.rows.keys(), seen)
+            found = {hit.document for hit in hits}
+            self._look_up(search.store_id, found - seen.rows.keys(), seen)
+            seen.hidden |= found
             visible = [hit for hit in hits if hit.document in seen.rows]
             if len(visible) >= wanted or len(hits) < count or count >= _MOST:
                 return visible[:wanted]
@@ -200,7 +223,9 @@ class Searching:
             return
         with self._context.db.read() as session:
             files = select(VectorStoreFile).where(
-                VectorStoreFile.store_id == store_id, VectorStoreFile.document.in_(documents)
+                VectorStoreFile.store_id == store_id,
+                VectorStoreFile.document.in_(documents),
+                ~source_items.outlived(),
             )
             seen.rows.update({str(row.document): row for row in session.scalars(files)})
         seen.looks += 1
@@ -211,7 +236,9 @@ class Searching:
             return None
         with self._context.db.read() as session:
             files = select(VectorStoreFile.document, VectorStoreFile.attributes).where(
-                VectorStoreFile.store_id == search.store_id, VectorStoreFile.document.is_not(None)
+                VectorStoreFile.store_id == search.store_id,
+                VectorStoreFile.document.is_not(None),
+                ~source_items.outlived(),
             )
             rows = session.execute(files).all()
         return [document for document, attributes in rows if filters.holds(search.filters, attributes)]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Index, String, Text
+from sqlalchemy import Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.models.base import Base
@@ -67,4 +67,12 @@ class SourceItem(Base):
     change: Mapped[str] = mapped_column(String(16))
     error: Mapped[dict[str, Any] | None]
 
-    __table_args__ = (Index("ix_source_item_file", "file_id"),)
+    __table_args__ = (
+        Index("ix_source_item_file", "file_id"),
+        Index(
+            "ix_source_item_previous",
+            "previous_id",
+            sqlite_where=text("previous_id IS NOT NULL"),
+            postgresql_where=text("previous_id IS NOT NULL"),
+        ),
+    )

@@ -7,17 +7,19 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
-from jobs import searches
+from jobs import attachments, searches
+from jobs.attachments import Made
 from jobs.clock import now
 from jobs.db import Database
 from jobs.interactive import Question
-from jobs.models import VectorStore, VectorStoreFile
+from jobs.models import SourceItem, VectorStore, VectorStoreFile
 from jobs.searches import Found, Search
 from tests.support.ingesting import DIMENSIONS, MODEL, Works, refuses, vector_of, works
 from workers import searching
-from workers.engines.port import Answer, EngineBusy, EngineFault
+from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
+from workers.fitting.refusals import CODE
 from workers.parsing.parser import Limits, Parser
 from workers.vectors.opening import open_vectors
 from workers.vectors.port import Entry, Store, VectorsAway
@@ -203,6 +205,48 @@ def test_a_file_that_is_replaced_between_both_rankings_is_found_in_one_version(
     assert found == [versions[len(replaced) - 1]]
 
 
+@pytest.mark.parametrize("chosen", [None, {"type": "ne", "key": "kind", "value": "rock"}], ids=["all", "filtered"])
+@pytest.mark.parametrize("late", [False, True], ids=["before the ranking", "after it"])
+def test_a_file_that_is_replaced_while_it_is_searched_is_found_in_its_new_version(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, chosen: Any, late: bool
+) -> None:
+    look, replaced = shelf.mill.vectors.inner.nearest, list[str]()
+
+    def replacing(*given: Any) -> Any:
+        found = look(*given) if late else None
+        if not replaced:
+            replaced.append("kiwi")
+            shelf.write(**{"kiwi.7": ["The kiwi has a long beak."]})
+            with shelf.mill.db.write() as session:
+                row = session.scalars(select(VectorStoreFile).where(VectorStoreFile.id == "kiwi")).one()
+                row.status = attachments.IN_PROGRESS
+                session.flush()
+                made = Made(0, "kiwi", row.version, document="vsd_kiwi.7", entries=1)
+                attachments.publish(session, session.get_one(VectorStore, shelf.id), [made])
+        return look(*given) if found is None else found
+
+    monkeypatch.setattr(shelf.mill.vectors.inner, "nearest", replacing)
+
+    found = [one.text for one in shelf.search("kiwi", text_weight=0.0, filters=chosen) if one.file_id == "kiwi"]
+
+    assert found == ["The kiwi has a long beak."]
+
+
+def test_a_documents_next_version_hides_the_one_before_in_an_index_that_has_gone_out_of_use_too(shelf: Shelf) -> None:
+    """Nobody takes it away there until the next version is in the index in use too."""
+    shelf.publish("newer", ["The kiwi has a long beak."])
+    item = SourceItem(source_id="src", digest="d", key="k", file_id="newer", previous_id="kiwi", job_id="", change="")
+    with shelf.mill.db.write() as session:
+        session.add(item)
+
+    both = shelf.names("kiwi"), shelf.names("kiwi", filters={"type": "ne", "key": "kind", "value": "rock"})
+    with shelf.mill.db.write() as session:
+        session.execute(update(VectorStoreFile).where(VectorStoreFile.id == "newer").values(document=None))
+
+    assert [("newer" in names, "kiwi" in names) for names in both] == [(True, False)] * 2
+    assert "kiwi" in shelf.names("kiwi")  # until it is there
+
+
 FILTERS: list[tuple[dict[str, Any], set[str]]] = [
     ({"type": "eq", "key": "kind", "value": "bird"}, {"kiwi", "emu"}),
     ({"type": "ne", "key": "kind", "value": "bird"}, {"lava", "tide"}),
@@ -306,6 +350,21 @@ def test_the_engines_refusal_is_the_answer(shelf: Shelf) -> None:
     shelf.mill.engine.fault = refuses("kiwi")
 
     assert shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))).status == 400
+
+
+def test_of_a_query_longer_than_its_model_takes_the_beginning_is_searched_for(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = list[bool](), shelf.mill.host.engine.answer
+
+    async def short(request: Any) -> Answer:
+        asked.append(request.body.get("truncate", False))
+        return await answer(request) if asked[-1] else refusal(400, "It is too long.", code=CODE, param="input")
+
+    monkeypatch.setattr(shelf.mill.host.engine, "answer", short)
+
+    assert shelf.names("flightless bird of the forest", limit=1) == ["kiwi"]
+    assert asked == [False, True]
 
 
 def test_an_answer_without_vectors_is_the_engines_fault(shelf: Shelf) -> None:
