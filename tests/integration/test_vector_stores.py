@@ -221,6 +221,13 @@ def test_a_question_in_other_words_finds_its_file(mill: Mill, library: str, name
     assert mill.asked(library, LIBRARY[name][0])[0] == name
 
 
+def test_of_a_question_longer_than_the_model_takes_the_beginning_counts(mill: Mill, library: str) -> None:
+    query = f"{LIBRARY['contract.pdf'][0]} {'Well, then, so it goes. ' * 160}"
+
+    assert len(query) > 3_800  # several times what MiniLM takes
+    assert mill.asked(library, query)[0] == "contract.pdf"
+
+
 def test_a_chunk_says_where_it_stands_in_the_text_of_its_file(mill: Mill, library: str) -> None:
     [first, *_] = mill.client.vector_stores.search(library, query=LIBRARY["contract.pdf"][0])
     [text] = mill.client.vector_stores.files.content(first.file_id, vector_store_id=library)
