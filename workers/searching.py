@@ -173,7 +173,7 @@ class Searching:
         self._look_up(store_id, seen.rows.keys(), now)
         return seen.rows.keys() - now.rows.keys()
 
-    def _replaced(self, store_id: str, documents: Collection[str], since: float) -> bool:
+    def _replaced(self, store_id: str, documents: set[str], since: float) -> bool:
         """Whether one of these could be seen as late as that. What was owed and is purged already is not known."""
         if not documents:
             return False
