@@ -11,12 +11,14 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from jobs.errors import InvalidRequest
 
 _MAX_DEPTH = 100
+_LARGE = 65_536  # bytes: what is read at once; beside more of them other clients are heard
 T = TypeVar("T")
 
 #: A list of a body: of what is wrong with a million items the first fault is told, and no other is looked for.
@@ -51,7 +53,8 @@ def parse(raw: bytes) -> Any:
         raise _refused("nested too deeply") from error
     except (msgspec.MsgspecError, ValueError) as error:
         raise _refused("not valid JSON") from error
-    _check(value, _MAX_DEPTH)
+    if b"\\u0000" in raw or raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH:
+        _check(value, _MAX_DEPTH)
     return value
 
 
@@ -84,7 +87,8 @@ def _refused(what: str) -> InvalidRequest:
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        return parse(await self.body())
+        raw = await self.body()
+        return parse(raw) if len(raw) <= _LARGE else await run_in_threadpool(parse, raw)
 
 
 class StrictRoute(APIRoute):

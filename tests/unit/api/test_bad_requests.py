@@ -1,5 +1,6 @@
 """Whatever is sent, the answer is a 4xx in OpenAI's shape, with a code that a program can read."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, ValidationError
 
+from api import bodies
 from tests.support.web import make_key
 from tests.unit.api.calls import BODIES, routes
 from tests.unit.api.conftest import client_of
@@ -31,6 +33,8 @@ TEXTS = {
     "beyond doubles": b'{"priority": 1e999}',
     "lone surrogate": b'{"input_file_id": "\\ud800"}',
     "NUL": b'{"input_file_id": "a\\u0000b"}',
+    "NUL far down": b'{"input_file_id": [' + b"[]," * 30_000 + b'"a\\u0000b"]}',
+    "deep and large": b'["' + b"x" * 100_000 + b'", ' + b"[" * 200 + b"]" * 200 + b"]",
     "NUL in a name": b'{"a\\u0000b": 1}',
     "raw control character": b'{"input_file_id": "a\x01b"}',
     "invalid UTF-8": b'{"input_file_id": "\xff\xfe"}',
@@ -308,3 +312,19 @@ def test_a_content_length_that_is_no_number_is_refused(client: TestClient) -> No
     for length in ("-1", "1e3", "0x10"):
         answer = client.post("/v1/batches", content=b"{}", headers={**JSON, "Content-Length": length})
         assert_refused(answer, 400)
+
+
+def test_a_large_body_is_read_beside_the_loop_that_serves_others(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, looping = bodies.parse, list[bool]()
+
+    def note(raw: bytes) -> Any:
+        looping.append(asyncio._get_running_loop() is not None)
+        return parse(raw)
+
+    monkeypatch.setattr(bodies, "parse", note)
+    for size in (10, 100_000):
+        client.post("/v1/batches", json={"input_file_id": "x" * size})
+
+    assert looping == [True, False]
