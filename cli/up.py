@@ -37,6 +37,7 @@ def up(
     path = (lines or procfile.CHECKOUT / "Procfile").absolute()
     parsed = procfile.load(path)
     folder = DataFolder(config.data_dir)
+    os.umask(0o077)  # whatever is written here may hold prompts, answers and secrets
     folder.make()
     lock = folder.lock()
     here = Installation(config, folder, path.parent, os.getpid(), verbose)

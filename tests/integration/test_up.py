@@ -311,6 +311,15 @@ def test_a_wrong_models_file_is_refused_before_anything_starts(tmp_path: Path) -
     assert not (tmp_path / "data" / "nightmill.db").exists()
 
 
+def test_what_is_written_is_its_owners_alone_in_a_folder_that_others_can_read_too(make_up: Callable[..., Up]) -> None:
+    up = make_up("release: python release.py\none: python worker.py one\n")
+    up.wait_until_running("one")
+
+    up.stop()
+
+    assert stat.S_IMODE((up.data / "stopped").stat().st_mode) == 0o600
+
+
 def test_the_embedded_broker_is_supervised_and_private(make_up: Callable[..., Up]) -> None:
     up = make_up("release: python release.py\none: python worker.py one\n", NIGHTMILL_BROKER_URL="")
     pids = up.wait_until_running("broker", "one")
