@@ -13,7 +13,7 @@ CHAT = "/v1/chat/completions"
 #: vLLM's own fields of these requests that a caller may set at a server: they shape the answer, or what is asked.
 SHAPING = {
     "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "background", "bad_words",
-    "chat_template_kwargs", "continue_final_message", "documents", "echo", "embed_dtype", "endianness", "ignore_eos",
+    "chat_template_kwargs", "continue_final_message", "documents", "embed_dtype", "endianness", "ignore_eos",
     "include_reasoning", "include_stop_str_in_output", "instruction", "length_penalty", "max_tokens_per_doc",
     "max_tokens_per_query", "messages", "min_p", "min_tokens", "padding", "query", "repetition_detection",
     "repetition_penalty", "return_prompt_text", "return_token_ids", "return_token_offsets",
@@ -22,7 +22,7 @@ SHAPING = {
     "truncation_side", "use_activation", "use_beam_search",
 }  # fmt: skip
 #: And what `caps` refuses, or bounds.
-BOUNDED = {"prompt_logprobs", "prompt_embeds", "structured_outputs"}
+BOUNDED = {"echo", "prompt_logprobs", "prompt_embeds", "structured_outputs"}
 REQUESTS = {"ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "RerankRequest"} | {
     f"Embedding{kind}Request" for kind in ("Completion", "Chat", "BatchChat", "ChatInput", "BatchChatInput")
 }
