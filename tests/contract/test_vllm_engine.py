@@ -370,6 +370,15 @@ def test_nothing_calls_home(host: Host, pids: Path) -> None:
     assert not calls.exists() or calls.read_text() == ""
 
 
+def test_what_a_model_has_said_is_not_in_the_log(host: Host, pids: Path) -> None:
+    host.call("log", text="canary-5e1f")
+
+    log = (pids.parent / "vllm.log").read_text()
+
+    assert "An odd call: %s" in log
+    assert "canary-5e1f" not in log
+
+
 def test_a_killed_engine_is_reported_and_rebuilt(host: Host, pids: Path) -> None:
     running = [host.send("answer", url=CHAT, body={"model": MODEL, "messages": QUESTION, **FOREVER}) for _ in range(4)]
     assert not running[0][1].done()

@@ -35,6 +35,7 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
+from workers.engines.vllm_logs import keep_texts_out
 from workers.engines.vllm_serving import (
     BadEngineArgs,
     Serving,
@@ -91,6 +92,7 @@ class VllmEngine:
                 return
             await self._stop()
             prepare_environment(self._model, self._args)
+            keep_texts_out()
             await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
             try:
                 with leftovers.recorded(self._pids):
