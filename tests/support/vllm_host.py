@@ -7,6 +7,7 @@ A process of its own, because importing vLLM under the tests' warnings-as-errors
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -112,6 +113,8 @@ class Loop:
         if order["do"] == "length":
             length = await self._engine.length(Request(order["url"], order["body"], str(order["id"])))
             return {"length": length and [length.tokens, length.limit, length.exact]}
+        if order["do"] == "log":  # as its parsers do with what a model has said
+            logging.getLogger("vllm.tool_parsers.odd").error("An odd call: %s", order["text"])
         if order["do"] == "stream":
             events: list[Any] = []
 

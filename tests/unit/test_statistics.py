@@ -1,15 +1,17 @@
-"""No library sends statistics home, in whichever of our processes it is imported."""
+"""No library sends statistics home, nor a model to be converted, in whichever of our processes it is imported."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support.services import need
 from tests.support.system import ROOT
 
-VARIABLES = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS")
+VARIABLES = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS", "DISABLE_SAFETENSORS_CONVERSION")
 
 
 def said(module: str, words: str, **environment: str) -> str:
@@ -24,7 +26,7 @@ def said(module: str, words: str, **environment: str) -> str:
 
 @pytest.mark.parametrize("module", ["api", "cli.installation", "jobs.settings", "workers.engines.packaged"])
 def test_every_process_and_its_children_have_them_off(module: str) -> None:
-    assert said(module, f"print(*map(os.environ.get, {VARIABLES}))") == "1 1 1"
+    assert said(module, f"print(*map(os.environ.get, {VARIABLES}))") == "1 1 1 1"
 
 
 def test_what_the_operator_has_said_stays() -> None:
@@ -38,3 +40,16 @@ def test_the_hubs_library_hears_it() -> None:
         need("the hub's library", error)
 
     assert said("cli.hub", "from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)") == "True"
+
+
+def test_transformers_hears_it() -> None:
+    found = importlib.util.find_spec("transformers")
+    if found is None or not found.submodule_search_locations:
+        need("transformers", ModuleNotFoundError("transformers"))
+    source = Path(found.submodule_search_locations[0]) / "modeling_utils.py"  # importing it takes 20 seconds
+    asked = 'is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")'
+
+    assert asked in source.read_text()
+    assert (
+        said("workers", f"from transformers.utils.import_utils import is_env_variable_true; print({asked})") == "True"
+    )

@@ -1,7 +1,8 @@
 """Why a request is refused before an engine sees it: what is small to ask for and dangerous to answer.
 
 n, best_of, logprobs     OpenAI's own limits
-prompt_logprobs          memory for every token of a prompt; it has killed engines
+prompts                  as many as an embedding has inputs, those of all choices counted
+prompt_logprobs          memory for every token of a prompt; it has killed engines. `echo` asks vLLM for them too
 schemas, patterns        size, depth and repetition: the engine compiles each into an automaton
 media                    `data:` URLs only: any other would be fetched, or opened, from where the engine stands
 tensors                  none: reading one has run code of the caller's
@@ -22,6 +23,7 @@ from jobs.endpoints import CHAT, COMPLETIONS, RESPONSES
 from workers.engines.port import Answer, refusal
 
 MOST_CHOICES: Final = 128  # OpenAI's limit for `n`
+MOST_ANSWERS: Final = 2048  # choices of all prompts of a completion; of an embedding it is OpenAI's limit for inputs
 MOST_LOGPROBS: Final = 20  # OpenAI's limit for `top_logprobs`
 MOST_SCHEMA_BYTES: Final = 128 * 1024  # of all schemas of a request; OpenAI allows 120,000 characters of names
 MOST_SCHEMA_DEPTH: Final = 32  # OpenAI allows 10 levels of objects; each takes two of JSON, and lists take more
@@ -62,7 +64,7 @@ _SCHEMAS: Final[dict[str, frozenset[str]]] = {
 
 def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
     """The refusal of this request; None if it may go on."""
-    return _counts(body) or _tools(url, body) or _schemas(url, body) or _media(url, body)
+    return _counts(body) or _of_prompts(url, body) or _tools(url, body) or _schemas(url, body) or _media(url, body)
 
 
 def _counts(body: Mapping[str, Any]) -> Answer | None:
@@ -75,6 +77,26 @@ def _counts(body: Mapping[str, Any]) -> Answer | None:
         if value is not None and not 0 <= value <= most:  # -1 asks for those of all tokens
             return refusal(400, f"{name} must be at least 0 and at most {most}.", param=name)
     return None
+
+
+def _of_prompts(url: str, body: Mapping[str, Any]) -> Answer | None:
+    # vLLM takes the log-probs of an echo for the prompt's; those of a chat are 0 unless it says null, and 0 is asked
+    if body.get("echo") not in (None, False) and (url == CHAT or body.get("logprobs") is not None):
+        what = "echo is not supported." if url == CHAT else "echo with logprobs is not supported."
+        return refusal(400, what, param="echo")
+    prompts = _prompts(body.get("prompt")) if url == COMPLETIONS else 1
+    if prompts > MOST_ANSWERS:
+        return refusal(400, f"prompt must have at most {MOST_ANSWERS} items; it has {prompts}.", param="prompt")
+    if prompts * max(body.get("n") or 1, body.get("best_of") or 1) > MOST_ANSWERS:
+        return refusal(400, f"n for each of {prompts} prompts must be at most {MOST_ANSWERS} in all.", param="n")
+    return None
+
+
+def _prompts(value: Any) -> int:
+    """A list of token ids is one prompt; any other has one in each item."""
+    if not isinstance(value, list) or all(isinstance(item, int) for item in value):
+        return 1
+    return len(value)
 
 
 def _tools(url: str, body: Mapping[str, Any]) -> Answer | None:

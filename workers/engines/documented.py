@@ -2,8 +2,9 @@
 
 vLLM takes many fields of its own in the same body: `priority` jumps the queue, `cache_salt` and `kv_transfer_params`
 reach into its caches, `chat_template` runs a template of the caller's. None of them is part of the API that is
-promised: of vLLM in this process only OpenAI's documented fields are. A server behind a URL may have an API of its own,
-which is passed on, but for what steers the server and not the answer.
+promised: of vLLM in this process only OpenAI's documented fields are. A model whose `own_fields` is set takes those
+that shape an answer too, and refuses the rest by name. A server behind a URL may have an API of its own, which is
+passed on, but for what steers the server and not the answer.
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,17 @@ FIELDS: Final[dict[str, frozenset[str]]] = {
     }),
     "/v1/embeddings": frozenset({"model", "input", "dimensions", "encoding_format", "user"}),
 }  # fmt: skip
+
+#: vLLM's own, which shape the answer as OpenAI's do.
+OWN: Final[frozenset[str]] = frozenset({
+    "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words", "chat_template_kwargs",
+    "continue_final_message", "documents", "frequency_penalty", "ignore_eos", "include_reasoning",
+    "include_stop_str_in_output", "logit_bias", "min_p", "min_tokens", "presence_penalty", "repetition_penalty", "seed",
+    "skip_special_tokens", "spaces_between_special_tokens", "stop", "stop_token_ids", "structured_outputs",
+    "thinking_token_budget", "top_k", "truncate_prompt_tokens", "truncation_side",
+})  # fmt: skip
+#: Said and done before an engine is asked.
+_DONE: Final = frozenset({"stream", "stream_options", "store", "background"})
 
 #: By server: what chooses a place in its queue, caches, state or connections, or gives it code or settings.
 STEERING: Final[frozenset[str]] = frozenset({
@@ -69,6 +81,17 @@ def _scalars(value: Any) -> dict[str, Any]:
     return {name: one for name, one in found if name not in _NOT_THE_TEMPLATES and not isinstance(one, dict | list)}
 
 
-def documented(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body without what OpenAI doesn't document for this URL, and without nulls: they mean "not given"."""
-    return {name: value for name, value in body.items() if name in FIELDS[url] and value is not None}
+def documented(url: str, body: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
+    """The body without what OpenAI doesn't document for this URL, and without nulls: they mean "not given".
+
+    `own`: with vLLM's own fields that shape the answer.
+    """
+    taken = FIELDS[url] | OWN if own else FIELDS[url]
+    left = {name: value for name, value in body.items() if name in taken and value is not None}
+    return left | {_TEMPLATE: _scalars(left[_TEMPLATE])} if _TEMPLATE in left else left
+
+
+def stray(url: str, body: Mapping[str, Any]) -> str | None:
+    """The first field that is neither OpenAI's nor one of vLLM's own that are taken."""
+    taken = FIELDS[url] | OWN | _DONE
+    return next((name for name, value in body.items() if name not in taken and value is not None), None)

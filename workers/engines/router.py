@@ -320,7 +320,7 @@ def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[E
 
 def _load(model: Model) -> tuple[object, ...]:
     """What is loaded, and how."""
-    return model.engine, model.source, model.engine_args
+    return model.engine, model.source, model.engine_args, model.own_fields
 
 
 def source_of(model: Model, settings: Settings) -> str:
@@ -366,7 +366,7 @@ def make_vllm(model: Model, settings: Settings) -> VllmEngine:
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "_")
     pids = settings.data_dir.absolute() / "run" / f"engine-{model.queue}-{device or 'all'}-{socket.gethostname()}.pids"
     pids.parent.mkdir(parents=True, exist_ok=True)
-    return VllmEngine(source_of(model, settings), [model.name], args, pids)
+    return VllmEngine(source_of(model, settings), [model.name], args, pids, own_fields=model.own_fields)
 
 
 def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:

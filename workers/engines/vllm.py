@@ -23,7 +23,7 @@ import pydantic
 
 from workers.engines import leftovers
 from workers.engines.caps import objection
-from workers.engines.documented import FIELDS, documented
+from workers.engines.documented import FIELDS, documented, stray
 from workers.engines.port import (
     Answer,
     Emit,
@@ -35,6 +35,7 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
+from workers.engines.vllm_logs import keep_texts_out
 from workers.engines.vllm_serving import (
     BadEngineArgs,
     Serving,
@@ -66,14 +67,18 @@ REQUEST_ID_PREFIX = {"/v1/responses": "resp_"}  # vLLM puts chatcmpl- and cmpl- 
 class VllmEngine:
     """`model` is a folder or a hub's name, `names` what requests call it, `args` vLLM's own engine arguments.
 
+    `own_fields`: a request may have vLLM's own that shape the answer, and none that it would ignore without a word.
     `pids` is a file for the process ids of the engine's children, kept from one life of this process to the next.
     """
 
-    def __init__(self, model: str, names: Sequence[str], args: Mapping[str, Any], pids: Path) -> None:
+    def __init__(
+        self, model: str, names: Sequence[str], args: Mapping[str, Any], pids: Path, *, own_fields: bool = False
+    ) -> None:
         self._model = model
         self._names = tuple(names)
         self._args = dict(args)
         self._pids = pids
+        self._own_fields = own_fields
         self._serving: Serving | None = None
         self._starting = asyncio.Lock()
 
@@ -91,6 +96,7 @@ class VllmEngine:
                 return
             await self._stop()
             prepare_environment(self._model, self._args)
+            keep_texts_out()
             await asyncio.to_thread(importlib.import_module, "vllm.entrypoints.launchers.api_server.entry")
             try:
                 with leftovers.recorded(self._pids):
@@ -137,7 +143,11 @@ class VllmEngine:
             message = f"Unknown URL {request.url}; an engine serves {', '.join(FIELDS)}."
             return refusal(HTTPStatus.NOT_FOUND, message, param="url")
         name = request.body.get("model")
-        return objection(request.url, request.body) or (None if name in self._names else unknown_model(str(name)))
+        if refused := objection(request.url, request.body):
+            return refused
+        if self._own_fields and (field := stray(request.url, request.body)):
+            return refusal(HTTPStatus.BAD_REQUEST, f"{field[:64]} is not supported.", param=field[:64])
+        return None if name in self._names else unknown_model(str(name))
 
     async def _ask(self, request: Request, body: dict[str, Any], emit: Emit | None = None) -> Answer:
         serving = self._serving
@@ -166,7 +176,7 @@ class VllmEngine:
         return Answer(HTTPStatus.OK, b"")
 
     def _body(self, request: Request) -> dict[str, Any]:
-        body = documented(request.url, request.body)
+        body = documented(request.url, request.body, own=self._own_fields)
         if body.get("temperature") == 0 and (body.get("n") or 1) != 1:
             body["temperature"] = LEAST_TEMPERATURE
         if request.tenant:

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from cli.demo.system import System
 from cli.folder import DataFolder
-from cli.main import _PASSING
+from cli.main import _PASSING, app
 from cli.run_batch import _fields
 from cli.service import Program, Service
 from cli.trouble import Trouble
 from cli.vllm_flags import SHORT, TakesFlags, engine_args, spelled_out
 from jobs.registry import PACKAGED_FILE, Registry
 from tests.support.services import need
+from workers.engines.documented import FIELDS
 from workers.engines.vllm_serving import argv
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -84,13 +85,13 @@ def test_the_short_flags_are_those_of_vllm() -> None:
 
 
 def test_flags_stand_beside_the_commands_own_options() -> None:
-    app, seen = typer.Typer(), []
+    commands, seen = typer.Typer(), []
 
-    @app.command(cls=TakesFlags, context_settings=_PASSING)
+    @commands.command(cls=TakesFlags, context_settings=_PASSING)
     def run(context: typer.Context, output: str = typer.Option("", "-o")) -> None:
         seen.append((output, context.args))
 
-    done = CliRunner().invoke(app, ["-tp", "2", "-o", "out", "-cc.mode=3", "-dpm", "--lora-modules", "a", "b"])
+    done = CliRunner().invoke(commands, ["-tp", "2", "-o", "out", "-cc.mode=3", "-dpm", "--lora-modules", "a", "b"])
 
     assert done.exit_code == 0, done.output
     [(output, words)] = seen
@@ -154,11 +155,28 @@ def test_a_name_of_the_models_file_is_what_it_says(tmp_path: Path) -> None:
     )
     assert "queue" not in mine, "a private run has one worker, of the queue that its engine has"
     assert fields("hubbed", "--revision", other, file=file)["hubbed"]["source"]["revision"] == other
-    assert fields("vectors", file=file)["vectors"]["engine"] == "embed"
+    assert mine["own_fields"] is True
+    vectors = fields("vectors", file=file)["vectors"]
+    assert (vectors["engine"], "own_fields" in vectors) == ("embed", False)
     with pytest.raises(Trouble, match="seed: 'vectors' has the engine embed, not vLLM"):
         fields("vectors", "--seed", "7", file=file)
     with pytest.raises(Trouble, match="'far' is served by http://far/v1"):
         fields("far", file=file)
+
+
+def test_an_engine_of_a_runs_own_serves_what_vllm_can_and_takes_its_fields(tmp_path: Path) -> None:
+    model = fields(str(tmp_path))[str(tmp_path)]
+
+    assert set(model["endpoints"]) == set(FIELDS)
+    assert model["own_fields"] is True
+
+
+@pytest.mark.parametrize("words", [["-i", "https://example.com/in", "-o", "out"], ["-i", "in", "-o", "http://a/out"]])
+def test_a_url_is_no_path(words: list[str]) -> None:
+    done = CliRunner().invoke(app, ["run-batch", *words, "--model", "m"])
+
+    assert isinstance(done.exception, Trouble)
+    assert "a path is taken, not a URL" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import logging
 import multiprocessing
 import os
 import sqlite3
@@ -13,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
+from jobs.logs import JsonFormatter
 from jobs.models import Meta, Project
 from tests.support.ledgers import LosesAnswers
 from tests.support.services import Postgres
@@ -290,6 +292,22 @@ def test_a_broken_rule_is_an_error_and_not_busy(db: Database) -> None:
 
     with pytest.raises(IntegrityError), db.write() as session:
         session.add(Project(id="2", name="same", created_at=1.0))
+
+
+@pytest.mark.parametrize("name", ["whsec_c2VjcmV0", None])
+def test_an_error_of_the_database_tells_no_values(db: Database, name: str | None) -> None:
+    with db.write() as session:
+        session.add(Project(id="1", name="whsec_c2VjcmV0", created_at=1.0))
+    row = {"id": "whsec_c2VjcmV0-2", "name": name, "created_at": 1.0}
+
+    with pytest.raises(IntegrityError) as raised, db.write() as session:
+        session.execute(insert(Project), [row])
+    error = (type(raised.value), raised.value, raised.value.__traceback__)
+    written = JsonFormatter().format(logging.LogRecord("api", logging.ERROR, "f", 1, "request_crashed", (), error))
+
+    assert "INSERT INTO project" in written
+    assert "constraint" in written
+    assert "whsec" not in written
 
 
 def test_a_pool_without_a_free_connection_is_busy(database_url: str) -> None:

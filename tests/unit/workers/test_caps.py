@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers.engines.caps import MOST_ITEMS, MOST_PATTERN_CHARACTERS, MOST_SCHEMA_BYTES, objection
+from workers.engines.caps import MOST_ANSWERS, MOST_ITEMS, MOST_PATTERN_CHARACTERS, MOST_SCHEMA_BYTES, objection
 
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -154,3 +154,52 @@ def test_what_is_deep_in_a_message_is_found_there() -> None:
 @pytest.mark.parametrize("url", ["/v1/embeddings", "/v1/rerank", "/v1/completions"])
 def test_media_are_found_at_every_url(url: str) -> None:
     assert refused(url, {"documents": [{"content": [FOUND]}], "input": "x"}) == (400, "documents")
+
+
+@pytest.mark.parametrize("most", [0, 20, False])
+def test_an_echo_asks_for_no_log_probs_of_its_prompt(most: int) -> None:
+    asked = {"prompt": "x", "echo": True, "logprobs": most}
+
+    assert refused(COMPLETIONS, asked) == (400, "echo")
+    assert refused(COMPLETIONS, asked | {"echo": "true"}) == (400, "echo")
+    assert refused(CHAT, {"messages": [], "echo": True, "top_logprobs": most}) == (400, "echo")
+    assert refused(CHAT, {"messages": [], "echo": True}) == (400, "echo"), "vLLM's default is 0, which asks for them"
+
+
+@pytest.mark.parametrize("echo", [False, None, 0])
+def test_an_echo_without_log_probs_may_be(echo: Any) -> None:
+    assert objection(COMPLETIONS, {"prompt": "x", "echo": True}) is None
+    assert objection(COMPLETIONS, {"prompt": "x", "echo": True, "logprobs": None}) is None
+    assert objection(COMPLETIONS, {"prompt": "x", "echo": echo, "logprobs": 20}) is None
+    assert objection(CHAT, {"messages": [], "echo": echo, "logprobs": True, "top_logprobs": 20}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": ["x"] * (MOST_ANSWERS + 1)}, "prompt"),
+        ({"prompt": [[1, 2]] * (MOST_ANSWERS + 1)}, "prompt"),
+        ({"prompt": [1, *["x"] * MOST_ANSWERS]}, "prompt"),
+        ({"prompt": ["x"] * 17, "n": 128}, "n"),
+        ({"prompt": ["x"] * 17, "best_of": 128}, "n"),
+        ({"prompt": ["x"] * MOST_ANSWERS, "n": 2, "best_of": None}, "n"),
+    ],
+)
+def test_a_completion_has_only_so_many_answers(body: dict[str, Any], param: str) -> None:
+    assert refused(COMPLETIONS, body) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "x", "n": 128},
+        {"prompt": ["x"] * 16, "n": 128},
+        {"prompt": ["x"] * MOST_ANSWERS, "n": None},
+        {"prompt": [7] * (MOST_ANSWERS * 8), "n": 128},
+        {"prompt": []},
+        {"prompt": {"odd": 1}, "n": 2},
+    ],
+)
+def test_what_has_fewer_answers_may_be_asked(body: dict[str, Any]) -> None:
+    assert objection(COMPLETIONS, body) is None
+    assert objection(RESPONSES, {"input": "x", "prompt": {"id": "p"}}) is None

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.services import need
-from workers.engines.documented import FIELDS, STEERING, documented, forwarded
+from workers.engines.documented import FIELDS, OWN, STEERING, documented, forwarded, stray
 
 CHAT = "/v1/chat/completions"
 #: vLLM's own fields of these requests that a caller may set at a server: they shape the answer, or what is asked.
 SHAPING = {
     "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "background", "bad_words",
-    "chat_template_kwargs", "continue_final_message", "documents", "echo", "embed_dtype", "endianness", "ignore_eos",
+    "chat_template_kwargs", "continue_final_message", "documents", "embed_dtype", "endianness", "ignore_eos",
     "include_reasoning", "include_stop_str_in_output", "instruction", "length_penalty", "max_tokens_per_doc",
     "max_tokens_per_query", "messages", "min_p", "min_tokens", "padding", "query", "repetition_detection",
     "repetition_penalty", "return_prompt_text", "return_token_ids", "return_token_offsets",
@@ -22,7 +22,7 @@ SHAPING = {
     "truncation_side", "use_activation", "use_beam_search",
 }  # fmt: skip
 #: And what `caps` refuses, or bounds.
-BOUNDED = {"prompt_logprobs", "prompt_embeds", "structured_outputs"}
+BOUNDED = {"echo", "prompt_logprobs", "prompt_embeds", "structured_outputs"}
 REQUESTS = {"ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "RerankRequest"} | {
     f"Embedding{kind}Request" for kind in ("Completion", "Chat", "BatchChat", "ChatInput", "BatchChatInput")
 }
@@ -69,6 +69,28 @@ def test_a_templates_switches_reach_it_and_no_template() -> None:
         "chat_template_kwargs": {"enable_thinking": False},
     }
     assert forwarded({"model": "m", "chat_template_kwargs": "odd"}, "m") == {"model": "m", "chat_template_kwargs": {}}
+
+
+@pytest.mark.parametrize("url", FIELDS)
+def test_a_model_may_take_those_of_vllm_that_shape_the_answer(url: str) -> None:
+    own = {"top_k": 5, "min_p": 0.1, "structured_outputs": {"choice": ["a"]}, "chat_template_kwargs": {"think": False}}
+    body = {"model": "m", **own, "min_tokens": None, "priority": -1, "use_beam_search": True}
+
+    assert documented(url, body, own=True) == {"model": "m", **own}
+    assert documented(url, {"model": "m", "chat_template_kwargs": {"chat_template": "x"}}, own=True) == {
+        "model": "m",
+        "chat_template_kwargs": {},
+    }
+
+
+def test_the_rest_is_named() -> None:
+    assert stray(CHAT, {"model": "m", "top_k": 5, "stream": False, "store": True, "priority": None}) is None
+    assert stray(CHAT, {"model": "m", "priority": -1, "cache_salt": "x"}) == "priority"
+
+
+def test_no_field_that_is_taken_steers_a_server() -> None:
+    assert not OWN & STEERING
+    assert OWN - set().union(*FIELDS.values()) - {"structured_outputs"} <= SHAPING
 
 
 def test_each_field_of_vllms_protocol_is_known_for_what_it_does() -> None:

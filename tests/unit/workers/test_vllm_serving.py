@@ -143,6 +143,29 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
         await asking
 
 
+async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_path: Path) -> None:
+    asked = []
+
+    class Serving:
+        dead = False
+
+        async def ask(self, url: str, body: dict[str, object]) -> dict[str, str]:
+            asked.append((url, body))
+            raise asyncio.CancelledError
+
+    engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids", own_fields=True)
+    engine._serving = Serving()  # type: ignore[assignment]
+    body = {"model": "m", "prompt": "x", "top_k": 1}
+
+    refused = await engine.answer(Request("/v1/completions", body | {"cache_salt": "mine"}, "req_1"))
+    with pytest.raises(asyncio.CancelledError):
+        await engine.answer(Request("/v1/completions", body, "req_2"))
+
+    assert (refused.status, msgspec.json.decode(refused.body)["error"]["param"]) == (400, "cache_salt")
+    [(_, reached)] = asked
+    assert reached["top_k"] == 1
+
+
 @pytest.mark.parametrize(
     ("url", "body", "status"),
     [
