@@ -138,6 +138,19 @@ def test_parquet_has_typed_columns(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"]
 
 
+def test_parquet_takes_an_answer_and_a_message_that_are_no_text(tmp_path: Path) -> None:
+    parts: Any = [{"type": "text", "text": "hi"}]
+    inputs = [asked("a"), asked("b", TEXT, prompt="1"), asked("c")]
+    outputs = [answered("a", chat(parts)), answered("b", {"choices": [{"text": {"x": 1}}]})]
+    refused = answered("c", {"error": {"message": [{"msg": "no"}]}}, 422)
+
+    assert write_parquet(joined(inputs, outputs, [refused]), tmp_path / "out.parquet") == 3
+
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["answer"].to_pylist() == [json.dumps(parts), '{"x": 1}', None]
+    assert table["error_message"].to_pylist() == [None, None, '[{"msg": "no"}]']
+
+
 def test_embeddings_are_vectors_in_parquet_also_behind_many_failures(tmp_path: Path) -> None:
     inputs = [asked(str(n), EMBED, input="cat") for n in range(2500)]
     outputs = [answered(str(n), {"data": [{"embedding": [0.5, 1.0]}]}) for n in range(1500, 2500)]
