@@ -21,10 +21,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def joined(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[Row]:
-    """One row for each result. Raises Trouble when a result is left without its input."""
+def joined(
+    inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes], overrides: Row | None = None
+) -> Iterator[Row]:
+    """One row for each result, with the request as it was asked: a retry lays `overrides` over each body.
+
+    Raises Trouble when a result is left without its input.
+    """
     for request, result in paired(inputs, outputs, errors):
-        yield _row(request, json.loads(result))
+        yield _row({**request, "body": {**request["body"], **(overrides or {})}}, json.loads(result))
 
 
 def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[Row, bytes]]:
