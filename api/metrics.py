@@ -17,10 +17,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.observe import REGISTRY
+from api.progress import outcomes_of
 from jobs import measures, outbox, quarantine
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import CacheUse, Delivery, Job, Measure, Outcome, Segment, Shard, Worker
+from jobs.models import CacheUse, Delivery, Job, Measure, Outcome, Shard, Worker
 from jobs.states import LIVE, TERMINAL, ShardState
 
 _KEEP_SECONDS = 5.0
@@ -129,13 +130,12 @@ def _work(session: Session) -> Iterator[Metric]:
 
 
 def _outcomes(session: Session) -> Iterator[Metric]:
-    """Of ended jobs from their own rows, of live ones from their segments."""
+    """Of ended jobs from their own rows, of live ones from their shards and segments."""
     counts = Counter[tuple[str, str]]()
     ended = select(Job.model, Outcome.name, func.sum(Outcome.count)).join(Outcome, Outcome.job_id == Job.id)
     for model, name, count in session.execute(ended.group_by(Job.model, Outcome.name)):
         counts[model or "", name] += int(count)
-    live = select(Job.model, Segment.outcomes).join(Segment, Segment.job_id == Job.id).where(Job.state.in_(LIVE))
-    for model, found in session.execute(live):
+    for model, found in session.execute(outcomes_of(Job.state.in_(LIVE))):
         counts.update({(model or "", name): count for name, count in (found or {}).items()})
     errors = CounterMetricFamily("nightmill_errors", "Requests that failed.", labels=["model", "code"])
     answers = CounterMetricFamily(

@@ -3,13 +3,17 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import and_, distinct, func, or_, select
+from sqlalchemy import ColumnElement, CompoundSelect, and_, distinct, func, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.models import TOKENS, Job, Outbox, Outcome, Segment, Shard
 from jobs.states import TERMINAL, JobState
+
+#: By values and not by the columns: with these SQLite would begin at the segments, of which there are many.
+_OF_SHARD = and_(Segment.job_id == Shard.job_id.concat(""), Segment.n == Shard.n + 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,20 @@ def outcomes(session: Session, job: Job) -> dict[str, int]:
         rows = session.execute(select(Outcome.name, Outcome.count).where(Outcome.job_id == job.id))
         return {name: count for name, count in rows}  # noqa: C416 (rows are not pairs to a type checker)
     counts = Counter[str]()
-    for counted in session.scalars(select(Segment.outcomes).where(Segment.job_id == job.id)):
+    for _, counted in session.execute(outcomes_of(Job.id == job.id)):
         counts.update(counted or {})
     return dict(counts)
+
+
+def outcomes_of(jobs: ColumnElement[bool]) -> CompoundSelect[Any]:
+    """Asks for the models and outcomes of live jobs: of shards that have summed theirs, and of the others' segments.
+
+    In one statement, since a shard may end at any moment.
+    """
+    ended = select(Job.model, Shard.outcomes).join(Shard, Shard.job_id == Job.id)
+    others = select(Job.model, Segment.outcomes).join(Shard, Shard.job_id == Job.id).join(Segment, _OF_SHARD)
+    summed = Shard.outcomes.is_not(None)
+    return union_all(ended.where(jobs, summed), others.where(jobs, ~summed, Shard.done > 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +87,11 @@ def pace(session: Session, job: Job) -> Pace | None:
     since = max(now() - _RECENT_SECONDS, job.in_progress_at)
     seconds = max(now() - since, 1.0)
     items = tokens = 0
+    live = or_(Shard.finished_at.is_(None), Shard.finished_at > since - _RECENT_SECONDS)
     rows = session.execute(
-        select(Segment.covered, Segment.input_tokens + Segment.output_tokens).where(
-            Segment.job_id == job.id, Segment.created_at > since
-        )
+        select(Segment.covered, Segment.input_tokens + Segment.output_tokens)
+        .join(Shard, _OF_SHARD)
+        .where(Shard.job_id == job.id, Shard.done > 0, live, Segment.created_at > since)
     )
     for covered, count in rows:
         items += int.from_bytes(covered, "little").bit_count()

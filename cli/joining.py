@@ -21,10 +21,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def joined(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[Row]:
-    """One row for each result. Raises Trouble when a result is left without its input."""
+def joined(
+    inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes], overrides: Row | None = None
+) -> Iterator[Row]:
+    """One row for each result, with the request as it was asked: a retry lays `overrides` over each body.
+
+    Raises Trouble when a result is left without its input.
+    """
     for request, result in paired(inputs, outputs, errors):
-        yield _row(request, json.loads(result))
+        yield _row({**request, "body": {**request["body"], **(overrides or {})}}, json.loads(result))
 
 
 def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[Row, bytes]]:
@@ -89,7 +94,7 @@ def error_of(result: Row) -> tuple[str | None, str | None]:
     said = body.get("error") if isinstance(body, dict) else None
     said = said if isinstance(said, dict) else {}
     code = said.get("code")
-    return code if isinstance(code, str) and code else f"http_{response['status_code']}", said.get("message")
+    return code if isinstance(code, str) and code else f"http_{response['status_code']}", _plain(said.get("message"))
 
 
 _ASKED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/rerank": "query"}
@@ -102,7 +107,12 @@ def _prompt(url: str, body: Row) -> str | None:
         asked = asked[-1].get("content")
     if isinstance(asked, list) and asked and isinstance(asked[0], dict):
         asked = "\n".join(str(part["text"]) for part in asked if "text" in part)
-    return asked if asked is None or isinstance(asked, str) else json.dumps(asked)
+    return _plain(asked)
+
+
+def _plain(value: Any) -> str | None:
+    """Text as it is; of anything else, such as the parts that some servers answer with, its JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _answer(url: str, body: Row) -> Any:
@@ -113,7 +123,7 @@ def _answer(url: str, body: Row) -> Any:
         return json.dumps([[one["index"], one["relevance_score"]] for one in body["results"]])
     if "choices" in body:
         first = body["choices"][0] if body["choices"] else {}
-        return first.get("text") if "text" in first else (first.get("message") or {}).get("content")
+        return _plain(first.get("text") if "text" in first else (first.get("message") or {}).get("content"))
     parts = [part for item in body.get("output", ()) for part in item.get("content") or ()]
     return "".join(part["text"] for part in parts if part.get("type") == "output_text")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from jobs.pauses import Scope
+    from jobs.registry import Registry
 
 _ACTOR = "operator"
 _LOOK = 0.5  # seconds
@@ -154,17 +155,18 @@ def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
         names = _names(session, scope, name, data_dir)
         changed = [change(session, scope, one, actor=_ACTOR) for one in names]
         left = sum(quarantine.release(session, one, _ACTOR) for one in names if scope is scope.MODEL and not on)
+    what = f"model {names[0]} ({name})" if scope is scope.MODEL and names[0] != name else f"{kind} {name}"
     if left:
-        print(f"{kind} {name} is no longer quarantined")
+        print(f"{what} is no longer quarantined")
     elif not any(changed):
-        print(f"{kind} {name} was {'paused already' if on else 'not paused'}")
+        print(f"{what} was {'paused already' if on else 'not paused'}")
     else:
-        print(f"{kind} {name} {'is paused' if on else 'goes on'}")
+        print(f"{what} {'is paused' if on else 'goes on'}")
     return names
 
 
 def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None) -> list[str]:
-    """What a name stands for: a project's id, a model with its aliases. Raises Trouble for one that is unknown."""
+    """What a name stands for: a project's id, a model and then its aliases. Raises Trouble for one that is unknown."""
     from cli.effective import effective
     from jobs import fleet, keys
     from jobs.pauses import Scope
@@ -178,13 +180,39 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
             raise Trouble(f"there is no project '{name}'; `nightmill keys list` shows them")
         return [project.id]
     if scope is Scope.MODEL:
-        return [name, *(alias for alias, target in registry.aliases.items() if target == name)]
+        return _models(session, registry, name)
     known = {worker.id for worker in fleet.everyone(session)}
     if scope is Scope.QUEUE:
         known = {*map(str, Queue), *(model.queue for model in registry.models.values())}
     if name not in known:
         raise Trouble(f"there is no {scope} '{name}'; there are {', '.join(sorted(known)) or 'none'}")
     return [name]
+
+
+def _models(session: "Session", registry: "Registry", name: str) -> list[str]:
+    """A model with its aliases, by its name or one of these. Raises Trouble for one that nobody has ever heard of."""
+    shown, told = _known(session, name)
+    model = name if name in registry.models or shown else registry.aliases.get(name, name)
+    if model == name and not (name in registry.models or shown or told):
+        raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
+    return [model, *(alias for alias, target in registry.aliases.items() if target == model)]
+
+
+def _known(session: "Session", name: str) -> tuple[bool, bool]:
+    """Whether an endpoint has shown a model; whether work, a worker, a pause or a quarantine knows its name."""
+    from sqlalchemy import select
+
+    from jobs import fleet, pauses, quarantine
+    from jobs.models import Job
+    from jobs.models import Model as Shown
+    from jobs.registry import ANY_MODEL
+    from jobs.states import LIVE
+
+    served = {model for worker in fleet.everyone(session) for model in worker.models}
+    paused = name in pauses.paused(session).of(pauses.Scope.MODEL)
+    asked = session.scalar(select(Job.id).where(Job.state.in_(LIVE), Job.model == name).limit(1)) is not None
+    told = asked or paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
+    return session.get(Shown, name) is not None, told
 
 
 def _shown(session: "Session", scope: str, name: str) -> str:

@@ -44,7 +44,7 @@ def results(
             return
         if not found.ended:
             raise Trouble(f"{job} is {found.state}; its results can be joined when it has ended")
-        with _joined(server, found) as rows:
+        with _joined(server, found, shown["overrides"]) as rows:
             count = writer_of(format_, vectors=shown["endpoint"] == EMBEDDINGS)(rows, output)
     print(f"{count} results{f': {output}' if output else ''}", file=sys.stderr)
 
@@ -64,7 +64,7 @@ def _raw(server: "Server", job: "Snapshot", output: Path | None) -> None:
 
 
 @contextmanager
-def _joined(server: "Server", job: "Snapshot") -> Iterator[Iterator["Row"]]:
+def _joined(server: "Server", job: "Snapshot", overrides: "Row") -> Iterator[Iterator["Row"]]:
     """The rows, from copies of the job's three files."""
     from cli.joining import joined
 
@@ -79,4 +79,5 @@ def _joined(server: "Server", job: "Snapshot") -> Iterator[Iterator["Row"]]:
             server.download(file_id, folder / file_id)
             return stack.enter_context((folder / file_id).open("rb"))
 
-        yield joined(fetched(job.input_file_id), fetched(job.output_file_id), fetched(job.error_file_id))
+        inputs, outputs, errors = map(fetched, (job.input_file_id, job.output_file_id, job.error_file_id))
+        yield joined(inputs, outputs, errors, overrides)

@@ -129,6 +129,7 @@ class Model(_Checked):
     aliases: tuple[Name, ...] = ()
     endpoints: tuple[Route, ...] = ()
     max_model_len: int | None = Field(None, ge=1)
+    tokenizer: Path | None = None
     owned_by: str = "nightmill"
     license: str | None = None
     training_data: tuple[str, ...] | None = None
@@ -149,6 +150,8 @@ class Model(_Checked):
             raise ValueError("engine http and source urls belong together")
         if self.own_fields and self.engine is not EngineKind.VLLM:
             raise ValueError(f"own_fields belongs to the engine vllm, not to {self.engine.value}")
+        if self.tokenizer and not remote:
+            raise ValueError("tokenizer is for models behind urls; others have their own")
         if remote and self.engine_args.keys() - set(prompts.ARGUMENTS):
             raise ValueError(
                 f"engine_args of http are {', '.join(prompts.ARGUMENTS)}; others are for engines in process"
@@ -290,6 +293,8 @@ def _parse(file: Path) -> list[Model]:
 
 def _rooted(model: Model, folder: Path) -> Model:
     """Paths in the file are relative to it."""
+    if model.tokenizer is not None:
+        return model.model_copy(update={"tokenizer": (folder / model.tokenizer.expanduser()).absolute()})
     if model.source.path is None:
         return model
     path = (folder / model.source.path.expanduser()).absolute()

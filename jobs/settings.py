@@ -96,10 +96,13 @@ class Settings(BaseSettings):
         description="mean cosine to torch in float32 that a faster runtime must keep; 1: torch alone",
     )
     ingest_shard_files: int = Field(32, ge=1, le=256, description="files of an ingestion's shard, at most")
-    parse_seconds: float = Field(120, gt=0, description="reading one document, at most")
+    parse_seconds: float = Field(120, gt=0, description="reading one document, at most, on the clock and of CPU")
     parse_memory_bytes: int = Field(1024 * MB, ge=64 * MB, description="memory of a process that reads documents")
     parse_max_pages: int = Field(5000, ge=1, description="pages of a document")
     parse_max_tokens: int = Field(5_000_000, ge=1, description="tokens of a document")
+    parse_text_bytes: int = Field(
+        64 * MB, ge=MB, description="text of a document; its archive may expand to 8 times that"
+    )
     store_max_files: int = Field(10_000, ge=1, description="files of one call that brings them into a vector store")
 
     source_folders: Annotated[tuple[str, ...], NoDecode] = Field(

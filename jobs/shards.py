@@ -10,7 +10,8 @@ are one transaction. `stalls` counts claims lost without any commit: past a limi
 time, with `trying_line` committed first, so that the line that kills its worker is known.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,6 +156,14 @@ def covered(session: Session, job_id: str, n: int) -> int:
     return lines
 
 
+def outcomes(session: Session, job_id: str, n: int) -> Counter[str]:
+    """How many lines of a shard there are of each word, by its segments."""
+    counts = Counter[str]()
+    for (found,) in session.connection().execute(statements.OUTCOMES, {"its_job": job_id, "its_n": n}):
+        counts.update(found or {})
+    return counts
+
+
 def commit(
     session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
 ) -> Job | None:
@@ -168,7 +177,10 @@ def commit(
         return job  # the first commit's answer was lost
     tokens = tally.tokens()
     more = {f"its_{name}": count for name, count in {"done": tally.done, "failed": tally.failed, **tokens}.items()}
-    ending = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()} if last else {}
+    ending = {}
+    if last:
+        earlier = outcomes(session, claim.job.id, claim.n) if seq or claim.covered else Counter[str]()
+        ending = _done(earlier + Counter(tally.outcomes))
     if not statements.changes_one(session, statements.COUNT, {**its, **more, **ending}):
         raise Fenced
     size = (claim.lines + 7) // 8
@@ -193,7 +205,7 @@ def commit(
 def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
     """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises Fenced."""
     job = ledger.lock(session, claim.job.id)
-    done = {"state": ShardState.DONE, "worker_id": None, "finished_at": now()}
+    done = _done(outcomes(session, claim.job.id, claim.n))
     if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
         return job
     shard = session.get(Shard, (claim.job.id, claim.n))
@@ -307,6 +319,10 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
         queue = session.scalar(select(Shard.queue).where(Shard.job_id == job_id, Shard.n == n))
         outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,), delay)
     return True
+
+
+def _done(counts: Mapping[str, int]) -> dict[str, Any]:
+    return {"state": ShardState.DONE, "worker_id": None, "finished_at": now(), "outcomes": dict(counts)}
 
 
 def _found(session: Session, statement: Executable, **its: Any) -> bool:

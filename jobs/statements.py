@@ -105,6 +105,7 @@ TAKE_SHARD_THERE = _take_shard(_shard.c.queue == bindparam("its_queue"))
 COUNT = _count()
 SHARD_IS_THERE = select(_shard.c.n).where(_shard.c.job_id == _ITS_JOB, _shard.c.n == _ITS_N)
 COVERED = select(_segment.c.covered).where(_ITS_SEGMENTS)
+OUTCOMES = select(_segment.c.outcomes).where(_ITS_SEGMENTS)
 SEGMENT_IS_THERE = select(_segment.c.seq).where(
     _ITS_SEGMENTS, _segment.c.epoch == _ITS_EPOCH, _segment.c.seq == bindparam("its_seq")
 )

@@ -124,7 +124,8 @@ class Schedule(Base):
 class Shard(Usage, Base):
     """A byte range of the job's input. `epoch` fences; `progressed` says whether this claim has committed anything.
 
-    `queue` is where it is to be run for now; without one it is its job's.
+    `queue` is where it is to be run for now; without one it is its job's. `outcomes` is the sum of its segments', of a
+    shard that is done (null: it is not, or a version ended it that did not sum them).
     """
 
     __tablename__ = "shard"
@@ -147,6 +148,7 @@ class Shard(Usage, Base):
     faults: Mapped[dict[str, Any] | None]  # line → how its request broke, kept over attempts
     done: Mapped[int] = mapped_column(default=0)
     failed: Mapped[int] = mapped_column(default=0)
+    outcomes: Mapped[dict[str, Any] | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
 

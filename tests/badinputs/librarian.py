@@ -7,7 +7,6 @@ gpu.embed  ──▶ a thread over the fake engine, whose vectors know words
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from workers.finishing import finish
 from workers.host import EngineHost
 from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge
-from workers.parsing.parser import Limits, Parser
+from workers.parsing.parser import Parser, limits_of
 from workers.running import run
 
 
@@ -32,8 +31,7 @@ class Librarian:
         self._reading, self._embedding = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._reader = build(config, Pool("cpu", (Queue.INGEST,), 1))
         self._embedder = build(config, Pool("embed", (Queue.EMBED,), 1, models=(MODEL,)))
-        limits = Limits(config.parse_seconds, memory_bytes=config.parse_memory_bytes, pages=config.parse_max_pages)
-        self._parser = Parser(replace(limits, tokens=config.parse_max_tokens))
+        self._parser = Parser(limits_of(config))
         self._host = EngineHost(FakeEngine(("*",), fault=Wordy(Reaper())), lambda: None)
         self._host.start()
 

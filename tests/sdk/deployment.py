@@ -33,7 +33,7 @@ from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge
 from workers.interactive import Desk
 from workers.packing import Room
-from workers.parsing.parser import Limits, Parser
+from workers.parsing.parser import Parser, limits_of
 from workers.reranking import Reranking
 from workers.searching import Searching
 from workers.webhooks import loop
@@ -146,7 +146,7 @@ class _Readers:
     def __init__(self, mill: Mill) -> None:
         self._mill = mill
         self._context = build(mill.config, Pool("cpu", (Queue.INGEST,), slots=1))
-        self._parser = Parser(Limits(mill.config.parse_seconds))
+        self._parser = Parser(limits_of(mill.config))
         self._thread = ThreadPoolExecutor(1)
 
     def ring(self, task: str, queue: str, arguments: Sequence[Any]) -> None:

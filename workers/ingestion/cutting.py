@@ -56,17 +56,25 @@ def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any]
 
 
 def folder_of(config: Settings, model: Model | None) -> Path:
-    """Where the model's tokenizer lies; of a model behind a URL one has to guess. Raises NoTokenizer, TokenizerAway."""
+    """Where the model's tokenizer lies, or one to guess by. Raises NoTokenizer, TokenizerAway."""
     try:
-        if model is not None and model.source.path is not None:
-            return _checked(model.source.path)
-        if model is not None and model.engine is EngineKind.EMBED and model.source.packaged:
+        if model is None or _is_guessed(model):
+            return _checked(materialise(MINILM, models_dir(config)))
+        if model.source.packaged:
             return _checked(materialise(model.source.packaged, models_dir(config)))
-        if model is not None and model.source.repo is not None:
+        if model.source.repo is not None:
             return _downloaded(model.source.repo, str(model.source.revision))
-        return _checked(materialise(MINILM, models_dir(config)))
+        folder = model.tokenizer or model.source.path
+        assert folder is not None
+        return _checked(folder)
     except ModelUnavailable as error:
         raise NoTokenizer(str(error)) from error
+
+
+def _is_guessed(model: Model) -> bool:
+    """Whether we have no tokenizer of its own."""
+    embeds_here = model.engine is EngineKind.EMBED and model.source.packaged is not None
+    return not (embeds_here or model.tokenizer or model.source.path or model.source.repo)
 
 
 def _checked(folder: Path) -> Path:
@@ -89,8 +97,16 @@ def _longest(folder: Path, model: Model | None) -> int:
     """How many tokens of text the model takes, its special tokens and the prompt of passages not counted."""
     own = checkpoint.own_prompts(folder) if model and model.engine is EngineKind.EMBED else Own()
     prompt = prompts_of(model.engine_args if model else {}, own).passage
-    context = checkpoint.context_of(folder) or (model and model.max_model_len) or UNKNOWN_CONTEXT
-    return max(16, context - _framing(folder, prompt) - (_SEAM if prompt else 0))
+    return max(16, _context(folder, model) - _framing(folder, prompt) - (_SEAM if prompt else 0))
+
+
+def _context(folder: Path, model: Model | None) -> int:
+    """What a model's files say; of a server first what models.yaml says, and what another model takes is nothing."""
+    if model is None:
+        return UNKNOWN_CONTEXT
+    own = None if _is_guessed(model) else checkpoint.context_of(folder)
+    both = (model.max_model_len, own) if model.source.urls else (own, model.max_model_len)
+    return both[0] or both[1] or UNKNOWN_CONTEXT
 
 
 @lru_cache(maxsize=16)

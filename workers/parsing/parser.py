@@ -9,6 +9,7 @@ A child belongs to the thread that parses: the kernel ends it with that thread. 
 session and is killed with it.
 """
 
+import math
 import os
 import select
 import signal
@@ -22,10 +23,11 @@ from typing import Final
 import msgspec
 
 from jobs.documents import Document
+from jobs.settings import Settings
 from workers.parsing import wire
 from workers.parsing.terms import Code, Cutting, Interrupted, Limits, Refused, Strategy, invalid
 
-__all__ = ["Code", "Cutting", "Interrupted", "Limits", "Parser", "Refused", "Strategy"]
+__all__ = ["Code", "Cutting", "Interrupted", "Limits", "Parser", "Refused", "Strategy", "limits_of"]
 
 FILES: Final = 200  # then a child is replaced: libraries leak
 STARTS: Final = 3  # a child that ends as it starts knows nothing of the file: others get a chance
@@ -239,6 +241,18 @@ class Parser:
         if returncode in (-signal.SIGABRT, -signal.SIGKILL):  # Rust and the kernel, when there is no memory
             return invalid(_beyond(memory))
         return invalid(_beyond(f"{memory} and {cpu}"))
+
+
+def limits_of(config: Settings) -> Limits:
+    """The child has one thread, so its CPU time is what ends first only where its library starts more."""
+    return Limits(
+        config.parse_seconds,
+        cpu_seconds=math.ceil(config.parse_seconds),
+        memory_bytes=config.parse_memory_bytes,
+        pages=config.parse_max_pages,
+        text_bytes=config.parse_text_bytes,
+        tokens=config.parse_max_tokens,
+    )
 
 
 def environment() -> dict[str, str]:

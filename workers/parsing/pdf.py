@@ -26,6 +26,13 @@ _HYPHEN: Final = re.compile("[\x02\ufffe]\\s*")  # PDFium's mark for a word that
 Entry = tuple[int, str]  # level from 1, title in one line
 
 
+class Damaged(Refused):
+    """PDFium makes nothing of it: it is damaged, or no PDF at all."""
+
+    def __init__(self) -> None:
+        super().__init__("invalid_file", "The file is damaged: it is no PDF that can be read.")
+
+
 def read(data: bytes, limits: Limits) -> Reading:
     """Raises Refused."""
     document = _opened(data)
@@ -46,7 +53,7 @@ def _opened(data: bytes) -> pypdfium2.PdfDocument:
 def _refusal(error: pypdfium2.PdfiumError) -> Refused:
     if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
         return invalid("The file is encrypted: it can't be read without its password.")
-    return invalid("The file is damaged: it is no PDF that can be read.")
+    return Damaged()
 
 
 def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:

@@ -52,6 +52,10 @@ def decode(data: bytes, declared: str | None = None) -> str:
     return _guessed(data) if text is None else text
 
 
+def is_utf8(data: bytes) -> bool:
+    return b"\x00" not in data and _strictly(data, "utf-8") is not None
+
+
 def blocks(text: str, kind: Kind = "paragraph") -> Iterator[Block]:
     """Paragraphs, with what is between blank lines kept as it is."""
     at = 0

@@ -1,11 +1,12 @@
 """What a file is: by its content first, by its name where content can't tell (CSV from prose, Markdown from text).
 
-bytes ──▶ %PDF, a picture, a ZIP of Office, RTF ──▶ that, whatever its name
+bytes ──▶ %PDF that opens, a picture, a ZIP of Office, RTF ──▶ that, whatever its name
   └─ no ─▶ decode ──▶ <html, headers of mail, {…} ──▶ that
               │                └─ no ─▶ by name: .csv .md .py … ──▶ else plain text
               └─ no text: refused
 """
 
+import codecs
 import re
 from collections.abc import Callable
 from pathlib import PurePath
@@ -16,6 +17,8 @@ from workers.parsing.blocks import Reading
 from workers.parsing.terms import Limits, no_text
 
 _HEAD: Final = 4096
+_PDF: Final = b"%PDF-"
+_PDF_WITHIN: Final = 1024  # bytes: what stands before it is passed over
 #: Nothing is tried twice (`*+`, `(?>`): a file of comments would take for ever.
 _HTML: Final = re.compile(
     r"\s*+(?:(?><\?xml[^>]*>|<!--.*?-->)\s*+)*+<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL
@@ -49,12 +52,23 @@ def read(data: bytes, filename: str, limits: Limits) -> Reading:
     """Raises Refused."""
     if not data.strip():
         raise no_text()
-    if b"%PDF-" in data[:1024]:
-        return pdf.read(data, limits)
+    found = _read_pdf(data, limits) if _PDF in data[:_PDF_WITHIN] else None
+    if found is not None:
+        return found
     kind = office.kind(data, filename)
     if kind is not None:
         return office.read(data, kind, limits)
     return read_text(plain.decode(data, webpage.declared_charset(data[:_HEAD])), filename)
+
+
+def _read_pdf(data: bytes, limits: Limits) -> Reading | None:
+    """None of a text that only mentions the mark. Raises Refused."""
+    try:
+        return pdf.read(data, limits)
+    except pdf.Damaged:
+        if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_PDF) or not plain.is_utf8(data):
+            raise
+        return None
 
 
 def read_text(text: str, filename: str) -> Reading:

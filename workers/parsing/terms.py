@@ -31,7 +31,7 @@ class Limits:
     """For one file."""
 
     seconds: float = 120  # on the clock
-    cpu_seconds: int = 60
+    cpu_seconds: int = 120
     memory_bytes: int = 1024 * MIB  # address space, beyond what the child has when it begins with the file
     pages: int = 5000
     text_bytes: int = 64 * MIB  # UTF-8

@@ -12,7 +12,6 @@ A doorbell carries ids; what they mean is read from SQL. The process's context i
 """
 
 from contextlib import nullcontext
-from dataclasses import replace
 
 from celery import shared_task, signals
 
@@ -25,7 +24,7 @@ from workers.finishing import finish as finish_job
 from workers.host import EngineHost
 from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge as purge_vectors
-from workers.parsing.parser import Limits, Parser
+from workers.parsing.parser import Parser, limits_of
 from workers.running import run as run_shard
 from workers.tasks.deliver import deliver as deliver_due
 from workers.together import plan_all as plan_jobs
@@ -85,8 +84,7 @@ def _child_begins(**_: object) -> None:
     """A child of the prefork pool is a worker of its own, with a beat of its own."""
     config = settings()
     furnish(build(config, CPU_POOL))
-    limits = Limits(config.parse_seconds, memory_bytes=config.parse_memory_bytes, pages=config.parse_max_pages)
-    _Process.parser = Parser(replace(limits, tokens=config.parse_max_tokens))
+    _Process.parser = Parser(limits_of(config))
     memory.settle()
 
 

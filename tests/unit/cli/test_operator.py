@@ -14,7 +14,7 @@ from cli.explain import _left_alone
 from cli.main import app
 from cli.snapshot import Snapshot
 from cli.trouble import Trouble
-from jobs import audit, fleet, shards
+from jobs import audit, fleet, pauses, shards
 from jobs.db import Database
 from jobs.errors import NightmillError
 from jobs.keys import check_key
@@ -95,10 +95,56 @@ def test_what_is_resumed_goes_on(run: Run) -> None:
 def test_a_pause_of_a_model_holds_its_aliases_too(run: Run) -> None:
     run("pause", "model", "smollm2-135m-instruct")
 
-    names = [one["name"] for one in json.loads(run("workers", "--json").stdout)["paused"]]
-    assert {"smollm2-135m-instruct", "gpt-4o-mini"} <= set(names)
+    assert {"smollm2-135m-instruct", "gpt-4o-mini"} <= paused(run)
     run("resume", "model", "smollm2-135m-instruct")
-    assert json.loads(run("workers", "--json").stdout)["paused"] == []
+    assert paused(run) == set()
+
+
+def paused(run: Run) -> set[str]:
+    return {one["name"] for one in json.loads(run("workers", "--json").stdout)["paused"]}
+
+
+def test_an_alias_stands_for_its_model_when_that_is_paused_and_drained_and_freed(run: Run, db: Database) -> None:
+    job = ledgers.running(db, model=PACKAGED)
+    ledgers.claim_shard(db, job.id)
+    with db.write() as session:
+        ledgers.quarantined(session, PACKAGED)
+
+    with pytest.raises(Trouble, match="1 claims still run"):
+        run("drain", "model", "gpt-4o-mini", "--timeout", "0")
+    held = paused(run)
+    freed, again = (run("resume", "model", "gpt-4o-mini").stdout for _ in range(2))
+
+    assert {PACKAGED, "gpt-4o-mini", "gpt-4o"} <= held
+    assert freed == f"model {PACKAGED} (gpt-4o-mini) is no longer quarantined\n"
+    assert again == f"model {PACKAGED} (gpt-4o-mini) was not paused\n"
+    assert json.loads(run("workers", "--json").stdout)["quarantined"] == []
+    assert paused(run) == set()
+
+
+@pytest.mark.parametrize("verb", ["pause", "drain", "resume"])
+def test_a_model_that_nobody_knows_is_told_and_no_pause_is_left(run: Run, verb: str) -> None:
+    with pytest.raises(Trouble, match=f"there is no model '{PACKAGED}-typo'"):
+        run(verb, "model", f"{PACKAGED}-typo")
+
+    assert paused(run) == set()
+
+
+def test_a_model_outside_the_models_file_is_paused_if_anything_knows_it(run: Run, db: Database) -> None:
+    ledgers.running(db, model="asked")
+    with db.write() as session:
+        ledgers.quarantined(session, "dead")
+        pauses.pause(session, pauses.Scope.MODEL, "left", actor="operator")
+        fleet.remember_all(session, {"shown": False, "gpt-4o": False}, "gpu.generate")
+
+    for name in ("asked", "dead", "shown", "gpt-4o"):  # an endpoint's own model comes before an alias
+        assert run("pause", "model", name).stdout == f"model {name} is paused\n"
+    assert paused(run) == {"asked", "dead", "left", "shown", "gpt-4o"}
+    assert run("resume", "model", "left").stdout == "model left goes on\n"
+    with pytest.raises(Trouble, match="there is no model 'left'"):
+        run("resume", "model", "left")
+    worker(db)  # its endpoint takes any name
+    assert run("pause", "model", "left").stdout == "model left is paused\n"
 
 
 def test_a_quarantined_model_is_shown_with_its_reason_and_freed_by_its_alias_too(run: Run, db: Database) -> None:

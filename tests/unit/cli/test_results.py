@@ -5,13 +5,16 @@ import csv
 import io
 import json
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from cli.joining import COLUMNS, joined
+from cli.main import app
 from cli.sampling import extrapolate, write_sample
 from cli.tables import write_csv, write_jsonl, write_parquet
 from cli.trouble import Trouble
@@ -58,6 +61,42 @@ def test_results_stand_beside_their_inputs_in_the_order_of_the_input() -> None:
     assert [row["status_code"] for row in rows] == [200, None, 400, 200]
     assert (rows[0]["prompt"], rows[0]["finish_reason"], rows[0]["input_tokens"]) == ("hello", "stop", 3)
     assert tuple(rows[0]) == COLUMNS
+
+
+def test_a_retry_shows_what_it_asked_and_not_what_its_input_says() -> None:
+    overrides = {"model": "other", "messages": [{"role": "user", "content": "again"}]}
+
+    [row] = joined([asked("a")], [answered("a", chat("one"))], [], overrides)
+
+    assert row["request"] == overrides
+    assert row["prompt"] == "again"
+
+
+class Served:
+    """A server with one job and its files."""
+
+    def __init__(self, job: dict[str, Any], files: dict[str, bytes]) -> None:
+        self._job, self._files = job, files
+
+    def get(self, _path: str) -> dict[str, Any]:
+        return self._job
+
+    def download(self, file_id: str, path: Path) -> None:
+        path.write_bytes(self._files[file_id])
+
+
+def test_the_command_shows_what_the_job_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"file-in": asked("a"), "file-out": answered("a", chat("one"))}
+    job = {
+        "id": "batch_1", "kind": "generation", "state": "succeeded", "created_at": 0, "endpoint": CHAT,
+        "progress": {"total": 1, "completed": 1, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
+        "overrides": {"temperature": 0}, "input_file_id": "file-in", "output_file_id": "file-out",
+    }  # fmt: skip
+    monkeypatch.setattr("cli.server.connect", lambda *_: nullcontext(Served(job, files)))
+
+    done = CliRunner().invoke(app, ["results", "batch_1", "--join"])
+
+    assert json.loads(done.stdout)["request"] == {"model": "m", **HELLO, "temperature": 0}
 
 
 def test_inputs_without_a_result_are_passed_by() -> None:
@@ -136,6 +175,19 @@ def test_parquet_has_typed_columns(tmp_path: Path) -> None:
     assert table["input_tokens"].to_pylist() == [3, None]
     assert table["answer"].to_pylist()[1] is None
     assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"]
+
+
+def test_parquet_takes_an_answer_and_a_message_that_are_no_text(tmp_path: Path) -> None:
+    parts: Any = [{"type": "text", "text": "hi"}]
+    inputs = [asked("a"), asked("b", TEXT, prompt="1"), asked("c")]
+    outputs = [answered("a", chat(parts)), answered("b", {"choices": [{"text": {"x": 1}}]})]
+    refused = answered("c", {"error": {"message": [{"msg": "no"}]}}, 422)
+
+    assert write_parquet(joined(inputs, outputs, [refused]), tmp_path / "out.parquet") == 3
+
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["answer"].to_pylist() == [json.dumps(parts), '{"x": 1}', None]
+    assert table["error_message"].to_pylist() == [None, None, '[{"msg": "no"}]']
 
 
 def test_embeddings_are_vectors_in_parquet_also_behind_many_failures(tmp_path: Path) -> None:

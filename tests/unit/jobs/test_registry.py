@@ -77,6 +77,12 @@ def test_path_is_relative_to_the_file(tmp_path: Path) -> None:
     assert model.source.path == tmp_path / "weights/m"
 
 
+def test_tokenizer_is_relative_to_the_file(tmp_path: Path) -> None:
+    file = model_with(tmp_path, engine="http", source='{urls: ["http://a"]}', tokenizer="weights/m")
+
+    assert Registry.read(file).models["m"].tokenizer == tmp_path / "weights/m"
+
+
 def test_endpoint_of_a_private_host_is_internal_unless_it_says_otherwise(tmp_path: Path) -> None:
     def external(source: str) -> bool:
         return Registry.read(model_with(tmp_path, engine="http", source=source)).models["m"].external
@@ -151,6 +157,7 @@ WRONG = {
         "engine_args of http are prompt, query_prompt, passage_prompt",
     ),
     "a prompt that is no text": ({"engine": "embed", "engine_args": "{query_prompt: 1}"}, "query_prompt must be text"),
+    "a tokenizer for vllm": ({"tokenizer": "x"}, "line 2: models.m: tokenizer is for models behind urls"),
     "a price below nothing": ({"cost_per_million_tokens": "-1"}, "line 5: models.m.cost_per_million_tokens"),
     "a url without a scheme": (
         {"engine": "http", "source": '{urls: ["localhost:8000"]}'},

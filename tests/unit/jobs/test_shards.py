@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import delete, select, update
@@ -138,10 +139,12 @@ def test_a_commit_whose_answer_was_lost_counts_once(database_url: str, last: boo
     claim = claim_shard(db, job.id)
 
     db.lose_next = True
-    db.retrying(lambda session: shards.commit(session, claim, 0, "path", 9, tally(range(4)), last=last))
+    said = replace(tally(range(4)), outcomes={"stop": 4})
+    db.retrying(lambda session: shards.commit(session, claim, 0, "path", 9, said, last=last))
 
     row = shard(db, job.id)
     assert (row.done, row.input_tokens, len(segments(db, job.id))) == (4, 12, 1)
+    assert row.outcomes == ({"stop": 4} if last else None)
     db.close()
 
 

@@ -127,6 +127,21 @@ def test_a_store_from_before_indexes_is_its_own_only_index(empty: str) -> None:
         assert [row.id for row in indexes.all_of(session, store)] == ["vs_1"]
 
 
+def test_a_shard_from_before_outcomes_says_nothing_of_them(empty: str) -> None:
+    migrate(empty, "0018")
+    facts = dict.fromkeys(("n", "first_line", "lines", '"offset"', "length", "epoch", "beat", "stalls"), "0")
+    facts |= dict.fromkeys(("trying_times", "done", "failed"), "0") | {"progressed": "false"}
+    facts |= {f"{kind}_tokens": "0" for kind in ("input", "cached", "output", "reasoning")}
+    facts |= {"job_id": "'batch_1'", "state": "'done'"}
+    execute(empty, f"INSERT INTO shard ({', '.join(facts)}) VALUES ({', '.join(facts.values())})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
+        assert connection.execute(sa.text("SELECT state, outcomes FROM shard")).all() == [("done", None)]
+
+
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 

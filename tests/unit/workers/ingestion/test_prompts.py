@@ -161,6 +161,30 @@ def test_chunks_leave_room_for_the_prompt(tmp_path: Path) -> None:
     assert longest(prompt="one two three") == 254 - 3 - 2
 
 
+@pytest.mark.parametrize(
+    ("said", "size", "overlap"),
+    [
+        ({"max_model_len": 8192}, 800, 400),
+        ({"max_model_len": 128}, 126, 63),
+        ({}, 510, 255),
+        ({"tokenizer": "own"}, 254, 127),
+        ({"tokenizer": "own", "max_model_len": 200}, 198, 99),
+    ],
+)
+def test_chunks_of_a_model_behind_a_url_are_as_long_as_it_takes(
+    tmp_path: Path, said: dict[str, Any], size: int, overlap: int
+) -> None:
+    own = shutil.copytree(materialise(MINILM, tmp_path), tmp_path / "own")
+    models = {"there": {"source": {"urls": ["http://localhost:9/v1"]}, "engine": "http", **said}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+    chunking = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
+
+    cut = cutting.cutting_of(Settings(data_dir=tmp_path), "there", chunking)
+
+    assert (cut.max_tokens, cut.overlap) == (size, overlap)
+    assert (cut.tokenizer == own / "tokenizer.json") == ("tokenizer" in said)
+
+
 def test_models_own_prompts_count(tmp_path: Path) -> None:
     folder = shutil.copytree(materialise(MINILM, tmp_path), tmp_path / "model")
     said = {"prompts": {"query": "q: ", "document": "d: "}}

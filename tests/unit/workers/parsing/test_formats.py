@@ -68,6 +68,33 @@ def test_damaged_pdf_is_invalid(data: bytes) -> None:
     assert "damaged" in no.message
 
 
+@pytest.mark.parametrize(
+    "before", [b"\xef\xbb\xbf", b"\r\n \t", b"Content-Type: application/pdf\r\n\r\n", b"\x00\xff" * 300]
+)
+def test_pdf_behind_something_else_is_read(before: bytes) -> None:
+    assert laid(before + samples.pdf([["First page."]]), "a.pdf").text == "First page."
+
+
+@pytest.mark.parametrize(
+    ("filename", "text", "kind"),
+    [
+        ("notes.md", "# PDF\n\nA PDF starts with the bytes `%PDF-1.7`. Grüße.", "heading"),
+        ("sniff.py", 'if b"%PDF-" in data[:1024]:\n    return "pdf"', "code"),
+        ("notes.txt", "They begin with %PDF-1.4 and end with %%EOF.", "paragraph"),
+    ],
+)
+def test_text_that_mentions_the_mark_of_pdf_is_text(filename: str, text: str, kind: str) -> None:
+    found = laid(text.encode(), filename)
+
+    assert "%PDF-" in found.text
+    assert kinds(found)[0] == kind
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf\n%PDF-1.4\nnot one", b"%%PDF-1.4\n\x00\x01", b"\xff\xfe\xfd%PDF-1.4"])
+def test_damaged_pdf_behind_a_mark_or_no_text_is_invalid(data: bytes) -> None:
+    assert "damaged" in refusal(data, "a.pdf").message
+
+
 def test_pdf_with_too_many_pages_is_invalid() -> None:
     no = refusal(samples.pdf([["x"]] * 4), "a.pdf", Limits(pages=3))
 

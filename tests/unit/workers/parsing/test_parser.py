@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from jobs.documents import Document
+from jobs.settings import Settings
 from tests.unit.workers.parsing import samples
 from workers.parsing import parser as parsing
-from workers.parsing.parser import STARTS, Child, Cutting, Interrupted, Limits, Parser, Refused
+from workers.parsing.parser import STARTS, Child, Cutting, Interrupted, Limits, Parser, Refused, limits_of
 
 ROGUE = "tests.unit.workers.parsing.rogue"
 LIMITS = Limits(seconds=20, cpu_seconds=10, memory_bytes=256 << 20)
@@ -156,6 +157,16 @@ def test_child_that_hangs_is_killed_in_time(cutting: Cutting) -> None:
         assert "limits of 0.5 seconds" in no.message
         assert time.monotonic() - began < 10
         assert pid(parser, cutting)
+
+
+def test_every_limit_is_a_setting() -> None:
+    settings = {"memory_bytes": 64 << 20, "max_pages": 3, "text_bytes": 2 << 20, "max_tokens": 4}
+    config = Settings(parse_seconds=600.5, **{f"parse_{name}": value for name, value in settings.items()})
+
+    assert limits_of(config) == Limits(
+        600.5, cpu_seconds=601, memory_bytes=64 << 20, pages=3, text_bytes=2 << 20, tokens=4
+    )
+    assert limits_of(Settings()) == Limits(120, cpu_seconds=120)
 
 
 def test_child_that_computes_for_ever_meets_the_limit_of_cpu_time_each_time(cutting: Cutting) -> None:

@@ -1,0 +1,93 @@
+"""How far a live job is: by the shards that have ended, of which no segment is read, and by the others' segments."""
+
+from collections.abc import Iterable
+
+import pytest
+from sqlalchemy import delete, null, update
+
+from api import progress
+from jobs import shards
+from jobs.db import Database
+from jobs.models import Job, Segment, Shard
+from jobs.shards import ShardClaim, Tally
+from tests.support import ledgers
+from tests.support.ledgers import claim_shard, running
+
+
+def commit(
+    db: Database, claim: ShardClaim, lines: Iterable[int], *words: str, seq: int = 0, last: bool = False
+) -> None:
+    bits = sum(1 << line for line in lines)
+    tally = Tally(bits, bits, input_tokens=10, outcomes=dict.fromkeys(words, bits.bit_count()))
+    with db.write() as session:
+        shards.commit(session, claim, seq, "path", 9, tally, last=last)
+
+
+def seen(db: Database, job_id: str) -> dict[str, int]:
+    with db.read() as session:
+        return progress.outcomes(session, session.get_one(Job, job_id))
+
+
+@pytest.fixture
+def job(db: Database) -> Job:
+    """One shard has ended after three segments of two attempts, one runs, one waits after its first, one is new."""
+    job = running(db, [6, 4, 4, 4])
+    first = claim_shard(db, job.id, 0)
+    commit(db, first, range(3), "stop")
+    with db.write() as session:
+        shards.give_back(session, first)
+    again = claim_shard(db, job.id, 0)
+    commit(db, again, [3], "error:engine_error")
+    commit(db, again, [4, 5], "stop", "empty", seq=1, last=True)
+    commit(db, claim_shard(db, job.id, 1), range(2), "length")
+    waits = claim_shard(db, job.id, 2)
+    commit(db, waits, [1], "stop")
+    with db.write() as session:
+        shards.give_back(session, waits)
+    return job
+
+
+WORDS = {"stop": 6, "error:engine_error": 1, "empty": 2, "length": 2}
+
+
+def test_outcomes_are_those_of_all_segments(db: Database, job: Job) -> None:
+    assert seen(db, job.id) == WORDS
+    assert ledgers.shard(db, job.id, 0).outcomes == {"stop": 5, "error:engine_error": 1, "empty": 2}
+    assert [ledgers.shard(db, job.id, n).outcomes for n in (1, 2, 3)] == [None] * 3
+
+
+def test_segments_of_a_shard_that_has_ended_are_not_looked_at(db: Database, job: Job) -> None:
+    with db.write() as session:
+        session.execute(delete(Segment).where(Segment.n == 0))
+
+    assert seen(db, job.id) == WORDS
+
+
+def test_a_shard_that_an_older_version_ended_is_asked_by_its_segments(db: Database, job: Job) -> None:
+    with db.write() as session:
+        session.execute(update(Shard).values(outcomes=null()))
+
+    assert seen(db, job.id) == WORDS
+
+
+def test_a_shard_that_ends_without_a_segment_has_the_sum_of_those_before(db: Database, job: Job) -> None:
+    claim = claim_shard(db, job.id, 2)
+    for _ in range(2):
+        with db.write() as session:
+            shards.finish_empty(session, claim)
+
+    assert ledgers.shard(db, job.id, 2).outcomes == {"stop": 1}
+    assert seen(db, job.id) == WORDS
+
+
+def test_the_pace_is_that_of_all_segments_of_the_last_seconds(db: Database, job: Job) -> None:
+    with db.write() as session:
+        session.execute(update(Job).values(in_progress_at=Job.created_at))
+        session.execute(update(Segment).where(Segment.n == 0, Segment.seq == 1).values(created_at=1.0))
+
+    with db.read() as session:
+        pace = progress.pace(session, session.get_one(Job, job.id))
+
+    assert pace is not None
+    assert pace.items_per_second == pytest.approx(7 / 30, rel=0.01)
+    assert pace.tokens_per_second == pytest.approx(40 / 30, rel=0.01)
