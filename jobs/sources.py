@@ -57,6 +57,8 @@ def fire(session: Session, source_id: str) -> Job | None:
     except InvalidRequest as error:  # it was a time once; zones come and go with the system
         source.paused_at, source.last_error = at, {"code": error.code, "message": error.message}
         return None
+    if source.status == IN_PROGRESS:  # its sync locks the store first, then us: who waits here for the store deadlocks
+        return None
     store = indexes.lock(session, source.store_id)
     if store is None or is_over(store):
         return None

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, Engine, event, select, update
 
 from jobs import indexes, sources
 from jobs.clock import now
+from jobs.db import Database
 from jobs.models import Delivery, Event, Job, Source, SourceItem, VectorStore
 from jobs.states import LIVE
 from tests.support.ingesting import Works
@@ -52,6 +54,25 @@ def test_a_schedule_syncs_once_each_time_unless_it_is_paused(mill: Works, librar
     assert second != first
     assert source.now()["file_batch_id"] == second
     assert source.counts() == [3, 0, 0, 0, 3, 0]
+
+
+@pytest.mark.postgres
+def test_a_source_that_is_due_while_it_syncs_does_not_wait_for_its_store(postgres: Database) -> None:
+    """Its sync has the store, and is about to count on the source's row."""
+    with postgres.write() as session:
+        facts = {"chunking": {}, "created_at": 1.0, "project_id": "p"}
+        session.add(VectorStore(id="vs", name="", model="m", active_at=1.0, **facts))
+        when = {"cron": "* * * * *", "timezone": "UTC", "next_at": 0.0}
+        session.add(Source(id="vss", store_id="vs", type="url", spec={}, status="in_progress", **when, **facts))
+
+    def fire() -> Job | None:
+        with postgres.write() as session:
+            return sources.fire(session, "vss")
+
+    with ThreadPoolExecutor() as pool, postgres.write() as session:
+        indexes.lock(session, "vs")
+        assert pool.submit(fire).result(timeout=10) is None
+        assert session.get_one(Source, "vss").next_at > now()
 
 
 def test_a_time_zone_that_is_gone_pauses_the_source_and_holds_up_nobody(each: Works, library: Path) -> None:
