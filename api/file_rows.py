@@ -21,8 +21,9 @@ def visible(call: CallContext) -> Select[File]:
     )
 
 
-def get_file(session: Session, call: CallContext, file_id: str) -> File:
-    file = session.scalar(visible(call).where(File.id == file_id))
+def get_file(session: Session, call: CallContext, file_id: str, *, lock: bool = False) -> File:
+    mine = visible(call).where(File.id == file_id)
+    file = session.scalar(mine.with_for_update() if lock else mine)
     if file is None:
         raise NotFound(f"No such File object: {clip(file_id)}", param="id")
     return file

@@ -109,7 +109,7 @@ def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
 def forget(call: CallContext, conversation_id: str) -> None:
     """Raises NotFound."""
     with call.db.write() as session:
-        gone = row(session, call, conversation_id)
+        gone = row(session, call, conversation_id, lock=True)
         path = gone.path
         session.delete(gone)
         call.record(session, "conversation.delete", conversation_id)

@@ -117,7 +117,7 @@ def cancel(call: CallContext, response_id: str) -> Kept:
 def forget(call: CallContext, response_id: str) -> None:
     """Raises NotFound."""
     with call.db.write() as session:
-        row = _row(session, call, response_id)
+        row = _row(session, call, response_id, lock=True)
         job = _job(session, row)
         if job is not None:
             _stop(session, call, job)
@@ -128,9 +128,10 @@ def forget(call: CallContext, response_id: str) -> None:
         call.storage.delete(path)
 
 
-def _row(session: Session, call: CallContext, response_id: str) -> KeptResponse:
+def _row(session: Session, call: CallContext, response_id: str, *, lock: bool = False) -> KeptResponse:
     mine = KeptResponse.id == response_id, KeptResponse.project_id == call.project_id, KeptResponse.expires_at > now()
-    row = session.scalar(select(KeptResponse).where(*mine))
+    statement = select(KeptResponse).where(*mine)
+    row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:
         raise NotFound(f"Response with id '{clip(response_id)}' not found.", param="response_id")
     return row

@@ -90,7 +90,7 @@ def retrieve_file(call: Call, file_id: str) -> FileObject:
 def delete_file(call: Call, file_id: str) -> FileDeleted:
     """Hide a file, and remove it from all vector stores. Jobs that read it go on."""
     with call.db.write() as session:
-        file = get_file(session, call, file_id)
+        file = get_file(session, call, file_id, lock=True)
         file.deleted_at = now()
         attachments.remove_everywhere(session, [file_id])
         call.record(session, "file.delete", file_id)

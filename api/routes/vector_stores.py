@@ -98,7 +98,7 @@ def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStor
     """Change what is named in the request; `null` removes it."""
     given = body.model_fields_set
     with call.db.write() as session:
-        store = get_store(session, call, vector_store_id, alive=True)
+        store = get_store(session, call, vector_store_id, alive=True, lock=True)
         if "name" in given:
             store.name = body.name or ""
         if "metadata" in given:

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, text
 
 from jobs.db import CHANNEL, Database
 from jobs.models import Base
+from tests.support.system import eventually
 
 #: For `pytest.fixture(params=…)`.
 KINDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
@@ -42,6 +43,13 @@ def notified(postgres: Database) -> Iterator[Callable[[], list[str]]]:
         assert driver is not None
         yield lambda: [notice.channel for notice in driver.notifies(timeout=5, stop_after=1)]
         listener.invalidate()  # whoever had it next would hear what nobody told them
+
+
+def until_waiting(postgres: Database, count: int) -> None:
+    """So many transactions wait for another's lock."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with postgres.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as looking:
+        eventually(lambda: looking.execute(text(waits)).scalar_one() >= count, 10, f"{count} wait")
 
 
 def _new_postgres_database() -> str:

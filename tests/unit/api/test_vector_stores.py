@@ -2,16 +2,18 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai.types import VectorStore as OpenAIVectorStore
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
-from jobs.models import Audit, Job, VectorRemoval, VectorStore, VectorStoreFile
-from tests.support.web import make_key
+from jobs.models import Audit, Conversation, File, Job, VectorRemoval, VectorStore, VectorStoreFile
+from tests.support.databases import until_waiting
+from tests.support.web import make_key, running_app
 from tests.unit.api.conftest import client_of
 
 MODEL = "all-minilm-l6-v2"
@@ -313,6 +315,26 @@ def test_twenty_at_once_under_one_key_make_one_store(either: FastAPI) -> None:
         answers = set(pool.map(ask, range(20)))
 
     assert (len(answers), count(either, VectorStore)) == (1, 1)
+
+
+@pytest.mark.postgres
+def test_what_is_changed_or_deleted_while_it_goes_is_gone(postgres_url: str, tmp_path: Path) -> None:
+    with running_app(tmp_path, postgres_url) as app, ThreadPoolExecutor(4) as pool:
+        client, db = client_of(app, make_key(app)), app.state.services.db
+        file_id, store_id = upload(client), made(client)
+        talk_id = str(client.post("/v1/conversations", json={}).json()["id"])
+        requests = [
+            ("POST", f"/v1/vector_stores/{store_id}", {"name": "n"}),
+            ("DELETE", f"/v1/files/{file_id}", None),
+            ("DELETE", f"/v1/conversations/{talk_id}", None),
+        ]
+        with db.write() as session:
+            for row in (VectorStore, File, Conversation):
+                session.execute(delete(row))
+            asked = [pool.submit(client.request, method, path, json=body) for method, path, body in requests]
+            until_waiting(db, len(asked))
+
+        assert [one.result(timeout=30).status_code for one in asked] == [404] * 3
 
 
 @pytest.mark.parametrize(
