@@ -3,6 +3,7 @@
 A deleted file is hidden at once; its bytes go when the last live job that reads them has ended.
 """
 
+import asyncio
 from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
@@ -54,8 +55,8 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
             file = _row(call, file_id, path, form)
             fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
             return await run_in_threadpool(lease.complete, fields, lambda session: insert(session, call, file))
-        except DatabaseBusy:
-            raise  # the row may have been committed all the same: better bytes without a row than the reverse
+        except (DatabaseBusy, asyncio.CancelledError):
+            raise  # the row may have been committed, or is about to be: better bytes without a row than the reverse
         except BaseException:
             if not lease.kept:
                 await run_in_threadpool(call.storage.delete, path)

@@ -5,6 +5,7 @@ pending ──complete──▶ completed (a File)       parts: only while pendi
    └──an hour──▶ expired
 """
 
+import asyncio
 import hashlib
 from typing import Annotated
 
@@ -97,8 +98,8 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
         try:
             fields = {**form.fields, "data": {"sha256": form.sha256}}
             return await run_in_threadpool(lease.complete, fields, make)
-        except DatabaseBusy:
-            raise  # the row may have been committed all the same
+        except (DatabaseBusy, asyncio.CancelledError):
+            raise  # the row may have been committed all the same, or is about to be
         except BaseException:
             if not lease.kept:
                 await run_in_threadpool(call.storage.delete, path)

@@ -1,17 +1,22 @@
 """Files: what arrives is what is kept; what does not arrive whole leaves nothing."""
 
+import asyncio
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from fastapi.responses import Response
 from fastapi.testclient import TestClient
+from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import select
 
 from api.download import _span
-from jobs.models import Audit, File
+from api.idempotency import Lease
+from jobs.models import Audit, File, UploadPart
 from jobs.storage import Storage
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -219,6 +224,44 @@ def test_a_disk_that_fills_up_meanwhile_is_507_and_leaves_nothing(
     assert answer.status_code == 507
     assert stored(app) == []
     assert client.get("/v1/files").json()["data"] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/uploads/{upload}/parts"])
+def test_bytes_whose_row_comes_after_their_request_was_cut_off_are_there(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """As at a shutdown, which waits for nobody in the end: the thread that writes the row goes on."""
+    announced = {"bytes": 1, "filename": "f", "mime_type": "text/plain", "purpose": "assistants"}
+    path = path.format(upload=client.post("/v1/uploads", json=announced).json()["id"])
+    begun, cut_off, ended = threading.Event(), threading.Event(), threading.Event()
+    complete = Lease.complete
+
+    def late(lease: Lease, *given: Any) -> Response:
+        begun.set()
+        cut_off.wait(10)
+        try:
+            return complete(lease, *given)
+        finally:
+            ended.set()
+
+    async def cut() -> None:
+        sent = {"files": {"file": b"x"}, "data": {"purpose": "batch"}} if "files" in path else {"files": {"data": b"x"}}
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://web", headers=client.headers) as asking:
+            task = asyncio.create_task(asking.post(path, **sent))
+            assert await asyncio.to_thread(begun.wait, 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        cut_off.set()
+
+    monkeypatch.setattr(Lease, "complete", late)
+    asyncio.run(cut())
+    assert ended.wait(10)
+
+    with app.state.services.db.read() as session:
+        rows = [Path(row.path).name for table in (File, UploadPart) for row in session.scalars(select(table))]
+    assert len(rows) == 1
+    assert stored(app) == rows
 
 
 def test_a_deleted_file_is_gone_at_once_and_its_bytes_stay_for_its_jobs(app: FastAPI, client: TestClient) -> None:
