@@ -94,7 +94,7 @@ class DiskStorage:
         target = self._at(path)
         with _our_errors(path):
             if target.is_dir():
-                shutil.rmtree(target, ignore_errors=True)
+                shutil.rmtree(target, onerror=_unless_gone)
             else:
                 target.unlink(missing_ok=True)
 
@@ -238,6 +238,12 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unless_gone(_call: Any, _path: Any, failed: tuple[type[BaseException], BaseException, Any]) -> None:
+    """Of a folder that is removed: another may remove it too; what cannot be removed stays, and that is told."""
+    if not isinstance(failed[1], FileNotFoundError):
+        raise failed[1]
 
 
 @contextmanager

@@ -295,6 +295,42 @@ def test_half_written_files_of_a_crash_go_once_nobody_has_touched_them_for_long(
     assert left == [".partial-new", "whole"]
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ENOTEMPTY])
+def test_a_folder_that_cannot_be_removed_is_no_folder_that_is_gone(
+    disk: DiskStorage, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    disk.put("jobs/1/a", b"x")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch, pytest.raises(StorageAway):
+        patch.setattr(os, "rmdir", fail)
+        disk.delete("jobs/1")
+    disk.delete("jobs/1")
+
+    assert disk.folders("jobs") == []
+
+
+def test_two_may_remove_a_folder_at_once(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b/c"):
+        disk.put(f"jobs/1/{name}", b"x")
+    rmdir, unlink = os.rmdir, os.unlink
+
+    def late(remove: Any) -> Any:
+        def twice(path: Any, **at: Any) -> None:
+            remove(path, **at)
+            remove(path, **at)  # as the other did first
+
+        return twice
+
+    monkeypatch.setattr(os, "rmdir", late(rmdir))
+    monkeypatch.setattr(os, "unlink", late(unlink))
+    disk.delete("jobs/1")
+
+    assert disk.folders("jobs") == []
+
+
 # ── what S3 alone can do ──
 
 
