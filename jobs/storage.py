@@ -101,7 +101,7 @@ class DiskStorage:
     def list(self, prefix: str) -> list[str]:
         base = self._at(prefix)
         with _our_errors(prefix):
-            found = [path for path in base.rglob("*") if path.is_file() and not path.name.startswith(_TEMPORARY)]
+            found = [path for path in _files_in(base) if not path.name.startswith(_TEMPORARY)]
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def folders(self, prefix: str) -> Sequence[str]:
@@ -238,6 +238,18 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _files_in(base: Path) -> Iterator[Path]:
+    """All below a folder, which others may remove while one looks."""
+
+    def tell(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    if base.is_dir():
+        for folder, _, names in os.walk(base, onerror=tell):
+            yield from (Path(folder, name) for name in names)
 
 
 def _unless_gone(_call: Any, _path: Any, failed: tuple[type[BaseException], BaseException, Any]) -> None:

@@ -331,6 +331,38 @@ def test_two_may_remove_a_folder_at_once(disk: DiskStorage, monkeypatch: pytest.
     assert disk.folders("jobs") == []
 
 
+def test_a_folder_that_goes_while_another_lists_hides_nothing_else(
+    disk: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("uploads/1/a", "uploads/2/b", "uploads/3/c"):
+        disk.put(name, b"x")
+    scandir = os.scandir
+
+    def late(path: Any) -> Any:
+        if str(path).endswith("uploads/2"):
+            disk.delete("uploads/2")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+
+    assert disk.list("uploads") == ["uploads/1/a", "uploads/3/c"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.put("uploads/1/a", b"x")
+    scandir = os.scandir
+
+    def fail(path: Any) -> Any:
+        if str(path).endswith("uploads/1"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+
+    with pytest.raises(StorageAway):
+        disk.list("uploads")
+
+
 # ── what S3 alone can do ──
 
 
