@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from standardwebhooks import Webhook
 
+from jobs.clock import now
 from jobs.models import Attempt, Delivery, WebhookEndpoint
+from jobs.webhook import signing_secrets
 from tests.support import runs
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -108,6 +110,55 @@ def test_a_rotated_secret_leaves_the_old_one_for_a_day_if_asked(app: FastAPI, cl
     with app.state.services.db.read() as session:
         row = session.get_one(WebhookEndpoint, made["id"])
         assert (row.secret, row.old_secret) == (dropped["signing_secret"], None)
+
+
+def signing(app: FastAPI, endpoint_id: str, in_seconds: float = 0) -> tuple[str, ...]:
+    with app.state.services.db.read() as session:
+        return signing_secrets(session.get_one(WebhookEndpoint, endpoint_id), now() + in_seconds)
+
+
+def test_a_secret_that_is_rotated_twice_still_signs_for_the_day_it_was_promised(
+    app: FastAPI, client: TestClient
+) -> None:
+    made = create(client)
+    path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
+    keep = {"keep_old_secret_active_for_24_hours": True}
+
+    lost, kept = (client.post(path, json=keep).json()["signing_secret"] for _ in range(2))
+
+    assert signing(app, made["id"]) == (kept, lost, made["signing_secret"])
+    assert signing(app, made["id"], 86_401) == (kept,)
+    dropped = client.post(path).json()["signing_secret"]
+    assert signing(app, made["id"]) == (dropped,)
+
+
+def test_a_rotation_is_asked_for_again_under_its_key_and_answered_as_the_first_time(
+    app: FastAPI, client: TestClient
+) -> None:
+    made = create(client)
+    path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
+    keep = {"keep_old_secret_active_for_24_hours": True}
+
+    first, again = (client.post(path, json=keep, headers={"Idempotency-Key": "k"}) for _ in range(2))
+
+    assert first.json() == again.json()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert signing(app, made["id"]) == (first.json()["signing_secret"], made["signing_secret"])
+
+
+def test_old_secrets_that_sign_are_bounded(app: FastAPI, client: TestClient) -> None:
+    made = create(client)
+    path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
+    keep = {"keep_old_secret_active_for_24_hours": True}
+
+    statuses = [client.post(path, json=keep).status_code for _ in range(21)]
+    before = signing(app, made["id"])
+
+    assert statuses == [200] * 20 + [409]
+    assert client.post(path, json=keep).json()["error"]["code"] == "too_many_secrets"
+    assert (len(before), before[-1]) == (21, made["signing_secret"])
+    assert signing(app, made["id"]) == before
+    assert client.post(path).status_code == 200
 
 
 @pytest.fixture
