@@ -221,10 +221,8 @@ def list_deliveries(
     """What was sent or is owed, with every attempt."""
     with call.db.read() as session:
         _get(session, call, webhook_endpoint_id)
-        statement = _deliveries(call, webhook_endpoint_id)
-        if state is not None:
-            statement = statement.where(Delivery.state == state)
-        return delivery_page(session, statement, after=after, limit=limit, order=order)
+        mine = _deliveries(call, webhook_endpoint_id)
+        return delivery_page(session, mine, after=after, limit=limit, order=order, state=state)
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/replay")

@@ -260,6 +260,21 @@ def test_the_log_shows_each_delivery_with_its_attempts(app: FastAPI, client: Tes
     assert failed[0]["next_attempt_at"] is None
 
 
+def test_pages_of_the_log_by_state_go_on_after_a_delivery_that_left_that_state(
+    app: FastAPI, client: TestClient, owed: Any
+) -> None:
+    endpoint, log = owed
+    path, page = f"/v1/webhook_endpoints/{endpoint['id']}/deliveries", {"state": "pending", "limit": "1"}
+    assert [one["id"] for one in client.get(path, params=page).json()["data"]] == [log[0]["id"]]
+
+    fail(app, log[0]["id"])
+
+    second = client.get(path, params={**page, "after": log[0]["id"]})
+    assert [one["id"] for one in second.json()["data"]] == [log[1]["id"]]
+    foreign = client.get(f"/v1/webhook_endpoints/{create(client)['id']}/deliveries", params={"after": log[0]["id"]})
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (400, "invalid_cursor")
+
+
 @pytest.mark.parametrize("by", ["delivery_ids", "event_id", "failed_since", "since"])
 def test_a_failed_delivery_is_replayed_by_whatever_names_it(
     app: FastAPI, client: TestClient, owed: Any, by: str
