@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from jobs import attachments, audit, cached
+from jobs import attachments, audit, cached, deliveries
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy, StorageAway
@@ -210,6 +210,7 @@ class Retention:
         before = now() - self._config.retention_seconds
         keys = now() - self._config.idempotency_seconds
         with self._db.write() as session:
+            deliveries.fail_lost(session, _AT_ONCE)
             _delete_old(session, Attempt, Attempt.id, Attempt.at < before)
             _delete_old(session, Delivery, Delivery.id, Delivery.state != "pending", Delivery.created_at < before)
             referred = exists().where(Delivery.event_id == Event.id)

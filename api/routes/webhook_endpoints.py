@@ -165,7 +165,7 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
 def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
     """Delete an endpoint. What it was still owed is not sent."""
     with call.db.write() as session:
-        session.delete(_get(session, call, webhook_endpoint_id, lock=True))
+        deliveries.delete(session, _get(session, call, webhook_endpoint_id, lock=True))
         call.record(session, "webhook_endpoint.delete", webhook_endpoint_id)
     return EndpointDeleted(id=webhook_endpoint_id)
 

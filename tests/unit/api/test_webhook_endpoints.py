@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import select, update
 from standardwebhooks import Webhook
 
 from jobs.clock import now
+from jobs.due import HELD
 from jobs.models import Attempt, Delivery, WebhookEndpoint
 from jobs.webhook import signing_secrets
 from tests.support import runs
@@ -326,6 +328,19 @@ def test_a_disabled_endpoint_says_so_and_an_update_enables_it(app: FastAPI, clie
     assert (shown["disabled_at"], shown["disabled_reason"]) == (5, "gone")
     assert replayed.status_code == 409
     assert (updated["disabled_at"], updated["disabled_reason"]) == (None, None)
+
+
+def test_an_endpoint_that_is_deleted_while_it_is_disabled_is_owed_nothing_any_more(
+    app: FastAPI, client: TestClient, owed: Any
+) -> None:
+    with app.state.services.db.write() as session:
+        session.execute(update(Delivery).values(due_at=HELD))
+
+    assert client.delete(f"/v1/webhook_endpoints/{owed[0]['id']}").status_code == 200
+
+    with app.state.services.db.read() as session:
+        rows = session.execute(select(Delivery.state, Delivery.error)).all()
+    assert [tuple(row) for row in rows] == [("failed", "endpoint deleted")] * 2
 
 
 def test_the_event_types_are_listed(client: TestClient) -> None:

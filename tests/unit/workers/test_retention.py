@@ -10,6 +10,7 @@ from jobs import cached
 from jobs.cached import New
 from jobs.clock import now
 from jobs.db import Database
+from jobs.due import HELD
 from jobs.errors import DatabaseBusy, StorageAway
 from jobs.models import Attempt, Cached, Delivery, Event, File, KeptResponse, VectorStore
 from jobs.settings import Settings
@@ -118,6 +119,18 @@ def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Ret
         assert sorted(session.scalars(select(Delivery.id))) == ["wh_1", "wh_2"]
         assert sorted(session.scalars(select(Event.id))) == ["evt_1", "evt_2"]
         assert sorted(session.scalars(select(Attempt.delivery_id))) == ["wh_2"]
+
+
+def test_what_was_held_for_a_deleted_endpoint_goes_with_its_event(keeping: Retention, db: Database) -> None:
+    with db.write() as session:
+        row = {"project_id": "p", "created_at": 1.0}
+        session.add(Event(id="evt_1", subject_id="job", seq=1, type="batch.completed", data={}, **row))
+        session.add(Delivery(id="wh_1", endpoint_id="we", event_id="evt_1", due_at=HELD, state="pending", **row))
+
+    keeping.run()
+
+    with db.read() as session:
+        assert session.scalars(select(Delivery.id)).all() == session.scalars(select(Event.id)).all() == []
 
 
 def test_a_cache_that_is_too_large_and_what_has_expired_goes(
