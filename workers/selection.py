@@ -3,17 +3,13 @@
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, lines
+from jobs import ledger, lines, quota
 from jobs.ledger import JobClaim
-from jobs.models import File, Job, Project, Segment, Shard
-from jobs.states import LIVE
+from jobs.models import Job, Project, Segment, Shard
 from workers.context import Context
-
-#: The estimate of tokens from bytes, where no tokenizer has been asked.
-BYTES_PER_TOKEN = 4
 
 
 def missing_file(job: Job) -> lines.Bad:
@@ -43,13 +39,7 @@ def input_path(context: Context, claim: JobClaim) -> str | None:
 def queued_bytes(session: Session, job: Job) -> int:
     """Bytes of input that the project's other live jobs still read. Its row stays locked: nobody adds to them."""
     session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may name it meanwhile
-    total = session.scalar(
-        select(func.sum(File.bytes))
-        .join(Job, Job.input_file_id == File.id)
-        .where(Job.project_id == job.project_id, Job.id != job.id)
-        .where(Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
-    )
-    return int(total or 0)
+    return quota.queued_bytes(session, job.project_id, besides=job.id)
 
 
 def _good_lines(session: Session, job_id: str) -> dict[int, tuple[int, int]]:

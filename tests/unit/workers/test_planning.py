@@ -19,6 +19,7 @@ from jobs.errors import StorageAway, StorageFull
 from jobs.models import File, Job, Outbox, Project, Shard
 from jobs.payloads import Batch
 from jobs.queues import Queue, Task
+from jobs.quota import BYTES_PER_TOKEN
 from jobs.registry import Models
 from jobs.settings import Settings
 from jobs.states import JobState
@@ -29,7 +30,6 @@ from workers import selection
 from workers.context import Context, Standing
 from workers.keeper import Keeper
 from workers.planning import plan
-from workers.selection import BYTES_PER_TOKEN
 
 EMBED = "/v1/embeddings"
 
