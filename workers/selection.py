@@ -1,4 +1,7 @@
-"""Which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing."""
+"""Which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing.
+
+Of a job that ran and failed there are no results: all that it read is missing.
+"""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -9,7 +12,7 @@ from sqlalchemy.orm import Session
 from jobs import ledger, lines
 from jobs.ledger import JobClaim
 from jobs.models import File, Job, Project, Segment, Shard
-from jobs.states import LIVE
+from jobs.states import LIVE, JobState
 from workers.context import Context
 
 #: The estimate of tokens from bytes, where no tokenizer has been asked.
@@ -28,9 +31,9 @@ def input_path(context: Context, claim: JobClaim) -> str | None:
         return job.input_path
     with context.db.read() as session:
         first = session.get(Job, job.retry_of)
-        good = _good_lines(session, job.retry_of)
-    if first is None or first.in_progress_at is None:
-        return job.input_path  # nothing of it was ever run
+        if first is None or first.in_progress_at is None:
+            return job.input_path  # nothing of it was ever run
+        good = {} if first.state == JobState.FAILED else _good_lines(session, first.id)
     path = f"jobs/{job.id}/input-{claim.epoch}.jsonl"
     source = first.input_path or job.input_path
     with context.storage.reader(source) as handle, context.storage.writer(path) as out:
