@@ -9,7 +9,7 @@ from typing import BinaryIO
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, lines
+from jobs import ledger, lines, retries
 from jobs.ledger import JobClaim
 from jobs.models import File, Job, Project, Segment, Shard
 from jobs.states import LIVE, JobState
@@ -24,16 +24,20 @@ def missing_file(job: Job) -> lines.Bad:
     return lines.Bad("invalid_request", message, None, "file_id")
 
 
-def input_path(context: Context, claim: JobClaim) -> str | None:
-    """Where the job's input lies; None when it named a file that it may not read."""
+def input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
+    """Where the job's input lies, or why it has none: its file may not be read, or nobody knows what it is to retry."""
     job = claim.job
-    if job.input_path is None or job.retry_of is None:
+    if job.input_path is None:
+        return missing_file(job)
+    if job.retry_of is None:
         return job.input_path
     with context.db.read() as session:
-        first = session.get(Job, job.retry_of)
-        if first is None or first.in_progress_at is None:
-            return job.input_path  # nothing of it was ever run
+        first = retries.last_run(session, job.retry_of)
+        if first is None:
+            return job.input_path
         good = {} if first.state == JobState.FAILED else _good_lines(session, first.id)
+        if not retries.known(session, first):
+            return lines.Bad(retries.EXPIRED, retries.expired(first))
     path = f"jobs/{job.id}/input-{claim.epoch}.jsonl"
     source = first.input_path or job.input_path
     with context.storage.reader(source) as handle, context.storage.writer(path) as out:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, fleet, ids, keys, ledger, measures, outbox, pauses, quarantine, shards
+from jobs import attachments, audit, fleet, ids, keys, ledger, measures, outbox, pauses, quarantine, retries, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
@@ -490,19 +490,64 @@ def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: H
 
 
 def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: House) -> None:
-    old = ledgers.finishing(house.db, [2, 2])
-    ledgers.close(house.db, old.id)
-    house.storage.put(f"jobs/{old.id}/000000-1-0.jsonl", b"x")
+    """Not one that came as long ago and has just ended."""
+    old, late = (ledgers.finishing(house.db, [2, 2]) for _ in range(2))
+    for job in (old, late):
+        ledgers.close(house.db, job.id)
+        house.storage.put(f"jobs/{job.id}/000000-1-0.jsonl", b"x")
     with house.db.write() as session:
-        session.execute(update(Job).where(Job.id == old.id).values(created_at=1.0))
+        session.execute(update(Job).where(Job.id == old.id).values(completed_at=1.0))
 
     Retention(house.config, house.db, house.storage).run()
 
     with house.db.read() as session:
+        assert set(session.scalars(select(Shard.job_id))) == {late.id}
+        assert set(session.scalars(select(Segment.job_id))) == {late.id}
+    assert house.storage.list("jobs") == [f"jobs/{late.id}/000000-1-0.jsonl"]
+    assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("end", ["failed_at", "expired_at", "cancelled_at"])
+def test_retention_counts_from_the_end_whatever_it_was(house: House, end: str) -> None:
+    jobs = [ledgers.running(house.db, [1]).id for _ in range(2)]
+    with house.db.write() as session:
+        for job_id, at in zip(jobs, (1.0, now()), strict=True):
+            ended = {"state": end.removesuffix("_at"), end: at}
+            session.execute(update(Job).where(Job.id == job_id).values(ended))
+
+    Retention(house.config, house.db, house.storage).run()
+
+    with house.db.read() as session:
+        assert set(session.scalars(select(Shard.job_id))) == {jobs[1]}
+
+
+@pytest.mark.parametrize("transactions", [1, 2, 3])
+def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_empties_it(
+    house: House, monkeypatch: pytest.MonkeyPatch, transactions: int
+) -> None:
+    """Of three shards, and four transactions for them and their segments."""
+    monkeypatch.setattr("workers.retention._AT_ONCE", 2)
+    job = ledgers.finishing(house.db, [1] * 3)
+    ledgers.close(house.db, job.id)
+    retention = Retention(house.config, house.db, house.storage)
+    breaths = iter(range(transactions - 1))
+
+    def dies() -> None:
+        next(breaths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.db, "breathe", dies)
+        with pytest.raises(StopIteration):
+            retention._empty(job.id)
+    with house.db.write() as session:
+        known = retries.known(session, job)
+        session.execute(update(Job).where(Job.id == job.id).values(completed_at=1.0))
+    retention.run()
+
+    assert not known
+    with house.db.read() as session:
         assert session.scalars(select(Shard)).all() == []
         assert session.scalars(select(Segment)).all() == []
-    assert house.storage.list("jobs") == []
-    assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
 
 
 def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_knows_what_is_done(house: House) -> None:
