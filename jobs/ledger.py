@@ -220,6 +220,7 @@ def stumble(session: Session, claim: JobClaim, *, tries: int, delay: float, erro
     if job.stumbles < tries:
         put_back(session, job.id, claim.epoch, delay=delay)
         return job
+    outbox.forget(session, job.id)  # shards that were cut owe some
     return move(
         session,
         job.id,

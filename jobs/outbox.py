@@ -176,7 +176,7 @@ def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
     return or_(Outbox.due_at <= at, Outbox.due_at > at + LONGEST_DELAY)
 
 
-def _ready(at: ColumnElement[float]) -> ColumnElement[bool]:
+def ready(at: ColumnElement[float] | float) -> ColumnElement[bool]:
     """Where the job is in a state for it. Only running waits for the job's time: its input is judged before."""
     begun = or_(Outbox.task != Task.RUN, Job.not_before.is_(None), Job.not_before <= at)
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
@@ -203,7 +203,7 @@ _DUE = (
     select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, SMALL.label("small"))
     .join(Job, Job.id == Outbox.job_id)
     .outerjoin(File, INPUT)
-    .where(Outbox.project_id == bindparam("of"), _UNRUNG, _ready(_AT))
+    .where(Outbox.project_id == bindparam("of"), _UNRUNG, ready(_AT))
     .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
     .limit(bindparam("most", type_=Outbox.id.type))
 )
