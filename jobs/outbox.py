@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs.clock import now
 from jobs.db import inserting, wake
@@ -69,6 +69,10 @@ class Served:
 
     def has(self, name: str) -> bool:
         return (name in self.names) is not self.but
+
+    def among(self, name: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[bool]:
+        """The same of a column."""
+        return name.not_in(self.names) if self.but else name.in_(self.names)
 
 
 #: What nobody can say is not held back.
@@ -187,8 +191,8 @@ def _due(served: Served) -> Select[int, str, str, str, int, str, bool]:
     """What the models of a queue's own jobs keep back is left out; a queue where a shard is only prepared has none."""
     if served == ALL:
         return _DUE
-    named = Job.model.not_in(served.names) if served.but else Job.model.in_(served.names)
-    return _DUE.where(or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), named))
+    named = or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), served.among(Job.model))
+    return _DUE.where(named)
 
 
 #: Of a doorbell, its job and the job's input file: what joins the three, and whether to plan it is next to nothing.

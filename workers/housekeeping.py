@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, deliveries, fleet, ledger, pauses, quarantine, schedules, shards, sources
@@ -197,21 +197,11 @@ class Housekeeper:
         """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""
         with self._db.read() as session:
             off, at = pauses.paused(session), now()
-            found: list[tuple[str, str | None]] = [
-                (job.id, None)
-                for job in ledger.held_back(session)
-                if not (off.holds(job) if job.waiting_for == "pause" else _early(job, at))
-            ]
-            idle = ledger.idle(session)
-            served = fleet.served(fleet.alive(session), self._registry()) if idle else {}
-            for job in idle:
-                if off.holds(job):
-                    found.append((job.id, "pause"))
-                elif _early(job, at):
-                    found.append((job.id, "time"))
-                elif job.queue not in served or not served[job.queue].has(job.model or ""):
-                    found.append((job.id, "model"))
-        return found
+            early = func.coalesce(Job.not_before, 0.0) > at
+            over = [*ledger.said(session, "pause", ~off.held), *ledger.said(session, "time", ~early)]
+            served = fleet.served(fleet.alive(session), self._registry())
+            idle = ledger.idle(session, or_(off.held, early, fleet.unserved(served)))
+        return [(job_id, None) for job_id in over] + [(job.id, _reason(job, off, at)) for job in idle]
 
     def _seal(self) -> None:
         for _ in range(_SEALS_AT_ONCE):
@@ -226,5 +216,7 @@ class Housekeeper:
             return work(session)
 
 
-def _early(job: Job, at: float) -> bool:
-    return job.not_before is not None and job.not_before > at
+def _reason(job: Job, off: pauses.Paused, at: float) -> str:
+    if off.holds(job):
+        return "pause"
+    return "time" if job.not_before is not None and job.not_before > at else "model"

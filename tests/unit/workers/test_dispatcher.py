@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,50 @@ def test_job_without_a_live_worker_for_its_model_says_so(house: House) -> None:
 
     assert (waiting, claimed) == ("model", "model"), "whether the model answers is to be seen"
     assert ledgers.job(house.db, job.id).waiting_for is None
+
+
+def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: here, more than are looked at together."""
+    monkeypatch.setattr(ledger, "idle", partial(ledger.idle, limit=2))
+    project, held = (_project(house.db, name) for name in ("one", "two"))
+    slots = [ledgers.running(house.db, project_id=project).id for _ in range(5)]
+    waiting = {
+        ledgers.running(house.db, project_id=project, model="gone").id: "model",
+        ledgers.running(house.db, project_id=held).id: "pause",
+        ledgers.running(house.db, project_id=project, not_before=now() + 600).id: "time",
+    }
+    house.worker(models=["tiny"])
+    with house.db.write() as session:
+        pauses.pause(session, Scope.PROJECT, held, actor="operator")
+
+    for _ in range(2):
+        house.tick(6)
+
+    assert {job_id: ledgers.job(house.db, job_id).waiting_for for job_id in waiting} == waiting
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in slots} == {None}
+
+
+def test_jobs_that_are_held_back_still_hide_none_that_is_not(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "said", partial(ledger.said, limit=2))
+    one, two = (_project(house.db, name) for name in ("one", "two"))
+    held = [ledgers.running(house.db, project_id=one).id for _ in range(5)]
+    early = [ledgers.running(house.db, project_id=two, not_before=now() + 600).id for _ in range(3)]
+    goes_on = [ledgers.running(house.db, project_id=two, not_before=at).id for at in (None, now() - 1)]
+    house.worker(models=["tiny"])
+    with house.db.write() as session:
+        pauses.pause(session, Scope.PROJECT, one, actor="operator")
+        for job_id in (*held, *goes_on[:1]):
+            ledger.wait_for(session, job_id, "pause")
+        for job_id in (*early, *goes_on[1:]):
+            ledger.wait_for(session, job_id, "time")
+
+    house.tick(6)
+
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in goes_on} == {None}
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in held} == {"pause"}
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in early} == {"time"}
 
 
 def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(house: House) -> None:
