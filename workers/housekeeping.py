@@ -22,7 +22,6 @@ from jobs.models import Job, Worker
 from jobs.queues import Queue, Task
 from jobs.registry import Registry
 from jobs.settings import Settings
-from jobs.states import JobState
 from jobs.storage import Storage
 from workers import process
 from workers.leases import Observer, Since
@@ -93,24 +92,22 @@ class Housekeeper:
         for worker in workers:
             if worker.id in silent or process.gone(worker.host, worker.pid, worker.started):
                 log.warning("worker_lost", extra={"worker": worker.id, "pool": worker.pool})
-                self._bury(worker.id)
+                self._write(partial(self._bury, worker_id=worker.id, registry=self._registry()))
 
-    def _bury(self, worker_id: str) -> None:
+    def _bury(self, session: Session, worker_id: str, registry: Registry | None) -> None:
         """A dead worker's row and all it held go in one transaction; its engines may have been what it died of."""
-        registry = self._registry()
-        with self._db.write() as session:
-            if worker := session.get(Worker, worker_id):
-                left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
-                for model in left:
-                    log.error("engine_quarantined", extra={"model": model, "place": worker.place})
-            for job_id, n, epoch, beat, holder in shards.running(session):
-                if holder == worker_id:
-                    shards.lose(session, job_id, n, epoch, beat)
-            for job_id, epoch, beat, holder in ledger.claimed(session):
-                if holder == worker_id:
-                    ledger.lose(session, job_id, epoch, beat)
-            deliveries.take_back(session, worker_id)
-            fleet.leave(session, worker_id)
+        if worker := session.get(Worker, worker_id):
+            left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
+            for model in left:
+                log.error("engine_quarantined", extra={"model": model, "place": worker.place})
+        for job_id, n, epoch, beat, holder in shards.running(session):
+            if holder == worker_id:
+                shards.lose(session, job_id, n, epoch, beat)
+        for job_id, epoch, beat, holder in ledger.claimed(session):
+            if holder == worker_id:
+                ledger.lose(session, job_id, epoch, beat)
+        deliveries.take_back(session, worker_id)
+        fleet.leave(session, worker_id)
 
     def _take_back(self) -> None:
         """Claims whose own beat stands still, though their worker may live."""
@@ -132,13 +129,11 @@ class Housekeeper:
         for schedule_id in due:
             job = self._write(partial(schedules.fire, schedule_id=schedule_id))
             log.info("schedule_fired", extra={"schedule": schedule_id, "submitted": job is not None})
-            self._db.breathe()
         with self._db.read() as session:
             waiting = sources.due(session)
         for source_id in waiting:
             job = self._write(partial(sources.fire, source_id=source_id))
             log.info("source_fired", extra={"source": source_id, "submitted": job is not None})
-            self._db.breathe()
 
     def _expire(self) -> None:
         with self._db.read() as session:
@@ -146,13 +141,11 @@ class Housekeeper:
         for job_id in overdue:
             log.info("job_expires", extra={"job_id": job_id})
             self._write(partial(ledger.expire, job_id=job_id, actor=_ACTOR))
-            self._db.breathe()
 
     def _fence_stopping(self) -> None:
         """Workers have a moment to abort and commit what they finished; then the job ends without them."""
-        stopping = (JobState.CANCELLING, JobState.EXPIRING)
         with self._db.read() as session:
-            jobs = list(session.scalars(select(Job.id).where(Job.state.in_(stopping), Job.worker_id.is_(None))))
+            jobs = shards.stopping(session)
         for job_id, age in self._stopping.ages(jobs).items():
             if age >= self._config.cancel_grace_seconds:
                 self._write(partial(shards.fence, job_id=job_id))
@@ -179,7 +172,6 @@ class Housekeeper:
             for _ in range(_CLEARED_AT_ONCE):
                 if not self._write(partial(sources.clear, source_id=source.id, actor=_ACTOR)):
                     break
-                self._db.breathe()
 
     def _free_deliveries(self) -> None:
         """What a worker left that the database did not hear of, and what a process with a wrong clock put off."""
@@ -209,11 +201,13 @@ class Housekeeper:
                 if not audit.unsealed(session):
                     return
             self._write(audit.seal)
-            self._db.breathe()
 
     def _write(self, work: Callable[[Session], object]) -> object:
+        """One transaction of what may be many, so others write after it."""
         with self._db.write() as session:
-            return work(session)
+            done = work(session)
+        self._db.breathe()
+        return done
 
 
 def _reason(job: Job, off: pauses.Paused, at: float) -> str:

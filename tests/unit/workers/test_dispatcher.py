@@ -325,6 +325,80 @@ def test_stopping_job_does_not_wait_for_a_worker_that_is_frozen(house: House) ->
         ledgers.answer(house.db, frozen, [0])
 
 
+def test_stopping_jobs_of_which_nothing_runs_are_left_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until somebody finishes them, which may be long, they would be a transaction each, every second."""
+    fenced: list[str] = []
+    fence = shards.fence
+
+    def noted(session: Session, job_id: str) -> None:
+        fenced.append(job_id)
+        fence(session, job_id)
+
+    monkeypatch.setattr(shards, "fence", noted)
+    idle, busy = (ledgers.running(house.db, [4], project_id=_project(house.db, "one")).id for _ in range(2))
+    house.worker()
+    ledgers.claim_shard(house.db, busy, worker="w")
+    with house.db.write() as session:
+        for job_id in (idle, busy):
+            ledger.cancel(session, job_id, actor="key:test")
+
+    for _ in range(4):
+        house.tick(3.5)
+
+    assert fenced == [busy]
+    for job_id in (idle, busy):
+        assert ledgers.doorbells(house.db, job_id) == [("finish", -1)]
+
+
+class Diary:
+    """Of whoever keeps house: its transactions, and when it lets others write."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.house, self.monkeypatch, self.done = house, monkeypatch, list[str]()
+
+    def keep(self, after: float) -> None:
+        self.house.clock.at += after
+        self.house.beat("w")
+        with self.monkeypatch.context() as patch:
+            for name in ("write", "breathe"):
+                patch.setattr(self.house.db, name, partial(self._note, name, getattr(self.house.db, name)))
+            self.house.dispatcher._house.keep()
+
+    def _note(self, name: str, do: Callable[[], Any]) -> Any:
+        self.done.append(name)
+        return do()
+
+
+def test_whoever_keeps_house_lets_others_write_after_each_transaction(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary, project = Diary(house, monkeypatch), _project(house.db, "one")
+    host, pid, started = process.me()
+    house.worker()
+    for n in range(3):
+        house.worker(f"dead{n}", host=host, pid=pid, started=started + 1)
+    diary.keep(0)  # buries
+    for n in range(6):
+        job = ledgers.running(house.db, project_id=project)
+        ledgers.claim_shard(house.db, job.id, worker="w")
+        if n % 2:
+            with house.db.write() as session:
+                ledger.cancel(session, job.id, actor="key:test")
+    diary.keep(1)
+    diary.keep(3.5)  # fences
+    for _ in range(3):
+        ledgers.planning(house.db, project_id=project)
+        ledgers.finishing(house.db, project_id=project)
+        ledgers.running(house.db, project_id=project, model="gone")
+    with house.db.write() as session:
+        session.query(Outbox).delete()
+    diary.keep(1)
+    diary.keep(31)  # takes back, settles, says what is waited for
+
+    assert diary.done == ["write", "breathe"] * (len(diary.done) // 2)
+    assert diary.done.count("write") > 3 * 6
+
+
 def test_sweep_mends_what_lost_its_doorbell(house: House) -> None:
     waiting = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
     stuck = ledgers.finishing(house.db, [2], project_id=_project(house.db, "one"))
