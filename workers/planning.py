@@ -96,8 +96,8 @@ class Planner:
         if self.claim.epoch > 1:  # somebody planned it before us
             self._clear()
         path = selection.input_path(self.context, self.claim)
-        if path is None:
-            self.errors.append(selection.missing_file(self.claim.job))
+        if isinstance(path, lines.Bad):
+            self.errors.append(path)
         else:
             self._read(path)
         if self._ended:

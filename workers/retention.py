@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import attachments, audit, cached, deliveries
@@ -189,19 +189,20 @@ class Retention:
         """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""
         before = now() - self._config.retention_seconds
         with self._db.read() as session:
-            inside = exists().where(Shard.job_id == Job.id)
-            old = session.scalars(
-                select(Job.id).where(Job.state.in_(TERMINAL), Job.created_at < before, inside).limit(5)
-            ).all()
+            inside = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
+            ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
+            old = session.scalars(select(Job.id).where(Job.state.in_(TERMINAL), ended < before, inside).limit(5)).all()
         for job_id in old:
             self._empty(job_id)
             self._drop([f"jobs/{job_id}"])
 
     def _empty(self, job_id: str) -> None:
-        for table in (Segment, Shard):
+        """The first shard goes first: see `jobs.retries`."""
+        for table in (Shard, Segment):
             while True:
                 with self._db.write() as session:
-                    numbers = session.scalars(select(table.n).where(table.job_id == job_id).limit(_AT_ONCE)).all()
+                    inside = select(table.n).where(table.job_id == job_id).order_by(table.n)
+                    numbers = session.scalars(inside.limit(_AT_ONCE)).all()
                     session.execute(delete(table).where(table.job_id == job_id, table.n.in_(numbers)))
                 if not numbers:
                     break

@@ -1,4 +1,7 @@
-"""Which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing."""
+"""Which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing.
+
+Of a job that ran and failed there are no results: all that it read is missing.
+"""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -6,9 +9,10 @@ from typing import BinaryIO
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, lines, quota
+from jobs import ledger, lines, quota, retries
 from jobs.ledger import JobClaim
 from jobs.models import Job, Project, Segment, Shard
+from jobs.states import JobState
 from workers.context import Context
 
 
@@ -17,16 +21,20 @@ def missing_file(job: Job) -> lines.Bad:
     return lines.Bad("invalid_request", message, None, "file_id")
 
 
-def input_path(context: Context, claim: JobClaim) -> str | None:
-    """Where the job's input lies; None when it named a file that it may not read."""
+def input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
+    """Where the job's input lies, or why it has none: its file may not be read, or nobody knows what it is to retry."""
     job = claim.job
-    if job.input_path is None or job.retry_of is None:
+    if job.input_path is None:
+        return missing_file(job)
+    if job.retry_of is None:
         return job.input_path
     with context.db.read() as session:
-        first = session.get(Job, job.retry_of)
-        good = _good_lines(session, job.retry_of)
-    if first is None or first.in_progress_at is None:
-        return job.input_path  # nothing of it was ever run
+        first = retries.last_run(session, job.retry_of)
+        if first is None:
+            return job.input_path
+        good = {} if first.state == JobState.FAILED else _good_lines(session, first.id)
+        if not retries.known(session, first):
+            return lines.Bad(retries.EXPIRED, retries.expired(first))
     path = f"jobs/{job.id}/input-{claim.epoch}.jsonl"
     source = first.input_path or job.input_path
     with context.storage.reader(source) as handle, context.storage.writer(path) as out:

@@ -281,6 +281,7 @@ def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> 
         ("live", 409, "invalid_state"),
         ("all good", 400, "nothing_to_retry"),
         ("file gone", 400, "input_file_gone"),
+        ("long ago", 400, "results_expired"),
         ("stream", 400, "streaming_unsupported"),
         ("window", 400, "invalid_value"),
     ],
@@ -294,6 +295,9 @@ def test_a_retry_that_makes_no_sense_is_refused(
         runs.run(*services(app), job_id, 2, failed=prepare != "all good")
     if prepare == "file gone":
         client.delete(f"/v1/files/{file_id}")
+    if prepare == "long ago":
+        with services(app)[0].write() as session:
+            session.query(Shard).delete()
     body: dict[str, Any] = {"stream": {"overrides": {"stream": True}}, "window": {"completion_window": "1s"}}.get(
         prepare, {}
     )
