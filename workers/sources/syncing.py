@@ -1,6 +1,6 @@
 """The planning of a sync: a source is listed and compared; what is new or has changed is fetched and attached.
 
-    entries ─┬─ fingerprint as before ─▶ unchanged, nothing is read
+    entries ─┬─ fingerprint as before ─▶ unchanged, nothing is read; what failed is tried again if a client asks
              ├─ fetched, same content ─▶ unchanged
              ├─ fetched, other content ─▶ bytes, durable ──▶ one transaction: file, item, its line of the job
              └─ cannot be had ─▶ failed; what the store has stays
@@ -96,6 +96,7 @@ class _Sync:
         self.book = book
         self.source = book.source
         self.place = open_place(context.config, book.source)
+        self.again = bool(book.claim.job.payload.get("again"))
         self.began = time.monotonic()
         self.seen = self.failed = 0
         self.deadline = 0.0
@@ -164,9 +165,18 @@ class _Sync:
         )
         with self.context.db.read() as session:
             return {
-                item.digest: _Known(item, file_id is not None, _is_settled(status, code))
+                item.digest: _Known(item, file_id is not None, self._is_settled(status, code))
                 for item, file_id, status, code in session.execute(rows)
             }
+
+    def _is_settled(self, status: str | None, code: str | None) -> bool:
+        """Also one that was refused for what is in it: it would be again.
+
+        Unless the installation or its limits are others by now, or the machine is less busy: who asks knows that.
+        """
+        if status == attachments.FAILED:
+            return code != _PASSING and not self.again
+        return status in (attachments.COMPLETED, attachments.IN_PROGRESS)
 
     # ── one item ──
 
@@ -292,10 +302,3 @@ class _Sync:
         if item is None or item.error is None:
             return None
         return {"code": item.error["code"], "message": f"{told(item.key)}: {item.error['message']}"}
-
-
-def _is_settled(status: str | None, code: str | None) -> bool:
-    """Also one that was refused for what is in it: it would be again."""
-    if status == attachments.FAILED:
-        return code != _PASSING
-    return status in (attachments.COMPLETED, attachments.IN_PROGRESS)
