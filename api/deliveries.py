@@ -10,10 +10,14 @@ from jobs.models import Delivery, Event
 
 
 def delivery_page(
-    session: Session, statement: Select[Delivery], *, after: str | None, limit: int, order: str
+    session: Session, mine: Select[Delivery], *, after: str | None, limit: int, order: str, state: str | None = None
 ) -> Page[DeliveryObject]:
-    """One page of the deliveries that `statement` selects, each with its attempts and the type of its event."""
-    rows, more = find(session, statement, Delivery, after=after, limit=limit, order=order)
+    """One page of the deliveries that are `mine`, in this `state`, each with its attempts and its event's type.
+
+    `after` may have left that state since it was listed.
+    """
+    wanted = mine if state is None else mine.where(Delivery.state == state)
+    rows, more = find(session, wanted, Delivery, after=after, limit=limit, order=order, among=mine)
     log = deliveries.attempts(session, [row.id for row in rows])
     named = select(Event.id, Event.type).where(Event.id.in_([row.event_id for row in rows]))
     types = dict(session.execute(named).all())

@@ -4,10 +4,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, select, true
 from sqlalchemy.orm import Session
 
-from jobs import fleet, outbox
+from jobs import fleet, outbox, pauses
 from jobs.clock import now
 from jobs.models import Job, Outbox, Shard, Worker
 from jobs.states import LIVE, ShardState
@@ -48,11 +48,12 @@ class Watch:
         )
 
     def _stuck(self, session: Session, at: float) -> bool:
-        """Jobs that wait for a model or for disk space say so themselves and do not count."""
-        due = select(Outbox.id, Outbox.due_at).join(Job, Job.id == Outbox.job_id)
-        first = session.execute(
-            due.where(Outbox.due_at <= at, Job.waiting_for.is_(None)).order_by(Outbox.id).limit(1)
-        ).one_or_none()
+        """What waits for a model or for disk space says so itself; that, and what is held back, does not count."""
+        off = pauses.paused(session)
+        meant = Outbox.due_at <= at, outbox.ready(at), Job.waiting_for.is_(None)
+        free = Outbox.queue.not_in(off.of(pauses.Scope.QUEUE)), true() if off.free is None else off.free
+        due = select(Outbox.id, Outbox.due_at).join(Job, Job.id == Outbox.job_id).where(*meant, *free)
+        first = session.execute(due.order_by(Outbox.id).limit(1)).one_or_none()
         with self._lock:
             tick = time.monotonic()
             if first is None or first[0] != self._first or _held(session):

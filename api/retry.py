@@ -12,7 +12,7 @@ from api.deps import CallContext
 from api.file_rows import visible
 from api.vector_rows import get_store
 from api.windows import seconds
-from jobs import attachments, ingestions, ledger, reindexing, responses
+from jobs import attachments, ingestions, ledger, reindexing, responses, retries
 from jobs.attachments import Attachment
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
@@ -38,6 +38,7 @@ def again(
     _check(old)
     if old.kind == INGESTION:
         return _files_again(session, call, old, key)
+    _check_known(session, old)
     created_at, window = now(), window or old.window
     payload = Batch.model_validate(old.payload)
     job = Job(
@@ -66,6 +67,12 @@ def _check(old: Job) -> None:
         raise Conflict(f"Job '{old.id}' has not ended: it is {old.state}.", code="invalid_state")
     if old.state == JobState.SUCCEEDED and not old.failed:
         raise InvalidRequest(f"Every line of job '{old.id}' has succeeded.", code="nothing_to_retry")
+
+
+def _check_known(session: Session, old: Job) -> None:
+    first = retries.last_run(session, old.id)
+    if first is not None and not retries.known(session, first):
+        raise InvalidRequest(retries.expired(first), code=retries.EXPIRED)
 
 
 def _files_again(session: Session, call: CallContext, old: Job, key: str | None) -> Job:

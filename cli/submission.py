@@ -5,9 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cli.effective import effective
 from cli.trouble import Trouble
-
-_LOOK = 1 << 20  # bytes of the first line that are read, at most
 
 
 def guess_endpoint(path: Path) -> str:
@@ -24,11 +23,15 @@ def guess_endpoint(path: Path) -> str:
 
 
 def _first_line(path: Path) -> str:
+    """As much of it as a batch takes: a picture in it makes it long."""
+    longest = effective().batch_max_line_bytes
     try:
         with path.open("rb") as handle:
-            line = handle.readline(_LOOK)
+            line = handle.readline(longest + 1)
     except OSError as error:
         raise Trouble(f"cannot read {path}: {error.strerror}") from error
+    if len(line.rstrip(b"\n")) > longest:
+        raise Trouble(f"{path}, line 1 has more than {longest} bytes; name the endpoint with --endpoint")
     if not line.strip():
         raise Trouble(f"{path} is empty or begins with an empty line")
     return line.decode("utf-8-sig", errors="replace")

@@ -28,7 +28,7 @@ def verify(
         bool, typer.Option("--repair", help="Bring in again what is missing, remove what belongs to no file.")
     ] = False,
 ) -> None:
-    """Compare the vectors with the files of every store. Exit code 1 if they differ and nothing is done about it."""
+    """Compare vectors and texts with the files of every store. Exit code 1 if they differ and nothing is done."""
     with opened(data_dir):
         config = effective(data_dir=data_dir)
     command = [sys.executable, "-m", "workers.verifying", *(["--repair"] if repair else [])]

@@ -7,7 +7,8 @@
 
 Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for
 `webhook_disable_seconds`, disables an endpoint; what it is still owed is kept at `HELD` until it is enabled again.
-Events that happen meanwhile are not owed to it, but `replay` owes them with `missed`. Claims are made in `jobs.due`.
+Events that happen meanwhile are not owed to it, but `replay` owes them with `missed`. What is held for an endpoint that
+is deleted fails then. Claims are made in `jobs.due`.
 """
 
 import random
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 from jobs import audit, events, measures
 from jobs.clock import now
 from jobs.db import wake
-from jobs.due import HELD, WAITING, DeliveryClaim
+from jobs.due import DELETED, HELD, WAITING, DeliveryClaim
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
 from jobs.models import Attempt, Delivery, Event, WebhookEndpoint, Worker
@@ -29,6 +30,7 @@ from jobs.settings import Settings
 from jobs.webhook import Outcome
 
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
+_ON_HOLD = and_(WAITING, Delivery.due_at >= HELD)
 _JITTER = 0.2
 _RETRY_AFTER_MAX = 86_400.0
 _GONE = 410
@@ -158,8 +160,21 @@ def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
     session.flush()
     _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
     wake(session)
-    held = and_(Delivery.endpoint_id == endpoint.id, WAITING, Delivery.due_at >= HELD)
-    return _update(session, held, due_at=now())
+    return _update(session, and_(Delivery.endpoint_id == endpoint.id, _ON_HOLD), due_at=now())
+
+
+def delete(session: Session, endpoint: WebhookEndpoint) -> None:
+    """Delete an endpoint whose row is locked. What is held for it fails now, what is due when it is claimed."""
+    session.delete(endpoint)
+    session.flush()
+    _update(session, and_(Delivery.endpoint_id == endpoint.id, _ON_HOLD), state=FAILED, error=DELETED)
+
+
+def fail_lost(session: Session, limit: int) -> int:
+    """What is held for endpoints that are gone, by whatever way, fails; returns how many."""
+    gone = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
+    ids = session.scalars(select(Delivery.id).where(_ON_HOLD, gone).limit(limit)).all()
+    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), state=FAILED, error=DELETED) if ids else 0
 
 
 def replay(

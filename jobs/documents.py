@@ -4,10 +4,14 @@ One object for each version of a file in a vector store. Offsets count character
 chunk, exactly.
 """
 
+from typing import Final
+
 import msgspec
 
 from jobs.errors import NotFound
 from jobs.storage import Storage
+
+PARTLY: Final = "partly:"
 
 
 class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -29,6 +33,8 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `time` is when the file says that it was changed or written: in UTC, by the second or by the day.
 
+    `unread`: some of its pages are pictures, and there was nothing to read them with.
+
     What is to be cut by meaning has `sentences` and no chunks: indexing makes them, as that takes the embedding model.
     """
 
@@ -38,9 +44,15 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
     language: str | None = None
     sentences: tuple[Chunk, ...] = ()
     time: str | None = None
+    unread: bool = False
 
     def piece(self, n: int) -> str:
         return self.text[self.chunks[n].start : self.chunks[n].end]
+
+
+def partly(recipe: str) -> str:
+    """That of a version of which pages are unread: where they can be read it is another."""
+    return f"{PARTLY}{recipe[: -len(PARTLY)]}"
 
 
 encode = msgspec.json.encode

@@ -21,6 +21,8 @@ from jobs.webhook import body, signing_secrets
 
 #: When a delivery to a disabled endpoint is due: the end of the year 9999.
 HELD = 253_402_300_799.0
+#: Why a delivery failed whose endpoint is gone.
+DELETED = "endpoint deleted"
 #: As the partial indexes spell it: neither SQLite nor PostgreSQL matches a bound parameter with an index's condition.
 WAITING = and_(Delivery.state == literal_column("'pending'"), Delivery.worker_id.is_(None))
 
@@ -139,7 +141,7 @@ def _set_aside(session: Session, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
         else:
             sendable.append(row)
     _set(session, held, due_at=HELD)
-    _set(session, lost, state="failed", error="endpoint deleted")
+    _set(session, lost, state="failed", error=DELETED)
     return sendable
 
 

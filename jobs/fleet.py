@@ -7,7 +7,7 @@ A row that is here is therefore a worker that lives, give or take one lease.
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from sqlalchemy import bindparam, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import measures, outbox, pauses
@@ -92,6 +92,12 @@ def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Se
     if registry is None:
         return dict.fromkeys(shown, outbox.ALL)
     return {queue: _answered(names, registry) for queue, names in shown.items()}
+
+
+def unserved(served: Mapping[str, Served]) -> ColumnElement[bool]:
+    """Of jobs: nobody answers their model on their queue."""
+    queue, model = func.coalesce(Job.queue, ""), func.coalesce(Job.model, "")
+    return or_(queue.not_in(list(served)), *(and_(queue == name, ~its.among(model)) for name, its in served.items()))
 
 
 def _answered(shown: set[str], registry: Registry) -> Served:

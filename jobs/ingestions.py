@@ -70,12 +70,13 @@ def begin(
     actor: str,
     beside: bool = False,
     source_id: str | None = None,
+    again: bool = False,
     **facts: Any,
 ) -> Job:
     """The job itself, whose files the caller names by their rows."""
     created_at = now()
     index_id = index.id if index.parent_id else None
-    payload = Ingestion(store_id=index.root, index_id=index_id, beside=beside, source_id=source_id)
+    payload = Ingestion(store_id=index.root, index_id=index_id, beside=beside, source_id=source_id, again=again)
     job = Job(
         project_id=index.project_id,
         kind=INGESTION,

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, events, measures, outbox, pauses, source_items, statements
@@ -220,6 +220,7 @@ def stumble(session: Session, claim: JobClaim, *, tries: int, delay: float, erro
     if job.stumbles < tries:
         put_back(session, job.id, claim.epoch, delay=delay)
         return job
+    outbox.forget(session, job.id)  # shards that were cut owe some
     return move(
         session,
         job.id,
@@ -323,17 +324,17 @@ def claimed(session: Session) -> list[tuple[str, int, int, str]]:
     return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
 
 
-def idle(session: Session, limit: int = 200) -> Sequence[Job]:
-    """Running jobs of which nothing runs and that do not say what they wait for."""
+def idle(session: Session, which: ColumnElement[bool], limit: int = 200) -> Sequence[Job]:
+    """Such running jobs of which nothing runs and that do not say what they wait for."""
     busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
-    still = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), ~busy)
+    still = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), which, ~busy)
     return session.scalars(still.limit(limit)).all()
 
 
-def held_back(session: Session, limit: int = 200) -> Sequence[Job]:
-    """Running jobs that say they wait for a pause to end, or for their time."""
-    said = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.in_(("pause", "time")))
-    return session.scalars(said.limit(limit)).all()
+def said(session: Session, what: str, which: ColumnElement[bool], limit: int = 200) -> Sequence[str]:
+    """Such running jobs that say they wait for this."""
+    waiting = select(Job.id).where(Job.state == JobState.RUNNING, Job.waiting_for == what, which)
+    return session.scalars(waiting.limit(limit)).all()
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:

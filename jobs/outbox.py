@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs.clock import now
 from jobs.db import inserting, wake
@@ -69,6 +69,10 @@ class Served:
 
     def has(self, name: str) -> bool:
         return (name in self.names) is not self.but
+
+    def among(self, name: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[bool]:
+        """The same of a column."""
+        return name.not_in(self.names) if self.but else name.in_(self.names)
 
 
 #: What nobody can say is not held back.
@@ -176,7 +180,7 @@ def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
     return or_(Outbox.due_at <= at, Outbox.due_at > at + LONGEST_DELAY)
 
 
-def _ready(at: ColumnElement[float]) -> ColumnElement[bool]:
+def ready(at: ColumnElement[float] | float) -> ColumnElement[bool]:
     """Where the job is in a state for it. Only running waits for the job's time: its input is judged before."""
     begun = or_(Outbox.task != Task.RUN, Job.not_before.is_(None), Job.not_before <= at)
     return and_(begun, or_(*(and_(Outbox.task == task, Job.state.in_(states)) for task, states in READY.items())))
@@ -187,8 +191,8 @@ def _due(served: Served) -> Select[int, str, str, str, int, str, bool]:
     """What the models of a queue's own jobs keep back is left out; a queue where a shard is only prepared has none."""
     if served == ALL:
         return _DUE
-    named = Job.model.not_in(served.names) if served.but else Job.model.in_(served.names)
-    return _DUE.where(or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), named))
+    named = or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), served.among(Job.model))
+    return _DUE.where(named)
 
 
 #: Of a doorbell, its job and the job's input file: what joins the three, and whether to plan it is next to nothing.
@@ -203,7 +207,7 @@ _DUE = (
     select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, SMALL.label("small"))
     .join(Job, Job.id == Outbox.job_id)
     .outerjoin(File, INPUT)
-    .where(Outbox.project_id == bindparam("of"), _UNRUNG, _ready(_AT))
+    .where(Outbox.project_id == bindparam("of"), _UNRUNG, ready(_AT))
     .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
     .limit(bindparam("most", type_=Outbox.id.type))
 )

@@ -45,6 +45,12 @@ class Paused:
         """Whether a running job's shards wait for a pause to end."""
         return self.stops(job.queue, job.model, job.project_id)
 
+    @property
+    def held(self) -> ColumnElement[bool]:
+        """The same of jobs in the database."""
+        names = ((Scope.QUEUE, Job.queue), (Scope.MODEL, Job.model), (Scope.PROJECT, Job.project_id))
+        return or_(*(func.coalesce(name, "").in_(self.of(scope)) for scope, name in names))
+
     def stops(self, queue: str | None, model: str | None, project_id: str) -> bool:
         """Whether nothing new of the project is begun on that queue with that model."""
         names = ((Scope.QUEUE, queue), (Scope.MODEL, model), (Scope.PROJECT, project_id))

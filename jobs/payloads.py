@@ -35,13 +35,14 @@ class Ingestion(Payload):
 
     `index_id` is the one of the store's indexes that they go into, unless it is the store's own row. With `beside` no
     client has asked for it, and none is told of its files. With `source_id` they are what a source has that the store
-    has not: planning finds that out.
+    has not: planning finds that out; with `again` also what it has failed to read before.
     """
 
     store_id: str
     index_id: str | None = None
     beside: bool = False
     source_id: str | None = None
+    again: bool = False
 
 
 def index_of(payload: Mapping[str, Any]) -> str:

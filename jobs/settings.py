@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     upload_expiry_seconds: int = Field(3600, ge=1, description="life of a pending upload")
     file_expiry_batch_seconds: int = Field(30 * DAY, ge=1, description="life of batch input and output files")
     idempotency_seconds: int = Field(7 * DAY, ge=1, description="life of an Idempotency-Key")
-    retention_seconds: int = Field(30 * DAY, ge=1, description="segments, deliveries and attempt logs of ended jobs")
+    retention_seconds: int = Field(30 * DAY, ge=1, description="segments (retries need them), deliveries, attempt logs")
     min_free_bytes: int = Field(1024 * MB, ge=0, description="below this, uploads answer 507 and jobs wait")
     wrong_keys_per_minute: int = Field(600, ge=1, description="wrong keys of one address before 429")
 

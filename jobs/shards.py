@@ -279,6 +279,13 @@ def fence(session: Session, job_id: str) -> None:
     ledger.settle(session, job_id, actor="dispatcher")
 
 
+def stopping(session: Session) -> Sequence[str]:
+    """Jobs that are to end and of which shards still run."""
+    states = (JobState.CANCELLING, JobState.EXPIRING)
+    jobs = select(Shard.job_id).join(Job, Job.id == Shard.job_id).where(HELD, Job.state.in_(states))
+    return session.scalars(jobs.distinct()).all()
+
+
 def unowed(session: Session, limit: int = 200) -> int:
     """Mend pending shards of running jobs whose doorbell is gone; returns how many there were."""
     owed = exists().where(Outbox.job_id == Shard.job_id, Outbox.shard_n == Shard.n, Outbox.task == Task.RUN)

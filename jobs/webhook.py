@@ -83,11 +83,16 @@ def check_secret(secret: str, *, param: str = "secret") -> str:
 
 
 def signing_secrets(endpoint: WebhookEndpoint, at: float) -> tuple[str, ...]:
-    """The secrets that sign for an endpoint: the new one, and the old one until its time is over."""
-    old = endpoint.old_secret
-    if old and (endpoint.old_secret_until or 0.0) > at:
-        return (endpoint.secret, old)
-    return (endpoint.secret,)
+    """The secrets that sign for an endpoint: the new one, and each old one until its time is over."""
+    return (endpoint.secret, *(secret for secret, _ in old_secrets(endpoint, at)))
+
+
+def old_secrets(endpoint: WebhookEndpoint, at: float) -> list[tuple[str, float]]:
+    """The old secrets that still sign, the newest first, and until when."""
+    last = (endpoint.old_secret, endpoint.old_secret_until)
+    return [
+        (secret, until) for secret, until in (last, *(endpoint.older_secrets or ())) if secret and (until or 0) > at
+    ]
 
 
 def envelope(event: Event) -> dict[str, Any]:

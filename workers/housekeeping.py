@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, deliveries, fleet, ledger, pauses, quarantine, schedules, shards, sources
@@ -22,7 +22,6 @@ from jobs.models import Job, Worker
 from jobs.queues import Queue, Task
 from jobs.registry import Registry
 from jobs.settings import Settings
-from jobs.states import JobState
 from jobs.storage import Storage
 from workers import process
 from workers.leases import Observer, Since
@@ -93,24 +92,22 @@ class Housekeeper:
         for worker in workers:
             if worker.id in silent or process.gone(worker.host, worker.pid, worker.started):
                 log.warning("worker_lost", extra={"worker": worker.id, "pool": worker.pool})
-                self._bury(worker.id)
+                self._write(partial(self._bury, worker_id=worker.id, registry=self._registry()))
 
-    def _bury(self, worker_id: str) -> None:
+    def _bury(self, session: Session, worker_id: str, registry: Registry | None) -> None:
         """A dead worker's row and all it held go in one transaction; its engines may have been what it died of."""
-        registry = self._registry()
-        with self._db.write() as session:
-            if worker := session.get(Worker, worker_id):
-                left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
-                for model in left:
-                    log.error("engine_quarantined", extra={"model": model, "place": worker.place})
-            for job_id, n, epoch, beat, holder in shards.running(session):
-                if holder == worker_id:
-                    shards.lose(session, job_id, n, epoch, beat)
-            for job_id, epoch, beat, holder in ledger.claimed(session):
-                if holder == worker_id:
-                    ledger.lose(session, job_id, epoch, beat)
-            deliveries.take_back(session, worker_id)
-            fleet.leave(session, worker_id)
+        if worker := session.get(Worker, worker_id):
+            left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
+            for model in left:
+                log.error("engine_quarantined", extra={"model": model, "place": worker.place})
+        for job_id, n, epoch, beat, holder in shards.running(session):
+            if holder == worker_id:
+                shards.lose(session, job_id, n, epoch, beat)
+        for job_id, epoch, beat, holder in ledger.claimed(session):
+            if holder == worker_id:
+                ledger.lose(session, job_id, epoch, beat)
+        deliveries.take_back(session, worker_id)
+        fleet.leave(session, worker_id)
 
     def _take_back(self) -> None:
         """Claims whose own beat stands still, though their worker may live."""
@@ -132,13 +129,11 @@ class Housekeeper:
         for schedule_id in due:
             job = self._write(partial(schedules.fire, schedule_id=schedule_id))
             log.info("schedule_fired", extra={"schedule": schedule_id, "submitted": job is not None})
-            self._db.breathe()
         with self._db.read() as session:
             waiting = sources.due(session)
         for source_id in waiting:
             job = self._write(partial(sources.fire, source_id=source_id))
             log.info("source_fired", extra={"source": source_id, "submitted": job is not None})
-            self._db.breathe()
 
     def _expire(self) -> None:
         with self._db.read() as session:
@@ -146,13 +141,11 @@ class Housekeeper:
         for job_id in overdue:
             log.info("job_expires", extra={"job_id": job_id})
             self._write(partial(ledger.expire, job_id=job_id, actor=_ACTOR))
-            self._db.breathe()
 
     def _fence_stopping(self) -> None:
         """Workers have a moment to abort and commit what they finished; then the job ends without them."""
-        stopping = (JobState.CANCELLING, JobState.EXPIRING)
         with self._db.read() as session:
-            jobs = list(session.scalars(select(Job.id).where(Job.state.in_(stopping), Job.worker_id.is_(None))))
+            jobs = shards.stopping(session)
         for job_id, age in self._stopping.ages(jobs).items():
             if age >= self._config.cancel_grace_seconds:
                 self._write(partial(shards.fence, job_id=job_id))
@@ -179,7 +172,6 @@ class Housekeeper:
             for _ in range(_CLEARED_AT_ONCE):
                 if not self._write(partial(sources.clear, source_id=source.id, actor=_ACTOR)):
                     break
-                self._db.breathe()
 
     def _free_deliveries(self) -> None:
         """What a worker left that the database did not hear of, and what a process with a wrong clock put off."""
@@ -197,21 +189,11 @@ class Housekeeper:
         """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""
         with self._db.read() as session:
             off, at = pauses.paused(session), now()
-            found: list[tuple[str, str | None]] = [
-                (job.id, None)
-                for job in ledger.held_back(session)
-                if not (off.holds(job) if job.waiting_for == "pause" else _early(job, at))
-            ]
-            idle = ledger.idle(session)
-            served = fleet.served(fleet.alive(session), self._registry()) if idle else {}
-            for job in idle:
-                if off.holds(job):
-                    found.append((job.id, "pause"))
-                elif _early(job, at):
-                    found.append((job.id, "time"))
-                elif job.queue not in served or not served[job.queue].has(job.model or ""):
-                    found.append((job.id, "model"))
-        return found
+            early = func.coalesce(Job.not_before, 0.0) > at
+            over = [*ledger.said(session, "pause", ~off.held), *ledger.said(session, "time", ~early)]
+            served = fleet.served(fleet.alive(session), self._registry())
+            idle = ledger.idle(session, or_(off.held, early, fleet.unserved(served)))
+        return [(job_id, None) for job_id in over] + [(job.id, _reason(job, off, at)) for job in idle]
 
     def _seal(self) -> None:
         for _ in range(_SEALS_AT_ONCE):
@@ -219,12 +201,16 @@ class Housekeeper:
                 if not audit.unsealed(session):
                     return
             self._write(audit.seal)
-            self._db.breathe()
 
     def _write(self, work: Callable[[Session], object]) -> object:
+        """One transaction of what may be many, so others write after it."""
         with self._db.write() as session:
-            return work(session)
+            done = work(session)
+        self._db.breathe()
+        return done
 
 
-def _early(job: Job, at: float) -> bool:
-    return job.not_before is not None and job.not_before > at
+def _reason(job: Job, off: pauses.Paused, at: float) -> str:
+    if off.holds(job):
+        return "pause"
+    return "time" if job.not_before is not None and job.not_before > at else "model"

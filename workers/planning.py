@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 
 from sqlalchemy.orm import Session
 
-from jobs import ledger, lines, placement, shards
+from jobs import ledger, lines, placement, quota, shards
 from jobs.db import WRITE_ROWS
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ledger import JobClaim
@@ -96,8 +96,8 @@ class Planner:
         if self.claim.epoch > 1:  # somebody planned it before us
             self._clear()
         path = selection.input_path(self.context, self.claim)
-        if path is None:
-            self.errors.append(selection.missing_file(self.claim.job))
+        if isinstance(path, lines.Bad):
+            self.errors.append(path)
         else:
             self._read(path)
         if self._ended:
@@ -133,8 +133,7 @@ class Planner:
         ledger.reject(session, self.claim, [bad.as_dict() for bad in self.errors])
 
     def _complain_of_tokens(self) -> None:
-        limit = self.config.project_max_queued_tokens
-        self._complain("token_limit_exceeded", f"The project would have more than {limit} tokens queued.")
+        self.errors.append(quota.refusal(self.config.project_max_queued_tokens))
 
     def _planned(self, session: Session) -> bool:
         """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
@@ -252,8 +251,7 @@ class Planner:
         limit = self.config.project_max_queued_tokens
         if not limit:
             return False
-        queued = selection.queued_bytes(session, self.claim.job)
-        return (queued + self.bytes) // selection.BYTES_PER_TOKEN > limit
+        return quota.is_over(selection.queued_bytes(session, self.claim.job), self.bytes, limit)
 
     def _complain(self, code: str, message: str) -> None:
         self.errors.append(lines.Bad(code, message))

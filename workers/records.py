@@ -6,9 +6,11 @@ An HTTP answer of any status fills `response` and leaves `error` null; what neve
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
+from jobs.endpoints import RESPONSES
 from workers import outcomes
 from workers.engines.port import Answer, Request, Usage
 from workers.trials import Trials
@@ -51,8 +53,14 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
-    """The engine's answer, whatever its status; with `leader` it is a copy and costs nothing."""
-    body = answer.body if b"\n" not in answer.body else _compact(answer.body)
+    """The engine's answer, whatever its status; with `leader` it is a copy and costs nothing.
+
+    Of a refusal that has cost something the line says what: a batch's usage is the sum over its lines.
+    """
+    good = 200 <= answer.status < 300
+    usage = Usage() if leader else answer.usage
+    said = answer.body if good or not usage.total_tokens else _with_usage(answer.body, item.request.url, usage)
+    body = said if b"\n" not in said else _compact(said)
     extra = b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
     line = b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null%b}' % (
         item.id.encode(),
@@ -62,8 +70,6 @@ def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
         body,
         extra,
     )
-    good = 200 <= answer.status < 300
-    usage = Usage() if leader else answer.usage
     words = outcomes.outcomes_of(item.request.url, answer)
     seconds = None if leader else item.seconds
     return Record(item.line, good, _framed(item.line, good, line), usage, words, seconds)
@@ -101,3 +107,24 @@ def _framed(line: int, good: bool, data: bytes) -> bytes:
 
 def _compact(body: bytes) -> bytes:
     return msgspec.json.format(body, indent=-1) if body.strip() else b"null"
+
+
+def _with_usage(body: bytes, url: str, usage: Usage) -> bytes:
+    """A body that is no JSON object stays as it is."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return body
+    return _encode(said | {"usage": _shown(url, usage)}) if isinstance(said, dict) else body
+
+
+def _shown(url: str, usage: Usage) -> dict[str, Any]:
+    """As the endpoint's answers have it."""
+    given, made = ("input", "output") if url == RESPONSES else ("prompt", "completion")
+    return {
+        f"{given}_tokens": usage.input_tokens,
+        f"{given}_tokens_details": {"cached_tokens": usage.cached_tokens},
+        f"{made}_tokens": usage.output_tokens,
+        f"{made}_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.total_tokens,
+    }

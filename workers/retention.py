@@ -1,5 +1,5 @@
 """What is no longer needed goes: expired files and answers, deleted files, with what jobs hold of them, abandoned
-uploads, old keys, the inside of old jobs, what of the cache cannot be found any more.
+uploads, old keys, the inside of old jobs and their webhooks, what of the cache cannot be found any more.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
 what two looks an hour apart find so is removed. What a job holds of a deleted file goes before the file's row. A file's
@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from jobs import attachments, audit, cached
+from jobs import attachments, audit, cached, deliveries
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy, StorageAway
@@ -62,6 +62,7 @@ class Retention:
         self._passes += 1
         if self._passes % _ORPHAN_PASSES == 0:
             self._orphans_once()
+            self.forget_webhooks()
         for step in (self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows):
             step()
             self._db.breathe()
@@ -188,28 +189,43 @@ class Retention:
         """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""
         before = now() - self._config.retention_seconds
         with self._db.read() as session:
-            inside = exists().where(Shard.job_id == Job.id)
-            old = session.scalars(
-                select(Job.id).where(Job.state.in_(TERMINAL), Job.created_at < before, inside).limit(5)
-            ).all()
+            inside = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
+            ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
+            old = session.scalars(select(Job.id).where(Job.state.in_(TERMINAL), ended < before, inside).limit(5)).all()
         for job_id in old:
             self._empty(job_id)
             self._drop([f"jobs/{job_id}"])
 
     def _empty(self, job_id: str) -> None:
-        for table in (Segment, Shard):
+        """The first shard goes first: see `jobs.retries`."""
+        for table in (Shard, Segment):
             while True:
                 with self._db.write() as session:
-                    numbers = session.scalars(select(table.n).where(table.job_id == job_id).limit(_AT_ONCE)).all()
+                    inside = select(table.n).where(table.job_id == job_id).order_by(table.n)
+                    numbers = session.scalars(inside.limit(_AT_ONCE)).all()
                     session.execute(delete(table).where(table.job_id == job_id, table.n.in_(numbers)))
                 if not numbers:
                     break
                 self._db.breathe()
 
+    def forget_webhooks(self) -> None:
+        """Where old jobs told of themselves, and the secrets that signed it, once the log of that is gone too."""
+        owed = select(Delivery.job_id).where(Delivery.endpoint_id.is_(None), Delivery.job_id.is_not(None))
+        old = Job.created_at < now() - self._config.retention_seconds
+        done = select(Job.id).where(Job.webhook_url.is_not(None), Job.state.in_(TERMINAL), old, Job.id.not_in(owed))
+        with self._db.read() as session:
+            ids = session.scalars(done.limit(_AT_ONCE * _PAGES)).all()
+        for start in range(0, len(ids), _AT_ONCE):
+            some = Job.id.in_(ids[start : start + _AT_ONCE])
+            with self._db.write() as session:
+                session.execute(update(Job).where(some).values(webhook_url=None, webhook_secret=None))
+            self._db.breathe()
+
     def _old_rows(self) -> None:
         before = now() - self._config.retention_seconds
         keys = now() - self._config.idempotency_seconds
         with self._db.write() as session:
+            deliveries.fail_lost(session, _AT_ONCE)
             _delete_old(session, Attempt, Attempt.id, Attempt.at < before)
             _delete_old(session, Delivery, Delivery.id, Delivery.state != "pending", Delivery.created_at < before)
             referred = exists().where(Delivery.event_id == Event.id)

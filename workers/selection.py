@@ -1,19 +1,19 @@
-"""Which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing."""
+"""Which bytes a job reads: its input file, or, for a retry, a copy of the lines that failed or are missing.
+
+Of a job that ran and failed there are no results: all that it read is missing.
+"""
 
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, lines
+from jobs import ledger, lines, quota, retries
 from jobs.ledger import JobClaim
-from jobs.models import File, Job, Project, Segment, Shard
-from jobs.states import LIVE
+from jobs.models import Job, Project, Segment, Shard
+from jobs.states import JobState
 from workers.context import Context
-
-#: The estimate of tokens from bytes, where no tokenizer has been asked.
-BYTES_PER_TOKEN = 4
 
 
 def missing_file(job: Job) -> lines.Bad:
@@ -21,16 +21,20 @@ def missing_file(job: Job) -> lines.Bad:
     return lines.Bad("invalid_request", message, None, "file_id")
 
 
-def input_path(context: Context, claim: JobClaim) -> str | None:
-    """Where the job's input lies; None when it named a file that it may not read."""
+def input_path(context: Context, claim: JobClaim) -> str | lines.Bad:
+    """Where the job's input lies, or why it has none: its file may not be read, or nobody knows what it is to retry."""
     job = claim.job
-    if job.input_path is None or job.retry_of is None:
+    if job.input_path is None:
+        return missing_file(job)
+    if job.retry_of is None:
         return job.input_path
     with context.db.read() as session:
-        first = session.get(Job, job.retry_of)
-        good = _good_lines(session, job.retry_of)
-    if first is None or first.in_progress_at is None:
-        return job.input_path  # nothing of it was ever run
+        first = retries.last_run(session, job.retry_of)
+        if first is None:
+            return job.input_path
+        good = {} if first.state == JobState.FAILED else _good_lines(session, first.id)
+        if not retries.known(session, first):
+            return lines.Bad(retries.EXPIRED, retries.expired(first))
     path = f"jobs/{job.id}/input-{claim.epoch}.jsonl"
     source = first.input_path or job.input_path
     with context.storage.reader(source) as handle, context.storage.writer(path) as out:
@@ -43,13 +47,7 @@ def input_path(context: Context, claim: JobClaim) -> str | None:
 def queued_bytes(session: Session, job: Job) -> int:
     """Bytes of input that the project's other live jobs still read. Its row stays locked: nobody adds to them."""
     session.get(Project, job.project_id, with_for_update={"key_share": True})  # new jobs may name it meanwhile
-    total = session.scalar(
-        select(func.sum(File.bytes))
-        .join(Job, Job.input_file_id == File.id)
-        .where(Job.project_id == job.project_id, Job.id != job.id)
-        .where(Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
-    )
-    return int(total or 0)
+    return quota.queued_bytes(session, job.project_id, besides=job.id)
 
 
 def _good_lines(session: Session, job_id: str) -> dict[int, tuple[int, int]]:

@@ -145,10 +145,16 @@ def input_file(session: Session, call: CallContext, file_id: str) -> File | None
     The row is locked, so that a file deleted at this moment keeps its bytes for this job.
     """
     file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
-    if file is not None and file.purpose != "batch":
-        message = f"File '{file_id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
-        raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")
+    if file is not None:
+        check_purpose(file)
     return file
+
+
+def check_purpose(file: File) -> None:
+    """Raises InvalidRequest for a file that no batch reads."""
+    if file.purpose != "batch":
+        message = f"File '{file.id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
+        raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")
 
 
 def _check_start(call: CallContext, not_before: int | None) -> None:

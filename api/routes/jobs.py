@@ -84,7 +84,8 @@ def list_jobs(
         statement = statement if value is None else statement.where(column == value)
     statement = labelled(statement, Job.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
     with call.db.read() as session:
-        rows, more = find(session, statement, Job, after=after, limit=limit, order=order)
+        # the last job of a page may have moved on since, or got other metadata
+        rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))
         sums = totals(session, rows)
     return page(rows, more, lambda job: show_job(job, sums[job.id]))
 

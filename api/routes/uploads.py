@@ -112,7 +112,7 @@ def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadO
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
         if upload.status == "completed":
-            return show_upload(upload, "completed", session.get(File, upload.file_id))
+            return _show_completed(session, upload)
         _check_open(upload)
         parts = _parts(session, upload_id, body.part_ids)
     if sum(part.bytes for part in parts) != upload.bytes:
@@ -121,7 +121,10 @@ def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadO
         )
         raise InvalidRequest(message, param="part_ids", code="bytes_mismatch")
     check_space(call, upload.bytes)
-    file = _assemble(call, upload, parts, body.md5)
+    try:
+        file = _assemble(call, upload, parts, body.md5)
+    except NotFound as error:  # parts go when the upload ends
+        return _ended(call, upload_id, error)
     try:
         with call.db.write() as session:
             shown = _complete(session, call, upload, file)
@@ -130,6 +133,9 @@ def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadO
     except BaseException:
         call.storage.delete(file.path)
         raise
+    if shown is None:
+        call.storage.delete(file.path)
+        return _ended(call, upload_id)
     call.storage.delete(f"uploads/{upload_id}")
     return shown
 
@@ -216,15 +222,32 @@ def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart], md5: s
     )
 
 
-def _complete(session: Session, call: CallContext, upload: Upload, file: File) -> UploadObject:
-    """Of two that complete at once, one does."""
+def _complete(session: Session, call: CallContext, upload: Upload, file: File) -> UploadObject | None:
+    """Of two that complete at once, one does; None for the other."""
     changed = session.execute(
         update(Upload)
         .where(Upload.id == upload.id, Upload.status == "pending")
         .values(status="completed", file_id=file.id)
     )
     if changed.rowcount != 1:  # type: ignore[attr-defined]
-        raise Conflict(f"Upload '{upload.id}' is no longer pending.", code="upload_not_pending")
+        return None
     insert(session, call, file)
     call.record(session, "upload.complete", upload.id, {"file_id": file.id})
     return show_upload(upload, "completed", file)
+
+
+def _ended(call: CallContext, upload_id: str, cause: NotFound | None = None) -> UploadObject:
+    """What is answered when another request ended the upload meanwhile: a repeated `complete` is answered as the first.
+
+    Raises Conflict when it was given up, NotFound when nobody ended it and parts are gone all the same.
+    """
+    with call.db.read() as session:
+        upload = _get(session, call, upload_id)
+        if upload.status == "completed":
+            return _show_completed(session, upload)
+        _check_open(upload)
+    raise NotFound("Parts of the upload are not stored any more.", param="part_ids") from cause
+
+
+def _show_completed(session: Session, upload: Upload) -> UploadObject:
+    return show_upload(upload, "completed", session.get(File, upload.file_id))

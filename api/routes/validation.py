@@ -16,9 +16,9 @@ from api.deps import Call, CallContext
 from api.file_rows import get_file
 from api.presenters.batch import BatchError, BatchErrors
 from api.presenters.validation import BatchValidation, TokenEstimate
-from api.routes.batches import Endpoint
+from api.routes.batches import Endpoint, check_purpose
 from api.routing import resource
-from jobs import fleet
+from jobs import fleet, quota
 from jobs.clock import now
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.models import Job, Model, Project
@@ -45,9 +45,11 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     """Check every line of a file as a batch would, and say what the batch would cost."""
     with call.db.read() as session:
         file = get_file(session, call, body.input_file_id)
+    check_purpose(file)
     found = _run(_asked(call, file.path, body.endpoint))
     with call.db.read() as session:
         errors = [*found["errors"], *_model_errors(session, call, found)]
+        errors = errors or _token_errors(session, call, found)
         eta = None if errors else _eta(session, call, found)
     return BatchValidation(
         valid=not errors,
@@ -59,7 +61,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
         inputs=found["inputs"],
         errors=BatchErrors(data=[BatchError(**error) for error in errors]),
         errors_truncated=found["truncated"],
-        estimate=TokenEstimate(input_tokens=found["bytes"] // 4),
+        estimate=TokenEstimate(input_tokens=found["bytes"] // quota.BYTES_PER_TOKEN),
         eta_seconds=eta,
     )
 
@@ -116,6 +118,13 @@ def _model_errors(session: Session, call: CallContext, found: dict[str, Any]) ->
         message = f"The model '{name}' runs outside this deployment, which the project does not allow."
         return [_error(found, "external_model_not_allowed", message)]
     return []
+
+
+def _token_errors(session: Session, call: CallContext, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether it would be too much now, beside the batches that run."""
+    limit = call.config.project_max_queued_tokens
+    over = limit and quota.is_over(quota.queued_bytes(session, call.project_id), found["bytes"], limit)
+    return [quota.refusal(limit).as_dict()] if over else []
 
 
 def _error(found: dict[str, Any], code: str, message: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from api.presenters.vector_store import (
 from api.routing import resource
 from api.vector_rows import Attributes, bring_in, get_store, get_store_file
 from jobs import attachments, documents, indexes
+from jobs.errors import NightmillError
 from jobs.ingestions import SINGLE
 from jobs.models import VectorStore, VectorStoreFile
 
@@ -150,9 +151,16 @@ def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> 
 @router.get("/vector_stores/{vector_store_id}/files/{file_id}/content")
 def vector_store_file_content(call: Call, vector_store_id: str, file_id: str) -> FileContentPage:
     """The text of a file, as it was read: the text that offsets of chunks count in."""
-    with call.db.read() as session:
-        store = get_store(session, call, vector_store_id)
-        row = get_store_file(session, store, file_id)
-    if row.document is None:
-        return show_content(None)
-    return show_content(documents.load(call.storage, row.store_id, attachments.version_of(row.document)))
+    lost = ""
+    while True:
+        with call.db.read() as session:
+            store = get_store(session, call, vector_store_id)
+            row = get_store_file(session, store, file_id)
+        if row.document is None:
+            return show_content(None)
+        document = documents.load(call.storage, row.store_id, attachments.version_of(row.document))
+        if document is not None:
+            return show_content(document)
+        if row.document == lost:
+            raise NightmillError("The text of this file is lost. `nightmill vectors verify --repair` makes it anew.")
+        lost = row.document  # or another version has taken its place meanwhile

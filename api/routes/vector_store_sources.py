@@ -152,11 +152,11 @@ def list_source_items(
 
 @router.post("/vector_stores/{vector_store_id}/sources/{source_id}/sync")
 def sync_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
-    """Sync now. While a sync is in progress this begins no other."""
+    """Sync now, and read again what could not be read. While a sync is in progress this begins no other."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True)
         source = _get(session, call, vector_store_id, source_id, lock=True)
-        if sources.sync(session, source, store, actor=call.actor, request_id=call.request_id):
+        if sources.sync(session, source, store, actor=call.actor, request_id=call.request_id, again=True):
             call.record(session, "vector_store.source.sync", source.id)
         return show_source(source)
 

@@ -35,7 +35,7 @@ from jobs.ids import new_id
 from jobs.models import Delivery, Event, WebhookEndpoint
 from jobs.payloads import EVENT_TYPES
 from jobs.webhook import body as body_of
-from jobs.webhook import new_secret, post_once, signing_secrets
+from jobs.webhook import new_secret, old_secrets, post_once, signing_secrets
 
 router = resource("Webhooks")
 
@@ -64,6 +64,7 @@ Name = Annotated[str, Field(min_length=1, max_length=255)]
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 
 _OVERLAP_SECONDS = 86_400
+_MAX_OLD_SECRETS = 20  # each signs, and receivers bound their headers
 _MAX_ENDPOINTS = 100
 _REPLAYED_AT_ONCE = 1000
 
@@ -164,22 +165,24 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
 def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
     """Delete an endpoint. What it was still owed is not sent."""
     with call.db.write() as session:
-        session.delete(_get(session, call, webhook_endpoint_id, lock=True))
+        deliveries.delete(session, _get(session, call, webhook_endpoint_id, lock=True))
         call.record(session, "webhook_endpoint.delete", webhook_endpoint_id)
     return EndpointDeleted(id=webhook_endpoint_id)
 
 
-@router.post("/webhook_endpoints/{webhook_endpoint_id}/rotate_secret")
-def rotate_secret(call: Call, webhook_endpoint_id: str, body: RotateSecret | None = None) -> EndpointWithSecret:
-    """A new signing secret; the old one signs beside it for a day if asked for."""
-    keep = body is not None and body.keep_old_secret_active_for_24_hours
-    with call.db.write() as session:
+@router.post("/webhook_endpoints/{webhook_endpoint_id}/rotate_secret", response_model=EndpointWithSecret)
+def rotate_secret(call: Call, once: Idempotent, webhook_endpoint_id: str, body: RotateSecret | None = None) -> Response:
+    """A new signing secret. If asked for, the old one signs beside it for a day; if not, no old one does any more."""
+    wanted = body or RotateSecret()
+
+    def make(session: Session) -> EndpointWithSecret:
         endpoint = _get(session, call, webhook_endpoint_id, lock=True)
-        endpoint.old_secret = endpoint.secret if keep else None
-        endpoint.old_secret_until = now() + _OVERLAP_SECONDS if keep else None
-        endpoint.secret, endpoint.updated_at = new_secret(), now()
-        call.record(session, "webhook_endpoint.rotate_secret", endpoint.id, {"kept": keep})
+        _rotate(endpoint, keep=wanted.keep_old_secret_active_for_24_hours)
+        kept = {"kept": wanted.keep_old_secret_active_for_24_hours}
+        call.record(session, "webhook_endpoint.rotate_secret", endpoint.id, kept)
         return show_with_secret(endpoint)
+
+    return once.run(wanted.fields(), make)
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
@@ -218,10 +221,8 @@ def list_deliveries(
     """What was sent or is owed, with every attempt."""
     with call.db.read() as session:
         _get(session, call, webhook_endpoint_id)
-        statement = _deliveries(call, webhook_endpoint_id)
-        if state is not None:
-            statement = statement.where(Delivery.state == state)
-        return delivery_page(session, statement, after=after, limit=limit, order=order)
+        mine = _deliveries(call, webhook_endpoint_id)
+        return delivery_page(session, mine, after=after, limit=limit, order=order, state=state)
 
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/replay")
@@ -266,6 +267,19 @@ def _check_room(session: Session, call: CallContext) -> None:
     count = session.scalar(select(func.count()).select_from(_endpoints(call).subquery())) or 0
     if count >= _MAX_ENDPOINTS:
         raise Conflict(f"A project has at most {_MAX_ENDPOINTS} webhook endpoints.", code="too_many_endpoints")
+
+
+def _rotate(endpoint: WebhookEndpoint, *, keep: bool) -> None:
+    """A request that is repeated rotates twice, and its first answer is lost: what was kept then is kept on."""
+    at = now()
+    older = old_secrets(endpoint, at) if keep else []
+    if len(older) >= _MAX_OLD_SECRETS:
+        message = f"{len(older)} old secrets of this endpoint still sign; rotate without keeping them, or later."
+        raise Conflict(message, code="too_many_secrets")
+    endpoint.older_secrets = [[secret, until] for secret, until in older]
+    endpoint.old_secret = endpoint.secret if keep else None
+    endpoint.old_secret_until = at + _OVERLAP_SECONDS if keep else None
+    endpoint.secret, endpoint.updated_at = new_secret(), at
 
 
 def _unique(types: list[Any]) -> list[Any]:

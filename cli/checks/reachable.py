@@ -14,6 +14,7 @@ from cli import proc, readiness
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.ports import answers, is_free
+from jobs.endpoints import base_of
 from jobs.interactive import address, redis_url
 
 _PATIENCE = 5.0
@@ -116,17 +117,17 @@ def _ended(process: Mapping[str, Any]) -> str:
 
 
 def engine_endpoints(patient: Patient) -> Iterator[Finding]:
-    """Each attached server is asked for its models."""
+    """Each attached server is asked for its models, where engines ask it."""
     for url in patient.config.engine_urls:
         name = f"engine {url}"
-        request = urllib.request.Request(f"{url.rstrip('/')}/models")  # noqa: S310 (the operator's own setting)
+        request = urllib.request.Request(f"{base_of(url)}/v1/models")  # noqa: S310 (the operator's own setting)
         if patient.config.engine_api_key:
             request.add_header("Authorization", f"Bearer {patient.config.engine_api_key}")
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
                 found = [model["id"] for model in json.load(answer)["data"]]
         except urllib.error.HTTPError as error:
-            yield broken(name, f"answers {error.code} to GET /models", "correct NIGHTMILL_ENGINE_API_KEY or the URL")
+            yield broken(name, f"answers {error.code} to GET /v1/models", "correct NIGHTMILL_ENGINE_API_KEY or the URL")
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield broken(name, f"does not answer: {error}", "start it, or correct NIGHTMILL_ENGINE_URLS")
         else:

@@ -28,7 +28,10 @@ class Event(Base):
 
 
 class WebhookEndpoint(Base):
-    """Where a project wants its events. `secrets` are kept readable: signing needs them."""
+    """Where a project wants its events. Its secrets are kept readable: signing needs them.
+
+    `older_secrets` are those from before `old_secret` that still sign, the newest first: [secret, until].
+    """
 
     __tablename__ = "webhook_endpoint"
 
@@ -40,6 +43,7 @@ class WebhookEndpoint(Base):
     secret: Mapped[str]
     old_secret: Mapped[str | None]
     old_secret_until: Mapped[float | None]
+    older_secrets: Mapped[list[Any] | None]
     created_at: Mapped[float]
     updated_at: Mapped[float | None]
     disabled_at: Mapped[float | None]

@@ -138,6 +138,7 @@ MUTANTS = [
     Mutant("planning leads nowhere", "jobs.ledger", without("planned", "settle"), LEDGER),
     Mutant("stopping leads nowhere", "jobs.ledger", without("_stop", "settle"), LEDGER),
     Mutant("stopping keeps doorbells", "jobs.ledger", without("_stop", "outbox.forget"), LEDGER),
+    Mutant("failing keeps doorbells", "jobs.ledger", without("stumble", "outbox.forget"), LEDGER),
     Mutant("a lost job is owed to nobody", "jobs.ledger", without("put_back", "_owe_own"), LEDGER),
     # the guards of a job
     *(
@@ -221,7 +222,7 @@ MUTANTS = [
     Mutant(
         "shards ring while being planned",
         "jobs.outbox",
-        instead("Job.state.in_(states)", "Job.id == Job.id", inside="_ready"),
+        instead("Job.state.in_(states)", "Job.id == Job.id", inside="ready"),
         OUTBOX,
     ),
     Mutant("a clock set back", "jobs.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
@@ -234,7 +235,7 @@ MUTANTS = [
     Mutant(
         "a job begins early",
         "jobs.outbox",
-        instead("Job.not_before <= at", "Job.id == Job.id", inside="_ready"),
+        instead("Job.not_before <= at", "Job.id == Job.id", inside="ready"),
         TIMES,
     ),
     Mutant("a schedule fires early", "jobs.schedules", instead("schedule.next_at > at", "False", inside="fire"), TIMES),

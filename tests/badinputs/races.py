@@ -10,12 +10,12 @@ from sqlalchemy import func, select
 from jobs import pauses
 from jobs.models import Job
 from jobs.queues import Queue
+from jobs.quota import BYTES_PER_TOKEN
 from tests.badinputs.case import Case
 from tests.badinputs.json_bodies import BATCH
 from tests.badinputs.world import Asker, World, at_once, said
 from tests.support.mill import chat_line
 from tests.support.system import pause
-from workers.selection import BYTES_PER_TOKEN
 
 AREA = "Idempotency"
 CLIENTS = 100

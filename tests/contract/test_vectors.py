@@ -213,6 +213,18 @@ def test_vectors_of_known_texts_need_not_be_made_again(vectors: Vectors, store: 
     assert vectors.known(store, []) == {}
 
 
+def test_a_text_that_is_there_many_times_hides_no_other(
+    vectors: Vectors, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone fills the longest answer that a server gives."""
+    monkeypatch.setattr(weaviate_module, "MOST_RESULTS", 10)
+    vectors.write(store, [an_entry("vsd_a.1", n, "every page says so", towards(1)) for n in range(40)])
+    vectors.write(store, [an_entry("vsd_b.1", n, f"text {n}", towards(1, n)) for n in range(20)])
+    texts = {digest_of(f"text {n}") for n in range(20)} | {digest_of("every page says so")}
+
+    assert vectors.known(store, [*texts, digest_of("unknown")]).keys() == texts
+
+
 def test_documents_are_dropped_for_good_and_others_stay(vectors: Vectors, store: Store) -> None:
     for key in ("vsd_a.1", "vsd_a.2", "vsd_a'; --.1", "vsd_A.1"):
         vectors.write(store, a_document(key))

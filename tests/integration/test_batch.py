@@ -119,7 +119,7 @@ def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
         assert mill.job(job_id).state == JobState.RUNNING
 
 
-def test_results_that_storage_has_lost_fail_the_job_after_some_tries(mill: Mill) -> None:
+def test_results_that_storage_has_lost_fail_the_job_after_some_tries_and_a_retry_runs_everything(mill: Mill) -> None:
     job_id = mill.submit(_batch(50))
     mill.lose_rings = lambda task: task == Task.FINISH
     mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
@@ -133,6 +133,11 @@ def test_results_that_storage_has_lost_fail_the_job_after_some_tries(mill: Mill)
     assert [error["code"] for error in job.errors or []] == ["results_lost"]
     assert (job.stumbles, job.completed) == (mill.config.finish_tries, 50)
     assert mill.results(job) == ([], [])
+
+    (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
+
+    assert (again.state, again.total) == (JobState.SUCCEEDED, 50)
+    assert _ids(mill.results(again)[0]) == [f"r{n}" for n in range(50)]
 
 
 def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:

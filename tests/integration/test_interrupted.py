@@ -449,7 +449,7 @@ def test_results_wait_for_a_disk_that_has_room(mill: Mill, monkeypatch: pytest.M
     assert (job.state, len(mill.results(job)[0])) == (JobState.SUCCEEDED, 20)
 
 
-def test_a_done_shard_without_all_its_results_fails_the_job_and_says_so(mill: Mill) -> None:
+def test_a_done_shard_without_all_its_results_fails_the_job_which_says_so_and_can_be_retried(mill: Mill) -> None:
     job_id = _run_through(mill, _batch(20))
     with mill.db.write() as session:
         session.execute(delete(Segment).where(Segment.job_id == job_id, Segment.n == 1))
@@ -460,6 +460,25 @@ def test_a_done_shard_without_all_its_results_fails_the_job_and_says_so(mill: Mi
     assert (job.state, error["code"]) == (JobState.FAILED, "results_lost")
     assert "8 lines of shard 1 have none" in error["message"]
     assert _count(mill.db, File) == 0
+
+    (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
+
+    assert _ids(mill.results(again)[0]) == [f"r{n}" for n in range(20)], "also those whose results were not lost"
+
+
+def test_results_that_were_never_assembled_are_missing_like_lost_ones(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = _run_through(mill, _batch(20))
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.records.parse", lambda _raw: 1 / 0)
+        finish(mill.cpu, job_id)
+    job = mill.job(job_id)
+    assert (job.state, (job.errors or [])[0]["code"]) == (JobState.FAILED, "internal_error")
+
+    (again,) = mill.drain(mill.submit(b"", input_path=job.input_path, retry_of=job_id))
+
+    assert _ids(mill.results(again)[0]) == [f"r{n}" for n in range(20)]
 
 
 @pytest.mark.parametrize("gone", ["the file", "its bytes"])

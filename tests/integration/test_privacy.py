@@ -20,7 +20,7 @@ import pytest
 from openai import InternalServerError, OpenAI
 
 from tests.support.receiver import Receiver
-from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually
+from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually, watched
 from tests.unit.workers.parsing import samples
 
 pytestmark = pytest.mark.timeout(240)
@@ -57,9 +57,7 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("privacy")
     calls = folder / "calls.log"
-    calls.touch()
-    watch = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support' / 'watch'}"
-    environment = {"PYTHONPATH": watch, "NIGHTMILL_TEST_CONNECTIONS": str(calls), "NIGHTMILL_LOG_LEVEL": "DEBUG"}
+    environment = {**watched(calls), "NIGHTMILL_LOG_LEVEL": "DEBUG"}
     with (
         StubEngine(folder, MODEL, delay_ms=1) as engine,
         StubEngine(folder, EMBED_MODEL) as embedder,

@@ -27,7 +27,7 @@ from jobs.models import Audit, VectorRemoval, VectorStore, VectorStoreFile
 from tests.support import tiny_cross
 from tests.support.receiver import Receiver
 from tests.support.services import need
-from tests.support.system import StubEngine, System, eventually, signal_all
+from tests.support.system import StubEngine, System, eventually, signal_all, watched
 from tests.support.weaviate import Weaviate
 from tests.unit.workers.parsing import samples
 from workers.engines.packaged import MINILM
@@ -48,6 +48,7 @@ models:
   far: {{source: {{urls: ["URL"], model: stub-model}}, engine: http, endpoints: [/v1/rerank]}}
 """
 _NEEDED = {"cpu.plan", "cpu.ingest", "gpu.embed", "io.webhooks"}
+_CALLS = "calls.log"
 CANARY = "zq9-canary-okapi-4402"
 DOCUMENTS = "files/documents"  # of the storage in the data folder
 MANY = 60
@@ -155,6 +156,10 @@ class Mill:
         with self.db.read() as session:
             return session.scalar(select(func.count()).select_from(VectorRemoval)) == 0
 
+    def called(self) -> str:
+        """Whom its processes called outside this machine."""
+        return (self.system.data.parent / _CALLS).read_text()
+
     def holding(self, word: str, *folders: str) -> list[str]:
         """The files of these folders that have the word in them."""
         paths = (path for folder in folders for path in (self.system.data / folder).rglob("*") if path.is_file())
@@ -170,7 +175,7 @@ def running(folder: Path, **environment: str) -> Iterator[Mill]:
         models.write_text(_MODELS_FILE.replace("URL", chat.url))
         given = {"NIGHTMILL_VLLM_ENABLED": "false", "NIGHTMILL_ENGINE_URLS": chat.url}
         given |= {"NIGHTMILL_MODELS_FILE": str(models), "NIGHTMILL_INGEST_SHARD_FILES": "8"}
-        system = System(folder, **given, **environment)
+        system = System(folder, **given, **watched(folder / _CALLS), **environment)
         try:
             system.start()
             eventually(lambda: _alive(system) >= _NEEDED, 90, "the embedding model is there")
@@ -586,6 +591,7 @@ def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:
             mill.client.vector_stores.delete(store)
             eventually(mill.nothing_owed, 30, "what is owed is removed")
             assert mill.vectors.counts(place) == {}
+            assert mill.called() == ""
     finally:
         server.close()
 
@@ -613,3 +619,11 @@ def test_a_text_that_was_embedded_for_a_client_is_not_embedded_again(mill: Mill)
 
     assert again.data[0].embedding == first.data[0].embedding
     assert again.usage.prompt_tokens > first.usage.prompt_tokens == cached("A text about nothing.")
+
+
+def test_who_embeds_and_ranks_in_process_calls_nobody(mill: Mill, library: str) -> None:
+    """Models, tokenizers and their libraries are there, and say nothing of their use."""
+    assert mill.asked(library, LIBRARY["coffee.md"][0])[0] == "coffee.md"
+    mill.client.vector_stores.search(library, query="vacation", ranking_options={"ranker": "near"})
+
+    assert mill.called() == ""

@@ -5,7 +5,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from jobs.models import File, SourceItem
+from jobs import sources
+from jobs.models import File, Source, SourceItem, VectorStore
 from tests.support.ingesting import Works
 from workers.retention import Retention
 
@@ -30,6 +31,14 @@ class Sync:
 
     def again(self) -> dict[str, Any]:
         self.mill.ok(f"{self.path}/{self.id}/sync")
+        self.mill.drive()
+        return self.now()
+
+    def by_schedule(self) -> dict[str, Any]:
+        """Synced because its time has come: no client asks."""
+        with self.mill.db.write() as session:
+            source, store = session.get_one(Source, self.id), session.get_one(VectorStore, self.store)
+            assert sources.sync(session, source, store, actor=f"source:{self.id}")
         self.mill.drive()
         return self.now()
 

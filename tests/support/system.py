@@ -33,6 +33,7 @@ from jobs.queues import Queue
 ROOT = Path(__file__).parents[2]
 LOG_LINE = 2000  # characters of a log's line that are shown
 _SHIFTING = Path(__file__).parent / "clocks"
+_WATCH = Path(__file__).parent / "watch"
 _PORTS = (12_000, 32_000)  # Linux lends 32,768 to 60,999: net.ipv4.ip_local_port_range
 MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
@@ -71,6 +72,12 @@ models:
     source: {{urls: ["%s"], model: {MODEL}}}
     engine: http
 """
+
+
+def watched(calls: Path) -> dict[str, str]:
+    """Variables with which every Python process notes in `calls` whom it calls outside this machine."""
+    calls.touch()
+    return {"PYTHONPATH": f"{ROOT}{os.pathsep}{_WATCH}", "NIGHTMILL_TEST_CONNECTIONS": str(calls)}
 
 
 def eventually(true: Callable[[], object], seconds: float, what: str, every: float = 0.05) -> None:

@@ -6,16 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from jobs.endpoints import base_of
 from jobs.registry import ANY_MODEL
 from workers.engines.limits import Circuit, CircuitState, Clock, Window
 
 RELIST_SECONDS: Final = 30.0  # a server may load other models
 UNKNOWN_SECONDS: Final = 2.0
-
-
-def base_of(url: str) -> str:
-    """`http://host/v1/` and `http://host` are the same server."""
-    return url.strip().rstrip("/").removesuffix("/v1")
 
 
 @dataclass(eq=False, slots=True)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs import runtimes
+from jobs.endpoints import base_of
 from jobs.prompts import Prompts, prompts_of
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
@@ -23,7 +24,7 @@ from jobs.settings import Settings
 from workers.engines.caps import objection
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_runtime import Place
-from workers.engines.endpoints import Endpoint, base_of
+from workers.engines.endpoints import Endpoint
 from workers.engines.http import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop

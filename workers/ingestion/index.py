@@ -154,9 +154,10 @@ class Indexing:
         with self.context.db.read() as session:
             file = session.get(File, row.id)
         document = documents.load(self.context.storage, store.id, row.version)
-        made_from = recipe_of(store, file, row, self.prompt) if file else ""
         if document is None:  # removed meanwhile: publishing finds that out
-            return _File(line, row, made_from, Document("", ()), failed=BROKE)
+            return _File(line, row, "", Document("", ()), failed=BROKE)
+        made_from = recipe_of(store, file, row, self.prompt) if file else ""
+        made_from = documents.partly(made_from) if document.unread else made_from
         try:
             document = self._cut(document, row, store) if document.sentences else document
         except cutting.NoTokenizer as error:

@@ -27,6 +27,7 @@ from workers.ingestion import cutting, prompting
 from workers.ingestion.prompting import Prompt
 from workers.ingestion.sources import on_disk
 from workers.keeper import Hold
+from workers.parsing import office
 from workers.parsing.parser import Interrupted, Parser, Refused
 
 log = logging.getLogger(__name__)
@@ -153,8 +154,9 @@ class _Parsing:
         if file is None:
             raise NotFound
         made_from = recipe_of(store, file, row, prompting.passage(self.context.config, store.model))
-        if row.document and row.recipe == made_from:
-            return Made(line, row.id, row.version, row.document, row.entries, row.usage_bytes, made_from)
+        same = (made_from,) if office.sees() else (made_from, documents.partly(made_from))
+        if row.document and row.recipe in same:
+            return Made(line, row.id, row.version, row.document, row.entries, row.usage_bytes, row.recipe)
         path = documents.path(store.id, row.version)
         if not self._there(path):
             cut = cutting.cutting_of(self.context.config, store.model, row.chunking)

@@ -27,13 +27,17 @@ _BLANK_EDGES: Final = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`level` is of a heading, from 1. `name` is the heading's text where that is not `text`."""
+    """`level` is of a heading, from 1. `name` is the heading's text where that is not `text`.
+
+    `unread`: it is a picture, and there is nothing to read it with.
+    """
 
     text: str
     kind: Kind = "paragraph"
     level: int = 0
     page: int | None = None
     name: str | None = None
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Laid:
     text: str
     blocks: tuple[Placed, ...]
     title: str | None
+    unread: bool = False
 
 
 def lay(reading: Reading, limits: Limits) -> Laid:
@@ -72,7 +77,9 @@ def lay(reading: Reading, limits: Limits) -> Laid:
     placed: list[Placed] = []
     path: list[tuple[int, str]] = []
     at = size = 0
+    unread = False
     for block in reading.blocks:
+        unread |= block.unread
         text = clean(block.text)
         if not text:
             continue
@@ -87,7 +94,7 @@ def lay(reading: Reading, limits: Limits) -> Laid:
         at += len(text) + len(GAP)
     if not parts:
         raise no_text()
-    return Laid(GAP.join(parts), tuple(placed), _title(reading, placed))
+    return Laid(GAP.join(parts), tuple(placed), _title(reading, placed), unread)
 
 
 def clean(text: str) -> str:

@@ -63,7 +63,10 @@ def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:
     for number in range(len(document)):
         text = _text(document, number)
         said, unread = said or bool(text), unread or text is None
-        yield from _page(text or "", number + 1, outline.get(number, []))
+        if text is None:
+            yield Block("", page=number + 1, unread=True)
+        else:
+            yield from _page(text, number + 1, outline.get(number, []))
     if unread and not said:
         raise unsupported(
             "Scanned pages can be read where Nightmill is installed with the extra 'parse' and Tesseract is there."

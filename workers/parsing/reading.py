@@ -53,7 +53,7 @@ def read(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: L
     cut = (chunking.sentences if by_meaning else chunking.chunks)(laid, tokens, cutting, limits)
     language, pieces = languages.marked(cut, laid.text, reading.language)
     chunks, sentences = ((), pieces) if by_meaning else (pieces, ())
-    return Document(laid.text, chunks, laid.title, language, sentences, reading.time)
+    return Document(laid.text, chunks, laid.title, language, sentences, reading.time, laid.unread)
 
 
 def _bytes(path: Path, limits: Limits) -> bytes:

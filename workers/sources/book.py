@@ -67,8 +67,10 @@ class Book:
                 item.file_id, item.sha256 = file_id, stored.sha256
             filename = session.scalar(select(File.filename).where(File.id == file_id)) or entry.filename
             wanted = Attachment(file_id, filename, self.source.chunking, self.source.attributes)
+            before = session.get(VectorStoreFile, (self.index.id, file_id))
+            known = item.previous_id or (before and before.document)
             attachments.attach(session, self.index, self.claim.job, [wanted], self.line)
-            self._stamp(item, CHANGED if item.previous_id else ADDED, fingerprint)
+            self._stamp(item, CHANGED if known else ADDED, fingerprint)
 
         self._once(entry, attach, lock=True)
         self.line += 1

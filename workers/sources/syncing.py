@@ -1,6 +1,6 @@
 """The planning of a sync: a source is listed and compared; what is new or has changed is fetched and attached.
 
-    entries ─┬─ fingerprint as before ─▶ unchanged, nothing is read
+    entries ─┬─ fingerprint as before ─▶ unchanged, nothing is read; what failed is tried again if a client asks
              ├─ fetched, same content ─▶ unchanged
              ├─ fetched, other content ─▶ bytes, durable ──▶ one transaction: file, item, its line of the job
              └─ cannot be had ─▶ failed; what the store has stays
@@ -22,6 +22,7 @@ from jobs import attachments, indexes, sources
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
+from jobs.documents import PARTLY
 from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
@@ -96,6 +97,7 @@ class _Sync:
         self.book = book
         self.source = book.source
         self.place = open_place(context.config, book.source)
+        self.again = bool(book.claim.job.payload.get("again"))
         self.began = time.monotonic()
         self.seen = self.failed = 0
         self.deadline = 0.0
@@ -154,19 +156,31 @@ class _Sync:
                 raise Abandoned
 
     def _known(self, digests: list[str]) -> dict[str, _Known]:
-        of_store = (VectorStoreFile.store_id == self.book.index.id) & (VectorStoreFile.id == SourceItem.file_id)
+        row = VectorStoreFile
+        of_store = (row.store_id == self.book.index.id) & (row.id == SourceItem.file_id)
         alive = (File.id == SourceItem.file_id) & File.deleted_at.is_(None)
         rows = (
-            select(SourceItem, File.id, VectorStoreFile.status, VectorStoreFile.error_code)
+            select(SourceItem, File.id, row.status, row.error_code, row.recipe)
             .outerjoin(File, alive)
             .outerjoin(VectorStoreFile, of_store)
             .where(SourceItem.source_id == self.source.id, SourceItem.digest.in_(digests))
         )
         with self.context.db.read() as session:
             return {
-                item.digest: _Known(item, file_id is not None, _is_settled(status, code))
-                for item, file_id, status, code in session.execute(rows)
+                item.digest: _Known(item, file_id is not None, self._is_settled(status, code, recipe))
+                for item, file_id, status, code, recipe in session.execute(rows)
             }
+
+    def _is_settled(self, status: str | None, code: str | None, recipe: str | None) -> bool:
+        """Also one that was refused for what is in it, or read in part: it would be again.
+
+        Unless the installation or its limits are others by now, or the machine is less busy: who asks knows that.
+        """
+        if status == attachments.FAILED:
+            return code != _PASSING and not self.again
+        if status == attachments.COMPLETED and self.again:
+            return not (recipe or "").startswith(PARTLY)
+        return status in (attachments.COMPLETED, attachments.IN_PROGRESS)
 
     # ── one item ──
 
@@ -292,10 +306,3 @@ class _Sync:
         if item is None or item.error is None:
             return None
         return {"code": item.error["code"], "message": f"{told(item.key)}: {item.error['message']}"}
-
-
-def _is_settled(status: str | None, code: str | None) -> bool:
-    """Also one that was refused for what is in it: it would be again."""
-    if status == attachments.FAILED:
-        return code != _PASSING
-    return status in (attachments.COMPLETED, attachments.IN_PROGRESS)

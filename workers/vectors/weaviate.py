@@ -228,10 +228,20 @@ def _raise_for(errors: dict[int, Any], sent: int) -> None:
 
 
 def _vectors(tenant: Any, digests: Collection[str]) -> dict[str, Vector]:
-    answer = tenant.query.fetch_objects(
-        filters=_among("digest", digests), limit=MOST_RESULTS, include_vector=True, return_properties=["digest"]
-    )
-    return {one.properties["digest"]: np.asarray(one.vector["default"], np.float32) for one in answer.objects}
+    """A text that is there thousands of times may fill an answer: what it hides is asked for by itself."""
+    found, full = _some_vectors(tenant, digests, MOST_RESULTS)
+    for digest in digests:
+        if full and digest not in found:
+            found |= _some_vectors(tenant, [digest], 1)[0]
+    return found
+
+
+def _some_vectors(tenant: Any, digests: Collection[str], most: int) -> tuple[dict[str, Vector], bool]:
+    """And whether there may be more."""
+    among = _among("digest", digests)
+    answer = tenant.query.fetch_objects(filters=among, limit=most, include_vector=True, return_properties=["digest"])
+    found = {one.properties["digest"]: np.asarray(one.vector["default"], np.float32) for one in answer.objects}
+    return found, len(answer.objects) >= most
 
 
 def _delete(tenant: Any, documents: Collection[str]) -> int:

@@ -2,7 +2,7 @@
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.orm import Session
 
 from api.metrics import Exposition
-from jobs import measures
+from jobs import measures, pauses
 from jobs.clock import now
-from jobs.models import CacheUse, Outbox, Worker
+from jobs.models import CacheUse, Job, Outbox, Pause, Worker
+from jobs.pauses import Scope
+from jobs.queues import Queue
 from tests.support import ledgers, runs
 from tests.support.system import pause
 from tests.unit.api.test_batches import create
@@ -93,6 +95,58 @@ def test_a_job_that_waits_for_its_model_makes_nothing_unready(app: FastAPI, nobo
     _minute_passes(app)
 
     assert nobody.get("/readyz").status_code == 200
+
+
+def test_work_whose_queue_is_paused_makes_nothing_unready(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    found = _after_a_minute(app, nobody, lambda session: pauses.pause(session, Scope.QUEUE, Queue.PLAN, actor="op"))
+
+    assert found == [200, 503]
+
+
+@pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT])
+def test_lines_of_what_is_paused_make_nothing_unready(
+    app: FastAPI, client: TestClient, nobody: TestClient, scope: Scope
+) -> None:
+    db = app.state.services.db
+    job_id = create(client, "f")["id"]
+    runs.plan(db, job_id, 1)
+    job = ledgers.job(db, job_id)
+    name = {Scope.QUEUE: Queue.GENERATE, Scope.MODEL: job.model or "", Scope.PROJECT: job.project_id}[scope]
+
+    assert _after_a_minute(app, nobody, lambda session: pauses.pause(session, scope, name, actor="op")) == [200, 503]
+
+
+def test_a_paused_model_does_not_hide_that_nobody_plans(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    found = _after_a_minute(app, nobody, lambda session: pauses.pause(session, Scope.MODEL, "m", actor="op"))
+
+    assert found == [503, 503]
+
+
+def test_lines_that_are_not_to_be_run_yet_make_nothing_unready(
+    app: FastAPI, client: TestClient, nobody: TestClient
+) -> None:
+    job_id = create(client, "f")["id"]
+    runs.plan(app.state.services.db, job_id, 1)
+
+    found = _after_a_minute(app, nobody, lambda session: session.query(Job).update({Job.not_before: now() + 600}))
+
+    assert found == [200, 200]
+
+
+def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session], object]) -> list[int]:
+    """What a probe says of doorbells two minutes old, for a minute after the change and then without any pause."""
+    db = app.state.services.db
+    with db.write() as session:
+        session.query(Outbox).update({Outbox.due_at: now() - 120})
+        change(session)
+    found = []
+    for _ in range(2):
+        nobody.get("/readyz")
+        _minute_passes(app)
+        found.append(nobody.get("/readyz").status_code)
+        with db.write() as session:
+            session.query(Pause).delete()
+    return found
 
 
 def database_of(app: FastAPI) -> Path:

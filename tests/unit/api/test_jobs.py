@@ -51,6 +51,21 @@ def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
     assert find(limit="1", after=third) == [second]
 
 
+def test_pages_by_state_go_on_after_a_job_that_left_that_state(
+    app: FastAPI, client: TestClient, stranger: TestClient
+) -> None:
+    first, second, third = (create(client, "f")["id"] for _ in range(3))
+    page = {"state": "queued", "limit": "1"}
+    assert ids(client.get("/v1/jobs", params=page)) == [third]
+
+    runs.fail(app.state.services.db, third, [])
+
+    assert ids(client.get("/v1/jobs", params={**page, "after": third})) == [second]
+    assert ids(client.get("/v1/jobs", params={**page, "after": second})) == [first]
+    foreign = stranger.get("/v1/jobs", params={**page, "after": third})
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (400, "invalid_cursor")
+
+
 def test_a_running_job_shows_progress_pace_and_what_is_left(app: FastAPI, client: TestClient) -> None:
     db, storage = services(app)
     job_id = create(client)["id"]
@@ -266,6 +281,7 @@ def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> 
         ("live", 409, "invalid_state"),
         ("all good", 400, "nothing_to_retry"),
         ("file gone", 400, "input_file_gone"),
+        ("long ago", 400, "results_expired"),
         ("stream", 400, "streaming_unsupported"),
         ("window", 400, "invalid_value"),
     ],
@@ -279,6 +295,9 @@ def test_a_retry_that_makes_no_sense_is_refused(
         runs.run(*services(app), job_id, 2, failed=prepare != "all good")
     if prepare == "file gone":
         client.delete(f"/v1/files/{file_id}")
+    if prepare == "long ago":
+        with services(app)[0].write() as session:
+            session.query(Shard).delete()
     body: dict[str, Any] = {"stream": {"overrides": {"stream": True}}, "window": {"completion_window": "1s"}}.get(
         prepare, {}
     )

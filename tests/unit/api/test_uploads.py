@@ -198,22 +198,53 @@ def test_of_a_part_that_arrives_while_the_upload_is_completed_nothing_is_kept(
     assert len(client.get("/v1/files").json()["data"]) == 1
 
 
-def test_of_two_that_complete_at_once_one_makes_the_file(
+@pytest.mark.parametrize("when", ["before it reads the parts", "after it has read them"])
+def test_of_two_that_complete_at_once_one_makes_the_file_and_both_are_told_of_it(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    assemble, answers = uploads._assemble, []
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(uploads, "_assemble", assemble)
+        file = assemble(*arguments) if when.startswith("after") else None
+        answers.append(complete(client, upload_id, [part]))
+        return file or assemble(*arguments)
+
+    monkeypatch.setattr(uploads, "_assemble", overtaken)
+    answers.append(complete(client, upload_id, [part]))
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    assert len(client.get("/v1/files").json()["data"]) == 1
+    assert len(app.state.services.storage.list("files")) == 1
+
+
+def test_an_upload_that_is_cancelled_while_it_is_completed_makes_no_file(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = create(client, 3)
     part = add(client, upload_id, b"abc").json()["id"]
     assemble = uploads._assemble
 
-    def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(uploads, "_assemble", assemble)
-        file = assemble(*arguments)
-        assert complete(client, upload_id, [part]).status_code == 200
-        return file
+    def cancelled(*arguments: Any) -> Any:
+        assert client.post(f"/v1/uploads/{upload_id}/cancel").status_code == 200
+        return assemble(*arguments)
 
-    monkeypatch.setattr(uploads, "_assemble", overtaken)
-    second = complete(client, upload_id, [part])
+    monkeypatch.setattr(uploads, "_assemble", cancelled)
+    refused = complete(client, upload_id, [part])
 
-    assert (second.status_code, second.headers["x-should-retry"]) == (409, "false")
-    assert len(client.get("/v1/files").json()["data"]) == 1
-    assert len(app.state.services.storage.list("files")) == 1
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "upload_not_pending")
+    assert app.state.services.storage.list("files") == []
+
+
+def test_parts_that_are_lost_are_told_without_where_they_were(app: FastAPI, client: TestClient) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    app.state.services.storage.delete(f"uploads/{upload_id}/{part}")
+
+    error = complete(client, upload_id, [part]).json()["error"]
+
+    assert (error["param"], error["code"]) == ("part_ids", "not_found")
+    assert "uploads/" not in error["message"]

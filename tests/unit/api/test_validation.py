@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.routes import validation
-from jobs import fleet
+from jobs import fleet, quota
 from jobs.queues import Queue
 from jobs.registry import ANY_MODEL
 from tests.support import runs
+from tests.support.web import make_key
+from tests.unit.api.conftest import client_of
 from tests.unit.api.test_batches import create
 from tests.unit.api.test_health import worker
 
@@ -110,6 +113,34 @@ def test_an_endpoint_that_takes_any_model_makes_any_name_valid(app: FastAPI, cli
         session.add(worker(models=[ANY_MODEL]))
 
     assert dry_run(client, line("1", body={"model": "whatever", "input": "a"}))["valid"] is True
+
+
+def test_a_file_that_no_batch_reads_is_refused_as_create_refuses_it(client: TestClient) -> None:
+    file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "user_data"}).json()
+    asked = {"input_file_id": file["id"], "endpoint": "/v1/embeddings"}
+
+    dry = client.post("/v1/batches/validate", json=asked)
+    created = client.post("/v1/batches", json=asked | {"completion_window": "24h"})
+
+    assert (dry.status_code, dry.json()["error"]["code"]) == (400, "invalid_file_purpose")
+    assert dry.json() == created.json()
+
+
+@pytest.mark.parametrize(("spare", "codes"), [(0, []), (-1, ["token_limit_exceeded"])])
+def test_more_than_the_project_may_have_waiting_is_told(
+    make_app: Callable[..., FastAPI], spare: int, codes: list[str]
+) -> None:
+    waiting = line("1") * 3
+    limit = (len(waiting) + len(line("1"))) // quota.BYTES_PER_TOKEN + spare
+    app = make_app(project_max_queued_tokens=limit)
+    client = client_of(app, make_key(app))
+    file_id = client.post("/v1/files", files={"file": ("a", waiting)}, data={"purpose": "batch"}).json()["id"]
+    runs.plan(app.state.services.db, create(client, file_id)["id"], 3, "all-minilm-l6-v2")
+
+    found = dry_run(client, line("1"))
+
+    assert [error["code"] for error in found["errors"]["data"]] == codes
+    assert found["valid"] is (not codes)
 
 
 def test_no_more_children_than_cores_are_started(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

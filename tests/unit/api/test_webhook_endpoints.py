@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import select, update
 from standardwebhooks import Webhook
 
+from jobs.clock import now
+from jobs.due import HELD
 from jobs.models import Attempt, Delivery, WebhookEndpoint
+from jobs.webhook import signing_secrets
 from tests.support import runs
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
@@ -108,6 +112,55 @@ def test_a_rotated_secret_leaves_the_old_one_for_a_day_if_asked(app: FastAPI, cl
     with app.state.services.db.read() as session:
         row = session.get_one(WebhookEndpoint, made["id"])
         assert (row.secret, row.old_secret) == (dropped["signing_secret"], None)
+
+
+def signing(app: FastAPI, endpoint_id: str, in_seconds: float = 0) -> tuple[str, ...]:
+    with app.state.services.db.read() as session:
+        return signing_secrets(session.get_one(WebhookEndpoint, endpoint_id), now() + in_seconds)
+
+
+def test_a_secret_that_is_rotated_twice_still_signs_for_the_day_it_was_promised(
+    app: FastAPI, client: TestClient
+) -> None:
+    made = create(client)
+    path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
+    keep = {"keep_old_secret_active_for_24_hours": True}
+
+    lost, kept = (client.post(path, json=keep).json()["signing_secret"] for _ in range(2))
+
+    assert signing(app, made["id"]) == (kept, lost, made["signing_secret"])
+    assert signing(app, made["id"], 86_401) == (kept,)
+    dropped = client.post(path).json()["signing_secret"]
+    assert signing(app, made["id"]) == (dropped,)
+
+
+def test_a_rotation_is_asked_for_again_under_its_key_and_answered_as_the_first_time(
+    app: FastAPI, client: TestClient
+) -> None:
+    made = create(client)
+    path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
+    keep = {"keep_old_secret_active_for_24_hours": True}
+
+    first, again = (client.post(path, json=keep, headers={"Idempotency-Key": "k"}) for _ in range(2))
+
+    assert first.json() == again.json()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert signing(app, made["id"]) == (first.json()["signing_secret"], made["signing_secret"])
+
+
+def test_old_secrets_that_sign_are_bounded(app: FastAPI, client: TestClient) -> None:
+    made = create(client)
+    path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
+    keep = {"keep_old_secret_active_for_24_hours": True}
+
+    statuses = [client.post(path, json=keep).status_code for _ in range(21)]
+    before = signing(app, made["id"])
+
+    assert statuses == [200] * 20 + [409]
+    assert client.post(path, json=keep).json()["error"]["code"] == "too_many_secrets"
+    assert (len(before), before[-1]) == (21, made["signing_secret"])
+    assert signing(app, made["id"]) == before
+    assert client.post(path).status_code == 200
 
 
 @pytest.fixture
@@ -209,6 +262,21 @@ def test_the_log_shows_each_delivery_with_its_attempts(app: FastAPI, client: Tes
     assert failed[0]["next_attempt_at"] is None
 
 
+def test_pages_of_the_log_by_state_go_on_after_a_delivery_that_left_that_state(
+    app: FastAPI, client: TestClient, owed: Any
+) -> None:
+    endpoint, log = owed
+    path, page = f"/v1/webhook_endpoints/{endpoint['id']}/deliveries", {"state": "pending", "limit": "1"}
+    assert [one["id"] for one in client.get(path, params=page).json()["data"]] == [log[0]["id"]]
+
+    fail(app, log[0]["id"])
+
+    second = client.get(path, params={**page, "after": log[0]["id"]})
+    assert [one["id"] for one in second.json()["data"]] == [log[1]["id"]]
+    foreign = client.get(f"/v1/webhook_endpoints/{create(client)['id']}/deliveries", params={"after": log[0]["id"]})
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (400, "invalid_cursor")
+
+
 @pytest.mark.parametrize("by", ["delivery_ids", "event_id", "failed_since", "since"])
 def test_a_failed_delivery_is_replayed_by_whatever_names_it(
     app: FastAPI, client: TestClient, owed: Any, by: str
@@ -260,6 +328,19 @@ def test_a_disabled_endpoint_says_so_and_an_update_enables_it(app: FastAPI, clie
     assert (shown["disabled_at"], shown["disabled_reason"]) == (5, "gone")
     assert replayed.status_code == 409
     assert (updated["disabled_at"], updated["disabled_reason"]) == (None, None)
+
+
+def test_an_endpoint_that_is_deleted_while_it_is_disabled_is_owed_nothing_any_more(
+    app: FastAPI, client: TestClient, owed: Any
+) -> None:
+    with app.state.services.db.write() as session:
+        session.execute(update(Delivery).values(due_at=HELD))
+
+    assert client.delete(f"/v1/webhook_endpoints/{owed[0]['id']}").status_code == 200
+
+    with app.state.services.db.read() as session:
+        rows = session.execute(select(Delivery.state, Delivery.error)).all()
+    assert [tuple(row) for row in rows] == [("failed", "endpoint deleted")] * 2
 
 
 def test_the_event_types_are_listed(client: TestClient) -> None:

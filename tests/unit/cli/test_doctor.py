@@ -37,7 +37,8 @@ def diagnosis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
 
 class _Models(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.headers["authorization"] == "Bearer right" else 401)
+        known = self.path == "/v1/models"
+        self.send_response(404 if not known else 200 if self.headers["authorization"] == "Bearer right" else 401)
         self.end_headers()
         self.wfile.write(b'{"data": [{"id": "some-model"}]}')
 
@@ -119,8 +120,11 @@ def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> No
     assert "rewrite_query" not in diagnosis(engine_urls="http://127.0.0.1:9/v1")
 
 
-def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: str) -> None:
-    found = diagnosis(engine_urls=engine, engine_api_key="right")[f"engine {engine}"]
+@pytest.mark.parametrize("suffix", ["/v1", "/v1/", "/", ""])
+def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: str, suffix: str) -> None:
+    url = engine.removesuffix("/v1") + suffix
+
+    found = diagnosis(engine_urls=url, engine_api_key="right")[f"engine {url}"]
 
     assert (found.health, found.told) == (Health.FINE, "serves some-model")
 

@@ -1,5 +1,6 @@
 """What a file and the words of the command line say before anything is sent."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,21 @@ def test_the_endpoint_is_the_first_lines_url(tmp_path: Path, start: bytes) -> No
     path = _file(tmp_path, start + b'{"url": "/v1/embeddings"}\r\n{"url": "/v1/other"}\n')
 
     assert guess_endpoint(path) == "/v1/embeddings"
+
+
+def test_a_first_line_is_as_long_as_its_picture(tmp_path: Path) -> None:
+    line = {"body": {"image_url": "data:image/png;base64," + "A" * (2 << 20)}, "url": "/v1/chat/completions"}
+
+    assert guess_endpoint(_file(tmp_path, json.dumps(line).encode())) == "/v1/chat/completions"
+
+
+def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = b'{"url": "/v1/embeddings"}'
+    monkeypatch.setenv("NIGHTMILL_BATCH_MAX_LINE_BYTES", "1024")
+
+    assert guess_endpoint(_file(tmp_path, line.ljust(1024) + b"\n")) == "/v1/embeddings"
+    with pytest.raises(Trouble, match="line 1 has more than 1024 bytes"):
+        guess_endpoint(_file(tmp_path, line.ljust(1025) + b"\n"))
 
 
 @pytest.mark.parametrize(

@@ -487,6 +487,41 @@ def test_delivery_of_a_deleted_endpoint_fails(db: Database) -> None:
     assert (only(db).state, only(db).error) == ("failed", "endpoint deleted")
 
 
+def test_what_is_held_for_an_endpoint_fails_when_it_is_deleted(db: Database) -> None:
+    endpoint(db, "we_1")
+    endpoint(db, "we_2")
+    happen(db, "batch_1")
+    with db.write() as session:
+        for name in ("we_1", "we_2"):
+            deliveries.disable(session, session.get_one(WebhookEndpoint, name), "gone")
+    assert claim(db) == []  # which holds them
+
+    with db.write() as session:
+        deliveries.delete(session, session.get_one(WebhookEndpoint, "we_1"))
+
+    with db.read() as session:
+        rows = {row.endpoint_id: (row.state, row.error) for row in session.scalars(select(Delivery))}
+    assert rows == {"we_1": ("failed", "endpoint deleted"), "we_2": ("pending", None)}
+
+
+def test_what_was_left_held_for_an_endpoint_that_is_gone_fails_and_nothing_else(db: Database) -> None:
+    endpoint(db, "we_1")
+    endpoint(db, "we_2")
+    happen(db, "batch_1", 2)
+    happen(db, "batch_2", of=job(db, "batch_2", "https://one-off.example.com/"))
+    with db.write() as session:
+        session.execute(update(Delivery).where(Delivery.endpoint_id.is_not(None)).values(due_at=HELD))
+        session.delete(session.get_one(WebhookEndpoint, "we_1"))
+
+    with db.write() as session:
+        counts = [deliveries.fail_lost(session, 1) for _ in range(4)]
+
+    assert counts == [1, 1, 1, 0]
+    with db.read() as session:
+        failed = session.scalars(select(Delivery.endpoint_id).where(Delivery.state == "failed"))
+        assert set(failed) == {"we_1"}
+
+
 def test_replay_sends_again_under_the_same_id_from_the_first_attempt_on(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1")

@@ -705,3 +705,16 @@ def test_what_cannot_be_planned_is_tried_so_many_times_and_fails(db: Database) -
 
     assert states == [(JobState.QUEUED, 1), (JobState.QUEUED, 2), (JobState.FAILED, 3)]
     assert ledgers.job(db, job_id).errors == [{"code": "internal_error"}]
+
+
+def test_what_fails_when_it_was_cut_in_part_owes_nothing_any_more(db: Database) -> None:
+    claim = planning(db)
+    with db.write() as session:
+        shards.cut(session, claim, Queue.GENERATE, ledgers.cuts(claim.job.id, [1, 1]))
+    owed = ledgers.doorbells(db, claim.job.id)
+
+    with db.write() as session:
+        ledger.stumble(session, claim, tries=1, delay=5, error={"code": "internal_error"})
+
+    assert (len(owed), ledgers.state(db, claim.job.id)) == (2, JobState.FAILED)
+    assert ledgers.doorbells(db, claim.job.id) == []

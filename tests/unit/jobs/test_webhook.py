@@ -89,6 +89,16 @@ def test_old_secret_signs_until_its_time_is_over(until: float | None, count: int
     assert webhook.signing_secrets(endpoint, now()) == ("new", "old")[:count]
 
 
+def test_each_older_secret_signs_until_its_own_time_is_over() -> None:
+    at = now()
+    endpoint = WebhookEndpoint(secret="new", old_secret="old", old_secret_until=at + 60)
+    endpoint.older_secrets = [["older", at + 30], ["oldest", at + 10]]
+
+    signing = [webhook.signing_secrets(endpoint, at + seconds) for seconds in (0, 20, 40, 80)]
+
+    assert signing == [("new", "old", "older", "oldest"), ("new", "old", "older"), ("new", "old"), ("new",)]
+
+
 async def test_request_says_who_sends_it_and_in_which_order() -> None:
     with Receiver() as receiver:
         async with webhook.open_client(CONFIG) as client:

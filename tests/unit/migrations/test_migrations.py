@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from jobs import indexes
 from jobs.bootstrap import migrate
-from jobs.models import Base, VectorStore
+from jobs.models import Base, VectorStore, WebhookEndpoint
+from jobs.webhook import signing_secrets
 from migrations import check
 from tests.support.services import Postgres
 
@@ -140,6 +141,19 @@ def test_a_shard_from_before_outcomes_says_nothing_of_them(empty: str) -> None:
     assert check.drift(empty) == []
     with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
         assert connection.execute(sa.text("SELECT state, outcomes FROM shard")).all() == [("done", None)]
+
+
+def test_an_endpoint_whose_secret_was_rotated_before_keeps_its_old_one(empty: str) -> None:
+    migrate(empty, "0018")
+    facts = {"id": "'we_1'", "project_id": "'p'", "name": "'n'", "url": "'https://192.0.43.8/'", "event_types": "'[]'"}
+    facts |= {"secret": "'new'", "old_secret": "'old'", "old_secret_until": "9", "created_at": "1", "event_seq": "0"}
+    execute(empty, f"INSERT INTO webhook_endpoint ({', '.join(facts)}) VALUES ({', '.join(facts.values())})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with Session(sa.create_engine(empty, poolclass=sa.NullPool)) as session:
+        assert signing_secrets(session.get_one(WebhookEndpoint, "we_1"), 8) == ("new", "old")
 
 
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import attachments, audit, fleet, ids, keys, ledger, measures, outbox, pauses, quarantine, shards
+from jobs import attachments, audit, fleet, ids, keys, ledger, measures, outbox, pauses, quarantine, retries, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
 from jobs.errors import DatabaseBusy
@@ -324,6 +325,80 @@ def test_stopping_job_does_not_wait_for_a_worker_that_is_frozen(house: House) ->
         ledgers.answer(house.db, frozen, [0])
 
 
+def test_stopping_jobs_of_which_nothing_runs_are_left_alone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until somebody finishes them, which may be long, they would be a transaction each, every second."""
+    fenced: list[str] = []
+    fence = shards.fence
+
+    def noted(session: Session, job_id: str) -> None:
+        fenced.append(job_id)
+        fence(session, job_id)
+
+    monkeypatch.setattr(shards, "fence", noted)
+    idle, busy = (ledgers.running(house.db, [4], project_id=_project(house.db, "one")).id for _ in range(2))
+    house.worker()
+    ledgers.claim_shard(house.db, busy, worker="w")
+    with house.db.write() as session:
+        for job_id in (idle, busy):
+            ledger.cancel(session, job_id, actor="key:test")
+
+    for _ in range(4):
+        house.tick(3.5)
+
+    assert fenced == [busy]
+    for job_id in (idle, busy):
+        assert ledgers.doorbells(house.db, job_id) == [("finish", -1)]
+
+
+class Diary:
+    """Of whoever keeps house: its transactions, and when it lets others write."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.house, self.monkeypatch, self.done = house, monkeypatch, list[str]()
+
+    def keep(self, after: float) -> None:
+        self.house.clock.at += after
+        self.house.beat("w")
+        with self.monkeypatch.context() as patch:
+            for name in ("write", "breathe"):
+                patch.setattr(self.house.db, name, partial(self._note, name, getattr(self.house.db, name)))
+            self.house.dispatcher._house.keep()
+
+    def _note(self, name: str, do: Callable[[], Any]) -> Any:
+        self.done.append(name)
+        return do()
+
+
+def test_whoever_keeps_house_lets_others_write_after_each_transaction(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary, project = Diary(house, monkeypatch), _project(house.db, "one")
+    host, pid, started = process.me()
+    house.worker()
+    for n in range(3):
+        house.worker(f"dead{n}", host=host, pid=pid, started=started + 1)
+    diary.keep(0)  # buries
+    for n in range(6):
+        job = ledgers.running(house.db, project_id=project)
+        ledgers.claim_shard(house.db, job.id, worker="w")
+        if n % 2:
+            with house.db.write() as session:
+                ledger.cancel(session, job.id, actor="key:test")
+    diary.keep(1)
+    diary.keep(3.5)  # fences
+    for _ in range(3):
+        ledgers.planning(house.db, project_id=project)
+        ledgers.finishing(house.db, project_id=project)
+        ledgers.running(house.db, project_id=project, model="gone")
+    with house.db.write() as session:
+        session.query(Outbox).delete()
+    diary.keep(1)
+    diary.keep(31)  # takes back, settles, says what is waited for
+
+    assert diary.done == ["write", "breathe"] * (len(diary.done) // 2)
+    assert diary.done.count("write") > 3 * 6
+
+
 def test_sweep_mends_what_lost_its_doorbell(house: House) -> None:
     waiting = ledgers.running(house.db, [4], project_id=_project(house.db, "one"))
     stuck = ledgers.finishing(house.db, [2], project_id=_project(house.db, "one"))
@@ -348,6 +423,50 @@ def test_job_without_a_live_worker_for_its_model_says_so(house: House) -> None:
 
     assert (waiting, claimed) == ("model", "model"), "whether the model answers is to be seen"
     assert ledgers.job(house.db, job.id).waiting_for is None
+
+
+def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: here, more than are looked at together."""
+    monkeypatch.setattr(ledger, "idle", partial(ledger.idle, limit=2))
+    project, held = (_project(house.db, name) for name in ("one", "two"))
+    slots = [ledgers.running(house.db, project_id=project).id for _ in range(5)]
+    waiting = {
+        ledgers.running(house.db, project_id=project, model="gone").id: "model",
+        ledgers.running(house.db, project_id=held).id: "pause",
+        ledgers.running(house.db, project_id=project, not_before=now() + 600).id: "time",
+    }
+    house.worker(models=["tiny"])
+    with house.db.write() as session:
+        pauses.pause(session, Scope.PROJECT, held, actor="operator")
+
+    for _ in range(2):
+        house.tick(6)
+
+    assert {job_id: ledgers.job(house.db, job_id).waiting_for for job_id in waiting} == waiting
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in slots} == {None}
+
+
+def test_jobs_that_are_held_back_still_hide_none_that_is_not(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "said", partial(ledger.said, limit=2))
+    one, two = (_project(house.db, name) for name in ("one", "two"))
+    held = [ledgers.running(house.db, project_id=one).id for _ in range(5)]
+    early = [ledgers.running(house.db, project_id=two, not_before=now() + 600).id for _ in range(3)]
+    goes_on = [ledgers.running(house.db, project_id=two, not_before=at).id for at in (None, now() - 1)]
+    house.worker(models=["tiny"])
+    with house.db.write() as session:
+        pauses.pause(session, Scope.PROJECT, one, actor="operator")
+        for job_id in (*held, *goes_on[:1]):
+            ledger.wait_for(session, job_id, "pause")
+        for job_id in (*early, *goes_on[1:]):
+            ledger.wait_for(session, job_id, "time")
+
+    house.tick(6)
+
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in goes_on} == {None}
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in held} == {"pause"}
+    assert {ledgers.job(house.db, job_id).waiting_for for job_id in early} == {"time"}
 
 
 def test_what_nobody_could_answer_takes_no_place_of_what_somebody_can(house: House) -> None:
@@ -490,19 +609,64 @@ def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: H
 
 
 def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: House) -> None:
-    old = ledgers.finishing(house.db, [2, 2])
-    ledgers.close(house.db, old.id)
-    house.storage.put(f"jobs/{old.id}/000000-1-0.jsonl", b"x")
+    """Not one that came as long ago and has just ended."""
+    old, late = (ledgers.finishing(house.db, [2, 2]) for _ in range(2))
+    for job in (old, late):
+        ledgers.close(house.db, job.id)
+        house.storage.put(f"jobs/{job.id}/000000-1-0.jsonl", b"x")
     with house.db.write() as session:
-        session.execute(update(Job).where(Job.id == old.id).values(created_at=1.0))
+        session.execute(update(Job).where(Job.id == old.id).values(completed_at=1.0))
 
     Retention(house.config, house.db, house.storage).run()
 
     with house.db.read() as session:
+        assert set(session.scalars(select(Shard.job_id))) == {late.id}
+        assert set(session.scalars(select(Segment.job_id))) == {late.id}
+    assert house.storage.list("jobs") == [f"jobs/{late.id}/000000-1-0.jsonl"]
+    assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("end", ["failed_at", "expired_at", "cancelled_at"])
+def test_retention_counts_from_the_end_whatever_it_was(house: House, end: str) -> None:
+    jobs = [ledgers.running(house.db, [1]).id for _ in range(2)]
+    with house.db.write() as session:
+        for job_id, at in zip(jobs, (1.0, now()), strict=True):
+            ended = {"state": end.removesuffix("_at"), end: at}
+            session.execute(update(Job).where(Job.id == job_id).values(ended))
+
+    Retention(house.config, house.db, house.storage).run()
+
+    with house.db.read() as session:
+        assert set(session.scalars(select(Shard.job_id))) == {jobs[1]}
+
+
+@pytest.mark.parametrize("transactions", [1, 2, 3])
+def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_empties_it(
+    house: House, monkeypatch: pytest.MonkeyPatch, transactions: int
+) -> None:
+    """Of three shards, and four transactions for them and their segments."""
+    monkeypatch.setattr("workers.retention._AT_ONCE", 2)
+    job = ledgers.finishing(house.db, [1] * 3)
+    ledgers.close(house.db, job.id)
+    retention = Retention(house.config, house.db, house.storage)
+    breaths = iter(range(transactions - 1))
+
+    def dies() -> None:
+        next(breaths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.db, "breathe", dies)
+        with pytest.raises(StopIteration):
+            retention._empty(job.id)
+    with house.db.write() as session:
+        known = retries.known(session, job)
+        session.execute(update(Job).where(Job.id == job.id).values(completed_at=1.0))
+    retention.run()
+
+    assert not known
+    with house.db.read() as session:
         assert session.scalars(select(Shard)).all() == []
         assert session.scalars(select(Segment)).all() == []
-    assert house.storage.list("jobs") == []
-    assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
 
 
 def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_knows_what_is_done(house: House) -> None:

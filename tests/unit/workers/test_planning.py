@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 
 from jobs import fleet, keys, ledger, lines, placement, shards
 from jobs.clock import now
@@ -19,6 +19,7 @@ from jobs.errors import StorageAway, StorageFull
 from jobs.models import File, Job, Outbox, Project, Shard
 from jobs.payloads import Batch
 from jobs.queues import Queue, Task
+from jobs.quota import BYTES_PER_TOKEN
 from jobs.registry import Models
 from jobs.settings import Settings
 from jobs.states import JobState
@@ -29,7 +30,6 @@ from workers import selection
 from workers.context import Context, Standing
 from workers.keeper import Keeper
 from workers.planning import plan
-from workers.selection import BYTES_PER_TOKEN
 
 EMBED = "/v1/embeddings"
 
@@ -304,6 +304,47 @@ def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(desk: Desk) -> 
 
     job = ledgers.job(desk.db, retry)
     assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 3, "files/in")
+
+
+def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(desk: Desk) -> None:
+    first = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
+    ledgers.answer(desk.db, ledgers.claim_shard(desk.db, first), range(3), bad=[1], last=True)
+    facts = {"project_id": desk.project, "input_path": "files/in"}
+    second = ledgers.submitted(desk.db, retry_of=first, **facts).id
+    with desk.db.write() as session:
+        ledger.cancel(session, second, actor="key:test")
+
+    third = ledgers.submitted(desk.db, retry_of=second, **facts).id
+    plan(desk.context, third)
+
+    job = ledgers.job(desk.db, third)
+    assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 1, f"jobs/{third}/input-1.jsonl")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a job", "a retry"])
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
+def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
+    desk: Desk, again: bool, state: JobState
+) -> None:
+    """Of what has failed, all is; but what a retry was to read is gone with the rest."""
+    facts: dict[str, Any] = {"project_id": desk.project, "input_path": "files/in"}
+    origin = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
+    facts["retry_of"] = first = ledgers.submitted(desk.db, retry_of=origin, **facts).id if again else origin
+    if again:
+        plan(desk.context, first)
+    with desk.db.write() as session:
+        session.execute(update(Job).where(Job.id == first).values(state=state))
+        session.execute(delete(Shard).where(Shard.job_id == first))
+
+    retry = ledgers.submitted(desk.db, **facts).id
+    plan(desk.context, retry)
+
+    job = ledgers.job(desk.db, retry)
+    if state == JobState.FAILED and not again:
+        assert (job.state, job.total) == (JobState.RUNNING, 3)
+    else:
+        assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["results_expired"])
+        assert first in (job.errors or [])[0]["message"]
 
 
 def test_input_whose_bytes_are_gone_fails_the_job(desk: Desk) -> None:

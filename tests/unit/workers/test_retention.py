@@ -10,8 +10,9 @@ from jobs import cached
 from jobs.cached import New
 from jobs.clock import now
 from jobs.db import Database
+from jobs.due import HELD
 from jobs.errors import DatabaseBusy, StorageAway
-from jobs.models import Attempt, Cached, Delivery, Event, File, KeptResponse, VectorStore
+from jobs.models import Attempt, Cached, Delivery, Event, File, Job, KeptResponse, VectorStore
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
 from tests.support.ledgers import new_job, submitted
@@ -118,6 +119,55 @@ def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Ret
         assert sorted(session.scalars(select(Delivery.id))) == ["wh_1", "wh_2"]
         assert sorted(session.scalars(select(Event.id))) == ["evt_1", "evt_2"]
         assert sorted(session.scalars(select(Attempt.delivery_id))) == ["wh_2"]
+
+
+def test_what_was_held_for_a_deleted_endpoint_goes_with_its_event(keeping: Retention, db: Database) -> None:
+    with db.write() as session:
+        row = {"project_id": "p", "created_at": 1.0}
+        session.add(Event(id="evt_1", subject_id="job", seq=1, type="batch.completed", data={}, **row))
+        session.add(Delivery(id="wh_1", endpoint_id="we", event_id="evt_1", due_at=HELD, state="pending", **row))
+
+    keeping.run()
+
+    with db.read() as session:
+        assert session.scalars(select(Delivery.id)).all() == session.scalars(select(Event.id)).all() == []
+
+
+def test_the_webhook_of_an_old_job_is_forgotten_once_nothing_is_owed_to_it(keeping: Retention, db: Database) -> None:
+    hook = {"webhook_url": "https://192.0.43.8/", "webhook_secret": "whsec_x"}
+    ended, states = now(), {"old": "succeeded", "young": "failed", "owed": "succeeded", "live": "running"}
+    with db.write() as session:
+        for name, state in states.items():
+            session.add(new_job(id=name, state=state, created_at=ended if name == "young" else 1.0, **hook))
+        row = {"project_id": "p", "created_at": ended, "due_at": 1.0}
+        session.add(Delivery(id="wh_1", job_id="owed", event_id="evt_1", state="failed", **row))
+        session.add(Delivery(id="wh_2", endpoint_id="we", event_id="evt_1", state="failed", **row))
+
+    keeping.forget_webhooks()
+
+    with db.read() as session:
+        kept = {job.id: (job.webhook_url, job.webhook_secret) for job in session.scalars(select(Job))}
+    assert kept.pop("old") == (None, None)
+    assert set(kept.values()) == {tuple(hook.values())}
+
+
+def test_webhooks_are_forgotten_once_in_many_passes(
+    keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 2)
+    monkeypatch.setattr(retention, "_AT_ONCE", 1)
+    monkeypatch.setattr(retention, "_PAGES", 2)
+    with db.write() as session:
+        for _ in range(3):
+            session.add(new_job(state="succeeded", webhook_url="https://192.0.43.8/", webhook_secret="whsec_x"))
+
+    left = []
+    for _ in range(4):
+        keeping.run()
+        with db.read() as session:
+            left.append(len(session.scalars(select(Job.id).where(Job.webhook_secret.is_not(None))).all()))
+
+    assert left == [3, 1, 1, 0]
 
 
 def test_a_cache_that_is_too_large_and_what_has_expired_goes(

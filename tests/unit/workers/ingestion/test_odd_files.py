@@ -1,8 +1,17 @@
 """Files that lie about what they are, or are made to hurt, in one batch: each ends by itself, its neighbours go on."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from jobs.documents import Document
 from jobs.states import JobState
 from tests.support.ingesting import Works
 from tests.unit.workers.parsing import samples
+from workers.parsing import office
+from workers.parsing.parser import Parser
 
 #: By name: content, and a word by which it is found.
 GOOD: dict[str, tuple[bytes, str]] = {
@@ -46,3 +55,38 @@ def test_each_ends_by_itself_and_its_neighbours_go_on(mill: Works) -> None:
     assert "👩‍👩‍👧 watch the pangolin 🦔👍🏽" in content["emoji.md"][0]["text"]
     mill.purge()
     mill.assert_tidy(store)
+
+
+def test_a_file_of_which_pages_were_not_read_is_made_anew_where_they_can_be(
+    both: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, parse = tesseract_comes(monkeypatch), Parser.parse
+
+    def read(self: Parser, source: Path, *rest: Any) -> Document:
+        return replace(parse(self, source, *rest), unread=not seen[0])
+
+    monkeypatch.setattr(Parser, "parse", read)
+    store, file = both.store(), both.upload("A heron beside a picture.")
+
+    def again() -> str:
+        both.attach(store, file)
+        both.drive()
+        return str(both.row(store, file).document)
+
+    first = again()
+    assert again() == first  # nothing here reads more of it
+    seen[0] = True
+    second = again()
+    assert second != first
+    assert again() == second
+    seen[0] = False
+    assert again() == second
+    both.purge()
+    both.assert_tidy(store)
+
+
+def tesseract_comes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether there is a Tesseract."""
+    seen = [False]
+    monkeypatch.setattr(office, "sees", lambda: seen[0])
+    return seen

@@ -53,7 +53,7 @@ def found(mill: Works, store: str) -> set[str]:
 def assert_true(mill: Works, *names: str) -> None:
     """Nothing is owed, SQL is the vectors, and each index holds what its files have and nothing else."""
     mill.purge()
-    assert verifying.verify(mill.db, mill.vectors).faults == []
+    assert verifying.verify(mill.db, mill.vectors, mill.storage).faults == []
     for name in names:
         mill.assert_tidy(name)
 
@@ -361,7 +361,7 @@ def test_a_store_that_goes_goes_with_all_its_indexes(mill: Works, shelf: tuple[s
         owed = session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == "store")).all()
     assert set(owed) == {store, second, third}
     mill.purge()
-    assert verifying.verify(mill.db, mill.vectors).faults == []
+    assert verifying.verify(mill.db, mill.vectors, mill.storage).faults == []
     for name in (store, second, third):
         assert (mill.written(name), mill.rows(name)) == ({}, [])
         assert list(mill.storage.list(f"documents/{name}")) == []
@@ -399,7 +399,7 @@ def test_an_index_that_is_not_in_use_is_verified_and_mended_too(mill: Works, she
         place = store_of(session.get_one(VectorStore, second))
     mill.vectors.drop(place, [str(lost.document)])
 
-    verdict = verifying.verify(mill.db, mill.vectors)
+    verdict = verifying.verify(mill.db, mill.vectors, mill.storage)
     assert [(fault.store_id, [row.id for row in fault.missing]) for fault in verdict.faults] == [(second, [files[0]])]
     assert (verdict.stores, verdict.files) == (1, 6)
     verifying.repair(mill.db, verdict)

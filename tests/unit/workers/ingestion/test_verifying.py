@@ -1,33 +1,39 @@
 """SQL against the vectors: what differs is told, and mended by the workers."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from jobs import attachments, indexes
+from jobs import attachments, documents, indexes
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import StorageAway
 from jobs.models import Audit, VectorStore
-from tests.support.ingesting import DIMENSIONS, MODEL, Works, vector_of, works
+from tests.support.ingesting import DIMENSIONS, MODEL, Works, refuses, vector_of, works
 from workers import verifying
 from workers.context import Late
+from workers.ingestion import index
 from workers.parsing.parser import Parser
 from workers.vectors.opening import open_vectors
 from workers.vectors.port import Entry, Store, Vectors, VectorsAway
+from workers.verifying import Verdict
 
+OTHER = "A volcano is a mountain that opens to molten rock. " * 40
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 
 
 def told(mill: Works) -> list[str]:
-    verdict = verifying.verify(mill.db, mill.vectors)
+    verdict = verifying.verify(mill.db, mill.vectors, mill.storage)
     return [line for fault in verdict.faults for line in fault.lines()]
 
 
 def mend(mill: Works) -> None:
-    verifying.repair(mill.db, verifying.verify(mill.db, mill.vectors))
+    verifying.repair(mill.db, verifying.verify(mill.db, mill.vectors, mill.storage))
     mill.drive()
     mill.purge()
 
@@ -46,7 +52,7 @@ def shelf(both: Works) -> tuple[str, str]:
 
 
 def test_what_was_brought_in_is_as_it_should_be(both: Works, shelf: tuple[str, str]) -> None:
-    verdict = verifying.verify(both.db, both.vectors)
+    verdict = verifying.verify(both.db, both.vectors, both.storage)
 
     assert (verdict.stores, verdict.files, verdict.faults) == (1, 1, [])
 
@@ -107,6 +113,123 @@ def test_what_is_on_its_way_is_no_fault(both: Works, shelf: tuple[str, str]) -> 
     assert told(both) == []
 
 
+def stray_of(mill: Works, store: str, file: str) -> None:
+    """What an attempt of before wrote of a file, which nobody points to."""
+    entry = Entry(f"{mill.row(store, file).version}.0", 0, "half", "1" * 64, vector_of("half"))
+    mill.vectors.inner.write(where(mill, store), [entry])
+
+
+def halfway(mill: Works, store: str, *texts: str) -> tuple[str, list[str]]:
+    """A batch of two shards, of which the first has run; its job, and its files."""
+    files = [mill.upload(text) for text in (*texts, "1", "2", "3")]
+    job = mill.batch(store, *files)
+    mill.drive(until="index")
+    mill.hear(mill.owed()[0])
+    assert [shard.state for shard in mill.shards(job)].count("done") == 1
+    return job, files
+
+
+def test_what_a_file_left_that_failed_is_no_fault_while_its_job_goes_on(
+    mill: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of it was written already; the job owes its removal when it ends."""
+    monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 1)
+    mill.engine.fault = refuses("nasty")
+    store = mill.store()
+    job, (file, *_) = halfway(mill, store, f"{PROSE} {PROSE} nasty")
+    assert mill.row(store, file).status == "failed"
+    assert any(key.startswith(mill.row(store, file).version) for key in mill.written(store))
+
+    assert told(mill) == []
+    mill.drive()
+    assert mill.job(job).state == "succeeded"
+    assert told(mill) == []
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def test_what_an_attempt_left_is_no_fault_while_its_job_goes_on(mill: Works) -> None:
+    store = mill.store()
+    _, (file, *_) = halfway(mill, store, PROSE)
+    assert mill.row(store, file).status == "completed"
+    stray_of(mill, store, file)
+
+    assert told(mill) == []
+    mill.drive()
+    assert told(mill) == [f"{store}: 1 documents belong to no file"]
+
+
+def test_what_is_written_of_a_file_that_was_attached_anew_is_no_fault(mill: Works) -> None:
+    store = mill.store()
+    mill.attach(store, mill.upload(OTHER))
+    mill.drive()
+    file = mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive(until="index")
+    stray_of(mill, store, file)
+    mill.attach(store, file, attributes={"n": 2})
+
+    assert told(mill) == []
+    mill.drive()
+    mill.purge()
+    assert told(mill) == []
+
+
+class Meddling:
+    """Vectors after whose first answer of a kind somebody does something."""
+
+    def __init__(self, mill: Works, kind: str, what: Callable[[], object]) -> None:
+        self.inner, self.kind, self.what = mill.vectors, kind, what
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.inner, name)
+        return self._then(call) if name == self.kind else call
+
+    def _then(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def first(*asked: Any) -> Any:
+            found, self.kind = call(*asked), ""
+            self.what()
+            return found
+
+        return first
+
+
+@pytest.mark.parametrize("kind", ["stores", "counts", "numbers"])
+@pytest.mark.parametrize("what", ["store", "file", "again"])
+def test_what_others_do_meanwhile_is_no_fault(mill: Works, kind: str, what: str) -> None:
+    store, file, kept = mill.store(), mill.upload(PROSE), mill.store()
+    mill.attach(store, file)
+    mill.attach(kept, file)
+    mill.drive()
+
+    def meddle() -> None:
+        if what == "again":
+            mill.attach(store, file, chunking_strategy={"type": "auto"})
+            mill.drive()
+        else:
+            mill.delete(f"/vector_stores/{store}" if what == "store" else f"/vector_stores/{store}/files/{file}")
+        mill.purge()
+
+    vectors: Any = Meddling(mill, kind, meddle)
+    assert verifying.verify(mill.db, vectors, mill.storage).faults == []
+    assert vectors.kind == ""
+
+
+def test_a_file_whose_text_is_gone_is_brought_in_again(both: Works, shelf: tuple[str, str]) -> None:
+    store, file = shelf
+    both.storage.delete(documents.path(store, both.row(store, file).version))
+    content = f"/v1/vector_stores/{store}/files/{file}/content"
+    lost = both.api.get(content)
+    assert (lost.status_code, lost.json()["error"]["type"]) == (500, "server_error")
+
+    assert told(both) == [f"{store}: {file} has not the text that it should have"]
+    mend(both)
+
+    assert told(both) == []
+    assert both.api.get(content).json()["data"][0]["text"] == PROSE.strip()
+    both.assert_tidy(store)
+
+
 def test_a_backup_without_vectors_has_them_again(sqlite: Database, tmp_path: Path, parser: Parser) -> None:
     with (
         closing(open_vectors("", tmp_path / "vectors")) as vectors,
@@ -148,7 +271,7 @@ def test_of_a_store_whose_time_is_over_nothing_is_missed(mill: Works) -> None:
     row = mill.current(store)
     mill.vectors.inner.drop_store(Store(store, row.project_id, row.model, row.dimensions))
 
-    verdict = verifying.verify(mill.db, mill.vectors)
+    verdict = verifying.verify(mill.db, mill.vectors, mill.storage)
 
     assert (verdict.stores, verdict.files, verdict.faults) == (1, 0, [])
 
@@ -165,7 +288,7 @@ def lose_its_entries(mill: Works) -> tuple[str, str]:
 @pytest.mark.parametrize("with_its_store", [False, True])
 def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(mill: Works, with_its_store: bool) -> None:
     store, file = lose_its_entries(mill)
-    verdict = verifying.verify(mill.db, mill.vectors)
+    verdict = verifying.verify(mill.db, mill.vectors, mill.storage)
     assert [row.id for fault in verdict.faults for row in fault.missing] == [file]
 
     mill.delete(f"/vector_stores/{store}" if with_its_store else f"/files/{file}")
@@ -178,7 +301,7 @@ def test_what_was_deleted_since_it_was_found_missing_is_not_brought_in_again(mil
 
 def test_what_somebody_brings_in_meanwhile_is_left_to_him_and_looked_at_again(mill: Works) -> None:
     store, file = lose_its_entries(mill)
-    verdict = verifying.verify(mill.db, mill.vectors)
+    verdict = verifying.verify(mill.db, mill.vectors, mill.storage)
     job = mill.attach(store, file, attributes={"n": 2})
 
     verifying.repair(mill.db, verdict)
@@ -193,7 +316,7 @@ def test_what_somebody_brings_in_meanwhile_is_left_to_him_and_looked_at_again(mi
 def test_a_repair_that_comes_after_its_stores_end_does_nothing(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has read the store, and waited for whoever removes it."""
     store, file = lose_its_entries(mill)
-    verdict = verifying.verify(mill.db, mill.vectors)
+    verdict = verifying.verify(mill.db, mill.vectors, mill.storage)
     recipe = mill.row(store, file).recipe
     monkeypatch.setattr(indexes, "lock", lambda *_: None)
 
@@ -242,3 +365,15 @@ def test_a_vector_database_that_is_away_is_told(
 
     assert verifying.main(mill.context.config, mend=True) == 2
     assert "cannot be reached: nobody answers" in capsys.readouterr().err
+
+
+def test_a_storage_that_is_away_is_told(
+    mill: Works, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> Verdict:
+        raise StorageAway("The file storage cannot be reached: nobody answers")
+
+    monkeypatch.setattr(verifying, "verify", away)
+
+    assert verifying.main(mill.context.config, mend=True) == 2
+    assert capsys.readouterr().err == "The file storage cannot be reached: nobody answers\n"

@@ -47,6 +47,15 @@ def scanned(*texts: str) -> bytes:
     return samples._pdf_file(objects, b"/Root 1 0 R")
 
 
+def mixed(picture: str, text: str) -> bytes:
+    """A PDF of a scanned page and one of text."""
+    both = pypdfium2.PdfDocument(scanned(picture))
+    both.import_pages(pypdfium2.PdfDocument(samples.pdf([[text]])))
+    written = io.BytesIO()
+    both.save(written)
+    return written.getvalue()
+
+
 def parse(folder: Path, data: bytes, name: str) -> Document:
     (folder / name).write_bytes(data)
     parser = Parser(Limits())
@@ -124,12 +133,18 @@ def test_scanned_pages_that_nobody_here_can_read_are_refused_when_none_has_text(
 
 def test_without_tesseract_a_page_of_text_is_read_beside_scanned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    both = pypdfium2.PdfDocument(scanned("A picture"))
-    both.import_pages(pypdfium2.PdfDocument(samples.pdf([[WORDS]])))
-    written = io.BytesIO()
-    both.save(written)
 
-    assert [block.text for block in pdf.read(written.getvalue(), Limits()).blocks] == ["", WORDS]
+    blocks = list(pdf.read(mixed("A picture", WORDS), Limits()).blocks)
+
+    assert [(block.text, block.unread) for block in blocks] == [("", True), (WORDS, False)]
+
+
+def test_a_document_says_that_pages_of_it_were_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = parse(tmp_path, samples.pdf([[WORDS]]), "whole.pdf")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = parse(tmp_path, mixed("A picture", WORDS), "mixed.pdf")
+
+    assert (whole.unread, found.unread, found.text) == (False, True, WORDS)
 
 
 @needs_tesseract

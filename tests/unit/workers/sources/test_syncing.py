@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import s3fs
+from msgspec.structs import replace
 from sqlalchemy import update
 
 from jobs.clock import now
@@ -14,7 +15,9 @@ from tests.support.ingesting import Works, works
 from tests.support.services import S3
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
+from workers.parsing import office
 from workers.parsing.parser import Parser
+from workers.parsing.terms import unsupported
 from workers.sources import folder
 from workers.vectors.opening import open_vectors
 
@@ -97,7 +100,7 @@ def test_a_new_version_that_fails_leaves_the_old_one_where_it_was(each: Works, l
     assert source.names("apple") == {"a.txt"}
     assert source.items()["a.txt"].previous_id == old
     refused = each.row(source.store, str(source.items()["a.txt"].file_id)).version
-    source.again()  # what was refused for what it is would be refused again
+    source.by_schedule()  # what was refused for what it is would be refused again
     assert source.counts() == [3, 0, 0, 0, 2, 1]
     assert each.row(source.store, str(source.items()["a.txt"].file_id)).version == refused
 
@@ -106,6 +109,50 @@ def test_a_new_version_that_fails_leaves_the_old_one_where_it_was(each: Works, l
     assert source.counts() == [3, 0, 1, 0, 2, 0]
     assert source.names("apple") == set()
     assert_mirrors(source, TEXTS | {"a.txt": "avocado " * 9})
+
+
+def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks(
+    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has got another library, a higher limit, or a moment's rest since."""
+
+    def lacks(*_: object) -> None:
+        raise unsupported("Word can be read where Nightmill is installed with the extra 'parse'.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Parser, "parse", lacks)
+        source = of_folder(mill, library)
+    assert source.counts() == [3, 0, 0, 0, 0, 3]
+    before = {key: item.file_id for key, item in source.items().items()}
+
+    source.by_schedule()
+    assert source.counts() == [3, 0, 0, 0, 0, 3]
+    source.again()
+    assert source.counts() == [3, 3, 0, 0, 0, 0]
+    assert {key: item.file_id for key, item in source.items().items()} == before
+    assert_mirrors(source, TEXTS)
+
+
+def test_what_was_read_in_part_is_read_again_when_a_client_asks(
+    each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a Tesseract by now."""
+    parse = Parser.parse
+    with monkeypatch.context() as patched:
+        patched.setattr(Parser, "parse", lambda *asked: replace(parse(*asked), unread=asked[2] == "a.txt"))
+        source = of_folder(each, library)
+    file = str(source.items()["a.txt"].file_id)
+    before = each.row(source.store, file).document
+    monkeypatch.setattr(office, "sees", lambda: True)
+
+    source.by_schedule()
+    assert each.row(source.store, file).document == before
+    source.again()
+    assert source.counts() == [3, 0, 1, 0, 2, 0]
+    assert each.row(source.store, file).document != before
+    source.again()
+    assert source.counts() == [3, 0, 0, 0, 3, 0]
+    assert_mirrors(source, TEXTS)
 
 
 def test_a_version_that_is_whole_elsewhere_replaces_nothing_here(each: Works, library: Path) -> None:

@@ -61,7 +61,7 @@ def assert_in_step(mill: Works, source: Sync, *indexes: str) -> None:
     for index in indexes:
         assert {row.id: row.status for row in mill.rows(index)} == dict.fromkeys(files, "completed")
     mill.purge()
-    assert verifying.verify(mill.db, mill.vectors).faults == []
+    assert verifying.verify(mill.db, mill.vectors, mill.storage).faults == []
     for index in indexes:
         mill.assert_tidy(index)
 
@@ -190,7 +190,7 @@ def test_a_source_that_is_deleted_takes_its_files_out_of_every_index(each: Works
     assert alive(each) == set()
     assert [*each.rows(source.store), *each.rows(second)] == []
     assert set(TEXTS) & source.items().keys() == set()
-    assert verifying.verify(each.db, each.vectors).faults == []
+    assert verifying.verify(each.db, each.vectors, each.storage).faults == []
 
 
 @pytest.mark.parametrize("asked", [None, SMALLER])

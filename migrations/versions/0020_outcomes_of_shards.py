@@ -6,7 +6,7 @@ Shards that have ended before, or by a worker from before, say nothing: theirs a
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0022"
+revision = "0020"
 down_revision = "0019"
 branch_labels = None
 depends_on = None
