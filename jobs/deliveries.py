@@ -170,11 +170,15 @@ def delete(session: Session, endpoint: WebhookEndpoint) -> None:
     _update(session, and_(Delivery.endpoint_id == endpoint.id, _ON_HOLD), state=FAILED, error=DELETED)
 
 
-def fail_lost(session: Session, limit: int) -> int:
-    """What is held for endpoints that are gone, by whatever way, fails; returns how many."""
+def lost(session: Session, limit: int) -> Sequence[str]:
+    """What is held for endpoints that are gone, by whatever way."""
     gone = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
-    ids = session.scalars(select(Delivery.id).where(_ON_HOLD, gone).limit(limit)).all()
-    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), state=FAILED, error=DELETED) if ids else 0
+    return session.scalars(select(Delivery.id).where(_ON_HOLD, gone).limit(limit)).all()
+
+
+def fail_lost(session: Session, ids: Collection[str]) -> int:
+    """It fails, and was not held for anybody else meanwhile; returns how many."""
+    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), state=FAILED, error=DELETED)
 
 
 def replay(

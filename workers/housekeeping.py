@@ -72,6 +72,8 @@ class Housekeeper:
             self._retained = self._clock()
             self._retention.run()
             self._write(quarantine.forget)
+        else:
+            self._retention.go_on()
 
     def standing(self) -> dict[Task, Queue]:
         """What is to be done that has no job, and where somebody may do it now: webhooks that are due, removals."""

@@ -2,21 +2,23 @@
 uploads, old keys, the inside of old jobs and their webhooks, what of the cache cannot be found any more.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
-what two looks an hour apart find so is removed. What a job holds of a deleted file goes before the file's row. A file's
-bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+what two looks an hour apart find so is removed. What a job holds goes before the rows that tell of it, and before that
+of a deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import attachments, audit, cached, deliveries
 from jobs.clock import now
-from jobs.db import Database
-from jobs.errors import DatabaseBusy, StorageAway
+from jobs.db import UNSEEN, Database
+from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.models import (
     Attempt,
     Base,
@@ -44,8 +46,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", KeptResponse, KeptCompletion)
 _AT_ONCE = 200
 _PAGES = 20
+_JOBS_AT_ONCE = 10
+#: For so long a pass, or its going on, looks for more to do: meanwhile nothing else is looked after.
+_PASS_SECONDS, _MORE_SECONDS = 2.0, 0.5
 _ORPHAN_PASSES = 60  # once an hour
 _UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
+_STORAGE = (StorageAway, StorageFull, NotFound)
+#: A job that has rows inside.
+_FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
 
 
 class Retention:
@@ -57,29 +65,58 @@ class Retention:
         self._storage = storage
         self._passes = 0
         self._suspects: frozenset[str] = frozenset()
+        self._left: list[Callable[[], bool]] = []
+        self._until = 0.0
 
     def run(self) -> None:
+        """What there is to do, but no longer than a moment; `go_on` does what is left."""
         self._passes += 1
         if self._passes % _ORPHAN_PASSES == 0:
             self._orphans_once()
             self.forget_webhooks()
-        for step in (self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows):
-            step()
+        self._left = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
+        self._do(_PASS_SECONDS)
+
+    def go_on(self) -> None:
+        """With what was too much for the last time."""
+        self._do(_MORE_SECONDS)
+
+    def _do(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        steps, self._left = self._left, []
+        for step in steps:
+            if step():
+                self._left.append(step)
             self._db.breathe()
 
-    def _files(self) -> None:
-        """Expired files are hidden, but not a schedule's; the bytes of hidden ones go when no live job reads them."""
+    def _repeat(self, page: Callable[[], bool]) -> bool:
+        """Pages of something, as long as each is full and there is time; whether there may be more."""
         for _ in range(_PAGES):
-            with self._db.write() as session:
-                hidden = _hide(session)
+            if not page():
+                return False
             self._db.breathe()
-            if hidden < _AT_ONCE:
+            if time.monotonic() > self._until:
                 break
+        return True
+
+    def _page(self, work: Callable[[Session], int]) -> bool:
+        """In one transaction."""
+        with self._db.write() as session:
+            return work(session) >= _AT_ONCE
+
+    def _files(self) -> bool:
+        """Expired files are hidden, but not a schedule's; the bytes of hidden ones go when no live job reads them."""
+        hidden = self._repeat(partial(self._page, _hide))
+        return self._repeat(self._purge) or hidden
+
+    def _purge(self) -> bool:
         read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
         done = File.deleted_at.is_not(None), ~read, *cached.left_nothing()
         with self._db.read() as session:
             files = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
             inside = _inside(session, files)
+        if not files:
+            return False
         self._drop(inside)  # as long as the rows say whose they are
         with self._db.write() as session:
             gone = session.scalars(select(File).where(File.id.in_([file.id for file in files]), *done)).all()
@@ -89,57 +126,49 @@ class Retention:
                 )
                 session.delete(file)
         self._drop([file.path for file in gone])
+        return len(files) == _AT_ONCE
 
-    def _cache_if_free(self) -> None:
+    def _cache_if_free(self) -> bool:
         """Workers write to it all the time; the rest is not to wait for the cache another minute."""
         try:
-            self._cache()
+            return self._cache()
         except DatabaseBusy:
             log.warning("cache_not_cleared_up")
+            return False
 
-    def _cache(self) -> None:
+    def _cache(self) -> bool:
         """What came from deleted files, what its project has cleared, what has expired, what there is no room for."""
-        self._repeat(_remove_deleted)
-        self._repeat(_remove_cleared)
-        self._repeat(lambda session: cached.remove_expired(session, now(), _AT_ONCE))
+        all_of = (_remove_deleted, _remove_cleared, _remove_expired)
+        more = [self._repeat(partial(self._page, work)) for work in all_of]
         with self._db.read() as session:
             over = cached.size(session) - self._config.cache_max_bytes
-        for _ in range(_PAGES):
-            if over <= 0:
-                return
-            with self._db.write() as session:
-                over -= cached.evict(session, _AT_ONCE)
-            self._db.breathe()
 
-    def _repeat(self, work: Callable[[Session], int]) -> None:
-        """While it finds as much as it may do at once."""
-        for _ in range(_PAGES):
-            with self._db.write() as session:
-                done = work(session)
-            if done < _AT_ONCE:
-                return
-            self._db.breathe()
+        def evict() -> bool:
+            nonlocal over
+            if over > 0:
+                with self._db.write() as session:
+                    over -= cached.evict(session, _AT_ONCE)
+            return over > 0
 
-    def _answers(self) -> None:
+        return self._repeat(evict) or any(more)
+
+    def _answers(self) -> bool:
         """Each waiting client leaves one, so there may be many."""
-        self._expired(KeptResponse, lambda response: [response.path, f"jobs/{response.id}"])
-        self._expired(KeptCompletion, lambda completion: [completion.path])
+        responses = self._repeat(partial(self._expired, KeptResponse, lambda one: [one.path, f"jobs/{one.id}"]))
+        return self._repeat(partial(self._expired, KeptCompletion, lambda one: [one.path])) or responses
 
-    def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> None:
-        for _ in range(_PAGES):
-            with self._db.write() as session:
-                gone = session.scalars(select(table).where(table.expires_at <= now()).limit(_AT_ONCE)).all()
-                for answer in gone:
-                    session.delete(answer)
-            self._drop([path for answer in gone for path in paths(answer)])
-            if len(gone) < _AT_ONCE:
-                return
-            self._db.breathe()
+    def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> bool:
+        with self._db.write() as session:
+            gone = session.scalars(select(table).where(table.expires_at <= now()).limit(_AT_ONCE)).all()
+            for answer in gone:
+                session.delete(answer)
+        self._drop([path for answer in gone for path in paths(answer)])
+        return len(gone) == _AT_ONCE
 
     def _orphans_once(self) -> None:
         try:
             self.orphans()
-        except StorageAway:
+        except _STORAGE:
             log.warning("orphans_not_looked_for")
 
     def orphans(self) -> None:
@@ -154,7 +183,10 @@ class Retention:
         found |= self._unowned("conversations/", "conversations/", Conversation.path)
         found |= self._unowned("uploads/", "uploads/", UploadPart.path)
         for folder, column in (("jobs", Job.id), ("documents", VectorStore.id)):
-            found |= {f"{folder}/{name}" for name in self._unknown(self._storage.folders(folder), column)}
+            names = self._storage.folders(folder)
+            found |= {f"{folder}/{name}" for name in self._unknown(names, column)}
+            if folder == "jobs":
+                found |= {f"jobs/{name}" for name in self._left_over(names)}
         old = sorted(found & self._suspects)
         self._suspects = frozenset(found)
         if old:
@@ -174,7 +206,19 @@ class Retention:
                 found.update(set(page) - set(session.scalars(select(column).where(column.in_(page)))))
         return found
 
-    def _uploads(self) -> None:
+    def _left_over(self, names: Sequence[str]) -> set[str]:
+        """Jobs that ended long ago and have no rows that tell of their objects, which nobody reads any more."""
+        found: set[str] = set()
+        for start in range(0, len(names), _AT_ONCE):
+            over = Job.id.in_(names[start : start + _AT_ONCE]), *self._long_over(), ~_FULL
+            with self._db.read() as session:
+                found.update(session.scalars(select(Job.id).where(*over)))
+        return found
+
+    def _uploads(self) -> bool:
+        return self._repeat(self._parts)
+
+    def _parts(self) -> bool:
         """Pending uploads whose hour is over, and the parts of all that are not pending."""
         with self._db.write() as session:
             late = Upload.status == "pending", Upload.expires_at <= now()
@@ -184,29 +228,33 @@ class Retention:
             for part in parts:
                 session.delete(part)
         self._drop([part.path for part in parts])
+        return len(parts) == _AT_ONCE
 
-    def _old_jobs(self) -> None:
+    def _old_jobs(self) -> bool:
         """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""
-        before = now() - self._config.retention_seconds
         with self._db.read() as session:
-            inside = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
-            ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
-            old = session.scalars(select(Job.id).where(Job.state.in_(TERMINAL), ended < before, inside).limit(5)).all()
-        for job_id in old:
-            self._empty(job_id)
-            self._drop([f"jobs/{job_id}"])
+            old = session.scalars(select(Job.id).where(*self._long_over(), _FULL).limit(_AT_ONCE)).all()
+        for start in range(0, len(old), _JOBS_AT_ONCE):
+            if not self._empty(old[start : start + _JOBS_AT_ONCE]):
+                return False  # the storage may be there in a minute
+            if time.monotonic() > self._until:
+                return True
+        return len(old) == _AT_ONCE
 
-    def _empty(self, job_id: str) -> None:
-        """The first shard goes first: see `jobs.retries`."""
+    def _long_over(self) -> tuple[ColumnElement[bool], ...]:
+        ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
+        return Job.state.in_(TERMINAL), ended < now() - self._config.retention_seconds
+
+    def _empty(self, job_ids: Sequence[str]) -> bool:
+        """Its first shard goes first: see `jobs.retries`. Whose objects stay keeps its other rows, and comes again."""
+        with self._db.write() as session:
+            session.execute(delete(Shard).where(Shard.job_id.in_(job_ids), Shard.n == 0))
+        self._db.breathe()
+        emptied = [job_id for job_id in job_ids if self._drop([f"jobs/{job_id}"])]
         for table in (Shard, Segment):
-            while True:
-                with self._db.write() as session:
-                    inside = select(table.n).where(table.job_id == job_id).order_by(table.n)
-                    numbers = session.scalars(inside.limit(_AT_ONCE)).all()
-                    session.execute(delete(table).where(table.job_id == job_id, table.n.in_(numbers)))
-                if not numbers:
-                    break
+            while self._delete(table, table.job_id.in_(emptied)):
                 self._db.breathe()
+        return len(emptied) == len(job_ids)
 
     def forget_webhooks(self) -> None:
         """Where old jobs told of themselves, and the secrets that signed it, once the log of that is gone too."""
@@ -221,23 +269,48 @@ class Retention:
                 session.execute(update(Job).where(some).values(webhook_url=None, webhook_secret=None))
             self._db.breathe()
 
-    def _old_rows(self) -> None:
+    def _old_rows(self) -> bool:
         before = now() - self._config.retention_seconds
         keys = now() - self._config.idempotency_seconds
-        with self._db.write() as session:
-            deliveries.fail_lost(session, _AT_ONCE)
-            _delete_old(session, Attempt, Attempt.id, Attempt.at < before)
-            _delete_old(session, Delivery, Delivery.id, Delivery.state != "pending", Delivery.created_at < before)
-            referred = exists().where(Delivery.event_id == Event.id)
-            _delete_old(session, Event, Event.id, Event.created_at < before, ~referred)
-            session.execute(delete(Idempotency).where(Idempotency.created_at < keys))
+        referred = exists().where(Delivery.event_id == Event.id)
+        old: list[tuple[Any, ...]] = [
+            (Attempt, Attempt.at < before),
+            (Delivery, Delivery.state != "pending", Delivery.created_at < before),
+            (Event, Event.created_at < before, ~referred),
+            (Idempotency, Idempotency.created_at < keys),
+        ]
+        more = [self._repeat(self._fail_lost), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
+        return any(more)
 
-    def _drop(self, paths: Sequence[str]) -> None:
+    def _delete(self, table: type[Base], *conditions: ColumnElement[bool]) -> bool:
+        """A page of such rows. They are looked for beforehand: nobody waits for that."""
+        key = list(table.__table__.primary_key)
+        with self._db.read() as session:
+            found = session.execute(select(*key).where(*conditions).limit(_AT_ONCE)).all()
+        if found:
+            still = tuple_(*key).in_([tuple(row) for row in found]), *conditions
+            with self._db.write() as session:
+                session.execute(delete(table).where(*still), execution_options=UNSEEN)
+        return len(found) == _AT_ONCE
+
+    def _fail_lost(self) -> bool:
+        with self._db.read() as session:
+            lost = deliveries.lost(session, _AT_ONCE)
+        if lost:
+            with self._db.write() as session:
+                deliveries.fail_lost(session, lost)
+        return len(lost) == _AT_ONCE
+
+    def _drop(self, paths: Sequence[str]) -> bool:
+        """Whether all of it is gone."""
+        whole = True
         for path in paths:
             try:
                 self._storage.delete(path)
-            except StorageAway:
+            except _STORAGE:
                 log.warning("purge_failed", extra={"path": path})
+                whole = False
+        return whole
 
 
 def _inside(session: Session, files: Sequence[File]) -> list[str]:
@@ -268,6 +341,10 @@ def _remove_cleared(session: Session) -> int:
     return sum(gone.values())
 
 
+def _remove_expired(session: Session) -> int:
+    return cached.remove_expired(session, now(), _AT_ONCE)
+
+
 def _receipt(session: Session, target: str, project_id: str, entries: int) -> None:
     details = {"entries": entries}
     audit.record(
@@ -284,9 +361,3 @@ def _hide(session: Session) -> int:
     attachments.remove_everywhere(session, ids)
     attachments.expire(session, now(), _AT_ONCE)
     return len(ids)
-
-
-def _delete_old(session: Session, table: type[Base], key: Any, *conditions: Any) -> None:
-    ids = session.scalars(select(key).where(*conditions).limit(_AT_ONCE)).all()
-    if ids:
-        session.execute(delete(table).where(key.in_(ids)))

@@ -55,8 +55,9 @@ def _good_lines(session: Session, job_id: str) -> dict[int, tuple[int, int]]:
     found: dict[int, tuple[int, int]] = {}
     firsts = dict(session.execute(select(Shard.n, Shard.first_line).where(Shard.job_id == job_id)).all())
     for n, good in session.execute(select(Segment.n, Segment.good).where(Segment.job_id == job_id)):
-        first, bitmap = found.get(n, (firsts[n], 0))
-        found[n] = (first, bitmap | int.from_bytes(good, "little"))
+        if n in firsts:  # or retention is taking the job: it is not known then, whatever is found here
+            first, bitmap = found.get(n, (firsts[n], 0))
+            found[n] = (first, bitmap | int.from_bytes(good, "little"))
     return found
 
 

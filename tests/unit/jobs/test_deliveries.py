@@ -514,7 +514,7 @@ def test_what_was_left_held_for_an_endpoint_that_is_gone_fails_and_nothing_else(
         session.delete(session.get_one(WebhookEndpoint, "we_1"))
 
     with db.write() as session:
-        counts = [deliveries.fail_lost(session, 1) for _ in range(4)]
+        counts = [deliveries.fail_lost(session, deliveries.lost(session, 1)) for _ in range(4)]
 
     assert counts == [1, 1, 1, 0]
     with db.read() as session:

@@ -38,7 +38,7 @@ from jobs.settings import Settings
 from jobs.states import JobState, ShardState
 from jobs.storage import DiskStorage
 from tests.support import ledgers
-from workers import dispatcher, housekeeping, process
+from workers import dispatcher, housekeeping, process, retention
 from workers.away import BrokerAway
 from workers.dispatcher import Dispatcher
 from workers.leadership import Leadership
@@ -579,14 +579,14 @@ def test_retention_takes_the_bytes_of_a_deleted_file_when_no_live_job_reads_it(h
         for name, life in (("file-read", {"deleted_at": 1.0}), ("file-late", {"expires_at": 1.0}), ("file-kept", {})):
             house.storage.put(f"files/{name}", b"x")
             session.add(_file(name, **life))
-    retention = Retention(house.config, house.db, house.storage)
+    keeping = Retention(house.config, house.db, house.storage)
 
-    retention.run()
+    keeping.run()
     kept = house.storage.list("files")
     with house.db.write() as session:
         ledger.cancel(session, live.id, actor="key:test")
     ledgers.close(house.db, live.id)
-    retention.run()
+    keeping.run()
 
     assert kept == ["files/file-kept", "files/file-read"]
     assert house.storage.list("files") == ["files/file-kept"]
@@ -626,6 +626,23 @@ def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: H
     assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
 
 
+def test_retention_goes_on_each_second_with_what_was_too_much(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_JOBS_AT_ONCE", 1), ("_PASS_SECONDS", 0.0), ("_MORE_SECONDS", 0.0)):
+        monkeypatch.setattr(retention, name, value)
+    with house.db.write() as session:
+        for n in range(3):
+            session.add(ledgers.new_job(id=f"batch_old_{n}", state="succeeded", completed_at=1.0))
+            session.add_all(ledgers.cuts(f"batch_old_{n}", [1]))
+
+    left = []
+    for seconds in (59, 2, 1, 1):
+        house.tick(seconds)
+        with house.db.read() as session:
+            left.append(len(session.scalars(select(Shard)).all()))
+
+    assert left == [3, 2, 1, 0]
+
+
 @pytest.mark.parametrize("end", ["failed_at", "expired_at", "cancelled_at"])
 def test_retention_counts_from_the_end_whatever_it_was(house: House, end: str) -> None:
     jobs = [ledgers.running(house.db, [1]).id for _ in range(2)]
@@ -648,7 +665,7 @@ def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_emp
     monkeypatch.setattr("workers.retention._AT_ONCE", 2)
     job = ledgers.finishing(house.db, [1] * 3)
     ledgers.close(house.db, job.id)
-    retention = Retention(house.config, house.db, house.storage)
+    keeping = Retention(house.config, house.db, house.storage)
     breaths = iter(range(transactions - 1))
 
     def dies() -> None:
@@ -657,11 +674,11 @@ def test_of_a_job_that_is_emptied_in_part_nothing_is_known_and_the_next_pass_emp
     with monkeypatch.context() as patch:
         patch.setattr(house.db, "breathe", dies)
         with pytest.raises(StopIteration):
-            retention._empty(job.id)
+            keeping._empty([job.id])
     with house.db.write() as session:
         known = retries.known(session, job)
         session.execute(update(Job).where(Job.id == job.id).values(completed_at=1.0))
-    retention.run()
+    keeping.run()
 
     assert not known
     with house.db.read() as session:
@@ -681,13 +698,13 @@ def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_kn
         session.add(_file("file-out", filename=f"{done.id}_output.jsonl", purpose=BATCH_OUTPUT, deleted_at=1.0))
         session.add(_file("file-err", filename=f"{done.id}_error.jsonl", purpose=BATCH_OUTPUT))
         session.add(_file("file-x", filename=f"{live.id}_output.jsonl", deleted_at=1.0))  # as a client calls it
-    retention = Retention(house.config, house.db, house.storage)
+    keeping = Retention(house.config, house.db, house.storage)
 
-    retention.run()
+    keeping.run()
     kept = house.storage.list("jobs")
     with house.db.write() as session:
         session.execute(update(File).where(File.id == "file-err").values(deleted_at=1.0))
-    retention.run()
+    keeping.run()
 
     assert kept == sorted(paths)
     assert house.storage.list("jobs") == [row.path for row in ledgers.segments(house.db, live.id)]
@@ -705,12 +722,12 @@ def test_a_retrys_copy_of_a_deleted_input_goes_with_it_when_nobody_reads_it(hous
         house.storage.put(path, b"x")
     with house.db.write() as session:
         session.add(_file("file-in", deleted_at=1.0))
-    retention = Retention(house.config, house.db, house.storage)
+    keeping = Retention(house.config, house.db, house.storage)
 
-    retention.run()
+    keeping.run()
     kept = house.storage.list("jobs")
     ledgers.close(house.db, again.id)
-    retention.run()
+    keeping.run()
 
     assert kept == ["jobs/again/input-1.jsonl"]
     assert house.storage.list("jobs") == house.storage.list("files") == []
@@ -920,15 +937,15 @@ def test_bytes_that_no_row_points_to_go_at_the_second_look(house: House) -> None
         session.add(_file("file-kept"))
     for name in ("file-kept", "file-lost"):
         house.storage.put(f"files/{name}", b"x")
-    retention = Retention(house.config, house.db, house.storage)
+    keeping = Retention(house.config, house.db, house.storage)
     unfinished = house.storage.root / "files" / ".partial-0123"
     unfinished.write_bytes(b"ha")
     os.utime(unfinished, (0, 0))
 
-    retention.orphans()
+    keeping.orphans()
     first = house.storage.list("files")
     house.storage.put("files/file-new", b"x")  # its row is on its way
-    retention.orphans()
+    keeping.orphans()
 
     assert not unfinished.exists()
     assert first == ["files/file-kept", "files/file-lost"]

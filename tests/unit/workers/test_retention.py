@@ -2,20 +2,33 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select, update
 
-from jobs import cached
+from jobs import cached, retries, shards
 from jobs.cached import New
 from jobs.clock import now
 from jobs.db import Database
 from jobs.due import HELD
-from jobs.errors import DatabaseBusy, StorageAway
-from jobs.models import Attempt, Cached, Delivery, Event, File, Job, KeptResponse, VectorStore
+from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.models import (
+    Attempt,
+    Cached,
+    Delivery,
+    Event,
+    File,
+    Idempotency,
+    Job,
+    KeptResponse,
+    Segment,
+    Shard,
+    VectorStore,
+)
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
-from tests.support.ledgers import new_job, submitted
+from tests.support.ledgers import close, finishing, new_job, submitted
 from workers import retention
 from workers.retention import Retention
 
@@ -81,6 +94,135 @@ def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
 
     assert not (storage.root / "files/file-late").exists()
     assert "orphans_not_looked_for" in caplog.messages
+
+
+@pytest.mark.parametrize("error", [StorageAway, StorageFull, NotFound])
+@pytest.mark.parametrize("what", ["list", "delete"])
+def test_whatever_storage_refuses_keeps_nothing_else_from_going(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    what: str,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
+    monkeypatch.setattr(storage, what, refuse)
+    _expired_file(db, storage)
+    with db.write() as session:
+        session.add(Idempotency(project_id="p", route="r", key="k", beat_at=1.0, created_at=1.0))
+
+    keeping.run()
+
+    with db.read() as session:
+        assert session.get(File, "file-late") is None
+        assert session.scalars(select(Idempotency)).all() == []
+
+
+def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile no retry goes by what is left."""
+    job_id = _old_job(db, storage, [2, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", _away)
+        keeping.run()
+    with db.read() as session:
+        assert not retries.known(session, session.get_one(Job, job_id))
+    assert len(storage.list("jobs")) == 2
+
+    keeping.run()
+
+    assert storage.list("jobs") == []
+    with db.read() as session:
+        assert session.scalars(select(Shard)).all() == session.scalars(select(Segment)).all() == []
+
+
+def test_objects_of_jobs_that_nothing_tells_of_any_more_go_with_the_orphans(
+    keeping: Retention, db: Database, storage: DiskStorage
+) -> None:
+    """A crash, or an end before there were shards, leaves them; those of a job that has just ended, or lives, stay."""
+    ended = {"state": "failed", "failed_at": 1.0}
+    with db.write() as session:
+        session.add(new_job(id="batch_old", **ended))
+        session.add(new_job(id="batch_late", **ended | {"failed_at": now()}))
+        session.add(new_job(id="batch_alive", state="running"))
+    for name in ("old", "late", "alive"):
+        storage.put(f"jobs/batch_{name}/input-1.jsonl", b"x")
+    full = _old_job(db, storage, [1])
+
+    keeping.orphans()
+    keeping.orphans()
+
+    assert set(storage.folders("jobs")) == {"batch_late", "batch_alive", full}
+
+
+def test_many_old_jobs_go_at_once_and_no_longer_than_a_moment_each_time(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
+    for _ in range(12):
+        _old_job(db, storage, [1])
+    keeping.run()
+    at_once = len(storage.list("jobs"))
+
+    monkeypatch.setattr(retention, "_JOBS_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 0.0)
+    monkeypatch.setattr(retention, "_MORE_SECONDS", 0.0)
+    for _ in range(5):
+        _old_job(db, storage, [1])
+    left = []
+    for step in (keeping.run, keeping.go_on, keeping.go_on, keeping.go_on):
+        step()
+        left.append(len(storage.list("jobs")))
+    _old_job(db, storage, [1])
+    keeping.go_on()
+
+    assert (at_once, left, len(storage.list("jobs"))) == (0, [3, 1, 0, 0], 1)
+
+
+def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
+    keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
+    with db.write() as session:
+        for n in range(5):
+            old = {"project_id": "p", "created_at": 1.0}
+            session.add(Idempotency(route="r", key=f"{n}", beat_at=1.0, **old))
+            session.add(Attempt(delivery_id="wh", n=n, at=1.0, seconds=0.1))
+        session.add(Idempotency(project_id="p", route="r", key="new", beat_at=1.0, created_at=now()))
+    deleted: list[int] = []
+
+    def note(connection: object, cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith(("DELETE FROM attempt", "DELETE FROM idempotency")):
+            deleted.append(cursor.rowcount)
+
+    event.listen(db.engine, "after_cursor_execute", note)
+    try:
+        keeping.run()
+    finally:
+        event.remove(db.engine, "after_cursor_execute", note)
+    monkeypatch.setattr(db, "write", _away)
+
+    assert not keeping._old_rows()
+    assert deleted == [2, 2, 1] * 2
+    with db.read() as session:
+        assert session.scalars(select(Idempotency.key)).all() == ["new"]
+
+
+def _old_job(db: Database, storage: DiskStorage, lines: list[int]) -> str:
+    """One that ended long ago, and the objects of its shards."""
+    job_id = finishing(db, lines).id
+    close(db, job_id)
+    for n in range(len(lines)):
+        storage.put(shards.segment_path(job_id, n, 1, 0), b"x")
+    with db.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(completed_at=1.0))
+    return job_id
 
 
 def test_bytes_that_could_not_be_removed_go_with_the_orphans(
@@ -229,6 +371,7 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
     db: Database, storage: DiskStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two transactions of two: there are five files and answers, and what is cached is too much by five, too."""
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
     monkeypatch.setattr(retention, "_AT_ONCE", 2)
     monkeypatch.setattr(retention, "_PAGES", 2)
     facts = {"purpose": "batch", "filename": "f", "bytes": 1, "created_at": 1.0, "expires_at": 1.0}
