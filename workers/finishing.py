@@ -28,7 +28,7 @@ from jobs.payloads import BATCH_OUTPUT, INGESTION, Batch
 from jobs.queues import Task
 from jobs.shards import Tally
 from jobs.states import JobState
-from workers import outcomes, records
+from workers import claiming, outcomes, records
 from workers.context import Context
 from workers.ingestion.conclude import conclude, tend
 from workers.keeper import Hold
@@ -46,9 +46,7 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
 
     With a `claim` there was no doorbell: whoever ran its only shard has it from the last segment's transaction.
     """
-    claim = claim or context.db.retrying(
-        lambda session: ledger.claim(session, job_id, Task.FINISH, context.worker_id), context.stop
-    )
+    claim = claim or claiming.job(context, job_id, Task.FINISH)
     if claim is None:
         return
     with context.keeper.holding(job_id, claim.epoch) as hold:

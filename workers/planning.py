@@ -23,7 +23,7 @@ from jobs.outbox import SMALL_BYTES
 from jobs.payloads import INGESTION
 from jobs.queues import Task
 from jobs.registry import ModelsFileError
-from workers import selection
+from workers import claiming, selection
 from workers.context import Context
 from workers.ingestion.plan import plan_ingestion
 from workers.keeper import Hold
@@ -39,9 +39,7 @@ _SHARDS_AT_ONCE = 50
 
 def plan(context: Context, job_id: str) -> None:
     """Handle one `plan` doorbell. Returns quietly when there is nothing to plan or the claim was lost."""
-    claim = context.db.retrying(
-        lambda session: ledger.claim(session, job_id, Task.PLAN, context.worker_id), context.stop
-    )
+    claim = claiming.job(context, job_id, Task.PLAN)
     if claim is None:
         return
     with context.keeper.holding(job_id, claim.epoch) as hold:

@@ -30,7 +30,7 @@ from jobs.outbox import LONGEST_DELAY
 from jobs.payloads import INGESTION, Response
 from jobs.shards import ShardClaim, Tally
 from jobs.states import TERMINAL
-from workers import records
+from workers import claiming, records
 from workers.answering import Answering
 from workers.context import Context
 from workers.engines.port import Answer, EngineFault, Request
@@ -58,7 +58,7 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
     """
     if not host.await_start(context.stop):
         return
-    claim = context.db.retrying(lambda session: shards.claim(session, job_id, n, context.worker_id), context.stop)
+    claim = claiming.shard(context, job_id, n)
     if claim is None:
         return
     with ExitStack() as holding:

@@ -22,6 +22,7 @@ from jobs.payloads import index_of
 from jobs.queues import Queue
 from jobs.registry import ModelsFileError
 from jobs.shards import ShardClaim, Tally
+from workers import claiming
 from workers.context import Context
 from workers.ingestion import cutting, prompting
 from workers.ingestion.prompting import Prompt
@@ -45,9 +46,7 @@ GONE = ("invalid_file", "The file's content is gone.")
 
 def parse_shard(context: Context, parser: Parser, job_id: str, n: int) -> bool:
     """Handle one `run` doorbell of the parsing pool. Whether the job, of this one shard, is to be finished now."""
-    claim = context.db.retrying(
-        lambda session: shards.claim(session, job_id, n, context.worker_id, queue=Queue.INGEST), context.stop
-    )
+    claim = claiming.shard(context, job_id, n, queue=Queue.INGEST)
     if claim is None:
         return False
     with context.keeper.holding(job_id, claim.epoch, n) as hold:
