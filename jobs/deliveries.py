@@ -330,7 +330,8 @@ def _within(column: Any, selection: Selection):  # type: ignore[no-untyped-def]
 def _replayable(session: Session, project_id: str, endpoint_id: str | None) -> WebhookEndpoint | None:
     if endpoint_id is None:
         return None
-    endpoint = session.get(WebhookEndpoint, endpoint_id)
+    locked = {"with_for_update": True, "populate_existing": True}  # of two that owe what was missed, one does
+    endpoint = session.get(WebhookEndpoint, endpoint_id, **locked)
     if endpoint is None or endpoint.project_id != project_id:
         raise NotFound("There is no such webhook endpoint.")
     if endpoint.disabled_at is not None:

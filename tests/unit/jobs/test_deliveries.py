@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from jobs.errors import Conflict, NotFound
 from jobs.models import Attempt, Audit, Delivery, Event, Job, Measure, WebhookEndpoint, Worker
 from jobs.settings import Settings
 from jobs.webhook import Outcome, new_secret
-from tests.support.databases import KINDS, fresh, notified
+from tests.support.databases import KINDS, fresh, notified, until_waiting
 
 CONFIG = Settings(webhook_retry_seconds=(0, 10, 100), webhook_disable_seconds=1000)
 OK = Outcome(200, None, None, 0.01)
@@ -565,6 +566,28 @@ def test_replay_owes_what_was_missed_while_disabled_once(db: Database) -> None:
     # its own `webhook_endpoint.disabled` is among them: nobody could tell it then
     assert (len(owed), again) == (3, [])
     assert len(claim(db, per_endpoint=9)) == 3
+
+
+@pytest.mark.postgres
+def test_of_two_that_replay_what_was_missed_at_once_one_owes_it(postgres: Database) -> None:
+    happen(postgres, "batch_1", 2)
+    endpoint(postgres)
+    missed = Selection(since=now() - 60, missed=True)
+
+    def again() -> list[str]:
+        with postgres.write() as session:
+            return deliveries.replay(session, "proj_1", "we_1", missed)
+
+    with ThreadPoolExecutor(1) as pool:
+        with postgres.write() as session:
+            owed = deliveries.replay(session, "proj_1", "we_1", missed)
+            other = pool.submit(again)
+            until_waiting(postgres, 1)
+
+        assert len(owed) == 2
+        assert other.result(timeout=10) == []
+    with postgres.read() as session:
+        assert len(session.scalars(select(Delivery)).all()) == 2
 
 
 def test_replay_leaves_what_is_in_flight_alone(db: Database) -> None:
