@@ -81,7 +81,8 @@ def counts_of(session: Session, ids: Sequence[str]) -> tuple[dict[str, dict[str,
 def stop_jobs(session: Session, call: CallContext, index_ids: Sequence[str]) -> None:
     """Work for indexes that go is stopped; what is about to end will find that they are gone."""
     busy = VectorStoreFile.store_id.in_(index_ids), VectorStoreFile.status == IN_PROGRESS
-    for job_id in session.scalars(select(VectorStoreFile.job_id).where(*busy).distinct().limit(_STOPPED)).all():
+    jobs = select(VectorStoreFile.job_id).where(*busy).distinct().order_by(VectorStoreFile.job_id)
+    for job_id in session.scalars(jobs.limit(_STOPPED)).all():  # in one order, as who buries a worker locks them
         with suppress(Conflict):
             ledger.cancel(session, job_id, actor=call.actor)
 

@@ -77,7 +77,7 @@ def create_source(call: Call, once: Idempotent, vector_store_id: str, body: Crea
     first = next_after(body.cron, zone, created) if body.cron and zone else None
 
     def make(session: Session) -> SourceObject:
-        store = get_store(session, call, vector_store_id, alive=True)
+        store = get_store(session, call, vector_store_id, alive=True, lock=True)
         _check_count(session, store)
         source = Source(
             id=new_id("vss_"),

@@ -32,7 +32,7 @@ from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.guard import check_url
 from jobs.ids import new_id
-from jobs.models import Delivery, Event, WebhookEndpoint
+from jobs.models import Delivery, Event, Project, WebhookEndpoint
 from jobs.payloads import EVENT_TYPES
 from jobs.webhook import body as body_of
 from jobs.webhook import new_secret, old_secrets, post_once, signing_secrets
@@ -264,6 +264,7 @@ def _check_url(call: CallContext, url: str) -> None:
 
 
 def _check_room(session: Session, call: CallContext) -> None:
+    session.get(Project, call.project_id, with_for_update={"key_share": True})  # of two at once, one counts the other
     count = session.scalar(select(func.count()).select_from(_endpoints(call).subquery())) or 0
     if count >= _MAX_ENDPOINTS:
         raise Conflict(f"A project has at most {_MAX_ENDPOINTS} webhook endpoints.", code="too_many_endpoints")

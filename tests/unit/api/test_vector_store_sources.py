@@ -1,6 +1,7 @@
 """Sources of vector stores: made, shown, paused, deleted, and refused before anything is done."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from jobs import sources
+from jobs import indexes, sources
 from jobs.models import Audit, Job, Source, SourceItem
 from jobs.sources import ITEMS_AT_ONCE
-from tests.support.web import make_key
+from tests.support.databases import until_waiting
+from tests.support.web import make_key, running_app
 from tests.unit.api.conftest import client_of
 
 PAGE = {"type": "url", "url": "https://192.0.43.8/a.html"}
@@ -230,3 +232,19 @@ def test_a_store_has_so_many_sources_and_no_more(
 
     assert [answer.status_code for answer in answers] == [200, 200, 400]
     assert error_of(answers[2])[2] == "too_many_sources"
+
+
+@pytest.mark.postgres
+def test_of_two_that_make_the_last_source_at_once_one_does(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.routes.vector_store_sources._MOST_SOURCES", 1)
+    with running_app(tmp_path, postgres_url) as app, ThreadPoolExecutor(2) as pool:
+        client, db = client_of(app, make_key(app)), app.state.services.db
+        store_id = client.post("/v1/vector_stores", json={}).json()["id"]
+        with db.write() as session:
+            indexes.lock(session, store_id)
+            asked = [pool.submit(client.post, f"/v1/vector_stores/{store_id}/sources", json=PAGE) for _ in range(2)]
+            until_waiting(db, 2)
+
+        assert sorted(one.result(timeout=30).status_code for one in asked) == [200, 400]

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from openai.types import VectorStore as OpenAIVectorStore
 from sqlalchemy import delete, func, select, update
 
+from jobs import ledger
 from jobs.models import Audit, Conversation, File, Job, VectorRemoval, VectorStore, VectorStoreFile
 from tests.support.databases import until_waiting
 from tests.support.web import make_key, running_app
@@ -419,3 +420,24 @@ def test_a_search_that_nobody_can_answer_says_so(client: TestClient) -> None:
     answer = client.post(f"/v1/vector_stores/{made(client)}/search", json={"query": "x"})
 
     assert answer.status_code == 503
+
+
+def test_the_jobs_of_a_store_that_goes_are_stopped_in_one_order(
+    either: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who buries a worker locks them in that order, too."""
+    client, cancel, stopped = client_of(either, make_key(either)), ledger.cancel, []
+
+    def noting(session: Any, job_id: str, **by: Any) -> Job:
+        stopped.append(job_id)
+        return cancel(session, job_id, **by)
+
+    monkeypatch.setattr(ledger, "cancel", noting)
+    store_id = made(client)
+    for _ in range(12):
+        client.post(f"/v1/vector_stores/{store_id}/files", json={"file_id": upload(client)})
+
+    client.delete(f"/v1/vector_stores/{store_id}")
+
+    assert len(stopped) == 12
+    assert stopped == sorted(stopped)

@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +13,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 from standardwebhooks import Webhook
 
+from api.routes import webhook_endpoints
 from jobs.clock import now
 from jobs.due import HELD
-from jobs.models import Attempt, Delivery, WebhookEndpoint
+from jobs.models import Attempt, Delivery, Project, WebhookEndpoint
 from jobs.webhook import signing_secrets
 from tests.support import runs
-from tests.support.web import make_key
+from tests.support.databases import until_waiting
+from tests.support.web import make_key, running_app
 from tests.unit.api.conftest import client_of
 from tests.unit.api.test_batches import create as create_batch
 
@@ -45,6 +49,23 @@ def test_the_secret_is_shown_once(client: TestClient) -> None:
     assert shown == made
     assert shown["signing_secret_hint"] == f"…{secret[-4:]}"
     assert secret not in client.get("/v1/webhook_endpoints").text
+
+
+@pytest.mark.postgres
+def test_of_two_that_make_the_last_endpoint_at_once_one_does(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_endpoints, "_MAX_ENDPOINTS", 1)
+    with running_app(tmp_path, postgres_url) as app, ThreadPoolExecutor(2) as pool:
+        client, db = client_of(app, make_key(app)), app.state.services.db
+        with db.write() as session:
+            session.scalars(select(Project).with_for_update(key_share=True)).all()
+            asked = [pool.submit(client.post, "/v1/webhook_endpoints", json=GOOD) for _ in range(2)]
+            until_waiting(db, 2)
+
+        answers = sorted((one.result(timeout=30) for one in asked), key=lambda answer: int(answer.status_code))
+    assert [answer.status_code for answer in answers] == [200, 409]
+    assert answers[1].json()["error"]["code"] == "too_many_endpoints"
 
 
 def test_an_endpoint_is_listed_changed_and_deleted(client: TestClient) -> None:
