@@ -4,12 +4,13 @@
                          ├─ a refusal, or none after all tries ─▶ the engine's words in the object ─▶ failed
                          └─ not run (cancelled, expired) ─▶ the state that says so
 
-The object is written before the job's state, so that whoever sees the end finds it there. Deleted meanwhile, it is
-written all the same, has no row, and is removed by retention.
+The object is written before the job's state, so that whoever sees the end finds it there. What was deleted meanwhile
+ends without a word, and nothing stays of it: who deletes it later than that finds the job at its end and does the same.
 """
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -17,10 +18,10 @@ from sqlalchemy import select
 
 from jobs import ledger, responses
 from jobs.endpoints import RESPONSES
-from jobs.errors import NotFound
+from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.kept import Kept, decode, encode
 from jobs.ledger import JobClaim
-from jobs.models import TOKENS, Segment
+from jobs.models import TOKENS, KeptResponse, Segment
 from jobs.states import JobState
 from workers import outcomes, records
 from workers.context import Context
@@ -32,27 +33,34 @@ def respond(context: Context, claim: JobClaim) -> None:
     """Bring the claimed job to its end. Raises Fenced, StorageFull, StorageAway."""
     with context.db.read() as session:
         segment = session.scalars(select(Segment).where(Segment.job_id == claim.job.id)).first()
+        wanted = session.get(KeptResponse, claim.job.id) is not None
     if segment is None:  # cancelled or expired
         _close(context, claim, {})
         return
     good = any(segment.good)
     counts = segment.outcomes or {}
     values = {name: getattr(segment, name) for name in TOKENS} | {"completed": int(good), "failed": int(not good)}
-    if claim.job.state != JobState.FINISHING:  # stopped when it was nearly done: that it was, its state says
+    if claim.job.state != JobState.FINISHING or not wanted:  # stopped when it was nearly done: that its state says
         _close(context, claim, values, counts)
-        context.storage.delete(f"jobs/{claim.job.id}")  # nobody will be shown it
+        _remove(context, f"jobs/{claim.job.id}")  # nobody will be shown it
         return
     with context.storage.reader(segment.path) as handle:
         _, _, line = records.parse(handle.read(segment.length).rstrip(b"\n"))
     said = msgspec.json.decode(line)
     kept = _object(context, claim.job.id)
     answer: Any = said["response"]["body"] if good else None
-    if kept is None or not responses.sound(answer):
+    if kept is None:
+        _close(context, claim, values, counts)
+    elif not responses.sound(answer):
         _fail(context, claim, values, counts, kept, said)
-        return
-    _write(context, Kept(kept.question, responses.ours(answer, kept.response)))
-    incomplete = answer.get("status") == "incomplete"
-    _close(context, claim, values, counts, "response.incomplete" if incomplete else None)
+    else:
+        _write(context, Kept(kept.question, responses.ours(answer, kept.response)))
+        incomplete = answer.get("status") == "incomplete"
+        _close(context, claim, values, counts, "response.incomplete" if incomplete else None)
+    with context.db.read() as session:
+        wanted = session.get(KeptResponse, claim.job.id) is not None
+    if not wanted:
+        _remove(context, responses.path(claim.job.id), f"jobs/{claim.job.id}")
 
 
 def _object(context: Context, response_id: str) -> Kept | None:
@@ -62,6 +70,13 @@ def _object(context: Context, response_id: str) -> Kept | None:
             return decode(handle.read())
     except NotFound:
         return None
+
+
+def _remove(context: Context, *paths: str) -> None:
+    """What the storage does not let go of now, retention removes."""
+    for path in paths:
+        with suppress(StorageAway, StorageFull):
+            context.storage.delete(path)
 
 
 def _write(context: Context, kept: Kept) -> None:
@@ -84,14 +99,13 @@ def _fail(
     claim: JobClaim,
     values: Mapping[str, Any],
     counts: Mapping[str, int],
-    kept: Kept | None,
+    kept: Kept,
     said: Mapping[str, Any],
 ) -> None:
     """The engine's words may quote the prompt: they go where that lies, and its code alone into the ledger."""
     error = _error(said)
     code = outcomes.word(error.get("code")) or "engine_error"
-    if kept is not None:
-        _write(context, Kept(kept.question, {**kept.response, "error": responses.error_of(error)}))
+    _write(context, Kept(kept.question, {**kept.response, "error": responses.error_of(error)}))
     errors = [{"code": code, "message": "The engine gave no response.", "param": None, "line": None}]
     context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, errors=errors))
     log.info("response_failed", extra={"job_id": claim.job.id, "code": code})

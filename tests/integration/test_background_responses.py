@@ -15,6 +15,7 @@ from sqlalchemy import select, update
 
 from jobs.clock import now
 from jobs.db import Database
+from jobs.errors import StorageAway
 from jobs.models import Event, Job
 from jobs.states import JobState
 from jobs.storage import DiskStorage
@@ -232,13 +233,38 @@ def test_one_that_is_deleted_is_not_answered_and_leaves_nothing(world: World) ->
     assert world.objects() == []
 
 
-def test_one_that_is_deleted_while_it_is_answered_fails_and_leaves_nothing(
+@pytest.mark.parametrize("step", ["respond", "_object", "_write", "_close"])
+def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    home = finishing if step == "respond" else responding
+    does = getattr(home, step)
+
+    def deleted_before(*arguments: Any) -> Any:
+        world.client.responses.delete(made.id)
+        return does(*arguments)
+
+    monkeypatch.setattr(home, step, deleted_before)
+    made = world.create()
+
+    world.mill.drain(made.id)
+
+    job = world.mill.job(made.id)
+    assert (job.state, job.stumbles) == (JobState.SUCCEEDED, 0)
+    assert world.objects() == world.mill.storage.list(f"jobs/{made.id}") == []
+
+
+def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = responding._object
 
+    def away(_: str) -> None:
+        raise StorageAway
+
     def deleted_before(context: Any, response_id: str) -> Any:
         world.client.responses.delete(response_id)
+        monkeypatch.setattr(world.mill.storage, "delete", away)
         return found(context, response_id)
 
     monkeypatch.setattr(responding, "_object", deleted_before)
@@ -246,8 +272,7 @@ def test_one_that_is_deleted_while_it_is_answered_fails_and_leaves_nothing(
 
     world.mill.drain(made.id)
 
-    assert world.mill.job(made.id).state == JobState.FAILED
-    assert world.objects() == []
+    assert world.mill.job(made.id).state == JobState.SUCCEEDED
 
 
 def test_a_worker_that_dies_with_the_answer_written_leaves_it_to_the_next(
