@@ -8,7 +8,7 @@
 Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for
 `webhook_disable_seconds`, disables an endpoint; what it is still owed is kept at `HELD` until it is enabled again.
 Events that happen meanwhile are not owed to it, but `replay` owes them with `missed`. What is held for an endpoint that
-is deleted fails then. Claims are made in `jobs.due`.
+is deleted fails soon. Claims are made in `jobs.due`.
 """
 
 import random
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from jobs import audit, events, measures
 from jobs.clock import now
-from jobs.db import wake
+from jobs.db import WRITE_ROWS, wake
 from jobs.due import DELETED, HELD, WAITING, DeliveryClaim
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
@@ -152,22 +152,38 @@ def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
 
 
 def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
-    """Send to an endpoint again, what was held first; returns how many deliveries that were."""
+    """Send to an endpoint again, and some of what was held at once; how much. The rest is for `release`, in pages."""
     if endpoint.disabled_at is None:
         return 0
     endpoint.disabled_at = endpoint.disabled_reason = endpoint.failing_since = None
     endpoint.updated_at = now()
     session.flush()
     _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
+    return release(session, _held_for(session, endpoint))
+
+
+def held_too_long(session: Session, limit: int) -> Sequence[str]:
+    """What is still held for endpoints that are enabled."""
+    enabled = select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None))
+    return session.scalars(select(Delivery.id).where(_ON_HOLD, Delivery.endpoint_id.in_(enabled)).limit(limit)).all()
+
+
+def release(session: Session, ids: Collection[str]) -> int:
+    """It is due now. Of an endpoint that was disabled meanwhile it is held again when it is claimed."""
     wake(session)
-    return _update(session, and_(Delivery.endpoint_id == endpoint.id, _ON_HOLD), due_at=now())
+    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), due_at=now())
 
 
 def delete(session: Session, endpoint: WebhookEndpoint) -> None:
-    """Delete an endpoint whose row is locked. What is held for it fails now, what is due when it is claimed."""
+    """Delete an endpoint whose row is locked. What is due fails when it is claimed, what is held now, or as `lost`."""
+    fail_lost(session, _held_for(session, endpoint))
     session.delete(endpoint)
-    session.flush()
-    _update(session, and_(Delivery.endpoint_id == endpoint.id, _ON_HOLD), state=FAILED, error=DELETED)
+
+
+def _held_for(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
+    """As much as one transaction changes."""
+    theirs = _ON_HOLD, Delivery.endpoint_id == endpoint.id
+    return session.scalars(select(Delivery.id).where(*theirs).limit(WRITE_ROWS)).all()
 
 
 def lost(session: Session, limit: int) -> Sequence[str]:
@@ -330,8 +346,8 @@ def _within(column: Any, selection: Selection):  # type: ignore[no-untyped-def]
 def _replayable(session: Session, project_id: str, endpoint_id: str | None) -> WebhookEndpoint | None:
     if endpoint_id is None:
         return None
-    locked = {"with_for_update": True, "populate_existing": True}  # of two that owe what was missed, one does
-    endpoint = session.get(WebhookEndpoint, endpoint_id, **locked)
+    # locked: of two that owe what was missed at once, one does
+    endpoint = session.get(WebhookEndpoint, endpoint_id, with_for_update=True, populate_existing=True)
     if endpoint is None or endpoint.project_id != project_id:
         raise NotFound("There is no such webhook endpoint.")
     if endpoint.disabled_at is not None:

@@ -286,15 +286,14 @@ def stopping(session: Session) -> Sequence[str]:
     return session.scalars(jobs.distinct()).all()
 
 
+def any_unowed(session: Session) -> bool:
+    """Whether there is anything to mend, which takes long to find out: no writer waits for it."""
+    return session.execute(_UNOWED.limit(1)).first() is not None
+
+
 def unowed(session: Session, limit: int = 200) -> int:
     """Mend pending shards of running jobs whose doorbell is gone; returns how many there were."""
-    owed = exists().where(Outbox.job_id == Shard.job_id, Outbox.shard_n == Shard.n, Outbox.task == Task.RUN)
-    lost = session.execute(
-        select(Job, Shard.n, Shard.queue)
-        .join(Shard, Shard.job_id == Job.id)
-        .where(Job.state == JobState.RUNNING, Shard.state == ShardState.PENDING, ~owed)
-        .limit(limit)
-    ).all()
+    lost = session.execute(_UNOWED.limit(limit)).all()
     for job, n, queue in lost:
         outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,))
     return len(lost)
@@ -305,6 +304,17 @@ def running(session: Session) -> list[tuple[str, int, int, int, str]]:
     columns = (Shard.job_id, Shard.n, Shard.epoch, Shard.beat, Shard.worker_id)
     statement = select(*columns).where(HELD, Shard.worker_id.is_not(None)).order_by(Shard.job_id, Shard.n)
     return [(job_id, n, epoch, beat, worker or "") for job_id, n, epoch, beat, worker in session.execute(statement)]
+
+
+_UNOWED = (
+    select(Job, Shard.n, Shard.queue)
+    .join(Shard, Shard.job_id == Job.id)
+    .where(
+        Job.state == JobState.RUNNING,
+        Shard.state == ShardState.PENDING,
+        ~exists().where(Outbox.job_id == Shard.job_id, Outbox.shard_n == Shard.n, Outbox.task == Task.RUN),
+    )
+)
 
 
 def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, delay: float) -> bool:

@@ -32,6 +32,7 @@ _ACTOR = "dispatcher"
 _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
 _CLEARED_AT_ONCE = 10  # transactions for one source per round
+_RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
 _SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
 
 
@@ -154,12 +155,12 @@ class Housekeeper:
 
     def _sweep(self) -> None:
         with self._db.read() as session:
-            lost = ledger.unsettled(session)
+            lost, unowed = ledger.unsettled(session), shards.any_unowed(session)
         for job_id in lost:
             self._write(partial(ledger.settle, job_id=job_id, actor=_ACTOR))
         for job_id, what in self._waits():
             self._write(partial(ledger.wait_for, job_id=job_id, what=what))
-        if self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
+        if unowed and self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
         self._free_deliveries()
         self._clear_sources()
@@ -176,7 +177,9 @@ class Housekeeper:
                     break
 
     def _free_deliveries(self) -> None:
-        """What a worker left that the database did not hear of, and what a process with a wrong clock put off."""
+        """What a worker left that the database did not hear of, what a process with a wrong clock put off, and what is
+        held for endpoints that are enabled again: what was too much for the request that enabled them.
+        """
         with self._db.read() as session:
             gone = deliveries.orphans(session)
             late = deliveries.too_late(session, self._config, WRITE_ROWS)
@@ -186,6 +189,12 @@ class Housekeeper:
         if late:
             log.warning("deliveries_brought_forward", extra={"count": len(late)})
             self._write(partial(deliveries.bring_forward, ids=late))
+        for _ in range(_RELEASED_AT_ONCE):
+            with self._db.read() as session:
+                held = deliveries.held_too_long(session, WRITE_ROWS)
+            if not held:
+                break
+            self._write(partial(deliveries.release, ids=held))
 
     def _waits(self) -> list[tuple[str, str | None]]:
         """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""

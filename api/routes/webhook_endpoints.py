@@ -1,5 +1,6 @@
 """Webhook endpoints: where a project wants its events; the log of what was sent, and sending it again."""
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import Query
@@ -29,7 +30,8 @@ from api.routing import resource
 from api.validation import clip
 from jobs import deliveries
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.db import WRITE_ROWS
+from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
 from jobs.guard import check_url
 from jobs.ids import new_id
 from jobs.models import Delivery, Event, Project, WebhookEndpoint
@@ -67,6 +69,7 @@ _OVERLAP_SECONDS = 86_400
 _MAX_OLD_SECRETS = 20  # each signs, and receivers bound their headers
 _MAX_ENDPOINTS = 100
 _REPLAYED_AT_ONCE = 1000
+_RELEASED = 20  # transactions within the request that enables an endpoint; what is left then the dispatcher releases
 
 
 class CreateEndpoint(Body):
@@ -156,9 +159,13 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
             if value is not None:
                 setattr(endpoint, name, _unique(value) if name == "event_types" else value)
         endpoint.updated_at = now()
-        deliveries.enable(session, endpoint, actor=call.actor)
+        released = deliveries.enable(session, endpoint, actor=call.actor)
         call.record(session, "webhook_endpoint.update", endpoint.id, {"fields": sorted(body.fields())})
-        return show_endpoint(endpoint)
+        shown = show_endpoint(endpoint)
+    if released == WRITE_ROWS:
+        with suppress(DatabaseBusy):  # the dispatcher does the rest
+            _release(call)
+    return shown
 
 
 @router.delete("/webhook_endpoints/{webhook_endpoint_id}")
@@ -281,6 +288,18 @@ def _rotate(endpoint: WebhookEndpoint, *, keep: bool) -> None:
     endpoint.old_secret = endpoint.secret if keep else None
     endpoint.old_secret_until = at + _OVERLAP_SECONDS if keep else None
     endpoint.secret, endpoint.updated_at = new_secret(), at
+
+
+def _release(call: CallContext) -> None:
+    """What one transaction did not release, and whatever else is held for nothing."""
+    for _ in range(_RELEASED):
+        with call.db.read() as session:
+            held = deliveries.held_too_long(session, WRITE_ROWS)
+        if not held:
+            return
+        with call.db.write() as session:
+            deliveries.release(session, held)
+        call.db.breathe()
 
 
 def _unique(types: list[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 from standardwebhooks import Webhook
 
 from api.routes import webhook_endpoints
+from jobs import deliveries
 from jobs.clock import now
 from jobs.due import HELD
 from jobs.models import Attempt, Delivery, Project, WebhookEndpoint
@@ -349,6 +350,23 @@ def test_a_disabled_endpoint_says_so_and_an_update_enables_it(app: FastAPI, clie
     assert (shown["disabled_at"], shown["disabled_reason"]) == (5, "gone")
     assert replayed.status_code == 409
     assert (updated["disabled_at"], updated["disabled_reason"]) == (None, None)
+
+
+def test_all_that_is_held_for_an_endpoint_goes_out_when_it_is_enabled(
+    app: FastAPI, client: TestClient, owed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (deliveries, webhook_endpoints):
+        monkeypatch.setattr(module, "WRITE_ROWS", 1)
+    with app.state.services.db.write() as session:
+        session.execute(update(Delivery).values(due_at=HELD))
+        session.execute(update(WebhookEndpoint).values(disabled_at=5, disabled_reason="gone"))
+
+    assert client.post(f"/v1/webhook_endpoints/{owed[0]['id']}", json={}).status_code == 200
+
+    with app.state.services.db.read() as session:
+        due = session.scalars(select(Delivery.due_at)).all()
+    assert len(due) == 2
+    assert max(due) <= now()
 
 
 def test_an_endpoint_that_is_deleted_while_it_is_disabled_is_owed_nothing_any_more(

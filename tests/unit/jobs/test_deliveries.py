@@ -453,6 +453,35 @@ def test_what_a_disabled_endpoint_is_owed_is_held_and_goes_out_when_it_is_enable
     assert len(claim(db, per_endpoint=9)) == 3
 
 
+def test_much_that_is_held_is_released_and_fails_in_pages(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliveries, "WRITE_ROWS", 2)
+    for name in ("we_1", "we_2", "we_3"):
+        endpoint(db, name)
+    happen(db, "batch_1", 3)
+    with db.write() as session:
+        for name in ("we_1", "we_2", "we_3"):
+            deliveries.disable(session, session.get_one(WebhookEndpoint, name), "gone")
+        session.execute(update(Delivery).values(due_at=HELD))
+
+    with db.write() as session:
+        assert deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1") == 2
+        deliveries.delete(session, session.get_one(WebhookEndpoint, "we_2"))
+    with db.read() as session:
+        failed = session.scalars(select(Delivery.endpoint_id).where(Delivery.state == "failed")).all()
+        left, lost = deliveries.held_too_long(session, 9), deliveries.lost(session, 9)
+        owners = [session.get_one(Delivery, name).endpoint_id for name in (*left, *lost)]
+    with db.write() as session:
+        assert deliveries.release(session, [*left, *left]) == len(left)
+        assert deliveries.release(session, left) == 0
+
+    assert failed == ["we_2"] * 2
+    assert min(len(left), len(lost)) > 0
+    assert owners == ["we_1"] * len(left) + ["we_2"] * len(lost)
+    with db.read() as session:
+        assert deliveries.held_too_long(session, 9) == []
+        assert len(session.scalars(select(Delivery).where(Delivery.due_at >= HELD)).all()) > 2, "the third's is held on"
+
+
 def test_late_answer_from_before_does_not_disable_an_endpoint_that_was_mended(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1", 2)

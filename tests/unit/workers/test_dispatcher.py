@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, fleet, ids, keys, ledger, measures, outbox, pauses, quarantine, retries, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
+from jobs.due import HELD
 from jobs.errors import DatabaseBusy
 from jobs.models import (
     Delivery,
@@ -28,6 +29,7 @@ from jobs.models import (
     Upload,
     UploadPart,
     VectorRemoval,
+    WebhookEndpoint,
     Worker,
 )
 from jobs.outbox import SMALL_BYTES
@@ -624,6 +626,45 @@ def test_retention_empties_jobs_that_ended_long_ago_and_keeps_their_row(house: H
         assert set(session.scalars(select(Segment.job_id))) == {late.id}
     assert house.storage.list("jobs") == [f"jobs/{late.id}/000000-1-0.jsonl"]
     assert ledgers.state(house.db, old.id) == JobState.SUCCEEDED
+
+
+def test_what_is_still_held_for_an_endpoint_that_is_enabled_goes_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pages of two each time."""
+    for name in ("WRITE_ROWS", "_RELEASED_AT_ONCE"):
+        monkeypatch.setattr(housekeeping, name, 2)
+    facts = {"name": "n", "url": "u", "event_types": [], "secret": "s", "created_at": 1.0, "project_id": "p"}
+    with house.db.write() as session:
+        session.add(WebhookEndpoint(id="we_on", **facts))
+        session.add(WebhookEndpoint(id="we_off", disabled_at=1.0, **facts))
+        for n, endpoint in enumerate(["we_on"] * 5 + ["we_off"]):
+            owed = {"endpoint_id": endpoint, "due_at": HELD, "project_id": "p", "created_at": 1.0}
+            session.add(Delivery(id=f"wh_{n}", event_id="evt", **owed))
+
+    held = []
+    for _ in range(3):
+        house.tick(6)
+        with house.db.read() as session:
+            held.append(sorted(session.scalars(select(Delivery.endpoint_id).where(Delivery.due_at >= HELD))))
+
+    assert held == [["we_off", "we_on"], ["we_off"], ["we_off"]]
+
+
+def test_who_looks_for_lost_doorbells_keeps_nobody_from_writing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a long search: only what it has found is mended in a transaction."""
+    mended: list[int] = []
+    unowed = shards.unowed
+    monkeypatch.setattr(shards, "unowed", lambda *given: mended.append(unowed(*given)))
+    job = ledgers.running(house.db, [1])
+
+    house.tick(6)
+    at_first = list(mended)
+    with house.db.write() as session:
+        session.execute(delete(Outbox).where(Outbox.job_id == job.id))
+    house.tick(6)
+
+    assert (at_first, mended) == ([], [1])
 
 
 def test_retention_goes_on_each_second_with_what_was_too_much(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
