@@ -1,7 +1,7 @@
 """The API's end of a waiting client's question: into the line of its queue, then the pieces of its answer as they come.
 
-While it waits it says that its client is still there; a worker that hears it no more stops the engine. A question that
-nobody took, or whose worker fell silent, ends with 503, and the SDK asks again.
+While it waits it says that its client is still there, however slowly that reads; a worker that hears it no more stops
+the engine. A question that nobody took, or whose worker fell silent, ends with 503, and the SDK asks again.
 
     ask ──▶ pieces ──▶ the connection drops ──▶ rest ──▶ pieces        within the seconds that the client asked for;
                               └── stop, or nobody comes back: the engine is free       from any process of the API
@@ -16,7 +16,7 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -112,7 +112,7 @@ class Lines:
         asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)))
         try:
             await asked.put(self._most, kept)
-            async with aclosing(asked.pieces(served, there)) as pieces:
+            async with asked.staying(), aclosing(asked.pieces(served, there)) as pieces:
                 async for piece in pieces:
                     yield piece
         except (RedisError, OSError) as error:
@@ -140,7 +140,7 @@ class Lines:
         try:
             if await asked.ended(after):
                 return
-            async with aclosing(asked.pieces(_gone, there, after)) as pieces:
+            async with asked.staying(), aclosing(asked.pieces(_gone, there, after)) as pieces:
                 async for piece in pieces:
                     yield piece
         except (RedisError, OSError) as error:
@@ -225,7 +225,7 @@ class _Asked:
         self._seconds = max(ASKING_SECONDS, linger)
         self._read: deque[bytes] = deque()
         self._gone = 0
-        self._heard = self._renewed = self._looked = self._asked = time.monotonic()
+        self._heard = self._looked = self._asked = time.monotonic()
 
     async def put(self, most: int, kept: Resumable | None) -> None:
         """Into the line, unless so many are there already. Raises Overloaded."""
@@ -233,6 +233,25 @@ class _Asked:
         shown = pack(kept) if kept is not None else b""
         if not await self._redis.eval(_PUT, len(keys), *keys, self._raw, most, self._seconds, shown):
             raise Overloaded
+
+    @asynccontextmanager
+    async def staying(self) -> AsyncGenerator[None]:
+        """Say meanwhile that the client is there: whoever reads slowly holds `pieces` up at each of them."""
+        over = asyncio.Event()
+
+        async def stay() -> None:
+            while not over.is_set():  # redis-py swallows a cancellation now and then
+                await asyncio.sleep(_RENEW_SECONDS)
+                with suppress(RedisError, OSError):  # whoever reads meets it too, and tells
+                    await self._renew()
+
+        renewing = asyncio.create_task(stay())
+        try:
+            yield
+        finally:
+            over.set()
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
 
     async def pieces(self, served: Served, there: There, last: str = _START) -> AsyncGenerator[Piece]:
         """Raises NotFound, NoWorker, WorkerLost, and what `there` raises."""
@@ -250,6 +269,8 @@ class _Asked:
                 if piece.kind == "end":
                     return
                 self._read.append(entry)
+            if entries:
+                self._heard = time.monotonic()  # what was said while a slow client read is there to be read
             await self._drop_read()
             await self._look(time.monotonic(), served, there)
 
@@ -287,13 +308,10 @@ class _Asked:
         await self._redis.xtrim(answer(self._id), minid=oldest, approximate=False)
 
     async def _look(self, at: float, served: Served, there: There) -> None:
-        """Say that the client is there, if it is; is the worker?"""
+        """Is the client there, and the worker?"""
         if at - self._asked >= _BLOCK_MS / 1000:
             self._asked = at
             await there()
-        if at - self._renewed >= _RENEW_SECONDS:
-            self._renewed = at
-            await self._renew()
         if self._taken and at - self._heard > _SILENCE_SECONDS:
             raise WorkerLost
         if not self._taken and at - self._looked >= _LOOK_SECONDS:

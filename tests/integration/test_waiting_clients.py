@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 import httpx2
@@ -22,7 +23,7 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.waiting import Lines, last_piece
 from tests.support.shop import MODEL, Shop
-from tests.support.system import eventually
+from tests.support.system import eventually, pause
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
 from workers.underway import UnderWay
 
@@ -234,6 +235,37 @@ def test_a_client_that_hangs_up_frees_the_engine(make_shop: Callable[..., Shop],
         assert shop.host._in_flight == 1
 
         eventually(lambda: shop.host._in_flight == 0, 1, "the engine is free")
+
+
+def test_a_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_not_given_up_until_it_hangs_up(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that lies between it and the server fills up, so that the server waits for it at one piece."""
+    monkeypatch.setattr("jobs.waiting.ASKING_SECONDS", 1)
+    monkeypatch.setattr("jobs.waiting._RENEW_SECONDS", 0.2)
+    told = 0
+
+    async def at_length(_: Request, emit: Emit) -> Answer:
+        nonlocal told
+        while told < 2000:
+            await emit(b'{"choices":[{"index":0,"delta":{"content":"%b"}}]}' % (b"x" * 65_536))
+            told += 1
+            await asyncio.sleep(0.005)
+        return Answer(200, b"")
+
+    monkeypatch.setattr(shop.engine, "stream", at_length)
+    body = {"model": MODEL, "messages": _HELLO, "stream": True}
+    headers = {"Authorization": f"Bearer {shop.client.api_key}"}
+    with shop.open():
+        with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=30) as said:
+            assert said.status_code == 200
+            pause(3.5)
+            before = told
+            pause(0.5)
+            still = (told > before, shop.host._in_flight)
+        eventually(lambda: shop.host._in_flight == 0, 1, "the engine is free")
+
+    assert still == (True, 1)
 
 
 def test_a_worker_that_goes_down_sends_its_clients_to_another(make_shop: Callable[..., Shop]) -> None:
@@ -450,3 +482,33 @@ def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(re
 
     assert [one for one in said if not isinstance(one, Piece)] == []
     assert len(said) == count
+
+
+async def test_whoever_reads_slowly_is_there_all_the_same_and_has_left_once_it_leaves(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten pieces it takes longer over one than a client is there for, and than a worker may be silent."""
+    monkeypatch.setattr("jobs.waiting.ASKING_SECONDS", 1)
+    monkeypatch.setattr("jobs.waiting._RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 1.5)
+    lines, question = Lines(Settings(streams_url=redis_url)), Question("req_slow", "/", b"{}", "t", now() + 60)
+    name = interactive.answer(question.id)
+
+    async def served() -> bool:
+        return True
+
+    async with interactive.connect(redis_url) as server:
+        async with aclosing(lines.ask("test.slow", question, served)) as pieces:
+            for kind in ("taken", *["chunk"] * 8):
+                await server.xadd(name, {interactive.PIECE: interactive.pack(Piece(kind))})
+            seen = [(await anext(pieces)).kind for _ in range(9)]
+            await asyncio.sleep(2.5)
+            there = await server.exists(interactive.asking(question.id))
+            ends = asyncio.create_task(anext(pieces))  # looks, before there is more
+            await asyncio.sleep(0.5)
+            await server.xadd(name, {interactive.PIECE: interactive.pack(Piece("chunk"))})
+            seen.append((await ends).kind)
+        left = await server.exists(interactive.asking(question.id), name)
+    await lines.close()
+
+    assert (seen, there, left) == (["taken", *["chunk"] * 9], 1, 0)
