@@ -36,6 +36,7 @@ from jobs.interactive import (
     answer,
     asking,
     connect,
+    kept_in_line,
     line_of,
     pack,
     redis_url,
@@ -55,7 +56,9 @@ _PUT: Final = """
 if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[3]) end
 redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
-return redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('RPUSH', KEYS[1], ARGV[1])
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[5]) then redis.call('EXPIRE', KEYS[1], ARGV[5]) end
+return 1
 """
 _START: Final = "0-0"  # before what is first in any stream
 _STOPPED: Final = Piece(
@@ -111,7 +114,7 @@ class Lines:
         """
         asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)))
         try:
-            await asked.put(self._most, kept)
+            await asked.put(self._most, kept, kept_in_line(question))
             async with asked.staying(), aclosing(asked.pieces(served, there)) as pieces:
                 async for piece in pieces:
                     yield piece
@@ -227,11 +230,11 @@ class _Asked:
         self._gone = 0
         self._heard = self._looked = self._asked = time.monotonic()
 
-    async def put(self, most: int, kept: Resumable | None) -> None:
-        """Into the line, unless so many are there already. Raises Overloaded."""
+    async def put(self, most: int, kept: Resumable | None, seconds: int) -> None:
+        """Into the line, unless so many are there already; that lasts for so long at least. Raises Overloaded."""
         keys = (self._line, asking(self._id), resumable(self._id))
         shown = pack(kept) if kept is not None else b""
-        if not await self._redis.eval(_PUT, len(keys), *keys, self._raw, most, self._seconds, shown):
+        if not await self._redis.eval(_PUT, len(keys), *keys, self._raw, most, self._seconds, shown, seconds):
             raise Overloaded
 
     @asynccontextmanager

@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from jobs import interactive, pauses
 from jobs.clock import now
+from jobs.ids import new_id
 from jobs.interactive import Piece, Question
 from jobs.models import Project
 from jobs.pauses import Paused, Scope
@@ -452,6 +453,46 @@ def test_nothing_of_an_answered_question_is_left_behind(shop: Shop) -> None:
 
         eventually(lambda: set(server.keys()) <= before, 5, "no key is left")
         assert all(0 < server.ttl(name) <= 60 for name in before if server.exists(name))
+
+
+async def test_a_line_that_nobody_takes_from_ends_after_the_latest_deadline_in_it(redis_url: str) -> None:
+    """Whoever asked may have been killed, with nobody left who takes its question out of the line."""
+    queue, lines = "test.abandoned", Lines(Settings(streams_url=redis_url))
+    name = interactive.line_of(queue)
+
+    async def served() -> bool:
+        return True
+
+    async def ask(server: Any, seconds: float) -> int:
+        question = Question(new_id("req_"), "/", b"{}", "t", now() + seconds)
+        before = await server.llen(name)
+        asked.append(asyncio.create_task(last_piece(lines.ask(queue, question, served))))
+        while await server.llen(name) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return int(await server.ttl(name))
+
+    asked: list[asyncio.Task[Piece]] = []
+    async with interactive.connect(redis_url) as server:
+        ends = [await ask(server, seconds) for seconds in (100, 500, 20)]
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    await lines.close()
+
+    assert [round(end, -1) for end in ends] == [160, 560, 560]
+
+
+def test_a_question_that_a_paused_worker_puts_back_has_an_end_too(shop: Shop) -> None:
+    question = Question(new_id("req_"), "/", b"{}", "t", now() + 40)
+    with shop.open() as desk, redis.Redis.from_url(shop.redis_url) as server:
+        pause(0.1)  # it waits for a question
+        desk.listen(False)
+        server.rpush(interactive.line_of(Queue.GENERATE), interactive.pack(question))
+        eventually(lambda: server.ttl(interactive.line_of(Queue.GENERATE)) > 0, 5, "it is put back")
+        end = server.ttl(interactive.line_of(Queue.GENERATE))
+        server.delete(interactive.line_of(Queue.GENERATE))
+
+    assert 90 <= end <= 100
 
 
 def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(redis_url: str) -> None:
