@@ -5,6 +5,7 @@ asked, and for how long it is worth while to wait. A client who asked for it may
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
@@ -68,6 +69,13 @@ class Asked(BaseModel):
 
 class GoingDown(WorkerLost):
     """This server is going down. Ask again."""
+
+
+class TooLate(RequestTimeout):
+    """The model did not answer in time."""
+
+    code = "timeout"
+    retryable = False
 
 
 async def ask(
@@ -154,6 +162,8 @@ def streamed(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
 def whole(end: Piece) -> Response:
     """An answer that is no stream, as the engine gave it."""
     headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
+    if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would have the engine try as long again, twice
+        headers["x-should-retry"] = "false"
     return Response(end.body, end.status, headers, media_type="application/json")
 
 
@@ -208,10 +218,10 @@ def _served(session: Session, call: CallContext, queue: str, model: str) -> bool
 
 
 async def _look(call: CallContext, request: Request, deadline: float) -> None:
-    """Is it still worth while to wait? Raises RequestTimeout, GoingDown."""
+    """Is it still worth while to wait? Raises RequestTimeout, TooLate, GoingDown."""
     if await request.is_disconnected():
         raise RequestTimeout("The client has closed the connection.", code="client_left")
     if call.services.stopping.is_set():
         raise GoingDown
     if now() > deadline:
-        raise RequestTimeout("The model did not answer in time.", code="timeout")
+        raise TooLate

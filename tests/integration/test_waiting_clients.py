@@ -299,6 +299,28 @@ def test_an_answer_that_takes_too_long_is_given_up_and_frees_the_engine(make_sho
     assert (told.value.status_code, told.value.code) == (408, "timeout")
 
 
+async def _nothing(*_: object) -> None: ...
+
+
+@pytest.mark.parametrize("who", ["api", "worker"])
+def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Whichever of the two tells it first."""
+    if who == "api":
+        monkeypatch.setattr("workers.interactive.now", lambda: now() - 5)
+    else:
+        monkeypatch.setattr("api.asking._look", _nothing)
+    shop = make_shop({"delay": 30.0}, interactive_seconds=1.0)
+
+    with shop.open(), pytest.raises(openai.APIStatusError) as told:
+        shop.client.with_options(max_retries=2).chat.completions.create(model=MODEL, messages=_HELLO)
+
+    assert (told.value.status_code, told.value.code) == (408, "timeout")
+    assert told.value.response.headers["x-should-retry"] == "false"
+    assert shop.asked == ["Hello"]
+
+
 def test_a_full_line_refuses_and_says_when_to_come_back(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop(interactive_waiting=1)
     shop.announce("gpu-1")
