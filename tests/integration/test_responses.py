@@ -260,10 +260,38 @@ def test_an_item_whose_type_is_none_is_refused(shop: Shop) -> None:
     assert (said.status_code, said.json()["error"]["param"].split(".")[0], shop.asked) == (400, "input", [])
 
 
-def test_input_is_required(shop: Shop) -> None:
-    said = shop.post("responses", {"model": MODEL})
+def test_an_item_that_is_somewhere_else_is_refused(shop: Shop) -> None:
+    with pytest.raises(openai.BadRequestError, match="item_reference is not supported"):
+        _create(shop, [{"type": "item_reference", "id": "msg_1"}])
+
+    assert shop.asked == []
+
+
+def test_what_was_said_before_is_enough_of_an_input(shop: Shop) -> None:
+    """In any of the ways a response is asked for."""
+    first = _create(shop, "one")
+    conversation = shop.client.conversations.create(items=[{"role": "user", "content": "one"}])
+
+    after = shop.client.responses.create(model=MODEL, previous_response_id=first.id)
+    events = list(shop.client.responses.create(model=MODEL, conversation=conversation.id, stream=True))
+    queued = shop.client.responses.create(model=MODEL, previous_response_id=first.id, background=True)
+
+    assert (after.status, events[-1].type, queued.status) == ("completed", "response.completed", "queued")
+    assert shop.asked[1:3] == [f"one\n{first.output_text}", "one"]
+    assert len(list(shop.client.responses.input_items.list(queued.id))) == 2
+    assert [item.role for item in shop.client.conversations.items.list(conversation.id)] == ["assistant", "user"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("body", [{}, {"input": None}, {"conversation": True}], ids=["none", "null", "empty"])
+def test_where_nothing_was_said_before_an_input_is_required(shop: Shop, body: dict[str, Any]) -> None:
+    if "conversation" in body:
+        body = {"conversation": shop.client.conversations.create().id}
+
+    said = shop.post("responses", {"model": MODEL, **body})
 
     assert (said.status_code, said.json()["error"]["param"]) == (400, "input")
+    assert said.json()["error"]["code"] == "missing_required_parameter"
+    assert shop.asked == []
 
 
 def test_a_deleted_response_is_gone_with_its_bytes_and_leaves_a_receipt(shop: Shop) -> None:
