@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -14,6 +15,7 @@ from jobs.clock import now
 from jobs.models import Audit, KeptResponse
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.shop import MODEL, Shop
+from tests.support.system import eventually
 from workers.engines.port import Answer, EngineFault, Request, refusal
 from workers.retention import Retention
 
@@ -324,6 +326,31 @@ def test_one_key_asks_once(shop: Shop) -> None:
 
     assert first.json() == second.json()
     assert (second.headers.get("Idempotency-Replayed"), other.status_code) == ("true", 422)
+    assert shop.asked == ["Hello"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("responses", {"input": "Hello"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "store": True}),
+    ],
+)
+def test_while_a_key_is_being_answered_whoever_comes_with_it_is_to_come_again(
+    make_shop: Callable[..., Shop], path: str, body: dict[str, Any]
+) -> None:
+    shop = make_shop(engine={"delay": 1.5})
+    asked = {"model": MODEL, **body}, {"Idempotency-Key": "k"}
+    with shop.open(), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shop.post, path, asked[0], **asked[1])
+        eventually(lambda: shop.host._in_flight == 1, 10, "the first is being answered")
+        second = shop.post(path, asked[0], **asked[1])
+        answer = first.result()
+        third = shop.post(path, asked[0], **asked[1])
+
+    assert (second.status_code, second.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+    assert (second.headers["x-should-retry"], second.headers["Retry-After"]) == ("true", "1")
+    assert (answer.status_code, third.headers["Idempotency-Replayed"], third.json()) == (200, "true", answer.json())
     assert shop.asked == ["Hello"]
 
 
