@@ -84,9 +84,10 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `taken`, `alive`: a worker is at it. `chunk`: one event of a stream, as JSON. `end`: the status and, unless it was a
     stream that succeeded, the body; `retry_after` is in seconds. `at` is its place, as whoever reads it is told.
+    `late` is no worker's: nothing was answered yet, and somebody wants to be told so.
     """
 
-    kind: Literal["taken", "alive", "chunk", "end"]
+    kind: Literal["taken", "alive", "chunk", "end", "late"]
     body: bytes = b""
     status: int = 200
     retry_after: float | None = None

@@ -12,6 +12,7 @@ far behind it that something was dropped unread, is told so.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections import deque
@@ -49,6 +50,7 @@ from jobs.settings import Settings
 _BLOCK_MS = 250  # between looks whether the client is there
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
+_LATE_SECONDS = 2.0  # between signs that nothing was answered yet
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
 _PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
 #: In one trip, and what is refused is never there.
@@ -106,13 +108,20 @@ class Lines:
         self._redis: Any = None  # its types say less than its documentation
 
     async def ask(
-        self, queue: str, question: Question, served: Served, there: There = _always, kept: Resumable | None = None
+        self,
+        queue: str,
+        question: Question,
+        served: Served,
+        there: There = _always,
+        kept: Resumable | None = None,
+        patience: float = math.inf,
     ) -> AsyncGenerator[Piece]:
-        """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it.
+        """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it. `patience`:
+        seconds without a chunk after which pieces of kind `late` say so.
 
         Raises NotFound, NoWorker, Overloaded, StreamsAway, WorkerLost, and what `there` raises.
         """
-        asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)))
+        asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)), patience)
         try:
             await asked.put(self._most, kept, kept_in_line(question))
             async with asked.staying(), aclosing(asked.pieces(served, there)) as pieces:
@@ -220,15 +229,22 @@ async def last_piece(pieces: AsyncGenerator[Piece]) -> Piece:
 class _Asked:
     """One question on its way, or the rest of its answer."""
 
-    def __init__(self, server: Any, question_id: str, linger: int, put: tuple[str, bytes] | None = None) -> None:
-        self._redis, self._id, self._linger = server, question_id, linger
+    def __init__(
+        self,
+        server: Any,
+        question_id: str,
+        linger: int,
+        put: tuple[str, bytes] | None = None,
+        patience: float = math.inf,
+    ) -> None:
+        self._redis, self._id, self._linger, self._patience = server, question_id, linger, patience
         self._line, self._raw = put or ("", b"")
         self._taken = put is None
         self._told = put is None  # whether the client knows how to come back
         self._seconds = max(ASKING_SECONDS, linger)
         self._read: deque[bytes] = deque()
         self._gone = 0
-        self._heard = self._looked = self._asked = time.monotonic()
+        self._heard = self._looked = self._asked = self._said = time.monotonic()
 
     async def put(self, most: int, kept: Resumable | None, seconds: int) -> None:
         """Into the line, unless so many are there already; that lasts for so long at least. Raises Overloaded."""
@@ -267,7 +283,8 @@ class _Asked:
             for entry, fields in entries:
                 last, self._taken, self._heard = entry.decode(), True, time.monotonic()
                 piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{last}")
-                self._told = self._told or piece.kind == "chunk"
+                if piece.kind == "chunk":
+                    self._told, self._patience = True, math.inf
                 yield piece
                 if piece.kind == "end":
                     return
@@ -276,6 +293,8 @@ class _Asked:
                 self._heard = time.monotonic()  # what was said while a slow client read is there to be read
             await self._drop_read()
             await self._look(time.monotonic(), served, there)
+            if self._is_late(time.monotonic()):
+                yield Piece("late", at=f"{self._id}/{last}")
 
     async def ended(self, after: str) -> bool:
         """Whether nothing comes behind that."""
@@ -296,6 +315,13 @@ class _Asked:
                     pipe.delete(asking(self._id), answer(self._id), resumable(self._id))
                     pipe.lrem(self._line, 1, self._raw)
                 await pipe.execute()
+
+    def _is_late(self, at: float) -> bool:
+        """Once its client has been told where to come back, it can."""
+        if at - self._said < self._patience:
+            return False
+        self._said, self._patience, self._told = at, _LATE_SECONDS, True
+        return True
 
     async def _check_nothing_missed(self, last: str) -> None:
         """Between `last` and what was read a moment ago: another reader may have dropped it. Raises NotFound."""

@@ -98,6 +98,95 @@ def test_a_stream_that_pauses_shows_signs_of_life_that_no_proxy_holds_back(
     assert not said.text.startswith(":")
 
 
+_STREAMS = [
+    ("chat/completions", {"messages": _HELLO}),
+    ("chat/completions", {"messages": _HELLO, "store": True}),
+    ("completions", {"prompt": "Hello"}),
+    ("responses", {"input": "Hello"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), _STREAMS, ids=["chat", "stored chat", "completion", "response"])
+def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_taken(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.waiting._LATE_SECONDS", 0.2)
+    shop.announce("gpu-1")
+    headers = {"Authorization": f"Bearer {shop.client.api_key}"}
+    asked = {"json": {"model": MODEL, "stream": True, **body}, "headers": headers, "timeout": 20}
+    with httpx2.stream("POST", f"{shop.url}/{path}", **asked) as said:  # type: ignore[arg-type]
+        lines = said.iter_lines()
+        first = [next(lines) for _ in range(3)]
+        assert (said.status_code, shop.asked) == (200, [])
+        with shop.open():
+            rest = list(lines)
+
+    assert first == [": alive"] * 3
+    assert "data: [DONE]" in rest or "event: response.completed" in rest
+    assert shop.asked == ["Hello"]
+
+
+def test_the_sdk_passes_over_signs_that_a_stream_is_late(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.waiting._LATE_SECONDS", 0.0)
+    with shop.open():
+        chunks = list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
+        with shop.client.responses.stream(model=MODEL, input="Hello") as stream:
+            response = stream.get_final_response()
+
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == response.output_text
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    shop = make_shop({"delay": 1.0, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
+    headers = {"X-Nightmill-Resume": "30"} if resumed else {}
+    given: dict[str, Any] = {"model": MODEL, "stream": True, "extra_headers": headers}
+    told = []
+    with shop.open():
+        for more in ({}, {"store": True}):
+            with pytest.raises(openai.APIError) as refused:
+                list(shop.client.chat.completions.create(messages=_HELLO, **given, **more))
+            told.append((type(refused.value), refused.value.code))
+        events = list(shop.client.responses.create(input="Hello", **given))
+
+    assert told == [(openai.APIError, "context_length_exceeded")] * 2
+    assert [(event.type, event.code) for event in events] == [("error", "context_length_exceeded")]
+
+
+def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 2.0)
+    shop.announce("gpu-1")
+    doomed = threading.Thread(target=_take_and_die, args=(shop, True))
+    doomed.start()
+
+    with pytest.raises(openai.APIError) as told:
+        list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
+
+    doomed.join(10)
+    assert (type(told.value), told.value.code) == (openai.APIError, "worker_lost")
+
+
+def test_a_client_that_hangs_up_on_a_stream_that_is_late_frees_the_engine(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    shop = make_shop({"delay": 30.0})
+    with shop.open():
+        stream = shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True)
+        assert shop.host._in_flight == 1
+        stream.close()
+
+        eventually(lambda: shop.host._in_flight == 0, 1, "the engine is free")
+
+
 def test_completions_and_embeddings_are_served_too(shop: Shop) -> None:
     with shop.open():
         text = shop.client.completions.create(model=MODEL, prompt="Hello")
