@@ -62,7 +62,7 @@ def _validator(raw: bytes) -> Any:
     validator = kind(schema, registry=Registry())
     if b'"$id"' not in raw:  # below one, references mean something else
         resolver = Registry().with_resource("", Resource.from_contents(schema, DRAFT202012)).resolver()
-        for reference in _references(schema):
+        for reference in dict.fromkeys(_references(schema)):
             resolver.lookup(reference)
     return validator
 
