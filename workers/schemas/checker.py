@@ -16,8 +16,7 @@ from typing import Final
 import msgspec
 
 from workers.engines.port import EngineBusy
-from workers.parsing.parser import START_SECONDS, Child, Died, TimeUp
-from workers.parsing.wire import LARGEST_ASK
+from workers.parsing.parser import Child, Died, TimeUp
 from workers.schemas import wire
 from workers.schemas.turns import Budget, Turns
 
@@ -130,7 +129,7 @@ class Checker:
         if self._child is None:
             self._child = Child("workers.schemas.child")
             try:
-                self._child.hear(START_SECONDS, LARGEST_ASK)
+                self._child.begin()
             except (Died, TimeUp) as error:
                 self._end()
                 raise EngineBusy("Answers cannot be checked now.", retry_after=1.0) from error
