@@ -34,13 +34,14 @@ _EXPOSED = ("Idempotency-Replayed", "Retry-After", STREAM_HEADER, "X-Request-Id"
 def build(config: Settings | None = None) -> FastAPI:
     """The app of one process."""
     config = config or settings()
+    models = Models(config)
     db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, urgent=True)
     services = Services(
         config=config,
         db=db,
-        exposition=Exposition(db),
+        exposition=Exposition(db, models),
         storage=open_storage(config.storage),
-        models=Models(config),
+        models=models,
         lines=Lines(config),
     )
     app = FastAPI(

@@ -3,8 +3,10 @@ asked, and for how long it is worth while to wait. A client who asked for it may
 """
 
 import hashlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
@@ -33,6 +35,9 @@ from jobs.interactive import Piece, Question, Resumable
 from jobs.waiting import place
 
 EVENT_STREAM = "text/event-stream"
+#: Proxies wait for a status for a minute, some for half of one. Before, a worker that was lost is a status that the SDK
+#: asks again after, not the end of a stream (see `waiting._SILENCE_SECONDS`).
+_PATIENCE_SECONDS = 15.0
 #: The header that names a stream, so that it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
 Resume = Annotated[
@@ -70,6 +75,13 @@ class GoingDown(WorkerLost):
     """This server is going down. Ask again."""
 
 
+class TooLate(RequestTimeout):
+    """The model did not answer in time."""
+
+    code = "timeout"
+    retryable = False
+
+
 async def ask(
     call: CallContext,
     request: Request,
@@ -83,7 +95,8 @@ async def ask(
     shown: bytes = b"",
     seconds: float | None = None,
 ) -> tuple[Piece, AsyncGenerator[Piece]]:
-    """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it.
+    """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it. Of a
+    stream that is late, what says so comes in place of the first chunk: its status has to be sent.
 
     Of a question that is ours and no engine's, `endpoint` is what its model serves, and `line` where a queue's workers
     take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`. `seconds`: for
@@ -111,8 +124,9 @@ async def ask(
     async def there() -> None:
         await _look(call, request, question.deadline)
 
-    pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept)
-    while (first := await anext(pieces)).kind not in ("chunk", "end"):
+    patience = _PATIENCE_SECONDS if stream else math.inf
+    pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept, patience)
+    while (first := await anext(pieces)).kind not in ("chunk", "end", "late"):
         pass
     return first, pieces
 
@@ -154,6 +168,8 @@ def streamed(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
 def whole(end: Piece) -> Response:
     """An answer that is no stream, as the engine gave it."""
     headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
+    if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would have the engine try as long again, twice
+        headers["x-should-retry"] = "false"
     return Response(end.body, end.status, headers, media_type="application/json")
 
 
@@ -208,10 +224,10 @@ def _served(session: Session, call: CallContext, queue: str, model: str) -> bool
 
 
 async def _look(call: CallContext, request: Request, deadline: float) -> None:
-    """Is it still worth while to wait? Raises RequestTimeout, GoingDown."""
+    """Is it still worth while to wait? Raises RequestTimeout, TooLate, GoingDown."""
     if await request.is_disconnected():
         raise RequestTimeout("The client has closed the connection.", code="client_left")
     if call.services.stopping.is_set():
         raise GoingDown
     if now() > deadline:
-        raise RequestTimeout("The model did not answer in time.", code="timeout")
+        raise TooLate

@@ -2,9 +2,11 @@
 
 queued ──▶ created, queued         told by us
 running ──▶ what its worker tells, over Redis; of an attempt that starts over from its `response.created` on
+        ──▶ nothing of it where an item was begun before: the SDK's helper breaks where one is begun again
 ended ──▶ what is left of that, and its last event, which the ledger tells      nothing left: the whole, written out
 
-It ends when its key is revoked, too.
+That helper wants every item to have ended, too: what an attempt began that did not answer ends as `incomplete`.
+It all ends when its key is revoked.
 """
 
 import time
@@ -51,6 +53,7 @@ class _Following:
         self._id = str(response["id"])
         self._place = "0-0"
         self._heard = False  # whether its worker has told anything
+        self._items = _Items()
 
     async def events(self) -> AsyncIterator[bytes]:
         """Raises NotFound, KeyRevoked."""
@@ -90,7 +93,9 @@ class _Following:
         left = [event for event in written if event["sequence_number"] > self._seen]
         if left:
             return left
-        return [{"type": f"response.{status}", "response": dict(response), "sequence_number": self._seen + 1}]
+        last = {"type": f"response.{status}", "response": dict(response)}
+        ends = [*(self._items.given_up(response) if status == "completed" else ()), last]
+        return [{**event, "sequence_number": self._seen + n} for n, event in enumerate(ends, 1)]
 
     async def _told(self) -> AsyncIterator[bytes]:
         """What the worker has told until now; waits a moment where that is nothing."""
@@ -102,7 +107,7 @@ class _Following:
             for place, body in found or ():
                 self._place, self._heard = place, True
                 event = msgspec.json.decode(body)
-                if event["sequence_number"] > self._seen:
+                if self._items.told(event) and event["sequence_number"] > self._seen:
                     if isinstance(event.get("response"), dict):
                         event["response"] = responses.ours(event["response"], self._response)
                     yield self._event(event)
@@ -127,6 +132,39 @@ class _Following:
         self._seen = int(event["sequence_number"])
         shown = event if self._results else responses.bare(event)
         return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(shown))
+
+
+class _Items:
+    """What was begun of the output, by what workers told, also to whoever follows only now."""
+
+    def __init__(self) -> None:
+        self._number = -1
+        self._any = self._again = False
+        self._open: dict[int, dict[str, Any]] = {}
+
+    def told(self, event: Mapping[str, Any]) -> bool:
+        """Whether it is to be shown: not of an attempt that was given up, nor of one that begins what was begun."""
+        if event["sequence_number"] <= self._number:
+            return False
+        self._number = event["sequence_number"]
+        self._again = self._again or (self._any and event["type"] == "response.created")
+        if self._again:
+            return False
+        if event["type"] == "response.output_item.added":
+            self._any = True
+            self._open[event["output_index"]] = event["item"]
+        elif event["type"] == "response.output_item.done":
+            self._open.pop(event["output_index"], None)
+        return True
+
+    def given_up(self, response: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The ends of what was begun and is not in the answer."""
+        answered = {item.get("id") for item in response["output"]}
+        return [
+            {"type": "response.output_item.done", "output_index": index, "item": {**item, "status": "incomplete"}}
+            for index, item in self._open.items()
+            if item.get("id") not in answered
+        ]
 
 
 def _status(response: Mapping[str, Any]) -> str:

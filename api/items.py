@@ -10,6 +10,8 @@ from jobs import compaction
 def _typed(item: dict[str, Any]) -> dict[str, Any]:
     if item.get("type") is not None and not isinstance(item["type"], str):
         raise ValueError("An item's type is a string.")
+    if item.get("type") == "item_reference":  # no engine has what was said before
+        raise ValueError("An item_reference is not supported: send the item, or go on from what has it.")
     if compaction.is_compaction(item):
         compaction.unpacked(item.get(compaction.CONTENT))
     return item

@@ -4,28 +4,30 @@ Counters and histograms are sums over rows that stay, so they survive every rest
 scrape sees at most five seconds ago, or where the sums take long ten times as long ago as they took.
 """
 
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.samples import Sample
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.observe import REGISTRY
 from api.progress import outcomes_of
+from api.recent import Recent
 from jobs import measures, outbox, quarantine
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import CacheUse, Delivery, Job, Measure, Outcome, Shard, Worker
+from jobs.models import CacheUse, Delivery, Job, Measure, Model, Outcome, Shard, Worker
+from jobs.registry import Models, ModelsFileError
 from jobs.states import LIVE, TERMINAL, ShardState
 
 _KEEP_SECONDS = 5.0
 _KEEP_TIMES = 10  # what they took: a scrape may come from each of many, and often
+_OTHER = "other"
 #: By name in `jobs.measures`: the metric, what it says, and whose label it has.
 _HISTOGRAMS = {
     measures.WAIT: ("nightmill_job_wait_seconds", "From when a job could begin to its first lines' claim.", "kind"),
@@ -39,23 +41,42 @@ _TOKENS = ("input", "cached", "output", "reasoning")
 class Exposition:
     """The text of a scrape, kept for a moment: counting a million jobs takes a second."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, models: Models) -> None:
         self._db = db
-        self._lock = threading.Lock()
-        self._until = 0.0
-        self._text = b""
+        self._models = models
+        self._recent = Recent[bytes](_KEEP_SECONDS, _KEEP_TIMES)
 
     def text(self) -> bytes:
         """Raises DatabaseBusy."""
-        with self._lock:
-            if (began := time.monotonic()) > self._until:
-                with self._db.read() as session:
-                    families = [family for read in _READERS for family in read(session)]
-                registry = CollectorRegistry()
-                registry.register(_Fixed(families))
-                self._text, at = generate_latest(registry), time.monotonic()
-                self._until = at + max(_KEEP_SECONDS, _KEEP_TIMES * (at - began))
-            return self._text + generate_latest(REGISTRY)
+        return self._recent.get(self._read) + generate_latest(REGISTRY)
+
+    def _read(self) -> bytes:
+        with self._db.read() as session:
+            names = frozenset(["", *self._configured(), *session.scalars(select(Model.id))])
+            families = [_named(family, names) for read in _READERS for family in read(session)]
+        registry = CollectorRegistry()
+        registry.register(_Fixed(families))
+        return generate_latest(registry)
+
+    def _configured(self) -> list[str]:
+        try:
+            registry = self._models.now()
+        except ModelsFileError:
+            return []
+        return [*registry.models, *registry.aliases]
+
+
+def _named(family: Metric, names: Collection[str]) -> Metric:
+    """With `other` for models that only jobs name: where an endpoint takes any name, a tenant may write anything."""
+    sums: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for sample in family.samples:
+        labels = dict(sample.labels)
+        if labels.get("model", "") not in names and "place" not in labels:
+            labels["model"] = _OTHER
+        key = (sample.name, tuple(labels.items()))
+        sums[key] = sums.get(key, 0.0) + sample.value
+    family.samples = [Sample(name, dict(labels), value) for (name, labels), value in sums.items()]
+    return family
 
 
 class _Fixed:

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from sqlalchemy import exists, func, select, true
 from sqlalchemy.orm import Session
 
+from api.recent import Recent
 from jobs import fleet, outbox, pauses
 from jobs.clock import now
+from jobs.db import Database
 from jobs.models import Job, Outbox, Shard, Worker
 from jobs.states import LIVE, ShardState
 
 #: Work waits this long without anybody claiming any: something is wrong.
 STUCK_SECONDS = 60.0
+_KEEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,18 @@ class Watch:
     _moved: float = field(default_factory=time.monotonic)
     _first: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _recent: Recent[Standing] = field(default_factory=lambda: Recent(_KEEP_SECONDS))
 
-    def look(self, session: Session) -> Standing:
+    def standing(self, db: Database) -> Standing:
+        """As of a second ago at most, or of the look that is being taken. Raises DatabaseBusy."""
+
+        def look() -> Standing:
+            with db.read() as session:
+                return self._look(session)
+
+        return self._recent.get(look)
+
+    def _look(self, session: Session) -> Standing:
         at = now()
         waiting = outbox.depth(session)
         last_beat = session.scalar(select(func.max(Worker.seen_at)))

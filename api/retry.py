@@ -5,6 +5,7 @@ Which lines those are is found when the new job is planned.
 
 from typing import Any
 
+import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -12,7 +13,7 @@ from api.deps import CallContext
 from api.file_rows import visible
 from api.vector_rows import get_store
 from api.windows import seconds
-from jobs import attachments, ingestions, ledger, reindexing, responses, retries
+from jobs import attachments, ingestions, ledger, lines, reindexing, responses, retries
 from jobs.attachments import Attachment
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
@@ -22,6 +23,8 @@ from jobs.models import File, Job, VectorStore, VectorStoreFile
 from jobs.payloads import FILE_BATCH, INGESTION, Batch, index_of
 from jobs.states import TERMINAL, JobState
 
+#: Of a job, those of the jobs that it retries with them: they are read with each of its shards.
+MAX_OVERRIDES_BYTES = 65_536
 _COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
 
 
@@ -41,11 +44,13 @@ def again(
     _check_known(session, old)
     created_at, window = now(), window or old.window
     payload = Batch.model_validate(old.payload)
+    overrides = {**payload.overrides, **overrides}
+    _check_overrides(overrides, old.endpoint)
     job = Job(
         id=new_id("batch_"),
         project_id=call.project_id,
         input_path=_input(session, call, old).path,
-        payload=payload.model_copy(update={"overrides": {**payload.overrides, **overrides}}).model_dump(mode="json"),
+        payload=payload.model_copy(update={"overrides": overrides}).model_dump(mode="json"),
         priority=old.priority if priority is None else priority,
         window=window,
         created_at=created_at,
@@ -73,6 +78,27 @@ def _check_known(session: Session, old: Job) -> None:
     first = retries.last_run(session, old.id)
     if first is not None and not retries.known(session, first):
         raise InvalidRequest(retries.expired(first), code=retries.EXPIRED)
+
+
+def _check_overrides(overrides: dict[str, Any], endpoint: str) -> None:
+    """What is laid over every line is refused as it would be in each."""
+    if len(msgspec.json.encode(overrides)) > MAX_OVERRIDES_BYTES:
+        message = f"The overrides, with those of the jobs before, have more than {MAX_OVERRIDES_BYTES} bytes."
+        raise InvalidRequest(message, param="overrides", code="overrides_too_large")
+    model, stream = overrides.get("model", "its own"), overrides.get("stream")
+    if not isinstance(model, str) or not model:
+        raise _invalid("model", "Invalid type for 'overrides.model': expected a string.", "invalid_type")
+    if not isinstance(stream, bool | None):
+        raise _invalid("stream", "Invalid type for 'overrides.stream': expected a boolean.", "invalid_type")
+    if stream:
+        raise _invalid("stream", "Batches do not stream.", "streaming_unsupported")
+    required, missing = lines.REQUIRED[endpoint]
+    if required in overrides and overrides[required] is None:
+        raise _invalid(required, missing, "invalid_request")
+
+
+def _invalid(name: str, message: str, code: str) -> InvalidRequest:
+    return InvalidRequest(message, param=f"overrides.{name}", code=code)
 
 
 def _files_again(session: Session, call: CallContext, old: Job, key: str | None) -> Job:

@@ -1,6 +1,7 @@
 """The HTTP server: uvicorn, with a bound on what a request's head may be and on how long it may take.
 
 uvicorn's httptools protocol bounds neither, so a few idle or endless heads would hold connections and memory for ever.
+Nor does it bound trailers, which follow a chunked body: they are dropped, and refused where they are too large.
 What is no HTTP, and what is too much of it, is refused in the shape that every other error has.
 
 A connection takes a descriptor, of which a process may have so many. Before they run out, those connections go that
@@ -23,7 +24,7 @@ from api.errors import respond
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.settings import Settings
 
-#: A request's line and headers.
+#: A request's line and headers; and its trailers.
 MAX_HEAD_BYTES = 65_536
 HEAD_SECONDS = 20.0
 _GRACE_SECONDS = 5
@@ -47,14 +48,16 @@ class BoundedProtocol(HttpToolsProtocol):
     #: Those whose next request has not come yet, or who still send what was refused; the first for longest.
     _waiting: ClassVar[dict["BoundedProtocol", None]] = {}
 
-    _head_bytes = 0
+    _bytes = 0  # since the head or its last body began: of a head, of trailers, of what frames chunks
+    _piece = 0
     _in_head = True
+    _complete = False
     _refused = False
     _clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._clock = self.loop.call_later(HEAD_SECONDS, self._close)
+        self._start_clock(HEAD_SECONDS)
         self._waiting[self] = None
         if len(self.connections) > most_connections():
             longest = next(iter(self._waiting))
@@ -67,30 +70,43 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        self._head_bytes, self._in_head = 0, True
-        self._stop_clock()
-        self._clock = self.loop.call_later(HEAD_SECONDS, self._close)
+        self._bytes, self._in_head, self._complete = self._piece, True, False
+        self._start_clock(HEAD_SECONDS)
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what comes later would be taken for the head's, and by whom is a matter of time
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._bytes, self._in_head = 0, False
         self._stop_clock()
         self._waiting.pop(self, None)
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete and not self.transport.is_closing():
-            self._waiting[self] = None
+        if not self.cycle.response_complete or self.transport.is_closing():
+            return
+        self._waiting[self] = None
+        if self.cycle.more_body:  # whatever of it still comes puts off uvicorn's own clock
+            self._start_clock(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._piece = len(data)
+        self._bytes += self._piece
         super().data_received(data)
-        if not self._in_head:
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
+        if self._bytes > MAX_HEAD_BYTES and not self._complete:
             self._refuse(HeadTooLarge())
 
     def send_400_response(self, msg: str) -> None:
@@ -108,14 +124,19 @@ class BoundedProtocol(HttpToolsProtocol):
             if earlier.response_started:
                 self.transport.close()
                 return
-        self.transport.write(_raw(respond(error, {"connection": "close"})))
+        answered = earlier is not None and earlier.response_complete and not (self._in_head or self._complete)
+        if not answered:
+            self.transport.write(_raw(respond(error, {"connection": "close"})))
         self.transport.write_eof()
-        self._stop_clock()
-        self._clock = self.loop.call_later(_LINGER_SECONDS, self._close)
+        self._start_clock(_LINGER_SECONDS)
 
     def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+    def _start_clock(self, seconds: float) -> None:
+        self._stop_clock()
+        self._clock = self.loop.call_later(seconds, self._close)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:

@@ -47,7 +47,7 @@ Named = str | ConversationReference | None
 class CreateResponse(Asked):
     """The fields that are ours to read. With `context` a message may have a `priority`, a number."""
 
-    input: str | Many[InputItem]
+    input: str | Many[InputItem] | None = None
     stream: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
@@ -113,9 +113,12 @@ def begin(call: CallContext, body: CreateResponse) -> Turn:
     terms_of(RESPONSES, body.fields())
     if body.store is not False or body.conversation:
         check_space(call, 0)
-    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input or []
     question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
     question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    if body.input is None and not question["input"]:
+        message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
+        raise InvalidRequest(message, param="input", code="missing_required_parameter")
     if body.store is not False and _searches(question):  # whoever reads it later may want to see what was found
         question["include"] = [*dict.fromkeys([*(question.get("include") or ()), responses.RESULTS])]
     return Turn(call, body, question, asked)

@@ -47,6 +47,12 @@ _GLOBAL_6 = ip_network("2000::/3")
 _NOT_PUBLIC_6 = [
     ip_network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 ]
+#: Of clouds, where they are not link-local: Amazon's, Google's, Alibaba's.
+_METADATA = [ip_network(text) for text in ("fd00:ec2::/32", "fd20:ce::254/128", "100.100.100.200/32")]
+#: IPv6 whose last 32 bits are an IPv4 address: mapped, compatible, translated, NAT64 and NAT64 within a site.
+_LAST_32 = [
+    ip_network(text) for text in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +108,9 @@ def parse(url: str, *, allow_private: bool) -> Target:
 
 
 def permitted(address: Address, *, allow_private: bool) -> bool:
-    """Whether a request may go to this address. Link-local (metadata services) and multicast: never."""
-    plain = _plain(address)
+    """Whether a request may go to this address. Link-local, other metadata services and multicast: never."""
     if allow_private:
-        return not (plain.is_link_local or plain.is_multicast)
+        return not any(_never(one) for one in (address, *_inside(address)))
     return _public(address) and not _own(address)
 
 
@@ -197,9 +202,18 @@ def _lookup(resolve: Resolve, host: str, port: int) -> "Future[Sequence[Address]
     return future
 
 
-def _plain(address: Address) -> Address:
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped if isinstance(mapped, IPv4Address) else address
+def _never(address: Address) -> bool:
+    return address.is_link_local or address.is_multicast or any(address in network for network in _METADATA)
+
+
+def _inside(address: Address) -> list[IPv4Address]:
+    """The IPv4 addresses that a packet to this one may be handed on to."""
+    if isinstance(address, IPv4Address):
+        return []
+    given = [address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _LAST_32):
+        given.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    return [one for one in given if one is not None]
 
 
 def _public(address: Address) -> bool:

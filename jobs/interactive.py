@@ -6,13 +6,15 @@
      │ XREAD ◀───────────── answer:<id> ◀──────XADD───────│   taken, alive …, chunk …, end
      │ SET ───────────────▶ resumable:<id>                │   where its client asked to resume: who may, and how
 
-Nothing of it is kept: a client that gets no answer asks again. So a message that is lost, with its broker or with
-its worker, costs a wait and is never run twice. Names have the prefix that Celery's have.
+Nothing of it is kept, not even where nobody ever takes it: a client that gets no answer asks again. So a message that
+is lost, with its broker or with its worker, costs a wait and is never run twice. Names have the prefix that Celery's
+have.
 
 A client that asked to resume has so many seconds to come back: its `asking` outlives the connection for as long, and
 what was answered stays in `answer`.
 """
 
+import math
 import re
 from typing import Any, Final, Literal
 from urllib.parse import unquote
@@ -20,6 +22,7 @@ from urllib.parse import unquote
 import msgspec
 import redis.asyncio as redis
 
+from jobs.clock import now
 from jobs.settings import Settings
 
 _PREFIX: Final = "nightmill:"
@@ -33,6 +36,8 @@ ANSWER_SECONDS: Final = 60
 BACKGROUND_SECONDS: Final = 3600
 #: and for so long after its end; later they are written out from what is kept.
 TOLD_SECONDS: Final = 300
+#: And a line so long after the latest deadline in it.
+LINE_SECONDS: Final = 60
 PIECE: Final = b"p"  # the field of a stream's entry that has it
 #: Before every batch: theirs are small numbers.
 PRIORITY: Final = -1_000_000
@@ -79,9 +84,10 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `taken`, `alive`: a worker is at it. `chunk`: one event of a stream, as JSON. `end`: the status and, unless it was a
     stream that succeeded, the body; `retry_after` is in seconds. `at` is its place, as whoever reads it is told.
+    `late` is no worker's: nothing was answered yet, and somebody wants to be told so.
     """
 
-    kind: Literal["taken", "alive", "chunk", "end"]
+    kind: Literal["taken", "alive", "chunk", "end", "late"]
     body: bytes = b""
     status: int = 200
     retry_after: float | None = None
@@ -96,6 +102,11 @@ unpack_resumable = msgspec.msgpack.Decoder(Resumable).decode
 
 def line_of(queue: str) -> str:
     return f"{_PREFIX}interactive:{queue}"
+
+
+def kept_in_line(question: Question) -> int:
+    """Seconds for which its line has to be there, should nobody be left who takes it out again."""
+    return max(1, math.ceil(question.deadline - now())) + LINE_SECONDS
 
 
 def routed(queue: str, priority: int = PRIORITY) -> str:

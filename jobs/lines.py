@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from jobs.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
+from jobs.errors import InvalidRequest
 
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -35,6 +36,9 @@ _STREAM_NAMES = {
     RESPONSES: "Responses",
 }
 
+
+#: Of a response: what was said elsewhere, and an answer that comes later.
+ELSEWHERE = ("previous_response_id", "conversation", "background")
 
 _NONE = msgspec.Raw(b"")
 
@@ -249,6 +253,22 @@ def id_of(raw: bytes | None) -> str | None:
         return _ids.decode(raw).custom_id if raw is not None else None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def check_alone(endpoint: str, body: dict[str, Any]) -> None:
+    """A line is answered at once and from what it says itself. Raises InvalidRequest."""
+    for name in ELSEWHERE if endpoint == RESPONSES else ():
+        if body.get(name) not in (None, False):
+            message = f"Responses: '{name}' is not supported in the Batch API."
+            raise InvalidRequest(message, param=name, code="unsupported_parameter")
+
+
+def unkept(endpoint: str, body: dict[str, Any]) -> None:
+    """Have no engine keep what it is asked. OpenAI takes a chat's metadata only with what it keeps."""
+    if endpoint == RESPONSES:
+        body["store"] = False  # its default is true
+    elif endpoint == CHAT and body.pop("store", None):
+        body.pop("metadata", None)
 
 
 def quoted(text: str) -> str:

@@ -106,10 +106,13 @@ class Settings(BaseSettings):
     store_max_files: int = Field(10_000, ge=1, description="files of one call that brings them into a vector store")
 
     source_folders: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="folders whose files may become sources of vector stores, comma-separated"
+        (),
+        description="folders whose files may become sources of any project's vector stores, comma-separated",
     )
     source_s3: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="the same of S3: `s3://bucket/prefix`, comma-separated; credentials as boto finds them"
+        (),
+        description="the same of S3, for any project too: `s3://bucket/prefix`, comma-separated; "
+        "credentials as boto finds them",
     )
     source_allow_private: bool = Field(False, description="URLs of sources: private addresses, plain http and any port")
     source_max_items: int = Field(10_000, ge=1, description="files of one source")

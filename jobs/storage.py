@@ -7,6 +7,7 @@ that nobody points to.
 
 import errno
 import io
+import logging
 import os
 import shutil
 import uuid
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.logs import Seldom
 
 CHUNK = 1 << 20
 _TEMPORARY = ".partial-"
@@ -23,6 +25,8 @@ _TEMPORARY = ".partial-"
 CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp"})
 #: Of S3: long enough for a slow answer, short enough that a worker gives back what it can't store within its lease.
 PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3, "mode": "standard"}}
+
+_away = Seldom(logging.getLogger(__name__), "storage_away")
 
 
 class Storage(Protocol):
@@ -260,15 +264,18 @@ def _unless_gone(_call: Any, _path: Any, failed: tuple[type[BaseException], Base
 
 @contextmanager
 def _our_errors(path: str) -> Iterator[None]:
+    """Clients are shown these: where things are stored, and why they can't be read, is for the log."""
     try:
         yield
     except FileNotFoundError as error:
-        raise NotFound(f"No stored object '{path}'.") from error
+        raise NotFound("What was stored is gone.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull from error
-        raise StorageAway(f"The file storage cannot be reached: {error}") from error
+        _away.warn(path=path, reason=str(error))
+        raise StorageAway from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
-        raise StorageAway(f"The file storage cannot be reached: {error}") from error
+        _away.warn(path=path, reason=str(error))
+        raise StorageAway from error

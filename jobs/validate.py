@@ -39,12 +39,17 @@ class Asked:
 
 
 class _Body(msgspec.Struct):
+    """What makes a line worth reading whole."""
+
     context: Any = None
     truncation: Any = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    background: Any = None
 
     @property
     def asks(self) -> bool:
-        return self.context is not None or self.truncation is not None
+        return any(getattr(self, name) is not None for name in self.__struct_fields__)
 
 
 class _Asking(msgspec.Struct):
@@ -105,7 +110,7 @@ def _judge(handle: BinaryIO, checker: lines.Checker, asked: Asked, found: Found)
         found.total += 1
         found.bytes += text.length
         checked = checker.check(text)
-        if isinstance(checked, lines.Good) and (odd := _odd_context(asked.endpoint, text)):
+        if isinstance(checked, lines.Good) and (odd := _odd(asked.endpoint, text)):
             checked = odd
         if isinstance(checked, lines.Bad):
             found.complain(checked)
@@ -114,12 +119,14 @@ def _judge(handle: BinaryIO, checker: lines.Checker, asked: Asked, found: Found)
         found.first_line = found.first_line or text.number
 
 
-def _odd_context(endpoint: str, text: lines.Text) -> lines.Bad | None:
-    """What is wrong with what a line wants done about its length. Planning lets it pass: it fails by itself."""
+def _odd(endpoint: str, text: lines.Text) -> lines.Bad | None:
+    """What a line asks for that it will not get, or wrongly. Planning lets it pass: it fails by itself."""
     raw = text.raw or b""
     try:
         if endpoint in PROMPT and _asking.decode(raw).body.asks:
-            terms_of(endpoint, msgspec.json.decode(lines.working.decode(raw).body))
+            body = msgspec.json.decode(lines.working.decode(raw).body)
+            terms_of(endpoint, body)
+            lines.check_alone(endpoint, body)
     except InvalidRequest as error:
         return lines.Bad(error.code or "invalid_value", error.message, text.number, f"body.{error.param}")
     except (msgspec.MsgspecError, RecursionError):  # the engine will say

@@ -1,7 +1,7 @@
 """The API's end of a waiting client's question: into the line of its queue, then the pieces of its answer as they come.
 
-While it waits it says that its client is still there; a worker that hears it no more stops the engine. A question that
-nobody took, or whose worker fell silent, ends with 503, and the SDK asks again.
+While it waits it says that its client is still there, however slowly that reads; a worker that hears it no more stops
+the engine. A question that nobody took, or whose worker fell silent, ends with 503, and the SDK asks again.
 
     ask ──▶ pieces ──▶ the connection drops ──▶ rest ──▶ pieces        within the seconds that the client asked for;
                               └── stop, or nobody comes back: the engine is free       from any process of the API
@@ -12,11 +12,12 @@ far behind it that something was dropped unread, is told so.
 """
 
 import asyncio
+import math
 import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -36,6 +37,7 @@ from jobs.interactive import (
     answer,
     asking,
     connect,
+    kept_in_line,
     line_of,
     pack,
     redis_url,
@@ -48,6 +50,7 @@ from jobs.settings import Settings
 _BLOCK_MS = 250  # between looks whether the client is there
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
+_LATE_SECONDS = 2.0  # between signs that nothing was answered yet
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
 _PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
 #: In one trip, and what is refused is never there.
@@ -55,7 +58,9 @@ _PUT: Final = """
 if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[3]) end
 redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
-return redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('RPUSH', KEYS[1], ARGV[1])
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[5]) then redis.call('EXPIRE', KEYS[1], ARGV[5]) end
+return 1
 """
 _START: Final = "0-0"  # before what is first in any stream
 _STOPPED: Final = Piece(
@@ -103,16 +108,23 @@ class Lines:
         self._redis: Any = None  # its types say less than its documentation
 
     async def ask(
-        self, queue: str, question: Question, served: Served, there: There = _always, kept: Resumable | None = None
+        self,
+        queue: str,
+        question: Question,
+        served: Served,
+        there: There = _always,
+        kept: Resumable | None = None,
+        patience: float = math.inf,
     ) -> AsyncGenerator[Piece]:
-        """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it.
+        """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it. `patience`:
+        seconds without a chunk after which pieces of kind `late` say so.
 
         Raises NotFound, NoWorker, Overloaded, StreamsAway, WorkerLost, and what `there` raises.
         """
-        asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)))
+        asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)), patience)
         try:
-            await asked.put(self._most, kept)
-            async with aclosing(asked.pieces(served, there)) as pieces:
+            await asked.put(self._most, kept, kept_in_line(question))
+            async with asked.staying(), aclosing(asked.pieces(served, there)) as pieces:
                 async for piece in pieces:
                     yield piece
         except (RedisError, OSError) as error:
@@ -140,7 +152,7 @@ class Lines:
         try:
             if await asked.ended(after):
                 return
-            async with aclosing(asked.pieces(_gone, there, after)) as pieces:
+            async with asked.staying(), aclosing(asked.pieces(_gone, there, after)) as pieces:
                 async for piece in pieces:
                     yield piece
         except (RedisError, OSError) as error:
@@ -217,22 +229,48 @@ async def last_piece(pieces: AsyncGenerator[Piece]) -> Piece:
 class _Asked:
     """One question on its way, or the rest of its answer."""
 
-    def __init__(self, server: Any, question_id: str, linger: int, put: tuple[str, bytes] | None = None) -> None:
-        self._redis, self._id, self._linger = server, question_id, linger
+    def __init__(
+        self,
+        server: Any,
+        question_id: str,
+        linger: int,
+        put: tuple[str, bytes] | None = None,
+        patience: float = math.inf,
+    ) -> None:
+        self._redis, self._id, self._linger, self._patience = server, question_id, linger, patience
         self._line, self._raw = put or ("", b"")
         self._taken = put is None
         self._told = put is None  # whether the client knows how to come back
         self._seconds = max(ASKING_SECONDS, linger)
         self._read: deque[bytes] = deque()
         self._gone = 0
-        self._heard = self._renewed = self._looked = self._asked = time.monotonic()
+        self._heard = self._looked = self._asked = self._said = time.monotonic()
 
-    async def put(self, most: int, kept: Resumable | None) -> None:
-        """Into the line, unless so many are there already. Raises Overloaded."""
+    async def put(self, most: int, kept: Resumable | None, seconds: int) -> None:
+        """Into the line, unless so many are there already; that lasts for so long at least. Raises Overloaded."""
         keys = (self._line, asking(self._id), resumable(self._id))
         shown = pack(kept) if kept is not None else b""
-        if not await self._redis.eval(_PUT, len(keys), *keys, self._raw, most, self._seconds, shown):
+        if not await self._redis.eval(_PUT, len(keys), *keys, self._raw, most, self._seconds, shown, seconds):
             raise Overloaded
+
+    @asynccontextmanager
+    async def staying(self) -> AsyncGenerator[None]:
+        """Say meanwhile that the client is there: whoever reads slowly holds `pieces` up at each of them."""
+        over = asyncio.Event()
+
+        async def stay() -> None:
+            while not over.is_set():  # redis-py swallows a cancellation now and then
+                await asyncio.sleep(_RENEW_SECONDS)
+                with suppress(RedisError, OSError):  # whoever reads meets it too, and tells
+                    await self._renew()
+
+        renewing = asyncio.create_task(stay())
+        try:
+            yield
+        finally:
+            over.set()
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
 
     async def pieces(self, served: Served, there: There, last: str = _START) -> AsyncGenerator[Piece]:
         """Raises NotFound, NoWorker, WorkerLost, and what `there` raises."""
@@ -245,13 +283,18 @@ class _Asked:
             for entry, fields in entries:
                 last, self._taken, self._heard = entry.decode(), True, time.monotonic()
                 piece = msgspec.structs.replace(unpack_piece(fields[PIECE]), at=f"{self._id}/{last}")
-                self._told = self._told or piece.kind == "chunk"
+                if piece.kind == "chunk":
+                    self._told, self._patience = True, math.inf
                 yield piece
                 if piece.kind == "end":
                     return
                 self._read.append(entry)
+            if entries:
+                self._heard = time.monotonic()  # what was said while a slow client read is there to be read
             await self._drop_read()
             await self._look(time.monotonic(), served, there)
+            if self._is_late(time.monotonic()):
+                yield Piece("late", at=f"{self._id}/{last}")
 
     async def ended(self, after: str) -> bool:
         """Whether nothing comes behind that."""
@@ -273,6 +316,13 @@ class _Asked:
                     pipe.lrem(self._line, 1, self._raw)
                 await pipe.execute()
 
+    def _is_late(self, at: float) -> bool:
+        """Once its client has been told where to come back, it can."""
+        if at - self._said < self._patience:
+            return False
+        self._said, self._patience, self._told = at, _LATE_SECONDS, True
+        return True
+
     async def _check_nothing_missed(self, last: str) -> None:
         """Between `last` and what was read a moment ago: another reader may have dropped it. Raises NotFound."""
         if _dropped(await self._redis.xinfo_stream(answer(self._id)), last):
@@ -287,13 +337,10 @@ class _Asked:
         await self._redis.xtrim(answer(self._id), minid=oldest, approximate=False)
 
     async def _look(self, at: float, served: Served, there: There) -> None:
-        """Say that the client is there, if it is; is the worker?"""
+        """Is the client there, and the worker?"""
         if at - self._asked >= _BLOCK_MS / 1000:
             self._asked = at
             await there()
-        if at - self._renewed >= _RENEW_SECONDS:
-            self._renewed = at
-            await self._renew()
         if self._taken and at - self._heard > _SILENCE_SECONDS:
             raise WorkerLost
         if not self._taken and at - self._looked >= _LOOK_SECONDS:

@@ -9,47 +9,91 @@ file's content the excerpt is; and `support`, the share of the words said there 
 """
 
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from jobs.searches import Found
 
 _MARKER: Final = re.compile(r"\[(\d{1,2}(?:\s*,\s*\d{1,2})*)\]")
 _ENDS: Final = re.compile(r"(?<=[.?!:])\s+|\n+")
+_PIECE: Final = re.compile(r"\S+")
 _WORD: Final = re.compile(r"\w{4,}")
 _ANY_WORD: Final = re.compile(r"\w+")
 _SHARE: Final = 1 / 3
 _ENOUGH: Final = 3  # words: of fewer none has to stand in the excerpt
 
 
+class _Said:
+    """A sentence so far: its words, and how many of them stand in which excerpt. Each is looked up once."""
+
+    def __init__(self, there: Mapping[int, frozenset[str]]) -> None:
+        self._there = there
+        self.begin()
+
+    def begin(self) -> None:
+        self._words: set[str] = set()
+        self.long = 0
+        self._shared = dict.fromkeys(self._there, 0)
+        self._shared_long = dict.fromkeys(self._there, 0)
+
+    def add(self, text: str) -> None:
+        for word in _all_words(text) - self._words:
+            self._words.add(word)
+            is_long = _WORD.fullmatch(word) is not None
+            self.long += is_long
+            for number, words in self._there.items():
+                self._shared[number] += word in words
+                self._shared_long[number] += is_long and word in words
+
+    def share(self, number: int) -> float:
+        """Of short words only where there are no others: they stand everywhere."""
+        if self.long:
+            return self._shared_long[number] / self.long
+        return self._shared[number] / len(self._words) if self._words else 0.0
+
+
 def citations(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:
-    """OpenAI's annotations; `index` is where in the text the citation stands, in characters."""
-    named = [
-        (found[int(number) - 1], marker.start())
-        for marker in _MARKER.finditer(text)
-        for number in marker.group(1).split(",")
-        if 1 <= int(number) <= len(found)
+    """OpenAI's annotations; `index` is where in the text the citation stands, in characters.
+
+    None stands where the excerpt has nothing of what it is named for.
+    """
+    named = {marker.start(): _numbers(marker, len(found)) for marker in _MARKER.finditer(text)}
+    there = {number: _all_words(found[number].text) for number in set().union(*named.values())}
+    if not there:
+        return _by_words(text, found)
+    return [
+        _citation(found[number], at, share)
+        for at, said in _said_before(text, named, _Said(there))
+        for number in named[at]
+        if (share := said.share(number)) or said.long < _ENOUGH
     ]
-    return [one for one in map(_checked, named, [text] * len(named)) if one] if named else _by_words(text, found)
+
+
+def _numbers(marker: re.Match[str], most: int) -> list[int]:
+    return [int(number) - 1 for number in marker.group(1).split(",") if 1 <= int(number) <= most]
+
+
+def _said_before(text: str, places: Iterable[int], said: _Said) -> Iterator[tuple[int, _Said]]:
+    """Each marker's place with the sentence that it stands in, or after: what ends one shows at the next word.
+
+    In one walk: an answer may have a marker behind every word.
+    """
+    plain = _MARKER.sub(lambda marker: " " * len(marker[0]), text)
+    left, end = deque(places), 0
+    for piece in _PIECE.finditer(plain):
+        while left and left[0] < piece.start():
+            yield left.popleft(), said
+        if _ENDS.search(plain, max(end - 1, 0), piece.start()):
+            said.begin()
+        said.add(piece[0])
+        end = piece.end()
+    yield from ((place, said) for place in left)
 
 
 def support(text: str, found: Sequence[Found]) -> float:
     """The share of a text's words that stand in the excerpts, 0 of one without words."""
     return _share(text, frozenset().union(*(_all_words(one.text) for one in found)))
-
-
-def _checked(named: tuple[Found, int], text: str) -> dict[str, Any] | None:
-    """The citation, or None where the excerpt has nothing of what it is named for."""
-    one, index = named
-    said = _said_before(text[:index])
-    share = _share(said, _all_words(one.text))
-    return None if not share and len(_words(said)) >= _ENOUGH else _citation(one, index, share)
-
-
-def _said_before(text: str) -> str:
-    """The sentence that a marker stands in, or after."""
-    plain = _MARKER.sub(" ", text).rstrip()
-    return _ENDS.split(plain)[-1]
 
 
 def _by_words(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:

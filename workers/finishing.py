@@ -60,7 +60,7 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
         except Fenced:
             log.info("finishing_fenced", extra={"job_id": job_id})
         except (StorageFull, StorageAway) as error:
-            log.warning("finishing_waits_for_storage", extra={"job_id": job_id, "error": str(error)})
+            log.warning("finishing_waits_for_storage", extra={"job_id": job_id, "error": type(error).__name__})
             context.db.retrying(
                 lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
             )

@@ -135,6 +135,9 @@ class Grounds:
     excerpts: list[Found]  # the same as the model is shown them: their numbers are the citations'
     least_support: float | None = None  # of an answer that is not refused
     call_id: str = field(init=False)
+    _cited: tuple[str, list[dict[str, Any]]] = field(
+        init=False, default=("", [])
+    )  # the last: a stream says it four times
 
     def __post_init__(self) -> None:
         self.call_id = f"fs_{self.request.request_id.rpartition('_')[2]}"
@@ -178,7 +181,13 @@ class Grounds:
     def part(self, part: Any) -> Any:
         if not isinstance(part, dict) or part.get("type") != "output_text":
             return part
-        return part | {"annotations": citations(str(part.get("text") or ""), self.excerpts)}
+        return part | {"annotations": self.citations(part.get("text"))}
+
+    def citations(self, text: Any) -> list[dict[str, Any]]:
+        text = str(text or "")
+        if self._cited[0] != text:
+            self._cited = (text, citations(text, self.excerpts))
+        return self._cited[1]
 
 
 _DEFAULTS: Final[Mapping[str, Any]] = {"instructions": None, "tools": [], "tool_choice": "auto"}
@@ -240,7 +249,7 @@ class _Told:
         place = {name: event.get(name) for name in ("item_id", "output_index", "content_index")}
         return [
             {"type": "response.output_text.annotation.added", **place, "annotation_index": n, "annotation": annotation}
-            for n, annotation in enumerate(citations(str(event.get("text") or ""), self._grounds.excerpts))
+            for n, annotation in enumerate(self._grounds.citations(event.get("text")))
         ]
 
     async def _tell_search(self) -> None:

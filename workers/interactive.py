@@ -35,6 +35,7 @@ from jobs.interactive import (
     answer,
     asking,
     connect,
+    kept_in_line,
     line_of,
     pack,
     routed,
@@ -53,6 +54,11 @@ UNREAD = 16_384  # pieces of one stream
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
+#: A line that was empty meanwhile was forgotten, with when it ends.
+_PUT_BACK = """
+redis.call('LPUSH', KEYS[1], ARGV[1])
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+"""
 _ROOM_SECONDS = 0.05  # there may be more room before one is answered: whoever had it taken away has left
 
 
@@ -135,7 +141,7 @@ class Desk:
             try:
                 found = await self._redis.blpop([line_of(name)], timeout=_TAKE_SECONDS)
                 if found and not self._wanted.is_set():  # since it began to wait; there may be others who take it
-                    await self._redis.lpush(*found)
+                    await self._put_back(*found)
                     continue
             except (RedisError, OSError) as error:
                 if not away:
@@ -147,11 +153,13 @@ class Desk:
             if found:
                 self._begin(found[1], tasks)
 
+    async def _put_back(self, line: bytes, raw: bytes) -> None:
+        if question := _read(raw):
+            await self._redis.eval(_PUT_BACK, 1, line, raw, kept_in_line(question))
+
     def _begin(self, raw: bytes, tasks: set[asyncio.Task[None]]) -> None:
-        try:
-            question = unpack_question(raw)
-        except msgspec.MsgspecError:
-            log.warning("interactive_question_unreadable")
+        question = _read(raw)
+        if question is None:
             return
         model = _model_of(question)
         stopped = self._off().stops(self.queue, model, question.tenant)
@@ -297,6 +305,14 @@ def _add(pipe: Any, question: Question, piece: Piece) -> None:
     name = answer(question.id)
     pipe.xadd(name, {PIECE: pack(piece)})
     pipe.expire(name, max(ANSWER_SECONDS, question.linger))
+
+
+def _read(raw: bytes) -> Question | None:
+    try:
+        return unpack_question(raw)
+    except msgspec.MsgspecError:
+        log.warning("interactive_question_unreadable")
+        return None
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:

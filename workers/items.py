@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from jobs import lines, responses
+from jobs.errors import InvalidRequest
 from jobs.payloads import Batch, Response
 from jobs.shards import ShardClaim
 from workers import records
 from workers.context import Context
-from workers.engines.port import Answer, Request
+from workers.engines.port import Answer, Request, refusal
 from workers.records import Item, Record
 from workers.trials import Trials
 
@@ -21,9 +22,10 @@ _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":nul
 
 
 def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Record]]:
-    """The items of the lines that are not covered, and records for those whose body no engine could take."""
+    """The items of the lines that are not covered, and records for those whose body no engine could or should take."""
     job = claim.job
-    payload = (Response if job.kind == responses.KIND else Batch).model_validate(job.payload)
+    own = job.kind == responses.KIND  # it was judged when it came in, and continues what was said before
+    payload = (Response if own else Batch).model_validate(job.payload)
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
     make = _maker(claim)
@@ -39,7 +41,11 @@ def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Re
             broken.append(_invalid(make(line, text.custom_id, {})))
             continue
         body.update(payload.overrides)
-        found.append((bytes(text.body), make(line, text.custom_id, body)))
+        item = make(line, text.custom_id, body)
+        if not own and (refused := _refused(job.endpoint, body)):
+            broken.append(records.answered(item, refused))
+        else:
+            found.append((bytes(text.body), item))
     found.sort(key=itemgetter(0))
     return (_deduped(found) if payload.dedupe else [item for _, item in found]), broken
 
@@ -69,6 +75,16 @@ def _deduped(found: list[tuple[bytes, Item]]) -> list[Item]:
             leaders.append(item)
             previous = body
     return leaders
+
+
+def _refused(endpoint: str, body: dict[str, Any]) -> Answer | None:
+    """Of a batch's line, which is to be kept nowhere."""
+    try:
+        lines.check_alone(endpoint, body)
+    except InvalidRequest as error:
+        return refusal(400, error.message, param=error.param, code=error.code)
+    lines.unkept(endpoint, body)
+    return None
 
 
 def _invalid(item: Item) -> Record:

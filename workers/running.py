@@ -72,7 +72,7 @@ def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
             times = claim.epoch // 2 if away.grows else 0  # it was given back before
             run.give_back(min(away.delay * 2 ** min(times, 5), max(away.delay, LONGEST_DELAY)), "model")
         except (StorageFull, StorageAway, NotFound) as error:
-            _storage_failed.warn(job_id=job_id, shard=n, error=str(error))
+            _storage_failed.warn(job_id=job_id, shard=n, error=str(error.__cause__ or error))
             run.give_back(STORAGE_SECONDS, "disk")
         finally:  # after an error too: with the last segment the job may have become ours
             holding.close()

@@ -43,7 +43,8 @@ class Webhook(BaseModel):
 
 
 class JobObject(BaseModel):
-    """`rate`, `eta_seconds` and `queue_position` are null in lists and where they mean nothing, `outcomes` in lists."""
+    """`rate`, `eta_seconds` and `queue_position` are null in lists and where they mean nothing, `outcomes` and
+    `overrides` in lists."""
 
     id: str
     object: Literal["job"] = "job"
@@ -71,7 +72,7 @@ class JobObject(BaseModel):
     not_before: int | None
     retry_of: str | None
     schedule_id: str | None
-    overrides: dict[str, Any]
+    overrides: dict[str, Any] | None
     webhook: Webhook | None
     metadata: dict[str, str] | None
     idempotency_key: str | None
@@ -105,6 +106,8 @@ def show_job(
     pace: Pace | None = None,
     position: int | None = None,
     outcomes: Mapping[str, int] | None = None,
+    *,
+    whole: bool = False,
 ) -> JobObject:
     return JobObject(
         id=job.id,
@@ -134,7 +137,7 @@ def show_job(
         not_before=when(job.not_before),
         retry_of=job.retry_of,
         schedule_id=job.schedule_id,
-        overrides=job.payload.get("overrides") or {},
+        overrides=job.payload.get("overrides") or {} if whole else None,
         webhook=Webhook(url=job.webhook_url) if job.webhook_url else None,
         metadata=job.labels,
         idempotency_key=job.idempotency_key,

@@ -45,8 +45,7 @@ def readyz(request: Request) -> JSONResponse:
     """Requests can be taken, and what was taken is being done. The broker is not asked: intake does not need it."""
     services = services_of(request)
     try:
-        with services.db.read() as session:
-            standing = services.watch.look(session)
+        standing = services.watch.standing(services.db)
     except DatabaseBusy:
         return _answer(Ready(status="unavailable", database="unavailable"))
     return _answer(

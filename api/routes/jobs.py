@@ -55,7 +55,9 @@ class EventPage(BaseModel):
 class RetryJob(Body):
     """What the new job does otherwise than the old one."""
 
-    overrides: dict[str, Any] = Field(default_factory=dict, description="Laid over the body of each line.")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="Laid over the body of each line; at most 64 KB."
+    )
     completion_window: str | None = Field(default=None, max_length=16, description="As of a new batch.")
     priority: int | None = Field(default=None, ge=-100, le=100)
 
@@ -171,8 +173,6 @@ def cancel_job(call: Call, job_id: str) -> JobObject:
 def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None = None) -> Response:
     """A new job that runs what failed or is missing in an ended one, which stays as it is."""
     wanted = body or RetryJob()
-    if wanted.overrides.get("stream"):
-        raise InvalidRequest("Batches do not stream.", param="overrides.stream", code="streaming_unsupported")
 
     def make(session: Session) -> JobObject:
         old = get_job(session, call, job_id)
@@ -195,7 +195,7 @@ def get_job(session: Session, call: CallContext, job_id: str) -> Job:
 
 def _shown(session: Session, job: Job) -> JobObject:
     sums = totals(session, [job])[job.id]
-    return show_job(job, sums, pace(session, job), queue_position(session, job), outcomes(session, job))
+    return show_job(job, sums, pace(session, job), queue_position(session, job), outcomes(session, job), whole=True)
 
 
 def _resume(last_event_id: str | None, after: int) -> int:

@@ -10,6 +10,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     installed.interpreter,
     installed.packages,
     installed.engines,
+    installed.parsers,
     installed.models,
     measured.embeddings,
     stored.data_folder,

@@ -1,8 +1,10 @@
 """What is installed: the interpreter, the packages, the engines in process, the models."""
 
+import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -75,6 +77,20 @@ def engines(patient: Patient) -> Iterator[Finding]:
 def _version(module: str) -> str:
     names = [name for name in _DISTRIBUTIONS[module] if _is_installed(name)]
     return ", ".join(f"{name} {metadata.version(name)}" for name in names) or "not as a package"
+
+
+def parsers(_patient: Patient) -> Iterator[Finding]:
+    """Who reads strangers' files should have no network; asked of a process that gives up its own."""
+    command = [sys.executable, "-P", "-m", "workers.parsing.sandbox"]
+    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    tried = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)  # noqa: S603 (ours)
+    if tried.returncode == 0:
+        yield fine("parsers", "documents are read without network")
+    else:
+        mend = (
+            "allow user namespaces (a container's seccomp profile, AppArmor), or let workers reach only what they need"
+        )
+        yield warning("parsers", "what reads documents has this machine's network: no namespaces here", mend)
 
 
 def models(patient: Patient) -> Iterator[Finding]:

@@ -82,6 +82,12 @@ def half(world: World) -> str:
     return raw_said(world.raw(request(world, "Content-Length: 1000", body=GOOD), half_close=True)) or "closed"
 
 
+def trailing(world: World) -> str:
+    """Trailers without an end, of a request that was answered as it has no key."""
+    sent = request(world, "Transfer-Encoding: chunked", body=b"1\r\na\r\n0\r\n", key=False)
+    return _stands_still(world, sent, 0.0, drip=b"X: y\r\n" * 5_000)
+
+
 def cases() -> Iterator[Case]:
     chunk = b"2\r\n{}\r\n0\r\n\r\n"
     bad = "400 invalid_http"
@@ -102,6 +108,11 @@ def cases() -> Iterator[Case]:
         "a chunk that is longer than its size": (bad, ["Transfer-Encoding: chunked"], b"1\r\n{}\r\n0\r\n\r\n"),
         "NUL in a header": (bad, ["X: a\0b", "Content-Length: 2"], b"{}"),
         "a bare CR in a header": (bad, ["X: a\rContent-Length: 2"], b"{}"),
+        "trailers of 1 MB": (
+            "431 request_head_too_large",
+            ["Transfer-Encoding: chunked"],
+            b"2\r\n{}\r\n0\r\nX: " + b"x" * 1_000_000,
+        ),
         "a head of 1 MB": ("431 request_head_too_large", ["X: " + "x" * 1_000_000], b""),
         "100,000 headers": ("431 request_head_too_large", ["X: xxxxx"] * 100_000, b""),
     }
@@ -119,4 +130,5 @@ def cases() -> Iterator[Case]:
     yield Case(AREA, "a chunked body without end", "408 request_timeout, in time, others served", endless)
     yield Case(AREA, "a Content-Length that promises more", "408 request_timeout, in time, others served", short)
     yield Case(AREA, "a head a byte at a time", "closed, in time, others served", slow_head)
+    yield Case(AREA, "trailers without end", "closed, in time, others served", trailing)
     yield Case(AREA, "a client that leaves in its body", "closed", half)

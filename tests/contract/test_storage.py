@@ -144,8 +144,9 @@ def test_an_interrupted_write_leaves_what_was_there_before(store: Storage) -> No
 
 
 def test_what_is_missing_is_not_found(store: Storage) -> None:
-    with pytest.raises(NotFound, match="nowhere"):
+    with pytest.raises(NotFound) as missing:
         read(store, "nowhere")
+    assert str(missing.value) == "What was stored is gone.", "clients are shown it: it names no path"
     with pytest.raises(NotFound):
         store.size("nowhere/at/all")
 
@@ -235,14 +236,26 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatc
     assert [path for path in disk.root.rglob("*") if path.is_file()] == []
 
 
-def test_other_errors_of_the_disk_mean_that_it_is_away(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """What the log is told of a storage that is away."""
+    found: list[dict[str, object]] = []
+    monkeypatch.setattr("jobs.storage._away.warn", lambda **fields: found.append(fields))
+    return found
+
+
+def test_other_errors_of_the_disk_mean_that_it_is_away(
+    disk: DiskStorage, monkeypatch: pytest.MonkeyPatch, told: list[dict[str, object]]
+) -> None:
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", broken)
 
-    with pytest.raises(StorageAway, match="Input/output"):
+    with pytest.raises(StorageAway) as raised:
         disk.put("files/one", b"x")
+    assert str(raised.value) == "The file storage cannot be reached.", "clients are shown it"
+    assert told == [{"path": "files/one", "reason": "[Errno 5] Input/output error"}]
 
 
 @pytest.fixture
@@ -371,14 +384,16 @@ def test_a_url_says_which_storage_it_is(tmp_path: Path) -> None:
     assert isinstance(open_storage("s3://bucket/prefix"), ObjectStorage)
 
 
-def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(s3: S3) -> None:
+def test_an_s3_that_can_not_be_reached_is_an_error_and_not_a_missing_object(
+    s3: S3, told: list[dict[str, object]]
+) -> None:
     options = s3.options | {"client_kwargs": {"endpoint_url": "http://127.0.0.1:1", "region_name": "us-east-1"}}
     options["config_kwargs"] = {"retries": {"max_attempts": 0}}
     away = ObjectStorage(f"s3://{s3.bucket}", skip_instance_cache=True, **options)
 
-    with pytest.raises(Exception, match=r"127\.0\.0\.1:1") as raised:
+    with pytest.raises(StorageAway, match=r"^The file storage cannot be reached\.$"):
         away.size("x")
-    assert not isinstance(raised.value, NotFound)
+    assert "127.0.0.1:1" in str(told)
 
 
 def test_an_object_store_that_is_away_is_told_and_not_taken_for_missing(s3: S3) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import func, select, update
 from jobs import audit, events, fleet, ledger, measures, shards
 from jobs.clock import now
 from jobs.db import Database
+from jobs.endpoints import RESPONSES
 from jobs.errors import StorageAway, StorageFull
 from jobs.models import Audit, Measure, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
@@ -66,6 +67,48 @@ def test_every_line_comes_out_once_in_order_with_exact_usage(mill: Mill, asked: 
     assert len(asked) == 50
     found = {name: _measured(mill.db, name) for name in (measures.WAIT, measures.ENGINE, measures.ENDED)}
     assert found == {"wait": {"generation": 1}, "engine": {MODEL: 50}, "ended": {"generation": 1}}
+
+
+def test_a_response_that_needs_more_than_its_line_is_refused_and_its_neighbours_are_answered(
+    db: Database, tmp_path: Path
+) -> None:
+    asked: list[Request] = []
+    odd = {"previous_response_id": "resp_1", "conversation": {"id": "conv_1"}, "background": True}
+    plain = {"previous_response_id": None, "conversation": None, "background": False}
+    bodies = [*({name: value} for name, value in odd.items()), {}, {**plain, "store": True}]
+    lines = [
+        {"custom_id": f"r{n}", "method": "POST", "url": RESPONSES, "body": {"model": MODEL, "input": f"{n}", **body}}
+        for n, body in enumerate(bodies)
+    ]
+
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=asked.append)) as mill:
+        (job,) = mill.drain(mill.submit(jsonl(lines), endpoint=RESPONSES))
+        output, errors = mill.results(job)
+
+    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 2, 3)
+    assert _ids(output) == ["r3", "r4"]
+    refused = [line["response"] for line in errors]
+    assert [answer["status_code"] for answer in refused] == [400] * 3
+    assert [answer["body"]["error"]["param"] for answer in refused] == list(odd)
+    assert {answer["body"]["error"]["code"] for answer in refused} == {"unsupported_parameter"}
+    assert [request.body["store"] for request in asked] == [False, False]
+
+
+def test_an_engine_that_could_keep_a_chat_is_not_told_to(db: Database, tmp_path: Path) -> None:
+    asked: list[Request] = []
+    lines = [
+        chat_line("kept", "a", store=True, metadata={"a": "b"}),
+        chat_line("not", "b", store=False, metadata={"a": "b"}),
+    ]
+
+    with running(db, tmp_path, FakeEngine((MODEL,), fault=asked.append)) as mill:
+        (job,) = mill.drain(mill.submit(jsonl(lines)))
+
+    assert job.completed == 2
+    assert sorted((sorted(request.body) for request in asked), key=len) == [
+        ["messages", "model"],
+        ["messages", "metadata", "model"],
+    ]
 
 
 def test_what_became_of_the_lines_is_counted(db: Database, tmp_path: Path) -> None:

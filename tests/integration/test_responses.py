@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -14,6 +15,7 @@ from jobs.clock import now
 from jobs.models import Audit, KeptResponse
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.shop import MODEL, Shop
+from tests.support.system import eventually
 from workers.engines.port import Answer, EngineFault, Request, refusal
 from workers.retention import Retention
 
@@ -260,10 +262,38 @@ def test_an_item_whose_type_is_none_is_refused(shop: Shop) -> None:
     assert (said.status_code, said.json()["error"]["param"].split(".")[0], shop.asked) == (400, "input", [])
 
 
-def test_input_is_required(shop: Shop) -> None:
-    said = shop.post("responses", {"model": MODEL})
+def test_an_item_that_is_somewhere_else_is_refused(shop: Shop) -> None:
+    with pytest.raises(openai.BadRequestError, match="item_reference is not supported"):
+        _create(shop, [{"type": "item_reference", "id": "msg_1"}])
+
+    assert shop.asked == []
+
+
+def test_what_was_said_before_is_enough_of_an_input(shop: Shop) -> None:
+    """In any of the ways a response is asked for."""
+    first = _create(shop, "one")
+    conversation = shop.client.conversations.create(items=[{"role": "user", "content": "one"}])
+
+    after = shop.client.responses.create(model=MODEL, previous_response_id=first.id)
+    events = list(shop.client.responses.create(model=MODEL, conversation=conversation.id, stream=True))
+    queued = shop.client.responses.create(model=MODEL, previous_response_id=first.id, background=True)
+
+    assert (after.status, events[-1].type, queued.status) == ("completed", "response.completed", "queued")
+    assert shop.asked[1:3] == [f"one\n{first.output_text}", "one"]
+    assert len(list(shop.client.responses.input_items.list(queued.id))) == 2
+    assert [item.role for item in shop.client.conversations.items.list(conversation.id)] == ["assistant", "user"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("body", [{}, {"input": None}, {"conversation": True}], ids=["none", "null", "empty"])
+def test_where_nothing_was_said_before_an_input_is_required(shop: Shop, body: dict[str, Any]) -> None:
+    if "conversation" in body:
+        body = {"conversation": shop.client.conversations.create().id}
+
+    said = shop.post("responses", {"model": MODEL, **body})
 
     assert (said.status_code, said.json()["error"]["param"]) == (400, "input")
+    assert said.json()["error"]["code"] == "missing_required_parameter"
+    assert shop.asked == []
 
 
 def test_a_deleted_response_is_gone_with_its_bytes_and_leaves_a_receipt(shop: Shop) -> None:
@@ -296,6 +326,31 @@ def test_one_key_asks_once(shop: Shop) -> None:
 
     assert first.json() == second.json()
     assert (second.headers.get("Idempotency-Replayed"), other.status_code) == ("true", 422)
+    assert shop.asked == ["Hello"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("responses", {"input": "Hello"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "store": True}),
+    ],
+)
+def test_while_a_key_is_being_answered_whoever_comes_with_it_is_to_come_again(
+    make_shop: Callable[..., Shop], path: str, body: dict[str, Any]
+) -> None:
+    shop = make_shop(engine={"delay": 1.5})
+    asked = {"model": MODEL, **body}, {"Idempotency-Key": "k"}
+    with shop.open(), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shop.post, path, asked[0], **asked[1])
+        eventually(lambda: shop.host._in_flight == 1, 10, "the first is being answered")
+        second = shop.post(path, asked[0], **asked[1])
+        answer = first.result()
+        third = shop.post(path, asked[0], **asked[1])
+
+    assert (second.status_code, second.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+    assert (second.headers["x-should-retry"], second.headers["Retry-After"]) == ("true", "1")
+    assert (answer.status_code, third.headers["Idempotency-Replayed"], third.json()) == (200, "true", answer.json())
     assert shop.asked == ["Hello"]
 
 

@@ -413,6 +413,23 @@ def test_an_event_of_another_kind_of_stream_is_refused(shop: Shop) -> None:
     assert refused.value.param == "Last-Event-ID"
 
 
+def test_a_stream_that_was_late_can_be_come_back_to_before_its_first_event(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    shop = make_shop({"delay": 2.0})
+    headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
+    with shop.open():
+        with httpx2.stream("POST", f"{shop.url}/chat/completions", json=_CHAT, headers=headers, timeout=30) as said:
+            name = said.headers["X-Nightmill-Stream"]
+            assert next(said.iter_lines()) == ": alive"
+        rest = httpx2.get(f"{shop.url}/streams/{name}", headers=headers, timeout=30)
+
+    assert rest.status_code == 200
+    assert rest.text.endswith("data: [DONE]\n\n")
+    assert shop.asked == ["Hello"]
+
+
 def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

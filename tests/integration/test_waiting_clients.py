@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 import httpx2
@@ -15,6 +16,7 @@ from sqlalchemy import select
 
 from jobs import interactive, pauses
 from jobs.clock import now
+from jobs.ids import new_id
 from jobs.interactive import Piece, Question
 from jobs.models import Project
 from jobs.pauses import Paused, Scope
@@ -22,7 +24,7 @@ from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.waiting import Lines, last_piece
 from tests.support.shop import MODEL, Shop
-from tests.support.system import eventually
+from tests.support.system import eventually, pause
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
 from workers.underway import UnderWay
 
@@ -94,6 +96,95 @@ def test_a_stream_that_pauses_shows_signs_of_life_that_no_proxy_holds_back(
     assert said.headers["x-accel-buffering"] == "no"
     assert said.text.count(": alive\n") > 1
     assert not said.text.startswith(":")
+
+
+_STREAMS = [
+    ("chat/completions", {"messages": _HELLO}),
+    ("chat/completions", {"messages": _HELLO, "store": True}),
+    ("completions", {"prompt": "Hello"}),
+    ("responses", {"input": "Hello"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), _STREAMS, ids=["chat", "stored chat", "completion", "response"])
+def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_taken(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.waiting._LATE_SECONDS", 0.2)
+    shop.announce("gpu-1")
+    headers = {"Authorization": f"Bearer {shop.client.api_key}"}
+    asked = {"json": {"model": MODEL, "stream": True, **body}, "headers": headers, "timeout": 20}
+    with httpx2.stream("POST", f"{shop.url}/{path}", **asked) as said:  # type: ignore[arg-type]
+        lines = said.iter_lines()
+        first = [next(lines) for _ in range(3)]
+        assert (said.status_code, shop.asked) == (200, [])
+        with shop.open():
+            rest = list(lines)
+
+    assert first == [": alive"] * 3
+    assert "data: [DONE]" in rest or "event: response.completed" in rest
+    assert shop.asked == ["Hello"]
+
+
+def test_the_sdk_passes_over_signs_that_a_stream_is_late(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.waiting._LATE_SECONDS", 0.0)
+    with shop.open():
+        chunks = list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
+        with shop.client.responses.stream(model=MODEL, input="Hello") as stream:
+            response = stream.get_final_response()
+
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == response.output_text
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    shop = make_shop({"delay": 1.0, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
+    headers = {"X-Nightmill-Resume": "30"} if resumed else {}
+    given: dict[str, Any] = {"model": MODEL, "stream": True, "extra_headers": headers}
+    told = []
+    with shop.open():
+        for more in ({}, {"store": True}):
+            with pytest.raises(openai.APIError) as refused:
+                list(shop.client.chat.completions.create(messages=_HELLO, **given, **more))
+            told.append((type(refused.value), refused.value.code))
+        events = list(shop.client.responses.create(input="Hello", **given))
+
+    assert told == [(openai.APIError, "context_length_exceeded")] * 2
+    assert [(event.type, event.code) for event in events] == [("error", "context_length_exceeded")]
+
+
+def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 2.0)
+    shop.announce("gpu-1")
+    doomed = threading.Thread(target=_take_and_die, args=(shop, True))
+    doomed.start()
+
+    with pytest.raises(openai.APIError) as told:
+        list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
+
+    doomed.join(10)
+    assert (type(told.value), told.value.code) == (openai.APIError, "worker_lost")
+
+
+def test_a_client_that_hangs_up_on_a_stream_that_is_late_frees_the_engine(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    shop = make_shop({"delay": 30.0})
+    with shop.open():
+        stream = shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True)
+        assert shop.host._in_flight == 1
+        stream.close()
+
+        eventually(lambda: shop.host._in_flight == 0, 1, "the engine is free")
 
 
 def test_completions_and_embeddings_are_served_too(shop: Shop) -> None:
@@ -236,6 +327,37 @@ def test_a_client_that_hangs_up_frees_the_engine(make_shop: Callable[..., Shop],
         eventually(lambda: shop.host._in_flight == 0, 1, "the engine is free")
 
 
+def test_a_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_not_given_up_until_it_hangs_up(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that lies between it and the server fills up, so that the server waits for it at one piece."""
+    monkeypatch.setattr("jobs.waiting.ASKING_SECONDS", 1)
+    monkeypatch.setattr("jobs.waiting._RENEW_SECONDS", 0.2)
+    told = 0
+
+    async def at_length(_: Request, emit: Emit) -> Answer:
+        nonlocal told
+        while told < 2000:
+            await emit(b'{"choices":[{"index":0,"delta":{"content":"%b"}}]}' % (b"x" * 65_536))
+            told += 1
+            await asyncio.sleep(0.005)
+        return Answer(200, b"")
+
+    monkeypatch.setattr(shop.engine, "stream", at_length)
+    body = {"model": MODEL, "messages": _HELLO, "stream": True}
+    headers = {"Authorization": f"Bearer {shop.client.api_key}"}
+    with shop.open():
+        with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=30) as said:
+            assert said.status_code == 200
+            pause(3.5)
+            before = told
+            pause(0.5)
+            still = (told > before, shop.host._in_flight)
+        eventually(lambda: shop.host._in_flight == 0, 1, "the engine is free")
+
+    assert still == (True, 1)
+
+
 def test_a_worker_that_goes_down_sends_its_clients_to_another(make_shop: Callable[..., Shop]) -> None:
     shop = make_shop({"delay": 30.0})
     told: list[openai.InternalServerError] = []
@@ -264,6 +386,28 @@ def test_an_answer_that_takes_too_long_is_given_up_and_frees_the_engine(make_sho
 
         eventually(lambda: shop.host._in_flight == 0, 5, "the engine is free")
     assert (told.value.status_code, told.value.code) == (408, "timeout")
+
+
+async def _nothing(*_: object) -> None: ...
+
+
+@pytest.mark.parametrize("who", ["api", "worker"])
+def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Whichever of the two tells it first."""
+    if who == "api":
+        monkeypatch.setattr("workers.interactive.now", lambda: now() - 5)
+    else:
+        monkeypatch.setattr("api.asking._look", _nothing)
+    shop = make_shop({"delay": 30.0}, interactive_seconds=1.0)
+
+    with shop.open(), pytest.raises(openai.APIStatusError) as told:
+        shop.client.with_options(max_retries=2).chat.completions.create(model=MODEL, messages=_HELLO)
+
+    assert (told.value.status_code, told.value.code) == (408, "timeout")
+    assert told.value.response.headers["x-should-retry"] == "false"
+    assert shop.asked == ["Hello"]
 
 
 def test_a_full_line_refuses_and_says_when_to_come_back(make_shop: Callable[..., Shop]) -> None:
@@ -422,6 +566,46 @@ def test_nothing_of_an_answered_question_is_left_behind(shop: Shop) -> None:
         assert all(0 < server.ttl(name) <= 60 for name in before if server.exists(name))
 
 
+async def test_a_line_that_nobody_takes_from_ends_after_the_latest_deadline_in_it(redis_url: str) -> None:
+    """Whoever asked may have been killed, with nobody left who takes its question out of the line."""
+    queue, lines = "test.abandoned", Lines(Settings(streams_url=redis_url))
+    name = interactive.line_of(queue)
+
+    async def served() -> bool:
+        return True
+
+    async def ask(server: Any, seconds: float) -> int:
+        question = Question(new_id("req_"), "/", b"{}", "t", now() + seconds)
+        before = await server.llen(name)
+        asked.append(asyncio.create_task(last_piece(lines.ask(queue, question, served))))
+        while await server.llen(name) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return int(await server.ttl(name))
+
+    asked: list[asyncio.Task[Piece]] = []
+    async with interactive.connect(redis_url) as server:
+        ends = [await ask(server, seconds) for seconds in (100, 500, 20)]
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    await lines.close()
+
+    assert [round(end, -1) for end in ends] == [160, 560, 560]
+
+
+def test_a_question_that_a_paused_worker_puts_back_has_an_end_too(shop: Shop) -> None:
+    question = Question(new_id("req_"), "/", b"{}", "t", now() + 40)
+    with shop.open() as desk, redis.Redis.from_url(shop.redis_url) as server:
+        pause(0.1)  # it waits for a question
+        desk.listen(False)
+        server.rpush(interactive.line_of(Queue.GENERATE), interactive.pack(question))
+        eventually(lambda: server.ttl(interactive.line_of(Queue.GENERATE)) > 0, 5, "it is put back")
+        end = server.ttl(interactive.line_of(Queue.GENERATE))
+        server.delete(interactive.line_of(Queue.GENERATE))
+
+    assert 90 <= end <= 100
+
+
 def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(redis_url: str) -> None:
     """And each of them is answered: nobody takes the questions until all are in the line."""
     count, queue = 150, "test.many"
@@ -450,3 +634,33 @@ def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(re
 
     assert [one for one in said if not isinstance(one, Piece)] == []
     assert len(said) == count
+
+
+async def test_whoever_reads_slowly_is_there_all_the_same_and_has_left_once_it_leaves(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten pieces it takes longer over one than a client is there for, and than a worker may be silent."""
+    monkeypatch.setattr("jobs.waiting.ASKING_SECONDS", 1)
+    monkeypatch.setattr("jobs.waiting._RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 1.5)
+    lines, question = Lines(Settings(streams_url=redis_url)), Question("req_slow", "/", b"{}", "t", now() + 60)
+    name = interactive.answer(question.id)
+
+    async def served() -> bool:
+        return True
+
+    async with interactive.connect(redis_url) as server:
+        async with aclosing(lines.ask("test.slow", question, served)) as pieces:
+            for kind in ("taken", *["chunk"] * 8):
+                await server.xadd(name, {interactive.PIECE: interactive.pack(Piece(kind))})
+            seen = [(await anext(pieces)).kind for _ in range(9)]
+            await asyncio.sleep(2.5)
+            there = await server.exists(interactive.asking(question.id))
+            ends = asyncio.create_task(anext(pieces))  # looks, before there is more
+            await asyncio.sleep(0.5)
+            await server.xadd(name, {interactive.PIECE: interactive.pack(Piece("chunk"))})
+            seen.append((await ends).kind)
+        left = await server.exists(interactive.asking(question.id), name)
+    await lines.close()
+
+    assert (seen, there, left) == (["taken", *["chunk"] * 9], 1, 0)

@@ -5,6 +5,9 @@
 
 A micro-batch is the input that has waited longest and those of nearly its length, whichever requests they belong
 to: little padding, and nothing waits for ever. A cancelled request leaves the pool within one micro-batch.
+
+What nobody foresaw ends the loop over them: all in flight get EngineDead, and so does who asks then, until the next
+`start`.
 """
 
 import asyncio
@@ -18,7 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, refusal, unknown_model
+from workers.engines.port import (
+    Answer,
+    Emit,
+    EngineBusy,
+    EngineDead,
+    EngineError,
+    EngineFault,
+    Request,
+    refusal,
+    unknown_model,
+)
 
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
 PADDING_TOKENS: Final = 8  # and this much: a forward pass of its own would cost more
@@ -114,7 +127,7 @@ class Pool:
     def _window(self, oldest: Entry, budget: int) -> tuple[int, int]:
         """Shorter neighbours of `oldest` first, then longer ones while there is room."""
         length, place = oldest[0], bisect.bisect_left(self._sorted, oldest)
-        last, most = place + 1, max(1, budget // length)
+        last, most = place + 1, max(1, budget // max(1, length))
         first = max(last - most, bisect.bisect_left(self._sorted, _shortest_with(length), key=_length), 0)
         while last < len(self._sorted):
             longer = self._sorted[last][0]
@@ -187,10 +200,11 @@ class BatchingEngine(ABC, Generic[M]):
 
     async def start(self) -> None:
         async with self._starting:
-            if self._collector is not None:
+            if self._collector is not None and not self._collector.done():
                 return
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-            self._model = await self._in_thread(self._loaded)
+            if self._model is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+                self._model = await self._in_thread(self._loaded)
             self._collector = asyncio.create_task(self._collect(self._model))
 
     async def close(self) -> None:
@@ -216,6 +230,8 @@ class BatchingEngine(ABC, Generic[M]):
         assert self._model is not None
         try:
             asked, count = self._read(self._model, request.body)
+            if self._collector is None or self._collector.done():  # nobody would read it
+                raise EngineDead("the engine's loop has ended")
             return await self._enqueue(asked, count, request.priority).answer
         except Unacceptable as wrong:
             return wrong.answer
@@ -241,6 +257,7 @@ class BatchingEngine(ABC, Generic[M]):
         pool = Pool()
         jobs: list[Job] = []
         batch: list[Entry] = []
+        gone: EngineError = EngineBusy("The engine is closing.", retry_after=1.0)
         try:
             while True:
                 if not pool:
@@ -250,9 +267,12 @@ class BatchingEngine(ABC, Generic[M]):
                 await self._admit(model, jobs, pool)
                 batch = pool.pick(model.batch_tokens)
                 await self._run(model, batch)
+        except Exception as error:
+            log.exception("engine.loop_failed", extra={"model": self._names[0]})
+            gone = EngineDead(f"the engine's loop has ended: {error}")
         finally:
-            gone = EngineBusy("The engine is closing.", retry_after=1.0)
-            for job in [*jobs, *self._inbox, *pool.jobs(), *(entry[2] for entry in batch)]:
+            left, self._inbox = [*jobs, *self._inbox, *pool.jobs(), *(entry[2] for entry in batch)], []
+            for job in left:
                 _fail(job, gone)
 
     async def _admit(self, model: M, jobs: list[Job], pool: Pool) -> None:

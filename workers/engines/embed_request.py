@@ -136,7 +136,9 @@ def _tokens(many: list[list[Any]], vocabulary: int) -> Tokens:
 
 
 def check_lengths(lengths: list[int], longest: int) -> None:
-    """Raises Unacceptable for inputs beyond the context, one by one or together."""
+    """Raises Unacceptable for inputs that have no tokens, or are beyond the context, one by one or together."""
+    if 0 in lengths:
+        raise Unacceptable(f"input cannot be empty; the model's tokenizer makes nothing of input {lengths.index(0)}.")
     most = max(lengths)
     if most > longest:
         message = (

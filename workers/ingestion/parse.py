@@ -58,7 +58,7 @@ def parse_shard(context: Context, parser: Parser, job_id: str, n: int) -> bool:
             log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
             context.db.retrying(lambda session: attachments.left_behind(session, claim.job))
         except (StorageFull, StorageAway) as error:
-            log.warning("parsing_waits_for_storage", extra={"job_id": job_id, "error": str(error)})
+            log.warning("parsing_waits_for_storage", extra={"job_id": job_id, "error": type(error).__name__})
             work.give_back(STORAGE_SECONDS, "disk")
         except _PASSING as error:
             log.warning("parsing_waits", extra={"job_id": job_id, "error": type(error).__name__})

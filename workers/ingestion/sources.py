@@ -16,7 +16,7 @@ def on_disk(storage: Storage, path: str) -> Iterator[Path]:
     if isinstance(storage, DiskStorage):
         here = storage.root / path
         if not here.is_file():
-            raise NotFound(f"No stored object '{path}'.")
+            raise NotFound("What was stored is gone.")
         yield here
         return
     with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:

@@ -16,8 +16,7 @@ Work = Callable[[wire.Ask], wire.Parsed]
 
 def serve(work: Work, parent: int) -> None:
     asked, answers = pipes()
-    sandbox.confine(parent)
-    wire.write(answers, wire.encode(wire.Ready()))
+    wire.write(answers, wire.encode(wire.Ready(sandbox.confine(parent))))
     while (message := wire.read(asked)) is not None:
         wire.write(answers, answer(work, wire.decode_ask(message)))
 

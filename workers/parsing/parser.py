@@ -9,6 +9,7 @@ A child belongs to the thread that parses: the kernel ends it with that thread. 
 session and is killed with it.
 """
 
+import logging
 import math
 import os
 import select
@@ -23,6 +24,7 @@ from typing import Final
 import msgspec
 
 from jobs.documents import Document
+from jobs.logs import Seldom
 from jobs.settings import Settings
 from workers.parsing import wire
 from workers.parsing.terms import Code, Cutting, Interrupted, Limits, Refused, Strategy, invalid
@@ -47,6 +49,9 @@ _SET: Final = {
     "OMP_THREAD_LIMIT": "1",
 }
 
+#: A container, or the kernel, forbids namespaces: what a document breaks into could then call whom we can.
+_has_network = Seldom(logging.getLogger(__name__), "child_has_network", seconds=86_400.0)
+
 
 class Died(Exception):
     """The child ended without an answer."""
@@ -61,6 +66,7 @@ class Child:
 
     def __init__(self, module: str) -> None:
         command = [sys.executable, "-P", "-m", module, str(os.getpid())]
+        self._module = module
         self._lock = threading.Lock()
         self._process = subprocess.Popen(  # noqa: S603 (our own module)
             command,
@@ -73,6 +79,16 @@ class Child:
         )
         self._death = os.pidfd_open(self._process.pid)
         self.files = 0
+
+    def begin(self) -> None:
+        """Wait until it has started. Raises Died or TimeUp."""
+        message = self.hear(START_SECONDS, wire.LARGEST_ASK)
+        try:
+            ready = wire.decode_answer(message)
+        except msgspec.MsgspecError as error:
+            raise Died from error
+        if not (isinstance(ready, wire.Ready) and ready.alone):
+            _has_network.warn(child=self._module)
 
     def say(self, message: bytes) -> None:
         assert self._process.stdin is not None
@@ -214,7 +230,7 @@ class Parser:
             if too_late:
                 raise Interrupted
             try:
-                child.hear(START_SECONDS, wire.LARGEST_ASK)
+                child.begin()
             except (Died, TimeUp):
                 self._end()
             else:

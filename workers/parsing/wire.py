@@ -27,7 +27,9 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The child has started."""
+    """The child has started. `alone`: it has no network."""
+
+    alone: bool = False
 
 
 class Parsed(msgspec.Struct, frozen=True, tag=True):

@@ -18,7 +18,7 @@ from workers.fitting.refusals import is_too_long
 from workers.fitting.shown import more
 from workers.fitting.summaries import together
 from workers.patience import patiently
-from workers.schemas.checker import TOO_LONG, BadSchema, Checker
+from workers.schemas.checker import SPENT, TOO_LONG, BadSchema, Checker
 from workers.schemas.terms import NO_JSON, invalid, param_of, schema_of, texts
 
 CODE: Final = "invalid_json_schema_output"
@@ -50,7 +50,7 @@ class Checked(Layer):
         text, fault = await self._judged(request, schema, first)
         if fault is None:
             return first
-        if fault == TOO_LONG:  # the next would be no quicker to check
+        if fault in (TOO_LONG, SPENT):  # the next would be no quicker to check
             return replace(_failed(request, fault, "as far as can be told"), usage=first.usage)
         second = await self._again(request, schema, text, fault, first.usage)
         usage = together(first.usage, second.usage)
@@ -78,7 +78,7 @@ class Checked(Layer):
         try:
             schema = schema_of(request.url, request.body)
             if schema is not None:
-                await self._checker.check(schema)
+                await self._checker.check(schema, request.tenant)
         except BadSchema as error:
             return _refused(invalid(request.url, error.why))
         except InvalidRequest as error:
@@ -90,7 +90,7 @@ class Checked(Layer):
         if answer.status != 200:
             return "", None
         found = texts(request.url, msgspec.json.decode(answer.body))
-        return await _first_fault(self._checker, schema, found)
+        return await _first_fault(self._checker, schema, found, request.tenant)
 
     async def _again(self, request: Request, schema: bytes, text: str, fault: str, paid: Usage) -> Answer:
         again = replace(request, request_id=f"{request.request_id}-2")
@@ -116,7 +116,7 @@ class _Watched:
             return  # what comes after it would say that it has ended well
         event = msgspec.json.decode(chunk)
         found = self._ended(event) if isinstance(event, dict) else []
-        self.fault = (await _first_fault(self.checker, self.schema, found))[1]
+        self.fault = (await _first_fault(self.checker, self.schema, found, self.request.tenant))[1]
         if self.fault is None:
             await self.emit(chunk)
 
@@ -139,11 +139,11 @@ class _Watched:
         return found
 
 
-async def _first_fault(checker: Checker, schema: bytes, found: list[str]) -> tuple[str, str | None]:
+async def _first_fault(checker: Checker, schema: bytes, found: list[str], tenant: str) -> tuple[str, str | None]:
     if not found:
         return "", None
     try:
-        faults = await checker.faults(schema, found)
+        faults = await checker.faults(schema, found, tenant)
     except BadSchema as error:  # that it leads nowhere shows only with some texts
         faults = [f"the schema cannot be checked: {error.why}"]
     return next(((text, fault) for text, fault in zip(found, faults, strict=False) if fault), ("", None))

@@ -1,6 +1,7 @@
 """The parent's side: one child process that checks, replaced as soon as it takes too long or dies.
 
 A thread of its own talks to it, one question at a time: the kernel ends a child with the thread that started it.
+Tenants take turns, and one whose schemas have taken too long is refused for a while.
 """
 
 import asyncio
@@ -8,23 +9,28 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from typing import Final
 
 import msgspec
 
 from workers.engines.port import EngineBusy
-from workers.parsing.parser import START_SECONDS, Child, Died, TimeUp
-from workers.parsing.wire import LARGEST_ASK
+from workers.parsing.parser import Child, Died, TimeUp
 from workers.schemas import wire
+from workers.schemas.turns import Budget, Turns
 
 log = logging.getLogger(__name__)
 
 SECONDS: Final = 5.0  # for one answer
 _SLOW_SECONDS: Final = 60.0
 _GOOD: Final = 1024  # schemas that are known to be some
+_MOST_REFERENCES: Final = 1000
 TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its memory."
+
+SPENT: Final = "it is not checked now: others of this project took too long to be. Try again in a minute."
+
+_Answer = wire.Judged | wire.Bad | None
 
 
 class BadSchema(Exception):
@@ -37,37 +43,59 @@ class Checker:
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
+        self._turns = Turns[tuple[str, bytes, bytes, Future[_Answer]]]()
+        self._budget = Budget()
         self._child: Child | None = None
         self._good: OrderedDict[bytes, None] = OrderedDict()  # by their hashes
         self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
 
-    async def check(self, schema: bytes) -> None:
+    async def check(self, schema: bytes, tenant: str = "") -> None:
         """Raises BadSchema; EngineBusy where no child can be started."""
+        if self._budget.is_spent(tenant):
+            raise BadSchema(SPENT)
         if self._is_slow(schema):
             raise BadSchema(TOO_LONG)
+        if schema.count(b'"$ref"') > _MOST_REFERENCES:
+            raise BadSchema(f"it has more than {_MOST_REFERENCES} references.")
         name = sha256(schema).digest()
         if name not in self._good:
-            await self.faults(schema, [])
+            await self.faults(schema, [], tenant)
             self._good[name] = None
             while len(self._good) > _GOOD:
                 self._good.popitem(last=False)
 
-    async def faults(self, schema: bytes, texts: Sequence[str]) -> list[str | None]:
+    async def faults(self, schema: bytes, texts: Sequence[str], tenant: str = "") -> list[str | None]:
         """What is wrong with each. Raises BadSchema, EngineBusy."""
         if sum(len(text.encode(errors="replace")) for text in texts) > wire.MOST_TEXT:
             return ["it is too large to be checked."] * len(texts)
         ask = wire.encode(wire.Ask(schema, [text.encode(errors="replace").decode() for text in texts]))
-        answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, schema, ask)
+        future: Future[_Answer] = Future()
+        self._turns.add(tenant, (tenant, schema, ask, future))
+        self._thread.submit(self._next)
+        answer = await asyncio.wrap_future(future)
         if isinstance(answer, wire.Bad):
             raise BadSchema(answer.why)
-        if answer is None and not texts:
-            raise BadSchema(TOO_LONG)
-        return [TOO_LONG] * len(texts) if answer is None else answer.faults
+        if answer is not None:
+            return answer.faults
+        why = TOO_LONG if self._is_slow(schema) or not self._budget.is_spent(tenant) else SPENT
+        if not texts:
+            raise BadSchema(why)
+        return [why] * len(texts)
 
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
 
-    def _ask(self, schema: bytes, ask: bytes, tries: int = 2) -> wire.Judged | wire.Bad | None:
+    def _next(self) -> None:
+        """Whoever's turn it is: as often as somebody was added."""
+        tenant, schema, ask, future = self._turns.next()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(None if self._budget.is_spent(tenant) else self._ask(tenant, schema, ask))
+        except Exception as error:  # noqa: BLE001 (it is for whoever asked)
+            future.set_exception(error)
+
+    def _ask(self, tenant: str, schema: bytes, ask: bytes, tries: int = 2) -> _Answer:
         """None if it was too much for the child. One that dies may have been killed: a second is asked.
 
         Those that waited in line behind a schema that was too much are not asked of it.
@@ -76,16 +104,23 @@ class Checker:
             return None
         child = self._started()
         try:
-            child.say(ask)
-            return wire.decode_answer(child.hear(self._seconds, wire.LARGEST_ANSWER))
+            return self._heard(child, tenant, ask)
         except (Died, TimeUp, msgspec.MsgspecError) as error:
             log.warning("schema_child_replaced", extra={"reason": type(error).__name__})
             self._end()
             if isinstance(error, Died) and tries > 1:
-                return self._ask(schema, ask, tries - 1)
+                return self._ask(tenant, schema, ask, tries - 1)
             at = time.monotonic()
             self._slow = {one: until for one, until in self._slow.items() if until > at} | {schema: at + _SLOW_SECONDS}
             return None
+
+    def _heard(self, child: Child, tenant: str, ask: bytes) -> wire.Judged | wire.Bad:
+        began = time.monotonic()
+        try:
+            child.say(ask)
+            return wire.decode_answer(child.hear(self._seconds, wire.LARGEST_ANSWER))
+        finally:
+            self._budget.took(tenant, time.monotonic() - began)
 
     def _is_slow(self, schema: bytes) -> bool:
         return self._slow.get(schema, 0.0) > time.monotonic()
@@ -94,7 +129,7 @@ class Checker:
         if self._child is None:
             self._child = Child("workers.schemas.child")
             try:
-                self._child.hear(START_SECONDS, LARGEST_ASK)
+                self._child.begin()
             except (Died, TimeUp) as error:
                 self._end()
                 raise EngineBusy("Answers cannot be checked now.", retry_after=1.0) from error

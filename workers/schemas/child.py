@@ -29,10 +29,10 @@ _LONGEST: Final = 300  # characters of what is said to be wrong
 
 def main(parent: int) -> None:
     asked, answers = pipes()
-    sandbox.confine(parent)
+    alone = sandbox.confine(parent)
     most = sandbox.address_space() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    write(answers, encode(Ready()))
+    write(answers, encode(Ready(alone)))
     while (message := read(asked)) is not None:
         write(answers, wire.encode(judged(wire.decode_ask(message))))
 
@@ -62,7 +62,7 @@ def _validator(raw: bytes) -> Any:
     validator = kind(schema, registry=Registry())
     if b'"$id"' not in raw:  # below one, references mean something else
         resolver = Registry().with_resource("", Resource.from_contents(schema, DRAFT202012)).resolver()
-        for reference in _references(schema):
+        for reference in dict.fromkeys(_references(schema)):
             resolver.lookup(reference)
     return validator
 

@@ -1,6 +1,7 @@
 """Health without a key: alive, ready, measured."""
 
 import fcntl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,15 +11,19 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from api.metrics import Exposition
+from api.recent import Recent
 from jobs import measures, pauses
 from jobs.clock import now
-from jobs.models import CacheUse, Job, Outbox, Pause, Worker
+from jobs.errors import DatabaseBusy
+from jobs.models import CacheUse, Job, Model, Outbox, Pause, Worker
 from jobs.pauses import Scope
 from jobs.queues import Queue
 from tests.support import ledgers, runs
+from tests.support.beside import beside
 from tests.support.system import pause
 from tests.unit.api.test_batches import create
 
@@ -61,6 +66,7 @@ def waiting(app: FastAPI, client: TestClient) -> str:
 
 def _minute_passes(app: FastAPI) -> None:
     app.state.services.watch._moved -= 61
+    app.state.services.watch._recent._until = 0.0
 
 
 def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
@@ -141,6 +147,7 @@ def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session]
         change(session)
     found = []
     for _ in range(2):
+        app.state.services.watch._recent._until = 0.0
         nobody.get("/readyz")
         _minute_passes(app)
         found.append(nobody.get("/readyz").status_code)
@@ -188,6 +195,7 @@ def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: T
     create(client, "f")
     with db.write() as session:
         session.add(worker())
+        session.add(Model(id="m", queue="gpu.generate", created_at=now(), seen_at=now()))
         session.add(CacheUse(kind="answers", hits=3, misses=4))
         ledgers.quarantined(session, "m", place="host")
         measures.observe_all(session, measures.ENGINE, "m", [0.02, 0.3, 100_000.0])
@@ -239,9 +247,75 @@ def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.M
 
     monkeypatch.setattr("api.metrics._KEEP_SECONDS", 0.0)
     monkeypatch.setattr("api.metrics._READERS", (slow,))
-    exposition = Exposition(app.state.services.db)
+    exposition = Exposition(app.state.services.db, app.state.services.models)
 
     for _ in range(3):
         exposition.text()
 
     assert len(read) == 1
+
+
+def test_a_model_that_only_a_job_names_is_no_label(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    db, storage = app.state.services.db, app.state.services.storage
+    for _ in range(2):
+        runs.run(db, storage, create(client, "f")["id"], 5, failed=1)
+    with db.write() as session:
+        for n, job in enumerate(session.query(Job)):
+            job.model = f"whatever was written {n}"
+            measures.observe_all(session, measures.ENGINE, job.model, [0.02])
+
+    text = nobody.get("/metrics").text
+
+    assert "whatever" not in text
+    assert 'nightmill_items_total{model="other",result="completed"} 8.0' in text
+    assert 'nightmill_engine_seconds_count{model="other"} 2.0' in text
+
+
+def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    exposition = Exposition(app.state.services.db, app.state.services.models)
+    exposition.text()
+    exposition._recent._until = 0.0
+
+    def slow(_: Session) -> Iterator[Metric]:
+        begun.set()
+        assert go_on.wait(20)
+        yield from ()
+
+    monkeypatch.setattr("api.metrics._READERS", (slow,))
+
+    def scrape(_: threading.Event) -> None:
+        exposition.text()
+
+    with beside(scrape):
+        assert begun.wait(20)
+        assert b"nightmill_jobs" in exposition.text(), "the last one"
+        go_on.set()
+
+
+def test_readiness_is_looked_up_once_a_second(app: FastAPI, nobody: TestClient) -> None:
+    asked: list[str] = []
+    event.listen(app.state.services.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+
+    first = nobody.get("/readyz")
+    once = len(asked)
+    again = [nobody.get("/readyz").json() for _ in range(20)]
+
+    assert once > 0
+    assert (again, len(asked)) == ([first.json()] * 20, once)
+
+
+def test_a_database_that_is_away_is_asked_once_a_second() -> None:
+    tries = 0
+
+    def look() -> str:
+        nonlocal tries
+        tries += 1
+        raise DatabaseBusy
+
+    recent = Recent[str](60.0)
+    for _ in range(3):
+        with pytest.raises(DatabaseBusy):
+            recent.get(look)
+
+    assert tries == 1

@@ -265,6 +265,44 @@ def test_overrides_of_a_retry_of_a_retry_add_up(app: FastAPI, client: TestClient
     assert third["deadline"] - third["created_at"] == 7200
 
 
+@pytest.mark.parametrize(
+    ("overrides", "param", "code"),
+    [
+        ({"a": "x" * 70_000}, "overrides", "overrides_too_large"),
+        ({"model": ["tiny"]}, "overrides.model", "invalid_type"),
+        ({"model": None}, "overrides.model", "invalid_type"),
+        ({"model": ""}, "overrides.model", "invalid_type"),
+        ({"stream": "no"}, "overrides.stream", "invalid_type"),
+        ({"stream": True}, "overrides.stream", "streaming_unsupported"),
+        ({"input": None}, "overrides.input", "invalid_request"),
+    ],
+)
+def test_overrides_that_no_line_may_have_are_refused(
+    app: FastAPI, client: TestClient, overrides: dict[str, Any], param: str, code: str
+) -> None:
+    job_id = create(client)["id"]
+    runs.run(*services(app), job_id, 2, failed=1)
+
+    answer = client.post(f"/v1/jobs/{job_id}/retry", json={"overrides": overrides})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, param, code)
+    assert len(ids(client.get("/v1/jobs"))) == 1
+
+
+def test_overrides_that_add_up_to_too_much_are_refused_and_lists_have_none(app: FastAPI, client: TestClient) -> None:
+    first = create(client)["id"]
+    runs.run(*services(app), first, 2, failed=1)
+    second = client.post(f"/v1/jobs/{first}/retry", json={"overrides": {"a": "x" * 40_000}}).json()["id"]
+    runs.run(*services(app), second, 1, failed=1)
+
+    answer = client.post(f"/v1/jobs/{second}/retry", json={"overrides": {"b": "x" * 40_000}})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "overrides_too_large")
+    assert [job["overrides"] for job in client.get("/v1/jobs").json()["data"]] == [None, None]
+    assert len(client.get(f"/v1/jobs/{second}").json()["overrides"]["a"]) == 40_000
+
+
 def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> None:
     old = create(client)["id"]
     runs.run(*services(app), old, 2, failed=1)

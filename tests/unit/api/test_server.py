@@ -66,6 +66,59 @@ def test_a_head_without_end_is_refused(url: str) -> None:
     assert httpx2.get(f"{url}/livez").status_code == 200
 
 
+CHUNKED = b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("trailers", [b"X: y\r\n" * 100_000, b"X: " + b"y" * 600_000])
+def test_trailers_without_end_are_refused(app: FastAPI, url: str, trailers: bytes) -> None:
+    head = CHUNKED + f"Authorization: Bearer {make_key(app)}\r\n".encode()
+
+    answer = talk(url, head + b"\r\n1\r\na\r\n0\r\n" + trailers, seconds=5)
+
+    assert refusal(answer) == (431, "request_head_too_large")
+
+
+def test_trailers_that_come_after_the_answer_end_the_connection(url: str) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(CHUNKED + b"\r\n1\r\na\r\n0\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 401 ")
+
+        connection.sendall(b"X: y\r\n" * 20_000)
+        assert connection.recv(65_536) == b""
+
+
+def test_trailers_are_no_headers(app: FastAPI, url: str) -> None:
+    body = b'{"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}'
+    head = CHUNKED + f"Authorization: Bearer {make_key(app)}\r\nConnection: close\r\n\r\n".encode()
+    sent = head + b"%x\r\n%s\r\n0\r\n" % (len(body), body) + b"Idempotency-Key: " + b"k" * 300 + b"\r\n\r\n"
+
+    assert talk(url, sent).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_was_answered_before_the_end_of_the_body_has_so_long_to_end_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.server.HEAD_SECONDS", 0.5)
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(CHUNKED + b"\r\n1\r\na\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 401 ")
+
+        connection.sendall(b"1\r\na\r\n")
+        assert connection.recv(65_536) == b""
+
+
+def test_a_large_body_in_chunks_is_no_head(app: FastAPI, url: str) -> None:
+    head = CHUNKED + f"Authorization: Bearer {make_key(app)}\r\nConnection: close\r\n\r\n".encode()
+    body = b'{"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"%s}' % (b" " * 900_000)
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(body[n : n + 300_000]), body[n : n + 300_000]) for n in range(0, len(body), 300_000)
+    )
+
+    assert talk(url, head + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
 def test_nonsense_behind_a_request_ends_both_without_a_crash(
     app: FastAPI, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

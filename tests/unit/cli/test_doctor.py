@@ -3,6 +3,7 @@
 import http.server
 import json
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,6 +83,29 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
     assert set(sick) == {"database", "broker", f"engine http://127.0.0.1:{dead}/v1", "models file", "disk"}
     assert all(one.mend for one in sick.values())
     assert "secret" not in json.dumps([one.described() for one in found.values()])
+
+
+@pytest.mark.parametrize(("alone", "health"), [(True, Health.FINE), (False, Health.WARNING)])
+def test_what_reads_documents_is_to_have_no_network(
+    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, alone: bool, health: Health
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        asked.append(command[-1:])
+        return subprocess.CompletedProcess(command, returncode=not alone)
+
+    monkeypatch.setattr("cli.checks.installed.subprocess.run", run)
+
+    found = diagnosis()["parsers"]
+
+    assert (found.health, bool(found.mend), asked) == (health, not alone, [["workers.parsing.sandbox"]])
+
+
+def test_parsers_are_asked_of_a_process_of_their_own(diagnosis: Examine) -> None:
+    allowed = subprocess.run(["unshare", "-rn", "true"], check=False, capture_output=True).returncode == 0
+
+    assert diagnosis()["parsers"].health is (Health.FINE if allowed else Health.WARNING)
 
 
 def test_waiting_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:

@@ -166,11 +166,22 @@ def test_setting_allows_private_addresses_plain_http_and_any_port(url: str) -> N
 
 
 @pytest.mark.parametrize(
-    "url", ["http://169.254.169.254/", "http://[fe80::1]/", "http://[::ffff:169.254.169.254]/", "http://224.0.0.1/"]
+    "host",
+    [
+        *("169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "224.0.0.1", "[ff02::1]", "[::169.254.169.254]"),
+        *("[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "[::ffff:0:a9fe:a9fe]", "[2002:a9fe:a9fe::]"),
+        *("[2001:0:a9fe:a9fe::1]", "[2001:0:5db8:d70e::5601:5601]", "[fd00:ec2::254]", "[fd20:ce::254]"),
+        "100.100.100.200",
+    ],
 )
-def test_metadata_service_and_multicast_are_refused_even_then(url: str) -> None:
+def test_metadata_service_and_multicast_are_refused_even_then(host: str) -> None:
     with pytest.raises(InvalidRequest):
-        check_url(url, allow_private=True)
+        check_url(f"http://{host}/", allow_private=True)
+
+
+@pytest.mark.parametrize("host", ["[64:ff9b::a00:1]", "[2002:a00:1::]", "[fd00::1]", "[::1]", "100.100.100.201"])
+def test_other_private_addresses_are_allowed_then(host: str) -> None:
+    assert check_url(f"http://{host}/", allow_private=True).addresses
 
 
 async def test_resolver_refuses_a_name_with_any_private_address() -> None:

@@ -106,6 +106,20 @@ def test_a_priority_is_judged_where_openais_own_truncation_would_read_it(tmp_pat
     assert [(error["line"], error["param"]) for error in found.errors] == [(1, "body.input")]
 
 
+def test_a_response_that_needs_more_than_its_line_is_named(tmp_path: Path) -> None:
+    url = "/v1/responses"
+    data = _long("a", url, previous_response_id="resp_1") + _long("b", url, background=False, conversation=None)
+    data += _long("c", url, conversation={"id": "conv_1"}) + _long("d", url, background=True, store=True)
+
+    found = check(asked(tmp_path, data, endpoint=url))
+
+    assert [(error["line"], error["param"], error["code"]) for error in found.errors] == [
+        (1, "body.previous_response_id", "unsupported_parameter"),
+        (3, "body.conversation", "unsupported_parameter"),
+        (4, "body.background", "unsupported_parameter"),
+    ]
+
+
 def test_no_more_than_a_thousand_errors_are_named(tmp_path: Path) -> None:
     found = check(asked(tmp_path, b"nonsense\n" * 1500, max_lines=2000))
 

@@ -1,5 +1,7 @@
 """Citations: by the model's markers, else by words."""
 
+import re
+
 import msgspec
 import pytest
 
@@ -56,6 +58,8 @@ def test_an_annotation_has_openai_s_names() -> None:
         ("Fish swim through coral reefs. [2] They purr when content [1].", [("file-1", 58)]),
         ("Fish swim [1].", [("file-1", 10)]),
         ("[1]", [("file-1", 0)]),
+        ("Fish swim through reefs.[1] Cats purr often[2][1].", [("file-1", 46)]),
+        ("Cats purr.\n[1] Fish swim through reefs [1]", [("file-1", 11)]),
     ],
 )
 def test_a_marker_is_checked_against_the_excerpt_that_it_names(text: str, expected: list[tuple[str, int]]) -> None:
@@ -75,3 +79,22 @@ def test_a_marker_is_checked_against_the_excerpt_that_it_names(text: str, expect
 )
 def test_support_is_the_share_of_words_that_stand_in_the_excerpts(text: str, share: float) -> None:
     assert support(text, [CATS, DOGS]) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("said", ["cat [1] ", "cat purrs. [1]", "\n[1]"])
+def test_an_answer_is_read_once_however_many_markers_it_has(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    text, read = said * 500, 0
+
+    class Counted:
+        fullmatch = staticmethod(re.compile(r"\w{4,}").fullmatch)
+
+        def findall(self, text: str) -> list[str]:
+            nonlocal read
+            read += len(text)
+            return re.findall(r"\w+", text)
+
+    for name in ("_WORD", "_ANY_WORD"):
+        monkeypatch.setattr(f"workers.citations.{name}", Counted())
+
+    assert len(citations(text, [CATS, DOGS])) == 500
+    assert read <= len(text) + len(CATS.text + DOGS.text)

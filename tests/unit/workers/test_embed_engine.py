@@ -20,7 +20,7 @@ from workers.engines.batching import Job, Pool, Unacceptable
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_request import MOST_INPUTS, Asked, check_lengths
 from workers.engines.packaged import MINILM, materialise
-from workers.engines.port import Answer, EngineBusy, EngineFault, Request
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
 
 pytestmark = pytest.mark.timeout(180)  # importing torch takes 15 s on a quiet machine
 
@@ -253,6 +253,40 @@ async def test_tokenizer_that_breaks_is_a_fault_and_the_next_request_is_answered
     assert (await engine.answer(request("a"))).status == 200
 
 
+async def test_text_without_tokens_is_refused_and_its_neighbours_are_answered(
+    engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizers without special tokens make nothing of blanks."""
+    real = embed_model.SentenceModel.tokens_of
+
+    def nothing_of_blanks(model: Any, texts: list[str]) -> list[list[int]]:
+        return [ids if text.strip() else [] for text, ids in zip(texts, real(model, texts), strict=True)]
+
+    monkeypatch.setattr(embed_model.SentenceModel, "tokens_of", nothing_of_blanks)
+    blank, good = await asyncio.gather(engine.answer(request(["a", " "])), engine.answer(request("a")))
+
+    assert error_of(blank)["param"] == "input"
+    assert "the model's tokenizer makes nothing of input 1" in error_of(blank)["message"]
+    assert len(vectors_of(good)) == 1
+
+
+async def test_what_nobody_foresaw_is_the_engines_death_until_it_is_started_again(
+    engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Answer:
+        raise KeyError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbedEngine, "_write", broken)
+        async with asyncio.timeout(30):
+            first = await asyncio.gather(*(engine.answer(request("a")) for _ in range(3)), return_exceptions=True)
+            later = await asyncio.gather(engine.answer(request("a")), return_exceptions=True)
+    await engine.start()
+
+    assert [type(outcome) for outcome in (*first, *later)] == [EngineDead] * 4
+    assert (await engine.answer(request("a"))).status == 200
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
@@ -431,6 +465,14 @@ async def test_pool_never_pads_beyond_its_budget_and_loses_nothing() -> None:
         seen += [entry[3] for entry in batch]
 
     assert sorted(seen) == list(range(500))
+
+
+async def test_pool_takes_an_input_without_tokens() -> None:
+    pool, owner = Pool(), await job()
+    for length in (0, 5):
+        pool.add(owner, length, [0] * length)
+
+    assert [entry[0] for entry in pool.pick(100)] == [0, 5]
 
 
 async def test_pool_serves_a_lower_priority_number_first() -> None:

@@ -258,6 +258,19 @@ def test_child_has_no_network_where_the_kernel_allows(rogue: Parser, cutting: Cu
             server.accept()
 
 
+@pytest.mark.parametrize("module", [ROGUE, "tests.unit.workers.parsing.networked"])
+def test_child_that_has_the_network_is_told_of(module: str, cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
+    if module == ROGUE and subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("no namespaces here")
+    told: list[object] = []
+    monkeypatch.setattr("workers.parsing.parser._has_network.warn", lambda **fields: told.append(fields))
+
+    for parser in closing(Parser(LIMITS, module)):
+        assert pid(parser, cutting)
+
+    assert told == ([] if module == ROGUE else [{"child": module}])
+
+
 def test_what_the_child_started_is_gone_with_it(rogue: Parser, cutting: Cutting) -> None:
     refused(rogue, "grandchild", cutting)
 

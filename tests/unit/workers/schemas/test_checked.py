@@ -9,7 +9,7 @@ import pytest
 
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
 from workers.schemas.checked import Checked
-from workers.schemas.checker import TOO_LONG, Checker
+from workers.schemas.checker import SPENT, TOO_LONG, Checker
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -118,11 +118,14 @@ async def test_twice_wrong_it_fails_with_a_code_and_is_paid_for(checker: Checker
     assert answer.usage == Usage(20, 4, 10, 2)
 
 
-async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [TOO_LONG, SPENT])
+async def test_what_cannot_be_checked_in_time_is_not_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     checker, engine = Checker(), Saying(GOOD)
 
-    async def slow(_schema: bytes, found: list[str]) -> list[str | None]:
-        return [TOO_LONG for _ in found]
+    async def slow(_schema: bytes, found: list[str], _tenant: str) -> list[str | None]:
+        return [fault for _ in found]
 
     monkeypatch.setattr(checker, "faults", slow)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from workers.schemas import checker as checking
-from workers.schemas.checker import BadSchema, Checker
+from workers.schemas import turns
+from workers.schemas.checker import SPENT, TOO_LONG, BadSchema, Checker
 
 CITY: dict[str, Any] = {
     "type": "object",
@@ -113,6 +114,45 @@ async def test_those_behind_one_that_takes_for_ever_wait_for_it_once(caplog: pyt
     await checker.close()
 
 
+def slow(n: int) -> bytes:
+    """Another one each time."""
+    return raw({**DOUBLING, "title": str(n)})
+
+
+async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "SLOW_SECONDS", 0.3)
+    monkeypatch.setattr(turns, "BUDGET_SECONDS", 1.0)
+    checker = Checker(seconds=0.7)
+
+    found = [await checker.faults(slow(n), ["1"], "theirs") for n in range(5)]
+
+    assert found == [[TOO_LONG]] * 2 + [[SPENT]] * 3
+    with pytest.raises(BadSchema, match="in a minute"):
+        await checker.check(raw(CITY), "theirs")
+    checker._seconds = 10.0
+    assert await checker.faults(raw(CITY), ['{"city": "Rome"}'], "ours") == [None]
+    await checker.close()
+
+
+async def test_tenants_take_turns() -> None:
+    checker = Checker(seconds=1.5)
+    theirs = [asyncio.create_task(checker.faults(slow(n), ["1"], "theirs")) for n in range(4)]
+    await asyncio.sleep(0)
+
+    assert await checker.faults(raw(True), ["1"], "ours") == [None]
+
+    assert sum(task.done() for task in theirs) == 1
+    for task in theirs:
+        task.cancel()
+    await checker.close()
+
+
+async def test_references_are_so_many_and_each_is_looked_up_once(checker: Checker) -> None:
+    with pytest.raises(BadSchema, match="more than 1000 references"):
+        await checker.check(raw([{"$ref": "#"}] * 1001))
+    await checker.check(raw({"$defs": {str(n): {"$ref": "#"} for n in range(1000)}}))
+
+
 async def test_a_child_that_is_killed_is_replaced_and_nobody_notices(checker: Checker) -> None:
     await checker.check(raw(CITY))
     assert checker._child is not None
@@ -157,7 +197,7 @@ async def test_so_many_schemas_are_known_to_be_some_and_of_more_the_oldest_is_lo
     monkeypatch.setattr(checking, "_GOOD", 2)
     looked: list[bytes] = []
 
-    async def faults(schema: bytes, _texts: list[str]) -> list[str | None]:
+    async def faults(schema: bytes, _texts: list[str], _tenant: str) -> list[str | None]:
         looked.append(schema)
         return []
 
