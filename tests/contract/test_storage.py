@@ -317,9 +317,10 @@ def test_a_folder_that_cannot_be_removed_is_no_folder_that_is_gone(
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    with monkeypatch.context() as patch, pytest.raises(StorageAway):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", fail)
-        disk.delete("jobs/1")
+        with pytest.raises(StorageAway):
+            disk.delete("jobs/1")
     disk.delete("jobs/1")
 
     assert disk.folders("jobs") == []
