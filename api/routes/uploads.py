@@ -8,11 +8,12 @@ pending ──complete──▶ completed (a File)       parts: only while pendi
 import asyncio
 import hashlib
 from typing import Annotated
+from weakref import WeakValueDictionary
 
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import Field
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -33,6 +34,7 @@ from jobs.storage import CHUNK
 
 router = resource("Uploads")
 
+_assembling = WeakValueDictionary[str, asyncio.Lock]()  # uploads of which this process makes a file
 _PART_FORM = described(["data"], {"data": BYTES})
 
 
@@ -90,6 +92,7 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
 
         def make(session: Session) -> PartObject:
             _pending(session, call, upload_id)
+            _check_room(session, call, upload_id, form.bytes)
             part = UploadPart(id=part_id, upload_id=upload_id, bytes=form.bytes, path=path, created_at=now())
             session.add(part)
             call.record(session, "upload.part", part_id, {"bytes": form.bytes})
@@ -107,8 +110,13 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
 
 
 @router.post("/uploads/{upload_id}/complete")
-def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadObject:
+async def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadObject:
     """Put the parts together, in the order given. Asked again, it answers the same."""
+    async with _assembling.setdefault(upload_id, asyncio.Lock()):  # whoever asks again meanwhile copies nothing
+        return await run_in_threadpool(_assembled, call, upload_id, body)
+
+
+def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> UploadObject:
     with call.db.read() as session:
         upload = _get(session, call, upload_id)
         if upload.status == "completed":
@@ -177,6 +185,16 @@ def _pending(session: Session, call: CallContext, upload_id: str) -> None:
 def _check_pending(call: CallContext, upload_id: str) -> None:
     with call.db.read() as session:
         _check_open(_get(session, call, upload_id))
+        _check_room(session, call, upload_id, 1)
+
+
+def _check_room(session: Session, call: CallContext, upload_id: str, more: int) -> None:
+    """A part may have been sent again, under another id; no upload keeps many times what it was created for."""
+    most = 2 * _get(session, call, upload_id).bytes + call.config.part_max_bytes
+    parts = session.scalar(select(func.sum(UploadPart.bytes)).where(UploadPart.upload_id == upload_id))
+    if int(parts or 0) + more > most:
+        message = f"The parts of this upload would have more than {most} bytes, far more than it was created for."
+        raise InvalidRequest(message, param="data", code="too_many_parts")
 
 
 def _parts(session: Session, upload_id: str, ids: list[str]) -> list[UploadPart]:

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from fastapi import FastAPI
@@ -12,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.routes import uploads
 from jobs.models import Upload
+from tests.support.system import pause
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 
@@ -208,6 +211,7 @@ def test_of_two_that_complete_at_once_one_makes_the_file_and_both_are_told_of_it
 
     def overtaken(*arguments: Any) -> Any:
         monkeypatch.setattr(uploads, "_assemble", assemble)
+        monkeypatch.setattr(uploads, "_assembling", WeakValueDictionary())  # of another process
         file = assemble(*arguments) if when.startswith("after") else None
         answers.append(complete(client, upload_id, [part]))
         return file or assemble(*arguments)
@@ -219,6 +223,40 @@ def test_of_two_that_complete_at_once_one_makes_the_file_and_both_are_told_of_it
     assert answers[0].json() == answers[1].json()
     assert len(client.get("/v1/files").json()["data"]) == 1
     assert len(app.state.services.storage.list("files")) == 1
+
+
+def test_of_many_that_complete_at_once_in_one_process_one_copies_the_parts(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    assemble, times = uploads._assemble, list[int]()
+
+    def slowly(*arguments: Any) -> Any:
+        times.append(len(times))
+        pause(0.3)
+        return assemble(*arguments)
+
+    monkeypatch.setattr(uploads, "_assemble", slowly)
+    with client, ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: complete(client, upload_id, [part]), range(4)))
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.json()["file"]["id"] for answer in answers}) == 1
+    assert times == [0]
+
+
+def test_parts_that_are_sent_again_have_room_and_no_more_than_that(
+    make_app: Callable[..., FastAPI],
+) -> None:
+    app = make_app(part_max_bytes=100)
+    client = client_of(app, make_key(app))
+    upload_id = create(client, 50)
+
+    sent = [add(client, upload_id, b"x" * 50).status_code for _ in range(5)]
+
+    assert sent == [200, 200, 200, 200, 400]
+    assert len(app.state.services.storage.list(f"uploads/{upload_id}")) == 4
 
 
 def test_an_upload_that_is_cancelled_while_it_is_completed_makes_no_file(
