@@ -4,7 +4,9 @@ asked, and for how long it is worth while to wait. A client who asked for it may
 
 import hashlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -21,23 +23,27 @@ from api.validation import clip
 from jobs import fleet, pauses, placement
 from jobs.clock import now
 from jobs.errors import (
+    DatabaseBusy,
     InvalidRequest,
     NightmillError,
     NotFound,
     NoWorker,
     PermissionDenied,
     RequestTimeout,
+    Unauthenticated,
     Unavailable,
     WorkerLost,
 )
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question, Resumable
+from jobs.models import ApiKey
 from jobs.waiting import place
 
 EVENT_STREAM = "text/event-stream"
 #: Proxies wait for a status for a minute, some for half of one. Before, a worker that was lost is a status that the SDK
 #: asks again after, not the end of a stream (see `waiting._SILENCE_SECONDS`).
 _PATIENCE_SECONDS = 15.0
+_KEY_SECONDS = 2.0  # between looks at the key that a question was asked with
 #: The header that names a stream, so that it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
 Resume = Annotated[
@@ -121,9 +127,7 @@ async def ask(
     async def served() -> bool:
         return await run_in_threadpool(_still_served, call, queue, body["model"])
 
-    async def there() -> None:
-        await _look(call, request, question.deadline)
-
+    there = _there(call, request, question.deadline)
     patience = _PATIENCE_SECONDS if stream else math.inf
     pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept, patience)
     while (first := await anext(pieces)).kind not in ("chunk", "end", "late"):
@@ -145,11 +149,7 @@ async def resume(call: CallContext, request: Request, last: str, url: str) -> tu
     kept = await kept_stream(call, stream_id, after)
     if kept.url != url:
         raise InvalidRequest(f"This event is of a stream of {kept.url}.", param="Last-Event-ID", code="invalid_value")
-
-    async def there() -> None:
-        await _look(call, request, kept.deadline)
-
-    return kept, call.services.lines.rest(stream_id, after, kept, there)
+    return kept, call.services.lines.rest(stream_id, after, kept, _there(call, request, kept.deadline))
 
 
 def named(at: str) -> bytes:
@@ -223,11 +223,28 @@ def _served(session: Session, call: CallContext, queue: str, model: str) -> bool
     return any(fleet.serves(session, queue, name) for name in (model, alias) if name)
 
 
-async def _look(call: CallContext, request: Request, deadline: float) -> None:
-    """Is it still worth while to wait? Raises RequestTimeout, TooLate, GoingDown."""
-    if await request.is_disconnected():
-        raise RequestTimeout("The client has closed the connection.", code="client_left")
-    if call.services.stopping.is_set():
-        raise GoingDown
-    if now() > deadline:
-        raise TooLate
+def _there(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:
+    """Is it still worth while to wait? It raises RequestTimeout, TooLate, GoingDown, Unauthenticated."""
+    checked = time.monotonic()
+
+    async def look() -> None:
+        nonlocal checked
+        if await request.is_disconnected():
+            raise RequestTimeout("The client has closed the connection.", code="client_left")
+        if call.services.stopping.is_set():
+            raise GoingDown
+        if now() > deadline:
+            raise TooLate
+        if time.monotonic() - checked >= _KEY_SECONDS:
+            checked = time.monotonic()
+            with suppress(DatabaseBusy):
+                await run_in_threadpool(_check_key, call)
+
+    return look
+
+
+def _check_key(call: CallContext) -> None:
+    with call.db.read() as session:
+        key = session.get(ApiKey, call.caller.key_id)
+    if key is None or key.revoked_at is not None:
+        raise Unauthenticated

@@ -18,6 +18,7 @@ from jobs.clock import now
 from jobs.errors import NotFound
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question, Resumable, pack
+from jobs.keys import revoke_key
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.waiting import Lines, _always
@@ -323,6 +324,19 @@ def test_whoever_hangs_up_frees_the_engine_within_a_second(
             assert shop.host._in_flight == 1
             took.append(_free(shop, 1.0))
     print(f"free after {max(took):.2f} s at worst")
+
+
+def test_a_stream_ends_with_the_key_that_it_was_asked_for_with(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.asking._KEY_SECONDS", 0.1)
+    with shop.open(), _post(shop, _CHAT) as events:
+        _some(events, 3)
+        with shop.app.state.services.db.write() as session:
+            revoke_key(session, shop.client.api_key.split("_")[1])
+        rest = list(events)
+        _free(shop, 1.0)
+
+    assert json.loads(rest[-1]["data"])["error"]["code"] == "invalid_api_key"
+    assert len(rest) < _WORDS - 3
 
 
 def test_stopped_it_frees_the_engine_within_a_second_and_is_gone(shop: Shop) -> None:
