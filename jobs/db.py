@@ -28,6 +28,7 @@ from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.errors import DatabaseBusy
 
@@ -108,9 +109,15 @@ class Database:
                 delay = min(delay * 2, 2.0)
 
     def close(self) -> None:
+        """What another thread still has, or opens afterwards, is closed when it is done with it."""
+        event.listen(self.engine, "checkin", _forget)
         self.engine.dispose()
         if self._gate is not None:
             self._gate.close()
+
+
+def _forget(_: Any, record: ConnectionPoolEntry) -> None:
+    record.invalidate()
 
 
 #: Of an UPDATE or DELETE: leave the session's objects alone, for nobody looks at them afterwards.

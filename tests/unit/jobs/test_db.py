@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -128,6 +129,23 @@ def test_many_processes_lose_no_write(database_url: str) -> None:
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     with opened(database_url) as db:
         assert notes(db) == {"n": "60"}
+
+
+def test_what_a_thread_has_of_a_closed_database_is_closed_when_it_is_done_with_it(database_url: str) -> None:
+    db = Database(database_url, patience=0.3)
+    there = list[Any]()
+    event.listen(db.engine, "connect", lambda connection, _: there.append(connection))
+    event.listen(db.engine, "close", lambda connection, _: there.remove(connection))
+
+    with db.read() as session:
+        session.execute(select(1))
+        db.close()
+        had = len(there)
+    with db.read() as session:  # by somebody who has not heard of it
+        session.execute(select(1))
+
+    assert had == 1
+    assert there == []
 
 
 def test_a_fork_passes_the_gate_by_a_door_of_its_own(sqlite_url: str) -> None:
