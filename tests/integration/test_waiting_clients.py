@@ -399,7 +399,7 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
     if who == "api":
         monkeypatch.setattr("workers.interactive.now", lambda: now() - 5)
     else:
-        monkeypatch.setattr("api.asking._look", _nothing)
+        monkeypatch.setattr("api.asking._there", lambda *_: _nothing)
     shop = make_shop({"delay": 30.0}, interactive_seconds=1.0)
 
     with shop.open(), pytest.raises(openai.APIStatusError) as told:
