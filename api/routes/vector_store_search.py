@@ -1,5 +1,6 @@
 """Searching a vector store. The query is embedded, and the search made, by a worker that has the store's model."""
 
+from http import HTTPStatus
 from typing import Any, Literal, Self
 
 import msgspec
@@ -26,6 +27,7 @@ router: APIRouter = resource("Vector stores")
 
 LONGEST_QUERY = 4096
 _MOST_QUERIES = 16
+_TRIES = 3
 
 
 class HybridSearch(Body):
@@ -76,8 +78,14 @@ async def search_vector_store(call: Call, request: Request, vector_store_id: str
     if body.rewrite_query:
         queries = await rewritten(call, request, queries)
         index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)  # as it is by now
-    search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
-    first = await answer_of(call, request, search)
+    for _ in range(_TRIES):
+        search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
+        first = await answer_of(call, request, search)
+        if first.status != HTTPStatus.NOT_FOUND:
+            break
+        searched, index = index, await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
+        if index.id == searched.id:
+            break  # else another index has come into use, and the one before was removed
     if first.status >= 400:
         return whole(first)
     results = searches.decode_results(first.body)

@@ -43,6 +43,7 @@ class Workers:
         self.chats: list[Question] = []
         self.searched: list[searches.Search] = []
         self.before_search: Callable[[], object] = bool
+        self.refuses: Callable[[searches.Search], Piece | None] = lambda _: None
         self.inner, app.state.services.lines = app.state.services.lines, self
         with app.state.services.db.write() as session:
             place = {"host": "h", "pid": 1, "started": 1, "created_at": 1.0, "seen_at": 1.0, "slots": 1}
@@ -53,6 +54,9 @@ class Workers:
         yield Piece("taken")
         if question.url == searches.URL:
             self.searched.append(searches.decode_search(question.body))
+            if refused := self.refuses(self.searched[-1]):
+                yield refused
+                return
             yield Piece("end", searches.encode(Results(())))
             return
         self.chats.append(question)
@@ -203,6 +207,35 @@ def test_the_index_is_the_one_that_is_in_use_when_the_model_has_answered(client:
     client.post(f"/v1/vector_stores/{store}/search", json={"query": "leave", "rewrite_query": True})
 
     assert [one.store_id for one in workers.searched] == [index]
+
+
+def test_an_index_that_goes_while_it_is_searched_leaves_the_search_to_the_one_in_use(
+    client: TestClient, workers: Workers
+) -> None:
+    store = made(client)
+    indexes = f"/v1/vector_stores/{store}/indexes"
+    index = client.post(indexes, json={"embedding_dimensions": 64}).json()["id"]
+    other = TestClient(client.app, headers=dict(client.headers))
+
+    def gone(search: searches.Search) -> Piece | None:
+        if search.store_id == index:
+            return None
+        other.post(f"{indexes}/{index}/switch").raise_for_status()
+        return Piece("end", b'{"error": {}}', 404)
+
+    workers.refuses = gone
+    answer = client.post(f"/v1/vector_stores/{store}/search", json={"query": "leave"})
+
+    assert answer.status_code == 200
+    assert [one.store_id for one in workers.searched] == [store, index]
+
+
+def test_what_is_not_found_though_its_index_is_in_use_is_not_asked_again(client: TestClient, workers: Workers) -> None:
+    workers.refuses = lambda _: Piece("end", b'{"error": {}}', 404)
+
+    answer = client.post(f"/v1/vector_stores/{made(client)}/search", json={"query": "leave"})
+
+    assert (answer.status_code, len(workers.searched)) == (404, 1)
 
 
 def test_what_is_refused_asks_no_model(client: TestClient, workers: Workers) -> None:
