@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallContext
+from api.streams import KeyRevoked, check_key
 from api.validation import clip
 from jobs import fleet, pauses, placement
 from jobs.clock import now
@@ -36,7 +37,6 @@ from jobs.errors import (
 )
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question, Resumable
-from jobs.models import ApiKey
 from jobs.waiting import place
 
 EVENT_STREAM = "text/event-stream"
@@ -244,7 +244,8 @@ def _there(call: CallContext, request: Request, deadline: float) -> Callable[[],
 
 
 def _check_key(call: CallContext) -> None:
-    with call.db.read() as session:
-        key = session.get(ApiKey, call.caller.key_id)
-    if key is None or key.revoked_at is not None:
-        raise Unauthenticated
+    try:
+        with call.db.read() as session:
+            check_key(session, call)
+    except KeyRevoked:
+        raise Unauthenticated from None
