@@ -248,6 +248,7 @@ def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothin
     made = world.create()
 
     world.mill.drain(made.id)
+    world.mill.settle()
 
     job = world.mill.job(made.id)
     assert (job.state, job.stumbles) == (JobState.SUCCEEDED, 0)
@@ -271,6 +272,7 @@ def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
     made = world.create()
 
     world.mill.drain(made.id)
+    world.mill.settle()
 
     assert world.mill.job(made.id).state == JobState.SUCCEEDED
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,12 +73,14 @@ class Mill:
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(4)
+        self._handled: list[Future[None]] = []
         self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
 
     def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
         """The broker: a doorbell reaches a worker, here or `elsewhere`, or is lost."""
         if not self.lose_rings(task) and not self.elsewhere(task, queue, arguments):
-            self._threads.submit(self._handle, task, arguments)
+            self._handled = [handled for handled in self._handled if not handled.done()]
+            self._handled.append(self._threads.submit(self._handle, task, arguments))
 
     def submit(self, content: bytes, *, project: str = "default", **fields: Any) -> str:
         """A batch over `content`; returns the job's id."""
@@ -107,6 +109,11 @@ class Mill:
         """Tick until all of these have ended."""
         self.until(lambda: all(self.job(job_id).state in TERMINAL for job_id in job_ids), timeout)
         return [self.job(job_id) for job_id in job_ids]
+
+    def settle(self, timeout: float = 20.0) -> None:
+        """Let those who are at work come to their end: a job has ended before its handler did its last lines."""
+        assert not wait(self._handled, timeout).not_done, "a handler does not end"
+        assert not self.errors, self.errors
 
     def until(self, reached: Callable[[], bool], timeout: float = 20.0) -> None:
         pause = threading.Event()
