@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -33,6 +34,7 @@ from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request,
 from workers.engines.wire import usage_of
 
 _SECONDS: Final = 60.0
+_TRIES: Final = 3
 AGAIN: Final = 2.0
 BROKEN_FILE: Final = "The models file cannot be read now."
 _DIED: Final = "engine_died"
@@ -97,11 +99,22 @@ class Asking:
         return answer
 
     async def _search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
-        loop = asyncio.get_running_loop()
-        placed = await loop.run_in_executor(self._threads, self._place, request, search)
-        if isinstance(placed, Answer):
-            return placed
-        queue, index = placed
+        placed = await self._placed(request, search)
+        for _ in range(_TRIES):
+            if isinstance(placed, Answer):
+                return placed
+            queue, index = placed
+            found = await self._searched(request, search, queue, index)
+            if not isinstance(found, Answer) or found.status != HTTPStatus.NOT_FOUND:
+                return found
+            placed = await self._placed(request, search)
+            if not isinstance(placed, Answer) and placed[1].id == index.id:
+                return found  # else another index has come into use, and the one before was removed
+        return found
+
+    async def _searched(
+        self, request: Request, search: Search, queue: str, index: VectorStore
+    ) -> Sequence[Found] | Answer:
         question = Question(
             id=new_id("req_"),
             url=searches.URL,
@@ -135,6 +148,9 @@ class Asking:
                 raise
             raise EngineFault(f"The worker of `{model}` was lost while it answered.", _LOST, gone=True) from error
         raise WorkerLost
+
+    async def _placed(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._place, request, search)
 
     def _place(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
         """The index in use of a store of the request's project, and the queue of its model."""

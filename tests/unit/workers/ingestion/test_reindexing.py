@@ -1,6 +1,7 @@
 """A second index beside the one in use: built, kept in step, switched to and back, removed, whoever dies meanwhile."""
 
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,13 +11,14 @@ from sqlalchemy import select, update
 from jobs import attachments, indexes, reindexing
 from jobs.clock import now
 from jobs.errors import Conflict
+from jobs.interactive import Piece, Question
 from jobs.models import Audit, VectorRemoval, VectorStore
-from jobs.searches import Search
+from jobs.searches import Results, Search, decode_search, encode
 from jobs.states import JobState
 from tests.support.ingesting import MODEL, SMALL, Killed, Works, refuses
 from workers import verifying
 from workers.asking import Asking
-from workers.engines.port import Request
+from workers.engines.port import Answer, Request
 from workers.vectors.rows import store_of
 
 TEXTS = [f"Number {name} is a word of its own. " * 60 for name in ("one", "two", "three")]
@@ -427,6 +429,31 @@ def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, shelf
     queue, index = placed(store)
     assert (queue, index.id, index.model) == ("gpu.embed", second, MODEL)
     assert placed(second).status == 404
+
+
+@pytest.mark.parametrize("goes", [True, False])
+async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
+    mill: Works, shelf: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+    asking, searched = Asking(mill.context), []
+
+    async def ask(_line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
+        searched.append(decode_search(question.body).store_id)
+        if goes:
+            switch(mill, store, second)
+        found = searched[-1] == second
+        yield Piece("end", encode(Results(())) if found else b'{"error": {}}', 200 if found else 404)
+
+    monkeypatch.setattr(asking._lines, "ask", ask)
+    request = Request("/v1/responses", {}, "req_1", 0, mill.current(store).project_id)
+
+    answer = await asking.search(request, Search(model="", store_id=store, queries=("x",)))
+
+    assert searched == ([store, second] if goes else [store])
+    assert answer == () if goes else isinstance(answer, Answer)
 
 
 def test_texts_that_are_cut_alike_are_not_embedded_again(mill: Works, shelf: tuple[str, list[str]]) -> None:
