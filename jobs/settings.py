@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     engine_timeout_seconds: float = Field(600, gt=0, description="one request to an engine")
     engine_concurrency: int = Field(256, ge=1, description="requests in flight per endpoint, at most")
     engine_max_answer_bytes: int = Field(16 * MB, ge=1024, description="larger answers are faults")
-    item_tries: int = Field(4, ge=1, le=8, description="tries of an item whose request breaks, the last one alone")
+    item_tries: int = Field(3, ge=1, le=8, description="tries of an item whose request breaks, the last one alone")
 
     interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
     interactive_waiting: int = Field(256, ge=1, description="waiting clients in one queue's line before 503")

@@ -159,8 +159,9 @@ def test_one_line_has_failed_and_the_others_are_answered_once(
 
 
 def test_poison_that_is_asked_too_often_is_found() -> None:
-    assert asked_too_often(["say !reset"] * 4 + ["say it"] * 9) == []
-    assert "5 times" in asked_too_often(["say !reset"] * 5)[0]
+    assert asked_too_often(["say !reset"] * 3 + ["say !crash"] * 4 + ["say it"] * 9) == []
+    assert "4 times" in asked_too_often(["say !reset"] * 4)[0]
+    assert "5 times" in asked_too_often(["say !crash"] * 5)[0]
 
 
 def test_a_cancelled_batch_ends_in_one_way_and_tells_of_that_alone() -> None:

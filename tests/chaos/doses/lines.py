@@ -101,13 +101,14 @@ def broken_answers(given: Given) -> Outcome:
         outcome.judge("the line fails with its reason, all others are answered, those of a batch beside too")
         for kind, seconds in worst.items():
             outcome.at_most(f"{kind} ends after, worst", seconds, _POISON_SECONDS, " s")
-        outcome.judge(f"asked at most {_TRIES} times", *asked_too_often(made.prompts()))
+        outcome.judge(f"asked at most {_TRIES} times, {_CRASHES} by a crash", *asked_too_often(made.prompts()))
     return outcome
 
 
-def asked_too_often(prompts: Sequence[str], most: int = _TRIES) -> list[str]:
+def asked_too_often(prompts: Sequence[str]) -> list[str]:
     times = Counter(prompt for prompt in prompts if any(word in prompt for word in _KINDS))
-    return [f"{prompt!r} was asked {count} times" for prompt, count in times.items() if count > most]
+    most = {prompt: _CRASHES if "!crash" in prompt else _TRIES for prompt in times}
+    return [f"{prompt!r} was asked {count} times" for prompt, count in times.items() if count > most[prompt]]
 
 
 # -- F18
