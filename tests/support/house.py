@@ -1,0 +1,79 @@
+"""A dispatcher that a test drives by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import fleet, keys
+from jobs.clock import now
+from jobs.db import Database
+from jobs.models import File, Worker
+from jobs.queues import Queue
+from jobs.settings import Settings
+from jobs.storage import DiskStorage
+from workers import process
+from workers.away import BrokerAway
+from workers.dispatcher import Dispatcher
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+class Bells:
+    """The broker: notes what was rung, or is away."""
+
+    def __init__(self) -> None:
+        self.rung: list[tuple[str, tuple[object, ...]]] = []
+        self.away = False
+
+    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None:
+        if self.away:
+            raise BrokerAway
+        self.rung.append((task, tuple(arguments)))
+
+
+class House:
+    """A dispatcher with a clock and a broker of the test's own."""
+
+    def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
+        facts = {"lease_seconds": 30, "rering_seconds": 10, "cancel_grace_seconds": 3, **settings}
+        self.config = Settings(data_dir=folder, database_url=db.url, **facts)
+        self.db, self.clock, self.bells = db, Clock(), Bells()
+        self.storage = DiskStorage(folder / "files")
+        self.dispatcher = Dispatcher(self.config, db, self.storage, self.bells, self.clock)
+
+    def tick(self, after: float = 0.0) -> list[tuple[str, tuple[object, ...]]]:
+        """Let time pass, tick, and return what was rung."""
+        self.clock.at += after
+        self.bells.rung.clear()
+        self.dispatcher.tick()
+        return list(self.bells.rung)
+
+    def worker(self, name: str = "w", queue: str = Queue.GENERATE, slots: int = 1, **facts: Any) -> str:
+        host, pid, started = process.me()
+        row = {"host": host, "pid": pid, "started": started, "models": ["*"], "state": "ready", **facts}
+        with self.db.write() as session:
+            fleet.register(
+                session,
+                Worker(id=name, pool="p", queues=[queue], slots=slots, created_at=now(), seen_at=now(), **row),
+            )
+        return name
+
+    def beat(self, name: str = "w") -> None:
+        with self.db.write() as session:
+            assert fleet.beat(session, name)
+
+
+def project_of(db: Database, name: str) -> str:
+    with db.write() as session:
+        return keys.ensure_project(session, name).id
+
+
+def new_file(name: str, **facts: Any) -> File:
+    given = {"purpose": "batch", "filename": "f", "bytes": 1, "path": f"files/{name}", "created_at": 1.0, **facts}
+    return File(id=name, project_id="p", **given)
