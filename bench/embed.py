@@ -3,7 +3,7 @@
     python -m bench embed [--pairs 3] [--texts 1000] [--chosen]
 
     batch     /v1/embeddings through the Batch API on a warm worker (the job's state `running`; whole: from its
-              creation to the downloaded output)
+              creation to the downloaded output), without the cache of vectors
     engine    the engine alone, in a process of its own, its requests of 32 texts all waiting at once
     encode    SentenceTransformer(model).encode(texts), with its defaults, in a process of its own
 
@@ -110,7 +110,7 @@ def _model() -> Path:
 def _write_batch(path: Path, texts: Sequence[str]) -> None:
     with path.open("w") as handle:
         for n, text in enumerate(texts):
-            body = {"model": MINILM, "input": text, "encoding_format": "base64"}
+            body = {"model": MINILM, "input": text, "encoding_format": "base64", "cache": False}
             handle.write(json.dumps({"custom_id": str(n), "method": "POST", "url": EMBEDDINGS, "body": body}) + "\n")
 
 
