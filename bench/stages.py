@@ -23,6 +23,7 @@ from jobs.documents import Document
 from workers.engines.packaged import MINILM, materialise
 from workers.ingestion.index import CHUNKS_AT_ONCE
 from workers.parsing.parser import Cutting, Limits, Parser
+from workers.parsing.terms import Refused
 from workers.vectors.lance import LanceVectors
 from workers.vectors.port import Entry, Store
 
@@ -52,12 +53,20 @@ def main(folder: Path, tokens: int, overlap: int) -> Stages:
 
 def _parse(paths: Sequence[Path], cutting: Cutting) -> tuple[float, list[Document]]:
     parser = Parser(Limits())
-    parser.parse(paths[0], paths[0].name, cutting)  # its process is there now
+    _read(parser, paths[0], cutting)  # its process is there now
     began = time.monotonic()
-    documents = [parser.parse(path, path.name, cutting) for path in paths]
+    documents = [document for path in paths if (document := _read(parser, path, cutting))]
     seconds = time.monotonic() - began
     parser.close()
     return seconds, documents
+
+
+def _read(parser: Parser, path: Path, cutting: Cutting) -> Document | None:
+    """None of a page without text: how many these are, the run through the deployment says."""
+    try:
+        return parser.parse(path, path.name, cutting)
+    except Refused:
+        return None
 
 
 def _index(documents: Sequence[Document]) -> float:
