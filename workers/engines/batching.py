@@ -36,6 +36,9 @@ from workers.engines.port import (
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
 PADDING_TOKENS: Final = 8  # and this much: a forward pass of its own would cost more
 
+#: oneDNN's kernels that are kept for another forward pass of their shape; 1,024 unless told, about a megabyte each.
+KERNELS: Final = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -47,6 +50,15 @@ class Unacceptable(Exception):
     def __init__(self, message: str, *, param: str = "input", code: str | None = None) -> None:
         super().__init__(message)
         self.answer = refusal(400, message, param=param, code=code)
+
+
+def padded_to(tokens: int, longest: int) -> int:
+    """How many tokens wide a forward pass over inputs of so many is: of few widths, at most the model's longest.
+
+    On a CPU torch makes kernels for each width and never drops them: with any width memory grew with what came in.
+    """
+    step = 4 if tokens <= 8 else 8 if tokens <= 64 else 16
+    return max(tokens, min(-(-tokens // step) * step, longest))
 
 
 class Encoder(Protocol):

@@ -9,6 +9,7 @@ from typing import Any, Final
 from jobs import prompts
 from jobs.checkpoint import ENDLESS, UNKNOWN_CONTEXT
 from jobs.prompts import Own, Prompts
+from workers.engines.batching import KERNELS, padded_to
 from workers.engines.embed_onnx import OnnxTransformer
 
 CPU_BATCH_TOKENS: Final = 4096  # padded tokens in one forward pass
@@ -38,6 +39,7 @@ class SentenceModel:
         self, source: str, revision: str | None, args: Mapping[str, Any], computing: Computing | None = None
     ) -> None:
         check(args)
+        os.environ.setdefault(*KERNELS)
         import torch
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
@@ -92,7 +94,10 @@ class SentenceModel:
     def embed_by(self, transformer: Transformer, batch: list[list[int]]) -> Any:
         torch = self._torch
         with torch.inference_mode():
-            padded = self._tokenizer.pad({"input_ids": batch}, return_tensors="pt", verbose=False)
+            width = padded_to(max(map(len, batch)), self.longest)
+            padded = self._tokenizer.pad(
+                {"input_ids": batch}, padding="max_length", max_length=width, return_tensors="pt", verbose=False
+            )
             features = transformer({name: tensor.to(self.device) for name, tensor in padded.items()})
             # What is summed up over tokens is summed in full precision.
             features["token_embeddings"] = features["token_embeddings"].float()

@@ -1,11 +1,13 @@
 """A cross-encoder of sentence-transformers: the half of the re-ranking engine that knows torch. One thread uses it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from jobs.checkpoint import behind_padding
+from workers.engines.batching import KERNELS, padded_to
 from workers.engines.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
 
 ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "max_length"})
@@ -37,6 +39,7 @@ class CrossModel:
 
     def __init__(self, source: str, revision: str | None, args: Mapping[str, Any]) -> None:
         _check(args)
+        os.environ.setdefault(*KERNELS)
         import torch
         from sentence_transformers import CrossEncoder
         from transformers.utils import logging
@@ -78,7 +81,10 @@ class CrossModel:
         if batch[0].types is not None:
             given["token_type_ids"] = [pair.types for pair in batch]
         with torch.inference_mode():
-            padded = self._tokenizer.pad(given, return_tensors="pt", verbose=False)
+            width = padded_to(max(map(len, batch)), self.longest)
+            padded = self._tokenizer.pad(
+                given, padding="max_length", max_length=width, return_tensors="pt", verbose=False
+            )
             features = self._model({name: tensor.to(self._model.device) for name, tensor in padded.items()})
             found: list[float] = torch.sigmoid(features["scores"].float().reshape(len(batch))).tolist()
         return found

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from workers.engines import embed_model
-from workers.engines.batching import Job, Pool, Unacceptable
+from workers.engines.batching import Job, Pool, Unacceptable, padded_to
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_request import MOST_INPUTS, Asked, check_lengths
 from workers.engines.packaged import MINILM, materialise
@@ -493,3 +493,11 @@ async def test_pool_forgets_inputs_of_cancelled_requests() -> None:
     assert [entry[2] for entry in pool.pick(1000)] == [here]
     assert pool.pick(1000) == []
     assert not pool
+
+
+def test_forward_passes_have_few_widths() -> None:
+    widths = {tokens: padded_to(tokens, 250) for tokens in range(1, 251)}
+
+    assert len(set(widths.values())) == 21
+    assert all(tokens <= width <= 250 for tokens, width in widths.items())
+    assert padded_to(300, 250) == 300, "what is too long was refused, or the model says too little of itself"
