@@ -57,7 +57,7 @@ def padded_to(tokens: int, longest: int) -> int:
 
     On a CPU torch makes kernels for each width and never drops them: with any width memory grew with what came in.
     """
-    step = 4 if tokens <= 8 else 8 if tokens <= 64 else 16
+    step = 4 if tokens <= 8 else 8 if tokens <= 32 else 16
     return max(tokens, min(-(-tokens // step) * step, longest))
 
 
