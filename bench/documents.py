@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import pydoc
 import random
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from cli.demo.library import Paper, pdf
 _SUFFIXES = frozenset({".md", ".rst", ".txt", ".html"})
 _NAMES = ("LICENSE", "LICENCE", "README", "COPYING", "NOTICE", "AUTHORS")
 _SHORTEST, _LONGEST = 300, 20_000  # bytes: a few hundred of them are to take minutes
+_SILENT = re.compile(
+    r"<(head|nav|noscript|script|style|dialog)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE
+)
 _IN_PAGES = 5_000  # characters of a topic, from which on it is a PDF
 _MODULES = (
     "abc", "argparse", "ast", "base64", "bisect", "bz2", "calendar", "cmd", "code", "codecs", "collections", "copy",
@@ -67,9 +71,14 @@ def _installed() -> Iterator[Paper]:
     root = Path(sysconfig.get_path("purelib"))
     for path in sorted(root.rglob("*")):
         is_text = path.suffix in _SUFFIXES or (not path.suffix and path.name.startswith(_NAMES))
-        if is_text and path.is_file():
+        if is_text and path.is_file() and (path.suffix != ".html" or _says_something(path)):
             name = "-".join(path.relative_to(root).parts)
             yield Paper(name if path.suffix else f"{name}.txt", path.read_bytes())
+
+
+def _says_something(page: Path) -> bool:
+    """Many are shells of applications, which scripts fill: there is nothing to bring in."""
+    return bool(_SILENT.sub("", page.read_text(errors="replace")).strip())
 
 
 def _reference() -> Iterator[Paper]:
