@@ -68,9 +68,9 @@ async def fake() -> AsyncIterator[Subject]:
 
 
 @contextlib.asynccontextmanager
-async def over_http(url: str, log: Path, timeout: float = 6) -> AsyncIterator[Subject]:
-    """Half of `timeout`, in seconds, is for a connection: a busy machine may stand still for one of them."""
-    engine = HttpEngine([Endpoint(url)], timeout=timeout)
+async def over_http(url: str, log: Path, seconds: float = 6) -> AsyncIterator[Subject]:
+    """Half of `seconds` is for a connection: a busy machine may stand still for one of them."""
+    engine = HttpEngine([Endpoint(url)], timeout=seconds)
     before = len(stub_engine.prompts(log))
     await engine.start()
     try:
@@ -355,7 +355,7 @@ async def test_requests_of_a_server_that_crashes_are_faults_and_the_next_ones_bu
 
 async def test_server_that_stands_still_gives_faults_and_then_answers_again(tmp_path: Path) -> None:
     with stub_engine.started(tmp_path / "log", "--models", MODEL) as (url, pid):
-        async with over_http(url, tmp_path / "log", timeout=2) as subject:
+        async with over_http(url, tmp_path / "log", seconds=2) as subject:
             os.kill(pid, signal.SIGSTOP)
             with pytest.raises(EngineFault, match="no answer"):
                 await subject.engine.answer(chat("a"))
