@@ -12,6 +12,7 @@ import typer
 
 from cli.options import ApiKey, DataDir, Url
 from cli.trouble import Trouble
+from cli.wholefile import whole
 
 if TYPE_CHECKING:
     from cli.joining import Row
@@ -52,7 +53,7 @@ def results(
 def _raw(server: "Server", job: "Snapshot", output: Path | None) -> None:
     """OpenAI's own lines."""
     with ExitStack() as stack:
-        out: BinaryIO = stack.enter_context(output.open("wb")) if output else sys.stdout.buffer
+        out: BinaryIO = stack.enter_context(whole(output)) if output else sys.stdout.buffer
         if not job.ended:
             out.writelines(line + b"\n" for line in stack.enter_context(server.finished(job.id)))
             return

@@ -3,26 +3,35 @@
 Where it is and which key opens it: what the command line or the environment says, else `run.json` of the data folder.
 """
 
+import sys
+import threading
+import time
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Self, cast
 
+import httpx2
 import openai
 from openai import OpenAI, RequestOptions
 
 from cli.effective import effective
 from cli.folder import DataFolder
 from cli.trouble import Trouble
+from cli.wholefile import whole
 
 _JSON = dict[str, Any]
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
 _EMBED_TIMEOUT = 600.0
 _PAGE = 100  # entries of one page, at most
+_READ = 1 << 16
+_AWAY, _AGAIN = 60.0, 1.0  # seconds that a download waits for its server in all, and between two tries
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
@@ -58,6 +67,8 @@ def _told(url: str) -> Iterator[None]:
         yield
     except openai.APIConnectionError as error:
         raise Away(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
+    except httpx2.TransportError as error:  # in the middle of a body, where the SDK does not look
+        raise Away(f"the server at {url} broke off its answer") from error
     except openai.AuthenticationError as error:
         raise Trouble(f"the server at {url} does not accept this key") from error
     except openai.APIStatusError as error:
@@ -139,16 +150,37 @@ class Server:
         except OSError as error:
             raise Away(f"the server at {self.url} gave no results: {error}") from error
         with answer:
-            yield (line.rstrip(b"\n") for line in answer)
+            yield _lines_of(self._parts(answer))
+
+    def _parts(self, answer: HTTPResponse) -> Iterator[bytes]:
+        """Read piece by piece: to read it line by line would take an answer that is cut off for a whole one."""
+        try:
+            yield from iter(partial(answer.read1, _READ), b"")
+        except (HTTPException, OSError) as error:
+            raise Away(f"the server at {self.url} broke off its answer") from error
 
     def download(self, file_id: str, path: Path) -> None:
-        """Write a file's content to `path`, which appears when it is whole."""
-        temporary = path.with_name(f"{path.name}.part")
-        with _told(self.url):
+        """Write a file's content to `path`, which appears when it is whole.
+
+        A server that is restarted is waited for; Away says that it was not back in time.
+        """
+        began = time.monotonic()
+        while True:
+            try:
+                self._download(file_id, path)
+            except Away as error:
+                if time.monotonic() - began > _AWAY:
+                    raise
+                print(f"{error}; trying again", file=sys.stderr)
+            else:
+                return
+            threading.Event().wait(_AGAIN)
+
+    def _download(self, file_id: str, path: Path) -> None:
+        with whole(path) as out, _told(self.url):
             answer = self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT)
             with answer as content:
-                content.stream_to_file(temporary)
-        temporary.replace(path)
+                out.writelines(content.iter_bytes())
 
 
 def _lines_of(parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """Rows of `cli.joining` as JSON lines, CSV or Parquet. A few rows are held at a time."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import TextIO
 
 from cli.joining import COLUMNS, Row
 from cli.trouble import Trouble
+from cli.wholefile import whole
 
 _AT_ONCE = 1000  # rows of a Parquet row group
 Writer = Callable[[Iterable[Row], Path | None], int]
@@ -47,13 +49,11 @@ def write_parquet(rows: Iterable[Row], path: Path | None, *, vectors: bool = Fal
     if path is None:
         raise Trouble("a Parquet file needs a place: name it with --output")
     rows, count, schema = iter(rows), 0, _schema(pa, vectors=vectors)
-    temporary = path.with_name(f"{path.name}.part")
-    with parquet.ParquetWriter(temporary, schema) as writer:
+    with whole(path) as out, parquet.ParquetWriter(out, schema) as writer:
         while page := list(islice(rows, _AT_ONCE)):
             flat = [{**row, "request": _cell(row["request"]), "response": _cell(row["response"])} for row in page]
             writer.write_table(pa.Table.from_pylist(flat, schema=schema))
             count += len(page)
-    temporary.replace(path)
     return count
 
 
@@ -81,7 +81,5 @@ def _text(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("w", encoding="utf-8", newline="") as out:
-        yield out
-    temporary.replace(path)
+    with whole(path) as out, io.TextIOWrapper(out, encoding="utf-8", newline="") as text:
+        yield text
