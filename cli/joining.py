@@ -8,9 +8,11 @@ import base64
 import json
 import struct
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from cli.trouble import Trouble
+from jobs import lines
 
 Row = dict[str, Any]
 
@@ -26,21 +28,24 @@ def joined(
 ) -> Iterator[Row]:
     """One row for each result, with the request as it was asked: a retry lays `overrides` over each body.
 
-    Raises Trouble when a result is left without its input.
+    Raises Trouble when a result is left without its input, or a line is nested too deeply.
     """
-    for request, result in paired(inputs, outputs, errors):
-        yield _row({**request, "body": {**request["body"], **(overrides or {})}}, json.loads(result))
+    for line, answer in paired(inputs, outputs, errors):
+        try:
+            request, result = _load(line), _load(answer)
+        except RecursionError as error:
+            raise Trouble(f"the line of '{lines.id_of(line)}' is nested too deeply") from error
+        yield _row({**request, "body": {**request["body"], **(overrides or {})}}, result)
 
 
-def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[Row, bytes]]:
-    """Each request that has a result, and that result's line as it is. Raises Trouble as `joined` does."""
+def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Each request that has a result, and that result: two lines as they are. Raises Trouble where one has no input."""
     results = [_Head(outputs), _Head(errors)]
-    for line in inputs:
-        if not line.strip():
-            continue
-        request = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-        for head in results:
-            if head.custom_id == request["custom_id"]:
+    for number, line in enumerate(inputs):
+        request = (line if number else line.removeprefix(lines.BOM)).strip()
+        custom_id = lines.id_of(request)
+        for head in results if custom_id is not None else ():
+            if head.custom_id == custom_id:
                 yield request, head.line
                 head.step()
                 break
@@ -52,35 +57,53 @@ def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[b
 class _Head:
     """The next line of a stream; at its end `custom_id` is None."""
 
-    def __init__(self, lines: Iterable[bytes]) -> None:
-        self._lines = iter(lines)
+    def __init__(self, results: Iterable[bytes]) -> None:
+        self._results = iter(results)
         self.line = b""
         self.custom_id: str | None = None
         self.step()
 
     def step(self) -> None:
-        self.line = next(self._lines, b"")
-        self.custom_id = json.loads(self.line)["custom_id"] if self.line else None
+        self.line = next(self._results, b"")
+        self.custom_id = lines.id_of(self.line) if self.line else None
+        if self.line and self.custom_id is None:
+            raise Trouble(f"a result cannot be read: {self.line[:100]!r}")
+
+
+def _whole(digits: str) -> int | str:
+    """An integer; one that Python would not read, for its length, stays text."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+_load = partial(json.loads, parse_int=_whole)
 
 
 def _row(request: Row, result: Row) -> Row:
     response = result["response"] or {}
-    body = response.get("body") or {}
-    usage = body.get("usage") or {}
+    said = response.get("body")
+    body = said if isinstance(said, dict) else {}
+    usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
     code, message = error_of(result)
     return {
         "custom_id": request["custom_id"],
         "prompt": _prompt(request["url"], request["body"]),
-        "answer": None if code else _answer(request["url"], body),
+        "answer": None if code else _answer_of(request["url"], body),
         "finish_reason": _finish_reason(body),
         "status_code": response.get("status_code"),
         "error_code": code,
         "error_message": message,
-        "input_tokens": usage.get("prompt_tokens", usage.get("input_tokens")),
-        "output_tokens": usage.get("completion_tokens", usage.get("output_tokens")),
+        "input_tokens": _tokens(usage.get("prompt_tokens", usage.get("input_tokens"))),
+        "output_tokens": _tokens(usage.get("completion_tokens", usage.get("output_tokens"))),
         "request": request["body"],
-        "response": body or None,
+        "response": said or None,
     }
+
+
+def _tokens(count: Any) -> int | None:
+    return count if isinstance(count, int) else None
 
 
 def error_of(result: Row) -> tuple[str | None, str | None]:
@@ -106,13 +129,21 @@ def _prompt(url: str, body: Row) -> str | None:
     if isinstance(asked, list) and asked and isinstance(asked[-1], dict):
         asked = asked[-1].get("content")
     if isinstance(asked, list) and asked and isinstance(asked[0], dict):
-        asked = "\n".join(str(part["text"]) for part in asked if "text" in part)
+        asked = "\n".join(str(part["text"]) for part in asked if isinstance(part, dict) and "text" in part)
     return _plain(asked)
 
 
 def _plain(value: Any) -> str | None:
     """Text as it is; of anything else, such as the parts that some servers answer with, its JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _answer_of(url: str, body: Row) -> Any:
+    """The answer, or None where an engine has given it a shape of its own: `response` has it whole."""
+    try:
+        return _answer(url, body)
+    except (AttributeError, LookupError, TypeError, ValueError, struct.error):
+        return None
 
 
 def _answer(url: str, body: Row) -> Any:
@@ -137,8 +168,10 @@ def _vector(embedding: Any) -> list[float]:
 
 
 def _finish_reason(body: Row) -> str | None:
-    if body.get("choices"):
-        reason = body["choices"][0].get("finish_reason")
+    choices, details = body.get("choices"), body.get("incomplete_details")
+    if choices:
+        first = choices[0] if isinstance(choices, list) else None
+        reason = first.get("finish_reason") if isinstance(first, dict) else None
     else:
-        reason = (body.get("incomplete_details") or {}).get("reason") or body.get("status")
+        reason = (details.get("reason") if isinstance(details, dict) else None) or body.get("status")
     return reason if isinstance(reason, str) else None

@@ -99,6 +99,42 @@ def test_the_command_shows_what_the_job_asked(monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(done.stdout)["request"] == {"model": "m", **HELLO, "temperature": 0}
 
 
+def test_lines_that_the_planner_takes_are_joined_too() -> None:
+    digits = "7" * 5000
+    huge = b'{"custom_id": "a", "method": "POST", "url": "%s", "body": {"model": "m", "x": %s, "messages": []}}'
+    inputs = [b"\xef\xbb\xbf\r\n", huge % (CHAT.encode(), digits.encode())]
+
+    [row] = joined(inputs, [answered("a", chat("one"))], [])
+
+    assert (row["answer"], row["request"]["x"]) == ("one", digits)
+
+
+@pytest.mark.parametrize(
+    ("url", "answer"),
+    [
+        (CHAT, {"choices": "none", "usage": 3}),
+        (CHAT, {"choices": ["text"], "usage": {"prompt_tokens": "3"}}),
+        (EMBED, {"data": [{"embedding": 1}]}),
+        (EMBED, {"data": [{}], "incomplete_details": "x"}),
+        (RESPONSES, {"output": ["x"], "usage": []}),
+    ],
+)
+def test_an_answer_of_a_shape_of_its_own_stands_whole_in_its_row(
+    tmp_path: Path, url: str, answer: dict[str, Any]
+) -> None:
+    row = one(url, {"input": ["x", {"text": 1}, 5]}, answer)
+
+    assert (row["answer"], row["input_tokens"], row["response"]) == (None, None, answer)
+    assert write_parquet([row], tmp_path / "out.parquet") == 1
+
+
+def test_a_result_that_cannot_be_read_is_told_and_not_left_out() -> None:
+    deep = answered("a", {}).replace(b'"body": {}', b'"body": ' + b"[" * 100_000 + b"]" * 100_000)
+
+    with pytest.raises(Trouble, match=r'cannot be read.*"custom_id": "a"'):
+        list(joined([asked("a")], [deep], []))
+
+
 def test_inputs_without_a_result_are_passed_by() -> None:
     rows = joined([asked("a"), asked("b")], [answered("b", chat("two"))], [])
 
