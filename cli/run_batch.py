@@ -18,23 +18,25 @@ import typer
 
 from cli.options import ApiKey, DataDir, Url
 from cli.trouble import Trouble
+from cli.wholefile import whole
 
 if TYPE_CHECKING:
     from cli.server import Server
     from cli.snapshot import Snapshot
     from jobs.registry import Model, Registry
 
+_LONGEST = "30d"
 #: A private run has no neighbours to be fair to.
 _NO_LIMITS = {
     "NIGHTMILL_BATCH_MAX_LINES": "100000000",
     "NIGHTMILL_BATCH_MAX_BYTES": str(1 << 40),
     "NIGHTMILL_FILE_MAX_BYTES": str(1 << 40),
     "NIGHTMILL_BATCH_MAX_EMBEDDING_INPUTS": "100000000",
+    "NIGHTMILL_PROJECT_MAX_QUEUED_TOKENS": "0",
+    "NIGHTMILL_WINDOW_MIN_SECONDS": "60",
+    "NIGHTMILL_WINDOW_MAX_SECONDS": str(30 * 86_400),
     "NIGHTMILL_MODELS_FILE": "",
     "NIGHTMILL_ENGINE_URLS": "",
-    "NIGHTMILL_DATABASE_URL": "",
-    "NIGHTMILL_BROKER_URL": "",
-    "NIGHTMILL_STORAGE_URL": "",
 }
 _ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 _LINES = ("release", "web", "dispatcher", "cpu")
@@ -50,6 +52,9 @@ def run_batch(
     output_tmp_dir: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Where results lie until all are there.")
     ] = None,
+    window: Annotated[
+        str, typer.Option(help="Time allowed by a deployment that runs: 24h, or any of 90m, 6h, 7d.")
+    ] = "24h",
     data_dir: DataDir = None,
 ) -> None:
     """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
@@ -58,28 +63,31 @@ def run_batch(
     for path in (input_file, output_file):
         if path.parts[:1] in (("http:",), ("https:",)):
             raise Trouble(f"{path.parts[0]}//…: a path is taken, not a URL; fetch or send the file by another program")
-    with _server(model, context.args, url, api_key, data_dir) as (server, check), ExitStack() as stack:
-        job = _run(server, input_file, check)
+    if not output_file.absolute().parent.is_dir():
+        raise Trouble(f"{output_file}: there is no such folder")
+    with ExitStack() as stack:
+        server, check = stack.enter_context(_server(model, context.args, url, api_key, data_dir))
+        allowed = _LONGEST if check else window
+        job = _run(server, input_file, check or (lambda: None), allowed)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=output_tmp_dir)))
         results = [_fetched(server, file_id, folder) for file_id in (job.output_file_id, job.error_file_id)]
         opened: list[Iterable[bytes]] = [
             stack.enter_context(path.open("rb")) if path else [] for path in (input_file, *results)
         ]
-        temporary = output_file.with_name(f"{output_file.name}.part")
-        with temporary.open("wb") as out:
+        with whole(output_file) as out:
             out.writelines(line for _, line in paired(*opened))
-        temporary.replace(output_file)
     print(f"{output_file}: {job.done} results, {job.failed} of them failed", file=sys.stderr)
 
 
-def _run(server: "Server", input_file: Path, check: Callable[[], None]) -> "Snapshot":
+def _run(server: "Server", input_file: Path, check: Callable[[], None], window: str) -> "Snapshot":
     from cli.following import follow
     from cli.snapshot import fault
     from cli.submission import guess_endpoint
 
     endpoint = guess_endpoint(input_file)
     file_id = server.upload(input_file)
-    batch = server.post("/batches", {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "30d"})
+    batch = server.post("/batches", {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window})
+    print(batch["id"], file=sys.stderr)
     job = follow(server, batch["id"], check)
     for error in job.errors[:20]:
         print(fault(error), file=sys.stderr)
@@ -97,8 +105,8 @@ def _fetched(server: "Server", file_id: str | None, folder: Path) -> Path | None
 @contextmanager
 def _server(
     model: str, flags: list[str], url: str | None, api_key: str | None, data_dir: Path | None
-) -> Iterator[tuple["Server", Callable[[], None]]]:
-    """The deployment to use, and what says that it can't go on."""
+) -> Iterator[tuple["Server", Callable[[], None] | None]]:
+    """The deployment to use, and of one started for this run what says that it can't go on."""
     from cli.effective import effective
     from cli.folder import DataFolder
     from cli.server import connect
@@ -110,7 +118,7 @@ def _server(
             served = {one["id"] for one in server.get("/models")["data"]}
             if model not in served:
                 raise Trouble(f"the deployment does not serve '{model}'; it serves {', '.join(sorted(served))}")
-            yield server, lambda: None
+            yield server, None
         return
     with _private(model, flags, data_dir) as private:
         yield private

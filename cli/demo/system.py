@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from cli import readiness
 from cli.folder import DataFolder
@@ -25,6 +26,13 @@ _READY_SECONDS = 180.0
 _STOP_SECONDS = 60.0
 _HOPELESS = 3  # restarts of one process
 _READ, _SHOWN = 200, 8  # lines of a log
+
+#: Settings of the environment that name what others share, which this installation must not touch: a worker of its own
+#: would take their clients' questions. Empty stands for its own folder.
+_SHARED: Final = (
+    "NIGHTMILL_DATABASE_URL", "NIGHTMILL_BROKER_URL", "NIGHTMILL_STREAMS_URL", "NIGHTMILL_STORAGE_URL",
+    "NIGHTMILL_VECTORS_URL", "NIGHTMILL_VECTORS_API_KEY",
+)  # fmt: skip
 
 
 class System:
@@ -99,11 +107,12 @@ def _error_of(line: str) -> str:
 
 @contextmanager
 def running(path: Path, options: Sequence[str], environment: Mapping[str, str]) -> Iterator[System]:
-    """An installation in `path` while the block runs."""
+    """An installation in `path` while the block runs, with nothing outside of it but what `environment` names."""
     folder = DataFolder(path)
     folder.make()
     command = (sys.executable, "-m", "cli", "up", "--data-dir", str(folder.path), "--port", "0", *options)
-    program = Program("up", command, replaced(os.environ, environment), CHECKOUT, folder.logs / "demo-up.log")
+    own = replaced(os.environ, {**dict.fromkeys(_SHARED, ""), **environment})
+    program = Program("up", command, own, CHECKOUT, folder.logs / "demo-up.log")
     program.log.unlink(missing_ok=True)  # of the last run
     service = Service(program)
     service.start()

@@ -22,6 +22,17 @@ def line(custom_id: str, **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": asked})
 
 
+#: What a shell on a host of a large deployment knows of it; nobody listens there.
+SHARED = {
+    "NIGHTMILL_DATABASE_URL": "postgresql+psycopg://nobody@127.0.0.1:9/none",
+    "NIGHTMILL_BROKER_URL": "amqp://nobody@127.0.0.1:9//",
+    "NIGHTMILL_STREAMS_URL": "redis://127.0.0.1:9/0",
+    "NIGHTMILL_VECTORS_URL": "http://127.0.0.1:9",
+    "NIGHTMILL_WINDOW_MAX_SECONDS": "86400",
+    "NIGHTMILL_PROJECT_MAX_QUEUED_TOKENS": "1",
+}
+
+
 def test_a_run_of_its_own_answers_each_line_once_and_takes_vllms_fields(tmp_path: Path) -> None:
     lines = [
         line("plain"),
@@ -37,6 +48,7 @@ def test_a_run_of_its_own_answers_each_line_once_and_takes_vllms_fields(tmp_path
     done = subprocess.run(
         [sys.executable, "-m", "cli", "run-batch", *words, "--data-dir", str(tmp_path / "none"), *flags],
         cwd=ROOT,
+        env={**os.environ, **SHARED},
         capture_output=True,
         text=True,
         timeout=560,

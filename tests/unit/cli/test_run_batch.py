@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli.demo.system import System
+from cli.demo.system import _SHARED, System
 from cli.folder import DataFolder
 from cli.main import _PASSING, app
 from cli.run_batch import _fields
@@ -19,11 +19,18 @@ from cli.service import Program, Service
 from cli.trouble import Trouble
 from cli.vllm_flags import SHORT, TakesFlags, engine_args, spelled_out
 from jobs.registry import PACKAGED_FILE, Registry
+from jobs.settings import Settings
 from tests.support.services import need
 from workers.engines.documented import FIELDS
 from workers.engines.vllm_serving import argv
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_an_installation_of_its_own_touches_nothing_that_others_share() -> None:
+    places = {name for name in Settings.model_fields if name.endswith("_url")} - {"public_url"}
+
+    assert places | {"vectors_api_key"} == {name.removeprefix("NIGHTMILL_").lower() for name in _SHARED}
 
 
 @pytest.mark.parametrize(
