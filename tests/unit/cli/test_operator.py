@@ -209,6 +209,41 @@ def test_a_name_that_is_not_there_is_told(run: Run, words: tuple[str, str]) -> N
         run("pause", *words)
 
 
+def test_all_but_models_is_paused_whatever_the_models_file_says(run: Run, tmp_path: Path, db: Database) -> None:
+    run("keys", "create", "--project", "blue")
+    worker(db)
+    (tmp_path / "models.yaml").write_text("models: {")
+
+    for words in (("worker", "gpu-1"), ("project", "blue"), ("queue", "io.webhooks")):
+        assert run("pause", *words).stdout == f"{' '.join(words)} is paused\n"
+        assert run("resume", *words).stdout == f"{' '.join(words)} goes on\n"
+
+
+def test_a_queue_is_known_by_its_workers_and_by_its_pause(run: Run, db: Database) -> None:
+    with db.write() as session:
+        facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.odd"], "models": []}
+        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+
+    assert run("pause", "queue", "gpu.odd").stdout == "queue gpu.odd is paused\n"
+    with db.write() as session:
+        fleet.leave(session, "gpu-1")
+    assert run("resume", "queue", "gpu.odd").stdout == "queue gpu.odd goes on\n"
+
+
+@pytest.mark.parametrize("words", [("pause", "model", "m"), ("pause", "queue", "gpu.m"), ("models", "list")])
+@pytest.mark.usefixtures("run")
+def test_a_wrong_models_file_is_told_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "models.yaml").write_text("models: {a: 3}")
+
+    with pytest.raises(SystemExit) as ended:
+        app([*words])
+
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"nightmill: {tmp_path / 'models.yaml'}, line 1: models.a: ")
+
+
 def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: Database) -> None:
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id)
