@@ -69,7 +69,10 @@ async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[s
 
     yield ": the events of a job\n\n"
     while not call.services.stopping.is_set():
-        found, over = await _patiently(call, look) or ([], False)
+        try:
+            found, over = await _once(call, look)
+        except DatabaseBusy:  # by and by; meanwhile the stream has its signs of life
+            found, over = [], False
         for event in found:
             after = event.seq
             yield f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
@@ -91,7 +94,7 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
         return
     seen: set[tuple[int, int, int]] = set()
     while not call.services.stopping.is_set():
-        fresh, over = await _patiently(call, lambda session: _segments(session, job_id, seen)) or ([], False)
+        fresh, over = await _patiently(call, lambda session: _segments(session, job_id, seen)) or ([], True)
         for key, path in fresh:
             seen.add(key)
             async for data in _records(call.storage, path):
@@ -102,17 +105,24 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
 
 
 async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | None:
-    """Look in a thread; None while the database is busy. Raises KeyRevoked."""
+    """Look until the database is not busy; None only when this process ends before that. Raises KeyRevoked."""
+    while not call.services.stopping.is_set():
+        try:
+            return await _once(call, look)
+        except DatabaseBusy:
+            await asyncio.sleep(_POLL_SECONDS)
+    return None
+
+
+async def _once(call: CallContext, look: Callable[[Session], T]) -> T:
+    """Look in a thread. Raises DatabaseBusy, KeyRevoked."""
 
     def work() -> T:
         with call.db.read() as session:
             check_key(session, call)
             return look(session)
 
-    try:
-        return await run_in_threadpool(work)
-    except DatabaseBusy:
-        return None
+    return await run_in_threadpool(work)
 
 
 def _ended(session: Session, job_id: str) -> bool:

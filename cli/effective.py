@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from cli.ports import is_free, take_free
 from cli.trouble import Trouble
@@ -19,7 +21,20 @@ def effective(**given: Any) -> Settings:
         raise Trouble("; ".join(f"{_name(one['loc'])}: {one['msg']}" for one in error.errors())) from error
     except SettingsError as error:  # a setting out of a file
         raise Trouble(str(error)) from error
+    if config.database_url:
+        _check_database(config.database_url)
     return config.model_copy(update={"data_dir": config.data_dir.absolute()})
+
+
+def _check_database(url: str) -> None:
+    """Raises Trouble for a URL that SQLAlchemy makes nothing of. It shows none of it: it may hold a password."""
+    try:
+        make_url(url).get_dialect().import_dbapi()
+    except (ArgumentError, ValueError, ImportError):
+        told = (
+            "names no database that there is a driver for; one looks like postgresql+psycopg://user:password@host/name"
+        )
+        raise Trouble(f"NIGHTMILL_DATABASE_URL {told}") from None
 
 
 def for_up(

@@ -20,6 +20,7 @@ from cli.up import up
 from cli.vllm_flags import TakesFlags
 from cli.watch import watch
 from jobs.errors import NightmillError
+from jobs.registry import ModelsFileError
 
 
 class Command(typer.Typer):
@@ -31,7 +32,7 @@ class Command(typer.Typer):
         except BrokenPipeError:  # whoever read our output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        except (Trouble, NightmillError, OSError) as trouble:
+        except (Trouble, NightmillError, ModelsFileError, OSError) as trouble:
             print(f"nightmill: {trouble}", file=sys.stderr)
             raise SystemExit(1) from None
 

@@ -174,12 +174,17 @@ def _shown(row: Mapping[str, Any]) -> str:
 def _arguments(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
+    from jobs.registry import NO_YAML
+
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
             raise Trouble(f"'{pair}' is no engine argument; write it as name=value")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except NO_YAML:
+            raise Trouble(f"'{pair}' is no engine argument: its value is no YAML") from None
     return found
 
 

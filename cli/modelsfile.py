@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cli.trouble import Trouble
-from jobs.registry import PACKAGED_FILE, ModelsFileError, Registry
+from jobs.registry import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
 
 
 def editable(config_file: str, data_dir: Path) -> Path:
@@ -27,8 +27,8 @@ def editable(config_file: str, data_dir: Path) -> Path:
 
 def add(file: Path, name: str, fields: Mapping[str, Any]) -> None:
     """Append a model. Raises Trouble when the name is taken or the file would not be right."""
-    text = file.read_text(encoding="utf-8")
-    if _place(text, name) is not None:
+    text, models = _read(file)
+    if _place(models, name) is not None:
         raise Trouble(f"{file} has a model '{name}' already; remove it first")
     block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, allow_unicode=True, default_flow_style=None)
     indented = "".join(f"  {line}\n" for line in block.splitlines())
@@ -39,8 +39,8 @@ def add(file: Path, name: str, fields: Mapping[str, Any]) -> None:
 
 def remove(file: Path, name: str) -> None:
     """Cut a model out. Raises Trouble when there is none of that name."""
-    text = file.read_text(encoding="utf-8")
-    place = _place(text, name)
+    text, models = _read(file)
+    place = _place(models, name)
     if place is None:
         raise Trouble(f"{file} has no model '{name}'")
     lines = text.splitlines(keepends=True)
@@ -48,18 +48,27 @@ def remove(file: Path, name: str) -> None:
     while end > first + 1 and not lines[end - 1].strip():
         end -= 1  # blank lines before the next one stay
     rest = "".join(lines[:first] + lines[end:])
-    if not (yaml.safe_load(rest) or {}).get("models"):
+    if len(models) == 1:
         rest = rest.rstrip().removesuffix(":") + ": {}\n"
     _replace(file, rest)
 
 
-def _place(text: str, name: str) -> tuple[int, int] | None:
+def _read(file: Path) -> tuple[str, list[tuple[yaml.Node, yaml.Node]]]:
+    """A file's text, and its models: names and what they are. Raises Trouble for what is no YAML."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except NO_YAML as error:
+        raise Trouble(f"{file}: {error}") from error
+    found = root.value if isinstance(root, yaml.MappingNode) else []
+    models = next((value for key, value in found if key.value == "models"), None)
+    return text, models.value if isinstance(models, yaml.MappingNode) else []
+
+
+def _place(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, int] | None:
     """The lines of a model: the first, and the one after the last."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    models = next((value for key, value in root.value if key.value == "models"), None) if root else None
-    found = models.value if isinstance(models, yaml.MappingNode) else []
-    starts = [key.start_mark.line for key, _ in found]
-    for number, (key, value) in enumerate(found):
+    starts = [key.start_mark.line for key, _ in models]
+    for number, (key, value) in enumerate(models):
         if key.value == name:
             last = value.end_mark  # of a block: where the next one begins
             return starts[number], (*starts, last.line + (last.column > 0))[number + 1]

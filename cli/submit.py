@@ -2,8 +2,9 @@
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from cli.server import Server
 
 _SHOWN = 20
+#: What would be passed over beside an option.
+_MEANINGLESS: Final = {
+    "--sample": ("--at", "--every", "--output", "--no-wait", "--no-check"),
+    "--every": ("--at", "--output"),
+}
 
 
 def submit(
@@ -49,6 +55,8 @@ def submit(
     from cli.server import connect
     from cli.submission import guess_endpoint, output_paths, parse_metadata, parse_time
 
+    given = {"--at": at, "--every": every, "--sample": sample, "--output": output}
+    _check_together(given | {"--no-wait": not wait, "--no-check": not check})
     wanted: dict[str, Any] = {
         "endpoint": endpoint or guess_endpoint(file),
         "completion_window": window,
@@ -71,6 +79,14 @@ def submit(
         print(batch["id"], flush=True)
         if wait:
             watched(server, batch["id"], output_paths(file, output))
+
+
+def _check_together(given: Mapping[str, object]) -> None:
+    """Raises Trouble where one option would be ignored for another."""
+    for option, others in _MEANINGLESS.items():
+        for other in others:
+            if given[option] and given[other]:
+                raise Trouble(f"{other} means nothing with {option}: leave one of them out")
 
 
 def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) -> None:

@@ -35,6 +35,10 @@ Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1
 GENERATION: Final[tuple[Route, ...]] = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
+#: What PyYAML raises for a text that is no YAML, and for a value that is none of its kind: a 2026-13-01.
+NO_YAML: Final = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
+
 class ModelsFileError(ValueError):
     """The models file cannot be used; the message says where and why."""
 
@@ -276,9 +280,9 @@ def _parse(file: Path) -> list[Model]:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems = list(_repeated(root))
+    except (OSError, *NO_YAML) as error:
         raise ModelsFileError(f"{file}: {error}") from error
-    problems = list(_repeated(root))
     try:
         models = [_rooted(model, file.parent) for model in _File.model_validate(content).models.values()]
     except ValidationError as error:

@@ -33,7 +33,10 @@ class BrokenStream(Exception):
 
 
 class NotJson(ValueError):
-    """The body is not a JSON object in UTF-8."""
+    """The body is not a JSON object in UTF-8, or one that is nested too deeply to be read."""
+
+
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 #: Others are no counts, and sums of them might be more than a database's integers hold.
@@ -96,19 +99,20 @@ def usage_of(body: bytes) -> Usage:
     try:
         if not body.isascii():
             body.decode()
-        reply = _reply.decode(body)
-    except msgspec.ValidationError:
-        return _odd_usage(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        usage = _told_usage(body)
+    except _UNREADABLE as error:
         raise NotJson(str(error)) from error
-    return _usage(reply.usage) if reply.usage else Usage()
+    return _usage(usage) if usage else Usage()
 
 
-def _odd_usage(body: bytes) -> Usage:
+def _told_usage(body: bytes) -> _Usage | None:
     """An object whose usage is not of our types is an answer still; anything else is not."""
-    if not isinstance(msgspec.json.decode(body), dict):
-        raise NotJson("not a JSON object")
-    return Usage()
+    try:
+        return _reply.decode(body).usage
+    except msgspec.ValidationError:
+        if not isinstance(msgspec.json.decode(body), dict):
+            raise NotJson("not a JSON object") from None
+        return None
 
 
 def _usage(said: _Usage) -> Usage:
@@ -143,7 +147,7 @@ def with_usage(chunk: bytes) -> bytes:
     """A chunk of such a stream; what says its usage, or is no chunk, as it is."""
     try:
         unsaid = _chunk.decode(chunk).usage is msgspec.UNSET
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return chunk
     return chunk[: chunk.rindex(b"}")] + b',"usage":null}' if unsaid else chunk
 
@@ -189,12 +193,12 @@ def error_body(status: int, body: bytes) -> bytes:
     """`body` if it is OpenAI's error shape, else what it says in that shape."""
     try:
         said: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        said = body.decode(errors="replace")
-    error = said.get("error") if isinstance(said, dict) else None
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return one_line(body)
-    return msgspec.json.encode({"error": _error(status, said)})
+        error = said.get("error") if isinstance(said, dict) else None
+        if isinstance(error, dict) and isinstance(error.get("message"), str):
+            return one_line(body)
+        return msgspec.json.encode({"error": _error(status, said)})
+    except _UNREADABLE:
+        return msgspec.json.encode({"error": _error(status, body.decode(errors="replace"))})
 
 
 def _error(status: int, said: Any) -> dict[str, Any]:
@@ -234,7 +238,7 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - now()
-        except ValueError:
+        except (ValueError, OverflowError):  # a year or an offset of twenty digits
             return None
     return min(max(0.0, seconds), LONGEST_RETRY_SECONDS) if seconds == seconds else None
 
@@ -259,6 +263,6 @@ def listing(body: bytes) -> Listing | None:
     """None if the body is no listing of models."""
     try:
         cards = msgspec.json.decode(body, type=_Cards).data
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
     return Listing(frozenset(card.id for card in cards), any(card.owned_by == "vllm" for card in cards))

@@ -1,6 +1,7 @@
 """The models file, changed by commands: what is added and cut out, and that the rest stays as it was."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,8 @@ def test_the_first_and_the_last_model_can_go(run: Run, tmp_path: Path) -> None:
         (("add", "m", "--path", ".", "--url", "http://a/v1"), "exactly one of"),
         (("add", "m", "--path", ".", "--alias", "gpt-4o-mini"), "already names"),
         (("add", "m", "--path", ".", "--set", "odd"), "no engine argument"),
+        (("add", "m", "--path", ".", "--set", "a={"), "^'a={' is no engine argument: its value is no YAML$"),
+        (("add", "m", "--path", ".", "--set", "a=2026-13-01"), "its value is no YAML"),
         (("remove", "nothing"), "no model 'nothing'"),
         (("pull", "nothing"), "no model 'nothing'"),
         (("pull", "all-minilm-l6-v2"), "does not come from the hub"),
@@ -104,6 +107,29 @@ def test_what_would_be_wrong_changes_nothing(run: Run, tmp_path: Path, words: tu
         run(*words)
 
     assert not file(tmp_path).exists() or file(tmp_path).read_text() == PACKAGED_FILE.read_text()
+
+
+@pytest.mark.parametrize("words", [("add", "m", "--path", "."), ("remove", "m")])
+@pytest.mark.parametrize("content", [b"models: {", b"- models\n", b"models", b"\xff", b"models: {a: 2026-13-01}"])
+def test_a_file_that_is_wrong_is_told_and_stays(
+    run: Run, tmp_path: Path, words: tuple[str, ...], content: bytes
+) -> None:
+    file(tmp_path).parent.mkdir()
+    file(tmp_path).write_bytes(content)
+
+    with pytest.raises(Trouble, match=re.escape(str(file(tmp_path)))):
+        run(*words)
+
+    assert file(tmp_path).read_bytes() == content
+
+
+def test_a_model_that_makes_the_file_wrong_can_be_removed(run: Run, tmp_path: Path) -> None:
+    run("remove", "all-minilm-l6-v2")
+    file(tmp_path).write_text(file(tmp_path).read_text().rstrip() + "\n  odd: {since: 2026-13-01}\n")
+
+    run("remove", "odd")
+
+    assert list(Registry.read(file(tmp_path)).models) == ["smollm2-135m-instruct"]
 
 
 def test_a_hub_model_is_pinned_and_fetched_at_its_revision(

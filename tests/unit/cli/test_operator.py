@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import make_url, select, update
 from typer.testing import CliRunner
 
 from cli.explain import _left_alone
@@ -209,6 +209,41 @@ def test_a_name_that_is_not_there_is_told(run: Run, words: tuple[str, str]) -> N
         run("pause", *words)
 
 
+def test_all_but_models_is_paused_whatever_the_models_file_says(run: Run, tmp_path: Path, db: Database) -> None:
+    run("keys", "create", "--project", "blue")
+    worker(db)
+    (tmp_path / "models.yaml").write_text("models: {")
+
+    for words in (("worker", "gpu-1"), ("project", "blue"), ("queue", "io.webhooks")):
+        assert run("pause", *words).stdout == f"{' '.join(words)} is paused\n"
+        assert run("resume", *words).stdout == f"{' '.join(words)} goes on\n"
+
+
+def test_a_queue_is_known_by_its_workers_and_by_its_pause(run: Run, db: Database) -> None:
+    with db.write() as session:
+        facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.odd"], "models": []}
+        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+
+    assert run("pause", "queue", "gpu.odd").stdout == "queue gpu.odd is paused\n"
+    with db.write() as session:
+        fleet.leave(session, "gpu-1")
+    assert run("resume", "queue", "gpu.odd").stdout == "queue gpu.odd goes on\n"
+
+
+@pytest.mark.parametrize("words", [("pause", "model", "m"), ("pause", "queue", "gpu.m"), ("models", "list")])
+@pytest.mark.usefixtures("run")
+def test_a_wrong_models_file_is_told_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "models.yaml").write_text("models: {a: 3}")
+
+    with pytest.raises(SystemExit) as ended:
+        app([*words])
+
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"nightmill: {tmp_path / 'models.yaml'}, line 1: models.a: ")
+
+
 def test_a_drain_waits_for_what_runs_and_says_when_it_still_does(run: Run, db: Database) -> None:
     job = ledgers.running(db)
     claim = ledgers.claim_shard(db, job.id)
@@ -270,6 +305,55 @@ def test_a_folder_without_a_database_is_told_and_none_is_made(
         run("keys", "list", "--data-dir", str(empty))
 
     assert not empty.exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql+psycopg://u:sesame@127.0.0.1:9/x?password=sesame", r"u:\*\*\*@127\.0\.0\.1:9/x cannot be asked: "),
+        ("postgresql+psycopg://u:sesame@/x?host=/nowhere&odd=sesame", r"@/x\?host=%2Fnowhere cannot be asked: "),
+        ("sqlite:////dev/null/sesame", "there is no Nightmill database at "),
+        *((url, "^NIGHTMILL_DATABASE_URL names no database") for url in (
+            "sesame", "nothing://u:sesame@h/x", "oracle://u:sesame@h/x", "postgresql+psycopg://u:sesame@h:sesame/x",
+        )),
+    ],
+)  # fmt: skip
+def test_a_database_that_cannot_be_asked_is_told_and_no_password_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch, url: str, told: str
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", url)
+
+    with pytest.raises(Trouble, match=told) as trouble:
+        run("keys", "list")
+
+    assert url.startswith("sqlite") or "sesame" not in str(trouble.value)
+
+
+def test_a_file_that_is_no_database_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd.db").write_text("nothing")
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", f"sqlite:///{tmp_path / 'odd.db'}")
+
+    with pytest.raises(Trouble, match=r"odd\.db cannot be asked: file is not a database$"):
+        run("keys", "list")
+
+
+def test_a_wrong_password_is_told_without_it(run: Run, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = make_url(postgres_url).set(username="nobody", password="sesame")
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", url.render_as_string(hide_password=False))
+
+    with pytest.raises(Trouble, match="cannot be asked: ") as trouble:
+        run("keys", "list")
+
+    assert "sesame" not in str(trouble.value)
+
+
+def test_the_doctor_finds_a_url_that_names_no_database(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", "sesame")
+
+    (found,) = json.loads(run("doctor", "--json").stdout)
+
+    assert (found["what"], found["health"]) == ("settings", "broken")
+    assert "sesame" not in str(found)
 
 
 def test_an_intact_audit_log_shows_the_head_that_proves_it_later(run: Run, db: Database) -> None:

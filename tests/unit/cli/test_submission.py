@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from cli.submission import guess_endpoint, output_paths, parse_metadata
 from cli.trouble import Trouble
 
@@ -68,3 +70,23 @@ def test_answers_and_errors_lie_beside_the_input_unless_told_otherwise() -> None
 
     assert output_paths(source, None) == (Path("/data/in.output.jsonl"), Path("/data/in.output.errors.jsonl"))
     assert output_paths(source, Path("o.jsonl")) == (Path("o.jsonl"), Path("o.errors.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("option", "other"),
+    [
+        *((("--sample", "5"), other) for other in (
+            ("--at", "2100-01-01"), ("--every", "0 3 * * *"), ("--output", "out.jsonl"), ("--no-wait",), ("--no-check",)
+        )),
+        *((("--every", "0 3 * * *"), other) for other in (("--at", "2100-01-01"), ("--output", "out.jsonl"))),
+    ],
+)  # fmt: skip
+def test_of_two_options_none_is_ignored_without_a_word(
+    tmp_path: Path, option: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    source = _file(tmp_path, b'{"url": "/v1/embeddings"}\n')
+
+    done = CliRunner().invoke(app, ["submit", str(source), *other, *option, "--url", "http://127.0.0.1:9"])
+
+    assert isinstance(done.exception, Trouble)
+    assert str(done.exception) == f"{other[0]} means nothing with {option[0]}: leave one of them out"

@@ -215,6 +215,14 @@ def test_broken_yaml_is_refused_with_its_place(tmp_path: Path) -> None:
         Registry.read(written(tmp_path, "models:\n  a: {source: [}\n"))
 
 
+@pytest.mark.parametrize(
+    "text", ["models: {a: 2026-13-01}", "models: {a: !!int ''}", "models: &a {a: *a}", "models: " + "[" * 3000]
+)
+def test_value_that_yaml_cannot_read_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ModelsFileError, match=r"models\.yaml: "):
+        Registry.read(written(tmp_path, text))
+
+
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelsFileError, match="No such file"):
         Registry.read(tmp_path / "none.yaml")

@@ -537,8 +537,9 @@ async def test_server_that_starts_later_is_found(monkeypatch: pytest.MonkeyPatch
         web.Response(status=404, text='{"detail":"Not Found"}'),
         web.Response(text="<html>"),
         web.json_response({"data": [{"name": "m"}]}),
+        web.Response(text='{"data":[{"id":"m","owned_by":' + "[" * 5000 + "]" * 5000 + "}]}"),
     ],
-    ids=["not-found", "not-json", "no-ids"],
+    ids=["not-found", "not-json", "no-ids", "too-deep"],
 )
 async def test_server_without_a_usable_list_takes_any_model(server: Server, listing: web.Response) -> None:
     server.listing = listing
@@ -573,7 +574,8 @@ def test_retry_after_is_a_number_or_a_date_and_never_absurd() -> None:
     assert wire.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert wire.retry_after("-3") == 0
     assert wire.retry_after("1e9") == wire.LONGEST_RETRY_SECONDS
-    assert [wire.retry_after(odd) for odd in (None, "", "soon", "nan")] == [None] * 4
+    long = ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
+    assert [wire.retry_after(odd) for odd in (None, "", "soon", "nan", *long)] == [None] * 6
 
 
 def test_circuit_waits_twice_as_long_after_each_failed_probe() -> None:

@@ -60,6 +60,23 @@ def test_a_usage_that_no_answer_can_have_is_none(count: object) -> None:
     assert wire.usage_of(body) == Usage()
 
 
+DEEP = b"[" * 5000 + b"]" * 5000
+
+
+@pytest.mark.parametrize("body", [b'{"usage":5,oops', b"[5]", b'{"a":%b}' % DEEP, b'{"usage":5,"a":%b}' % DEEP])
+def test_the_usage_of_what_cannot_be_read_is_no_json(body: bytes) -> None:
+    with pytest.raises(wire.NotJson):
+        wire.usage_of(body)
+
+
+@pytest.mark.parametrize("depth", [*range(900, 1010), 5000])
+def test_an_error_that_is_nested_too_deeply_is_told_as_the_text_it_is(depth: int) -> None:
+    error = json.loads(wire.error_body(500, b'{"detail":' * depth + b"1" + b"}" * depth))["error"]
+
+    assert error["type"] == "server_error"
+    assert error["message"] == "1" or error["message"].startswith('{"detail":{"detail":')
+
+
 @pytest.mark.parametrize(
     ("chunk", "told"),
     [
@@ -69,7 +86,7 @@ def test_a_usage_that_no_answer_can_have_is_none(count: object) -> None:
         (b'{"choices":[{"usage":1}]}', b'{"choices":[{"usage":1}],"usage":null}'),
         *((body, body) for body in (
             b'{"choices":[], "usage" : null}', b'{"usage":{"prompt_tokens":1},"choices":[]}',
-            b'{"error":{"message":"no"}}', b"[]", b"nonsense", b"",
+            b'{"error":{"message":"no"}}', b"[]", b"nonsense", b"", b'{"choices":%b}' % DEEP,
         )),
     ],
 )  # fmt: skip
