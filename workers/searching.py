@@ -35,8 +35,9 @@ from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.fitting.refusals import is_too_long
 from workers.host import EngineHost
 from workers.ingestion import prompting
+from workers.ingestion.answers import Unusable, read_vectors
 from workers.ingestion.cutting import NoTokenizer, TokenizerAway
-from workers.ingestion.index import DIFFERENT, Unusable, read_vectors
+from workers.ingestion.index import DIFFERENT
 from workers.ingestion.prompting import Prompt
 from workers.reranking import Reranking
 from workers.vectors.port import Hit, Vector, VectorsAway
