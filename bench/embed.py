@@ -44,7 +44,8 @@ from jobs.settings import Settings
 from workers.engines.packaged import MINILM, materialise
 from workers.engines.port import Request
 from workers.engines.router import build
-from workers.ingestion.index import TEXTS_AT_ONCE, read_vectors
+from workers.ingestion.answers import read_vectors
+from workers.ingestion.index import TEXTS_AT_ONCE
 
 _WARM = ["A sentence, so that the model has run once."]
 _MOST_TOKENS = 254  # what the model takes, without its special tokens: encode() would cut, we refuse

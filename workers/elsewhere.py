@@ -14,7 +14,7 @@ from workers.asking import AGAIN, BROKEN_FILE, Asking
 from workers.context import Context
 from workers.engines.port import Answer, Emit, Engine, EngineBusy, Request, refusal
 from workers.fitting.memory import Vectors
-from workers.ingestion.index import Unusable, read_vectors
+from workers.ingestion.answers import Unusable, read_vectors
 from workers.vectors.port import Vector
 
 _TEXTS: Final = 256  # embedded by one request

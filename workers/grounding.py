@@ -46,7 +46,7 @@ _FOUND: Final = (
 _NOTHING: Final = "The files were searched, and nothing was found that belongs to the question. Say so."
 
 
-#: Searches one store for a request; an Answer is a refusal. Raises EngineBusy.
+#: Searches one store for a request; an Answer is a refusal. Raises EngineBusy, EngineFault.
 Searcher = Callable[[Request, Search], Awaitable[Sequence[Found] | Answer]]
 #: What a model's context has room for, by its name. May read files.
 Rooms = Callable[[str], Room]

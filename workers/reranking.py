@@ -100,7 +100,7 @@ class Reranking:
             question, id=new_id("req_"), url=searches.RERANK_URL, body=msgspec.json.encode(body)
         )
         end = await last_piece(self._lines.ask(searches.rerank_line(queue), asked, served))
-        if end.status in (408, 429) or end.status >= 500:
+        if end.status in (408, 429, 503):
             raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
         return Answer(end.status, end.body)
 

@@ -35,8 +35,9 @@ from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.fitting.refusals import is_too_long
 from workers.host import EngineHost
 from workers.ingestion import prompting
+from workers.ingestion.answers import Unusable, read_vectors
 from workers.ingestion.cutting import NoTokenizer, TokenizerAway
-from workers.ingestion.index import Unusable, read_vectors
+from workers.ingestion.index import DIFFERENT
 from workers.ingestion.prompting import Prompt
 from workers.reranking import Reranking
 from workers.vectors.port import Hit, Vector, VectorsAway
@@ -128,9 +129,12 @@ class Searching:
         if answer.status >= 400:
             return answer
         try:
-            return list(read_vectors(answer))
+            vectors = read_vectors(answer)
         except Unusable:
             return refusal(502, "The embedding model gave no vector for this query.", code="engine_error")
+        if any(len(vector) != store.dimensions for vector in vectors):
+            return refusal(400, DIFFERENT[1], param="vector_store_id", code="dimension_mismatch")
+        return list(vectors)
 
     async def _prompt(self, model: str) -> Prompt:
         loop = asyncio.get_running_loop()

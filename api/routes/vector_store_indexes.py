@@ -168,7 +168,7 @@ def _build(session: Session, call: CallContext, store: VectorStore, body: Create
     return reindexing.build(
         session,
         store,
-        model=checked_model(session, call, body.embedding_model or current.model),
+        model=checked_model(session, call, body.embedding_model or current.model, body.embedding_dimensions),
         dimensions=dimensions,
         chunking=kept(body.chunking_strategy),
         actor=call.actor,

@@ -18,13 +18,14 @@ from api.presenters.vector_store import VectorStoreDeleted, VectorStoreObject
 from api.routing import resource
 from api.validation import clip
 from api.vector_rows import bring_in, get_store, shown, stop_jobs, stores_of
-from jobs import attachments, indexes, placement
+from jobs import attachments, checkpoint, indexes, placement
 from jobs.clock import now
 from jobs.endpoints import EMBEDDINGS
 from jobs.errors import InvalidRequest
 from jobs.ids import new_id
 from jobs.ingestions import SINGLE
 from jobs.models import VectorStore
+from jobs.registry import EngineKind, Model
 
 router: APIRouter = resource("Vector stores")
 
@@ -124,7 +125,7 @@ def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
 
 
 def _new(session: Session, call: CallContext, body: CreateVectorStore) -> VectorStore:
-    model = checked_model(session, call, body.embedding_model or _default_model(call))
+    model = checked_model(session, call, body.embedding_model or _default_model(call), body.embedding_dimensions)
     at = now()
     days = body.expires_after.days if body.expires_after else None
     labels = {"labels": body.metadata} if body.metadata is not None else {}
@@ -154,7 +155,7 @@ def _default_model(call: CallContext) -> str:
     return found
 
 
-def checked_model(session: Session, call: CallContext, model: str) -> str:
+def checked_model(session: Session, call: CallContext, model: str, dimensions: int | None) -> str:
     """What an embedding model calls itself. Raises InvalidRequest. One that is not known yet may come."""
     try:
         with suppress(placement.NotYet):
@@ -164,4 +165,15 @@ def checked_model(session: Session, call: CallContext, model: str) -> str:
         message = f"The model '{clip(model)}' cannot be used: {refusal}"
         raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal
     known = call.services.registry().resolve(model)
+    if known and dimensions:
+        _check_dimensions(known, dimensions)
     return known.name if known else model
+
+
+def _check_dimensions(model: Model, dimensions: int) -> None:
+    """Vectors can be cut, not made longer. Raises InvalidRequest where the model's files say how long they are."""
+    folder = checkpoint.folder_of(model) if model.engine is EngineKind.EMBED else None
+    most = checkpoint.dimensions_of(folder) if folder else None
+    if most is not None and dimensions > most:
+        message = f"The model '{clip(model.name)}' gives vectors of {most} dimensions, and {dimensions} were asked for."
+        raise InvalidRequest(message, param="embedding_dimensions", code="invalid_value")

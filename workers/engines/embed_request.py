@@ -50,8 +50,8 @@ class Asked:
 
 def read(body: dict[str, Any], model: Facts) -> Asked:
     """Check a body against OpenAI's rules and a model's size. Raises Unacceptable."""
-    encoding = body.get("encoding_format", "float")
-    if encoding not in ("float", "base64"):  # it may be unhashable
+    encoding = body.get("encoding_format")
+    if encoding not in (None, "float", "base64"):  # it may be unhashable
         raise Unacceptable("encoding_format must be 'float' or 'base64'.", param="encoding_format")
     inputs, prompt = _inputs(body.get("input"), model.vocabulary), prompt_of(body, model.prompts)
     dimensions, most = _dimensions(body, model.dimensions), _most(body, model, prompt)

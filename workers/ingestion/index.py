@@ -8,7 +8,6 @@ Several documents are embedded, written and published together. Vectors lie unde
 lost claim has written stay out of sight and are removed.
 """
 
-import base64
 import hashlib
 import logging
 from collections import deque
@@ -19,7 +18,6 @@ from itertools import islice
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 from sqlalchemy import func, select
 
 from jobs import attachments, documents, indexes, indexing, shards
@@ -36,6 +34,7 @@ from workers.context import Context
 from workers.engines.port import Answer, Request
 from workers.host import EngineHost, GaveUp
 from workers.ingestion import cutting, prompting, semantic
+from workers.ingestion.answers import Unusable, read_vectors
 from workers.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
 from workers.ingestion.prompting import Prompt
 from workers.keeper import Hold
@@ -49,11 +48,8 @@ TEXTS_AT_ONCE: Final = 32
 CHUNKS_AT_ONCE: Final = 256
 AWAY_SECONDS: Final = 5.0
 STORES_LOOKED_AT: Final = 8  # of the project's others, for texts that were embedded there
+REFUSED: Final = "The embedding model gave no vectors of this file"
 DIFFERENT: Final = ("server_error", "The embedding model now gives vectors of another length than this store's.")
-
-
-class Unusable(Exception):
-    """The engine's answer holds no vectors."""
 
 
 @dataclass(slots=True)
@@ -203,12 +199,12 @@ class Indexing:
         """Vectors of some chunks, durable. A document that one can't be had for has failed."""
         texts = {file.digests[n]: file.document.piece(n) for file, n in part}
         vectors = self._known(row, {file.recipe for file, _ in part}, texts)
-        self._embed({digest: text for digest, text in texts.items() if digest not in vectors}, vectors, row)
+        why = self._embed({digest: text for digest, text in texts.items() if digest not in vectors}, vectors, row)
         dimensions = self._dimensions(row, vectors)
         for file, n in part:
             vector = vectors.get(file.digests[n])
             if vector is None or len(vector) != dimensions:
-                file.failed = file.failed or (BROKE if vector is None else DIFFERENT)
+                file.failed = file.failed or (why.get(file.digests[n], BROKE) if vector is None else DIFFERENT)
         entries = [self._entry(file, n, vectors) for file, n in part if not file.failed]
         if entries:
             self.written = dimensions
@@ -281,20 +277,30 @@ class Indexing:
         meta |= msgspec.to_builtins(document.chunks[n])
         return Entry(self._key(file.row), n, text, file.digests[n], vectors[file.digests[n]], meta)
 
-    def _embed(self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore) -> None:
-        """Fill `vectors` by digest. What the engine refuses or breaks on stays missing, alone."""
+    def _embed(
+        self, texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore
+    ) -> dict[str, tuple[str, str]]:
+        """Fill `vectors` by digest. What the engine refuses or breaks on stays missing, alone: why, if it says that."""
+        why: dict[str, tuple[str, str]] = {}
         batches = [list(texts)[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE)]
-        broken = self._embed_all(batches, texts, vectors, store)
+        broken = self._embed_all(batches, texts, vectors, store, why)
         singly = [[digest] for batch in broken if len(batch) > 1 for digest in batch]
-        self._embed_all(singly, texts, vectors, store)
+        self._embed_all(singly, texts, vectors, store, why)
+        return why
 
     def _embed_all(
-        self, batches: list[list[str]], texts: dict[str, str], vectors: dict[str, Vector], store: VectorStore
+        self,
+        batches: list[list[str]],
+        texts: dict[str, str],
+        vectors: dict[str, Vector],
+        store: VectorStore,
+        why: dict[str, tuple[str, str]],
     ) -> list[list[str]]:
-        """Those for which there are no vectors."""
+        """Those for which there are no vectors, but may be text by text. Raises GaveUp where the engine is closed."""
         items = [self._item(n, [texts[digest] for digest in batch], store) for n, batch in enumerate(batches)]
         if items:
             self._ask(items)
+        refusals: dict[int, Unusable] = {}
         while self.answers:
             item, answer = self.answers.popleft()
             self.tally.input_tokens += answer.usage.input_tokens
@@ -303,8 +309,16 @@ class Indexing:
             try:
                 vectors.update(dict(zip(batches[item.line], read_vectors(answer), strict=True)))  # all or none
             except (Unusable, ValueError) as error:
-                log.warning("embedding_unusable", extra={"job_id": self.claim.job.id, "error": type(error).__name__})
-        return [batch for batch in batches if not vectors.keys() >= set(batch)]
+                refusals[item.line] = refused = error if isinstance(error, Unusable) else Unusable(answer)
+                log.warning("embedding_unusable", extra={"job_id": self.claim.job.id, "status": answer.status})
+                if refused.said:
+                    why |= dict.fromkeys(batches[item.line], ("server_error", f"{REFUSED}: {refused.said}"))
+        came = not vectors.keys().isdisjoint(texts)
+        if any(refused.closed(came) for refused in refusals.values()):
+            raise GaveUp(AWAY_SECONDS, grows=True)
+        hopeless = {n for n, refused in refusals.items() if not refused.of_a_text}
+        left = [batch for n, batch in enumerate(batches) if n not in hopeless]
+        return [batch for batch in left if not vectors.keys() >= set(batch)]
 
     def _item(self, n: int, texts: list[str], store: VectorStore) -> Item:
         body: dict[str, Any] = {"model": store.model, **self.prompt.fields(texts), "encoding_format": "base64"}
@@ -354,26 +368,6 @@ class Indexing:
         self.left -= len(made)
         self.seq += 1
         self.closed = last
-
-
-def read_vectors(answer: Answer) -> list[Vector]:
-    """The vectors of an answer, in the order of the texts. Raises Unusable."""
-    if answer.status >= 400:
-        raise Unusable
-    try:
-        data = sorted(msgspec.json.decode(answer.body)["data"], key=lambda one: one["index"])
-        return [_vector(one["embedding"]) for one in data]
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-        raise Unusable from error
-
-
-def _vector(value: Any) -> Vector:
-    """Of length 1, whatever the engine gave: some endpoints know no base64, some do not normalise."""
-    found = np.frombuffer(base64.b64decode(value), "<f4") if isinstance(value, str) else np.asarray(value, "f4")
-    length = float(np.linalg.norm(found))
-    if not len(found) or not np.isfinite(length):
-        raise Unusable
-    return (found / max(length, 1e-12)).astype(np.float32)
 
 
 def _slices(group: Sequence[_File]) -> Iterator[list[tuple[_File, int]]]:

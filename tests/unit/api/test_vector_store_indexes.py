@@ -142,6 +142,7 @@ def test_a_create_that_is_sent_again_makes_one(app: FastAPI, client: TestClient)
         ({"embedding_model": "stub"}, "embedding_model", None),
         ({"embedding_model": ""}, "embedding_model", None),
         ({"embedding_dimensions": 0}, "embedding_dimensions", None),
+        ({"embedding_dimensions": 385}, "embedding_dimensions", "invalid_value"),
         ({"embedding_dimensions": "64"}, "embedding_dimensions", "invalid_type"),
         ({"chunking_strategy": {"type": "static"}}, "chunking_strategy.static", None),
         ({"embedding_dimensions": 64, "more": 1}, "more", "unknown_parameter"),

@@ -237,6 +237,12 @@ def test_a_model_that_does_not_embed_is_refused(app: FastAPI, client: TestClient
     assert (status, param, count(app, VectorStore)) == (400, "embedding_model", 0)
 
 
+def test_more_dimensions_than_the_models_files_say_it_has_are_refused(app: FastAPI, client: TestClient) -> None:
+    assert error_of(create(client, embedding_dimensions=385)) == (400, "embedding_dimensions", "invalid_value")
+    assert count(app, VectorStore) == 0
+    assert create(client, embedding_dimensions=384).status_code == 200
+
+
 def test_dimensions_that_are_asked_for_are_shown(client: TestClient) -> None:
     assert create(client, embedding_dimensions=128).json()["embedding_dimensions"] == 128
 

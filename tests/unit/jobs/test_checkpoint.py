@@ -48,6 +48,41 @@ def test_context_is_the_least_of_what_is_said(tmp_path: Path, case: str) -> None
     assert checkpoint.context_of(folder(tmp_path, **files)) == expected
 
 
+def _modules(*kinds: str) -> list[dict[str, str]]:
+    return [{"type": f"sentence_transformers.models.{kind}", "path": kind} for kind in kinds]
+
+
+_POOLED = {"word_embedding_dimension": 384, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+DIMENSIONS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "nothing": ({}, None),
+    "of its config": ({"config.json": {"hidden_size": 768}}, 768),
+    "no list": ({"config.json": {"hidden_size": 768}, "modules.json": {}}, 768),
+    "pooled": ({"modules.json": _modules("Transformer", "Pooling", "Normalize"), "Pooling/config.json": _POOLED}, 384),
+    "pooled twice": (
+        {"modules.json": _modules("Pooling"), "Pooling/config.json": _POOLED | {"pooling_mode_cls_token": True}}, 768,
+    ),
+    "made shorter": (
+        {"modules.json": _modules("Pooling", "Dense"), "Pooling/config.json": _POOLED,
+         "Dense/config.json": {"in_features": 384, "out_features": 128}}, 128,
+    ),
+    "by what nobody knows": (
+        {"config.json": {"hidden_size": 768}, "modules.json": _modules("Pooling", "Odd"),
+         "Pooling/config.json": _POOLED}, None,
+    ),
+    "odd modules": ({"config.json": {"hidden_size": 768}, "modules.json": [5]}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DIMENSIONS)
+def test_dimensions_are_those_behind_the_last_module(tmp_path: Path, case: str) -> None:
+    files, expected = DIMENSIONS[case]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+
+    assert checkpoint.dimensions_of(tmp_path) == expected
+
+
 CARDS = {
     "no card": (None, Card()),
     "no head": ("# A model", Card()),
@@ -83,6 +118,7 @@ def test_packaged_model_is_found_where_it_lies() -> None:
 
     assert found is not None
     assert checkpoint.context_of(found) == 256
+    assert checkpoint.dimensions_of(found) == 384
     assert checkpoint.card_of(found).license == "apache-2.0"
     assert "ms_marco" in (checkpoint.card_of(found).training_data or ())
 

@@ -14,6 +14,7 @@ from jobs.db import Database
 from jobs.errors import NoWorker, WorkerLost
 from jobs.interactive import PRIORITY, Piece, Question
 from jobs.registry import Models
+from jobs.searches import Search
 from jobs.settings import Settings
 from workers import answering, asking
 from workers.answering import Answering
@@ -35,7 +36,11 @@ def _end(answer: Answer) -> Piece:
 DIED = _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"))
 BUSY = _end(refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy"))
 LEAVING = _end(refusal(503, "This worker is going down.", code="worker_lost"))
+SLOW = _end(refusal(408, "The model did not answer in time.", code="timeout"))
+BROKE = _end(refusal(500, "The engine gave no answer.", code="engine_error"))
+NO_VECTOR = _end(refusal(502, "The embedding model gave no vector for this query.", code="engine_error"))
 GOOD = _end(reply(CHAT, REQUEST.body, "Hi"))
+SEARCH = Search(model="", store_id="vs_1", queries=("x",))
 
 
 class Told:
@@ -87,6 +92,42 @@ async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -
 async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
     with pytest.raises(EngineBusy):
         await make(told).ask("gpu.large", REQUEST)
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store that is searched is there."""
+    index = SimpleNamespace(id="vs_1", model="embedder")
+    monkeypatch.setattr(Asking, "_place", lambda *_: ("gpu.embed", index))
+
+
+@pytest.mark.usefixtures("placed")
+@pytest.mark.parametrize(
+    ("end", "gone"), [(BROKE, False), (NO_VECTOR, False), (DIED, True)], ids=["broke", "no vector", "died"]
+)
+async def test_a_search_that_breaks_counts(make: Make, end: Piece, gone: bool) -> None:
+    with pytest.raises(EngineFault) as fault:
+        await make(Told(TAKEN, end)).search(REQUEST, SEARCH)
+
+    assert fault.value.gone == gone
+    assert fault.value.answer == Answer(end.status, end.body)
+
+
+@pytest.mark.usefixtures("placed")
+@pytest.mark.parametrize(
+    "told",
+    [
+        Told(TAKEN, BUSY),
+        Told(TAKEN, LEAVING),
+        Told(TAKEN, SLOW),
+        Told(breaks=WorkerLost()),
+        Told(breaks=NoWorker()),
+    ],
+    ids=["busy", "leaving", "slow", "lost before it began", "no worker"],
+)
+async def test_a_search_that_nobody_can_make_now_does_not(make: Make, told: Told) -> None:
+    with pytest.raises(EngineBusy):
+        await make(told).search(REQUEST, SEARCH)
 
 
 async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_path: Path) -> None:
@@ -155,3 +196,24 @@ def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(
     assert isinstance(item.fault, EngineFault)
     assert item.fault.answer
     assert msgspec.json.decode(item.fault.answer.body)["error"]["code"] == "engine_died"
+
+
+@pytest.mark.usefixtures("placed")
+def test_a_line_whose_search_breaks_each_time_is_given_up_in_the_end(
+    make: Make, host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+    told = Told(TAKEN, BROKE)
+    asked = make(told)
+    item = Item(0, "r0", "batch_req_0", REQUEST)
+
+    async def search(request: Request) -> Answer:
+        await asked.search(request, SEARCH)
+        raise AssertionError("it does not break")
+
+    run = Answering(host, 4, lambda *_: None, search).run([item])
+
+    assert host.call(run).result(10) == [item]
+    assert len(told.asked) == 4
+    assert isinstance(item.fault, EngineFault)
+    assert item.fault.answer == Answer(BROKE.status, BROKE.body)

@@ -116,6 +116,13 @@ async def test_base64_is_little_endian_float32_of_the_same_vector(engine: EmbedE
     assert struct.unpack("<384f", base64.b64decode(packed)) == pytest.approx(floats, abs=1e-6)
 
 
+async def test_an_encoding_of_null_is_floats(engine: EmbedEngine) -> None:
+    floats = vectors_of(await engine.answer(request("x", encoding_format="float")))
+
+    assert vectors_of(await engine.answer(request("x", encoding_format=None))) == floats
+    assert vectors_of(await engine.answer(request("x"))) == floats
+
+
 async def test_fewer_dimensions_are_the_first_ones_at_length_one(engine: EmbedEngine) -> None:
     whole = vectors_of(await engine.answer(request("x")))[0]
     short = vectors_of(await engine.answer(request("x", dimensions=64)))[0]

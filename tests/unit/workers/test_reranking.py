@@ -225,6 +225,15 @@ def test_what_another_queues_worker_refuses_is_the_rankers_fault(shelf: Shelf, m
     assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", "model_not_found")
 
 
+def test_what_breaks_in_another_queues_worker_is_told_as_it_is(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    broke = Piece("end", refusal(502, "no score", code="engine_error").body, 502)
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(broke))
+
+    error = error_of(asked(shelf, ranker="other", text_weight=0.0))
+
+    assert (error["status"], error["code"], error["message"]) == (502, "engine_error", "no score")
+
+
 def test_where_nothing_is_found_no_model_is_asked(shelf: Shelf, engine: list[Request]) -> None:
     assert shelf.search("zeppelin", ranker="ranker", vector_weight=0.0) == []
     assert engine == []

@@ -373,6 +373,21 @@ def test_an_answer_without_vectors_is_the_engines_fault(shelf: Shelf) -> None:
     assert shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))).status == 502
 
 
+def test_a_query_whose_vector_has_another_length_than_the_stores_is_refused(shelf: Shelf) -> None:
+    shelf.mill.engine.dimensions = DIMENSIONS // 2
+
+    answer = shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi", "emu")))
+
+    assert answer.status == 400
+    assert msgspec.json.decode(answer.body)["error"] == {
+        "message": "The embedding model now gives vectors of another length than this store's.",
+        "type": "invalid_request_error",
+        "param": "vector_store_id",
+        "code": "dimension_mismatch",
+    }
+    assert shelf.names("volcano", vector_weight=0.0) == ["lava"]
+
+
 @pytest.mark.parametrize("fault", [EngineBusy("busy"), EngineFault("broke")])
 def test_what_engines_raise_is_passed_on(shelf: Shelf, fault: Exception) -> None:
     shelf.mill.engine.fault = lambda _: fault

@@ -9,7 +9,8 @@ from jobs.models import VectorStore
 from jobs.queues import Queue
 from jobs.states import JobState
 from tests.support.ingesting import DIMENSIONS, Killed, Works, refuses
-from workers.engines.port import Answer, EngineBusy, EngineFault
+from workers.engines.port import Answer, EngineBusy, EngineFault, refusal, unknown_model
+from workers.ingestion import index
 from workers.parsing.parser import Cutting
 from workers.vectors.port import VectorsAway
 
@@ -63,6 +64,83 @@ def test_a_text_that_no_engine_takes_fails_its_file_alone(mill: Works, fault: En
     assert ("vector_store.file.failed", bad) in mill.told(batch)
     mill.purge()
     mill.assert_tidy(store)
+
+
+CLOSED = {
+    "a key that is not valid": refusal(401, "Incorrect API key provided."),
+    "no money": refusal(402, "Insufficient credits."),
+    "a key that may not": refusal(403, "This key may not do that."),
+    "no such model": unknown_model("gone"),
+    "no such model, by vLLM": Answer(404, b'{"error": {"message": "The model `x` does not exist.", "code": 404}}'),
+}
+
+
+@pytest.mark.parametrize("answer", CLOSED.values(), ids=CLOSED)
+def test_an_engine_that_refuses_everybody_is_waited_for(mill: Works, answer: Answer) -> None:
+    store = mill.store()
+    batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER))
+    mill.drive(until="index")
+
+    mill.engine.fault = lambda _: answer
+    mill.hear(mill.owed()[0])
+
+    assert waits(mill, batch) == ("pending", "model", 10)
+    assert len(mill.engine.asked) == 1
+    assert {status for status, _ in mill.statuses(store).values()} == {"in_progress"}
+    mill.engine.fault = None
+    mill.drive()
+    assert mill.job(batch).completed == 2
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def test_a_key_that_is_revoked_in_the_middle_fails_no_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "TEXTS_AT_ONCE", 2)
+    store = mill.store()
+    batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER), mill.upload(POISON))
+    mill.drive(until="index")
+
+    mill.engine.fault = lambda _: refusal(401, "Revoked.") if len(mill.engine.asked) > 1 else None
+    mill.hear(mill.owed()[0])
+
+    assert len(mill.engine.asked) > 1
+    assert waits(mill, batch) == ("pending", "model", 10)
+    mill.engine.fault = None
+    mill.drive()
+    assert (mill.job(batch).completed, mill.job(batch).failed) == (3, 0)
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_what_an_engine_says_of_a_text_is_what_its_file_failed_for(
+    mill: Works, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(index, "TEXTS_AT_ONCE", 1 if status == 403 else 32)
+    store = mill.store()
+    good, bad = mill.upload(PROSE), mill.upload(POISON)
+    batch = mill.batch(store, good, bad)
+
+    mill.engine.fault = refuses("xyzzy", refusal(status, "I embed no xyzzy.\0" + "!" * 10_000))
+    mill.drive()
+
+    assert mill.statuses(store) == {good: ("completed", None), bad: ("failed", "server_error")}
+    said = mill.get(f"/vector_stores/{store}/files/{bad}")["last_error"]["message"]
+    assert said.startswith("The embedding model gave no vectors of this file: I embed no xyzzy. !!")
+    assert len(said) < 600
+    assert mill.job(batch).failed == 1
+
+
+def test_what_is_refused_for_no_text_is_not_asked_text_by_text(mill: Works) -> None:
+    store, first, second = mill.store(), mill.upload(PROSE), mill.upload(OTHER)
+    mill.batch(store, first, second)
+
+    mill.engine.fault = lambda _: refusal(405, "Embeddings are not served here.")
+    mill.drive()
+
+    assert len(mill.engine.asked) == 1
+    assert mill.statuses(store) == dict.fromkeys((first, second), ("failed", "server_error"))
+    assert {row.error_message for row in mill.rows(store)} == {
+        "The embedding model gave no vectors of this file: Embeddings are not served here."
+    }
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["nothing written", "written, and no answer"])
