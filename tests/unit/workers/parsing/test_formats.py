@@ -150,6 +150,12 @@ def test_html_says_its_own_charset(head: str) -> None:
     assert laid(page, "page.html").text == "Über Größe"
 
 
+def test_html_that_says_latin_1_keeps_its_quotes_dashes_and_euro_signs() -> None:
+    said = "\u201cIt\u2019s done\u201d \u2014 he doesn\u2019t pay 5 \u20ac."
+
+    assert laid(f'<html><head><meta charset="iso-8859-1"></head><p>{said}'.encode("cp1252"), "page.html").text == said
+
+
 def test_html_that_nests_very_deep_is_read() -> None:
     page = f"<html><body>{'<div>' * 20_000}deep{'</div>' * 20_000}</body></html>"
 
