@@ -5,21 +5,26 @@
 "It purrs."          it names none: the excerpt that has most of the answer's words, if it has a third of them
 
 Beside OpenAI's fields a citation has `chunk`, `start` and `end`: which chunk of the file, and which characters of the
-file's content the excerpt is; and `support`, the share of the words said there that stand in it.
+file's content the excerpt is; and `support`, the share of the words said there that stand in it. Where no spaces are
+written, a word said is a character with its neighbours, and stands there if a pair of them does:
+
+"享有三十天"          有三, 三十 and 十天 stand in "有三十天的年假": four of five characters
 """
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from jobs.searches import Found
+from workers import wide
 
 _MARKER: Final = re.compile(r"\[(\d{1,2}(?:\s*,\s*\d{1,2})*)\]")
-_ENDS: Final = re.compile(r"(?<=[.?!:])\s+|\n+")
-_PIECE: Final = re.compile(r"\S+")
-_WORD: Final = re.compile(r"\w{4,}")
-_ANY_WORD: Final = re.compile(r"\w+")
+_STOPS: Final = "\u3002\uff01\uff1f"  # wide ones, that no space follows
+_QUOTES: Final = "\"')\u2019\u201d\u300d\u300f\uff09"
+_ENDS: Final = re.compile(rf"(?<=[.?!:])\s+|\n+|(?<=[{_STOPS}])|(?<=[{_STOPS}][{_QUOTES}])")
+_PIECE: Final = re.compile(rf"[^\s{_STOPS}]*+[{_STOPS}]+[{_QUOTES}]*|[^\s{_STOPS}]+")
+_LONG: Final = 4  # characters; of wide ones two
 _SHARE: Final = 1 / 3
 _ENOUGH: Final = 3  # words: of fewer none has to stand in the excerpt
 
@@ -38,13 +43,14 @@ class _Said:
         self._shared_long = dict.fromkeys(self._there, 0)
 
     def add(self, text: str) -> None:
-        for word in _all_words(text) - self._words:
+        for word in _words_said(text) - self._words:
             self._words.add(word)
-            is_long = _WORD.fullmatch(word) is not None
+            is_long = _is_long(word)
             self.long += is_long
-            for number, words in self._there.items():
-                self._shared[number] += word in words
-                self._shared_long[number] += is_long and word in words
+            for number, there in self._there.items():
+                stands = _stands(word, there)
+                self._shared[number] += stands
+                self._shared_long[number] += is_long and stands
 
     def share(self, number: int) -> float:
         """Of short words only where there are no others: they stand everywhere."""
@@ -59,7 +65,7 @@ def citations(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:
     None stands where the excerpt has nothing of what it is named for.
     """
     named = {marker.start(): _numbers(marker, len(found)) for marker in _MARKER.finditer(text)}
-    there = {number: _all_words(found[number].text) for number in set().union(*named.values())}
+    there = {number: _words(found[number].text) for number in set().union(*named.values())}
     if not there:
         return _by_words(text, found)
     return [
@@ -92,30 +98,48 @@ def _said_before(text: str, places: Iterable[int], said: _Said) -> Iterator[tupl
 
 
 def support(text: str, found: Sequence[Found]) -> float:
-    """The share of a text's words that stand in the excerpts, 0 of one without words."""
-    return _share(text, frozenset().union(*(_all_words(one.text) for one in found)))
+    """The share of a text's words that stand in the excerpts, 0 of one without words.
+
+    Of short words only where there are no others: they stand everywhere.
+    """
+    said = _words_said(_MARKER.sub(" ", text))
+    there: frozenset[str] = frozenset().union(*(_words(one.text) for one in found))
+    return _share({word for word in said if _is_long(word)} or said, there)
 
 
 def _by_words(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:
-    words = _words(text)
-    shares = [len(words & _words(one.text)) / len(words) for one in found] if words else []
+    said = {word for word in _words_said(text) if _is_long(word)}
+    shares = [_share(said, _words(one.text)) for one in found] if said else []
     best = max(shares, default=0.0)
     return [_citation(found[shares.index(best)], len(text), best)] if best >= _SHARE else []
 
 
-def _share(text: str, there: frozenset[str]) -> float:
-    """Of short words only where there are no others: they stand everywhere."""
-    said = _MARKER.sub(" ", text)
-    words = _words(said) or _all_words(said)
-    return len(words & there) / len(words) if words else 0.0
+def _share(said: Collection[str], there: frozenset[str]) -> float:
+    return sum(_stands(word, there) for word in said) / len(said) if said else 0.0
+
+
+def _stands(word: str, there: frozenset[str]) -> bool:
+    return word in there or (wide.is_wide(word) and (word[:2] in there or word[-2:] in there))
+
+
+def _is_long(word: str) -> bool:
+    return len(word) >= _LONG or (len(word) > 1 and wide.is_wide(word))
+
+
+def _words_said(text: str) -> set[str]:
+    """Each wide character with those beside it."""
+    said: set[str] = set()
+    for run in wide.runs(text.casefold()):
+        said.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if wide.is_wide(run) else (run,))
+    return said
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text.casefold()))
-
-
-def _all_words(text: str) -> frozenset[str]:
-    return frozenset(_ANY_WORD.findall(text.casefold()))
+    """Of an excerpt: wide characters in pairs, and each alone for one that is said alone."""
+    words: set[str] = set()
+    for run in wide.runs(text.casefold()):
+        words.update((*run, *wide.pairs(run)) if wide.is_wide(run) else (run,))
+    return frozenset(words)
 
 
 def _citation(found: Found, index: int, share: float) -> dict[str, Any]:

@@ -5,13 +5,12 @@
 The better ranked of two stays. Counted by words and not by vectors, it is the same with every embedding model.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from jobs.searches import Found
+from workers import wide
 
-_WORD: Final = re.compile(r"\w+")
 _WORDS: Final = 3
 
 Shingles = frozenset[tuple[str, ...]]
@@ -36,7 +35,7 @@ def distinct(found: Sequence[Found], alike: float, most: int) -> tuple[list[Foun
 
 def shingles(text: str) -> Shingles:
     """Of a text of one or two words, these."""
-    words = _WORD.findall(text.casefold())
+    words = list(wide.words(text.casefold()))
     last = max(1, len(words) - _WORDS + 1)
     return frozenset(_runs(words, last)) if words else frozenset()
 

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-#: Chinese, Japanese and Korean write no spaces: there each character is a word.
-_WIDE: Final = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+from workers.wide import WIDE
+
+#: Chinese and Japanese write no spaces, and Korean joins its words: there each character is one.
+_WIDE: Final = f"{WIDE}\uac00-\ud7af"
 _WORD: Final = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+")
 #: A full stop is followed by a space; a wide one (of Chinese and Japanese) by nothing.
 _END: Final = ".!?\u2026"

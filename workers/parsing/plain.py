@@ -22,6 +22,12 @@ _MARKS: Final = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WIDE: Final = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+#: What is written under a narrower name, as the Encoding Standard (WHATWG) has it. Python's names, where it has any.
+_MEANT: Final = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-11": "cp874",
+    "shift_jis": "cp932", "x-sjis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "x-gbk": "gb18030",
+    "euc_kr": "cp949",
+}  # fmt: skip
 #: In order of preference: many single-byte encodings of the same region look equally good.
 _GUESSES: Final = (
     "cp1252", "cp1251", "koi8_r", "cp1250", "iso8859_2", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257",
@@ -30,6 +36,7 @@ _GUESSES: Final = (
 _GUESSED_FROM: Final = 1 << 18  # bytes
 _SURE: Final = 0.1  # closer than this, two guesses are equally good
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_NOT_IN_CP1252: Final = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
 _CONTROL_SHARE: Final = 0.01  # of a text; of random bytes it is a tenth
 _CONTROL_WIDE: Final = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ue000-\uf8ff\ufffe\uffff]")
 _ASCII: Final = re.compile("[\t\n\r -~]")
@@ -48,7 +55,7 @@ def decode(data: bytes, declared: str | None = None) -> str:
     text = _strictly(data, "iso2022_jp" if _JAPANESE_ESCAPE in data else "utf-8")
     if text is None:
         _check_text(data)
-        text = _strictly(data, declared or "")
+        text = _declared(data, declared) if declared else None
     return _guessed(data) if text is None else text
 
 
@@ -89,10 +96,31 @@ def _strictly(data: bytes, encoding: str) -> str | None:
         return None
 
 
+def _declared(data: bytes, label: str) -> str | None:
+    """None where the bytes are of another encoding; one or two stray ones don't say so."""
+    name = _meant(label)
+    text = _strictly(data, name)
+    if text is None and name == "cp1252" and not _often(_NOT_IN_CP1252, data):
+        return data.decode(name, errors="replace")
+    return text
+
+
+def _meant(label: str) -> str:
+    try:
+        name = codecs.lookup(label).name
+    except LookupError:
+        name = label.lower()
+    return _MEANT.get(name, name)
+
+
 def _check_text(data: bytes) -> None:
-    sample = data[:_GUESSED_FROM]
-    if len(_CONTROL.findall(sample)) > max(1, len(sample) * _CONTROL_SHARE):
+    if _often(_CONTROL, data):
         raise not_text()
+
+
+def _often(unlikely: re.Pattern[bytes], data: bytes) -> bool:
+    sample = data[:_GUESSED_FROM]
+    return len(unlikely.findall(sample)) > max(1, len(sample) * _CONTROL_SHARE)
 
 
 def _wide(data: bytes) -> str:

@@ -1,7 +1,9 @@
 """CSV, JSON and JSON Lines: a row or record a line, so that a cut falls between two of them."""
 
+import collections
 import csv
 import io
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ _DELIMITERS: Final = (",", ";", "\t", "|")
 _QUOTED: Final = re.compile(r'"(?:[^"]|"")*"')
 #: An escape of one character, or of one outside the first plane. The second alternative keeps `\\u0041` as it is.
 _ESCAPE: Final = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|\\u([0-9a-f]{4})|\\[^u]", re.IGNORECASE)
+_END: Final = "end"  # a row of its own, unless a quote is still open
 _ROWS: Final = 1000  # a block: what is checked against the limits at once
 
 
@@ -46,13 +49,29 @@ def read_table(text: str) -> Reading:
     first = _QUOTED.sub("", text[: 1 << 16].lstrip().partition("\n")[0])
     delimiter = max(_DELIMITERS, key=first.count)
     csv.field_size_limit(sys.maxsize)
-    rows = csv.reader(io.StringIO(text.replace("\0", ""), newline=""), delimiter=delimiter)
-    return Reading(_tables(rows))
+    text = text.replace("\0", "")
+    quoting = csv.QUOTE_MINIMAL if _quotes(text, delimiter) else csv.QUOTE_NONE
+    return Reading(_tables(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)))
 
 
 def row(cells: list[str]) -> str:
     """One line, as every table here is written."""
     return " | ".join(" ".join(cell.split()) for cell in cells)
+
+
+def _quotes(text: str, delimiter: str) -> bool:
+    """Whether its quotes hold fields: one that never closes would hold all rows after it.
+
+    Between tabs inches and speech have quotes of their own, so there one that holds a field is followed by a tab.
+    """
+    if '"' not in text:
+        return True
+    lines = itertools.chain(io.StringIO(text, newline=""), [_END])
+    rows = csv.reader(lines, delimiter=delimiter, strict=delimiter == "\t")
+    try:
+        return collections.deque(rows, maxlen=1).pop() == [_END]
+    except csv.Error:
+        return False
 
 
 def _tables(rows: Iterator[list[str]]) -> Iterator[Block]:

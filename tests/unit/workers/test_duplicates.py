@@ -36,6 +36,13 @@ def test_texts_of_other_words_and_none_are_kept() -> None:
     assert names(distinct(empty, 0.9, 10)) == (["a", "b", "c", "e"], 1)
 
 
+def test_texts_without_spaces_are_compared_by_their_characters() -> None:
+    leave = "员工每年有三十天的年假,未使用的年假可以顺延到明年三月,但是每一次都需要得到主管的批准和同意"
+    same = [found("a", f"{leave}。"), found("b", f"{leave}!"), found("c", f"{leave}书。"), found("d", leave[::-1])]
+
+    assert names(distinct(same, 0.9, 10)) == (["a", "d"], 2)
+
+
 @pytest.mark.parametrize(("one", "other", "alike"), [("a b c d", "a b c d", 1.0), ("a b c d", "a b c e", 1 / 3)])
 def test_likeness_is_the_share_of_triples(one: str, other: str, alike: float) -> None:
     assert likeness(shingles(one), shingles(other)) == pytest.approx(alike)

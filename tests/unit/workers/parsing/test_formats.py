@@ -135,6 +135,15 @@ def test_html_keeps_what_is_read_and_drops_what_is_not() -> None:
     assert sniffing.read(PAGE.encode(), "page.html", Limits()).language == "de"
 
 
+def test_html_code_whose_lines_are_broken_by_tags_keeps_its_lines() -> None:
+    page = "<html><body><pre>x = 1<br>  y = <b>2<br/></b>z = 3<!-- no -->\n\nend</pre><p>after<br>it</p>"
+
+    found = laid(page.encode(), "page.html")
+
+    assert found.text == "x = 1\n  y = 2\nz = 3\n\nend\n\nafter\nit"
+    assert kinds(found) == ["code", "paragraph"]
+
+
 def test_html_table_that_lays_out_the_page_is_no_table() -> None:
     page = "<html><body><table><tr><td><h1>Head</h1><p>Text</p><table><tr><td>a<td>b</table></td></tr></table>"
 
@@ -148,6 +157,12 @@ def test_html_says_its_own_charset(head: str) -> None:
     page = f"<html><head>{head}</head><body><p>Über Größe</p></body></html>".encode("latin-1")
 
     assert laid(page, "page.html").text == "Über Größe"
+
+
+def test_html_that_says_latin_1_keeps_its_quotes_dashes_and_euro_signs() -> None:
+    said = "\u201cIt\u2019s done\u201d \u2014 he doesn\u2019t pay 5 \u20ac."
+
+    assert laid(f'<html><head><meta charset="iso-8859-1"></head><p>{said}'.encode("cp1252"), "page.html").text == said
 
 
 def test_html_that_nests_very_deep_is_read() -> None:

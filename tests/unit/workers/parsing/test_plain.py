@@ -49,6 +49,30 @@ def test_declared_encoding_goes_before_the_guess() -> None:
     assert plain.decode(FRENCH.encode("latin-1"), "no-such-charset") == FRENCH
 
 
+@pytest.mark.parametrize(
+    ("label", "written", "text"),
+    [
+        ("iso-8859-1", "cp1252", "“It’s done” — he doesn’t pay 5 €."),
+        ("Latin1", "cp1252", "“It’s done” — he doesn’t pay 5 €."),
+        ("us-ascii", "cp1252", "It’s a naïve façade…"),
+        ("iso-8859-9", "cp1254", "“Işık” — 5 €"),
+        ("tis-620", "cp874", "“สวัสดี” 5 €"),
+        ("Shift_JIS", "cp932", "①髙﨑㈱"),
+        ("x-sjis", "cp932", "①髙﨑㈱"),
+        ("gb2312", "gb18030", "朱镕基和陶喆"),
+        ("GBK", "gb18030", "㐀字和𠀀字"),
+        ("euc-kr", "cp949", "똠방각하와 펲시콜라"),
+    ],
+)
+def test_declared_encoding_is_the_one_that_is_written_under_that_name(label: str, written: str, text: str) -> None:
+    assert plain.decode(text.encode(written), label) == text
+
+
+def test_declared_encoding_that_lacks_many_of_the_bytes_is_none_and_one_stray_byte_is_passed_over() -> None:
+    assert plain.decode(JAPANESE.encode("cp932"), "iso-8859-1") == JAPANESE
+    assert plain.decode(f"{FRENCH} ".encode("cp1252") + b"\x81", "iso-8859-1") == f"{FRENCH} \ufffd"
+
+
 @pytest.mark.parametrize("data", [bytes(range(1, 256)) * 9, bytes(range(256)) * 9, b"\x00\xff\x00\xfe\x80\x81" * 99])
 def test_bytes_that_are_no_text_are_unsupported(data: bytes) -> None:
     with pytest.raises(Refused) as no:
