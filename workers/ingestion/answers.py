@@ -1,8 +1,7 @@
 """What an engine says that was asked for vectors: these, or why there are none.
 
 401 402, 404 of the model   no text's fault: the shard waits, as for an engine that takes nothing now
-403                         so too, unless other texts were taken at the time: then it is as the next
-400 413 422                 may be about one of the texts: each is asked for alone
+400 403 413 422             may be about one of the texts: each is asked for alone
 any other 4xx               is about none of them: what it says is what their files failed for
 """
 
@@ -16,8 +15,7 @@ from workers.engines.port import Answer
 from workers.vectors.port import Vector
 
 _CLOSED: Final = frozenset({401, 402})
-_FORBIDDEN: Final = 403
-_OF_A_TEXT: Final = frozenset({400, _FORBIDDEN, 413, 422})
+_OF_A_TEXT: Final = frozenset({400, 403, 413, 422})
 _LONGEST: Final = 500  # characters of what an engine says
 
 
@@ -31,11 +29,11 @@ class Unusable(Exception):
         self.said = str(error.get("message") or "").replace("\0", " ")[:_LONGEST].strip()  # no NUL in PostgreSQL
         self._code = str(error.get("code"))
 
-    def closed(self, came: bool) -> bool:
-        """Whether whatever is asked for is refused, until somebody sees to it. `came`: something was not."""
+    @property
+    def closed(self) -> bool:
+        """Whether whatever is asked for is refused, until somebody sees to it."""
         of_the_model = "model" in f"{self._code} {self.said}".casefold()
-        no_model, forbidden = self.status == 404 and of_the_model, self.status == _FORBIDDEN and not came
-        return self.status in _CLOSED or no_model or forbidden
+        return self.status in _CLOSED or (self.status == 404 and of_the_model)
 
     @property
     def of_a_text(self) -> bool:

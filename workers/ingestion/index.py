@@ -313,8 +313,7 @@ class Indexing:
                 log.warning("embedding_unusable", extra={"job_id": self.claim.job.id, "status": answer.status})
                 if refused.said:
                     why |= dict.fromkeys(batches[item.line], ("server_error", f"{REFUSED}: {refused.said}"))
-        came = not vectors.keys().isdisjoint(texts)
-        if any(refused.closed(came) for refused in refusals.values()):
+        if any(refused.closed for refused in refusals.values()):
             raise GaveUp(AWAY_SECONDS, grows=True)
         hopeless = {n for n, refused in refusals.items() if not refused.of_a_text}
         left = [batch for n, batch in enumerate(batches) if n not in hopeless]

@@ -69,7 +69,6 @@ def test_a_text_that_no_engine_takes_fails_its_file_alone(mill: Works, fault: En
 CLOSED = {
     "a key that is not valid": refusal(401, "Incorrect API key provided."),
     "no money": refusal(402, "Insufficient credits."),
-    "a key that may not": refusal(403, "This key may not do that."),
     "no such model": unknown_model("gone"),
     "no such model, by vLLM": Answer(404, b'{"error": {"message": "The model `x` does not exist.", "code": 404}}'),
 }
@@ -111,10 +110,7 @@ def test_a_key_that_is_revoked_in_the_middle_fails_no_file(mill: Works, monkeypa
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])
-def test_what_an_engine_says_of_a_text_is_what_its_file_failed_for(
-    mill: Works, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    monkeypatch.setattr(index, "TEXTS_AT_ONCE", 1 if status == 403 else 32)
+def test_what_an_engine_says_of_a_text_is_what_its_file_failed_for(mill: Works, status: int) -> None:
     store = mill.store()
     good, bad = mill.upload(PROSE), mill.upload(POISON)
     batch = mill.batch(store, good, bad)
