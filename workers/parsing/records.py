@@ -50,8 +50,10 @@ def read_table(text: str) -> Reading:
     delimiter = max(_DELIMITERS, key=first.count)
     csv.field_size_limit(sys.maxsize)
     text = text.replace("\0", "")
-    quoting = csv.QUOTE_MINIMAL if _quotes(text, delimiter) else csv.QUOTE_NONE
-    return Reading(_tables(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)))
+    lines = io.StringIO(text, newline="")
+    if _quotes(text, delimiter):
+        return Reading(_tables(csv.reader(lines, delimiter=delimiter)))
+    return Reading(_tables(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)))
 
 
 def row(cells: list[str]) -> str:
