@@ -59,8 +59,11 @@ def decode(data: bytes, declared: str | None = None) -> str:
     return _guessed(data) if text is None else text
 
 
-def is_utf8(data: bytes) -> bool:
-    return b"\x00" not in data and _strictly(data, "utf-8") is not None
+def is_text(data: bytes) -> bool:
+    """Of characters of a byte or more, in an encoding that need not be known."""
+    if b"\x00" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    return _strictly(data, "utf-8") is not None or not _often(_CONTROL, data)
 
 
 def blocks(text: str, kind: Kind = "paragraph") -> Iterator[Block]:

@@ -66,7 +66,7 @@ def _read_pdf(data: bytes, limits: Limits) -> Reading | None:
     try:
         return pdf.read(data, limits)
     except pdf.Damaged:
-        if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_PDF) or not plain.is_utf8(data):
+        if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_PDF) or not plain.is_text(data):
             raise
         return None
 

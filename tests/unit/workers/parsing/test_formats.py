@@ -90,7 +90,23 @@ def test_text_that_mentions_the_mark_of_pdf_is_text(filename: str, text: str, ki
     assert kinds(found)[0] == kind
 
 
-@pytest.mark.parametrize("data", [b"\xef\xbb\xbf\n%PDF-1.4\nnot one", b"%%PDF-1.4\n\x00\x01", b"\xff\xfe\xfd%PDF-1.4"])
+@pytest.mark.parametrize("word", [b"caf\xe9", b"\xdd\xf2\xee", b"\x94L\x82\xcd"])
+def test_text_in_an_old_encoding_may_mention_the_mark_too(word: bytes) -> None:
+    found = laid(b"The mark %PDF-1.4 begins a PDF, " + word, "notes.txt")
+
+    assert found.text.startswith("The mark %PDF-1.4 begins a PDF, ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf\n%PDF-1.4\nnot one",
+        b"%%PDF-1.4\n\x00\x01",
+        b"\xff\xfe\xfd%PDF-1.4",
+        b"\xff\x01\x02%PDF-1.4",
+        b" \n%PDF-1.4\xe9",
+    ],
+)
 def test_damaged_pdf_behind_a_mark_or_no_text_is_invalid(data: bytes) -> None:
     assert "damaged" in refusal(data, "a.pdf").message
 
