@@ -336,7 +336,7 @@ class HttpEngine:
             answer = Answer(status, wire.error_body(status, raw))
             raise EngineFault(f"The endpoint answered {status}.", answer)
         endpoint.window.grow()
-        return _answer(status, raw)
+        return wire.answer_of(status, raw)
 
     def _slow_down(self, endpoint: Endpoint, cuts: int, status: int, retry_after: float | None) -> EngineBusy:
         endpoint.window.cut(cuts)
@@ -384,17 +384,3 @@ class HttpEngine:
         if not was_closed:
             log.info("engine.circuit_closed", extra={"endpoint": endpoint.url})
         self._wake(endpoint)
-
-
-def _answer(status: int, raw: bytes) -> Answer:
-    if status >= 400:
-        return Answer(status, wire.error_body(status, raw))
-    if status != 200:
-        raise EngineFault(f"The endpoint answered {status}, which is neither an answer nor an error.")
-    if raw is wire.STREAMED:
-        return Answer(status, b"")
-    try:
-        usage = wire.usage_of(raw)
-    except wire.NotJson as error:
-        raise EngineFault(f"The endpoint's answer is not JSON: {error}") from error
-    return Answer(status, wire.one_line(raw), usage)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from jobs.clock import now
-from workers.engines.port import Usage
+from workers.engines.port import Answer, EngineFault, Usage
 
 LONGEST_RETRY_SECONDS: Final = 3600.0
 ERROR_TEXT_CHARACTERS: Final = 2000
@@ -85,6 +85,21 @@ _NOTHING: Final = _Details()
 _reply = msgspec.json.Decoder(_Reply)
 _chat = msgspec.json.Decoder(_Chat)
 _chunk = msgspec.json.Decoder(_Chunk)
+
+
+def answer_of(status: int, body: bytes) -> Answer:
+    """Raises EngineFault for what is neither an answer nor an error."""
+    if status >= 400:
+        return Answer(status, error_body(status, body))
+    if status != 200:
+        raise EngineFault(f"The endpoint answered {status}, which is neither an answer nor an error.")
+    if body is STREAMED:
+        return Answer(status, b"")
+    try:
+        usage = usage_of(body)
+    except NotJson as error:
+        raise EngineFault(f"The endpoint's answer is not JSON: {error}") from error
+    return Answer(status, one_line(body), usage)
 
 
 def one_line(body: bytes) -> bytes:
