@@ -5,6 +5,7 @@ answer ──▶ admit ── none free: wait in line (by priority, then order) 
               └ none left ──▶ EngineBusy
 
 refused, no route, 503   next server, else EngineBusy        429   wait as told, try again, else EngineBusy
+401, 402, 407   next server, else EngineBusy: it is our key or account that is refused, not the request
 reset, timeout, 5xx, not JSON, too large   EngineFault       4xx   Answer with OpenAI's error body
 """
 
@@ -35,6 +36,8 @@ WATCH_SECONDS: Final = 0.25
 TRIES_WHEN_LIMITED: Final = 3  # a request that got 429 this often goes back to its worker
 LONGEST_PAUSE_SECONDS: Final = 5.0  # a longer Retry-After is the worker's to wait
 FIRST_BACKOFF_SECONDS: Final = 0.25
+CLOSED_SECONDS: Final = 10.0
+_CLOSED: Final = frozenset({401, 402, 407})
 
 log = logging.getLogger(__name__)
 
@@ -328,6 +331,9 @@ class HttpEngine:
     def _judge(self, endpoint: Endpoint, cuts: int, status: int, retry_after: str | None, raw: bytes) -> Answer:
         if status in {429, 503}:
             raise self._slow_down(endpoint, cuts, status, wire.retry_after(retry_after))
+        if status in _CLOSED:  # its words stay here: they may hold a part of the key
+            log.error("engine.refuses_our_key", extra={"endpoint": endpoint.url, "status": status})
+            raise Refused(f"The endpoint refuses our key ({status}).", wire.retry_after(retry_after) or CLOSED_SECONDS)
         if status in {502, 504}:  # a proxy that lost its server
             self._failed(endpoint, f"status {status}", endpoint.circuit.fault)
         else:

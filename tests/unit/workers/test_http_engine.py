@@ -412,6 +412,33 @@ async def test_request_that_stays_limited_goes_back_to_the_worker(
     assert len(server.asked) == http.TRIES_WHEN_LIMITED
 
 
+@pytest.mark.parametrize("status", [401, 402, 407])
+async def test_a_refused_key_is_no_fault_of_the_request_that_is_sent_with_it(
+    server: Server, engine: HttpEngine, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.script = says(status, b'{"error": {"message": "Incorrect API key provided: sk-live*****1234."}}')
+
+    with pytest.raises(EngineBusy) as caught:
+        await engine.answer(request())
+
+    assert caught.value.retry_after == http.CLOSED_SECONDS
+    assert [(record.message, vars(record)["status"]) for record in caplog.records] == [
+        ("engine.refuses_our_key", status)
+    ]
+    assert "sk-live" not in str(caught.value) + caplog.text
+    server.script = says(200)
+    assert (await engine.answer(request())).status == 200
+
+
+async def test_where_one_endpoint_refuses_our_key_another_answers(server: Server) -> None:
+    server.script = says(401)
+    async with serving(Server()) as other, engine_of(Endpoint(server.url), Endpoint(other.url)) as engine:
+        answers = [await engine.answer(request()) for _ in range(4)]
+
+    assert [answer.status for answer in answers] == [200] * 4
+    assert server.asked and len(other.asked) == 4
+
+
 async def test_long_pause_is_the_workers_to_wait_for_those_in_line_too(server: Server) -> None:
     proceed = asyncio.Event()
 
