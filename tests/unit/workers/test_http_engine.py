@@ -436,7 +436,8 @@ async def test_where_one_endpoint_refuses_our_key_another_answers(server: Server
         answers = [await engine.answer(request()) for _ in range(4)]
 
     assert [answer.status for answer in answers] == [200] * 4
-    assert server.asked and len(other.asked) == 4
+    assert server.asked
+    assert len(other.asked) == 4
 
 
 async def test_long_pause_is_the_workers_to_wait_for_those_in_line_too(server: Server) -> None:
