@@ -1,6 +1,10 @@
 """What stays in a process's memory."""
 
+import ctypes
 import gc
+from typing import Final
+
+_M_ARENA_MAX: Final = -8  # malloc.h
 
 
 def settle() -> None:
@@ -13,3 +17,14 @@ def settle() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+def few_arenas(most: int = 2) -> None:
+    """What threads allocate that are started from here on comes from so few arenas of glibc.
+
+    It gives every thread one of its own, up to eight a core, and keeps in each what was freed there: a library that
+    works in dozens of threads holds its peak in every one of them. Nothing is done where the C library is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, most)

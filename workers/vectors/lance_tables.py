@@ -33,6 +33,7 @@ from workers.vectors.port import Store
 OPEN_TABLES: Final = 64
 INDEX_CACHE: Final = 256 << 20  # bytes; LanceDB's own default is 6 GB
 METADATA_CACHE: Final = 64 << 20
+COMMITS: Final = 128  # of one session
 _NAME: Final = re.compile(r"vsi?_[0-9a-zA-Z]+")  # a store's, or of another index of one
 _SUFFIX: Final = ".lance"
 _DROPPED: Final = ".dropped-"
@@ -50,6 +51,7 @@ class Tables:
         self._root = root
         self._lock = threading.Lock()
         self._database: Any = None
+        self._commits = 0
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def find(self, store: Store) -> Any | None:
@@ -117,6 +119,7 @@ class Tables:
         for part in _COMMITTED:
             _sync_new(self.path(name) / part, since)
         _sync(self.path(name))
+        self._renew()
 
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
@@ -149,6 +152,14 @@ class Tables:
                 session = lancedb.Session(INDEX_CACHE, METADATA_CACHE)
                 self._database = lancedb.connect(self._root, session=session, read_consistency_interval=timedelta(0))
             return self._database
+
+    def _renew(self) -> None:
+        """Of each commit LanceDB keeps some 80 kB for as long as its session lives. Whoever is at a table goes on."""
+        with self._lock:
+            self._commits += 1
+            if self._commits >= COMMITS:
+                self._commits, self._database = 0, None
+                self._open.clear()
 
     def _keep(self, store: Store, table: Any) -> Any:
         _fitting(table, store)

@@ -4,6 +4,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,31 @@ def test_a_small_store_is_searched_without_an_index(vectors: LanceVectors) -> No
     vectors.tend(STORE)
 
     assert indexed(vectors, STORE) == {"text"}
+
+
+def test_what_a_session_keeps_of_each_commit_goes_with_it(
+    vectors: LanceVectors, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lance_tables, "COMMITS", 3)
+    sessions: list[Any] = []
+
+    def session(*caches: int) -> Any:
+        sessions.append(real(*caches))
+        return sessions[-1]
+
+    real = lance_tables.lancedb.Session
+    monkeypatch.setattr(lance_tables.lancedb, "Session", session)
+
+    def write(first: int) -> None:
+        for n in range(first, first + 10):
+            vectors.write(STORE, [an_entry(f"vsd_{n}.1", 0, "a passage")])
+            assert vectors.numbers(STORE, f"vsd_{n}.1") == [0]
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(write, (0, 100)))
+
+    assert len(vectors.counts(STORE)) == 20
+    assert 20 // 3 <= len(sessions) <= 12  # two threads may find that there is none
 
 
 def test_an_index_that_went_missing_is_made_again(vectors: LanceVectors) -> None:

@@ -1,0 +1,40 @@
+"""What stays in memory, seen from the C library."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+#: Threads that allocate at the same time, then glibc's table of its arenas.
+THREADS = """
+import ctypes, sys, threading
+from jobs import memory
+
+if sys.argv[1] == "few":
+    memory.few_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+there = threading.Barrier(9)
+
+def allocate():
+    libc.malloc(ctypes.c_size_t(10_000))
+    there.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+there.wait()
+libc.malloc_stats()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other arenas")
+@pytest.mark.parametrize(("how", "fewest", "most"), [("few", 1, 2), ("any", 3, 99)])
+def test_threads_share_arenas(how: str, fewest: int, most: int) -> None:
+    command = [sys.executable, "-c", THREADS, how]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+
+    assert fewest <= done.stderr.count("Arena ") <= most
