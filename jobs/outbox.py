@@ -10,12 +10,27 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from jobs import shares
 from jobs.clock import now
 from jobs.db import inserting, wake
-from jobs.models import File, Job, Outbox, Project, table_of
+from jobs.models import File, Job, Outbox, Project, Shard, table_of
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
 
@@ -23,6 +38,7 @@ JOB = -1  # shard_n of a doorbell for the job itself
 
 #: An input that is planned in no time: a doorbell may name several such jobs.
 SMALL_BYTES = 65_536
+PLANS = 8
 
 #: Seconds. What is due later than this was owed by a clock that has been set back since: it is due now.
 LONGEST_DELAY = 60.0
@@ -48,7 +64,7 @@ _HANDED_OVER = update(_outbox).where(_outbox.c.id.in_(_FREE)).values(rung_at=bin
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """One doorbell, as published: ids only. `small`: its work is next to none."""
+    """One doorbell, as published: ids only. `share` is what its work takes of a slot."""
 
     id: int
     task: str
@@ -56,7 +72,7 @@ class Ring:
     job_id: str
     shard_n: int
     project_id: str
-    small: bool = False
+    share: float = 1.0
     rings: int = 0
 
 
@@ -135,17 +151,20 @@ def due(
     limit: int,
     served: Served = ALL,
     only: ColumnElement[bool] | None = None,
+    shard: ColumnElement[float] = shares.WHOLE,
 ) -> Sequence[Ring]:
     """The next doorbells of one project: by priority, deadline, age; only where the job is ready for them.
+
+    `shard` is what one takes of a slot.
 
     What nobody could answer is passed over: it would only take the places of what somebody could. `only` is a further
     condition on the doorbell and its job.
     """
-    statement = _due(served)
+    statement = _due(served, shard)
     if only is not None:
         statement = statement.where(only)
     rows = session.execute(statement, {"on": queue, "of": project_id, "at": at, "most": limit})
-    return [Ring(*row[:-1], small=bool(row.small)) for row in rows]
+    return [Ring(*row) for row in rows]
 
 
 def rung(session: Session, ids: Sequence[int]) -> None:
@@ -187,26 +206,33 @@ def ready(at: ColumnElement[float] | float) -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=64)
-def _due(served: Served) -> Select[int, str, str, str, int, str, bool]:
+def _due(served: Served, shard: ColumnElement[float]) -> Select[int, str, str, str, int, str, float]:
     """What the models of a queue's own jobs keep back is left out; a queue where a shard is only prepared has none."""
+    due = _DUE.add_columns(share(shard))
     if served == ALL:
-        return _DUE
+        return due
     named = or_(Outbox.task != Task.RUN, Outbox.queue != Job.queue, Job.model.is_(None), served.among(Job.model))
-    return _DUE.where(named)
+    return due.where(named)
 
 
-#: Of a doorbell, its job and the job's input file: what joins the three, and whether to plan it is next to nothing.
+def share(shard: ColumnElement[float]) -> ColumnElement[float]:
+    """What a doorbell's work takes of a slot, beside its job, the job's input file and its shard."""
+    return case((and_(File.bytes.is_not(None), File.bytes <= SMALL_BYTES), literal(1 / PLANS, Float)), else_=shard)
+
+
+#: What joins the file to a doorbell that is to plan it, and a doorbell's shard.
 INPUT = and_(Outbox.task == Task.PLAN, File.id == Job.input_file_id)
-SMALL = and_(File.bytes.is_not(None), File.bytes <= SMALL_BYTES)
+SHARD = and_(Outbox.task == Task.RUN, Shard.job_id == Outbox.job_id, Shard.n == Outbox.shard_n)
 
 #: What each tick asks, built once.
 _AT = bindparam("at", type_=Outbox.due_at.type)
 _UNRUNG = and_(Outbox.queue == bindparam("on"), Outbox.rung_at.is_(None), _due_by(_AT))
 _WAITING = select(Project.id).where(exists().where(Outbox.project_id == Project.id, _UNRUNG))
 _DUE = (
-    select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id, SMALL.label("small"))
+    select(Outbox.id, Outbox.task, Outbox.queue, Outbox.job_id, Outbox.shard_n, Outbox.project_id)
     .join(Job, Job.id == Outbox.job_id)
     .outerjoin(File, INPUT)
+    .outerjoin(Shard, SHARD)
     .where(Outbox.project_id == bindparam("of"), _UNRUNG, ready(_AT))
     .order_by(Outbox.priority.desc(), Outbox.deadline, Outbox.id)
     .limit(bindparam("most", type_=Outbox.id.type))

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
 
     shard_lines: int = Field(256, ge=1, le=4096, description="lines of a shard, at most")
     shard_bytes: int = Field(4 * MB, ge=1024, description="bytes of a shard, at most (one line may be longer)")
-    shards_in_flight: int = Field(2, ge=1, description="shards one engine works on at once")
+    shards_in_flight: int = Field(2, ge=1, description="shards one engine works on at once; small ones count by lines")
     worker_nice: int = Field(10, ge=0, le=19, description="niceness of workers: the API of their machine goes first")
     segment_seconds: float = Field(1.0, gt=0, description="results are durable after this long")
     beat_seconds: float = Field(5, gt=0, description="a worker's heartbeat")

@@ -28,6 +28,7 @@ from jobs.registry import ModelsFileError, Registry
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
+from workers.admission import Admission
 from workers.asking import Asking
 from workers.caching.shelf import Shelf
 from workers.company import Company
@@ -123,12 +124,13 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         under_way=keeper.under_way,
     )
     keeper.listen = partial(_listen, desk, name, pool.queues)
-    tasks.furnish(context, host)
+    admission = Admission(pool.slots, context.stop.is_set)
+    tasks.furnish(context, host, admission)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
     bring_up = partial(_bring_up, context, host, engine, desk, reloading.look, warden)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
-    _work(app, name, pool.queues, [f"--concurrency={pool.slots}"])
+    _work(app, name, pool.queues, [f"--concurrency={admission.threads}"])
     context.keeper.leave()
     with suppress(TimeoutError):
         host.call(desk.close()).result(2)

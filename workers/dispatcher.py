@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from typing import Protocol
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import ColumnElement, Select, func, literal, select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, logs, measures, outbox, pauses, shards
+from jobs import fleet, logs, measures, outbox, pauses, shards, shares
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
@@ -44,8 +45,6 @@ log = logging.getLogger(__name__)
 
 #: Doorbells out per live slot: one being answered, one on its way, so that no slot waits for a tick.
 RINGS_PER_SLOT = 2
-#: Jobs that one doorbell names where planning them is next to nothing; each takes that part of a doorbell's room.
-PLANS_PER_RING = 8
 _MAX_RERING = 60.0
 #: While doorbells go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
 _HASTE = 5
@@ -55,15 +54,13 @@ _BROKER_PAUSE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """Doorbells and claims that are out: queue → project → how many; and queue → how many of them are small."""
+    """Doorbells and claims that are out: queue → project → what they take of slots."""
 
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    small: dict[str, int] = field(default_factory=dict)
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def room(self, queue: str, slots: int) -> float:
         """What may go out besides."""
-        taken = sum(self.counts.get(queue, {}).values()) - self.small.get(queue, 0) * (1 - 1 / PLANS_PER_RING)
-        return RINGS_PER_SLOT * slots - taken
+        return RINGS_PER_SLOT * slots - sum(self.shares.get(queue, {}).values())
 
 
 class Ringer(Protocol):
@@ -107,6 +104,8 @@ class Dispatcher:
         self.db = db
         self.clock = clock
         self._ringer = ringer
+        self._shard = shares.of_shards(config)
+        self._asked = _running(self._shard), _CLAIMED, _rung(self._shard)
         self._rings = Rings(clock, config.rering_seconds)
         self._models = Models(config)
         self._unread = logs.Seldom(log, "models_file.unread")
@@ -155,7 +154,7 @@ class Dispatcher:
             waiting -= off.of(Scope.QUEUE)
             slots = {queue: count for queue, count in fleet.slots(workers).items() if queue in waiting}
             served = fleet.served(workers, self._registry()) if slots else {}
-            out = _out(session) if slots else Out()
+            out = self._out(session) if slots else Out()
             chosen = {
                 queue: self._choose(session, queue, count, out, off, served.get(queue, outbox.ALL))
                 for queue, count in slots.items()
@@ -170,10 +169,11 @@ class Dispatcher:
         at, room = now(), out.room(queue, slots)
         if room <= 0:
             return []
-        most = ceil(room) * (PLANS_PER_RING if queue == Queue.PLAN else 1)
+        most = ceil(room) * (outbox.PLANS if queue == Queue.PLAN else 1)
         projects = outbox.waiting_projects(session, queue, at)
         projects = [project for project in projects if not self._is_futile(queue, project, served)]
-        waiting = {project: outbox.due(session, queue, project, at, most, served, off.free) for project in projects}
+        due = partial(outbox.due, session, queue, at=at, served=served, only=off.free, shard=self._shard)
+        waiting = {project: _filling(due, project, room, most) for project in projects}
         for project, rings in waiting.items():
             if not rings and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=off.free):
                 self._futile[queue, project] = served, self.clock() + _IDLE_LOOK
@@ -182,7 +182,16 @@ class Dispatcher:
             weights = dict(session.execute(select(Project.id, Project.weight).where(Project.id.in_(projects))).all())
         turns = self._turns.setdefault(queue, Turns())
         turns.head_start = 2 * RINGS_PER_SLOT * slots  # half of it is its share anyway
-        return choose(waiting, out.counts.get(queue, {}), weights, room, 1 / PLANS_PER_RING, turns)
+        return choose(waiting, out.shares.get(queue, {}), weights, room, turns)
+
+    def _out(self, session: Session) -> Out:
+        """Per queue and project: what is running, and rung but not yet claimed."""
+        out = Out()
+        for statement in self._asked:
+            for queue, project, share in session.execute(statement):
+                projects = out.shares.setdefault(queue or "", {})
+                projects[project] = projects.get(project, 0.0) + share
+        return out
 
     def _is_futile(self, queue: str, project: str, served: outbox.Served) -> bool:
         """Whether all of it waits for models, as of a second ago at most: to pass over a million takes half of one."""
@@ -253,45 +262,53 @@ class Dispatcher:
 
 #: What each tick asks, built once.
 _WAITING = select(Outbox.queue).where(Outbox.rung_at.is_(None)).distinct()
-_RUNNING = (
-    select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.count())
-    .select_from(Job)
-    .join(Shard, Shard.job_id == Job.id)
-    .where(shards.HELD)
-    .group_by(func.coalesce(Shard.queue, Job.queue), Job.project_id)
-)
-_CLAIMED = select(Job.project_id, func.count()).where(Job.worker_id.is_not(None)).group_by(Job.project_id)
-_RUNG = (
-    select(Outbox.queue, Outbox.project_id, func.count(), func.count(case((outbox.SMALL, 1))))
-    .outerjoin(Job, and_(Outbox.task == Task.PLAN, Job.id == Outbox.job_id))
-    .outerjoin(File, outbox.INPUT)
-    .where(Outbox.rung_at.is_not(None))
-    .group_by(Outbox.queue, Outbox.project_id)
+_CLAIMED = (
+    select(literal(Queue.PLAN.value), Job.project_id, func.count())
+    .where(Job.worker_id.is_not(None))
+    .group_by(Job.project_id)
 )
 
 
-def _out(session: Session) -> Out:
-    """Per queue and project: what is running, and rung but not yet claimed."""
-    out = Out()
-    counts = [
-        *((queue or "", project, count, 0) for queue, project, count in session.execute(_RUNNING)),
-        *((Queue.PLAN.value, project, count, 0) for project, count in session.execute(_CLAIMED)),
-        *((queue, project, count, small) for queue, project, count, small in session.execute(_RUNG)),
-    ]
-    for queue, project, count, small in counts:
-        projects = out.counts.setdefault(queue, {})
-        projects[project] = projects.get(project, 0) + count
-        out.small[queue] = out.small.get(queue, 0) + small
-    return out
+def _running(shard: ColumnElement[float]) -> Select[str, str, float]:
+    return (
+        select(func.coalesce(Shard.queue, Job.queue), Job.project_id, func.sum(shard))
+        .select_from(Job)
+        .join(Shard, Shard.job_id == Job.id)
+        .where(shards.HELD)
+        .group_by(func.coalesce(Shard.queue, Job.queue), Job.project_id)
+    )
+
+
+def _rung(shard: ColumnElement[float]) -> Select[str, str, float]:
+    return (
+        select(Outbox.queue, Outbox.project_id, func.sum(outbox.share(shard)))
+        .outerjoin(Job, Job.id == Outbox.job_id)
+        .outerjoin(File, outbox.INPUT)
+        .outerjoin(Shard, outbox.SHARD)
+        .where(Outbox.rung_at.is_not(None))
+        .group_by(Outbox.queue, Outbox.project_id)
+    )
+
+
+def _filling(due: Callable[..., Sequence[Ring]], project: str, room: float, most: int) -> Sequence[Ring]:
+    """So many of a project as would fill the room: more than are looked at first where these are small."""
+    rings = due(project, limit=most)
+    if len(rings) < most or sum(ring.share for ring in rings) >= room:
+        return rings
+    return due(project, limit=ceil(room) * shares.TOGETHER)
 
 
 def peals(rings: Sequence[Ring], slots: int) -> list[list[Ring]]:
-    """One message for several that are small, so that every slot has its share; the others one each. In order."""
-    share = min(PLANS_PER_RING, ceil(sum(ring.small for ring in rings) / slots))
+    """One message for several jobs that are planned in no time, so that every slot has its share; the others one each.
+
+    In order.
+    """
+    small = sum(ring.task == Task.PLAN and ring.share < 1 for ring in rings)
+    share = min(outbox.PLANS, ceil(small / slots))
     found: list[list[Ring]] = []
     filling: list[Ring] = []
     for ring in rings:
-        if not ring.small:
+        if ring.task != Task.PLAN or ring.share == 1:
             found.append([ring])
         elif filling and len(filling) < share:
             filling.append(ring)

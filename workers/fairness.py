@@ -5,7 +5,8 @@ running and rung; the project with the least load per weight is served first, on
 therefore overtakes the project's own work and never another project's share.
 
 Where more projects wait than there are places, most have no load at all. Then they take turns: start-time fair queueing
-(Goyal, Vin, Cheng 1996), each doorbell costing a project one over its weight. Who was away does not save turns up.
+(Goyal, Vin, Cheng 1996), each doorbell costing a project what it takes of a slot over its weight. Who was away does
+not save turns up.
 
 Who comes when all places are taken waits for what others were given while it was away. It gets that back: its first few
 doorbells come before those of others, but take nobody's last place.
@@ -22,13 +23,13 @@ from jobs.outbox import Ring
 class Turns:
     """How far each project is on one queue; those who are not ahead of everybody else are not remembered.
 
-    Who had nothing waiting and nothing out before may be served before its turn the first `head_start` times.
+    Who had nothing waiting and nothing out before may be served `head_start` slots before its turn.
     """
 
-    head_start: int = 0
+    head_start: float = 0.0
     _now: float = 0.0
     _ahead: dict[str, float] = field(default_factory=dict)
-    _left: dict[str, int] = field(default_factory=dict)  # of its head start, for each who is here
+    _left: dict[str, float] = field(default_factory=dict)  # of its head start, for each who is here
 
     def look(self, here: Iterable[str], busy: Iterable[str]) -> None:
         """Who has work waiting now, and who had some out."""
@@ -42,12 +43,12 @@ class Turns:
     def of(self, project: str) -> float:
         return max(self._now, self._ahead.get(project, 0.0))
 
-    def take(self, project: str, weight: float) -> None:
+    def take(self, project: str, share: float, weight: float) -> None:
         """It is served."""
         if self._left.get(project, 0) > 0:
-            self._left[project] -= 1
+            self._left[project] -= share
         start = self.of(project)
-        self._ahead[project] = start + 1 / weight
+        self._ahead[project] = start + share / weight
         if start > self._now:
             self._now = start
             self._ahead = {name: at for name, at in self._ahead.items() if at > start}
@@ -55,19 +56,18 @@ class Turns:
 
 def choose(
     waiting: Mapping[str, Sequence[Ring]],
-    load: Mapping[str, int],
+    load: Mapping[str, float],
     weights: Mapping[str, float],
     room: float,
-    small: float = 1.0,
     turns: Turns | None = None,
 ) -> list[Ring]:
-    """Doorbells of `waiting` (each project's in its own order) until `room` is taken: small ones take `small` of it.
+    """Doorbells of `waiting` (each project's in its own order) until `room` is taken: each takes its share of it.
 
     `turns` are the queue's, which this moves on.
     """
     turns = turns or Turns()
     queues = {project: deque(rings) for project, rings in waiting.items() if rings}
-    loads = {project: load.get(project, 0) for project in queues}
+    loads = {project: load.get(project, 0.0) for project in queues}
     chosen: list[Ring] = []
     turns.look(queues, load)
 
@@ -79,10 +79,11 @@ def choose(
         hurried = turns.hurried(queues)
         if hurried and project not in hurried and loads[project] > 0:
             project = min(hurried, key=place)
-        turns.take(project, weights.get(project, 1.0))
         chosen.append(queues[project].popleft())
-        room -= small if chosen[-1].small else 1
-        loads[project] += 1
+        share = chosen[-1].share
+        turns.take(project, share, weights.get(project, 1.0))
+        room -= share
+        loads[project] += share
         if not queues[project]:
             del queues[project]
     return chosen

@@ -20,7 +20,7 @@ from functools import partial
 
 from sqlalchemy.orm import Session
 
-from jobs import ledger, responses, shards
+from jobs import ledger, outbox, responses, shards, shares
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.interactive import redis_url
 from jobs.ledger import JobClaim
@@ -28,9 +28,11 @@ from jobs.logs import Seldom
 from jobs.models import Job
 from jobs.outbox import LONGEST_DELAY
 from jobs.payloads import INGESTION, Response
+from jobs.queues import Task
 from jobs.shards import ShardClaim, Tally
 from jobs.states import TERMINAL
 from workers import claiming, records
+from workers.admission import Admission, Entry
 from workers.answering import Answering
 from workers.context import Context
 from workers.engines.port import Answer, EngineFault, Request
@@ -50,8 +52,21 @@ _CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
 _BROKE = "engine_error"
 
 
+def run_in_turn(context: Context, host: EngineHost, admission: Admission, job_id: str, n: int) -> None:
+    """Handle one `run` doorbell, as soon as this worker has room for it; one that may be long goes to another."""
+    with context.db.read() as session:
+        share = shares.of_shard(session, job_id, n, context.config)
+    if share is None:
+        return
+    with admission.enter((job_id, n), share) as entry:
+        if entry is Entry.IN:
+            run(context, host, job_id, n)
+        elif entry is Entry.AWAY:
+            context.db.retrying(lambda session: outbox.unring(session, Task.RUN, job_id, n))
+
+
 def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
-    """Handle one `run` doorbell. Returns quietly when there is nothing to run or the claim was lost.
+    """Run one shard. Returns quietly when there is nothing to run or the claim was lost.
 
     A doorbell that was rung for a worker before us may come while our engine loads. Claimed then, a shard would be
     blamed for whatever happens to us until the first answer.

@@ -41,7 +41,7 @@ class House:
     """A dispatcher with a clock and a broker of the test's own."""
 
     def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
-        facts = {"lease_seconds": 30, "rering_seconds": 10, "cancel_grace_seconds": 3, **settings}
+        facts = {"lease_seconds": 30, "rering_seconds": 10, "cancel_grace_seconds": 3, "shard_lines": 1, **settings}
         self.config = Settings(data_dir=folder, database_url=db.url, **facts)
         self.db, self.clock, self.bells = db, Clock(), Bells()
         self.storage = DiskStorage(folder / "files")

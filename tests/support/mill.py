@@ -25,6 +25,7 @@ from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from jobs.states import TERMINAL
 from jobs.storage import DiskStorage
+from workers.admission import Admission
 from workers.caching.engine import Cached
 from workers.caching.shelf import Shelf
 from workers.context import Context, Pool, build
@@ -33,7 +34,7 @@ from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 from workers.finishing import finish
 from workers.host import EngineHost
-from workers.running import run
+from workers.running import run_in_turn
 from workers.together import plan_all
 
 CHAT = "/v1/chat/completions"
@@ -73,6 +74,7 @@ class Mill:
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(4)
+        self.admission = Admission(4, self.gpu.stop.is_set)
         self._handled: list[Future[None]] = []
         self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
 
@@ -148,7 +150,7 @@ class Mill:
             if task == Task.PLAN:
                 plan_all(self.cpu, arguments)
             elif task == Task.RUN:
-                run(self.gpu, self.host, *arguments)
+                run_in_turn(self.gpu, self.host, self.admission, *arguments)
             elif task == Task.FINISH:
                 finish(self.cpu, *arguments)
         except BaseException as error:

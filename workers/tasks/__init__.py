@@ -19,13 +19,14 @@ from jobs import memory
 from jobs.logs import about
 from jobs.queues import Queue, Task
 from jobs.settings import settings
+from workers.admission import Admission
 from workers.context import Context, Pool, build
 from workers.finishing import finish as finish_job
 from workers.host import EngineHost
 from workers.ingestion.parse import parse_shard
 from workers.ingestion.purge import purge as purge_vectors
 from workers.parsing.parser import Parser, limits_of
-from workers.running import run as run_shard
+from workers.running import run_in_turn
 from workers.tasks.deliver import deliver as deliver_due
 from workers.together import plan_all as plan_jobs
 
@@ -37,14 +38,17 @@ class _Process:
 
     context: Context
     host: EngineHost
+    admission: Admission
     parser: Parser
 
 
-def furnish(context: Context, host: EngineHost | None = None) -> None:
+def furnish(context: Context, host: EngineHost | None = None, admission: Admission | None = None) -> None:
     """Give this process's tasks what they work with."""
     _Process.context = context
     if host is not None:
         _Process.host = host
+    if admission is not None:
+        _Process.admission = admission
 
 
 @shared_task(name=Task.PLAN.value)
@@ -66,7 +70,7 @@ def run(job_id: str, n: int) -> None:
             if parse_shard(_Process.context, parser, job_id, n):
                 finish_job(_Process.context, job_id)
         else:
-            run_shard(_Process.context, _Process.host, job_id, n)
+            run_in_turn(_Process.context, _Process.host, _Process.admission, job_id, n)
 
 
 @shared_task(name=Task.PURGE.value)
@@ -106,3 +110,5 @@ def _ending(**_: object) -> None:
     context = getattr(_Process, "context", None)
     if context is not None:
         context.keeper.stop_all()
+    if admission := getattr(_Process, "admission", None):
+        admission.wake()

@@ -41,13 +41,13 @@ def test_each_project_keeps_its_own_order() -> None:
     assert [ring.shard_n for ring in chosen if ring.project_id == "a"] == [0, 1, 2, 3]
 
 
-def test_small_work_takes_a_part_of_the_room_and_a_whole_turn() -> None:
-    small = [replace(ring, small=True) for ring in _rings("a", 20)]
+def test_small_work_takes_a_part_of_the_room_and_of_a_turn() -> None:
+    small = [replace(ring, share=1 / 4) for ring in _rings("a", 20)]
 
-    chosen = choose({"a": small, "b": _rings("b", 9)}, {}, {}, 2, 1 / 4)
+    chosen = choose({"a": small, "b": _rings("b", 9)}, {}, {}, 4)
 
-    assert "".join(ring.project_id for ring in chosen) == "abab"
-    assert len(choose({"a": small}, {}, {}, 2, 1 / 4)) == 8
+    assert "".join(ring.project_id for ring in chosen) == "abaaaabaaa"
+    assert len(choose({"a": small}, {}, {}, 2)) == 8
 
 
 def _served(projects: dict[str, float], places: int, rounds: int, turns: Turns) -> list[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from jobs import attachments, ids, ledger, measures, pauses, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Delivery, Measure, VectorRemoval
+from jobs.models import Delivery, Measure, Shard, VectorRemoval
 from jobs.outbox import SMALL_BYTES
 from jobs.pauses import Scope
 from jobs.queues import Queue, Task
@@ -268,3 +268,47 @@ def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
     leadership.drop()
 
     assert woken
+
+
+def _small(db: Database) -> list[str]:
+    return [ledgers.running(db, [1], project_id=project_of(db, "one")).id for _ in range(50)]
+
+
+@pytest.fixture
+def wide(house: House, tmp_path: Path) -> House:
+    """A whole shard has eight lines."""
+    return House(house.db, tmp_path, shard_lines=8)
+
+
+def test_small_shards_are_rung_until_their_lines_fill_the_slots(wide: House) -> None:
+    small = _small(wide.db)
+    large = ledgers.running(wide.db, [8] * 3, project_id=project_of(wide.db, "one"))
+    wide.worker(slots=2)
+
+    first = wide.tick()
+    for job_id in small[:20]:
+        ledgers.answer(wide.db, ledgers.claim_shard(wide.db, job_id), [0], last=True)
+    second = wide.tick(0.1)
+
+    assert first == [("run", (job_id, 0)) for job_id in small[:32]]  # twice two slots of eight lines each
+    assert second == [("run", (job_id, 0)) for job_id in small[32:]] + [("run", (large.id, 0))]
+
+
+def test_what_is_run_line_by_line_takes_a_slot(wide: House) -> None:
+    small = _small(wide.db)
+    with wide.db.write() as session:
+        session.execute(update(Shard).where(Shard.job_id.in_(small)).values(stalls=2))
+    wide.worker(slots=2)
+
+    assert len(wide.tick()) == 4
+
+
+def test_who_asks_with_whole_shards_is_not_kept_back_by_who_asks_with_small_ones(wide: House) -> None:
+    small = _small(wide.db)
+    large = ledgers.running(wide.db, [8] * 3, project_id=project_of(wide.db, "two"))
+    wide.worker(slots=2)
+
+    rung = wide.tick()
+
+    assert [job_id for _, (job_id, _) in rung].count(large.id) == 2
+    assert len([job_id for _, (job_id, _) in rung if job_id in small]) == 16
