@@ -36,7 +36,8 @@ class Admission:
         self._closing = closing
         self._changed = threading.Condition()
         self._line: deque[Key] = deque()
-        self._waiting = self._running = 0.0
+        self.waiting = 0.0  # slots' worth
+        self._running = 0.0
 
     @property
     def threads(self) -> int:
@@ -64,13 +65,13 @@ class Admission:
         with self._changed:
             if key in self._line:
                 return Entry.AGAIN
-            if (self._line or not self._fits(share)) and self._waiting + share > self._slots + _ROUNDING:
+            if (self._line or not self._fits(share)) and self.waiting + share > self._slots + _ROUNDING:
                 return Entry.AWAY
             self._line.append(key)
-            self._waiting += share
+            self.waiting += share
             self._changed.wait_for(lambda: self._closing() or (self._line[0] == key and self._fits(share)))
             self._line.remove(key)
-            self._waiting -= share
+            self.waiting -= share
             self._changed.notify_all()  # the next one may fit too
             if self._closing():
                 return Entry.AWAY

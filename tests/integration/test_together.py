@@ -1,0 +1,84 @@
+"""Jobs of a line each, on a worker whose whole shard has eight lines: they run together, as far as there is room."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from jobs.db import Database
+from jobs.models import Outbox
+from jobs.queues import Task
+from jobs.states import JobState
+from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from tests.support.system import eventually
+from workers.admission import Admission
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Request
+from workers.running import run_in_turn
+
+WHOLE = 8
+
+
+class Held(FakeEngine):
+    """Answers nobody until it is let go."""
+
+    asks = 0
+    free = False
+
+    async def answer(self, request: Request) -> Answer:
+        self.asks += 1
+        while not self.free:  # noqa: ASYNC110  a test's thread sets it
+            await asyncio.sleep(0.01)
+        return await super().answer(request)
+
+
+@pytest.fixture
+def engine() -> Held:
+    return Held((MODEL,))
+
+
+@pytest.fixture
+def mill(db: Database, tmp_path: Path, engine: Held) -> Iterator[Mill]:
+    with running(db, tmp_path, engine, shard_lines=WHOLE) as made:
+        yield made
+
+
+def _planned(mill: Mill, count: int) -> list[str]:
+    """Jobs of a line each whose doorbells the test rings."""
+    mill.elsewhere = lambda task, _queue, _arguments: task == Task.RUN
+    jobs = [mill.submit(jsonl([chat_line("one", f"hello {n}")])) for n in range(count)]
+    mill.until(lambda: all(mill.job(job_id).state == JobState.RUNNING for job_id in jobs))
+    mill.until(lambda: _rung(mill, jobs) == set(jobs))
+    return jobs
+
+
+def _rung(mill: Mill, jobs: list[str]) -> set[str]:
+    """Whose doorbells are out, as far as the dispatcher knows."""
+    with mill.db.read() as session:
+        out = select(Outbox.job_id).where(Outbox.job_id.in_(jobs), Outbox.rung_at.is_not(None))
+        return set(session.scalars(out))
+
+
+def test_small_jobs_run_together_and_who_finds_no_room_is_rung_elsewhere(mill: Mill, engine: Held) -> None:
+    admission = Admission(1, mill.gpu.stop.is_set)
+    jobs = _planned(mill, 2 * WHOLE + 1)
+    with ThreadPoolExecutor(2 * WHOLE) as threads:
+        heard = [threads.submit(run_in_turn, mill.gpu, mill.host, admission, job_id, 0) for job_id in jobs[:-1]]
+        eventually(lambda: engine.asks == WHOLE, 10, "a slot full of lines")
+        eventually(lambda: admission.waiting == pytest.approx(1.0), 10, "a slot full of who waits")
+
+        run_in_turn(mill.gpu, mill.host, admission, jobs[-1], 0)
+
+        assert jobs[-1] not in _rung(mill, jobs)
+        assert engine.asks == WHOLE
+        engine.free = True
+        for one in heard:
+            one.result(20)
+
+    assert {mill.job(job_id).state for job_id in jobs[:-1]} == {JobState.SUCCEEDED}
+    assert engine.asks == 2 * WHOLE
+    mill.elsewhere = lambda *_: False
+    mill.until(lambda: mill.job(jobs[-1]).state == JobState.SUCCEEDED)
