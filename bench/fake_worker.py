@@ -1,5 +1,9 @@
-"""A line of a benchmark's Procfile: the `gpu` worker as it is, over the fake engine."""
+"""A line of a benchmark's Procfile: the `gpu` worker as it is, over the fake engine.
 
+`BENCH_ANSWER_SECONDS` is how long each answer takes.
+"""
+
+import os
 from collections.abc import Mapping
 
 from jobs.registry import Registry
@@ -18,7 +22,7 @@ class FakeRouter(Router):
 
 
 def build(_config: Settings, registry: Registry, _queue: str) -> Router:
-    return FakeRouter([FakeEngine()], registry)
+    return FakeRouter([FakeEngine(delay=float(os.environ.get("BENCH_ANSWER_SECONDS", "0")))], registry)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What many clients and many jobs do to the API: intake at a steady rate, a crowd at once, long queues, long lists.
 
-    python -m bench load [--rate 100] [--seconds 60] [--drain 120] [--burst 500] [--queued 10000] [--listed 1000000]
-                         [--database postgresql]
+    python -m bench load [--rate 100] [--seconds 60] [--drain 120] [--answer 0] [--burst 500] [--queued 10000]
+                         [--listed 1000000] [--database postgresql]
 
 A real deployment with two web processes; jobs are of one line, which a fake engine answers from memory. Requests start
 when their time has come, whether or not those before are answered; a latency counts from that time. Then, with nobody
@@ -66,7 +66,8 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir=options.folder) as name,
         chosen_database(options.database, durable=True) as url,
     ):
-        variables = {"NIGHTMILL_DATABASE_URL": url} if url else {}
+        variables = {"BENCH_ANSWER_SECONDS": str(options.answer)}
+        variables |= {"NIGHTMILL_DATABASE_URL": url} if url else {}
         folder = Path(name)
         with _started(folder, {**_WEB, **_WORKERS}, variables) as (mill, ports):
             mill.wait_for("cpu.plan")
@@ -77,7 +78,8 @@ def main() -> None:
         with _started(folder, _WEB, variables) as (mill, ports), _ledger(mill, url) as db:
             _burst(console, mill, ports, file_id, options.burst)
             _queued(console, mill, ports, file_id, db, options.queued)
-            _listed(console, mill, ports, db, options.listed)
+            if options.listed:
+                _listed(console, mill, ports, db, options.listed)
 
 
 def _options() -> argparse.Namespace:
@@ -85,9 +87,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=100.0, help="batches a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long")
     parser.add_argument("--drain", type=float, default=120.0, help="seconds given to the workers after that, at most")
+    parser.add_argument("--answer", type=float, default=0.0, help="seconds the engine takes for each line")
     parser.add_argument("--burst", type=int, default=500, help="batches within one second")
     parser.add_argument("--queued", type=int, default=10_000, help="jobs that wait")
-    parser.add_argument("--listed", type=int, default=1_000_000, help="jobs in the table")
+    parser.add_argument("--listed", type=int, default=1_000_000, help="jobs in the table; 0: leave that out")
     parser.add_argument("--database", default="", help="`postgresql` starts a durable one; default: SQLite")
     parser.add_argument("--folder", help="where the data goes; default: the temporary folder")
     return parser.parse_args()

@@ -58,7 +58,15 @@ _CLAIMED = delete(_outbox).where(
     _outbox.c.shard_n == bindparam("its_n"),
 )
 _CLAIMED_THERE = _CLAIMED.where(_outbox.c.queue == bindparam("its_queue"))
-_FREE = select(_outbox.c.id).where(_outbox.c.id.in_(bindparam("ids", expanding=True))).with_for_update(skip_locked=True)
+_SEEN = bindparam("seen", type_=_outbox.c.due_at.type)
+_FREE = (
+    select(_outbox.c.id)
+    .where(
+        _outbox.c.id.in_(bindparam("ids", expanding=True)),
+        or_(_outbox.c.due_at <= _SEEN, _outbox.c.due_at > _SEEN + LONGEST_DELAY),
+    )
+    .with_for_update(skip_locked=True)
+)
 _HANDED_OVER = update(_outbox).where(_outbox.c.id.in_(_FREE)).values(rung_at=bindparam("at"), rings=_outbox.c.rings + 1)
 
 
@@ -167,18 +175,20 @@ def due(
     return [Ring(*row) for row in rows]
 
 
-def rung(session: Session, ids: Sequence[int]) -> None:
+def rung(session: Session, ids: Sequence[int], seen: float | None = None) -> None:
     """These doorbells were handed to the broker (or are about to be: ringing twice is harmless).
 
     One that is being claimed at this moment is passed over: to wait for it while holding others could be for ever.
+    So is one that was sent back already, since it was `seen` to be due.
     """
-    session.connection().execute(_HANDED_OVER, {"ids": ids, "at": now()})
+    at = now()
+    session.connection().execute(_HANDED_OVER, {"ids": ids, "at": at, "seen": at if seen is None else seen})
 
 
-def unring(session: Session, task: Task, job_id: str, shard_n: int = JOB) -> None:
+def unring(session: Session, task: Task, job_id: str, shard_n: int = JOB, *, delay: float = 0.0) -> None:
     """A doorbell was heard by one who may not answer it: it waits to be rung as if it never had been."""
     owed = and_(Outbox.task == task, Outbox.job_id == job_id, Outbox.shard_n == shard_n)
-    session.execute(update(Outbox).where(owed).values(rung_at=None))
+    session.execute(update(Outbox).where(owed).values(rung_at=None, due_at=now() + delay))
 
 
 def unheard(session: Session, queue: str | None = None) -> Sequence[Outbox]:

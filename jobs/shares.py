@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from jobs.models import Job, Shard
 from jobs.payloads import INGESTION
 from jobs.settings import Settings
+from jobs.states import JobState, ShardState
 
 TOGETHER: Final = 32
 WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
@@ -24,9 +25,10 @@ def of_shards(config: Settings) -> ColumnElement[float]:
 
 
 def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:
-    """None: there is no such shard."""
+    """None: there is nothing to run."""
     statement = select(of_shards(config)).select_from(Shard).join(Job, Job.id == Shard.job_id)
-    return session.scalar(statement.where(Shard.job_id == job_id, Shard.n == n))
+    waits = Shard.state == ShardState.PENDING, Job.state == JobState.RUNNING
+    return session.scalar(statement.where(Shard.job_id == job_id, Shard.n == n, *waits))
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
 """What a worker takes on at once: its slots, of which a small shard takes a part, see `jobs.shares`.
 
     doorbell ─▶ share of a slot ─┬─ fits ─▶ run
-                                 ├─ little waits ─▶ in line: as much as runs may wait, so that no slot stands idle
+                                 ├─ little waits ─▶ in line, so that no slot stands idle between two
                                  └─ enough waits ─▶ turned away: for a worker that has room
 
 Shards come in by the order of their doorbells: a large one is not overtaken for ever by small ones.
@@ -29,7 +29,7 @@ class Entry(Enum):
 
 
 class Admission:
-    """`slots` run, and as many wait. Shares are of a slot; none is larger than one."""
+    """`slots` run, and others wait, until both together come to twice that: so many are rung. No share is above one."""
 
     def __init__(self, slots: int, closing: Callable[[], bool]) -> None:
         self._slots = slots
@@ -65,7 +65,7 @@ class Admission:
         with self._changed:
             if key in self._line:
                 return Entry.AGAIN
-            if (self._line or not self._fits(share)) and self.waiting + share > self._slots + _ROUNDING:
+            if self._running + self.waiting >= 2 * self._slots - _ROUNDING:
                 return Entry.AWAY
             self._line.append(key)
             self.waiting += share

@@ -146,6 +146,7 @@ class Dispatcher:
     def _ring_due(self) -> bool:
         if self.clock() < self._broker_back:
             return False
+        seen = now()
         with self.db.read() as session:
             waiting = set(session.scalars(_WAITING))
             if not waiting:
@@ -156,24 +157,25 @@ class Dispatcher:
             served = fleet.served(workers, self._registry()) if slots else {}
             out = self._out(session) if slots else Out()
             chosen = {
-                queue: self._choose(session, queue, count, out, off, served.get(queue, outbox.ALL))
+                queue: self._choose(session, queue, count, out, off, served.get(queue, outbox.ALL), seen)
                 for queue, count in slots.items()
             }
         if any(chosen.values()):
-            self._publish([peal for queue, rings in chosen.items() for peal in peals(rings, slots[queue])])
+            self._publish([peal for queue, rings in chosen.items() for peal in peals(rings, slots[queue])], seen)
         return any(chosen.values())
 
     def _choose(
-        self, session: Session, queue: str, slots: int, out: Out, off: Paused, served: outbox.Served
+        self, session: Session, queue: str, slots: int, out: Out, off: Paused, served: outbox.Served, at: float
     ) -> list[Ring]:
-        at, room = now(), out.room(queue, slots)
+        room = out.room(queue, slots)
         if room <= 0:
             return []
         most = ceil(room) * (outbox.PLANS if queue == Queue.PLAN else 1)
         projects = outbox.waiting_projects(session, queue, at)
         projects = [project for project in projects if not self._is_futile(queue, project, served)]
         due = partial(outbox.due, session, queue, at=at, served=served, only=off.free, shard=self._shard)
-        waiting = {project: _filling(due, project, room, most) for project in projects}
+        more = max(most, ceil(room * shares.TOGETHER / max(1, len(projects))))
+        waiting = {project: _filling(due, project, room, most, more) for project in projects}
         for project, rings in waiting.items():
             if not rings and served != outbox.ALL and outbox.due(session, queue, project, at, 1, only=off.free):
                 self._futile[queue, project] = served, self.clock() + _IDLE_LOOK
@@ -209,7 +211,7 @@ class Dispatcher:
             self._unread.warn(reason=str(error))
             return None
 
-    def _publish(self, peals: Sequence[Sequence[Ring | Outbox]]) -> None:
+    def _publish(self, peals: Sequence[Sequence[Ring | Outbox]], seen: float) -> None:
         """Ring, then say so: a crash between the two rings twice, which harms nothing. A peal is one message."""
         rung, refused = [], False
         try:
@@ -228,7 +230,7 @@ class Dispatcher:
             refused = True
         if rung or refused:
             with self.db.write() as session:
-                outbox.rung(session, rung)
+                outbox.rung(session, rung, seen)
                 if refused:
                     measures.count(session, measures.REFUSALS, "", 1)
 
@@ -236,13 +238,14 @@ class Dispatcher:
         """Doorbells that nobody heard are rung again: the broker may have lost them."""
         if self.clock() < self._broker_back:
             return
+        seen = now()
         with self.db.read() as session:
             overdue = self._rings.overdue(outbox.unheard(session))
             live = fleet.slots(fleet.alive(session)) if overdue else {}
         again = [row for row in overdue if row.queue in live]
         if again:
             log.info("rung_again", extra={"doorbells": len(again)})
-            self._publish([[row] for row in again])
+            self._publish([[row] for row in again], seen)
 
     def _ring_standing(self) -> None:
         """Work that has no job (webhooks, removals) wakes whoever does it, at once and then every re-ring."""
@@ -290,12 +293,12 @@ def _rung(shard: ColumnElement[float]) -> Select[str, str, float]:
     )
 
 
-def _filling(due: Callable[..., Sequence[Ring]], project: str, room: float, most: int) -> Sequence[Ring]:
+def _filling(due: Callable[..., Sequence[Ring]], project: str, room: float, most: int, more: int) -> Sequence[Ring]:
     """So many of a project as would fill the room: more than are looked at first where these are small."""
     rings = due(project, limit=most)
     if len(rings) < most or sum(ring.share for ring in rings) >= room:
         return rings
-    return due(project, limit=ceil(room) * shares.TOGETHER)
+    return due(project, limit=more)
 
 
 def peals(rings: Sequence[Ring], slots: int) -> list[list[Ring]]:

@@ -79,6 +79,11 @@ class EngineHost:
         self.call(self._begin()).result()
         self._started.set()
 
+    @property
+    def started(self) -> bool:
+        """Whether the engines have come up once."""
+        return self._started.is_set()
+
     def await_start(self, stop: threading.Event) -> bool:
         """Wait until the engines have come up for the first time; False when `stop` was set before."""
         while not self._started.wait(_LOOK):

@@ -21,7 +21,7 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from jobs import ledger, outbox, responses, shards, shares
-from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
 from jobs.interactive import redis_url
 from jobs.ledger import JobClaim
 from jobs.logs import Seldom
@@ -47,6 +47,7 @@ from workers.telling import Telling
 log = logging.getLogger(__name__)
 _storage_failed = Seldom(log, "shard_storage_failed")  # hundreds of shards try again every ten seconds
 STORAGE_SECONDS = 10.0  # before results that could not be stored are tried again
+_AGAIN_SECONDS = 1.0
 _CAREFUL_TRIES = 2  # of one line, when its worker died each time
 _CRASHED = ("worker_crashed", "The worker died each time it ran this request.")
 _BROKE = "engine_error"
@@ -54,15 +55,32 @@ _BROKE = "engine_error"
 
 def run_in_turn(context: Context, host: EngineHost, admission: Admission, job_id: str, n: int) -> None:
     """Handle one `run` doorbell, as soon as this worker has room for it; one that may be long goes to another."""
-    with context.db.read() as session:
-        share = shares.of_shard(session, job_id, n, context.config)
-    if share is None:
+    share = _share(context, job_id, n)
+    if share is None:  # a stale doorbell: to find that out takes no room
+        run(context, host, job_id, n)
+        return
+    if not host.started:
+        _send_away(context, job_id, n)
         return
     with admission.enter((job_id, n), share) as entry:
         if entry is Entry.IN:
             run(context, host, job_id, n)
         elif entry is Entry.AWAY:
-            context.db.retrying(lambda session: outbox.unring(session, Task.RUN, job_id, n))
+            _send_away(context, job_id, n)
+
+
+def _share(context: Context, job_id: str, n: int) -> float | None:
+    try:
+        with context.db.read() as session:
+            return shares.of_shard(session, job_id, n, context.config)
+    except DatabaseBusy:  # the claim has the patience for that
+        return 1.0
+
+
+def _send_away(context: Context, job_id: str, n: int) -> None:
+    """Its doorbell is rung again, after a moment in which whoever has room takes others; at once where we end."""
+    delay = 0.0 if context.stop.is_set() else _AGAIN_SECONDS
+    context.db.retrying(lambda session: outbox.unring(session, Task.RUN, job_id, n, delay=delay))
 
 
 def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:

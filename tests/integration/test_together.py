@@ -17,6 +17,7 @@ from tests.support.system import eventually
 from workers.admission import Admission
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
+from workers.host import EngineHost
 from workers.running import run_in_turn
 
 WHOLE = 8
@@ -60,6 +61,28 @@ def _rung(mill: Mill, jobs: list[str]) -> set[str]:
     with mill.db.read() as session:
         out = select(Outbox.job_id).where(Outbox.job_id.in_(jobs), Outbox.rung_at.is_not(None))
         return set(session.scalars(out))
+
+
+def test_a_doorbell_that_comes_while_the_engine_loads_is_for_another_worker(mill: Mill) -> None:
+    (job_id,) = _planned(mill, 1)
+    loading = EngineHost(FakeEngine((MODEL,)), lambda: None)
+
+    run_in_turn(mill.gpu, loading, Admission(1, mill.gpu.stop.is_set), job_id, 0)
+
+    assert _rung(mill, [job_id]) == set()
+    loading.loop.close()
+
+
+def test_a_stale_doorbell_takes_no_room(mill: Mill, engine: Held) -> None:
+    (job_id,) = _planned(mill, 1)
+    admission = Admission(1, mill.gpu.stop.is_set)
+    engine.free = True
+    run_in_turn(mill.gpu, mill.host, admission, job_id, 0)
+
+    with admission.enter(("batch_other", 0), 1.0):
+        run_in_turn(mill.gpu, mill.host, admission, job_id, 0)  # would wait here
+
+    assert engine.asks == 1
 
 
 def test_small_jobs_run_together_and_who_finds_no_room_is_rung_elsewhere(mill: Mill, engine: Held) -> None:

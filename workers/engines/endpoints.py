@@ -26,6 +26,7 @@ class Endpoint:
     found: frozenset[str] | None = None  # None: it never answered
     paused_until: float = 0.0
     doubtful: bool = False  # a connection broke: it may be dying
+    refusing: dict[str, float] = field(default_factory=dict)  # models that our key is refused for; until when
     of_vllm: bool = False  # by its listing: its caches are kept apart by project
     of_tei: bool = False  # it re-ranks as text-embeddings-inference does
     proving: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -58,6 +59,14 @@ class Endpoint:
             return self.serves.get(model)
         found = self.found or ()
         return model if model in found or ANY_MODEL in found else None
+
+    def refuses(self, model: str) -> float:
+        """Seconds for which it is not asked for a model again, since it refused our key."""
+        return max(0.0, self.refusing.get(model, 0.0) - self.clock())
+
+    def refused(self, model: str, seconds: float) -> float:
+        self.refusing[model] = self.clock() + seconds
+        return seconds
 
     @property
     def pause(self) -> float:

@@ -168,6 +168,10 @@ class HttpEngine:
         able = [endpoint for endpoint in self.endpoints if endpoint.upstream(model)]
         if not able:
             return self._unserved(model)
+        if closed := [seconds for endpoint in able if (seconds := endpoint.refuses(model))]:
+            able = [endpoint for endpoint in able if not endpoint.refuses(model)]
+        if not able:
+            raise EngineBusy("No endpoint of this model takes our key.", retry_after=min(closed))
         limited = 0
         while True:
             endpoint = await self._admit(model, request.priority, able)
@@ -265,7 +269,7 @@ class HttpEngine:
                 said = await rerank_tei.ask(endpoint, body, post)
             else:
                 said = await post(request.url, msgspec.json.encode(body))
-            return self._judge(endpoint, cuts, *said)
+            return self._judge(endpoint, model, cuts, *said)
         finally:
             endpoint.window.in_flight -= 1
             self._wake(endpoint)
@@ -328,12 +332,16 @@ class HttpEngine:
         response.close()
         raise EngineFault(f"The endpoint's answer is larger than {self._max_bytes} bytes.")
 
-    def _judge(self, endpoint: Endpoint, cuts: int, status: int, retry_after: str | None, raw: bytes) -> Answer:
+    def _judge(
+        self, endpoint: Endpoint, model: str, cuts: int, status: int, retry_after: str | None, raw: bytes
+    ) -> Answer:
         if status in {429, 503}:
             raise self._slow_down(endpoint, cuts, status, wire.retry_after(retry_after))
         if status in _CLOSED:  # its words stay here: they may hold a part of the key
-            log.error("engine.refuses_our_key", extra={"endpoint": endpoint.url, "status": status})
-            raise Refused(f"The endpoint refuses our key ({status}).", wire.retry_after(retry_after) or CLOSED_SECONDS)
+            if not endpoint.refuses(model):
+                log.error("engine.refuses_our_key", extra={"endpoint": endpoint.url, "model": model, "status": status})
+            pause = endpoint.refused(model, wire.retry_after(retry_after) or CLOSED_SECONDS)
+            raise Refused(f"The endpoint refuses our key ({status}).", pause)
         if status in {502, 504}:  # a proxy that lost its server
             self._failed(endpoint, f"status {status}", endpoint.circuit.fault)
         else:

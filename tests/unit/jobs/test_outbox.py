@@ -200,3 +200,17 @@ def test_a_doorbell_owed_by_a_clock_that_was_set_back_since_is_due(
     with db.read() as session:
         assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == ["proj_1"]
         assert [ring.job_id for ring in outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1)] == [job.id]
+
+
+def test_a_doorbell_that_came_back_before_it_was_noted_as_rung_is_not_noted(db: Database) -> None:
+    job = submitted(db)
+    with db.write() as session:
+        ids = session.scalars(select(Outbox.id)).all()
+        seen = time.time()
+        outbox.unring(session, Task.PLAN, job.id, delay=1.0)
+
+        outbox.rung(session, ids, seen)
+
+        assert session.scalars(select(Outbox.rung_at)).all() == [None]
+        assert outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1) == []
+        assert len(outbox.due(session, Queue.PLAN, "proj_1", time.time() + 2, 1)) == 1

@@ -73,6 +73,19 @@ def test_whole_shards_take_a_slot_as_many_wait_and_the_rest_is_for_others(gate: 
     assert gate.waits(3)
 
 
+@pytest.mark.parametrize("shares", [(1, 1, 1, 232 / 256, 1), (150 / 256,) * 7, (1 / 32, 1, 1, 1, 1)])
+def test_no_more_are_sent_away_than_are_rung_too_many(gate: Gate, shares: tuple[float, ...]) -> None:
+    """Who rings goes on until the shares come to twice the slots, and may go beyond that with the last one."""
+    taken = 0.0
+    for n, share in enumerate(shares):
+        gate.come(n, share)
+        if taken >= 4:
+            assert gate.shown(n) == ["away"]
+        elif n in gate.entered:
+            assert gate.shown(n) == ["in"]
+        taken += share
+
+
 def test_small_shards_run_together(gate: Gate) -> None:
     for n in range(2 * TOGETHER + 1):
         gate.come(n, 1 / TOGETHER)
