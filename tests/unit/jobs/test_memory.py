@@ -9,6 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
+#: Pieces freed between others that are kept, too small for pages of their own; what is in memory, in MB.
+GAPS = """
+import ctypes, sys
+from jobs import memory
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+pieces = [libc.malloc(ctypes.c_size_t(16_000)) for _ in range(10_000)]
+for piece in pieces:
+    ctypes.memset(ctypes.c_void_p(piece), 1, 16_000)
+full = held()
+for n, piece in enumerate(pieces):
+    if n % 16:
+        libc.free(ctypes.c_void_p(piece))
+freed = held()
+memory.trim()
+print(full, freed, held())
+"""
 #: Threads that allocate at the same time, then glibc's table of its arenas.
 THREADS = """
 import ctypes, sys, threading
@@ -40,3 +61,13 @@ def test_threads_share_arenas(how: str, fewest: int, most: int) -> None:
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=60, check=True)
 
     assert fewest <= done.stderr.count("Arena ") <= most
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps other gaps")
+def test_what_was_freed_between_what_is_kept_is_given_back() -> None:
+    command = [sys.executable, "-c", GAPS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    full, freed, trimmed = map(int, done.stdout.split())
+
+    assert freed > full - 30
+    assert trimmed < full - 100

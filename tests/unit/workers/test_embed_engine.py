@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers.engines import embed_model
+from jobs import memory
+from workers.engines import batching, embed_model
 from workers.engines.batching import Job, Pool, Unacceptable, padded_to
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_request import MOST_INPUTS, Asked, check_lengths
@@ -88,6 +89,19 @@ async def test_usage_counts_the_tokens_that_the_model_saw(engine: EmbedEngine) -
 
     assert answer.usage.input_tokens == (2 + 2) + (1 + 2)  # with [CLS] and [SEP]
     assert body_of(answer)["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+
+
+async def test_what_forward_passes_have_freed_is_given_back_every_so_many_tokens(
+    engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(memory, "trim", lambda: trims.append(1))
+    monkeypatch.setattr(batching, "TRIMMED_TOKENS", 8)
+
+    for _ in range(5):
+        await engine.answer(request("hello"))  # of three tokens
+
+    assert len(trims) == 1
 
 
 async def test_tokens_are_counted_for_each_input(engine: EmbedEngine) -> None:
