@@ -340,7 +340,7 @@ def test_fields_of_vllm_alone_have_no_effect(host: Host) -> None:
 def test_cancelling_frees_the_slots(host: Host) -> None:
     body = {"model": MODEL, "messages": QUESTION, **FOREVER}
     lines = [host.send("answer", url=CHAT, body=body) for _ in range(SLOTS + 1)]
-    assert not chat_waits(host), "all that a batch has in flight leaves a place to who waits"
+    assert not chat_waits(host, seconds=60), "all that a batch has in flight leaves a place to who waits"
     running = lines + [host.send("answer", url=CHAT, body=body) for _ in range(FOR_WAITERS)]
     assert chat_waits(host)
 
@@ -352,11 +352,11 @@ def test_cancelling_frees_the_slots(host: Host) -> None:
     assert chat(host)["status"] == 200
 
 
-def chat_waits(host: Host) -> bool:
-    """Whether a new request finds every slot taken."""
+def chat_waits(host: Host, seconds: float = 2) -> bool:
+    """Whether a new request finds every slot taken: what is there never ends, so it waits however long one looks."""
     number, future = host.send("answer", url=CHAT, body={"model": MODEL, "messages": QUESTION, "max_tokens": 1})
     try:
-        future.result(2)
+        future.result(seconds)
     except TimeoutError:
         host.send("cancel", of=number)
         return True
