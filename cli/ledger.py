@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import inspect
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from cli.effective import effective
@@ -16,12 +16,17 @@ from jobs.db import Database
 _SHOWN = frozenset({"host", "port"})
 
 
+def without_secrets(url: URL) -> str:
+    """To be shown, in this form only."""
+    return url.difference_update_query(url.query.keys() - _SHOWN).render_as_string(hide_password=True)
+
+
 @contextmanager
 def opened(data_dir: Path | None) -> Iterator[Database]:
     """The database, which a release step must have made. Raises Trouble when none is there, or none that answers."""
     config = effective(data_dir=data_dir)
     url = make_url(config.database)
-    shown = url.difference_update_query(url.query.keys() - _SHOWN).render_as_string(hide_password=True)
+    shown = without_secrets(url)
     missing = f"there is no Nightmill database at {shown}"
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         raise Trouble(f"{missing}; name its folder with --data-dir, or start one with `nightmill up`")

@@ -58,7 +58,7 @@ def _embedded(patient: Patient) -> Finding:
 
 
 def _redis(name: str, url: str, variable: str) -> Finding:
-    shown = urlsplit(url)._replace(netloc=urlsplit(url).hostname or "").geturl()
+    shown = urlsplit(url)._replace(netloc=urlsplit(url).hostname or "", query="").geturl()
     try:
         with redis.Redis.from_url(address(url), socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE) as client:
             client.ping()

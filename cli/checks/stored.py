@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
+from cli.ledger import without_secrets
 from cli.procfile import CHECKOUT
 from jobs import quarantine
 from jobs.db import Database
@@ -46,7 +47,7 @@ def disk(patient: Patient) -> Iterator[Finding]:
 
 def database(patient: Patient) -> Iterator[Finding]:
     url = make_url(patient.config.database)
-    shown = url.render_as_string(hide_password=True)
+    shown = without_secrets(url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         yield fine("database", f"{shown} is made at the first start")
         return

@@ -72,8 +72,8 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
     (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")
 
     found = diagnosis(
-        database_url=f"postgresql://u:secret@127.0.0.1:{dead}/none",
-        broker_url=f"redis://:secret@127.0.0.1:{dead}/0",
+        database_url=f"postgresql://u:secret@127.0.0.1:{dead}/none?password=secret",
+        broker_url=f"redis://:secret@127.0.0.1:{dead}/0?password=secret",
         engine_urls=f"http://127.0.0.1:{dead}/v1",
         models_file=str(tmp_path / "models.yaml"),
         min_free_bytes=str(1 << 60),
