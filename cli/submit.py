@@ -21,6 +21,7 @@ _SHOWN = 20
 _MEANINGLESS: Final = {
     "--sample": ("--at", "--every", "--output", "--no-wait", "--no-check"),
     "--every": ("--at", "--output"),
+    "--no-wait": ("--output",),
 }
 
 
@@ -43,7 +44,7 @@ def submit(
     every: Annotated[
         str, typer.Option(metavar="CRON", help="Submit it again at these times, such as '0 3 * * *'; not now.")
     ] = "",
-    timezone: Annotated[str, typer.Option(help="The time zone of --every.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="The time zone of --every; UTC unless told.")] = "",
     sample: Annotated[
         int, typer.Option(min=0, help="Run only so many requests, spread over the file, and say what all would take.")
     ] = 0,
@@ -55,7 +56,7 @@ def submit(
     from cli.server import connect
     from cli.submission import guess_endpoint, output_paths, parse_metadata, parse_time
 
-    given = {"--at": at, "--every": every, "--sample": sample, "--output": output}
+    given = {"--at": at, "--every": every, "--timezone": timezone, "--sample": sample, "--output": output}
     _check_together(given | {"--no-wait": not wait, "--no-check": not check})
     wanted: dict[str, Any] = {
         "endpoint": endpoint or guess_endpoint(file),
@@ -72,7 +73,7 @@ def submit(
         if check:
             _check(server, file_id, wanted["endpoint"])
         if every:
-            schedule = {"cron": every, "timezone": timezone, "batch": {"input_file_id": file_id, **wanted}}
+            schedule = {"cron": every, "timezone": timezone or "UTC", "batch": {"input_file_id": file_id, **wanted}}
             print(server.post("/schedules", schedule)["id"])
             return
         batch = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
@@ -82,11 +83,13 @@ def submit(
 
 
 def _check_together(given: Mapping[str, object]) -> None:
-    """Raises Trouble where one option would be ignored for another."""
+    """Raises Trouble where one option would be ignored for another, or without it."""
     for option, others in _MEANINGLESS.items():
         for other in others:
             if given[option] and given[other]:
                 raise Trouble(f"{other} means nothing with {option}: leave one of them out")
+    if given["--timezone"] and not given["--every"]:
+        raise Trouble("--timezone means nothing without --every: leave it out")
 
 
 def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) -> None:

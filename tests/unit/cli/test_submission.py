@@ -79,6 +79,7 @@ def test_answers_and_errors_lie_beside_the_input_unless_told_otherwise() -> None
             ("--at", "2100-01-01"), ("--every", "0 3 * * *"), ("--output", "out.jsonl"), ("--no-wait",), ("--no-check",)
         )),
         *((("--every", "0 3 * * *"), other) for other in (("--at", "2100-01-01"), ("--output", "out.jsonl"))),
+        (("--no-wait",), ("--output", "out.jsonl")),
     ],
 )  # fmt: skip
 def test_of_two_options_none_is_ignored_without_a_word(
@@ -90,3 +91,14 @@ def test_of_two_options_none_is_ignored_without_a_word(
 
     assert isinstance(done.exception, Trouble)
     assert str(done.exception) == f"{other[0]} means nothing with {option[0]}: leave one of them out"
+
+
+def test_a_time_zone_of_no_times_is_told(tmp_path: Path) -> None:
+    source = _file(tmp_path, b'{"url": "/v1/embeddings"}\n')
+
+    done = CliRunner().invoke(
+        app, ["submit", str(source), "--timezone", "Europe/Zurich", "--url", "http://127.0.0.1:9"]
+    )
+
+    assert isinstance(done.exception, Trouble)
+    assert str(done.exception) == "--timezone means nothing without --every: leave it out"
