@@ -59,12 +59,15 @@ _CLAIMED = delete(_outbox).where(
 )
 _CLAIMED_THERE = _CLAIMED.where(_outbox.c.queue == bindparam("its_queue"))
 _SEEN = bindparam("seen", type_=_outbox.c.due_at.type)
+
+
+def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
+    return or_(_outbox.c.due_at <= at, _outbox.c.due_at > at + LONGEST_DELAY)
+
+
 _FREE = (
     select(_outbox.c.id)
-    .where(
-        _outbox.c.id.in_(bindparam("ids", expanding=True)),
-        or_(_outbox.c.due_at <= _SEEN, _outbox.c.due_at > _SEEN + LONGEST_DELAY),
-    )
+    .where(_outbox.c.id.in_(bindparam("ids", expanding=True)), _due_by(_SEEN))
     .with_for_update(skip_locked=True)
 )
 _HANDED_OVER = update(_outbox).where(_outbox.c.id.in_(_FREE)).values(rung_at=bindparam("at"), rings=_outbox.c.rings + 1)
@@ -203,10 +206,6 @@ def depth(session: Session) -> dict[str, tuple[int, float]]:
     """Per queue: how many doorbells wait and since when the oldest does (unix seconds)."""
     rows = session.execute(select(Outbox.queue, func.count(), func.min(Outbox.created_at)).group_by(Outbox.queue))
     return {queue: (count, oldest) for queue, count, oldest in rows}
-
-
-def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
-    return or_(Outbox.due_at <= at, Outbox.due_at > at + LONGEST_DELAY)
 
 
 def ready(at: ColumnElement[float] | float) -> ColumnElement[bool]:
