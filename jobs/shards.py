@@ -226,8 +226,8 @@ def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple
     """One beat for each held (job, n, epoch); returns those that are no longer held."""
     lost = []
     for job_id, n, epoch in sorted(claims):
-        held = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
-        if session.execute(update(Shard).where(held).values(beat=Shard.beat + 1)).rowcount != 1:  # type: ignore[attr-defined]
+        held = {"its_job": job_id, "its_n": n, "its_epoch": epoch}
+        if not statements.changes_one(session, statements.BEAT_SHARD, held):
             lost.append((job_id, n, epoch))
     return lost
 
