@@ -18,7 +18,9 @@ def effective(**given: Any) -> Settings:
     try:
         config = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise Trouble("; ".join(f"{_name(one['loc'])}: {one['msg']}" for one in error.errors())) from error
+        raise Trouble(
+            "; ".join(f"{_name(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())
+        ) from error
     except SettingsError as error:  # a setting out of a file
         raise Trouble(str(error)) from error
     if config.database_url:
@@ -54,9 +56,6 @@ def for_up(
         vllm_enabled=False if no_vllm else None,
         models_file=str(models) if models else None,
     )
-    bad = [url for url in config.engine_urls if not url.startswith(("http://", "https://"))]
-    if bad:
-        raise Trouble(f"'{bad[0]}' is no engine URL; one looks like http://127.0.0.1:8080/v1")
     chosen = config.port or take_free(config.host)
     named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""
     flower = config.flower_port or _beside(chosen, config.flower_host)

@@ -1,6 +1,7 @@
 """The paths that a model is asked at, by clients and in batches: OpenAI's, and `/v1/rerank`."""
 
 from typing import Final
+from urllib.parse import urlsplit
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -12,3 +13,13 @@ RERANK: Final = "/v1/rerank"
 def base_of(url: str) -> str:
     """`http://host/v1/` and `http://host` are the same server."""
     return url.strip().rstrip("/").removesuffix("/v1")
+
+
+def checked_server(url: str, *, key: str) -> str:
+    """A server's URL as given. Raises ValueError; `key` says where its key belongs, for URLs are shown and logged."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http or https URL with a host")
+    if parts.username or parts.password:
+        raise ValueError(f"must carry no user name or password: {key}")
+    return url

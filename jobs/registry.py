@@ -22,6 +22,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs import prompts
+from jobs.endpoints import checked_server
 from jobs.queues import Queue
 from jobs.settings import Settings
 
@@ -75,12 +76,7 @@ def is_internal(url: str) -> bool:
 
 
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("must be an http or https URL with a host")
-    if parts.username or parts.password:
-        raise ValueError("must carry no user name or password: name the key's variable in api_key_env")
-    return value
+    return checked_server(value, key="name the key's variable in api_key_env")
 
 
 def _name(value: str) -> str:

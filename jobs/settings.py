@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from jobs.endpoints import checked_server
 from jobs.secretfiles import SecretFiles
 
 DAY = 86_400
@@ -161,6 +162,11 @@ class Settings(BaseSettings):
     @classmethod
     def _words(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("engine_urls")
+    @classmethod
+    def _servers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(checked_server(url, key="set NIGHTMILL_ENGINE_API_KEY") for url in value)
 
     @field_validator("webhook_retry_seconds", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from cli.effective import effective
@@ -116,6 +117,26 @@ def test_a_process_that_cannot_read_its_secret_ends_and_shows_none(tmp_path: Pat
     assert done.returncode == 1
     assert "port" in done.stderr
     assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("urls", "told"),
+    [
+        ("http://a/v1,ftp://b", "must be an http or https URL with a host"),
+        ("http://a/v1,b:8000", "must be an http or https URL with a host"),
+        ("http://u:hunter2@a/v1", "must carry no user name or password: set NIGHTMILL_ENGINE_API_KEY"),
+    ],
+)
+def test_what_is_no_server_s_url_is_refused(urls: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_ENGINE_URLS", urls)
+
+    with pytest.raises(Trouble) as caught:
+        effective()
+
+    assert str(caught.value) == f"NIGHTMILL_ENGINE_URLS: {told}"
+    with pytest.raises(ValidationError) as shown:
+        Settings()
+    assert "hunter2" not in str(shown.value)
 
 
 def test_settings_that_are_shown_hold_no_secret(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
