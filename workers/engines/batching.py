@@ -15,6 +15,7 @@ import bisect
 import heapq
 import itertools
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +38,9 @@ from workers.engines.port import (
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
 PADDING_TOKENS: Final = 8  # and this much: a forward pass of its own would cost more
 
-#: Tokens after which what forward passes have freed goes back to the machine: MiniLM held 330 MB of it after a minute.
-TRIMMED_TOKENS: Final = 65_536
+#: Of the time, which is taken to give back to the machine what forward passes have freed: MiniLM holds 100 MB during
+#: one, and held 430 MB more after a few of them.
+TRIMMING: Final = 0.02
 
 #: oneDNN's kernels that are kept for another forward pass of their shape; 1,024 unless told, about a megabyte each.
 KERNELS: Final = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"
@@ -182,7 +184,7 @@ class BatchingEngine(ABC, Generic[M]):
         self._names = tuple(names)
         self._starting = asyncio.Lock()
         self._model: M | None = None
-        self._untrimmed = 0
+        self._untrimmed_until = 0.0
         self._thread: ThreadPoolExecutor | None = None
         self._collector: asyncio.Task[None] | None = None
         self._inbox: list[Job] = []
@@ -316,10 +318,10 @@ class BatchingEngine(ABC, Generic[M]):
 
     def _pass(self, model: M, batch: list[Any]) -> Sequence[Any]:
         found = self._forward(model, batch)
-        self._untrimmed += sum(map(len, batch))
-        if self._untrimmed >= TRIMMED_TOKENS:
-            self._untrimmed = 0
+        if (began := time.monotonic()) >= self._untrimmed_until:
             memory.trim()
+            now = time.monotonic()
+            self._untrimmed_until = now + (now - began) / TRIMMING
         return found
 
     async def _run(self, model: M, batch: list[Entry]) -> None:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -91,17 +92,25 @@ async def test_usage_counts_the_tokens_that_the_model_saw(engine: EmbedEngine) -
     assert body_of(answer)["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
 
 
-async def test_what_forward_passes_have_freed_is_given_back_every_so_many_tokens(
+async def test_what_forward_passes_have_freed_is_given_back_in_a_small_share_of_the_time(
     engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trims: list[int] = []
-    monkeypatch.setattr(memory, "trim", lambda: trims.append(1))
-    monkeypatch.setattr(batching, "TRIMMED_TOKENS", 8)
+    clock = [1000.0]
+    trims: list[float] = []
 
-    for _ in range(5):
-        await engine.answer(request("hello"))  # of three tokens
+    def trim() -> None:
+        trims.append(clock[0])
+        clock[0] += 1.0
 
-    assert len(trims) == 1
+    monkeypatch.setattr(memory, "trim", trim)
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(engine, "_untrimmed_until", 0.0)
+
+    for passed in (0.0, 49.0, 2.0, 40.0, 9.0, 2.0):  # seconds; each trim takes one
+        clock[0] += passed
+        await engine.answer(request("hello"))
+
+    assert trims == [1000.0, 1052.0, 1104.0]
 
 
 async def test_tokens_are_counted_for_each_input(engine: EmbedEngine) -> None:
