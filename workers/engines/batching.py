@@ -38,8 +38,9 @@ from workers.engines.port import (
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
 PADDING_TOKENS: Final = 8  # and this much: a forward pass of its own would cost more
 
-#: Of the time, which is taken to give back to the machine what forward passes have freed: MiniLM holds 100 MB during
-#: one, and held 430 MB more after a few of them.
+#: What forward passes have freed is given back to the machine: MiniLM holds 100 MB during one, and held 430 MB after a
+#: few of them. It is done after so many tokens, which single questions seldom have, and in this share of the time.
+TRIMMED_TOKENS: Final = 4096
 TRIMMING: Final = 0.02
 
 #: oneDNN's kernels that are kept for another forward pass of their shape; 1,024 unless told, about a megabyte each.
@@ -184,7 +185,7 @@ class BatchingEngine(ABC, Generic[M]):
         self._names = tuple(names)
         self._starting = asyncio.Lock()
         self._model: M | None = None
-        self._untrimmed_until = 0.0
+        self._untrimmed, self._untrimmed_until = 0, 0.0  # tokens, and a time of the monotonic clock
         self._thread: ThreadPoolExecutor | None = None
         self._collector: asyncio.Task[None] | None = None
         self._inbox: list[Job] = []
@@ -286,6 +287,7 @@ class BatchingEngine(ABC, Generic[M]):
                 await self._admit(model, jobs, pool)
                 batch = pool.pick(model.batch_tokens)
                 await self._run(model, batch)
+                await self._trim(batch)
         except Exception as error:
             log.exception("engine.loop_failed", extra={"model": self._names[0]})
             gone = EngineDead(f"the engine's loop has ended: {error}")
@@ -316,19 +318,11 @@ class BatchingEngine(ABC, Generic[M]):
         for which, one in enumerate(inputs):
             pool.add(job, which, one)
 
-    def _pass(self, model: M, batch: list[Any]) -> Sequence[Any]:
-        found = self._forward(model, batch)
-        if (began := time.monotonic()) >= self._untrimmed_until:
-            memory.trim()
-            now = time.monotonic()
-            self._untrimmed_until = now + (now - began) / TRIMMING
-        return found
-
     async def _run(self, model: M, batch: list[Entry]) -> None:
         if not batch:
             return
         try:
-            found = await self._in_thread(self._pass, model, [entry[4] for entry in batch])
+            found = await self._in_thread(self._forward, model, [entry[4] for entry in batch])
         except Exception as error:
             log.exception("engine.batch_failed", extra={"model": self._names[0], "inputs": len(batch)})
             for entry in batch:
@@ -339,6 +333,16 @@ class BatchingEngine(ABC, Generic[M]):
             job.missing -= 1
             if job.missing == 0 and not job.answer.done():
                 job.answer.set_result(self._write(job))
+
+    async def _trim(self, batch: list[Entry]) -> None:
+        """While its answers are on their way."""
+        self._untrimmed += sum(map(_length, batch))
+        began = time.monotonic()
+        if self._untrimmed < TRIMMED_TOKENS or began < self._untrimmed_until:
+            return
+        await self._in_thread(memory.trim)
+        now = time.monotonic()
+        self._untrimmed, self._untrimmed_until = 0, now + (now - began) / TRIMMING
 
 
 def _fail(job: Job, error: Exception) -> None:

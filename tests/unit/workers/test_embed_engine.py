@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,22 @@ async def test_usage_counts_the_tokens_that_the_model_saw(engine: EmbedEngine) -
     assert body_of(answer)["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
 
 
-async def test_what_forward_passes_have_freed_is_given_back_in_a_small_share_of_the_time(
+async def test_what_forward_passes_have_freed_is_given_back(
+    engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed = threading.Event()
+    monkeypatch.setattr(memory, "trim", trimmed.set)
+    monkeypatch.setattr(batching, "TRIMMED_TOKENS", 6)
+    monkeypatch.setattr(engine, "_untrimmed_until", 0.0)
+    monkeypatch.setattr(engine, "_untrimmed", 0)
+
+    await engine.answer(request("hello"))  # of three tokens
+    assert not await asyncio.to_thread(trimmed.wait, 0.2)
+    await engine.answer(request("hello"))
+    assert await asyncio.to_thread(trimmed.wait, 10)
+
+
+async def test_giving_back_takes_a_small_share_of_the_time(
     engine: EmbedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
@@ -105,12 +121,13 @@ async def test_what_forward_passes_have_freed_is_given_back_in_a_small_share_of_
     monkeypatch.setattr(memory, "trim", trim)
     monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(engine, "_untrimmed_until", 0.0)
+    monkeypatch.setattr(engine, "_untrimmed", 0)
 
-    for passed in (0.0, 49.0, 2.0, 40.0, 9.0, 2.0):  # seconds; each trim takes one
+    for passed, tokens in (0, 4095), (1, 1), (49, 8000), (1, 96), (49, 0), (2, 4095), (9, 1):  # a trim takes a second
         clock[0] += passed
-        await engine.answer(request("hello"))
+        await engine._trim([(tokens, 0, None, 0, None)])  # type: ignore[list-item]
 
-    assert trims == [1000.0, 1052.0, 1104.0]
+    assert trims == [1001.0, 1052.0, 1113.0]
 
 
 async def test_tokens_are_counted_for_each_input(engine: EmbedEngine) -> None:
