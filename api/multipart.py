@@ -46,9 +46,10 @@ class Received:
 
 
 class Sink:
-    """Where a file part goes: hashed, and written unless `path` is None. Work on bytes is done in a thread."""
+    """Where the file part `name` goes: hashed, and written unless `path` is None. Work on bytes is done in a thread."""
 
-    def __init__(self, storage: Storage, path: str | None, max_bytes: int) -> None:
+    def __init__(self, name: str, storage: Storage, path: str | None, max_bytes: int) -> None:
+        self.name = name
         self._writer = storage.writer(path) if path else None
         self._max_bytes = max_bytes
         self._handle: Any = None
@@ -64,7 +65,7 @@ class Sink:
     async def add(self, data: bytes) -> None:
         self.bytes += len(data)
         if self.bytes > self._max_bytes:
-            raise PayloadTooLarge(f"The file has more than {self._max_bytes} bytes.", param="file")
+            raise PayloadTooLarge(f"'{self.name}' has more than {self._max_bytes} bytes.", param=self.name)
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= _CHUNK:
@@ -101,9 +102,9 @@ async def _opened(sink: Sink) -> AsyncIterator[Sink]:
     await run_in_threadpool(sink.close)
 
 
-async def receive(request: Request, name: str, sink: Sink, beat: Callable[[], Awaitable[None]]) -> Received:
-    """Read the whole form; the file part called `name` goes to `sink`. `beat` is called as bytes arrive."""
-    form = _Form(_boundary(request), name)
+async def receive(request: Request, sink: Sink, beat: Callable[[], Awaitable[None]]) -> Received:
+    """Read the whole form; the file part that `sink` is for goes there. `beat` is called as bytes arrive."""
+    form = _Form(_boundary(request), sink.name)
     async with _opened(sink):
         try:
             async for chunk in request.stream():

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
+from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Call, CallContext
@@ -49,8 +50,8 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
     file_id = new_id("file-")
     path = f"files/{file_id}"
     async with once.leased() as lease:
-        sink = Sink(call.storage, None if lease.kept else path, call.config.file_max_bytes)
-        form = await receive(request, "file", sink, lease.beat)
+        sink = Sink("file", call.storage, None if lease.kept else path, call.config.file_max_bytes)
+        form = await receive(request, sink, lease.beat)
         try:
             file = _row(call, file_id, path, form)
             fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
@@ -76,7 +77,8 @@ def list_files(
     if purpose is not None:
         statement = statement.where(File.purpose == purpose)
     with call.db.read() as session:
-        rows, more = find(session, statement, File, after=after, limit=limit, order=order)
+        gone_too = select(File).where(File.project_id == call.project_id)  # whoever deletes what it lists goes on
+        rows, more = find(session, statement, File, after=after, limit=limit, order=order, among=gone_too)
     return page(rows, more, show_file)
 
 

@@ -82,13 +82,14 @@ def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
 @router.post("/uploads/{upload_id}/parts", response_model=PartObject, openapi_extra=_PART_FORM)
 async def create_part(request: Request, call: Call, once: Idempotent, upload_id: str) -> Response:
     """Add one part, at most 64 MB. Its place in the file is given by `complete`."""
-    await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
-    await run_in_threadpool(_check_pending, call, upload_id)
     part_id = new_id("part_")
     path = f"uploads/{upload_id}/{part_id}"
     async with once.leased() as lease:
-        sink = Sink(call.storage, None if lease.kept else path, call.config.part_max_bytes)
-        form = await receive(request, "data", sink, lease.beat)
+        if not lease.kept:
+            await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
+            await run_in_threadpool(_check_pending, call, upload_id)
+        sink = Sink("data", call.storage, None if lease.kept else path, call.config.part_max_bytes)
+        form = await receive(request, sink, lease.beat)
 
         def make(session: Session) -> PartObject:
             _pending(session, call, upload_id)

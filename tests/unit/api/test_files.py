@@ -286,6 +286,20 @@ def test_an_expired_file_does_not_exist(app: FastAPI, client: TestClient) -> Non
     assert client.get("/v1/files").json()["data"] == []
 
 
+def test_whoever_deletes_what_it_lists_is_given_the_next_page(client: TestClient) -> None:
+    made = [upload(client).json()["id"] for _ in range(3)]
+    seen: list[str] = []
+    page: dict[str, Any] = {"has_more": True}
+    while page["has_more"]:
+        after = {"after": seen[-1]} if seen else {}
+        page = client.get("/v1/files", params={"limit": 1, **after}).json()
+        seen += [file["id"] for file in page["data"]]
+        client.delete(f"/v1/files/{seen[-1]}")
+
+    assert seen == made[::-1]
+    assert client.get("/v1/files").json()["data"] == []
+
+
 def test_files_are_listed_by_purpose(client: TestClient) -> None:
     first = upload(client, purpose="batch").json()
     second = upload(client, purpose="evals").json()

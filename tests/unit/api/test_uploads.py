@@ -152,6 +152,22 @@ def test_a_cancelled_upload_takes_nothing_more_and_keeps_nothing(app: FastAPI, c
     assert app.state.services.storage.list(f"uploads/{upload_id}") == []
 
 
+def test_a_part_that_is_sent_again_under_its_key_is_answered_as_before_whatever_became_of_the_upload(
+    client: TestClient,
+) -> None:
+    upload_id = create(client, 3)
+
+    def send(key: str) -> Any:
+        path, key_of = f"/v1/uploads/{upload_id}/parts", {"Idempotency-Key": key}
+        return client.post(path, files={"data": ("upload", b"abc")}, headers=key_of)
+
+    first = send("k")
+    client.post(f"/v1/uploads/{upload_id}/cancel")
+
+    assert (send("k").status_code, send("k").json()) == (200, first.json())
+    assert (send("another").status_code, add(client, upload_id, b"abc").status_code) == (409, 409)
+
+
 def test_an_upload_expires_after_its_hour(app: FastAPI, client: TestClient) -> None:
     upload_id = create(client, 3)
     part = add(client, upload_id, b"abc").json()["id"]
@@ -173,10 +189,12 @@ def test_sizes_have_limits(make_app: Callable[..., FastAPI]) -> None:
     client = client_of(app, make_key(app))
     upload_id = create(client, 5000)
 
-    statuses = [add(client, upload_id, b"x" * size).status_code for size in (1000, 1001, 99_999)]
+    answers = [add(client, upload_id, b"x" * size) for size in (1000, 1001, 99_999)]
+    statuses = [answer.status_code for answer in answers]
     too_large = client.post("/v1/uploads", json={"bytes": 5001, "filename": "a", "mime_type": "b", "purpose": "batch"})
 
     assert statuses == [200, 413, 413]
+    assert answers[1].json()["error"]["param"] == "data"
     assert too_large.json()["error"]["code"] == "integer_above_max_value"
     assert len(app.state.services.storage.list("uploads")) == 1
 
