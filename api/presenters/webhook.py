@@ -15,7 +15,7 @@ class EndpointObject(BaseModel):
     id: str
     object: Literal["webhook_endpoint"] = "webhook_endpoint"
     created_at: int
-    updated_at: int | None
+    updated_at: int
     name: str
     url: str
     event_types: list[str]
@@ -37,13 +37,13 @@ class EndpointDeleted(BaseModel):
 
 
 class TestResult(BaseModel):
-    """`success` is whether the receiver answered 2xx."""
+    """The receiver has answered; `status_code` says what."""
 
     object: Literal["webhook_endpoint.test"] = "webhook_endpoint.test"
     webhook_endpoint_id: str
     event_type: str
     status_code: int
-    success: bool
+    success: Literal[True] = True
 
 
 class EventTypeList(BaseModel):
@@ -89,7 +89,7 @@ def show_endpoint(endpoint: WebhookEndpoint) -> EndpointObject:
     return EndpointObject(
         id=endpoint.id,
         created_at=int(endpoint.created_at),
-        updated_at=when(endpoint.updated_at),
+        updated_at=int(endpoint.updated_at or endpoint.created_at),
         name=endpoint.name,
         url=endpoint.url,
         event_types=endpoint.event_types,

@@ -35,7 +35,7 @@ from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
 from jobs.guard import check_url
 from jobs.ids import new_id
 from jobs.models import Delivery, Event, Project, WebhookEndpoint
-from jobs.payloads import EVENT_TYPES
+from jobs.payloads import EVENT_TYPES, FILE_BATCH
 from jobs.webhook import body as body_of
 from jobs.webhook import new_secret, old_secrets, post_once, signing_secrets
 
@@ -69,6 +69,16 @@ _OVERLAP_SECONDS = 86_400
 _MAX_OLD_SECRETS = 20  # each signs, and receivers bound their headers
 _MAX_ENDPOINTS = 100
 _REPLAYED_AT_ONCE = 1000
+#: What a test event tells of, by what its type begins with: how the ids of such objects begin, and which are a store's.
+_SAMPLES = {
+    "batch": "batch_",
+    "response": "resp_",
+    "vector_store.file_batch": FILE_BATCH,
+    "vector_store.file": "file-",
+    "vector_store.source": "vss_",
+    "webhook_endpoint": "we_",
+}
+_OF_A_STORE = frozenset({"vector_store.file", "vector_store.source"})
 _RELEASED = 20  # transactions within the request that enables an endpoint; what is left then the dispatcher releases
 
 
@@ -155,10 +165,13 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
         _check_url(call, body.url)
     with call.db.write() as session:
         endpoint = _get(session, call, webhook_endpoint_id, lock=True)
-        for name, value in body.fields().items():
-            if value is not None:
-                setattr(endpoint, name, _unique(value) if name == "event_types" else value)
-        endpoint.updated_at = now()
+        given = {name: value for name, value in body.fields().items() if value is not None}
+        if "event_types" in given:
+            given["event_types"] = _unique(given["event_types"])
+        if any(getattr(endpoint, name) != value for name, value in given.items()):
+            endpoint.updated_at = now()
+        for name, value in given.items():
+            setattr(endpoint, name, value)
         released = deliveries.enable(session, endpoint, actor=call.actor)
         call.record(session, "webhook_endpoint.update", endpoint.id, {"fields": sorted(body.fields())})
         shown = show_endpoint(endpoint)
@@ -212,7 +225,6 @@ async def test_endpoint(call: Call, webhook_endpoint_id: str, body: TestEndpoint
         webhook_endpoint_id=endpoint.id,
         event_type=body.event_type,
         status_code=outcome.status_code,
-        success=outcome.delivered,
     )
 
 
@@ -307,15 +319,18 @@ def _unique(types: list[Any]) -> list[Any]:
 
 
 def _sample(call: CallContext, event_type: str) -> Event:
-    """An event that is sent and not kept."""
-    prefix = "we_" if event_type.startswith("webhook_endpoint.") else "batch_"
+    """An event that is sent and not kept, as those are that tell of something."""
+    kind = event_type.rpartition(".")[0]
+    data = {"id": new_id(f"{_SAMPLES[kind]}test_")}
+    if kind in _OF_A_STORE:
+        data["vector_store_id"] = new_id("vs_test_")
     return Event(
         subject_id="test",
         seq=0,
         id=new_id("evt_"),
         project_id=call.project_id,
         type=event_type,
-        data={"id": new_id(f"{prefix}test_")},
+        data=data,
         created_at=now(),
     )
 

@@ -18,6 +18,7 @@ from jobs import deliveries
 from jobs.clock import now
 from jobs.due import HELD
 from jobs.models import Attempt, Delivery, Project, WebhookEndpoint
+from jobs.payloads import EVENT_TYPES
 from jobs.webhook import signing_secrets
 from tests.support import runs
 from tests.support.databases import until_waiting
@@ -228,10 +229,50 @@ def test_a_test_event_is_signed_and_its_answer_told(client: TestClient, receiver
         "status_code": 204,
         "success": True,
     }
-    assert (bad["status_code"], bad["success"]) == (500, False)
+    assert (bad["status_code"], bad["success"]) == (500, True)  # it was sent
     headers, body = receiver.got[0]
     event = Webhook(made["signing_secret"]).verify(body, headers)
     assert (event["object"], event["type"]) == ("event", "batch.expired")
+
+
+@pytest.mark.parametrize(
+    ("event_type", "begins"),
+    [
+        ("batch.completed", {"id": "batch_"}),
+        ("response.failed", {"id": "resp_"}),
+        ("vector_store.file_batch.cancelled", {"id": "vsfb_"}),
+        ("vector_store.file.completed", {"id": "file-", "vector_store_id": "vs_"}),
+        ("vector_store.source.synced", {"id": "vss_", "vector_store_id": "vs_"}),
+        ("webhook_endpoint.disabled", {"id": "we_"}),
+    ],
+)
+def test_a_test_event_looks_like_those_of_its_type(
+    client: TestClient, receiver: Any, event_type: str, begins: dict[str, str]
+) -> None:
+    made = create(client, url=f"http://127.0.0.1:{receiver.server_port}/x")
+
+    client.post(f"/v1/webhook_endpoints/{made['id']}/test", json={"event_type": event_type})
+
+    event = Webhook(made["signing_secret"]).verify(receiver.got[0][1], receiver.got[0][0])
+    assert {name: value.split("test_")[0] for name, value in event["data"].items()} == begins
+
+
+def test_every_type_of_event_can_be_tested() -> None:
+    assert {kind.rpartition(".")[0] for kind in EVENT_TYPES} == webhook_endpoints._SAMPLES.keys()
+
+
+def test_only_what_changes_an_endpoint_moves_the_time_of_its_change(app: FastAPI, client: TestClient) -> None:
+    made = create(client)
+    with app.state.services.db.write() as session:
+        session.get_one(WebhookEndpoint, made["id"]).created_at -= 100
+    path = f"/v1/webhook_endpoints/{made['id']}"
+
+    same = client.post(path, json={"name": made["name"], "event_types": made["event_types"] * 2}).json()
+    other = client.post(path, json={"name": "other"}).json()
+
+    assert made["updated_at"] == made["created_at"]
+    assert same["updated_at"] == same["created_at"] == made["created_at"] - 100
+    assert other["updated_at"] >= made["created_at"]
 
 
 def test_a_receiver_that_is_not_there_is_a_clear_error(client: TestClient) -> None:
