@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, bindparam, case, exists, func, insert, select, update
+from sqlalchemy import and_, bindparam, case, exists, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from jobs import audit, events, measures
@@ -88,9 +88,10 @@ def record(
     return len(mine)
 
 
-def take_back(session: Session, worker_id: str, keep: Collection[str] = ()) -> int:
+def take_back(session: Session, worker_id: str, keep: Collection[DeliveryClaim] = ()) -> int:
     """Free what a dead worker held (or a live one holds without knowing: all but `keep`); returns how many."""
-    mine = and_(Delivery.worker_id == worker_id, Delivery.id.not_in(keep))
+    known = [(claim.id, claim.epoch) for claim in keep]
+    mine = and_(Delivery.worker_id == worker_id, tuple_(Delivery.id, Delivery.epoch).not_in(known))
     return _update(session, mine, worker_id=None, epoch=Delivery.epoch + 1)
 
 

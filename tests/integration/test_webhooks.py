@@ -34,6 +34,7 @@ from jobs.webhook import new_secret
 from tests.support.beside import beside
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
+from tests.support.system import pause
 from workers import process
 from workers.housekeeping import Housekeeper
 from workers.webhooks import loop
@@ -352,6 +353,34 @@ def test_database_that_refuses_and_loses_answers_costs_no_delivery(db: Database,
     assert {request.webhook_id for request in receiver.requests} == {
         request.webhook_id for request in receiver.requests if request.verify(SECRET)
     }
+
+
+class Mute(Database):
+    """Commits the first transaction, and says a second later that it may not have."""
+
+    writes = 0
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        self.writes += 1
+        first = self.writes == 1
+        with super().write() as session:
+            yield session
+        if first:
+            pause(1.0)
+            raise DatabaseBusy
+
+
+def test_what_was_claimed_without_an_answer_is_sent_before_the_loop_ends(db: Database, receiver: Receiver) -> None:
+    endpoint(db, receiver.url("ok"))
+    happen(db)
+    mute = Mute(db.url, patience=10)
+
+    loop.run(mute, config(), "io-1", threading.Event(), idle_seconds=0.5)
+    mute.close()
+
+    assert states(db) == {"delivered": 1}
+    assert len(receiver.requests) == 1
 
 
 class Shut(Database):

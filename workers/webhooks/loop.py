@@ -82,7 +82,7 @@ class _Turn:
 
     results: list[tuple[DeliveryClaim, Outcome]]
     back: list[DeliveryClaim]
-    keep: list[str] | None = None
+    keep: list[DeliveryClaim] | None = None
     claims: list[DeliveryClaim] = field(default_factory=list)
     next_due: float | None = None
     paused: bool = False
@@ -112,13 +112,13 @@ class _Loop:
 
     async def work(self, stop: threading.Event, idle_seconds: float) -> None:
         active = time.monotonic()
-        while not stop.is_set() and time.monotonic() - active < idle_seconds:
+        while not stop.is_set() and (self._is_at_it() or time.monotonic() - active < idle_seconds):
             self._lanes.watch(time.monotonic())
             self._back += self._lanes.surrender(self._closed(), everything=self._paused)
             if self._owes() or await self._is_due():
                 await self._take_turn(claiming=True)
             self._send()
-            if self._held:
+            if self._is_at_it():
                 active = time.monotonic()
             await self._pause()
 
@@ -139,6 +139,10 @@ class _Loop:
     def _closed(self) -> set[str]:
         """Endpoints that have just said that they are gone."""
         return {claim.lane for claim, outcome in self._results if outcome.status_code == _GONE}
+
+    def _is_at_it(self) -> bool:
+        """Also while it is in doubt: what it may have claimed without knowing nobody else gives back."""
+        return bool(self._held) or self._owes()
 
     def _owes(self) -> bool:
         return bool(self._results or self._back or self._doubt)
@@ -161,7 +165,7 @@ class _Loop:
 
     async def _take_turn(self, *, claiming: bool) -> bool:
         """One transaction; False when the database was busy, and all of it is still to be done."""
-        turn = _Turn(self._results[:_OUTCOMES], self._back, list(self._held) if self._doubt else None)
+        turn = _Turn(self._results[:_OUTCOMES], self._back, list(self._held.values()) if self._doubt else None)
         limit = min(_CLAIMS, self._lanes.room()) if claiming else 0
         allowances = self._lanes.allowances()
         try:

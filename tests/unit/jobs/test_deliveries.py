@@ -342,9 +342,22 @@ def test_take_back_spares_what_the_worker_says_it_holds(db: Database) -> None:
     happen(db, "batch_1", 2)
     kept, lost = claim(db)
     with db.write() as session:
-        assert deliveries.take_back(session, "io-1", keep=[kept.id]) == 1
+        assert deliveries.take_back(session, "io-1", keep=[kept]) == 1
 
     assert [again.id for again in claim(db, "io-2")] == [lost.id]
+
+
+def test_take_back_frees_what_the_worker_holds_anew_without_knowing(db: Database) -> None:
+    endpoint(db)
+    happen(db, "batch_1")
+    (known,) = claim(db)
+    with db.write() as session:
+        deliveries.give_back(session, [known])
+    claim(db)  # a commit whose answer was lost
+    with db.write() as session:
+        assert deliveries.take_back(session, "io-1", keep=[known]) == 1
+
+    assert [again.id for again in claim(db, "io-2")] == [known.id]
 
 
 def test_claim_given_back_is_due_at_once_and_counts_no_attempt(db: Database) -> None:
