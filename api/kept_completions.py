@@ -7,6 +7,7 @@ Metadata is the row's, so that it can be changed and looked for; what was said l
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Select, or_, select
@@ -21,7 +22,7 @@ from api.validation import clip
 from jobs import completions
 from jobs.clock import now
 from jobs.endpoints import CHAT
-from jobs.errors import NotFound
+from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.kept import Kept, decode, encode
 from jobs.models import KeptCompletion
 
@@ -96,7 +97,8 @@ def forget(call: CallContext, completion_id: str) -> None:
         path = row.path
         session.delete(row)
         call.record(session, "chat_completion.delete", row.id)
-    call.storage.delete(path)
+    with suppress(StorageAway, StorageFull):  # retention does it
+        call.storage.delete(path)
 
 
 def _mine(call: CallContext) -> Select[KeptCompletion]:

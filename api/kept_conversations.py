@@ -7,6 +7,7 @@ A crash between leaves an object that retention removes. Of two changes at once 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.validation import clip
 from jobs.clock import now
-from jobs.errors import Contended, InvalidRequest, NotFound
+from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, StorageAway, StorageFull
 from jobs.ids import new_id
 from jobs.models import Conversation
 
@@ -113,7 +114,8 @@ def forget(call: CallContext, conversation_id: str) -> None:
         path = gone.path
         session.delete(gone)
         call.record(session, "conversation.delete", conversation_id)
-    call.storage.delete(path)
+    with suppress(StorageAway, StorageFull):  # retention does it
+        call.storage.delete(path)
 
 
 def no_item(item_id: str) -> NotFound:
@@ -156,11 +158,15 @@ def _replace(call: CallContext, held: Held, items: Items, new: Items, commit: Ca
 
 
 def _tidy(call: CallContext, conversation_id: str, paths: set[str]) -> None:
-    """Remove those that the row does not point to: what `commit` came to, a replay perhaps, the row alone says."""
-    with call.db.read() as session:
-        current = session.scalar(select(Conversation.path).where(Conversation.id == conversation_id))
-    for path in paths - {current}:
-        call.storage.delete(path)
+    """Remove those that the row does not point to: what `commit` came to, a replay perhaps, the row alone says.
+
+    All is committed, and who is told that it failed does it again: what can't be removed now is left to retention.
+    """
+    with suppress(DatabaseBusy, StorageAway, StorageFull):
+        with call.db.read() as session:
+            current = session.scalar(select(Conversation.path).where(Conversation.id == conversation_id))
+        for path in paths - {current}:
+            call.storage.delete(path)
 
 
 def _write(call: CallContext, conversation_id: str, items: Items) -> str:

@@ -6,6 +6,7 @@ forget   row ─▶ object                 likewise
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import select
@@ -17,7 +18,7 @@ from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
 from jobs.endpoints import RESPONSES
-from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.errors import Conflict, InvalidRequest, NotFound, StorageAway, StorageFull
 from jobs.kept import Kept, decode, encode
 from jobs.models import Job, KeptResponse
 from jobs.states import TERMINAL, JobState
@@ -125,7 +126,8 @@ def forget(call: CallContext, response_id: str) -> None:
         call.record(session, "response.delete", row.id)
         paths = [row.path, *([f"jobs/{row.id}"] if job is not None and job.state in TERMINAL else [])]
     for path in paths:
-        call.storage.delete(path)
+        with suppress(StorageAway, StorageFull):  # retention does it
+            call.storage.delete(path)
 
 
 def _row(session: Session, call: CallContext, response_id: str, *, lock: bool = False) -> KeptResponse:

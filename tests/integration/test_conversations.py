@@ -11,7 +11,7 @@ from openai.types.responses import Response
 from sqlalchemy import select
 
 from api.idempotency import Once
-from jobs.errors import DatabaseBusy
+from jobs.errors import DatabaseBusy, StorageAway
 from jobs.models import Audit
 from tests.support.shop import MODEL, Shop
 from workers.retention import Retention
@@ -238,6 +238,28 @@ def test_a_commit_whose_answer_is_lost_loses_no_word(shop: Shop, monkeypatch: py
         shop.client.conversations.items.create(made.id, items=[_message("one")])
 
     assert _texts(shop, made.id) == ["one"]
+
+
+def test_what_is_said_is_said_once_where_storage_lets_nothing_go(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever were told of a failure would say it again."""
+    made = shop.client.conversations.create()
+    response = _answer(shop, "one", made.id)
+
+    def away(_: str) -> None:
+        raise StorageAway
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.app.state.services.storage, "delete", away)
+        _answer(shop, "two", made.id)
+        shop.client.conversations.items.create(made.id, items=[_message("three")])
+        said = _texts(shop, made.id)
+        shop.client.responses.delete(response.id)
+        shop.client.conversations.delete(made.id)
+
+    assert [text for text in said if text in ("one", "two", "three")] == ["one", "two", "three"]
+    assert len(said) == 5  # and an answer to each question
+    with pytest.raises(openai.NotFoundError):
+        shop.client.conversations.retrieve(made.id)
 
 
 def test_a_key_is_for_what_is_kept(shop: Shop) -> None:
