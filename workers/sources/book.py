@@ -42,6 +42,10 @@ class Stored:
         return path_of(self.file_id)
 
 
+class Deleted(Exception):
+    """A client has deleted the file since it was looked up."""
+
+
 class Book:
     """The rows of one sync. `line` is the job's next; `written` counts the items that something was said about."""
 
@@ -57,7 +61,7 @@ class Book:
     def attach(self, entry: Entry, file_id: str, fingerprint: Facts | None, stored: Stored | None) -> None:
         """A file becomes a line of the job; with `stored` it is new, and its item's newest version.
 
-        Raises Expired, SourceAway.
+        Raises Deleted, Expired, SourceAway.
         """
 
         def attach(session: Session, item: SourceItem) -> None:
@@ -65,7 +69,10 @@ class Book:
                 self._insert(session, stored)
                 item.previous_id = self._outlived(session, item)
                 item.file_id, item.sha256 = file_id, stored.sha256
-            filename = session.scalar(select(File.filename).where(File.id == file_id)) or entry.filename
+            alive = File.id == file_id, File.deleted_at.is_(None)
+            filename = session.scalar(select(File.filename).where(*alive))
+            if filename is None:
+                raise Deleted
             wanted = Attachment(file_id, filename, self.source.chunking, self.source.attributes)
             before = session.get(VectorStoreFile, (self.index.id, file_id))
             known = item.previous_id or (before and before.document)

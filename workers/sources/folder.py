@@ -25,6 +25,7 @@ _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # of 
 _MOVED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 #: A file that changed so lately may change again without looking different.
 _SETTLED_SECONDS: Final = 2.0
+_LISTINGS: Final = 3  # at most, where folders move meanwhile
 
 
 class Folder:
@@ -35,20 +36,29 @@ class Folder:
         self._pattern = tuple(glob.split("/"))
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
+        for _ in range(_LISTINGS):
+            found, whole = self._listed(most, look)
+            if whole:
+                break
+        return found
+
+    def _listed(self, most: int, look: Callable[[], None]) -> tuple[list[Entry], bool]:
+        """And whether no folder went meanwhile: its files may stand where the listing had been by then."""
         found: list[Entry] = []
         waiting: list[tuple[str, ...]] = [()]
+        passed_over: list[tuple[str, ...]] = []
         with self._opened() as top:
             while waiting:
                 look()
                 parts = waiting.pop()
-                for name, is_folder, entry in _scan(top, parts, self._pattern):
+                for name, is_folder, entry in _scan(top, parts, self._pattern, passed_over):
                     if is_folder:
                         waiting.append((*parts, name))
                     elif entry is not None:
                         found.append(entry)
                     if len(found) > most:
                         raise too_many(most)
-        return found
+        return found, not passed_over
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
         *parts, name = entry.key.split("/")
@@ -113,8 +123,13 @@ def _step(top: int, parts: Sequence[str]) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _scan(top: int, parts: tuple[str, ...], pattern: tuple[str, ...]) -> Iterator[tuple[str, bool, Entry | None]]:
-    """The names in one folder: whether each is a folder, and the entry of a file that is wanted. Raises SourceAway."""
+def _scan(
+    top: int, parts: tuple[str, ...], pattern: tuple[str, ...], passed_over: list[tuple[str, ...]]
+) -> Iterator[tuple[str, bool, Entry | None]]:
+    """The names in one folder: whether each is a folder, and the entry of a file that is wanted. Raises SourceAway.
+
+    One that is gone, or put away, since its parent was read is passed over.
+    """
     with _ours():
         try:
             with _step(top, parts) as descriptor, os.scandir(descriptor) as names:
@@ -123,7 +138,8 @@ def _scan(top: int, parts: tuple[str, ...], pattern: tuple[str, ...]) -> Iterato
                         yield _judge(one, parts, pattern)
         except OSError as error:
             if not parts or error.errno not in _MOVED:
-                raise  # and where it is gone, or put away, since its parent was read, it is passed over
+                raise
+            passed_over.append(parts)
 
 
 def _judge(one: "os.DirEntry[str]", parts: tuple[str, ...], pattern: tuple[str, ...]) -> tuple[str, bool, Entry | None]:

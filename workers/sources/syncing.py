@@ -31,7 +31,7 @@ from jobs.payloads import index_of
 from jobs.source_items import FAILED, REMOVED, digest, told
 from workers.context import Context
 from workers.keeper import Hold
-from workers.sources.book import INDEX_REMOVED, Book, Stored, path_of
+from workers.sources.book import INDEX_REMOVED, Book, Deleted, Stored, path_of
 from workers.sources.opening import open_place
 from workers.sources.port import Entry, Fetched, ItemFailed, ItemGone, SourceAway
 from workers.stumbling import Abandoned
@@ -230,8 +230,11 @@ class _Sync:
         fingerprint = stored.told.fingerprint if stored else before
         if known.settled:
             self.book.settle(entry, fingerprint)
-        else:
+            return None
+        try:
             self.book.attach(entry, str(known.item.file_id), fingerprint, None)
+        except Deleted:
+            return self._fetch(entry, None)
         return None
 
     def _check_size(self, size: int) -> None:

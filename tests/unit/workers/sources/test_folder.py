@@ -1,5 +1,6 @@
 """A folder of the server: what is read of it, and that no name in it leads out."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -181,9 +182,29 @@ def test_a_file_is_named_after_the_end_of_its_path(path: str, name: str) -> None
 def test_a_folder_that_goes_while_it_is_listed_is_passed_over_and_the_whole_one_is_not(root: Path) -> None:
     top = os.open(root / "docs", os.O_RDONLY | os.O_DIRECTORY)
 
-    assert [name for name, _, _ in folder._scan(top, ("deep",), ("**",))] == ["b.txt"]
-    for gone in ("none", "a.md"):
-        assert list(folder._scan(top, (gone,), ("**",))) == []
+    gone: list[tuple[str, ...]] = []
+
+    assert [name for name, _, _ in folder._scan(top, ("deep",), ("**",), gone)] == ["b.txt"]
+    assert gone == []
+    for name in ("none", "a.md"):
+        assert list(folder._scan(top, (name,), ("**",), gone)) == []
+    assert gone == [("none",), ("a.md",)]
     os.close(top)
     with pytest.raises(SourceAway):
-        list(folder._scan(top, (), ("**",)))
+        list(folder._scan(top, (), ("**",), gone))
+
+
+@pytest.mark.parametrize("moves", [1, 9])
+def test_a_folder_that_moves_while_it_is_listed_is_found_where_it_went(root: Path, moves: int) -> None:
+    """And what moves on and on is looked for so many times, and no more."""
+    looks = itertools.count(1)
+
+    def look() -> None:
+        if (n := next(looks)) % 2 == 0 and n <= 2 * moves:  # between the folder and the one in it
+            [deep] = (path for path in (root / "docs").iterdir() if path.is_dir())
+            deep.rename(root / f"docs/moved{n}")
+
+    found = {entry.key for entry in place(root).entries(100, look)}
+
+    assert found == ({"a.md", "moved2/b.txt"} if moves == 1 else {"a.md"})
+    assert next(looks) == (5 if moves == 1 else 7)

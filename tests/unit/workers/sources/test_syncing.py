@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3fs
@@ -19,6 +20,8 @@ from workers.parsing import office
 from workers.parsing.parser import Parser
 from workers.parsing.terms import unsupported
 from workers.sources import folder
+from workers.sources.book import Book
+from workers.sources.port import Entry
 from workers.vectors.opening import open_vectors
 
 
@@ -185,6 +188,31 @@ def test_what_failed_through_no_fault_of_its_own_is_tried_again(mill: Works, lib
 
     assert source.counts() == [3, 3, 0, 0, 0, 0]
     assert_mirrors(source, TEXTS)
+
+
+def test_what_a_client_deletes_while_it_is_brought_in_again_comes_back_as_another_file(
+    mill: Works, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Sync(mill, mill.store(), type="folder", path=str(library))
+    mill.drive(until="index")
+    mill.ok(f"/jobs/{source.now()['file_batch_id']}/cancel")
+    mill.drive()
+    gone = source.items()["a.txt"].file_id
+    attach, asked = Book.attach, list[str]()
+
+    def late(book: Book, entry: Entry, file_id: str, *facts: Any) -> None:
+        if file_id == gone:
+            mill.delete(f"/files/{gone}")
+            asked.append(file_id)
+        attach(book, entry, file_id, *facts)
+
+    monkeypatch.setattr(Book, "attach", late)
+    source.again()
+
+    assert source.counts() == [3, 3, 0, 0, 0, 0]
+    assert_mirrors(source, TEXTS)
+    assert asked == [gone]
+    assert source.items()["a.txt"].file_id != gone
 
 
 def test_what_a_client_took_out_of_the_store_or_deleted_comes_back(mill: Works, library: Path) -> None:
