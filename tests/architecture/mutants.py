@@ -187,7 +187,6 @@ MUTANTS = [
         for name, function, guard in (
             ("a try by any epoch", "_mine", "Shard.epoch == claim.epoch"),
             ("a shard lost while it beats", "lose", "Shard.beat == beat"),
-            ("whoever held a shard beats", "beat", "Shard.epoch == epoch"),
         )
     ),
     *(
@@ -200,6 +199,12 @@ MUTANTS = [
                 SHARDS,
             ),
             ("a segment that counts twice", "commit", _KNOWN_SEGMENT, SHARDS),
+            (
+                "whoever held a shard beats",
+                "beat",
+                "not statements.changes_one(session, statements.BEAT_SHARD, held)",
+                SHARDS,
+            ),
             ("a cut that is made twice", "cut", _KNOWN_SHARD, LEDGER),
             ("a shard of a stopped job", "claim", "job.state != JobState.RUNNING", SHARDS),
             ("tries are not counted", "trying", "line == claim.trying_line", SHARDS),
