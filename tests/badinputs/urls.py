@@ -134,7 +134,7 @@ def _endpoint(world: World, url: str) -> str:
     world.client.delete(path)
     if tried.status_code == 200:
         result = tried.json()
-        return "delivered" if result["success"] else f"status {result['status_code']}"
+        return "delivered" if 200 <= result["status_code"] < 300 else f"status {result['status_code']}"
     return str(tried.json()["error"]["message"]).removeprefix("The receiver could not be reached: ").rstrip(".")
 
 
