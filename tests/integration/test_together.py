@@ -51,8 +51,8 @@ def _planned(mill: Mill, count: int) -> list[str]:
     """Jobs of a line each whose doorbells the test rings."""
     mill.elsewhere = lambda task, _queue, _arguments: task == Task.RUN
     jobs = [mill.submit(jsonl([chat_line("one", f"hello {n}")])) for n in range(count)]
-    mill.until(lambda: all(mill.job(job_id).state == JobState.RUNNING for job_id in jobs))
-    mill.until(lambda: _rung(mill, jobs) == set(jobs))
+    mill.until(lambda: all(mill.job(job_id).state == JobState.RUNNING for job_id in jobs), 60)
+    mill.until(lambda: _rung(mill, jobs) == set(jobs), 60)
     return jobs
 
 
