@@ -7,7 +7,6 @@ Metadata is the row's, so that it can be changed and looked for; what was said l
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Select, or_, select
@@ -22,9 +21,10 @@ from api.validation import clip
 from jobs import completions
 from jobs.clock import now
 from jobs.endpoints import CHAT
-from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.errors import NotFound
 from jobs.kept import Kept, decode, encode
 from jobs.models import KeptCompletion
+from jobs.storage import let_go
 
 _TRIES = 3  # of a page, each of which lost an object that was deleted at that moment
 _LONGEST_NAME = 255
@@ -97,8 +97,7 @@ def forget(call: CallContext, completion_id: str) -> None:
         path = row.path
         session.delete(row)
         call.record(session, "chat_completion.delete", row.id)
-    with suppress(StorageAway, StorageFull):  # retention does it
-        call.storage.delete(path)
+    let_go(call.storage, [path])
 
 
 def _mine(call: CallContext) -> Select[KeptCompletion]:

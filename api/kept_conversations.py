@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.validation import clip
 from jobs.clock import now
-from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, StorageAway, StorageFull
+from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.models import Conversation
+from jobs.storage import let_go
 
 T = TypeVar("T")
 Items = list[dict[str, Any]]
@@ -114,8 +115,7 @@ def forget(call: CallContext, conversation_id: str) -> None:
         path = gone.path
         session.delete(gone)
         call.record(session, "conversation.delete", conversation_id)
-    with suppress(StorageAway, StorageFull):  # retention does it
-        call.storage.delete(path)
+    let_go(call.storage, [path])
 
 
 def no_item(item_id: str) -> NotFound:
@@ -158,15 +158,11 @@ def _replace(call: CallContext, held: Held, items: Items, new: Items, commit: Ca
 
 
 def _tidy(call: CallContext, conversation_id: str, paths: set[str]) -> None:
-    """Remove those that the row does not point to: what `commit` came to, a replay perhaps, the row alone says.
-
-    All is committed, and who is told that it failed does it again: what can't be removed now is left to retention.
-    """
-    with suppress(DatabaseBusy, StorageAway, StorageFull):
+    """Remove those that the row does not point to: what `commit` came to, a replay perhaps, the row alone says."""
+    with suppress(DatabaseBusy):  # then both stay, and retention finds out
         with call.db.read() as session:
             current = session.scalar(select(Conversation.path).where(Conversation.id == conversation_id))
-        for path in paths - {current}:
-            call.storage.delete(path)
+        let_go(call.storage, paths - {current})
 
 
 def _write(call: CallContext, conversation_id: str, items: Items) -> str:

@@ -6,7 +6,6 @@ forget   row ─▶ object                 likewise
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import select
@@ -18,10 +17,11 @@ from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
 from jobs.endpoints import RESPONSES
-from jobs.errors import Conflict, InvalidRequest, NotFound, StorageAway, StorageFull
+from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.kept import Kept, decode, encode
 from jobs.models import Job, KeptResponse
 from jobs.states import TERMINAL, JobState
+from jobs.storage import let_go
 
 #: In the background a response has so long until it is given up.
 _WINDOW = "24h"
@@ -125,9 +125,7 @@ def forget(call: CallContext, response_id: str) -> None:
         session.delete(row)
         call.record(session, "response.delete", row.id)
         paths = [row.path, *([f"jobs/{row.id}"] if job is not None and job.state in TERMINAL else [])]
-    for path in paths:
-        with suppress(StorageAway, StorageFull):  # retention does it
-            call.storage.delete(path)
+    let_go(call.storage, paths)
 
 
 def _row(session: Session, call: CallContext, response_id: str, *, lock: bool = False) -> KeptResponse:

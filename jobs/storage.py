@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -254,6 +254,15 @@ def _files_in(base: Path) -> Iterator[Path]:
     if base.is_dir():
         for folder, _, names in os.walk(base, onerror=tell):
             yield from (Path(folder, name) for name in names)
+
+
+def let_go(storage: Storage, paths: Iterable[str]) -> None:
+    """Remove what no row points to any more. What can't be removed now is retention's: all is committed by then, and
+    whoever were told of a failure would do it again.
+    """
+    for path in paths:
+        with suppress(StorageAway, StorageFull):
+            storage.delete(path)
 
 
 def _unless_gone(_call: Any, _path: Any, failed: tuple[type[BaseException], BaseException, Any]) -> None:
