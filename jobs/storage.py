@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -46,13 +46,19 @@ class Storage(Protocol):
     def delete(self, path: str) -> None:
         """Remove an object or everything under a folder; what is not there is no error."""
 
-    def list(self, prefix: str) -> list[str]: ...
+    def walk(self, prefix: str) -> Iterator[str]:
+        """The paths of all objects below a folder, in any order, as they are found: there may be a million."""
 
-    def folders(self, prefix: str) -> Sequence[str]:
-        """The names of the folders that are directly in one."""
+    def list(self, prefix: str) -> list[str]:
+        """The same at once, in order."""
 
-    def sweep(self, before: float) -> int:
-        """Remove what writers that died left unfinished, untouched since `before`; how many there were."""
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names of the folders that are directly in one, as they are found."""
+
+    def sweep(self, before: float) -> Iterator[bool]:
+        """Remove what writers that died left unfinished, untouched since `before`; of all that is looked at, whether it
+        was that.
+        """
 
     def free(self) -> int | None:
         """Free bytes, or None where that means nothing."""
@@ -102,27 +108,25 @@ class DiskStorage:
             else:
                 target.unlink(missing_ok=True)
 
+    def walk(self, prefix: str) -> Iterator[str]:
+        with _our_errors(prefix):
+            for entry in _files_in(self._at(prefix)):
+                if not entry.name.startswith(_TEMPORARY):
+                    yield Path(entry.path).relative_to(self.root).as_posix()
+
     def list(self, prefix: str) -> list[str]:
-        base = self._at(prefix)
-        with _our_errors(prefix):
-            found = [path for path in _files_in(base) if not path.name.startswith(_TEMPORARY)]
-        return sorted(path.relative_to(self.root).as_posix() for path in found)
+        return sorted(self.walk(prefix))
 
-    def folders(self, prefix: str) -> Sequence[str]:
-        base = self._at(prefix)
+    def folders(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
-            return [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []
+            for entry in _entries(self._at(prefix)):
+                if entry.is_dir():
+                    yield entry.name
 
-    def sweep(self, before: float) -> int:
-        swept = 0
+    def sweep(self, before: float) -> Iterator[bool]:
         with _our_errors(""):
-            for folder, _, names in os.walk(self.root):
-                for path in [Path(folder, name) for name in names if name.startswith(_TEMPORARY)]:
-                    with suppress(FileNotFoundError):  # its writer lives, and has ended meanwhile
-                        if path.stat().st_mtime < before:
-                            path.unlink()
-                            swept += 1
-        return swept
+            for entry in _files_in(self.root):
+                yield entry.name.startswith(_TEMPORARY) and _removed_if_old(entry, before)
 
     def free(self) -> int | None:
         try:
@@ -148,6 +152,7 @@ class ObjectStorage:
             options.setdefault("config_kwargs", PATIENCE)
         # other processes write too: a remembered listing would hide their objects and show old sizes
         self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+        self._s3 = url.startswith("s3://")
 
     def put(self, path: str, data: bytes) -> None:
         with _our_errors(path):
@@ -180,21 +185,43 @@ class ObjectStorage:
             if self._fs.exists(self._at(path)):
                 self._fs.rm(self._at(path), recursive=True)
 
+    def walk(self, prefix: str) -> Iterator[str]:
+        with _our_errors(prefix):
+            found = self._listed(prefix, "Contents", "Key") if self._s3 else iter(self._fs.find(self._at(prefix)))
+            for path in found:
+                yield path.removeprefix(self._root).lstrip("/")
+
     def list(self, prefix: str) -> list[str]:
-        with _our_errors(prefix):
-            found = self._fs.find(self._at(prefix))
-        return sorted(path.removeprefix(self._root).lstrip("/") for path in found)
+        return sorted(self.walk(prefix))
 
-    def folders(self, prefix: str) -> Sequence[str]:
+    def folders(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
-            try:
-                found = self._fs.ls(self._at(prefix), detail=True)
-            except FileNotFoundError:
-                return []
-        return [one["name"].rstrip("/").rpartition("/")[2] for one in found if one["type"] == "directory"]
+            found = self._listed(prefix, "CommonPrefixes", "Prefix") if self._s3 else self._folders_at(prefix)
+            for path in found:
+                yield path.rstrip("/").rpartition("/")[2]
 
-    def sweep(self, before: float) -> int:  # noqa: ARG002 (unfinished parts are for the bucket's lifecycle rule)
-        return 0
+    def _listed(self, prefix: str, kind: str, name: str) -> Iterator[str]:
+        """Of S3 page by page: s3fs has all of it in memory, a kilobyte for each.
+
+        Source: docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+        """
+        bucket, key, _ = self._fs.split_path(self._at(prefix))
+        where = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/"}
+        if kind == "CommonPrefixes":
+            where["Delimiter"] = "/"
+        more = True
+        while more:
+            page = self._fs.call_s3("list_objects_v2", **where)
+            yield from (f"{bucket}/{one[name]}" for one in page.get(kind, []))
+            more = page.get("IsTruncated", False)
+            where["ContinuationToken"] = page.get("NextContinuationToken", "")
+
+    def _folders_at(self, prefix: str) -> Iterator[str]:
+        with suppress(FileNotFoundError):
+            yield from (one["name"] for one in self._fs.ls(self._at(prefix), detail=True) if one["type"] == "directory")
+
+    def sweep(self, before: float) -> Iterator[bool]:  # noqa: ARG002 (unfinished parts are for the bucket's lifecycle rule)
+        return iter(())
 
     def free(self) -> int | None:
         return None
@@ -244,16 +271,27 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _files_in(base: Path) -> Iterator[Path]:
-    """All below a folder, which others may remove while one looks."""
+def _files_in(base: str | Path) -> Iterator["os.DirEntry[str]"]:
+    """All below a folder."""
+    for entry in _entries(base):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_in(entry.path)
+        else:
+            yield entry
 
-    def tell(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
 
-    if base.is_dir():
-        for folder, _, names in os.walk(base, onerror=tell):
-            yield from (Path(folder, name) for name in names)
+def _entries(base: str | Path) -> Iterator["os.DirEntry[str]"]:
+    """What is in a folder, which others may remove while one looks. One entry at a time, however many there are."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(base) as entries:
+        yield from entries
+
+
+def _removed_if_old(entry: "os.DirEntry[str]", before: float) -> bool:
+    with suppress(FileNotFoundError):  # its writer lives, and has ended meanwhile
+        if entry.stat().st_mtime < before:
+            Path(entry.path).unlink()
+            return True
+    return False
 
 
 def let_go(storage: Storage, paths: Iterable[str]) -> None:

@@ -1,19 +1,19 @@
 """What is no longer needed goes: expired files and answers, deleted files, with what jobs hold of them, abandoned
 uploads, old keys, the inside of old jobs and their webhooks, what of the cache cannot be found any more.
 
-Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to:
-what two looks an hour apart find so is removed. What a job holds goes before the rows that tell of it, and before that
-of a deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to, which
+`workers.orphans` looks for once an hour. What a job holds goes before the rows that tell of it, and before that of a
+deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select, tuple_, update
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import ColumnElement, delete, exists, or_, select, tuple_, update
+from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, cached, deliveries
 from jobs.clock import now
@@ -22,7 +22,6 @@ from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.models import (
     Attempt,
     Base,
-    Conversation,
     Delivery,
     Event,
     File,
@@ -35,12 +34,12 @@ from jobs.models import (
     Shard,
     Upload,
     UploadPart,
-    VectorStore,
 )
 from jobs.payloads import BATCH_OUTPUT
 from jobs.settings import Settings
 from jobs.states import LIVE, TERMINAL
 from jobs.storage import Storage
+from workers.orphans import FULL, Orphans, long_over
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", KeptResponse, KeptCompletion)
@@ -49,11 +48,9 @@ _PAGES = 20
 _JOBS_AT_ONCE = 10
 #: For so long a pass, or its going on, looks for more to do: meanwhile nothing else is looked after.
 _PASS_SECONDS, _MORE_SECONDS = 2.0, 0.5
+_LOOK_SECONDS = 0.1  # each time, at orphans
 _ORPHAN_PASSES = 60  # once an hour
-_UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
 _STORAGE = (StorageAway, StorageFull, NotFound)
-#: A job that has rows inside.
-_FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
 
 
 class Retention:
@@ -64,17 +61,20 @@ class Retention:
         self._db = db
         self._storage = storage
         self._passes = 0
-        self._suspects: frozenset[str] = frozenset()
+        self._orphans = Orphans(config, db, storage)
+        self._looking: Iterator[None] | None = None
         self._left: list[Callable[[], bool]] = []
         self._until = 0.0
 
     def run(self) -> None:
         """What there is to do, but no longer than a moment; `go_on` does what is left."""
-        self._passes += 1
-        if self._passes % _ORPHAN_PASSES == 0:
-            self._orphans_once()
-            self.forget_webhooks()
-        self._left = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
+        if self._looking is None:  # looks are an hour apart, however long one takes
+            self._passes += 1
+            if self._passes % _ORPHAN_PASSES == 0:
+                self._looking = self._orphans.look()
+                self.forget_webhooks()
+        bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
+        self._left = [*bounded, self._look]
         self._do(_PASS_SECONDS)
 
     def go_on(self) -> None:
@@ -165,55 +165,17 @@ class Retention:
         self._drop([path for answer in gone for path in paths(answer)])
         return len(gone) == _AT_ONCE
 
-    def _orphans_once(self) -> None:
+    def _look(self) -> bool:
+        """Go on looking for orphans, for a moment of its own: nothing waits for that."""
+        until = time.monotonic() + _LOOK_SECONDS
         try:
-            self.orphans()
+            for _ in self._looking or ():
+                if time.monotonic() > until:
+                    return True
         except _STORAGE:
             log.warning("orphans_not_looked_for")
-
-    def orphans(self) -> None:
-        """Remove what is without a row and was at the last look, an hour ago, too, and files that are unfinished.
-
-        A crash leaves single files; a database that is restored from a backup knows nothing of whole jobs and stores.
-        """
-        if swept := self._storage.sweep(now() - _UNTOUCHED_SECONDS):
-            log.warning("unfinished_files_removed", extra={"files": swept})
-        found = self._unowned("files/", "files/", File.path) | self._unowned("responses/", "", KeptResponse.id)
-        found |= self._unowned("completions/", "", KeptCompletion.id)
-        found |= self._unowned("conversations/", "conversations/", Conversation.path)
-        found |= self._unowned("uploads/", "uploads/", UploadPart.path)
-        for folder, column in (("jobs", Job.id), ("documents", VectorStore.id)):
-            names = self._storage.folders(folder)
-            found |= {f"{folder}/{name}" for name in self._unknown(names, column)}
-            if folder == "jobs":
-                found |= {f"jobs/{name}" for name in self._left_over(names)}
-        old = sorted(found & self._suspects)
-        self._suspects = frozenset(found)
-        if old:
-            log.warning("orphans_removed", extra={"files": len(old)})
-        self._drop(old)
-
-    def _unowned(self, folder: str, prefix: str, column: InstrumentedAttribute[str]) -> set[str]:
-        """What lies in a folder and whose name, after `prefix`, no row has in its `column`."""
-        names = [prefix + path.removeprefix(folder) for path in self._storage.list(folder.rstrip("/"))]
-        return {folder + name.removeprefix(prefix) for name in self._unknown(names, column)}
-
-    def _unknown(self, names: Sequence[str], column: InstrumentedAttribute[str]) -> set[str]:
-        found: set[str] = set()
-        for start in range(0, len(names), _AT_ONCE):
-            page = names[start : start + _AT_ONCE]
-            with self._db.read() as session:
-                found.update(set(page) - set(session.scalars(select(column).where(column.in_(page)))))
-        return found
-
-    def _left_over(self, names: Sequence[str]) -> set[str]:
-        """Jobs that ended long ago and have no rows that tell of their objects, which nobody reads any more."""
-        found: set[str] = set()
-        for start in range(0, len(names), _AT_ONCE):
-            over = Job.id.in_(names[start : start + _AT_ONCE]), *self._long_over(), ~_FULL
-            with self._db.read() as session:
-                found.update(session.scalars(select(Job.id).where(*over)))
-        return found
+        self._looking = None
+        return False
 
     def _uploads(self) -> bool:
         return self._repeat(self._parts)
@@ -233,17 +195,13 @@ class Retention:
     def _old_jobs(self) -> bool:
         """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""
         with self._db.read() as session:
-            old = session.scalars(select(Job.id).where(*self._long_over(), _FULL).limit(_AT_ONCE)).all()
+            old = session.scalars(select(Job.id).where(*long_over(self._config), FULL).limit(_AT_ONCE)).all()
         for start in range(0, len(old), _JOBS_AT_ONCE):
             if not self._empty(old[start : start + _JOBS_AT_ONCE]):
                 return False  # the storage may be there in a minute
             if time.monotonic() > self._until:
                 return True
         return len(old) == _AT_ONCE
-
-    def _long_over(self) -> tuple[ColumnElement[bool], ...]:
-        ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
-        return Job.state.in_(TERMINAL), ended < now() - self._config.retention_seconds
 
     def _empty(self, job_ids: Sequence[str]) -> bool:
         """Its first shard goes first: see `jobs.retries`. Whose objects stay keeps its other rows, and comes again."""

@@ -303,7 +303,7 @@ def test_half_written_files_of_a_crash_go_once_nobody_has_touched_them_for_long(
         os.utime(path, (1000, 1000 if name.endswith("old") else 3000))
     os.utime(disk.root / "files" / "whole", (1000, 1000))
 
-    assert disk.sweep(2000) == 2
+    assert sum(disk.sweep(2000)) == 2
     left = sorted(path.name for path in disk.root.rglob("*") if path.is_file())
     assert left == [".partial-new", "whole"]
 
@@ -323,7 +323,7 @@ def test_a_folder_that_cannot_be_removed_is_no_folder_that_is_gone(
             disk.delete("jobs/1")
     disk.delete("jobs/1")
 
-    assert disk.folders("jobs") == []
+    assert list(disk.folders("jobs")) == []
 
 
 def test_two_may_remove_a_folder_at_once(disk: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,7 @@ def test_two_may_remove_a_folder_at_once(disk: DiskStorage, monkeypatch: pytest.
     monkeypatch.setattr(os, "unlink", late(unlink))
     disk.delete("jobs/1")
 
-    assert disk.folders("jobs") == []
+    assert list(disk.folders("jobs")) == []
 
 
 def test_a_folder_that_goes_while_another_lists_hides_nothing_else(

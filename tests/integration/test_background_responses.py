@@ -19,6 +19,7 @@ from jobs.errors import StorageAway
 from jobs.models import Event, Job
 from jobs.states import JobState
 from jobs.storage import DiskStorage
+from tests.support.lost import look_twice
 from tests.support.mill import MODEL, Mill, running
 from tests.support.web import make_key, running_app, serve
 from workers import finishing, responding
@@ -334,8 +335,7 @@ def test_retention_keeps_what_still_waits(world: World) -> None:
     retention = Retention(world.mill.config, world.mill.db, world.mill.storage)
 
     retention.run()
-    retention.orphans()
-    retention.orphans()
+    look_twice(world.mill.config, world.mill.db, world.mill.storage)
 
     assert world.ended(made).status == "completed"
 

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from api.idempotency import Once
 from jobs.errors import DatabaseBusy, StorageAway
 from jobs.models import Audit
+from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
-from workers.retention import Retention
 
 
 @pytest.fixture
@@ -298,10 +298,8 @@ def test_what_a_crash_left_behind_goes_and_what_is_read_stays(shop: Shop) -> Non
     made = shop.client.conversations.create(items=[_message("one")])
     services = shop.app.state.services
     services.storage.put("conversations/conv_1-lost", b"[]")
-    retention = Retention(services.config, services.db, services.storage)
 
-    retention.orphans()
-    retention.orphans()
+    look_twice(services.config, services.db, services.storage)
 
     assert len(_objects(shop)) == 1
     assert _texts(shop, made.id) == ["one"]

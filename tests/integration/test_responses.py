@@ -14,6 +14,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.models import Audit, KeptResponse
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
+from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, EngineFault, Request, refusal
@@ -392,6 +393,5 @@ def test_what_has_expired_is_gone_with_its_bytes_and_orphans_too(shop: Shop) -> 
     retention = Retention(services.config, services.db, services.storage)
     retention.run()
     assert shop.objects("responses") == sorted(["responses/resp_orphan", f"responses/{kept.id}"])
-    retention.orphans()
-    retention.orphans()
+    look_twice(services.config, services.db, services.storage)
     assert shop.objects("responses") == [f"responses/{kept.id}"]

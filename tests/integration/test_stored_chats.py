@@ -17,6 +17,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.interactive import PIECE, Piece, answer, pack
 from jobs.models import Audit, KeptCompletion
+from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
@@ -492,6 +493,5 @@ def test_what_has_expired_is_gone_with_its_bytes_and_orphans_too(shop: Shop) -> 
     retention = Retention(services.config, services.db, services.storage)
     retention.run()
     assert shop.objects("completions") == sorted(["completions/chatcmpl-orphan", f"completions/{kept.id}"])
-    retention.orphans()
-    retention.orphans()
+    look_twice(services.config, services.db, services.storage)
     assert shop.objects("completions") == [f"completions/{kept.id}"]

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from jobs import sources
 from jobs.models import File, Source, SourceItem, VectorStore
 from tests.support.ingesting import Works
+from tests.support.lost import look_twice
 from workers.retention import Retention
 
 TEXTS = {"a.txt": "apple " * 30, "b/plum.md": "# Plum\n\nplum " * 10, "b/c/pear.html": "<p>pear pear pear</p>"}
@@ -81,8 +82,7 @@ def assert_mirrors(source: Sync, texts: dict[str, str]) -> None:
     mill.purge()
     mill.assert_tidy(source.store)
     retention = Retention(mill.context.config, mill.db, mill.storage)
-    for _ in range(2):  # what two looks find without a row
-        retention.orphans()
+    look_twice(mill.context.config, mill.db, mill.storage)
     retention.run()
     assert set(mill.storage.list("files")) == {f"files/{name}" for name in files}
     with mill.db.read() as session:

@@ -1,6 +1,7 @@
 """What goes and what stays when storage does not play along, and what is only looked at once in a while."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from jobs.models import (
     KeptResponse,
     Segment,
     Shard,
-    VectorStore,
 )
 from jobs.settings import Settings
 from jobs.storage import DiskStorage
-from tests.support.ledgers import close, finishing, new_job, submitted
-from workers import retention
+from tests.support.ledgers import close, finishing, new_job
+from tests.support.lost import look_twice
+from workers import orphans, retention
 from workers.retention import Retention
 
 
@@ -53,6 +54,7 @@ def test_files_without_a_row_are_looked_for_once_in_many_passes(
     keeping: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "_ORPHAN_PASSES", 2)
+    monkeypatch.setattr(retention, "_LOOK_SECONDS", 60.0)
     storage.put("files/file-lost", b"x")
 
     left = []
@@ -63,20 +65,29 @@ def test_files_without_a_row_are_looked_for_once_in_many_passes(
     assert left == [["files/file-lost"]] * 3 + [[]]
 
 
-def test_what_a_restored_database_knows_nothing_of_goes(keeping: Retention, db: Database, storage: DiskStorage) -> None:
-    known = submitted(db).id
-    with db.write() as session:
-        session.add(
-            VectorStore(id="vs_kept", project_id="p", name="", model="m", chunking={}, created_at=1, active_at=1)
-        )
-    for path in (f"jobs/{known}/1", "jobs/batch_lost/1", "documents/vs_kept/1", "documents/vs_lost/1", "uploads/u/1"):
-        storage.put(path, b"x")
+def test_a_look_goes_on_a_moment_at_a_time_and_the_next_waits_until_it_is_over(
+    keeping: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
+    monkeypatch.setattr(retention, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(orphans, "_PAGE", 1)
+    for n in range(3):
+        storage.put(f"files/{n}", b"x")
+    sweep, began = storage.sweep, 0
 
-    keeping.orphans()
-    before = len(storage.list(""))
-    keeping.orphans()
+    def begin(before: float) -> Iterator[bool]:
+        nonlocal began
+        began += 1
+        return sweep(before)
 
-    assert (before, storage.list("")) == (5, ["documents/vs_kept/1", f"jobs/{known}/1"])
+    monkeypatch.setattr(storage, "sweep", begin)
+
+    looks = []
+    for step in (keeping.run, keeping.go_on, keeping.run, *[keeping.go_on] * 4, keeping.run):
+        step()
+        looks.append(began)
+
+    assert looks == [*[1] * 7, 2]  # seven steps: a page each of what is swept and of files, and the end
 
 
 def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
@@ -87,7 +98,7 @@ def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
-    monkeypatch.setattr(storage, "list", _away)
+    monkeypatch.setattr(storage, "walk", _away)
     _expired_file(db, storage)
 
     keeping.run()
@@ -97,7 +108,7 @@ def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
 
 
 @pytest.mark.parametrize("error", [StorageAway, StorageFull, NotFound])
-@pytest.mark.parametrize("what", ["list", "delete"])
+@pytest.mark.parametrize("what", ["walk", "delete"])
 def test_whatever_storage_refuses_keeps_nothing_else_from_going(
     keeping: Retention,
     db: Database,
@@ -139,25 +150,6 @@ def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
     assert storage.list("jobs") == []
     with db.read() as session:
         assert session.scalars(select(Shard)).all() == session.scalars(select(Segment)).all() == []
-
-
-def test_objects_of_jobs_that_nothing_tells_of_any_more_go_with_the_orphans(
-    keeping: Retention, db: Database, storage: DiskStorage
-) -> None:
-    """A crash, or an end before there were shards, leaves them; those of a job that has just ended, or lives, stay."""
-    ended = {"state": "failed", "failed_at": 1.0}
-    with db.write() as session:
-        session.add(new_job(id="batch_old", **ended))
-        session.add(new_job(id="batch_late", **ended | {"failed_at": now()}))
-        session.add(new_job(id="batch_alive", state="running"))
-    for name in ("old", "late", "alive"):
-        storage.put(f"jobs/batch_{name}/input-1.jsonl", b"x")
-    full = _old_job(db, storage, [1])
-
-    keeping.orphans()
-    keeping.orphans()
-
-    assert set(storage.folders("jobs")) == {"batch_late", "batch_alive", full}
 
 
 def test_many_old_jobs_go_at_once_and_no_longer_than_a_moment_each_time(
@@ -241,8 +233,7 @@ def test_bytes_that_could_not_be_removed_go_with_the_orphans(
     assert storage.list("files") == ["files/file-late"]
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == ["purge_failed"]
 
-    keeping.orphans()
-    keeping.orphans()
+    look_twice(keeping._config, db, storage)
 
     assert storage.list("files") == []
 

@@ -1,6 +1,5 @@
 """What the dispatcher keeps in order: retention, seals, bytes that nothing points to."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -284,23 +283,3 @@ def test_audit_rows_of_a_busy_second_are_sealed_over_several(house: House, monke
     assert open_ends == [True, False]
     with house.db.read() as session:
         assert audit.verify(session).faults == ()
-
-
-def test_bytes_that_no_row_points_to_go_at_the_second_look(house: House) -> None:
-    with house.db.write() as session:
-        session.add(new_file("file-kept"))
-    for name in ("file-kept", "file-lost"):
-        house.storage.put(f"files/{name}", b"x")
-    keeping = Retention(house.config, house.db, house.storage)
-    unfinished = house.storage.root / "files" / ".partial-0123"
-    unfinished.write_bytes(b"ha")
-    os.utime(unfinished, (0, 0))
-
-    keeping.orphans()
-    first = house.storage.list("files")
-    house.storage.put("files/file-new", b"x")  # its row is on its way
-    keeping.orphans()
-
-    assert not unfinished.exists()
-    assert first == ["files/file-kept", "files/file-lost"]
-    assert house.storage.list("files") == ["files/file-kept", "files/file-new"]

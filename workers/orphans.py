@@ -1,0 +1,166 @@
+"""Bytes that nobody points to: what a crash left between bytes and row, and what a restored database does not know.
+
+Whoever writes puts the bytes first, and whoever deletes takes the row first. So what has no row may be about to get
+one, and goes only if it had none an hour ago either. A look pauses after every page: there may be a million names.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session, load_only
+
+from jobs import responses
+from jobs.clock import now
+from jobs.db import Database
+from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.models import Conversation, File, Job, KeptCompletion, KeptResponse, Segment, Shard, UploadPart, VectorStore
+from jobs.settings import Settings
+from jobs.states import TERMINAL
+from jobs.storage import Storage
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_PAGE = 200
+_SUSPECTS = 100_000  # remembered of one look; the others are for a later one
+_UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
+#: Each folder, what a path in it has before the name, and the column that has the names of what is known.
+_FLAT = (
+    ("files", "", File.path),
+    ("responses", "responses/", KeptResponse.id),
+    ("completions", "completions/", KeptCompletion.id),
+    ("conversations", "", Conversation.path),
+    ("uploads", "", UploadPart.path),
+)
+
+
+class Orphans:
+    """Remembers of a look what the next one may remove. Looks are to be an hour apart."""
+
+    def __init__(self, config: Settings, db: Database, storage: Storage) -> None:
+        self._config = config
+        self._db = db
+        self._storage = storage
+        self._suspects: frozenset[str] = frozenset()
+        self._found: set[str] = set()
+        self._removed = 0
+
+    def look(self) -> Iterator[None]:
+        """A look, page by page. Raises StorageAway, StorageFull, NotFound; what was found is forgotten then."""
+        self._found, self._removed = set(), 0
+        yield from self._sweep()
+        for folder, before, column in _FLAT:
+            for page in _pages(self._storage.walk(folder)):
+                names = [path.removeprefix(before) for path in page]
+                self._judge(before + name for name in self._unknown(names, column))
+                yield
+        for page in _pages(self._storage.folders("documents")):
+            self._judge(f"documents/{name}" for name in self._unknown(page, VectorStore.id))
+            yield
+        for page in _pages(self._storage.folders("jobs")):
+            self._judge(f"jobs/{name}" for name in self._unknown(page, Job.id) | self._emptied(page))
+            yield
+        for page in _pages(self._storage.walk("jobs")):
+            with self._db.read() as session:
+                left = _left_inside(session, page)
+            self._judge(left)
+            yield
+        self._suspects = frozenset(self._found)
+        if self._removed:
+            log.warning("orphans_removed", extra={"files": self._removed})
+
+    def _sweep(self) -> Iterator[None]:
+        """Files that are unfinished and whose writers are gone."""
+        swept = 0
+        for page in _pages(self._storage.sweep(now() - _UNTOUCHED_SECONDS)):
+            swept += sum(page)
+            yield
+        if swept:
+            log.warning("unfinished_files_removed", extra={"files": swept})
+
+    def _judge(self, paths: Iterable[str]) -> None:
+        """What was there an hour ago goes; what is new, or can't be removed now, is for the next look."""
+        for path in paths:
+            if path in self._suspects and self._removes(path):
+                self._removed += 1
+            elif len(self._found) < _SUSPECTS:
+                self._found.add(path)
+
+    def _removes(self, path: str) -> bool:
+        try:
+            self._storage.delete(path)
+        except (StorageAway, StorageFull, NotFound):
+            log.warning("purge_failed", extra={"path": path})
+            return False
+        return True
+
+    def _unknown(self, names: list[str], column: InstrumentedAttribute[str]) -> set[str]:
+        with self._db.read() as session:
+            return set(names).difference(session.scalars(select(column).where(column.in_(names))))
+
+    def _emptied(self, job_ids: list[str]) -> set[str]:
+        """Jobs that ended long ago and have no rows that tell of their objects, which nobody reads any more."""
+        over = Job.id.in_(job_ids), *long_over(self._config), ~FULL
+        with self._db.read() as session:
+            return set(session.scalars(select(Job.id).where(*over)))
+
+
+#: A job that has rows inside.
+FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
+
+
+def long_over(config: Settings) -> tuple[ColumnElement[bool], ...]:
+    """Of a job: that it ended before what is kept."""
+    ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
+    return Job.state.in_(TERMINAL), ended < now() - config.retention_seconds
+
+
+def _left_inside(session: Session, paths: list[str]) -> set[str]:
+    """What ended jobs need no more: segments that were never committed, those whose results or response were deleted,
+    and copies of the input that are not read or whose file was deleted.
+
+    With jobs that nobody knows their folder goes.
+    """
+    names = {path: path.split("/")[1] for path in paths}
+    facts = load_only(Job.kind, Job.input_path, Job.input_file_id, Job.output_file_id, Job.error_file_id)
+    over = Job.id.in_(set(names.values())), Job.state.in_(TERMINAL)
+    ended = {job.id: job for job in session.scalars(select(Job).where(*over).options(facts))}
+    inside = {path: job_id for path, job_id in names.items() if job_id in ended}
+    if not inside:
+        return set()
+    files = _there(session, File.id, {name for job in ended.values() for name in _files_of(job)})
+    kept = _there(session, KeptResponse.id, set(ended))
+    wanted = {job.id for job in ended.values() if _is_shown(job, files, kept)}
+    read = {job.input_path for job in ended.values() if job.input_file_id in files}
+    segments = select(Segment.path).where(Segment.job_id.in_(wanted), Segment.n.in_(_shards_in(inside)))
+    return set(inside).difference(read, session.scalars(segments))
+
+
+def _files_of(job: Job) -> list[str]:
+    return [name for name in (job.input_file_id, job.output_file_id, job.error_file_id) if name]
+
+
+def _is_shown(job: Job, files: set[str], kept: set[str]) -> bool:
+    """Whether there are results of it, or there never were any that could be deleted."""
+    if job.kind == responses.KIND:
+        return job.id in kept
+    results = {name for name in (job.output_file_id, job.error_file_id) if name}
+    return not results or bool(results & files)
+
+
+def _there(session: Session, column: InstrumentedAttribute[str], names: set[str]) -> set[str]:
+    return set(session.scalars(select(column).where(column.in_(names)))) if names else set()
+
+
+def _shards_in(paths: Iterable[str]) -> set[int]:
+    """The numbers of the shards that wrote these, by their names."""
+    numbers = (path.rpartition("/")[2].partition("-")[0] for path in paths)
+    return {int(number) for number in numbers if number.isdecimal()}
+
+
+def _pages(things: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(things)
+    while page := list(islice(left, _PAGE)):
+        yield page
