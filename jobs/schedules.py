@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -47,22 +48,38 @@ def fire(session: Session, schedule_id: str) -> Job | None:
     at = now()
     if schedule is None or schedule.paused_at is not None or schedule.next_at > at:
         return None
-    actor = f"schedule:{schedule.id}"
     try:
         schedule.next_at = next_after(schedule.cron, schedule.timezone, at)
+        wanted = BatchRequest.model_validate(schedule.request)
     except InvalidRequest as error:  # it was a time once; zones come and go with the system
-        schedule.paused_at, schedule.last_error = at, error.message
-        audit.record(session, actor=actor, action="schedule.miss", target=schedule.id, project_id=schedule.project_id)
+        _give_up(session, schedule, error.message)
+        return None
+    except ValidationError:  # another version of this wrote it
+        _give_up(session, schedule, "Its request is not one that is taken today: create the schedule again.")
         return None
     schedule.last_at = at
-    wanted = BatchRequest.model_validate(schedule.request)
     found = select(File).where(File.id == wanted.input_file_id, File.deleted_at.is_(None))
     file = session.scalar(found.with_for_update(read=True))
     if file is None:
-        schedule.last_error = f"The input file '{wanted.input_file_id}' is gone."
-        audit.record(session, actor=actor, action="schedule.miss", target=schedule.id, project_id=schedule.project_id)
+        _miss(session, schedule, f"The input file '{wanted.input_file_id}' is gone.")
         return None
     job = job_of(wanted, schedule.project_id, schedule_id=schedule.id)
     job.input_path = file.path
     schedule.last_error, schedule.last_job_id = None, job.id
-    return ledger.submit(session, job, actor=actor)
+    return ledger.submit(session, job, actor=_actor(schedule))
+
+
+def _give_up(session: Session, schedule: Schedule, why: str) -> None:
+    """It would be no better the next time."""
+    schedule.paused_at = now()
+    _miss(session, schedule, why)
+
+
+def _miss(session: Session, schedule: Schedule, why: str) -> None:
+    schedule.last_error = why
+    actor, action = _actor(schedule), "schedule.miss"
+    audit.record(session, actor=actor, action=action, target=schedule.id, project_id=schedule.project_id)
+
+
+def _actor(schedule: Schedule) -> str:
+    return f"schedule:{schedule.id}"

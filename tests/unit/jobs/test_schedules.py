@@ -13,7 +13,7 @@ from jobs.batches import BatchRequest
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import InvalidRequest
-from jobs.models import File, Job, Schedule
+from jobs.models import Audit, File, Job, Schedule
 from jobs.schedules import next_after
 from jobs.states import JobState
 from tests.support.mill import chat_line, jsonl, running
@@ -66,8 +66,8 @@ def scheduled(db: Database, path: str | None = "files/in", **changes: Any) -> st
             row = {"purpose": "batch", "filename": "in.jsonl", "bytes": 1, "created_at": 1.0, "expires_at": 2.0}
             session.add(File(id="file-1", project_id=owner, path=path, **row))
         values: dict[str, Any] = {"cron": "* * * * *", "timezone": "UTC", "next_at": now() - 1, "created_at": now()}
-        request = wanted.model_dump(mode="json")
-        session.add(Schedule(id="s", project_id=owner, request=request, input_file_id="file-1", **values | changes))
+        values["request"] = wanted.model_dump(mode="json")
+        session.add(Schedule(id="s", project_id=owner, input_file_id="file-1", **values | changes))
     return "s"
 
 
@@ -105,6 +105,18 @@ def test_a_time_zone_that_is_gone_pauses_it(db: Database) -> None:
     assert "Mars/Olympus" in str(schedule(db).last_error)
     with db.read() as session:
         assert schedules.due(session) == []
+
+
+def test_a_request_of_another_version_pauses_it_and_keeps_nobody_else_waiting(db: Database) -> None:
+    scheduled(db, request={"endpoint": CHAT, "of_tomorrow": True})
+
+    assert fire(db) is None
+
+    assert schedule(db).paused_at is not None
+    assert "create the schedule again" in str(schedule(db).last_error)
+    with db.read() as session:
+        assert schedules.due(session) == []
+        assert session.scalars(select(Audit.action).where(Audit.target == "s")).all() == ["schedule.miss"]
 
 
 def test_times_that_nobody_saw_are_made_up_for_once(db: Database) -> None:
