@@ -23,8 +23,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallContext
 from api.idempotency import Lease, Make, Once
-from jobs.errors import DatabaseBusy, StorageAway
+from jobs.errors import DatabaseBusy
 from jobs.models import Audit, Base
+from jobs.storage import let_go
 
 
 class Reference(BaseModel):
@@ -85,8 +86,7 @@ def keep_once(
                     return
                 deleted = session.get(table, kept_id) is None
             if deleted:  # its object was written anew a moment ago
-                with suppress(StorageAway):  # retention does it
-                    call.storage.delete(path)
+                let_go(call.storage, [path])
         except IntegrityError:  # at the same moment
             with call.db.read() as session:
                 if not _found(session, action, kept_id):

@@ -151,7 +151,7 @@ def _replace(call: CallContext, held: Held, items: Items, new: Items, commit: Ca
     try:
         value = commit(apply, new)
     except _Moved:
-        call.storage.delete(path)
+        let_go(call.storage, [path])
         raise  # any other error may hide a commit: then both objects stay, and retention finds out
     _tidy(call, held.id, {held.path, path})
     return value

@@ -27,6 +27,7 @@ from jobs.clock import now
 from jobs.errors import DatabaseBusy, InvalidRequest
 from jobs.ids import new_id
 from jobs.models import File
+from jobs.storage import let_go
 
 router = resource("Files")
 
@@ -46,10 +47,11 @@ _BYTES = {"application/octet-stream": {"schema": BYTES}}
 @router.post("/files", response_model=FileObject, openapi_extra=_FORM)
 async def create_file(request: Request, call: Call, once: Idempotent) -> Response:
     """Upload a file. Its bytes are streamed, hashed and durable before the answer."""
-    await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
     file_id = new_id("file-")
     path = f"files/{file_id}"
     async with once.leased() as lease:
+        if not lease.kept:
+            await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
         sink = Sink("file", call.storage, None if lease.kept else path, call.config.file_max_bytes)
         form = await receive(request, sink, lease.beat)
         try:
@@ -60,7 +62,7 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
             raise  # the row may have been committed, or is about to be: better bytes without a row than the reverse
         except BaseException:
             if not lease.kept:
-                await run_in_threadpool(call.storage.delete, path)
+                await run_in_threadpool(let_go, call.storage, [path])
             raise
 
 

@@ -30,7 +30,7 @@ from jobs.clock import now
 from jobs.errors import Conflict, DatabaseBusy, Expired, InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.models import File, Upload, UploadPart
-from jobs.storage import CHUNK
+from jobs.storage import CHUNK, let_go
 
 router = resource("Uploads")
 
@@ -106,7 +106,7 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
             raise  # the row may have been committed all the same, or is about to be
         except BaseException:
             if not lease.kept:
-                await run_in_threadpool(call.storage.delete, path)
+                await run_in_threadpool(let_go, call.storage, [path])
             raise
 
 
@@ -140,12 +140,12 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
     except DatabaseBusy:
         raise  # the row may have been committed all the same
     except BaseException:
-        call.storage.delete(file.path)
+        let_go(call.storage, [file.path])
         raise
     if shown is None:
-        call.storage.delete(file.path)
+        let_go(call.storage, [file.path])
         return _ended(call, upload_id)
-    call.storage.delete(f"uploads/{upload_id}")
+    let_go(call.storage, [f"uploads/{upload_id}"])
     return shown
 
 
@@ -159,7 +159,7 @@ def cancel_upload(call: Call, upload_id: str) -> UploadObject:
             upload.status = "cancelled"
             call.record(session, "upload.cancel", upload_id)
         shown = show_upload(upload, "cancelled")
-    call.storage.delete(f"uploads/{upload_id}")
+    let_go(call.storage, [f"uploads/{upload_id}"])
     return shown
 
 

@@ -138,6 +138,16 @@ def test_the_same_file_again_is_the_same_file(app: FastAPI, client: TestClient) 
     assert app.state.services.storage.list("files") == [f"files/{first.json()['id']}"]
 
 
+def test_a_file_that_is_kept_is_answered_again_though_there_is_no_room_for_another(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = send(client, "k")
+    monkeypatch.setattr(app.state.services.storage, "free", lambda: 0)
+
+    assert send(client, "k").text == first.text
+    assert send(client, "other").status_code == 507
+
+
 @pytest.mark.parametrize("other", [{"data": b"other"}, {"name": "b.jsonl"}])
 def test_another_file_under_the_same_key_is_422(app: FastAPI, client: TestClient, other: dict[str, Any]) -> None:
     send(client, "k")

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from starlette.concurrency import run_in_threadpool
 
 from api.routes import uploads
+from jobs.errors import StorageAway
 from jobs.models import Upload
 from tests.support.system import pause
 from tests.support.web import make_key
@@ -304,3 +305,31 @@ def test_parts_that_are_lost_are_told_without_where_they_were(app: FastAPI, clie
 
     assert (error["param"], error["code"]) == ("part_ids", "not_found")
     assert "uploads/" not in error["message"]
+
+
+def test_an_upload_ends_though_its_parts_cannot_be_removed(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is committed by then; whoever is told of a failure tries again."""
+
+    def refuse(_: str) -> None:
+        raise StorageAway
+
+    joined, given_up = create(client, 3), create(client, 3)
+    part = add(client, joined, b"abc").json()["id"]
+    monkeypatch.setattr(app.state.services.storage, "delete", refuse)
+
+    assert complete(client, joined, [part]).json()["status"] == "completed"
+    assert client.post(f"/v1/uploads/{given_up}/cancel").json()["status"] == "cancelled"
+
+
+def test_what_is_refused_says_why_though_its_bytes_cannot_be_removed(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str) -> None:
+        raise StorageAway
+
+    monkeypatch.setattr(app.state.services.storage, "delete", refuse)
+
+    bad = client.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "of my own"})
+    assert bad.status_code == 400
