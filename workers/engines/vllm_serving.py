@@ -8,6 +8,7 @@ Only this module and `vllm` import vLLM, and inside functions: loading it takes 
 
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -168,6 +169,28 @@ def cpu_places(args: Mapping[str, Any]) -> int:
     return min(places, tokens)  # with more of them it does not start
 
 
+def cpu_dtype(model: str, args: Mapping[str, Any]) -> str:
+    """What `dtype: auto` is on a CPU: float32 without AVX-512, where torch has to emulate half precision.
+
+    That takes four times as long (SmolLM2-135M, two cores with AVX2). Weights that are quantised need what they need.
+    """
+    import torch
+
+    wanted = str(args.get("dtype", "auto"))
+    emulated = platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return "float32" if wanted == "auto" and emulated and not _is_quantised(model, args) else wanted
+
+
+def _is_quantised(model: str, args: Mapping[str, Any]) -> bool:
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(model, revision=args.get("revision"))
+    except OSError:  # vLLM will say what is wrong with it
+        return True
+    return not config or bool(args.get("quantization") or config.get("quantization_config"))
+
+
 def _usual(running: int) -> int:
     return running + max(1, running // 8)
 
@@ -226,7 +249,7 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
     parser.error = refuse
     wanted = DEFAULTS | dict(args)
     if current_platform.is_cpu():
-        wanted = CPU_DEFAULTS | wanted | {"max_num_seqs": cpu_places(args)}
+        wanted = CPU_DEFAULTS | wanted | {"max_num_seqs": cpu_places(args), "dtype": cpu_dtype(model, args)}
     parsed = parser.parse_args(
         ["--model", model, "--served-model-name", *names, *argv(wanted, parser._option_string_actions)]
     )

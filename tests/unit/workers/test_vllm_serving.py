@@ -9,7 +9,7 @@ import pytest
 
 from workers.engines import vllm
 from workers.engines.port import EngineBusy, EngineFault, Request
-from workers.engines.vllm_serving import FOR_WAITERS, argv, cpu_places, plain, prepare_environment
+from workers.engines.vllm_serving import FOR_WAITERS, argv, cpu_dtype, cpu_places, plain, prepare_environment
 
 
 def test_engine_arguments_become_words() -> None:
@@ -41,6 +41,35 @@ def test_engine_arguments_become_words() -> None:
 )
 def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, object], places: int) -> None:
     assert cpu_places(args) == places
+
+
+@pytest.mark.parametrize(
+    ("able", "args", "config", "dtype"),
+    [
+        ("AVX512", {}, {"dtype": "bfloat16"}, "auto"),
+        ("AVX2", {}, {"dtype": "bfloat16"}, "float32"),
+        ("AVX2", {"dtype": "auto"}, {"dtype": "bfloat16"}, "float32"),
+        ("AVX2", {"dtype": "bfloat16"}, {"dtype": "bfloat16"}, "bfloat16"),
+        ("AVX2", {}, {"quantization_config": {"quant_method": "awq"}}, "auto"),
+        ("AVX2", {"quantization": "fp8"}, {"dtype": "bfloat16"}, "auto"),
+        ("AVX2", {}, None, "auto"),
+    ],
+)
+def test_a_cpu_that_would_emulate_half_precision_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    able: str,
+    args: dict[str, object],
+    config: dict[str, object] | None,
+    dtype: str,
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: able)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if config is not None:
+        (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
+
+    assert cpu_dtype(str(tmp_path), args) == dtype
 
 
 class Said:
