@@ -324,10 +324,12 @@ def claimed(session: Session) -> list[tuple[str, int, int, str]]:
     return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
 
 
+BUSY = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)  # of jobs
+
+
 def idle(session: Session, which: ColumnElement[bool], limit: int = 200) -> Sequence[Job]:
     """Such running jobs of which nothing runs and that do not say what they wait for."""
-    busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
-    still = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), which, ~busy)
+    still = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), which, ~BUSY)
     return session.scalars(still.limit(limit)).all()
 
 

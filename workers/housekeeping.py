@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from jobs import attachments, audit, deliveries, fleet, ledger, pauses, quarantine, schedules, shards, sources
@@ -201,8 +201,13 @@ class Housekeeper:
         with self._db.read() as session:
             off, at = pauses.paused(session), now()
             early = func.coalesce(Job.not_before, 0.0) > at
-            over = [*ledger.said(session, "pause", ~off.held), *ledger.said(session, "time", ~early)]
             served = fleet.served(fleet.alive(session), self._registry())
+            begun = and_(ledger.BUSY, ~fleet.unserved(served))  # it may take minutes to answer the first line
+            over = [
+                *ledger.said(session, "pause", ~off.held),
+                *ledger.said(session, "time", ~early),
+                *ledger.said(session, "model", begun),
+            ]
             idle = ledger.idle(session, or_(off.held, early, fleet.unserved(served)))
         return [(job_id, None) for job_id in over] + [(job.id, _reason(job, off, at)) for job in idle]
 

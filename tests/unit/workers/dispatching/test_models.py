@@ -31,6 +31,23 @@ def test_job_without_a_live_worker_for_its_model_says_so(house: House) -> None:
     assert ledgers.job(house.db, job.id).waiting_for is None
 
 
+def test_a_job_waits_for_its_model_no_more_once_a_worker_that_has_it_runs_it(house: House) -> None:
+    """Its first line may take minutes: a long prompt, a slow machine."""
+    project = project_of(house.db, "one")
+    jobs = [ledgers.running(house.db, [4], project_id=project, model=model).id for model in ("tiny", "gone")]
+    house.worker(models=["another"])
+    house.tick(6)
+    for job_id in jobs:
+        ledgers.claim_shard(house.db, job_id)
+    before = [ledgers.job(house.db, job_id).waiting_for for job_id in jobs]
+
+    house.worker(models=["tiny"])
+    house.tick(6)
+
+    assert before == ["model", "model"]
+    assert [ledgers.job(house.db, job_id).waiting_for for job_id in jobs] == [None, "model"]
+
+
 def test_jobs_that_only_wait_for_a_slot_hide_none_that_waits_for_something(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
