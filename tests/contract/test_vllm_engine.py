@@ -28,7 +28,6 @@ SLOTS = 8
 ARGS: dict[str, Any] = {
     "max_model_len": 2048,
     "max_num_seqs": SLOTS,
-    "dtype": "bfloat16",
     "enforce_eager": True,
     "enable_auto_tool_choice": True,
     "tool_call_parser": "hermes",
