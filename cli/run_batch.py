@@ -37,6 +37,7 @@ _NO_LIMITS = {
     "NIGHTMILL_WINDOW_MAX_SECONDS": str(30 * 86_400),
     "NIGHTMILL_MODELS_FILE": "",
     "NIGHTMILL_ENGINE_URLS": "",
+    "NIGHTMILL_VLLM_ENABLED": "true",  # whatever a deployment beside it is told
 }
 _ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 _LINES = ("release", "web", "dispatcher", "cpu")

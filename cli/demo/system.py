@@ -28,10 +28,10 @@ _HOPELESS = 3  # restarts of one process
 _READ, _SHOWN = 200, 8  # lines of a log
 
 #: Settings of the environment that name what others share, which this installation must not touch: a worker of its own
-#: would take their clients' questions. Empty stands for its own folder.
+#: would take their clients' questions, and at their public URL they answer. Empty stands for its own.
 _SHARED: Final = (
-    "NIGHTMILL_DATABASE_URL", "NIGHTMILL_BROKER_URL", "NIGHTMILL_STREAMS_URL", "NIGHTMILL_STORAGE_URL",
-    "NIGHTMILL_VECTORS_URL", "NIGHTMILL_VECTORS_API_KEY",
+    "NIGHTMILL_PUBLIC_URL", "NIGHTMILL_DATABASE_URL", "NIGHTMILL_BROKER_URL", "NIGHTMILL_STREAMS_URL",
+    "NIGHTMILL_STORAGE_URL", "NIGHTMILL_VECTORS_URL", "NIGHTMILL_VECTORS_API_KEY",
 )  # fmt: skip
 
 
