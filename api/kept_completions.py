@@ -16,7 +16,7 @@ from api.answered_once import Reference, Run, keep_once
 from api.deps import CallContext
 from api.idempotency import Make
 from api.labels import labelled
-from api.paging import find
+from api.paging import deleted, find, place_of
 from api.validation import clip
 from jobs import completions
 from jobs.clock import now
@@ -74,7 +74,8 @@ def listed(
         statement = statement.where(or_(KeptCompletion.asked == model, KeptCompletion.model == model))
     for _ in range(_TRIES):
         with call.db.read() as session:
-            rows, more = find(session, statement, KeptCompletion, among=mine, **paging)
+            gone = deleted(call, "chat_completion.delete")
+            rows, more = find(session, statement, KeptCompletion, among=mine, gone=gone, **paging)
         found = [kept.response for row in rows if (kept := _read(call, row))]
         if len(found) == len(rows):
             break
@@ -96,7 +97,7 @@ def forget(call: CallContext, completion_id: str) -> None:
         row = _row(session, call, completion_id, lock=True)
         path = row.path
         session.delete(row)
-        call.record(session, "chat_completion.delete", row.id)
+        call.record(session, "chat_completion.delete", row.id, place_of(row))
     let_go(call.storage, [path])
 
 

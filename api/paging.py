@@ -10,12 +10,15 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import Select, tuple_
+from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
+from api.deps import CallContext
 from api.validation import clip
 from jobs.errors import InvalidRequest
+from jobs.models import Audit
 
+_PLACE = "created_at"
 Row = TypeVar("Row")
 Shown = TypeVar("Shown")
 
@@ -45,20 +48,23 @@ def find(
     order: str = "desc",
     before: str | None = None,
     among: Select[Row] | None = None,
+    gone: Select[Any] | None = None,
 ) -> tuple[Sequence[Row], bool]:
     """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project.
 
     With `before` alone it is the page that ends there, and `more` says whether others come before it. A row that is no
-    longer what `statement` wants may still be a cursor, if it is `among` these.
+    longer what `statement` wants may still be a cursor, if it is `among` these, and one that was deleted, if it is
+    among the `gone` (see `deleted`).
     """
     falling = order == "desc"
     key = tuple_(table.created_at, table.id)
     found = statement
+    known = statement if among is None else among
     if after is not None:
-        point = _point(session, statement if among is None else among, table, "after", after)
+        point = _point(session, known, gone, table, "after", after)
         found = found.where(key < point if falling else key > point)
     if before is not None:
-        point = _point(session, statement if among is None else among, table, "before", before)
+        point = _point(session, known, gone, table, "before", before)
         found = found.where(key > point if falling else key < point)
     backwards = before is not None and after is None
     columns = (table.created_at, table.id)
@@ -68,11 +74,35 @@ def find(
     return list(reversed(shown)) if backwards else shown, len(rows) > limit
 
 
-def _point(session: Session, statement: Select[Any], table: Any, param: str, name: str) -> tuple[float, str]:
-    anchor = session.execute(statement.with_only_columns(table.created_at).where(table.id == name)).scalar()
+def _point(
+    session: Session, known: Select[Any], gone: Select[Any] | None, table: Any, param: str, name: str
+) -> tuple[float, str]:
+    anchor = session.execute(known.with_only_columns(table.created_at).where(table.id == name)).scalar()
+    if anchor is None and gone is not None:
+        anchor = _place(session.scalar(gone.where(Audit.target == name)))
     if anchor is None:
         raise InvalidRequest(f"No object with id '{clip(name)}'.", param=param, code="invalid_cursor")
     return anchor, name
+
+
+def deleted(call: CallContext, action: str, store: str | None = None) -> Select[Any]:
+    """Where in its list each deleted object was: the audit row of its end says it, for as long as that is kept.
+
+    Whoever deletes what a list shows, page by page, goes on behind it.
+    """
+    ends = select(Audit.details).where(Audit.project_id == call.project_id, Audit.action == action)
+    if store is not None:
+        ends = ends.where(Audit.details["store"].as_string() == store)
+    return ends.order_by(Audit.id.desc()).limit(1)
+
+
+def place_of(row: Any) -> dict[str, Any]:
+    """What the audit row of its deletion remembers of a row of a list."""
+    return {_PLACE: row.created_at}
+
+
+def _place(details: dict[str, Any] | None) -> float | None:
+    return (details or {}).get(_PLACE)
 
 
 def slice_of(found: Sequence[Shown], *, after: str | None, limit: int, order: str) -> Page[Shown]:

@@ -9,7 +9,7 @@ from api.bodies import Body
 from api.deps import Call, CallContext
 from api.hooks import check_webhook, told
 from api.idempotency import Idempotent
-from api.paging import After, Limit20, Order, Page, find, page
+from api.paging import After, Limit20, Order, Page, deleted, find, page, place_of
 from api.presenters.schedule import CreatedSchedule, ScheduleDeleted, ScheduleObject, show_schedule
 from api.routes.batches import BatchFields, input_file, requested
 from api.routing import resource
@@ -68,7 +68,8 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
 def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: Order = "desc") -> Page[ScheduleObject]:
     """The project's schedules."""
     with call.db.read() as session:
-        rows, more = find(session, _schedules_of(call), Schedule, after=after, limit=limit, order=order)
+        gone = deleted(call, "schedule.delete")
+        rows, more = find(session, _schedules_of(call), Schedule, after=after, limit=limit, order=order, gone=gone)
     return page(rows, more, show_schedule)
 
 
@@ -108,7 +109,7 @@ def delete_schedule(call: Call, schedule_id: str) -> ScheduleDeleted:
     with call.db.write() as session:
         schedule = _get(session, call, schedule_id)
         session.delete(schedule)
-        call.record(session, "schedule.delete", schedule.id)
+        call.record(session, "schedule.delete", schedule.id, place_of(schedule))
         return ScheduleDeleted(id=schedule.id, deleted=True)
 
 

@@ -109,7 +109,7 @@ def list_file_batch_files(
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
         job = _get(session, call, store, file_batch_id)
-        return listing.page(session, store, VectorStoreFile.job_id == job.id, index_id=index_of(job.payload))
+        return listing.page(call, session, store, VectorStoreFile.job_id == job.id, index_id=index_of(job.payload))
 
 
 def _get(session: Session, call: CallContext, store: VectorStore, file_batch_id: str) -> Job:

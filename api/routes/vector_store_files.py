@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from api.bodies import Body
 from api.chunking import ChunkingStrategy, kept
-from api.deps import Call
+from api.deps import Call, CallContext
 from api.hooks import JobWebhook, check_webhook, told
 from api.idempotency import Idempotent
-from api.paging import After, Before, Limit20, Order, Page, find, page
+from api.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.presenters.vector_store import (
     CreatedVectorStoreFile,
     FileContentPage,
@@ -49,7 +49,12 @@ class Listing:
     only: Filter = None
 
     def page(
-        self, session: Session, store: VectorStore, *conditions: ColumnElement[bool], index_id: str = ""
+        self,
+        call: CallContext,
+        session: Session,
+        store: VectorStore,
+        *conditions: ColumnElement[bool],
+        index_id: str = "",
     ) -> Page[VectorStoreFileObject]:
         """Of the index in use, unless another is named."""
         among = select(VectorStoreFile).where(VectorStoreFile.store_id == (index_id or store.current_id))
@@ -57,7 +62,8 @@ class Listing:
         if self.only is not None:
             statement = statement.where(VectorStoreFile.status == self.only)
         place: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
-        rows, more = find(session, statement, VectorStoreFile, **place, among=among)
+        gone = deleted(call, "vector_store.file.delete", store.id)
+        rows, more = find(session, statement, VectorStoreFile, **place, among=among, gone=gone)
         return page(rows, more, lambda row: show_store_file(store, row))
 
 
@@ -106,7 +112,7 @@ def create_vector_store_file(
 def list_vector_store_files(call: Call, vector_store_id: str, listing: Listed) -> Page[VectorStoreFileObject]:
     """The files of a store."""
     with call.db.read() as session:
-        return listing.page(session, get_store(session, call, vector_store_id))
+        return listing.page(call, session, get_store(session, call, vector_store_id))
 
 
 @router.get("/vector_stores/{vector_store_id}/files/{file_id}")
@@ -141,10 +147,10 @@ def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> 
     """Take a file out of a store, with all that was embedded of it. The file itself stays."""
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, lock=True)
-        get_store_file(session, store, file_id)
+        place = place_of(get_store_file(session, store, file_id))
         for index, row in indexes.rows_of(session, store, file_id):
             attachments.remove(session, index, row)
-        call.record(session, "vector_store.file.delete", file_id, {"store": store.id})
+        call.record(session, "vector_store.file.delete", file_id, {"store": store.id, **place})
     return VectorStoreFileDeleted(id=file_id)
 
 

@@ -4,7 +4,7 @@ Searches, and everything else that OpenAI has, know the index in use alone.
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -15,7 +15,7 @@ from api.bodies import Body
 from api.chunking import ChunkingStrategy, kept
 from api.deps import Call, CallContext
 from api.idempotency import Idempotent
-from api.paging import After, Before, Limit20, Order, Page, find, page
+from api.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.presenters.vector_index import IndexDeleted, IndexObject, show_index
 from api.presenters.vector_store import VectorStoreFileObject
 from api.routes.vector_store_files import POLL_AFTER, POLL_MS, Listed
@@ -73,8 +73,9 @@ def list_indexes(
     """A store's indexes, the one in use among them."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
-        place = {"after": after, "before": before, "limit": limit, "order": order}
-        rows, more = find(session, indexes.of(store), VectorStore, **place)  # type: ignore[arg-type]
+        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        gone = deleted(call, "vector_store.index.delete", store.id)
+        rows, more = find(session, indexes.of(store), VectorStore, gone=gone, **place)
         objects = {one.id: one for one in shown(session, store, rows)}
     return page(rows, more, lambda row: objects[row.id])
 
@@ -95,7 +96,7 @@ def list_index_files(call: Call, vector_store_id: str, index_id: str, listing: L
     """The store's files as they are in one of its indexes: which of them failed, and why."""
     with call.db.read() as session:
         store = get_store(session, call, vector_store_id)
-        return listing.page(session, store, index_id=get_index(session, store, index_id).id)
+        return listing.page(call, session, store, index_id=get_index(session, store, index_id).id)
 
 
 @router.delete("/vector_stores/{vector_store_id}/indexes/{index_id}")
@@ -106,8 +107,9 @@ def delete_index(call: Call, vector_store_id: str, index_id: str) -> IndexDelete
         if get_index(session, store, index_id).id != store.current_id:
             stop_jobs(session, call, [index_id])  # jobs before stores: whoever publishes locks them so
         store = get_store(session, call, vector_store_id, lock=True)
-        reindexing.remove(session, store, get_index(session, store, index_id))
-        call.record(session, "vector_store.index.delete", index_id, {"store": store.id})
+        index = get_index(session, store, index_id)
+        reindexing.remove(session, store, index)
+        call.record(session, "vector_store.index.delete", index_id, {"store": store.id, **place_of(index)})
     return IndexDeleted(id=index_id)
 
 

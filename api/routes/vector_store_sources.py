@@ -13,7 +13,7 @@ from api.bodies import Body
 from api.chunking import ChunkingStrategy, kept
 from api.deps import Call, CallContext
 from api.idempotency import Idempotent
-from api.paging import After, Before, Limit20, Order, Page, find, page
+from api.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.presenters.source import SourceDeleted, SourceItemObject, SourceObject, show_item, show_source
 from api.routes.vector_store_files import POLL_AFTER, POLL_MS
 from api.routing import resource
@@ -114,7 +114,9 @@ def list_sources(
     """The sources of a store."""
     with call.db.read() as session:
         mine = select(Source).where(*_of(get_store(session, call, vector_store_id)))
-        rows, more = find(session, mine, Source, after=after, before=before, limit=limit, order=order)
+        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        gone = deleted(call, "vector_store.source.delete", vector_store_id)
+        rows, more = find(session, mine, Source, gone=gone, **place)
     return page(rows, more, show_source)
 
 
@@ -191,7 +193,7 @@ def delete_source(call: Call, vector_store_id: str, source_id: str) -> SourceDel
     with call.db.write() as session:
         source = _get(session, call, vector_store_id, source_id)
         sources.condemn(session, source, actor=call.actor)
-        call.record(session, "vector_store.source.delete", source.id)
+        call.record(session, "vector_store.source.delete", source.id, {"store": vector_store_id, **place_of(source)})
     with suppress(DatabaseBusy):  # the dispatcher does the rest
         _clear(call, source_id)
     return SourceDeleted(id=source_id)

@@ -1,7 +1,7 @@
 """Vector stores: what files are brought into, to be searched."""
 
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -13,7 +13,7 @@ from api.chunking import AUTO, ChunkingStrategy, kept
 from api.deps import Call, CallContext
 from api.fields import Metadata
 from api.idempotency import Idempotent
-from api.paging import After, Before, Limit20, Order, Page, find, page
+from api.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.presenters.vector_store import VectorStoreDeleted, VectorStoreObject
 from api.routing import resource
 from api.validation import clip
@@ -82,7 +82,8 @@ def list_vector_stores(
 ) -> Page[VectorStoreObject]:
     """The project's stores."""
     with call.db.read() as session:
-        rows, more = find(session, stores_of(call), VectorStore, after=after, before=before, limit=limit, order=order)
+        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        rows, more = find(session, stores_of(call), VectorStore, gone=deleted(call, "vector_store.delete"), **place)
         objects = {one.id: one for one in shown(session, rows)}
     return page(rows, more, lambda store: objects[store.id])
 
@@ -120,7 +121,7 @@ def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
         store = get_store(session, call, vector_store_id)
         stop_jobs(session, call, [index.id for index in indexes.all_of(session, store)])
         attachments.remove_store(session, store)
-        call.record(session, "vector_store.delete", store.id)
+        call.record(session, "vector_store.delete", store.id, place_of(store))
     return VectorStoreDeleted(id=vector_store_id)
 
 

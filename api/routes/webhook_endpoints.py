@@ -14,7 +14,7 @@ from api.bodies import Body
 from api.deliveries import delivery_page
 from api.deps import Call, CallContext
 from api.idempotency import Idempotent
-from api.paging import After, Limit20, Order, Page, find, page
+from api.paging import After, Limit20, Order, Page, deleted, find, page, place_of
 from api.presenters.webhook import (
     DeliveryObject,
     EndpointDeleted,
@@ -147,7 +147,8 @@ def create_endpoint(call: Call, once: Idempotent, body: CreateEndpoint) -> Respo
 def list_endpoints(call: Call, after: After = None, limit: Limit20 = 20) -> Page[EndpointObject]:
     """The project's endpoints."""
     with call.db.read() as session:
-        rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit)
+        gone = deleted(call, "webhook_endpoint.delete")
+        rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit, gone=gone)
     return page(rows, more, show_endpoint)
 
 
@@ -185,8 +186,9 @@ def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) 
 def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
     """Delete an endpoint. What it was still owed is not sent."""
     with call.db.write() as session:
-        deliveries.delete(session, _get(session, call, webhook_endpoint_id, lock=True))
-        call.record(session, "webhook_endpoint.delete", webhook_endpoint_id)
+        endpoint = _get(session, call, webhook_endpoint_id, lock=True)
+        deliveries.delete(session, endpoint)
+        call.record(session, "webhook_endpoint.delete", webhook_endpoint_id, place_of(endpoint))
     return EndpointDeleted(id=webhook_endpoint_id)
 
 
