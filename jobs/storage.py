@@ -21,6 +21,7 @@ from jobs.logs import Seldom
 
 CHUNK = 1 << 20
 _TEMPORARY = ".partial-"
+_MAGIC = frozenset("*?[]")
 #: Libraries whose own errors mean that an object store does not answer, or not as it should.
 CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp"})
 #: Of S3: long enough for a slow answer, short enough that a worker gives back what it can't store within its lease.
@@ -44,7 +45,9 @@ class Storage(Protocol):
     def size(self, path: str) -> int: ...
 
     def delete(self, path: str) -> None:
-        """Remove an object or everything under a folder; what is not there is no error."""
+        """Remove an object or everything under a folder; what is not there is no error. Raises ValueError for what is
+        no name of either.
+        """
 
     def walk(self, prefix: str) -> Iterator[str]:
         """The paths of all objects below a folder, in any order, as they are found: there may be a million."""
@@ -55,9 +58,9 @@ class Storage(Protocol):
     def folders(self, prefix: str) -> Iterator[str]:
         """The names of the folders that are directly in one, as they are found."""
 
-    def sweep(self, before: float) -> Iterator[bool]:
-        """Remove what writers that died left unfinished, untouched since `before`; of all that is looked at, whether it
-        was that.
+    def sweep(self, prefix: str, before: float) -> Iterator[bool]:
+        """Remove what writers that died left unfinished below a folder, untouched since `before`; of all that is looked
+        at, whether it was that.
         """
 
     def free(self) -> int | None:
@@ -101,6 +104,7 @@ class DiskStorage:
             return self._at(path).stat().st_size
 
     def delete(self, path: str) -> None:
+        _check_name(path)
         target = self._at(path)
         with _our_errors(path):
             if target.is_dir():
@@ -123,9 +127,9 @@ class DiskStorage:
                 if entry.is_dir():
                     yield entry.name
 
-    def sweep(self, before: float) -> Iterator[bool]:
-        with _our_errors(""):
-            for entry in _files_in(self.root):
+    def sweep(self, prefix: str, before: float) -> Iterator[bool]:
+        with _our_errors(prefix):
+            for entry in _files_in(self._at(prefix)):
                 yield entry.name.startswith(_TEMPORARY) and _removed_if_old(entry, before)
 
     def free(self) -> int | None:
@@ -181,15 +185,15 @@ class ObjectStorage:
             return int(self._fs.size(self._at(path)))
 
     def delete(self, path: str) -> None:
-        with _our_errors(path):
+        _check_name(path)
+        with _our_errors(path), suppress(FileNotFoundError):  # another may remove it at this moment
             if self._fs.exists(self._at(path)):
                 self._fs.rm(self._at(path), recursive=True)
 
     def walk(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
             found = self._listed(prefix, "Contents", "Key") if self._s3 else iter(self._fs.find(self._at(prefix)))
-            for path in found:
-                yield path.removeprefix(self._root).lstrip("/")
+            yield from filter(_is_name, (path.removeprefix(self._root).lstrip("/") for path in found))
 
     def list(self, prefix: str) -> list[str]:
         return sorted(self.walk(prefix))
@@ -206,21 +210,21 @@ class ObjectStorage:
         Source: docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         """
         bucket, key, _ = self._fs.split_path(self._at(prefix))
-        where = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/"}
+        where = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/".lstrip("/")}
         if kind == "CommonPrefixes":
             where["Delimiter"] = "/"
         more = True
         while more:
             page = self._fs.call_s3("list_objects_v2", **where)
             yield from (f"{bucket}/{one[name]}" for one in page.get(kind, []))
-            more = page.get("IsTruncated", False)
             where["ContinuationToken"] = page.get("NextContinuationToken", "")
+            more = page.get("IsTruncated", False) and where["ContinuationToken"]
 
     def _folders_at(self, prefix: str) -> Iterator[str]:
         with suppress(FileNotFoundError):
             yield from (one["name"] for one in self._fs.ls(self._at(prefix), detail=True) if one["type"] == "directory")
 
-    def sweep(self, before: float) -> Iterator[bool]:  # noqa: ARG002 (unfinished parts are for the bucket's lifecycle rule)
+    def sweep(self, prefix: str, before: float) -> Iterator[bool]:  # noqa: ARG002 (unfinished parts are for the bucket's lifecycle rule)
         return iter(())
 
     def free(self) -> int | None:
@@ -235,6 +239,18 @@ def open_storage(url: str) -> Storage:
     if url.startswith("file://"):
         return DiskStorage(Path(url.removeprefix("file://")))
     return ObjectStorage(url)
+
+
+def _is_name(path: str) -> bool:
+    """Of ours. Tools that show a bucket as folders mark these by an object whose name ends in `/`: to remove that would
+    be to remove the folder. And fsspec takes some letters for a pattern.
+    """
+    return bool(path) and not path.endswith("/") and not _MAGIC & set(path)
+
+
+def _check_name(path: str) -> None:
+    if not _is_name(path):
+        raise ValueError(path)
 
 
 def _abandon(handle: Any) -> None:

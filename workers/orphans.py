@@ -25,15 +25,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _PAGE = 200
 _SUSPECTS = 100_000  # remembered of one look; the others are for a later one
+_AWAY_AT_MOST = 3  # removals one after another that storage does not answer
 _UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
-#: Each folder, what a path in it has before the name, and the column that has the names of what is known.
-_FLAT = (
-    ("files", "", File.path),
-    ("responses", "responses/", KeptResponse.id),
-    ("completions", "completions/", KeptCompletion.id),
-    ("conversations", "", Conversation.path),
-    ("uploads", "", UploadPart.path),
+#: Each folder, and the columns that have the names and the paths of what is known. Some paths have no index: these are
+#: asked for only what has no name.
+_FLAT: tuple[tuple[str, InstrumentedAttribute[str] | None, InstrumentedAttribute[str] | None], ...] = (
+    ("files", File.id, File.path),
+    ("responses", KeptResponse.id, None),
+    ("completions", KeptCompletion.id, None),
+    ("conversations", None, Conversation.path),
+    ("uploads", UploadPart.id, UploadPart.path),
 )
+_FOLDERS = (*(folder for folder, _, _ in _FLAT), "documents", "jobs")
 
 
 class Orphans:
@@ -45,28 +48,23 @@ class Orphans:
         self._storage = storage
         self._suspects: frozenset[str] = frozenset()
         self._found: set[str] = set()
-        self._removed = 0
+        self._removed = self._away = 0
 
     def look(self) -> Iterator[None]:
         """A look, page by page. Raises StorageAway, StorageFull, NotFound; what was found is forgotten then."""
-        self._found, self._removed = set(), 0
+        self._found, self._removed, self._away = set(), 0, 0
         yield from self._sweep()
-        for folder, before, column in _FLAT:
+        for folder, name, path in _FLAT:
             for page in _pages(self._storage.walk(folder)):
-                names = [path.removeprefix(before) for path in page]
-                self._judge(before + name for name in self._unknown(names, column))
-                yield
+                yield from self._judge(self._nameless(page, name, path))
         for page in _pages(self._storage.folders("documents")):
-            self._judge(f"documents/{name}" for name in self._unknown(page, VectorStore.id))
-            yield
+            yield from self._judge(f"documents/{name}" for name in self._unknown(page, VectorStore.id))
         for page in _pages(self._storage.folders("jobs")):
-            self._judge(f"jobs/{name}" for name in self._unknown(page, Job.id) | self._emptied(page))
-            yield
+            yield from self._judge(f"jobs/{name}" for name in self._unknown(page, Job.id) | self._emptied(page))
         for page in _pages(self._storage.walk("jobs")):
             with self._db.read() as session:
                 left = _left_inside(session, page)
-            self._judge(left)
-            yield
+            yield from self._judge(left)
         self._suspects = frozenset(self._found)
         if self._removed:
             log.warning("orphans_removed", extra={"files": self._removed})
@@ -74,27 +72,48 @@ class Orphans:
     def _sweep(self) -> Iterator[None]:
         """Files that are unfinished and whose writers are gone."""
         swept = 0
-        for page in _pages(self._storage.sweep(now() - _UNTOUCHED_SECONDS)):
-            swept += sum(page)
-            yield
+        for folder in _FOLDERS:
+            for page in _pages(self._storage.sweep(folder, now() - _UNTOUCHED_SECONDS)):
+                swept += sum(page)
+                yield
         if swept:
             log.warning("unfinished_files_removed", extra={"files": swept})
 
-    def _judge(self, paths: Iterable[str]) -> None:
-        """What was there an hour ago goes; what is new, or can't be removed now, is for the next look."""
+    def _judge(self, paths: Iterable[str]) -> Iterator[None]:
+        """What was there an hour ago goes, with a pause after each; what is new, or can't be removed now, is for the
+        next look.
+        """
         for path in paths:
-            if path in self._suspects and self._removes(path):
+            suspect = path in self._suspects
+            if suspect and self._removes(path):
                 self._removed += 1
             elif len(self._found) < _SUSPECTS:
                 self._found.add(path)
+            if suspect:
+                yield
+        yield
 
     def _removes(self, path: str) -> bool:
+        """Raises StorageAway when it is for too long: each try has its patience."""
         try:
             self._storage.delete(path)
-        except (StorageAway, StorageFull, NotFound):
+        except (StorageAway, StorageFull, NotFound) as error:
             log.warning("purge_failed", extra={"path": path})
+            self._away = self._away + 1 if isinstance(error, StorageAway) else 0
+            if self._away == _AWAY_AT_MOST:
+                raise
             return False
+        self._away = 0
         return True
+
+    def _nameless(
+        self, paths: list[str], name: InstrumentedAttribute[str] | None, path: InstrumentedAttribute[str] | None
+    ) -> set[str]:
+        lost = set(paths)
+        if name is not None:
+            unknown = self._unknown([one.rpartition("/")[2] for one in paths], name)
+            lost = {one for one in paths if one.rpartition("/")[2] in unknown}
+        return self._unknown(list(lost), path) if path is not None and lost else lost
 
     def _unknown(self, names: list[str], column: InstrumentedAttribute[str]) -> set[str]:
         with self._db.read() as session:

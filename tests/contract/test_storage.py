@@ -73,6 +73,18 @@ def test_folders_are_those_that_are_directly_in_one(store: Storage) -> None:
     assert sorted(store.folders("jobs")) == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    "name", ["", "files/", "files/*", "files/[ab]", "files/?"], ids=["empty", "folder", "any", "set", "one"]
+)
+def test_what_is_no_name_is_not_removed(store: Storage, name: str) -> None:
+    store.put("files/a", b"x")
+
+    with pytest.raises(ValueError, match=r".*"):
+        store.delete(name)
+
+    assert store.list("files") == ["files/a"]
+
+
 def test_what_one_process_writes_another_reads_at_once(stores: Any) -> None:
     writer, reader = stores(), stores()
     assert reader.list("jobs") == []
@@ -303,7 +315,7 @@ def test_half_written_files_of_a_crash_go_once_nobody_has_touched_them_for_long(
         os.utime(path, (1000, 1000 if name.endswith("old") else 3000))
     os.utime(disk.root / "files" / "whole", (1000, 1000))
 
-    assert sum(disk.sweep(2000)) == 2
+    assert sum(disk.sweep("files", 2000)) + sum(disk.sweep("uploads", 2000)) == 2
     left = sorted(path.name for path in disk.root.rglob("*") if path.is_file())
     assert left == [".partial-new", "whole"]
 
@@ -378,6 +390,37 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(disk: DiskStorage, monk
 
 
 # ── what S3 alone can do ──
+
+
+def test_marks_of_folders_and_names_that_are_no_names_are_not_listed(s3: S3) -> None:
+    """Tools that show a bucket as folders make an object for each, whose name ends in `/`."""
+    store = ObjectStorage(f"s3://{s3.bucket}/marked", skip_instance_cache=True, **s3.options)
+    store.put("jobs/1/a", b"x")
+    for key in ("marked/", "marked/jobs/", "marked/jobs/1/", "marked/jobs/1/*"):
+        store._fs.call_s3("put_object", Bucket=s3.bucket, Key=key, Body=b"")
+
+    assert list(store.walk("jobs")) == ["jobs/1/a"]
+    assert list(store.folders("jobs")) == ["1"]
+    assert list(ObjectStorage(f"s3://{s3.bucket}", skip_instance_cache=True, **s3.options).walk("marked/jobs")) == [
+        "marked/jobs/1/a"
+    ]
+
+
+def test_a_list_of_many_pages_is_whole(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStorage(f"s3://{s3.bucket}/many", skip_instance_cache=True, **s3.options)
+    for n in range(5):
+        store.put(f"jobs/{n}/a", b"x")
+    asked, call = 0, store._fs.call_s3
+
+    def in_twos(method: str, **where: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return call(method, **where, MaxKeys=2)
+
+    monkeypatch.setattr(store._fs, "call_s3", in_twos)
+
+    assert (list(store.walk("jobs")), asked) == ([f"jobs/{n}/a" for n in range(5)], 3)
+    assert list(store.folders("jobs")) == ["0", "1", "2", "3", "4"]
 
 
 def test_a_url_says_which_storage_it_is(tmp_path: Path) -> None:

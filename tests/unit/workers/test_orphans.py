@@ -221,3 +221,44 @@ def test_what_got_its_row_between_two_looks_stays(looking: Orphans, db: Database
     assert storage.list("files") == ["files/file-late"]
     with db.read() as session:
         assert session.get_one(File, "file-late").deleted_at is None
+
+
+def test_what_lies_elsewhere_than_its_name_says_is_known_by_its_path(
+    looking: Orphans, db: Database, storage: DiskStorage
+) -> None:
+    with db.write() as session:
+        session.add(new_file("file-moved", path="files/elsewhere"))
+    _put(storage, "files/elsewhere")
+
+    look(looking)
+    look(looking)
+
+    assert storage.list("files") == ["files/elsewhere"]
+
+
+def test_a_look_pauses_after_each_removal(looking: Orphans, storage: DiskStorage) -> None:
+    _put(storage, *(f"files/{n}" for n in range(5)))
+    look(looking)
+
+    assert [len(storage.list("files")) for _ in looking.look()][:7] == [5, 4, 3, 2, 1, 0, 0]
+
+
+def test_a_look_ends_where_storage_is_away_for_long_and_the_next_removes_it_all(
+    looking: Orphans, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each try takes its patience, and there may be a hundred thousand."""
+
+    def refuse(_: str) -> None:
+        raise StorageAway
+
+    _put(storage, *(f"files/{n}" for n in range(9)))
+    look(looking)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", refuse)
+        with pytest.raises(StorageAway):
+            look(looking)
+    assert caplog.messages == ["purge_failed"] * 3
+
+    look(looking)
+
+    assert storage.list("files") == []

@@ -75,10 +75,10 @@ def test_a_look_goes_on_a_moment_at_a_time_and_the_next_waits_until_it_is_over(
         storage.put(f"files/{n}", b"x")
     sweep, began = storage.sweep, 0
 
-    def begin(before: float) -> Iterator[bool]:
+    def begin(folder: str, before: float) -> Iterator[bool]:
         nonlocal began
-        began += 1
-        return sweep(before)
+        began += folder == "files"
+        return sweep(folder, before)
 
     monkeypatch.setattr(storage, "sweep", begin)
 
