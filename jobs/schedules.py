@@ -50,29 +50,25 @@ def fire(session: Session, schedule_id: str) -> Job | None:
         return None
     try:
         schedule.next_at = next_after(schedule.cron, schedule.timezone, at)
-        wanted = BatchRequest.model_validate(schedule.request)
     except InvalidRequest as error:  # it was a time once; zones come and go with the system
-        _give_up(session, schedule, error.message)
-        return None
-    except ValidationError:  # another version of this wrote it
-        _give_up(session, schedule, "Its request is not one that is taken today: create the schedule again.")
+        schedule.paused_at = at
+        _miss(session, schedule, error.message)
         return None
     schedule.last_at = at
+    try:
+        wanted = BatchRequest.model_validate(schedule.request)
+        job = job_of(wanted, schedule.project_id, schedule_id=schedule.id)
+    except (ValidationError, KeyError):  # of another version, which may lead again tomorrow
+        _miss(session, schedule, "This version does not take its request.")
+        return None
     found = select(File).where(File.id == wanted.input_file_id, File.deleted_at.is_(None))
     file = session.scalar(found.with_for_update(read=True))
     if file is None:
         _miss(session, schedule, f"The input file '{wanted.input_file_id}' is gone.")
         return None
-    job = job_of(wanted, schedule.project_id, schedule_id=schedule.id)
     job.input_path = file.path
     schedule.last_error, schedule.last_job_id = None, job.id
     return ledger.submit(session, job, actor=_actor(schedule))
-
-
-def _give_up(session: Session, schedule: Schedule, why: str) -> None:
-    """It would be no better the next time."""
-    schedule.paused_at = now()
-    _miss(session, schedule, why)
 
 
 def _miss(session: Session, schedule: Schedule, why: str) -> None:

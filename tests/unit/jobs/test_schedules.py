@@ -107,13 +107,17 @@ def test_a_time_zone_that_is_gone_pauses_it(db: Database) -> None:
         assert schedules.due(session) == []
 
 
-def test_a_request_of_another_version_pauses_it_and_keeps_nobody_else_waiting(db: Database) -> None:
-    scheduled(db, request={"endpoint": CHAT, "of_tomorrow": True})
+@pytest.mark.parametrize("other", [{"of_tomorrow": True}, {"endpoint": "/v1/of/tomorrow"}])
+def test_a_request_of_another_version_is_missed_and_keeps_nobody_else_waiting(
+    db: Database, other: dict[str, Any]
+) -> None:
+    facts = {"endpoint": CHAT, "input_file_id": "file-1", "completion_window": "90m", "window_seconds": 5400}
+    scheduled(db, request=facts | other)
 
     assert fire(db) is None
 
-    assert schedule(db).paused_at is not None
-    assert "create the schedule again" in str(schedule(db).last_error)
+    assert schedule(db).paused_at is None
+    assert schedule(db).last_error == "This version does not take its request."
     with db.read() as session:
         assert schedules.due(session) == []
         assert session.scalars(select(Audit.action).where(Audit.target == "s")).all() == ["schedule.miss"]
