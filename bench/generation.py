@@ -29,7 +29,7 @@ from rich.table import Table
 from bench.deployment import Deployment, chats, deployed
 from jobs.registry import Model, Registry
 from jobs.settings import Settings
-from workers.engines.vllm_serving import DEFAULTS, argv, cpu_dtype, prepare_environment
+from workers.engines.vllm_serving import DEFAULTS, argv, prepare_environment, wide
 
 _MODEL = "smollm2-135m-instruct"
 _LINES = ("web", "dispatcher", "cpu", "gpu", "embed", "io", "flower")
@@ -116,7 +116,7 @@ def _theirs(mill: Deployment, folder: Path) -> Run:
     model = Registry.load(Settings()).models[_MODEL]
     weights = mill.system.folder.path / "models" / _MODEL
     words = ["-i", str(folder / "in.jsonl"), "-o", str(folder / "theirs.jsonl"), "--model", str(weights)]
-    same = {**DEFAULTS, **model.engine_args, "dtype": cpu_dtype(str(weights), model.engine_args)}
+    same = {**DEFAULTS, **wide(str(weights), model.engine_args), **model.engine_args}
     words += ["--served-model-name", _MODEL, *argv(same, {})]
     began, marks = time.monotonic(), dict[bytes, tuple[float, float]]()
     with subprocess.Popen(

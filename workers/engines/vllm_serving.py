@@ -14,6 +14,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 FEW_CPUS = 4  # up to here the engine gets every core; with more, vLLM's own choice leaves some to others
 
 DEFAULTS: dict[str, Any] = {
@@ -27,6 +29,8 @@ BESIDE_WAITERS = 4  # requests of a batch that a CPU takes while somebody waits:
 #: Of vLLM's places on a CPU, beside all that batches have: a priority overtakes who waits there, and nobody who runs.
 FOR_WAITERS = 32
 OURS = frozenset({"model", "served_model_name"})
+_OWN_DTYPE = frozenset({"dtype", "quantization", "hf_overrides"})  # whoever says one of these knows best
+_QUANTISED = frozenset({"quantization_config", "compression_config"})
 
 _NOT_OPENAI: dict[str, Any] = {
     "prompt_logprobs": True, "prompt_token_ids": True, "prompt_text": True, "kv_transfer_params": True,
@@ -169,26 +173,29 @@ def cpu_places(args: Mapping[str, Any]) -> int:
     return min(places, tokens)  # with more of them it does not start
 
 
-def cpu_dtype(model: str, args: Mapping[str, Any]) -> str:
-    """What `dtype: auto` is on a CPU: float32 without AVX-512, where torch has to emulate half precision.
+def wide(model: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by which a CPU computes in float32, where torch had to emulate half precision; otherwise none.
 
-    That takes four times as long (SmolLM2-135M, two cores with AVX2). Weights that are quantised need what they need.
+    Without AVX-512 that takes four times as long (SmolLM2-135M, two cores with AVX2). Only a folder of plain weights
+    that leave half of the memory when they are twice as large; the cache of keys is twice as large too.
     """
     import torch
+    from vllm.platforms import current_platform
 
-    wanted = str(args.get("dtype", "auto"))
     emulated = platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() != "AVX512"
-    return "float32" if wanted == "auto" and emulated and not _is_quantised(model, args) else wanted
+    if not current_platform.is_cpu() or not emulated or _OWN_DTYPE & args.keys() or not _fits_twice(Path(model)):
+        return {}
+    return {"dtype": "float32", "kv_cache_memory_bytes": 2 * CPU_DEFAULTS["kv_cache_memory_bytes"]}
 
 
-def _is_quantised(model: str, args: Mapping[str, Any]) -> bool:
-    from transformers import PretrainedConfig
-
+def _fits_twice(folder: Path) -> bool:
     try:
-        config, _ = PretrainedConfig.get_config_dict(model, revision=args.get("revision"))
-    except OSError:  # vLLM will say what is wrong with it
-        return True
-    return not config or bool(args.get("quantization") or config.get("quantization_config"))
+        config = json.loads((folder / "config.json").read_bytes())
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    except (OSError, ValueError):  # of the hub, or of another format
+        return False
+    quantised = any(_QUANTISED & part.keys() for part in (config, config.get("text_config") or {}))
+    return 0 < 4 * size <= psutil.virtual_memory().available and not quantised
 
 
 def _usual(running: int) -> int:
@@ -249,7 +256,7 @@ def parse(model: str, names: tuple[str, ...], args: Mapping[str, Any]) -> Any:
     parser.error = refuse
     wanted = DEFAULTS | dict(args)
     if current_platform.is_cpu():
-        wanted = CPU_DEFAULTS | wanted | {"max_num_seqs": cpu_places(args), "dtype": cpu_dtype(model, args)}
+        wanted = CPU_DEFAULTS | wide(model, args) | wanted | {"max_num_seqs": cpu_places(args)}
     parsed = parser.parse_args(
         ["--model", model, "--served-model-name", *names, *argv(wanted, parser._option_string_actions)]
     )

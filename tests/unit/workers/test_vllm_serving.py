@@ -3,13 +3,14 @@
 import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from workers.engines import vllm
 from workers.engines.port import EngineBusy, EngineFault, Request
-from workers.engines.vllm_serving import FOR_WAITERS, argv, cpu_dtype, cpu_places, plain, prepare_environment
+from workers.engines.vllm_serving import FOR_WAITERS, argv, cpu_places, plain, prepare_environment, wide
 
 
 def test_engine_arguments_become_words() -> None:
@@ -44,32 +45,37 @@ def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("able", "args", "config", "dtype"),
+    ("able", "args", "config", "size", "is_wide"),
     [
-        ("AVX512", {}, {"dtype": "bfloat16"}, "auto"),
-        ("AVX2", {}, {"dtype": "bfloat16"}, "float32"),
-        ("AVX2", {"dtype": "auto"}, {"dtype": "bfloat16"}, "float32"),
-        ("AVX2", {"dtype": "bfloat16"}, {"dtype": "bfloat16"}, "bfloat16"),
-        ("AVX2", {}, {"quantization_config": {"quant_method": "awq"}}, "auto"),
-        ("AVX2", {"quantization": "fp8"}, {"dtype": "bfloat16"}, "auto"),
-        ("AVX2", {}, None, "auto"),
+        ("AVX512", {}, {}, 10, False),
+        ("AVX2", {}, {}, 10, True),
+        ("AVX2", {"max_model_len": 512}, {}, 10, True),
+        ("AVX2", {"dtype": "auto"}, {}, 10, False),
+        ("AVX2", {"quantization": "fp8"}, {}, 10, False),
+        ("AVX2", {}, {"quantization_config": {"quant_method": "awq"}}, 10, False),
+        ("AVX2", {}, {"text_config": {"quantization_config": {"quant_method": "awq"}}}, 10, False),
+        ("AVX2", {}, {}, 11, False),
+        ("AVX2", {}, {}, 0, False),
+        ("AVX2", {}, None, 10, False),
     ],
 )
-def test_a_cpu_that_would_emulate_half_precision_computes_in_float32(
+def test_a_cpu_that_would_emulate_half_precision_computes_in_float32_what_fits(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     able: str,
     args: dict[str, object],
     config: dict[str, object] | None,
-    dtype: str,
+    size: int,
+    is_wide: bool,
 ) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: able)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=40))
+    (tmp_path / "model.safetensors").write_bytes(bytes(size))
     if config is not None:
         (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
 
-    assert cpu_dtype(str(tmp_path), args) == dtype
+    assert wide(str(tmp_path), args) == ({"dtype": "float32", "kv_cache_memory_bytes": 4 * 1024**3} if is_wide else {})
 
 
 class Said:
