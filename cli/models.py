@@ -89,6 +89,8 @@ def add(
     source: dict[str, Any] = {}
     if path is not None:
         source["path"] = str(path.absolute())
+    if revision and not repo:
+        raise Trouble("--revision names a commit of a --repo")
     if repo:
         source |= {"repo": repo, "revision": revision or newest(repo)}
     if url:

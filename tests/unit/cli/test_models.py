@@ -93,6 +93,7 @@ def test_the_first_and_the_last_model_can_go(run: Run, tmp_path: Path) -> None:
         (("add", "smollm2-135m-instruct", "--path", "."), "already"),
         (("add", "m"), "exactly one of"),
         (("add", "m", "--path", ".", "--url", "http://a/v1"), "exactly one of"),
+        (("add", "m", "--path", ".", "--revision", COMMIT), "--revision names a commit of a --repo"),
         (("add", "m", "--path", ".", "--alias", "gpt-4o-mini"), "already names"),
         (("add", "m", "--path", ".", "--set", "odd"), "no engine argument"),
         (("add", "m", "--path", ".", "--set", "a={"), "^'a={' is no engine argument: its value is no YAML$"),
