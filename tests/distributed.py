@@ -10,6 +10,7 @@ The servers' data is gone when it ends. Words that it does not know are handed t
 import argparse
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = chosen.data_dir.absolute()
     try:
         with tempfile.TemporaryDirectory(prefix="nightmill-servers-") as folder, suppress(KeyboardInterrupt):
-            _say("starting PostgreSQL, RabbitMQ, S3 and Valkey")
+            _say("starting PostgreSQL, RabbitMQ, S3 (its gateway is built with Go the first time: minutes) and Valkey")
             with servers(Path(folder)) as shared, ExitStack() as stack:
                 hosts: list[System] = []
                 variables = shared.variables | _vectors(stack, Path(folder))
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         host.check()
     except Trouble as trouble:
         _say(str(trouble))
+        return 1
+    except (FileNotFoundError, subprocess.CalledProcessError) as missing:  # a server that no wheel brings
+        _say(f"{missing}\nafter `make setup`, `.ci/services .venv/bin/python` installs what is missing")
         return 1
     return 0
 
