@@ -171,6 +171,52 @@ def test_a_name_of_the_models_file_is_what_it_says(tmp_path: Path) -> None:
         fields("far", file=file)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--chat-template", "./t.jinja"], {"chat_template": "HERE/t.jinja"}),
+        (["--chat-template=t.jinja", "--tokenizer", "tok"], {"chat_template": "HERE/t.jinja", "tokenizer": "HERE/tok"}),
+        (["--hf-config-path", "org/name"], {"hf_config_path": "HERE/org/name"}),
+        (["--tool-parser-plugin", "plugin.py"], {"tool_parser_plugin": "HERE/plugin.py"}),
+        (["--download-dir", "not-yet"], {"download_dir": "HERE/not-yet"}),
+        (["--an-argument-of-tomorrow", "a", "./tok"], {"an_argument_of_tomorrow": ["a", "HERE/tok"]}),
+        (["--speculative-config.model", "tok"], {"speculative_config": {"model": "HERE/tok"}}),
+        (["--speculative-config", '{"model":"./tok", "n":2}'], {"speculative_config": '{"model": "HERE/tok", "n": 2}'}),
+        (["--compilation-config", '{"cache_dir": "c"}'], {"compilation_config": '{"cache_dir": "HERE/c"}'}),
+    ],
+)
+def test_a_path_of_the_callers_folder_is_absolute_for_the_engine(
+    words: list[str], expected: dict[str, Any], here: Path
+) -> None:
+    placed = json.loads(json.dumps(expected).replace("HERE", str(here)))
+
+    assert fields("org/other", "--revision", COMMIT, *words)["org/other"]["engine_args"] == placed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--quantization", "fp8"],
+        ["--generation-config", "vllm"],
+        ["--tokenizer", "org/elsewhere"],
+        ["--tokenizer", "/tok"],
+        ["--download-dir", "s3://a/b"],
+        ["--ignore-patterns", "org/name", "**/*"],
+        ["--hf-overrides", '{"a":1,  "b":"fp8"}'],
+        ["--compilation-config", "{no JSON"],
+        ["--chat-template", "{% for message in messages %}/" + "x" * 5000 + "{% endfor %}"],
+    ],
+)
+def test_what_names_nothing_here_stays_the_word_it_was(words: list[str], here: Path) -> None:
+    found = fields("org/other", "--revision", COMMIT, *words)["org/other"]["engine_args"]
+
+    assert argv(found, {}) == words
+
+
+def test_the_name_that_requests_call_is_no_path(here: Path) -> None:
+    assert set(fields("org/other", "--revision", COMMIT, "--served-model-name", "org/name")) == {"org/name"}
+
+
 def test_an_engine_of_a_runs_own_serves_what_vllm_can_and_takes_its_fields(tmp_path: Path) -> None:
     model = fields(str(tmp_path))[str(tmp_path)]
 
@@ -211,6 +257,17 @@ def test_a_process_that_keeps_ending_is_told_with_its_last_error(tmp_path: Path,
             system.check()
     finally:
         system.stop()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of whoever calls: with a template, a plugin and folders, some named like words of vLLM's."""
+    for name in ("tok", "org/name", "fp8", "vllm"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("t.jinja", "plugin.py"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def fields(model: str, *flags: str, file: Path = PACKAGED_FILE) -> dict[str, dict[str, Any]]:
