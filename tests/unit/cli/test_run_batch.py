@@ -130,7 +130,7 @@ def test_a_packaged_model_keeps_what_it_needs() -> None:
     model = fields("gpt-4o-mini", "--max-model-len", "512", "--no-enforce-eager")["gpt-4o-mini"]
 
     assert model["source"] == {"packaged": "smollm2-135m-instruct"}
-    assert (model["engine_args"]["max_model_len"], model["engine_args"]["dtype"]) == (512, "bfloat16")
+    assert (model["engine_args"]["max_model_len"], model["engine_args"]["tool_call_parser"]) == (512, "hermes")
     assert model["engine_args"]["no_enforce_eager"] is True
     assert "enforce_eager" not in model["engine_args"]
 
