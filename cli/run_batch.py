@@ -153,10 +153,11 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
 
 def _fields(registry: "Registry", model: str, flags: list[str]) -> dict[str, dict[str, Any]]:
     """The models of a models file: this one, by the names that requests call it."""
-    from cli.vllm_flags import engine_args
+    from cli.vllm_flags import engine_args, refuse
     from cli.vllm_paths import absolute
 
     arguments = absolute(engine_args(flags))
+    refuse(arguments)
     if arguments.pop("enable_metrics", False):
         raise Trouble(
             "--enable-metrics: a run of its own has no server of metrics; `nightmill up` has one, at /metrics"

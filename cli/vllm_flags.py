@@ -6,7 +6,7 @@ become some, because models files have them so.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand
@@ -24,6 +24,10 @@ SHORT = {
     "-pp": "--pipeline-parallel-size", "-q": "--quantization", "-r": "--node-rank", "-sc": "--speculative-config",
     "-tp": "--tensor-parallel-size",
 }  # fmt: skip
+#: What is no use in a run of its own, with the reason.
+_REFUSED = {
+    "lora_modules": "all lines of a batch name one model, so that none could name an adapter; merge it into the model",
+}
 _OURS = ("-i", "-o")
 _SHORT = re.compile(r"(-[A-Za-z]+)(.*)", re.DOTALL)
 
@@ -75,6 +79,15 @@ def engine_args(flags: Sequence[str]) -> dict[str, Any]:
             found.pop(_opposite(key), None)
             found[key] = _value(name, values)
     return found | objects
+
+
+def refuse(arguments: Iterable[str]) -> None:
+    """Raises Trouble for arguments that a run of its own has no use for. vLLM would take the start of a name for it."""
+    for given in arguments:
+        name = given.removeprefix("no_")
+        for refused, reason in _REFUSED.items():
+            if name and refused.startswith(name):
+                raise Trouble(f"--{refused.replace('_', '-')}: {reason}")
 
 
 def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

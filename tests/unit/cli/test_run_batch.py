@@ -126,6 +126,18 @@ def test_what_is_no_flag_is_told(words: list[str], told: str) -> None:
         fields("m", *spelled_out(words))
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--lora-modules", "a=/a", "b=/b"], "--lora-modules: .* none could name an adapter"),
+        (["--seed=1", "--lora_mod=a=/a"], "--lora-modules: .* none could name an adapter"),
+    ],
+)
+def test_what_a_run_of_its_own_has_no_use_for_is_refused_with_the_reason(words: list[str], told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        fields("m", *words)
+
+
 def test_a_packaged_model_keeps_what_it_needs() -> None:
     model = fields("gpt-4o-mini", "--max-model-len", "512", "--no-enforce-eager")["gpt-4o-mini"]
 
