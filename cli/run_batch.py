@@ -158,10 +158,6 @@ def _fields(registry: "Registry", model: str, flags: list[str]) -> dict[str, dic
 
     arguments = absolute(engine_args(flags))
     refuse(arguments)
-    if arguments.pop("enable_metrics", False):
-        raise Trouble(
-            "--enable-metrics: a run of its own has no server of metrics; `nightmill up` has one, at /metrics"
-        )
     names = arguments.pop("served_model_name", model)
     name, *others = map(str, names if isinstance(names, list) else [names])
     return {name: {**_model(registry, model, arguments), "aliases": others}}

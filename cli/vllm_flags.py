@@ -24,8 +24,21 @@ SHORT = {
     "-pp": "--pipeline-parallel-size", "-q": "--quantization", "-r": "--node-rank", "-sc": "--speculative-config",
     "-tp": "--tensor-parallel-size",
 }  # fmt: skip
+#: What `vllm serve` takes and `vllm run-batch` does not; the engine's parser, which is that of `vllm serve`, would.
+SERVE_ONLY = frozenset({
+    "allow_credentials", "allowed_headers", "allowed_methods", "allowed_origins", "api_key", "api_server_count",
+    "config", "data_parallel_supervisor_port", "disable_access_log_for_endpoints", "disable_fastapi_docs",
+    "disable_uvicorn_access_log", "dp_supervisor_probe_failure_threshold", "dp_supervisor_probe_interval_s",
+    "dp_supervisor_probe_timeout_s", "enable_flash_late_interaction", "enable_offline_docs",
+    "enable_request_id_headers", "enable_ssl_refresh", "grpc", "grpc_port", "h11_max_header_count",
+    "h11_max_incomplete_event_size", "headless", "middleware", "root_path", "ssl_ca_certs", "ssl_cert_reqs",
+    "ssl_certfile", "ssl_ciphers", "ssl_keyfile", "uds", "uvicorn_log_level",
+})  # fmt: skip
+_SERVED = "a run of its own has no server of metrics; `nightmill up` has one, at /metrics"
 #: What is no use in a run of its own, with the reason.
 _REFUSED = {
+    **dict.fromkeys(SERVE_ONLY, "a flag of `vllm serve`; `vllm run-batch` has none of that name either"),
+    **dict.fromkeys(("enable_metrics", "host", "port"), _SERVED),
     "lora_modules": "all lines of a batch name one model, so that none could name an adapter; merge it into the model",
 }
 _OURS = ("-i", "-o")

@@ -17,7 +17,7 @@ from cli.main import _PASSING, app
 from cli.run_batch import _fields
 from cli.service import Program, Service
 from cli.trouble import Trouble
-from cli.vllm_flags import SHORT, TakesFlags, engine_args, spelled_out
+from cli.vllm_flags import SERVE_ONLY, SHORT, TakesFlags, engine_args, spelled_out
 from jobs.registry import PACKAGED_FILE, Registry
 from jobs.settings import Settings
 from tests.support.services import need
@@ -131,11 +131,26 @@ def test_what_is_no_flag_is_told(words: list[str], told: str) -> None:
     [
         (["--lora-modules", "a=/a", "b=/b"], "--lora-modules: .* none could name an adapter"),
         (["--seed=1", "--lora_mod=a=/a"], "--lora-modules: .* none could name an adapter"),
+        (["--headless"], "--headless: a flag of `vllm serve`"),
+        (["--ssl-keyfile", "key.pem"], "--ssl-keyfile: a flag of `vllm serve`"),
+        (["--no-enable-flash-late-interaction"], "--enable-flash-late-interaction: a flag of `vllm serve`"),
+        (["--api-server-c=2"], "--api-server-count: a flag of `vllm serve`"),
+        (["--host", "0.0.0.0"], "--host: a run of its own has no server of metrics"),
+        (["--port=9"], "--port: a run of its own has no server of metrics"),
     ],
 )
 def test_what_a_run_of_its_own_has_no_use_for_is_refused_with_the_reason(words: list[str], told: str) -> None:
     with pytest.raises(Trouble, match=told):
-        fields("m", *words)
+        fields("m", *spelled_out(words))
+
+
+def test_what_only_vllms_server_takes_is_refused() -> None:
+    launchers = _vllm() / "entrypoints" / "launchers"
+    serving, batch = (ast.parse((launchers / name).read_text()) for name in ("cli_args.py", "run_batch.py"))
+    words = [word for words in _added(serving) for word in words if word.startswith("--")]
+
+    of_serving = _fields_of("FrontendArgs", serving) | {word[2:].replace("-", "_") for word in words}
+    assert of_serving - _fields_of("BatchFrontendArgs", batch) == SERVE_ONLY
 
 
 def test_a_packaged_model_keeps_what_it_needs() -> None:
@@ -292,13 +307,27 @@ def fields(model: str, *flags: str, file: Path = PACKAGED_FILE) -> dict[str, dic
 
 
 def _short_flags() -> Iterator[tuple[str, str]]:
-    """As vLLM's source declares them: importing it takes half a minute."""
+    for words in _added(ast.parse((_vllm() / "engine" / "arg_utils.py").read_text())):
+        longs = [word for word in words if word.startswith("--")]
+        yield from ((word, longs[0]) for word in words if word not in longs)
+
+
+def _added(source: ast.Module) -> Iterator[list[str]]:
+    """The words of each flag that vLLM's source adds to a parser."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            yield [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+
+
+def _fields_of(name: str, source: ast.Module) -> set[str]:
+    """The fields of a class of vLLM's, each of which is a flag, without those of its bases."""
+    [found] = [one for one in source.body if isinstance(one, ast.ClassDef) and one.name == name]
+    return {one.target.id for one in found.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)}
+
+
+def _vllm() -> Path:
+    """Where vLLM's source lies, to be read: importing it takes half a minute."""
     found = importlib.util.find_spec("vllm")
     if found is None or not found.submodule_search_locations:
         need("vLLM's flags", ModuleNotFoundError("vllm"))
-    source = Path(found.submodule_search_locations[0]) / "engine" / "arg_utils.py"
-    for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
-            words = [one.value for one in node.args if isinstance(one, ast.Constant)]
-            longs = [word for word in words if word.startswith("--")]
-            yield from ((word, longs[0]) for word in words if word not in longs)
+    return Path(found.submodule_search_locations[0])
