@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import ApiKey, DataDir, Url
+from cli.options import DataDir
 from cli.trouble import Trouble
 from cli.wholefile import whole
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cli.snapshot import Snapshot
     from jobs.registry import Model, Registry
 
-_LONGEST = "30d"
+_LONGEST, _USUAL = "30d", "24h"
 #: A private run has no neighbours to be fair to.
 _NO_LIMITS = {
     "NIGHTMILL_BATCH_MAX_LINES": "100000000",
@@ -48,14 +48,28 @@ def run_batch(
     input_file: Annotated[Path, typer.Option("-i", "--input-file", help="Requests, one a line, as for a batch.")],
     output_file: Annotated[Path, typer.Option("-o", "--output-file", help="Where all results go.")],
     model: Annotated[str, typer.Option(help="A name of the models file, a folder, or ORG/NAME of the hub.")],
-    url: Url = None,
-    api_key: ApiKey = None,
+    url: Annotated[
+        str | None,
+        typer.Option(envvar="NIGHTMILL_URL", help="A deployment to use, without /v1; vLLM's --url is another thing."),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NIGHTMILL_API_KEY",
+            show_default=False,
+            help="Your key for a deployment. Else as in run.json; an engine of this run takes none.",
+        ),
+    ] = None,
     output_tmp_dir: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Where results lie until all are there.")
     ] = None,
     window: Annotated[
-        str, typer.Option(help="Time allowed by a deployment that runs: 24h, or any of 90m, 6h, 7d.")
-    ] = "24h",
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="Time allowed: 24h, or any of 90m, 6h, 7d. Else 24h on a deployment, 30d with an engine of this run.",
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
@@ -67,9 +81,8 @@ def run_batch(
     if not output_file.absolute().parent.is_dir():
         raise Trouble(f"{output_file}: there is no such folder")
     with ExitStack() as stack:
-        server, check = stack.enter_context(_server(model, context.args, url, api_key, data_dir))
-        allowed = _LONGEST if check else window
-        job = _run(server, input_file, check or (lambda: None), allowed)
+        server, check = stack.enter_context(_server(context, model, url, api_key, data_dir))
+        job = _run(server, input_file, check or (lambda: None), window or (_LONGEST if check else _USUAL))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=output_tmp_dir)))
         results = [_fetched(server, file_id, folder) for file_id in (job.output_file_id, job.error_file_id)]
         opened: list[Iterable[bytes]] = [
@@ -105,14 +118,15 @@ def _fetched(server: "Server", file_id: str | None, folder: Path) -> Path | None
 
 @contextmanager
 def _server(
-    model: str, flags: list[str], url: str | None, api_key: str | None, data_dir: Path | None
+    context: typer.Context, model: str, url: str | None, api_key: str | None, data_dir: Path | None
 ) -> Iterator[tuple["Server", Callable[[], None] | None]]:
     """The deployment to use, and of one started for this run what says that it can't go on."""
     from cli.effective import effective
     from cli.folder import DataFolder
     from cli.server import connect
 
-    if url or DataFolder(effective(data_dir=data_dir).data_dir).read_run():
+    flags, folder = context.args, DataFolder(effective(data_dir=data_dir).data_dir)
+    if url or folder.read_run():
         if flags:
             raise Trouble(f"{' '.join(flags)}: the deployment has its engines already; stop it, or leave these out")
         with connect(url, api_key, data_dir) as server:
@@ -121,6 +135,9 @@ def _server(
                 raise Trouble(f"the deployment does not serve '{model}'; it serves {', '.join(sorted(served))}")
             yield server, None
         return
+    source = context.get_parameter_source("api_key")
+    if source is not None and source.name == "COMMANDLINE":  # one of the environment may be meant for others
+        raise Trouble(f"--api-key: nothing runs in {folder.path} that takes a key; name a deployment with --url")
     with _private(model, flags, data_dir) as private:
         yield private
 

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from cli import run_batch
 from cli.demo.system import _SHARED, System
 from cli.folder import DataFolder
 from cli.main import _PASSING, app
-from cli.run_batch import _fields
 from cli.service import Program, Service
 from cli.trouble import Trouble
 from cli.vllm_flags import SERVE_ONLY, SHORT, TakesFlags, engine_args, spelled_out
@@ -259,6 +260,32 @@ def test_a_url_is_no_path(words: list[str]) -> None:
     assert "a path is taken, not a URL" in str(done.exception)
 
 
+@pytest.mark.parametrize(("words", "expected"), [([], "30d"), (["--window", "6h"], "6h")])
+def test_a_run_of_its_own_has_the_time_it_is_told(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Recording()
+    monkeypatch.setattr(run_batch, "_private", lambda *_: nullcontext((server, lambda: None)))
+
+    CliRunner().invoke(app, ["run-batch", *own_run(tmp_path), *words], env=UNNAMED)
+
+    assert [asked["completion_window"] for asked in server.asked] == [expected]
+
+
+def test_a_key_that_nothing_takes_is_refused_unless_the_environment_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Recording()
+    monkeypatch.setattr(run_batch, "_private", lambda *_: nullcontext((server, lambda: None)))
+
+    typed = CliRunner().invoke(app, ["run-batch", *own_run(tmp_path), "--api-key", "sk-1"], env=UNNAMED)
+    assert "--api-key: nothing runs in" in str(typed.exception)
+    assert server.asked == []
+
+    CliRunner().invoke(app, ["run-batch", *own_run(tmp_path)], env={**UNNAMED, "NIGHTMILL_API_KEY": "sk-1"})
+    assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("log", "told"),
     [
@@ -286,6 +313,30 @@ def test_a_process_that_keeps_ending_is_told_with_its_last_error(tmp_path: Path,
         system.stop()
 
 
+class Recording:
+    """A server that takes a file, and says what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def upload(self, _path: Path) -> str:
+        return "file-1"
+
+    def post(self, _route: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(body)
+        raise Trouble("that is all")
+
+
+#: No deployment is named.
+UNNAMED = {"NIGHTMILL_URL": None, "NIGHTMILL_API_KEY": None}
+
+
+def own_run(folder: Path) -> list[str]:
+    file = folder / "in.jsonl"
+    file.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "m"}}\n')
+    return ["-i", str(file), "-o", str(folder / "out.jsonl"), "--model", "m", "--data-dir", str(folder / "none")]
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of whoever calls: with a template, a plugin and folders, some named like words of vLLM's."""
@@ -298,7 +349,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fields(model: str, *flags: str, file: Path = PACKAGED_FILE) -> dict[str, dict[str, Any]]:
-    found = _fields(Registry.read(file), model, list(flags))
+    found = run_batch._fields(Registry.read(file), model, list(flags))
     written = file.with_name("written.yaml") if file != PACKAGED_FILE else None
     if written:
         written.write_text(json.dumps({"models": found}))
