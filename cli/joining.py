@@ -1,7 +1,8 @@
 """Answers beside their inputs: the input, output and error file of a batch merged line by line.
 
 All three are in the order of the input, so one line of each is held at a time. An input line without a result (a retry
-runs only what was left over) is passed by.
+runs only what was left over) is passed by. What was answered from another line has no tokens of its own, so that the
+sum over the rows is the batch's usage.
 """
 
 import base64
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 #: The columns, in order. An embedding stands in the place of an answer.
 COLUMNS = (
     "custom_id", "prompt", "answer", "finish_reason", "status_code", "error_code", "error_message",
-    "input_tokens", "output_tokens", "request", "response",
+    "input_tokens", "output_tokens", "duplicate_of", "request", "response",
 )  # fmt: skip
 
 
@@ -85,7 +86,8 @@ def _row(request: Row, result: Row) -> Row:
     response = result["response"] or {}
     said = response.get("body")
     body = said if isinstance(said, dict) else {}
-    usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
+    original = result.get("duplicate_of")
+    usage = body["usage"] if original is None and isinstance(body.get("usage"), dict) else {}
     code, message = error_of(result)
     return {
         "custom_id": request["custom_id"],
@@ -97,6 +99,7 @@ def _row(request: Row, result: Row) -> Row:
         "error_message": message,
         "input_tokens": _tokens(usage.get("prompt_tokens", usage.get("input_tokens"))),
         "output_tokens": _tokens(usage.get("completion_tokens", usage.get("output_tokens"))),
+        "duplicate_of": original,
         "request": request["body"],
         "response": said or None,
     }

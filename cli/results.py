@@ -24,7 +24,8 @@ def results(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
     join: Annotated[bool, typer.Option("--join", help="Each answer beside its input, in the input's order.")] = False,
     format_: Annotated[
-        Literal["jsonl", "csv", "parquet"], typer.Option("--format", help="The last two are always joined.")
+        Literal["jsonl", "csv", "parquet"],
+        typer.Option("--format", help="The last two are always joined. In csv null and an empty text look the same."),
     ] = "jsonl",
     output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
     url: Url = None,

@@ -30,7 +30,7 @@ def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
 
 
 def write_csv(rows: Iterable[Row], path: Path | None) -> int:
-    """RFC 4180, with a header; what is no plain value is JSON in its cell."""
+    """RFC 4180, with a header; what is no plain value is JSON in its cell, null an empty one, as an empty text is."""
     count = 0
     with _text(path) as out:
         writer = csv.writer(out)

@@ -181,6 +181,58 @@ def test_every_endpoint_has_a_prompt_and_an_answer(
     assert (row["prompt"], row["answer"], row["finish_reason"]) == expected
 
 
+def copied(custom_id: str, original: str, body: dict[str, Any], status: int = 200) -> bytes:
+    return json.dumps({**json.loads(answered(custom_id, body, status)), "duplicate_of": original}).encode()
+
+
+def deduped() -> list[dict[str, Any]]:
+    """Of three lines two are computed: one is a copy."""
+    outputs = [answered("a", chat("")), copied("b", "a", chat("")), answered("c", chat("x"))]
+    return list(joined([asked("a"), asked("b"), asked("c")], outputs, []))
+
+
+@pytest.mark.parametrize(
+    ("url", "usage"),
+    [(CHAT, {"prompt_tokens": 3, "completion_tokens": 2}), (RESPONSES, {"input_tokens": 3, "output_tokens": 2})],
+)
+def test_a_copy_names_its_original_and_costs_nothing(url: str, usage: dict[str, int]) -> None:
+    inputs = [asked("a", url), asked("b", url)]
+
+    one, other = joined(inputs, [answered("a", {"usage": usage}), copied("b", "a", {"usage": usage})], [])
+
+    told = [(row["duplicate_of"], row["input_tokens"], row["output_tokens"]) for row in (one, other)]
+    assert told == [(None, 3, 2), ("a", None, None)]
+    assert other["response"] == {"usage": usage}, "as it was answered"
+
+
+def test_the_copy_of_a_refusal_names_its_original_too() -> None:
+    refused = {"error": {"message": "Too long.", "code": "too_long"}}
+
+    [_, row] = joined([asked("a"), asked("b")], [], [answered("a", refused, 400), copied("b", "a", refused, 400)])
+
+    assert (row["duplicate_of"], row["error_code"]) == ("a", "too_long")
+
+
+def test_in_json_lines_and_parquet_a_copy_has_null_tokens_and_an_empty_answer_is_text(tmp_path: Path) -> None:
+    names = ("answer", "duplicate_of", "input_tokens", "output_tokens")
+
+    write_jsonl(deduped(), tmp_path / "out.jsonl")
+    write_parquet(deduped(), tmp_path / "out.parquet")
+
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    for read in (lines, table):
+        told = [tuple(row[name] for name in names) for row in read]
+        assert told == [("", None, 3, 2), ("", "a", None, None), ("x", None, 3, 2)]
+
+
+def test_in_csv_the_tokens_of_a_copy_are_empty_cells(tmp_path: Path) -> None:
+    write_csv(deduped(), tmp_path / "out.csv")
+
+    read = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(), newline="")))
+    assert [(row["duplicate_of"], row["input_tokens"]) for row in read] == [("", "3"), ("a", ""), ("", "3")]
+
+
 def rows() -> list[dict[str, Any]]:
     text = 'a, "b"\nc\u2028d'
     inputs = [asked("a"), asked("b")]
