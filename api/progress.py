@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from jobs.clock import now
 from jobs.models import TOKENS, Job, Outbox, Outcome, Segment, Shard
-from jobs.states import TERMINAL, JobState
+from jobs.payloads import INGESTION
+from jobs.states import TERMINAL, JobState, ShardState
 
 #: By values and not by the columns: with these SQLite would begin at the segments, of which there are many.
 _OF_SHARD = and_(Segment.job_id == Shard.job_id.concat(""), Segment.n == Shard.n + 0)
@@ -97,6 +98,21 @@ def pace(session: Session, job: Job) -> Pace | None:
         items += int.from_bytes(covered, "little").bit_count()
         tokens += int(count)
     return Pace(items / seconds, tokens / seconds)
+
+
+def worked_seconds(session: Session, job: Job) -> float | None:
+    """How long a job's lines have been worked on: not planned, and not before a model and a slot for them were there.
+
+    None while nobody does, when its shards are no longer kept, and of an ingestion, whose parsing is another matter.
+    """
+    if job.kind == INGESTION:
+        return None
+    begun = or_(Shard.done > 0, Shard.state == ShardState.RUNNING)
+    started = session.scalar(select(func.min(Shard.started_at)).where(Shard.job_id == job.id, begun))
+    if started is None:
+        return None
+    ended = job.finalizing_at or job.expiring_at or job.cancelling_at or job.failed_at or now()
+    return max(ended - started, 0.0)
 
 
 def queue_position(session: Session, job: Job) -> int | None:

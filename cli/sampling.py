@@ -7,6 +7,9 @@ from typing import Any
 from cli.snapshot import duration
 from cli.trouble import Trouble
 
+_WORTH_TELLING = 2.0  # seconds
+_BEFORE = "; before that it waited {} for its turn and its model, which comes once and not with each request"
+
 
 def write_sample(source: Path, count: int, target: Path) -> int:
     """Write `count` lines, spread evenly over the file; returns how many lines the file has. Raises Trouble."""
@@ -29,15 +32,17 @@ def _requests(source: Path) -> Iterator[bytes]:
 
 
 def extrapolate(job: Mapping[str, Any], total: int) -> str:
-    """What all lines would take, going by the job that ran some of them."""
+    """What all lines would take, going by the job that ran some of them: the work, without what it waited for first."""
     usage, done = job["usage"], job["progress"]["completed"] + job["progress"]["failed"]
     if not done:
         raise Trouble("the sample has answered nothing, which says nothing of the rest")
     times = total / done
-    seconds = max((job["finalizing_at"] or 0) - (job["in_progress_at"] or 0), 1)
     tokens = f"{round(usage['input_tokens'] * times):,} tokens in, {round(usage['output_tokens'] * times):,} out"
     failed = f", {round(job['progress']['failed'] * times):,} of them failed" if job["progress"]["failed"] else ""
-    return (
-        f"all {total:,} requests, going by these {done}: about {tokens}{failed}; "
-        f"{duration(seconds * times)} at the sample's pace, less where the engine takes more at once"
-    )
+    told = f"all {total:,} requests, going by these {done}: about {tokens}{failed}"
+    worked = job["worked_seconds"]
+    if worked is None:
+        return told
+    told += f"; {duration(worked * times)} at the sample's pace, less where the engine takes more at once"
+    waited = (job["finalizing_at"] or 0) - job["created_at"] - worked
+    return f"{told}{_BEFORE.format(duration(waited)) if waited >= _WORTH_TELLING else ''}"

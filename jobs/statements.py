@@ -7,7 +7,7 @@ it is given. They speak of tables: a session that holds the row as an object is 
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Select, Update, and_, bindparam, exists, insert, select, update
+from sqlalchemy import ColumnElement, Executable, Select, Update, and_, bindparam, case, exists, insert, select, update
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -88,7 +88,8 @@ def _mine() -> ColumnElement[bool]:
 def _take_shard(where: ColumnElement[bool]) -> Update:
     free = and_(_shard.c.job_id == _ITS_JOB, _shard.c.n == _ITS_N, _shard.c.state == ShardState.PENDING, where)
     ours = {"state": ShardState.RUNNING, "epoch": _shard.c.epoch + 1, "beat": 0, "worker_id": _ITS_WORKER}
-    ours |= {"progressed": False, "started_at": bindparam("at")}
+    begun = case((_shard.c.done > 0, _shard.c.started_at), else_=bindparam("at"))
+    ours |= {"progressed": False, "started_at": begun}
     return update(_shard).where(free).values(ours).returning(*_shard.c)
 
 

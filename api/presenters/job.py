@@ -43,8 +43,8 @@ class Webhook(BaseModel):
 
 
 class JobObject(BaseModel):
-    """`rate`, `eta_seconds` and `queue_position` are null in lists and where they mean nothing, `outcomes` and
-    `overrides` in lists."""
+    """`rate`, `eta_seconds`, `worked_seconds` and `queue_position` are null in lists and where they mean nothing,
+    `outcomes` and `overrides` in lists. `worked_seconds`: since a worker began with the first lines, while it works."""
 
     id: str
     object: Literal["job"] = "job"
@@ -57,6 +57,7 @@ class JobObject(BaseModel):
     progress: Progress
     rate: Rate | None
     eta_seconds: float | None
+    worked_seconds: float | None
     queue_position: int | None
     usage: Usage
     outcomes: Outcomes | None
@@ -107,6 +108,7 @@ def show_job(
     position: int | None = None,
     outcomes: Mapping[str, int] | None = None,
     *,
+    worked: float | None = None,
     whole: bool = False,
 ) -> JobObject:
     return JobObject(
@@ -122,6 +124,7 @@ def show_job(
         if pace
         else None,
         eta_seconds=_eta(job, totals, pace),
+        worked_seconds=None if worked is None else round(worked, 3),
         queue_position=position,
         usage=show_usage(totals),
         outcomes=None if outcomes is None else _outcomes(outcomes),

@@ -17,7 +17,7 @@ from api.labels import labelled
 from api.paging import After, Limit20, Order, Page, find, page
 from api.presenters.job import JobEvent, JobObject, show_event, show_job
 from api.presenters.webhook import DeliveryObject
-from api.progress import outcomes, pace, queue_position, totals
+from api.progress import outcomes, pace, queue_position, totals, worked_seconds
 from api.retry import again
 from api.routing import resource
 from api.streams import event_stream, result_stream
@@ -195,7 +195,8 @@ def get_job(session: Session, call: CallContext, job_id: str) -> Job:
 
 def _shown(session: Session, job: Job) -> JobObject:
     sums = totals(session, [job])[job.id]
-    return show_job(job, sums, pace(session, job), queue_position(session, job), outcomes(session, job), whole=True)
+    position, worked = queue_position(session, job), worked_seconds(session, job)
+    return show_job(job, sums, pace(session, job), position, outcomes(session, job), worked=worked, whole=True)
 
 
 def _resume(last_event_id: str | None, after: int) -> int:

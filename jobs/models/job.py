@@ -125,7 +125,8 @@ class Shard(Usage, Base):
     """A byte range of the job's input. `epoch` fences; `progressed` says whether this claim has committed anything.
 
     `queue` is where it is to be run for now; without one it is its job's. `outcomes` is the sum of its segments', of a
-    shard that is done (null: it is not, or a version ended it that did not sum them).
+    shard that is done (null: it is not, or a version ended it that did not sum them). `started_at` is of the claim that
+    brought its first results, until there are any of the last one: those that only met a missing model do not count.
     """
 
     __tablename__ = "shard"

@@ -82,6 +82,7 @@ def test_a_running_job_shows_progress_pace_and_what_is_left(app: FastAPI, client
     assert job["rate"]["tokens_per_second"] == pytest.approx(5 * job["rate"]["items_per_second"], rel=0.01)
     assert job["eta_seconds"] == pytest.approx(5 / job["rate"]["items_per_second"], abs=0.2)
     assert job["usage"]["total_tokens"] == 25
+    assert 0 <= job["worked_seconds"] < 5, "since the claim, and not since it was planned"
 
 
 def test_a_queued_job_knows_its_place(app: FastAPI, client: TestClient, stranger: TestClient) -> None:

@@ -70,6 +70,48 @@ def test_a_shard_that_an_older_version_ended_is_asked_by_its_segments(db: Databa
     assert seen(db, job.id) == WORDS
 
 
+def worked(db: Database, job_id: str) -> float | None:
+    with db.read() as session:
+        return progress.worked_seconds(session, session.get_one(Job, job_id))
+
+
+def test_work_counts_from_the_claim_that_brought_results(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = running(db, [4, 4])
+    clock = 100.0
+    for module in ("jobs.shards", "api.progress"):
+        monkeypatch.setattr(f"{module}.now", lambda: clock)
+    assert worked(db, job.id) is None
+
+    in_vain = claim_shard(db, job.id, 0)
+    with db.write() as session:
+        shards.give_back(session, in_vain, waiting_for="model")
+    assert worked(db, job.id) is None, "its model was not there"
+
+    clock = 200.0
+    first = claim_shard(db, job.id, 0)
+    clock = 205.0
+    assert worked(db, job.id) == 5.0
+    commit(db, first, [0], "stop")
+    with db.write() as session:
+        shards.give_back(session, first)
+
+    clock = 300.0
+    commit(db, claim_shard(db, job.id, 0), [1, 2, 3], "stop", last=True)
+    commit(db, claim_shard(db, job.id, 1), range(4), "stop", last=True)
+    with db.write() as session:
+        session.get_one(Job, job.id).finalizing_at = 310.0
+
+    clock = 400.0
+    assert worked(db, job.id) == 110.0, "what was done before it was given back counts"
+
+
+def test_of_an_ingestion_nobody_says_how_long_it_was_worked_on(db: Database) -> None:
+    job = running(db, kind="ingestion")
+    claim_shard(db, job.id, 0)
+
+    assert worked(db, job.id) is None
+
+
 def test_a_shard_that_ends_without_a_segment_has_the_sum_of_those_before(db: Database, job: Job) -> None:
     claim = claim_shard(db, job.id, 2)
     for _ in range(2):

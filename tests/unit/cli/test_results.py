@@ -313,11 +313,39 @@ def test_what_a_sample_says_of_the_whole() -> None:
     job = {
         "usage": {"input_tokens": 30, "output_tokens": 20},
         "progress": {"completed": 9, "failed": 1},
-        "in_progress_at": 100,
-        "finalizing_at": 105,
+        "created_at": 104,
+        "in_progress_at": 105,
+        "finalizing_at": 110,
+        "worked_seconds": 5.0,
     }
 
     told = extrapolate(job, 1000)
 
     assert "all 1,000 requests, going by these 10: about 3,000 tokens in, 2,000 out, 100 of them failed" in told
-    assert "8 min 20 s at the sample's pace" in told
+    assert told.endswith("8 min 20 s at the sample's pace, less where the engine takes more at once")
+
+
+def test_a_cold_start_is_told_apart_and_comes_once() -> None:
+    job = {
+        "usage": {"input_tokens": 30, "output_tokens": 20},
+        "progress": {"completed": 10, "failed": 0},
+        "created_at": 100,
+        "in_progress_at": 101,
+        "finalizing_at": 192,
+        "worked_seconds": 2.5,
+    }
+
+    told = extrapolate(job, 1000)
+
+    assert "; 4 min 10 s at the sample's pace" in told
+    assert "; before that it waited 1 min 30 s for its turn and its model, which comes once" in told
+
+
+def test_where_nobody_knows_how_long_a_sample_was_worked_on_no_time_is_told() -> None:
+    job = {
+        "usage": {"input_tokens": 30, "output_tokens": 20},
+        "progress": {"completed": 10, "failed": 0},
+        "worked_seconds": None,
+    }
+
+    assert extrapolate(job, 20) == "all 20 requests, going by these 10: about 60 tokens in, 40 out"
