@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from cli.joining import Row, error_of
+from cli.joining import Row, answer_of, error_of
 
 EXAMPLES = 3
 EMPTY = "empty"
@@ -14,8 +14,15 @@ _RESPONSES = {"completed": "stop", "max_output_tokens": "length"}
 
 
 def answered(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:
-    """The custom_ids of answers, by finish reason and EMPTY. `wanted`: how many lines of each there are."""
-    return _found(lines, wanted, lambda result: ((word, short(result["custom_id"])) for word in outcomes_of(result)))
+    """How answers begin, by finish reason and EMPTY. `wanted`: how many lines of each there are."""
+
+    def told(result: Row) -> Iterator[tuple[str, str]]:
+        for word in outcomes_of(result):
+            said = answer_of("", result["response"]["body"])
+            text = short(said) if isinstance(said, str) and word != EMPTY else ""
+            yield word, f"{short(result['custom_id'])}: {text}" if text else short(result["custom_id"])
+
+    return _found(lines, wanted, told)
 
 
 def failed(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:

@@ -39,7 +39,9 @@ def explain(
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)
         left = _left_alone(found, data_dir) if url is None else ()
-        for line in (*_standing(found), *left, *_rejected(found), *_answered(server, found), *_failed(server, found)):
+        why = _held_up(server.url, found, data_dir, at_home=url is None)
+        told = (*_standing(found), *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
+        for line in told:
             print(line)
 
 
@@ -47,10 +49,17 @@ def _standing(job: "Snapshot") -> Iterator[str]:
     yield f"{job.id} ({job.kind}, {job.model or 'no model yet'}): {job.standing}, {job.done} of {job.total or '?'} done"
     if job.waiting_for in _WAITS:
         yield f"  it waits: {_WAITS[job.waiting_for].format(model=job.model or 'its model')}"
-    elif job.queue_position:
-        yield f"  it waits: {job.queue_position} jobs of its project come before it"
     if job.pace:
         yield f"  it makes {job.pace}"
+
+
+def _held_up(url: str, job: "Snapshot", data_dir: Path | None, *, at_home: bool) -> Iterator[str]:
+    """Why nobody has taken up what neither runs nor says what it waits for."""
+    if job.ended or job.waiting_for or job.pace:
+        return
+    from cli import standstill
+
+    yield from (f"  {one}" for one in standstill.told(url, job, data_dir, at_home=at_home))
 
 
 def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
@@ -92,7 +101,7 @@ def _answered(server: "Server", job: "Snapshot") -> Iterator[str]:
     found = _found(server, job, job.output_file_id, examples.answered, wanted)
     if reasons:
         yield "  answers ended by " + ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
-    yield from (f"      {name}: {', '.join(ids)}" for name, ids in found.items() if ids and name != examples.EMPTY)
+    yield from (f"      {name}: {one}" for name, some in found.items() if name != examples.EMPTY for one in some)
     if empty:
         yield f"  {empty} of the answers are empty"
         if ids := found.get(examples.EMPTY):

@@ -92,7 +92,7 @@ def _row(request: Row, result: Row) -> Row:
     return {
         "custom_id": request["custom_id"],
         "prompt": _prompt(request["url"], request["body"]),
-        "answer": None if code else _answer_of(request["url"], body),
+        "answer": None if code else answer_of(request["url"], body),
         "finish_reason": _finish_reason(body),
         "status_code": response.get("status_code"),
         "error_code": code,
@@ -141,7 +141,7 @@ def _plain(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _answer_of(url: str, body: Row) -> Any:
+def answer_of(url: str, body: Row) -> Any:
     """The answer, or None where an engine has given it a shape of its own: `response` has it whole."""
     try:
         return _answer(url, body)

@@ -69,9 +69,9 @@ def test_cut_and_empty_answers_are_shown_by_a_few_of_their_lines() -> None:
 
     said = told(files, job(outcomes))
 
-    assert said[:4] == [
+    assert said[:6] == [
         "  answers ended by length (10), stop (2)",
-        "      length: cut0, cut1, cut2",
+        *(f"      length: cut{n}: so" for n in range(3)),
         "  1 of the answers are empty",
         "      e",
     ]
