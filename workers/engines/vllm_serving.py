@@ -14,8 +14,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 FEW_CPUS = 4  # up to here the engine gets every core; with more, vLLM's own choice leaves some to others
 
 DEFAULTS: dict[str, Any] = {
@@ -195,7 +193,7 @@ def _fits_twice(folder: Path) -> bool:
     except (OSError, ValueError):  # of the hub, or of another format
         return False
     quantised = any(_QUANTISED & part.keys() for part in (config, config.get("text_config") or {}))
-    return 0 < 4 * size <= psutil.virtual_memory().available and not quantised
+    return 0 < 4 * size <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") and not quantised
 
 
 def _usual(running: int) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -70,7 +69,7 @@ def test_a_cpu_that_would_emulate_half_precision_computes_in_float32_what_fits(
 ) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: able)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=40))
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4}.__getitem__)
     (tmp_path / "model.safetensors").write_bytes(bytes(size))
     if config is not None:
         (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
