@@ -115,8 +115,9 @@ class DiskStorage:
     def walk(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
             for entry in _files_in(self._at(prefix)):
-                if not entry.name.startswith(_TEMPORARY):
-                    yield Path(entry.path).relative_to(self.root).as_posix()
+                path = Path(entry.path).relative_to(self.root).as_posix()
+                if _is_name(path) and not entry.name.startswith(_TEMPORARY):
+                    yield path
 
     def list(self, prefix: str) -> list[str]:
         return sorted(self.walk(prefix))
@@ -124,7 +125,7 @@ class DiskStorage:
     def folders(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
             for entry in _entries(self._at(prefix)):
-                if entry.is_dir():
+                if _is_name(entry.name) and entry.is_dir():
                     yield entry.name
 
     def sweep(self, prefix: str, before: float) -> Iterator[bool]:
@@ -201,8 +202,7 @@ class ObjectStorage:
     def folders(self, prefix: str) -> Iterator[str]:
         with _our_errors(prefix):
             found = self._listed(prefix, "CommonPrefixes", "Prefix") if self._s3 else self._folders_at(prefix)
-            for path in found:
-                yield path.rstrip("/").rpartition("/")[2]
+            yield from filter(_is_name, (path.rstrip("/").rpartition("/")[2] for path in found))
 
     def _listed(self, prefix: str, kind: str, name: str) -> Iterator[str]:
         """Of S3 page by page: s3fs has all of it in memory, a kilobyte for each.

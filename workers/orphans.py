@@ -36,7 +36,7 @@ _FLAT: tuple[tuple[str, InstrumentedAttribute[str] | None, InstrumentedAttribute
     ("conversations", None, Conversation.path),
     ("uploads", UploadPart.id, UploadPart.path),
 )
-_FOLDERS = (*(folder for folder, _, _ in _FLAT), "documents", "jobs")
+_FOLDERS = (*(folder for folder, _, _ in _FLAT), "documents", "jobs", "doctor")
 
 
 class Orphans:

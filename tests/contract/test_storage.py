@@ -389,6 +389,17 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(disk: DiskStorage, monk
         disk.list("uploads")
 
 
+def test_what_is_no_name_is_not_listed(disk: DiskStorage) -> None:
+    """Nobody could remove it, and whoever looks for what has no row finds it."""
+    disk.put("jobs/1/a", b"x")
+    for path in ("jobs/1/report[1].txt", "jobs/old?/b"):
+        (disk.root / path).parent.mkdir(exist_ok=True)
+        (disk.root / path).write_bytes(b"x")
+
+    assert disk.list("") == ["jobs/1/a"]
+    assert list(disk.folders("jobs")) == ["1"]
+
+
 # ── what S3 alone can do ──
 
 
