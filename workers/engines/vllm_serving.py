@@ -175,25 +175,36 @@ def wide(model: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by which a CPU computes in float32, where torch had to emulate half precision; otherwise none.
 
     Without AVX-512 that takes four times as long (SmolLM2-135M, two cores with AVX2). Only a folder of plain weights
-    that leave half of the memory when they are twice as large; the cache of keys is twice as large too.
+    that leave half of the memory when they, and the cache of keys, are twice as large.
     """
     import torch
     from vllm.platforms import current_platform
 
     emulated = platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() != "AVX512"
-    if not current_platform.is_cpu() or not emulated or _OWN_DTYPE & args.keys() or not _fits_twice(Path(model)):
+    if not current_platform.is_cpu() or not emulated or _OWN_DTYPE & args.keys():
         return {}
-    return {"dtype": "float32", "kv_cache_memory_bytes": 2 * CPU_DEFAULTS["kv_cache_memory_bytes"]}
+    size, cache = _plain_size(Path(model)), args.get("kv_cache_memory_bytes", 2 * CPU_DEFAULTS["kv_cache_memory_bytes"])
+    if not size or not isinstance(cache, int) or 2 * (2 * size + cache) > _memory():
+        return {}
+    return {"dtype": "float32", "kv_cache_memory_bytes": cache}
 
 
-def _fits_twice(folder: Path) -> bool:
+def _plain_size(folder: Path) -> int:
+    """Of a folder's weights in bytes; 0 where they are quantised, of the hub, or of another format."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    except (OSError, ValueError):  # of the hub, or of another format
-        return False
-    quantised = any(_QUANTISED & part.keys() for part in (config, config.get("text_config") or {}))
-    return 0 < 4 * size <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") and not quantised
+        quantised = any(_QUANTISED & part.keys() for part in (config, config.get("text_config") or {}))
+        return 0 if quantised else sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
+def _memory() -> int:
+    """The machine's, or what the container may take of it, in bytes."""
+    from vllm.utils import cpu_resource_utils
+
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(whole, cpu_resource_utils.get_cgroup_memory_limit() or whole)
 
 
 def _usual(running: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from workers.engines import vllm
 from workers.engines.port import EngineBusy, EngineFault, Request
-from workers.engines.vllm_serving import FOR_WAITERS, argv, cpu_places, plain, prepare_environment, wide
+from workers.engines.vllm_serving import CPU_DEFAULTS, FOR_WAITERS, argv, cpu_places, plain, prepare_environment, wide
 
 
 def test_engine_arguments_become_words() -> None:
@@ -44,18 +44,23 @@ def test_who_waits_finds_a_place_beside_all_lines_of_batches(args: dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("able", "args", "config", "size", "is_wide"),
+    ("able", "args", "config", "size", "limit", "is_wide"),
     [
-        ("AVX512", {}, {}, 10, False),
-        ("AVX2", {}, {}, 10, True),
-        ("AVX2", {"max_model_len": 512}, {}, 10, True),
-        ("AVX2", {"dtype": "auto"}, {}, 10, False),
-        ("AVX2", {"quantization": "fp8"}, {}, 10, False),
-        ("AVX2", {}, {"quantization_config": {"quant_method": "awq"}}, 10, False),
-        ("AVX2", {}, {"text_config": {"quantization_config": {"quant_method": "awq"}}}, 10, False),
-        ("AVX2", {}, {}, 11, False),
-        ("AVX2", {}, {}, 0, False),
-        ("AVX2", {}, None, 10, False),
+        ("AVX512", {}, {}, 10, None, False),
+        ("AVX2", {}, {}, 10, None, True),
+        ("AVX2", {"max_model_len": 512}, {}, 10, None, True),
+        ("AVX2", {"dtype": "auto"}, {}, 10, None, False),
+        ("AVX2", {"quantization": "fp8"}, {}, 10, None, False),
+        ("AVX2", {}, {"quantization_config": {"quant_method": "awq"}}, 10, None, False),
+        ("AVX2", {}, {"text_config": {"quantization_config": {"quant_method": "awq"}}}, 10, None, False),
+        ("AVX2", {}, {}, 11, None, False),
+        ("AVX2", {}, {}, 10, 43, False),
+        ("AVX2", {"kv_cache_memory_bytes": 2}, {}, 10, 44, True),
+        ("AVX2", {"kv_cache_memory_bytes": 3}, {}, 10, None, False),
+        ("AVX2", {"kv_cache_memory_bytes": "2k"}, {}, 10, None, False),
+        ("AVX2", {}, {}, 0, None, False),
+        ("AVX2", {}, None, 10, None, False),
+        ("AVX2", {}, ["odd"], 10, None, False),
     ],
 )
 def test_a_cpu_that_would_emulate_half_precision_computes_in_float32_what_fits(
@@ -63,18 +68,21 @@ def test_a_cpu_that_would_emulate_half_precision_computes_in_float32_what_fits(
     tmp_path: Path,
     able: str,
     args: dict[str, object],
-    config: dict[str, object] | None,
+    config: object,
     size: int,
+    limit: int | None,
     is_wide: bool,
 ) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: able)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4}.__getitem__)
+    monkeypatch.setattr("vllm.utils.cpu_resource_utils.get_cgroup_memory_limit", lambda: limit)
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 11, "SC_PAGE_SIZE": 4}.__getitem__)
+    monkeypatch.setitem(CPU_DEFAULTS, "kv_cache_memory_bytes", 1)
     (tmp_path / "model.safetensors").write_bytes(bytes(size))
     if config is not None:
         (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
 
-    assert wide(str(tmp_path), args) == ({"dtype": "float32", "kv_cache_memory_bytes": 4 * 1024**3} if is_wide else {})
+    assert wide(str(tmp_path), args) == ({"dtype": "float32", "kv_cache_memory_bytes": 2} if is_wide else {})
 
 
 class Said:
