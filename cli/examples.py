@@ -54,8 +54,8 @@ def outcomes_of(result: Row) -> set[str]:
 
 
 def short(message: str | None) -> str:
-    """One line of at most 100 characters."""
-    text = " ".join((message or "").split())
+    """One line of at most 100 characters, all of which show: a terminal obeys others."""
+    text = " ".join("".join(one if one.isprintable() else " " for one in message or "").split())
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 

@@ -40,7 +40,7 @@ def extrapolate(job: Mapping[str, Any], total: int) -> str:
     tokens = f"{round(usage['input_tokens'] * times):,} tokens in, {round(usage['output_tokens'] * times):,} out"
     failed = f", {round(job['progress']['failed'] * times):,} of them failed" if job["progress"]["failed"] else ""
     told = f"all {total:,} requests, going by these {done}: about {tokens}{failed}"
-    worked = job["worked_seconds"]
+    worked = job.get("worked_seconds")
     if worked is None:
         return told
     told += f"; {duration(worked * times)} at the sample's pace, less where the engine takes more at once"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli import readiness
+from cli.procfile import CHECKOUT
 from cli.snapshot import Snapshot, duration
 from cli.trouble import Trouble
 
@@ -34,9 +35,13 @@ _PLAN = "cpu.plan"  # where every job is planned and finished
 
 def told(url: str, job: Snapshot, data_dir: Path | None, *, at_home: bool) -> list[str]:
     """In whole phrases; none where there is nothing to say."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from jobs.errors import NightmillError
+
     why = None
     if at_home:
-        with suppress(Trouble):  # it may run elsewhere
+        with suppress(Trouble, NightmillError, SQLAlchemyError):  # it may run elsewhere, or be of another version
             why = here(job.id, data_dir)
     if why is None:
         why = from_afar(job, readiness.look(url) or {})
@@ -78,7 +83,10 @@ def _look(session: "Session", job: "Job") -> tuple[list[str], bool]:
         return _in_hand(session, job)
     if paused := _paused(session, job, owed):
         return [paused], False
-    return _crowded(session, owed) or _overdue(owed)
+    why, late = _overdue(owed)
+    if crowded := _crowded(session, owed):
+        return crowded[0], crowded[1] or late  # what takes a part of a slot is counted as one that is full
+    return why, late
 
 
 def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
@@ -186,8 +194,8 @@ def leaderless(data_dir: Path, run: Callable[..., Any] = subprocess.run) -> str:
     words = [sys.executable, "-m", "workers.health", "dispatcher"]
     env = {**environ, "NIGHTMILL_DATA_DIR": str(data_dir)}
     try:
-        done = run(words, env=env, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        done = run(words, env=env, cwd=CHECKOUT, capture_output=True, text=True, timeout=_PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     said = done.stderr.strip().splitlines()
-    return said[-1] if done.returncode and said else ""
+    return said[0] if done.returncode and len(said) == 1 else ""  # more is not about the dispatcher
