@@ -101,9 +101,9 @@ def pace(session: Session, job: Job) -> Pace | None:
 
 
 def worked_seconds(session: Session, job: Job) -> float | None:
-    """How long a job's lines have been worked on: not planned, and not before a model and a slot for them were there.
+    """Since the first lines that were answered, or run, were begun: with all pauses since, but not what came before.
 
-    None while nobody does, when its shards are no longer kept, and of an ingestion, whose parsing is another matter.
+    None before that, when its shards are no longer kept, and of an ingestion, whose parsing is another matter.
     """
     if job.kind == INGESTION:
         return None

@@ -44,7 +44,8 @@ class Webhook(BaseModel):
 
 class JobObject(BaseModel):
     """`rate`, `eta_seconds`, `worked_seconds` and `queue_position` are null in lists and where they mean nothing,
-    `outcomes` and `overrides` in lists. `worked_seconds`: since a worker began with the first lines, while it works."""
+    `outcomes` and `overrides` in lists. `worked_seconds`: since the first lines that were answered were begun, with all
+    pauses since."""
 
     id: str
     object: Literal["job"] = "job"

@@ -18,7 +18,7 @@ from api.fields import ExpiresAfter, filename
 from api.file_rows import check_space, expiry, get_file, insert, visible
 from api.idempotency import Idempotent
 from api.multipart import BYTES, Received, Sink, described, receive
-from api.paging import After, Order, Page, find, page
+from api.paging import After, Order, Page, deleted, find, page, place_of
 from api.presenters.file import FileDeleted, FileObject, Purpose, show_file
 from api.routing import resource
 from api.validation import clip, explain
@@ -80,7 +80,8 @@ def list_files(
         statement = statement.where(File.purpose == purpose)
     with call.db.read() as session:
         gone_too = select(File).where(File.project_id == call.project_id)  # whoever deletes what it lists goes on
-        rows, more = find(session, statement, File, after=after, limit=limit, order=order, among=gone_too)
+        place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+        rows, more = find(session, statement, File, among=gone_too, gone=deleted(call, "file.delete"), **place)
     return page(rows, more, show_file)
 
 
@@ -98,7 +99,7 @@ def delete_file(call: Call, file_id: str) -> FileDeleted:
         file = get_file(session, call, file_id, lock=True)
         file.deleted_at = now()
         attachments.remove_everywhere(session, [file_id])
-        call.record(session, "file.delete", file_id)
+        call.record(session, "file.delete", file_id, place_of(file))
     return FileDeleted(id=file_id)
 
 
