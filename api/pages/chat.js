@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 let said = []; // the conversation as the model is shown it
 let running = null; // the AbortController of the answer that comes
+let unlisted = ""; // why the models could not be listed: the next list takes that back, and nothing that ask() said
 
 $("key").value = sessionStorage.getItem("key") || "";
 $("key").addEventListener("change", () => {
@@ -51,12 +52,12 @@ async function listModels() {
   if (!$("key").value.trim()) return;
   try {
     const answer = await fetch("/v1/models", { headers: headers() });
-    if (!answer.ok) return tell(await why(answer), true);
+    if (!answer.ok) return tell((unlisted = await why(answer)), true);
     const names = (await answer.json()).data.map((model) => new Option(model.id, model.id));
     $("models").replaceChildren(...names);
-    tell("");
+    if ($("status").textContent === unlisted) tell("");
   } catch (error) {
-    tell(`The server cannot be reached: ${error.message}`, true);
+    tell((unlisted = `The server cannot be reached: ${error.message}`), true);
   }
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.support.browsers import chromium
 from tests.support.shop import MODEL, Shop
@@ -96,6 +96,33 @@ def test_what_went_wrong_is_said(shop: Shop, page: Any) -> None:
     tab, _, _ = page
     tab.fill("#prompt", "Hello")
     tab.click("#send")
+
+    expect(tab.locator("#status")).to_contain_text("No live worker serves the model")
+
+
+def test_a_list_of_models_that_comes_late_takes_back_only_what_an_earlier_list_said(shop: Shop, page: Any) -> None:
+    tab, _, _ = page
+    held: list[Route] = []
+    tab.fill("#key", "nm-of-nobody")
+    tab.press("#key", "Tab")
+    expect(tab.locator("#status")).to_contain_text("Incorrect API key")
+    tab.fill("#key", shop.client.api_key)
+    tab.press("#key", "Tab")
+    expect(tab.locator("#status")).to_have_text("")
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    tab.route("**/v1/models", hold)
+    tab.press("#key", "Space")  # a key is trimmed: another value, the same key
+    tab.press("#key", "Tab")
+    eventually(lambda: tab.wait_for_timeout(10) or held, 5, "the list is asked for")
+    tab.fill("#prompt", "Hello")
+    tab.click("#send")
+    expect(tab.locator("#status")).to_contain_text("No live worker serves the model")
+    tab.evaluate("document.getElementById('models').replaceChildren()")
+    held[0].continue_()
+    expect(tab.locator("#models option").first).to_be_attached()
 
     expect(tab.locator("#status")).to_contain_text("No live worker serves the model")
 
