@@ -36,8 +36,6 @@ def test_the_import_contracts_are_kept() -> None:
 )
 def test_a_light_process_stays_light(module: str, foreign: tuple[str, ...]) -> None:
     """The API and the command start in under a second, and run where torch is not installed."""
-    if not any((ROOT / module.replace(".", "/")).with_suffix(suffix).exists() for suffix in (".py", "")):
-        pytest.skip(f"{module} is not there")
     script = f"import sys, {module}; print(*sorted({set(foreign)!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
 

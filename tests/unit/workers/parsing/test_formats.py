@@ -1,7 +1,5 @@
 """Each format, as small real files made here, and names that lie."""
 
-import importlib.util
-
 import pytest
 
 from tests.unit.workers.parsing import samples
@@ -9,7 +7,7 @@ from workers.parsing import blocks, office, records, sniffing
 from workers.parsing.blocks import Laid
 from workers.parsing.terms import Limits, Refused
 
-needs_kreuzberg = pytest.mark.skipif(importlib.util.find_spec("kreuzberg") is None, reason="the extra `parse`")
+needs_kreuzberg = pytest.mark.usefixtures("kreuzberg")
 
 
 def laid(data: bytes, filename: str, limits: Limits | None = None) -> Laid:

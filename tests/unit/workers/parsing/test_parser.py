@@ -83,8 +83,8 @@ def test_files_of_all_kinds_in_one_child(real: Parser, cutting: Cutting, tmp_pat
     assert found["a.txt"].piece(0) == "שלום 😀 text"
 
 
+@pytest.mark.usefixtures("kreuzberg")
 def test_library_of_office_works_within_the_limits(real: Parser, cutting: Cutting, tmp_path: Path) -> None:
-    pytest.importorskip("kreuzberg")
     (tmp_path / "stored").write_bytes(samples.docx(samples.paragraph("Word &amp; more.")))
 
     assert [real.parse(tmp_path / "stored", "a", cutting).text for _ in range(2)] == ["Word & more."] * 2

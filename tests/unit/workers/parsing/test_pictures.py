@@ -14,9 +14,7 @@ from workers.parsing import office, pdf
 from workers.parsing.parser import Limits, Parser
 from workers.parsing.terms import Cutting, Refused
 
-needs_tesseract = pytest.mark.skipif(
-    not office.sees(), reason="needs Tesseract (Debian: tesseract-ocr) and the extra `parse`"
-)
+needs_tesseract = pytest.mark.usefixtures("tesseract")
 WORDS = "The quick brown fox jumps over the lazy dog"
 
 
