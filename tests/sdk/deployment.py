@@ -41,6 +41,8 @@ from workers.webhooks import loop
 #: More than two pages at the largest limit.
 PAST = 260
 ALIAS = "acme/tiny"
+#: In the models file, and no worker has it.
+ASLEEP = "acme/asleep"
 #: Of one address in a minute, before 429. Each suite sends one from here, and so many from an address of its own.
 WRONG_KEYS = 10
 _MODELS_FILE = f"""
@@ -49,6 +51,10 @@ models:
     source: {{urls: ["http://127.0.0.1:9/v1"]}}
     engine: http
     aliases: [{ALIAS}]
+  {ASLEEP}:
+    source: {{urls: ["http://127.0.0.1:9/v1"]}}
+    engine: http
+    queue: gpu.asleep
 """
 
 
@@ -75,6 +81,7 @@ class Deployment:
             "past": self.past,
             "model": MODEL,
             "alias": ALIAS,
+            "asleep": ASLEEP,
             "embed_model": MODEL,
             "wrong_keys": WRONG_KEYS,
         }

@@ -2,6 +2,7 @@
 
 /lost/NAME/v1/…     handed on; the first answer under this name is dropped and the connection closed
 /broken/NAME/v1/…   the same, with a 502 in place of the first answer
+/late/NAME/v1/…     the same, after two seconds
 /plain/NAME/v1/…    handed on
 /apart/NAME/v1/…    handed on from an address that no other name has
 /seen/NAME          what was handed on under this name, as JSON
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.support.receiver import Receiver
+from tests.support.system import pause
 
 _OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 _BROKEN = b"<html>Bad gateway</html>"
@@ -71,7 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         seen = self.server.seen[name]
         seen.append({"method": self.command, "path": path, "key": self.headers["Idempotency-Key"], "status": status})
         first = len(seen) == 1
-        if kind == "lost" and first:
+        if kind in ("lost", "late") and first:
+            pause(2 if kind == "late" else 0)
             self.close_connection = True
         elif kind == "broken" and first:
             self._answer(502, [("Content-Type", "text/html")], _BROKEN)

@@ -628,6 +628,38 @@ def _() -> None:
     same(error.response.headers["retry-after"], "5")
 
 
+@check("503 is an InternalServerError, and is tried again")
+def _() -> None:
+    name, asked = fresh("asleep"), {"model": FACTS["asleep"], "messages": [{"role": "user", "content": "hello"}]}
+    with through("plain", name, max_retries=1) as patient:
+        error = raised(openai.InternalServerError, patient.chat.completions.create, **asked)
+
+    same(facts_of(error), (503, "server_error", "no_worker", None))
+    same([one["status"] for one in told(f"seen/{name}")], [503, 503])
+
+
+def spoiled_once(kind: str, wanted: type[Exception], **patience: Any) -> None:
+    """A create of which the client hears nothing; the same again, with its key, tells of what the first one made."""
+    key, file_id = fresh("key"), input_file([chat("a", "x")])
+    headers = {"Idempotency-Key": key}
+    with through(kind, key, max_retries=0) as spoiled:
+        raised(wanted, make_batch, spoiled.with_options(**patience), headers, key, file_id)
+        answer = make_batch(spoiled, headers, key, file_id)
+
+    same(answer.headers["idempotency-replayed"], "true")
+    same(batches_of(key), [answer.parse().id])
+
+
+@check("a server that gives no answer is an APIConnectionError, and the key finds what it made")
+def _() -> None:
+    spoiled_once("lost", openai.APIConnectionError)
+
+
+@check("an answer that comes too late is an APITimeoutError, and the key finds what was made")
+def _() -> None:
+    spoiled_once("late", openai.APITimeoutError, timeout=0.5)
+
+
 def retried(kind: str, make: Callable[[openai.OpenAI, dict[str, str], str], Any]) -> tuple[Any, str]:
     """Make something through a front that spoils the first answer, with one key; the object, and the key."""
     key = fresh("key")
@@ -639,9 +671,9 @@ def retried(kind: str, make: Callable[[openai.OpenAI, dict[str, str], str], Any]
     return answer.parse(), key
 
 
-def make_batch(spoiled: openai.OpenAI, headers: dict[str, str], mark: str) -> Any:
+def make_batch(spoiled: openai.OpenAI, headers: dict[str, str], mark: str, file_id: str = "") -> Any:
     return spoiled.batches.with_raw_response.create(
-        input_file_id=input_file([chat("a", "x")]),
+        input_file_id=file_id or input_file([chat("a", "x")]),
         endpoint=CHAT,
         completion_window="24h",
         metadata={"mark": mark},

@@ -548,6 +548,35 @@ check("429 is a RateLimitError, and says when to come again", async () => {
   same(error.headers.get("retry-after"), "5");
 });
 
+check("503 is an InternalServerError, and is tried again", async () => {
+  const name = fresh("asleep");
+  const asked = { model: FACTS.asleep, messages: [{ role: "user", content: "hello" }] };
+  const patient = through("plain", name, { maxRetries: 1 });
+  const error = await raised(OpenAI.InternalServerError, () => patient.chat.completions.create(asked));
+
+  same(factsOf(error), [503, "server_error", "no_worker", null]);
+  same((await told(`seen/${name}`)).map((one) => one.status), [503, 503]);
+});
+
+/** A create of which the client hears nothing; the same again, with its key, tells of what the first one made. */
+async function spoiledOnce(kind, wanted, patience = {}) {
+  const key = fresh("key");
+  const fileId = await inputFile([chat("a", "x")]);
+  const headers = { "Idempotency-Key": key };
+  const impatient = through(kind, key, { maxRetries: 0, ...patience });
+  await raised(wanted, () => makeBatch(impatient, headers, key, fileId));
+  const { data, response } = await makeBatch(through(kind, key, { maxRetries: 0 }), headers, key, fileId);
+
+  same(response.headers.get("idempotency-replayed"), "true");
+  same(await batchesOf(key), [data.id]);
+}
+
+check("a server that gives no answer is an APIConnectionError, and the key finds what it made", () =>
+  spoiledOnce("lost", OpenAI.APIConnectionError));
+
+check("an answer that comes too late is an APITimeoutError, and the key finds what was made", () =>
+  spoiledOnce("late", OpenAI.APIConnectionTimeoutError, { timeout: 500 }));
+
 /** Make something through a front that spoils the first answer, with one key; the object, and the key. */
 async function retried(kind, make) {
   const key = fresh("key");
@@ -558,8 +587,8 @@ async function retried(kind, make) {
   return [data, key];
 }
 
-async function makeBatch(spoiled, headers, mark) {
-  const input_file_id = await inputFile([chat("a", "x")]);
+async function makeBatch(spoiled, headers, mark, fileId) {
+  const input_file_id = fileId ?? (await inputFile([chat("a", "x")]));
   const body = { input_file_id, endpoint: CHAT, completion_window: "24h", metadata: { mark } };
   return spoiled.batches.create(body, { headers }).withResponse();
 }
