@@ -11,9 +11,10 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import openai
+from openai import OpenAI
 from openai.types import VectorStoreSearchResponse as Found
 from openai.types.vector_stores import VectorStoreFile
 
@@ -26,6 +27,7 @@ from tests.support.system import eventually, pause
 if TYPE_CHECKING:
     from tests.chaos.load import Client
 
+T = TypeVar("T")
 _OPEN = 12  # papers that are being brought in, at most
 _BY_WORDS = {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}}
 
@@ -229,7 +231,7 @@ class Librarians:
 
     def _look(self, shelf: Shelf) -> None:
         asked = {paper.file_id: (paper, paper.attached, paper.status) for paper in shelf.papers}
-        shown = self.client.look(lambda sdk: list(sdk.vector_stores.files.list(shelf.id, limit=100)))
+        shown = self._of(shelf, lambda sdk: list(sdk.vector_stores.files.list(shelf.id, limit=100)))
         for file in shown or ():
             paper, attached, status = asked.get(file.id, (None, 0, ""))
             if paper is not None and status == "in_progress" and paper.attached == attached:
@@ -246,8 +248,8 @@ class Librarians:
 
     def _look_at(self, intake: Intake) -> None:
         shelf = intake.shelf
-        shown = self.client.look(
-            lambda sdk: sdk.vector_stores.file_batches.retrieve(intake.id, vector_store_id=shelf.id)
+        shown = self._of(
+            shelf, lambda sdk: sdk.vector_stores.file_batches.retrieve(intake.id, vector_store_id=shelf.id)
         )
         if shown is None:
             return
@@ -305,10 +307,12 @@ class Librarians:
             query = f"look for {paper.key} the {self.searches}th time"
             self.queries.add(text_mark(query))
             asked = {"query": query, "filters": {"type": "eq", "key": "paper", "value": paper.key}}
+        return self._of(shelf, lambda sdk: list(sdk.vector_stores.search(shelf.id, max_num_results=50, **asked)), 15.0)
+
+    def _of(self, shelf: Shelf, get: Callable[[OpenAI], T], seconds: float = 5.0) -> T | None:
+        """None also when it was deleted meanwhile."""
         try:
-            return self.client.look(
-                lambda sdk: list(sdk.vector_stores.search(shelf.id, max_num_results=50, **asked)), 15.0
-            )
+            return self.client.look(get, seconds)
         except openai.NotFoundError:
             if shelf.gone:
                 return None

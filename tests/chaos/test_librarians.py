@@ -1,0 +1,49 @@
+"""Who watches stores takes one that is deleted while he looks for no violation, and no other that is not there."""
+
+import random
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.chaos.journal import Journal
+from tests.chaos.librarians import Librarians
+from tests.support.shelved import Intake, Shelf, make_paper
+
+
+class _Client:
+    """Of a server that has no store; `closes` is deleted while it is asked for."""
+
+    def __init__(self, closes: Shelf | None) -> None:
+        self.closes = closes
+        self.asked = 0
+
+    def look(self, *_: Any) -> Any:
+        self.asked += 1
+        if self.closes is not None:
+            self.closes.gone = True
+        answer = httpx.Response(404, request=httpx.Request("GET", "http://server.example/"))
+        raise openai.NotFoundError("none", response=answer, body=None)
+
+
+@pytest.mark.parametrize("look", ["papers", "intake", "search"])
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_store_that_goes_while_one_looks(look: str, deleted: bool) -> None:
+    shelf, rng = Shelf("shelf", id="vs_1"), random.Random(1)
+    paper = make_paper(0, rng, refused=False)
+    shelf.papers.append(paper)
+    client: Any = _Client(shelf if deleted else None)
+    librarians = Librarians(client, Journal(1), rng, 1, lambda: None, [shelf])
+    if look == "intake":
+        paper.status = "completed"
+        librarians.intakes.append(Intake("intake", shelf, [paper], batch=True, id="vsfb_1"))
+
+    step = librarians.read if look == "search" else librarians.watch
+    if deleted:
+        step()
+    else:
+        with pytest.raises(openai.NotFoundError):
+            step()
+
+    assert client.asked == 1
