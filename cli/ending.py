@@ -12,7 +12,8 @@ _SHOWN = 10
 
 def tell(job: Snapshot) -> None:
     """Say on standard error what came of it."""
-    tokens = f"{job.input_tokens} tokens in, {job.output_tokens} out"
+    thought = f", {job.reasoning_tokens} of them reasoning" if job.reasoning_tokens else ""
+    tokens = f"{job.input_tokens} tokens in, {job.output_tokens} out{thought}"
     _say(f"{job.id} {job.state}: {job.completed} completed, {job.failed} failed of {job.total}; {tokens}")
     for doubt in doubts(job.outcomes):
         _say(f"  {doubt}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cli.snapshot import duration
+from cli.snapshot import duration, reasoning_of
 from cli.trouble import Trouble
 
 _WORTH_TELLING = 2.0  # seconds
@@ -37,7 +37,9 @@ def extrapolate(job: Mapping[str, Any], total: int) -> str:
     if not done:
         raise Trouble("the sample has answered nothing, which says nothing of the rest")
     times = total / done
+    thought = round(reasoning_of(usage) * times)
     tokens = f"{round(usage['input_tokens'] * times):,} tokens in, {round(usage['output_tokens'] * times):,} out"
+    tokens += f" ({thought:,} of them reasoning)" if thought else ""
     failed = f", {round(job['progress']['failed'] * times):,} of them failed" if job["progress"]["failed"] else ""
     told = f"all {total:,} requests, going by these {done}: about {tokens}{failed}"
     worked = job.get("worked_seconds")

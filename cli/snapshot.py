@@ -20,6 +20,7 @@ class Snapshot:
     failed: int
     input_tokens: int
     output_tokens: int
+    reasoning_tokens: int  # among those of the output
     items_per_second: float | None
     tokens_per_second: float | None
     eta_seconds: float | None
@@ -47,6 +48,7 @@ class Snapshot:
             failed=progress["failed"],
             input_tokens=usage["input_tokens"],
             output_tokens=usage["output_tokens"],
+            reasoning_tokens=reasoning_of(usage),
             items_per_second=rate.get("items_per_second"),
             tokens_per_second=rate.get("tokens_per_second"),
             eta_seconds=job.get("eta_seconds"),
@@ -90,6 +92,11 @@ class Snapshot:
         if self.eta_seconds is not None and not self.ended:
             parts.append(f"{duration(self.eta_seconds)} left")
         return ", ".join(parts)
+
+
+def reasoning_of(usage: Mapping[str, Any]) -> int:
+    """Tokens that a model thought with, and nobody reads."""
+    return int(usage.get("output_tokens_details", {}).get("reasoning_tokens", 0))
 
 
 def doubts(outcomes: Mapping[str, Any]) -> list[str]:

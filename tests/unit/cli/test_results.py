@@ -325,6 +325,13 @@ def test_what_a_sample_says_of_the_whole() -> None:
     assert told.endswith("8 min 20 s at the sample's pace, less where the engine takes more at once")
 
 
+def test_a_sample_tells_what_of_its_answers_nobody_reads() -> None:
+    usage = {"input_tokens": 30, "output_tokens": 200, "output_tokens_details": {"reasoning_tokens": 150}}
+    job = {"usage": usage, "progress": {"completed": 10, "failed": 0}, "worked_seconds": None}
+
+    assert extrapolate(job, 100).endswith("about 300 tokens in, 2,000 out (1,500 of them reasoning)")
+
+
 def test_a_cold_start_is_told_apart_and_comes_once() -> None:
     job = {
         "usage": {"input_tokens": 30, "output_tokens": 20},
