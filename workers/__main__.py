@@ -64,8 +64,7 @@ def main(arguments: list[str]) -> None:
     elif pool == "io":
         _threads(config, Pool("io", (Queue.WEBHOOKS,), slots=1))
     elif pool in ("gpu", "embed"):
-        if pool == "embed":
-            memory.few_arenas()  # LanceDB's threads are many
+        memory.few_arenas()  # shards' threads are many, and so are LanceDB's
         _engine(config, pool, queue or (Queue.GENERATE if pool == "gpu" else Queue.EMBED))
     else:
         raise SystemExit(f"unknown pool {pool!r}: one of cpu, gpu, embed, io")

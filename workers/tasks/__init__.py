@@ -87,6 +87,7 @@ def deliver() -> None:
 def _child_begins(**_: object) -> None:
     """A child of the prefork pool is a worker of its own, with a beat of its own."""
     config = settings()
+    memory.few_arenas()  # LanceDB's threads are many
     furnish(build(config, CPU_POOL))
     _Process.parser = Parser(limits_of(config))
     memory.settle()
