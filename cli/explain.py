@@ -31,15 +31,17 @@ def explain(
     api_key: ApiKey = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Say why a job waits or failed, and group its lines by what became of them, with examples."""
+    """Say why a job waits or failed, and group its lines by what became of them, with examples.
+
+    What holds it up is known where the deployment's database is: on its host, or with its settings.
+    """
     from cli.server import connect
     from cli.snapshot import Snapshot
 
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)
-        left = _left_alone(found, data_dir) if url is None else ()
-        why = _held_up(server.url, found, data_dir, at_home=url is None)
+        left, why = _left_alone(found, data_dir), _held_up(server.url, found, data_dir)
         told = (*_standing(found), *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
         for line in told:
             print(line)
@@ -53,25 +55,30 @@ def _standing(job: "Snapshot") -> Iterator[str]:
         yield f"  it makes {job.pace}"
 
 
-def _held_up(url: str, job: "Snapshot", data_dir: Path | None, *, at_home: bool) -> Iterator[str]:
+def _held_up(url: str, job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
     """Why nobody has taken up what neither runs nor says what it waits for."""
     if job.ended or job.waiting_for or job.pace:
         return
     from cli import standstill
 
-    yield from (f"  {one}" for one in standstill.told(url, job, data_dir, at_home=at_home))
+    yield from (f"  {one}" for one in standstill.told(url, job, data_dir))
 
 
 def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
-    """Whether its model's engine died too often; the log is the operator's, so the database of this host is asked."""
+    """Whether its model's engine died too often; its log is the operator's, so only its database tells."""
     if job.waiting_for != "waiting for model":
         return
+    from sqlalchemy.exc import SQLAlchemyError
+
     from cli.effective import effective
     from cli.ledger import opened
     from jobs import quarantine
+    from jobs.models import Job
     from jobs.registry import ModelsFileError, Registry
 
-    with suppress(Trouble, ModelsFileError), opened(data_dir) as db, db.read() as session:
+    with suppress(Trouble, ModelsFileError, SQLAlchemyError), opened(data_dir) as db, db.read() as session:
+        if session.get(Job, job.id) is None:
+            return
         aliases = Registry.load(effective(data_dir=data_dir)).aliases
         for row in quarantine.listed(session, aliases.get(job.model, job.model)):
             yield from (f"  {line}" for line in quarantine.told(row))

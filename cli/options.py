@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", envvar="NIGHTMILL_DATA_DIR", help="Folder of the running `nightmill up`.")
+    Path | None,
+    typer.Option("--data-dir", envvar="NIGHTMILL_DATA_DIR", help="The deployment's data folder. Else .nightmill here."),
 ]
 Url = Annotated[
     str | None, typer.Option("--url", envvar="NIGHTMILL_URL", help="The server, without /v1. Else as in run.json.")

@@ -24,9 +24,10 @@ Kind = Annotated[
     Literal["queue", "model", "project", "worker"],
     typer.Argument(metavar="KIND", help="One of queue, model, project, worker."),
 ]
+_NAMES = "A queue such as gpu.generate, a model or its alias, a project, or a worker as `nightmill workers` has it."
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="A worker's id is as `nightmill workers` shows it.", show_default=False),
+    typer.Argument(metavar="NAME", help=_NAMES, show_default=False),
 ]
 
 

@@ -1,6 +1,7 @@
 """The server as the commands see it: the official SDK, OpenAI's routes, and Nightmill's own beside them.
 
-Where it is and which key opens it: what the command line or the environment says, else `run.json` of the data folder.
+Where it is and which key opens it: what the command line or the environment says, else `run.json` of the data folder,
+which `nightmill up` writes; without it (systemd, containers) what the settings say, and `operator.key` of that folder.
 """
 
 import sys
@@ -20,12 +21,15 @@ import httpx2
 import openai
 from openai import OpenAI, RequestOptions
 
+from cli import readiness
 from cli.effective import effective
 from cli.folder import DataFolder
 from cli.trouble import Trouble
 from cli.wholefile import whole
+from jobs.settings import Settings
 
 _JSON = dict[str, Any]
+_PLACES = {"public_url", "host", "port", "database_url"}  # whoever sets one of these means one deployment
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
 _EMBED_TIMEOUT = 600.0
@@ -36,14 +40,24 @@ _AWAY, _AGAIN = 60.0, 1.0  # seconds that a download waits for its server in all
 
 def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
     """The server to use. Raises Trouble when nothing says where it is."""
-    folder = DataFolder(effective(data_dir=data_dir).data_dir)
-    run = {} if url and api_key else folder.read_run()
+    config = effective(data_dir=data_dir)
+    folder = DataFolder(config.data_dir)
+    run = {} if url and api_key else folder.read_run() or _by_hand(config, folder)
     base, key = url or run.get("url"), api_key or run.get("api_key")
     if not base:
         raise Trouble(f"nothing runs in {folder.path}; start it with `nightmill up`, or name a server with --url")
     if not key:
         raise Trouble("no API key: set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`")
     return Server(base.rstrip("/").removesuffix("/v1"), key)
+
+
+def _by_hand(config: Settings, folder: DataFolder) -> _JSON:
+    """What `run.json` would say of a deployment that no `up` has started: it is there, and the settings name it.
+
+    A key is not sent to whoever happens to have the default port.
+    """
+    key = folder.operator_key() if config.model_fields_set & _PLACES else ""
+    return {"url": config.url, "api_key": key} if key and "status" in (readiness.look(config.url) or {}) else {}
 
 
 class Away(Trouble):

@@ -1,6 +1,6 @@
 """Why nobody has taken up a job that does not say so itself.
 
-On the deployment's host its database is asked, in the order in which work would pass:
+Where its database can be asked (on its host, or with its settings) it is, in the order in which work would pass:
 
     owed ──▶ not paused ──▶ a live worker ──▶ a free slot ──▶ rung ──▶ claimed
                                                                └── needs the broker, and a dispatcher that leads
@@ -33,16 +33,15 @@ _PATIENCE = 20.0
 _PLAN = "cpu.plan"  # where every job is planned and finished
 
 
-def told(url: str, job: Snapshot, data_dir: Path | None, *, at_home: bool) -> list[str]:
+def told(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
     """In whole phrases; none where there is nothing to say."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from jobs.errors import NightmillError
 
     why = None
-    if at_home:
-        with suppress(Trouble, NightmillError, SQLAlchemyError):  # it may run elsewhere, or be of another version
-            why = here(job.id, data_dir)
+    with suppress(Trouble, NightmillError, SQLAlchemyError):  # it may run elsewhere, or be of another version
+        why = here(job.id, data_dir)
     if why is None:
         why = from_afar(job, readiness.look(url) or {})
     if job.queue_position is not None and (job.queue_position or not why):

@@ -87,10 +87,10 @@ def api(patient: Patient) -> Iterator[Finding]:
 
 
 def ports(patient: Patient) -> Iterator[Finding]:
-    """Only while nothing runs: a running installation has its ports."""
-    if patient.run:
-        return
+    """Only while nothing runs: a running installation has its ports, also one that no `up` has started."""
     config = patient.config
+    if patient.run or "status" in (readiness.look(config.url) or {}):
+        return
     for name, host, port in (("api", config.host, config.port), ("flower", config.flower_host, config.flower)):
         if is_free(host, port):
             yield fine(f"port of {name}", f"{host}:{port} is free")

@@ -166,11 +166,12 @@ def test_a_quarantined_model_is_shown_with_its_reason_and_freed_by_its_alias_too
 
 def test_explain_says_of_a_job_that_waits_for_its_model_why_that_is_quarantined(run: Run, db: Database) -> None:
     run("keys", "list")
+    ours = ledgers.submitted(db).id
     with db.write() as session:
         ledgers.quarantined(session, PACKAGED)
 
     said = {
-        (model, waits): [*_left_alone(Snapshot.of(_job(model, waits)), None)]
+        (model, waits): [*_left_alone(Snapshot.of(_job(model, waits, ours)), None)]
         for model in (PACKAGED, "gpt-4o-mini", "another")
         for waits in ("waiting_for_model", "waiting_for_pause")
     }
@@ -181,11 +182,12 @@ def test_explain_says_of_a_job_that_waits_for_its_model_why_that_is_quarantined(
     lines = said["gpt-4o-mini", "waiting_for_model"]
     assert "its engine died 2 times, last of: it did not come up" in lines[0]
     assert lines[-1].endswith(f"`nightmill resume model {PACKAGED}`")
+    assert not [*_left_alone(Snapshot.of(_job(PACKAGED, "waiting_for_model", "batch_of_elsewhere")), None)]
 
 
-def _job(model: str, waits: str) -> dict[str, Any]:
+def _job(model: str, waits: str, job_id: str) -> dict[str, Any]:
     return {
-        "id": "batch_1", "kind": "generation", "state": "running", "created_at": 0,
+        "id": job_id, "kind": "generation", "state": "running", "created_at": 0,
         "model": model, "waiting_for": waits,
         "progress": {"total": 1, "completed": 0, "failed": 0}, "usage": {"input_tokens": 0, "output_tokens": 0},
     }  # fmt: skip

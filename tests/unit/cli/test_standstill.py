@@ -181,7 +181,7 @@ def test_its_place_is_told_too(
 ) -> None:
     monkeypatch.setattr(standstill, "here", lambda *_: list(why))
 
-    assert standstill.told("http://h", shown("queued", position), None, at_home=True) == told
+    assert standstill.told("http://h", shown("queued", position), None) == told
 
 
 def test_where_this_host_does_not_know_the_job_its_server_is_asked(
@@ -191,4 +191,4 @@ def test_where_this_host_does_not_know_the_job_its_server_is_asked(
 
     with pytest.raises(Trouble, match="there is no job batch_1"):
         why("batch_1")
-    assert standstill.told("http://h", shown("queued", None), None, at_home=True) == ["no live worker of cpu.plan"]
+    assert standstill.told("http://h", shown("queued", None), None) == ["no live worker of cpu.plan"]

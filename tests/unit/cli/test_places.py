@@ -1,0 +1,123 @@
+"""Where the commands find a deployment that no `up` has started, and to whom they give its key."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cli.checks import Patient, reachable
+from cli.effective import effective
+from cli.folder import DataFolder
+from cli.server import connect
+from cli.trouble import Trouble
+
+READY = b'{"status": "ready", "workers": {}}'
+
+
+@contextmanager
+def listening(body: bytes) -> Iterator[int]:
+    """The port of what answers everything with this."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stopped = threading.Event()
+
+        def serve() -> None:
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    if stopped.is_set():
+                        return
+                    connection.recv(1 << 16)
+                    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            stopped.set()
+            socket.create_connection(server.getsockname()).close()
+            thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With an operator's key, and nothing in the environment."""
+    for name in [name for name in os.environ if name.startswith("NIGHTMILL_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "operator.key").write_text("nm_key\n")
+    return tmp_path
+
+
+Name = Callable[[pytest.MonkeyPatch, int], None]
+
+
+def by_port(patch: pytest.MonkeyPatch, port: int) -> None:
+    patch.setenv("NIGHTMILL_PORT", str(port))
+
+
+def by_url(patch: pytest.MonkeyPatch, port: int) -> None:
+    patch.setenv("NIGHTMILL_PUBLIC_URL", f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize("name", [by_port, by_url])
+def test_the_one_that_the_settings_name_is_asked_with_the_key_of_its_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: Name
+) -> None:
+    with listening(READY) as port:
+        name(monkeypatch, port)
+        with connect(None, None, folder) as found:
+            assert (found.url, found.sdk.api_key) == (f"http://127.0.0.1:{port}", "nm_key")
+
+
+def test_what_an_up_has_started_comes_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "run.json").write_text(json.dumps({"url": "http://running", "api_key": "nm_other"}))
+    with listening(READY) as port:
+        by_port(monkeypatch, port)
+        with connect(None, None, folder) as found:
+            assert (found.url, found.sdk.api_key) == ("http://running", "nm_other")
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}"])
+def test_no_key_is_given_to_another_server(folder: Path, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    with listening(body) as port:
+        by_port(monkeypatch, port)
+        with pytest.raises(Trouble, match="nothing runs in"):
+            connect(None, None, folder)
+
+
+def test_no_key_is_given_to_whoever_has_the_default_port(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def look(url: str) -> dict[str, str]:
+        asked.append(url)
+        return {"status": "ready"}
+
+    monkeypatch.setattr("cli.readiness.look", look)
+
+    with pytest.raises(Trouble, match="nothing runs in"):
+        connect(None, None, folder)
+    assert asked == []
+
+
+def test_a_folder_without_a_key_names_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "operator.key").unlink()
+    with listening(READY) as port:
+        by_port(monkeypatch, port)
+        with pytest.raises(Trouble, match="nothing runs in"):
+            connect(None, None, folder)
+
+
+@pytest.mark.parametrize(("body", "told"), [(READY, []), (b"<html>", ["port of api", "port of flower"])])
+def test_a_port_that_its_own_api_has_is_not_in_the_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, body: bytes, told: list[str]
+) -> None:
+    with listening(body) as port:
+        by_port(monkeypatch, port)
+        patient = Patient(effective(data_dir=folder), DataFolder(folder), {})
+
+        assert [one.what for one in reachable.ports(patient)] == told
