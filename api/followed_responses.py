@@ -109,7 +109,8 @@ class _Following:
                 event = msgspec.json.decode(body)
                 if self._items.told(event) and event["sequence_number"] > self._seen:
                     if isinstance(event.get("response"), dict):
-                        event["response"] = responses.ours(event["response"], self._response)
+                        asked = responses.as_asked(event["response"], self._response)
+                        event["response"] = responses.ours(asked, self._response)
                     yield self._event(event)
             if not found:
                 return

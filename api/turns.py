@@ -87,7 +87,7 @@ class Turn:
         }
 
     def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return responses.ours(answer, self.facts)
+        return responses.ours(responses.as_asked(answer, self.question), self.facts)
 
     @property
     def results(self) -> bool:
@@ -192,7 +192,7 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
 
 def begun(turn: Turn) -> dict[str, Any]:
     """What is known of a response before anybody has worked on it; its defaults are OpenAI's."""
-    asked = turn.question
+    asked = {name: value for name, value in turn.question.items() if value is not None}
     return {
         **turn.facts,
         "object": "response",
@@ -206,7 +206,7 @@ def begun(turn: Turn) -> dict[str, Any]:
         "max_output_tokens": asked.get("max_output_tokens"),
         "parallel_tool_calls": asked.get("parallel_tool_calls", True),
         "temperature": asked.get("temperature"),
-        "text": asked.get("text", {"format": {"type": "text"}}),
+        "text": responses.text_of(asked),
         "tool_choice": asked.get("tool_choice", "auto"),
         "tools": asked.get("tools", []),
         "top_p": asked.get("top_p"),

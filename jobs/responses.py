@@ -7,6 +7,7 @@ before; and a response that is asked for in the background is a job whose input 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from jobs.clock import now
 from jobs.endpoints import RESPONSES
 from jobs.kept import Kept
 
@@ -71,6 +72,24 @@ def bare(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bare(item: Any) -> Any:
     return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
+
+
+def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's answer, which says of the request what was asked and not what was computed with; OpenAI's defaults.
+
+    vLLM gives the room in its context for the most tokens, and neither an error nor a time of its end. Twice is once.
+    """
+    told = {"error": None, **answer, "max_output_tokens": asked.get("max_output_tokens"), "text": text_of(asked)}
+    if told.get("status") == "completed" and told.get("completed_at") is None:
+        told["completed_at"] = int(now())
+    return told
+
+
+def text_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """How the text was to be."""
+    said = asked.get("text")
+    given = {name: value for name, value in said.items() if value is not None} if isinstance(said, dict) else {}
+    return {"format": {"type": "text"}, **given}
 
 
 def ours(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,11 +63,11 @@ ERRORS = {
     ),
     "vllm": (
         '{"error":{"message":"too long","type":"BadRequestError","param":null,"code":400}}',
-        {"message": "too long", "type": "BadRequestError"},
+        {"message": "too long", "type": "invalid_request_error", "param": None, "code": None},
     ),
     "vllm-before-0.10-and-sglang-and-tensorrt-llm": (
         '{"object":"error","message":"too long","type":"BadRequestError","param":null,"code":400}',
-        {"message": "too long", "type": "BadRequestError", "code": "400"},
+        {"message": "too long", "type": "invalid_request_error", "param": None, "code": None},
     ),
     "fastapi": ('{"detail":"Not Found"}', {"message": "Not Found", "type": "invalid_request_error"}),
     "fastapi-validation": (
@@ -76,14 +76,23 @@ ERRORS = {
     ),
     "tgi": (
         '{"error":"Input validation error: `max_new_tokens` must be <= 2048","error_type":"validation"}',
-        {"message": "Input validation error: `max_new_tokens` must be <= 2048", "type": "validation"},
+        {"message": "Input validation error: `max_new_tokens` must be <= 2048", "type": "invalid_request_error"},
     ),
     "llama.cpp": (
         (
             '{"error":{"code":400,"message":"the request exceeds the available context size",'
             '"type":"exceed_context_size_error","n_prompt_tokens":4476,"n_ctx":4096}}'
         ),
-        {"message": "the request exceeds the available context size", "type": "exceed_context_size_error"},
+        {
+            "message": "the request exceeds the available context size",
+            "type": "exceed_context_size_error",
+            "param": None,
+            "code": None,
+        },
+    ),
+    "strange": (
+        '{"error":{"message":"no","type":["a"],"param":3,"code":"500"}}',
+        {"message": "no", "type": "invalid_request_error", "param": None, "code": None},
     ),
     "plain-text": ("no such thing\n", {"message": "no such thing"}),
     "empty": ("", {"message": "Bad Request"}),

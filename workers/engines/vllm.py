@@ -21,6 +21,8 @@ from typing import Any
 import msgspec
 import pydantic
 
+from jobs.endpoints import RESPONSES
+from jobs.responses import as_asked
 from workers.engines import leftovers
 from workers.engines.caps import objection
 from workers.engines.documented import FIELDS, documented, stray
@@ -158,19 +160,23 @@ class VllmEngine:
         try:
             said = await serving.ask(request.url, body)
             if emit is not None and isinstance(said, AsyncGenerator):
-                return await self._hand_on(serving, said, emit, usage=wants_usage(request.body))
+                return await self._hand_on(serving, request, said, emit)
         except Exception as error:  # noqa: BLE001  vLLM and the chat templates it runs raise anything
             said = error
         if task.cancelling() > cancels:  # vLLM swallows the cancellation and answers "Client disconnected"
             raise asyncio.CancelledError
-        return _judge(serving, request.url, said)
+        return _judge(serving, request, said)
 
-    async def _hand_on(self, serving: Serving, events: AsyncGenerator[Any], emit: Emit, *, usage: bool) -> Answer:
+    async def _hand_on(self, serving: Serving, request: Request, events: AsyncGenerator[Any], emit: Emit) -> Answer:
         """A stream's events as they come. What breaks after the first is told as an event, which vLLM does itself."""
+        usage = wants_usage(request.body)
         async with aclosing(events):
             async for said in events:
                 for event in _events(said):
-                    await emit(msgspec.json.encode(plain_event(event, usage=usage)))
+                    told = plain_event(event, usage=usage)
+                    if isinstance(told.get("response"), dict):
+                        told["response"] = as_asked(told["response"], request.body)
+                    await emit(msgspec.json.encode(told))
         if serving.dead:
             raise EngineDead("the engine died while it answered")
         return Answer(HTTPStatus.OK, b"")
@@ -203,7 +209,7 @@ def _events(said: Any) -> Iterator[dict[str, Any]]:
             yield msgspec.json.decode(data)
 
 
-def _judge(serving: Serving, url: str, said: Any) -> Answer:
+def _judge(serving: Serving, request: Request, said: Any) -> Answer:
     """vLLM's answer, refusal or failure in the port's words."""
     from vllm.entrypoints.serve import create_error_response
     from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -215,11 +221,12 @@ def _judge(serving: Serving, url: str, said: Any) -> Answer:
     if isinstance(said, pydantic.ValidationError):
         return _invalid(said)
     if isinstance(said, Unsupported):
-        return refusal(HTTPStatus.BAD_REQUEST, f"This model does not serve {url}.", param="model")
+        return refusal(HTTPStatus.BAD_REQUEST, f"This model does not serve {request.url}.", param="model")
     if failed:
         error = (create_error_response(said) if isinstance(said, Exception) else said).error
-        return _refused(url, error.code, DETAILS.sub("", error.message), error.param)
-    body = msgspec.json.encode(plain(said))
+        return _refused(request.url, error.code, DETAILS.sub("", error.message), error.param)
+    answer = plain(said)
+    body = msgspec.json.encode(as_asked(answer, request.body) if request.url == RESPONSES else answer)
     return Answer(HTTPStatus.OK, body, usage_of(body))
 
 

@@ -14,6 +14,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from workers.engines.wire import in_shape
+
 FEW_CPUS = 4  # up to here the engine gets every core; with more, vLLM's own choice leaves some to others
 
 DEFAULTS: dict[str, Any] = {
@@ -226,6 +228,9 @@ def plain_event(event: dict[str, Any], *, usage: bool = False) -> dict[str, Any]
     if usage and "choices" in event:
         event.setdefault("usage", None)
     _drop(event, _NOT_OPENAI)
+    if isinstance(error := event.get("error"), dict):  # its code is a status
+        status = error.get("code")
+        event["error"] = in_shape(status if isinstance(status, int) else 500, error)
     response = event.get("response")
     if isinstance(response, dict):
         _openai(plain_event(response))

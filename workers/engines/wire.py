@@ -23,6 +23,11 @@ ERROR_TEXT_CHARACTERS: Final = 2000
 CHAT: Final = "/v1/chat/completions"
 EVENT_STREAM: Final = "text/event-stream"
 STREAMED: Final = b"streamed"  # in place of a body that was handed on event by event
+#: OpenAI's types of errors, and llama.cpp's for a prompt that is too long.
+_KINDS: Final = frozenset({
+    "authentication_error", "exceed_context_size_error", "insufficient_quota", "invalid_request_error",
+    "not_found_error", "permission_error", "rate_limit_error", "rate_limit_exceeded", "server_error",
+})  # fmt: skip
 _DONE: Final = b"[DONE]"
 #: A response's stream has no `[DONE]`: it ends with an event of one of these names.
 _LAST: Final = frozenset({b"response.completed", b"response.incomplete", b"response.failed", b"error"})
@@ -88,9 +93,9 @@ _chunk = msgspec.json.Decoder(_Chunk)
 
 
 def answer_of(status: int, body: bytes) -> Answer:
-    """Raises EngineFault for what is neither an answer nor an error."""
+    """Raises EngineFault for what is neither an answer nor an error. A 422 is FastAPI's word for OpenAI's 400."""
     if status >= 400:
-        return Answer(status, error_body(status, body))
+        return Answer(400 if status == 422 else status, error_body(status, body))
     if status != 200:
         raise EngineFault(f"The endpoint answered {status}, which is neither an answer nor an error.")
     if body is STREAMED:
@@ -210,22 +215,32 @@ def error_body(status: int, body: bytes) -> bytes:
         said: Any = msgspec.json.decode(body)
         error = said.get("error") if isinstance(said, dict) else None
         if isinstance(error, dict) and isinstance(error.get("message"), str):
-            return one_line(body)
+            shaped = in_shape(status, error)
+            return one_line(body) if shaped == error else msgspec.json.encode({"error": shaped})
         return msgspec.json.encode({"error": _error(status, said)})
     except _UNREADABLE:
         return msgspec.json.encode({"error": _error(status, body.decode(errors="replace"))})
 
 
+def in_shape(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with all that OpenAI's error has: `type` one of its own, `param` and `code` a word each, or null.
+
+    vLLM's server gives its classes' names for types and the status for a code, llama.cpp has no `param`.
+    """
+    kind, param, code = error.get("type"), error.get("param"), error.get("code")
+    known = isinstance(kind, str) and kind in _KINDS
+    return {
+        **error,
+        "type": kind if known else "server_error" if status >= 500 else "invalid_request_error",
+        "param": param if isinstance(param, str) else None,
+        "code": code if isinstance(code, str) and not code.isdigit() else None,
+    }
+
+
 def _error(status: int, said: Any) -> dict[str, Any]:
     fields = said if isinstance(said, dict) else {}
-    kind = fields.get("type") or fields.get("error_type")
-    code = fields.get("code")
-    return {
-        "message": _message(said) or _phrase(status),
-        "type": kind or ("server_error" if status >= 500 else "invalid_request_error"),
-        "param": fields.get("param"),
-        "code": None if code is None else str(code),
-    }
+    told = {name: fields[name] for name in ("type", "param", "code") if name in fields}
+    return in_shape(status, {"message": _message(said) or _phrase(status), **told})
 
 
 def _message(said: Any) -> str:

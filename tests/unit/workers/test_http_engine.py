@@ -146,6 +146,14 @@ async def test_errors_of_each_server_arrive_in_openais_shape(server: Server, eng
     assert error_of(answer).items() >= expected.items()
 
 
+async def test_what_a_server_cannot_process_is_a_bad_request(server: Server, engine: HttpEngine) -> None:
+    server.script = says(422, ERRORS["fastapi-validation"][0])
+
+    answer = await engine.answer(request())
+
+    assert (answer.status, error_of(answer)["type"]) == (400, "invalid_request_error")
+
+
 async def test_body_on_one_line_is_passed_on_untouched(server: Server, engine: HttpEngine) -> None:
     body = b'{ "usage": {"prompt_tokens":1},  "odd" : "\xc3\xa9\\u0000" }'
     server.script = says(200, body)

@@ -9,7 +9,16 @@ import pytest
 
 from workers.engines import vllm
 from workers.engines.port import EngineBusy, EngineFault, Request
-from workers.engines.vllm_serving import CPU_DEFAULTS, FOR_WAITERS, argv, cpu_places, plain, prepare_environment, wide
+from workers.engines.vllm_serving import (
+    CPU_DEFAULTS,
+    FOR_WAITERS,
+    argv,
+    cpu_places,
+    plain,
+    plain_event,
+    prepare_environment,
+    wide,
+)
 
 
 def test_engine_arguments_become_words() -> None:
@@ -109,6 +118,15 @@ def test_answers_are_stripped_to_what_openai_documents() -> None:
         ],
         "usage": {"prompt_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}},
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(400, "invalid_request_error"), (500, "server_error"), (None, "server_error")]
+)
+def test_what_breaks_amid_a_stream_is_told_in_openais_shape(code: int | None, kind: str) -> None:
+    event = {"error": {"message": "no", "type": "BadRequestError", "param": None, "code": code}}
+
+    assert plain_event(event) == {"error": {"message": "no", "type": kind, "param": None, "code": None}}
 
 
 def test_what_the_operator_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
