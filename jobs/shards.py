@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, and_, delete, exists, literal_column, select, update
+from sqlalchemy import ColumnElement, Executable, and_, delete, exists, literal_column, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs import ledger, measures, outbox, pauses, statements
@@ -233,9 +233,15 @@ def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple
 
 
 def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
-    """The claimer stops of its own accord; nothing counts against the shard. Fenced already: nothing happens."""
+    """The claimer stops of its own accord; nothing counts against the shard. Fenced already: nothing happens.
+
+    Nor against the line that it said it would try: only who dies of it does not come here.
+    """
     ledger.lock(session, claim.job.id)
     session.execute(update(Shard).where(_mine(claim)).values(faults={str(n): k for n, k in claim.faults.items()}))
+    said_so = or_(Shard.trying_line.is_distinct_from(claim.trying_line), Shard.trying_times != claim.trying_times)
+    tried = update(Shard).where(_mine(claim), said_so, Shard.trying_times > 0)
+    session.execute(tried.values(trying_times=Shard.trying_times - 1))
     freed = _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
     if freed and waiting_for is not None:
         ledger.wait_for(session, claim.job.id, waiting_for)

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from sqlalchemy import delete, select, update
@@ -333,6 +334,40 @@ def test_a_line_that_is_tried_again_after_its_worker_died_is_counted(db: Databas
         lose(db, job.id)
 
     assert tries == [(1, 1), (1, 2), (2, 1)]
+
+
+def test_a_line_whose_worker_gives_back_what_it_has_is_not_counted(db: Database) -> None:
+    """Its engine had no time, or the worker was told to end: nobody died."""
+    job = running(db, [4])
+    tries = []
+    for gives_back, line in ((True, 1), (True, 1), (False, 1), (True, 1), (True, 1), (False, 1), (True, 2)):
+        claim = claim_shard(db, job.id)
+        with db.write() as session:
+            shards.trying(session, claim, line)
+        if gives_back:
+            db.retrying(partial(shards.give_back, claim=claim))
+            db.retrying(partial(shards.give_back, claim=claim))  # its answer was lost
+        else:
+            lose(db, job.id)
+        row = shard(db, job.id)
+        tries.append((row.trying_line, row.trying_times))
+
+    assert tries == [(1, 0), (1, 0), (1, 1), (1, 1), (1, 1), (1, 2), (2, 0)]
+
+
+def test_who_gives_back_without_having_tried_takes_nothing_off_the_count(db: Database) -> None:
+    job = running(db, [4])
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.trying(session, claim, 1)
+    lose(db, job.id)
+
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.give_back(session, claim)
+
+    row = shard(db, job.id)
+    assert (row.trying_line, row.trying_times) == (1, 1)
 
 
 def test_a_line_that_was_answered_is_no_longer_tried(db: Database) -> None:
