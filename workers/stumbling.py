@@ -7,7 +7,7 @@ as long as the job's window.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from jobs import indexing, ledger
 from jobs.errors import Fenced
@@ -15,6 +15,8 @@ from jobs.ledger import JobClaim
 from jobs.payloads import INGESTION
 from jobs.states import JobState
 from workers.context import Context
+
+AWAY_SECONDS: Final = 5.0  # until a database that could not be read is read again
 
 
 class Abandoned(Exception):

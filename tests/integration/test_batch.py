@@ -13,12 +13,13 @@ from jobs import audit, events, fleet, ledger, measures, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.endpoints import RESPONSES
-from jobs.errors import StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, StorageAway, StorageFull
 from jobs.models import Audit, Measure, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.states import JobState
 from jobs.storage import DiskStorage
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers import finishing
 from workers import running as running_module
 from workers.answering import PATIENCE
 from workers.engines.fake import FakeEngine
@@ -160,6 +161,26 @@ def test_a_shard_whose_answers_cannot_be_stored_asks_nothing_more(
         mill.until(lambda: not asyncio.all_tasks(mill.host.loop), timeout=PATIENCE / 2)
 
         assert mill.job(job_id).state == JobState.RUNNING
+
+
+def test_a_database_that_cannot_be_read_while_results_are_assembled_costs_the_job_nothing(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, busy = finishing._Finisher.run, [mill.config.finish_tries + 2]
+
+    def sometimes(finisher: finishing._Finisher) -> None:
+        if busy[0]:
+            busy[0] -= 1
+            raise DatabaseBusy
+        run(finisher)
+
+    monkeypatch.setattr(finishing._Finisher, "run", sometimes)
+    monkeypatch.setattr(finishing, "AWAY_SECONDS", 0.02)
+    (job,) = mill.drain(mill.submit(_batch(50)))
+
+    output, errors = mill.results(job)
+    assert (job.state, job.stumbles, len(output), errors) == (JobState.SUCCEEDED, 0, 50, [])
+    assert busy == [0]
 
 
 def test_results_that_storage_has_lost_fail_the_job_after_some_tries_and_a_retry_runs_everything(mill: Mill) -> None:
