@@ -5,10 +5,10 @@ owe ──▶ row (rung_at NULL) ──dispatcher rings──▶ rung ──clai
                                     └── not heard ──┘  again after 10, 20, 40, 60 s
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -194,12 +194,16 @@ def unring(session: Session, task: Task, job_id: str, shard_n: int = JOB, *, del
     session.execute(update(Outbox).where(owed).values(rung_at=None, due_at=now() + delay))
 
 
-def unheard(session: Session, queue: str | None = None) -> Sequence[Outbox]:
-    """Doorbells rung and not yet claimed."""
-    statement = select(Outbox).where(Outbox.rung_at.is_not(None))
-    if queue is not None:
-        statement = statement.where(Outbox.queue == queue)
-    return session.scalars(statement.order_by(Outbox.id).limit(1000)).all()
+#: How many of them are looked at in one go.
+UNHEARD: Final = 1000
+
+
+def unheard(session: Session, queues: Collection[str] | None = None) -> Sequence[Outbox]:
+    """Doorbells rung and not yet claimed, the oldest, of these queues or all: `UNHEARD` at most."""
+    rung = select(Outbox).where(Outbox.rung_at.is_not(None))
+    if queues is not None:
+        rung = rung.where(Outbox.queue.in_(queues))
+    return session.scalars(rung.order_by(Outbox.id).limit(UNHEARD)).all()
 
 
 def depth(session: Session) -> dict[str, tuple[int, float]]:

@@ -240,9 +240,11 @@ class Dispatcher:
             return
         seen = now()
         with self.db.read() as session:
-            overdue = self._rings.overdue(outbox.unheard(session))
-            live = fleet.slots(fleet.alive(session)) if overdue else {}
-        again = [row for row in overdue if row.queue in live]
+            unheard = outbox.unheard(session)
+            live = fleet.slots(fleet.alive(session)) if unheard else {}
+            if len(unheard) == outbox.UNHEARD:  # of queues that nobody serves there may be as many, and older ones
+                unheard = outbox.unheard(session, live)
+        again = [row for row in self._rings.overdue(unheard) if row.queue in live]
         if again:
             log.info("rung_again", extra={"doorbells": len(again)})
             self._publish([[row] for row in again], seen)

@@ -113,7 +113,7 @@ def test_a_rung_doorbell_is_unheard_until_its_work_is_claimed(db: Database) -> N
         outbox.rung(session, [ring.id for ring in rings])
     with db.read() as session:
         unheard = {(row.job_id, row.rings) for row in outbox.unheard(session)}
-        elsewhere = outbox.unheard(session, Queue.GENERATE)
+        elsewhere = outbox.unheard(session, [Queue.GENERATE])
     with db.write() as session:
         ledger.claim(session, jobs[0].id, Task.PLAN, "worker")
 
@@ -121,7 +121,7 @@ def test_a_rung_doorbell_is_unheard_until_its_work_is_claimed(db: Database) -> N
     assert elsewhere == []
     assert due(db, Queue.PLAN) == []
     with db.read() as session:
-        assert [row.job_id for row in outbox.unheard(session, Queue.PLAN)] == [jobs[1].id]
+        assert [row.job_id for row in outbox.unheard(session, [Queue.PLAN])] == [jobs[1].id]
 
 
 def test_a_doorbell_rung_again_counts_its_rings(db: Database) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
-from jobs import attachments, ids, ledger, measures, pauses, shards
+from jobs import attachments, ids, ledger, measures, outbox, pauses, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Delivery, Measure, Shard, VectorRemoval
+from jobs.models import Delivery, Measure, Shard, VectorRemoval, Worker
 from jobs.outbox import SMALL_BYTES
 from jobs.pauses import Scope
 from jobs.queues import Queue, Task
@@ -100,6 +100,28 @@ def test_unheard_doorbell_is_rung_again_on_the_monotonic_clock(house: House) -> 
         rounds.append(house.tick(seconds))
 
     assert [bell in rung for rung in rounds] == [True, False, True, False, True, False]
+
+
+def test_doorbells_that_nobody_can_hear_hide_none_that_somebody_should_have(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "UNHEARD", 2)
+    project = project_of(house.db, "one")
+    gone = ledgers.running(house.db, [1, 1, 1], project_id=project)
+    house.worker("gone", slots=3)
+    assert {job_id for _, (job_id, *_) in house.tick()} == {gone.id}
+    with house.db.write() as session:
+        session.execute(delete(Worker))
+    job = ledgers.submitted(house.db, project_id=project)
+    house.worker("here", queue=Queue.PLAN)
+    bell = ("plan", (job.id,))
+    assert bell in house.tick()
+
+    house.beat("here")
+    house.tick(5)
+    house.beat("here")
+
+    assert house.tick(6) == [bell]
 
 
 def test_delayed_doorbell_waits_until_it_is_due(house: House) -> None:
