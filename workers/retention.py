@@ -44,6 +44,7 @@ from workers.orphans import FULL, Orphans, long_over
 log = logging.getLogger(__name__)
 T = TypeVar("T", KeptResponse, KeptCompletion)
 _AT_ONCE = 200
+_UPLOADED = ("completed", "cancelled", "expired")
 _PAGES = 20
 _JOBS_AT_ONCE = 10
 #: For so long a pass, or its going on, looks for more to do: meanwhile nothing else is looked after.
@@ -181,7 +182,7 @@ class Retention:
         return self._repeat(self._parts)
 
     def _parts(self) -> bool:
-        """Pending uploads whose hour is over, and the parts of all that are not pending."""
+        """Pending uploads whose hour is over, the parts of all that are not pending, and what ended long ago."""
         with self._db.write() as session:
             late = Upload.status == "pending", Upload.expires_at <= now()
             session.execute(update(Upload).where(*late).values(status="expired"))
@@ -189,8 +190,12 @@ class Retention:
             parts = session.scalars(select(UploadPart).where(UploadPart.upload_id.in_(ended)).limit(_AT_ONCE)).all()
             for part in parts:
                 session.delete(part)
+            long_ago = Upload.status.in_(_UPLOADED), Upload.expires_at <= now() - self._config.retention_seconds
+            bare = ~exists().where(UploadPart.upload_id == Upload.id)
+            old = session.scalars(select(Upload.id).where(*long_ago, bare).limit(_AT_ONCE)).all()
+            session.execute(delete(Upload).where(Upload.id.in_(old)))
         self._drop([part.path for part in parts])
-        return len(parts) == _AT_ONCE
+        return max(len(parts), len(old)) == _AT_ONCE
 
     def _old_jobs(self) -> bool:
         """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""

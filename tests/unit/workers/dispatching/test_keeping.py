@@ -92,7 +92,7 @@ def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: H
     house.storage.put("uploads/u/p", b"x")
     facts = {"filename": "f", "purpose": "batch", "mime_type": "m", "bytes": 1, "created_at": 1.0}
     with house.db.write() as session:
-        session.add(Upload(id="u", project_id="p", expires_at=2.0, **facts))
+        session.add(Upload(id="u", project_id="p", expires_at=now() - 1, **facts))
         session.add(UploadPart(id="p", upload_id="u", bytes=1, path="uploads/u/p", created_at=1.0))
         session.add(Idempotency(project_id="p", route="r", key="k", beat_at=1.0, created_at=1.0))
 
@@ -101,6 +101,26 @@ def test_retention_ends_uploads_whose_hour_is_over_and_forgets_old_keys(house: H
     with house.db.read() as session:
         assert session.get_one(Upload, "u").status == "expired"
         assert session.get(Idempotency, ("p", "r", "k")) is None
+    assert house.storage.list("uploads") == []
+
+
+def test_retention_forgets_uploads_that_ended_long_ago_once_their_parts_are_gone(house: House) -> None:
+    facts = {"project_id": "p", "filename": "f", "purpose": "batch", "mime_type": "m", "bytes": 1, "created_at": 1.0}
+    long_ago = now() - house.config.retention_seconds
+    ends = {"old": long_ago - 1, "parts": long_ago - 1, "new": long_ago + 60}
+    house.storage.put("uploads/parts/p", b"x")
+    with house.db.write() as session:
+        session.add_all(Upload(id=name, status="completed", expires_at=at, **facts) for name, at in ends.items())
+        session.add(Upload(id="waits", status="pending", expires_at=now() + 60, **facts))
+        session.add(UploadPart(id="p", upload_id="parts", bytes=1, path="uploads/parts/p", created_at=1.0))
+
+    left = []
+    for _ in range(2):
+        Retention(house.config, house.db, house.storage).run()
+        with house.db.read() as session:
+            left.append(set(session.scalars(select(Upload.id))))
+
+    assert left[-1] == {"new", "waits"}
     assert house.storage.list("uploads") == []
 
 
