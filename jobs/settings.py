@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     rering_seconds: float = Field(10, gt=0, description="a doorbell nobody heard is rung again, then 2x, 4x")
     tick_seconds: float = Field(0.1, gt=0, description="the dispatcher's loop")
     cancel_grace_seconds: float = Field(3, ge=0, description="a cancelled job's shards are fenced after this long")
+    engine_silence_seconds: float = Field(
+        300, gt=0, description="a vLLM engine that gives no sign for so long hangs: it is killed, and built again"
+    )
     engine_deaths: int = Field(10, ge=2, description="deaths of an engine at its place before it is left alone")
     engine_deaths_seconds: float = Field(900, gt=0, description="that many within this time, or without coming up")
     engine_rest_seconds: float = Field(900, gt=0, description="before it is tried once more; then 2x, 4x, up to a day")

@@ -384,14 +384,36 @@ def test_a_killed_engine_is_reported_and_rebuilt(host: Host, pids: Path) -> None
     running = [host.send("answer", url=CHAT, body={"model": MODEL, "messages": QUESTION, **FOREVER}) for _ in range(4)]
     assert not running[0][1].done()
 
-    for process in leftovers.read(pids):
-        with suppress(FileNotFoundError, ProcessLookupError):  # some of those once noted have ended
-            if b"EngineCore" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
-                os.kill(process.pid, signal.SIGKILL)
+    signal_engine(pids, signal.SIGKILL)
     said = [future.result(30) for _, future in running]
-    rebuilt = host.call("start")
+    rebuilt = host.call("start", silence=8)
 
     assert {answer["error"] for answer in said} == {"EngineDead"}
     assert "error" not in rebuilt
     print(f"rebuilt: {rebuilt['seconds']:.0f} s")
     assert chat(host)["status"] == 200
+
+
+def test_an_engine_that_hangs_is_killed_and_reported(host: Host, pids: Path) -> None:
+    """After the one before, whose engine may be silent for 8 seconds."""
+    _, running = host.send("answer", url=CHAT, body={"model": MODEL, "messages": QUESTION, **FOREVER})
+    with pytest.raises(TimeoutError):
+        running.result(10)  # it works for longer than it may be silent
+
+    stopped = signal_engine(pids, signal.SIGSTOP)
+    said = running.result(60)
+
+    assert said["error"] == "EngineDead"
+    assert stopped
+    assert not any(leftovers.alive(process) for process in stopped)
+
+
+def signal_engine(pids: Path, number: signal.Signals) -> list[leftovers.Process]:
+    """Those of vLLM's processes that compute."""
+    reached = []
+    for process in leftovers.read(pids):
+        with suppress(FileNotFoundError, ProcessLookupError):  # some of those once noted have ended
+            if b"EngineCore" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                os.kill(process.pid, number)
+                reached.append(process)
+    return reached

@@ -103,6 +103,7 @@ class Loop:
 
     async def _do(self, order: dict[str, Any]) -> dict[str, Any]:
         if order["do"] == "start":
+            self._engine._silence = order.get("silence", self._engine._silence)
             await self._engine.start()
         if order["do"] == "answer":
             tenant = order.get("tenant", "")

@@ -11,9 +11,11 @@ the loop for half a minute on a CPU. Requests that arrive meanwhile wait; they h
 import asyncio
 import importlib
 import logging
+import os
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import pydantic
 
 from jobs.endpoints import RESPONSES
 from jobs.responses import as_asked
-from workers.engines import leftovers
+from workers.engines import leftovers, silence
 from workers.engines.caps import objection
 from workers.engines.documented import FIELDS, documented, stray
 from workers.engines.port import (
@@ -62,6 +64,8 @@ PROMPT_FIELD = {
 }
 CONTEXT_PARAMETERS = frozenset({"input_tokens", "input_text"})
 OPENAI_PARAMETER = {"response_id": "previous_response_id"}
+HUNG = 70  # exit status: the supervisor starts us again, with backoff
+_DYING_SECONDS = 30
 DETAILS = re.compile(r" \(parameter=.*\)$", re.DOTALL)  # how vLLM's validation errors end
 REQUEST_ID_PREFIX = {"/v1/responses": "resp_"}  # vLLM puts chatcmpl- and cmpl- before the others itself
 
@@ -71,17 +75,27 @@ class VllmEngine:
 
     `own_fields`: a request may have vLLM's own that shape the answer, and none that it would ignore without a word.
     `pids` is a file for the process ids of the engine's children, kept from one life of this process to the next.
+    An engine that gives no sign for `silence` seconds is killed, and so has died.
     """
 
     def __init__(
-        self, model: str, names: Sequence[str], args: Mapping[str, Any], pids: Path, *, own_fields: bool = False
+        self,
+        model: str,
+        names: Sequence[str],
+        args: Mapping[str, Any],
+        pids: Path,
+        *,
+        own_fields: bool = False,
+        silence: float = 300.0,
     ) -> None:
         self._model = model
         self._names = tuple(names)
         self._args = dict(args)
         self._pids = pids
         self._own_fields = own_fields
+        self._silence = silence
         self._serving: Serving | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
     @property
@@ -108,6 +122,8 @@ class VllmEngine:
             except Exception as error:  # a driver, a full GPU, a broken checkpoint: vLLM raises anything here
                 log.exception("engine_start_failed", extra={"model": self._model})
                 raise EngineDead(f"vLLM could not start {self._model}: {error}") from error
+            ending = partial(self._end_silent, self._serving)
+            self._watch = asyncio.create_task(silence.watch(self._serving.ping, self._silence, ending))
 
     async def close(self) -> None:
         async with self._starting:
@@ -190,7 +206,20 @@ class VllmEngine:
         prefix = REQUEST_ID_PREFIX.get(request.url, "")
         return body | {"stream": False, "priority": request.priority, "request_id": prefix + request.request_id}
 
+    async def _end_silent(self, serving: Serving) -> None:
+        """Kill its processes. Where even that does not help, this one ends, and its supervisor starts it anew."""
+        await asyncio.to_thread(leftovers.kill, self._pids)
+        for _ in range(_DYING_SECONDS):
+            if serving.dead:
+                return
+            await asyncio.sleep(1)
+        log.critical("engine_cannot_be_ended", extra={"model": self._model})
+        os._exit(HUNG)
+
     async def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if self._serving is not None:
             serving, self._serving = self._serving, None
             await serving.close()

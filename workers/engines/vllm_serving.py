@@ -104,6 +104,10 @@ class Serving:
     def dead(self) -> bool:
         return bool(self._client.errored)
 
+    async def ping(self) -> None:
+        """Answered by the engine's own loop, between two steps. Raises what vLLM raises when it is dead."""
+        await self._client.is_sleeping()
+
     async def close(self) -> None:
         await self._stack.aclose()
 

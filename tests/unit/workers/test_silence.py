@@ -1,0 +1,92 @@
+"""An engine that gives no sign is ended, once; one that answers late, dies, or whose worker was frozen is not."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.support.system import pause
+from workers.engines import silence
+
+PATIENCE = 0.5
+
+
+class Engine:
+    """Answers after `takes` seconds, or never, or breaks."""
+
+    def __init__(self, takes: float | None, breaks: bool = False) -> None:
+        self.takes, self.breaks = takes, breaks
+        self.asked = self.ended = 0
+        self.left = 0  # calls that were given up
+
+    async def ping(self) -> None:
+        self.asked += 1
+        try:
+            await (asyncio.sleep(self.takes) if self.takes is not None else asyncio.Event().wait())
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        if self.breaks:
+            raise RuntimeError("the engine died")
+
+    async def end(self) -> None:
+        self.ended += 1
+
+
+def watching(engine: Engine) -> "asyncio.Task[None]":
+    return asyncio.create_task(silence.watch(engine.ping, PATIENCE, engine.end))
+
+
+async def test_one_that_is_silent_is_ended_once() -> None:
+    engine = Engine(None)
+
+    began = time.monotonic()
+    await asyncio.wait_for(watching(engine), 10)
+
+    assert time.monotonic() - began >= PATIENCE
+    assert (engine.asked, engine.ended, engine.left) == (1, 1, 1)
+
+
+async def test_one_that_answers_is_asked_again_and_again() -> None:
+    engine = Engine(0.01)
+    task = watching(engine)
+
+    await asyncio.sleep(2 * PATIENCE)
+
+    assert engine.asked > 3
+    assert (engine.ended, task.done()) == (0, False)
+    task.cancel()
+
+
+async def test_one_that_dies_is_left_to_whoever_asks_it() -> None:
+    engine = Engine(0.0, breaks=True)
+
+    await asyncio.wait_for(watching(engine), 10)
+
+    assert (engine.asked, engine.ended) == (1, 0)
+
+
+async def test_a_worker_that_stood_still_does_not_take_its_own_time_for_silence() -> None:
+    engine = Engine(PATIENCE * 0.8)
+    task = watching(engine)
+    await asyncio.sleep(PATIENCE * 0.2)
+
+    pause(PATIENCE * 3)  # the loop stands still, as that of a stopped process does
+    await asyncio.sleep(PATIENCE * 0.3)
+
+    assert engine.ended == 0
+    task.cancel()
+
+
+@pytest.mark.parametrize("when", [0.0, PATIENCE / 2])
+async def test_whoever_stops_it_leaves_no_call_behind(when: float) -> None:
+    engine = Engine(None)
+    task = watching(engine)
+    await asyncio.sleep(when)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+
+    assert (engine.ended, engine.left) == (0, engine.asked)
