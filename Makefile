@@ -1,4 +1,4 @@
-# Everything a newcomer types. Needs Python 3.11 or newer and make; the rest is fetched by `make setup`.
+# Everything a newcomer types. Needs Python 3.11 to 3.14 with venv, and make; the rest is fetched by `make setup`.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml $(LOCK) overrides.txt .ci/install .ci/registries
 	@.ci/install "$(PYTHON)" $(VENV) $(ENGINE) $(LOCK)
 	@touch $@
 
-demo: setup  ## Start everything, run a real batch on this machine, show the results, stop
+demo: setup  ## Start everything, run two real batches on this machine, show the results, stop
 	$(BIN)/nightmill demo
 
 up: setup  ## Start every process of the Procfile and keep them running
@@ -81,6 +81,6 @@ format: setup  ## Format, and fix what can be fixed by itself
 lock: setup  ## Compile the constraints files anew (add ARGS=--upgrade for newer versions)
 	@.ci/lock $(BIN) $(ARGS)
 
-clean:  ## Remove the environment, caches and build output (not data/)
+clean:  ## Remove the environment, caches and build output (not the data in .nightmill)
 	rm -rf $(VENV) .nightmill/sdk build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +
