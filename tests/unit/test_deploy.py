@@ -195,6 +195,20 @@ def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
     assert out == {"web", "dispatcher", "flower", "cpu", "generate", "gpu", "embed", "io"}
 
 
+def test_the_readme_s_overrides_are_of_services_and_settings_that_exist() -> None:
+    overrides = re.findall(r"^```yaml\n(.*?)^```", (DEPLOY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    engine, storage = [yaml.safe_load(override) for override in overrides]
+
+    for override in (engine, storage):
+        assert override["services"].keys() <= OURS
+        for service in override["services"].values():
+            assert set(service["secrets"]) == override["secrets"].keys()
+            told = {key[len("NIGHTMILL_") :].removesuffix("_FILE").lower() for key in service.get("environment", {})}
+            assert told <= Settings.model_fields.keys()
+    assert engine["services"].keys() == {"generate", "gpu"}
+    assert storage["services"].keys() == OURS - {"release", "flower"}
+
+
 def test_both_images_have_what_every_kind_of_file_is_read_with() -> None:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     for target in ("cpu", "gpu"):
