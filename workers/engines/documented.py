@@ -18,16 +18,17 @@ _SAMPLING: Final = frozenset({
 FIELDS: Final[dict[str, frozenset[str]]] = {
     "/v1/chat/completions": _SAMPLING | {
         "messages", "audio", "function_call", "functions", "logprobs", "max_completion_tokens", "metadata",
-        "modalities", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention",
-        "reasoning_effort", "response_format", "safety_identifier", "service_tier", "tool_choice", "tools",
-        "top_logprobs", "verbosity", "web_search_options",
+        "modalities", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options",
+        "prompt_cache_retention", "reasoning_effort", "response_format", "safety_identifier", "service_tier",
+        "tool_choice", "tools", "top_logprobs", "verbosity", "web_search_options",
     },
     "/v1/completions": _SAMPLING | {"prompt", "best_of", "echo", "logprobs", "suffix"},
     "/v1/responses": frozenset({
-        "model", "input", "instructions", "include", "max_output_tokens", "max_tool_calls", "metadata",
-        "parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key", "reasoning",
-        "safety_identifier", "service_tier", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p",
-        "truncation", "user",
+        "model", "access_programs", "background_options", "context_management", "image", "input", "instructions",
+        "include", "max_output_tokens", "max_tool_calls", "metadata", "moderation", "parallel_tool_calls",
+        "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+        "reasoning", "safety_identifier", "service_tier", "temperature", "text", "tool_choice", "tools",
+        "top_logprobs", "top_p", "truncation", "user",
     }),
     "/v1/embeddings": frozenset({"model", "input", "dimensions", "encoding_format", "user"}),
 }  # fmt: skip
@@ -40,6 +41,14 @@ OWN: Final[frozenset[str]] = frozenset({
     "skip_special_tokens", "spaces_between_special_tokens", "stop", "stop_token_ids", "structured_outputs",
     "thinking_token_budget", "top_k", "truncate_prompt_tokens", "truncation_side",
 })  # fmt: skip
+#: OpenAI's that ask for another answer, which vLLM passes over without a word. Others that it does not know
+#: are hints: for OpenAI's cache, its bill, its safety.
+_UNDONE: Final[Mapping[str, tuple[str, ...]]] = {
+    "/v1/chat/completions": ("audio", "function_call", "functions", "modalities", "moderation", "web_search_options"),
+    "/v1/completions": ("best_of",),
+    "/v1/responses": ("context_management", "image", "moderation", "prompt"),
+}
+_INSTEAD: Final = {"functions": "; `tools` are", "function_call": "; `tool_choice` is"}
 #: Said and done before an engine is asked.
 _DONE: Final = frozenset({"stream", "stream_options", "store", "background"})
 
@@ -89,6 +98,22 @@ def documented(url: str, body: Mapping[str, Any], *, own: bool = False) -> dict[
     taken = FIELDS[url] | OWN if own else FIELDS[url]
     left = {name: value for name, value in body.items() if name in taken and value is not None}
     return left | {_TEMPLATE: _scalars(left[_TEMPLATE])} if _TEMPLATE in left else left
+
+
+def undone(url: str, body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first field whose wish vLLM would not fulfil, and what to tell of it."""
+    for name in _UNDONE.get(url, ()):
+        if _asks(name, body):
+            return name, f"{name} is not supported{_INSTEAD.get(name, '')}."
+    return None
+
+
+def _asks(name: str, body: Mapping[str, Any]) -> bool:
+    """Whether it asks for anything else than what comes without it."""
+    value = body.get(name)
+    if name == "best_of":
+        return isinstance(value, int) and value > (body.get("n") or 1)
+    return value not in (None, [], ["text"])
 
 
 def stray(url: str, body: Mapping[str, Any]) -> str | None:

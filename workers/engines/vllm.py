@@ -27,7 +27,7 @@ from jobs.endpoints import RESPONSES
 from jobs.responses import as_asked
 from workers.engines import leftovers, silence
 from workers.engines.caps import objection
-from workers.engines.documented import FIELDS, documented, stray
+from workers.engines.documented import FIELDS, documented, stray, undone
 from workers.engines.port import (
     Answer,
     Emit,
@@ -163,6 +163,8 @@ class VllmEngine:
         name = request.body.get("model")
         if refused := objection(request.url, request.body):
             return refused
+        if passed_over := undone(request.url, request.body):
+            return refusal(HTTPStatus.BAD_REQUEST, passed_over[1], param=passed_over[0])
         if self._own_fields and (field := stray(request.url, request.body)):
             return refusal(HTTPStatus.BAD_REQUEST, f"{field[:64]} is not supported.", param=field[:64])
         return None if name in self._names else unknown_model(str(name))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.services import need
-from workers.engines.documented import FIELDS, OWN, STEERING, documented, forwarded, stray
+from workers.engines.documented import FIELDS, OWN, STEERING, documented, forwarded, stray, undone
 
 CHAT = "/v1/chat/completions"
 #: vLLM's own fields of these requests that a caller may set at a server: they shape the answer, or what is asked.
@@ -40,6 +40,42 @@ def test_no_field_of_vllm_alone_is_passed_on(url: str) -> None:
     }
 
     assert documented(url, body) == {"model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "param"),
+    [
+        (CHAT, {"functions": [{"name": "f"}]}, "functions"),
+        (CHAT, {"function_call": {"name": "f"}}, "function_call"),
+        (CHAT, {"functions": [], "function_call": None}, None),
+        (CHAT, {"modalities": ["text", "audio"], "audio": {"voice": "alloy"}}, "audio"),
+        (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
+        (CHAT, {"modalities": ["text"]}, None),
+        (CHAT, {"web_search_options": {}}, "web_search_options"),
+        (CHAT, {"moderation": {"model": "m"}}, "moderation"),
+        (
+            CHAT,
+            {"prompt_cache_options": {"mode": "implicit"}, "prompt_cache_retention": "24h", "verbosity": "low"},
+            None,
+        ),
+        ("/v1/completions", {"best_of": 5}, "best_of"),
+        ("/v1/completions", {"best_of": 5, "n": 2}, "best_of"),
+        ("/v1/completions", {"best_of": 2, "n": 2}, None),
+        ("/v1/completions", {"best_of": 1, "n": None}, None),
+        ("/v1/responses", {"context_management": [{"type": "compaction"}]}, "context_management"),
+        ("/v1/responses", {"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ("/v1/responses", {"prompt_cache_retention": "24h", "background_options": {}, "access_programs": {}}, None),
+        ("/v1/embeddings", {"input": "x"}, None),
+    ],
+)
+def test_what_would_change_the_answer_is_not_passed_over_without_a_word(
+    url: str, fields: dict[str, object], param: str | None
+) -> None:
+    found = undone(url, {"model": "m", **fields})
+
+    assert (found and found[0]) == param
+    assert found is None or found[1].startswith(f"{param} is not supported")
+    assert stray(url, fields) is None, "it is OpenAI's"
 
 
 def test_null_means_not_given() -> None:

@@ -232,6 +232,7 @@ async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_p
         ("/v1/moderations", {"model": "m"}, 404),
         ("/v1/rerank", {"model": "m"}, 404),
         ("/v1/completions", {"model": "m", "n": "10000"}, 400),
+        ("/v1/completions", {"model": "m", "best_of": 2}, 400),
         ("/v1/completions", {"model": "other"}, 404),
     ],
 )
