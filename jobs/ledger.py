@@ -251,7 +251,7 @@ def lose(session: Session, job_id: str, epoch: int, beat: int) -> bool:
     """The claimer's beat stood still at `beat` for a whole lease: take the job back. False: it moved after all."""
     still = and_(Job.id == job_id, Job.epoch == epoch, Job.beat == beat, Job.worker_id.is_not(None))
     counted = session.execute(update(Job).where(still).values(losses=Job.losses + 1))
-    return counted.rowcount == 1 and put_back(session, job_id, epoch)  # type: ignore[attr-defined]
+    return counted.rowcount == 1 and put_back(session, job_id, epoch, delay=outbox.calming(epoch))  # type: ignore[attr-defined]
 
 
 def cancel(session: Session, job_id: str, *, actor: str) -> Job:

@@ -42,6 +42,8 @@ PLANS = 8
 
 #: Seconds. What is due later than this was owed by a clock that has been set back since: it is due now.
 LONGEST_DELAY = 60.0
+#: So many claims on a job itself follow each other at once; where each kills its worker, further ones wait.
+_CALM_EPOCHS = 16
 
 #: The job's states in which each doorbell means something; others wait (a shard of a job being planned).
 READY: dict[Task, frozenset[JobState]] = {
@@ -104,6 +106,11 @@ class Served:
 
 #: What nobody can say is not held back.
 ALL = Served(frozenset(), but=True)
+
+
+def calming(epoch: int) -> float:
+    """Seconds until a job that was lost in this claim may be claimed again: 0 at first, in the end a minute."""
+    return min(2.0 ** min((epoch - _CALM_EPOCHS) // 2, 6), LONGEST_DELAY) if epoch >= _CALM_EPOCHS else 0.0
 
 
 def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0) -> None:

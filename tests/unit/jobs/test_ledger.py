@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete, func, select, text, update
 
-from jobs import ledger, pauses, shards, statements
+from jobs import ledger, outbox, pauses, shards, statements
+from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import Conflict, Fenced
 from jobs.models import Audit, Delivery, Event, File, Job, Outbox, WebhookEndpoint
@@ -269,6 +270,25 @@ def test_a_finisher_put_back_is_owed_as_a_finish(db: Database) -> None:
         ledger.put_back(session, job.id, claim.epoch)
 
     assert doorbells(db, job.id) == [("finish", -1)]
+
+
+def test_a_job_that_kills_whoever_plans_it_is_claimed_ever_later(db: Database) -> None:
+    job = ledgers.submitted(db)
+    waits = []
+    for _ in range(16):
+        with db.write() as session:
+            session.execute(update(Outbox).values(due_at=0.0))
+        claim = ledgers.claim_job(db, job.id, Task.PLAN)
+        began = now()
+        with db.write() as session:
+            assert ledger.lose(session, job.id, claim.epoch, 0)
+        with db.read() as session:
+            waits.append(round(session.scalars(select(Outbox.due_at)).one() - began))
+
+    assert waits[:8] == [0] * 8
+    assert waits[8:] == sorted(waits[8:])
+    assert waits[-1] == 60
+    assert outbox.calming(1_000_000) == 60
 
 
 def test_a_lease_is_lost_only_where_the_beat_stood_still(db: Database) -> None:
