@@ -15,27 +15,31 @@ PARTS: Final = 10
 
 
 async def watch(
-    ping: Callable[[], Coroutine[Any, Any, object]], patience: float, end: Callable[[], Awaitable[None]]
+    ping: Callable[[], Coroutine[Any, Any, object]],
+    is_dead: Callable[[], bool],
+    patience: float,
+    end: Callable[[], Awaitable[None]],
 ) -> None:
     """Call `end` when no answer has come for `patience` seconds. Returns then, and when the engine dies by itself."""
-    while True:
+    while not is_dead():
         asked = asyncio.create_task(ping())
         try:
-            answered = await _answered(asked, patience)
+            answered = await _answered(asked, is_dead, patience)
         finally:
             asked.cancel()
         if not answered:
             log.error("engine_silent", extra={"seconds": patience})
             await end()
             return
-        if asked.cancelled() or asked.exception() is not None:  # whoever asks it will be told
-            return
+        if asked.done() and not asked.cancelled() and (error := asked.exception()) and not is_dead():
+            log.warning("engine_not_asked", extra={"error": type(error).__name__})
         await asyncio.sleep(patience / PARTS)
 
 
-async def _answered(asked: "asyncio.Task[object]", patience: float) -> bool:
+async def _answered(asked: "asyncio.Task[object]", is_dead: Callable[[], bool], patience: float) -> bool:
+    """Or died: whoever asks it will be told."""
     for _ in range(PARTS):
         done, _pending = await asyncio.wait({asked}, timeout=patience / PARTS)
-        if done:
+        if done or is_dead():
             return True
     return False

@@ -122,8 +122,7 @@ class VllmEngine:
             except Exception as error:  # a driver, a full GPU, a broken checkpoint: vLLM raises anything here
                 log.exception("engine_start_failed", extra={"model": self._model})
                 raise EngineDead(f"vLLM could not start {self._model}: {error}") from error
-            ending = partial(self._end_silent, self._serving)
-            self._watch = asyncio.create_task(silence.watch(self._serving.ping, self._silence, ending))
+            self._watch = asyncio.create_task(self._watching(self._serving))
 
     async def close(self) -> None:
         async with self._starting:
@@ -207,6 +206,10 @@ class VllmEngine:
             body["cache_salt"] = request.tenant
         prefix = REQUEST_ID_PREFIX.get(request.url, "")
         return body | {"stream": False, "priority": request.priority, "request_id": prefix + request.request_id}
+
+    async def _watching(self, serving: Serving) -> None:
+        ending = partial(self._end_silent, serving)
+        await silence.watch(serving.ping, lambda: serving.dead, self._silence, ending)
 
     async def _end_silent(self, serving: Serving) -> None:
         """Kill its processes. Where even that does not help, this one ends, and its supervisor starts it anew."""

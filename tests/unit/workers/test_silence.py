@@ -17,6 +17,7 @@ class Engine:
     def __init__(self, takes: float | None, breaks: bool = False) -> None:
         self.takes, self.breaks = takes, breaks
         self.asked = self.ended = 0
+        self.dead = False
         self.left = 0  # calls that were given up
 
     async def ping(self) -> None:
@@ -27,14 +28,14 @@ class Engine:
             self.left += 1
             raise
         if self.breaks:
-            raise RuntimeError("the engine died")
+            raise RuntimeError("no answer to that")
 
     async def end(self) -> None:
         self.ended += 1
 
 
 def watching(engine: Engine) -> "asyncio.Task[None]":
-    return asyncio.create_task(silence.watch(engine.ping, PATIENCE, engine.end))
+    return asyncio.create_task(silence.watch(engine.ping, lambda: engine.dead, PATIENCE, engine.end))
 
 
 async def test_one_that_is_silent_is_ended_once() -> None:
@@ -58,12 +59,29 @@ async def test_one_that_answers_is_asked_again_and_again() -> None:
     task.cancel()
 
 
-async def test_one_that_dies_is_left_to_whoever_asks_it() -> None:
+@pytest.mark.parametrize("takes", [None, 0.01])
+async def test_one_that_dies_is_left_to_whoever_asks_it(takes: float | None) -> None:
+    """Also where its death does not end the call that it was to answer."""
+    engine = Engine(takes)
+    task = watching(engine)
+    await asyncio.sleep(PATIENCE / 5)
+
+    engine.dead = True
+    await asyncio.wait_for(task, 10)
+
+    assert engine.ended == 0
+
+
+async def test_one_that_refuses_the_call_lives_and_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(0.0, breaks=True)
+    task = watching(engine)
 
-    await asyncio.wait_for(watching(engine), 10)
+    await asyncio.sleep(PATIENCE)
 
-    assert (engine.asked, engine.ended) == (1, 0)
+    assert engine.asked > 2
+    assert (engine.ended, task.done()) == (0, False)
+    assert "engine_not_asked" in caplog.messages
+    task.cancel()
 
 
 async def test_a_worker_that_stood_still_does_not_take_its_own_time_for_silence() -> None:
