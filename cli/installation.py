@@ -10,7 +10,7 @@ from pathlib import Path
 from cli import broker, procfile, readiness
 from cli.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
 from cli.notices import Notices
-from cli.ports import is_free
+from cli.ports import is_free, reached
 from cli.service import Program, Service
 from cli.signals import Wakeups
 from cli.supervisor import Hooks, Plan, Supervisor
@@ -21,7 +21,6 @@ from jobs.settings import Settings
 
 FLOWER_USER = "nightmill"
 _FLOWER = "flower"
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +35,11 @@ class Installation:
 
     @property
     def url(self) -> str:
-        return self.config.public_url.rstrip("/") or _reached(self.config.host, self.config.port)
+        return self.config.public_url.rstrip("/") or reached(self.config.host, self.config.port)
 
     @property
     def flower_url(self) -> str:
-        return _reached(self.config.flower_host, self.config.flower_port)
+        return reached(self.config.flower_host, self.config.flower_port)
 
     def check(self) -> None:
         """A port that is taken or a wrong models file would only show as a process that never comes up."""
@@ -147,9 +146,3 @@ class Installation:
         except ModelsFileError:  # changed since it was checked; the worker says more
             return "no model"
         return ", ".join(model.name for model in models if model.engine is EngineKind.VLLM) or "no model"
-
-
-def _reached(host: str, port: int) -> str:
-    """The URL under which a server that binds this address is reached from this machine."""
-    host = _ANYWHERE.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

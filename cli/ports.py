@@ -1,6 +1,9 @@
 """TCP ports of this machine."""
 
 import socket
+from typing import Final
+
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)
 
 
 def is_free(host: str, port: int) -> bool:
@@ -12,6 +15,12 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def reached(host: str, port: int) -> str:
+    """The URL under which a server that binds this address is reached from this machine."""
+    host = _ANYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def take_free(host: str) -> int:

@@ -1,15 +1,20 @@
 """What `GET /readyz` says: whether the server takes requests, and which pools of workers have come up."""
 
+import http.client
 import json
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
+
+from cli.ports import reached
+from jobs.settings import Settings
 
 _INTERVAL = 0.5  # seconds between looks, growing to
 _LONGEST = 5.0  # this, for pools that take long or never come
 _PATIENCE = 3.0
+_STATUSES: Final = frozenset({"ready", "stuck", "unavailable"})
 #: The queue by which each line of the Procfile shows that it works.
 POOLS: Mapping[str, str] = {
     "cpu": "cpu.plan",
@@ -27,8 +32,17 @@ def look(url: str) -> dict[str, Any] | None:
     except urllib.error.HTTPError as error:
         with error:
             return _parsed(error.read())
-    except OSError:
+    except (OSError, http.client.HTTPException, ValueError):  # it speaks something else, or the URL is none
         return None
+
+
+def found(config: Settings) -> str:
+    """Where the deployment that these settings name answers, at its own port or else to its clients; empty: nowhere."""
+    for url in (reached(config.host, config.port), config.public_url.rstrip("/")):
+        said = (look(url) if url else None) or {}
+        if said.get("status") in _STATUSES and "database" in said:
+            return url
+    return ""
 
 
 def takes_requests(url: str) -> bool:

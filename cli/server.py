@@ -29,7 +29,7 @@ from cli.wholefile import whole
 from jobs.settings import Settings
 
 _JSON = dict[str, Any]
-_PLACES = {"public_url", "host", "port", "database_url"}  # whoever sets one of these means one deployment
+_PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
 _EMBED_TIMEOUT = 600.0
@@ -42,7 +42,7 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
     """The server to use. Raises Trouble when nothing says where it is."""
     config = effective(data_dir=data_dir)
     folder = DataFolder(config.data_dir)
-    run = {} if url and api_key else folder.read_run() or _by_hand(config, folder)
+    run = {} if url and api_key else folder.read_run() or ({} if url else _by_hand(config, folder))
     base, key = url or run.get("url"), api_key or run.get("api_key")
     if not base:
         raise Trouble(f"nothing runs in {folder.path}; start it with `nightmill up`, or name a server with --url")
@@ -57,7 +57,8 @@ def _by_hand(config: Settings, folder: DataFolder) -> _JSON:
     A key is not sent to whoever happens to have the default port.
     """
     key = folder.operator_key() if config.model_fields_set & _PLACES else ""
-    return {"url": config.url, "api_key": key} if key and "status" in (readiness.look(config.url) or {}) else {}
+    url = readiness.found(config) if key else ""
+    return {"url": url, "api_key": key} if url else {}
 
 
 class Away(Trouble):

@@ -71,7 +71,7 @@ def _redis(name: str, url: str, variable: str) -> Finding:
 
 
 def api(patient: Patient) -> Iterator[Finding]:
-    url = patient.run.get("url") or patient.config.url
+    url = patient.run.get("url") or readiness.found(patient.config) or patient.config.url
     found = readiness.look(url)
     if found is None and not patient.run:
         yield fine("api", f"nothing runs in {patient.folder.path}; start it with `{_START}`")
@@ -89,7 +89,7 @@ def api(patient: Patient) -> Iterator[Finding]:
 def ports(patient: Patient) -> Iterator[Finding]:
     """Only while nothing runs: a running installation has its ports, also one that no `up` has started."""
     config = patient.config
-    if patient.run or "status" in (readiness.look(config.url) or {}):
+    if patient.run or readiness.found(config):
         return
     for name, host, port in (("api", config.host, config.port), ("flower", config.flower_host, config.flower)):
         if is_free(host, port):

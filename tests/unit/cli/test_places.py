@@ -10,18 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from cli import readiness
 from cli.checks import Patient, reachable
 from cli.effective import effective
 from cli.folder import DataFolder
+from cli.ports import reached
 from cli.server import connect
 from cli.trouble import Trouble
 
-READY = b'{"status": "ready", "workers": {}}'
+READY = b'{"status": "ready", "database": "ok", "workers": {}}'
 
 
 @contextmanager
-def listening(body: bytes) -> Iterator[int]:
-    """The port of what answers everything with this."""
+def listening(body: bytes, *, raw: bool = False) -> Iterator[int]:
+    """The port of what answers everything with this, in HTTP unless it is `raw`."""
+    answer = body if raw else b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     with socket.create_server(("127.0.0.1", 0)) as server:
         stopped = threading.Event()
 
@@ -32,7 +35,7 @@ def listening(body: bytes) -> Iterator[int]:
                     if stopped.is_set():
                         return
                     connection.recv(1 << 16)
-                    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                    connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -82,7 +85,27 @@ def test_what_an_up_has_started_comes_first(folder: Path, monkeypatch: pytest.Mo
             assert (found.url, found.sdk.api_key) == ("http://running", "nm_other")
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"{}"])
+def test_no_key_is_given_to_a_server_that_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(READY) as port:
+        by_port(monkeypatch, port)
+        with pytest.raises(Trouble, match="no API key"):
+            connect("http://other", None, folder)
+
+
+def test_its_own_port_is_asked_where_a_proxy_passes_no_health_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(b'{"error": {}}') as proxy, listening(READY) as port:
+        by_url(monkeypatch, proxy)
+        by_port(monkeypatch, port)
+        with connect(None, None, folder) as found:
+            assert found.url == f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 80), ("::", 80)])
+def test_an_address_that_means_any_is_asked_at_this_machine(host: str, port: int) -> None:
+    assert reached(host, port) in ("http://127.0.0.1:80", "http://[::1]:80")
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"status": "ready"}', b'{"status": 404, "database": "x"}'])
 def test_no_key_is_given_to_another_server(folder: Path, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     with listening(body) as port:
         by_port(monkeypatch, port)
@@ -98,6 +121,7 @@ def test_no_key_is_given_to_whoever_has_the_default_port(folder: Path, monkeypat
         return {"status": "ready"}
 
     monkeypatch.setattr("cli.readiness.look", look)
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", "postgresql+psycopg://h/x")
 
     with pytest.raises(Trouble, match="nothing runs in"):
         connect(None, None, folder)
@@ -121,3 +145,14 @@ def test_a_port_that_its_own_api_has_is_not_in_the_way(
         patient = Patient(effective(data_dir=folder), DataFolder(folder), {})
 
         assert [one.what for one in reachable.ports(patient)] == told
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b""])
+def test_what_speaks_something_else_is_no_server(said: bytes) -> None:
+    with listening(said, raw=True) as port:
+        assert not readiness.look(f"http://127.0.0.1:{port}")
+
+
+def test_what_is_no_url_is_no_server() -> None:
+    assert readiness.look("example.org:80") is None
+    assert readiness.look("http://:::80") is None
