@@ -30,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from jobs.errors import DatabaseBusy
+from jobs.errors import DatabaseBusy, TookTooLong
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ WRITE_ROWS = 200
 _POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first,
 _RUDE_SECONDS = 1.0  # and when that was not enough, not again for so long
 _SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
+_CANCELLED = "57014"  # PostgreSQL's code for a statement that its time has ended
 _LOCKED = frozenset({5, 6})  # SQLite's busy and locked
 #: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
 _PASSING = frozenset({5, 6, 9, 10, 13, 14})
@@ -326,6 +327,8 @@ def _our_errors() -> Iterator[None]:
     except PoolTimeout as error:
         raise DatabaseBusy from error
     except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == _CANCELLED:
+            raise TookTooLong from error
         if _passes(error):
             raise DatabaseBusy from error
         raise

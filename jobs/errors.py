@@ -160,6 +160,10 @@ class DatabaseBusy(Unavailable):
     code = "database_unavailable"
 
 
+class TookTooLong(DatabaseBusy):
+    """The database has ended a statement that took too long, as it would the next time."""
+
+
 class NoWorker(Unavailable):
     """No live worker serves this model."""
 

@@ -20,7 +20,7 @@ from sqlalchemy import select
 
 from jobs import ledger, lines, responses
 from jobs.clock import now
-from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
+from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
 from jobs.models import TOKENS, File, Job, Segment, Shard
@@ -34,7 +34,7 @@ from workers.ingestion.conclude import conclude, tend
 from workers.keeper import Hold
 from workers.records import Record
 from workers.responding import respond
-from workers.stumbling import AWAY_SECONDS, stumble
+from workers.stumbling import AWAY_SECONDS, is_away, stumble
 
 log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 100
@@ -64,13 +64,14 @@ def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None
             context.db.retrying(
                 lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
             )
-        except DatabaseBusy:
-            log.warning("finishing_waits_for_database", extra={"job_id": job_id})
-            context.db.retrying(lambda session: ledger.put_back(session, job_id, claim.epoch, delay=AWAY_SECONDS))
         except Exception as error:
-            log.exception("finishing_failed", extra={"job_id": job_id})
-            code = "results_lost" if isinstance(error, NotFound | ResultsLost) else "internal_error"
-            stumble(context, claim, error, "The results cannot be assembled", code)
+            if is_away(error):
+                log.warning("finishing_waits_for_database", extra={"job_id": job_id})
+                context.db.retrying(lambda session: ledger.put_back(session, job_id, claim.epoch, delay=AWAY_SECONDS))
+            else:
+                log.exception("finishing_failed", extra={"job_id": job_id})
+                code = "results_lost" if isinstance(error, NotFound | ResultsLost) else "internal_error"
+                stumble(context, claim, error, "The results cannot be assembled", code)
     tend(context, claim.job)
 
 

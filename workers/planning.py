@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, lines, placement, quota, shards
 from jobs.db import WRITE_ROWS
-from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
+from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.ledger import JobClaim
 from jobs.models import Shard
 from jobs.outbox import SMALL_BYTES
@@ -27,7 +27,7 @@ from workers import claiming, selection
 from workers.context import Context
 from workers.ingestion.plan import plan_ingestion
 from workers.keeper import Hold
-from workers.stumbling import AWAY_SECONDS, Abandoned, stumble
+from workers.stumbling import AWAY_SECONDS, Abandoned, is_away, stumble
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,13 +52,15 @@ def plan(context: Context, job_id: str) -> None:
             log.info("planning_fenced", extra={"job_id": job_id})
         except (StorageFull, StorageAway):
             _put_back(context, claim, 10.0, "disk")
-        except DatabaseBusy:  # it was read for longer than one waits: not the job's fault
-            _put_back(context, claim, AWAY_SECONDS, None)
         except Abandoned as reason:
             _put_back(context, claim, reason.delay, reason.waiting_for)
         except Exception as error:
-            log.exception("planning_failed", extra={"job_id": job_id})
-            stumble(context, claim, error, "The input cannot be planned")
+            if is_away(error):
+                log.warning("planning_waits_for_database", extra={"job_id": job_id})
+                _put_back(context, claim, AWAY_SECONDS, None)
+            else:
+                log.exception("planning_failed", extra={"job_id": job_id})
+                stumble(context, claim, error, "The input cannot be planned")
 
 
 def _put_back(context: Context, claim: JobClaim, delay: float, waiting_for: str | None) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from jobs import indexing, ledger
-from jobs.errors import Fenced
+from jobs.errors import DatabaseBusy, Fenced, TookTooLong
 from jobs.ledger import JobClaim
 from jobs.payloads import INGESTION
 from jobs.states import JobState
@@ -26,6 +26,11 @@ class Abandoned(Exception):
         super().__init__(waiting_for)
         self.delay = delay
         self.waiting_for = waiting_for
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the database could not be asked, which is not the job's fault; a question that takes too long is."""
+    return isinstance(error, DatabaseBusy) and not isinstance(error, TookTooLong)
 
 
 def stumble(context: Context, claim: JobClaim, error: Exception, what: str, code: str = "internal_error") -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, Oper
 from sqlalchemy.orm import Session
 
 from jobs.db import Database
-from jobs.errors import DatabaseBusy
+from jobs.errors import DatabaseBusy, TookTooLong
 from jobs.logs import JsonFormatter
 from jobs.models import Meta, Project
 from tests.support.ledgers import LosesAnswers
@@ -423,6 +423,13 @@ def test_sqlite_is_durable_and_does_not_block_readers(sqlite: Database) -> None:
     with sqlite.read() as session:
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
         assert session.scalar(text("PRAGMA synchronous")) == 2
+
+
+@pytest.mark.postgres
+def test_a_statement_whose_time_has_ended_is_told_from_a_database_that_is_away(postgres: Database) -> None:
+    with pytest.raises(TookTooLong), postgres.read() as session:
+        session.execute(text("SET LOCAL statement_timeout = 20"))
+        session.execute(text("SELECT pg_sleep(10)"))
 
 
 @pytest.mark.postgres

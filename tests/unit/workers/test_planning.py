@@ -15,7 +15,7 @@ from sqlalchemy import delete, select, update
 from jobs import fleet, keys, ledger, lines, placement, shards
 from jobs.clock import now
 from jobs.db import Database
-from jobs.errors import DatabaseBusy, StorageAway, StorageFull
+from jobs.errors import DatabaseBusy, StorageAway, StorageFull, TookTooLong
 from jobs.models import File, Job, Outbox, Project, Segment, Shard
 from jobs.payloads import Batch
 from jobs.queues import Queue, Task
@@ -294,19 +294,22 @@ def test_storage_that_fails_while_a_retry_copies_its_lines_delays_the_planning(
     assert desk.owed(job_id).due_at > now() + 5
 
 
+@pytest.mark.parametrize(("error", "stumbles"), [(DatabaseBusy, 0), (TookTooLong, 1)])
 def test_a_database_that_cannot_be_read_for_a_while_is_not_the_jobs_fault(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[Exception], stumbles: int
 ) -> None:
+    """A question that always takes too long is."""
+
     def busy(_self: Planner) -> None:
-        raise DatabaseBusy
+        raise error
 
     monkeypatch.setattr(Planner, "run", busy)
     job_id = ledgers.submitted(desk.db, input_path="files/in").id
     plan(desk.context, job_id)
 
     job = ledgers.job(desk.db, job_id)
-    assert (job.state, job.waiting_for, job.stumbles, job.worker_id) == (JobState.QUEUED, None, 0, None)
-    assert now() < desk.owed(job_id).due_at < now() + 6
+    assert (job.state, job.waiting_for, job.stumbles, job.worker_id) == (JobState.QUEUED, None, stumbles, None)
+    assert now() < desk.owed(job_id).due_at < now() + desk.context.config.rering_seconds + 1
 
 
 def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(desk: Desk) -> None:
