@@ -35,6 +35,8 @@ class Front(ThreadingHTTPServer):
         self.receiver = receiver
         self._addresses: dict[str, str] = {}
         self.seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.came: dict[str, int] = defaultdict(int)
+        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -69,10 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
         return kind, name, f"/{rest[0] if rest else ''}"
 
     def _hand_on(self, kind: str, name: str, path: str) -> None:
+        with self.server.lock:
+            self.server.came[name] += 1
+            first = self.server.came[name] == 1
         status, headers, body = self._ask(path, self.server.address_of(name) if kind == "apart" else "127.0.0.1")
         seen = self.server.seen[name]
         seen.append({"method": self.command, "path": path, "key": self.headers["Idempotency-Key"], "status": status})
-        first = len(seen) == 1
         if kind in ("lost", "late") and first:
             pause(2 if kind == "late" else 0)
             self.close_connection = True
