@@ -42,7 +42,7 @@ OWN: Final[frozenset[str]] = frozenset({
     "thinking_token_budget", "top_k", "truncate_prompt_tokens", "truncation_side",
 })  # fmt: skip
 #: OpenAI's that ask for another answer, which vLLM passes over without a word. Others that it does not know
-#: are hints: for OpenAI's cache, its bill, its safety.
+#: are hints: `verbosity`, and what is for OpenAI's cache, its bill, its safety.
 _UNDONE: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("audio", "function_call", "functions", "modalities", "moderation", "web_search_options"),
     "/v1/completions": ("best_of",),
@@ -113,6 +113,8 @@ def _asks(name: str, body: Mapping[str, Any]) -> bool:
     value = body.get(name)
     if name == "best_of":
         return isinstance(value, int) and value > (body.get("n") or 1)
+    if name == "function_call" and not body.get("functions"):
+        return value not in (None, "none", "auto")
     return value not in (None, [], ["text"])
 
 

@@ -2,7 +2,7 @@
 
 200      body untouched, its usage read out of it, whatever else or null is in it; added is what OpenAI always says and
          others leave out: `refusal` of a chat's message, and `usage` of the chunks of a stream that tells it at the end
-4xx 5xx  {"error": {"message": …}} untouched;
+4xx 5xx  {"error": {"message": …}} with OpenAI's four fields;
          {"detail": …}, {"object": "error", …}, {"error": "…"} and plain text wrapped into that
 """
 
