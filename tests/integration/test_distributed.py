@@ -109,6 +109,14 @@ class Cluster:
         return sum(words in prompt for prompt in prompts(self.engine.log))
 
 
+_ASLEEP = """
+  acme/asleep:
+    source: {urls: ["http://127.0.0.1:9/v1"]}
+    engine: http
+    queue: gpu.asleep
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("distributed")
@@ -128,6 +136,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             for name in ("one", "two"):
                 (folder / name).mkdir()
                 hosts.append(System(folder / name, engine_url=engine.url, embed_url=embedder.url, **given))
+                with (folder / name / "models.yaml").open("a") as file:
+                    file.write(_ASLEEP)
             try:
                 for host in hosts:
                     host.start()
@@ -174,6 +184,7 @@ def test_sdk_suite_finds_the_same_there(cluster: Cluster) -> None:
             "past": cluster.past("past", 260),
             "model": MODEL,
             "alias": EMBED_ALIAS,
+            "asleep": "acme/asleep",
             "embed_model": MODEL,  # the stub gives vectors too
             "counts": False,  # but its tokenizer is its own
             "wrong_keys": cluster.wrong_keys,
