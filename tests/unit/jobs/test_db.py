@@ -400,23 +400,23 @@ def test_a_breath_ends_when_told_to_stop(sqlite: Database) -> None:
     stop.set()
     with sqlite.write() as session:
         session.execute(text("SELECT 1"))
-        threading.Event().wait(0.3)
+        threading.Event().wait(1)
 
     began = time.monotonic()
     sqlite.breathe(stop)
 
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 0.8
 
 
 @pytest.mark.postgres
 def test_nobody_breathes_on_postgresql(postgres: Database) -> None:
     with postgres.write():
-        threading.Event().wait(0.2)
+        threading.Event().wait(1)
 
     began = time.monotonic()
     postgres.breathe()
 
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 0.8
 
 
 def test_sqlite_is_durable_and_does_not_block_readers(sqlite: Database) -> None:
