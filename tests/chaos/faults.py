@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import openai
 import psutil
@@ -181,15 +182,35 @@ def _kill_idle(scene: Scene) -> None:
         scene.journal.violation("F5: the jobs before it do not end")
         return
     frozen = scene.system.tree("gpu") + scene.system.tree(rival("gpu"))
-    signal_all(frozen, signal.SIGSTOP)
-    job = load.submit(load.new_job("/v1/chat/completions"))
-    with suppress(TimeoutError):
-        eventually(lambda: load.status(job) == "in_progress", 20, "planned")
-    pause(0.5)  # the doorbell is on its way to the frozen process
-    signal_all(frozen, signal.SIGKILL)
+    try:
+        _freeze_idle(frozen)
+        job = load.submit(load.new_job("/v1/chat/completions"))
+        with suppress(TimeoutError):
+            eventually(lambda: load.status(job) == "in_progress", 20, "planned")
+        pause(0.5)  # the doorbell is on its way to the frozen process
+    finally:
+        signal_all(frozen, signal.SIGKILL)
     _await_start(scene, job)
     if feeding:
         load.feeding.set()
+
+
+def _freeze_idle(processes: list[psutil.Process]) -> None:
+    """None of them amid a beat: with SQLite nobody could write until it is thawed."""
+    for _ in range(100):
+        signal_all(processes, signal.SIGSTOP)
+        pause(0.05)
+        if lockers().isdisjoint(process.pid for process in processes):
+            return
+        signal_all(processes, signal.SIGCONT)
+        pause(0.05)
+    raise AssertionError("an idle worker always holds a lock")
+
+
+def lockers() -> set[int]:
+    """Processes that hold a `flock` alone, such as the gate of SQLite's writers."""
+    held = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return {int(words[4]) for words in held if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"]}
 
 
 def _await_start(scene: Scene, job: Job) -> None:
