@@ -109,8 +109,7 @@ class _Following:
                 event = msgspec.json.decode(body)
                 if self._items.told(event) and event["sequence_number"] > self._seen:
                     if isinstance(event.get("response"), dict):
-                        asked = responses.as_asked(event["response"], self._response)
-                        event["response"] = responses.ours(asked, self._response)
+                        event["response"] = responses.ours(event["response"], self._response, self._response)
                     yield self._event(event)
             if not found:
                 return

@@ -87,7 +87,7 @@ class Turn:
         }
 
     def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return responses.ours(responses.as_asked(answer, self.question), self.facts)
+        return responses.ours(answer, self.facts, self.question)
 
     @property
     def results(self) -> bool:

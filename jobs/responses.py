@@ -92,6 +92,6 @@ def text_of(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": {"type": "text"}, **given}
 
 
-def ours(answer: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
-    """An engine's answer as the answer to this response."""
-    return {**answer, **{name: response.get(name) for name in _OURS}}
+def ours(answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine's answer as the answer to this response, which was asked for so."""
+    return {**as_asked(answer, asked), **{name: response.get(name) for name in _OURS}}

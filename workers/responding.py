@@ -54,7 +54,7 @@ def respond(context: Context, claim: JobClaim) -> None:
     elif not responses.sound(answer):
         _fail(context, claim, values, counts, kept, said)
     else:
-        _write(context, Kept(kept.question, responses.ours(responses.as_asked(answer, kept.question), kept.response)))
+        _write(context, Kept(kept.question, responses.ours(answer, kept.response, kept.question)))
         incomplete = answer.get("status") == "incomplete"
         _close(context, claim, values, counts, "response.incomplete" if incomplete else None)
     with context.db.read() as session:
