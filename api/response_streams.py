@@ -23,6 +23,7 @@ from jobs import responses
 from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.interactive import Piece
+from jobs.waiting import second
 
 
 class _Shown(msgspec.Struct):
@@ -110,7 +111,7 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
     if last and not responses.sound(event.get("response")):
         raise unsound()
     if isinstance(event.get("response"), dict):
-        event["response"] = turn.ours(event["response"])
+        event["response"] = turn.ours(event["response"], second(piece.at))  # however often it is told
         if last and (turn.store or turn.conversation):
             await run_in_threadpool(_keep, turn, event["response"], resumable=resumable)
     return turn.shown(event)

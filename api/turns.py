@@ -86,8 +86,8 @@ class Turn:
             "metadata": self.body.metadata or {},
         }
 
-    def ours(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return responses.ours(answer, self.facts, self.question)
+    def ours(self, answer: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
+        return responses.ours(answer, self.facts, self.question, ended)
 
     @property
     def results(self) -> bool:

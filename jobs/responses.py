@@ -74,14 +74,15 @@ def _bare(item: Any) -> Any:
     return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
 
 
-def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
     """An engine's answer, which says of the request what was asked and not what was computed with; OpenAI's defaults.
 
-    vLLM gives the room in its context for the most tokens, and neither an error nor a time of its end. Twice is once.
+    vLLM gives the room in its context for the most tokens, and neither an error nor a time of its end: that is
+    `ended`, in seconds, or else now. Twice is once.
     """
     told = {"error": None, **answer, "max_output_tokens": asked.get("max_output_tokens"), "text": text_of(asked)}
     if told.get("status") == "completed" and told.get("completed_at") is None:
-        told["completed_at"] = int(now())
+        told["completed_at"] = int(now()) if ended is None else ended
     return told
 
 
@@ -92,6 +93,8 @@ def text_of(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": {"type": "text"}, **given}
 
 
-def ours(answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+def ours(
+    answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
+) -> dict[str, Any]:
     """An engine's answer as the answer to this response, which was asked for so."""
-    return {**as_asked(answer, asked), **{name: response.get(name) for name in _OURS}}
+    return {**as_asked(answer, asked, ended), **{name: response.get(name) for name in _OURS}}

@@ -94,6 +94,11 @@ def beginning(at: str) -> str:
     return f"{place(at)[0]}/{_START}"
 
 
+def second(at: str) -> int:
+    """When a piece was told, in seconds of Redis's clock. Raises InvalidRequest."""
+    return _order(place(at)[1])[0] // 1000
+
+
 def follows(at: str, other: str) -> bool:
     """Whether a piece comes behind another of its stream. Raises InvalidRequest."""
     return _order(place(at)[1]) > _order(place(other)[1])

@@ -220,10 +220,12 @@ def test_a_response_is_kept_once_whoever_shows_its_end(shop: Shop) -> None:
     with shop.open():
         with _post(shop, {**body, "conversation": talk.id}, "responses", **_RESUME) as events:
             first = _some(events, 3)
-        ends = []
+        ends: list[list[dict[str, Any]]] = []
         for _ in range(2):
             with _post(shop, body, "responses", **{"Last-Event-ID": first[-1]["id"]}) as events:
                 ends.append([json.loads(event["data"]) for event in events])
+            told = ends[-1][-1]["response"]["completed_at"]
+            eventually(lambda told=told: time.time() >= told + 1, 10, "it is another second")
 
     numbers = [json.loads(event["data"])["sequence_number"] for event in first]
     assert numbers + [event["sequence_number"] for event in ends[0]] == list(range(len(numbers) + len(ends[0])))
