@@ -5,7 +5,8 @@
           ─▶ files durable ─▶ one transaction: file rows, final counts, terminal state
 
 Counts and tokens are those of the records read here, so that what the job says is what its files hold. Memory holds
-one shard's records. A finisher that dies leaves two files that nobody points to; the next one writes its own.
+one shard's records while they are small; of larger ones (vectors may be megabytes a line) where each lies. A finisher
+that dies leaves two files that nobody points to; the next one writes its own.
 Where results are gone from the storage the job fails after some tries, and a retry of it runs everything again.
 """
 
@@ -38,6 +39,7 @@ from workers.stumbling import AWAY_SECONDS, is_away, stumble
 
 log = logging.getLogger(__name__)
 _SHARDS_AT_ONCE = 100
+_HELD_BYTES = 32 << 20  # of a shard's results: of more, one is read at a time
 _REASONS = {JobState.EXPIRING: records.EXPIRED, JobState.CANCELLING: records.CANCELLED}
 
 
@@ -106,6 +108,18 @@ def _results(output: "_Output", errors: "_Output", values: dict[str, Any], words
     rows = {"output_file_id": output.row(), "error_file_id": errors.row()}
     ids = {name: row.id for name, row in rows.items() if row is not None}
     return Results({**values, **ids}, [row for row in rows.values() if row is not None], words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a record lies: its segment's path, and bytes in it."""
+
+    path: str
+    offset: int
+    length: int
+
+
+_Found = dict[int, tuple[bool, bytes | _Place]]
 
 
 class ResultsLost(Exception):
@@ -193,27 +207,34 @@ class _Finisher:
         return [(shard, [segment for segment in segments if segment.n == shard.n]) for shard in page]
 
     def _shard(self, shard: Shard, segments: list[Segment]) -> None:
-        found: dict[int, tuple[bool, bytes]] = {}
+        found: _Found = {}
+        held = sum(segment.length for segment in segments) <= _HELD_BYTES
         for segment in segments:
-            for line, good, data in self._records(segment):
-                found[line] = (good, data)
+            for line, good, said in self._records(segment, held=held):
+                found[line] = (good, said)
             for name in TOKENS:
                 self.counts[name] += getattr(segment, name)
             self.outcomes.update(segment.outcomes or {})
         if len(found) < shard.lines:
             self._unrun(shard, found)
         for line in sorted(found):
-            good, data = found[line]
-            (self.output if good else self.errors).write(data)
+            good, said = found[line]
+            (self.output if good else self.errors).write(self._read(said) if isinstance(said, _Place) else said)
 
-    def _records(self, segment: Segment) -> Iterator[tuple[int, bool, bytes]]:
+    def _records(self, segment: Segment, *, held: bool) -> Iterator[tuple[int, bool, bytes | _Place]]:
         with self.context.storage.reader(segment.path) as handle:
-            for raw in handle.read(segment.length).splitlines(keepends=True):
+            offset = 0
+            for raw in handle:
                 line, good, data = records.parse(raw)
                 self.counts["completed" if good else "failed"] += 1
-                yield line, good, data
+                yield line, good, data if held else _Place(segment.path, offset, len(raw))
+                offset += len(raw)
 
-    def _unrun(self, shard: Shard, found: dict[int, tuple[bool, bytes]]) -> None:
+    def _read(self, place: _Place) -> bytes:
+        with self.context.storage.reader(place.path, place.offset) as handle:
+            return records.parse(handle.read(place.length))[2]
+
+    def _unrun(self, shard: Shard, found: _Found) -> None:
         """Lines that were not executed: they get an error line and count for nothing."""
         if self.reason is None:
             raise ResultsLost(f"{shard.lines - len(found)} lines of shard {shard.n} have none.")
