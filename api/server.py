@@ -5,13 +5,16 @@ Nor does it bound trailers, which follow a chunked body: they are dropped, and r
 What is no HTTP, and what is too much of it, is refused in the shape that every other error has.
 
 A connection takes a descriptor, of which a process may have so many. Before they run out, those connections go that
-have waited for a request longest, so that whoever sends one is answered, however many others do not.
+have waited for a request longest, so that whoever sends one is answered, however many others do not. One whose next
+request lies there unread is not among them.
 """
 
 import asyncio
 import resource
+import select
 from collections.abc import Callable
 from http import HTTPStatus
+from itertools import islice
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -32,6 +35,8 @@ _GRACE_SECONDS = 5
 _LINGER_SECONDS = 2.0
 #: What a process asks for, where the machine lets it.
 _DESCRIPTORS = 65_536
+#: So many connections are asked whether they have sent something, before one has to go for another.
+_LOOKED_AT = 16
 
 
 class HeadTooLarge(NightmillError):
@@ -60,7 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_clock(HEAD_SECONDS)
         self._waiting[self] = None
         if len(self.connections) > most_connections():
-            longest = next(iter(self._waiting))
+            longest = self._longest()
             del self._waiting[longest]
             longest._close()
 
@@ -129,6 +134,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(_raw(respond(error, {"connection": "close"})))
         self.transport.write_eof()
         self._start_clock(_LINGER_SECONDS)
+
+    def _longest(self) -> "BoundedProtocol":
+        """Who goes: of those who have sent nothing that is not read yet, unless all have."""
+        silent = (one for one in islice(self._waiting, _LOOKED_AT) if not one._has_sent())
+        return next(silent, next(iter(self._waiting)))
+
+    def _has_sent(self) -> bool:
+        if self.transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _close(self) -> None:
         if not self.transport.is_closing():

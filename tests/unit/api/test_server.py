@@ -167,6 +167,26 @@ def test_those_who_wait_longest_make_room_for_who_asks(url: str, monkeypatch: py
             idle[-1].recv(1)
 
 
+def test_whose_request_lies_there_unread_makes_no_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        one, other = (stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(2))
+        for connection in (one, other):
+            connection.sendall(ask)
+            assert connection.recv(65_536)
+
+        def most() -> int:  # asked by the server's own loop, so that this request is not read before
+            one.sendall(ask)
+            return 2
+
+        monkeypatch.setattr("api.server.most_connections", most)
+        stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+
+        assert one.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        assert other.recv(1) == b"", "closed"
+
+
 def test_who_is_being_answered_makes_no_room(app: FastAPI, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.server.most_connections", lambda: 2)
     db, storage = app.state.services.db, app.state.services.storage
