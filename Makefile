@@ -30,11 +30,11 @@ up-distributed: setup  ## Two hosts on PostgreSQL, RabbitMQ and S3, all on this 
 	$(BIN)/python -m tests.distributed $(ARGS)
 
 test: setup  ## Run the tests (pass options with ARGS='-k name')
-	$(BIN)/python -m tests.halves $(ARGS)
+	$(BIN)/python -m tests.parts $(ARGS)
 
 coverage: setup  ## Run the tests and tell which branches of the core they take; fails under 95 % (ARGS as for test)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m tests.halves $(ARGS)
+	$(BIN)/coverage run -m tests.parts $(ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --include='jobs/*,workers/*'
 	@mkdir -p build

@@ -237,5 +237,5 @@ async def test_slow_name_server_counts_as_a_timeout_and_delays_no_other_name() -
             quick = await webhook.post_signed(client, receiver.url(host="quick.example.com"), secrets, "wh_2", b"{}")
             slow = await asyncio.gather(*hanging)
 
-    assert (quick.status_code, quick.seconds < 0.5) == (200, True)
+    assert (quick.status_code, quick.seconds < 1.5) == (200, True)
     assert {outcome.error for outcome in slow} == {"timeout"}

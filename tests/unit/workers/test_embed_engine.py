@@ -237,7 +237,7 @@ async def test_loop_stays_free_while_a_batch_runs(engine: EmbedEngine) -> None:
         waits.append(asyncio.get_running_loop().time() - before)
 
     assert len(waits) > 5
-    assert sorted(waits)[len(waits) // 2] < 0.05
+    assert sorted(waits)[len(waits) // 2] < 0.2
 
 
 async def test_cancelled_request_leaves_the_rest_alone(engine: EmbedEngine) -> None:
