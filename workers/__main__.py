@@ -50,7 +50,6 @@ from workers.searching import Searching
 from workers.words import Words
 
 log = logging.getLogger(__name__)
-_NO_ENGINE = 70  # exit status: the supervisor starts us again, with backoff
 _REFRESH_SECONDS = 1.0  # jobs wait for what has come up
 
 
@@ -206,7 +205,7 @@ def _bring_up(
 def _end(warden: Warden) -> None:
     logging.shutdown()
     warden.excuse()
-    os._exit(_NO_ENGINE)
+    os._exit(os.EX_SOFTWARE)  # the supervisor starts us again, with backoff
 
 
 def _look(reload: Callable[[], None], warden: Warden, host: EngineHost) -> None:

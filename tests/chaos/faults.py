@@ -178,9 +178,18 @@ def _kill_idle(scene: Scene) -> None:
     load = scene.load
     feeding = load.feeding.is_set()
     load.feeding.clear()
-    if not load.await_terminal(load.jobs, 90) or not load.askers.await_ended(90):
-        scene.journal.violation("F5: the jobs before it do not end")
-        return
+    try:
+        if not load.await_terminal(load.jobs, 90) or not load.askers.await_ended(90):
+            scene.journal.violation("F5: the jobs before it do not end")
+            return
+        _submit_to_frozen(scene)
+    finally:
+        if feeding:
+            load.feeding.set()
+
+
+def _submit_to_frozen(scene: Scene) -> None:
+    load = scene.load
     frozen = scene.system.tree("gpu") + scene.system.tree(rival("gpu"))
     try:
         _freeze_idle(frozen)
@@ -191,8 +200,6 @@ def _kill_idle(scene: Scene) -> None:
     finally:
         signal_all(frozen, signal.SIGKILL)
     _await_start(scene, job)
-    if feeding:
-        load.feeding.set()
 
 
 def _freeze_idle(processes: list[psutil.Process]) -> None:

@@ -64,7 +64,6 @@ PROMPT_FIELD = {
 }
 CONTEXT_PARAMETERS = frozenset({"input_tokens", "input_text"})
 OPENAI_PARAMETER = {"response_id": "previous_response_id"}
-HUNG = 70  # exit status: the supervisor starts us again, with backoff
 _DYING_SECONDS = 30
 DETAILS = re.compile(r" \(parameter=.*\)$", re.DOTALL)  # how vLLM's validation errors end
 REQUEST_ID_PREFIX = {"/v1/responses": "resp_"}  # vLLM puts chatcmpl- and cmpl- before the others itself
@@ -219,7 +218,7 @@ class VllmEngine:
                 return
             await asyncio.sleep(1)
         log.critical("engine_cannot_be_ended", extra={"model": self._model})
-        os._exit(HUNG)
+        os._exit(os.EX_SOFTWARE)  # the supervisor starts us again, with backoff
 
     async def _stop(self) -> None:
         if self._watch is not None:
