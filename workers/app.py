@@ -74,6 +74,7 @@ def build(config: Settings, extra_queues: tuple[str, ...] = (), *, threads: bool
         task_send_sent_event=False,
         worker_send_task_events=False,  # Flower asks for them: three messages for each task
         worker_pool="workers.pool:TaskPool" if threads else "prefork",
+        worker_consumer="workers.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=_is_redis(broker_url(config)),
         worker_pool_start_method="spawn",

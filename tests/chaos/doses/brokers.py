@@ -95,12 +95,23 @@ def valkey_lost(given: Given) -> Outcome:
 
 
 def _down(made: Site) -> None:
-    """The supervisor starts it again, so it is killed again until it has been away for long enough."""
+    """The supervisor starts it again, so it is killed again until it has been away for long enough; and until it is
+    back, for which its supervisor takes a while after so many ends.
+    """
     until = time.monotonic() + _DOWN_SECONDS
     while time.monotonic() < until:
         signal_all(made.system.tree("broker"), signal.SIGKILL)
         shutil.rmtree(made.system.data / "broker" / "appendonlydir", ignore_errors=True)
         pause(0.2)
+    eventually(lambda: _answers(made), _ENDED_SECONDS, "the broker is back")
+
+
+def _answers(made: Site) -> bool:
+    try:
+        with redis.Redis(unix_socket_path=str(socket_path(made.system.data))) as broker:
+            return bool(broker.ping())
+    except redis.RedisError:
+        return False
 
 
 def _flush(made: Site) -> None:
