@@ -6,7 +6,8 @@ What is no HTTP, and what is too much of it, is refused in the shape that every 
 
 A connection takes a descriptor, of which a process may have so many. Before they run out, those connections go that
 have waited for a request longest, so that whoever sends one is answered, however many others do not. One whose next
-request lies there unread is not among them.
+request lies there unread is not among them; and in such a crowd each is closed with its answer, as its client is told,
+who would otherwise ask again at the moment at which it is closed.
 """
 
 import asyncio
@@ -88,6 +89,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_clock()
         self._waiting.pop(self, None)
         super().on_headers_complete()
+        if len(self.connections) > most_connections() // 2:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._bytes = 0
