@@ -16,6 +16,7 @@ to plan them: a burst, jobs that wait, and copies of a finished job's row as his
 
 import argparse
 import asyncio
+import socket
 import tempfile
 import threading
 import time
@@ -38,7 +39,7 @@ from jobs.models import Job
 from jobs.queues import Task
 from jobs.states import TERMINAL, JobState
 from tests.support.services import chosen_database
-from tests.support.system import free_port
+from tests.support.system import eventually, free_port
 
 _WEB = {"web": "", "web2": "NIGHTMILL_PORT={port} python -m api", "dispatcher": ""}
 _WORKERS = {"cpu": "", "gpu": "python -m bench.fake_worker"}
@@ -103,7 +104,13 @@ def _started(
     port = free_port()
     chosen = {name: line.format(port=port) for name, line in lines.items()}
     with deployed(folder, chosen, (), {"NIGHTMILL_VLLM_ENABLED": "false", **variables}) as mill:
+        eventually(lambda: _listens(port), 60, "the second web process listens")
         yield mill, (int(mill.system.url.rsplit(":", 1)[1]), port)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
