@@ -22,6 +22,7 @@ from jobs.models import Audit, AuditHead, table_of
 GENESIS = "0" * 64
 _HEAD = 1
 _SEALED_AT_ONCE = 200
+_ROWS_AT_ONCE = 1000
 _INSERT = insert(table_of(Audit))
 
 
@@ -142,8 +143,10 @@ class _Walk:
 
 
 def _sealed(session: Session, after: int) -> Iterator[Row[Any]]:
-    statement = select(*Audit.__table__.columns).where(Audit.seal > after).order_by(Audit.seal)
-    yield from session.execute(statement.execution_options(yield_per=1000))
+    statement = select(*Audit.__table__.columns).order_by(Audit.seal).limit(_ROWS_AT_ONCE)
+    while rows := session.execute(statement.where(Audit.seal > after)).all():
+        yield from rows
+        after = rows[-1].seal
 
 
 def _head(session: Session) -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """The database: short transactions, and a fair gate on SQLite.
 
     with db.write() as session:      # BEGIN IMMEDIATE behind the gate; commits at exit
-    with db.read() as session:       # rolls back at exit; never held across an await or a network call
+    with db.read() as session:       # nothing is written in it; never held across an await or a network call
 
 SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
 seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, and a loop of writes calls
@@ -18,14 +18,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -34,14 +35,14 @@ from jobs.errors import DatabaseBusy, TookTooLong
 
 T = TypeVar("T")
 
-CHANNEL = "nightmill_outbox"  # PostgreSQL: notified when something is due
-_NOTIFY = text(f"NOTIFY {CHANNEL}")
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
 _POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first,
 _RUDE_SECONDS = 1.0  # and when that was not enough, not again for so long
 _SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
+_FRESH_SECONDS = 1.0  # after its last use a connection to PostgreSQL is taken to be there
+_USED = "used"
 _CANCELLED = "57014"  # PostgreSQL's code for a statement that its time has ended
 _LOCKED = frozenset({5, 6})  # SQLite's busy and locked
 #: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
@@ -60,6 +61,10 @@ class Database:
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = _engine(url, self.sqlite, patience, pool_size)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        # PostgreSQL reads at one moment per statement anyway; BEGIN and ROLLBACK are two trips more for each look
+        looks = self.engine if self.sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._looks = sessionmaker(looks, expire_on_commit=False, autoflush=False)
+        event.listen(self._looks, "before_flush", _refuse_to_write)
         self._gate = _Gate(make_url(url).database, patience, urgent) if self.sqlite else None
         self._last = threading.local()
 
@@ -82,8 +87,8 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One read transaction; nothing written in it is kept."""
-        with _our_errors(), self._sessions() as session:
+        """To read, and to write nothing: all at one moment on SQLite, each statement at its own on PostgreSQL."""
+        with _our_errors(), self._looks() as session:
             yield session
 
     def breathe(self, stop: threading.Event | None = None) -> None:
@@ -131,13 +136,6 @@ def in_pages(ids: Iterable[str]) -> Iterator[list[str]]:
     """In order, as many at a time as a statement takes."""
     ordered = sorted(ids)
     return (ordered[start : start + WRITE_ROWS] for start in range(0, len(ordered), WRITE_ROWS))
-
-
-def wake(session: Session) -> None:
-    """Have the dispatcher look when this transaction is committed. On SQLite it sees each commit."""
-    connection = session.connection()
-    if connection.dialect.name == "postgresql":
-        connection.execute(_NOTIFY)
 
 
 def insert_into(session: Session, model: type[DeclarativeBase]) -> Any:
@@ -267,13 +265,14 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
             url,
             pool_size=pool_size,
             max_overflow=10,
-            pool_pre_ping=True,
             pool_timeout=max(patience, 2.0),
             connect_args={"options": OPTIONS, "connect_timeout": 2, **TCP},
             hide_parameters=True,
         )
         event.listen(made, "handle_error", tell_no_row)
         event.listen(made, "do_connect", Pulse(patience).connect)
+        event.listen(made, "checkout", partial(_ping, made.dialect))
+        event.listen(made, "checkin", _note_use)
         return made
     engine = create_engine(
         url,
@@ -286,6 +285,28 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
     event.listen(engine, "connect", lambda connection, _record: _pragmas(connection, patience))
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _refuse_to_write(*_: Any) -> None:
+    raise RuntimeError("Nothing is written in a read.")
+
+
+def _ping(dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+    """One that lay for a while may have been lost: it is asked. Of one just used whoever has it now hears it.
+
+    Raises InvalidatePoolError: others are opened.
+    """
+    used = record.info.get(_USED)
+    if used is None or time.monotonic() - used < _FRESH_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise InvalidatePoolError from error
+
+
+def _note_use(_: Any, record: ConnectionPoolEntry) -> None:
+    record.info[_USED] = time.monotonic()
 
 
 def tell_no_row(context: ExceptionContext) -> None:

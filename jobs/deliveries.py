@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from jobs import audit, events, measures
 from jobs.clock import now
-from jobs.db import WRITE_ROWS, wake
+from jobs.db import WRITE_ROWS
 from jobs.due import DELETED, HELD, WAITING, DeliveryClaim
 from jobs.errors import Conflict, NotFound
 from jobs.ids import new_id
@@ -171,7 +171,6 @@ def held_too_long(session: Session, limit: int) -> Sequence[str]:
 
 def release(session: Session, ids: Collection[str]) -> int:
     """It is due now. Of an endpoint that was disabled meanwhile it is held again when it is claimed."""
-    wake(session)
     return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), due_at=now())
 
 
@@ -221,7 +220,6 @@ def replay(
     _update(session, and_(Delivery.id.in_(ids), Delivery.worker_id.is_(None)), **again)
     if endpoint is not None and selection.missed and not selection.ids:
         ids += _owe_missed(session, endpoint, selection, limit - len(ids))
-    wake(session)
     return ids
 
 

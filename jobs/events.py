@@ -7,7 +7,6 @@ from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.db import wake
 from jobs.ids import new_id
 from jobs.models import Delivery, Event, Job, WebhookEndpoint, table_of
 from jobs.payloads import EVENT_TYPES
@@ -57,7 +56,6 @@ def fan_out_all(session: Session, events: Sequence[Event], job: Job | None = Non
             owed.append(_delivery(event, job_id=job.id))
     if owed:
         session.add_all(owed)
-        wake(session)
 
 
 def _delivery(event: Event, *, endpoint_id: str | None = None, job_id: str | None = None) -> Delivery:

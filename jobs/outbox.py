@@ -29,7 +29,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from jobs import shares
 from jobs.clock import now
-from jobs.db import inserting, wake
+from jobs.db import inserting
 from jobs.models import File, Job, Outbox, Project, Shard, table_of
 from jobs.queues import Task
 from jobs.states import CLOSING, JobState
@@ -134,7 +134,6 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
     if rows:
         connection = session.connection()
         connection.execute(_owing(connection.dialect.name), rows)
-        wake(session)
 
 
 @cache

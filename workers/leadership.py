@@ -1,8 +1,9 @@
 """One dispatcher leads: a PostgreSQL advisory lock, or on SQLite a `flock` beside the database.
 
-Both go with the process that held them. The leader also waits here between ticks: on PostgreSQL for a
-notification of the outbox, on SQLite for the database's version to change, so that an idle system is looked at once a
-second and a busy one ten times.
+Both go with the process that held them. The leader also waits here between ticks for something to be written: on
+PostgreSQL it asks which transactions there are, on SQLite for the database's version, so that an idle system is looked
+at once a second and a busy one ten times. NOTIFY would wake it at once, and make all commits that tell it wait for each
+other, since PostgreSQL keeps their order with a lock on everything.
 """
 
 import fcntl
@@ -15,11 +16,13 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from jobs.db import CHANNEL, Database
+from jobs.db import Database
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 _LOCK = 0x6E6D_0001  # any number that is ours
+#: Another whenever a transaction that writes has begun or ended since. PostgreSQL § 9.27, pg_current_snapshot.
+_MOMENT = text("SELECT CAST(pg_current_snapshot() AS text)")
 _TAKEN = text("""
     SELECT EXISTS (
         SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
@@ -112,11 +115,13 @@ class _SqliteSeat:
 
 
 class _PostgresSeat:
-    """A connection of its own, outside the pool: the lock and the notifications live with it."""
+    """A connection of its own, outside the pool: the lock lives with it."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
         self._connection: Any = None
+        self._moment = ""
+        self._pause = threading.Event()
 
     def take(self) -> bool:
         try:
@@ -124,7 +129,6 @@ class _PostgresSeat:
             if not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}):
                 connection.close()
                 return False
-            connection.execute(text(f"LISTEN {CHANNEL}"))
         except DBAPIError:
             log.warning("leadership_database_away")
             return False
@@ -137,17 +141,23 @@ class _PostgresSeat:
         try:
             self._connection.execute(text("SELECT 1"))
         except DBAPIError:
-            log.warning("leadership_lost")
-            self.drop()
+            self._lose()
             return False
         return True
 
     def changed(self, timeout: float) -> bool:
-        driver = self._connection.connection.driver_connection
+        self._pause.wait(timeout)
         try:
-            return any(True for _ in driver.notifies(timeout=timeout, stop_after=1))
-        except driver_errors():
-            return True  # `holds` will see what happened
+            moment = self._connection.scalar(_MOMENT)
+        except DBAPIError:
+            self._lose()
+            return True
+        before, self._moment = self._moment, moment
+        return bool(moment != before)
+
+    def _lose(self) -> None:
+        log.warning("leadership_lost")
+        self.drop()
 
     def drop(self) -> None:
         if self._connection is not None:
@@ -158,9 +168,3 @@ class _PostgresSeat:
     def taken(self) -> bool:
         with self._db.read() as session:
             return bool(session.scalar(_TAKEN, {"lock": _LOCK}))
-
-
-def driver_errors() -> tuple[type[Exception], ...]:
-    import psycopg
-
-    return (psycopg.Error,)

@@ -8,7 +8,7 @@ import os
 import tempfile
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from jobs.db import CHANNEL, Database
+from jobs.db import Database
 from jobs.models import Base
 from tests.support.system import eventually
 
@@ -32,17 +32,6 @@ def fresh(kind: str, folder: Path) -> Iterator[Database]:
     Base.metadata.create_all(db.engine)
     yield db
     db.close()
-
-
-@contextmanager
-def notified(postgres: Database) -> Iterator[Callable[[], list[str]]]:
-    """Tells where somebody was notified since it was last asked, once for each transaction; waits for the first."""
-    with postgres.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
-        listener.execute(text(f"LISTEN {CHANNEL}"))
-        driver = listener.connection.driver_connection
-        assert driver is not None
-        yield lambda: [notice.channel for notice in driver.notifies(timeout=5, stop_after=1)]
-        listener.invalidate()  # whoever had it next would hear what nobody told them
 
 
 def until_waiting(postgres: Database, count: int) -> None:

@@ -25,7 +25,7 @@ from jobs.logs import JsonFormatter
 from jobs.models import Meta, Project
 from tests.support.ledgers import LosesAnswers
 from tests.support.services import Postgres
-from tests.support.system import pause
+from tests.support.system import eventually, pause
 
 
 def _gate(url: str) -> Path:
@@ -79,12 +79,51 @@ def test_a_transaction_that_raises_keeps_nothing(db: Database) -> None:
     assert notes(db) == {}
 
 
-def test_what_is_written_in_a_read_is_not_kept(db: Database) -> None:
+def test_nothing_is_written_in_a_read(db: Database) -> None:
     with db.read() as session:
         session.add(Meta(key="a", value="1"))
-        session.flush()
+        assert session.scalars(select(Meta.key)).all() == []
+        with pytest.raises(RuntimeError):
+            session.flush()
 
     assert notes(db) == {}
+
+
+@pytest.mark.postgres
+def test_a_look_holds_no_transaction_open(postgres: Database) -> None:
+    with postgres.read() as session:
+        session.scalar(text("SELECT 1"))
+        with postgres.read() as other:
+            busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+            assert other.scalar(text(busy)) == 0
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("fresh", [0.0, 60.0])
+def test_a_connection_that_was_cut_is_met_only_by_who_has_it_at_once(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, fresh: float
+) -> None:
+    monkeypatch.setattr("jobs.db._FRESH_SECONDS", fresh)
+    db, other = Database(postgres_url, pool_size=1), Database(postgres_url)
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"
+
+    def look() -> int:
+        with db.read() as session:
+            return int(session.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+    first = look()
+    with other.read() as session:
+        session.execute(text(cut), {"pid": first})
+        gone = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        eventually(lambda: session.scalar(gone, {"pid": first}) == 0, 10, "it is cut")
+    if fresh:
+        with pytest.raises(DatabaseBusy):
+            look()
+    second = look()
+
+    assert second not in {0, first}
+    db.close()
+    other.close()
 
 
 def test_rows_can_be_used_after_their_transaction(db: Database) -> None:
@@ -428,7 +467,7 @@ def test_sqlite_is_durable_and_does_not_block_readers(sqlite: Database) -> None:
 @pytest.mark.postgres
 def test_a_statement_whose_time_has_ended_is_told_from_a_database_that_is_away(postgres: Database) -> None:
     def sleep() -> None:
-        with postgres.read() as session:
+        with postgres.write() as session:
             session.execute(text("SET LOCAL statement_timeout = 20"))
             session.execute(text("SELECT pg_sleep(10)"))
 

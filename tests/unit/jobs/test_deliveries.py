@@ -12,14 +12,14 @@ from sqlalchemy.orm import Session
 
 from jobs import deliveries, events, measures
 from jobs.clock import now
-from jobs.db import CHANNEL, Database
+from jobs.db import Database
 from jobs.deliveries import Selection, next_delay
 from jobs.due import HELD, DeliveryClaim, claim_due
 from jobs.errors import Conflict, NotFound
 from jobs.models import Attempt, Audit, Delivery, Event, Job, Measure, WebhookEndpoint, Worker
 from jobs.settings import Settings
 from jobs.webhook import Outcome, new_secret
-from tests.support.databases import KINDS, fresh, notified, until_waiting
+from tests.support.databases import KINDS, fresh, until_waiting
 
 CONFIG = Settings(webhook_retry_seconds=(0, 10, 100), webhook_disable_seconds=1000)
 OK = Outcome(200, None, None, 0.01)
@@ -206,22 +206,6 @@ def test_claims_are_as_many_as_asked_for(db: Database) -> None:
     happen(db, "batch_1", 20)
 
     assert len(claim(db, limit=7, per_endpoint=100)) == 7
-
-
-@pytest.mark.postgres
-def test_the_dispatcher_is_notified_of_what_is_to_be_delivered(tmp_path: Path) -> None:
-    with fresh("postgresql", tmp_path) as db, notified(db) as heard:
-        endpoint(db)
-        happen(db, "batch_1")
-        assert heard() == [CHANNEL]
-        with db.write() as session:
-            deliveries.replay(session, "proj_1", "we_1", Selection(ids=(only(db).id,)))
-        assert heard() == [CHANNEL]
-        with db.write() as session:
-            deliveries.disable(session, session.get_one(WebhookEndpoint, "we_1"), "it is gone")
-        with db.write() as session:
-            deliveries.enable(session, session.get_one(WebhookEndpoint, "we_1"), actor="key:1")
-        assert heard() == [CHANNEL]
 
 
 def test_future_delivery_is_not_due(db: Database) -> None:

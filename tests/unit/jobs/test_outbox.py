@@ -6,11 +6,10 @@ import pytest
 from sqlalchemy import delete, select
 
 from jobs import ledger, outbox, shards
-from jobs.db import CHANNEL, Database
+from jobs.db import Database
 from jobs.models import Outbox, Project
 from jobs.queues import Queue, Task
 from tests.support import ledgers
-from tests.support.databases import notified
 from tests.support.ledgers import doorbells, planning, running, submitted
 
 SOON = 4_000_000_000.0
@@ -165,14 +164,6 @@ def test_a_doorbell_of_a_rolled_back_transaction_was_never_owed(db: Database) ->
         outbox.owe(session, job, Task.FINISH, Queue.PLAN)
 
     assert doorbells(db, job.id) == [("run", 0)]
-
-
-@pytest.mark.postgres
-def test_the_dispatcher_is_notified_of_what_is_owed(postgres: Database) -> None:
-    with notified(postgres) as heard:
-        submitted(postgres)
-
-        assert heard() == [CHANNEL]
 
 
 @pytest.mark.postgres
