@@ -62,9 +62,9 @@ class Database:
         self.engine = _engine(url, self.sqlite, patience, pool_size)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # PostgreSQL reads at one moment per statement anyway; BEGIN and ROLLBACK are two trips more for each look
-        looks = self.engine if self.sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
+        event.listen(looks, "before_execute", _refuse_to_change)
         self._looks = sessionmaker(looks, expire_on_commit=False, autoflush=False)
-        event.listen(self._looks, "before_flush", _refuse_to_write)
         self._gate = _Gate(make_url(url).database, patience, urgent) if self.sqlite else None
         self._last = threading.local()
 
@@ -287,8 +287,9 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
     return engine
 
 
-def _refuse_to_write(*_: Any) -> None:
-    raise RuntimeError("Nothing is written in a read.")
+def _refuse_to_change(_: Connection, clause: Any, *__: Any) -> None:
+    if getattr(clause, "is_dml", False) or getattr(clause, "_for_update_arg", None) is not None:
+        raise RuntimeError("Nothing is written, or locked, in a read.")
 
 
 def _ping(dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:

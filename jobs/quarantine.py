@@ -175,13 +175,13 @@ def add_words(session: Session, place: str, models: Iterable[str], lines: Sequen
 def held(
     session: Session, place: str, entries: Mapping[str, str], known: Collection[str] | None = None
 ) -> dict[str, Quarantine]:
-    """Which of these models are quarantined there. With `known`, all names of the models file: what is not so any
-    more, or is another engine by now, is free."""
+    """Which of these models are quarantined there. With `known`, all names of the models file, it writes: what is not
+    so any more, or is another engine by now, is free."""
     found = {}
     for row in session.scalars(select(Quarantine).where(Quarantine.place == place)):
         if entries.get(row.model) == row.entry:
             found[row.model] = row
-        elif row.model in entries or (known is not None and row.model not in known):
+        elif known is not None and (row.model in entries or row.model not in known):
             _free(session, row, "models file")
     return found
 

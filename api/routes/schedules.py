@@ -77,7 +77,7 @@ def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: 
 def retrieve_schedule(call: Call, schedule_id: str) -> ScheduleObject:
     """One schedule: when it comes next, and what came of the last time."""
     with call.db.read() as session:
-        return show_schedule(_get(session, call, schedule_id))
+        return show_schedule(_get(session, call, schedule_id, lock=False))
 
 
 @router.post("/schedules/{schedule_id}/pause")
@@ -117,8 +117,9 @@ def _schedules_of(call: CallContext) -> Select[Schedule]:
     return select(Schedule).where(Schedule.project_id == call.project_id)
 
 
-def _get(session: Session, call: CallContext, schedule_id: str) -> Schedule:
-    schedule = session.scalar(_schedules_of(call).where(Schedule.id == schedule_id).with_for_update())
+def _get(session: Session, call: CallContext, schedule_id: str, *, lock: bool = True) -> Schedule:
+    query = _schedules_of(call).where(Schedule.id == schedule_id)
+    schedule = session.scalar(query.with_for_update() if lock else query)
     if schedule is None:
         raise NotFound(f"No schedule found with id '{clip(schedule_id)}'.", param="schedule_id")
     return schedule

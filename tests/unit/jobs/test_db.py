@@ -79,12 +79,15 @@ def test_a_transaction_that_raises_keeps_nothing(db: Database) -> None:
     assert notes(db) == {}
 
 
-def test_nothing_is_written_in_a_read(db: Database) -> None:
+def test_nothing_is_written_or_locked_in_a_read(db: Database) -> None:
     with db.read() as session:
         session.add(Meta(key="a", value="1"))
         assert session.scalars(select(Meta.key)).all() == []
         with pytest.raises(RuntimeError):
             session.flush()
+    for statement in (insert(Meta).values(key="b", value="1"), select(Meta).with_for_update()):
+        with db.read() as session, pytest.raises(RuntimeError):
+            session.execute(statement)
 
     assert notes(db) == {}
 
