@@ -20,6 +20,7 @@ from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.logs import Seldom
 
 CHUNK = 1 << 20
+_AHEAD = 8 << 20  # bytes that are fetched of an object at once, as somebody reads on; fifty by default
 _TEMPORARY = ".partial-"
 _MAGIC = frozenset("*?[]")
 #: Libraries whose own errors mean that an object store does not answer, or not as it should.
@@ -41,6 +42,9 @@ class Storage(Protocol):
 
     def reader(self, path: str, offset: int = 0) -> Any:
         """A context manager with `.read(n)` and line iteration, from `offset`."""
+
+    def piece(self, path: str, offset: int, length: int) -> bytes:
+        """So many bytes from there, and no more are fetched."""
 
     def size(self, path: str) -> int: ...
 
@@ -98,6 +102,10 @@ class DiskStorage:
         with _our_errors(path), self._at(path).open("rb", buffering=CHUNK) as handle:
             handle.seek(offset)
             yield handle
+
+    def piece(self, path: str, offset: int, length: int) -> bytes:
+        with self.reader(path, offset) as handle:
+            return handle.read(length)
 
     def size(self, path: str) -> int:
         with _our_errors(path):
@@ -176,10 +184,14 @@ class ObjectStorage:
 
     @contextmanager
     def reader(self, path: str, offset: int = 0) -> Iterator[BinaryIO]:
-        with _our_errors(path), self._fs.open(self._at(path), "rb") as handle:
+        with _our_errors(path), self._fs.open(self._at(path), "rb", block_size=_AHEAD) as handle:
             if offset:
                 handle.seek(offset)
             yield cast(BinaryIO, io.BufferedReader(handle, CHUNK))  # its own reads no line of limited length
+
+    def piece(self, path: str, offset: int, length: int) -> bytes:
+        with _our_errors(path):
+            return bytes(self._fs.cat_file(self._at(path), start=offset, end=offset + length))
 
     def size(self, path: str) -> int:
         with _our_errors(path):
