@@ -89,8 +89,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_clock()
         self._waiting.pop(self, None)
         super().on_headers_complete()
-        if len(self.connections) > most_connections() // 2:
-            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._bytes = 0
@@ -98,6 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+        if len(self.connections) > most_connections() // 2 and not self.cycle.response_started:
+            self.cycle.keep_alive = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
