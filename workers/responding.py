@@ -47,14 +47,14 @@ def respond(context: Context, claim: JobClaim) -> None:
     with context.storage.reader(segment.path) as handle:
         _, _, line = records.parse(handle.read(segment.length).rstrip(b"\n"))
     said = msgspec.json.decode(line)
-    kept = _object(context, claim.job.id)
+    kept, ended = _object(context, claim.job.id), int(segment.created_at)
     answer: Any = said["response"]["body"] if good else None
     if kept is None:
         _close(context, claim, values, counts)
     elif not responses.sound(answer):
         _fail(context, claim, values, counts, kept, said)
     else:
-        _write(context, Kept(kept.question, responses.ours(answer, kept.response, kept.question)))
+        _write(context, Kept(kept.question, responses.ours(answer, kept.response, kept.question, ended)))
         incomplete = answer.get("status") == "incomplete"
         _close(context, claim, values, counts, "response.incomplete" if incomplete else None)
     with context.db.read() as session:
