@@ -287,6 +287,7 @@ def test_an_upload_that_fills_the_disk_is_refused_and_leaves_nothing(scene: Scen
             assert refused(partial(upload, sdk, file)) == 507
             eventually(lambda: not scene.partials(), 5, "nothing is left of it")
             assert [file.id for file in sdk.files.list()] == before
+            eventually(lambda: scene.disk.free < MB // 4, 10, "the disk is full again")
             assert refused(lambda: sdk.files.create(file=("more", bytes(MB)), purpose="user_data")) == 507
             assert refused(lambda: sdk.uploads.cancel(parts.id)) in (503, 507)
         assert upload(patient, io.BytesIO(data))

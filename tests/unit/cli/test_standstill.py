@@ -128,8 +128,8 @@ def test_what_a_worker_has_in_hand_waits_for_nothing_unless_that_is_silent(db: D
         ledger.claim(session, job.id, Task.PLAN, "worker-1")
 
     assert why(job.id) == ["a worker is at it, and nothing new has come of it yet"]
-    works(db, id="worker-1", seen_at=now() - 120)
-    assert why(job.id)[0] == "worker-1 has it, and has not beaten for 2 min 0 s"
+    works(db, id="worker-1", seen_at=now() - 7210)
+    assert why(job.id)[0] == "worker-1 has it, and has not beaten for 2 h 0 min"
 
 
 def test_a_job_that_has_just_come_is_not_complained_of(db: Database, why: Why) -> None:
