@@ -293,8 +293,10 @@ def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeyp
         go_on.set()
 
 
-def test_readiness_is_looked_up_once_a_second(app: FastAPI, nobody: TestClient) -> None:
-    asked: list[str] = []
+def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.readiness._KEEP_SECONDS", 60.0)
+    app, asked = make_app(), list[str]()
+    nobody = TestClient(app)
     event.listen(app.state.services.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
 
     first = nobody.get("/readyz")
