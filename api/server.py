@@ -37,7 +37,7 @@ _LINGER_SECONDS = 2.0
 #: What a process asks for, where the machine lets it.
 _DESCRIPTORS = 65_536
 #: So many connections are asked whether they have sent something, before one has to go for another.
-_LOOKED_AT = 16
+_LOOKED_AT = 256
 
 
 class HeadTooLarge(NightmillError):
