@@ -6,8 +6,8 @@
 SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
 seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, and a loop of writes calls
 `db.breathe()` after each, which sleeps for as long as that transaction took. A process that answers clients is
-`urgent`: while it waits it holds a shared `flock` on `<db>.haste`, and the others let it go first, for a while. On
-PostgreSQL all this is nothing.
+`urgent`: while it waits it holds a shared `flock` on `<db>.haste`, and the others let it go first, each of them for a
+while before each of its writes; not if it leaves the gate open, as a frozen one does. On PostgreSQL all this is nothing.
 """
 
 import fcntl
@@ -38,8 +38,9 @@ T = TypeVar("T")
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
-_POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first,
-_RUDE_SECONDS = 1.0  # and when that was not enough, not again for so long
+_POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first
+_GONE_SECONDS = 0.05  # after which who hurries and leaves the gate open is not there,
+_RUDE_SECONDS = 1.0  # and is not waited for again for so long
 _SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
 _FRESH_SECONDS = 1.0  # after its last use a connection to PostgreSQL is taken to be there
 _USED = "used"
@@ -230,18 +231,18 @@ class _Gate:
         if door.locked and time.monotonic() > deadline:
             raise DatabaseBusy  # it would wait at the database's own lock for as long again
         file = door.file = door.file or self._path.open("a")
-        began = time.monotonic()
+        began = taken = time.monotonic()
         pause = threading.Event()
         while True:
             at = time.monotonic()
-            if self._urgent or at < door.rude_until or not self._others_hurry(door):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return file
-                except BlockingIOError:
-                    pass  # somebody writes
-            elif at > began + _POLITE_SECONDS:
-                door.rude_until = at + _RUDE_SECONDS  # they are many, or frozen
+            if not _locks(file):
+                taken = at
+            elif self._urgent or at > began + _POLITE_SECONDS or at < door.rude_until or not self._others_hurry(door):
+                return file
+            else:
+                fcntl.flock(file, fcntl.LOCK_UN)  # theirs
+                if at > taken + _GONE_SECONDS:
+                    door.rude_until = at + _RUDE_SECONDS
             if at > deadline:
                 door.shut = True
                 raise DatabaseBusy
@@ -249,12 +250,18 @@ class _Gate:
 
     def _others_hurry(self, door: _Door) -> bool:
         haste = door.haste = door.haste or self._haste.open("a")
-        try:
-            fcntl.flock(haste, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locks(haste):
             return True
         fcntl.flock(haste, fcntl.LOCK_UN)
         return False
+
+
+def _locks(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:

@@ -237,13 +237,13 @@ def test_who_answers_clients_writes_before_those_that_have_waited_longer(
 def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("jobs.db._POLITE_SECONDS", 60.0)  # whoever waits for it so long, or does so twice, is too late
     monkeypatch.setattr("jobs.db._RUDE_SECONDS", 60.0)
     haste = Path(sqlite_url.removeprefix("sqlite:///") + ".haste")
     with opened(sqlite_url, 5) as db, haste.open("a") as frozen:
         fcntl.flock(frozen, fcntl.LOCK_SH)
         note(db, "a")
-        monkeypatch.setattr("jobs.db._POLITE_SECONDS", 60.0)  # whoever still waited for it would be too late
-
+        monkeypatch.setattr("jobs.db._GONE_SECONDS", 60.0)
         note(db, "b")
 
         assert notes(db) == {"a": "1", "b": "1"}
