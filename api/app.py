@@ -35,7 +35,7 @@ def build(config: Settings | None = None) -> FastAPI:
     """The app of one process."""
     config = config or settings()
     models = Models(config)
-    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, urgent=True)
+    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=_CONNECTIONS + 10, urgent=True)
     services = Services(
         config=config,
         db=db,

@@ -7,7 +7,8 @@ SQLite lets one writer in and is not fair about whom: with one process committin
 seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, and a loop of writes calls
 `db.breathe()` after each, which sleeps for as long as that transaction took. A process that answers clients is
 `urgent`: while it waits it holds a shared `flock` on `<db>.haste`, and the others let it go first, each of them for a
-while before each of its writes; not if it leaves the gate open, as a frozen one does. On PostgreSQL all this is nothing.
+while before each of its writes; not if it leaves the gate open, as a frozen one does. On PostgreSQL all this is
+nothing.
 """
 
 import fcntl
@@ -54,13 +55,15 @@ class Database:
     """Sessions of one database for one process.
 
     `patience` is how long, in seconds, a transaction waits for its turn before `DatabaseBusy`; an `urgent` process's
-    go before others'.
+    go before others'. `most` is how many connections to PostgreSQL it has at once: who finds none free waits for one.
     """
 
-    def __init__(self, url: str, *, patience: float = 1.5, pool_size: int = 10, urgent: bool = False) -> None:
+    def __init__(
+        self, url: str, *, patience: float = 1.5, pool_size: int = 10, most: int = 20, urgent: bool = False
+    ) -> None:
         self.url = url
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
-        self.engine = _engine(url, self.sqlite, patience, pool_size)
+        self.engine = _engine(url, self.sqlite, patience, pool_size, most)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # PostgreSQL reads at one moment per statement anyway; BEGIN and ROLLBACK are two trips more for each look
         looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
@@ -264,14 +267,14 @@ def _locks(file: IO[str]) -> bool:
     return True
 
 
-def _engine(url: str, sqlite: bool, patience: float, pool_size: int) -> Engine:
+def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int) -> Engine:
     if not sqlite:
         from jobs.silence import OPTIONS, TCP, Pulse
 
         made = create_engine(
             url,
-            pool_size=pool_size,
-            max_overflow=10,
+            pool_size=min(pool_size, most),
+            max_overflow=max(0, most - pool_size),
             pool_timeout=max(patience, 2.0),
             connect_args={"options": OPTIONS, "connect_timeout": 2, **TCP},
             hide_parameters=True,

@@ -22,6 +22,8 @@ from workers.vectors.opening import open_vectors
 from workers.vectors.port import Vectors
 
 log = logging.getLogger(__name__)
+#: To PostgreSQL. Each is a process there that gets as much of its CPU as one that works for a client.
+_CONNECTIONS = 4
 _WRITES_BEFORE_TENDING = 64  # what was written since is searched without an index, and slowly
 
 
@@ -104,7 +106,7 @@ class Pool:
 
 def build(config: Settings, pool: Pool) -> Context:
     """The context of this process; its worker row is written and beats from here on."""
-    db = Database(config.database, patience=10)
+    db = Database(config.database, patience=10, most=_CONNECTIONS)
     claim_host(db)
     stop = threading.Event()
     standing = Standing(state=pool.state, models=pool.models)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,19 @@ def test_a_connection_that_was_cut_is_met_only_by_who_has_it_at_once(
     assert second not in {0, first}
     db.close()
     other.close()
+
+
+@pytest.mark.postgres
+def test_a_process_has_no_more_connections_than_it_may(postgres_url: str) -> None:
+    with closing(Database(postgres_url, patience=10, most=2)) as db, ThreadPoolExecutor(8) as pool:
+        seen = set(pool.map(lambda _: _slow_look(db), range(16)))
+
+    assert len(seen) == 2
+
+
+def _slow_look(db: Database) -> int:
+    with db.read() as session:
+        return int(session.scalar(text("SELECT pg_backend_pid() FROM pg_sleep(0.1)")) or 0)
 
 
 def test_rows_can_be_used_after_their_transaction(db: Database) -> None:
