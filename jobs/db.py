@@ -4,11 +4,11 @@
     with db.read() as session:       # nothing is written in it; never held across an await or a network call
 
 SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
-seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, and a loop of writes calls
-`db.breathe()` after each, which sleeps for as long as that transaction took. A process that answers clients is
-`urgent`: while it waits it holds a shared `flock` on `<db>.haste`, and the others let it go first, each of them for a
-while before each of its writes; not if it leaves the gate open, as a frozen one does. On PostgreSQL all this is
-nothing.
+seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, which the threads of a process
+hand on to each other for some milliseconds, and a loop of writes calls `db.breathe()` after each, which sleeps for as
+long as that transaction took. A process that answers clients is `urgent`: while it waits it holds a shared `flock` on
+`<db>.haste`, and the others let it go first, each of them for a while before each of its writes; not if it leaves the
+gate open, as a frozen one does. On PostgreSQL all this is nothing.
 """
 
 import fcntl
@@ -42,6 +42,7 @@ WRITE_ROWS = 200
 _POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first
 _GONE_SECONDS = 0.05  # after which who hurries and leaves the gate open is not there,
 _RUDE_SECONDS = 1.0  # and is not waited for again for so long
+_TURN_SECONDS = 0.02  # for which who has come in lets others of its process in after it
 _SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
 _FRESH_SECONDS = 1.0  # after its last use a connection to PostgreSQL is taken to be there
 _USED = "used"
@@ -161,6 +162,9 @@ class _Door:
     haste: IO[str] | None = None
     counting: threading.Lock = field(default_factory=threading.Lock)
     hurrying: int = 0  # threads that wait in a process that is urgent
+    waiting: int = 0  # threads that wait for the one at the file, or in it
+    open_until: float = 0.0  # when this process's turn is over
+    left_open: bool = False  # for the next of its threads
     shut: bool = False  # the last one who waited did not come in,
     locked: bool = False  # for somebody has the database's own lock
     rude_until: float = 0.0
@@ -182,7 +186,7 @@ class _Gate:
         began = time.monotonic()
         door = self._doors.setdefault(os.getpid(), _Door())
         with self._hurry(door):
-            if not door.threads.acquire(timeout=self._patience_at(door)):
+            if not self._is_next(door):
                 door.shut = True
                 raise DatabaseBusy
             try:
@@ -196,8 +200,24 @@ class _Gate:
             door.shut = door.locked = True
             raise
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
-            door.threads.release()
+            with door.counting:
+                door.left_open = door.waiting > 0 and not door.shut and time.monotonic() < door.open_until
+                if not door.left_open:
+                    fcntl.flock(file, fcntl.LOCK_UN)
+                door.threads.release()
+
+    def _is_next(self, door: _Door) -> bool:
+        with door.counting:
+            door.waiting += 1
+        try:
+            came = door.threads.acquire(timeout=self._patience_at(door))
+        finally:
+            with door.counting:
+                door.waiting -= 1
+        if came:
+            return True
+        with door.counting:  # it may have been left open for us alone, just as we gave up
+            return door.left_open and door.threads.acquire(blocking=False)
 
     def _patience_at(self, door: _Door) -> float:
         """Who answers clients need not have each of them find out in full what the one before has."""
@@ -230,6 +250,8 @@ class _Gate:
 
     def _entered(self, door: _Door, came: float) -> IO[str]:
         """A blocking flock has no timeout, so: try, with short pauses."""
+        if door.left_open and door.file is not None:
+            return door.file
         deadline = came + self._patience_at(door)
         if door.locked and time.monotonic() > deadline:
             raise DatabaseBusy  # it would wait at the database's own lock for as long again
@@ -241,6 +263,7 @@ class _Gate:
             if not _locks(file):
                 taken = at
             elif self._urgent or at > began + _POLITE_SECONDS or at < door.rude_until or not self._others_hurry(door):
+                door.open_until = at + _TURN_SECONDS
                 return file
             else:
                 fcntl.flock(file, fcntl.LOCK_UN)  # theirs

@@ -247,6 +247,77 @@ def test_who_answers_clients_writes_before_those_that_have_waited_longer(
     assert order == ["urgent", "calm", "calm"]
 
 
+def test_threads_of_a_process_follow_each_other_in(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.db._TURN_SECONDS", 60.0)
+    order: list[str] = []
+
+    def write(db: Database, name: str) -> None:
+        with db.write():
+            order.append(name)
+
+    with (
+        opened(sqlite_url, 5) as one, opened(sqlite_url, 5) as two,
+        ThreadPoolExecutor(8) as pool, _gate(sqlite_url).open("a") as other,
+    ):  # fmt: skip
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = [pool.submit(write, db, name) for db, name in [(one, "one"), (two, "two")] * 4]
+        pause(0.1)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        for write_ in waiting:
+            write_.result()
+
+    assert order in (["one"] * 4 + ["two"] * 4, ["two"] * 4 + ["one"] * 4)
+
+
+def test_a_process_whose_turn_is_over_lets_others_in(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.db._TURN_SECONDS", 0.0)
+    stop = threading.Event()
+
+    def write(db: Database) -> None:
+        while not stop.is_set():
+            with db.write():
+                pause(0.01)
+
+    with opened(sqlite_url, 30) as many, opened(sqlite_url, 30) as alone, ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(write, many)
+        try:
+            note(alone, "a")
+        finally:
+            stop.set()
+
+        assert notes(alone) == {"a": "1"}
+
+
+def test_who_gives_up_as_the_gate_is_left_open_for_it_goes_in_after_all(sqlite_url: str) -> None:
+    with opened(sqlite_url) as db:
+        note(db, "a", "1")
+        assert db._gate is not None
+        door = db._gate._doors[os.getpid()]
+        door.threads = _LeftOpen(door)  # type: ignore[assignment]
+        note(db, "a", "2")
+
+        with opened(sqlite_url) as other:
+            note(other, "b")
+        assert notes(db) == {"a": "2", "b": "1"}
+
+
+class _LeftOpen:
+    """The lock of a door whose holder leaves the gate open for one that no longer waits."""
+
+    def __init__(self, door: Any) -> None:
+        self.door = door
+
+    def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
+        if blocking:
+            fcntl.flock(self.door.file, fcntl.LOCK_EX)
+            self.door.left_open = True
+        return not blocking
+
+    def release(self) -> None:
+        self.door.left_open = False
+
+
 def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
