@@ -3,25 +3,17 @@
     with db.write() as session:      # BEGIN IMMEDIATE behind the gate; commits at exit
     with db.read() as session:       # nothing is written in it; never held across an await or a network call
 
-SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
-seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, which the threads of a process
-hand on to each other for some milliseconds, and a loop of writes calls `db.breathe()` after each, which sleeps for as
-long as that transaction took. A process that answers clients is `urgent`: while it waits it holds a shared `flock` on
-`<db>.haste`, and the others let it go first, each of them for a while before each of its writes; not if it leaves the
-gate open, as a frozen one does. On PostgreSQL all this is nothing.
+A loop of writes calls `db.breathe()` after each, which on SQLite sleeps for as long as that transaction took: see
+`jobs.gate`.
 """
 
-import fcntl
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.dialects.postgresql import insert as pg_insert
@@ -33,17 +25,13 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.errors import DatabaseBusy, TookTooLong
+from jobs.gate import Gate
 
 T = TypeVar("T")
 
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
-_POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first
-_GONE_SECONDS = 0.05  # after which who hurries and leaves the gate open is not there,
-_RUDE_SECONDS = 1.0  # and is not waited for again for so long
-_TURN_SECONDS = 0.02  # for which who has come in lets others of its process in after it
-_SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
 _FRESH_SECONDS = 1.0  # after its last use a connection to PostgreSQL is taken to be there
 _USED = "used"
 _CANCELLED = "57014"  # PostgreSQL's code for a statement that its time has ended
@@ -70,7 +58,7 @@ class Database:
         looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
         event.listen(looks, "before_execute", _refuse_to_change)
         self._looks = sessionmaker(looks, expire_on_commit=False, autoflush=False)
-        self._gate = _Gate(make_url(url).database, patience, urgent) if self.sqlite else None
+        self._gate = Gate(make_url(url).database, patience, urgent) if self.sqlite else None
         self._last = threading.local()
 
     @contextmanager
@@ -151,143 +139,6 @@ def insert_into(session: Session, model: type[DeclarativeBase]) -> Any:
 def inserting(dialect: str) -> Any:
     """The same, for statements that are built once for each database."""
     return sqlite_insert if dialect == "sqlite" else pg_insert
-
-
-@dataclass(slots=True)
-class _Door:
-    """One process's side of the gate: its threads queue here, one of them stands at the file."""
-
-    threads: threading.Lock = field(default_factory=threading.Lock)
-    file: IO[str] | None = None
-    haste: IO[str] | None = None
-    counting: threading.Lock = field(default_factory=threading.Lock)
-    hurrying: int = 0  # threads that wait in a process that is urgent
-    waiting: int = 0  # threads that wait for the one at the file, or in it
-    open_until: float = 0.0  # when this process's turn is over
-    left_open: bool = False  # for the next of its threads
-    shut: bool = False  # the last one who waited did not come in,
-    locked: bool = False  # for somebody has the database's own lock
-    rude_until: float = 0.0
-
-
-class _Gate:
-    """An exclusive `flock` between processes. A fork begins with a door of its own: `flock` is between descriptors."""
-
-    def __init__(self, database: str | None, patience: float, urgent: bool) -> None:
-        self._path = Path(f"{database}.gate")
-        self._haste = Path(f"{database}.haste")
-        self._patience = patience
-        self._urgent = urgent
-        self._doors: dict[int, _Door] = {}
-
-    @contextmanager
-    def hold(self) -> Iterator[_Door]:
-        """The door, which its holder says is open once the database has let it in."""
-        began = time.monotonic()
-        door = self._doors.setdefault(os.getpid(), _Door())
-        with self._hurry(door):
-            if not self._is_next(door):
-                door.shut = True
-                raise DatabaseBusy
-            try:
-                file = self._entered(door, began)
-            except BaseException:
-                door.threads.release()
-                raise
-        try:
-            yield door
-        except OperationalError:
-            door.shut = door.locked = True
-            raise
-        finally:
-            with door.counting:
-                door.left_open = door.waiting > 0 and not door.shut and time.monotonic() < door.open_until
-                if not door.left_open:
-                    fcntl.flock(file, fcntl.LOCK_UN)
-                door.threads.release()
-
-    def _is_next(self, door: _Door) -> bool:
-        with door.counting:
-            door.waiting += 1
-        try:
-            came = door.threads.acquire(timeout=self._patience_at(door))
-        finally:
-            with door.counting:
-                door.waiting -= 1
-        if came:
-            return True
-        with door.counting:  # it may have been left open for us alone, just as we gave up
-            return door.left_open and door.threads.acquire(blocking=False)
-
-    def _patience_at(self, door: _Door) -> float:
-        """Who answers clients need not have each of them find out in full what the one before has."""
-        return min(self._patience, _SHUT_SECONDS) if self._urgent and door.shut else self._patience
-
-    def close(self) -> None:
-        door = self._doors.pop(os.getpid(), None)
-        for file in (door.file, door.haste) if door else ():
-            if file is not None:
-                file.close()
-
-    @contextmanager
-    def _hurry(self, door: _Door) -> Iterator[None]:
-        """Say that somebody urgent waits. Never waits itself: who is told nothing treats us like any other."""
-        if not self._urgent:
-            yield
-            return
-        with door.counting:
-            haste = door.haste = door.haste or self._haste.open("a")
-            door.hurrying += 1
-            with suppress(BlockingIOError):
-                fcntl.flock(haste, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        try:
-            yield
-        finally:
-            with door.counting:
-                door.hurrying -= 1
-                if not door.hurrying:
-                    fcntl.flock(haste, fcntl.LOCK_UN)
-
-    def _entered(self, door: _Door, came: float) -> IO[str]:
-        """A blocking flock has no timeout, so: try, with short pauses."""
-        if door.left_open and door.file is not None:
-            return door.file
-        deadline = came + self._patience_at(door)
-        if door.locked and time.monotonic() > deadline:
-            raise DatabaseBusy  # it would wait at the database's own lock for as long again
-        file = door.file = door.file or self._path.open("a")
-        began = taken = time.monotonic()
-        pause = threading.Event()
-        while True:
-            at = time.monotonic()
-            if not _locks(file):
-                taken = at
-            elif self._urgent or at > began + _POLITE_SECONDS or at < door.rude_until or not self._others_hurry(door):
-                door.open_until = at + _TURN_SECONDS
-                return file
-            else:
-                fcntl.flock(file, fcntl.LOCK_UN)  # theirs
-                if at > taken + _GONE_SECONDS:
-                    door.rude_until = at + _RUDE_SECONDS
-            if at > deadline:
-                door.shut = True
-                raise DatabaseBusy
-            pause.wait(0.001)
-
-    def _others_hurry(self, door: _Door) -> bool:
-        haste = door.haste = door.haste or self._haste.open("a")
-        if not _locks(haste):
-            return True
-        fcntl.flock(haste, fcntl.LOCK_UN)
-        return False
-
-
-def _locks(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int) -> Engine:

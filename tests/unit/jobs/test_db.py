@@ -1,61 +1,29 @@
-"""The database: one writer behind a gate, what is busy and what is wrong, answers that got lost, servers that die."""
+"""The database: transactions, what is busy and what is wrong, answers that got lost, servers that die."""
 
 import fcntl
 import gc
 import logging
 import multiprocessing
-import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
-from sqlalchemy.orm import Session
 
 from jobs.db import Database
 from jobs.errors import DatabaseBusy, TookTooLong
 from jobs.logs import JsonFormatter
 from jobs.models import Meta, Project
 from tests.support.ledgers import LosesAnswers
+from tests.support.noting import add_one, gate_of, note, notes, opened, write_many
 from tests.support.services import Postgres
-from tests.support.system import eventually, pause
-
-
-def _gate(url: str) -> Path:
-    return Path(url.removeprefix("sqlite:///") + ".gate")
-
-
-@contextmanager
-def opened(url: str, patience: float = 0.3, *, urgent: bool = False) -> Iterator[Database]:
-    database = Database(url, patience=patience, urgent=urgent)
-    yield database
-    database.close()
-
-
-def note(db: Database, key: str, value: str = "1") -> None:
-    with db.write() as session:
-        session.merge(Meta(key=key, value=value))
-
-
-def notes(db: Database) -> dict[str, str]:
-    with db.read() as session:
-        return {meta.key: meta.value for meta in session.scalars(select(Meta))}
-
-
-def add_one(session: Session) -> None:
-    meta = session.get(Meta, "n", with_for_update=True, populate_existing=True)
-    if meta is None:
-        session.add(Meta(key="n", value="1"))
-    else:
-        meta.value = str(int(meta.value) + 1)
-
+from tests.support.system import eventually
 
 # ── transactions ──
 
@@ -163,19 +131,11 @@ def test_many_threads_lose_no_write(db: Database) -> None:
     assert notes(db) == {"n": "40"}
 
 
-def _write_many(url: str, count: int) -> None:
-    with opened(url, patience=30) as db:
-        for _ in range(count):
-            with db.write() as session:
-                add_one(session)
-            db.breathe()
-
-
 def test_many_processes_lose_no_write(database_url: str) -> None:
     with opened(database_url) as db:
         note(db, "n", "0")
     spawn = multiprocessing.get_context("spawn")
-    writers = [spawn.Process(target=_write_many, args=(database_url, 20)) for _ in range(3)]
+    writers = [spawn.Process(target=write_many, args=(database_url, 20)) for _ in range(3)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -203,206 +163,7 @@ def test_what_a_thread_has_of_a_closed_database_is_closed_when_it_is_done_with_i
     assert there == []
 
 
-def test_a_fork_passes_the_gate_by_a_door_of_its_own(sqlite_url: str) -> None:
-    with opened(sqlite_url, patience=30) as db:
-        note(db, "n", "0")
-        db.engine.dispose()
-        child = os.fork()
-        if not child:
-            db.engine.dispose(close=False)
-            _write_many(sqlite_url, 10)
-            os._exit(0 if notes(db) else 1)
-        for _ in range(10):
-            with db.write() as session:
-                add_one(session)
-        _, status = os.waitpid(child, 0)
-
-        assert status == 0
-        assert notes(db) == {"n": "20"}
-
-
-def test_who_answers_clients_writes_before_those_that_have_waited_longer(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobs.db._POLITE_SECONDS", 10.0)
-    order: list[str] = []
-
-    def write(db: Database, name: str) -> None:
-        with db.write():
-            order.append(name)
-
-    with (
-        opened(sqlite_url, 5) as calm, opened(sqlite_url, 5, urgent=True) as urgent,
-        ThreadPoolExecutor(3) as pool, _gate(sqlite_url).open("a") as other,
-    ):  # fmt: skip
-        fcntl.flock(other, fcntl.LOCK_EX)
-        waiting = [pool.submit(write, calm, "calm") for _ in range(2)]
-        pause(0.05)
-        waiting.append(pool.submit(write, urgent, "urgent"))
-        pause(0.05)
-        fcntl.flock(other, fcntl.LOCK_UN)
-        for one in waiting:
-            one.result()
-
-    assert order == ["urgent", "calm", "calm"]
-
-
-def test_threads_of_a_process_follow_each_other_in(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.db._TURN_SECONDS", 60.0)
-    order: list[str] = []
-
-    def write(db: Database, name: str) -> None:
-        with db.write():
-            order.append(name)
-
-    with (
-        opened(sqlite_url, 5) as one, opened(sqlite_url, 5) as two,
-        ThreadPoolExecutor(8) as pool, _gate(sqlite_url).open("a") as other,
-    ):  # fmt: skip
-        fcntl.flock(other, fcntl.LOCK_EX)
-        waiting = [pool.submit(write, db, name) for db, name in [(one, "one"), (two, "two")] * 4]
-        pause(0.1)
-        fcntl.flock(other, fcntl.LOCK_UN)
-        for write_ in waiting:
-            write_.result()
-
-    assert order in (["one"] * 4 + ["two"] * 4, ["two"] * 4 + ["one"] * 4)
-
-
-def test_a_process_whose_turn_is_over_lets_others_in(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.db._TURN_SECONDS", 0.0)
-    stop = threading.Event()
-
-    def write(db: Database) -> None:
-        while not stop.is_set():
-            with db.write():
-                pause(0.01)
-
-    with opened(sqlite_url, 30) as many, opened(sqlite_url, 30) as alone, ThreadPoolExecutor(4) as pool:
-        for _ in range(4):
-            pool.submit(write, many)
-        try:
-            note(alone, "a")
-        finally:
-            stop.set()
-
-        assert notes(alone) == {"a": "1"}
-
-
-def test_who_gives_up_as_the_gate_is_left_open_for_it_goes_in_after_all(sqlite_url: str) -> None:
-    with opened(sqlite_url) as db:
-        note(db, "a", "1")
-        assert db._gate is not None
-        door = db._gate._doors[os.getpid()]
-        door.threads = _LeftOpen(door)  # type: ignore[assignment]
-        note(db, "a", "2")
-
-        with opened(sqlite_url) as other:
-            note(other, "b")
-        assert notes(db) == {"a": "2", "b": "1"}
-
-
-class _LeftOpen:
-    """The lock of a door whose holder leaves the gate open for one that no longer waits."""
-
-    def __init__(self, door: Any) -> None:
-        self.door = door
-
-    def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
-        if blocking:
-            fcntl.flock(self.door.file, fcntl.LOCK_EX)
-            self.door.left_open = True
-        return not blocking
-
-    def release(self) -> None:
-        self.door.left_open = False
-
-
-def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("jobs.db._POLITE_SECONDS", 60.0)  # whoever waits for it so long, or does so twice, is too late
-    monkeypatch.setattr("jobs.db._RUDE_SECONDS", 60.0)
-    haste = Path(sqlite_url.removeprefix("sqlite:///") + ".haste")
-    with opened(sqlite_url, 5) as db, haste.open("a") as frozen:
-        fcntl.flock(frozen, fcntl.LOCK_SH)
-        note(db, "a")
-        monkeypatch.setattr("jobs.db._GONE_SECONDS", 60.0)
-        note(db, "b")
-
-        assert notes(db) == {"a": "1", "b": "1"}
-
-
 # ── busy ──
-
-
-def test_a_writer_that_waits_too_long_at_the_gate_is_told_so(sqlite_url: str) -> None:
-    gate = _gate(sqlite_url)
-    with opened(sqlite_url) as db, gate.open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-
-        began = time.monotonic()
-        with pytest.raises(DatabaseBusy):
-            note(db, "a")
-        assert 0.2 < time.monotonic() - began < 5
-
-        fcntl.flock(other, fcntl.LOCK_UN)
-        note(db, "b")
-        assert notes(db) == {"b": "1"}
-
-
-def test_a_writer_that_waits_too_long_for_a_thread_of_its_process_is_told_so(sqlite_url: str) -> None:
-    with opened(sqlite_url) as db, ThreadPoolExecutor(1) as pool:
-        with db.write() as session:
-            session.add(Meta(key="a", value="1"))
-            with pytest.raises(DatabaseBusy):
-                pool.submit(note, db, "b").result()
-
-        assert notes(db) == {"a": "1"}
-
-
-@pytest.mark.parametrize("lock", ["the gate", "the database"])
-def test_clients_do_not_all_find_out_in_full_that_nobody_comes_in(sqlite_url: str, lock: str) -> None:
-    with opened(sqlite_url, 1.5, urgent=True) as database, opened(sqlite_url) as other:
-        note(database, "0")
-        with _gate(sqlite_url).open("a") as held, other.engine.connect() as connection:
-            if lock == "the gate":
-                fcntl.flock(held, fcntl.LOCK_EX)
-            else:
-                connection.execution_options(write=True).begin()
-            first, *others = _refusals(database, 30)
-            connection.rollback()
-        note(database, "1")
-        assert set(notes(database)) == {"0", "1"}
-
-    assert sum(others) / len(others) < first / 2
-
-
-def _refusals(database: Database, threads: int) -> list[float]:
-    """How long the first takes to be refused, and then many at once."""
-
-    def refused(number: int) -> float:
-        began = time.monotonic()
-        with pytest.raises(DatabaseBusy):
-            note(database, f"refused-{number}")
-        return time.monotonic() - began
-
-    with ThreadPoolExecutor(threads) as pool:
-        return [refused(0), *pool.map(refused, range(threads))]
-
-
-def test_a_lock_held_around_the_gate_is_busy_too(sqlite_url: str) -> None:
-    """Another program, a backup say, knows nothing of the gate."""
-    outsider = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
-    with opened(sqlite_url) as db:
-        outsider.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DatabaseBusy):
-            note(db, "a")
-        outsider.execute("ROLLBACK")
-        note(db, "a")
-
-        assert notes(db) == {"a": "1"}
-    outsider.close()
 
 
 def test_readers_do_not_wait_for_a_writer(db: Database) -> None:
@@ -418,11 +179,6 @@ def test_a_database_that_can_not_be_reached_is_busy(tmp_path: Path) -> None:
         notes(db)
     with opened(f"postgresql://nobody@/none?host={tmp_path}") as db, pytest.raises(DatabaseBusy):
         notes(db)
-
-
-def test_a_gate_whose_folder_is_missing_says_which(tmp_path: Path) -> None:
-    with opened(f"sqlite:///{tmp_path}/no/such/folder.db") as db, pytest.raises(FileNotFoundError, match=r"\.gate"):
-        note(db, "a")
 
 
 def test_a_wrong_statement_is_an_error_and_not_busy(db: Database) -> None:
@@ -470,7 +226,7 @@ def test_a_pool_without_a_free_connection_is_busy(database_url: str) -> None:
 
 
 def test_work_is_retried_until_the_database_is_free(sqlite_url: str) -> None:
-    gate = _gate(sqlite_url)
+    gate = gate_of(sqlite_url)
     with opened(sqlite_url, patience=0.05) as db, gate.open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         release = threading.Timer(0.4, fcntl.flock, (other, fcntl.LOCK_UN))
@@ -483,7 +239,7 @@ def test_work_is_retried_until_the_database_is_free(sqlite_url: str) -> None:
 
 
 def test_work_is_given_up_once_told_to_stop(sqlite_url: str) -> None:
-    gate = _gate(sqlite_url)
+    gate = gate_of(sqlite_url)
     stop = threading.Event()
     stop.set()
     with opened(sqlite_url, patience=0.01) as db, gate.open("a") as other:

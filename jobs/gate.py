@@ -1,0 +1,165 @@
+"""A fair gate for the writers of a SQLite database.
+
+SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
+seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, which the threads of a process
+hand on to each other for some milliseconds. A process that answers clients is `urgent`: while it waits it holds a
+shared `flock` on `<db>.haste`, and the others let it go first, each of them for a while before each of its writes; not
+if it leaves the gate open, as a frozen one does.
+"""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from sqlalchemy.exc import OperationalError
+
+from jobs.errors import DatabaseBusy
+
+_POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first
+_GONE_SECONDS = 0.05  # after which who hurries and leaves the gate open is not there,
+_RUDE_SECONDS = 1.0  # and is not waited for again for so long
+_TURN_SECONDS = 0.02  # for which who has come in lets others of its process in after it
+_SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
+
+
+@dataclass(slots=True)
+class Door:
+    """One process's side of the gate: its threads queue here, one of them stands at the file."""
+
+    threads: threading.Lock = field(default_factory=threading.Lock)
+    file: IO[str] | None = None
+    haste: IO[str] | None = None
+    counting: threading.Lock = field(default_factory=threading.Lock)
+    hurrying: int = 0  # threads that wait in a process that is urgent
+    waiting: int = 0  # threads that wait for the one at the file, or in it
+    open_until: float = 0.0  # when this process's turn is over
+    left_open: bool = False  # for the next of its threads
+    shut: bool = False  # the last one who waited did not come in,
+    locked: bool = False  # for somebody has the database's own lock
+    rude_until: float = 0.0
+
+
+class Gate:
+    """An exclusive `flock` between processes. A fork begins with a door of its own: `flock` is between descriptors."""
+
+    def __init__(self, database: str | None, patience: float, urgent: bool) -> None:
+        self._path = Path(f"{database}.gate")
+        self._haste = Path(f"{database}.haste")
+        self._patience = patience
+        self._urgent = urgent
+        self._doors: dict[int, Door] = {}
+
+    @contextmanager
+    def hold(self) -> Iterator[Door]:
+        """The door, which its holder says is open once the database has let it in."""
+        began = time.monotonic()
+        door = self._doors.setdefault(os.getpid(), Door())
+        with self._hurry(door):
+            if not self._is_next(door):
+                door.shut = True
+                raise DatabaseBusy
+            try:
+                file = self._entered(door, began)
+            except BaseException:
+                door.threads.release()
+                raise
+        try:
+            yield door
+        except OperationalError:
+            door.shut = door.locked = True
+            raise
+        finally:
+            with door.counting:
+                door.left_open = door.waiting > 0 and not door.shut and time.monotonic() < door.open_until
+                if not door.left_open:
+                    fcntl.flock(file, fcntl.LOCK_UN)
+                door.threads.release()
+
+    def _is_next(self, door: Door) -> bool:
+        with door.counting:
+            door.waiting += 1
+        try:
+            came = door.threads.acquire(timeout=self._patience_at(door))
+        finally:
+            with door.counting:
+                door.waiting -= 1
+        if came:
+            return True
+        with door.counting:  # it may have been left open for us alone, just as we gave up
+            return door.left_open and door.threads.acquire(blocking=False)
+
+    def _patience_at(self, door: Door) -> float:
+        """Who answers clients need not have each of them find out in full what the one before has."""
+        return min(self._patience, _SHUT_SECONDS) if self._urgent and door.shut else self._patience
+
+    def close(self) -> None:
+        door = self._doors.pop(os.getpid(), None)
+        for file in (door.file, door.haste) if door else ():
+            if file is not None:
+                file.close()
+
+    @contextmanager
+    def _hurry(self, door: Door) -> Iterator[None]:
+        """Say that somebody urgent waits. Never waits itself: who is told nothing treats us like any other."""
+        if not self._urgent:
+            yield
+            return
+        with door.counting:
+            haste = door.haste = door.haste or self._haste.open("a")
+            door.hurrying += 1
+            with suppress(BlockingIOError):
+                fcntl.flock(haste, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            yield
+        finally:
+            with door.counting:
+                door.hurrying -= 1
+                if not door.hurrying:
+                    fcntl.flock(haste, fcntl.LOCK_UN)
+
+    def _entered(self, door: Door, came: float) -> IO[str]:
+        """A blocking flock has no timeout, so: try, with short pauses."""
+        if door.left_open and door.file is not None:
+            return door.file
+        deadline = came + self._patience_at(door)
+        if door.locked and time.monotonic() > deadline:
+            raise DatabaseBusy  # it would wait at the database's own lock for as long again
+        file = door.file = door.file or self._path.open("a")
+        began = taken = time.monotonic()
+        pause = threading.Event()
+        while True:
+            at = time.monotonic()
+            if not _locks(file):
+                taken = at
+            elif self._urgent or at > began + _POLITE_SECONDS or at < door.rude_until or not self._others_hurry(door):
+                door.open_until = at + _TURN_SECONDS
+                return file
+            else:
+                fcntl.flock(file, fcntl.LOCK_UN)  # theirs
+                if at > taken + _GONE_SECONDS:
+                    door.rude_until = at + _RUDE_SECONDS
+            if at > deadline:
+                door.shut = True
+                raise DatabaseBusy
+            pause.wait(0.001)
+
+    def _others_hurry(self, door: Door) -> bool:
+        haste = door.haste = door.haste or self._haste.open("a")
+        if not _locks(haste):
+            return True
+        fcntl.flock(haste, fcntl.LOCK_UN)
+        return False
+
+
+def _locks(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
