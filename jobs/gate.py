@@ -3,7 +3,7 @@
 SQLite lets one writer in and is not fair about whom: with one process committing back to back the others wait
 seconds. Every write transaction therefore holds an exclusive `flock` on `<db>.gate`, which the threads of a process
 hand on to each other for some milliseconds. A process that answers clients is `urgent`: while it waits it holds a
-shared `flock` on `<db>.haste`, and the others let it go first, each of them for a while before each of its writes; not
+shared `flock` on `<db>.haste`, and the others let it go first, each of them for a while before each of its turns; not
 if it leaves the gate open, as a frozen one does.
 """
 
@@ -22,9 +22,11 @@ from sqlalchemy.exc import OperationalError
 from jobs.errors import DatabaseBusy
 
 _POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first
-_GONE_SECONDS = 0.05  # after which who hurries and leaves the gate open is not there,
+_GONE_LOOKS = 50  # that find the gate open: who hurries is not there,
 _RUDE_SECONDS = 1.0  # and is not waited for again for so long
 _TURN_SECONDS = 0.02  # for which who has come in lets others of its process in after it
+_LOOK_SECONDS = 0.001  # between looks whether the gate is free,
+_REST_SECONDS = 0.0015  # so that a process that rests for this long is seen by all
 _SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
 
 
@@ -40,9 +42,35 @@ class Door:
     waiting: int = 0  # threads that wait for the one at the file, or in it
     open_until: float = 0.0  # when this process's turn is over
     left_open: bool = False  # for the next of its threads
+    rests_until: float = 0.0  # who is there has just had its turn
+    closing: bool = False  # its files, when nobody is at it
+
+    def close(self) -> None:
+        for file in (self.file, self.haste):
+            if file is not None:
+                file.close()
+        self.file = self.haste = None
+
     shut: bool = False  # the last one who waited did not come in,
     locked: bool = False  # for somebody has the database's own lock
     rude_until: float = 0.0
+
+
+@dataclass(slots=True)
+class _Looks:
+    """How often in a row the gate was open. Taken only once, it may have been by somebody who looks as we do."""
+
+    opened: int = 0
+    taken: int = 0
+
+    def found_open(self) -> int:
+        self.opened, self.taken = self.opened + 1, 0
+        return self.opened
+
+    def found_taken(self) -> None:
+        self.taken += 1
+        if self.taken > 1:
+            self.opened = 0
 
 
 class Gate:
@@ -59,15 +87,15 @@ class Gate:
     def hold(self) -> Iterator[Door]:
         """The door, which its holder says is open once the database has let it in."""
         began = time.monotonic()
-        door = self._doors.setdefault(os.getpid(), Door())
+        door = self._door()
         with self._hurry(door):
             if not self._is_next(door):
                 door.shut = True
                 raise DatabaseBusy
             try:
-                file = self._entered(door, began)
+                self._enter(door, began)
             except BaseException:
-                door.threads.release()
+                self._leave(door)
                 raise
         try:
             yield door
@@ -75,11 +103,20 @@ class Gate:
             door.shut = door.locked = True
             raise
         finally:
-            with door.counting:
-                door.left_open = door.waiting > 0 and not door.shut and time.monotonic() < door.open_until
-                if not door.left_open:
-                    fcntl.flock(file, fcntl.LOCK_UN)
-                door.threads.release()
+            self._leave(door)
+
+    def _leave(self, door: Door) -> None:
+        with door.counting:
+            at = time.monotonic()
+            door.left_open = door.waiting > 0 and not door.shut and at < door.open_until
+            if not door.left_open:
+                door.open_until = 0.0
+                door.rests_until = at + _REST_SECONDS if door.waiting else 0.0
+                if door.file is not None:
+                    fcntl.flock(door.file, fcntl.LOCK_UN)
+            if door.closing and not door.hurrying and not door.left_open:
+                door.close()
+            door.threads.release()
 
     def _is_next(self, door: Door) -> bool:
         with door.counting:
@@ -98,11 +135,21 @@ class Gate:
         """Who answers clients need not have each of them find out in full what the one before has."""
         return min(self._patience, _SHUT_SECONDS) if self._urgent and door.shut else self._patience
 
+    def _door(self) -> Door:
+        """This process's. What a fork has of its parent's would keep the gate locked if the parent died."""
+        mine = os.getpid()
+        for pid in list(self._doors):
+            if pid != mine and (other := self._doors.pop(pid, None)) is not None:
+                other.close()
+        return self._doors.setdefault(mine, Door())
+
     def close(self) -> None:
         door = self._doors.pop(os.getpid(), None)
-        for file in (door.file, door.haste) if door else ():
-            if file is not None:
-                file.close()
+        if door is None:
+            return
+        door.closing = True
+        if door.threads.acquire(blocking=False):
+            self._leave(door)
 
     @contextmanager
     def _hurry(self, door: Door) -> Iterator[None]:
@@ -123,31 +170,32 @@ class Gate:
                 if not door.hurrying:
                     fcntl.flock(haste, fcntl.LOCK_UN)
 
-    def _entered(self, door: Door, came: float) -> IO[str]:
+    def _enter(self, door: Door, came: float) -> None:
         """A blocking flock has no timeout, so: try, with short pauses."""
-        if door.left_open and door.file is not None:
-            return door.file
+        if door.left_open:
+            return
         deadline = came + self._patience_at(door)
         if door.locked and time.monotonic() > deadline:
             raise DatabaseBusy  # it would wait at the database's own lock for as long again
         file = door.file = door.file or self._path.open("a")
-        began = taken = time.monotonic()
-        pause = threading.Event()
+        pause, looks = threading.Event(), _Looks()
+        pause.wait(max(0.0, door.rests_until - time.monotonic()))
+        began = time.monotonic()
         while True:
             at = time.monotonic()
             if not _locks(file):
-                taken = at
+                looks.found_taken()
             elif self._urgent or at > began + _POLITE_SECONDS or at < door.rude_until or not self._others_hurry(door):
                 door.open_until = at + _TURN_SECONDS
-                return file
+                return
             else:
                 fcntl.flock(file, fcntl.LOCK_UN)  # theirs
-                if at > taken + _GONE_SECONDS:
+                if looks.found_open() >= _GONE_LOOKS:
                     door.rude_until = at + _RUDE_SECONDS
             if at > deadline:
                 door.shut = True
                 raise DatabaseBusy
-            pause.wait(0.001)
+            pause.wait(_LOOK_SECONDS)
 
     def _others_hurry(self, door: Door) -> bool:
         haste = door.haste = door.haste or self._haste.open("a")

@@ -1,107 +1,179 @@
 """The gate of SQLite's writers: who goes first, who follows, who is told that it waits too long."""
 
+import errno
 import fcntl
 import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
+from jobs.gate import Door, Gate, _locks
 from jobs.models import Meta
-from tests.support.noting import add_one, gate_of, note, notes, opened, write_many
-from tests.support.system import pause
+from tests.support.noting import gate_of, note, notes, opened
+from tests.support.system import eventually, pause
 
 
-def test_a_fork_passes_the_gate_by_a_door_of_its_own(sqlite_url: str) -> None:
-    with opened(sqlite_url, patience=30) as db:
-        note(db, "n", "0")
-        db.engine.dispose()
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    return str(tmp_path / "some.db")
+
+
+@contextmanager
+def gate(name: str, patience: float = 30.0, *, urgent: bool = False) -> Iterator[Gate]:
+    made = Gate(name, patience, urgent)
+    yield made
+    made.close()
+
+
+def door_of(gate: Gate) -> Door:
+    return gate._doors[os.getpid()]
+
+
+def test_a_fork_passes_by_a_door_of_its_own(name: str) -> None:
+    def passes() -> int:
+        """Of a child: 1 it does, 2 it does not, 3 neither."""
         child = os.fork()
-        if not child:
-            db.engine.dispose(close=False)
-            write_many(sqlite_url, 10)
-            os._exit(0 if notes(db) else 1)
-        for _ in range(10):
-            with db.write() as session:
-                add_one(session)
-        _, status = os.waitpid(child, 0)
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = 3
+        try:
+            with one.hold():
+                code = 1 if set(one._doors) == {os.getpid()} else 3
+        except DatabaseBusy:
+            code = 2
+        finally:
+            os._exit(code)
 
-        assert status == 0
-        assert notes(db) == {"n": "20"}
+    with gate(name, 0.2) as one:
+        with one.hold():
+            assert passes() == 2
+        assert passes() == 1
 
 
-def test_who_answers_clients_writes_before_those_that_have_waited_longer(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+def test_who_answers_clients_goes_before_those_that_have_waited_longer(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.gate._POLITE_SECONDS", 10.0)
+    monkeypatch.setattr("jobs.gate._POLITE_SECONDS", 60.0)
+    monkeypatch.setattr("jobs.gate._GONE_LOOKS", 1_000_000)
     order: list[str] = []
 
-    def write(db: Database, name: str) -> None:
-        with db.write():
-            order.append(name)
+    def go(at: Gate, who: str) -> None:
+        with at.hold():
+            order.append(who)
 
-    with (
-        opened(sqlite_url, 5) as calm, opened(sqlite_url, 5, urgent=True) as urgent,
-        ThreadPoolExecutor(3) as pool, gate_of(sqlite_url).open("a") as other,
-    ):  # fmt: skip
-        fcntl.flock(other, fcntl.LOCK_EX)
-        waiting = [pool.submit(write, calm, "calm") for _ in range(2)]
-        pause(0.05)
-        waiting.append(pool.submit(write, urgent, "urgent"))
-        pause(0.05)
-        fcntl.flock(other, fcntl.LOCK_UN)
-        for one in waiting:
+    with gate(name) as calm, gate(name, urgent=True) as urgent, gate(name) as other, ThreadPoolExecutor(3) as pool:
+        with other.hold():
+            going = [pool.submit(go, calm, "calm") for _ in range(2)]
+            eventually(lambda: door_of(calm).waiting == 1, 30, "one is at the file, one behind it")
+            going.append(pool.submit(go, urgent, "urgent"))
+            eventually(lambda: door_of(urgent).hurrying == 1, 30, "it says so")
+        for one in going:
             one.result()
 
     assert order == ["urgent", "calm", "calm"]
 
 
-def test_threads_of_a_process_follow_each_other_in(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.gate._TURN_SECONDS", 60.0)
     order: list[str] = []
+    taken: list[str] = []
 
-    def write(db: Database, name: str) -> None:
-        with db.write():
-            order.append(name)
+    def locks(file: IO[str]) -> bool:
+        found = _locks(file)
+        if found and file.name.endswith(".gate"):
+            taken.append(file.name)
+        return found
 
-    with (
-        opened(sqlite_url, 5) as one, opened(sqlite_url, 5) as two,
-        ThreadPoolExecutor(8) as pool, gate_of(sqlite_url).open("a") as other,
-    ):  # fmt: skip
-        fcntl.flock(other, fcntl.LOCK_EX)
-        waiting = [pool.submit(write, db, name) for db, name in [(one, "one"), (two, "two")] * 4]
-        pause(0.1)
-        fcntl.flock(other, fcntl.LOCK_UN)
-        for write_ in waiting:
-            write_.result()
+    def go(at: Gate, who: str) -> None:
+        with at.hold():
+            order.append(who)
+
+    monkeypatch.setattr("jobs.gate._locks", locks)
+    with gate(name) as one, gate(name) as two, gate(name) as other, ThreadPoolExecutor(8) as pool:
+        with other.hold():
+            going = [pool.submit(go, at, who) for at, who in [(one, "one"), (two, "two")] * 4]
+            for at in (one, two):
+                eventually(lambda at=at: door_of(at).waiting == 3, 30, "one is at the file, three behind it")
+            taken.clear()
+        for each in going:
+            each.result()
 
     assert order in (["one"] * 4 + ["two"] * 4, ["two"] * 4 + ["one"] * 4)
+    assert len(taken) == 2
 
 
-def test_a_process_whose_turn_is_over_lets_others_in(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("jobs.gate._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.gate._REST_SECONDS", 2.0)
     stop = threading.Event()
+    times = 0
 
-    def write(db: Database) -> None:
+    def go_on() -> None:
+        nonlocal times
         while not stop.is_set():
-            with db.write():
+            with many.hold():
+                times += 1
                 pause(0.01)
 
-    with opened(sqlite_url, 30) as many, opened(sqlite_url, 30) as alone, ThreadPoolExecutor(4) as pool:
+    with gate(name) as many, gate(name) as alone, ThreadPoolExecutor(4) as pool:
         for _ in range(4):
-            pool.submit(write, many)
+            pool.submit(go_on)
         try:
-            note(alone, "a")
+            eventually(lambda: times > 0, 30, "they have begun")
+            before = times
+            with alone.hold():
+                meanwhile = times - before
         finally:
             stop.set()
 
-        assert notes(alone) == {"a": "1"}
+    assert meanwhile <= 2
+
+
+def test_who_finds_the_file_wrong_leaves_the_gate_to_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: Any) -> bool:
+        raise OSError(errno.EMFILE, "too many")
+
+    with gate(name) as one, gate(name, 0.2) as other:
+        with monkeypatch.context() as patched:
+            patched.setattr(Gate, "_others_hurry", breaks)
+            with pytest.raises(OSError, match="too many"):
+                one.hold().__enter__()
+
+        with other.hold() as door:
+            assert door is door_of(other)
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_who_waits_at_a_gate_that_is_closed_meanwhile_goes_in_all_the_same(name: str, urgent: bool) -> None:
+    order: list[str] = []
+
+    def go() -> None:
+        with closed.hold():
+            order.append("in")
+
+    with gate(name) as other, ThreadPoolExecutor(3) as pool:
+        closed = Gate(name, 30.0, urgent)
+        with other.hold():
+            going = [pool.submit(go) for _ in range(3)]
+            eventually(lambda: closed._doors and door_of(closed).waiting == 2, 30, "one is at the file, two behind it")
+            door = door_of(closed)
+            closed.close()
+        for each in going:
+            each.result()
+
+    assert order == ["in"] * 3
+    assert (door.file, door.haste) == (None, None)
 
 
 def test_who_gives_up_as_the_gate_is_left_open_for_it_goes_in_after_all(sqlite_url: str) -> None:
@@ -136,15 +208,13 @@ class _LeftOpen:
 def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "jobs.gate._POLITE_SECONDS", 60.0
-    )  # whoever waits for it so long, or does so twice, is too late
+    monkeypatch.setattr("jobs.gate._POLITE_SECONDS", 60.0)  # who waits so long, or for it twice, is too late
     monkeypatch.setattr("jobs.gate._RUDE_SECONDS", 60.0)
     haste = Path(sqlite_url.removeprefix("sqlite:///") + ".haste")
     with opened(sqlite_url, 5) as db, haste.open("a") as frozen:
         fcntl.flock(frozen, fcntl.LOCK_SH)
         note(db, "a")
-        monkeypatch.setattr("jobs.gate._GONE_SECONDS", 60.0)
+        monkeypatch.setattr("jobs.gate._GONE_LOOKS", 1_000_000)
         note(db, "b")
 
         assert notes(db) == {"a": "1", "b": "1"}
