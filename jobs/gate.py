@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.errors import DatabaseBusy
 
-_POLITE_SECONDS = 0.1  # for which who is not urgent lets others go first
+_POLITE_SECONDS = 0.3  # for which who is not urgent lets others go first
 _GONE_LOOKS = 50  # that find the gate open: who hurries is not there,
 _RUDE_SECONDS = 1.0  # and is not waited for again for so long
 _TURN_SECONDS = 0.02  # for which who has come in lets others of its process in after it
