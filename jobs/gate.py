@@ -44,16 +44,15 @@ class Door:
     left_open: bool = False  # for the next of its threads
     rests_until: float = 0.0  # who is there has just had its turn
     closing: bool = False  # its files, when nobody is at it
+    shut: bool = False  # the last one who waited did not come in,
+    locked: bool = False  # for somebody has the database's own lock
+    rude_until: float = 0.0
 
     def close(self) -> None:
         for file in (self.file, self.haste):
             if file is not None:
                 file.close()
         self.file = self.haste = None
-
-    shut: bool = False  # the last one who waited did not come in,
-    locked: bool = False  # for somebody has the database's own lock
-    rude_until: float = 0.0
 
 
 @dataclass(slots=True)
