@@ -71,10 +71,10 @@ class Result:
 
 
 class Worlds:
-    """Starts each world when the first case asks for it, and ends them all."""
+    """Starts each world when the first case asks for it, and ends them all. `margin`: as for `World`."""
 
-    def __init__(self, *, full: bool = False) -> None:
-        self.full = full
+    def __init__(self, *, full: bool = False, margin: float = 1.0) -> None:
+        self.full, self.margin = full, margin
         self._worlds: dict[str, World] = {}
         self._stack = ExitStack()
 
@@ -87,7 +87,7 @@ class Worlds:
 
     def of(self, case: Case) -> World:
         if case.world not in self._worlds:
-            world = World(self._folder / case.world, full=self.full, **WORLDS[case.world])
+            world = World(self._folder / case.world, full=self.full, margin=self.margin, **WORLDS[case.world])
             self._worlds[case.world] = self._stack.enter_context(world)
         return self._worlds[case.world]
 
@@ -112,7 +112,7 @@ def _besides(case: Case, world: World, before: Mapping[str, int], slowest: float
         yield f"created {made}"
     if failures := sorted({status for status, _ in world.noted if status >= 500} - ({503} if case.storm else set())):
         yield f"answered {failures}"
-    if slowest > case.seconds:
+    if slowest > case.seconds * world.margin:
         yield f"took {slowest:.1f} s"
     if growth > MOST_GROWTH:
         yield f"grew by {growth >> 20} MB"

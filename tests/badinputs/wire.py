@@ -54,7 +54,7 @@ def _stands_still(world: World, sent: bytes, seconds: float, drip: bytes = b"") 
 
     def pieces() -> Iterator[bytes]:
         yield sent
-        until = time.monotonic() + seconds + 10
+        until = time.monotonic() + seconds + 10 * world.margin
         while drip and time.monotonic() < until and not stop.wait(0.2):
             yield drip
 
@@ -66,14 +66,14 @@ def _stands_still(world: World, sent: bytes, seconds: float, drip: bytes = b"") 
     thread.start()
     began = time.monotonic()
     try:
-        answer = world.raw(pieces(), wait=seconds + 10)
+        answer = world.raw(pieces(), wait=seconds + 10 * world.margin)
     except (BrokenPipeError, ConnectionResetError):
         answer = b""  # it was closed while we wrote
     took = time.monotonic() - began
     stop.set()
     thread.join()
     assert set(served) == {200}
-    in_time = "in time" if took < seconds + 5 else f"after {took:.1f} s"
+    in_time = "in time" if took < seconds + 5 * world.margin else f"after {took:.1f} s"
     return f"{raw_said(answer) or 'closed'}, {in_time}, others served"
 
 

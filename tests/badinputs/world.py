@@ -138,10 +138,15 @@ def _status_of(pid: int, name: str) -> int:
 
 
 class World:
-    """A web process and a mill over one data folder, and clients of two projects. `settings` as the environment has."""
+    """A web process and a mill over one data folder, and clients of two projects.
 
-    def __init__(self, folder: Path, *, full: bool = False, mill: bool = True, **settings: str) -> None:
-        self.folder, self.full = folder, full
+    `settings` as the environment has. What may take some seconds may take `margin` times as many.
+    """
+
+    def __init__(
+        self, folder: Path, *, full: bool = False, margin: float = 1.0, mill: bool = True, **settings: str
+    ) -> None:
+        self.folder, self.full, self.margin = folder, full, margin
         self.data = folder / "data"
         self.data.mkdir(parents=True)
         self.noted: list[tuple[int, float]] = []
@@ -275,6 +280,7 @@ class World:
                 return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
         self.eventually(up, "the web process listens", _UP_SECONDS)
+        self.nobody.get("/openapi.json").raise_for_status()  # composed once, in more time than an answer may take
         if "mill" in self.processes:
             self.eventually(self._works, "the mill's workers have joined", _UP_SECONDS)
 
