@@ -175,7 +175,7 @@ def test_behind_its_end_there_is_nothing_and_that_is_said_at_once(shop: Shop) ->
 
     assert seen[-1]["data"] == "[DONE]"
     assert rest == []
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_another_process_of_the_api_has_the_rest(shop: Shop, tmp_path: Path, sqlite_url: str) -> None:
@@ -297,7 +297,7 @@ def test_nobody_comes_back_and_the_engine_is_free_when_the_time_is_over(
             [first] = _some(events, 1)
         left = time.monotonic()
         eventually(lambda: shop.host._in_flight == 0, 10, "the engine is free")
-        assert 0.5 < time.monotonic() - left < 3
+        assert 0.5 < time.monotonic() - left < 8
         with pytest.raises(openai.NotFoundError) as gone:
             shop.client.post(
                 "/chat/completions", body=_CHAT, cast_to=object, options={"headers": {"Last-Event-ID": first["id"]}}

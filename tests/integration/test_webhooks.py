@@ -210,7 +210,7 @@ def test_loop_returns_when_nothing_is_due_for_a_while(db: Database) -> None:
     began = time.monotonic()
     loop.run(db, config(), "io-1", threading.Event(), idle_seconds=0.5)
 
-    assert 0.4 < time.monotonic() - began < 3
+    assert 0.4 < time.monotonic() - began < 10
 
 
 def test_second_run_of_the_same_worker_returns_at_once(db: Database) -> None:
@@ -219,7 +219,7 @@ def test_second_run_of_the_same_worker_returns_at_once(db: Database) -> None:
         began = time.monotonic()
         loop.run(db, config(), "io-1", threading.Event(), idle_seconds=60)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "io-1" not in loop._running
 
 
@@ -231,7 +231,7 @@ def test_stop_ends_the_loop_promptly_and_gives_back_what_it_held(db: Database, r
         began = time.monotonic()
     took = time.monotonic() - began
 
-    assert took < 4
+    assert took < 15
     with db.read() as session:
         assert free(session)
     assert states(db) == {"pending": 10}

@@ -274,7 +274,7 @@ def test_a_loop_of_writes_breathes_for_as_long_as_it_wrote(sqlite: Database) -> 
     began = time.monotonic()
     sqlite.breathe()
 
-    assert 0.15 < time.monotonic() - began < 1.2
+    assert 0.15 < time.monotonic() - began < 5
 
 
 def test_a_breath_ends_when_told_to_stop(sqlite: Database) -> None:
@@ -282,23 +282,23 @@ def test_a_breath_ends_when_told_to_stop(sqlite: Database) -> None:
     stop.set()
     with sqlite.write() as session:
         session.execute(text("SELECT 1"))
-        threading.Event().wait(1)
+        threading.Event().wait(3)
 
     began = time.monotonic()
     sqlite.breathe(stop)
 
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 2.4
 
 
 @pytest.mark.postgres
 def test_nobody_breathes_on_postgresql(postgres: Database) -> None:
     with postgres.write():
-        threading.Event().wait(1)
+        threading.Event().wait(3)
 
     began = time.monotonic()
     postgres.breathe()
 
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 2.4
 
 
 def test_sqlite_is_durable_and_does_not_block_readers(sqlite: Database) -> None:

@@ -29,4 +29,4 @@ def test_a_broker_that_cannot_be_reached_is_away_and_keeps_nobody_waiting(url: s
     with pytest.raises(BrokerAway):
         ringer.ring("run", "generate", ["batch_1", 0])
 
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10

@@ -106,7 +106,7 @@ def test_a_server_that_trickles_has_its_time(site: Site) -> None:
 
     with pytest.raises(ItemFailed, match="timeout"):
         fetch(site.url("/a"), seconds=0.5)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 def test_half_a_document_is_none(site: Site) -> None:
