@@ -6,6 +6,7 @@ from pathlib import Path
 from cli.server import Server
 from cli.snapshot import Snapshot, doubts, fault
 from cli.trouble import Trouble
+from cli.wholefile import replaced
 
 _SHOWN = 10
 
@@ -24,11 +25,17 @@ def tell(job: Snapshot) -> None:
 
 
 def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
-    """Download what the job has made. A job that was cut short has files too."""
+    """Download what the job has made. A job that was cut short has files too.
+
+    Where it has none, one that an earlier job left there goes, lest it be taken for this one's.
+    """
     for file_id, path, what in ((job.output_file_id, answers, "answers"), (job.error_file_id, errors, "errors")):
         if file_id:
             server.download(file_id, path)
             _say(f"{what}: {path}")
+        elif path.is_file() and replaced(path):
+            path.unlink()
+            _say(f"{what}: none; removed {path}, which was of an earlier job")
 
 
 def require_success(job: Snapshot) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from cli.options import ApiKey, DataDir, Url
 from cli.trouble import Trouble
-from cli.wholefile import whole
+from cli.wholefile import require_writable, whole
 
 if TYPE_CHECKING:
     from cli.joining import Row
@@ -38,6 +38,8 @@ def results(
     from cli.tables import writer_of
     from jobs.endpoints import EMBEDDINGS
 
+    if output:
+        require_writable(output)
     with connect(url, api_key, data_dir) as server:
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)

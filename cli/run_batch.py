@@ -18,7 +18,7 @@ import typer
 
 from cli.options import DataDir
 from cli.trouble import Trouble
-from cli.wholefile import whole
+from cli.wholefile import require_writable, whole
 
 if TYPE_CHECKING:
     from cli.server import Server
@@ -74,15 +74,21 @@ def run_batch(
 ) -> None:
     """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
     from cli.joining import paired
+    from cli.submission import first_request
 
     for path in (input_file, output_file):
         if path.parts[:1] in (("http:",), ("https:",)):
             raise Trouble(f"{path.parts[0]}//…: a path is taken, not a URL; fetch or send the file by another program")
-    if not output_file.absolute().parent.is_dir():
-        raise Trouble(f"{output_file}: there is no such folder")
+    require_writable(output_file)
+    endpoint, asked = first_request(input_file)
     with ExitStack() as stack:
         server, check = stack.enter_context(_server(context, model, url, api_key, data_dir))
-        job = _run(server, input_file, check or (lambda: None), window or (_LONGEST if check else _USUAL))
+        if check is None and isinstance(asked, str) and asked != model:
+            raise Trouble(
+                f"{input_file}, line 1 asks for the model '{asked}', not for '{model}'; name that one instead"
+            )
+        wanted = {"endpoint": endpoint, "completion_window": window or (_LONGEST if check else _USUAL)}
+        job = _run(server, input_file, check or (lambda: None), wanted)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=output_tmp_dir)))
         results = [_fetched(server, file_id, folder) for file_id in (job.output_file_id, job.error_file_id)]
         opened: list[Iterable[bytes]] = [
@@ -93,14 +99,12 @@ def run_batch(
     print(f"{output_file}: {job.done} results, {job.failed} of them failed", file=sys.stderr)
 
 
-def _run(server: "Server", input_file: Path, check: Callable[[], None], window: str) -> "Snapshot":
+def _run(server: "Server", input_file: Path, check: Callable[[], None], wanted: dict[str, str]) -> "Snapshot":
     from cli.following import follow
     from cli.snapshot import fault
-    from cli.submission import guess_endpoint
 
-    endpoint = guess_endpoint(input_file)
     file_id = server.upload(input_file)
-    batch = server.post("/batches", {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window})
+    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
     print(batch["id"], file=sys.stderr)
     job = follow(server, batch["id"], check)
     for error in job.errors[:20]:
@@ -153,6 +157,8 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
     from cli.server import Server
     from jobs.registry import Registry
 
+    if not (CHECKOUT / "Procfile").exists():  # an image, or a wheel
+        raise Trouble("an engine is started from a checkout only; name a deployment with --url and --api-key")
     with tempfile.TemporaryDirectory(prefix="nightmill-run-batch-") as name:
         folder = Path(name)
         fields = _fields(Registry.load(effective(data_dir=data_dir, vllm_enabled=True)), model, flags)

@@ -11,6 +11,11 @@ from cli.trouble import Trouble
 
 def guess_endpoint(path: Path) -> str:
     """The `url` of the first line. Raises Trouble when there is none."""
+    return first_request(path)[0]
+
+
+def first_request(path: Path) -> tuple[str, Any]:
+    """The `url` of the first line, and the model that it asks for. Raises Trouble when there is no `url`."""
     line = _first_line(path)
     try:
         request: Any = json.loads(line)
@@ -19,7 +24,8 @@ def guess_endpoint(path: Path) -> str:
     url = request.get("url") if isinstance(request, dict) else None
     if not isinstance(url, str):
         raise Trouble(f"{path}, line 1 has no 'url'; name the endpoint with --endpoint")
-    return url
+    body = request.get("body")
+    return url, body.get("model") if isinstance(body, dict) else None
 
 
 def _first_line(path: Path) -> str:
@@ -57,6 +63,8 @@ def parse_time(text: str) -> int:
 
 
 def output_paths(source: Path, output: Path | None) -> tuple[Path, Path]:
-    """Where answers and errors are written."""
+    """Where answers and errors are written. Beside standard output there is another one for errors."""
     answers = output or source.with_name(f"{source.stem}.output.jsonl")
+    if answers == Path("/dev/stdout"):
+        return answers, Path("/dev/stderr")
     return answers, answers.with_name(f"{answers.name.removesuffix('.jsonl')}.errors.jsonl")

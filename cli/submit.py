@@ -55,6 +55,7 @@ def submit(
     """Run a file of requests as one batch: check, upload, create, watch, download."""
     from cli.server import connect
     from cli.submission import guess_endpoint, output_paths, parse_metadata, parse_time
+    from cli.wholefile import require_writable
 
     given = {"--at": at, "--every": every, "--timezone": timezone, "--sample": sample, "--output": output}
     _check_together(given | {"--no-wait": not wait, "--no-check": not check})
@@ -64,6 +65,9 @@ def submit(
         "priority": priority,
         "metadata": parse_metadata(metadata or []) or None,
     }
+    answers, errors = output_paths(file, output)
+    if wait and not sample and not every:
+        require_writable(answers)
     begin = {"not_before": parse_time(at)} if at else {}
     with connect(url, api_key, data_dir) as server:
         if sample:
@@ -79,7 +83,7 @@ def submit(
         batch = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
         print(batch["id"], flush=True)
         if wait:
-            watched(server, batch["id"], output_paths(file, output))
+            watched(server, batch["id"], (answers, errors))
 
 
 def _check_together(given: Mapping[str, object]) -> None:

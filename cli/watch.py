@@ -24,7 +24,10 @@ def watch(
     """Watch a job until it ends. Ctrl-C stops watching, not the job. Exit code 1 if it did not succeed."""
     from cli.server import connect
     from cli.submission import output_paths
+    from cli.wholefile import require_writable
 
+    if output:
+        require_writable(output)
     with connect(url, api_key, data_dir) as server:
         watched(server, job, output_paths(Path(job), output) if output else None)
 

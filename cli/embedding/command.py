@@ -50,9 +50,10 @@ def embed_eval(
     from cli.embedding import inputs
     from cli.embedding.memory import resident_bytes
     from cli.server import connect
+    from cli.wholefile import require_writable
 
-    if output and not output.parent.is_dir():
-        raise Trouble(f"cannot write {output}: there is no folder {output.parent}")
+    if output:
+        require_writable(output)
     given = inputs.read(corpus, queries, judgements)
     depths = sorted(set(depth or (10, 100)))
     with connect(url, api_key, data_dir) as server:

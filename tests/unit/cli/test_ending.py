@@ -1,10 +1,12 @@
 """What is said of a job that has ended."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.ending import tell
+from cli.ending import fetch, tell
+from cli.server import Server
 from cli.snapshot import Snapshot
 
 
@@ -36,3 +38,16 @@ def test_tokens_are_told_and_those_that_nobody_reads(
     tell(_job({"input_tokens": 5, "output_tokens": 70, **details}))
 
     assert capsys.readouterr().err == f"batch_1 succeeded: 9 completed, 1 failed of 10; {told}\n"
+
+
+def test_what_an_earlier_job_left_is_not_taken_for_this_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers, errors = tmp_path / "answers", tmp_path / "errors"
+    answers.write_bytes(b"of yesterday")
+
+    with Server("http://127.0.0.1:1", "key") as server:
+        fetch(server, _job({"input_tokens": 0, "output_tokens": 0}), answers, errors)
+
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == f"answers: none; removed {answers}, which was of an earlier job\n"

@@ -286,6 +286,42 @@ def test_a_key_that_nothing_takes_is_refused_unless_the_environment_has_it(
     assert len(server.asked) == 1
 
 
+def test_lines_that_ask_for_another_model_are_refused_by_a_deployment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Recording()
+    monkeypatch.setattr(run_batch, "_server", lambda *_: nullcontext((server, None)))
+    words = own_run(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"url": "/v1/embeddings", "body": {"model": "other"}}\n')
+
+    done = CliRunner().invoke(app, ["run-batch", *words], env=UNNAMED)
+
+    assert "asks for the model 'other', not for 'm'" in str(done.exception)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("output", ["none/out.jsonl", "."])
+def test_nothing_is_begun_whose_results_have_no_place(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(run_batch, "_server", lambda *_: begun.append(1) or nullcontext((Recording(), None)))
+    words = [*own_run(tmp_path), "-o", str(tmp_path / output)]
+
+    done = CliRunner().invoke(app, ["run-batch", *words], env=UNNAMED)
+
+    assert isinstance(done.exception, Trouble)
+    assert begun == []
+
+
+def test_an_engine_of_its_own_needs_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.procfile.CHECKOUT", tmp_path)
+
+    done = CliRunner().invoke(app, ["run-batch", *own_run(tmp_path)], env=UNNAMED)
+
+    assert "name a deployment with --url" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("log", "told"),
     [
