@@ -27,42 +27,59 @@ def editable(config_file: str, data_dir: Path) -> Path:
 
 def add(file: Path, name: str, fields: Mapping[str, Any]) -> None:
     """Append a model. Raises Trouble when the name is taken or the file would not be right."""
-    text, models = _read(file)
+    text, head, models = _read(file)
     if _place(models, name) is not None:
         raise Trouble(f"{file} has a model '{name}' already; remove it first")
     block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, allow_unicode=True, default_flow_style=None)
     indented = "".join(f"  {line}\n" for line in block.splitlines())
-    if text.rstrip().endswith("models: {}"):
-        text = text.rstrip().removesuffix("{}").rstrip() + "\n"
+    if head and not models:
+        lines = text.splitlines(keepends=True)
+        lines[head.line] = _emptied(lines[head.line], head.column, "")
+        text = "".join(lines)
     _replace(file, f"{text.rstrip()}\n\n{indented}")
 
 
 def remove(file: Path, name: str) -> None:
     """Cut a model out. Raises Trouble when there is none of that name."""
-    text, models = _read(file)
+    text, head, models = _read(file)
     place = _place(models, name)
-    if place is None:
+    if head is None or place is None:
         raise Trouble(f"{file} has no model '{name}'")
     lines = text.splitlines(keepends=True)
     first, end = place
-    while end > first + 1 and not lines[end - 1].strip():
-        end -= 1  # blank lines before the next one stay
-    rest = "".join(lines[:first] + lines[end:])
+    depth = len(lines[first]) - len(lines[first].lstrip())
+    while end > first + 1 and _between(lines[end - 1], depth):
+        end -= 1  # what stands before the next one stays
     if len(models) == 1:
-        rest = rest.rstrip().removesuffix(":") + ": {}\n"
-    _replace(file, rest)
+        lines[head.line] = _emptied(lines[head.line], head.column, " {}")
+    _replace(file, "".join(lines[:first] + lines[end:]))
 
 
-def _read(file: Path) -> tuple[str, list[tuple[yaml.Node, yaml.Node]]]:
-    """A file's text, and its models: names and what they are. Raises Trouble for what is no YAML."""
+def _between(line: str, depth: int) -> bool:
+    """Whether it is in no model of this depth: an empty line, or a comment that stands no deeper than their names."""
+    rest = line.lstrip()
+    return not rest or (rest.startswith("#") and len(line) - len(rest) <= depth)
+
+
+def _emptied(line: str, column: int, value: str) -> str:
+    """The line of the key `models`, which ends in this column, with another value."""
+    rest = line[column:].removeprefix(":").lstrip(" ").removeprefix("{}").rstrip()
+    return f"{line[:column]}:{value}{f'  {rest.lstrip()}' if rest.strip() else ''}\n"
+
+
+def _read(file: Path) -> tuple[str, yaml.Mark | None, list[tuple[yaml.Node, yaml.Node]]]:
+    """A file's text, where its key `models` ends, and its models: names and what they are.
+
+    Raises Trouble for what is no YAML.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except NO_YAML as error:
         raise Trouble(f"{file}: {error}") from error
     found = root.value if isinstance(root, yaml.MappingNode) else []
-    models = next((value for key, value in found if key.value == "models"), None)
-    return text, models.value if isinstance(models, yaml.MappingNode) else []
+    head, models = next(((key.end_mark, value) for key, value in found if key.value == "models"), (None, None))
+    return text, head, models.value if isinstance(models, yaml.MappingNode) else []
 
 
 def _place(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, int] | None:

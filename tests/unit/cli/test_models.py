@@ -87,6 +87,24 @@ def test_the_first_and_the_last_model_can_go(run: Run, tmp_path: Path) -> None:
     assert list(Registry.read(file(tmp_path)).models) == ["again"]
 
 
+def test_comments_stay_with_the_models_that_they_stand_before(run: Run, tmp_path: Path) -> None:
+    file(tmp_path).parent.mkdir()
+    source = "    source: {urls: ['http://a/v1']}\n    engine: http\n"
+    one = f"  a:\n{source}    # fast\n"
+    rest = f"\n  # do not touch: prod\n  b:\n{source}\n# the end\n"
+    file(tmp_path).write_text(f"# ours\nmodels:  # by name\n{one}{rest}")
+
+    run("remove", "a")
+    assert file(tmp_path).read_text() == f"# ours\nmodels:  # by name\n{rest}"
+
+    run("remove", "b")
+    assert file(tmp_path).read_text() == "# ours\nmodels: {}  # by name\n\n  # do not touch: prod\n\n# the end\n"
+
+    run("add", "c", "--url", "http://c/v1")
+    assert list(Registry.read(file(tmp_path)).models) == ["c"]
+    assert "models:  # by name\n" in file(tmp_path).read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
