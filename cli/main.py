@@ -21,12 +21,14 @@ from cli.vllm_flags import TakesFlags
 from cli.watch import watch
 from jobs.errors import NightmillError
 from jobs.registry import ModelsFileError
+from jobs.secretfiles import anchor
 
 
 class Command(typer.Typer):
     """A command whose failures are one line on standard error."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        anchor(os.environ)
         try:
             return super().__call__(*args, **kwargs)
         except BrokenPipeError:  # whoever read our output has enough

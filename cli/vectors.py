@@ -13,6 +13,7 @@ from cli.options import DataDir
 from cli.procfile import CHECKOUT
 from cli.trouble import Trouble
 
+_DIFFERS = 3  # of `workers.verifying`; 1 is that of whatever else goes wrong
 app = typer.Typer(help="Check the vector database.", no_args_is_help=True)
 
 
@@ -34,7 +35,7 @@ def verify(
     command = [sys.executable, "-m", "workers.verifying", *(["--repair"] if repair else [])]
     environment = {**os.environ, "NIGHTMILL_DATA_DIR": str(config.data_dir.absolute())}
     code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode  # noqa: S603 (our own module)
-    if code == 1:
+    if code == _DIFFERS:
         raise Trouble("the vectors are not what the database says; `nightmill vectors verify --repair` mends it")
     if code:
         raise Trouble("the vectors could not be compared")

@@ -5,7 +5,7 @@ inherit. Errors name the variable and never what it or the file holds.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,13 @@ def replaced(environment: Mapping[str, str], values: Mapping[str, str]) -> dict[
     """An environment with `values` instead of what it says about them, in files too."""
     files = {name + SUFFIX for name in values}
     return {**{name: value for name, value in environment.items() if name not in files}, **values}
+
+
+def anchor(environment: MutableMapping[str, str]) -> None:
+    """Make the paths of files absolute that the environment names from the folder one is in: children are elsewhere."""
+    for name, value in list(environment.items()):
+        if name.endswith(SUFFIX) and value and (path := Path(value).absolute()).is_file():
+            environment[name] = str(path)
 
 
 def _content(variable: str, path: str) -> str:

@@ -34,6 +34,8 @@ from workers.vectors.rows import store_of
 
 ACTOR = "cli:verify"
 _AT_ONCE = 200
+#: The exit code that says so; 1 is Python's own.
+DIFFERS = 3
 
 
 @dataclass(slots=True)
@@ -202,7 +204,7 @@ def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> Non
 
 
 def main(config: Settings, *, mend: bool) -> int:
-    """Tell what was found. 0: all is as it should be, or is owed its repair."""
+    """Tell what was found. 0: all is as it should be, or is owed its repair; DIFFERS: it is not."""
     with closing(Database(config.database, patience=10)) as db:
         try:
             verdict = verify(db, Late(db).get(config), open_storage(config.storage))
@@ -220,7 +222,7 @@ def main(config: Settings, *, mend: bool) -> int:
         if verdict.faults and mend:
             repair(db, verdict)
             _tell("the workers are told to mend it; verify again when they have")
-        return 0 if mend or not verdict.faults else 1
+        return 0 if mend or not verdict.faults else DIFFERS
 
 
 def _tell(*lines: str) -> None:

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsError
 
 from cli.effective import effective
 from cli.trouble import Trouble
-from jobs.secretfiles import replaced, secret
+from jobs.secretfiles import anchor, replaced, secret
 from jobs.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -150,6 +150,23 @@ def test_a_secret_of_another_name_is_found_in_either_place(file: Path) -> None:
     assert secret("KEY", {"KEY": "a"}) == "a"
     assert secret("KEY", {"KEY_FILE": str(file)}) == URL
     assert secret("KEY", {}) == ""
+
+
+def test_files_that_are_named_from_here_are_found_by_children_elsewhere(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    environment = {"A_FILE": file.name, "B_FILE": "not-there", "C": file.name, "D_FILE": "", "E_FILE": str(file)}
+
+    anchor(environment)
+
+    assert environment == {
+        "A_FILE": str(file),
+        "B_FILE": "not-there",
+        "C": file.name,
+        "D_FILE": "",
+        "E_FILE": str(file),
+    }
 
 
 def test_what_is_replaced_for_a_child_is_replaced_in_files_too() -> None:

@@ -351,7 +351,10 @@ def test_the_command_tells_what_is_wrong_and_has_it_mended(
         f"{store}: {file} has not the {row.entries} entries that it should have",
         "1 stores, 1 files compared: 2 stores with faults",
     ]
-    assert said == [(1, faults), (0, [*faults, "the workers are told to mend it; verify again when they have"])]
+    assert said == [
+        (verifying.DIFFERS, faults),
+        (0, [*faults, "the workers are told to mend it; verify again when they have"]),
+    ]
     assert whole == (0, "1 stores, 1 files compared: no stores with faults\n")
 
 
