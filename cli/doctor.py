@@ -26,12 +26,12 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 def examine(data_dir: Path | None) -> Iterable[Finding]:
     """Every finding, in the order of the checks. Settings that can't be read end it at once."""
     from cli.checks import CHECKS, Patient
-    from cli.effective import effective
+    from cli.effective import running
     from cli.folder import DataFolder
     from cli.trouble import Trouble
 
     try:
-        config = effective(data_dir=data_dir)
+        config = running(data_dir)
     except Trouble as trouble:
         yield Finding("settings", Health.BROKEN, str(trouble), "correct it in the environment")
         return

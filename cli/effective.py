@@ -8,6 +8,7 @@ from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from cli.folder import DataFolder
 from cli.ports import is_free, take_free
 from cli.trouble import Trouble
 from jobs.settings import Settings
@@ -26,6 +27,13 @@ def effective(**given: Any) -> Settings:
     if config.database_url:
         _check_database(config.database_url)
     return config.model_copy(update={"data_dir": config.data_dir.absolute()})
+
+
+def running(data_dir: Path | None) -> Settings:
+    """`effective`, with the models file that `nightmill up` runs with here, where the environment names none."""
+    config = effective(data_dir=data_dir)
+    named = config.models_file or DataFolder(config.data_dir).read_run().get("models_file") or ""
+    return config.model_copy(update={"models_file": named})
 
 
 def _check_database(url: str) -> None:

@@ -70,7 +70,7 @@ def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
         return
     from sqlalchemy.exc import SQLAlchemyError
 
-    from cli.effective import effective
+    from cli.effective import running
     from cli.ledger import opened
     from jobs import quarantine
     from jobs.models import Job
@@ -79,7 +79,7 @@ def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
     with suppress(Trouble, ModelsFileError, SQLAlchemyError), opened(data_dir) as db, db.read() as session:
         if session.get(Job, job.id) is None:
             return
-        aliases = Registry.load(effective(data_dir=data_dir)).aliases
+        aliases = Registry.load(running(data_dir)).aliases
         for row in quarantine.listed(session, aliases.get(job.model, job.model)):
             yield from (f"  {line}" for line in quarantine.told(row))
             yield f"  to mend it: correct what its log says, then `nightmill resume model {row.model}`"

@@ -1,7 +1,7 @@
 """The data folder of `nightmill up`: one supervisor at a time, and files that only their owner reads.
 
 up.lock           held (flock) by the guard and the supervisor as long as either lives
-run.json          what runs now: url, flower_url, api_key, processes; gone after a clean stop
+run.json          what runs now: url, flower_url, api_key, models_file, processes; gone after a clean stop
 operator.key      the operator's own API key, made by the release step
 flower.password   for Flower's one user
 logs/             one file per process

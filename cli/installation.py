@@ -120,6 +120,7 @@ class Installation:
                 "url": self.url,
                 "flower_url": self.flower_url if any(service.name == _FLOWER for service in services) else None,
                 "api_key": key,
+                "models_file": self.config.models_file,
                 "pid": self.guard_pid,
                 "processes": [service.described() for service in services],
             }
@@ -138,7 +139,8 @@ class Installation:
             if "gpu" in names and self.config.vllm_enabled:
                 notices.say(f"gpu loads {self._vllm_models()}; vLLM takes about a minute to start")
 
-        readiness.tell_when_up(self.url, names, ready, notices.say, leaving)
+        own = reached(self.config.host, self.config.port)  # a proxy may pass no health on
+        readiness.tell_when_up(own, names, ready, notices.say, leaving)
 
     def _vllm_models(self) -> str:
         try:

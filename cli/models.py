@@ -25,13 +25,13 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show the models, where they come from, and how many workers serve each now."""
     from sqlalchemy import select
 
-    from cli.effective import effective
+    from cli.effective import running
     from cli.ledger import opened
     from jobs import fleet
     from jobs.models import Model as Shown
     from jobs.registry import Registry
 
-    config = effective(data_dir=data_dir)
+    config = running(data_dir)
     registry = Registry.load(config)
     rows = [_row(model) for model in registry.models.values()]
     workers = []
@@ -82,10 +82,10 @@ def add(
     gives back what it does and is started again by its supervisor. A queue of its own needs a process that serves it.
     """
     from cli import modelsfile
-    from cli.effective import effective
+    from cli.effective import running
     from cli.hub import newest
 
-    config = effective(data_dir=data_dir)
+    config = running(data_dir)
     source: dict[str, Any] = {}
     if path is not None:
         source["path"] = str(path.absolute())
@@ -108,11 +108,11 @@ def add(
 @app.command()
 def pull(name: Name, data_dir: DataDir = None) -> None:
     """Fetch a hub model's files at its pinned revision. A gated one needs HF_TOKEN in the environment."""
-    from cli.effective import effective
+    from cli.effective import running
     from cli.hub import download
     from jobs.registry import Registry
 
-    model = Registry.load(effective(data_dir=data_dir)).resolve(name)
+    model = Registry.load(running(data_dir)).resolve(name)
     if model is None:
         raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
     if not model.source.repo:
@@ -124,9 +124,9 @@ def pull(name: Name, data_dir: DataDir = None) -> None:
 def remove(name: Name, data_dir: DataDir = None) -> None:
     """Take a model out of the models file. Its files stay where they are."""
     from cli import modelsfile
-    from cli.effective import effective
+    from cli.effective import running
 
-    config = effective(data_dir=data_dir)
+    config = running(data_dir)
     file = modelsfile.editable(config.models_file, config.data_dir)
     modelsfile.remove(file, name)
     print(f"{name} removed from {file}")

@@ -171,7 +171,7 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
 
     Raises Trouble for one that is unknown, and ModelsFileError where only the file could tell.
     """
-    from cli.effective import effective
+    from cli.effective import running
     from jobs import fleet, keys, pauses
     from jobs.pauses import Scope
     from jobs.queues import Queue
@@ -183,14 +183,14 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
             raise Trouble(f"there is no project '{name}'; `nightmill keys list` shows them")
         return [project.id]
     if scope is Scope.MODEL:
-        return _models(session, Registry.load(effective(data_dir=data_dir)), name)
+        return _models(session, Registry.load(running(data_dir)), name)
     workers = fleet.everyone(session)
     known = {worker.id for worker in workers}
     if scope is Scope.QUEUE:
         known = {*map(str, Queue), *(queue for worker in workers for queue in worker.queues)}
         known |= pauses.paused(session).of(scope)
         if name not in known:  # only now: the file may be wrong, and the rest is paused whatever it says
-            known |= {model.queue for model in Registry.load(effective(data_dir=data_dir)).models.values()}
+            known |= {model.queue for model in Registry.load(running(data_dir)).models.values()}
     if name not in known:
         raise Trouble(f"there is no {scope} '{name}'; there are {', '.join(sorted(known)) or 'none'}")
     return [name]

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Self, cast
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -25,10 +26,11 @@ from cli import readiness
 from cli.effective import effective
 from cli.folder import DataFolder
 from cli.trouble import Trouble
-from cli.wholefile import whole
+from cli.wholefile import replaced, whole
 from jobs.settings import Settings
 
 _JSON = dict[str, Any]
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
@@ -43,12 +45,28 @@ def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Ser
     config = effective(data_dir=data_dir)
     folder = DataFolder(config.data_dir)
     run = {} if url and api_key else folder.read_run() or ({} if url else _by_hand(config, folder))
-    base, key = url or run.get("url"), api_key or run.get("api_key")
+    base = url or run.get("url")
+    key = api_key or (run.get("api_key") if not url or _same(url, str(run.get("url"))) else "")
     if not base:
         raise Trouble(f"nothing runs in {folder.path}; start it with `nightmill up`, or name a server with --url")
     if not key:
         raise Trouble("no API key: set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`")
+    if not key.isascii():
+        raise Trouble("the API key is none: it has characters that no key has")
     return Server(base.rstrip("/").removesuffix("/v1"), key)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two URLs name one server: a key is not sent to another one than it is for."""
+    return _place(one) == _place(other)
+
+
+def _place(url: str) -> tuple[str, str, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, "127.0.0.1" if parts.hostname in _LOOPBACK else parts.hostname or "", parts.port
+    except ValueError:
+        return "", url, None
 
 
 def _by_hand(config: Settings, folder: DataFolder) -> _JSON:
@@ -98,7 +116,10 @@ class Server:
 
     def __init__(self, url: str, api_key: str) -> None:
         self.url = url
-        self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=_TIMEOUT)
+        try:
+            self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=_TIMEOUT)
+        except httpx2.InvalidURL as error:
+            raise Trouble(f"{url} is no URL: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +130,12 @@ class Server:
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> _JSON:
         with _told(self.url):
             found = self.sdk.get(path, cast_to=object, options={"params": dict(query or {})})
+        return self._object(found)
+
+    def _object(self, found: object) -> _JSON:
+        """Raises Away for what another program may answer."""
+        if not isinstance(found, dict):
+            raise Away(f"what answers at {self.url} is no server of this kind; is the URL right?")
         return cast("_JSON", found)
 
     def pages(self, path: str, query: Mapping[str, Any], limit: int) -> list[_JSON]:
@@ -128,7 +155,7 @@ class Server:
         with _told(self.url):
             options: RequestOptions = {"headers": {"Idempotency-Key": str(uuid.uuid4())}, "timeout": timeout}
             found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
-        return cast("_JSON", found)
+        return self._object(found)
 
     def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:
         """The SDK's answer, vectors as lists. `fields` are those that OpenAI does not have."""
@@ -177,14 +204,15 @@ class Server:
     def download(self, file_id: str, path: Path) -> None:
         """Write a file's content to `path`, which appears when it is whole.
 
-        A server that is restarted is waited for; Away says that it was not back in time.
+        A server that is restarted is waited for; Away says that it was not back in time. What is written to as it is
+        (see `whole`) would have the beginning twice.
         """
         began = time.monotonic()
         while True:
             try:
                 self._download(file_id, path)
             except Away as error:
-                if time.monotonic() - began > _AWAY:
+                if time.monotonic() - began > _AWAY or not replaced(path):
                     raise
                 print(f"{error}; trying again", file=sys.stderr)
             else:

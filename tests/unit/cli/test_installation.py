@@ -1,13 +1,17 @@
 """What an installation says of itself: the addresses in `run.json` are those that answer."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from cli import procfile
 from cli.folder import DataFolder
 from cli.installation import Installation
+from cli.notices import Notices
 from cli.service import Program, Service
 from jobs.settings import Settings
 
@@ -43,3 +47,18 @@ def test_flower_is_where_it_was_told_to_listen(folder: DataFolder, host: str, fl
 
 def test_a_flower_that_no_line_starts_has_no_address(folder: DataFolder) -> None:
     assert published(folder, ["web"])["flower_url"] is None
+
+
+def test_the_models_file_that_it_runs_with_is_told(folder: DataFolder) -> None:
+    assert published(folder, ["web"], models_file="/srv/models.yaml")["models_file"] == "/srv/models.yaml"
+
+
+def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("cli.readiness.tell_when_up", lambda url, *_: asked.append(url))
+    config = Settings(data_dir=folder.path, port=8000, public_url="https://batch.example")
+
+    here = Installation(config, folder, procfile.CHECKOUT, 1, verbose=False)
+    here._announce(["web"], cast(Notices, SimpleNamespace(say=print)), threading.Event())
+
+    assert asked == ["http://127.0.0.1:8000"]

@@ -5,14 +5,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from cli import readiness
 from cli.checks import Patient, reachable
-from cli.effective import effective
+from cli.effective import effective, running
 from cli.folder import DataFolder
 from cli.ports import reached
 from cli.server import connect
@@ -90,6 +90,38 @@ def test_no_key_is_given_to_a_server_that_is_named(folder: Path, monkeypatch: py
         by_port(monkeypatch, port)
         with pytest.raises(Trouble, match="no API key"):
             connect("http://other", None, folder)
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("http://localhost:8000/v1", True),
+        ("http://localhost:8001", False),
+        ("https://127.0.0.1:8000", False),
+        ("http://other:8000", False),
+        ("http://:80OO", False),
+    ],
+)
+def test_the_key_of_what_an_up_has_started_is_for_that(folder: Path, url: str, same: bool) -> None:
+    (folder / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:8000", "api_key": "nm_own"}))
+
+    with nullcontext() if same else pytest.raises(Trouble, match="no API key"), connect(url, None, folder) as found:
+        assert found.sdk.api_key == "nm_own"
+
+
+def test_a_key_that_is_none_is_told(folder: Path) -> None:
+    with pytest.raises(Trouble, match="characters that no key has"):
+        connect("http://other", "nm_…", folder)
+
+
+def test_the_models_file_is_the_one_that_an_up_runs_with_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "run.json").write_text(json.dumps({"models_file": "/srv/models.yaml"}))
+
+    assert running(folder).models_file == "/srv/models.yaml"
+    assert effective(data_dir=folder).models_file == ""
+    monkeypatch.setenv("NIGHTMILL_MODELS_FILE", "/srv/other.yaml")
+    assert running(folder).models_file == "/srv/other.yaml"
 
 
 def test_its_own_port_is_asked_where_a_proxy_passes_no_health_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

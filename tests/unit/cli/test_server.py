@@ -13,12 +13,13 @@ from cli.results import _raw
 from cli.server import Away, Server
 from cli.snapshot import Snapshot
 from cli.trouble import Trouble
-from cli.wholefile import whole
+from cli.wholefile import require_writable, whole
 
 WHOLE = b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}'
 CUT = WHOLE[:-3]
 CUT_CHUNKS = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{"a": 1}\n\r\n9\r\n{"a":'
 CHUNKS = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{"a": 1}\n\r\n8\r\n{"b": 2}\r\n0\r\n\r\n'
+HTML = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>"
 GONE = b'HTTP/1.1 404 Not Found\r\nContent-Length: 33\r\n\r\n{"error": {"message": "No file"}}'
 
 
@@ -102,3 +103,53 @@ def test_a_device_is_written_to_and_stays_one() -> None:
         out.write(b"x")
 
     assert Path("/dev/null").is_char_device()
+
+
+def test_an_open_file_that_is_named_as_a_device_is_added_to(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as redirected:
+        redirected.write(b"before ")
+        redirected.flush()
+        door = Path(f"/proc/self/fd/{redirected.fileno()}")
+        with whole(door) as out:
+            out.write(b"x")
+
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out", b"before x")]
+
+
+def test_the_file_that_a_link_names_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+
+    with whole(tmp_path / "link") as out:
+        out.write(b"x")
+
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
+def test_what_is_written_to_as_it_is_does_not_get_the_beginning_twice(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as redirected, answering(CUT) as server, pytest.raises(Away):
+        server.download("file-out", Path(f"/proc/self/fd/{redirected.fileno()}"))
+
+    assert (tmp_path / "out").read_bytes() == b'{"a":'
+
+
+@pytest.mark.parametrize(("name", "told"), [("none/out", "no such folder"), (".", "is a folder")])
+def test_where_no_file_can_be_is_told(tmp_path: Path, name: str, told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        require_writable(tmp_path / name)
+
+
+def test_a_file_that_can_be_is_not_made_yet(tmp_path: Path) -> None:
+    require_writable(tmp_path / "out")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_program_answers_is_told() -> None:
+    with answering(HTML) as server, pytest.raises(Away, match="is the URL right"):
+        server.get("/jobs")
+
+
+def test_a_url_that_is_none_is_told() -> None:
+    with pytest.raises(Trouble, match="http://here:80OO is no URL"):
+        Server("http://here:80OO", "key")
