@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from jobs import attachments, audit, deliveries, fleet, ledger, pauses, quarantine, schedules, shards, sources
 from jobs.clock import now
 from jobs.db import WRITE_ROWS, Database
+from jobs.errors import DatabaseBusy
 from jobs.models import Job, Worker
 from jobs.queues import Queue, Task
 from jobs.registry import Registry
@@ -60,6 +61,15 @@ class Housekeeper:
         self._swept = self._retained = clock()
 
     def keep(self) -> None:
+        """Raises DatabaseBusy; then it could not be written, by others neither, so that nobody's beat moved."""
+        try:
+            self._keep()
+        except DatabaseBusy:
+            for observer in (self._workers, self._shards, self._jobs):
+                observer.start_afresh()
+            raise
+
+    def _keep(self) -> None:
         self._bury_workers()
         self._take_back()
         self._fire()
@@ -93,13 +103,19 @@ class Housekeeper:
             workers = session.scalars(select(Worker)).all()
         silent = {key for key, _ in self._workers.stale((worker.id, worker.beat) for worker in workers)}
         for worker in workers:
-            if worker.id in silent or process.gone(worker.host, worker.pid, worker.started):
-                log.warning("worker_lost", extra={"worker": worker.id, "pool": worker.pool})
-                self._write(partial(self._bury, worker_id=worker.id, registry=self._registry()))
+            if worker.id in silent or _is_gone(worker):
+                self._write(partial(self._bury, worker_id=worker.id, seen=worker.beat, registry=self._registry()))
 
-    def _bury(self, session: Session, worker_id: str, registry: Registry | None) -> None:
-        """A dead worker's row and all it held go in one transaction; its engines may have been what it died of."""
-        if worker := session.get(Worker, worker_id):
+    def _bury(self, session: Session, worker_id: str, seen: int, registry: Registry | None) -> None:
+        """A dead worker's row and all it held go in one transaction; its engines may have been what it died of.
+
+        One that has beaten since it was looked at lives.
+        """
+        worker = session.get(Worker, worker_id, with_for_update=True)  # whoever beats now waits, or was first
+        if worker is not None and worker.beat != seen and not _is_gone(worker):
+            return
+        log.warning("worker_lost", extra={"worker": worker_id, "pool": worker.pool if worker else None})
+        if worker is not None:
             left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
             for model in left:
                 log.error("engine_quarantined", extra={"model": model, "place": worker.place})
@@ -224,6 +240,10 @@ class Housekeeper:
             done = work(session)
         self._db.breathe()
         return done
+
+
+def _is_gone(worker: Worker) -> bool:
+    return process.gone(worker.host, worker.pid, worker.started)
 
 
 def _reason(job: Job, off: pauses.Paused, at: float) -> str:

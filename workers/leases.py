@@ -1,11 +1,16 @@
 """Leases by observation: a claim lives while its beat moves, on the observer's own monotonic clock.
 
 No timestamp of another process is compared with ours, so a clock that jumps expires nothing. A new leader starts
-its observations afresh and therefore waits one whole lease before it takes anything back.
+its observations afresh and therefore waits one whole lease before it takes anything back. So does one that could not
+write: then nobody could beat. And time in which it did not look (it stood still, perhaps with all others: a paused
+deployment, a suspended machine) is none.
 """
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
+
+_LOOK = 1 / 3  # of a lease
+_SHORTEST_LOOK = 1.0  # seconds
 
 K = TypeVar("K", bound=Hashable)
 
@@ -17,10 +22,11 @@ class Observer(Generic[K]):
         self._lease = lease
         self._clock = clock
         self._seen: dict[K, tuple[int, float]] = {}
+        self._looked, self._away = clock(), 0.0
 
     def stale(self, beats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
         """Look at all current claims; those that are not there any more are forgotten."""
-        at = self._clock()
+        at = self._time()
         before, self._seen = self._seen, {}
         expired = []
         for key, beat in beats:
@@ -30,6 +36,16 @@ class Observer(Generic[K]):
             if at - since >= self._lease:
                 expired.append((key, beat))
         return expired
+
+    def start_afresh(self) -> None:
+        """Nothing that was seen until now counts."""
+        self._seen.clear()
+
+    def _time(self) -> float:
+        """The clock's, without what has passed unseen: a look stands for a part of a lease at most."""
+        looked, self._looked = self._looked, self._clock()
+        self._away += max(0.0, self._looked - looked - max(self._lease * _LOOK, _SHORTEST_LOOK))
+        return self._looked - self._away
 
 
 class Since(Generic[K]):

@@ -36,6 +36,34 @@ def test_new_observer_waits_a_whole_lease_before_it_judges() -> None:
     assert Observer[str](30, clock).stale([("k", 1)]) == []
 
 
+def test_time_in_which_nobody_looked_is_no_lease() -> None:
+    """All stand still together: a paused deployment, a suspended machine."""
+    clock = Clock()
+    observer = Observer[str](30, clock)
+    observer.stale([("k", 1)])
+    clock.at += 1000
+
+    seen = []
+    for _ in range(3):
+        seen.append(observer.stale([("k", 1)]))
+        clock.at += 10
+
+    assert seen == [[], [], [("k", 1)]]
+
+
+def test_who_starts_afresh_waits_a_whole_lease_again() -> None:
+    clock = Clock()
+    observer = Observer[str](30, clock)
+    seen = []
+    for step in range(7):
+        if step == 3:
+            observer.start_afresh()
+        seen.append(bool(observer.stale([("k", 1)])))
+        clock.at += 10
+
+    assert seen == [False] * 6 + [True]
+
+
 def test_key_that_went_and_came_back_starts_afresh() -> None:
     clock = Clock()
     observer = Observer[str](30, clock)

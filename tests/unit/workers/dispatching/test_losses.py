@@ -1,6 +1,7 @@
 """What is taken back from whom, and who goes on."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy.orm import Session
@@ -52,6 +53,50 @@ def test_worker_of_another_host_is_buried_after_a_lease_without_a_beat(house: Ho
     ledgers.claim_shard(house.db, job.id, worker="far")
 
     house.tick()
+    house.tick(29)
+    held = ledgers.shard(house.db, job.id).state
+    house.tick(2)
+
+    assert held == ShardState.RUNNING
+    assert ledgers.shard(house.db, job.id).state == ShardState.PENDING
+
+
+def test_a_worker_that_beats_before_it_is_buried_lives(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ledgers.running(house.db, [4], project_id=project_of(house.db, "one"))
+    house.worker("far", host="elsewhere")
+    ledgers.claim_shard(house.db, job.id, worker="far")
+    house.tick()
+    house.tick(29)
+    breathed, asked = house.dispatcher._house._write, []
+
+    def beats_first(work: Callable[[Session], object]) -> object:
+        asked.append(work)
+        house.beat("far")
+        return breathed(work)
+
+    monkeypatch.setattr(house.dispatcher._house, "_write", beats_first)
+    house.tick(2)
+
+    assert asked
+    with house.db.read() as session:
+        assert session.get(Worker, "far") is not None
+
+
+def test_nobody_dies_of_a_time_in_which_nothing_could_be_written(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ledgers.running(house.db, [4], project_id=project_of(house.db, "one"))
+    house.worker("far", host="elsewhere")
+    ledgers.claim_shard(house.db, job.id, worker="far")
+    house.tick()
+    house.tick(29)
+
+    def busy() -> object:
+        raise DatabaseBusy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.db, "write", busy)
+        with pytest.raises(DatabaseBusy):
+            house.tick(2)
+    house.tick(1)
     house.tick(29)
     held = ledgers.shard(house.db, job.id).state
     house.tick(2)
