@@ -113,6 +113,7 @@ class Dispatcher:
         self._again: dict[Task, float] = {}  # when what has no job is rung again
         self._turns: dict[str, Turns] = {}  # of each queue
         self._futile: dict[tuple[str, str], tuple[outbox.Served, float]] = {}  # of a queue's project; until when
+        self._unsaid: tuple[list[int], float] = [], 0.0  # rung, but not written down; as of when they were due
         self._broker_back = 0.0
         self._kept_at = self._stood_at = float("-inf")
         self._all_seen = False  # by the last tick: it looked at more than jobs
@@ -146,6 +147,7 @@ class Dispatcher:
     def _ring_due(self) -> bool:
         if self.clock() < self._broker_back:
             return False
+        self._say_rung()
         seen = now()
         with self.db.read() as session:
             waiting = set(session.scalars(_WAITING))
@@ -213,7 +215,9 @@ class Dispatcher:
 
     def _publish(self, peals: Sequence[Sequence[Ring | Outbox]], seen: float) -> None:
         """Ring, then say so: a crash between the two rings twice, which harms nothing. A peal is one message."""
-        rung, refused = [], False
+        self._say_rung()
+        rung, refused = list[int](), False
+        self._unsaid = rung, seen
         try:
             for rings in peals:
                 first = rings[0]
@@ -228,11 +232,18 @@ class Dispatcher:
             log.warning("broker_away", extra={"waiting": sum(map(len, peals)) - len(rung)})
             self._broker_back = self.clock() + _BROKER_PAUSE
             refused = True
-        if rung or refused:
-            with self.db.write() as session:
-                outbox.rung(session, rung, seen)
-                if refused:
-                    measures.count(session, measures.REFUSALS, "", 1)
+        self._say_rung(refused)
+
+    def _say_rung(self, refused: bool = False) -> None:
+        """Before this can be written nothing more is rung: it would be the same again and again."""
+        rung, seen = self._unsaid
+        if not rung and not refused:
+            return
+        with self.db.write() as session:
+            outbox.rung(session, rung, seen)
+            if refused:
+                measures.count(session, measures.REFUSALS, "", 1)
+        self._unsaid = [], 0.0
 
     def _ring_unheard(self) -> None:
         """Doorbells that nobody heard are rung again: the broker may have lost them."""

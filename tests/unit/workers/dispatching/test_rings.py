@@ -13,7 +13,7 @@ from jobs import attachments, ids, ledger, measures, outbox, pauses, shards
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Delivery, Measure, Shard, VectorRemoval, Worker
+from jobs.models import Delivery, Measure, Outbox, Shard, VectorRemoval, Worker
 from jobs.outbox import SMALL_BYTES
 from jobs.pauses import Scope
 from jobs.queues import Queue, Task
@@ -46,6 +46,29 @@ def test_what_is_due_is_rung_although_the_house_can_not_be_kept(house: House, mo
         house.tick()
 
     assert house.bells.rung == [(Task.RUN, (job.id, 0))]
+
+
+def test_what_was_rung_and_cannot_be_written_down_is_not_rung_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = ledgers.running(house.db, [1], project_id=project_of(house.db, "one"))
+    house.worker()
+
+    def busy() -> object:
+        raise DatabaseBusy
+
+    rung = []
+    with monkeypatch.context() as patch:
+        patch.setattr(house.db, "write", busy)
+        for _ in range(3):
+            with pytest.raises(DatabaseBusy):
+                house.tick(0.1)
+            rung += house.bells.rung
+    rung += house.tick(0.1)
+
+    assert rung == [(Task.RUN, (job.id, 0))]
+    with house.db.read() as session:
+        assert session.scalars(select(Outbox.rings)).all() == [1]
 
 
 def test_no_worker_no_ring(house: House) -> None:
