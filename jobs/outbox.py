@@ -40,8 +40,9 @@ JOB = -1  # shard_n of a doorbell for the job itself
 SMALL_BYTES = 65_536
 PLANS = 8
 
-#: Seconds. What is due later than this was owed by a clock that has been set back since: it is due now.
+#: Seconds. What is due much later than this was owed by a clock that has been set back since: it is due now.
 LONGEST_DELAY = 60.0
+_SLACK = 60.0  # seconds by which the clocks of two hosts may differ
 #: So many claims on a job itself follow each other at once; where each kills its worker, further ones wait.
 _CALM_EPOCHS = 16
 
@@ -64,7 +65,7 @@ _SEEN = bindparam("seen", type_=_outbox.c.due_at.type)
 
 
 def _due_by(at: ColumnElement[float]) -> ColumnElement[bool]:
-    return or_(_outbox.c.due_at <= at, _outbox.c.due_at > at + LONGEST_DELAY)
+    return or_(_outbox.c.due_at <= at, _outbox.c.due_at > at + LONGEST_DELAY + _SLACK)
 
 
 _FREE = (

@@ -193,6 +193,17 @@ def test_a_doorbell_owed_by_a_clock_that_was_set_back_since_is_due(
         assert [ring.job_id for ring in outbox.due(session, Queue.PLAN, "proj_1", time.time(), 1)] == [job.id]
 
 
+def test_the_longest_wait_is_one_although_two_clocks_differ(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = submitted(db)
+    with db.write() as session, monkeypatch.context() as ahead:
+        outbox.forget(session, job.id)
+        ahead.setattr("jobs.outbox.now", lambda: time.time() + 5)
+        outbox.owe(session, job, Task.PLAN, Queue.PLAN, delay=outbox.LONGEST_DELAY)
+
+    with db.read() as session:
+        assert outbox.waiting_projects(session, Queue.PLAN, time.time()) == []
+
+
 def test_a_doorbell_that_came_back_before_it_was_noted_as_rung_is_not_noted(db: Database) -> None:
     job = submitted(db)
     with db.write() as session:
