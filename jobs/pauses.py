@@ -22,6 +22,8 @@ from jobs.db import insert_into
 from jobs.models import Job, Outbox, Pause, table_of
 from jobs.queues import Queue, Task
 
+_ELSEWHERE_SECONDS = 1.0  # until a doorbell that a paused worker heard is rung again: it may be the only idle one
+
 
 class Scope(StrEnum):
     """What can be paused."""
@@ -114,13 +116,14 @@ def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queu
     `queue` is a shard's, where it is not its job's.
     """
     off = paused(session)
+    mine = worker_id in off.of(Scope.WORKER)
     if task is Task.RUN:
-        stopped = off.stops(queue or job.queue, job.model, job.project_id) or worker_id in off.of(Scope.WORKER)
+        stopped = off.stops(queue or job.queue, job.model, job.project_id) or mine
     else:
         stopped = off.holds_finishing(worker_id)
     if not stopped:
         return False
-    outbox.unring(session, task, job.id, n)
+    outbox.unring(session, task, job.id, n, delay=_ELSEWHERE_SECONDS if mine else 0.0)
     return True
 
 

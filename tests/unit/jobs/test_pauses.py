@@ -79,6 +79,7 @@ def test_a_paused_worker_plans_and_finishes_nothing(db: Database) -> None:
 
     with db.write() as session:
         assert ledger.claim(session, job.id, Task.PLAN, "planner") is None
+        assert session.scalars(select(Outbox.due_at)).one() > now() + 0.5, "it may be the only one that is idle"
         assert ledger.claim(session, job.id, Task.PLAN, "another") is not None
 
 
