@@ -35,6 +35,9 @@ WRITE_ROWS = 200
 _FRESH_SECONDS = 1.0  # after its last use a connection to PostgreSQL is taken to be there
 _USED = "used"
 _CANCELLED = "57014"  # PostgreSQL's code for a statement that its time has ended
+#: Its codes for a server that takes reads only (a standby, or a disk that is nearly full), and for having been idle too
+#: long amid a transaction. The driver calls them internal errors.
+_AWAY = frozenset({"25006", "25P03"})
 _LOCKED = frozenset({5, 6})  # SQLite's busy and locked
 #: SQLite's result codes of what passes: busy, locked, interrupted, I/O error, disk full, can't open.
 _PASSING = frozenset({5, 6, 9, 10, 13, 14})
@@ -245,4 +248,5 @@ def _passes(error: DBAPIError) -> bool:
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _PASSING
-    return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+    away = getattr(error.orig, "sqlstate", None) in _AWAY
+    return away or error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))

@@ -8,6 +8,7 @@ other, since PostgreSQL keeps their order with a lock on everything.
 
 import fcntl
 import logging
+import sqlite3
 import threading
 import time
 from typing import IO, Any, Protocol
@@ -95,15 +96,23 @@ class _SqliteSeat:
     def changed(self, timeout: float) -> bool:
         """`PRAGMA data_version` moves when another connection commits, and costs microseconds."""
         self._pause.wait(timeout)
-        if self._watch is None:
-            self._watch = self._db.engine.raw_connection()
-        version = self._watch.driver_connection.execute("PRAGMA data_version").fetchone()[0]
+        try:
+            if self._watch is None:
+                self._watch = self._db.engine.raw_connection()
+            version = self._watch.driver_connection.execute("PRAGMA data_version").fetchone()[0]
+        except (sqlite3.Error, DBAPIError):  # whoever looks into what may have changed hears what is wrong
+            self._unwatch()
+            return True
         before, self._version = self._version, version
         return bool(version != before)
 
+    def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+
     def drop(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
+        self._unwatch()
         if self._handle is not None:
             self._handle.close()
         self._handle = None

@@ -98,6 +98,14 @@ def test_a_connection_that_was_cut_is_met_only_by_who_has_it_at_once(
 
 
 @pytest.mark.postgres
+def test_a_server_that_takes_reads_only_may_take_writes_later(postgres_url: str) -> None:
+    with closing(Database(postgres_url)) as db:
+        event.listen(db.engine, "begin", lambda connection: connection.exec_driver_sql("SET TRANSACTION READ ONLY"))
+        with pytest.raises(DatabaseBusy), db.write() as session:
+            session.add(Meta(key="a", value="1"))
+
+
+@pytest.mark.postgres
 def test_a_process_has_no_more_connections_than_it_may(postgres_url: str) -> None:
     with closing(Database(postgres_url, patience=10, most=2)) as db, ThreadPoolExecutor(8) as pool:
         seen = set(pool.map(lambda _: _slow_look(db), range(16)))

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import text
@@ -91,6 +92,24 @@ def test_the_leader_that_is_told_to_stop_does_not_wait(hall: Hall) -> None:
 
     with ThreadPoolExecutor(1) as threads:
         threads.submit(leader.wait, 1.0, 60.0, stop).result(10)
+
+
+def test_a_leader_that_cannot_look_for_changes_looks_at_everything(sqlite: Database) -> None:
+    hall, stop = Hall(sqlite), threading.Event()
+    leader = hall.enter()
+    assert leader.take()
+    leader.wait(0.0, 0.05, stop)
+    seat = cast(Any, leader)._seat
+    seat._watch.driver_connection.close()
+    began = time.monotonic()
+
+    leader.wait(0.0, 60.0, stop)
+
+    assert time.monotonic() - began < 30
+    assert leader.holds()
+    leader.wait(0.0, 0.05, stop)
+    assert seat._watch is not None, "and looks again"
+    hall.clear()
 
 
 @pytest.mark.postgres
