@@ -128,7 +128,9 @@ def _listed(types: Sequence[str]) -> str:
 
 
 def _joined(place: Sequence[str | int]) -> str | None:
-    return ".".join(map(str, place)) or None
+    """As OpenAI writes it: `messages[0].content`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return "".join(parts).removeprefix(".") or None
 
 
 def _invalid(param: str | None) -> str:
@@ -166,12 +168,13 @@ def _pattern(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
 
 def _bound(side: str, sign: str, limit: str) -> Callable[[Mapping[str, Any], str | None], tuple[str, str]]:
     def words(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
-        edge = "max" if side == "above" else "min"
+        edge, bound = "max" if side == "above" else "min", error["ctx"][limit]
+        kind = "decimal" if isinstance(bound, float) else "integer"
         message = (
-            f"Invalid '{param}': integer {side} {edge}imum value. "
-            f"Expected a value {sign} {error['ctx'][limit]}, but got {clip(error.get('input'))} instead."
+            f"Invalid '{param}': {kind} {side} {edge}imum value. "
+            f"Expected a value {sign} {bound:.15g}, but got {clip(error.get('input'))} instead."
         )
-        return message, f"integer_{side}_{edge}_value"
+        return message, f"{kind}_{side}_{edge}_value"
 
     return words
 

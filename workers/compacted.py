@@ -43,7 +43,7 @@ def unpacked(request: Request) -> Request | Answer:
             try:
                 summary = compaction.unpacked(item.get(compaction.CONTENT))
             except ValueError as error:
-                place = f"input.{n}"
+                place = f"input[{n}]"
                 return refusal(
                     400, f"Invalid '{place}': {error}", param=f"{place}.{compaction.CONTENT}", code="invalid_value"
                 )

@@ -101,7 +101,7 @@ def _check_judgements(session: Session, store: VectorStore, queries: Sequence[Ju
         unknown = next((name for name in one.relevant if name not in known), None)
         if unknown is not None:
             message = f"No file found with id '{clip(unknown)}' in vector store '{store.id}'."
-            raise InvalidRequest(message, param=f"queries.{n}.relevant", code="invalid_value")
+            raise InvalidRequest(message, param=f"queries[{n}].relevant", code="invalid_value")
 
 
 async def _side(call: CallContext, request: Request, index: VectorStore, one: JudgedQuery, k: int) -> Side:

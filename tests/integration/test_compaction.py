@@ -119,7 +119,7 @@ def test_an_engine_that_says_nothing_gives_no_summary(shop: Shop, monkeypatch: p
         ({"input": 3}, "input", "invalid_type"),
         ({"input": "x", "instructions": 3}, "instructions", "invalid_type"),
         ({"input": "x", "previous_response_id": "resp_none"}, "previous_response_id", "previous_response_not_found"),
-        ({"input": [{"type": "compaction", "encrypted_content": "gAAAAABpM0Yj"}]}, "input.0", "invalid_value"),
+        ({"input": [{"type": "compaction", "encrypted_content": "gAAAAABpM0Yj"}]}, "input[0]", "invalid_value"),
     ],
 )
 def test_what_is_wrong_is_said_at_its_place(shop: Shop, fields: dict[str, Any], param: str, code: str) -> None:

@@ -86,11 +86,11 @@ def test_what_is_well_formed_is_asked(client: TestClient, store: str, filters: A
         (condition("in", value=["x"] * 501), "filters.value", "invalid_type"),
         ({"type": "and", "filters": []}, "filters.filters", "invalid_type"),
         ({"type": "and", "filters": condition()}, "filters.filters", "invalid_type"),
-        ({"type": "and", "filters": [condition(), 5]}, "filters.filters.1", "invalid_type"),
+        ({"type": "and", "filters": [condition(), 5]}, "filters.filters[1]", "invalid_type"),
         ({"type": "or", "filters": [{"type": "and", "filters": [condition("like")]}]},
-         "filters.filters.0.filters.0.type", "invalid_value"),
-        ({"type": "and", "filters": [condition()] * 500}, "filters.filters.499", "invalid_value"),
-        (nested(21), "filters" + ".filters.0" * 20, "invalid_value"),
+         "filters.filters[0].filters[0].type", "invalid_value"),
+        ({"type": "and", "filters": [condition()] * 500}, "filters.filters[499]", "invalid_value"),
+        (nested(21), "filters" + ".filters[0]" * 20, "invalid_value"),
     ],
 )  # fmt: skip
 def test_what_is_not_is_refused_and_its_place_named(

@@ -1,5 +1,6 @@
 """What an error names as `param` is a place in the body or a field of the schema, also where types may differ."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_no_route_names_what_is_neither_sent_nor_a_field(app: FastAPI, client: T
                 answer = client.post(path.replace("{", "").replace("}", ""), json=body)
                 param, asked = answer.json()["error"]["param"] if answer.status_code == 400 else None, asked + 1
 
-                assert not param or schemas.has([schema], body, param.split(".")), (path, body, param)
+                assert not param or schemas.has([schema], body, re.findall(r"[^.\[\]]+", param)), (path, body, param)
     assert asked > 1000
 
 
@@ -103,8 +104,8 @@ def test_no_route_names_what_is_neither_sent_nor_a_field(app: FastAPI, client: T
         (
             f"{STORE}/search",
             {"query": ["x", 5]},
-            "query.1",
-            "Invalid type for 'query.1': expected a string, but got an integer instead.",
+            "query[1]",
+            "Invalid type for 'query[1]': expected a string, but got an integer instead.",
         ),
         (
             "/v1/embeddings",
@@ -121,14 +122,14 @@ def test_no_route_names_what_is_neither_sent_nor_a_field(app: FastAPI, client: T
         (
             "/v1/responses",
             {**MODEL, "input": ["x"]},
-            "input.0",
-            "Invalid type for 'input.0': expected an object, but got a string instead.",
+            "input[0]",
+            "Invalid type for 'input[0]': expected an object, but got a string instead.",
         ),
         (
             "/v1/responses",
             {**MODEL, "input": [{"type": 3}]},
-            "input.0",
-            "Invalid 'input.0': An item's type is a string.",
+            "input[0]",
+            "Invalid 'input[0]': An item's type is a string.",
         ),
         (
             "/v1/responses",
@@ -157,8 +158,8 @@ def test_no_route_names_what_is_neither_sent_nor_a_field(app: FastAPI, client: T
         (
             "/v1/rerank",
             {**MODEL, "query": "x", "documents": ["x", 5]},
-            "documents.1",
-            "Invalid type for 'documents.1': expected one of a string or object, but got an integer instead.",
+            "documents[1]",
+            "Invalid type for 'documents[1]': expected one of a string or object, but got an integer instead.",
         ),
         (
             f"{STORE}/files",
@@ -181,8 +182,8 @@ def test_no_route_names_what_is_neither_sent_nor_a_field(app: FastAPI, client: T
         (
             f"{STORE}/indexes/x/compare",
             {"queries": ["x", 5]},
-            "queries.1",
-            "Invalid type for 'queries.1': expected one of a string or object, but got an integer instead.",
+            "queries[1]",
+            "Invalid type for 'queries[1]': expected one of a string or object, but got an integer instead.",
         ),
     ],
 )
@@ -193,3 +194,20 @@ def test_a_field_of_several_types_is_told_by_what_was_sent(
 
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["message"]) == (400, param, message)
+
+
+@pytest.mark.parametrize(
+    ("score", "code", "message"),
+    [
+        (1.5, "decimal_above_max_value", "decimal above maximum value. Expected a value <= 1, but got 1.5 instead."),
+        (-1, "decimal_below_min_value", "decimal below minimum value. Expected a value >= 0, but got -1 instead."),
+    ],
+)
+def test_a_number_that_may_have_a_fraction_is_a_decimal(
+    client: TestClient, score: float, code: str, message: str
+) -> None:
+    body = {"query": "x", "ranking_options": {"score_threshold": score}}
+
+    error = client.post(f"{STORE}/search", json=body).json()["error"]
+
+    assert (error["code"], error["message"]) == (code, f"Invalid 'ranking_options.score_threshold': {message}")

@@ -31,7 +31,7 @@ def client(make_app: Callable[..., FastAPI], tmp_path: Path) -> TestClient:
     [
         ({"query": None}, 400, "query"),
         ({"documents": "This."}, 400, "documents"),
-        ({"documents": [1]}, 400, "documents.0"),
+        ({"documents": [1]}, 400, "documents[0]"),
         ({"model": ""}, 400, "model"),
         ({"model": "nobody"}, 404, "model"),
         ({"model": "mini"}, 400, "model"),

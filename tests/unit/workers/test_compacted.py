@@ -60,7 +60,7 @@ async def test_what_we_have_not_packed_is_refused_at_its_place(content: Any, sai
 
     for one in (answer, streamed):
         error = msgspec.json.decode(one.body)["error"]
-        assert (one.status, error["param"], error["code"]) == (400, "input.1.encrypted_content", "invalid_value")
+        assert (one.status, error["param"], error["code"]) == (400, "input[1].encrypted_content", "invalid_value")
         assert said in error["message"]
     assert engine.asked == []
 
