@@ -61,7 +61,30 @@ EventType = Literal[
 ]
 assert get_args(EventType) == EVENT_TYPES
 
-EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=64)]
+#: OpenAI's others. Nothing here tells them, and who asks for all that there are is not refused for it.
+ElsewhereType = Literal[
+    "fine_tuning.job.succeeded",
+    "fine_tuning.job.failed",
+    "fine_tuning.job.cancelled",
+    "eval.run.succeeded",
+    "eval.run.failed",
+    "eval.run.canceled",
+    "realtime.call.incoming",
+    "video.completed",
+    "video.failed",
+    "agent.environment.ready",
+    "agent.environment.failed",
+    "agent.environment.suspended",
+    "agent.environment.expired",
+    "agent.session.created",
+    "agent.session.action_required",
+    "agent.session.in_progress",
+    "agent.session.idle",
+    "agent.session.failed",
+    "safety.alert.created",
+]
+
+EventTypes = Annotated[list[Literal[EventType, ElsewhereType]], Field(min_length=1, max_length=64)]
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 Url = Annotated[str, Field(min_length=1, max_length=2048)]
 

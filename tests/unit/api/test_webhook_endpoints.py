@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fastapi import FastAPI
@@ -88,7 +88,7 @@ def test_an_endpoint_is_listed_changed_and_deleted(client: TestClient) -> None:
     ("change", "param"),
     [
         ({"event_types": []}, "event_types"),
-        ({"event_types": ["nothing.happened"]}, "event_types.0"),
+        ({"event_types": ["nothing.happened"]}, "event_types[0]"),
         ({"event_types": "batch.completed"}, "event_types"),
         ({"name": ""}, "name"),
         ({"url": "ftp://example.com/x"}, "url"),
@@ -421,6 +421,15 @@ def test_an_endpoint_that_is_deleted_while_it_is_disabled_is_owed_nothing_any_mo
     with app.state.services.db.read() as session:
         rows = session.execute(select(Delivery.state, Delivery.error)).all()
     assert [tuple(row) for row in rows] == [("failed", "endpoint deleted")] * 2
+
+
+def test_an_endpoint_may_ask_for_what_only_openai_tells(client: TestClient) -> None:
+    wanted = [*get_args(webhook_endpoints.EventType), *get_args(webhook_endpoints.ElsewhereType)]
+    made = create(client, event_types=wanted)
+    tested = client.post(f"/v1/webhook_endpoints/{made['id']}/test", json={"event_type": "video.completed"})
+
+    assert made["event_types"] == wanted
+    assert tested.status_code == 400
 
 
 def test_the_event_types_are_listed(client: TestClient) -> None:
