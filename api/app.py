@@ -28,7 +28,9 @@ _PATIENCE = 1.5
 #: As many as there are threads that may ask.
 _CONNECTIONS = 40
 #: What of an answer's headers a page in a browser may read beside the few that it always may.
-_EXPOSED = ("Idempotency-Replayed", "Retry-After", STREAM_HEADER, "X-Request-Id", "X-Should-Retry")
+_EXPOSED = (
+    "Idempotency-Replayed", "OpenAI-Poll-After-Ms", "Retry-After", STREAM_HEADER, "X-Request-Id", "X-Should-Retry",
+)  # fmt: skip
 
 
 def build(config: Settings | None = None) -> FastAPI:

@@ -204,15 +204,26 @@ def begun(turn: Turn) -> dict[str, Any]:
         "incomplete_details": None,
         "instructions": asked.get("instructions"),
         "max_output_tokens": asked.get("max_output_tokens"),
+        "max_tool_calls": asked.get("max_tool_calls"),
         "parallel_tool_calls": asked.get("parallel_tool_calls", True),
-        "temperature": asked.get("temperature"),
+        "prompt_cache_key": asked.get("prompt_cache_key"),
+        "reasoning": _reasoning(asked.get("reasoning")),
+        "safety_identifier": asked.get("safety_identifier"),
+        "service_tier": asked.get("service_tier", "auto"),
+        "temperature": asked.get("temperature", 1.0),
         "text": responses.text_of(asked),
         "tool_choice": asked.get("tool_choice", "auto"),
         "tools": asked.get("tools", []),
-        "top_p": asked.get("top_p"),
+        "top_logprobs": asked.get("top_logprobs", 0),
+        "top_p": asked.get("top_p", 1.0),
         "truncation": asked.get("truncation", "disabled"),
         "usage": None,
+        "user": asked.get("user"),
     }
+
+
+def _reasoning(asked: Any) -> dict[str, Any]:
+    return {"effort": None, "summary": None, **(asked if isinstance(asked, dict) else {})}
 
 
 def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:

@@ -26,6 +26,8 @@ CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error
 #: The events that end a stream.
 FINAL: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _ATTEMPT: Final = 1_000_000
+#: What a response repeats of its request, and engines know nothing of.
+_ECHOED: Final = ("prompt_cache_key", "safety_identifier", "user")
 
 
 def numbered(epoch: int, n: int) -> int:
@@ -80,7 +82,9 @@ def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any], ended: int | N
     vLLM gives the room in its context for the most tokens, and neither an error nor a time of its end: that is
     `ended`, in seconds, or else now. Twice is once.
     """
+    echoed = {name: asked[name] for name in _ECHOED if asked.get(name) is not None}
     told = {"error": None, **answer, "max_output_tokens": asked.get("max_output_tokens"), "text": text_of(asked)}
+    told |= echoed
     if told.get("status") == "completed" and told.get("completed_at") is None:
         told["completed_at"] = int(now()) if ended is None else ended
     return told

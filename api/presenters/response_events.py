@@ -8,7 +8,8 @@ Event = dict[str, Any]
 
 def written_out(response: Mapping[str, Any]) -> list[Event]:
     """From `response.created` to its end, numbered from 0; each text in one piece."""
-    begun = {**response, "status": "in_progress", "output": [], "usage": None, "error": None}
+    begun = {**response, "status": "in_progress", "output": []}
+    begun |= dict.fromkeys(("usage", "error", "incomplete_details", "completed_at"))
     told: list[Event] = [{"type": f"response.{kind}", "response": begun} for kind in ("created", "in_progress")]
     for index, item in enumerate(response["output"]):
         told += _item(index, item)

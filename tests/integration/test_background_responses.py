@@ -68,14 +68,19 @@ def world(db: Database, tmp_path: Path) -> Iterator[World]:
 
 
 def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
-    made = world.create(metadata={"team": "blue"}, instructions="Be brief.", max_output_tokens=9)
+    asked: dict[str, Any] = {"reasoning": {"effort": "low"}, "safety_identifier": "s1"}
+    made = world.create(metadata={"team": "blue"}, instructions="Be brief.", max_output_tokens=9, **asked)
     assert (made.status, made.background, made.output, made.usage) == ("queued", True, [], None)
     assert (made.instructions, made.max_output_tokens) == ("Be brief.", 9)
+    assert (made.temperature, made.top_p, made.top_logprobs, made.service_tier) == (1.0, 1.0, 0, "auto")
+    assert made.reasoning
+    assert made.reasoning.effort == "low"
 
     done = world.ended(made)
 
     assert (done.id, done.status, done.background, done.metadata) == (made.id, "completed", True, {"team": "blue"})
     assert done.output_text.startswith("echo ")
+    assert (made.safety_identifier, done.safety_identifier) == ("s1", "s1")
     assert done.usage
     job = world.mill.job(made.id)
     assert (job.kind, job.state, job.completed, job.failed) == ("response", JobState.SUCCEEDED, 1, 0)

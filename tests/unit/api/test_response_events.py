@@ -79,8 +79,11 @@ def test_a_part_begins_without_what_comes_later() -> None:
 
 
 def test_items_come_in_their_order_and_the_end_is_the_response_s() -> None:
-    events = written(SEARCH, THOUGHT, message(TEXT), status="incomplete")
+    ends = {"completed_at": 5, "incomplete_details": {"reason": "max_output_tokens"}}
+    events = written(SEARCH, THOUGHT, message(TEXT), status="incomplete", **ends)
 
+    begun = events[0]["response"]
+    assert [begun[name] for name in ("status", "completed_at", "incomplete_details")] == ["in_progress", None, None]
     added = [event for event in events if event["type"] == "response.output_item.added"]
     assert [(event["output_index"], event["item"]["type"]) for event in added] == [
         (0, "file_search_call"), (1, "reasoning"), (2, "message"),
