@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,12 @@ from jobs.checkpoint import UNKNOWN_CONTEXT
 from jobs.prompts import Own, prompts_of
 from jobs.registry import EngineKind, Model, Registry
 from jobs.settings import Settings
+from workers.engines import folders, tokenizing
 from workers.engines.packaged import MINILM, ModelUnavailable, materialise
 from workers.engines.router import models_dir
 from workers.parsing.parser import Cutting
+
+log = logging.getLogger(__name__)
 
 #: Counts what parsing and cutting make of the same file: with another number everything is made anew.
 RECIPE: Final = 2
@@ -59,14 +63,14 @@ def folder_of(config: Settings, model: Model | None) -> Path:
     """Where the model's tokenizer lies, or one to guess by. Raises NoTokenizer, TokenizerAway."""
     try:
         if model is None or _is_guessed(model):
-            return _checked(materialise(MINILM, models_dir(config)))
+            return materialise(MINILM, models_dir(config))
         if model.source.packaged:
-            return _checked(materialise(model.source.packaged, models_dir(config)))
+            return materialise(model.source.packaged, models_dir(config))
         if model.source.repo is not None:
-            return _downloaded(model.source.repo, str(model.source.revision))
+            return _checked(_downloaded(model.source.repo, str(model.source.revision)), models_dir(config))
         folder = model.tokenizer or model.source.path
         assert folder is not None
-        return _checked(folder)
+        return _checked(folder, models_dir(config))
     except ModelUnavailable as error:
         raise NoTokenizer(str(error)) from error
 
@@ -77,10 +81,17 @@ def _is_guessed(model: Model) -> bool:
     return not (embeds_here or model.tokenizer or model.source.path or model.source.repo)
 
 
-def _checked(folder: Path) -> Path:
-    if not (folder / "tokenizer.json").is_file():
-        raise NoTokenizer("The embedding model's folder has no tokenizer.json.")
-    return folder
+def _checked(folder: Path, models: Path) -> Path:
+    """The folder itself, or one with the tokenizer that its vocabulary makes."""
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    if not tokenizing.has_vocabulary(folder):
+        raise NoTokenizer("The embedding model's folder has no tokenizer.json, nor a vocabulary to make one from.")
+    try:
+        return tokenizing.written(folder, models, _FILES)
+    except folders.NotMade as error:
+        log.warning("tokenizer_not_made", extra={"folder": str(folder), "error": str(error)})
+        raise NoTokenizer("The embedding model's vocabulary makes no tokenizer.") from error
 
 
 @lru_cache(maxsize=16)
@@ -88,7 +99,8 @@ def _downloaded(repo: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return _checked(Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILES))))
+        wanted = [*_FILES, *tokenizing.VOCABULARIES, *tokenizing.BESIDE]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except OSError as error:
         raise TokenizerAway(f"The tokenizer of {repo} cannot be fetched.") from error
 
