@@ -57,7 +57,9 @@ class Reranking:
     async def rank(
         self, search: Search, found: Sequence[Found], question: Question, priority: int
     ) -> Sequence[Found] | Answer:
-        """Best first, with the model's scores, shown within 0 to 1; of several queries each text's best.
+        """Best first, with the model's scores within 0 to 1; of several queries each text's best.
+
+        Some servers give logits, which the logistic function brings there.
 
         Raises what engines raise.
         """
@@ -74,8 +76,10 @@ class Reranking:
                 scores = [max(score, given[n]) for n, score in enumerate(scores)]
             except (msgspec.MsgspecError, KeyError):
                 return refusal(502, "The re-ranking model gave no score for some texts.", code="engine_error")
+        if any(not 0.0 <= score <= 1.0 for score in scores):
+            scores = [_logistic(score) for score in scores]
         best = sorted(zip(scores, found, strict=True), key=lambda pair: -pair[0])
-        return [msgspec.structs.replace(one, score=min(1.0, max(0.0, score))) for score, one in best]
+        return [msgspec.structs.replace(one, score=score) for score, one in best]
 
     async def _asked(self, body: dict[str, object], question: Question, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
@@ -123,6 +127,11 @@ class Reranking:
             raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
         with self._context.db.read() as session:
             return fleet.serves(session, queue, name)
+
+
+def _logistic(score: float) -> float:
+    """Half of the hyperbolic tangent: that of a large number overflows nowhere."""
+    return (1.0 + math.tanh(score / 2.0)) / 2.0
 
 
 def _body(model: str, query: str, found: Sequence[Found]) -> dict[str, object]:

@@ -140,7 +140,7 @@ def test_scores_that_are_missing_are_the_engines_fault(
     assert asked(shelf, ranker="ranker").status == 502
 
 
-def test_scores_of_other_scales_keep_their_order_and_are_shown_within_ours(
+def test_logits_keep_their_order_and_are_shown_as_what_they_stand_for(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = shelf.names(QUERY, text_weight=0.0)
@@ -149,7 +149,7 @@ def test_scores_of_other_scales_keep_their_order_and_are_shown_within_ours(
 
     ranked = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
 
-    assert [one.score for one in ranked] == [1.0, 0.0, 0.0, 0.0]
+    assert [round(one.score, 3) for one in ranked] == [0.731, 0.5, 0.269, 0.119]
     assert [one.file_id for one in ranked] == first[::-1]
 
 
