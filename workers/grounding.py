@@ -22,6 +22,7 @@ from jobs.responses import RESULTS
 from jobs.searches import Found, Search
 from workers import refusing
 from workers.citations import citations, support
+from workers.duplicates import distinct
 from workers.engines.port import Answer, Emit, Engine, Layer, Request, refusal
 from workers.file_search import (
     CALL,
@@ -116,7 +117,10 @@ class Grounded(Layer):
                 return of_store
             found += of_store
         found.sort(key=lambda one: -one.score)
-        return found[: tool.max_num_results or MOST_RESULTS]
+        most, alike = tool.max_num_results or MOST_RESULTS, tool.ranking_options and tool.ranking_options.deduplicate
+        if alike and len(tool.vector_store_ids) > 1:  # each store has compared its own
+            return (await asyncio.to_thread(distinct, found, alike, most))[0]
+        return found[:most]
 
     def _packed(self, body: Mapping[str, Any], found: list[Found]) -> list[Found]:
         """In a thread: counting the tokens of a long question takes its time."""

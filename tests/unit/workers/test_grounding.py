@@ -246,6 +246,19 @@ async def test_several_stores_are_searched_and_the_best_of_all_shown() -> None:
     assert f"[{MOST_RESULTS + 1}]" not in engine.asked[0].body["input"]
 
 
+@pytest.mark.parametrize(("options", "shown"), [({}, 3), ({"ranking_options": {"deduplicate": 0.9}}, 2)])
+async def test_the_same_text_in_two_stores_is_shown_once_where_that_is_asked_for(
+    options: dict[str, Any], shown: int
+) -> None:
+    copy = msgspec.structs.replace(CATS, file_id="file-copy", filename="copy.md")
+    engine, shelf = Echo(), Shelf(vs_1=[CATS, DOGS], vs_2=[copy])
+
+    await answered(asked({**TOOL, "vector_store_ids": ["vs_1", "vs_2"], **options}), engine, shelf)
+
+    assert f"[{shown}]\n" in engine.asked[0].body["input"]
+    assert f"[{shown + 1}]\n" not in engine.asked[0].body["input"]
+
+
 async def test_excerpts_stay_within_what_the_model_has_room_for() -> None:
     engine = Echo()
 
