@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from sqlalchemy import select
 
-from jobs import attachments, filters, searches, source_items
+from jobs import attachments, filters, indexes, searches, source_items
 from jobs.clock import now
 from jobs.endpoints import EMBEDDINGS
 from jobs.errors import DatabaseBusy
@@ -103,7 +103,7 @@ class Searching:
         with self._context.db.read() as session:
             mine = VectorStore.id == search.store_id, VectorStore.project_id == project_id
             store = session.scalar(select(VectorStore).where(*mine))
-        return None if store is None or attachments.is_over(store) else store
+        return None if store is None or attachments.is_over(store) or indexes.is_emptied(store) else store
 
     def _note(self, store: VectorStore) -> None:
         with suppress(DatabaseBusy):  # the next search notes it

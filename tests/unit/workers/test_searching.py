@@ -319,6 +319,13 @@ def test_another_projects_store_is_not_there(shelf: Shelf) -> None:
     assert status_of(shelf.mill.ask(unknown)) == (404, "vector_store_id")
 
 
+def test_an_index_that_was_emptied_meanwhile_is_not_there(shelf: Shelf) -> None:
+    with shelf.mill.db.write() as session:
+        session.execute(update(VectorStore).where(VectorStore.id == shelf.id).values(index_id="vs_other"))
+
+    assert status_of(shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",))))[0] == 404
+
+
 def test_a_store_whose_time_is_over_is_not_there(shelf: Shelf) -> None:
     with shelf.mill.db.write() as session:
         session.execute(update(VectorStore).values(expires_at=now() - 1))
