@@ -38,6 +38,7 @@ LONGEST_PAUSE_SECONDS: Final = 5.0  # a longer Retry-After is the worker's to wa
 FIRST_BACKOFF_SECONDS: Final = 0.25
 CLOSED_SECONDS: Final = 10.0
 _CLOSED: Final = frozenset({401, 402, 407})
+_PASSING: Final = frozenset({408, 409, 425})  # as OpenAI's SDK has them: no fault of the request
 
 log = logging.getLogger(__name__)
 
@@ -346,9 +347,8 @@ class HttpEngine:
             self._failed(endpoint, f"status {status}", endpoint.circuit.fault)
         else:
             endpoint.circuit.succeed()
-        if status >= 500:
-            answer = Answer(status, wire.error_body(status, raw))
-            raise EngineFault(f"The endpoint answered {status}.", answer)
+        if status >= 500 or status in _PASSING:
+            raise EngineFault(f"The endpoint answered {status}.", Answer(status, wire.error_body(status, raw)))
         endpoint.window.grow()
         return wire.answer_of(status, raw)
 

@@ -227,6 +227,17 @@ async def test_server_error_is_a_fault_that_carries_what_the_server_said(server:
     assert error_of(caught.value.answer)["message"] == "CUDA error"
 
 
+@pytest.mark.parametrize("status", [408, 409, 425])
+async def test_what_is_no_fault_of_the_request_is_tried_again(server: Server, engine: HttpEngine, status: int) -> None:
+    server.script = says(status, '{"error": {"message": "later"}}')
+
+    with pytest.raises(EngineFault) as caught:
+        await engine.answer(request())
+
+    assert caught.value.answer is not None
+    assert caught.value.answer.status == status
+
+
 async def test_redirects_are_not_followed(server: Server, engine: HttpEngine) -> None:
     server.script = says(307, "", Location=f"{server.url}/elsewhere")
 
