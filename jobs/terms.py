@@ -64,6 +64,18 @@ def terms_of(url: str, body: Mapping[str, Any]) -> Terms | None:
     return terms
 
 
+def bare(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The request without what is ours of its messages: earlier turns may have it where this one asks for nothing."""
+    given = body.get(PROMPT[url]) if url in PROMPT else None
+    if not isinstance(given, list) or not any(isinstance(item, dict) and PRIORITY in item for item in given):
+        return body
+    return {**body, PROMPT[url]: [_bare(item) for item in given]}
+
+
+def _bare(item: Any) -> Any:
+    return {name: value for name, value in item.items() if name != PRIORITY} if isinstance(item, dict) else item
+
+
 def schema() -> dict[str, Any]:
     """The field as JSON Schema says it."""
     _, named = msgspec.json.schema_components([Terms])

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from jobs.endpoints import RESPONSES
 from jobs.errors import InvalidRequest
-from jobs.terms import FIELD, PROMPT, Terms, reserved, terms_of
+from jobs.terms import FIELD, PROMPT, Terms, bare, reserved, terms_of
 from workers.engines.port import Answer, Emit, Engine, Layer, Length, Request, Usage, refusal
 from workers.fitting.cutting import Body, Cut, Fits, priority, rotate, sliding_window, truncate_middle, truncation_auto
 from workers.fitting.facts import key_facts
@@ -70,6 +70,7 @@ class Fitted(Layer):
 
     async def ask(self, request: Request, emit: Emit | None) -> Answer:
         """The engine, as the request is."""
+        request = replace(request, body=bare(request.url, request.body))
         asked = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
         answer = await asked
         return in_openais_words(request.url, answer) if request.url in PROMPT else answer

@@ -43,6 +43,16 @@ async def test_unless_it_is_asked_for_nothing_is_done(request_: Request, param: 
     assert engine.asked[0].body == request_.body
 
 
+@pytest.mark.parametrize("context", [None, SLIDING])
+async def test_a_priority_of_an_earlier_turn_reaches_no_engine(context: dict[str, Any] | None) -> None:
+    engine = Counting()
+    items = [{"role": "user", "content": "one", "priority": 50}, {"role": "user", "content": "two"}]
+
+    await fitted(engine).answer(response(items, **({"context": context} if context else {})))
+
+    assert engine.asked[0].body["input"] == [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+
+
 @pytest.mark.parametrize(
     ("context", "param"),
     [
