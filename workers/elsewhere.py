@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from jobs.checkpoint import UNKNOWN_CONTEXT, facts_of
 from jobs.endpoints import EMBEDDINGS
 from jobs.registry import ModelsFileError, Registry
 from workers.asking import AGAIN, BROKEN_FILE, Asking
@@ -19,7 +20,6 @@ from workers.vectors.port import Vector
 
 _TEXTS: Final = 256  # embedded by one request
 _PARAM: Final = "context.embedding_model"
-_USUAL_CONTEXT: Final = 512  # tokens, of an embedding model that does not say
 _SPECIAL: Final = 16  # of these, for what the tokenizer puts around a text
 _LONGEST_PIECE: Final = 2000  # bytes: what is longer is about more than one thing
 
@@ -45,8 +45,10 @@ class Elsewhere:
         """How long a text may be for the model to take it: no token is shorter than a byte. Raises EngineBusy."""
         registry = await self._registry()
         known = registry.resolve(self._model(registry, model) or "")
-        tokens = known.max_model_len if known and known.max_model_len else _USUAL_CONTEXT
-        return max(_SPECIAL, min(_LONGEST_PIECE, tokens - _SPECIAL))
+        facts = await asyncio.to_thread(facts_of, known) if known else None
+        tokens = facts.max_model_len if facts and facts.max_model_len else UNKNOWN_CONTEXT
+        prompt = max(len(facts.prompts.query.encode()), len(facts.prompts.passage.encode())) if facts else 0
+        return max(_SPECIAL, min(_LONGEST_PIECE, tokens - prompt - _SPECIAL))
 
     async def embed(self, request: Request, model: str | None, texts: Sequence[str]) -> Vectors | Answer:
         """Raises EngineBusy, EngineFault."""

@@ -65,6 +65,19 @@ async def test_a_models_file_that_is_broken_is_waited_for_and_not_quoted(tmp_pat
         assert str(file) not in str(busy.value)
 
 
+async def test_a_text_is_as_long_as_the_models_files_and_its_prompt_leave_room_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 130}')
+    (tmp_path / "models.yaml").write_text(
+        f"""models:
+  emb: {{source: {{path: {tmp_path}}}, engine: embed, engine_args: {{passage_prompt: "passage: "}}}}
+"""
+    )
+    elsewhere = _elsewhere(Asked("there"), tmp_path, str(tmp_path / "models.yaml"))
+
+    assert await elsewhere.piece_bytes(None) == 130 - len("passage: ") - 16
+    assert await elsewhere.piece_bytes("unknown") == 512 - 16
+
+
 async def test_a_longer_model_is_asked_where_it_is_and_one_of_this_queue_by_whoever_asks(tmp_path: Path) -> None:
     no = refusal(400, "It is paused.", code="model_paused")
     answers = []
