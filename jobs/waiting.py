@@ -140,10 +140,10 @@ class Lines:
     async def kept(self, question_id: str, tenant: str, after: str | None = None) -> Resumable:
         """What is known of a stream, which has what follows `after`. Raises NotFound, StreamsAway."""
         try:
-            raw, info = await self._facts(question_id)
+            raw, info, in_line = await self._facts(question_id)
         except (RedisError, OSError) as error:
             raise StreamsAway from error
-        found = unpack_resumable(raw) if raw and info else None
+        found = unpack_resumable(raw) if raw and (info or in_line) else None
         if found is None or found.tenant != tenant or (after is not None and _dropped(info, after)):
             raise _stream_gone()
         return found
@@ -153,7 +153,7 @@ class Lines:
 
         Raises NotFound, StreamsAway, WorkerLost, and what `there` raises.
         """
-        asked = _Asked(self._server(), question_id, kept.linger)
+        asked = _Asked(self._server(), question_id, kept.linger, patience=_LATE_SECONDS)
         try:
             if await asked.ended(after):
                 return
@@ -213,13 +213,15 @@ class Lines:
             self._redis = connect(self._url)
         return self._redis
 
-    async def _facts(self, question_id: str) -> tuple[bytes | None, dict[str, Any]]:
-        """What was kept, and what the server knows of the answer: nothing where it is gone."""
+    async def _facts(self, question_id: str) -> tuple[bytes | None, dict[str, Any], bool]:
+        """What was kept; what the server knows of the answer, nothing where it is gone or not begun; and whether it may
+        still begin."""
         async with self._server().pipeline(transaction=False) as pipe:
             pipe.get(resumable(question_id))
+            pipe.exists(answer(question_id), asking(question_id))
             pipe.exists(answer(question_id))
-            raw, there = await pipe.execute()
-        return raw, await self._redis.xinfo_stream(answer(question_id)) if there else {}
+            raw, either, there = await pipe.execute()
+        return raw, await self._redis.xinfo_stream(answer(question_id)) if there else {}, bool(either)
 
 
 async def last_piece(pieces: AsyncGenerator[Piece]) -> Piece:
@@ -302,8 +304,9 @@ class _Asked:
                 yield Piece("late", at=f"{self._id}/{last}")
 
     async def ended(self, after: str) -> bool:
-        """Whether nothing comes behind that."""
+        """Whether nothing comes behind that. What has no answer is still in line, until its time is over."""
         found = await self._redis.xrevrange(answer(self._id), count=1)
+        self._taken = bool(found)
         return any(
             unpack_piece(fields[PIECE]).kind == "end" and _order(after) >= _order(entry.decode())
             for entry, fields in found
@@ -348,7 +351,7 @@ class _Asked:
             await there()
         if self._taken and at - self._heard > _SILENCE_SECONDS:
             raise WorkerLost
-        if not self._taken and at - self._looked >= _LOOK_SECONDS:
+        if not self._taken and self._line and at - self._looked >= _LOOK_SECONDS:
             self._looked = at
             await self._find(served)
 
@@ -377,6 +380,8 @@ async def _gone() -> bool:
 
 def _dropped(info: Mapping[str, Any], after: str) -> bool:
     """Whether something that follows may have been dropped."""
+    if not info:
+        return after != _START
     first = info["first-entry"]
     return info["entries-added"] > info["length"] and first is not None and _order(after) < _order(first[0].decode())
 

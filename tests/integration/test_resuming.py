@@ -447,6 +447,32 @@ def test_a_stream_that_was_late_can_be_come_back_to_before_its_first_event(
     assert shop.asked == ["Hello"]
 
 
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
+    body = {**_CHAT, "messages": [{"role": "user", "content": "Second"}]}
+    with shop.open(places=1), _post(shop, _CHAT) as first:
+        seen = _some(first, 1)
+        with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=30) as said:
+            name = said.headers["X-Nightmill-Stream"]
+            assert next(said.iter_lines()) == ": alive"
+        come_back = httpx2.delete if stops else httpx2.get
+        answer = come_back(f"{shop.url}/streams/{name}", headers=headers, timeout=30)
+        assert answer.status_code == 200
+        seen += list(first)
+        again = httpx2.get(f"{shop.url}/streams/{name}", headers=headers, timeout=30)
+        eventually(lambda: shop.host._in_flight == 0, 10, "the engine is free")
+
+    assert _text(seen) == _WHOLE
+    if stops:
+        assert (answer.json()["stopped"], again.status_code) == (True, 404)
+    else:
+        assert _text(list(_events(iter(answer.text.split("\n"))))) == _WHOLE
+
+
 def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
