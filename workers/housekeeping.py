@@ -61,12 +61,13 @@ class Housekeeper:
         self._swept = self._retained = clock()
 
     def keep(self) -> None:
-        """Raises DatabaseBusy; then it could not be written, by others neither, so that nobody's beat moved."""
+        """Raises DatabaseBusy. Where nobody has beaten for long either, nobody could: no lease ends for that."""
         try:
             self._keep()
         except DatabaseBusy:
-            for observer in (self._workers, self._shards, self._jobs):
-                observer.start_afresh()
+            if self._workers.stands_still:
+                for observer in (self._workers, self._shards, self._jobs):
+                    observer.start_afresh()
             raise
 
     def _keep(self) -> None:
@@ -111,7 +112,7 @@ class Housekeeper:
 
         One that has beaten since it was looked at lives.
         """
-        worker = session.get(Worker, worker_id, with_for_update=True)  # whoever beats now waits, or was first
+        worker = session.get(Worker, worker_id)
         if worker is not None and worker.beat != seen and not _is_gone(worker):
             return
         log.warning("worker_lost", extra={"worker": worker_id, "pool": worker.pool if worker else None})

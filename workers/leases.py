@@ -2,14 +2,15 @@
 
 No timestamp of another process is compared with ours, so a clock that jumps expires nothing. A new leader starts
 its observations afresh and therefore waits one whole lease before it takes anything back. So does one that could not
-write: then nobody could beat. And time in which it did not look (it stood still, perhaps with all others: a paused
-deployment, a suspended machine) is none.
+write while all beats stood still: then nobody could beat. And time in which it did not look (it stood still, perhaps
+with all others: a paused deployment, a suspended machine) is none.
 """
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 _LOOK = 1 / 3  # of a lease
+_LONG = 2 / 3  # of a lease
 _SHORTEST_LOOK = 1.0  # seconds
 
 K = TypeVar("K", bound=Hashable)
@@ -23,6 +24,7 @@ class Observer(Generic[K]):
         self._clock = clock
         self._seen: dict[K, tuple[int, float]] = {}
         self._looked, self._away = clock(), 0.0
+        self._moved = self._looked
 
     def stale(self, beats: Iterable[tuple[K, int]]) -> list[tuple[K, int]]:
         """Look at all current claims; those that are not there any more are forgotten."""
@@ -32,10 +34,16 @@ class Observer(Generic[K]):
         for key, beat in beats:
             old = before.get(key)
             since = old[1] if old is not None and old[0] == beat else at
+            self._moved = max(self._moved, since)
             self._seen[key] = (beat, since)
             if at - since >= self._lease:
                 expired.append((key, beat))
         return expired
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether for most of a lease no beat has moved, as far as was looked."""
+        return self._looked - self._away - self._moved >= self._lease * _LONG
 
     def start_afresh(self) -> None:
         """Nothing that was seen until now counts."""

@@ -105,6 +105,24 @@ def test_nobody_dies_of_a_time_in_which_nothing_could_be_written(house: House, m
     assert ledgers.shard(house.db, job.id).state == ShardState.PENDING
 
 
+def test_a_duty_that_fails_time_and_again_keeps_nobody_alive(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.worker("far", host="elsewhere")
+    house.worker("near", host="elsewhere")
+
+    def busy() -> None:
+        raise DatabaseBusy
+
+    monkeypatch.setattr(house.dispatcher._house, "_fire", busy)
+    for _ in range(8):
+        house.beat("near")
+        with pytest.raises(DatabaseBusy):
+            house.tick(5)
+
+    with house.db.read() as session:
+        assert session.get(Worker, "far") is None
+        assert session.get(Worker, "near") is not None
+
+
 def test_wall_clock_that_jumps_expires_no_lease(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     job = ledgers.running(house.db, [4], project_id=project_of(house.db, "one"))
     house.worker()
