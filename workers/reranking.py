@@ -27,6 +27,7 @@ from workers.host import EngineHost
 
 _PARAM = "ranking_options.ranker"
 _AGAIN = 2.0
+_ROUNDING = 0.05  # by which a share, or a cosine, may be beyond 0 and 1
 
 
 class _Result(msgspec.Struct):
@@ -47,6 +48,7 @@ class Reranking:
     def __init__(self, context: Context, host: EngineHost, queue: str) -> None:
         self._context, self._host, self._queue = context, host, queue
         self._lines = Lines(context.config)
+        self._logits: set[str] = set()  # models that have given some
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
 
     async def answer(self, question: Question, priority: int) -> Answer:
@@ -59,7 +61,7 @@ class Reranking:
     ) -> Sequence[Found] | Answer:
         """Best first, with the model's scores within 0 to 1; of several queries each text's best.
 
-        Some servers give logits, which the logistic function brings there.
+        Some servers give logits: once one has shown that, the logistic function brings all of its scores there.
 
         Raises what engines raise.
         """
@@ -76,10 +78,11 @@ class Reranking:
                 scores = [max(score, given[n]) for n, score in enumerate(scores)]
             except (msgspec.MsgspecError, KeyError):
                 return refusal(502, "The re-ranking model gave no score for some texts.", code="engine_error")
-        if any(not 0.0 <= score <= 1.0 for score in scores):
-            scores = [_logistic(score) for score in scores]
+        if any(not -_ROUNDING <= score <= 1.0 + _ROUNDING for score in scores):
+            self._logits.add(search.ranker)
+        shown = _logistic if search.ranker in self._logits else _clamped
         best = sorted(zip(scores, found, strict=True), key=lambda pair: -pair[0])
-        return [msgspec.structs.replace(one, score=score) for score, one in best]
+        return [msgspec.structs.replace(one, score=shown(score)) for score, one in best]
 
     async def _asked(self, body: dict[str, object], question: Question, priority: int) -> Answer:
         loop = asyncio.get_running_loop()
@@ -127,6 +130,10 @@ class Reranking:
             raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
         with self._context.db.read() as session:
             return fleet.serves(session, queue, name)
+
+
+def _clamped(score: float) -> float:
+    return min(1.0, max(0.0, score))
 
 
 def _logistic(score: float) -> float:

@@ -140,17 +140,31 @@ def test_scores_that_are_missing_are_the_engines_fault(
     assert asked(shelf, ranker="ranker").status == 502
 
 
+def _scored(*scores: float) -> Answer:
+    results = [{"index": n, "relevance_score": score} for n, score in enumerate(scores)]
+    return Answer(200, msgspec.json.encode({"results": results}))
+
+
 def test_logits_keep_their_order_and_are_shown_as_what_they_stand_for(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = shelf.names(QUERY, text_weight=0.0)
-    results = [{"index": n, "relevance_score": float(n - 2)} for n in range(4)]
-    _answers(shelf, monkeypatch, Answer(200, msgspec.json.encode({"results": results})))
-
+    _answers(shelf, monkeypatch, _scored(-2, -1, 0, 1))
     ranked = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
+    _answers(shelf, monkeypatch, _scored(0.5, 0.5, 0.5, 0.5))
+    later = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
 
     assert [round(one.score, 3) for one in ranked] == [0.731, 0.5, 0.269, 0.119]
     assert [one.file_id for one in ranked] == first[::-1]
+    assert {round(one.score, 3) for one in later} == {0.622}, "such a model's scores are logits"
+
+
+def test_a_share_that_is_a_little_too_large_is_no_logit(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(shelf, monkeypatch, _scored(1.0000001, 0.5, 0.25, -0.01))
+
+    ranked = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
+
+    assert [one.score for one in ranked] == [1.0, 0.5, 0.25, 0.0]
 
 
 def test_a_model_of_another_queue_without_worker_is_busy(shelf: Shelf) -> None:
