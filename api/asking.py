@@ -122,17 +122,21 @@ async def ask(
         stream=stream,
         linger=resume or 0,
     )
-    kept = Resumable(call.project_id, url, question.deadline, resume, shown) if resume else None
-
-    async def served() -> bool:
-        return await run_in_threadpool(_still_served, call, queue, body["model"])
-
+    kept = Resumable(call.project_id, url, question.deadline, resume, shown, queue, body["model"]) if resume else None
+    served = _serving(call, queue, body["model"])
     there = _there(call, request, question.deadline)
     patience = _PATIENCE_SECONDS if stream else math.inf
     pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept, patience)
     while (first := await anext(pieces)).kind not in ("chunk", "end", "late"):
         pass
     return first, pieces
+
+
+def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
+    async def served() -> bool:
+        return await run_in_threadpool(_still_served, call, queue, model)
+
+    return served
 
 
 async def kept_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
@@ -149,7 +153,8 @@ async def resume(call: CallContext, request: Request, last: str, url: str) -> tu
     kept = await kept_stream(call, stream_id, after)
     if kept.url != url:
         raise InvalidRequest(f"This event is of a stream of {kept.url}.", param="Last-Event-ID", code="invalid_value")
-    return kept, call.services.lines.rest(stream_id, after, kept, _there(call, request, kept.deadline))
+    there, served = _there(call, request, kept.deadline), _serving(call, kept.queue, kept.model)
+    return kept, call.services.lines.rest(stream_id, after, kept, there, served)
 
 
 def named(at: str) -> bytes:

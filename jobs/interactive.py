@@ -70,13 +70,17 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Resumable(msgspec.Struct, frozen=True):
-    """What is known of a stream that its client may come back to. `shown` is what it takes to show the rest of it."""
+    """What is known of a stream that its client may come back to. `shown` is what it takes to show the rest of it;
+    `queue` and `model` say who could take it.
+    """
 
     tenant: str
     url: str
     deadline: float
     linger: int
     shown: bytes
+    queue: str = ""
+    model: str = ""
 
 
 class Piece(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -148,16 +148,18 @@ class Lines:
             raise _stream_gone()
         return found
 
-    async def rest(self, question_id: str, after: str, kept: Resumable, there: There) -> AsyncGenerator[Piece]:
+    async def rest(
+        self, question_id: str, after: str, kept: Resumable, there: There, served: Served
+    ) -> AsyncGenerator[Piece]:
         """The pieces behind `after`, if it was not the end.
 
-        Raises NotFound, StreamsAway, WorkerLost, and what `there` raises.
+        Raises NotFound, NoWorker, StreamsAway, WorkerLost, and what `there` raises.
         """
         asked = _Asked(self._server(), question_id, kept.linger, patience=_LATE_SECONDS)
         try:
             if await asked.ended(after):
                 return
-            async with asked.staying(), aclosing(asked.pieces(_gone, there, after)) as pieces:
+            async with asked.staying(), aclosing(asked.pieces(served, there, after)) as pieces:
                 async for piece in pieces:
                     yield piece
         except (RedisError, OSError) as error:
@@ -351,7 +353,7 @@ class _Asked:
             await there()
         if self._taken and at - self._heard > _SILENCE_SECONDS:
             raise WorkerLost
-        if not self._taken and self._line and at - self._looked >= _LOOK_SECONDS:
+        if not self._taken and at - self._looked >= _LOOK_SECONDS:
             self._looked = at
             await self._find(served)
 
@@ -364,18 +366,16 @@ class _Asked:
             await pipe.execute()
 
     async def _find(self, served: Served) -> None:
-        """Still in the line, and somebody to take it? Missing once, it may be on its way into somebody's hands."""
-        in_line = await self._redis.lpos(self._line, self._raw) is not None
+        """Still in the line, and somebody to take it? Missing once, it may be on its way into somebody's hands.
+
+        Whoever has come back does not know what was put there.
+        """
+        in_line = not self._line or await self._redis.lpos(self._line, self._raw) is not None
         self._gone = 0 if in_line else self._gone + 1
         if self._gone > 1:
             raise WorkerLost
         if not await served():
             raise NoWorker
-
-
-async def _gone() -> bool:
-    """Nobody is asked who would take what was taken."""
-    return False
 
 
 def _dropped(info: Mapping[str, Any], after: str) -> bool:

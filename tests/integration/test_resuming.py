@@ -74,6 +74,10 @@ def _post(
         yield _events(said.iter_lines())
 
 
+async def _yes() -> bool:
+    return True
+
+
 def _events(lines: Iterator[str]) -> Iterator[Event]:
     event: Event = {}
     for line in lines:
@@ -452,6 +456,7 @@ def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(shop.engine, "stream", _slowly(shop, 0.15))
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     body = {**_CHAT, "messages": [{"role": "user", "content": "Second"}]}
     with shop.open(places=1), _post(shop, _CHAT) as first:
@@ -471,6 +476,24 @@ def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
         assert (answer.json()["stopped"], again.status_code) == (True, 404)
     else:
         assert _text(list(_events(iter(answer.text.split("\n"))))) == _WHOLE
+
+
+def test_whoever_comes_back_to_a_line_that_nobody_serves_any_more_is_told(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.waiting._LOOK_SECONDS", 0.3)
+    shop = make_shop()
+    headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
+    shop.announce("gpu-1")  # and takes nothing
+    with httpx2.stream("POST", f"{shop.url}/chat/completions", json=_CHAT, headers=headers, timeout=30) as said:
+        name = said.headers["X-Nightmill-Stream"]
+        assert next(said.iter_lines()) == ": alive"
+    shop.leave("gpu-1")
+
+    rest = httpx2.get(f"{shop.url}/streams/{name}", headers=headers, timeout=30)
+
+    assert '"code":"no_worker"' in rest.text.replace(": ", ":")
 
 
 def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
@@ -534,7 +557,7 @@ async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_sho
     name, kept = new_id("req_"), Resumable("tenant", "/v1/chat/completions", now() + 60, 30, b"")
     pieces = [Piece("taken"), *(Piece("chunk", str(n).encode()) for n in range(4)), Piece("end")]
     lines = Lines(Settings(streams_url=redis_url))
-    async with interactive.connect(redis_url) as server, aclosing(lines.rest(name, "0-0", kept, _always)) as rest:
+    async with interactive.connect(redis_url) as server, aclosing(lines.rest(name, "0-0", kept, _always, _yes)) as rest:
 
         async def tell(*some: Piece) -> list[bytes]:
             return [await server.xadd(interactive.answer(name), {interactive.PIECE: pack(one)}) for one in some]
