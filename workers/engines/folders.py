@@ -22,9 +22,15 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+NEVER = os.EX_DATAERR
+
 
 class NotMade(Exception):
-    """What the process that was to make it said last."""
+    """What the process that was to make it said last, and how it ended: with `NEVER` it will again."""
+
+    def __init__(self, said: str, status: int) -> None:
+        super().__init__(said)
+        self.status = status
 
 
 def run(module: str, *words: str) -> None:
@@ -34,7 +40,7 @@ def run(module: str, *words: str) -> None:
         env=os.environ | QUIET, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        raise NotMade(done.stderr.strip()[-2000:])
+        raise NotMade(done.stderr.strip()[-2000:], done.returncode)
 
 
 def make(target: Path, fill: Callable[[Path], None]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +19,6 @@ from workers.engines.packaged import MINILM, ModelUnavailable, materialise
 from workers.engines.router import models_dir
 from workers.parsing.parser import Cutting
 
-log = logging.getLogger(__name__)
-
 #: Counts what parsing and cutting make of the same file: with another number everything is made anew.
 RECIPE: Final = 2
 _SEAM: Final = 2  # tokens: where a prompt and a text meet, a word may be cut otherwise
@@ -36,7 +33,7 @@ class NoTokenizer(Exception):
 
 
 class TokenizerAway(Exception):
-    """It cannot be fetched now."""
+    """It cannot be fetched, or made, now."""
 
 
 def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutting:
@@ -88,10 +85,12 @@ def _checked(folder: Path, models: Path) -> Path:
     if not tokenizing.has_vocabulary(folder):
         raise NoTokenizer("The embedding model's folder has no tokenizer.json, nor a vocabulary to make one from.")
     try:
-        return tokenizing.written(folder, models, _FILES)
+        made = tokenizing.written(folder, models, _FILES)
     except folders.NotMade as error:
-        log.warning("tokenizer_not_made", extra={"folder": str(folder), "error": str(error)})
-        raise NoTokenizer("The embedding model's vocabulary makes no tokenizer.") from error
+        raise TokenizerAway(f"The tokenizer of {folder} could not be made: {error}") from error
+    if made is None:
+        raise NoTokenizer("The embedding model's vocabulary makes no tokenizer.")
+    return made
 
 
 @lru_cache(maxsize=16)

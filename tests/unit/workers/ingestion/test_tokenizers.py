@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from jobs.registry import Registry
 from jobs.settings import Settings
 from tests.support import tiny_roberta
 from workers.engines import tokenizing
 from workers.engines.packaged import MINILM, materialise
 from workers.ingestion import cutting
-from workers.ingestion.cutting import NoTokenizer
+from workers.ingestion.cutting import NoTokenizer, TokenizerAway
 
 TEXT = "Förderanträge: def add(a, b) — the kiwi can't fly."
 
@@ -65,6 +66,16 @@ def test_a_vocabulary_makes_the_models_own_tokenizer_once(
     assert made == again
     assert made.max_tokens == {"bert": 126, "roberta": 510}[write.__name__]
     assert Tokenizer.from_file(str(made.tokenizer)).encode(TEXT).ids == whole.encode(TEXT).ids
+
+
+def test_a_tokenizer_that_cannot_be_made_now_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("a")
+    (tmp_path / "data").write_text("a file where the folder should be")
+
+    with pytest.raises(TokenizerAway, match="could not be made"):
+        cutting.folder_of(settings(tmp_path, folder), Registry.load(settings(tmp_path, folder)).resolve("plain"))
 
 
 @pytest.mark.parametrize(("files", "told"), [({}, "nor a vocabulary"), ({"vocab.json": "{"}, "makes no tokenizer")])
