@@ -169,10 +169,10 @@ def _pattern(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
 def _bound(side: str, sign: str, limit: str) -> Callable[[Mapping[str, Any], str | None], tuple[str, str]]:
     def words(error: Mapping[str, Any], param: str | None) -> tuple[str, str]:
         edge, bound = "max" if side == "above" else "min", error["ctx"][limit]
-        kind = "decimal" if isinstance(bound, float) else "integer"
+        kind, shown = ("decimal", f"{bound:.15g}") if isinstance(bound, float) else ("integer", str(bound))
         message = (
             f"Invalid '{param}': {kind} {side} {edge}imum value. "
-            f"Expected a value {sign} {bound:.15g}, but got {clip(error.get('input'))} instead."
+            f"Expected a value {sign} {shown}, but got {clip(error.get('input'))} instead."
         )
         return message, f"{kind}_{side}_{edge}_value"
 

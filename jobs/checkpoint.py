@@ -64,6 +64,14 @@ def facts_of(model: Model) -> Facts:
     )
 
 
+def room_of(model: Model) -> int:
+    """Tokens of a text behind the longer of its prompts, of which each byte may be one."""
+    folder = folder_of(model) if model.engine is EngineKind.EMBED else None
+    given = prompts_of(model.engine_args, own_prompts(folder) if folder else Own())
+    context = (context_of(folder) if folder else None) or model.max_model_len or UNKNOWN_CONTEXT
+    return context - max(len(given.query.encode()), len(given.passage.encode()))
+
+
 def folder_of(model: Model) -> Path | None:
     """Where its files lie on this machine."""
     source = model.source

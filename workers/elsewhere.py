@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from jobs.checkpoint import UNKNOWN_CONTEXT, facts_of
+from jobs import checkpoint
 from jobs.endpoints import EMBEDDINGS
 from jobs.registry import ModelsFileError, Registry
 from workers.asking import AGAIN, BROKEN_FILE, Asking
@@ -45,10 +45,8 @@ class Elsewhere:
         """How long a text may be for the model to take it: no token is shorter than a byte. Raises EngineBusy."""
         registry = await self._registry()
         known = registry.resolve(self._model(registry, model) or "")
-        facts = await asyncio.to_thread(facts_of, known) if known else None
-        tokens = facts.max_model_len if facts and facts.max_model_len else UNKNOWN_CONTEXT
-        prompt = max(len(facts.prompts.query.encode()), len(facts.prompts.passage.encode())) if facts else 0
-        return max(_SPECIAL, min(_LONGEST_PIECE, tokens - prompt - _SPECIAL))
+        room = await asyncio.to_thread(checkpoint.room_of, known) if known else checkpoint.UNKNOWN_CONTEXT
+        return max(_SPECIAL, min(_LONGEST_PIECE, room - _SPECIAL))
 
     async def embed(self, request: Request, model: str | None, texts: Sequence[str]) -> Vectors | Answer:
         """Raises EngineBusy, EngineFault."""

@@ -6,7 +6,7 @@ answer ──▶ admit ── none free: wait in line (by priority, then order) 
 
 refused, no route, 503   next server, else EngineBusy        429   wait as told, try again, else EngineBusy
 401, 402, 407   next server, else EngineBusy: it is our key or account that is refused, not the request
-reset, timeout, 5xx, not JSON, too large   EngineFault       4xx   Answer with OpenAI's error body
+reset, timeout, 408, 409, 425, 5xx, not JSON, too large   EngineFault   other 4xx   Answer with OpenAI's error body
 """
 
 import asyncio
@@ -38,7 +38,7 @@ LONGEST_PAUSE_SECONDS: Final = 5.0  # a longer Retry-After is the worker's to wa
 FIRST_BACKOFF_SECONDS: Final = 0.25
 CLOSED_SECONDS: Final = 10.0
 _CLOSED: Final = frozenset({401, 402, 407})
-_PASSING: Final = frozenset({408, 409, 425})  # as OpenAI's SDK has them: no fault of the request
+_PASSING: Final = frozenset({408, 409, 425})  # no fault of the request; OpenAI's SDK tries the first two again
 
 log = logging.getLogger(__name__)
 
