@@ -8,6 +8,7 @@ from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from cli import proc
 from cli.folder import DataFolder
 from cli.ports import is_free, take_free
 from cli.trouble import Trouble
@@ -32,7 +33,8 @@ def effective(**given: Any) -> Settings:
 def running(data_dir: Path | None) -> Settings:
     """`effective`, with the models file that `nightmill up` runs with here, where the environment names none."""
     config = effective(data_dir=data_dir)
-    named = config.models_file or DataFolder(config.data_dir).read_run().get("models_file") or ""
+    run = DataFolder(config.data_dir).read_run()
+    named = config.models_file or (run.get("models_file") if run.get("boot_id") == proc.boot_id() else "") or ""
     return config.model_copy(update={"models_file": named})
 
 

@@ -34,8 +34,8 @@ def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
             server.download(file_id, path)
             _say(f"{what}: {path}")
         elif path.is_file() and replaced(path):
-            path.unlink()
-            _say(f"{what}: none; removed {path}, which was of an earlier job")
+            path.resolve().unlink()
+            _say(f"{what}: none; removed what was in {path}")
 
 
 def require_success(job: Snapshot) -> None:

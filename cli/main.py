@@ -28,8 +28,8 @@ class Command(typer.Typer):
     """A command whose failures are one line on standard error."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        anchor(os.environ)
         try:
+            anchor(os.environ)
             return super().__call__(*args, **kwargs)
         except BrokenPipeError:  # whoever read our output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,6 +31,7 @@ from jobs.settings import Settings
 
 _JSON = dict[str, Any]
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_PORTS = {"http": 80, "https": 443}
 _PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
 _TIMEOUT = 60.0  # seconds for one answer; uploads get more
 _UPLOAD_TIMEOUT = 3600.0
@@ -61,12 +62,14 @@ def _same(one: str, other: str) -> bool:
     return _place(one) == _place(other)
 
 
-def _place(url: str) -> tuple[str, str, int | None]:
+def _place(url: str) -> tuple[str, ...]:
     try:
         parts = urlsplit(url)
-        return parts.scheme, "127.0.0.1" if parts.hostname in _LOOPBACK else parts.hostname or "", parts.port
+        host = "127.0.0.1" if parts.hostname in _LOOPBACK else parts.hostname or ""
+        port = parts.port or _PORTS.get(parts.scheme)
+        return parts.scheme, host, str(port), parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     except ValueError:
-        return "", url, None
+        return ("", url)
 
 
 def _by_hand(config: Settings, folder: DataFolder) -> _JSON:

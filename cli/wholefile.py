@@ -1,5 +1,8 @@
 """Files that appear under their names when they are whole."""
 
+import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +12,14 @@ from cli.trouble import Trouble
 
 #: What lies there are doors to devices and open files, even where it looks like a file: `/dev/stdout`, redirected.
 _DOORS = (Path("/dev"), Path("/proc"))
+_OWN = re.compile(r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)", re.ASCII)
+_STREAMS = {"stdout": 1, "stderr": 2}
 
 
 def replaced(path: Path) -> bool:
     """Whether `whole` puts a new file in its place. A device or a pipe is written to as it is."""
-    if any(door in path.absolute().parents for door in _DOORS) and not path.is_relative_to("/dev/shm"):  # noqa: S108
+    place = path.absolute()
+    if any(door in place.parents for door in _DOORS) and not place.is_relative_to("/dev/shm"):  # noqa: S108
         return False
     return path.is_file() or not path.exists()
 
@@ -25,10 +31,8 @@ def require_writable(path: Path) -> None:
         raise Trouble(f"{path}: there is no such folder")
     if path.is_dir():
         raise Trouble(f"{path} is a folder")
-    if replaced(path):
-        with _beside(path.resolve()).open("wb"):
-            pass
-        _beside(path.resolve()).unlink()
+    if replaced(path) and not os.access(folder, os.W_OK | os.X_OK):
+        raise Trouble(f"{path}: nothing can be written to its folder")
 
 
 @contextmanager
@@ -38,11 +42,11 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     Where `path` is a link, the file that it names is replaced.
     """
     if not replaced(path):
-        with path.open("ab") as out:
+        with _as_it_is(path) as out:
             yield out
         return
     path = path.resolve()
-    temporary = _beside(path)
+    temporary = path.with_name(f"{path.name}.part")
     try:
         with temporary.open("wb") as out:
             yield out
@@ -51,5 +55,11 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
+def _as_it_is(path: Path) -> BinaryIO:
+    """What this process has open is written to where it stands: opened anew it would have a place of its own."""
+    own = _OWN.fullmatch(str(path.absolute()))
+    if own is None:
+        return path.open("wb")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return os.fdopen(os.dup(_STREAMS.get(own[1]) or int(own[2])), "wb")

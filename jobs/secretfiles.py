@@ -35,8 +35,8 @@ def replaced(environment: Mapping[str, str], values: Mapping[str, str]) -> dict[
 def anchor(environment: MutableMapping[str, str]) -> None:
     """Make the paths of files absolute that the environment names from the folder one is in: children are elsewhere."""
     for name, value in list(environment.items()):
-        if name.endswith(SUFFIX) and value and (path := Path(value).absolute()).is_file():
-            environment[name] = str(path)
+        if name.endswith(SUFFIX) and value and not os.path.isabs(value) and os.path.isfile(value):  # noqa: PTH113, PTH117
+            environment[name] = str(Path(value).absolute())
 
 
 def _content(variable: str, path: str) -> str:

@@ -13,6 +13,7 @@ import typer
 
 from cli.options import ApiKey, DataDir, Url
 from cli.trouble import Trouble
+from cli.wholefile import require_writable, whole
 
 if TYPE_CHECKING:
     from cli.embedding.asking import Embedder
@@ -50,7 +51,6 @@ def embed_eval(
     from cli.embedding import inputs
     from cli.embedding.memory import resident_bytes
     from cli.server import connect
-    from cli.wholefile import require_writable
 
     if output:
         require_writable(output)
@@ -171,6 +171,7 @@ def _write(given: "Inputs", found: "list[Judged]", format_: str, output: Path | 
         print(told, end="")
         return
     try:
-        output.write_text(told, encoding="utf-8")
+        with whole(output) as out:
+            out.write(told.encode())
     except OSError as error:
         raise Trouble(f"cannot write {output}: {error.strerror}") from error

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 from cli import proc
-from cli.effective import effective
+from cli.effective import running
 from cli.folder import DataFolder
 from cli.ledger import opened
 from cli.trouble import Trouble
@@ -15,7 +15,7 @@ from jobs.registry import EngineKind, ModelsFileError, Registry
 
 def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
     """Of one worker, with all models that it serves; None where that cannot be seen from here."""
-    config = effective(data_dir=data_dir)
+    config = running(data_dir)
     if DataFolder(config.data_dir).read_run().get("url") != url:
         return None  # another deployment than this machine's
     try:

@@ -50,4 +50,4 @@ def test_what_an_earlier_job_left_is_not_taken_for_this_ones(
         fetch(server, _job({"input_tokens": 0, "output_tokens": 0}), answers, errors)
 
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err == f"answers: none; removed {answers}, which was of an earlier job\n"
+    assert capsys.readouterr().err == f"answers: none; removed what was in {answers}\n"

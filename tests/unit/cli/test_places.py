@@ -99,6 +99,7 @@ def test_no_key_is_given_to_a_server_that_is_named(folder: Path, monkeypatch: py
         ("http://localhost:8000/v1", True),
         ("http://localhost:8001", False),
         ("https://127.0.0.1:8000", False),
+        ("http://127.0.0.1:8000/another", False),
         ("http://other:8000", False),
         ("http://:80OO", False),
     ],
@@ -116,12 +117,15 @@ def test_a_key_that_is_none_is_told(folder: Path) -> None:
 
 
 def test_the_models_file_is_the_one_that_an_up_runs_with_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "run.json").write_text(json.dumps({"models_file": "/srv/models.yaml"}))
+    DataFolder(folder).write_run({"models_file": "/srv/models.yaml"})
 
     assert running(folder).models_file == "/srv/models.yaml"
     assert effective(data_dir=folder).models_file == ""
     monkeypatch.setenv("NIGHTMILL_MODELS_FILE", "/srv/other.yaml")
     assert running(folder).models_file == "/srv/other.yaml"
+    monkeypatch.delenv("NIGHTMILL_MODELS_FILE")
+    (folder / "run.json").write_text(json.dumps({"models_file": "/srv/models.yaml", "boot_id": "of another day"}))
+    assert running(folder).models_file == ""
 
 
 def test_its_own_port_is_asked_where_a_proxy_passes_no_health_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,9 @@ def test_an_open_file_that_is_named_as_a_device_is_added_to(tmp_path: Path) -> N
         door = Path(f"/proc/self/fd/{redirected.fileno()}")
         with whole(door) as out:
             out.write(b"x")
+        redirected.write(b" after")
 
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out", b"before x")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out", b"before x after")]
 
 
 def test_the_file_that_a_link_names_is_replaced(tmp_path: Path) -> None:
@@ -137,6 +138,13 @@ def test_what_is_written_to_as_it_is_does_not_get_the_beginning_twice(tmp_path: 
 def test_where_no_file_can_be_is_told(tmp_path: Path, name: str, told: str) -> None:
     with pytest.raises(Trouble, match=told):
         require_writable(tmp_path / name)
+
+
+def test_a_folder_that_takes_no_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+
+    with pytest.raises(Trouble, match="nothing can be written"):
+        require_writable(tmp_path / "out")
 
 
 def test_a_file_that_can_be_is_not_made_yet(tmp_path: Path) -> None:
