@@ -30,7 +30,8 @@ from typing import Any
 from bench.judged import first_sentence
 from cli.procfile import CHECKOUT
 from jobs.settings import Settings
-from workers.engines.packaged import MINILM, QUIET, materialise
+from workers.engines.folders import QUIET
+from workers.engines.packaged import MINILM, materialise
 
 GROUPS = 2400
 _WRONG = 3  # to each right one

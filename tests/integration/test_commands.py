@@ -210,7 +210,8 @@ def test_the_audit_log_of_all_this_is_intact(cli: Cli) -> None:
         (("cancel", "batch_none"), "No job found"),
         (("retry", "batch_none"), "No job found"),
         (("jobs", "--state", "bogus"), "Invalid value"),
-        (("jobs", "--url", "http://127.0.0.1:9"), "no server answers"),
+        (("jobs", "--url", "http://127.0.0.1:9", "--api-key", "nm_other"), "no server answers"),
+        (("jobs", "--url", "http://127.0.0.1:9"), "no API key"),
         (("submit", "/nowhere.jsonl"), "cannot read /nowhere.jsonl"),
         (("submit", os.devnull), "is empty"),
         (("jobs", "--metadata", "run"), "write it as name=value"),
@@ -298,9 +299,10 @@ def test_run_batch_writes_one_file_in_the_order_of_the_input(
 ) -> None:
     out = tmp_path / "out.jsonl"
 
-    done = cli("run-batch", "-i", str(requests("one", "!500 two", "three")), "-o", str(out), "--model", MODEL)
-    refused = cli("run-batch", "-i", "x", "-o", "y", "--model", MODEL, "--enforce-eager")
-    unknown = cli("run-batch", "-i", "x", "-o", "y", "--model", "nobody")
+    paths = "-i", str(requests("one", "!500 two", "three")), "-o", str(out)
+    done = cli("run-batch", *paths, "--model", MODEL)
+    refused = cli("run-batch", *paths, "--model", MODEL, "--enforce-eager")
+    unknown = cli("run-batch", *paths, "--model", "nobody")
 
     assert done.returncode == 0, done.stderr
     assert [line["custom_id"] for line in _lines(out)] == ["r0", "r1", "r2"]
