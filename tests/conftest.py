@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete
 
 from jobs.bootstrap import migrate
 from jobs.db import Database
@@ -24,6 +23,14 @@ from tests.support.services import MEMORY, Postgres, need
 
 # A shell that starts us in the background has SIGINT ignored, and whatever we start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave PostgreSQL and Weaviate to `make verify`, except for tests of what differs between databases."""
+    for item in items:
+        postgres = item.get_closest_marker("postgres") and not item.get_closest_marker("dialects")
+        if postgres or "weaviate" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.verify)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +120,9 @@ def _open(url: str) -> Iterator[Database]:
 
 
 def _empty(database: Database) -> None:
-    """Between tests the rows go; the connections and the compiled statements stay, which is most of the time."""
+    """Delete all rows after a test; on PostgreSQL in one script, which takes a tenth of the time of TRUNCATE."""
+    deletes = [f'DELETE FROM "{name}"' for name in Base.metadata.tables]
     with database.write() as session:
-        for table in Base.metadata.tables.values():
-            session.execute(delete(table))
+        connection = session.connection()
+        for statement in deletes if connection.dialect.name == "sqlite" else ["; ".join(deletes)]:
+            connection.exec_driver_sql(statement)

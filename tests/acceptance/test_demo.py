@@ -16,7 +16,7 @@ from tests.support import stub_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 CHATS, DOCUMENTS = 16, 40
-pytestmark = pytest.mark.timeout(300)  # eight processes start on what may be two busy cores
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]  # eight processes start on what may be two busy cores
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from cli.demo.system import running
 from tests.support import stub_engine
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
 
 def test_sdk_example_of_the_readme_answers_three_questions(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from tests.architecture.mutants import MUTANTS
 
+pytestmark = pytest.mark.verify
+
 ROOT = Path(__file__).parent.parent.parent
 
 

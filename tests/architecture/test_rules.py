@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "jobs", "workers", "cli", "migrations", "bench")
-MOST_LINES = 400
+MOST_LINES = 600
 
 # Who moves a state: the ledger (jobs), and the two modules that guard their own table's states the same way.
 STATE_WRITERS = {"jobs/ledger.py", "jobs/shards.py", "jobs/deliveries.py"}

@@ -6,6 +6,8 @@ import pytest
 
 from tests.chaos.faults import FAULTS, deck, late_start
 
+pytestmark = pytest.mark.verify
+
 
 @pytest.mark.parametrize("names", [["broker frozen"], ["gpu zombie", "database held"], ["gpu"], ["gpu", "broker full"]])
 def test_only_these_faults_are_dealt_and_as_many_as_were_asked_for(names: list[str]) -> None:

@@ -25,6 +25,8 @@ from tests.support import oracle
 from tests.support.receiver import Received
 from workers.engines.fake import reply
 
+pytestmark = pytest.mark.verify
+
 _OK = Answer("k1", 200, 0.1, "batch_1")
 _BUSY = Answer("k2", 503, 1.0, retry_after="1")
 

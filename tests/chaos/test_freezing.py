@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.chaos.faults import _freeze_idle, lockers
 from tests.support.system import eventually
+
+pytestmark = pytest.mark.verify
 
 BEATS = """
 import fcntl, sys, threading

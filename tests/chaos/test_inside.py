@@ -16,6 +16,8 @@ from tests.support.databases import fresh
 from workers.vectors.memory import MemoryVectors
 from workers.vectors.port import Entry, Store
 
+pytestmark = pytest.mark.verify
+
 _STORE = Store("vs_1", "default", "stub", 2)
 
 

@@ -15,6 +15,8 @@ from tests.chaos.judging_ours import contents, judge_broken, judge_mirror, own_f
 from tests.chaos.load import Broken
 from tests.support.mirrored import Mirror, Version
 
+pytestmark = pytest.mark.verify
+
 _FAULT = '{"error": {"message": "The engine gave no answer: connection reset", "code": "engine_error"}}'
 _OURS = '{"error": {"message": "The engine gave no answer.", "code": "engine_error"}}'
 

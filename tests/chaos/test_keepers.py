@@ -14,6 +14,8 @@ from openai.types import VectorStoreSearchResponse as Found
 from tests.chaos.journal import Journal
 from tests.chaos.keepers import Keeper
 
+pytestmark = pytest.mark.verify
+
 
 class _Client:
     """Makes a store and a source, and then answers `said`."""

@@ -11,6 +11,8 @@ from tests.chaos.journal import Journal
 from tests.chaos.librarians import Librarians
 from tests.support.shelved import Intake, Shelf, make_paper
 
+pytestmark = pytest.mark.verify
+
 
 class _Client:
     """Of a server that has no store; `closes` is deleted while it is asked for."""

@@ -9,6 +9,8 @@ from openai.types import VectorStoreSearchResponse as Found
 from tests.support import mirrored
 from tests.support.mirrored import Mirror, Version
 
+pytestmark = pytest.mark.verify
+
 
 def _version(name: str, stem: str, **changes: Any) -> Version:
     return Version(name, stem * 8, 4, **changes)

@@ -12,6 +12,8 @@ from tests.support import oracle
 from tests.support.oracle import Asked, Job, Line, Result, Told
 from workers.engines.fake import reply
 
+pytestmark = pytest.mark.verify
+
 _CHAT = "/v1/chat/completions"
 _REST = {"object": "batch", "endpoint": _CHAT, "input_file_id": "file-1", "completion_window": "24h", "created_at": 1}
 

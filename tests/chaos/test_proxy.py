@@ -12,6 +12,8 @@ import pytest
 from tests.support.proxy import Proxy
 from tests.support.system import pause
 
+pytestmark = pytest.mark.verify
+
 _TURNS = 200
 
 

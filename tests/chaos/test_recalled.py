@@ -11,6 +11,8 @@ from tests.support.recalled import CHAT, EMBEDDINGS, RESPONSE, TEXT, Anew, Clear
 from tests.support.stub_engine import STAMP, stamped, text_mark
 from workers.engines.fake import reply
 
+pytestmark = pytest.mark.verify
+
 _PROMPT = f"Recall it {STAMP}"
 
 

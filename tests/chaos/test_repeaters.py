@@ -11,6 +11,8 @@ from tests.chaos.journal import Journal
 from tests.chaos.repeaters import Repeater
 from tests.support import recalled
 
+pytestmark = pytest.mark.verify
+
 
 class _Sdk:
     """A deployment whose cache works, or does not."""

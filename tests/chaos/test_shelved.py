@@ -13,6 +13,8 @@ from tests.support.oracle import Told
 from tests.support.shelved import LARGE, SMALL, Intake, Paper, Shelf, make_paper
 from tests.support.stub_engine import text_mark
 
+pytestmark = pytest.mark.verify
+
 
 def _paper(**changes: Any) -> Paper:
     fields = {"key": "paper", "name": "p.txt", "content": b"", "stem": "abc", "words": 6, "file_id": "file-1"}

@@ -15,7 +15,8 @@ from tests.chaos.judging import embedded_again, embedding_bound
 from tests.chaos.load import Mix
 from tests.chaos.table import shown
 
-pytestmark = pytest.mark.timeout(420)  # the first test waits for the whole run: 90 s on a quiet machine
+# The first test waits for the whole run: 90 s on a quiet machine.
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(420)]
 
 _SEED = 20
 _FAULTS = (

@@ -7,6 +7,8 @@ import pytest
 
 from tests.chaos.soak import Sample, Weighed
 
+pytestmark = pytest.mark.verify
+
 _MINUTE = 60.0
 
 

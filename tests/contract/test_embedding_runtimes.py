@@ -13,7 +13,7 @@ from workers.engines import embed_onnx
 from workers.engines.embed_model import Computing, SentenceModel
 from workers.engines.packaged import MINILM, materialise
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
 TEXTS = ["A cat sat on the mat.", "x", "Interest rates rose again, and again.", "word " * 90, "été à la plage 東京"]
 

@@ -26,7 +26,7 @@ def s3() -> Iterator[S3]:
     server.close()
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.verify)])
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """A way to open the same storage again, as another process would."""
     if request.param == "disk":

@@ -24,6 +24,7 @@ from workers.vectors.opening import open_vectors
 from workers.vectors.port import Entry, Hit, Store, Vectors, VectorsAway
 from workers.vectors.weaviate import collection_name
 
+WEAVIATE = pytest.param("weaviate", marks=pytest.mark.verify)
 TEXTS = {
     "punctuation": "it's \"quoted\", isn't it? \\ / % _ ; -- DROP TABLE",
     "lines": "one\n\ttwo\r\nthree",
@@ -84,14 +85,14 @@ def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> Place:
     return Place(urls[kind](), folder / "vectors")
 
 
-@pytest.fixture(params=["memory", "lance", "weaviate"])
+@pytest.fixture(params=["memory", "lance", WEAVIATE])
 def vectors(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Vectors]:
     opened = place_of(request.param, request, tmp_path).opened()
     yield opened
     opened.close()
 
 
-@pytest.fixture(params=["lance", "weaviate"])
+@pytest.fixture(params=["lance", WEAVIATE])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """What several processes may open."""
     return place_of(request.param, request, tmp_path)

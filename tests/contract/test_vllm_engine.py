@@ -19,7 +19,7 @@ from workers.engines.packaged import SMOLLM2, materialise
 from workers.engines.vllm_serving import FOR_WAITERS
 
 # an engine starts in about 70 s on two quiet cores; the model is converted once for each checkout
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(600)]
 
 CHAT, TEXT, RESPONSES, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"
 MODELS = Path(os.environ.get("NIGHTMILL_TEST_MODELS", ROOT / ".nightmill" / "models"))

@@ -33,6 +33,8 @@ from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
 from workers.host import EngineHost
 from workers.telling import Telling
 
+pytestmark = pytest.mark.verify
+
 BODY = {"model": MODEL, "input": "Hello"}
 
 

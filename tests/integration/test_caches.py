@@ -19,6 +19,8 @@ from tests.support.shop import MODEL, Shop
 from workers.engines.fake import FakeEngine
 from workers.retention import Retention
 
+pytestmark = pytest.mark.verify
+
 _HELLO: Any = [{"role": "user", "content": "Hello"}]
 _CACHED: Any = {"temperature": 0, "extra_body": {"cache": True}}
 

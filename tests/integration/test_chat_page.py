@@ -16,6 +16,8 @@ from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from workers.engines.port import Answer, Emit, Request
 
+pytestmark = pytest.mark.verify
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:

@@ -23,7 +23,7 @@ from jobs.errors import NightmillError
 from tests.support.system import MODEL, ROOT, StubEngine, System, eventually
 
 Cli = Callable[..., "Done"]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

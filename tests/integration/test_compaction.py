@@ -15,6 +15,8 @@ from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.fitting.fitted import Fitted
 
+pytestmark = pytest.mark.verify
+
 LIMIT = 700  # words, of which an answer has 512
 
 

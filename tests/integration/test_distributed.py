@@ -28,7 +28,7 @@ from tests.support.stub_engine import prompts
 from tests.support.system import EMBED_ALIAS, EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually, pause
 from tests.support.weaviate import Weaviate
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.distributed]
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300), pytest.mark.distributed]
 CHAT = "/v1/chat/completions"
 #: Lines of one host's two shards, which may be asked again when it dies.
 LOST_AT_ONCE = 64

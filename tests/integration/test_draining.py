@@ -17,7 +17,7 @@ from tests.support.receiver import Receiver
 from tests.support.stub_engine import prompts
 from tests.support.system import MODEL, StubEngine, System, eventually, pause
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for the deployment's start
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]  # the first test waits for the deployment's start
 ASKED: Any = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 
 

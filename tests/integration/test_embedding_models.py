@@ -19,7 +19,7 @@ from tests.support import tiny_bert, tiny_roberta
 from tests.support.system import ROOT, StubEngine, System, eventually
 from workers.engines.packaged import MINILM
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
 PROMPTED, TINY, CODE = "minilm-prompted", "tiny", "code"
 LONG = "word " * 600

@@ -14,7 +14,7 @@ from workers import app
 from workers.away import BrokerAway
 from workers.ringer import CeleryRinger
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.distributed]
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(180), pytest.mark.distributed]
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
 from workers.packing import Room
 
+pytestmark = pytest.mark.verify
+
 
 async def _words(request: Request) -> Length:
     return Length(len(prompt_of(request.url, request.body).split()), 100)

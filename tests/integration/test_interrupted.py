@@ -31,6 +31,8 @@ from workers.host import EngineHost
 from workers.keeper import Hold, Keeper
 from workers.running import run
 
+pytestmark = pytest.mark.verify
+
 
 @pytest.fixture
 def asked() -> list[str]:

@@ -18,6 +18,8 @@ from workers import finishing
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
 
+pytestmark = pytest.mark.verify
+
 _LINES = 24
 _BYTES = 1_000_000  # of an answer
 

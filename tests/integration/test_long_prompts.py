@@ -32,6 +32,8 @@ from workers.interactive import Desk
 from workers.schemas.checked import Checked
 from workers.schemas.checker import Checker
 
+pytestmark = pytest.mark.verify
+
 LIMIT = 100
 LARGE, EMBED = "large", "emb"
 _SOURCE = '{urls: ["http://127.0.0.1:9/v1"]}'

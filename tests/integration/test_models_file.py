@@ -18,6 +18,8 @@ from workers.company import Company
 from workers.engines.router import build
 from workers.reloading import Reloading
 
+pytestmark = pytest.mark.verify
+
 
 def _file(folder: Path, **urls: str) -> None:
     models = [f'  {name}: {{source: {{urls: ["{url}"]}}, engine: http}}\n' for name, url in urls.items()]

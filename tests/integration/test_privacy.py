@@ -23,7 +23,7 @@ from tests.support.receiver import Receiver
 from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually, watched
 from tests.unit.workers.parsing import samples
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 WORD = "zq7-canary-quagga-5519"
 #: Of a client who waits: what it asks passes through Redis, whose own file has it for a while.
 ASKED = "zq8-canary-dodo-7731"

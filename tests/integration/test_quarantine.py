@@ -14,7 +14,7 @@ from openai import OpenAI
 from tests.support import tiny_bert
 from tests.support.system import StubEngine, System, eventually
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(400)]
 
 GOOD, BAD = "good", "bad"
 DEATHS = 2

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.verify
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -28,6 +28,8 @@ from tests.support.web import running_app, serve
 from workers.engines.fake import CREATED
 from workers.engines.port import Answer, Emit, Request
 
+pytestmark = pytest.mark.verify
+
 _HELLO: Any = [{"role": "user", "content": "Hello"}]
 _CHAT = {"model": MODEL, "messages": _HELLO, "stream": True}
 _RESUME = {"X-Nightmill-Resume": "30"}

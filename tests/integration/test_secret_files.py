@@ -12,7 +12,7 @@ import pytest
 from tests.support.services import Postgres
 from tests.support.system import ROOT, eventually, free_port
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.verify, pytest.mark.postgres]
 
 
 def test_release_and_web_start_with_their_database_in_a_file(postgres_server: Postgres, tmp_path: Path) -> None:

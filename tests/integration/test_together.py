@@ -20,6 +20,8 @@ from workers.engines.port import Answer, Request
 from workers.host import EngineHost
 from workers.running import run_in_turn
 
+pytestmark = pytest.mark.verify
+
 WHOLE = 8
 
 

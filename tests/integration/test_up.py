@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.system import command
 
+pytestmark = pytest.mark.verify
+
 ROOT = Path(__file__).parent.parent.parent
 
 RELEASE = """

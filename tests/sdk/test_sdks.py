@@ -109,7 +109,7 @@ RAW = {
     ("node-7.57", "a file is uploaded in chunks"): ["uploads.upload_file_chunked"],
 }
 #: A suite takes some ten seconds; the first test of an SDK may install it before.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.simulation.play import WEATHERS, Game, play, weather_of
 from tests.simulation.world import SimulatedDatabase, Weather
 
 SEEDS = int(os.environ.get("NIGHTMILL_TEST_SEEDS", "0"))
-_SECONDS = 30.0  # where no number is asked for, as many as fit
+_SECONDS = 5.0  # where no number is asked for, as many as fit
 _AT_LEAST = 2 * len(WEATHERS)
 
 #: Worlds in which something was once wrong.

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -16,6 +17,8 @@ from jobs.queues import Queue, Task
 from jobs.states import JobState
 from tests.support import ledgers
 from tests.support.invariants import violations
+
+pytestmark = pytest.mark.verify
 
 _THREADS = 6
 _SECONDS = 3.0

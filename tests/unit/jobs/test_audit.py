@@ -13,6 +13,8 @@ from jobs.audit import Verdict
 from jobs.db import Database
 from jobs.models import Audit, AuditHead
 
+pytestmark = pytest.mark.dialects
+
 ROWS = 8
 
 

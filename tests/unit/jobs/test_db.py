@@ -25,6 +25,8 @@ from tests.support.noting import add_one, gate_of, note, notes, opened, write_ma
 from tests.support.services import Postgres
 from tests.support.system import eventually
 
+pytestmark = pytest.mark.dialects
+
 # ── transactions ──
 
 

@@ -21,6 +21,8 @@ from jobs.settings import Settings
 from jobs.webhook import Outcome, new_secret
 from tests.support.databases import KINDS, fresh, until_waiting
 
+pytestmark = pytest.mark.dialects
+
 CONFIG = Settings(webhook_retry_seconds=(0, 10, 100), webhook_disable_seconds=1000)
 OK = Outcome(200, None, None, 0.01)
 BROKEN = Outcome(500, "status 500", None, 0.01)

@@ -31,6 +31,8 @@ from tests.support.ledgers import (
     told,
 )
 
+pytestmark = pytest.mark.dialects
+
 
 def at_once(count: int, work: Callable[[int], object]) -> list[object]:
     """Run `work` on so many threads that start together; what each returned or raised."""

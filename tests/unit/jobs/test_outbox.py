@@ -12,6 +12,8 @@ from jobs.queues import Queue, Task
 from tests.support import ledgers
 from tests.support.ledgers import doorbells, planning, running, submitted
 
+pytestmark = pytest.mark.dialects
+
 SOON = 4_000_000_000.0
 
 

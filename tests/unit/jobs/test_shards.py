@@ -18,6 +18,8 @@ from jobs.states import JobState, ShardState
 from tests.support import ledgers
 from tests.support.ledgers import LosesAnswers, answer, claim_shard, doorbells, running, segments, shard, state, tally
 
+pytestmark = pytest.mark.dialects
+
 
 def lose(db: Database, job_id: str, n: int = 0) -> bool:
     with db.write() as session:

@@ -18,7 +18,7 @@ from tests.support.proxy import Proxy
 from tests.support.services import Postgres
 from tests.support.system import signal_all
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.dialects, pytest.mark.postgres]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from jobs.webhook import signing_secrets
 from migrations import check
 from tests.support.services import Postgres
 
+pytestmark = pytest.mark.dialects
+
 ROOT = Path(__file__).parent.parent.parent.parent
 MIGRATE = "import sys; from jobs.bootstrap import migrate; migrate(sys.argv[1])"
 

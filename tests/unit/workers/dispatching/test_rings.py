@@ -22,6 +22,8 @@ from tests.support.house import House, new_file, project_of
 from workers import dispatcher
 from workers.leadership import Leadership
 
+pytestmark = pytest.mark.dialects
+
 
 def test_rings_are_bounded_by_twice_the_live_slots(house: House) -> None:
     job = ledgers.running(house.db, [1] * 10, project_id=project_of(house.db, "one"))
