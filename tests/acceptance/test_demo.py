@@ -88,7 +88,7 @@ def test_interrupted_demo_leaves_nothing_running(start: Start, number: signal.Si
     process.send_signal(number)
     process.wait(60)
 
-    gone, alive = psutil.wait_procs(_processes_of(start.data), timeout=15)
+    gone, alive = psutil.wait_procs(_processes_of(start.data), timeout=30)
     assert alive == [], gone
     assert process.returncode != 0
 

@@ -177,7 +177,7 @@ def test_results_and_events_are_followed_while_it_runs(sdk: openai.OpenAI, mill:
         thread.start()
     mill.drain(batch.id)
     for thread in threads:
-        thread.join(20)
+        thread.join(30)
     http.close()
 
     assert sorted(got) == sorted(f"c{n}" for n in range(20))

@@ -30,7 +30,7 @@ from tests.support.distributed import Servers
 from tests.support.oracle import Job, Result
 from tests.support.receiver import Receiver
 from tests.support.stub_engine import MARK
-from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, command, eventually, pause
+from tests.support.system import EMBED_MODEL, MODEL, SCALED, StubEngine, System, command, pause, wait_for
 from tests.support.weaviate import Weaviate
 
 SHARD_LINES = int(SCALED["NIGHTMILL_SHARD_LINES"])
@@ -214,7 +214,7 @@ class Campaign:
         """The clients go on without a fault. Raises TimeoutError that says what the clients beside the batches have."""
         self.load.feeding.set()
         try:
-            eventually(true, seconds * self.patience, what)
+            wait_for(true, seconds * self.patience, what)
         except TimeoutError as error:
             keeper, repeaters = self.load.keeper, self.load.repeaters
             cleared = [len(one.clearings) for one in repeaters]
@@ -227,7 +227,7 @@ class Campaign:
         """A real engine takes a minute to come back; a kill before that would only show the same again."""
         last = self.struck[-1].over
         try:
-            eventually(lambda: self.load.moved[-1] > last, STUCK_SECONDS * self.patience, "work goes on")
+            wait_for(lambda: self.load.moved[-1] > last, STUCK_SECONDS * self.patience, "work goes on")
         except TimeoutError as error:
             self.journal.violation(str(error))
 
@@ -292,7 +292,7 @@ class Campaign:
         if code:
             self.journal.violation(f"`up` ended with {code}")
         try:
-            eventually(lambda: not self.system.family(), 3, "nothing is left")
+            wait_for(lambda: not self.system.family(), 3, "nothing is left")
         except TimeoutError:
             left = [" ".join(command(process))[:120] for process in self.system.family()]
             self.journal.violation(f"alive after the stop: {left}")

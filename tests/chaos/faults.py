@@ -41,7 +41,7 @@ from tests.chaos.journal import Journal
 from tests.chaos.load import Load
 from tests.support.distributed import Killable, Servers
 from tests.support.oracle import Job
-from tests.support.system import SCALED, StubEngine, System, command, eventually, pause, rival, signal_all
+from tests.support.system import SCALED, StubEngine, System, command, pause, rival, signal_all, wait_for
 from tests.support.weaviate import Weaviate
 from workers.away import BrokerAway
 from workers.ringer import CeleryRinger
@@ -169,7 +169,7 @@ def _kill_engine(scene: Scene) -> None:
 
 def _kill_core(scene: Scene) -> None:
     """vLLM's engine process, from under the worker that talks to it."""
-    eventually(lambda: scene.system.named("gpu", "EngineCore"), 300, "vLLM has an engine process")
+    wait_for(lambda: scene.system.named("gpu", "EngineCore"), 300, "vLLM has an engine process")
     signal_all(scene.system.named("gpu", "EngineCore"), signal.SIGKILL)
 
 
@@ -195,7 +195,7 @@ def _submit_to_frozen(scene: Scene) -> None:
         _freeze_idle(frozen)
         job = load.submit(load.new_job("/v1/chat/completions"))
         with suppress(TimeoutError):
-            eventually(lambda: load.status(job) == "in_progress", 20, "planned")
+            wait_for(lambda: load.status(job) == "in_progress", 20, "planned")
         pause(0.5)  # the doorbell is on its way to the frozen process
     finally:
         signal_all(frozen, signal.SIGKILL)
@@ -230,7 +230,7 @@ def _await_start(scene: Scene, job: Job) -> None:
         return bool(counts and counts.completed)
 
     with suppress(TimeoutError):
-        eventually(started, 4 * _START_SECONDS * scene.patience, "it starts")
+        wait_for(started, 4 * _START_SECONDS * scene.patience, "it starts")
     took = time.monotonic() - began
     scene.journal.violation(*late_start(job.key, took, scene.patience))
     scene.recovery("idle", took)
@@ -379,7 +379,7 @@ def _kill_up(guard: bool) -> Callable[[Scene], None]:
         with suppress(psutil.NoSuchProcess):
             psutil.Process(system.guard() if guard else system.supervisor()).kill()
         try:
-            eventually(lambda: not system.family(), _GONE_SECONDS, "nothing is left of `up`")
+            wait_for(lambda: not system.family(), _GONE_SECONDS, "nothing is left of `up`")
         except TimeoutError:
             left = [f"{process.pid} {' '.join(command(process))[:120]}" for process in system.family()]
             scene.journal.violation(f"alive after the kill of `up`: {left}")

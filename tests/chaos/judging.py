@@ -12,7 +12,7 @@ from tests.chaos.repeaters import TEXTS
 from tests.support import oracle, shelved
 from tests.support.shelved import Shelf
 from tests.support.stub_engine import text_mark
-from tests.support.system import SCALED, eventually
+from tests.support.system import SCALED, wait_for
 from workers.ingestion.index import CHUNKS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -125,6 +125,6 @@ def _judge_inside(campaign: "Campaign") -> None:
 
 def _await_purged(campaign: "Campaign", found: Inside) -> None:
     try:
-        eventually(lambda: not found.owed(), _PURGE_SECONDS * campaign.patience, "everything is removed", every=0.5)
+        wait_for(lambda: not found.owed(), _PURGE_SECONDS * campaign.patience, "everything is removed", every=0.5)
     except TimeoutError as error:
         campaign.journal.violation(f"{error}: {found.owed()} are owed")

@@ -23,7 +23,7 @@ from tests.support import mirrored
 from tests.support.mirrored import Mirror, Version
 from tests.support.shelved import KINDS, LARGE, SMALL, new_stem, written
 from tests.support.stub_engine import text_mark
-from tests.support.system import eventually, pause
+from tests.support.system import pause, wait_for
 from workers.engines.fake import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ class Keeper:
             answers.extend([] if found is None else [found])
             return found is not None
 
-        eventually(asked, 60.0, f"somebody answers a search in {self.mirror.key}")
+        wait_for(asked, 60.0, f"somebody answers a search in {self.mirror.key}")
         return answers[-1]
 
     # ── requests ──

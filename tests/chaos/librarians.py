@@ -22,7 +22,7 @@ from tests.chaos.journal import Journal
 from tests.support import shelved
 from tests.support.shelved import LARGE, SMALL, Intake, Paper, Shelf, make_paper
 from tests.support.stub_engine import text_mark
-from tests.support.system import eventually, pause
+from tests.support.system import pause, wait_for
 
 if TYPE_CHECKING:
     from tests.chaos.load import Client
@@ -296,7 +296,7 @@ class Librarians:
             answers.extend([] if found is None else [found])
             return found is not None
 
-        eventually(asked, 60.0, f"somebody answers a search for {paper.key}")
+        wait_for(asked, 60.0, f"somebody answers a search for {paper.key}")
         return answers[-1]
 
     def find(self, shelf: Shelf, paper: Paper, *, by_words: bool) -> list[Found] | None:

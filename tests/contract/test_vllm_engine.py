@@ -345,7 +345,7 @@ def test_cancelling_frees_the_slots(host: Host) -> None:
 
     for number, _ in running:
         host.send("cancel", of=number)
-    said = [future.result(10) for _, future in running]
+    said = [future.result(30) for _, future in running]
 
     assert {answer["error"] for answer in said} == {"CancelledError"}
     assert chat(host)["status"] == 200
@@ -398,7 +398,7 @@ def test_an_engine_that_hangs_is_killed_and_reported(host: Host, pids: Path) -> 
     """After the one before, whose engine may be silent for 8 seconds."""
     _, running = host.send("answer", url=CHAT, body={"model": MODEL, "messages": QUESTION, **FOREVER})
     with pytest.raises(TimeoutError):
-        running.result(10)  # it works for longer than it may be silent
+        running.result(30)  # it works for longer than it may be silent
 
     stopped = signal_engine(pids, signal.SIGSTOP)
     said = running.result(60)

@@ -298,7 +298,7 @@ def test_of_a_worker_that_was_lost_what_it_still_tells_is_not_shown(make_world: 
 
     host: Any = SimpleNamespace(engine=Late())
     zombie = Telling(host, world.redis_url, response_id, 0)
-    world.mill.host.call(zombie.ask(Request("/v1/responses", BODY, "r"))).result(5)
+    world.mill.host.call(zombie.ask(Request("/v1/responses", BODY, "r"))).result(30)
     with redis.Redis.from_url(world.redis_url) as server:
         assert any(b"LATE" in entry[b"p"] for _, entry in server.xrange(interactive.answer(response_id)))
     events = seen + list(stream)

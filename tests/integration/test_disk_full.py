@@ -100,7 +100,7 @@ class Filler:
 
     def remove(self) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(30)
         os.close(self._file)
         self._path.unlink()
 

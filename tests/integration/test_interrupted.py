@@ -182,7 +182,7 @@ def test_shard_that_was_lost_while_it_was_read_is_not_run(
     def lose() -> None:
         with mill.db.write() as session:
             shards.fence(session, job_id)
-        assert holds[0].lost.wait(5)
+        assert holds[0].lost.wait(30)
 
     _at_the_first_read(monkeypatch, lose)
     run(mill.gpu, mill.host, job_id, 0)
@@ -216,7 +216,7 @@ def test_answers_of_a_claim_that_was_lost_are_dropped_and_asked_for_again(
         with db.write() as session:
             shards.fence(session, job_id)
         engine.freed = True
-        zombie.result(10)
+        zombie.result(30)
         assert _count(db, Segment) == 0
 
         mill.lose_rings = lambda _task: False
@@ -279,7 +279,7 @@ def test_finisher_that_lost_its_claim_leaves_nothing_behind(
     def lose() -> None:
         with mill.db.write() as session:
             assert ledger.put_back(session, job_id, holds[0].epoch)
-        assert holds[0].lost.wait(5)
+        assert holds[0].lost.wait(30)
 
     _at_the_first_read(monkeypatch, lose)
     finish(mill.cpu, job_id)

@@ -253,7 +253,7 @@ def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
             stack.callback(host.close)
             desk = Desk(host, shop.redis_url, queue, own={searches.URL: _nothing})
             host.call(desk.serve())
-            stack.callback(lambda host=host, desk=desk: host.call(desk.close()).result(5))
+            stack.callback(lambda host=host, desk=desk: host.call(desk.close()).result(30))
             row = Worker(
                 id=queue, pool="gpu", host="h", pid=1, started=1, queues=[queue], models=[model], slots=2,
                 state="ready", restarts=0, created_at=now(), seen_at=now(),
@@ -284,7 +284,7 @@ def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_
             return _around(fake, Elsewhere(context, callers[0], fake, "gpu.generate"))
 
         shop = make_shop(engine={"fault": _small}, around=around, models_file=str(models))
-        stack.callback(lambda: shop.host.call(callers[0].close()).result(5))
+        stack.callback(lambda: shop.host.call(callers[0].close()).result(30))
         with shop.open():
             yield shop
 
@@ -316,7 +316,7 @@ def test_a_line_of_a_batch_is_nobody_who_waits_for_the_other_model(town: Shop) -
     line = Request("/v1/chat/completions", body, "r1", 5, "p", "batch_1")
     with _neighbours(town, fault=look):
         _chat(town, context={"route_long": LARGE})
-        answer = town.host.call(town.host.engine.answer(line)).result(20)
+        answer = town.host.call(town.host.engine.answer(line)).result(30)
 
     assert answer.status == 200
     assert shown == [(True, None), (False, "batch_1")]

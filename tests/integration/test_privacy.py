@@ -238,9 +238,9 @@ def test_metrics_and_flower_show_neither(scene: Scene) -> None:
     password = (scene.system.data / "flower.password").read_text().strip()
     request = urllib.request.Request(f"{run['flower_url'].rstrip('/')}/api/tasks?limit=1000")
     request.add_header("Authorization", "Basic " + base64.b64encode(f"nightmill:{password}".encode()).decode())
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         tasks: dict[str, Any] = json.load(answer)
-    with urllib.request.urlopen(f"{scene.system.url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{scene.system.url}/metrics", timeout=30) as answer:
         metrics = answer.read().decode()
 
     assert {task["name"] for task in tasks.values()} >= {"plan", "run"}

@@ -112,7 +112,7 @@ def test_the_end_of_a_stream_is_told_once_it_is_stored(shop: Shop) -> None:
     body = {"model": MODEL, "messages": HELLO, "store": True, "stream": True}
     headers = {"Authorization": f"Bearer {shop.client.api_key}"}
     stored = []
-    with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=20) as said:
+    with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=30) as said:
         for line in said.iter_lines():
             if line == "data: [DONE]":
                 stored = list(shop.client.chat.completions.list())
@@ -198,7 +198,7 @@ def _resumable(shop: Shop, **headers: str) -> Iterator[Iterator[tuple[str, Any]]
     """The ids of a stream's events, and what they say."""
     body = {"model": MODEL, "messages": HELLO, "store": True, "stream": True}
     given = {"Authorization": f"Bearer {shop.client.api_key}", **(headers or {"X-Nightmill-Resume": "30"})}
-    with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=given, timeout=20) as said:
+    with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=given, timeout=30) as said:
         assert said.status_code == 200, said.read()
         yield _told(said.iter_lines())
 
@@ -284,7 +284,7 @@ def test_of_two_who_store_a_stream_at_the_same_moment_the_row_knows_one_and_none
     def second(path: str, data: bytes) -> None:
         """The first has looked, and is about to write: meanwhile another one does all that it does."""
         monkeypatch.setattr(storage, "put", lambda path, data: objects.append(data) or put(path, data))
-        httpx2.get(f"{shop.url}/streams/{name}", headers=key, timeout=20)
+        httpx2.get(f"{shop.url}/streams/{name}", headers=key, timeout=30)
         if deleted:
             [stored] = shop.client.chat.completions.list()
             shop.client.chat.completions.delete(stored.id)

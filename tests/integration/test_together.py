@@ -101,7 +101,7 @@ def test_small_jobs_run_together_and_who_finds_no_room_is_rung_elsewhere(mill: M
         assert engine.asks == WHOLE
         engine.free = True
         for one in heard:
-            one.result(20)
+            one.result(30)
 
     assert {mill.job(job_id).state for job_id in jobs[:-1]} == {JobState.SUCCEEDED}
     assert engine.asks == 2 * WHOLE

@@ -222,7 +222,7 @@ def test_killing_it_leaves_nothing_running(up: Up, victim: str) -> None:
     os.kill(up.process.pid if victim == "guard" else up.supervisor(), signal.SIGKILL)
     _eventually(lambda: up.family() == [], seconds=5)
 
-    assert up.process.wait(5) != 0
+    assert up.process.wait(30) != 0
     _eventually(lambda: not (up.data / "run.json").exists(), seconds=5)
 
 

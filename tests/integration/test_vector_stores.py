@@ -190,7 +190,7 @@ def running(folder: Path, **environment: str) -> Iterator[Mill]:
 
 
 def _alive(system: System) -> set[str]:
-    return set(httpx2.get(f"{system.url}/readyz", timeout=5).json()["workers"])
+    return set(httpx2.get(f"{system.url}/readyz", timeout=30).json()["workers"])
 
 
 @pytest.fixture(scope="module")
@@ -572,7 +572,7 @@ def test_a_query_is_rewritten_by_a_chat_model_or_searched_as_it_stands(mill: Mil
     assert re.fullmatch("echo [0-9a-f]{16}", made)
     assert (failed, hung) == ([f"{question} !500"], [f"{question} !hang"])
     assert found[0] == found_too[0] == "whale.txt"
-    assert 2 <= time.monotonic() - began < 20
+    assert 2 <= time.monotonic() - began < 120
 
 
 def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:

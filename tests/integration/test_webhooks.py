@@ -34,7 +34,7 @@ from jobs.webhook import new_secret
 from tests.support.beside import beside
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
-from tests.support.system import pause
+from tests.support.system import GRACE_SECONDS, pause
 from workers import process
 from workers.housekeeping import Housekeeper
 from workers.webhooks import loop
@@ -105,7 +105,7 @@ def delivering(db: Database, settings: Settings | None = None, worker: str = "io
         yield
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+def eventually(holds: Callable[[], bool], seconds: float = GRACE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not holds():
@@ -210,28 +210,23 @@ def test_loop_returns_when_nothing_is_due_for_a_while(db: Database) -> None:
     began = time.monotonic()
     loop.run(db, config(), "io-1", threading.Event(), idle_seconds=0.5)
 
-    assert 0.4 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 0.4
 
 
 def test_second_run_of_the_same_worker_returns_at_once(db: Database) -> None:
     with delivering(db, worker="io-1"):
         eventually(lambda: "io-1" in loop._running)
-        began = time.monotonic()
-        loop.run(db, config(), "io-1", threading.Event(), idle_seconds=60)
+        loop.run(db, config(), "io-1", threading.Event(), idle_seconds=3600)
 
-    assert time.monotonic() - began < 20
     assert "io-1" not in loop._running
 
 
 def test_stop_ends_the_loop_promptly_and_gives_back_what_it_held(db: Database, receiver: Receiver) -> None:
     endpoint(db, receiver.url("hang"))
     happen(db, 10)
-    with delivering(db, config(webhook_timeout_seconds=30)):
+    with delivering(db, config(webhook_timeout_seconds=3600)):
         eventually(lambda: len(receiver.requests) == 2)
-        began = time.monotonic()
-    took = time.monotonic() - began
 
-    assert took < 15
     with db.read() as session:
         assert free(session)
     assert states(db) == {"pending": 10}

@@ -240,7 +240,7 @@ class Works:
             row = session.get(VectorStore, search.store_id)
         tenant = tenant or (row.project_id if row else "nobody")
         question = Question("req_1", searches.URL, searches.encode(search), tenant, deadline=4e9, stream=False)
-        return self.host.call(self.searching.answer(question, 0)).result(20)
+        return self.host.call(self.searching.answer(question, 0)).result(30)
 
     @contextmanager
     def as_stranger(self) -> Iterator[None]:

@@ -58,7 +58,7 @@ class Receiver:
     def __enter__(self) -> "Receiver":
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._up.wait(10)
+        assert self._up.wait(30)
         return self
 
     def __exit__(
@@ -70,7 +70,7 @@ class Receiver:
         assert self._loop is not None
         assert self._thread is not None
         self._loop.call_soon_threadsafe(self._down.set)
-        self._thread.join(10)
+        self._thread.join(30)
 
     def url(self, path: str = "ok", host: str | None = None) -> str:
         return f"{'https' if self.tls else 'http'}://{host or self.host}:{self.port}/{path}"

@@ -93,7 +93,7 @@ class Postgres:
         for victim in victims:
             with suppress(psutil.NoSuchProcess):
                 victim.kill()
-        psutil.wait_procs(victims, timeout=10)
+        psutil.wait_procs(victims, timeout=30)
 
     def start(self) -> None:
         self._server.ensure_postgres_running()

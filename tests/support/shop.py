@@ -57,9 +57,9 @@ class Shop:
         try:
             yield desk
         finally:
-            self.host.call(desk.close()).result(5)
+            self.host.call(desk.close()).result(30)
             with suppress(CancelledError):
-                serving.result(5)
+                serving.result(30)
 
     def announce(self, worker: str) -> None:
         row = Worker(
@@ -76,7 +76,7 @@ class Shop:
     def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         """Without the SDK, which would neither send everything nor show everything."""
         given = {"Authorization": f"Bearer {self.client.api_key}", **headers}
-        return httpx2.post(f"{self.url}/{path}", json=body, headers=given, timeout=20)
+        return httpx2.post(f"{self.url}/{path}", json=body, headers=given, timeout=30)
 
     def objects(self, folder: str) -> list[str]:
         """What is kept in the storage there."""

@@ -49,7 +49,7 @@ class Site:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(30)
 
     @property
     def port(self) -> int:

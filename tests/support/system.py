@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 LOG_LINE = 2000  # characters of a log's line that are shown
 _SHIFTING = Path(__file__).parent / "clocks"
 _WATCH = Path(__file__).parent / "watch"
+GRACE_SECONDS = 30.0  # a busy machine stands still for this long, and no test may fail by it
 _PORTS = (12_000, 32_000)  # Linux lends 32,768 to 60,999: net.ipv4.ip_local_port_range
 MODEL = "stub-model"
 EMBED_MODEL = "stub-embed"
@@ -81,7 +82,16 @@ def watched(calls: Path) -> dict[str, str]:
 
 
 def eventually(true: Callable[[], object], seconds: float, what: str, every: float = 0.05) -> None:
-    """Wait until something is so. Raises TimeoutError that says what was waited for."""
+    """Wait until a condition holds, as `wait_for` does, but for `GRACE_SECONDS` at least."""
+    wait_for(true, max(seconds, GRACE_SECONDS), what, every)
+
+
+def wait_for(true: Callable[[], object], seconds: float, what: str, every: float = 0.05) -> None:
+    """Wait until a condition holds, for `seconds` at most.
+
+    Raises:
+        TimeoutError: `what` was waited for in vain.
+    """
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
@@ -124,7 +134,7 @@ class StubEngine:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self.kill()
-        self._thread.join(10)
+        self._thread.join(30)
 
     def kill(self) -> None:
         if self._process is not None:

@@ -71,5 +71,5 @@ def serve(app: FastAPI) -> Iterator[str]:
     finally:
         app.state.services.stopping.set()
         web.should_exit = True
-        thread.join(15)
+        thread.join(30)
         listener.close()

@@ -30,7 +30,7 @@ from tests.chaos.doses.intake import judge_audit, same
 from tests.chaos.doses.known import Known, all_unlike
 from tests.support.receiver import Received, Receiver
 from tests.support.services import Postgres
-from tests.support.system import System, eventually, pause
+from tests.support.system import System, pause, wait_for
 
 _RATE = 4.0
 _SMALL = (1, 3, 20)
@@ -250,7 +250,7 @@ def _an_output(made: Site) -> str:
         found[:] = [one["output_file_id"] for one in batches if one["status"] == "completed"]
         return bool(found)
 
-    eventually(is_there, _TOLD_SECONDS, "a batch has ended", every=0.5)
+    wait_for(is_there, _TOLD_SECONDS, "a batch has ended", every=0.5)
     return found[0]
 
 

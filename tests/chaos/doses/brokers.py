@@ -28,7 +28,7 @@ from tests.support.distributed import servers
 from tests.support.proxy import Proxy
 from tests.support.servers import Rabbit, Valkey
 from tests.support.services import Postgres
-from tests.support.system import eventually, pause, signal_all
+from tests.support.system import pause, signal_all, wait_for
 
 _RATE = 10.0
 _DOWN_SECONDS = 10.0
@@ -78,7 +78,7 @@ def _judge_alarm(outcome: Outcome, made: Site) -> Outcome:
 
 def _until_asked(made: Site) -> float:
     began, heard = time.monotonic(), made.engine.heard()
-    eventually(lambda: made.engine.heard() > heard, 6 * _RESUME_SECONDS, "the engine is asked again")
+    wait_for(lambda: made.engine.heard() > heard, 6 * _RESUME_SECONDS, "the engine is asked again")
     return time.monotonic() - began
 
 
@@ -103,7 +103,7 @@ def _down(made: Site) -> None:
         signal_all(made.system.tree("broker"), signal.SIGKILL)
         shutil.rmtree(made.system.data / "broker" / "appendonlydir", ignore_errors=True)
         pause(0.2)
-    eventually(lambda: _answers(made), _ENDED_SECONDS, "the broker is back")
+    wait_for(lambda: _answers(made), _ENDED_SECONDS, "the broker is back")
 
 
 def _answers(made: Site) -> bool:

@@ -16,7 +16,7 @@ import httpx2
 
 from tests.chaos.doses.dose import Given
 from tests.support import stub_engine
-from tests.support.system import EMBED_MODEL, MODEL, StubEngine, System, eventually, pause
+from tests.support.system import EMBED_MODEL, MODEL, StubEngine, System, pause, wait_for
 
 CHAT = "/v1/chat/completions"
 _PATIENCE = 60.0
@@ -103,7 +103,7 @@ class Site:
     def await_ended(self, seconds: float) -> bool:
         """Whether every job ends in time."""
         try:
-            eventually(lambda: not self.open_jobs(), seconds, "all ended", every=0.5)
+            wait_for(lambda: not self.open_jobs(), seconds, "all ended", every=0.5)
         except TimeoutError:
             return False
         return True
@@ -112,7 +112,7 @@ class Site:
         return stub_engine.prompts(self.engine.log)
 
     def await_web(self, port: int, seconds: float = 60) -> None:
-        eventually(lambda: self._alive(port), seconds, f"web answers on {port}")
+        wait_for(lambda: self._alive(port), seconds, f"web answers on {port}")
 
     def _alive(self, port: int) -> bool:
         try:

@@ -27,7 +27,7 @@ from jobs.settings import Settings
 from tests.chaos.doses.deployment import Site, line, site
 from tests.chaos.doses.dose import Given, Outcome, p95
 from tests.support.receiver import Received, Receiver, certificate
-from tests.support.system import eventually, pause, signal_all
+from tests.support.system import pause, signal_all, wait_for
 from workers.webhooks.lanes import AHEAD
 
 _SCHEDULE = (0.0, 2.0, 4.0, 8.0)
@@ -204,8 +204,8 @@ def _await_good(outcome: Outcome, made: Site, receiver: Receiver) -> None:
         outcome.violations.append("not all batches ended")
     events = happened(made)
     try:
-        eventually(lambda: len(firsts(receiver.of("ok"))) >= len(events), 60, "the good one has all", every=0.5)
-        eventually(lambda: len(receiver.of("500")) >= len(events) * len(_SCHEDULE), 120, "500 has all", every=0.5)
+        wait_for(lambda: len(firsts(receiver.of("ok"))) >= len(events), 60, "the good one has all", every=0.5)
+        wait_for(lambda: len(receiver.of("500")) >= len(events) * len(_SCHEDULE), 120, "500 has all", every=0.5)
     except TimeoutError as error:
         outcome.violations.append(str(error))
 
@@ -247,10 +247,10 @@ def sender_killed(given: Given) -> Outcome:
             outcome.violations.append("not all batches ended")
         due = len(happened(made)) * _RECEIVERS
         try:
-            eventually(lambda: _different(receiver) >= due, 120, "every event has arrived", every=0.5)
+            wait_for(lambda: _different(receiver) >= due, 120, "every event has arrived", every=0.5)
         except TimeoutError as error:
             outcome.violations.append(str(error))
-        eventually(lambda: not any(_owed(made, name) for name in listeners.ids.values()), 120, "none is owed", every=1)
+        wait_for(lambda: not any(_owed(made, name) for name in listeners.ids.values()), 120, "none is owed", every=1)
         _judge_sent(outcome, made, listeners, receiver, kills)
     return outcome
 
@@ -259,7 +259,7 @@ def _kill_sender(given: Given, made: Site, receiver: Receiver, kills: int) -> No
     """Each time as it is at work: after something has come, and a moment."""
     for _ in range(kills):
         seen = len(receiver.requests)
-        eventually(lambda seen=seen: len(receiver.requests) > seen, 60, "it sends")  # type: ignore[misc]
+        wait_for(lambda seen=seen: len(receiver.requests) > seen, 60, "it sends")  # type: ignore[misc]
         pause(given.rng.uniform(0, 0.5))
         signal_all(made.system.tree("io"), signal.SIGKILL)
 

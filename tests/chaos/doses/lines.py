@@ -14,7 +14,7 @@ from typing import Any
 from jobs.settings import Settings
 from tests.chaos.doses.deployment import Site, line, site
 from tests.chaos.doses.dose import Given, Outcome
-from tests.support.system import eventually, pause
+from tests.support.system import pause, wait_for
 
 _KINDS = ("!crash", "!reset", "!hang", "!html", "!500", "!huge")
 _CRASHES = 4
@@ -39,7 +39,7 @@ def _await(made: Site, batch: str, seconds: float) -> dict[str, Any]:
         found[:] = [made.get(f"batches/{batch}")]
         return found[0]["status"] in TERMINAL
 
-    eventually(ended, seconds, f"{batch} ends", every=0.2)
+    wait_for(ended, seconds, f"{batch} ends", every=0.2)
     return found[0]
 
 

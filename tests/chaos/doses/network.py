@@ -28,7 +28,7 @@ from tests.support.invariants import violations
 from tests.support.proxy import Proxy
 from tests.support.servers import Valkey
 from tests.support.services import Postgres
-from tests.support.system import MODEL, SCALED, command, eventually, pause
+from tests.support.system import MODEL, SCALED, command, pause, wait_for
 
 _RATE = 2.0
 _BAD_SECONDS = 60.0
@@ -313,7 +313,7 @@ def _judge_inside(outcome: Outcome, bad: Bad) -> None:
 def _judge_stop(outcome: Outcome, made: Site) -> None:
     code, left = made.system.stop(), list[str]()
     try:
-        eventually(lambda: not made.system.family(), 3, "nothing is left")
+        wait_for(lambda: not made.system.family(), 3, "nothing is left")
     except TimeoutError:
         left = [" ".join(command(process))[:120] for process in made.system.family()]
     outcome.judge("no process is left", *left, f"`up` ended with {code}" if code else "")

@@ -27,7 +27,7 @@ from tests.chaos.inside import inside
 from tests.support import oracle, stub_engine
 from tests.support.proxy import Proxy
 from tests.support.shelved import new_stem
-from tests.support.system import EMBED_MODEL, eventually, pause, signal_all
+from tests.support.system import EMBED_MODEL, pause, signal_all, wait_for
 from tests.support.weaviate import Weaviate
 from workers.ingestion.index import CHUNKS_AT_ONCE
 
@@ -170,12 +170,12 @@ def _round(
     searching.look_in(store, list(texts))
     client.vector_stores.file_batches.create(store, files=files)  # type: ignore[arg-type]
     counts = partial(_counts, client, store)
-    eventually(lambda: counts()["completed"] or counts()["failed"], _IN_SECONDS, "a document is in")
+    wait_for(lambda: counts()["completed"] or counts()["failed"], _IN_SECONDS, "a document is in")
     before = counts()
     strike()
     began = time.monotonic()
     try:
-        eventually(lambda: not counts()["in_progress"], 2 * _IN_SECONDS, f"{name}: all are in", every=0.5)
+        wait_for(lambda: not counts()["in_progress"], 2 * _IN_SECONDS, f"{name}: all are in", every=0.5)
     except TimeoutError:
         outcome.violations.append(f"{name}: {dict(counts())}")
     told = f"{name}: {before['in_progress']} of {len(texts)} documents were on their way, all in after"
@@ -276,7 +276,7 @@ def searched(outcome: Outcome, answers: Sequence[Shown]) -> None:
 def _judge_inside(outcome: Outcome, library: Library, chunks: int) -> None:
     config = Settings(data_dir=library.made.system.data, vectors_url=library.url)
     with inside(config, None) as found:
-        eventually(lambda: not found.owed(), _IN_SECONDS, "everything is removed", every=0.5)
+        wait_for(lambda: not found.owed(), _IN_SECONDS, "everything is removed", every=0.5)
         faults = found.violations()
         with found.db.read() as session:
             entries = session.scalar(select(func.sum(VectorStoreFile.entries))) or 0

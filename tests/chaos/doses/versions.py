@@ -26,7 +26,7 @@ from tests.chaos.doses.dose import Given, Outcome
 from tests.chaos.doses.intake import answered, exist, judge_audit
 from tests.chaos.doses.known import Known, all_unlike
 from tests.support.distributed import servers
-from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually, pause
+from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, pause, wait_for
 
 _JOBS = 200
 _LARGE, _LARGE_LINES = 6, 300
@@ -107,7 +107,7 @@ def _upgrade(folder: Path, old: Path, outcome: Outcome) -> None:
         outcome.judge(f"stopped with {in_flight} in flight", f"its exit code is {code}" if code else "")
         began, heard = time.monotonic(), before.engine.heard()
         after = host(folder)
-        eventually(lambda: after.engine.heard() > heard, 120, "the engine is asked again")
+        wait_for(lambda: after.engine.heard() > heard, 120, "the engine is asked again")
         outcome.at_most("goes on after, with its start", time.monotonic() - began, _RESUME_SECONDS, " s")
         _judge(outcome, after, known)
 

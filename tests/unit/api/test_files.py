@@ -256,7 +256,7 @@ def test_bytes_whose_row_comes_after_their_request_was_cut_off_are_there(
 
     monkeypatch.setattr(Lease, "complete", late)
     asyncio.run(cut())
-    assert ended.wait(10)
+    assert ended.wait(30)
 
     with app.state.services.db.read() as session:
         rows = [Path(row.path).name for table in (File, UploadPart) for row in session.scalars(select(table))]

@@ -279,7 +279,7 @@ def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeyp
 
     def slow(_: Session) -> Iterator[Metric]:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(30)
         yield from ()
 
     monkeypatch.setattr("api.metrics._READERS", (slow,))
@@ -288,7 +288,7 @@ def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeyp
         exposition.text()
 
     with beside(scrape):
-        assert begun.wait(20)
+        assert begun.wait(30)
         assert b"nightmill_jobs" in exposition.text(), "the last one"
         go_on.set()
 

@@ -71,18 +71,18 @@ def test_a_running_job_shows_progress_pace_and_what_is_left(app: FastAPI, client
     job_id = create(client)["id"]
     runs.plan(db, job_id, 10, "m")
     with db.write() as session:
-        session.get_one(Job, job_id).in_progress_at -= 5
+        session.get_one(Job, job_id).in_progress_at -= 500
     runs.answer(db, storage, runs.take(db, job_id), range(5))
 
     job = client.get(f"/v1/jobs/{job_id}").json()
 
     assert (job["object"], job["state"], job["status"], job["model"]) == ("job", "running", "in_progress", "m")
     assert job["progress"] == {"total": 10, "completed": 5, "failed": 0, "fraction": 0.5}
-    assert 0.5 < job["rate"]["items_per_second"] <= 1
-    assert job["rate"]["tokens_per_second"] == pytest.approx(5 * job["rate"]["items_per_second"], rel=0.01)
-    assert job["eta_seconds"] == pytest.approx(5 / job["rate"]["items_per_second"], abs=0.2)
+    assert 0.1 < job["rate"]["items_per_second"] <= 1
+    assert job["rate"]["tokens_per_second"] == pytest.approx(5 * job["rate"]["items_per_second"], rel=0.1)
+    assert job["eta_seconds"] == pytest.approx(5 / job["rate"]["items_per_second"], rel=0.1)
     assert job["usage"]["total_tokens"] == 25
-    assert 0 <= job["worked_seconds"] < 5, "since the claim, and not since it was planned"
+    assert 0 <= job["worked_seconds"] < 400, "since the claim, and not since it was planned"
 
 
 def test_a_queued_job_knows_its_place(app: FastAPI, client: TestClient, stranger: TestClient) -> None:

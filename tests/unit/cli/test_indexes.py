@@ -192,7 +192,7 @@ def test_who_waits_follows_every_job_that_fills_it(web: FastAPI, client: Client)
         runs.run(client.db, web.state.services.storage, client.indexes()[index]["job_id"], 2)
         early = wait([done], timeout=2.0).done
         client.found_all()
-        result = done.result(20)
+        result = done.result(30)
     assert not early
 
     assert result.exit_code == 0, result.output

@@ -24,7 +24,7 @@ def receiver() -> Iterator[Receiver]:
     thread.start()
     yield receiver
     receiver.stop()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
 
 
@@ -37,7 +37,7 @@ def _post(receiver: Receiver, webhook_id: str, secret: str = SECRET, body: str =
     }
     request = urllib.request.Request(receiver.url, body.encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:
@@ -67,7 +67,7 @@ def test_a_repeated_event_is_marked_and_does_not_count(capsys: pytest.CaptureFix
     _post(receiver, "wh_1")
     still = thread.is_alive()
     _post(receiver, "wh_2")
-    thread.join(5)
+    thread.join(30)
 
     assert still
     assert not thread.is_alive()

@@ -613,7 +613,7 @@ def test_of_two_that_replay_what_was_missed_at_once_one_owes_it(postgres: Databa
             until_waiting(postgres, 1)
 
         assert len(owed) == 2
-        assert other.result(timeout=10) == []
+        assert other.result(timeout=30) == []
     with postgres.read() as session:
         assert len(session.scalars(select(Delivery)).all()) == 2
 

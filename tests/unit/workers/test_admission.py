@@ -25,7 +25,7 @@ class Gate:
         self._gone[n] = threading.Event()
         came = threading.Event()
         self._threads.submit(self._stay, n, share, came)
-        assert came.wait(5)
+        assert came.wait(30)
 
     def go(self, n: int) -> None:
         self._gone[n].set()

@@ -53,7 +53,7 @@ def _host(hosts: list[EngineHost], engine: FakeEngine) -> EngineHost:
 
 def _run(host: EngineHost, items: list[Item], tries: int = 4) -> tuple[list[int], list[int]]:
     answers = Answers()
-    broken = host.call(Answering(host, tries, answers).run(items)).result(20)
+    broken = host.call(Answering(host, tries, answers).run(items)).result(30)
     return sorted(answers.lines), [item.line for item in broken]
 
 
@@ -145,9 +145,9 @@ def test_last_try_has_nothing_else_in_flight(hosts: list[EngineHost]) -> None:
     others = Answering(host, 4, Answers()).run(_items(*"abcdefghij"))
     busy = host.call(others)
 
-    broken = host.call(Answering(host, 4, Answers()).run([poison])).result(10)
+    broken = host.call(Answering(host, 4, Answers()).run([poison])).result(30)
 
-    busy.result(10)
+    busy.result(30)
     assert len(broken) == 1
     assert flying["beside"] == 0
 
@@ -242,12 +242,12 @@ def test_cancelling_stops_every_lane(hosts: list[EngineHost]) -> None:
     asked = threading.Event()
     host = _host(hosts, FakeEngine(asked=lambda _: asked.set()))
     future = host.call(Answering(host, 4, Answers()).run(_items("!hang", "!hang", "!hang")))
-    assert asked.wait(5)
+    assert asked.wait(30)
 
     future.cancel()
 
-    host.call(asyncio.sleep(0.05)).result(5)
-    assert host.call(_tasks()).result(5) == 0
+    host.call(asyncio.sleep(0.05)).result(30)
+    assert host.call(_tasks()).result(30) == 0
 
 
 async def _tasks() -> int:

@@ -191,7 +191,7 @@ def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(
 
     run = Answering(host, 4, lambda *_: None, lambda request: asked.ask("gpu.large", request)).run([item])
 
-    assert host.call(run).result(10) == [item]
+    assert host.call(run).result(30) == [item]
     assert len(told.asked) == 4
     assert isinstance(item.fault, EngineFault)
     assert item.fault.answer
@@ -213,7 +213,7 @@ def test_a_line_whose_search_breaks_each_time_is_given_up_in_the_end(
 
     run = Answering(host, 4, lambda *_: None, search).run([item])
 
-    assert host.call(run).result(10) == [item]
+    assert host.call(run).result(30) == [item]
     assert len(told.asked) == 4
     assert isinstance(item.fault, EngineFault)
     assert item.fault.answer == Answer(BROKE.status, BROKE.body)

@@ -173,7 +173,7 @@ class Serving:
         return self.desk
 
     def __exit__(self, *_: object) -> None:
-        self.host.call(self.desk.close()).result(10)
+        self.host.call(self.desk.close()).result(30)
 
 
 def question(name: str = "req_1", seconds: float = 60.0, **facts: Any) -> Question:
@@ -183,8 +183,8 @@ def question(name: str = "req_1", seconds: float = 60.0, **facts: Any) -> Questi
 def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk(quick, "", "gpu.generate")
 
-    assert quick.call(desk.serve()).result(10) is None
-    quick.call(desk.close()).result(10)
+    assert quick.call(desk.serve()).result(30) is None
+    quick.call(desk.close()).result(30)
 
     assert caplog.messages == ["interactive_without_redis"]
 
@@ -281,9 +281,9 @@ def test_a_desk_that_is_closed_for_now_leaves_questions_in_line(quick: EngineHos
 
     with Serving(quick) as desk:
         desk.listen(False)
-        quick.call(asyncio.sleep(0.1)).result(10)  # the look that it was in is over
+        quick.call(asyncio.sleep(0.1)).result(30)  # the look that it was in is over
         streams.ask(asked)
-        quick.call(asyncio.sleep(0.1)).result(10)
+        quick.call(asyncio.sleep(0.1)).result(30)
         waiting = len(streams.line)
         desk.listen(True)
         eventually(lambda: "end" in streams.kinds(asked), 10, "it is answered")
@@ -299,7 +299,7 @@ def test_no_more_are_answered_at_once_than_there_are_places(
 
     with Serving(host, places=2):
         eventually(lambda: engine.began == 2, 10, "the places are taken")
-        host.call(asyncio.sleep(0.2)).result(10)
+        host.call(asyncio.sleep(0.2)).result(30)
         waiting = len(streams.line)
 
     assert (engine.began, waiting) == (2, 1)

@@ -231,7 +231,7 @@ def test_patience_with_a_machine_that_is_never_quiet_ends(monkeypatch: pytest.Mo
     with pytest.raises(embed_runtime.NeverQuiet):
         embed_runtime.wait_until_quiet(0.0)
 
-    assert 0.05 <= time.monotonic() - start < 5
+    assert time.monotonic() - start >= 0.05
 
 
 def test_gpu_is_measured_at_the_start(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

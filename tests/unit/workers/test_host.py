@@ -37,7 +37,7 @@ def host(engine: SlowEngine) -> Iterator[EngineHost]:
     thread.start()
     yield host
     engine.loaded.set()
-    thread.join(10)
+    thread.join(30)
     host.close()
 
 
@@ -47,7 +47,7 @@ def test_who_asks_for_the_engines_waits_while_they_load(host: EngineHost, engine
         early = wait([asking], timeout=0.3).done
         engine.loaded.set()
 
-        assert asking.result(10)
+        assert asking.result(30)
     assert not early
 
 
@@ -86,7 +86,7 @@ def test_what_still_runs_when_it_ends_closes_what_it_has_open() -> None:
             ended.set()
 
     host.call(forever())
-    assert began.wait(10)
+    assert began.wait(30)
 
     host.close()
 
@@ -107,7 +107,7 @@ def test_what_will_not_be_cancelled_holds_up_no_end(monkeypatch: pytest.MonkeyPa
                 await asyncio.sleep(0.05)
 
     host.call(stubborn())
-    assert began.wait(10)
+    assert began.wait(30)
 
     host.close(5.0)
     over.set()
@@ -154,7 +154,7 @@ def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_i
             heard.append(list(others.heard))
         return [*heard, others.heard]
 
-    assert shared.call(two()).result(10) == [[], [], ["left"]]
+    assert shared.call(two()).result(30) == [[], [], ["left"]]
     assert others.let == -2, "both have asked, the first of them until it was let in"
 
 
@@ -176,7 +176,7 @@ def test_who_is_alone_here_is_alone_among_all_and_the_next_request_waits_for_it(
         await task
         return order
 
-    assert shared.call(alone()).result(10) == ["alone", "alone is over", "among others"]
+    assert shared.call(alone()).result(30) == ["alone", "alone is over", "among others"]
     assert others.heard == ["alone", "left", "left"]
 
 

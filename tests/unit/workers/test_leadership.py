@@ -12,6 +12,7 @@ from sqlalchemy import text
 from jobs.db import Database
 from jobs.settings import Settings
 from tests.support import ledgers
+from tests.support.system import GRACE_SECONDS
 from workers.leadership import Leadership
 
 _END_LEADERS = text("""
@@ -44,7 +45,7 @@ def hall(db: Database) -> Iterator[Hall]:
 
 
 def eventually(true: Callable[[], bool]) -> None:
-    pause, ends = threading.Event(), time.monotonic() + 10
+    pause, ends = threading.Event(), time.monotonic() + GRACE_SECONDS
     while not true():
         assert time.monotonic() < ends, "not in time"
         pause.wait(0.02)
@@ -82,7 +83,7 @@ def test_the_leader_wakes_when_something_is_owed_and_else_waits(db: Database, ha
             idle.result(0.2)
         ledgers.submitted(db)
 
-        idle.result(10)
+        idle.result(30)
 
 
 def test_the_leader_that_is_told_to_stop_does_not_wait(hall: Hall) -> None:
@@ -91,7 +92,7 @@ def test_the_leader_that_is_told_to_stop_does_not_wait(hall: Hall) -> None:
     stop.set()
 
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(leader.wait, 1.0, 60.0, stop).result(10)
+        threads.submit(leader.wait, 1.0, 60.0, stop).result(30)
 
 
 def test_a_leader_that_cannot_look_for_changes_looks_at_everything(sqlite: Database) -> None:
@@ -122,7 +123,7 @@ def test_a_leader_whose_connection_is_cut_knows_it_and_another_leads(postgres: D
     with postgres.write() as session:
         assert session.scalar(_END_LEADERS) == 1
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(leader.wait, 1.0, 60.0, stop).result(10)  # it looks at once
+        threads.submit(leader.wait, 1.0, 60.0, stop).result(30)  # it looks at once
 
     assert not leader.holds()
     eventually(other.take)

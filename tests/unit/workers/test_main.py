@@ -105,7 +105,7 @@ def heard(app: Celery) -> Iterator[Any]:
         with node.listen():
 
             def hear() -> tuple[str, str]:
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=30)
                 return told.pop()
 
             yield hear

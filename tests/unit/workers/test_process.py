@@ -63,7 +63,7 @@ def test_a_worker_settles_when_celery_is_up_when_its_engine_is_and_when_it_is_an
     warden = SimpleNamespace(begin=lambda: None)
     worker._bring_up(context, host, host.engine, Idle(), lambda: None, warden)  # type: ignore[arg-type]
     assert settled == [0, 0]
-    host.call(host._rebuild()).result(10)
+    host.call(host._rebuild()).result(30)
     host.close()
 
     assert settled == [0, 0, 1]

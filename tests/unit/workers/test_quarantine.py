@@ -115,13 +115,13 @@ class Process:
     def ask(self, model: str, *names: str) -> list[int]:
         answers: list[Answer] = []
         items = [item(model, name) for name in names or ("r0",)]
-        self.host.call(Answering(self.host, 8, lambda _item, answer: answers.append(answer)).run(items)).result(10)
+        self.host.call(Answering(self.host, 8, lambda _item, answer: answers.append(answer)).run(items)).result(30)
         return [answer.status for answer in answers]
 
     def look(self) -> None:
         self.warden.look(self.host)
         if self.warden._building is not None:
-            self.warden._building.result(10)
+            self.warden._building.result(30)
 
     def row(self) -> Worker:
         with self.shop.db.read() as session:
@@ -204,9 +204,9 @@ def test_what_was_in_flight_at_another_engine_is_no_suspect(shop: Shop) -> None:
     innocent = Answering(one.host, 8, lambda *_: None)
     running = one.host.call(innocent.run([item("other", "innocent")]))
     eventually(lambda: innocent._begun, 5, "the other is asked")
-    one.host.call(one.host.revive(0, _death("tiny"))).result(10)
+    one.host.call(one.host.revive(0, _death("tiny"))).result(30)
     gate.set()
-    running.result(10)
+    running.result(30)
 
     assert [row.suspects for row in shop.deaths()] == [[]]
 
@@ -259,7 +259,7 @@ def test_a_worker_that_ends_as_it_was_told_is_no_death(shop: Shop) -> None:
     one.begin()
     one.stop.set()
 
-    one.host.call(one.host.revive(0, _death("tiny"))).result(10)
+    one.host.call(one.host.revive(0, _death("tiny"))).result(30)
 
     assert shop.deaths() == []
 

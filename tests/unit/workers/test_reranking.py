@@ -177,7 +177,7 @@ def test_a_worker_of_another_queue_answers_for_its_own_model(shelf: Shelf, engin
     question = Question("req_7", searches.RERANK_URL, msgspec.json.encode(body), shelf.project, deadline=4e9)
     reranking = shelf.mill.searching._reranking
 
-    answer = shelf.mill.host.call(reranking.answer(question, -7)).result(10)
+    answer = shelf.mill.host.call(reranking.answer(question, -7)).result(30)
 
     assert [one["relevance_score"] for one in msgspec.json.decode(answer.body)["results"]] == [1.0, 0.0]
     assert [(one.url, one.request_id, one.priority) for one in engine] == [("/v1/rerank", "req_7", -7)]

@@ -424,7 +424,7 @@ def test_the_queries_priority_and_project_go_to_the_engine(shelf: Shelf, monkeyp
     monkeypatch.setattr(shelf.mill.host.engine, "answer", note)
     body = msgspec.json.encode(Search(model=MODEL, store_id=shelf.id, queries=("kiwi",)))
     question = Question("req_9", "u", body, shelf.project, deadline=4e9)
-    shelf.mill.host.call(shelf.mill.searching.answer(question, -7)).result(10)
+    shelf.mill.host.call(shelf.mill.searching.answer(question, -7)).result(30)
 
     assert asked == [("req_9", -7, shelf.project)]
 

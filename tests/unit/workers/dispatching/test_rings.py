@@ -311,7 +311,7 @@ def test_a_webhook_that_is_due_between_two_looks_at_webhooks_is_not_slept_over(
         leading = threads.submit(dispatcher._lead, house.config, sqlite, leadership, stop)
         woken = sent.wait(5)
         stop.set()
-        leading.result(5)
+        leading.result(30)
     leadership.drop()
 
     assert woken

@@ -523,7 +523,7 @@ def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
         while not order:
             threading.Event().wait(0.01)
         running.append(pool.submit(both[1]))
-        results = [one.result(20) for one in running]
+        results = [one.result(30) for one in running]
 
     if published_first:  # it is in the index in use, and in the other one on its way
         assert (order, results) == (["published", "looking"], [None, False])
@@ -547,7 +547,7 @@ def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(mill: Works, s
             coming = pool.submit(make)
             threading.Event().wait(0.3)
             attachments.remove_store(session, row)
-        assert coming.result(20) == 404
+        assert coming.result(30) == 404
 
     with mill.db.read() as session:
         assert session.scalars(select(VectorStore)).all() == []
@@ -568,7 +568,7 @@ def test_a_file_attached_beside_a_build_is_in_both(mill: Works, shelf: tuple[str
             second = reindexing.build(session, row, **facts).id
             coming = pool.submit(mill.attach, store, late)
             threading.Event().wait(0.3)
-        coming.result(20)
+        coming.result(30)
     mill.drive()
 
     switch(mill, store, second)

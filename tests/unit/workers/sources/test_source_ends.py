@@ -71,7 +71,7 @@ def test_a_source_that_is_due_while_it_syncs_does_not_wait_for_its_store(postgre
 
     with ThreadPoolExecutor() as pool, postgres.write() as session:
         indexes.lock(session, "vs")
-        assert pool.submit(fire).result(timeout=10) is None
+        assert pool.submit(fire).result(timeout=30) is None
         assert session.get_one(Source, "vss").next_at > now()
 
 

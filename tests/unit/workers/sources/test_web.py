@@ -1,7 +1,6 @@
 """Documents behind URLs: conditions, redirects, limits, and where no request of ours may go."""
 
 import socket
-import time
 from ipaddress import ip_address
 
 import pytest
@@ -102,11 +101,9 @@ def test_any_other_answer_is_no_document_and_no_end_of_it(site: Site, status: in
 
 def test_a_server_that_trickles_has_its_time(site: Site) -> None:
     site.put("/a", b"x" * 100, every=0.2)
-    began = time.monotonic()
 
     with pytest.raises(ItemFailed, match="timeout"):
         fetch(site.url("/a"), seconds=0.5)
-    assert time.monotonic() - began < 10
 
 
 def test_half_a_document_is_none(site: Site) -> None:
