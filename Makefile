@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test verify coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ endif
 verify: setup  ## Run all other tests: every database, engine, SDK and server, all bad inputs, short chaos (40 minutes)
 	$(PYTEST) -m "vllm and verify" tests/contract
 	$(PYTEST) $(PARALLEL) -m "not vllm and verify" $(ARGS)
+
+services: setup  ## Install what only `make verify` needs: RabbitMQ, Chromium, and an S3 gateway and Weaviate built with Go
+	.ci/services $(BIN)/python verify
 
 coverage: setup  ## Run the tests and tell which branches of the core they take; fails under 95 % (ARGS as for test)
 	$(BIN)/coverage erase

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(trouble))
         return 1
     except (FileNotFoundError, subprocess.CalledProcessError) as missing:  # a server that no wheel brings
-        _say(f"{missing}\nafter `make setup`, `.ci/services .venv/bin/python` installs what is missing")
+        _say(f"{missing}\n`make services` installs what is missing")
         return 1
     return 0
 
