@@ -35,16 +35,18 @@ def queue_of(
         return shown.queue
     configured = configured or registry.models.get(registry.aliases.get(name, ""))
     if configured is None:
-        return _wildcard(session, config, name)
+        return _wildcard(session, config, name, project_id)
     if endpoint not in configured.endpoints:
         raise NotServed(f"The model '{name}' does not serve {endpoint}.", "model_not_supported")
     _check_external(session, configured.external, name, project_id)
     return configured.queue
 
 
-def _wildcard(session: Session, config: Settings, name: str) -> str:
+def _wildcard(session: Session, config: Settings, name: str, project_id: str) -> str:
     workers = fleet.alive(session, Queue.GENERATE)
     if any(ANY_MODEL in worker.models for worker in workers):
+        taker = session.get(Model, ANY_MODEL)  # what workers have noted of the endpoints that take any name
+        _check_external(session, taker is not None and taker.external, name, project_id)
         return Queue.GENERATE
     if config.engine_urls and not any(worker.models for worker in workers):
         raise NotYet(name)
@@ -53,5 +55,5 @@ def _wildcard(session: Session, config: Settings, name: str) -> str:
 
 def _check_external(session: Session, external: bool, name: str, project_id: str) -> None:
     if external and not session.get_one(Project, project_id).allow_external:
-        message = f"The model '{name}' runs outside this deployment, which the project does not allow."
+        message = f"The model '{quoted(name)}' runs outside this deployment, which the project does not allow."
         raise NotServed(message, "external_model_not_allowed")

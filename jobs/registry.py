@@ -28,7 +28,7 @@ from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ANY_MODEL: Final = "*"  # an endpoint without a usable list takes any name
+ANY_MODEL: Final = "*"  # an endpoint that has no list of models takes any name
 PACKAGED_FILE: Final = Path(__file__).with_name("models.yaml")
 PRIVATE_SUFFIXES: Final = (".local", ".internal", ".localhost", ".lan", ".cluster.local")
 

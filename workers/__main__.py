@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -41,6 +41,7 @@ from workers.engines.router import build as build_router
 from workers.host import EngineHost
 from workers.interactive import Desk
 from workers.layers import Needs, before
+from workers.permissions import ExternalPermissions
 from workers.quarantine import Warden
 from workers.reloading import Reloading
 from workers.reranking import Reranking
@@ -50,6 +51,7 @@ from workers.searching import Searching
 from workers.words import Words
 
 log = logging.getLogger(__name__)
+Shown = tuple[frozenset[str], Mapping[str, bool]]  # models that are served; those of endpoints, and whether external
 _REFRESH_SECONDS = 1.0  # jobs wait for what has come up
 
 
@@ -87,7 +89,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     words = Words()
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
-    engine = build_router(config, _models(context), queue)
+    engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows)
     others = Company(config.data_dir / "run" / queue, config.lease_seconds)
     warden = Warden(context, engine, queue, words)
     asking = Asking(context)
@@ -221,7 +223,7 @@ def _desk_ended(warden: Warden, serving: "Future[None]") -> None:
 
 
 def _stay_announced(context: Context, engine: Router, queue: str, reload: Callable[[], None]) -> None:
-    shown: frozenset[str] = frozenset()
+    shown: Shown | None = None
     while True:
         reload()
         shown = _announce(context, engine, queue, shown)
@@ -229,17 +231,16 @@ def _stay_announced(context: Context, engine: Router, queue: str, reload: Callab
             return
 
 
-def _announce(context: Context, engine: Router, queue: str, shown: frozenset[str]) -> frozenset[str]:
+def _announce(context: Context, engine: Router, queue: str, shown: Shown | None) -> Shown:
     """Say which models are served; those that endpoints showed are remembered while the endpoint is away."""
-    names = engine.there
-    if names == shown and context.standing.state == "ready":
-        return shown
+    names, found = now = engine.there, engine.discovered
+    if now == shown and context.standing.state == "ready":
+        return now
     context.standing.models = tuple(sorted(names))
     context.standing.state = "ready"
-    found = engine.discovered
     context.db.retrying(lambda session: fleet.remember_all(session, found, queue), context.stop)
     context.keeper.announce()
-    return names
+    return now
 
 
 def _restarted(context: Context) -> None:

@@ -18,11 +18,10 @@ from api.presenters.batch import BatchError, BatchErrors
 from api.presenters.validation import BatchValidation, TokenEstimate
 from api.routes.batches import Endpoint, check_purpose
 from api.routing import resource
-from jobs import fleet, quota
+from jobs import placement, quota
 from jobs.clock import now
 from jobs.errors import InvalidRequest, Unavailable
-from jobs.models import Job, Model, Project
-from jobs.registry import ANY_MODEL
+from jobs.models import Job
 from jobs.states import JobState
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
     check_purpose(file)
     found = _run(_asked(call, file.path, body.endpoint))
     with call.db.read() as session:
-        errors = [*found["errors"], *_model_errors(session, call, found)]
+        errors = [*found["errors"], *_model_errors(session, call, body.endpoint, found)]
         errors = errors or _token_errors(session, call, found)
         eta = None if errors else _eta(session, call, found)
     return BatchValidation(
@@ -102,21 +101,17 @@ def _run(asked: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _model_errors(session: Session, call: CallContext, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Whether somebody could serve the model. An endpoint that takes any name counts."""
-    name = found["model"]
+def _model_errors(session: Session, call: CallContext, endpoint: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Find what keeps the model from being served to this project, as the plan of a batch would."""
+    name, registry = found["model"], call.services.registry()
     if name is None:
         return []
-    configured, shown = call.services.registry().resolve(name), session.get(Model, name)
-    if configured is None and shown is None:
-        if any(ANY_MODEL in worker.models for worker in fleet.alive(session)):
-            return []
-        message = f"The provided model '{name}' is not supported by the Batch API."
-        return [_error(found, "model_not_found", message)]
-    external = configured.external if configured is not None else shown is not None and shown.external
-    if external and not session.get_one(Project, call.project_id).allow_external:
-        message = f"The model '{name}' runs outside this deployment, which the project does not allow."
-        return [_error(found, "external_model_not_allowed", message)]
+    try:
+        placement.queue_of(session, call.config, registry, name, endpoint=endpoint, project_id=call.project_id)
+    except placement.NotServed as refused:
+        return [_error(found, refused.code, str(refused))]
+    except placement.NotYet:
+        pass  # an endpoint may still show it
     return []
 
 

@@ -4,6 +4,9 @@
 answer ──▶ admit ── none free: wait in line (by priority, then order) ◀── a slot, a window, a circuit opens up
               └ none left ──▶ EngineBusy
 
+A server that takes any name is asked only for models that no other server has. An external server is asked only for
+projects that allow it: others get 403 where there is no internal one.
+
 refused, no route, 503   next server, else EngineBusy        429   wait as told, try again, else EngineBusy
 401, 402, 407   next server, else EngineBusy: it is our key or account that is refused, not the request
 reset, timeout, 408, 409, 425, 5xx, not JSON, too large   EngineFault   other 4xx   Answer with OpenAI's error body
@@ -22,12 +25,11 @@ import msgspec
 
 from jobs.endpoints import EMBEDDINGS, RERANK
 from jobs.prompts import Prompts
-from jobs.registry import is_internal
 from workers.engines import embed_forward, listing, rerank_tei, wire
 from workers.engines.batching import Unacceptable
 from workers.engines.documented import forwarded
 from workers.engines.endpoints import Endpoint
-from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, unknown_model
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, refusal, unknown_model
 from workers.engines.rerank_tei import Said
 
 CONNECT_SECONDS: Final = 5.0
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 
 Ticket = tuple[int, int, asyncio.Future[None]]
 Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
+Permission = Callable[[str], Awaitable[bool]]  # of a project's id: whether its prompts may go to external servers
+Line = tuple[str, bool]  # a model, and whether external servers may be asked
 
 
 class Refused(EngineBusy):
@@ -52,6 +56,11 @@ class Refused(EngineBusy):
 
 class Limited(EngineBusy):
     """The server answered 429."""
+
+
+async def no_project(_project_id: str) -> bool:
+    """Permit no project to use external servers."""
+    return False
 
 
 class HttpEngine:
@@ -64,13 +73,15 @@ class HttpEngine:
         timeout: float,
         max_answer_bytes: int = 16 << 20,
         prompts: Mapping[str, Prompts] | None = None,
+        allows_external: Permission = no_project,
     ) -> None:
         self.endpoints = tuple(endpoints)
         self._prompts = dict(prompts or {})
         self._timeout, self._max_bytes = timeout, max_answer_bytes
+        self._allows_external = allows_external
         self._session: aiohttp.ClientSession | None = None
         self._watchers: dict[Endpoint, asyncio.Task[None]] = {}
-        self._waiting: dict[str, list[Ticket]] = {}
+        self._waiting: dict[Line, list[Ticket]] = {}
         self._order = itertools.count()
         self._lists: list[frozenset[str]] = []
         self._models: tuple[str, ...] = ()
@@ -84,11 +95,11 @@ class HttpEngine:
 
     @property
     def discovered(self) -> dict[str, bool]:
-        """Models that servers have shown of themselves, and whether one of these servers is external."""
+        """Models that servers have shown of themselves, and whether only external servers have them."""
         found: dict[str, bool] = {}
         for endpoint in self.endpoints:
             for name in endpoint.models if endpoint.serves is None else ():
-                found[name] = found.get(name, False) or not is_internal(endpoint.url)
+                found[name] = found.get(name, True) and bool(endpoint.external)
         return found
 
     @property
@@ -166,16 +177,17 @@ class HttpEngine:
 
     async def _ask(self, request: Request, read: Read) -> Answer:
         model = str(request.body.get("model"))
-        able = [endpoint for endpoint in self.endpoints if endpoint.upstream(model)]
-        if not able:
+        having = self._having(model)
+        if not having:
             return self._unserved(model)
-        if closed := [seconds for endpoint in able if (seconds := endpoint.refuses(model))]:
-            able = [endpoint for endpoint in able if not endpoint.refuses(model)]
+        outside = not any(endpoint.external for endpoint in having) or await self._allows_external(request.tenant)
+        able = [endpoint for endpoint in having if outside or not endpoint.external]
         if not able:
-            raise EngineBusy("No endpoint of this model takes our key.", retry_after=min(closed))
+            return self._forbidden(model)
+        able = self._unrefused(model, able)
         limited = 0
         while True:
-            endpoint = await self._admit(model, request.priority, able)
+            endpoint = await self._admit((model, outside), request.priority, able)
             try:
                 return await self._send(endpoint, request, model, read)
             except Refused as refused:
@@ -185,6 +197,26 @@ class HttpEngine:
             except Limited as error:
                 limited += 1
                 await self._back_off(error, limited)
+
+    def _having(self, model: str) -> list[Endpoint]:
+        """The servers that have the model by name, else those that take any name."""
+        named = [endpoint for endpoint in self.endpoints if endpoint.upstream(model)]
+        return named or [endpoint for endpoint in self.endpoints if endpoint.takes_any]
+
+    def _unrefused(self, model: str, able: list[Endpoint]) -> list[Endpoint]:
+        """Leave out the servers that refuse the key. Raises EngineBusy when none is left."""
+        left = [endpoint for endpoint in able if not endpoint.refuses(model)]
+        if not left:
+            wait = min(endpoint.refuses(model) for endpoint in able)
+            raise EngineBusy("No endpoint of this model takes our key.", retry_after=wait)
+        return left
+
+    def _forbidden(self, model: str) -> Answer:
+        """Refuse a model that only external servers have, unless an internal one may still turn out to have it."""
+        if not all(endpoint.known or endpoint.external for endpoint in self.endpoints):
+            raise Unserved(f"No reachable internal endpoint serves the model `{model}`.", retry_after=1.0)
+        message = f"The model `{model}` runs outside this deployment, which the project does not allow."
+        return refusal(403, message, code="external_model_not_allowed", param="model")
 
     def _unserved(self, model: str) -> Answer:
         if self.settled:
@@ -198,7 +230,7 @@ class HttpEngine:
         if limited.retry_after is None:
             await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2**times)
 
-    async def _admit(self, model: str, priority: int, able: list[Endpoint]) -> Endpoint:
+    async def _admit(self, line: Line, priority: int, able: list[Endpoint]) -> Endpoint:
         """A server with a free slot, which is taken; waits for one."""
         order = next(self._order)
         while True:
@@ -208,7 +240,7 @@ class HttpEngine:
                 chosen.window.in_flight += 1
                 return chosen
             self._expect(able)
-            await self._line_up(model, priority, order)
+            await self._line_up(line, priority, order)
 
     def _expect(self, able: list[Endpoint]) -> None:
         """Waiting makes sense if a server is merely full, or pauses for a moment."""
@@ -216,9 +248,9 @@ class HttpEngine:
             wait = min(endpoint.wait() for endpoint in able)
             raise EngineBusy("No endpoint of this model takes requests now.", retry_after=max(wait, WATCH_SECONDS))
 
-    async def _line_up(self, model: str, priority: int, order: int) -> None:
+    async def _line_up(self, line: Line, priority: int, order: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting.setdefault(model, []), (priority, order, turn))
+        heapq.heappush(self._waiting.setdefault(line, []), (priority, order, turn))
         try:
             await turn
         except asyncio.CancelledError:
@@ -232,23 +264,24 @@ class HttpEngine:
         if not self._waiting or not endpoint.ready():
             return
         room = endpoint.window.room
-        for model in [name for name in self._waiting if endpoint.upstream(name)]:
-            room -= self._call_up(model, room)
+        for line in [(model, outside) for model, outside in self._waiting if outside or not endpoint.external]:
+            if endpoint in self._having(line[0]):
+                room -= self._call_up(line, room)
 
     def _wake_all(self) -> None:
         """A circuit changed: everyone looks again."""
-        for model in list(self._waiting):
-            self._call_up(model, len(self._waiting[model]))
+        for line in list(self._waiting):
+            self._call_up(line, len(self._waiting[line]))
 
-    def _call_up(self, model: str, most: int) -> int:
-        line, called = self._waiting[model], 0
-        while line and called < most:
-            turn = heapq.heappop(line)[2]
+    def _call_up(self, line: Line, most: int) -> int:
+        tickets, called = self._waiting[line], 0
+        while tickets and called < most:
+            turn = heapq.heappop(tickets)[2]
             if not turn.done():
                 turn.set_result(None)
                 called += 1
-        if not line:
-            del self._waiting[model]
+        if not tickets:
+            del self._waiting[line]
         return called
 
     async def _send(self, endpoint: Endpoint, request: Request, model: str, read: Read) -> Answer:
@@ -260,6 +293,8 @@ class HttpEngine:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
         cuts = endpoint.window.cuts
         try:
+            if endpoint.external and not await self._allows_external(request.tenant):  # it may have waited for long
+                raise Refused("The project does not allow external endpoints any more.")
             if endpoint.doubtful:
                 await self._prove(endpoint)
 
@@ -391,7 +426,9 @@ class HttpEngine:
         assert self._session, "start() comes first"
         endpoint.listing()
         was_closed = endpoint.circuit.closed
-        if (names := await listing.names_of(self._session, endpoint, self._read)) is None:
+        try:
+            names = await listing.names_of(self._session, endpoint, self._read)
+        except listing.Away:
             endpoint.unlisted()
             return
         endpoint.listed(names)

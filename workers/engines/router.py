@@ -18,14 +18,14 @@ from jobs import runtimes
 from jobs.endpoints import base_of
 from jobs.prompts import Prompts, prompts_of
 from jobs.queues import Queue
-from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
+from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry, is_internal
 from jobs.secretfiles import secret
 from jobs.settings import Settings
 from workers.engines.caps import objection
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_runtime import Place
 from workers.engines.endpoints import Endpoint
-from workers.engines.http import HttpEngine
+from workers.engines.http import HttpEngine, Permission, no_project
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.packaged import materialise
@@ -54,9 +54,11 @@ class Router:
     """An engine made of engines. When the models file has changed see `refresh`.
 
     Those in `shut` are left alone: their models are not served, and nothing builds them, until `reopen`.
+    `allows_external` says which projects' prompts may go to external servers.
     """
 
-    def __init__(self, engines: Sequence[Engine], registry: Registry) -> None:
+    def __init__(self, engines: Sequence[Engine], registry: Registry, allows_external: Permission = no_project) -> None:
+        self.allows_external = allows_external
         self.engines = tuple(engines)  # without those that are shut
         self.shut: tuple[Engine, ...] = ()
         self.wards: Wards | None = None  # without them whatever dies is built again
@@ -83,7 +85,7 @@ class Router:
 
     @property
     def discovered(self) -> Mapping[str, bool]:
-        """Models that endpoints have shown, and whether prompts for them leave the house."""
+        """Models that endpoints have shown, and whether only external endpoints have them."""
         found = [engine.discovered for engine in self.engines if isinstance(engine, HttpEngine)]
         return {name: external for models in found for name, external in models.items()}
 
@@ -269,15 +271,15 @@ class Router:
         return unknown_model(name)
 
 
-def build(settings: Settings, registry: Registry, queue: str) -> Router:
+def build(settings: Settings, registry: Registry, queue: str, allows_external: Permission = no_project) -> Router:
     """What a worker process of `queue` serves. Nothing is loaded before `start`."""
     mine = [model for model in registry.models.values() if model.queue == queue]
     engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
     engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
     engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
-    if http := _http(settings, registry, queue):
+    if http := _http(settings, registry, queue, allows_external):
         engines.append(http)
-    return Router(engines, registry)
+    return Router(engines, registry, allows_external)
 
 
 def outdated(before: Registry, now: Registry, queue: str) -> bool:
@@ -295,16 +297,23 @@ async def refresh(router: Router, settings: Settings, registry: Registry, queue:
     there = next((engine for engine in router.engines if isinstance(engine, HttpEngine)), None)
     if there is not None:
         there.adopt(*_servers(settings, registry, queue))
-    elif http := _http(settings, registry, queue):
+    elif http := _http(settings, registry, queue, router.allows_external):
         await http.start()
         router.engines = (*router.engines, http)
     router.rename(registry)
 
 
-def _http(settings: Settings, registry: Registry, queue: str) -> HttpEngine | None:
+def _http(settings: Settings, registry: Registry, queue: str, allows_external: Permission) -> HttpEngine | None:
     endpoints, found = _servers(settings, registry, queue)
-    timeout, most = settings.engine_timeout_seconds, settings.engine_max_answer_bytes
-    return HttpEngine(endpoints, timeout=timeout, max_answer_bytes=most, prompts=found) if endpoints else None
+    if not endpoints:
+        return None
+    return HttpEngine(
+        endpoints,
+        timeout=settings.engine_timeout_seconds,
+        max_answer_bytes=settings.engine_max_answer_bytes,
+        prompts=found,
+        allows_external=allows_external,
+    )
 
 
 def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[Endpoint], dict[str, Prompts]]:
@@ -372,14 +381,20 @@ def make_vllm(model: Model, settings: Settings) -> VllmEngine:
 
 
 def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
-    """One endpoint per server and key, with all models that the file says it has."""
-    serves: dict[tuple[str, str], dict[str, str]] = {}
+    """One endpoint per server and key, with all models that the file says it has.
+
+    Models of one server that are not alike internal are two endpoints.
+    """
+    serves: dict[tuple[str, str, bool], dict[str, str]] = {}
     for model in models:
         key = secret(model.source.api_key_env) if model.source.api_key_env else ""
         if model.source.api_key_env and not key:
             log.error("models_file.key_missing", extra={"model": model.name, "variable": model.source.api_key_env})
             continue
         for url in model.source.urls:
-            serves.setdefault((base_of(url), key), {})[model.name] = model.upstream
+            external = not (is_internal(url) if model.source.internal is None else model.source.internal)
+            serves.setdefault((base_of(url), key, external), {})[model.name] = model.upstream
     most = settings.engine_concurrency
-    return [Endpoint(url, key, names, concurrency=most) for (url, key), names in serves.items()]
+    return [
+        Endpoint(url, key, names, concurrency=most, external=external) for (url, key, external), names in serves.items()
+    ]

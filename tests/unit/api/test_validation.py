@@ -110,9 +110,19 @@ def test_a_model_outside_the_house_needs_the_project_s_consent(
 
 def test_an_endpoint_that_takes_any_model_makes_any_name_valid(app: FastAPI, client: TestClient) -> None:
     with app.state.services.db.write() as session:
-        session.add(worker(models=[ANY_MODEL]))
+        session.add(worker(queues=[Queue.GENERATE], models=[ANY_MODEL]))
 
     assert dry_run(client, line("1", body={"model": "whatever", "input": "a"}))["valid"] is True
+
+
+def test_an_external_endpoint_that_takes_any_model_needs_the_permission_too(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        session.add(worker(queues=[Queue.GENERATE], models=[ANY_MODEL]))
+        fleet.remember_all(session, {ANY_MODEL: True}, Queue.GENERATE)
+
+    found = dry_run(client, line("1", body={"model": "whatever", "input": "a"}))
+
+    assert [error["code"] for error in found["errors"]["data"]] == ["external_model_not_allowed"]
 
 
 def test_a_file_that_no_batch_reads_is_refused_as_create_refuses_it(client: TestClient) -> None:

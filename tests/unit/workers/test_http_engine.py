@@ -586,18 +586,18 @@ async def test_server_that_starts_later_is_found(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "listing",
     [
-        web.Response(status=404, text='{"detail":"Not Found"}'),
         web.Response(text="<html>"),
         web.json_response({"data": [{"name": "m"}]}),
         web.Response(text='{"data":[{"id":"m","owned_by":' + "[" * 5000 + "]" * 5000 + "}]}"),
     ],
-    ids=["not-found", "not-json", "no-ids", "too-deep"],
+    ids=["not-json", "no-ids", "too-deep"],
 )
-async def test_server_without_a_usable_list_takes_any_model(server: Server, listing: web.Response) -> None:
+async def test_server_without_a_usable_list_has_not_shown_its_models(server: Server, listing: web.Response) -> None:
     server.listing = listing
     async with engine_of(Endpoint(server.url)) as engine:
-        assert engine.models == ("*",)
-        assert (await engine.answer(request("whatever"))).status == 200
+        assert engine.models == ()
+        with pytest.raises(EngineBusy, match="No reachable endpoint"):
+            await engine.answer(request("whatever"))
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
@@ -737,12 +737,12 @@ async def test_busy_server_that_is_slow_to_list_keeps_its_circuit(
     assert engine.models == ("m",)
 
 
-async def test_models_of_external_servers_are_marked(server: Server) -> None:
+async def test_models_that_only_external_servers_have_are_marked(server: Server) -> None:
     outside = Endpoint("https://api.example.com")
     outside.found = frozenset({"m", "far"})
     engine = HttpEngine([Endpoint(server.url, found=frozenset({"m", "near"})), outside], timeout=5)
 
-    assert engine.discovered == {"m": True, "near": False, "far": True}
+    assert engine.discovered == {"m": False, "near": False, "far": True}
 
 
 async def test_what_steers_a_server_is_left_out_and_its_cache_is_kept_apart_if_it_is_a_vllm(server: Server) -> None:
