@@ -4,8 +4,7 @@ n, best_of, logprobs     OpenAI's own limits
 prompts                  as many as an embedding has inputs, those of all choices counted
 prompt_logprobs          memory for every token of a prompt; it has killed engines. `echo` asks vLLM for them too
 schemas, patterns        size, depth and repetition: the engine compiles each into an automaton
-media                    `data:` URLs only: any other would be fetched, or opened, from where the engine stands
-tensors                  none: reading one has run code of the caller's
+media, tensors           see `workers.engines.media`
 tools                    of a response: functions only; vLLM passes over others without a word
 
 It holds for every engine (`workers.engines.router` asks before any of them): a server behind a URL fetches, compiles
@@ -20,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.endpoints import CHAT, COMPLETIONS, RESPONSES
+from workers.engines import media
 from workers.engines.port import Answer, refusal
 
 MOST_CHOICES: Final = 128  # OpenAI's limit for `n`
@@ -40,10 +40,6 @@ _MOST: Final = (
 )
 _COUNTS: Final = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
 _REPEATED: Final = re.compile(r"\{(\d*)(?:,(\d*))?\}")
-_URLS: Final = frozenset({"image_url", "video_url", "audio_url", "file_url"})
-_BYTES: Final = frozenset({"input_audio", "file_data"})  # base64, or a URL
-_FETCHED: Final = _URLS | _BYTES
-_TENSORS: Final = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds", "input_embeds"})
 
 #: What an answer must look like, in servers' own words: vLLM's (older ones' too), SGLang's, llama.cpp's.
 _FORMS: Final = frozenset({
@@ -64,7 +60,13 @@ _SCHEMAS: Final[dict[str, frozenset[str]]] = {
 
 def objection(url: str, body: Mapping[str, Any]) -> Answer | None:
     """The refusal of this request; None if it may go on."""
-    return _counts(body) or _of_prompts(url, body) or _tools(url, body) or _schemas(url, body) or _media(url, body)
+    return (
+        _counts(body)
+        or _of_prompts(url, body)
+        or _tools(url, body)
+        or _schemas(url, body)
+        or media.objection(url, body, _SCHEMAS.get(url, frozenset()))
+    )
 
 
 def _counts(body: Mapping[str, Any]) -> Answer | None:
@@ -183,47 +185,3 @@ def _repetition_fault(pattern: str) -> str | None:
 def _bound(digits: str) -> int:
     """More digits than Python turns into a number are too many all the same."""
     return int(digits or 1) if len(digits) < 10 else MOST_REPETITIONS + 1
-
-
-def _media(url: str, body: Mapping[str, Any]) -> Answer | None:
-    """Wherever they stand, but for schemas, whose properties may have any name."""
-    schemas = _SCHEMAS.get(url, frozenset())
-    for name, value in body.items():
-        if not isinstance(value, _NESTED):
-            if refused := _medium(name, value, name):
-                return refused
-        elif name != "metadata" and name not in schemas:
-            for kind, place in _pairs({name: value}):
-                if refused := _medium(kind, place, name):
-                    return refused
-    return None
-
-
-def _medium(kind: str, place: Any, param: str) -> Answer | None:
-    if kind == "type":
-        kind, place = (place, "") if isinstance(place, str) and place in _TENSORS else ("", None)
-    if kind in _TENSORS and place is not None:
-        return refusal(400, "Tensors are not taken.", param=param)
-    if kind in _FETCHED and _is_elsewhere(kind, place):
-        message = f"{kind}: only data: URLs are taken; nothing is fetched for a request."
-        return refusal(400, message, param=param, code="media_url_not_allowed")
-    return None
-
-
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
-    """Key and value of each entry of each object in it, however deep."""
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, dict):
-            yield from one.items()
-        left += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, _NESTED)]
-
-
-def _is_elsewhere(kind: str, place: Any) -> bool:
-    if isinstance(place, dict):
-        place = place.get("data" if kind in _BYTES else "url")
-    if isinstance(place, str):
-        plain = kind in _BYTES and ":" not in place
-        return not plain and not place[:64].lstrip().lower().startswith("data:")
-    return isinstance(place, _NESTED)  # in no API; whoever read it would read what is in it

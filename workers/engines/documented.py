@@ -67,6 +67,9 @@ STEERING: Final[frozenset[str]] = frozenset({
     "disaggregated_params", "conversation_params", "lora_request",
     # llama.cpp
     "id_slot", "slot_id", "cache_prompt", "n_cache_reuse", "lora", "n_probs", "n_cmpl",
+    # text-generation-inference and LoRAX, and servers that load adapters
+    "adapter_id", "adapter_source", "adapter_parameters", "adapters", "api_token", "lora_adapter", "lora_adapters",
+    "lora_id", "lora_name",
 })  # fmt: skip
 _TEMPLATE: Final = "chat_template_kwargs"
 _NOT_THE_TEMPLATES: Final = frozenset({"chat_template", "tokenize"})  # they are of who renders it

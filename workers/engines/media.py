@@ -1,0 +1,189 @@
+"""Which images, sounds, videos and files a request may hold: those whose bytes are in the request itself.
+
+An engine would fetch any other URL, or open it, from where the engine stands. Servers name media in many ways of their
+own, so what is taken is listed, and the rest is refused:
+
+content parts    of the types in `_PARTS`, with the keys listed there
+media keys       those in `_FETCHED`, with `data:` URLs or base64; any other key or type that names media is refused
+inputs           of an embedding or a re-ranking: texts, or objects that have a text
+tensors          none: reading one has run code of the caller's
+text             may name images too: `in_text` finds them, for servers that fetch these (text-generation-inference)
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from jobs.endpoints import EMBEDDINGS, RERANK
+from workers.engines.documented import STEERING
+from workers.engines.port import Answer, refusal
+
+_NESTED: Final = (dict, list)
+_URLS: Final = frozenset({"image_url", "video_url", "audio_url", "file_url"})
+_BYTES: Final = frozenset({"input_audio", "file_data"})  # base64, or a URL
+_FETCHED: Final = _URLS | _BYTES
+_TENSORS: Final = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds", "input_embeds"})
+_TEXT: Final = frozenset({"text"})
+
+Fault = tuple[str, str | None]  # a message, and OpenAI's code for it
+
+#: OpenAI's content parts, and vLLM's of the same kind, by type: their keys, besides those in `_ANY_PART`.
+_PARTS: Final[Mapping[str, frozenset[str]]] = {
+    **dict.fromkeys(("text", "input_text", "summary_text", "reasoning_text"), _TEXT),
+    "output_text": _TEXT | {"annotations", "logprobs"},
+    "refusal": frozenset({"refusal"}),
+    "thinking": frozenset({"thinking", "closed"}),
+    "image_url": frozenset({"image_url"}),
+    "input_image": frozenset({"image_url", "detail"}),
+    "video_url": frozenset({"video_url"}),
+    "audio_url": frozenset({"audio_url"}),
+    "input_audio": frozenset({"input_audio"}),
+    "file": frozenset({"file"}),
+    "input_file": frozenset({"file_data", "filename", "detail"}),
+}
+_ANY_PART: Final = frozenset({"type", "prompt_cache_breakpoint"})
+#: The keys of the objects in these parts.
+_INNER: Final[Mapping[str, frozenset[str]]] = {
+    "image_url": frozenset({"url", "detail"}),
+    "video_url": frozenset({"url"}),
+    "audio_url": frozenset({"url"}),
+    "input_audio": frozenset({"data", "format"}),
+    "file": frozenset({"file_data", "filename"}),
+}
+_LISTS: Final = frozenset({"content", "output"})  # keys of lists of content parts
+_PLAIN: Final = frozenset({"role", "text"})  # keys of nearly all there is
+_ELSEWHERE: Final = "media_url_not_allowed"
+_NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
+_AUDIO: Final = frozenset({"id", "voice", "format", "data", "transcript", "expires_at"})  # of `audio`, as OpenAI has it
+_IN_TEXT: Final = re.compile(rb"!\[[^\[\]]*\]\(\s*<?\s*https?:", re.IGNORECASE)
+
+
+def objection(url: str, body: Mapping[str, Any], schemas: frozenset[str]) -> Answer | None:
+    """Return the refusal of this request; None if it may go on.
+
+    Properties in the fields `schemas` may have any name, and so may those in `metadata`.
+    """
+    for name, value in body.items():
+        if isinstance(value, _NESTED) and (name == "metadata" or name in schemas):
+            continue
+        if fault := _fault(name, value) or _textless(url, name, value):
+            message, code = fault
+            return refusal(400, message, param=name, code=code)
+    return None
+
+
+def _fault(name: str, value: Any) -> Fault | None:
+    if name not in STEERING and (fault := _entry(name, value)):  # what steers reaches no engine
+        return fault
+    if isinstance(value, _NESTED):
+        for key, inner in _entries(value):
+            if key not in _PLAIN and (fault := _entry(key, inner)):
+                return fault
+    return None
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Walk through key and value of each entry of each object in it, however deep."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield from one.items()
+        left += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, _NESTED)]
+
+
+def _entry(key: str, value: Any) -> Fault | None:
+    """Find what is wrong with one entry of an object."""
+    named = value if key == "type" else key
+    if value is None or not isinstance(named, str):
+        return None
+    if named in _TENSORS:
+        return "Tensors are not taken.", None
+    if key in _FETCHED:
+        message = f"{key}: only data: URLs are taken; nothing is fetched for a request."
+        return (message, _ELSEWHERE) if _is_elsewhere(key, value) else None
+    if _is_unknown(key, value):
+        return f"{_short(named)} is not among the media that are taken.", "unsupported_value"
+    return _parts(key, value) if key in _LISTS else None
+
+
+def _parts(key: str, value: Any) -> Fault | None:
+    """Find what is wrong with the content parts that stand under the key."""
+    parts = value if isinstance(value, list) else [value] if key == "content" else []
+    return next(filter(None, (_part(part) for part in parts if isinstance(part, dict))), None)
+
+
+def _is_unknown(key: str, value: Any) -> bool:
+    """Whether a key, or a type, names media in a way that is not listed."""
+    if key == "type":
+        return value not in _PARTS and bool(_NAMES_MEDIA.search(value))
+    if key == "audio" and isinstance(value, dict):
+        return not value.keys() <= _AUDIO
+    return isinstance(value, (*_NESTED, str)) and bool(_NAMES_MEDIA.search(key))
+
+
+def _part(part: dict[str, Any]) -> Fault | None:
+    kind = part.get("type")
+    keys = _PARTS.get(kind) if isinstance(kind, str) else None
+    if keys is None:
+        message = f"A content part must have one of these types: {', '.join(_PARTS)}; it has {_short(kind)}."
+        return message, "invalid_value"
+    if fault := _stray(part, keys, f"a content part of the type {kind}"):
+        return fault
+    inner = ((name, part[name]) for name in keys if name in _INNER and isinstance(part.get(name), dict))
+    return next(filter(None, (_stray(found, _INNER[name], name) for name, found in inner)), None)
+
+
+def _stray(found: dict[str, Any], keys: frozenset[str], where: str) -> Fault | None:
+    for key, value in found.items():
+        if key not in keys and key not in _ANY_PART and value is not None:
+            return f"{_short(key)} is not a key of {where}.", "unknown_parameter"
+    return None
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:64]
+
+
+def _is_elsewhere(kind: str, place: Any) -> bool:
+    if isinstance(place, dict):
+        place = place.get("data" if kind in _BYTES else "url")
+    if isinstance(place, str):
+        plain = kind in _BYTES and ":" not in place
+        return not plain and not place[:64].lstrip().lower().startswith("data:")
+    return isinstance(place, _NESTED)  # in no API; whoever read it would read what is in it
+
+
+def _textless(url: str, name: str, value: Any) -> Fault | None:
+    """Find inputs of an embedding or a re-ranking that are objects without a text, which a server may fetch."""
+    if url in (EMBEDDINGS, RERANK) and name in ("input", "documents", "query"):
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict) and not one.keys() & {"text", "content"}:
+                return f"{name} must be texts, or objects with a text.", "invalid_value"
+    return None
+
+
+def in_text(body: Mapping[str, Any]) -> Answer | None:
+    """Return the refusal of a request whose text names an image by URL as Markdown does; None if it may go on."""
+    for name, value in body.items():
+        if isinstance(value, (*_NESTED, str)) and name != "metadata":
+            joined = "".join(_texts(value)).encode(errors="replace")  # a server joins the parts of a message
+            if _IN_TEXT.search(msgspec.json.encode(value)) or _IN_TEXT.search(joined):
+                message = "The text names an image by its URL, which the servers of this deployment must not fetch."
+                return refusal(400, message, param=name, code=_ELSEWHERE)
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Walk through the texts of content parts, in their order."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += reversed(one)
+        elif isinstance(one, dict):
+            if isinstance(text := one.get("text"), str):
+                yield text
+            left.append(one.get("content"))
