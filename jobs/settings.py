@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     engine_timeout_seconds: float = Field(600, gt=0, description="one request to an engine")
     engine_concurrency: int = Field(256, ge=1, description="requests in flight per endpoint, at most")
     engine_max_answer_bytes: int = Field(16 * MB, ge=1024, description="larger answers are faults")
+    refuse_text_images: bool = Field(
+        False, description="refuse prompts for servers whose text has a Markdown image of an http(s) URL"
+    )
     item_tries: int = Field(3, ge=1, le=8, description="tries of an item whose request breaks, the last one alone")
 
     interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")

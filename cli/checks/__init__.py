@@ -24,6 +24,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     reachable.ports,
     reachable.processes,
     reachable.engine_endpoints,
+    reachable.text_images,
 )
 
 __all__ = ["CHECKS", "Patient"]

@@ -4,6 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,10 +17,13 @@ from cli.finding import Finding, broken, fine, warning
 from cli.ports import answers, is_free
 from jobs.endpoints import base_of
 from jobs.interactive import address, redis_url
+from jobs.registry import ModelsFileError, Registry
 
 _PATIENCE = 5.0
 _START = "nightmill up"
 _MANY_RESTARTS = 5
+_NO_LIST = frozenset({404, 405, 501})  # as the HTTP engine takes them
+_TGI = "text-generation-router"
 
 
 def broker(patient: Patient) -> Iterator[Finding]:
@@ -127,8 +131,33 @@ def engine_endpoints(patient: Patient) -> Iterator[Finding]:
             with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
                 found = [model["id"] for model in json.load(answer)["data"]]
         except urllib.error.HTTPError as error:
+            if error.code in _NO_LIST:
+                told = f"has no list of models ({error.code}): it is asked for names that nobody else has"
+                yield warning(name, told, "name its models in models.yaml, or correct NIGHTMILL_ENGINE_URLS")
+                continue
             yield broken(name, f"answers {error.code} to GET /v1/models", "correct NIGHTMILL_ENGINE_API_KEY or the URL")
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield broken(name, f"does not answer: {error}", "start it, or correct NIGHTMILL_ENGINE_URLS")
         else:
             yield fine(name, f"serves {', '.join(found)}")
+
+
+def text_images(patient: Patient) -> Iterator[Finding]:
+    """Name the servers that would fetch images from URLs in a prompt's text, unless such prompts are refused."""
+    if patient.config.refuse_text_images:
+        return
+    for url in sorted(map(base_of, _servers(patient))):
+        with suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/info", timeout=_PATIENCE) as answer:  # noqa: S310
+            info = json.load(answer)
+            if isinstance(info, dict) and info.get("router") == _TGI:
+                told = "text-generation-inference fetches Markdown images of http(s) URLs from the text of prompts"
+                yield warning(f"images in text at {url}", told, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
+
+
+def _servers(patient: Patient) -> set[str]:
+    """List the URLs of the settings and of the models file."""
+    try:
+        models = Registry.load(patient.config).models.values()
+    except ModelsFileError:
+        return set(patient.config.engine_urls)  # the models' own check says so
+    return {*patient.config.engine_urls, *(url for model in models for url in model.source.urls)}

@@ -25,7 +25,7 @@ import msgspec
 
 from jobs.endpoints import EMBEDDINGS, RERANK
 from jobs.prompts import Prompts
-from workers.engines import embed_forward, listing, rerank_tei, wire
+from workers.engines import embed_forward, listing, media, rerank_tei, wire
 from workers.engines.batching import Unacceptable
 from workers.engines.documented import forwarded
 from workers.engines.endpoints import Endpoint
@@ -74,11 +74,13 @@ class HttpEngine:
         max_answer_bytes: int = 16 << 20,
         prompts: Mapping[str, Prompts] | None = None,
         allows_external: Permission = no_project,
+        refuses_text_images: bool = False,
     ) -> None:
         self.endpoints = tuple(endpoints)
         self._prompts = dict(prompts or {})
         self._timeout, self._max_bytes = timeout, max_answer_bytes
         self._allows_external = allows_external
+        self._refuses_text_images = refuses_text_images
         self._session: aiohttp.ClientSession | None = None
         self._watchers: dict[Endpoint, asyncio.Task[None]] = {}
         self._waiting: dict[Line, list[Ticket]] = {}
@@ -184,6 +186,8 @@ class HttpEngine:
         able = [endpoint for endpoint in having if outside or not endpoint.external]
         if not able:
             return self._forbidden(model)
+        if self._refuses_text_images and (refused := media.in_text(request.body)):
+            return refused
         able = self._unrefused(model, able)
         limited = 0
         while True:

@@ -313,6 +313,7 @@ def _http(settings: Settings, registry: Registry, queue: str, allows_external: P
         max_answer_bytes=settings.engine_max_answer_bytes,
         prompts=found,
         allows_external=allows_external,
+        refuses_text_images=settings.refuse_text_images,
     )
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,13 @@ class _Models(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def engine() -> Iterator[str]:
-    with http.server.HTTPServer(("127.0.0.1", 0), _Models) as server:
+    with _serving(_Models) as url:
+        yield url
+
+
+@contextmanager
+def _serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -158,6 +165,27 @@ def test_an_attached_engine_that_refuses_the_key_is_broken(diagnosis: Examine, e
 
     assert found.health is Health.BROKEN
     assert "401" in found.told
+
+
+class _Tgi(_Models):
+    def do_GET(self) -> None:
+        known = self.path == "/info"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b'{"router": "text-generation-router", "version": "3.3.6"}' if known else b"")
+
+
+def test_a_server_that_fetches_images_from_texts_is_named(diagnosis: Examine, tmp_path: Path) -> None:
+    with _serving(_Tgi) as url:
+        model = {"source": {"urls": [url]}, "engine": "http"}
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": {"m": model}}))
+        found = diagnosis(engine_urls=url)
+        refusing = diagnosis(engine_urls=url, refuse_text_images="true")
+
+    what = f"images in text at {url.removesuffix('/v1')}"
+    assert (found[what].health, found[what].mend) == (Health.WARNING, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
+    assert (found[f"engine {url}"].health, "404" in found[f"engine {url}"].told) == (Health.WARNING, True)
+    assert what not in refusing
 
 
 def test_a_database_of_an_older_version_is_to_be_migrated(
