@@ -2,6 +2,8 @@
 
     python -m tests.support.stub_engine --port 0 --log prompts.log [--delay-ms 1] [--models stub-model,other]
 
+With `--models '*'` it takes any name and has no list of models.
+
 Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
 that was ever asked. Of texts that are embedded together (an ingestion's, a search's) it has a mark each.
 Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in that way. The answer to one
@@ -130,7 +132,7 @@ class Stub:
         return await _stream(request, body, answer, cut=word == CUT) if body.get("stream") else _response(answer)
 
     def _get(self, path: str) -> web.Response:
-        if path != "/v1/models":
+        if path != "/v1/models" or self._models == ("*",):
             return _response(refusal(404, f"Unknown request URL: {path}"))
         cards = [{"id": name, "object": "model", "created": 0, "owned_by": "stub"} for name in self._models]
         return _response(Answer(200, msgspec.json.encode({"object": "list", "data": cards})))

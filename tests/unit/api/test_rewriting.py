@@ -10,12 +10,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.rewriting import LONGEST, TOKENS
-from jobs import pauses, searches
+from jobs import fleet, pauses, searches
 from jobs.clock import now
 from jobs.errors import NightmillError, NoWorker, Overloaded, RequestTimeout, StreamsAway, WorkerLost
 from jobs.interactive import Piece, Question
 from jobs.models import Worker
 from jobs.queues import Queue
+from jobs.registry import ANY_MODEL
 from jobs.searches import Results
 from tests.support.web import running_app
 from tests.unit.api.test_vector_stores import MODEL, error_of, made
@@ -187,6 +188,20 @@ def test_a_model_that_is_not_there_cannot_chat_or_may_not_be_asked_changes_nothi
     """`abroad` is outside, where the project's prompts may not go."""
     assert search(client, "leave") == ["leave"]
     assert workers.chats == []
+
+
+@pytest.mark.parametrize("model", ["whatever"])
+@pytest.mark.parametrize(("external", "asked"), [(True, 0), (False, 1)])
+def test_an_external_server_that_takes_any_name_is_not_asked(
+    app: FastAPI, client: TestClient, workers: Workers, external: bool, asked: int
+) -> None:
+    with app.state.services.db.write() as session:
+        session.get_one(Worker, Queue.GENERATE).models = [ANY_MODEL]
+        fleet.remember_all(session, {ANY_MODEL: external}, Queue.GENERATE)
+
+    search(client, "leave")
+
+    assert len(workers.chats) == asked
 
 
 def test_a_model_that_is_paused_is_not_asked(app: FastAPI, client: TestClient, workers: Workers) -> None:
