@@ -113,6 +113,10 @@ class Source(_Checked):
             raise ValueError("repo needs a revision: the 40 digits of a commit")
         return self
 
+    def is_internal(self, url: str) -> bool:
+        """Whether the prompts of any project may go to this server."""
+        return is_internal(url) if self.internal is None else self.internal
+
     def _belongs(self, kind: str, owner: str, keys: tuple[str, ...]) -> None:
         strays = [key for key in keys if getattr(self, key) is not None]
         if strays and kind != owner:
@@ -162,10 +166,9 @@ class Model(_Checked):
 
     @property
     def external(self) -> bool:
-        """Do prompts for this model leave the house?"""
-        if self.source.internal is not None:
-            return not self.source.internal
-        return not all(is_internal(url) for url in self.source.urls)
+        """Whether only external servers have this model. Of both kinds a project gets those that it may use."""
+        urls = self.source.urls
+        return bool(urls) and not any(self.source.is_internal(url) for url in urls)
 
     @property
     def upstream(self) -> str:

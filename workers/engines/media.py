@@ -57,6 +57,9 @@ _PLAIN: Final = frozenset({"role", "text"})  # keys of nearly all there is
 _ELSEWHERE: Final = "media_url_not_allowed"
 _NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
 _AUDIO: Final = frozenset({"id", "voice", "format", "data", "transcript", "expires_at"})  # of `audio`, as OpenAI has it
+_ESCAPED: Final = re.compile(
+    rb"\\+u00([2-7][0-9a-f])", re.IGNORECASE
+)  # ASCII in JSON within a text: arguments of calls
 _IN_TEXT: Final = re.compile(rb"!\[[^\[\]]*\]\(\s*<?\s*https?:", re.IGNORECASE)
 
 
@@ -170,7 +173,8 @@ def in_text(body: Mapping[str, Any]) -> Answer | None:
     for name, value in body.items():
         if isinstance(value, (*_NESTED, str)) and name != "metadata":
             joined = "".join(_texts(value)).encode(errors="replace")  # a server joins the parts of a message
-            if _IN_TEXT.search(msgspec.json.encode(value)) or _IN_TEXT.search(joined):
+            whole = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), msgspec.json.encode(value))
+            if _IN_TEXT.search(whole) or _IN_TEXT.search(joined):
                 message = "The text names an image by its URL, which the servers of this deployment must not fetch."
                 return refusal(400, message, param=name, code=_ELSEWHERE)
     return None

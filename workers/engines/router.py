@@ -18,7 +18,7 @@ from jobs import runtimes
 from jobs.endpoints import base_of
 from jobs.prompts import Prompts, prompts_of
 from jobs.queues import Queue
-from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry, is_internal
+from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
 from jobs.secretfiles import secret
 from jobs.settings import Settings
 from workers.engines.caps import objection
@@ -393,7 +393,7 @@ def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
             log.error("models_file.key_missing", extra={"model": model.name, "variable": model.source.api_key_env})
             continue
         for url in model.source.urls:
-            external = not (is_internal(url) if model.source.internal is None else model.source.internal)
+            external = not model.source.is_internal(url)
             serves.setdefault((base_of(url), key, external), {})[model.name] = model.upstream
     most = settings.engine_concurrency
     return [

@@ -88,7 +88,8 @@ def test_endpoint_of_a_private_host_is_internal_unless_it_says_otherwise(tmp_pat
         return Registry.read(model_with(tmp_path, engine="http", source=source)).models["m"].external
 
     assert not external('{urls: ["http://10.0.0.7:8000", "http://vllm-2"]}')
-    assert external('{urls: ["http://10.0.0.7:8000", "https://api.example.com/v1"]}')
+    assert not external('{urls: ["http://10.0.0.7:8000", "https://api.example.com/v1"]}'), "it has an internal one too"
+    assert external('{urls: ["https://api.example.com/v1"]}')
     assert not external('{urls: ["https://api.example.com/v1"], internal: true}')
     assert external('{urls: ["http://10.0.0.7:8000"], internal: false}')
 

@@ -258,6 +258,7 @@ models:
   also: {source: {urls: ["http://10.0.0.7"], internal: false}, engine: http}
   far: {source: {urls: ["https://api.example.com"]}, engine: http}
   ours: {source: {urls: ["https://api.example.com"], internal: true}, engine: http}
+  both: {source: {urls: ["http://10.0.0.7", "https://api.example.com"]}, engine: http}
 """
     )
     config = Settings(data_dir=tmp_path, engine_urls=("http://0.0.0.0:1", "http://10.0.0.8"))
@@ -265,9 +266,9 @@ models:
 
     assert isinstance(engine, HttpEngine)
     assert [(tuple(one.serves or ()), one.external) for one in engine.endpoints] == [
-        (("near",), False),
+        (("near", "both"), False),
         (("also",), True),
-        (("far",), True),
+        (("far", "both"), True),
         (("ours",), False),
         ((), True),
         ((), False),

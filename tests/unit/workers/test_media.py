@@ -153,6 +153,10 @@ MARKED = f"Look: ![]({WEB}) here"
         ({"prompt": MARKED}, "prompt"),
         ({"prompt": ["x", "![an image]( HTTPS://example.com )"]}, "prompt"),
         ({"input": MARKED}, "input"),
+        (
+            {"messages": [{"tool_calls": [{"function": {"arguments": '{"a": "\\u0021[](\\u0068ttp://a/b)"}'}}]}]},
+            "messages",
+        ),
         ({"messages": [], "tools": [{"function": {"name": "f", "parameters": {MARKED: {}}}}]}, "tools"),
     ],
 )
