@@ -160,13 +160,17 @@ def test_a_worker_says_which_models_it_has_when_that_changes_and_not_each_second
     context: Any = Announced()
     engine: Any = SimpleNamespace(there=frozenset(), discovered=())
 
-    shown = worker._announce(context, engine, "gpu.generate", frozenset())
+    shown = worker._announce(context, engine, "gpu.generate", None)
     assert (context.standing.state, context.written) == ("ready", [()]), "it is there, though it has none"
     for there in ({"b", "a"}, {"b", "a"}, {"b"}, {"b"}):
         engine.there = frozenset(there)
         shown = worker._announce(context, engine, "gpu.generate", shown)
 
     assert context.written == [(), ("a", "b"), ("b",)]
+
+    engine.discovered = {"b": True}  # an external server has it now, and no other
+    worker._announce(context, engine, "gpu.generate", shown)
+    assert context.written[-2:] == [("b",), ("b",)]
 
 
 @pytest.mark.parametrize(("error", "ended", "told"), [("OSError('no loop')", 70, True), ("None", 0, False)])
