@@ -12,11 +12,18 @@ import openai
 import pytest
 from openai import OpenAI
 
+from jobs.registry import Registry
 from tests.support import stub_engine
+from tests.support.shop import MODEL, Shop
 from tests.support.stub_engine import prompts
 from tests.support.system import SCALED, System, eventually
+from workers.engines.endpoints import Endpoint
+from workers.engines.fake import FakeEngine
+from workers.engines.http import HttpEngine
+from workers.engines.port import Engine
+from workers.engines.router import Router
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.verify]
+pytestmark = pytest.mark.timeout(300)
 
 #: `0.0.0.0` is this machine, and no private address: the server there passes for an external one.
 _MODELS_FILE = """
@@ -131,6 +138,7 @@ WAYS: dict[str, Callable[[OpenAI], Any]] = {
 }
 
 
+@pytest.mark.verify
 @pytest.mark.parametrize("way", WAYS)
 def test_prompts_leave_with_the_permission_alone(scene: Scene, way: str) -> None:
     before = len(prompts(scene.outside))
@@ -144,6 +152,7 @@ def test_prompts_leave_with_the_permission_alone(scene: Scene, way: str) -> None
     assert (strict, bool(free)) == ([], True)
 
 
+@pytest.mark.verify
 def test_what_an_internal_server_has_goes_there_alone(scene: Scene) -> None:
     before = len(prompts(scene.inside)), len(prompts(scene.outside))
     for client in (scene.strict, scene.free):
@@ -151,3 +160,25 @@ def test_what_an_internal_server_has_goes_there_alone(scene: Scene) -> None:
         assert (batch.status, batch.request_counts.completed) == ("completed", 8)
 
     assert (len(prompts(scene.inside)) - before[0], len(prompts(scene.outside)) - before[1]) == (16, 0)
+
+
+def test_a_client_who_waits_is_told_when_only_the_worker_knows_that_the_server_is_external(
+    make_shop: Callable[..., Shop], tmp_path: Path
+) -> None:
+    """The models file that the API reads calls the model internal."""
+    log = tmp_path / "outside.log"
+    with stub_engine.running(log, "--models", MODEL) as url:
+
+        def around(fake: FakeEngine) -> Engine:
+            outside = HttpEngine([Endpoint(url, external=True)], timeout=5.0)
+            return Router([outside], Registry.read(tmp_path / "models.yaml"))
+
+        shop = make_shop(around=around)
+        asked = {"model": MODEL, "messages": LONG[:1]}
+        with shop.open():
+            for stream in (False, True):
+                with pytest.raises(openai.PermissionDeniedError) as refused:
+                    shop.client.chat.completions.create(**asked, stream=stream)
+                assert (refused.value.code, refused.value.param) == ("external_model_not_allowed", "model")
+
+    assert prompts(log) == []
