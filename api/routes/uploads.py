@@ -1,12 +1,13 @@
 """Multi-part uploads: parts in any order and in parallel, put together by `complete`.
 
 pending ──complete──▶ completed (a File)       parts: only while pending
-   ├──cancel──▶ cancelled
+   ├──cancel, or three completions with a wrong MD5──▶ cancelled
    └──an hour──▶ expired
 """
 
 import asyncio
 import hashlib
+from collections.abc import Iterator
 from typing import Annotated
 from weakref import WeakValueDictionary
 
@@ -34,6 +35,7 @@ from jobs.storage import CHUNK, let_go
 
 router = resource("Uploads")
 
+_MD5_MISMATCHES = 3  # of one upload, before it is cancelled
 _assembling = WeakValueDictionary[str, asyncio.Lock]()  # uploads of which this process makes a file
 _PART_FORM = described(["data"], {"data": BYTES})
 
@@ -131,7 +133,9 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
         raise InvalidRequest(message, param="part_ids", code="bytes_mismatch")
     check_space(call, upload.bytes)
     try:
-        file = _assemble(call, upload, parts, body.md5)
+        if body.md5 is not None:
+            _check_md5(call, upload, parts, body.md5)
+        file = _assemble(call, upload, parts)
     except NotFound as error:  # parts go when the upload ends
         return _ended(call, upload_id, error)
     try:
@@ -213,20 +217,48 @@ def _parts(session: Session, upload_id: str, ids: list[str]) -> list[UploadPart]
     return [known[part_id] for part_id in ids]
 
 
-def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart], md5: str | None) -> File:
-    """Write the parts as one object. Raises InvalidRequest when the checksum differs; then nothing is left."""
+def _check_md5(call: CallContext, upload: Upload, parts: list[UploadPart], md5: str) -> None:
+    """Hash the parts before anything is written. Raises InvalidRequest when the checksum differs."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for data in _read(call, parts):
+        digest.update(data)
+    if digest.hexdigest() == md5.lower():
+        return
+    message = f"The MD5 of the parts is {digest.hexdigest()}."
+    if _cancelled_by_mismatch(call, upload.id):
+        let_go(call.storage, [f"uploads/{upload.id}"])
+        message += f" The upload is cancelled: {_MD5_MISMATCHES} completions had a wrong MD5."
+    raise InvalidRequest(message, param="md5", code="md5_mismatch")
+
+
+def _cancelled_by_mismatch(call: CallContext, upload_id: str) -> bool:
+    """Count a completion with a wrong MD5; cancel the upload at the last one that it may have."""
+    with call.db.write() as session:
+        upload = _get(session, call, upload_id, lock=True)
+        upload.md5_mismatches += 1
+        if upload.status != "pending" or upload.md5_mismatches < _MD5_MISMATCHES:
+            return False
+        upload.status = "cancelled"
+        call.record(session, "upload.cancel", upload_id, {"md5_mismatches": upload.md5_mismatches})
+        return True
+
+
+def _read(call: CallContext, parts: list[UploadPart]) -> Iterator[bytes]:
+    for part in parts:
+        with call.storage.reader(part.path) as handle:
+            while data := handle.read(CHUNK):
+                yield data
+
+
+def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart]) -> File:
+    """Write the parts as one object."""
     file_id = new_id("file-")
     path = f"files/{file_id}"
-    sha256, sum_ = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    sha256 = hashlib.sha256()
     with call.storage.writer(path) as out:
-        for part in parts:
-            with call.storage.reader(part.path) as handle:
-                while data := handle.read(CHUNK):
-                    sha256.update(data)
-                    sum_.update(data)
-                    out.write(data)
-        if md5 is not None and sum_.hexdigest() != md5.lower():
-            raise InvalidRequest(f"The MD5 of the parts is {sum_.hexdigest()}.", param="md5", code="md5_mismatch")
+        for data in _read(call, parts):
+            sha256.update(data)
+            out.write(data)
     created_at = now()
     return File(
         id=file_id,

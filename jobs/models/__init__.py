@@ -6,11 +6,11 @@ job ─┬─ shard ── segment          what is to be done, and what has bee
 schedule ┘                        submits it again and again
      └─ event ── delivery ── attempt      what happened, and who was told
 vector_store ── vector_store_file · vector_removal · source ── source_item
-file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency
+file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency, storage_usage
 worker, model, pause, meta, measure · engine_death, quarantine · cached, cache_epoch, cache_use · audit, audit_head
 """
 
-from jobs.models.access import ApiKey, Idempotency, Project
+from jobs.models.access import ApiKey, Idempotency, Project, StorageUsage
 from jobs.models.audit import Audit, AuditHead
 from jobs.models.base import Base, row_of, table_of
 from jobs.models.cached import Cached, CacheEpoch, CacheUse
@@ -56,6 +56,7 @@ __all__ = [
     "Shard",
     "Source",
     "SourceItem",
+    "StorageUsage",
     "Upload",
     "UploadPart",
     "VectorRemoval",

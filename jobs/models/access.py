@@ -18,6 +18,17 @@ class Project(Base):
     created_at: Mapped[float]
 
 
+class StorageUsage(Base):
+    """Bytes that a project stores: `counted` + `added`. See `jobs.storage_usage`."""
+
+    __tablename__ = "storage_usage"
+
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    added: Mapped[int] = mapped_column(default=0)
+    counted: Mapped[int] = mapped_column(default=0)
+    counted_at: Mapped[float]
+
+
 class ApiKey(Base):
     """A key, stored as the SHA-256 of its secret; `id` is the part of the key that finds the row."""
 

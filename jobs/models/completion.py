@@ -21,10 +21,12 @@ class KeptCompletion(Base):
     labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`
     created_at: Mapped[float]
     expires_at: Mapped[float]
+    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
 
     __table_args__ = (
         Index("ix_chat_completion_project_created", "project_id", "created_at", "id"),
         Index("ix_chat_completion_expires", "expires_at"),
+        Index("ix_chat_completion_project_bytes", "project_id", "bytes"),
     )
 
     @property

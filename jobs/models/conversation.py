@@ -19,5 +19,9 @@ class Conversation(Base):
     path: Mapped[str]
     labels: Mapped[dict[str, Any]]  # OpenAI's `metadata`
     created_at: Mapped[float]
+    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
 
-    __table_args__ = (Index("ix_conversation_path", "path"),)
+    __table_args__ = (
+        Index("ix_conversation_path", "path"),
+        Index("ix_conversation_project_bytes", "project_id", "bytes"),
+    )

@@ -26,11 +26,15 @@ class File(Base):
         Index("ix_file_project_created", "project_id", "created_at", "id"),
         Index("ix_file_expires", "expires_at"),
         Index("ix_file_deleted", "deleted_at"),
+        Index("ix_file_project_bytes", "project_id", "bytes"),
     )
 
 
 class Upload(Base):
-    """A multi-part upload: pending → completed | cancelled | expired."""
+    """A multi-part upload: pending → completed | cancelled | expired.
+
+    `md5_mismatches` counts the completions that were refused because the MD5 was wrong.
+    """
 
     __tablename__ = "upload"
 
@@ -43,10 +47,14 @@ class Upload(Base):
     status: Mapped[str] = mapped_column(String(16), default="pending")
     file_id: Mapped[str | None] = mapped_column(String(64))
     file_expires_seconds: Mapped[int | None]
+    md5_mismatches: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[float]
     expires_at: Mapped[float]
 
-    __table_args__ = (Index("ix_upload_status_expires", "status", "expires_at"),)
+    __table_args__ = (
+        Index("ix_upload_status_expires", "status", "expires_at"),
+        Index("ix_upload_project_status", "project_id", "status"),
+    )
 
 
 class UploadPart(Base):

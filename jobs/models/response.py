@@ -16,8 +16,12 @@ class KeptResponse(Base):
     project_id: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float]
     expires_at: Mapped[float]
+    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
 
-    __table_args__ = (Index("ix_response_expires", "expires_at"),)
+    __table_args__ = (
+        Index("ix_response_expires", "expires_at"),
+        Index("ix_response_project_bytes", "project_id", "bytes"),
+    )
 
     @property
     def path(self) -> str:

@@ -89,6 +89,7 @@ class VectorStoreFile(Base):
         Index("ix_vector_store_file_document", "store_id", "document"),
         Index("ix_vector_store_file_job", "job_id", "line"),
         Index("ix_vector_store_file_file", "id"),
+        Index("ix_vector_store_file_project_bytes", "project_id", "usage_bytes"),
         Index(
             "ix_vector_store_file_recipe",
             "recipe",

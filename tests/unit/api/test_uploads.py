@@ -118,6 +118,32 @@ def test_a_wrong_checksum_leaves_no_file(app: FastAPI, client: TestClient) -> No
     assert complete(client, upload_id, [part]).status_code == 200
 
 
+def test_a_completion_with_a_wrong_md5_writes_nothing(
+    client: TestClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+    monkeypatch.setattr(app.state.services.storage, "writer", lambda path: pytest.fail(f"{path} was opened"))
+
+    refused = complete(client, upload_id, [part], md5="0" * 32)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "md5_mismatch"
+
+
+def test_the_third_completion_with_a_wrong_md5_cancels_the_upload(client: TestClient, app: FastAPI) -> None:
+    upload_id = create(client, 3)
+    part = add(client, upload_id, b"abc").json()["id"]
+
+    refused = [complete(client, upload_id, [part], md5="0" * 32) for _ in range(3)]
+    late = complete(client, upload_id, [part], md5=hashlib.md5(b"abc").hexdigest())
+
+    assert [answer.json()["error"]["code"] for answer in refused] == ["md5_mismatch"] * 3
+    assert ["cancelled" in answer.json()["error"]["message"] for answer in refused] == [False, False, True]
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "upload_not_pending")
+    assert not list((Path(app.state.services.storage.root) / "uploads").glob("*"))
+
+
 def test_completing_again_answers_the_same_and_makes_no_second_file(client: TestClient) -> None:
     upload_id = create(client, 3)
     part = add(client, upload_id, b"abc").json()["id"]
