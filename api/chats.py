@@ -26,8 +26,8 @@ from api.chunks import Chunks
 from api.deps import CallContext
 from api.errors import describe
 from api.fields import Context, Metadata
-from api.file_rows import check_space
 from api.idempotency import Once
+from api.space import check_space
 from jobs import completions
 from jobs.endpoints import CHAT
 from jobs.errors import InvalidRequest, NightmillError

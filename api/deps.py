@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from api.arriving import Arriving
 from api.metrics import Exposition
 from api.readiness import Watch
 from api.trusted import Trusted
@@ -40,6 +41,7 @@ class Services:
     lines: Lines
     watch: Watch = field(default_factory=Watch)
     places: Trusted[str] = field(default_factory=Trusted[str])  # queues that live workers take questions from
+    arriving: Arriving = field(default_factory=Arriving)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def registry(self) -> Registry:

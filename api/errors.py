@@ -3,8 +3,8 @@
     NightmillError ─▶ its status, its code          validation ─▶ 400 (`api.validation`)
     unknown route, method ─▶ 404, 405               anything else ─▶ 500, without a word about why
 
-Clients pick their exception by the status and obey `Retry-After` and `x-should-retry`; the SDK would repeat a 408 or a
-409 by itself, so one that is not worth it says so.
+Clients pick their exception by the status and obey `Retry-After` and `x-should-retry`; the SDK would repeat a 408, a
+409 or a 507 by itself, so one that is not worth it says so.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from api.validation import explain
-from jobs.errors import Conflict, InvalidRequest, NightmillError, NotFound, RequestTimeout
+from jobs.errors import Conflict, InvalidRequest, NightmillError, NotFound, ProjectFull, RequestTimeout
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def respond(error: NightmillError, headers: dict[str, str] | None = None) -> JSO
     given = dict(headers or {})
     if error.retry_after is not None:
         given["Retry-After"] = str(error.retry_after)
-    if isinstance(error, Conflict | RequestTimeout):
+    if isinstance(error, Conflict | RequestTimeout | ProjectFull):
         given["x-should-retry"] = "true" if error.retryable else "false"
     return JSONResponse(describe(error), error.status, given)
 

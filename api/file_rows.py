@@ -7,7 +7,7 @@ from api.deps import CallContext
 from api.presenters.file import FileObject, show_file
 from api.validation import clip
 from jobs.clock import now
-from jobs.errors import NotFound, StorageFull
+from jobs.errors import NotFound
 from jobs.models import File
 from jobs.settings import Settings
 
@@ -34,13 +34,6 @@ def insert(session: Session, call: CallContext, file: File) -> FileObject:
     session.add(file)
     call.record(session, "file.create", file.id, {"bytes": file.bytes, "sha256": file.sha256})
     return show_file(file)
-
-
-def check_space(call: CallContext, arriving: int) -> None:
-    """Raises StorageFull while there is room to say so."""
-    free = call.storage.free()
-    if free is not None and free - arriving < call.config.min_free_bytes:
-        raise StorageFull
 
 
 def expiry(config: Settings, purpose: str, seconds: int | None, created_at: float) -> float | None:

@@ -17,6 +17,7 @@ from api.deps import CallContext
 from api.idempotency import Make
 from api.labels import labelled
 from api.paging import deleted, find, place_of
+from api.space import check_project, reserve_or_remove
 from api.validation import clip
 from jobs import completions
 from jobs.clock import now
@@ -34,12 +35,15 @@ _CREATED = "chat_completion.create"
 def prepare(call: CallContext, kept: Kept, asked: str, labels: Mapping[str, str]) -> Make:
     """Write the object; returns what inserts its row. `asked` is the model as the client names it."""
     created = now()
-    completion_id = str(kept.response["id"])
-    call.storage.put(completions.path(completion_id), encode(CHAT, kept))
+    completion_id, data = str(kept.response["id"]), encode(CHAT, kept)
+    path, size = completions.path(completion_id), len(data)
+    check_project(call, size)
+    call.storage.put(path, data)
     model = kept.response.get("model")
 
     def insert(session: Session) -> Reference:
-        row = KeptCompletion(id=completion_id, project_id=call.project_id, labels=dict(labels) or None)
+        reserve_or_remove(session, call, size, path, KeptCompletion.id == completion_id)
+        row = KeptCompletion(id=completion_id, project_id=call.project_id, labels=dict(labels) or None, bytes=size)
         row.asked, row.model = _name(asked), _name(model if isinstance(model, str) else asked)
         row.created_at, row.expires_at = created, created + call.config.response_seconds
         session.add(row)

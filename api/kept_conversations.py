@@ -16,9 +16,10 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
+from api.space import check_project, reserve, reserve_or_remove
 from api.validation import clip
 from jobs.clock import now
-from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound
+from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull
 from jobs.ids import new_id
 from jobs.models import Conversation
 from jobs.storage import let_go
@@ -38,6 +39,7 @@ class Held:
     version: int
     path: str
     items: Items
+    bytes: int = 0
 
 
 class _Moved(Exception):
@@ -47,10 +49,11 @@ class _Moved(Exception):
 def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Callable[[Session], str]:
     """Write its first object; returns what inserts its row, and tells its id."""
     conversation_id, created = new_id("conv_"), now()
-    path = _write(call, conversation_id, _identified(items, set()))
+    path, size = _write(call, conversation_id, _identified(items, set()))
 
     def insert(session: Session) -> str:
-        row = {"project_id": call.project_id, "version": 1, "path": path, "labels": dict(labels)}
+        reserve_or_remove(session, call, size, path, Conversation.path == path)
+        row = {"project_id": call.project_id, "version": 1, "path": path, "labels": dict(labels), "bytes": size}
         session.add(Conversation(id=conversation_id, created_at=created, **row))
         call.record(session, "conversation.create", conversation_id)
         return conversation_id
@@ -72,7 +75,7 @@ def load(call: CallContext, conversation_id: str) -> Held:
         except NotFound:
             missing = found.path  # replaced a moment ago, mostly
             continue
-        return Held(found.id, found.version, found.path, items)
+        return Held(found.id, found.version, found.path, items, found.bytes or 0)
     raise _busy(conversation_id)
 
 
@@ -140,17 +143,18 @@ def _change(
 
 
 def _replace(call: CallContext, held: Held, items: Items, new: Items, commit: Callable[[Apply, Items], T]) -> T:
-    path = _write(call, held.id, items)
+    path, size = _write(call, held.id, items, held.bytes)
 
     def apply(session: Session) -> None:
         mine = Conversation.id == held.id, Conversation.version == held.version
-        swapped = session.execute(update(Conversation).where(*mine).values(version=held.version + 1, path=path))
-        if swapped.rowcount != 1:  # type: ignore[attr-defined]
+        swap = update(Conversation).where(*mine).values(version=held.version + 1, path=path, bytes=size)
+        if session.execute(swap).rowcount != 1:  # type: ignore[attr-defined]
             raise _Moved
+        reserve(session, call, size - held.bytes)
 
     try:
         value = commit(apply, new)
-    except _Moved:
+    except (_Moved, ProjectFull):
         let_go(call.storage, [path])
         raise  # any other error may hide a commit: then both objects stay, and retention finds out
     _tidy(call, held.id, {held.path, path})
@@ -165,15 +169,19 @@ def _tidy(call: CallContext, conversation_id: str, paths: set[str]) -> None:
         let_go(call.storage, paths - {current})
 
 
-def _write(call: CallContext, conversation_id: str, items: Items) -> str:
-    """Each under a name of its own: two that change it at once must not write over each other."""
+def _write(call: CallContext, conversation_id: str, items: Items, was: int = 0) -> tuple[str, int]:
+    """Write all items, in place of `was` bytes, and return the path and the size of the object.
+
+    Each under a name of its own: two that change it at once must not write over each other.
+    """
     data = msgspec.json.encode(items)
     if len(data) > _MOST_BYTES:
         message = f"A conversation holds at most {_MOST_BYTES} bytes."
         raise InvalidRequest(message, param="items", code="conversation_too_long")
+    check_project(call, len(data) - was)
     path = f"conversations/{conversation_id}-{new_id('')}"
     call.storage.put(path, data)
-    return path
+    return path, len(data)
 
 
 def _identified(items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:

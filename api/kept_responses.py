@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.answered_once import Reference, Run, keep_once
 from api.deps import CallContext
+from api.space import check_project, remove_unowned, reserve_or_remove
 from api.validation import clip
 from jobs import ledger, responses
 from jobs.clock import now
@@ -44,12 +45,16 @@ _EXPIRED = {"code": "server_error", "message": "The response was not answered wi
 def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
     """Write the object; returns what inserts its row."""
     created = now()
-    response_id = str(kept.response["id"])
-    call.storage.put(responses.path(response_id), encode(RESPONSES, kept))
+    response_id, data = str(kept.response["id"]), encode(RESPONSES, kept)
+    path, size = responses.path(response_id), len(data)
+    check_project(call, size)
+    call.storage.put(path, data)
     expires = created + call.config.response_seconds
 
     def insert(session: Session) -> Reference:
-        row = KeptResponse(id=response_id, project_id=call.project_id, created_at=created, expires_at=expires)
+        reserve_or_remove(session, call, size, path, KeptResponse.id == response_id)
+        facts = {"project_id": call.project_id, "created_at": created, "expires_at": expires, "bytes": size}
+        row = KeptResponse(id=response_id, **facts)
         session.add(row)
         call.record(session, _CREATED, row.id)
         return Reference(id=row.id)
@@ -81,6 +86,12 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
         return reference
 
     return submit
+
+
+def remove_unknown(call: CallContext, response_id: str) -> None:
+    """Remove the object of a response that has no row."""
+    with call.db.read() as session:
+        remove_unowned(session, call, responses.path(response_id), KeptResponse.id == response_id)
 
 
 def once(call: CallContext, response_id: str, keep: Callable[[Run], None]) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.file_rows import visible
+from api.space import check_not_full
 from api.vector_rows import get_store
 from api.windows import seconds
 from jobs import attachments, ingestions, ledger, lines, reindexing, responses, retries
@@ -39,6 +40,7 @@ def again(
 ) -> Job:
     """Submit the retry of an ended job, in the caller's transaction."""
     _check(old)
+    check_not_full(session, call)
     if old.kind == INGESTION:
         return _files_again(session, call, old, key)
     _check_known(session, old)

@@ -18,15 +18,15 @@ from api.asking import Asked
 from api.bodies import Body, Many
 from api.deps import CallContext
 from api.fields import Context, Metadata
-from api.file_rows import check_space
 from api.idempotency import Make
 from api.items import InputItem
 from api.presenters.response import as_input, show_item
+from api.space import check_space
 from api.validation import clip
 from jobs import responses
 from jobs.clock import now
 from jobs.endpoints import RESPONSES
-from jobs.errors import InvalidRequest, NightmillError, NotFound
+from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
 from jobs.ids import new_id
 from jobs.kept import Kept
 from jobs.terms import terms_of
@@ -241,7 +241,12 @@ def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
         run(both)
 
     said = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
-    kept_conversations.add(turn.call, turn.conversation, said, commit)
+    try:
+        kept_conversations.add(turn.call, turn.conversation, said, commit)
+    except ProjectFull:
+        if turn.store:
+            kept_responses.remove_unknown(turn.call, turn.id)
+        raise
 
 
 def _nothing(turn: Turn) -> Make:

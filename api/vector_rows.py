@@ -13,6 +13,7 @@ from api.fields import Labels
 from api.file_rows import visible
 from api.hooks import Hook
 from api.presenters.vector_store import VectorStoreObject, show_store
+from api.space import check_not_full
 from api.validation import clip
 from jobs import indexes, ingestions, ledger
 from jobs.attachments import IN_PROGRESS, Attachment, is_over
@@ -96,7 +97,8 @@ def bring_in(
     key: str | None,
     hook: Hook | None = None,
 ) -> Job:
-    """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound."""
+    """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound, ProjectFull."""
+    check_not_full(session, call)
     names = _files(session, call, list(files))
     wanted = [Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
     facts = {"idempotency_key": key, "request_id": call.request_id}

@@ -17,6 +17,7 @@ from cli.run_batch import run_batch
 from cli.submit import submit
 from cli.trouble import Trouble
 from cli.up import up
+from cli.usage import usage
 from cli.vllm_flags import TakesFlags
 from cli.watch import watch
 from jobs.errors import NightmillError
@@ -79,6 +80,7 @@ app.command()(explain)
 app.command()(jobs.cancel)
 app.command()(jobs.retry)
 app.command()(doctor)
+app.command()(usage)
 app.command()(pauses.workers)
 app.command()(pauses.pause)
 app.command()(pauses.resume)

@@ -20,6 +20,7 @@ NightmillError (500 server_error)
 │   ├── Overloaded, StreamsAway, WorkerLost (503, to clients who wait)
 │   └── StorageAway (503)
 ├── StorageFull (507)
+│   └── ProjectFull (507)
 └── Fenced (500, inside workers: a newer claim exists)
 """
 
@@ -201,6 +202,14 @@ class StorageFull(NightmillError):
     code = "insufficient_storage"
     retryable = True
     retry_after = 60
+
+
+class ProjectFull(StorageFull):
+    """The project stores as many bytes as it may."""
+
+    code = "project_storage_full"
+    retryable = False
+    retry_after = None
 
 
 class Fenced(NightmillError):

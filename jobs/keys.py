@@ -50,6 +50,11 @@ def find_project(session: Session, name: str) -> Project | None:
     return session.scalar(select(Project).where(Project.name == name))
 
 
+def project_names(session: Session) -> dict[str, str]:
+    """Return the name of every project by its id."""
+    return {project.id: project.name for project in session.scalars(select(Project))}
+
+
 def allow_external(session: Session, project_name: str, *, allowed: bool, actor: str = "operator") -> None:
     """Whether a project's prompts may go to endpoints outside this deployment."""
     project = ensure_project(session, project_name)

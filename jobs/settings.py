@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     batch_max_bytes: int = Field(200 * MB, ge=1, description="bytes of a batch's input file")
     batch_max_line_bytes: int = Field(32 * MB, ge=1024, description="bytes of one line")
     batch_max_embedding_inputs: int = Field(50_000, ge=1, description="embedding inputs over all lines of a batch")
+    project_max_bytes: int = Field(
+        0, ge=0, description="bytes that a project may store: files, vectors, responses, chats; 0: no limit"
+    )
     project_max_queued_tokens: int = Field(0, ge=0, description="estimated tokens waiting per project; 0: no limit")
     window_min_seconds: int = Field(60, ge=1, description="shortest completion window")
     window_max_seconds: int = Field(30 * DAY, ge=1, description="longest completion window")

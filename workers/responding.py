@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from jobs import ledger, responses
 from jobs.endpoints import RESPONSES
@@ -80,7 +80,11 @@ def _remove(context: Context, *paths: str) -> None:
 
 
 def _write(context: Context, kept: Kept) -> None:
-    context.storage.put(responses.path(str(kept.response["id"])), encode(RESPONSES, kept))
+    """Write the object of a response, and its size into the row."""
+    response_id, data = str(kept.response["id"]), encode(RESPONSES, kept)
+    context.storage.put(responses.path(response_id), data)
+    sized = update(KeptResponse).where(KeptResponse.id == response_id).values(bytes=len(data))
+    context.db.retrying(lambda session: session.execute(sized))
 
 
 def _close(

@@ -22,6 +22,7 @@ from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.models import (
     Attempt,
     Base,
+    Conversation,
     Delivery,
     Event,
     File,
@@ -65,6 +66,7 @@ class Retention:
         self._orphans = Orphans(config, db, storage)
         self._looking: Iterator[None] | None = None
         self._left: list[Callable[[], bool]] = []
+        self._unmeasured: list[Any] = [KeptResponse, KeptCompletion, Conversation]
         self._until = 0.0
 
     def run(self) -> None:
@@ -75,6 +77,7 @@ class Retention:
                 self._looking = self._orphans.look()
                 self.forget_webhooks()
         bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
+        bounded.append(self._measure)
         self._left = [*bounded, self._look]
         self._do(_PASS_SECONDS)
 
@@ -165,6 +168,32 @@ class Retention:
                 session.delete(answer)
         self._drop([path for answer in gone for path in paths(answer)])
         return len(gone) == _AT_ONCE
+
+    def _measure(self) -> bool:
+        """Note the sizes of objects that were stored before their rows had them, table by table, once."""
+        try:
+            while self._unmeasured and not self._repeat(partial(self._measure_page, self._unmeasured[0])):
+                del self._unmeasured[0]
+        except (StorageAway, StorageFull):
+            return False  # the storage may be there at the next pass
+        return bool(self._unmeasured)
+
+    def _measure_page(self, table: Any) -> bool:
+        with self._db.read() as session:
+            rows = session.scalars(select(table).where(table.bytes.is_(None)).limit(_AT_ONCE)).all()
+        sizes = {row.id: self._size(row.path) for row in rows}
+        with self._db.write() as session:
+            for row_id, size in sizes.items():
+                unknown = table.id == row_id, table.bytes.is_(None)
+                session.execute(update(table).where(*unknown).values(bytes=size), execution_options=UNSEEN)
+        return len(rows) == _AT_ONCE
+
+    def _size(self, path: str) -> int:
+        """Return the size of an object in bytes, 0 when it is gone."""
+        try:
+            return self._storage.size(path)
+        except NotFound:
+            return 0
 
     def _look(self) -> bool:
         """Go on looking for orphans, for a moment of its own: nothing waits for that."""

@@ -20,6 +20,7 @@ from api.paging import After, Limit20, Page, find, page
 from api.presenters.batch import STATUS, Batch, CreatedBatch, show_batch
 from api.progress import Totals, totals
 from api.routing import resource
+from api.space import check_not_full
 from api.validation import clip
 from api.windows import PATTERN, seconds
 from jobs import ledger
@@ -68,6 +69,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     _check_start(call, body.not_before)
 
     def make(session: Session) -> CreatedBatch:
+        check_not_full(session, call)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}
         job = job_of(wanted, call.project_id, not_before=body.not_before, **facts)
         file = input_file(session, call, body.input_file_id)

@@ -12,13 +12,13 @@ from api import kept_conversations
 from api.bodies import Body
 from api.deps import Call
 from api.fields import Metadata
-from api.file_rows import check_space
 from api.idempotency import Idempotent
 from api.items import NewItem
 from api.kept_conversations import Held
 from api.paging import After, Limit20, Order, Page, slice_of
 from api.presenters.response import ConversationDeleted, ConversationObject, ItemObject, show_item
 from api.routing import resource
+from api.space import check_space
 
 router: APIRouter = resource("Conversations")
 

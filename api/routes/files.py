@@ -4,23 +4,26 @@ A deleted file is hidden at once; its bytes go when the last live job that reads
 """
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any, get_args
 
 from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Call, CallContext
 from api.download import send_file
 from api.fields import ExpiresAfter, filename
-from api.file_rows import check_space, expiry, get_file, insert, visible
+from api.file_rows import expiry, get_file, insert, visible
 from api.idempotency import Idempotent
 from api.multipart import BYTES, Received, Sink, described, receive
 from api.paging import After, Order, Page, deleted, find, page, place_of
 from api.presenters.file import FileDeleted, FileObject, Purpose, show_file
 from api.routing import resource
+from api.space import receiving, reserve
 from api.validation import clip, explain
 from jobs import attachments
 from jobs.clock import now
@@ -49,15 +52,13 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
     """Upload a file. Its bytes are streamed, hashed and durable before the answer."""
     file_id = new_id("file-")
     path = f"files/{file_id}"
-    async with once.leased() as lease:
-        if not lease.kept:
-            await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
+    async with once.leased() as lease, receiving(call, request, lease, call.config.file_max_bytes):
         sink = Sink("file", call.storage, None if lease.kept else path, call.config.file_max_bytes)
         form = await receive(request, sink, lease.beat)
         try:
             file = _row(call, file_id, path, form)
             fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
-            return await run_in_threadpool(lease.complete, fields, lambda session: insert(session, call, file))
+            return await run_in_threadpool(lease.complete, fields, partial(_insert, call, file))
         except (DatabaseBusy, asyncio.CancelledError):
             raise  # the row may have been committed, or is about to be: better bytes without a row than the reverse
         except BaseException:
@@ -121,6 +122,11 @@ async def file_content(request: Request, call: Call, file_id: str) -> Response:
 
     file = await run_in_threadpool(look_up)
     return await send_file(call.storage, file, request.headers.get("range"))
+
+
+def _insert(call: CallContext, file: File, session: Session) -> FileObject:
+    reserve(session, call, file.bytes)
+    return insert(session, call, file)
 
 
 def _row(call: CallContext, file_id: str, path: str, form: Received) -> File:

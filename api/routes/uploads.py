@@ -21,11 +21,12 @@ from starlette.concurrency import run_in_threadpool
 from api.bodies import Body
 from api.deps import Call, CallContext
 from api.fields import ExpiresAfter, Filename
-from api.file_rows import check_space, expiry, insert
+from api.file_rows import expiry, insert
 from api.idempotency import Idempotent
 from api.multipart import BYTES, Sink, described, receive
 from api.presenters.file import PartObject, Purpose, UploadObject, show_part, show_upload
 from api.routing import resource
+from api.space import check_disk, check_project, receiving, reserve
 from api.validation import clip
 from jobs.clock import now
 from jobs.errors import Conflict, DatabaseBusy, Expired, InvalidRequest, NotFound
@@ -60,6 +61,12 @@ def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
         message = f"Invalid 'bytes': an upload has at most {call.config.upload_max_bytes} bytes."
         raise InvalidRequest(message, param="bytes", code="integer_above_max_value")
 
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    check_project(call, body.bytes)
+
     def make(session: Session) -> UploadObject:
         created_at = now()
         upload = Upload(
@@ -78,7 +85,7 @@ def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
         call.record(session, "upload.create", upload.id, {"bytes": upload.bytes})
         return show_upload(upload, "pending")
 
-    return once.run(body.fields(), make)
+    return once.run(fields, make)
 
 
 @router.post("/uploads/{upload_id}/parts", response_model=PartObject, openapi_extra=_PART_FORM)
@@ -86,9 +93,8 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
     """Add one part, at most 64 MB. Its place in the file is given by `complete`."""
     part_id = new_id("part_")
     path = f"uploads/{upload_id}/{part_id}"
-    async with once.leased() as lease:
+    async with once.leased() as lease, receiving(call, request, lease, call.config.part_max_bytes):
         if not lease.kept:
-            await run_in_threadpool(check_space, call, int(request.headers.get("content-length", 0)))
             await run_in_threadpool(_check_pending, call, upload_id)
         sink = Sink("data", call.storage, None if lease.kept else path, call.config.part_max_bytes)
         form = await receive(request, sink, lease.beat)
@@ -96,6 +102,7 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
         def make(session: Session) -> PartObject:
             _pending(session, call, upload_id)
             _check_room(session, call, upload_id, form.bytes)
+            reserve(session, call, form.bytes)
             part = UploadPart(id=part_id, upload_id=upload_id, bytes=form.bytes, path=path, created_at=now())
             session.add(part)
             call.record(session, "upload.part", part_id, {"bytes": form.bytes})
@@ -131,7 +138,7 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
             f"The parts have {sum(part.bytes for part in parts)} bytes, the upload was created for {upload.bytes}."
         )
         raise InvalidRequest(message, param="part_ids", code="bytes_mismatch")
-    check_space(call, upload.bytes)
+    check_disk(call, upload.bytes)  # within the project's bound the file takes the place of its parts
     try:
         if body.md5 is not None:
             _check_md5(call, upload, parts, body.md5)

@@ -21,6 +21,7 @@ from api.presenters.vector_store import VectorStoreFileObject
 from api.routes.vector_store_files import POLL_AFTER, POLL_MS, Listed
 from api.routes.vector_stores import checked_model
 from api.routing import resource
+from api.space import check_not_full
 from api.validation import clip
 from api.vector_rows import counts_of, get_store, stop_jobs
 from jobs import indexes, reindexing
@@ -53,6 +54,7 @@ def create_index(call: Call, once: Idempotent, vector_store_id: str, body: Creat
     """An index of all files of a store, built beside the one in use, which searches go on to read."""
 
     def make(session: Session) -> IndexObject:
+        check_not_full(session, call)
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
         index = _build(session, call, store, body, once.key)
         call.record(session, "vector_store.index.create", index.id, {"store": store.id})
@@ -118,6 +120,7 @@ def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str
     """Bring into an index what it lacks: files that failed in it, or that a job was cancelled before."""
 
     def make(session: Session) -> IndexObject:
+        check_not_full(session, call)
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
         index = get_index(session, store, index_id)
         facts = {"idempotency_key": once.key, "request_id": call.request_id}

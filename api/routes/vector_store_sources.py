@@ -17,6 +17,7 @@ from api.paging import After, Before, Limit20, Order, Page, deleted, find, page,
 from api.presenters.source import SourceDeleted, SourceItemObject, SourceObject, show_item, show_source
 from api.routes.vector_store_files import POLL_AFTER, POLL_MS
 from api.routing import resource
+from api.space import check_not_full
 from api.validation import clip
 from api.vector_rows import Attributes, get_store
 from jobs import places, sources
@@ -77,6 +78,7 @@ def create_source(call: Call, once: Idempotent, vector_store_id: str, body: Crea
     first = next_after(body.cron, zone, created) if body.cron and zone else None
 
     def make(session: Session) -> SourceObject:
+        check_not_full(session, call)
         store = get_store(session, call, vector_store_id, alive=True, lock=True)
         _check_count(session, store)
         source = Source(

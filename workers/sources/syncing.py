@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from sqlalchemy import func, select
 
-from jobs import attachments, indexes, sources
+from jobs import attachments, indexes, sources, storage_usage
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
 from jobs.documents import PARTLY
-from jobs.errors import Expired
+from jobs.errors import Expired, ProjectFull
 from jobs.ids import new_id
 from jobs.ledger import JobClaim
 from jobs.models import File, Source, SourceItem, VectorStore, VectorStoreFile
@@ -261,9 +261,19 @@ class _Sync:
                         raise _SinkBroke(error) from error
 
                 fetched = self._fetched(entry, known, take)
+                self._reserve(size)
         except _Unchanged:
             return None
         return Stored(file_id, size, sha.hexdigest(), fetched)
+
+    def _reserve(self, size: int) -> None:
+        """Add a fetched file to what its project stores. Raises ItemFailed when it is too much."""
+        db, project_id, limit = self.context.db, self.source.project_id, self.config.project_max_bytes
+        try:
+            storage_usage.check(db, project_id, size, limit)
+            db.retrying(lambda session: storage_usage.reserve(session, project_id, size, limit), self.context.stop)
+        except ProjectFull as full:
+            raise ItemFailed("project_storage_full", full.message) from full
 
     def _fetched(self, entry: Entry, known: dict[str, Any] | None, take: Callable[[bytes], None]) -> Fetched:
         try:

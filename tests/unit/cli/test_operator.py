@@ -18,7 +18,7 @@ from jobs import audit, fleet, pauses, shards
 from jobs.db import Database
 from jobs.errors import NightmillError
 from jobs.keys import check_key
-from jobs.models import Audit, Project, Worker
+from jobs.models import Audit, File, Project, Worker
 from tests.support import ledgers
 
 Run = Callable[..., Any]
@@ -47,6 +47,26 @@ def test_a_new_key_stands_alone_on_standard_output_and_opens_the_server(run: Run
     assert done.stdout == f"{key}\n"
     with db.read() as session:
         assert check_key(session, key) is not None
+
+
+def test_the_stored_bytes_of_each_project_are_shown(run: Run, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_PROJECT_MAX_BYTES", str(5 << 20))
+    run("keys", "create", "--project", "blue")
+    run("keys", "create", "--project", "red")
+    facts = {"purpose": "batch", "filename": "f", "path": "files/f", "created_at": 1.0, "bytes": 3 << 20}
+    with db.write() as session:
+        blue = session.scalars(select(Project.id).where(Project.name == "blue")).one()
+        session.add(File(id="file-1", project_id=blue, **facts))
+
+    told = run("usage").stdout
+    rows = json.loads(run("usage", "--json").stdout)
+
+    assert [(row["project"], row["files"], row["limit"]) for row in rows] == [
+        ("blue", 3 << 20, 5 << 20),
+        ("red", 0, 5 << 20),
+    ]
+    assert "3.0" in told
+    assert "5.0" in told
 
 
 def test_keys_are_listed_without_themselves(run: Run) -> None:

@@ -158,6 +158,21 @@ def test_an_endpoint_whose_secret_was_rotated_before_keeps_its_old_one(empty: st
         assert signing_secrets(session.get_one(WebhookEndpoint, "we_1"), 8) == ("new", "old")
 
 
+def test_a_response_from_before_sizes_has_none_until_it_is_measured(empty: str) -> None:
+    migrate(empty, "0021")
+    execute(empty, "INSERT INTO response (id, project_id, created_at, expires_at) VALUES ('resp_1', 'p', 1, 2)")
+    upload = {"id": "'u'", "project_id": "'p'", "filename": "'f'", "purpose": "'batch'", "mime_type": "'x'"}
+    upload |= {"bytes": "1", "status": "'pending'", "created_at": "1", "expires_at": "2"}
+    execute(empty, f"INSERT INTO upload ({', '.join(upload)}) VALUES ({', '.join(upload.values())})")
+
+    migrate(empty)
+
+    assert check.drift(empty) == []
+    with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
+        assert connection.execute(sa.text("SELECT id, bytes FROM response")).all() == [("resp_1", None)]
+        assert connection.execute(sa.text("SELECT md5_mismatches FROM upload")).all() == [(0,)]
+
+
 def test_the_check_passes_for_the_revisions_of_this_checkout() -> None:
     assert check.main() == 0
 

@@ -17,11 +17,13 @@ from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.models import (
     Attempt,
     Cached,
+    Conversation,
     Delivery,
     Event,
     File,
     Idempotency,
     Job,
+    KeptCompletion,
     KeptResponse,
     Segment,
     Shard,
@@ -385,3 +387,30 @@ def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
         left.append((len(files), len(answers), len(storage.list("responses")), kept))
 
     assert left == [(1, 1, 1, [one.key for one in entries[4:]]), (0, 0, 0, [one.key for one in entries[6:]])]
+
+
+def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put("responses/r", b"12345")
+    storage.put("conversations/v-1", b"123")
+    lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
+    with db.write() as session:
+        session.add_all([KeptResponse(id="r", **lasting), KeptResponse(id="gone", **lasting)])
+        session.add(KeptCompletion(id="c", bytes=7, asked="m", model="m", **lasting))
+        session.add(
+            Conversation(id="v", project_id="p", version=1, path="conversations/v-1", labels={}, created_at=1.0)
+        )
+
+    def sizes() -> dict[str, int | None]:
+        with db.read() as session:
+            tables = (KeptResponse, KeptCompletion, Conversation)
+            return {row_id: size for one in tables for row_id, size in session.execute(select(one.id, one.bytes))}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "size", _away)
+        keeping.run()
+    assert sizes() == {"r": None, "gone": None, "c": 7, "v": None}
+
+    keeping.run()
+    assert sizes() == {"r": 5, "gone": 0, "c": 7, "v": 3}

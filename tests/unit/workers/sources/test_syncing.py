@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import s3fs
 from msgspec.structs import replace
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from jobs.clock import now
 from jobs.db import Database
-from jobs.models import Source
+from jobs.models import File, Source
 from tests.support.ingesting import Works, works
 from tests.support.services import S3
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
+from tests.unit.workers.sources.conftest import running
 from workers.parsing import office
 from workers.parsing.parser import Parser
 from workers.parsing.terms import unsupported
@@ -406,3 +407,18 @@ def test_what_follows_the_question_mark_is_in_no_error(mill: Works, site: Site) 
 
     assert "hush" not in str(source.now()["last_error"])
     assert "/x" in str(source.now()["last_error"])
+
+
+def test_a_file_for_which_its_project_has_no_space_is_not_stored(
+    sqlite: Database, tmp_path: Path, parser: Parser, library: Path
+) -> None:
+    write(library / "a.txt", "apple " * 10_000)
+    with running(sqlite, tmp_path, parser, library, project_max_bytes=50_000) as mill:
+        source = of_folder(mill, library)
+        source.now()
+
+        failed = {key: item.error for key, item in source.items().items() if item.error}
+        assert {key: error["code"] for key, error in failed.items() if error} == {"a.txt": "project_storage_full"}
+        with sqlite.read() as session:
+            paths = set(session.scalars(select(File.path)))
+        assert set(mill.storage.list("files")) == paths

@@ -1,0 +1,37 @@
+"""`nightmill usage`: how many bytes each project stores."""
+
+import json
+
+from cli.options import AsJson, DataDir
+
+_MB = 1 << 20
+
+
+def usage(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show how many bytes each project stores, by kind, and the limit (NIGHTMILL_PROJECT_MAX_BYTES)."""
+    from cli.effective import effective
+    from cli.ledger import opened
+    from jobs.keys import project_names
+    from jobs.storage_usage import KINDS, by_project
+
+    limit = effective(data_dir=data_dir).project_max_bytes
+    with opened(data_dir) as db, db.read() as session:
+        stored = by_project(session)
+        names = project_names(session)
+    none = dict.fromkeys(KINDS, 0)
+    rows = [(name, stored.get(project_id, none)) for project_id, name in sorted(names.items(), key=lambda one: one[1])]
+    if as_json:
+        print(json.dumps([{"project": name, **sizes, "limit": limit or None} for name, sizes in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("project", *(kind.replace("_", " ") for kind in KINDS), "all, MB", "limit, MB", box=None)
+    for name, sizes in rows:
+        shown = [_megabytes(sizes[kind]) for kind in KINDS]
+        table.add_row(name, *shown, _megabytes(sum(sizes.values())), _megabytes(limit) if limit else "-")
+    Console().print(table)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / _MB:.1f}"
