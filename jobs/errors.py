@@ -201,7 +201,7 @@ class StorageFull(NightmillError):
     status = HTTPStatus.INSUFFICIENT_STORAGE
     code = "insufficient_storage"
     retryable = True
-    retry_after = 60
+    retry_after: int | None = 60
 
 
 class ProjectFull(StorageFull):
