@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from api.bodies import Body
+from api.deps import CallContext
 from api.presenters.batch import BatchWebhook
 from jobs.errors import InvalidRequest
 from jobs.guard import check_url
-from jobs.settings import Settings
 from jobs.webhook import check_secret, new_secret
 
 
@@ -28,12 +28,15 @@ class Hook:
     made: bool
 
 
-def check_webhook(config: Settings, webhook: JobWebhook | None) -> Hook | None:
-    """The webhook with its secret. Raises InvalidRequest. Asks the name server, so never inside a transaction."""
+def check_webhook(call: CallContext, webhook: JobWebhook | None) -> Hook | None:
+    """The webhook with its secret. Asks the name server, so never inside a transaction.
+
+    Raises InvalidRequest, LookupsBusy.
+    """
     if webhook is None:
         return None
     try:
-        check_url(webhook.url, allow_private=config.webhook_allow_private)
+        check_url(webhook.url, allow_private=call.config.webhook_allow_private, project_id=call.project_id)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param="webhook.url", code=error.code) from error
     if webhook.secret is None:

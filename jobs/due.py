@@ -41,6 +41,7 @@ class DeliveryClaim:
     body: bytes
     attempt: int
     sequence: int
+    project_id: str = ""
 
 
 def claim_due(
@@ -179,6 +180,7 @@ def _claim(row: Row[Any], worker_id: str, at: float) -> DeliveryClaim:
         body=body(row.Event),
         attempt=row.attempts + 1,
         sequence=row.Event.seq,
+        project_id=row.Event.project_id or "",
     )
 
 

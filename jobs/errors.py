@@ -17,6 +17,7 @@ NightmillError (500 server_error)
 ├── Unavailable (503)
 │   ├── DatabaseBusy (503)
 │   ├── NoWorker (503)
+│   ├── LookupsBusy (503)
 │   ├── Overloaded, StreamsAway, WorkerLost (503, to clients who wait)
 │   └── StorageAway (503)
 ├── StorageFull (507)
@@ -187,6 +188,12 @@ class WorkerLost(Unavailable):
     """The worker that answered was lost. Ask again."""
 
     code = "worker_lost"
+
+
+class LookupsBusy(Unavailable):
+    """Too many names are being looked up: a name server may not answer. Ask again in a moment."""
+
+    code = "name_lookups_busy"
 
 
 class StorageAway(Unavailable):

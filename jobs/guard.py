@@ -5,14 +5,20 @@
 
 The second is what counts: a name may answer differently a second later. The first gives an early, clear answer.
 One parser reads the URL and the request is built from its parts, so that no second parser can disagree.
+
+A look-up cannot be interrupted. Those in flight are bounded, in all and for each project, so that a name server that
+does not answer holds few threads: `check_url` refuses at once, the resolver waits for its turn.
 """
 
 import asyncio
 import re
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
@@ -20,7 +26,7 @@ from urllib.parse import SplitResult, urlsplit
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, LookupsBusy
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Sequence[Address]]
@@ -29,6 +35,7 @@ PORTS = frozenset({443, 8443})
 _MAX_URL = 2048
 #: A name that has not answered by then is judged at the first attempt.
 _RESOLVE_SECONDS = 2.0
+_TURN_SECONDS = 0.05  # between two looks whether a look-up may start
 _PRINTABLE = re.compile(r"[!-~]+")
 _NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LOCAL_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home.arpa", "onion", "invalid")
@@ -47,8 +54,11 @@ _GLOBAL_6 = ip_network("2000::/3")
 _NOT_PUBLIC_6 = [
     ip_network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 ]
-#: Of clouds, where they are not link-local: Amazon's, Google's, Alibaba's.
-_METADATA = [ip_network(text) for text in ("fd00:ec2::/32", "fd20:ce::254/128", "100.100.100.200/32")]
+#: Of clouds, where they are not link-local: Amazon's, Google's, Alibaba's, Azure's (in public space), Oracle's.
+_METADATA = [
+    ip_network(text)
+    for text in ("fd00:ec2::/32", "fd20:ce::254/128", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32")
+]
 #: IPv6 whose last 32 bits are an IPv4 address: mapped, compatible, translated, NAT64 and NAT64 within a site.
 _LAST_32 = [
     ip_network(text) for text in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
@@ -78,15 +88,73 @@ class Target:
         )
 
 
-def check_url(url: str, *, allow_private: bool, resolve: Resolve | None = None) -> Target:
+class Lookups:
+    """Look-ups of names in flight: at most `most` in all, and `each` for one holder."""
+
+    def __init__(self, most: int, each: int) -> None:
+        self._most, self._each = most, each
+        self._lock = threading.Lock()
+        self._held = Counter[str]()
+
+    def start(self, resolve: Resolve, host: str, port: int, holder: str) -> "Future[Sequence[Address]] | None":
+        """Start a look-up in a daemon thread, which holds up no process's exit; None when too many are in flight."""
+        with self._lock:
+            if self._held.total() >= self._most or self._held[holder] >= self._each:
+                return None
+            self._held[holder] += 1
+        future: Future[Sequence[Address]] = Future()
+
+        def work() -> None:
+            try:
+                _resolve_into(future, resolve, host, port)
+            finally:
+                self._release(holder)
+
+        threading.Thread(target=work, name="resolve", daemon=True).start()
+        return future
+
+    def _release(self, holder: str) -> None:
+        with self._lock:
+            self._held[holder] -= 1
+            self._held += Counter()  # forgets holders without any
+
+
+#: Of checks, each of which holds a thread of the API for up to `_RESOLVE_SECONDS`; of attempts, which hold none.
+CHECKS = Lookups(24, 8)
+ATTEMPTS = Lookups(256, 32)
+_holder: ContextVar[str] = ContextVar("holder", default="")
+
+
+@contextmanager
+def on_behalf_of(project_id: str) -> Iterator[None]:
+    """Count the look-ups of attempts within as this project's; without it they count for each name."""
+    token = _holder.set(project_id)
+    try:
+        yield
+    finally:
+        _holder.reset(token)
+
+
+def check_url(
+    url: str,
+    *,
+    allow_private: bool,
+    project_id: str = "",
+    resolve: Resolve | None = None,
+    lookups: Lookups = CHECKS,
+) -> Target:
     """The parts of a URL that may be called; raises InvalidRequest for any other.
 
     Public addresses, https and the ports of PORTS only; with `allow_private` also private ones, http and any port.
+    Raises LookupsBusy when too many look-ups are in flight, in all or for this project.
     """
     target = parse(url, allow_private=allow_private)
     if target.addresses:
         return target
-    found = _answers(resolve or system_resolve, target.host, target.port)
+    future = lookups.start(resolve or system_resolve, target.host, target.port, project_id)
+    if future is None:
+        raise LookupsBusy
+    found = _answers(future)
     return replace(target, addresses=_all_permitted(found, allow_private=allow_private))
 
 
@@ -109,9 +177,9 @@ def parse(url: str, *, allow_private: bool) -> Target:
 
 def permitted(address: Address, *, allow_private: bool) -> bool:
     """Whether a request may go to this address. Link-local, other metadata services and multicast: never."""
-    if allow_private:
-        return not any(_never(one) for one in (address, *_inside(address)))
-    return _public(address) and not _own(address)
+    if any(_never(one) for one in (address, *_inside(address))):
+        return False
+    return allow_private or (_public(address) and not _own(address))
 
 
 def system_resolve(host: str, port: int) -> Sequence[Address]:
@@ -127,7 +195,8 @@ class AddressRefused(OSError):
 class GuardedResolver(AbstractResolver):
     """The resolver of a client: answers with permitted addresses, or refuses the name when any is not."""
 
-    def __init__(self, *, allow_private: bool, resolve: Resolve | None = None) -> None:
+    def __init__(self, *, allow_private: bool, resolve: Resolve | None = None, lookups: Lookups = ATTEMPTS) -> None:
+        self._lookups = lookups
         self._allow_private = allow_private
         self._resolve = resolve or system_resolve
 
@@ -137,7 +206,11 @@ class GuardedResolver(AbstractResolver):
         port: int = 0,
         family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002
     ) -> list[ResolveResult]:
-        addresses = await asyncio.wrap_future(_lookup(self._resolve, host, port))
+        holder = _holder.get() or host
+        # waits within the time that the client has to connect
+        while (future := self._lookups.start(self._resolve, host, port, holder)) is None:  # noqa: ASYNC110 (threads end)
+            await asyncio.sleep(_TURN_SECONDS)
+        addresses = await asyncio.wrap_future(future)
         if not addresses:
             raise OSError("no address")
         if not all(permitted(address, allow_private=self._allow_private) for address in addresses):
@@ -177,29 +250,22 @@ def _under(host: str, name: str) -> bool:
     return host == name or host.endswith(f".{name}")
 
 
-def _answers(resolve: Resolve, host: str, port: int) -> Sequence[Address]:
+def _answers(future: "Future[Sequence[Address]]") -> Sequence[Address]:
     try:
-        return _lookup(resolve, host, port).result(_RESOLVE_SECONDS)
+        return future.result(_RESOLVE_SECONDS)
     except (OSError, TimeoutError):
         return ()
 
 
-def _lookup(resolve: Resolve, host: str, port: int) -> "Future[Sequence[Address]]":
-    """A daemon thread for each: a name server that hangs must hold up no other name and no process's exit."""
-    future: Future[Sequence[Address]] = Future()
-
-    def work() -> None:
-        try:
-            found = resolve(host, port)
-        except (OSError, UnicodeError) as error:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(OSError(str(error)))
-        else:
-            if future.set_running_or_notify_cancel():
-                future.set_result(found)
-
-    threading.Thread(target=work, name="resolve", daemon=True).start()
-    return future
+def _resolve_into(future: "Future[Sequence[Address]]", resolve: Resolve, host: str, port: int) -> None:
+    try:
+        found = resolve(host, port)
+    except (OSError, UnicodeError) as error:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(OSError(str(error)))
+    else:
+        if future.set_running_or_notify_cancel():
+            future.set_result(found)
 
 
 def _never(address: Address) -> bool:

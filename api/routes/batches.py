@@ -64,7 +64,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
     replayed = once.replay(fields)
     if replayed is not None:
         return replayed
-    hook = check_webhook(call.config, body.webhook)
+    hook = check_webhook(call, body.webhook)
     wanted = requested(call, body, hook)
     _check_start(call, body.not_before)
 

@@ -40,7 +40,7 @@ def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Respo
         return replayed
     created = now()
     first = next_after(body.cron, body.timezone, created)
-    hook = check_webhook(call.config, body.batch.webhook)
+    hook = check_webhook(call, body.batch.webhook)
     wanted = requested(call, body.batch, hook)
 
     def make(session: Session) -> CreatedSchedule:

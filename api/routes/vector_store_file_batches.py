@@ -59,7 +59,7 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
     replayed = once.replay(fields)
     if replayed is not None:
         return replayed
-    hook = check_webhook(call.config, body.webhook)
+    hook = check_webhook(call, body.webhook)
 
     def make(session: Session) -> FileBatchObject:
         store = get_store(session, call, vector_store_id, alive=True)

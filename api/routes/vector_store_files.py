@@ -95,7 +95,7 @@ def create_vector_store_file(
     replayed = once.replay(fields)
     if replayed is not None:
         return replayed
-    hook = check_webhook(call.config, body.webhook)
+    hook = check_webhook(call, body.webhook)
 
     def make(session: Session) -> VectorStoreFileObject:
         store = get_store(session, call, vector_store_id, alive=True)

@@ -32,7 +32,7 @@ from jobs import deliveries
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
-from jobs.guard import check_url
+from jobs.guard import check_url, on_behalf_of
 from jobs.ids import new_id
 from jobs.models import Delivery, Event, Project, WebhookEndpoint
 from jobs.payloads import EVENT_TYPES, FILE_BATCH
@@ -242,7 +242,8 @@ async def test_endpoint(call: Call, webhook_endpoint_id: str, body: TestEndpoint
     endpoint = await run_in_threadpool(look)
     secrets = signing_secrets(endpoint, now())
     content = body_of(_sample(call, body.event_type))
-    outcome = await post_once(call.config, endpoint.url, secrets, new_id("wh_"), content)
+    with on_behalf_of(call.project_id):
+        outcome = await post_once(call.config, endpoint.url, secrets, new_id("wh_"), content)
     if outcome.status_code is None:
         message = f"The receiver could not be reached: {outcome.error}."
         raise InvalidRequest(message, param="url", code="webhook_not_delivered")
@@ -304,7 +305,7 @@ def _get(session: Session, call: CallContext, endpoint_id: str, *, lock: bool = 
 
 def _check_url(call: CallContext, url: str) -> None:
     """Asks the name server, so never inside a transaction."""
-    check_url(url, allow_private=call.config.webhook_allow_private)
+    check_url(url, allow_private=call.config.webhook_allow_private, project_id=call.project_id)
 
 
 def _check_room(session: Session, call: CallContext) -> None:

@@ -41,6 +41,7 @@ PAYLOADS = [
     *("https://[fe80::1]:{}/", "https://[fe80::1%25lo]:{}/", "https://[fd00::]:{}/", "https://[fec0::1]:{}/"),
     *("https://[ff02::1]:{}/", "https://169.254.169.254/latest/meta-data/", "https://10.0.0.1/", "https://172.16.0.1/"),
     *("https://192.168.1.1/", "https://100.64.0.1/", "https://192.0.0.192/", "https://198.18.0.1/"),
+    *("https://168.63.129.16/machine?comp=goalstate", "https://[::ffff:168.63.129.16]/"),
     *("https://224.0.0.1/", "https://255.255.255.255/", "https://localhost:{}/", "https://localhost.:{}/"),
     *("https://LOCALHOST:{}/", "https://a.localhost:{}/"),
     *("https://metadata.google.internal/", "https://printer.local/", "https://valkey:{}/"),

@@ -26,6 +26,7 @@ from jobs.clock import now
 from jobs.db import Database
 from jobs.due import DeliveryClaim, claim_due
 from jobs.errors import DatabaseBusy
+from jobs.guard import on_behalf_of
 from jobs.logs import Seldom
 from jobs.queues import Queue
 from jobs.settings import Settings
@@ -210,9 +211,10 @@ class _Loop:
 
     async def _deliver(self, claim: DeliveryClaim) -> None:
         try:
-            outcome = await post_signed(
-                self._client, claim.url, claim.secrets, claim.id, claim.body, sequence=claim.sequence
-            )
+            with on_behalf_of(claim.project_id):
+                outcome = await post_signed(
+                    self._client, claim.url, claim.secrets, claim.id, claim.body, sequence=claim.sequence
+                )
         except Exception:  # a fault of ours counts as a failed attempt: it must neither stop the loop nor be lost
             log.exception("delivery_broken", extra={"delivery": claim.id})
             outcome = Outcome(None, "internal error", None, 0.0)

@@ -1,6 +1,8 @@
 """The guard: what may be called, what may not, and that the connection goes where the check looked."""
 
+import asyncio
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -8,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs import guard, webhook
-from jobs.errors import InvalidRequest
-from jobs.guard import Address, AddressRefused, GuardedResolver, check_url
+from jobs.errors import InvalidRequest, LookupsBusy
+from jobs.guard import Address, AddressRefused, GuardedResolver, Lookups, check_url
 from jobs.settings import Settings
 from tests.support.receiver import Receiver, certificate
 
@@ -61,6 +63,7 @@ REFUSED = [
     "https://192.168.1.1/",
     "https://100.64.0.1/",
     "https://192.0.0.192/",
+    "https://168.63.129.16/",
     "https://198.18.0.1/",
     "https://224.0.0.1/",
     "https://240.0.0.1/",
@@ -171,7 +174,7 @@ def test_setting_allows_private_addresses_plain_http_and_any_port(url: str) -> N
         *("169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "224.0.0.1", "[ff02::1]", "[::169.254.169.254]"),
         *("[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "[::ffff:0:a9fe:a9fe]", "[2002:a9fe:a9fe::]"),
         *("[2001:0:a9fe:a9fe::1]", "[2001:0:5db8:d70e::5601:5601]", "[fd00:ec2::254]", "[fd20:ce::254]"),
-        "100.100.100.200",
+        *("100.100.100.200", "168.63.129.16", "192.0.0.192", "[::ffff:168.63.129.16]", "[64:ff9b::c000:c0]"),
     ],
 )
 def test_metadata_service_and_multicast_are_refused_even_then(host: str) -> None:
@@ -182,6 +185,67 @@ def test_metadata_service_and_multicast_are_refused_even_then(host: str) -> None
 @pytest.mark.parametrize("host", ["[64:ff9b::a00:1]", "[2002:a00:1::]", "[fd00::1]", "[::1]", "100.100.100.201"])
 def test_other_private_addresses_are_allowed_then(host: str) -> None:
     assert check_url(f"http://{host}/", allow_private=True).addresses
+
+
+class Silent:
+    """A name server that answers nobody until it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.begun = threading.Event()
+        self.answer = threading.Event()
+
+    def __call__(self, host: str, port: int) -> Sequence[Address]:
+        self.asked += 1
+        self.begun.set()
+        self.answer.wait(30)
+        return [PUBLIC]
+
+
+def test_a_name_server_that_hangs_is_asked_few_times_by_a_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_RESOLVE_SECONDS", 0.01)
+    silent, lookups = Silent(), Lookups(5, 2)
+
+    def check(project_id: str) -> int:
+        try:
+            check_url(
+                "https://slow.example.com/",
+                allow_private=False,
+                project_id=project_id,
+                resolve=silent,
+                lookups=lookups,
+            )
+        except LookupsBusy as busy:
+            return busy.status
+        return 200
+
+    try:
+        assert [check("a") for _ in range(4)] == [200, 200, 503, 503]
+        assert [check("b") for _ in range(3)] == [200, 200, 503]
+        assert [check(name) for name in "cde"] == [200, 503, 503]
+        assert silent.asked == 5
+    finally:
+        silent.answer.set()
+
+
+async def test_an_attempt_waits_for_its_turn_and_another_project_does_not() -> None:
+    silent, lookups = Silent(), Lookups(10, 1)
+    slow = GuardedResolver(allow_private=False, resolve=silent, lookups=lookups)
+    quick = GuardedResolver(allow_private=False, resolve=answers(str(PUBLIC)), lookups=lookups)
+
+    with guard.on_behalf_of("a"):
+        first = asyncio.create_task(slow.resolve("one.example.com"))
+        second = asyncio.create_task(slow.resolve("two.example.com"))
+    try:
+        with guard.on_behalf_of("b"):
+            assert await quick.resolve("three.example.com")
+        assert await asyncio.to_thread(silent.begun.wait, 30)
+        assert silent.asked == 1
+    finally:
+        silent.answer.set()
+    assert await first
+    assert await second
+    assert silent.asked == 2
 
 
 async def test_resolver_refuses_a_name_with_any_private_address() -> None:
