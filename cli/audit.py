@@ -1,5 +1,6 @@
 """`nightmill audit`: what was done, by whom, and proof that the record was not changed."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,25 +24,47 @@ def verify(
         str,
         typer.Option(metavar="SEAL:HASH", help="A head noted earlier: proves that nothing before it was rewritten."),
     ] = "",
+    anchors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Heads that NIGHTMILL_AUDIT_ANCHOR has sent, in lines of JSON: the same."),
+    ] = None,
 ) -> None:
     """Walk the whole hash chain. Exit code 1 if a row was changed, removed, or left unsealed for over a minute."""
     from cli.ledger import opened
     from jobs.audit import verify as verify_chain
 
+    known = [*_parsed(anchor), *_read(anchors)]
     with opened(data_dir) as db, db.read() as session:
-        verdict = verify_chain(session, anchor=_parsed(anchor))
+        verdict = verify_chain(session, anchors=known)
     for fault in verdict.faults[:_SHOWN]:
         print(fault)
     if verdict.faults:
         raise Trouble(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
     print(f"the audit log is intact: {verdict.rows} rows")
+    last = max((seal for seal, _ in known), default=0)
+    if last:
+        print(f"it agrees with {len(known)} anchors; rows after {last} are covered by none")
+    else:
+        print("without anchors, a chain that was recomputed as a whole, by somebody who may write to the database,")
+        print("cannot be told from an intact one: see NIGHTMILL_AUDIT_ANCHOR and --anchors")
     print(f"note its head outside this machine, for --anchor: {verdict.rows}:{verdict.head}")
 
 
-def _parsed(anchor: str) -> tuple[int, str] | None:
+def _read(anchors: Path | None) -> list[tuple[int, str]]:
+    from jobs.anchors import read
+
+    if anchors is None:
+        return []
+    try:
+        return read(anchors)
+    except ValueError as error:
+        raise Trouble(f"{anchors} is no file of anchors: {error}") from error
+
+
+def _parsed(anchor: str) -> list[tuple[int, str]]:
     if not anchor:
-        return None
+        return []
     seal, _, digest = anchor.partition(":")
     if not seal.isdigit() or len(digest) != 64:
         raise Trouble(f"'{anchor}' is no anchor; one looks like 1234:<64 hexadecimal digits>")
-    return int(seal), digest
+    return [(int(seal), digest)]

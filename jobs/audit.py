@@ -4,6 +4,7 @@
 
 A head row locked by every writer would make all writers wait for each other, so the leading dispatcher alone
 seals, every second. `verify` finds an edited, deleted, swapped, inserted or cut-off row, and rows left unsealed.
+A chain that was recomputed as a whole is found with an anchor alone: a head that is kept elsewhere (`jobs.anchors`).
 """
 
 import hashlib
@@ -107,13 +108,13 @@ class Verdict:
     faults: tuple[str, ...]
 
 
-def verify(session: Session, *, unsealed_after: float = 60.0, anchor: tuple[int, str] | None = None) -> Verdict:
-    """Walk the whole chain. `anchor` is a (seal, hash) noted earlier: it proves that nothing before was rewritten."""
-    walk = _Walk(anchor)
+def verify(session: Session, *, unsealed_after: float = 60.0, anchors: Iterable[tuple[int, str]] = ()) -> Verdict:
+    """Walk the whole chain. Each of `anchors` is a seal and its hash from before, which the chain must still have."""
+    walk = _Walk(anchors)
     grown, head = True, (0, GENESIS)
     while grown:  # a reader may see what is sealed meanwhile: walk until the head is no further
         grown = walk.over(_sealed(session, walk.seal))
-        head = _head(session)
+        head = head_of(session)
         grown = grown and head[0] > walk.seal
     faults = walk.faults + _tail(walk, head) + _unsealed(session, unsealed_after)
     return Verdict(walk.seal, walk.hash, tuple(faults))
@@ -122,8 +123,10 @@ def verify(session: Session, *, unsealed_after: float = 60.0, anchor: tuple[int,
 class _Walk:
     """How far a walk along the chain has come, and what it found."""
 
-    def __init__(self, anchor: tuple[int, str] | None) -> None:
-        self.anchor = anchor
+    def __init__(self, anchors: Iterable[tuple[int, str]]) -> None:
+        self.anchors: dict[int, set[str]] = {}
+        for seal, digest in anchors:
+            self.anchors.setdefault(seal, set()).add(digest)
         self.seal = 0
         self.hash = GENESIS
         self.faults: list[str] = []
@@ -136,7 +139,7 @@ class _Walk:
                 self.faults.append(f"seal {self.seal + 1} is missing (found {row.seal})")
             if digest(self.hash, row, row.seal) != row.hash:
                 self.faults.append(f"row {row.id} (seal {row.seal}) does not match its hash")
-            if self.anchor and row.seal == self.anchor[0] and row.hash != self.anchor[1]:
+            if self.anchors.get(row.seal, {row.hash}) != {row.hash}:
                 self.faults.append(f"seal {row.seal} does not match the anchor")
             self.seal, self.hash = row.seal, row.hash
         return self.seal != before
@@ -149,7 +152,8 @@ def _sealed(session: Session, after: int) -> Iterator[Row[Any]]:
         after = rows[-1].seal
 
 
-def _head(session: Session) -> tuple[int, str]:
+def head_of(session: Session) -> tuple[int, str]:
+    """Return the last seal and its hash; 0 and GENESIS for a chain without rows."""
     row = session.execute(select(AuditHead.seal, AuditHead.hash).where(AuditHead.id == _HEAD)).first()
     return (row.seal, row.hash) if row else (0, GENESIS)
 
@@ -158,8 +162,9 @@ def _tail(walk: _Walk, head: tuple[int, str]) -> list[str]:
     faults = []
     if head != (walk.seal, walk.hash):
         faults.append(f"the head says {head[0]} rows, the chain ends at {walk.seal}")
-    if walk.anchor and walk.anchor[0] > walk.seal:
-        faults.append(f"the chain is shorter than the anchor ({walk.anchor[0]})")
+    last = max(walk.anchors, default=0)
+    if last > walk.seal:
+        faults.append(f"the chain is shorter than the anchor ({last})")
     return faults
 
 

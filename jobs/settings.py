@@ -4,11 +4,12 @@
 handed what it needs.
 """
 
+import base64
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from jobs.endpoints import checked_server
@@ -145,6 +146,10 @@ class Settings(BaseSettings):
     idempotency_seconds: int = Field(7 * DAY, ge=1, description="life of an Idempotency-Key")
     retention_seconds: int = Field(30 * DAY, ge=1, description="segments (retries need them), deliveries, attempt logs")
     min_free_bytes: int = Field(1024 * MB, ge=0, description="below this, uploads answer 507 and jobs wait")
+    audit_anchor: str = Field(
+        "", description="where the audit log's head goes once a day: a file, or the `https://` URL of a signed webhook"
+    )
+    audit_anchor_secret: str = Field("", repr=False, description="secret that signs it for a URL: `whsec_` and base64")
     wrong_keys_per_minute: int = Field(600, ge=1, description="wrong keys of one address before 429")
 
     webhook_allow_private: bool = Field(False, description="private addresses, plain http and any port")
@@ -181,6 +186,22 @@ class Settings(BaseSettings):
     @classmethod
     def _schedule(cls, value: Any) -> Any:
         return tuple(float(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _anchor_signed(self) -> Self:
+        if self.anchors_by_webhook:
+            try:
+                key = base64.b64decode(self.audit_anchor_secret.removeprefix("whsec_"), validate=True)
+            except ValueError:
+                key = b""
+            if not self.audit_anchor_secret.startswith("whsec_") or not 24 <= len(key) <= 64:
+                raise ValueError("NIGHTMILL_AUDIT_ANCHOR_SECRET must be 'whsec_' and the base64 of 24 to 64 bytes")
+        return self
+
+    @property
+    def anchors_by_webhook(self) -> bool:
+        """Whether the heads of the audit log go to a URL, and not to a file."""
+        return self.audit_anchor.startswith(("https://", "http://"))
 
     @property
     def database(self) -> str:

@@ -4,7 +4,7 @@ workers     whose beat stands still for a lease, or whose process is gone from t
 schedules   whose time has come; sources too
 claims      of such workers at once; others when their own beat stands still for a lease
 jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step
-audit       sealed
+audit       sealed; its head sent away once a day
 retention   every minute, see `workers.retention`
 """
 
@@ -25,6 +25,7 @@ from jobs.registry import Registry
 from jobs.settings import Settings
 from jobs.storage import Storage
 from workers import process
+from workers.anchoring import Anchoring
 from workers.leases import Observer, Since
 from workers.retention import Retention
 
@@ -58,6 +59,7 @@ class Housekeeper:
         self._stopping = Since[str](clock)
         self._bounds = quarantine.Bounds.of(config)
         self._retention = Retention(config, db, storage)
+        self._anchoring = Anchoring(config, db)
         self._swept = self._retained = clock()
 
     def keep(self) -> None:
@@ -84,6 +86,7 @@ class Housekeeper:
             self._retained = self._clock()
             self._retention.run()
             self._write(quarantine.forget)
+            self._anchoring.run()
         else:
             self._retention.go_on()
 

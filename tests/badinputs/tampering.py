@@ -1,7 +1,7 @@
 """An audit log that was changed behind the product's back: `nightmill audit verify` over a copy of it.
 
 What a chain alone cannot know, a tail that was cut off together with its head and a chain written anew as a whole, is
-found with a head that was noted elsewhere before (`--anchor`), and only then.
+found with a head that was noted elsewhere before (`--anchor`, `--anchors`), and only then.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typer.testing import CliRunner
 
 from cli.main import app
+from jobs.anchors import Anchor, append
 from jobs.audit import GENESIS, digest, record, seal, unsealed, verify
 from jobs.bootstrap import migrate
 from jobs.db import Database
@@ -38,7 +39,17 @@ def tampered(world: World, tamper: Tamper) -> str:
         tamper(connection)
     connection.close()
     plain, _ = _verify(path)
-    return f"{plain}; with an anchor {_verify(path, anchor)[0]}"
+    found, _ = _verify(path, "--anchor", anchor)
+    of_file, _ = _verify(path, "--anchors", str(_anchors(path.parent, anchor)))
+    return f"{plain}; with an anchor {found if found == of_file else f'{found}, in a file {of_file}'}"
+
+
+def _anchors(folder: Path, anchor: str) -> Path:
+    """The file that NIGHTMILL_AUDIT_ANCHOR would have written."""
+    seal, _, digest = anchor.partition(":")
+    file = folder / "anchors.jsonl"
+    append(file, Anchor("anchor_1", 1.0, int(seal), digest))
+    return file
 
 
 def _copied(world: World) -> Path:
@@ -69,9 +80,9 @@ def _seal(world: World, path: Path) -> None:
     copy.close()
 
 
-def _verify(path: Path, anchor: str = "") -> tuple[str, str]:
-    """What the command finds, and the head that it tells to note."""
-    words = ["audit", "verify", "--data-dir", str(path.parent), *(["--anchor", anchor] if anchor else [])]
+def _verify(path: Path, *options: str) -> tuple[str, str]:
+    """Return what the command finds, and the head that it tells to note."""
+    words = ["audit", "verify", "--data-dir", str(path.parent), *options]
     done = CliRunner().invoke(app, words)
     if done.exit_code == 0:
         head = re.search(r"\d+:[0-9a-f]{64}", done.stdout)

@@ -182,6 +182,8 @@ def cases() -> Iterator[Case]:
     )
     for url in (
         "http://169.254.169.254/latest/meta-data/",
+        "http://168.63.129.16/machine?comp=goalstate",
+        "http://192.0.0.192/opc/v2/instance/",
         "http://[fe80::1]/",
         "http://224.0.0.1/",
         "file:///etc/passwd",

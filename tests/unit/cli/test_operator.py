@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url, select, update
+from sqlalchemy import delete, make_url, select, update
 from typer.testing import CliRunner
 
 from cli.explain import _left_alone
 from cli.main import app
 from cli.snapshot import Snapshot
 from cli.trouble import Trouble
-from jobs import audit, fleet, pauses, shards
+from jobs import anchors, audit, fleet, pauses, shards
 from jobs.db import Database
 from jobs.errors import NightmillError
 from jobs.keys import check_key
-from jobs.models import Audit, File, Project, Worker
+from jobs.models import Audit, AuditHead, File, Project, Worker
 from tests.support import ledgers
 
 Run = Callable[..., Any]
@@ -400,6 +400,34 @@ def test_a_changed_row_of_the_audit_log_is_found(run: Run, db: Database) -> None
 
     with pytest.raises(Trouble, match="not intact: 1 fault"):
         run("audit", "verify")
+
+
+def test_a_recomputed_audit_log_is_found_with_the_anchors_of_a_file_alone(
+    run: Run, db: Database, tmp_path: Path
+) -> None:
+    run("keys", "create", "--project", "blue")
+    _seal(db)
+    file = tmp_path / "anchors.jsonl"
+    with db.write() as session:
+        anchors.append(file, anchors.begin(session))
+    assert "agrees with 1 anchors" in run("audit", "verify", "--anchors", str(file)).stdout
+
+    with db.write() as session:
+        session.execute(update(Audit).values(actor="nobody", seal=None, hash=None))
+        session.execute(delete(AuditHead))
+    _seal(db)
+
+    assert "cannot be told from an intact one" in run("audit", "verify").stdout
+    with pytest.raises(Trouble, match="not intact"):
+        run("audit", "verify", "--anchors", str(file))
+
+
+def test_a_file_that_holds_other_lines_than_anchors_is_told(run: Run, db: Database, tmp_path: Path) -> None:
+    file = tmp_path / "anchors.jsonl"
+    file.write_text("12:abc\n")
+
+    with pytest.raises(Trouble, match="no file of anchors"):
+        run("audit", "verify", "--anchors", str(file))
 
 
 def test_an_anchor_that_is_none_is_told(run: Run) -> None:

@@ -33,7 +33,7 @@ def chain(db: Database) -> Database:
 
 def verdict(db: Database, anchor: tuple[int, str] | None = None, unsealed_after: float = 60.0) -> Verdict:
     with db.read() as session:
-        return audit.verify(session, anchor=anchor, unsealed_after=unsealed_after)
+        return audit.verify(session, anchors=[anchor] if anchor else [], unsealed_after=unsealed_after)
 
 
 def row(session: Session, seal: int) -> Audit:
