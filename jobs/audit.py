@@ -139,7 +139,7 @@ class _Walk:
                 self.faults.append(f"seal {self.seal + 1} is missing (found {row.seal})")
             if digest(self.hash, row, row.seal) != row.hash:
                 self.faults.append(f"row {row.id} (seal {row.seal}) does not match its hash")
-            if self.anchors.get(row.seal, {row.hash}) != {row.hash}:
+            if row.seal in self.anchors and self.anchors[row.seal] != {row.hash}:
                 self.faults.append(f"seal {row.seal} does not match the anchor")
             self.seal, self.hash = row.seal, row.hash
         return self.seal != before
