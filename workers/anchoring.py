@@ -35,6 +35,7 @@ class Anchoring:
                 return
         with self._db.write() as session:
             anchor = anchors.begin(session)
+        self._db.breathe()
         if self._config.anchors_by_webhook:
             self._posting = anchor, _post(self._config, anchor)
         else:
@@ -61,6 +62,7 @@ class Anchoring:
     def _sent(self, anchor: Anchor) -> None:
         with self._db.write() as session:
             anchors.finish(session, anchor)
+        self._db.breathe()
         log.info("audit_anchored", extra={"anchor": anchor.id, "seal": anchor.seal})
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import StorageAway
-from jobs.models import Event, Job
+from jobs.models import Event, Job, KeptResponse
 from jobs.states import JobState
 from jobs.storage import DiskStorage
 from tests.support.lost import look_twice
@@ -86,6 +86,17 @@ def test_a_response_is_queued_at_once_and_answered_later(world: World) -> None:
     assert (job.kind, job.state, job.completed, job.failed) == ("response", JobState.SUCCEEDED, 1, 0)
     assert job.input_tokens + job.output_tokens == done.usage.total_tokens
     assert world.told(made.id) == ["response.completed"]
+
+
+def test_its_row_knows_the_size_of_what_was_asked_and_of_what_is_answered(world: World) -> None:
+    def size() -> int | None:
+        with world.mill.db.read() as session:
+            return session.scalars(select(KeptResponse.bytes)).one()
+
+    made = world.create()
+    assert size() == world.mill.storage.size(f"responses/{made.id}")
+    world.ended(made)
+    assert size() == world.mill.storage.size(f"responses/{made.id}")
 
 
 def test_it_is_no_batch_and_has_no_files(world: World) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, select, update
 
-from jobs import audit, ledger, retries, shards
+from jobs import anchors, audit, ledger, retries, shards
 from jobs.clock import now
 from jobs.db import WRITE_ROWS
 from jobs.due import HELD
@@ -17,6 +18,7 @@ from jobs.states import JobState
 from tests.support import ledgers
 from tests.support.house import House, new_file, project_of
 from workers import housekeeping, process, retention
+from workers.anchoring import Anchoring
 from workers.retention import Retention
 
 
@@ -304,3 +306,18 @@ def test_audit_rows_of_a_busy_second_are_sealed_over_several(house: House, monke
     assert open_ends == [True, False]
     with house.db.read() as session:
         assert audit.verify(session).faults == ()
+
+
+def test_the_leader_sends_the_head_of_the_audit_log_away(house: House, tmp_path: Path) -> None:
+    file = tmp_path / "anchors.jsonl"
+    config = house.config.model_copy(update={"audit_anchor": str(file)})
+    house.dispatcher._house._anchoring = Anchoring(config, house.db)
+    with house.db.write() as session:
+        audit.record(session, actor="key:test", action="file.create", target="file-1", project_id="p")
+
+    for _ in range(3):
+        house.tick(61)
+
+    ((seal, digest),) = anchors.read(file)
+    with house.db.read() as session:
+        assert audit.verify(session, anchors=[(seal, digest)]).faults == ()
