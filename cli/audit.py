@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DataDir
+from cli.terminal import say
 from cli.trouble import Trouble
 
 app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
@@ -37,17 +38,17 @@ def verify(
     with opened(data_dir) as db, db.read() as session:
         verdict = verify_chain(session, anchors=known)
     for fault in verdict.faults[:_SHOWN]:
-        print(fault)
+        say(fault)
     if verdict.faults:
         raise Trouble(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
-    print(f"the audit log is intact: {verdict.rows} rows")
+    say(f"the audit log is intact: {verdict.rows} rows")
     last = max((seal for seal, _ in known), default=0)
     if last:
-        print(f"it agrees with {len(known)} anchors; rows after {last} are covered by none")
+        say(f"it agrees with {len(known)} anchors; rows after {last} are covered by none")
     else:
-        print("without anchors, a chain that was recomputed as a whole, by somebody who may write to the database,")
-        print("cannot be told from an intact one: see NIGHTMILL_AUDIT_ANCHOR and --anchors")
-    print(f"note its head outside this machine, for --anchor: {verdict.rows}:{verdict.head}")
+        say("without anchors, a chain that was recomputed as a whole, by somebody who may write to the database,")
+        say("cannot be told from an intact one: see NIGHTMILL_AUDIT_ANCHOR and --anchors")
+    say(f"note its head outside this machine, for --anchor: {verdict.rows}:{verdict.head}")
 
 
 def _read(anchors: Path | None) -> list[tuple[int, str]]:

@@ -1,14 +1,15 @@
 """`nightmill doctor`: what is installed, reachable and misconfigured, and how to mend it."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from cli.finding import Finding, Health
 from cli.options import AsJson, DataDir
+from cli.terminal import escaped, show_json, visible_lines
 
 _MARKS = {Health.FINE: "[green]ok[/]    ", Health.WARNING: "[yellow]note[/]  ", Health.BROKEN: "[red]broken[/]"}
 
@@ -17,7 +18,7 @@ def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Look at this installation and say what is wrong and how to mend it. Exit code 1 if something is broken."""
     findings = list(examine(data_dir))
     if as_json:
-        print(json.dumps([finding.described() for finding in findings], indent=2))
+        show_json([finding.described() for finding in findings])
     else:
         _show(findings)
     raise typer.Exit(any(finding.health is Health.BROKEN for finding in findings))
@@ -42,11 +43,11 @@ def examine(data_dir: Path | None) -> Iterable[Finding]:
 
 
 def _show(findings: list[Finding]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     for finding in findings:
-        console.print(f"{_MARKS[finding.health]} {finding.what}: ", end="")
-        console.print(finding.told, markup=False)
+        told = visible_lines(finding.told)  # the models file may have several faults
+        console.print(f"{_MARKS[finding.health]} {escaped(finding.what)}: {escape(told)}")
         if finding.mend:
-            console.print(f"         to mend it: {finding.mend}", markup=False)
+            console.print(f"         to mend it: {escaped(finding.mend)}")
     broken = sum(finding.health is Health.BROKEN for finding in findings)
     console.print(f"\n{broken} broken, {len(findings)} looked at" if broken else "\nnothing is broken")

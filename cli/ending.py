@@ -1,10 +1,10 @@
 """How a job ended, in words, and its files."""
 
-import sys
 from pathlib import Path
 
 from cli.server import Server
 from cli.snapshot import Snapshot, doubts, fault
+from cli.terminal import say
 from cli.trouble import Trouble
 from cli.wholefile import replaced
 
@@ -15,13 +15,13 @@ def tell(job: Snapshot) -> None:
     """Say on standard error what came of it."""
     thought = f", {job.reasoning_tokens} of them reasoning" if job.reasoning_tokens else ""
     tokens = f"{job.input_tokens} tokens in, {job.output_tokens} out{thought}"
-    _say(f"{job.id} {job.state}: {job.completed} completed, {job.failed} failed of {job.total}; {tokens}")
+    say(f"{job.id} {job.state}: {job.completed} completed, {job.failed} failed of {job.total}; {tokens}", err=True)
     for doubt in doubts(job.outcomes):
-        _say(f"  {doubt}")
+        say(f"  {doubt}", err=True)
     for error in job.errors[:_SHOWN]:
-        _say(f"  {fault(error)}")
+        say(f"  {fault(error)}", err=True)
     if len(job.errors) > _SHOWN:
-        _say(f"  and {len(job.errors) - _SHOWN} more errors")
+        say(f"  and {len(job.errors) - _SHOWN} more errors", err=True)
 
 
 def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
@@ -32,17 +32,13 @@ def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
     for file_id, path, what in ((job.output_file_id, answers, "answers"), (job.error_file_id, errors, "errors")):
         if file_id:
             server.download(file_id, path)
-            _say(f"{what}: {path}")
+            say(f"{what}: {path}", err=True)
         elif path.is_file() and replaced(path):
             path.resolve().unlink()
-            _say(f"{what}: none; removed what was in {path}")
+            say(f"{what}: none; removed what was in {path}", err=True)
 
 
 def require_success(job: Snapshot) -> None:
     """Raises Trouble for a job that did not succeed, so that the exit code says so."""
     if job.state != "succeeded":
         raise Trouble(f"{job.id} {job.state}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

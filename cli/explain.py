@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import ApiKey, DataDir, Url
+from cli.terminal import say
 from cli.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def explain(
         left, why = _left_alone(found, data_dir), _held_up(server.url, found, data_dir)
         told = (*_standing(found), *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
         for line in told:
-            print(line)
+            say(line)
 
 
 def _standing(job: "Snapshot") -> Iterator[str]:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cli.server import Away, Server
 from cli.snapshot import Snapshot
+from cli.terminal import say, visible
 
 _INTERVAL = 0.5  # seconds between looks
 _QUIET = 10.0  # seconds between lines where nobody watches a bar
@@ -45,23 +46,23 @@ def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None
 def _shown() -> Iterator[Show]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(console)
+        yield _lines()
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}"),
+        TextColumn("{task.fields[pace]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("queued", total=None, pace="")
         yield lambda job: progress.update(
-            task, description=job.standing, total=job.total or None, completed=job.done, pace=job.pace
+            task, description=visible(job.standing), total=job.total or None, completed=job.done, pace=job.pace
         )
 
 
-def _lines(console: Console) -> Show:
+def _lines() -> Show:
     """A line when the state changes, and every few seconds while it does not."""
     told = ""
     told_at = 0.0
@@ -73,6 +74,6 @@ def _lines(console: Console) -> Show:
             return
         told, told_at = job.standing, now
         pace = f" ({job.pace})" if job.pace else ""
-        console.print(f"{job.id} {job.standing}: {job.done} of {job.total}{pace}", soft_wrap=True, markup=False)
+        say(f"{job.id} {job.standing}: {job.done} of {job.total}{pace}", err=True)
 
     return show

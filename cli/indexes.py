@@ -1,7 +1,6 @@
 """`nightmill indexes`: a second index of a vector store, built, compared with the one in use, switched to and back."""
 
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import say, show_json, show_table
 from cli.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def list_(
     with connect(url, api_key, data_dir) as server:
         found = server.pages(_path(store), {}, _MOST)
     if as_json:
-        print(json.dumps(found, indent=2))
+        show_json(found)
         return
     rows = [(*_known(one), _files(one), str(one["missing"])) for one in found]
-    _table((*_FACTS, "files", "missing"), rows)
+    show_table((*_FACTS, "files", "missing"), rows)
 
 
 @app.command()
@@ -68,7 +68,7 @@ def create(
     body = {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
         made = server.post(_path(store), body)
-        print(made["id"], flush=True)
+        say(made["id"])
         if wait:
             _follow(server, made)
 
@@ -99,7 +99,7 @@ def compare(
         report = server.post(f"{_path(store)}/{index}/compare", body, timeout=_COMPARE_TIMEOUT)
         known = {one["id"]: one for one in server.pages(_path(store), {}, _MOST)}
     if as_json:
-        print(json.dumps(report, indent=2))
+        show_json(report)
         return
     _report(report, known, store)
 
@@ -147,7 +147,7 @@ def sync(
         found = server.post(f"{_path(store)}/{index}/sync")
         busy = found["file_counts"]["in_progress"]
         follows = f"; nightmill watch {found['job_id']} follows it" if busy and found["job_id"] else ""
-        print(f"{found['id']} {found['status']}, {_lacks(found)}{follows}", flush=True)
+        say(f"{found['id']} {found['status']}, {_lacks(found)}{follows}")
         if wait:
             _follow(server, found)
 
@@ -159,7 +159,7 @@ def remove(store: Store, index: Id, url: Url = None, api_key: ApiKey = None, dat
 
     with connect(url, api_key, data_dir) as server:
         server.delete(f"{_path(store)}/{index}")
-    print(f"{index} removed")
+    say(f"{index} removed")
 
 
 def _path(store: str) -> str:
@@ -207,13 +207,13 @@ def _follow(server: "Server", index: dict[str, Any]) -> None:
         index = server.get(f"{_path(index['vector_store_id'])}/{index['id']}")
     if index["missing"]:
         raise Trouble(f"{index['id']} {_lacks(index)}; `nightmill explain {index['job_id']}` says why")
-    print(f"{index['id']} {index['status']}", file=sys.stderr)
+    say(f"{index['id']} {index['status']}", err=True)
 
 
 def _switch(server: "Server", store: str, index: str, *, allow_missing: bool) -> None:
     found = server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
     lacks = f", {_lacks(found)}" if found["missing"] else ""
-    print(f"{found['id']} {found['status']}{lacks}; nightmill indexes back {store} undoes it")
+    say(f"{found['id']} {found['status']}{lacks}; nightmill indexes back {store} undoes it")
 
 
 def _before(indexes: list[dict[str, Any]]) -> str:
@@ -258,24 +258,13 @@ def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str
         facts = _known(index) if index else (side["index_id"], "removed", "-", "-", "-")
         rows.append((*facts, *(_figure(side[name]) for name in _MARKS), f"{side['latency_ms']:.1f}"))
     marks = (f"recall@{k}", f"nDCG@{k}", f"MRR@{k}")
-    _table((*_FACTS, *marks, "median ms"), rows)
+    show_table((*_FACTS, *marks, "median ms"), rows)
     alike = f"overlap {summary['overlap']:.4f}, rank correlation {_figure(summary['rank_correlation'])}"
-    print(f"{alike}; {asked} quer{'y' if asked == 1 else 'ies'}, {judged} of them judged")
+    say(f"{alike}; {asked} quer{'y' if asked == 1 else 'ies'}, {judged} of them judged")
     if report["missing"]:
         candidate = summary["candidate"]["index_id"]
-        print(f"{candidate} {_lacks(report)}; nightmill indexes sync {store} {candidate} brings them in")
+        say(f"{candidate} {_lacks(report)}; nightmill indexes sync {store} {candidate} brings them in")
 
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*head, box=None)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,7 +1,6 @@
 """`nightmill jobs`, `cancel`, `retry`: what the server has to do, and a say in it."""
 
 import json
-import sys
 import time
 from typing import Annotated, Any
 
@@ -9,9 +8,9 @@ import typer
 
 from cli.options import ApiKey, AsJson, DataDir, Url
 from cli.snapshot import Snapshot, duration
+from cli.terminal import say, show_json, show_table
 from cli.trouble import Trouble
 
-_WIDE = 200  # columns where no terminal says how many
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
 
 
@@ -36,24 +35,18 @@ def jobs(
     with connect(url, api_key, data_dir) as server:
         found = server.pages("/jobs", query, limit)
     if as_json:
-        print(json.dumps(found, indent=2))
+        show_json(found)
     else:
         _table(found)
 
 
 def _table(found: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    table.add_column("job", no_wrap=True, overflow="ignore")
-    for name in ("kind", "model", "state", "done", "failed", "age"):
-        table.add_column(name)
+    rows = []
     for job in map(Snapshot.of, found):
         done = f"{job.done} of {job.total}" if job.total else "-"
         age = duration(time.time() - job.created_at)
-        table.add_row(job.id, job.kind, job.model, job.standing, done, str(job.failed), age)
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+        rows.append((job.id, job.kind, job.model, job.standing, done, job.failed, age))
+    show_table(("job", "kind", "model", "state", "done", "failed", "age"), rows)
 
 
 def cancel(job: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
@@ -62,7 +55,7 @@ def cancel(job: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDi
 
     with connect(url, api_key, data_dir) as server:
         found = Snapshot.of(server.post(f"/jobs/{job}/cancel"))
-    print(f"{found.id} {found.state}")
+    say(f"{found.id} {found.state}")
 
 
 def retry(
@@ -84,4 +77,4 @@ def retry(
     if not isinstance(overrides, dict):
         raise Trouble("--override is no JSON object")
     with connect(url, api_key, data_dir) as server:
-        print(server.post(f"/jobs/{job}/retry", {"overrides": overrides} if overrides else {})["id"])
+        say(server.post(f"/jobs/{job}/retry", {"overrides": overrides} if overrides else {})["id"])

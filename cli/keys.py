@@ -1,12 +1,12 @@
 """`nightmill keys`: who may use the server. Works on the database directly, so that the first key needs no key."""
 
-import json
 import time
 from typing import Annotated
 
 import typer
 
 from cli.options import AsJson, DataDir
+from cli.terminal import say, show_json, show_table
 from cli.trouble import Trouble
 
 app = typer.Typer(help="Make, list and revoke API keys. Every key belongs to a project.", no_args_is_help=True)
@@ -33,7 +33,7 @@ def create(
         key = create_key(session, project.strip())
         if external is not None:
             allow_external(session, project.strip(), allowed=external)
-    print(key)
+    say(key)
 
 
 @app.command("list")
@@ -48,15 +48,10 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             for key, project in list_keys(session)
         ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        show_json(rows)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("id", "project", "created", "revoked", box=None)
-    for row in rows:
-        table.add_row(str(row["id"]), str(row["project"]), _day(row["created"]), _day(row["revoked"]))
-    Console().print(table)
+    shown = [(row["id"], row["project"], _day(row["created"]), _day(row["revoked"])) for row in rows]
+    show_table(("id", "project", "created", "revoked"), shown)
 
 
 @app.command()
@@ -72,7 +67,7 @@ def revoke(
         revoked = revoke_key(session, key_id)
     if not revoked:
         raise Trouble(f"there is no live key '{key_id}'; `nightmill keys list` shows them")
-    print(f"revoked {key_id}")
+    say(f"revoked {key_id}")
 
 
 def _day(moment: object) -> str:

@@ -15,6 +15,7 @@ from cli.explain import explain
 from cli.results import results
 from cli.run_batch import run_batch
 from cli.submit import submit
+from cli.terminal import say
 from cli.trouble import Trouble
 from cli.up import up
 from cli.usage import usage
@@ -36,7 +37,8 @@ class Command(typer.Typer):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except (Trouble, NightmillError, ModelsFileError, OSError) as trouble:
-            print(f"nightmill: {trouble}", file=sys.stderr)
+            for line in f"nightmill: {trouble}".split("\n"):
+                say(line, err=True)
             raise SystemExit(1) from None
 
 
@@ -52,9 +54,9 @@ app = Command(
 def _version(asked: bool) -> None:
     if asked:
         try:
-            print(f"nightmill {version('nightmill')}")
+            say(f"nightmill {version('nightmill')}")
         except PackageNotFoundError:
-            print("nightmill (not installed: run from its checkout)")
+            say("nightmill (not installed: run from its checkout)")
         raise typer.Exit
 
 

@@ -1,7 +1,5 @@
 """`nightmill models`: which models this deployment serves, and from where."""
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import AsJson, DataDir
+from cli.terminal import say, show_json, show_table
 from cli.trouble import Trouble
 from jobs.endpoints import EMBEDDINGS
 
@@ -43,20 +42,16 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     for row in rows:
         row["workers"] = sum(row["queue"] in queues and row["name"] in names for queues, names in workers)
     if as_json:
-        print(json.dumps({"file": str(registry.file), "models": rows}, indent=2))
+        show_json({"file": str(registry.file), "models": rows})
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     prompts = any(_shown(row) for row in rows)
     names = ("model", "engine", "source", "queue", "workers", "aliases")
-    table = Table(*names, *(["prompts: query / passage"] if prompts else []), box=None)
+    cells = []
     for row in rows:
-        cells = [row["name"], row["engine"], row["source"], row["queue"], row["workers"], " ".join(row["aliases"])]
-        table.add_row(*map(str, cells), *([escape(_shown(row))] if prompts else []))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-    print(f"file: {registry.file}")
+        facts = (row["name"], row["engine"], row["source"], row["queue"], row["workers"], " ".join(row["aliases"]))
+        cells.append((*facts, *([_shown(row)] if prompts else [])))
+    show_table((*names, *(["prompts: query / passage"] if prompts else [])), cells)
+    say(f"file: {registry.file}")
 
 
 @app.command()
@@ -102,7 +97,7 @@ def add(
         fields["aliases"] = alias
     file = modelsfile.editable(config.models_file, config.data_dir)
     modelsfile.add(file, name, fields)
-    print(f"{name} added to {file}")
+    say(f"{name} added to {file}")
 
 
 @app.command()
@@ -117,7 +112,7 @@ def pull(name: Name, data_dir: DataDir = None) -> None:
         raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
     if not model.source.repo:
         raise Trouble(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
-    print(download(model.source.repo, str(model.source.revision)))
+    say(download(model.source.repo, str(model.source.revision)))
 
 
 @app.command()
@@ -129,7 +124,7 @@ def remove(name: Name, data_dir: DataDir = None) -> None:
     config = running(data_dir)
     file = modelsfile.editable(config.models_file, config.data_dir)
     modelsfile.remove(file, name)
-    print(f"{name} removed from {file}")
+    say(f"{name} removed from {file}")
 
 
 def _row(model: "Model") -> dict[str, Any]:

@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from cli.terminal import say
+
 
 class Notices:
     """Lines for the terminal and the log; usable from several threads."""
@@ -27,4 +29,4 @@ class Notices:
         with self._lock, suppress(OSError, ValueError):
             _, writable, _ = select.select([], [sys.stdout], [], 0)
             if writable:
-                print(text, flush=True)
+                say(text)

@@ -1,7 +1,5 @@
 """`nightmill workers`, `pause`, `resume`, `drain`: what goes on, and what does not. Works on the database directly."""
 
-import json
-import sys
 import threading
 import time
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.options import AsJson, DataDir
+from cli.terminal import say, show_json, show_table
 from cli.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def drain(
                 claims = sum(fleet.claims_at(session, scope, one) for one in names)
                 besides = sum(fleet.besides_at(session, scope, one) for one in names)
             if not (unheard or claims or besides):
-                print(f"{kind} {name}: nothing runs any more")
+                say(f"{kind} {name}: nothing runs any more")
                 return
             if time.monotonic() > ends:
                 raise Trouble(f"{kind} {name}: {_left(claims, besides, unheard)}; it stays paused")
@@ -108,41 +107,29 @@ def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         ]
         left = [(row_of(row), quarantine.told(row)) for row in quarantine.listed(session)]
     if as_json:
-        print(json.dumps({"workers": rows, "paused": held, "quarantined": [row for row, _ in left]}, indent=2))
+        show_json({"workers": rows, "paused": held, "quarantined": [row for row, _ in left]})
         return
     _table(rows)
     for one in held:
-        print(f"paused: {one['kind']} {one['name']}")
+        say(f"paused: {one['kind']} {one['name']}")
         for line in (one["reason"] or "").splitlines():
-            print(f"    {line}")
+            say(f"    {line}")
     for _, (first, *more) in left:
-        print(first)
+        say(first)
         for line in more:
-            print(f"    {line}")
+            say(f"    {line}")
 
 
 def _table(rows: list[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("worker", "queues", "models", "state", "running", "besides", "host", "pid", box=None)
+    cells = []
     for row in rows:
         queues, models = row["queues"], row["models"]
         assert isinstance(queues, list)
         assert isinstance(models, list)
         busy = f"{row['running']} of {row['slots']}"
-        words = (
-            row["id"],
-            " ".join(queues),
-            " ".join(models),
-            row["state"],
-            busy,
-            row["besides"],
-            row["host"],
-            row["pid"],
-        )
-        table.add_row(*map(str, words))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        facts = (row["state"], busy, row["besides"], row["host"], row["pid"])
+        cells.append((row["id"], " ".join(queues), " ".join(models), *facts))
+    show_table(("worker", "queues", "models", "state", "running", "besides", "host", "pid"), cells)
 
 
 def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
@@ -158,11 +145,11 @@ def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
         left = sum(quarantine.release(session, one, _ACTOR) for one in names if scope is scope.MODEL and not on)
     what = f"model {names[0]} ({name})" if scope is scope.MODEL and names[0] != name else f"{kind} {name}"
     if left:
-        print(f"{what} is no longer quarantined")
+        say(f"{what} is no longer quarantined")
     elif not any(changed):
-        print(f"{what} was {'paused already' if on else 'not paused'}")
+        say(f"{what} was {'paused already' if on else 'not paused'}")
     else:
-        print(f"{what} {'is paused' if on else 'goes on'}")
+        say(f"{what} {'is paused' if on else 'goes on'}")
     return names
 
 

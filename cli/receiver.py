@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from cli.terminal import say
 from cli.trouble import Trouble
 
 _MAX_BODY = 1 << 20
@@ -37,12 +38,12 @@ class Receiver:
             self._http.server_close()
             raise Trouble("this is no signing secret; one looks like whsec_…") from error
         if not secret:
-            print("no signing secret: events are printed without a check", flush=True)
+            say("no signing secret: events are printed without a check")
         self._wanted = count
         try:
             self._http.serve_forever(poll_interval=0.1)
         except KeyboardInterrupt:
-            print("stopped", flush=True)
+            say("stopped")
         finally:
             self._http.server_close()
 
@@ -54,7 +55,7 @@ class Receiver:
         try:
             event = self._verify.verify(body, headers) if self._verify else json.loads(body)
         except (WebhookVerificationError, ValueError) as error:
-            print(f"refused: {error}", flush=True)
+            say(f"refused: {error}")
             return 400
         with self._lock:
             self._print(headers.get("webhook-id", ""), event)
@@ -68,7 +69,7 @@ class Receiver:
         found = event if isinstance(event, dict) else {}
         about = (found.get("data") or {}).get("id", "")
         checked = "verified" if self._verify else "not verified"
-        print(f"{time.strftime('%H:%M:%S')} {found.get('type', '?')} {about} {webhook_id} {checked}{again}", flush=True)
+        say(f"{time.strftime('%H:%M:%S')} {found.get('type', '?')} {about} {webhook_id} {checked}{again}")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,5 @@
 """`nightmill results JOB`: what a job has answered, as it is or beside what was asked."""
 
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 import typer
 
 from cli.options import ApiKey, DataDir, Url
+from cli.terminal import byte_output, say
 from cli.trouble import Trouble
 from cli.wholefile import require_writable, whole
 
@@ -50,13 +49,13 @@ def results(
             raise Trouble(f"{job} is {found.state}; its results can be joined when it has ended")
         with _joined(server, found, shown["overrides"]) as rows:
             count = writer_of(format_, vectors=shown["endpoint"] == EMBEDDINGS)(rows, output)
-    print(f"{count} results{f': {output}' if output else ''}", file=sys.stderr)
+    say(f"{count} results{f': {output}' if output else ''}", err=True)
 
 
 def _raw(server: "Server", job: "Snapshot", output: Path | None) -> None:
     """OpenAI's own lines."""
     with ExitStack() as stack:
-        out: BinaryIO = stack.enter_context(whole(output)) if output else sys.stdout.buffer
+        out = stack.enter_context(whole(output)) if output else byte_output()
         if not job.ended:
             out.writelines(line + b"\n" for line in stack.enter_context(server.finished(job.id)))
             return
@@ -64,7 +63,7 @@ def _raw(server: "Server", job: "Snapshot", output: Path | None) -> None:
         for file_id in filter(None, (job.output_file_id, job.error_file_id)):
             server.download(file_id, folder / file_id)
             with (folder / file_id).open("rb") as content:
-                shutil.copyfileobj(content, out)
+                out.writelines(content)
 
 
 @contextmanager

@@ -7,7 +7,6 @@
 All results stand in one file, in the input's order, as that command writes them.
 """
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import DataDir
+from cli.terminal import say
 from cli.trouble import Trouble
 from cli.wholefile import require_writable, whole
 
@@ -96,7 +96,7 @@ def run_batch(
         ]
         with whole(output_file) as out:
             out.writelines(line for _, line in paired(*opened))
-    print(f"{output_file}: {job.done} results, {job.failed} of them failed", file=sys.stderr)
+    say(f"{output_file}: {job.done} results, {job.failed} of them failed", err=True)
 
 
 def _run(server: "Server", input_file: Path, check: Callable[[], None], wanted: dict[str, str]) -> "Snapshot":
@@ -105,10 +105,10 @@ def _run(server: "Server", input_file: Path, check: Callable[[], None], wanted: 
 
     file_id = server.upload(input_file)
     batch = server.post("/batches", {"input_file_id": file_id, **wanted})
-    print(batch["id"], file=sys.stderr)
+    say(batch["id"], err=True)
     job = follow(server, batch["id"], check)
     for error in job.errors[:20]:
-        print(fault(error), file=sys.stderr)
+        say(fault(error), err=True)
     if job.state != "succeeded":
         raise Trouble(f"{job.id} {job.state}")
     return job
@@ -169,7 +169,7 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
         options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
         with system.running(folder / "data", options, _NO_LIMITS) as up:
             up.wait_until_ready()
-            print(f"started an engine for {model}; it takes requests when it has loaded", file=sys.stderr)
+            say(f"started an engine for {model}; it takes requests when it has loaded", err=True)
             with Server(up.url, up.api_key) as server:
                 yield server, up.check
 

@@ -1,13 +1,12 @@
 """`nightmill schedules`: batches that come again and again."""
 
-import json
-import sys
 import time
 from typing import Annotated, Any
 
 import typer
 
 from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import say, show_json, show_table
 
 app = typer.Typer(help="Show, pause, resume and remove recurring batches (`submit --every`).", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id, as `nightmill schedules list` shows it.")]
@@ -27,17 +26,14 @@ def list_(
     with connect(url, api_key, data_dir) as server:
         found = server.pages("/schedules", {}, limit)
     if as_json:
-        print(json.dumps(found, indent=2))
+        show_json(found)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("schedule", "when", "status", "next", "last batch", "input", box=None)
+    rows = []
     for one in found:
         last = one["last_error"] or one["last_batch_id"] or "-"
         when = f"{one['cron']} {one['timezone']}"
-        table.add_row(one["id"], when, one["status"], _moment(one), last, one["batch"]["input_file_id"])
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        rows.append((one["id"], when, one["status"], _moment(one), last, one["batch"]["input_file_id"]))
+    show_table(("schedule", "when", "status", "next", "last batch", "input"), rows)
 
 
 @app.command()
@@ -59,7 +55,7 @@ def remove(schedule: Id, url: Url = None, api_key: ApiKey = None, data_dir: Data
 
     with connect(url, api_key, data_dir) as server:
         server.delete(f"/schedules/{schedule}")
-    print(f"{schedule} removed")
+    say(f"{schedule} removed")
 
 
 def _post(path: str, *where: Any) -> None:
@@ -67,7 +63,7 @@ def _post(path: str, *where: Any) -> None:
 
     with connect(*where) as server:
         found = server.post(path)
-    print(f"{found['id']} {found['status']}, next {_moment(found)}")
+    say(f"{found['id']} {found['status']}, next {_moment(found)}")
 
 
 def _moment(schedule: dict[str, Any]) -> str:

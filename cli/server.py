@@ -4,7 +4,6 @@ Where it is and which key opens it: what the command line or the environment say
 which `nightmill up` writes; without it (systemd, containers) what the settings say, and `operator.key` of that folder.
 """
 
-import sys
 import threading
 import time
 import urllib.request
@@ -25,6 +24,7 @@ from openai import OpenAI, RequestOptions
 from cli import readiness
 from cli.effective import effective
 from cli.folder import DataFolder
+from cli.terminal import say, visible
 from cli.trouble import Trouble
 from cli.wholefile import replaced, whole
 from jobs.settings import Settings
@@ -111,7 +111,7 @@ def _told(url: str) -> Iterator[None]:
         where = f" ({error.param})" if error.param else ""
         told = error.body.get("message") if isinstance(error.body, dict) else None
         trouble = _kind(error.status_code)
-        raise trouble(f"{told or error.message}{where}") from error
+        raise trouble(visible(f"{told or error.message}{where}")) from error
 
 
 class Server:
@@ -217,7 +217,7 @@ class Server:
             except Away as error:
                 if time.monotonic() - began > _AWAY or not replaced(path):
                     raise
-                print(f"{error}; trying again", file=sys.stderr)
+                say(f"{error}; trying again", err=True)
             else:
                 return
             threading.Event().wait(_AGAIN)

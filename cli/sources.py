@@ -1,13 +1,12 @@
 """`nightmill sources`: where the documents of a vector store come from."""
 
-import json
-import sys
 import time
 from typing import Annotated, Any
 
 import typer
 
 from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import say, show_json, show_table
 
 app = typer.Typer(help="Keep a vector store in step with URLs, a folder of the server or S3.", no_args_is_help=True)
 Store = Annotated[str, typer.Argument(metavar="STORE", help="The vector store's id.")]
@@ -30,17 +29,13 @@ def list_(
     with connect(url, api_key, data_dir) as server:
         found = server.pages(_path(store), {}, limit)
     if as_json:
-        print(json.dumps(found, indent=2))
+        show_json(found)
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("source", "from", "status", "documents", "next", "last error", box=None)
+    rows = []
     for one in found:
-        error = escape(one["last_error"]["message"]) if one["last_error"] else "-"
-        table.add_row(one["id"], escape(_from(one)), one["status"], _counted(one), _next(one), error)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        error = one["last_error"]["message"] if one["last_error"] else "-"
+        rows.append((one["id"], _from(one), one["status"], _counted(one), _next(one), error))
+    show_table(("source", "from", "status", "documents", "next", "last error"), rows)
 
 
 @app.command()
@@ -60,7 +55,7 @@ def add(
     given = {"glob": glob, "cron": every, "timezone": timezone}
     body = _place(places) | {name: value for name, value in given.items() if value is not None}
     with connect(url, api_key, data_dir) as server:
-        print(server.post(_path(store), body)["id"])
+        say(server.post(_path(store), body)["id"])
 
 
 @app.command()
@@ -70,7 +65,7 @@ def sync(store: Store, source: Id, url: Url = None, api_key: ApiKey = None, data
 
     with connect(url, api_key, data_dir) as server:
         found = server.post(f"{_path(store)}/{source}/sync")
-    print(f"{found['id']} {found['status']}; nightmill watch {found['file_batch_id']} follows it")
+    say(f"{found['id']} {found['status']}; nightmill watch {found['file_batch_id']} follows it")
 
 
 @app.command()
@@ -80,7 +75,7 @@ def remove(store: Store, source: Id, url: Url = None, api_key: ApiKey = None, da
 
     with connect(url, api_key, data_dir) as server:
         server.delete(f"{_path(store)}/{source}")
-    print(f"{source} removed")
+    say(f"{source} removed")
 
 
 def _path(store: str) -> str:

@@ -1,6 +1,5 @@
 """`nightmill submit FILE`: check, upload, create, watch, download."""
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from cli.options import ApiKey, DataDir, Url
 from cli.snapshot import duration, fault
+from cli.terminal import say
 from cli.trouble import Trouble
 from cli.watch import watched
 
@@ -78,10 +78,10 @@ def submit(
             _check(server, file_id, wanted["endpoint"])
         if every:
             schedule = {"cron": every, "timezone": timezone or "UTC", "batch": {"input_file_id": file_id, **wanted}}
-            print(server.post("/schedules", schedule)["id"])
+            say(server.post("/schedules", schedule)["id"])
             return
         batch = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
-        print(batch["id"], flush=True)
+        say(batch["id"])
         if wait:
             watched(server, batch["id"], (answers, errors))
 
@@ -106,9 +106,9 @@ def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) ->
         file_id = server.upload(some)
     _check(server, file_id, wanted["endpoint"])
     batch = server.post("/batches", {"input_file_id": file_id, **wanted})
-    print(batch["id"], flush=True)
+    say(batch["id"])
     watched(server, batch["id"], None)
-    print(extrapolate(server.get(f"/jobs/{batch['id']}"), total))
+    say(extrapolate(server.get(f"/jobs/{batch['id']}"), total))
 
 
 def _check(server: "Server", file_id: str, endpoint: str) -> None:
@@ -117,15 +117,13 @@ def _check(server: "Server", file_id: str, endpoint: str) -> None:
     if found["valid"]:
         tokens = found["estimate"]["input_tokens"]
         eta = f", about {duration(found['eta_seconds'])}" if found["eta_seconds"] else ""
-        _say(f"{found['requests']} requests for {found['model']}, about {tokens} input tokens (bytes / 4){eta}")
+        say(
+            f"{found['requests']} requests for {found['model']}, about {tokens} input tokens (bytes / 4){eta}", err=True
+        )
         return
     server.delete(f"/files/{file_id}")
     errors = found["errors"]["data"]
     for error in errors[:_SHOWN]:
-        _say(fault(error))
+        say(fault(error), err=True)
     many = f"{len(errors)} or more" if found["errors_truncated"] else str(len(errors))
     raise Trouble(f"nothing was created; errors in the file: {many}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

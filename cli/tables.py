@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TextIO
 
 from cli.joining import COLUMNS, Row
+from cli.terminal import Screen, text_output
 from cli.trouble import Trouble
 from cli.wholefile import whole
 
 _AT_ONCE = 1000  # rows of a Parquet row group
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Writer = Callable[[Iterable[Row], Path | None], int]
 
 
@@ -30,13 +33,16 @@ def write_jsonl(rows: Iterable[Row], path: Path | None) -> int:
 
 
 def write_csv(rows: Iterable[Row], path: Path | None) -> int:
-    """RFC 4180, with a header; what is no plain value is JSON in its cell, null an empty one, as an empty text is."""
+    """RFC 4180, with a header; what is no plain value is JSON in its cell, null an empty one, as an empty text is.
+
+    A text that a spreadsheet would run as a formula gets a leading `'`.
+    """
     count = 0
     with _text(path) as out:
         writer = csv.writer(out)
         writer.writerow(COLUMNS)
         for row in rows:
-            writer.writerow([_cell(row[name]) for name in COLUMNS])
+            writer.writerow([_inert(_cell(row[name])) for name in COLUMNS])
             count += 1
     return count
 
@@ -75,11 +81,18 @@ def _cell(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
+def _inert(value: object) -> object:
+    """Return `value` so that no spreadsheet runs it: as OWASP's "CSV Injection" advises. Numbers stay numbers."""
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
 @contextmanager
-def _text(path: Path | None) -> Iterator[TextIO]:
+def _text(path: Path | None) -> Iterator[TextIO | Screen]:
     """Standard output, or a file that appears when it is whole."""
     if path is None:
-        yield sys.stdout
+        yield text_output()
         return
     with whole(path) as out, io.TextIOWrapper(out, encoding="utf-8", newline="") as text:
         yield text

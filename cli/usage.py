@@ -1,8 +1,7 @@
 """`nightmill usage`: how many bytes each project stores."""
 
-import json
-
 from cli.options import AsJson, DataDir
+from cli.terminal import show_json, show_table
 
 _MB = 1 << 20
 
@@ -21,16 +20,15 @@ def usage(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     none = dict.fromkeys(KINDS, 0)
     rows = [(name, stored.get(project_id, none)) for project_id, name in sorted(names.items(), key=lambda one: one[1])]
     if as_json:
-        print(json.dumps([{"project": name, **sizes, "limit": limit or None} for name, sizes in rows], indent=2))
+        show_json([{"project": name, **sizes, "limit": limit or None} for name, sizes in rows])
         return
-    from rich.console import Console
-    from rich.table import Table
+    head = ["project", *(kind.replace("_", " ") for kind in KINDS), "all, MB", "limit, MB"]
+    show_table(head, [_row(name, sizes, limit) for name, sizes in rows])
 
-    table = Table("project", *(kind.replace("_", " ") for kind in KINDS), "all, MB", "limit, MB", box=None)
-    for name, sizes in rows:
-        shown = [_megabytes(sizes[kind]) for kind in KINDS]
-        table.add_row(name, *shown, _megabytes(sum(sizes.values())), _megabytes(limit) if limit else "-")
-    Console().print(table)
+
+def _row(name: str, sizes: dict[str, int], limit: int) -> list[str]:
+    shown = [_megabytes(sizes[kind]) for kind in KINDS]
+    return [name, *shown, _megabytes(sum(sizes.values())), _megabytes(limit) if limit else "-"]
 
 
 def _megabytes(size: int) -> str:

@@ -11,6 +11,7 @@ from cli.effective import effective
 from cli.ledger import opened
 from cli.options import DataDir
 from cli.procfile import CHECKOUT
+from cli.terminal import say
 from cli.trouble import Trouble
 
 _DIFFERS = 3  # of `workers.verifying`; 1 is that of whatever else goes wrong
@@ -34,8 +35,12 @@ def verify(
         config = effective(data_dir=data_dir)
     command = [sys.executable, "-m", "workers.verifying", *(["--repair"] if repair else [])]
     environment = {**os.environ, "NIGHTMILL_DATA_DIR": str(config.data_dir.absolute())}
-    code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode  # noqa: S603 (our own module)
-    if code == _DIFFERS:
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
+    for line in done.stdout.splitlines():
+        say(line)
+    for line in done.stderr.splitlines():
+        say(line, err=True)
+    if done.returncode == _DIFFERS:
         raise Trouble("the vectors are not what the database says; `nightmill vectors verify --repair` mends it")
-    if code:
+    if done.returncode:
         raise Trouble("the vectors could not be compared")

@@ -1,12 +1,12 @@
 """`nightmill watch JOB`: how a job goes on, and what came of it."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.options import ApiKey, DataDir, Url
+from cli.terminal import say
 
 if TYPE_CHECKING:
     from cli.server import Server
@@ -40,7 +40,8 @@ def watched(server: "Server", job_id: str, paths: tuple[Path, Path] | None) -> N
     try:
         job = follow(server, job_id)
     except KeyboardInterrupt:
-        print(f"\n{job_id} goes on: `nightmill watch {job_id}`, `nightmill cancel {job_id}`", file=sys.stderr)
+        say("", err=True)
+        say(f"{job_id} goes on: `nightmill watch {job_id}`, `nightmill cancel {job_id}`", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     ending.tell(job)
     if paths:

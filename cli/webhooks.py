@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cli.options import ApiKey, DataDir, Url
+from cli.terminal import say
 
 app = typer.Typer(help="Try out webhooks.", no_args_is_help=True)
 
@@ -36,7 +37,7 @@ def listen(
     from cli.receiver import Receiver
 
     receiver = Receiver(host, port)
-    print(f"listening on {receiver.url}", flush=True)
+    say(f"listening on {receiver.url}")
     if not register:
         receiver.run(secret, count)
         return
@@ -46,9 +47,9 @@ def listen(
     wanted = {"name": "nightmill webhooks listen", "url": receiver.url, "event_types": list(EVENT_TYPES)}
     with connect(url, api_key, data_dir) as server:
         endpoint = server.post("/webhook_endpoints", wanted)
-        print(f"registered as {endpoint['id']}", flush=True)
+        say(f"registered as {endpoint['id']}")
         try:
             receiver.run(endpoint["signing_secret"], count)
         finally:
             server.delete(f"/webhook_endpoints/{endpoint['id']}")
-            print(f"removed {endpoint['id']}", flush=True)
+            say(f"removed {endpoint['id']}")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli.demo.batch import DemoBatch
+from cli.terminal import escaped, visible
 
 _PLAIN_SECONDS = 15.0  # between lines that say the same, without a terminal
 _WAITING = {
@@ -27,7 +28,7 @@ class Board:
 
     def show(self, batch: DemoBatch) -> None:
         done = batch.job["progress"]["completed"] + batch.job["progress"]["failed"]
-        self._progress.update(self._tasks[batch.id], completed=done, told=told(batch))
+        self._progress.update(self._tasks[batch.id], completed=done, told=visible(told(batch)))
         if not self._console.is_terminal:
             self._print(batch, done)
 
@@ -35,7 +36,7 @@ class Board:
         at, before = self._said.get(batch.id, (0.0, ""))
         if told(batch) != before or time.monotonic() - at > _PLAIN_SECONDS:
             self._said[batch.id] = time.monotonic(), told(batch)
-            self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {told(batch)}")
+            self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {escaped(told(batch))}")
 
 
 def told(batch: DemoBatch) -> str:
@@ -53,7 +54,7 @@ def board(console: Console, batches: Sequence[DemoBatch]) -> Iterator[Board]:
         BarColumn(30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[told]}", style="dim"),
+        TextColumn("{task.fields[told]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Board(console, progress, batches)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from cli.terminal import escaped
 from cli.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def demo(
         corpus.chats(found[:chats], model, max_tokens),
         corpus.embeddings(found, embedding_model),
     )
-    console.print(f"[bold]starting Nightmill[/] in {data_dir} (logs in {data_dir / 'logs'})", soft_wrap=True)
+    where = escaped(f"in {data_dir} (logs in {data_dir / 'logs'})")
+    console.print(f"[bold]starting Nightmill[/] {where}", soft_wrap=True)
     with _interruptible(console), system.running(data_dir, options, {"NIGHTMILL_WEBHOOK_ALLOW_PRIVATE": "true"}) as up:
         up.wait_until_ready()
         console.print(f"the API answers at {up.url}/v1 after {time.monotonic() - began:.0f} s")

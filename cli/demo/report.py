@@ -7,11 +7,13 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cli.demo.answers import Shelf
 from cli.demo.batch import DemoBatch
 from cli.demo.corpus import QUESTIONS, TOPICS, Docstring
 from cli.demo.results import Vector, answer, nearest, vector
+from cli.terminal import cell, escaped
 
 _ROWS = 12
 _NEIGHBOURS = 3
@@ -25,7 +27,8 @@ def show_answers(console: Console, found: Sequence[Docstring], chats: DemoBatch,
     table = Table("function", "its docstring begins", "the model's summary", "nearest topic", box=box.SIMPLE)
     for n in range(0, len(answers), max(1, len(answers) // _ROWS)):
         [(_, topic)] = nearest(vectors[f"doc-{n}"], topics, 1)
-        table.add_row(found[n].name, _clip(found[n].text, 60), _clip(answers[f"chat-{n}"], 100), topic)
+        row = (found[n].name, _clip(found[n].text, 60), _clip(answers[f"chat-{n}"], 100), topic)
+        table.add_row(*map(cell, row))
     console.print(table)
 
 
@@ -36,7 +39,7 @@ def show_neighbours(console: Console, found: Sequence[Docstring], embeddings: De
     table = Table("asked for", "nearest docstrings, by cosine of their embeddings", box=box.SIMPLE)
     for n, question in enumerate(QUESTIONS):
         best = nearest(vectors[f"question-{n}"], documents, _NEIGHBOURS)
-        table.add_row(question, " · ".join(f"{name} ({score:.2f})" for score, name in best))
+        table.add_row(question, cell(" · ".join(f"{name} ({score:.2f})" for score, name in best)))
     console.print(table)
 
 
@@ -53,7 +56,7 @@ def show_counts(console: Console, batches: Sequence[DemoBatch], events: Mapping[
             f"{seconds:.0f}",
             f"{len(batch.requests) / seconds:.0f}",
             f"{usage['total_tokens'] / seconds:.0f}",
-            f"{events[batch.id]}, verified",
+            cell(f"{events[batch.id]}, verified"),
         )
     console.print(table)
     console.print("seconds: at work, without the time in which the engine was still loading", style="dim")
@@ -65,8 +68,8 @@ def show_library(console: Console, shelf: Shelf) -> None:
     rate = f"{len(shelf.papers)} documents, {size // 1024} KiB, searchable after {shelf.seconds:.0f} s"
     table = Table("asked of the documents", "answer", "sources (* cited)", box=box.SIMPLE, title=rate)
     for one in shelf.answers:
-        names = [f"{source.filename}{' *' if source.cited else ''}" for source in one.sources]
-        table.add_row(one.question, _clip(one.text, 160), "\n".join(names))
+        names = [cell(f"{source.filename}{' *' if source.cited else ''}") for source in one.sources]
+        table.add_row(one.question, cell(_clip(one.text, 160)), Text("\n").join(names))
     console.print(table)
 
 
@@ -82,7 +85,7 @@ def show_next(console: Console, folder: Path, data_dir: Path, flower: int) -> No
     )
     console.print("\n[bold]What to try next[/]")
     for line in lines:
-        console.print(f"  {line}", soft_wrap=True, highlight=False)
+        console.print(f"  {escaped(line)}", soft_wrap=True, highlight=False)
 
 
 def _as_typed(path: Path) -> Path:

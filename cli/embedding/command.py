@@ -12,6 +12,7 @@ from urllib.parse import quote
 import typer
 
 from cli.options import ApiKey, DataDir, Url
+from cli.terminal import say, text_output
 from cli.trouble import Trouble
 from cli.wholefile import require_writable, whole
 
@@ -60,7 +61,7 @@ def embed_eval(
         cards = {name: server.get(f"/models/{quote(name, safe='/')}") for name in dict.fromkeys(model)}
         found = []
         for name, card in cards.items():
-            print(f"{name}: {len(given.queries)} queries, {len(given.places)} texts", file=sys.stderr, flush=True)
+            say(f"{name}: {len(given.queries)} queries, {len(given.places)} texts", err=True)
             embedder = _embedder(server, name, concurrency)
             one = _judged(embedder, card, given, depths, hourly_cost)
             found.append((one, resident_bytes(server.url, name, data_dir)))
@@ -168,7 +169,7 @@ def _write(given: "Inputs", found: "list[Judged]", format_: str, output: Path | 
         title = f"{len(given.places)} texts, {len(given.queries)} queries{left}"
         told = table(title, found, None if sys.stdout.isatty() and not output else _WIDE)
     if output is None:
-        print(told, end="")
+        text_output().write(told)
         return
     try:
         with whole(output) as out:

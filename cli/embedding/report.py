@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cli.terminal import cell
+
 Scores = dict[str, float]
 
 
@@ -55,20 +57,19 @@ def table(title: str, found: Sequence[Judged], width: int | None) -> str:
     """A column for each model."""
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for name in ("", *(escape(one.model) for one in found)):
-        shown.add_column(name, overflow="fold")
+    for name in ("", *(one.model for one in found)):
+        shown.add_column(cell(name), overflow="fold")
     for name in found[0].scores:
         shown.add_row(name, *(f"{one.scores[name]:.4f}" for one in found))
     several = len(found[0].by_language) > 1  # one alone is all there is
     for language in found[0].by_language if several else ():
         for name in found[0].scores:
-            shown.add_row(escape(f"{name}, {language}"), *(f"{one.by_language[language][name]:.4f}" for one in found))
+            shown.add_row(cell(f"{name}, {language}"), *(f"{one.by_language[language][name]:.4f}" for one in found))
     for name, fact in _FACTS:
-        shown.add_row(name, *(escape(fact(one)) for one in found))
+        shown.add_row(name, *(cell(fact(one)) for one in found))
     out = io.StringIO()
     Console(file=out, width=width).print(shown)
     return out.getvalue()
