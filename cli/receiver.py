@@ -1,9 +1,11 @@
 """A small HTTP server that receives webhooks, verifies them as Standard Webhooks, and prints each once."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -11,7 +13,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from cli.terminal import say
 from cli.trouble import Trouble
 
-_MAX_BODY = 1 << 20
+_MAX_BODY = 1 << 20  # bytes
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 
 
 class Receiver:
@@ -54,7 +57,7 @@ class Receiver:
     def _receive(self, headers: dict[str, str], body: bytes) -> int:
         try:
             event = self._verify.verify(body, headers) if self._verify else json.loads(body)
-        except (WebhookVerificationError, ValueError) as error:
+        except (WebhookVerificationError, ValueError, RecursionError) as error:
             say(f"refused: {error}")
             return 400
         with self._lock:
@@ -67,21 +70,30 @@ class Receiver:
         again = " (again)" if webhook_id in self._seen else ""
         self._seen.add(webhook_id)
         found = event if isinstance(event, dict) else {}
-        about = (found.get("data") or {}).get("id", "")
+        data = found.get("data")
+        about = data.get("id", "") if isinstance(data, dict) else ""
         checked = "verified" if self._verify else "not verified"
         say(f"{time.strftime('%H:%M:%S')} {found.get('type', '?')} {about} {webhook_id} {checked}{again}")
 
 
-class _Handler(BaseHTTPRequestHandler):
+class BodyReader(BaseHTTPRequestHandler):
+    """Read the body of one webhook and answer with the status that `receive` returns for it."""
+
     timeout = 15
 
+    def receive(self, headers: dict[str, str], body: bytes) -> int:
+        """Return the status to answer. The names of `headers` are in lower case."""
+        raise NotImplementedError
+
     def do_POST(self) -> None:
-        length = int(self.headers.get("content-length") or 0)
-        if length > _MAX_BODY:
-            self._answer(413)
-            return
-        receive: Callable[[dict[str, str], bytes], int] = self.server.receive  # type: ignore[attr-defined]
-        self._answer(receive({name.lower(): value for name, value in self.headers.items()}, self.rfile.read(length)))
+        length = _LENGTH.fullmatch(self.headers.get("content-length", "0"))
+        if length is None:
+            self._answer(HTTPStatus.BAD_REQUEST)
+        elif int(length[0]) > _MAX_BODY:
+            self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self._answer(self.receive(headers, self.rfile.read(int(length[0]))))
 
     def _answer(self, status: int) -> None:
         self.send_response(status)
@@ -90,3 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         """Events are printed, requests are not."""
+
+
+class _Handler(BodyReader):
+    def receive(self, headers: dict[str, str], body: bytes) -> int:
+        receive: Callable[[dict[str, str], bytes], int] = self.server.receive  # type: ignore[attr-defined]
+        return receive(headers, body)

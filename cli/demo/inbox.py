@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Literal
 
 import openai
 from openai import OpenAI
 
-_MAX_BODY = 1 << 20
+from cli.receiver import BodyReader
+
 _Event = Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"]
 _EVENTS: tuple[_Event, ...] = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
 
@@ -49,18 +50,11 @@ class _Server(ThreadingHTTPServer):
     inbox: Inbox
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 15
+class _Handler(BodyReader):
     server: _Server
 
-    def do_POST(self) -> None:
-        length = min(int(self.headers.get("content-length") or 0), _MAX_BODY)
-        self.send_response(self.server.inbox.receive(self.rfile.read(length), dict(self.headers.items())))
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-        """The demo shows events, not requests."""
+    def receive(self, headers: dict[str, str], body: bytes) -> int:
+        return self.server.inbox.receive(body, headers)
 
 
 @contextmanager

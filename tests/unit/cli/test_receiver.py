@@ -1,6 +1,7 @@
 """The local receiver accepts what is signed, refuses what is not, and counts an event once."""
 
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -86,3 +87,37 @@ def test_a_port_that_is_taken_is_told_in_one_line(receiver: Receiver) -> None:
 
     with pytest.raises(Trouble, match="cannot listen on"):
         Receiver("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("length", ["-1", "+5", "five", "1" * 5000, "\u0663"])
+def test_a_length_that_is_no_number_is_refused_and_nothing_is_read(
+    receiver: Receiver, capsys: pytest.CaptureFixture[str], length: str
+) -> None:
+    head = f"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode()
+    port = int(receiver.url.rsplit(":", 1)[1].strip("/"))
+
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(head)  # it stays open: who reads to its end waits
+        answer = client.recv(100)
+
+    assert b" 400 " in answer
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "event", ['{"data": [1]}', '{"data": "x"}', '{"data": {"id": [1]}}', "[1]", "3", '{"type": {}}']
+)
+def test_an_event_of_another_shape_is_printed_without_a_traceback(
+    receiver: Receiver, capsys: pytest.CaptureFixture[str], event: str
+) -> None:
+    assert _post(receiver, "wh_1", body=event) == 204
+
+    told = capsys.readouterr()
+    assert " wh_1 verified" in told.out
+    assert told.err == ""
+
+
+def test_an_event_that_is_nested_too_deeply_is_refused(receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _post(receiver, "wh_1", body="[" * 100_000) == 400
+
+    assert capsys.readouterr().err == ""
