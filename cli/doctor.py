@@ -5,11 +5,10 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from cli.finding import Finding, Health
 from cli.options import AsJson, DataDir
-from cli.terminal import escaped, show_json, visible_lines
+from cli.terminal import escaped, show_json
 
 _MARKS = {Health.FINE: "[green]ok[/]    ", Health.WARNING: "[yellow]note[/]  ", Health.BROKEN: "[red]broken[/]"}
 
@@ -45,8 +44,10 @@ def examine(data_dir: Path | None) -> Iterable[Finding]:
 def _show(findings: list[Finding]) -> None:
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     for finding in findings:
-        told = visible_lines(finding.told)  # the models file may have several faults
-        console.print(f"{_MARKS[finding.health]} {escaped(finding.what)}: {escape(told)}")
+        first, *more = finding.told.split("\n")  # the models file may have several faults
+        console.print(f"{_MARKS[finding.health]} {escaped(finding.what)}: {escaped(first)}")
+        for line in more:
+            console.print(f"         {escaped(line)}")
         if finding.mend:
             console.print(f"         to mend it: {escaped(finding.mend)}")
     broken = sum(finding.health is Health.BROKEN for finding in findings)

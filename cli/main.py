@@ -37,8 +37,10 @@ class Command(typer.Typer):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except (Trouble, NightmillError, ModelsFileError, OSError) as trouble:
-            for line in f"nightmill: {trouble}".split("\n"):
-                say(line, err=True)
+            first, *more = str(trouble).split("\n")
+            say(f"nightmill: {first}", err=True)
+            for line in more:
+                say(f"  {line}", err=True)
             raise SystemExit(1) from None
 
 

@@ -24,11 +24,6 @@ def visible(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def visible_lines(text: str) -> str:
-    """Return `text` with `visible` applied to each of its lines."""
-    return "\n".join(map(visible, text.replace("\r\n", "\n").split("\n")))
-
-
 def escaped(text: str) -> str:
     """Return `visible(text)` for use inside rich's markup."""
     from rich.markup import escape
@@ -70,7 +65,7 @@ class Screen:
     """Standard output where it is a terminal: control characters are made visible in each line."""
 
     def write(self, text: str) -> int:
-        return sys.stdout.write(visible_lines(text))
+        return sys.stdout.write("\n".join(map(visible, text.replace("\r\n", "\n").split("\n"))))
 
     def writelines(self, lines: Iterable[bytes]) -> None:
         for line in lines:

@@ -1,0 +1,298 @@
+"""No escape sequence reaches the operator's terminal, whatever a client or a server names its things."""
+
+import csv
+import io
+import json
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli import terminal
+from cli.main import app
+from cli.tables import write_csv
+from jobs import audit, fleet, pauses
+from jobs.db import Database
+from jobs.keys import create_key
+from jobs.models import Worker
+from tests.support import ledgers
+from tests.unit.cli.test_help import COMMANDS
+from tests.unit.cli.test_results import answered, asked, chat, unanswered
+
+OSC = "\x1b]0;owned\x07"
+#: Rich's markup, an OSC and a CSI sequence, the latter in C1 too, a change of direction. A model may be called so.
+MODEL = f"[/boom]{OSC}\x1b[2J\x9b31m\u202e\u2066"
+#: And an end of line.
+STORED = f"{MODEL}\r\nforged"
+#: And a surrogate without a partner, which a server may send in JSON but no database stores.
+HOSTILE = f"{STORED}\ud800"
+COUNTS = {"in_progress": 0, "completed": 1, "failed": 1, "cancelled": 0}
+ERROR = {"code": HOSTILE, "message": HOSTILE, "param": HOSTILE, "line": 1}
+
+
+def thing() -> dict[str, Any]:
+    """Every resource at once: a job, a batch, a store's index, a source, a schedule, a model, a webhook endpoint."""
+    return {
+        "id": "x-1", "kind": HOSTILE, "state": "failed", "status": HOSTILE, "model": HOSTILE, "endpoint": HOSTILE,
+        "progress": {"total": 3, "completed": 1, "failed": 2}, "usage": {"input_tokens": 1, "output_tokens": 1},
+        "created_at": 1, "finalizing_at": 1, "overrides": {}, "waiting_for": None, "filename": HOSTILE,
+        "metadata": {HOSTILE: HOSTILE},
+        "input_file_id": "input", "output_file_id": "output", "error_file_id": "error",
+        "errors": {"data": [ERROR]}, "valid": False, "errors_truncated": False,
+        "outcomes": {"finish_reasons": {HOSTILE: 1, "length": 1}, "empty": 1, "errors": {HOSTILE: 1}},
+        "job_id": "x-1", "file_batch_id": HOSTILE, "vector_store_index_id": None, "missing": 0, "file_counts": COUNTS,
+        "embedding_model": HOSTILE, "embedding_dimensions": 3, "replaced_at": 1,
+        "chunking_strategy": {"type": HOSTILE, HOSTILE: {}},
+        "urls": [HOSTILE, HOSTILE], "counts": None, "paused": False, "next_run_at": 1, "last_error": HOSTILE,
+        "cron": HOSTILE, "timezone": HOSTILE, "last_batch_id": HOSTILE, "batch": {"input_file_id": HOSTILE},
+        "max_model_len": 5, "license": HOSTILE, "training_data": [HOSTILE], "query_prompt": HOSTILE,
+        "signing_secret": "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
+    }  # fmt: skip
+
+
+def answer(method: str, path: str) -> tuple[int, object]:
+    """What the server says. A list has an entry whose id is hostile too."""
+    if path.startswith(("/v1/jobs/refused", "/v1/schedules/refused")):
+        return 400, {"error": ERROR}
+    if path.endswith("/embeddings"):
+        return 200, {"object": "list", "model": HOSTILE, "data": [{"index": 0, "embedding": [1.0, 0.0]}]}
+    if path.endswith("/compare"):
+        figures = {"recall": None, "ndcg": None, "mrr": None, "latency_ms": 1.0, "index_id": HOSTILE}
+        summary = {"active": figures, "candidate": figures, "overlap": 1.0, "rank_correlation": None}
+        return 200, {"summary": summary, "data": [{"active": figures}], "max_num_results": 3, "missing": 1}
+    entry = {**thing(), "id": HOSTILE, "state": HOSTILE, "waiting_for": HOSTILE, "status": HOSTILE}
+    if "sources" in path:
+        entry["last_error"] = ERROR
+    if path == "/v1/files":
+        return 200, {**thing(), "object": "file", "purpose": "batch", "bytes": 1}
+    if method == "POST" and path.endswith(("/cancel", "/retry", "/sync", "/switch", "/pause", "/resume", "/sources")):
+        return 200, entry
+    return 200, {**thing(), "data": [entry], "has_more": False, "object": "list"}
+
+
+CONTENTS = {
+    "input": b"".join(asked(name) for name in (STORED, "=1+1", "c")),
+    "output": b"\n".join([answered(STORED, chat(STORED)), answered("=1+1", chat("@SUM(A1)"))]),
+    "error": unanswered("c", STORED),
+}
+
+
+class Hostile(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path.endswith("/content"):
+            status, body = 200, CONTENTS[path.split("/")[-2]]
+        else:
+            status, found = answer(self.command, path)
+            body = json.dumps(found).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_DELETE(self) -> None:
+        self.do_GET()
+
+    def log_request(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+Told = tuple[str, str]
+Call = Callable[..., Told]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, url: str, sqlite: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """The command beside a hostile server and a database with hostile rows; it returns what it printed."""
+    variables = {"URL": url, "API_KEY": "sk-x", "DATA_DIR": str(tmp_path), "DATABASE_URL": sqlite.url}
+    for name, value in {**variables, "VLLM_ENABLED": "false", "ENGINE_URLS": url}.items():
+        monkeypatch.setenv(f"NIGHTMILL_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    texts = json.dumps({"id": "t", "text": "x", "language": STORED}) + "\n" + json.dumps({"id": "u", "text": "y"})
+    (tmp_path / "corpus").write_text(texts)
+    (tmp_path / "judgements").write_text("t 0 t 1\nu 0 u 1\n")
+    (tmp_path / "requests.jsonl").write_bytes(asked("a"))
+    models = {MODEL: {"source": {"urls": [url]}, "engine": "http", "aliases": [f"{MODEL}2"]}}
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": models}))
+    monkeypatch.setenv("NIGHTMILL_MODELS_FILE", str(tmp_path / "models.yaml"))
+    _fill(sqlite)
+
+    def call(*words: str) -> Told:
+        with pytest.raises(SystemExit):
+            app([*words])
+        return capsys.readouterr()
+
+    return call
+
+
+def _fill(db: Database) -> None:
+    facts = {"pool": "gpu", "host": STORED, "pid": 1, "started": 1, "queues": [STORED], "models": [STORED]}
+    with db.write() as session:
+        create_key(session, STORED)
+        fleet.register(session, Worker(id=STORED, slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        pauses.pause(session, pauses.Scope.QUEUE, STORED, actor="operator", reason=STORED)
+        fleet.remember_all(session, {f"{MODEL}3": False}, "gpu.generate")
+        ledgers.quarantined(session, f"{MODEL}4", place=STORED)
+        audit.record(session, actor=STORED, action=STORED, target=STORED)
+
+
+#: By command: its words, in as many ways as matter; True where what is hostile must be shown.
+VERBS: dict[str, tuple[bool, list[list[str]]]] = {
+    "jobs": (True, [["jobs"], ["jobs", "--json"]]),
+    "watch": (True, [["watch", "x-1"]]),
+    "explain": (True, [["explain", "x-1"], ["explain", "refused"]]),
+    "results": (True, [["results", "x-1"], ["results", "refused"]]),
+    "submit": (True, [["submit", "requests.jsonl"], ["submit", "requests.jsonl", "--no-check"]]),
+    "run-batch": (True, [["run-batch", "-i", "requests.jsonl", "-o", "out", "--model", "m"]]),
+    "cancel": (True, [["cancel", "x-1"], ["cancel", "refused"]]),
+    "retry": (True, [["retry", "x-1"], ["retry", "refused"]]),
+    "embed-eval": (True, [["embed-eval", "corpus", "corpus", "judgements", "-m", STORED]]),
+    "models list": (True, [["models", "list"], ["models", "list", "--json"]]),
+    "models add": (True, [["models", "add", f"{MODEL}5", "--url", "http://h"]]),
+    "models pull": (True, [["models", "pull", MODEL]]),
+    "models remove": (True, [["models", "remove", MODEL]]),
+    "schedules list": (True, [["schedules", "list"]]),
+    "schedules pause": (True, [["schedules", "pause", "x"]]),
+    "schedules resume": (True, [["schedules", "resume", "x"]]),
+    "schedules remove": (True, [["schedules", "remove", "refused"]]),
+    "sources list": (True, [["sources", "list", "x"]]),
+    "sources add": (True, [["sources", "add", "x", "/folder"]]),
+    "sources sync": (True, [["sources", "sync", "x", "x"]]),
+    "sources remove": (False, [["sources", "remove", "x", "x"]]),
+    "indexes list": (True, [["indexes", "list", "x"]]),
+    "indexes create": (True, [["indexes", "create", "x", "--wait"]]),
+    "indexes compare": (True, [["indexes", "compare", "x", "y", "query"]]),
+    "indexes switch": (True, [["indexes", "switch", "x", "y"]]),
+    "indexes back": (False, [["indexes", "back", "x"]]),
+    "indexes sync": (True, [["indexes", "sync", "x", "y"]]),
+    "indexes remove": (False, [["indexes", "remove", "x", "y"]]),
+    "workers": (True, [["workers"], ["workers", "--json"]]),
+    "pause": (True, [["pause", "worker", "nobody"], ["pause", "worker", STORED]]),
+    "resume": (True, [["resume", "queue", "nothing"], ["resume", "model", f"{MODEL}4"]]),
+    "drain": (True, [["drain", "worker", STORED, "--timeout", "0"]]),
+    "keys create": (False, [["keys", "create", "--project", STORED]]),
+    "keys list": (True, [["keys", "list"], ["keys", "list", "--json"]]),
+    "keys revoke": (True, [["keys", "revoke", STORED]]),
+    "audit verify": (False, [["audit", "verify"]]),
+    "doctor": (True, [["doctor"], ["doctor", "--json"]]),
+}
+#: These start processes, and are tested on their own.
+OTHERS = {"up", "demo", "vectors verify", "webhooks listen"}
+
+
+def test_every_command_is_in_the_table() -> None:
+    assert VERBS.keys() | OTHERS == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_command_lets_an_escape_through_or_ends_in_a_traceback(call: Call, verb: str) -> None:
+    shows, calls = VERBS[verb]
+    for words in calls:
+        out, err = call(*words)
+
+        told = out + err
+        assert not [line for line in told.split("\n") if terminal.visible(line) != line], words
+        assert "\nforged" not in told, words
+        assert "[/boom]" in told or not shows, told
+
+
+@pytest.mark.parametrize("words", [["watch", "x-1"], ["doctor"]])
+def test_a_terminal_gets_colours_and_no_sequence_of_others(
+    call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes it for a terminal
+
+    out, err = call(*words)
+
+    assert "\x1b[" in out + err
+    assert OSC not in out + err
+    assert "[/boom]" in out + err
+
+
+def test_results_keep_their_bytes_where_nobody_reads_them_on_a_terminal(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped, _ = call("results", "x-1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown, _ = call("results", "x-1")
+    joined, _ = call("results", "x-1", "--join")
+    table, _ = call("results", "x-1", "--format", "csv")
+
+    assert piped.encode() == CONTENTS["output"] + CONTENTS["error"]
+    assert "\x9b" not in shown + joined + table
+    assert OSC not in table
+    assert r"\x1b]0;owned\x07" in table
+    assert "\n'=1+1," in table
+    assert "'@SUM(A1)" in table
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        *((start + "1+1", f"'{start}1+1") for start in ("=", "+", "-", "@", "\t", "\r")),
+        ("-1.5", "-1.5"), ("+3e5", "+3e5"), ("-.5", "-.5"), (-1.5, "-1.5"), (7, "7"),
+        ("1+1", "1+1"), ("a=b", "a=b"), ("", ""), (None, ""),
+        ("-", "'-"), ("-1-1", "'-1-1"), ("-\u0663", "'-\u0663"), ("-1\n=2", "'-1\n=2"),
+    ],
+)  # fmt: skip
+def test_a_cell_that_a_spreadsheet_would_run_is_quoted_and_a_number_stays_one(
+    value: object, written: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cli.joining import COLUMNS
+
+    write_csv([dict.fromkeys(COLUMNS, None) | {"custom_id": "a", "answer": value}], None)
+
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert row["answer"] == written
+
+
+def test_an_event_of_a_webhook_is_shown_on_one_line_without_its_escapes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cli.receiver import Receiver
+
+    receiver = Receiver("127.0.0.1", 0)
+    running = threading.Thread(target=receiver.run, args=("", 1))
+    running.start()
+    event = json.dumps({"type": HOSTILE, "data": {"id": HOSTILE}}).encode()
+    headers = {"webhook-id": f"[/boom]{OSC}\x9b2J"}
+    urllib.request.urlopen(urllib.request.Request(receiver.url, event, headers), timeout=60).close()
+    running.join(60)
+
+    shown = capsys.readouterr().out
+    assert [terminal.visible(line) for line in shown.splitlines()] == shown.split("\n")[:-1]
+    assert shown.count("[/boom]") == 3
+
+
+def test_what_checks_the_vectors_is_shown_without_its_escapes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from subprocess import CompletedProcess
+
+    said = CompletedProcess([], 3, f"{OSC}[/boom]: there is no such store\n", f"{OSC}[/boom] is away\n")
+    monkeypatch.setattr("cli.vectors.subprocess.run", lambda *_args, **_options: said)
+
+    out, err = call("vectors", "verify")
+
+    assert OSC not in out + err
+    assert "[/boom]: there is no such store\n" in out
+    assert "[/boom] is away\n" in err
