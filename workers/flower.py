@@ -1,11 +1,12 @@
 """Flower, behind a password: `python -m workers.flower`.
 
 Only the local machine reaches it, and only with `FLOWER_BASIC_AUTH` (`user:password`, or in the file that
-`FLOWER_BASIC_AUTH_FILE` names); it is read-only. Tasks show
+`FLOWER_BASIC_AUTH_FILE` names). It changes nothing: what would stop a worker or send a task answers 403. Tasks show
 their names and ids, never a prompt: a doorbell carries nothing else.
 """
 
 import os
+from typing import Any
 
 from jobs import logs
 from jobs.secretfiles import secret
@@ -22,6 +23,7 @@ def main() -> None:
     os.environ["FLOWER_BASIC_AUTH"] = login
     app = celery_app.build(config)
     app.set_default()
+    _protect_metrics()
     app.start(
         [
             "flower",
@@ -29,8 +31,19 @@ def main() -> None:
             f"--port={config.flower}",
             "--purge_offline_workers=60",
             "--inspect_timeout=3000",
+            "--read_only=True",
         ]
     )
+
+
+def _protect_metrics() -> None:
+    """Require the password for Flower's own `/metrics`, which Flower 2.2 serves to anyone."""
+    from flower.views.monitor import Metrics
+
+    def prepare(handler: Any) -> None:
+        handler.get_current_user()  # raises 401
+
+    Metrics.prepare = prepare
 
 
 if __name__ == "__main__":
