@@ -6,6 +6,7 @@ their own address.
 """
 
 import hashlib
+import hmac
 import time
 from collections import OrderedDict
 from contextlib import suppress
@@ -19,8 +20,9 @@ from api.trusted import Trusted
 from jobs.errors import NightmillError, TooManyRequests, Unauthenticated
 from jobs.keys import check_key, well_formed
 
-#: Served to anyone: they tell nothing about a project.
-OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json", "/chat", "/chat/chat.css", "/chat/chat.js"})
+_METRICS = "/metrics"
+#: Served to anyone: they tell nothing about a project. The metrics may have a key of their own.
+OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json", "/chat", "/chat/chat.css", "/chat/chat.js"})
 _ADDRESSES = 10_000
 _MINUTE = 60.0
 
@@ -35,9 +37,12 @@ class Authenticate:
         self._wrong = _Counter(services.config.wrong_keys_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http":
             try:
-                scope["state"]["caller"] = await self._caller(scope)
+                if scope["path"] not in OPEN:
+                    scope["state"]["caller"] = await self._caller(scope)
+                elif scope["path"] == _METRICS:
+                    self._check_metrics_key(scope)
             except NightmillError as error:
                 await respond(error, _challenge(error))(scope, receive, send)
                 return
@@ -49,6 +54,15 @@ class Authenticate:
             with suppress(Unauthenticated):
                 return await self._trusted.get(hashlib.sha256(key.encode()).digest(), partial(self._look_up, key))
         raise self._refusal(scope)
+
+    def _check_metrics_key(self, scope: Scope) -> None:
+        """Refuse a request without the key of NIGHTMILL_METRICS_KEY, where that is set.
+
+        Raises: Unauthenticated, TooManyRequests.
+        """
+        wanted = self.services.config.metrics_key
+        if wanted and not hmac.compare_digest(_bearer(scope).encode("latin-1"), wanted.encode()):
+            raise self._refusal(scope)
 
     def _look_up(self, key: str) -> Caller:
         with self.services.db.read() as session:

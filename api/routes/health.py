@@ -1,4 +1,4 @@
-"""Health, for anyone who asks: no key, and nothing about any project."""
+"""Health, for anyone who asks, and nothing about any project. The metrics may have a key of their own."""
 
 from http import HTTPStatus
 from typing import Literal
@@ -65,6 +65,8 @@ def readyz(request: Request) -> JSONResponse:
     response_class=Response,
     responses={
         200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        401: {"model": ErrorBody, "description": "The operator asks for a key (NIGHTMILL_METRICS_KEY)"},
+        429: {"model": ErrorBody, "description": "Too many requests with a wrong key"},
         503: {"model": ErrorBody, "description": "The database is away"},
     },
 )

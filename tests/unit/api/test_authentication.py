@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from starlette.types import Message
 
 from jobs.keys import revoke_key
 from jobs.models import Job
-from tests.support.web import keep_completion, make_key
+from tests.support.web import keep_completion, make_key, running_app
 from tests.unit.api.calls import LINE, Route, routes
 from tests.unit.api.conftest import client_of
 
@@ -200,3 +201,34 @@ def test_a_batch_of_another_project_s_file_reads_nothing(
 
 def _without_ids(text: str, ids: dict[str, str]) -> str:
     return re.sub("|".join([*ids.values(), "unknown"]), "ID", text)
+
+
+def test_the_metrics_take_a_key_where_one_is_set(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("scräpe\n")
+    monkeypatch.setenv("NIGHTMILL_METRICS_KEY_FILE", str(tmp_path / "key"))
+    with running_app(tmp_path, sqlite_url) as app, TestClient(app) as nobody:
+        refused = [
+            nobody.get("/metrics", headers=headers)
+            for headers in ({}, *({"Authorization": f"Bearer {key}"} for key in ("scrape", "x", make_key(app))))
+        ]
+        scraped = nobody.get("/metrics", headers={b"authorization": "Bearer scräpe".encode()})
+        others = [nobody.get(path).status_code for path in ("/livez", "/readyz")]
+        as_client = nobody.get("/v1/files", headers={b"authorization": "Bearer scräpe".encode()})
+
+    assert [one.status_code for one in refused] == [401] * 4
+    assert {one.headers["www-authenticate"] for one in refused} == {"Bearer"}
+    assert {one.json()["error"]["code"] for one in refused} == CODES
+    assert "nightmill_" in scraped.text
+    assert others == [200, 200]
+    assert as_client.status_code == 401
+
+
+def test_wrong_keys_for_the_metrics_are_counted(tmp_path: Path, sqlite_url: str) -> None:
+    settings = {"metrics_key": "scrape", "wrong_keys_per_minute": 2}
+    with running_app(tmp_path, sqlite_url, **settings) as app, TestClient(app) as nobody:
+        refused = [nobody.get("/metrics", headers={"Authorization": "Bearer x"}).status_code for _ in range(3)]
+        right = nobody.get("/metrics", headers={"Authorization": "Bearer scrape"}).status_code
+
+    assert (refused, right) == ([401, 401, 429], 200)
