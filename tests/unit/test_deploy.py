@@ -236,11 +236,33 @@ def test_made_secrets_fit_together_and_are_kept(tmp_path: Path) -> None:
     assert made.keys() == COMPOSE["secrets"].keys()
     assert made["postgres_password"].strip() in made["database_url"]
     assert made["valkey_conf"].split()[1] in made["broker_url"]
+    assert re.fullmatch(r"[0-9a-f]{48}\n", made["vectors_api_key"])
     assert len({json.dumps(text) for text in made.values()}) == len(made)
     assert again.stdout == ""
     assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o444 for path in (tmp_path / "secrets").iterdir())
+
+
+def test_weaviate_answers_only_to_the_key_that_our_services_have(tmp_path: Path) -> None:
+    weaviate = SERVICES["weaviate"]
+    shell, flags, script, *words = [word.replace("$$", "$") for word in (*weaviate["entrypoint"], *weaviate["command"])]
+    (tmp_path / "key").write_text("sesame\n")
+    (tmp_path / "weaviate").write_text('#!/bin/sh\necho "$AUTHENTICATION_APIKEY_ALLOWED_KEYS" "$@"\n')
+    (tmp_path / "weaviate").chmod(0o755)
+    script = script.replace("/run/secrets/vectors_api_key", str(tmp_path / "key")).replace(
+        "/bin/weaviate", str(tmp_path / "weaviate")
+    )
+    done = subprocess.run(
+        [shell, flags, script, *words], capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}
+    )
+
+    assert done.stdout == "sesame --host 0.0.0.0 --port 8080 --scheme http\n"
+    assert weaviate["environment"]["AUTHENTICATION_ANONYMOUS_ACCESS_ENABLED"] == "false"
+    assert weaviate["environment"]["AUTHENTICATION_APIKEY_ENABLED"] == "true"
+    assert weaviate["secrets"] == ["vectors_api_key"]
+    assert all("vectors_api_key" in SERVICES[name]["secrets"] for name in OURS)
+    assert all("NIGHTMILL_VECTORS_API_KEY_FILE" in SERVICES[name]["environment"] for name in OURS)
 
 
 def test_git_and_the_build_leave_the_secrets_alone() -> None:
