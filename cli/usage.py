@@ -23,13 +23,9 @@ def usage(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         show_json([{"project": name, **sizes, "limit": limit or None} for name, sizes in rows])
         return
     head = ["project", *(kind.replace("_", " ") for kind in KINDS), "all, MB", "limit, MB"]
-    show_table(head, [_row(name, sizes, limit) for name, sizes in rows])
-
-
-def _row(name: str, sizes: dict[str, int], limit: int) -> list[str]:
-    shown = [_megabytes(sizes[kind]) for kind in KINDS]
-    return [name, *shown, _megabytes(sum(sizes.values())), _megabytes(limit) if limit else "-"]
+    show_table(head, [[name, *map(_megabytes, [*sizes.values(), sum(sizes.values()), limit])] for name, sizes in rows])
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / _MB:.1f}"
+    """Return `size` in megabytes; `-` for none."""
+    return f"{size / _MB:.1f}" if size else "-"

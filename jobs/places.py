@@ -10,22 +10,36 @@ from jobs.errors import InvalidRequest
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL)
 
 
-def folder(roots: Sequence[str], path: str) -> Path:
-    """The real path of a folder below one of `roots`: no link, no `..`. Raises InvalidRequest."""
-    real = Path(os.path.realpath(path)) if Path(path).is_absolute() and "\0" not in path else None
-    if real is None or below(roots, real) is None:
-        message = "The path must be that of a folder which the operator allows (NIGHTMILL_SOURCE_FOLDERS)."
+def folder(roots: Sequence[str], path: str, own: Sequence[Path]) -> Path:
+    """The real path of a folder below one of `roots`, not at `own`: no link, no `..`. Raises InvalidRequest."""
+    real = _real(path) if Path(path).is_absolute() and "\0" not in path else None
+    if real is None or below(roots, real, own) is None:
+        message = (
+            "The path must be that of a folder which the operator allows (NIGHTMILL_SOURCE_FOLDERS). It must neither "
+            "contain nor lie in a folder of the server's own."
+        )
         raise InvalidRequest(message, param="path", code="folder_not_allowed")
     return real
 
 
-def below(roots: Sequence[str], real: Path) -> tuple[Path, tuple[str, ...]] | None:
-    """The allowed folder that a real path lies in, and the rest of the path; None outside all of them."""
+def meets(real: Path, own: Sequence[Path]) -> bool:
+    """Whether a real path contains one of the folders `own`, or lies in one."""
+    return any(real.is_relative_to(one) or one.is_relative_to(real) for one in map(_real, own))
+
+
+def below(roots: Sequence[str], real: Path, own: Sequence[Path]) -> tuple[Path, tuple[str, ...]] | None:
+    """The allowed folder that a real path lies in, and the rest of the path; None outside all of them, or at `own`."""
+    if meets(real, own):
+        return None
     for root in roots:
-        top = Path(os.path.realpath(root))
+        top = _real(root)
         if real.is_relative_to(top):
             return top, real.relative_to(top).parts
     return None
+
+
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def prefix(allowed: Sequence[str], url: str) -> tuple[str, str]:

@@ -215,6 +215,16 @@ class Settings(BaseSettings):
         return self.storage_url or f"file://{self.data_dir.absolute() / 'files'}"
 
     @property
+    def own_folders(self) -> tuple[Path, ...]:
+        """The folders of this machine that hold keys and the files of every project."""
+        storage = self.storage
+        return (
+            (self.data_dir, Path(storage.removeprefix("file://")))
+            if storage.startswith("file://")
+            else (self.data_dir,)
+        )
+
+    @property
     def flower(self) -> int:
         return self.flower_port or self.port + 1
 

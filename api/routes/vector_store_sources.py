@@ -1,6 +1,7 @@
 """Sources of a vector store: URLs, a folder of the server, an S3 prefix, kept in step with the store."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
@@ -160,6 +161,8 @@ def sync_source(call: Call, vector_store_id: str, source_id: str) -> SourceObjec
     with call.db.write() as session:
         store = get_store(session, call, vector_store_id, alive=True)
         source = _get(session, call, vector_store_id, source_id, lock=True)
+        if source.type == "folder":
+            _allowed(call, source.spec["path"])
         if sources.sync(session, source, store, actor=call.actor, request_id=call.request_id, again=True):
             call.record(session, "vector_store.source.sync", source.id)
         return show_source(source)
@@ -229,13 +232,18 @@ def _check_count(session: Session, store: VectorStore) -> None:
         raise InvalidRequest(f"A vector store has at most {_MOST_SOURCES} sources.", code="too_many_sources")
 
 
+def _allowed(call: CallContext, path: str) -> Path:
+    """The real path of a folder. Raises InvalidRequest for one that the operator does not allow."""
+    return places.folder(call.config.source_folders, path, call.config.own_folders)
+
+
 def _spec(call: CallContext, body: CreateSource) -> dict[str, Any]:
     """As a row keeps it. Raises InvalidRequest for what may not be read; names are resolved when they are fetched."""
     if body.type == "folder":
         glob = body.glob or "**/*"
         if any(part in ("", ".", "..") for part in glob.split("/")):
             raise InvalidRequest("The glob is relative, without '..'.", param="glob", code="invalid_value")
-        return {"path": str(places.folder(call.config.source_folders, body.path or "")), "glob": glob}
+        return {"path": str(_allowed(call, body.path or "")), "glob": glob}
     if body.type == "s3":
         bucket, prefix = places.prefix(call.config.source_s3, body.prefix or "")
         return {"prefix": f"s3://{bucket}/{prefix}"}

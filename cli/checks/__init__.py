@@ -14,6 +14,7 @@ CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
     installed.models,
     measured.embeddings,
     stored.data_folder,
+    stored.source_folders,
     stored.disk,
     stored.database,
     stored.quarantined,

@@ -18,6 +18,7 @@ from cli.procfile import CHECKOUT
 from jobs import quarantine
 from jobs.db import Database
 from jobs.errors import NightmillError
+from jobs.places import meets
 from jobs.storage import open_storage
 
 _RELEASE = "python -m jobs.bootstrap"
@@ -32,6 +33,16 @@ def data_folder(patient: Patient) -> Iterator[Finding]:
         yield broken("data folder", f"{path} can't be written", f"chown it to this user: {path}")
     else:
         yield fine("data folder", str(path))
+
+
+def source_folders(patient: Patient) -> Iterator[Finding]:
+    """Find the folders of NIGHTMILL_SOURCE_FOLDERS that contain one of the deployment's own, or lie in one."""
+    for name in patient.config.source_folders:
+        if meets(Path(name).resolve(), patient.config.own_folders):
+            told = "it contains or lies in a folder with keys and stored files; sources that meet that are refused"
+            yield warning(f"source folder {name}", told, "name folders beside it in NIGHTMILL_SOURCE_FOLDERS")
+        else:
+            yield fine(f"source folder {name}", "it lies apart from this deployment's own")
 
 
 def disk(patient: Patient) -> Iterator[Finding]:

@@ -31,8 +31,8 @@ _LISTINGS: Final = 3  # at most, where folders move meanwhile
 class Folder:
     """The files below a folder that match a pattern; hidden ones are none."""
 
-    def __init__(self, roots: Sequence[str], path: str, glob: str) -> None:
-        self._roots, self._path = roots, Path(path)
+    def __init__(self, roots: Sequence[str], own: Sequence[Path], path: str, glob: str) -> None:
+        self._roots, self._own, self._path = roots, own, Path(path)
         self._pattern = tuple(glob.split("/"))
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
@@ -84,7 +84,7 @@ class Folder:
     @contextmanager
     def _opened(self) -> Iterator[int]:
         """The folder itself. Raises SourceAway."""
-        allowed = below(self._roots, self._path)
+        allowed = below(self._roots, self._path, self._own)
         if allowed is None:
             raise SourceAway("folder_not_allowed", "The operator does not allow this folder (any more).")
         top, parts = allowed

@@ -11,7 +11,7 @@ from workers.sources.web import Pages
 def open_place(config: Settings, source: Source) -> Place:
     """What the operator allows is asked anew each time something is read."""
     if source.type == "folder":
-        return Folder(config.source_folders, source.spec["path"], source.spec["glob"])
+        return Folder(config.source_folders, config.own_folders, source.spec["path"], source.spec["glob"])
     if source.type == "s3":
         return Bucket(config.source_s3, source.spec["prefix"], {})
     return Pages(tuple(source.spec["urls"]), config.source_fetch_seconds, config.source_allow_private)

@@ -23,7 +23,10 @@ PAGE = {"type": "url", "url": "https://192.0.43.8/a.html"}
 @pytest.fixture
 def app(make_app: Callable[..., FastAPI], tmp_path: Path) -> FastAPI:
     (tmp_path / "library/docs").mkdir(parents=True)
-    return make_app(source_folders=(str(tmp_path / "library"),), source_s3=("s3://bucket/docs",))
+    folders = {"data_dir": tmp_path / "library/data", "storage_url": f"file://{tmp_path}/library/files/deep"}
+    for name in ("data/deep", "files/deep/x", "other"):
+        (tmp_path / "library" / name).mkdir(parents=True)
+    return make_app(source_folders=(str(tmp_path / "library"),), source_s3=("s3://bucket/docs",), **folders)
 
 
 @pytest.fixture
@@ -110,6 +113,13 @@ def test_each_type_keeps_what_it_takes(client: TestClient, path: str, tmp_path: 
         ({"type": "folder", "path": "library"}, "path", "folder_not_allowed"),
         ({"type": "folder", "path": "ROOT/.."}, "path", "folder_not_allowed"),
         ({"type": "folder", "path": "ROOT/link"}, "path", "folder_not_allowed"),
+        ({"type": "folder", "path": "ROOT"}, "path", "folder_not_allowed"),
+        ({"type": "folder", "path": "ROOT/data"}, "path", "folder_not_allowed"),
+        ({"type": "folder", "path": "ROOT/data/deep"}, "path", "folder_not_allowed"),
+        ({"type": "folder", "path": "ROOT/other/../data/deep"}, "path", "folder_not_allowed"),
+        ({"type": "folder", "path": "ROOT/to-data"}, "path", "folder_not_allowed"),
+        ({"type": "folder", "path": "ROOT/files"}, "path", "folder_not_allowed"),
+        ({"type": "folder", "path": "ROOT/files/deep/x"}, "path", "folder_not_allowed"),
         ({"type": "folder", "path": "ROOT", "glob": "../*"}, "glob", "invalid_value"),
         ({"type": "folder", "path": "ROOT", "glob": "/etc/*"}, "glob", "invalid_value"),
         ({"type": "s3", "prefix": "s3://other/docs"}, "prefix", "prefix_not_allowed"),
@@ -127,6 +137,7 @@ def test_what_cannot_be_a_source_is_refused_and_changes_nothing(
     app: FastAPI, client: TestClient, path: str, tmp_path: Path, body: dict[str, Any], param: str | None, code: str
 ) -> None:
     (tmp_path / "library/link").symlink_to("/etc")
+    (tmp_path / "library/to-data").symlink_to(tmp_path / "library/data")
     body = {
         name: value.replace("ROOT", f"{tmp_path}/library") if name == "path" else value for name, value in body.items()
     }
@@ -138,6 +149,20 @@ def test_what_cannot_be_a_source_is_refused_and_changes_nothing(
     assert code in (None, said_code)
     assert param == said_param
     assert (count(app, Source), count(app, Job), count(app, Audit)) == (0, 0, before)
+
+
+def test_a_folder_that_has_become_the_server_s_own_is_not_synced_again(
+    app: FastAPI, client: TestClient, path: str, tmp_path: Path
+) -> None:
+    source = client.post(path, json={"type": "folder", "path": f"{tmp_path}/library/other"}).json()["id"]
+    jobs = count(app, Job)
+    (tmp_path / "library/other").rmdir()
+    (tmp_path / "library/other").symlink_to(tmp_path / "library/data")
+
+    refused = client.post(f"{path}/{source}/sync")
+
+    assert error_of(refused) == (400, "path", "folder_not_allowed")
+    assert count(app, Job) == jobs
 
 
 def test_without_a_setting_there_are_no_folders_and_no_s3(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:

@@ -74,6 +74,17 @@ def test_a_new_installation_is_sound(diagnosis: Examine) -> None:
     assert [one for one in diagnosis().values() if one.health is Health.BROKEN] == []
 
 
+def test_a_source_folder_that_meets_the_data_folder_is_told(diagnosis: Examine, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    paths = [str(tmp_path), str(tmp_path.parent), str(tmp_path / "docs"), str(tmp_path / "link"), f"{tmp_path}-docs"]
+
+    found = diagnosis(source_folders=",".join(paths))
+
+    health = {path: found[f"source folder {path}"].health for path in paths}
+    assert health == {**dict.fromkeys(paths[:4], Health.WARNING), paths[4]: Health.FINE}
+    assert "NIGHTMILL_SOURCE_FOLDERS" in found[f"source folder {paths[0]}"].mend
+
+
 def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: Path) -> None:
     dead = _dead_port()
     (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")

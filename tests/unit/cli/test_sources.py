@@ -30,7 +30,11 @@ class Client:
 
 @pytest.fixture
 def client(tmp_path: Path, sqlite_url: str) -> Iterator[Client]:
-    settings = {"source_folders": (str(tmp_path),), "source_s3": ("s3://bucket",)}
+    settings = {
+        "source_folders": (str(tmp_path / "docs"),),
+        "source_s3": ("s3://bucket",),
+        "data_dir": tmp_path / "data",
+    }
     with running_app(tmp_path, sqlite_url, **settings) as web, serve(web) as url:
         client = Client(url, make_key(web))
         yield client
@@ -40,7 +44,7 @@ def client(tmp_path: Path, sqlite_url: str) -> Iterator[Client]:
 def test_each_place_becomes_a_source_of_its_type(client: Client, tmp_path: Path) -> None:
     added = [
         client("add", "https://192.0.43.8/a", "https://192.0.43.8/b"),
-        client("add", str(tmp_path), "--glob", "*.md", "--every", "0 3 * * *", "--timezone", "Europe/Zurich"),
+        client("add", str(tmp_path / "docs"), "--glob", "*.md", "--every", "0 3 * * *", "--timezone", "Europe/Zurich"),
         client("add", "s3://bucket/docs"),
     ]
 

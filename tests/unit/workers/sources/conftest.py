@@ -52,7 +52,7 @@ def running(db: Database, folder: Path, parser: Parser, library: Path, **more: A
     settings: dict[str, Any] = {"source_folders": (str(library),), "source_s3": (f"s3://{S3.bucket}/library",)}
     settings |= {"source_allow_private": True, "source_max_items": 10}
     settings |= {"ingest_shard_files": 3, "source_fetch_seconds": 2}
-    with works(folder, db.url, open_vectors("memory:", folder), parser, **settings, **more) as mill:
+    with works(folder / "data", db.url, open_vectors("memory:", folder), parser, **settings, **more) as mill:
         yield mill
 
 

@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def place(root: Path, glob: str = "**/*") -> Folder:
-    return Folder((str(root),), str(root / "docs"), glob)
+    return Folder((str(root),), (root.parent / "data",), str(root / "docs"), glob)
 
 
 def listed(where: Folder) -> set[str]:
@@ -104,7 +104,7 @@ def test_a_source_s_folder_that_becomes_a_link_is_away(root: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("roots", [(), ("/nowhere",)])
 def test_what_the_operator_allows_no_more_is_not_read(root: Path, roots: tuple[str, ...]) -> None:
-    where = Folder(roots, str(root / "docs"), "**/*")
+    where = Folder(roots, (), str(root / "docs"), "**/*")
 
     with pytest.raises(SourceAway, match="does not allow"):
         listed(where)
@@ -117,12 +117,24 @@ def test_a_folder_is_allowed_where_it_really_lies(root: Path, tmp_path: Path) ->
     (root / "out").symlink_to(tmp_path)
     (root / "in").symlink_to(root / "docs")
 
-    assert places.folder(allowed, f"{root}/docs/../docs/deep") == root / "docs/deep"
-    assert places.folder(allowed, f"{root}/in") == root / "docs"
-    assert places.folder(allowed, f"{root}/to-come") == root / "to-come"
+    assert places.folder(allowed, f"{root}/docs/../docs/deep", ()) == root / "docs/deep"
+    assert places.folder(allowed, f"{root}/in", ()) == root / "docs"
+    assert places.folder(allowed, f"{root}/to-come", ()) == root / "to-come"
     for path in (f"{root}/..", f"{root}/out", f"{root}x", "docs", "/", "/etc", f"{root}/../secret.txt", ""):
         with pytest.raises(InvalidRequest):
-            places.folder(allowed, path)
+            places.folder(allowed, path, ())
+
+
+@pytest.mark.parametrize("own", ["", "docs", "docs/deep", "..", "to-deep"])
+def test_a_folder_that_contains_the_servers_own_or_lies_in_it_is_not_read(root: Path, own: str) -> None:
+    (root / "to-deep").symlink_to(root / "docs/deep")
+    where = Folder((str(root),), (root / "elsewhere", root / own), str(root / "docs"), "**/*")
+
+    with pytest.raises(SourceAway, match="does not allow") as away:
+        listed(where)
+    with pytest.raises(ItemFailed):
+        read(where, "a.md")
+    assert away.value.code == "folder_not_allowed"
 
 
 def test_more_files_than_allowed_are_too_many(root: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_source_of_too_many_files_changes_nothing(mill: Works, library: Path) 
 def test_a_file_that_is_too_large_fails_alone(sqlite: Database, tmp_path: Path, parser: Parser, library: Path) -> None:
     settings = {"source_folders": (str(library),), "file_max_bytes": 1000}
     write(library / "big.txt", "big " * 1000)
-    with works(tmp_path, sqlite.url, open_vectors("memory:", tmp_path), parser, **settings) as mill:
+    with works(tmp_path / "data", sqlite.url, open_vectors("memory:", tmp_path), parser, **settings) as mill:
         source = of_folder(mill, library)
 
         assert source.counts() == [4, 3, 0, 0, 0, 1]
