@@ -79,11 +79,12 @@ weaviate: setup  ## Build a Weaviate server with Go, for the tests and `make up-
 bench: setup  ## Measure throughput and latency
 	$(BIN)/python -m bench $(ARGS)
 
-check: setup lint  ## Everything that needs no run: lint, format, types, imports, dependencies, migrations
+check: setup lint  ## Everything that needs no run: lint, format, types, imports, dependencies, migrations, known vulnerabilities
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python -m migrations.check
+	$(BIN)/python .ci/audit $(BIN)/pip-audit constraints.txt constraints-cuda.txt
 
 lint: setup  ## Lint and check the format
 	$(BIN)/ruff check
