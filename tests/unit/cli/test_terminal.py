@@ -194,6 +194,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "keys create": (False, [["keys", "create", "--project", STORED]]),
     "keys list": (True, [["keys", "list"], ["keys", "list", "--json"]]),
     "keys revoke": (True, [["keys", "revoke", STORED]]),
+    "usage": (True, [["usage"], ["usage", "--json"]]),
     "audit verify": (False, [["audit", "verify"]]),
     "doctor": (True, [["doctor"], ["doctor", "--json"]]),
 }
