@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs.outbox import Ring
+from workers.virtual_time import VirtualTime
 
 
 @dataclass(slots=True)
@@ -27,8 +28,7 @@ class Turns:
     """
 
     head_start: float = 0.0
-    _now: float = 0.0
-    _ahead: dict[str, float] = field(default_factory=dict)
+    _time: VirtualTime[str] = field(default_factory=VirtualTime)
     _left: dict[str, float] = field(default_factory=dict)  # of its head start, for each who is here
 
     def look(self, here: Iterable[str], busy: Iterable[str]) -> None:
@@ -41,17 +41,14 @@ class Turns:
         return [name for name in here if self._left.get(name, 0) > 0]
 
     def of(self, project: str) -> float:
-        return max(self._now, self._ahead.get(project, 0.0))
+        return self._time.start(project)
 
     def take(self, project: str, share: float, weight: float) -> None:
         """It is served."""
         if self._left.get(project, 0) > 0:
             self._left[project] -= share
-        start = self.of(project)
-        self._ahead[project] = start + share / weight
-        if start > self._now:
-            self._now = start
-            self._ahead = {name: at for name, at in self._ahead.items() if at > start}
+        self._time.advance(project)
+        self._time.charge(project, share / weight)
 
 
 def choose(

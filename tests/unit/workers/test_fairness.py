@@ -125,4 +125,4 @@ def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
     for n in range(100):
         _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, turns)
 
-    assert len(turns._ahead) <= 3
+    assert len(turns._time) <= 3
