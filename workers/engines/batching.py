@@ -1,28 +1,26 @@
 """Forward passes of an encoder for many requests together: what the engines of vectors and of scores share.
 
-    requests ──▶ inbox ──tokenise──▶ pool, sorted by length ──micro-batch──▶ forward pass ──▶ answers
-                          └──────────── one worker thread ──────────────────────┘
+    requests ──▶ backlog ──tokenise a part──▶ pool, sorted by length ──micro-batch──▶ forward pass ──▶ answers
+                          └──────────────── one worker thread, in turn ─────────────┘
 
-A micro-batch is the input that has waited longest and those of nearly its length, whichever requests they belong
-to: little padding, and nothing waits for ever. A cancelled request leaves the pool within one micro-batch.
+A micro-batch is the input whose turn it is and those of nearly its length, whichever requests they belong to: little
+padding, and nothing waits for ever. `workers.engines.pool` says whose turn it is. Between two forward passes only so
+much text is tokenised, however much waits. A cancelled request leaves the pool within one micro-batch.
 
 What nobody foresaw ends the loop over them: all in flight get EngineDead, and so does who asks then, until the next
 `start`.
 """
 
 import asyncio
-import bisect
-import heapq
-import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from jobs import memory
+from workers.engines.pool import Backlog, Entry, Job, Piece, Pool, flow_of, length_of
 from workers.engines.port import (
     Answer,
     Emit,
@@ -35,8 +33,12 @@ from workers.engines.port import (
     unknown_model,
 )
 
-PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor
-PADDING_TOKENS: Final = 8  # and this much: a forward pass of its own would cost more
+#: Characters that are tokenised between two forward passes: a tenth of a second's work, and more than a pass computes.
+TOKENISED_CHARACTERS: Final = 1 << 18
+#: Forward passes' worth of tokens that wait of one flow, at most, with those of the request that reached it.
+POOLED_PASSES: Final = 16
+#: Characters of a text for each token that the model takes, at most. What is behind them is cut off or refused unread.
+LONGEST_TOKEN: Final = 32
 
 #: What forward passes have freed is given back to the machine: MiniLM holds 100 MB during one, and held 430 MB after a
 #: few of them. It is done after so many tokens, which single questions seldom have, and in this share of the time.
@@ -77,97 +79,6 @@ class Encoder(Protocol):
 M = TypeVar("M", bound=Encoder)
 
 
-@dataclass(eq=False, slots=True)
-class Job:
-    """One request on its way."""
-
-    asked: Any  # the request, well formed
-    priority: int
-    answer: asyncio.Future[Answer]
-    found: list[Any]  # of each input, once it is computed
-    missing: int
-    lengths: tuple[int, ...] = ()  # in tokens, of each input
-    truncated: list[int] = field(default_factory=list)  # which inputs were cut off
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
-
-
-Entry = tuple[int, int, Job, int, Any]  # length, order, whose, which of its inputs, its tokens
-
-
-class Pool:
-    """Inputs that wait for a forward pass, sorted by length."""
-
-    def __init__(self) -> None:
-        self._sorted: list[Entry] = []
-        self._oldest: list[tuple[int, int, Entry]] = []
-        self._order = itertools.count()
-        self._left: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._left)
-
-    def jobs(self) -> list[Job]:
-        return [entry[2] for entry in self._sorted]
-
-    def add(self, job: Job, which: int, tokens: Sized) -> None:
-        entry = (len(tokens), next(self._order), job, which, tokens)
-        bisect.insort(self._sorted, entry)
-        heapq.heappush(self._oldest, (job.priority, entry[1], entry))
-        self._left.add(entry[1])
-
-    def pick(self, budget: int) -> list[Entry]:
-        """The next micro-batch, of at most `budget` padded tokens unless one input alone has more."""
-        oldest = self._next()
-        if oldest is None:
-            return []
-        first, last = self._window(oldest, budget)
-        batch = self._sorted[first:last]
-        del self._sorted[first:last]
-        self._left.difference_update(entry[1] for entry in batch)
-        return [entry for entry in batch if not entry[2].answer.done()]
-
-    def _next(self) -> Entry | None:
-        while self._oldest:
-            order, entry = self._oldest[0][1:]
-            if order in self._left and not entry[2].answer.done():
-                return entry
-            heapq.heappop(self._oldest)
-            self._forget(entry)
-        return None
-
-    def _forget(self, entry: Entry) -> None:
-        if entry[1] in self._left:
-            self._left.discard(entry[1])
-            del self._sorted[bisect.bisect_left(self._sorted, entry)]
-
-    def _window(self, oldest: Entry, budget: int) -> tuple[int, int]:
-        """Shorter neighbours of `oldest` first, then longer ones while there is room."""
-        length, place = oldest[0], bisect.bisect_left(self._sorted, oldest)
-        last, most = place + 1, max(1, budget // max(1, length))
-        first = max(last - most, bisect.bisect_left(self._sorted, _shortest_with(length), key=_length), 0)
-        while last < len(self._sorted):
-            longer = self._sorted[last][0]
-            if longer > _longest_with(length) or (last + 1 - first) * longer > budget:
-                break
-            last += 1
-        return first, last
-
-
-def _length(entry: Entry) -> int:
-    return entry[0]
-
-
-def _longest_with(length: int) -> float:
-    return length * PADDING_RATIO + PADDING_TOKENS
-
-
-def _shortest_with(length: int) -> float:
-    return (length - PADDING_TOKENS) / PADDING_RATIO
-
-
 class BatchingEngine(ABC, Generic[M]):
     """One model behind one worker thread. What is particular to its kind of request are the abstract methods."""
 
@@ -188,7 +99,7 @@ class BatchingEngine(ABC, Generic[M]):
         self._untrimmed, self._untrimmed_until = 0, 0.0  # tokens, and a time of the monotonic clock
         self._thread: ThreadPoolExecutor | None = None
         self._collector: asyncio.Task[None] | None = None
-        self._inbox: list[Job] = []
+        self._backlog = Backlog()
         self._arrived = asyncio.Event()
 
     @abstractmethod
@@ -196,15 +107,18 @@ class BatchingEngine(ABC, Generic[M]):
         """In the worker thread."""
 
     @abstractmethod
-    def _read(self, model: M, body: Mapping[str, Any]) -> tuple[Any, int]:
-        """A body, checked, and how many inputs it has. Raises Unacceptable."""
+    def _read(self, model: M, body: Mapping[str, Any]) -> tuple[Any, Sequence[int]]:
+        """A body, checked, and how many characters each of its inputs has. Raises Unacceptable."""
 
     @abstractmethod
-    def _tokenise(self, model: M, asked: list[Any]) -> list[list[Any]]:
-        """The tokens of each input of each request, in the worker thread."""
+    def _tokenise(self, model: M, pieces: Sequence[Piece]) -> list[list[Any]]:
+        """The tokens of each input of each piece, in the worker thread."""
 
     def _fit(self, model: M, job: Job, inputs: list[Any]) -> list[Any]:  # noqa: ARG002 (for those that have limits)
-        """The tokens of one request, cut off where it asked for that. Raises Unacceptable where they are too many."""
+        """The tokens of the next inputs of a request, cut off where it asked for that.
+
+        Raises Unacceptable where they are too many, alone or with those before them.
+        """
         return inputs
 
     @abstractmethod
@@ -249,10 +163,10 @@ class BatchingEngine(ABC, Generic[M]):
             await self.start()
         assert self._model is not None
         try:
-            asked, count = self._read(self._model, request.body)
+            asked, sizes = self._read(self._model, request.body)
             if self._collector is None or self._collector.done():  # nobody would read it
                 raise EngineDead("the engine's loop has ended")
-            return await self._enqueue(asked, count, request.priority).answer
+            return await self._enqueue(request, asked, sizes, self._model.batch_tokens)
         except Unacceptable as wrong:
             return wrong.answer
 
@@ -260,11 +174,12 @@ class BatchingEngine(ABC, Generic[M]):
         """Answers come whole: `emit` gets nothing."""
         return refusal(400, f"This model does not serve {request.url} as a stream.", param="stream")
 
-    def _enqueue(self, asked: Any, count: int, priority: int) -> Job:
-        job = Job(asked, priority, asyncio.get_running_loop().create_future(), [None] * count, count)
-        self._inbox.append(job)
+    def _enqueue(self, request: Request, asked: Any, sizes: Sequence[int], batch_tokens: int) -> asyncio.Future[Answer]:
+        flow = flow_of(request.tenant, request.priority, sum(sizes), batch_tokens)
+        job = Job(asked, sizes, flow, request.priority, asyncio.get_running_loop().create_future())
+        self._backlog.add(job)
         self._arrived.set()
-        return job
+        return job.answer
 
     def _loaded(self) -> M:
         return self._load(self._source if isinstance(self._source, str) else self._source())
@@ -273,18 +188,18 @@ class BatchingEngine(ABC, Generic[M]):
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     async def _collect(self, model: M) -> None:
-        """Forward passes, one after the other, as long as anything waits."""
+        """Tokenise and compute in turn, as long as anything waits."""
         pool = Pool()
-        jobs: list[Job] = []
+        pieces: list[Piece] = []
         batch: list[Entry] = []
         gone: EngineError = EngineBusy("The engine is closing.", retry_after=1.0)
         try:
             while True:
-                if not pool:
+                if not pool and not self._backlog:
+                    self._arrived.clear()
                     await self._arrived.wait()
-                self._arrived.clear()
-                jobs, self._inbox = self._inbox, []
-                await self._admit(model, jobs, pool)
+                pieces = self._backlog.pieces(pool.pooled, POOLED_PASSES * model.batch_tokens, TOKENISED_CHARACTERS)
+                await self._admit(model, pieces, pool)
                 batch = pool.pick(model.batch_tokens)
                 await self._run(model, batch)
                 await self._trim(batch)
@@ -292,41 +207,54 @@ class BatchingEngine(ABC, Generic[M]):
             log.exception("engine.loop_failed", extra={"model": self._names[0]})
             gone = EngineDead(f"the engine's loop has ended: {error}")
         finally:
-            left, self._inbox = [*jobs, *self._inbox, *pool.jobs(), *(entry[2] for entry in batch)], []
+            left = [
+                *self._backlog.jobs(),
+                *(piece.job for piece in pieces),
+                *pool.jobs(),
+                *(entry[2] for entry in batch),
+            ]
+            self._backlog = Backlog()
             for job in left:
-                _fail(job, gone)
+                job.fail(gone)
 
-    async def _admit(self, model: M, jobs: list[Job], pool: Pool) -> None:
-        if not jobs:
+    async def _admit(self, model: M, pieces: Sequence[Piece], pool: Pool) -> None:
+        if not pieces:
             return
         try:
-            lists = await self._in_thread(self._tokenise, model, [job.asked for job in jobs])
+            lists = await self._in_thread(self._tokenise, model, pieces)
         except Exception as error:  # noqa: BLE001  a tokenizer raises anything
-            for job in jobs:
-                _fail(job, EngineFault(f"The tokenizer failed: {error}"))
+            if len(pieces) == 1:
+                pieces[0].job.fail(EngineFault(f"The tokenizer failed: {error}"))
+                return
+            for piece in pieces:  # the others are not to blame
+                await self._admit(model, [piece], pool)
             return
-        for job, inputs in zip(jobs, lists, strict=True):
-            self._admit_one(model, job, inputs, pool)
+        for piece, inputs in zip(pieces, lists, strict=True):
+            self._admit_one(model, piece.job, inputs, pool)
 
     def _admit_one(self, model: M, job: Job, inputs: list[Any], pool: Pool) -> None:
+        """The inputs of a request go into the pool together: one that is refused is not computed in part."""
+        if job.answer.done():
+            return
         try:
             inputs = self._fit(model, job, inputs)
         except Unacceptable as wrong:
-            _fail(job, wrong)
+            job.fail(wrong)
             return
-        job.lengths = tuple(map(len, inputs))
-        for which, one in enumerate(inputs):
-            pool.add(job, which, one)
+        job.inputs += inputs
+        job.lengths += map(len, inputs)
+        if len(job.inputs) == len(job.sizes):
+            for which, one in enumerate(job.inputs):
+                pool.add(job, which, one)
+            job.inputs = []
 
     async def _run(self, model: M, batch: list[Entry]) -> None:
         if not batch:
             return
         try:
             found = await self._in_thread(self._forward, model, [entry[4] for entry in batch])
-        except Exception as error:
-            log.exception("engine.batch_failed", extra={"model": self._names[0], "inputs": len(batch)})
-            for entry in batch:
-                _fail(entry[2], EngineFault(f"The forward pass failed: {error}"))
+        except Exception as error:  # noqa: BLE001  a model raises anything
+            await self._run_apart(model, batch, error)
             return
         for (_, _, job, which, _), one in zip(batch, found, strict=True):
             job.found[which] = one
@@ -334,17 +262,25 @@ class BatchingEngine(ABC, Generic[M]):
             if job.missing == 0 and not job.answer.done():
                 job.answer.set_result(self._write(job))
 
+    async def _run_apart(self, model: M, batch: list[Entry], error: Exception) -> None:
+        """Compute the inputs of each request alone, after a forward pass over all has failed with `error`."""
+        of_jobs: dict[Job, list[Entry]] = {}
+        for entry in batch:
+            of_jobs.setdefault(entry[2], []).append(entry)
+        if len(of_jobs) > 1:
+            for entries in of_jobs.values():
+                await self._run(model, entries)
+            return
+        log.error("engine.batch_failed", exc_info=error, extra={"model": self._names[0], "inputs": len(batch)})
+        for job in of_jobs:
+            job.fail(EngineFault(f"The forward pass failed: {error}"))
+
     async def _trim(self, batch: list[Entry]) -> None:
         """While its answers are on their way."""
-        self._untrimmed += sum(map(_length, batch))
+        self._untrimmed += sum(map(length_of, batch))
         began = time.monotonic()
         if self._untrimmed < TRIMMED_TOKENS or began < self._untrimmed_until:
             return
         await self._in_thread(memory.trim)
         now = time.monotonic()
         self._untrimmed, self._untrimmed_until = 0, now + (now - began) / TRIMMING
-
-
-def _fail(job: Job, error: Exception) -> None:
-    if not job.answer.done():
-        job.answer.set_exception(error)

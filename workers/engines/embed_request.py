@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from jobs.prompts import Prompts
-from workers.engines.batching import Unacceptable
+from workers.engines.batching import LONGEST_TOKEN, Unacceptable
 from workers.engines.port import Answer, Usage
 
 MOST_INPUTS: Final = 2048  # OpenAI's limits
@@ -38,7 +38,7 @@ class Facts(Protocol):
 class Asked:
     """A request that is well formed. `inputs` are all texts, the prompt before them, or all token ids without it.
 
-    `most`: what has more tokens is cut off there; 0: it is refused.
+    `most`: what has more tokens is cut off there; 0: it is refused. `cut` names inputs whose end was cut off unread.
     """
 
     inputs: Texts | Tokens
@@ -46,6 +46,7 @@ class Asked:
     dimensions: int
     prompt: str = ""
     most: int = 0
+    cut: frozenset[int] = frozenset()
 
 
 def read(body: dict[str, Any], model: Facts) -> Asked:
@@ -55,7 +56,8 @@ def read(body: dict[str, Any], model: Facts) -> Asked:
         raise Unacceptable("encoding_format must be 'float' or 'base64'.", param="encoding_format")
     inputs, prompt = _inputs(body.get("input"), model.vocabulary), prompt_of(body, model.prompts)
     dimensions, most = _dimensions(body, model.dimensions), _most(body, model, prompt)
-    return Asked(prompted(inputs, prompt), encoding == "base64", dimensions, prompt, most)
+    inputs, cut = _bounded(prompted(inputs, prompt), model.longest, most)
+    return Asked(inputs, encoding == "base64", dimensions, prompt, most, cut)
 
 
 def prompt_of(body: dict[str, Any], prompts: Prompts) -> str:
@@ -72,6 +74,24 @@ def prompted(inputs: Any, prompt: str) -> Any:
     if not prompt:
         return inputs
     return [prompt + one if isinstance(one, str) else one for one in inputs]
+
+
+def _bounded(inputs: Any, longest: int, most: int) -> tuple[Any, frozenset[int]]:
+    """Bound what the tokenizer is given: texts without the end that no model takes, and which of them had one.
+
+    Raises Unacceptable where nothing is to be cut off.
+    """
+    room = longest * LONGEST_TOKEN
+    over = frozenset(n for n, one in enumerate(inputs) if isinstance(one, str) and len(one) > room)
+    if not over:
+        return inputs, over
+    if not most:
+        message = (
+            f"This model's maximum context length is {longest} tokens, and of {room} characters; input {min(over)} has "
+            f"{len(inputs[min(over)])}. Please reduce your input."
+        )
+        raise Unacceptable(message, code="context_length_exceeded")
+    return [one[:room] if n in over else one for n, one in enumerate(inputs)], over
 
 
 def _most(body: dict[str, Any], model: Facts, prompt: str) -> int:
@@ -147,7 +167,7 @@ def check_lengths(lengths: list[int], longest: int) -> None:
         )
         raise Unacceptable(message, code="context_length_exceeded")
     if sum(lengths) > MOST_TOKENS:
-        raise Unacceptable(f"input must have at most {MOST_TOKENS} tokens in all; it has {sum(lengths)}.")
+        raise Unacceptable(f"input must have at most {MOST_TOKENS} tokens in all; it has at least {sum(lengths)}.")
 
 
 def write(asked: Asked, model: str, vectors: list[Any], lengths: tuple[int, ...], truncated: list[int]) -> Answer:

@@ -4,11 +4,12 @@ together. `workers.engines.batching` is how pairs of many requests are computed.
 Importing this module does not import torch; `start` does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.endpoints import RERANK
-from workers.engines.batching import BatchingEngine, Job
+from workers.engines.batching import BatchingEngine
+from workers.engines.pool import Job, Piece
 from workers.engines.port import Answer
 from workers.engines.rerank_model import CrossModel
 from workers.engines.rerank_request import Asked, read, write
@@ -22,13 +23,14 @@ class RerankEngine(BatchingEngine[CrossModel]):
     def _load(self, source: str) -> CrossModel:
         return CrossModel(source, self._revision, self._args)
 
-    def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[Asked, int]:  # noqa: ARG002 (of no model)
-        asked = read(body)
-        return asked, len(asked.texts)
+    def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[Asked, Sequence[int]]:
+        asked, most = read(body), model.characters
+        return asked, [min(most, len(asked.query)) + min(most, len(text)) for text in asked.texts]
 
-    def _tokenise(self, model: CrossModel, asked: list[Any]) -> list[list[Any]]:
-        pairs = iter(model.pairs_of([(one.query, text) for one in asked for text in one.texts]))
-        return [[next(pairs) for _ in one.texts] for one in asked]
+    def _tokenise(self, model: CrossModel, pieces: Sequence[Piece]) -> list[list[Any]]:
+        asked = [(piece.job.asked, piece.job.asked.texts[piece.first : piece.last]) for piece in pieces]
+        pairs = iter(model.pairs_of([(one.query, text) for one, texts in asked for text in texts]))
+        return [[next(pairs) for _ in texts] for _, texts in asked]
 
     def _forward(self, model: CrossModel, batch: list[Any]) -> list[float]:
         return model.scores(batch)

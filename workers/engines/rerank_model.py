@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.checkpoint import behind_padding
-from workers.engines.batching import KERNELS, padded_to
+from workers.engines.batching import KERNELS, LONGEST_TOKEN, padded_to
 from workers.engines.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
 
 ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "max_length"})
 DTYPES: Final = ("float32", "bfloat16")
-_LONGEST_TOKEN: Final = 32  # characters, on average of a whole text
 _UNKNOWN_LENGTH: Final = 512  # tokens, of a model that says nothing of itself
 
 
@@ -61,6 +60,7 @@ class CrossModel:
         self._model.to(getattr(torch, args.get("dtype", "float32"))).eval()
         self._tokenizer = self._model.tokenizer
         self.longest = _longest(self._model, args)
+        self.characters = self.longest * LONGEST_TOKEN  # of a query, and of a text, that are read
         self.batch_tokens = int(args.get("batch_tokens") or (GPU_BATCH_TOKENS if gpu else CPU_BATCH_TOKENS))
 
     def pairs_of(self, many: Sequence[tuple[str, str]]) -> list[Pair]:
@@ -68,7 +68,7 @@ class CrossModel:
 
         A query goes with every text: what is far behind all that a model takes is not even tokenised.
         """
-        most = self.longest * _LONGEST_TOKEN
+        most = self.characters
         queries, texts = [query[:most] for query, _ in many], [text[:most] for _, text in many]
         found = self._tokenizer(queries, texts, truncation="longest_first", max_length=self.longest, verbose=False)
         types = found.get("token_type_ids") or [None] * len(many)

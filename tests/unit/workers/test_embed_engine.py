@@ -19,10 +19,11 @@ import pytest
 
 from jobs import memory
 from workers.engines import batching, embed_model
-from workers.engines.batching import Job, Pool, Unacceptable, padded_to
+from workers.engines.batching import Unacceptable, padded_to
 from workers.engines.embed import EmbedEngine
 from workers.engines.embed_request import MOST_INPUTS, Asked, check_lengths
 from workers.engines.packaged import MINILM, materialise
+from workers.engines.pool import Job, Pool, flow_of
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
 
 pytestmark = pytest.mark.timeout(180)  # importing torch takes 15 s on a quiet machine
@@ -483,7 +484,8 @@ def test_tokens_of_all_inputs_together_are_limited() -> None:
 
 
 async def job(priority: int = 0) -> Job:
-    return Job(Asked(["x"], False, 1), priority, asyncio.get_running_loop().create_future(), [None], 1)
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    return Job(Asked(["x"], False, 1), [1], flow_of("p", priority, 1, 4096), priority, future)
 
 
 async def test_pool_gives_the_oldest_input_and_its_neighbours_in_length() -> None:
