@@ -118,6 +118,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         host,
         redis_url(config),
         queue,
+        waiting=config.interactive_waiting,
         own=own,
         unread=config.interactive_unread,
         off=lambda: keeper.off,

@@ -3,6 +3,9 @@
     line of the queue ──BLPOP──▶ place ──▶ host.company ──▶ engine.answer | engine.stream ──▶ pieces
                                    └── four times a second: are the clients still there? if not, the engine stops
 
+Places are each project's own. What has none yet waits here and not in the line, so that others' questions behind it
+are reached; a project that has too many here is refused. While any wait here, other workers are let take first.
+
 A worker that is paused leaves the line to others; what is paused otherwise (queue, model, project) is told so.
 
 It runs on the engine host's own loop. A question is asked once: whatever breaks is told to the client, who may ask
@@ -13,7 +16,7 @@ import asyncio
 import logging
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -22,6 +25,7 @@ from redis.exceptions import RedisError
 
 from jobs import searches
 from jobs.clock import now
+from jobs.errors import Overloaded
 from jobs.interactive import (
     ALIVE_SECONDS,
     ANSWER_SECONDS,
@@ -44,16 +48,19 @@ from jobs.interactive import (
 from jobs.pauses import Paused
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, EngineFault, Request, Suspect, refusal
 from workers.host import EngineHost, GaveUp
+from workers.project_places import ProjectPlaces
 from workers.underway import UnderWay
 
 log = logging.getLogger(__name__)
 
-PLACES = 64  # answered at once by one worker
-LINES = 16  # of these, for lines of other queues' batches, where there is room for so many
+PLACES = 64  # of one project, answered at once by one worker
+HELD = 1024  # questions of one line that a worker answers or has waiting
+LINES = 16  # answered at once of other queues' batches, where there is room for so many
 UNREAD = 16_384  # pieces of one stream
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
+_AT_A_LOOK = 64  # questions taken by one look at a line
 #: A line that was empty meanwhile was forgotten, with when it ends.
 _PUT_BACK = """
 redis.call('LPUSH', KEYS[1], ARGV[1])
@@ -74,6 +81,7 @@ class Desk:
         url: str,
         queue: str,
         places: int = PLACES,
+        waiting: int = 256,
         own: Mapping[str, Own] | None = None,
         unread: int = UNREAD,
         off: Callable[[], Paused] = Paused,
@@ -83,12 +91,13 @@ class Desk:
         self._own = own or {}  # questions that are not the engine's, by URL
         self._host, self._url = host, url
         self._off, self._under_way = off, under_way or UnderWay()
-        self._places, self._unread = places, unread
+        self._unread = unread
         self._left: dict[str, asyncio.Event] = {}  # by question, set when nobody waits for it any more
         self._slow: set[str] = set()  # those that are read too slowly
         self._lines = routed(queue, LINE_PRIORITY)
         also = (searches.line(queue), searches.rerank_line(queue), routed(queue), self._lines) if self._own else ()
         self._tasks: dict[str, set[asyncio.Task[None]]] = {line: set() for line in (queue, *also)}
+        self._places = {line: ProjectPlaces(places, waiting) for line in self._tasks}
         self._reviving: set[asyncio.Task[None]] = set()
         self._wanted = threading.Event()
         self._wanted.set()
@@ -123,9 +132,9 @@ class Desk:
             await asyncio.gather(self._serving, return_exceptions=True)
 
     def _room(self, name: str) -> int:
-        """How many of a line are answered at once: of batches' no more than there is room for beside who waits."""
+        """How many of a line are here at once: of batches' no more than there is room for beside who waits."""
         if name != self._lines:
-            return self._places
+            return HELD
         most = self._host.courtesy.most
         return LINES if most is None else max(1, min(LINES, most))
 
@@ -139,10 +148,7 @@ class Desk:
                 await asyncio.wait(tasks, timeout=_ROOM_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 continue
             try:
-                found = await self._redis.blpop([line_of(name)], timeout=_TAKE_SECONDS)
-                if found and not self._wanted.is_set():  # since it began to wait; there may be others who take it
-                    await self._put_back(*found)
-                    continue
+                found = await self._next(name, self._room(name) - len(tasks))
             except (RedisError, OSError) as error:
                 if not away:
                     log.warning("interactive_broker_away", extra={"error": str(error)})
@@ -150,30 +156,49 @@ class Desk:
                 await asyncio.sleep(_AWAY_SECONDS)
                 continue
             away = False
-            if found:
-                self._begin(found[1], tasks)
+            for raw in found:
+                self._begin(name, raw, tasks)
+
+    async def _next(self, name: str, room: int) -> Sequence[bytes]:
+        """Take questions out of a line: one as soon as it comes, or some that no other worker has taken meanwhile."""
+        nobody_waits = self._places[name].nobody_waits
+        if not nobody_waits.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(nobody_waits.wait(), _LOOK_SECONDS)
+                return ()
+            found = await self._redis.lpop(line_of(name), min(room, _AT_A_LOOK)) if self._wanted.is_set() else None
+            return found or ()
+        found = await self._redis.blpop([line_of(name)], timeout=_TAKE_SECONDS)
+        if found and not self._wanted.is_set():  # since it began to wait; there may be others who take it
+            await self._put_back(*found)
+            return ()
+        return found[1:] if found else ()
 
     async def _put_back(self, line: bytes, raw: bytes) -> None:
         if question := _read(raw):
             await self._redis.eval(_PUT_BACK, 1, line, raw, kept_in_line(question))
 
-    def _begin(self, raw: bytes, tasks: set[asyncio.Task[None]]) -> None:
+    def _begin(self, name: str, raw: bytes, tasks: set[asyncio.Task[None]]) -> None:
         question = _read(raw)
         if question is None:
             return
-        model = _model_of(question)
+        model, places = _model_of(question), self._places[name]
         stopped = self._off().stops(self.queue, model, question.tenant)
         ended = self._under_way.begin(self.queue, model, question.tenant)  # at once: a drain may be looking
-        task = asyncio.create_task(self._serve(question, stopped))
+        entered = places.enter(question.tenant, len(raw))
+        refused = _PAUSED if stopped else None if entered else _FULL
+        task = asyncio.create_task(self._serve(question, places, refused))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         task.add_done_callback(lambda _: ended())
+        if entered:
+            task.add_done_callback(lambda _: places.leave(question.tenant, len(raw)))
 
-    async def _serve(self, question: Question, stopped: bool) -> None:
+    async def _serve(self, question: Question, places: ProjectPlaces, refused: Piece | None) -> None:
         try:
             if now() >= question.deadline or not await self._take(question):
                 return
-            end = _PAUSED if stopped else await self._while_awaited(question)
+            end = refused or await self._while_awaited(question, places)
             if end is not None:
                 await self._send(question, end)
         except asyncio.CancelledError:
@@ -191,10 +216,10 @@ class Desk:
             awaited, *_ = await pipe.execute()
             return bool(awaited)
 
-    async def _while_awaited(self, question: Question) -> Piece | None:
+    async def _while_awaited(self, question: Question, places: ProjectPlaces) -> Piece | None:
         """The end of the answer; None when its client has left."""
         watch = asyncio.create_task(self._watch(question))  # it begins first
-        work = asyncio.create_task(self._ask(question))
+        work = asyncio.create_task(self._ask_in_place(question, places))
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -237,6 +262,10 @@ class Desk:
             for question_id, value in zip(ids, found, strict=True):
                 if value is None and (left := self._left.get(question_id)):
                     left.set()
+
+    async def _ask_in_place(self, question: Question, places: ProjectPlaces) -> Piece:
+        async with places.place(question.tenant):
+            return await self._ask(question)
 
     async def _ask(self, question: Question) -> Piece:
         body: dict[str, Any] = msgspec.json.decode(question.body)
@@ -330,6 +359,7 @@ def _end(said: Answer, retry_after: float | None = None) -> Piece:
 
 
 _PAUSED = _end(refusal(503, "The operator has paused this model.", code="paused"), 1.0)
+_FULL = _end(refusal(503, Overloaded().message, code=Overloaded.code), Overloaded.retry_after)
 
 
 class _Named(msgspec.Struct):

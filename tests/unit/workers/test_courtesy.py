@@ -7,7 +7,7 @@ from workers.courtesy import Courtesy
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer
 from workers.host import EngineHost
-from workers.interactive import LINES, PLACES, Desk
+from workers.interactive import HELD, LINES, Desk
 
 
 class Lines:
@@ -115,7 +115,7 @@ async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_r
         host = EngineHost(FakeEngine(), lambda: None, courtesy=Courtesy(lambda crowd=crowd: crowd, seconds=0.0))
         desk = Desk(host, "", "here", own={"/own": _never})
         assert desk._room(routed("here", LINE_PRIORITY)) == most
-        assert desk._room(routed("here")) == desk._room("here") == PLACES
+        assert desk._room(routed("here")) == desk._room("here") == HELD
         if crowd == (2, 8):
             with host.courtesy.asked():
                 assert desk._room(routed("here", LINE_PRIORITY)) == 2

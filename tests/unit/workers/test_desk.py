@@ -60,6 +60,11 @@ class Streams:
             raise found
         return names[0], found
 
+    async def lpop(self, _name: str, count: int) -> list[bytes] | None:
+        found = [self.line.popleft() for _ in range(min(count, len(self.line)))]
+        assert not any(isinstance(one, Exception) for one in found)
+        return [one for one in found if isinstance(one, bytes)] or None
+
     async def mget(self, names: list[str]) -> list[bytes | None]:
         self.looks += 1
         if self.breaks:
@@ -176,8 +181,8 @@ class Serving:
         self.host.call(self.desk.close()).result(30)
 
 
-def question(name: str = "req_1", seconds: float = 60.0, **facts: Any) -> Question:
-    return Question(name, "/v1/chat/completions", BODY, "p", now() + seconds, **facts)
+def question(name: str = "req_1", seconds: float = 60.0, project: str = "p", **facts: Any) -> Question:
+    return Question(name, "/v1/chat/completions", BODY, project, now() + seconds, **facts)
 
 
 def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
@@ -291,18 +296,67 @@ def test_a_desk_that_is_closed_for_now_leaves_questions_in_line(quick: EngineHos
     assert waiting == 1
 
 
-def test_no_more_are_answered_at_once_than_there_are_places(
+def test_a_project_has_so_many_places_and_its_other_questions_wait(
     host: EngineHost, engine: Hanging, streams: Streams
 ) -> None:
-    for name in ("a", "b", "c"):
-        streams.ask(question(name))
+    asked = [question(name) for name in "abc"]
+    for one in asked:
+        streams.ask(one)
 
     with Serving(host, places=2):
-        eventually(lambda: engine.began == 2, 10, "the places are taken")
-        host.call(asyncio.sleep(0.2)).result(30)
-        waiting = len(streams.line)
+        eventually(lambda: all(streams.kinds(one) == ["taken"] for one in asked), 10, "all are in the worker")
+        host.call(asyncio.sleep(0.1)).result(30)
+        began = engine.began
+        streams.awaited.discard(asking("a"))
+        eventually(lambda: engine.began == 3, 10, "the place that is free is taken")
 
-    assert (engine.began, waiting) == (2, 1)
+    assert began == 2
+
+
+def test_a_question_does_not_wait_for_those_of_another_project_before_it(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    flood, other = [question(f"a{n}") for n in range(20)], question("b", project="other")
+    for one in (*flood, other):
+        streams.ask(one)
+
+    with Serving(host, places=2):
+        eventually(lambda: engine.began == 3, 10, "the other project's question is asked")
+
+    assert len(streams.line) == 0
+
+
+def test_a_project_that_has_too_many_questions_here_is_refused_and_nobody_else_is(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    flood, other = [question(f"a{n}") for n in range(6)], question("b", project="other")
+    for one in (*flood, other):
+        streams.ask(one)
+
+    with Serving(host, places=2, waiting=3):
+        eventually(lambda: "end" in streams.kinds(flood[5]), 10, "the last one is refused")
+        eventually(lambda: engine.began == 3, 10, "the other project's question is asked")
+        kinds = [streams.kinds(one) for one in flood[:5]]
+
+    assert streams.end(flood[5]) == (503, "too_many_waiting")
+    assert streams.pieces["a5"][-1].retry_after == 2
+    assert kinds == [["taken"]] * 5
+
+
+def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    for name in "ab":
+        streams.ask(question(name))
+
+    with Serving(host, places=1, waiting=1) as desk:
+        eventually(lambda: len(streams.kinds(question("b"))) == 1 and engine.began == 1, 10, "one runs and one waits")
+        streams.awaited.discard(asking("b"))
+        eventually(lambda: len(desk._tasks["gpu.generate"]) == 1, 10, "the one that waited has gone")
+        streams.ask(question("c"))
+        eventually(lambda: streams.kinds(question("c")) == ["taken"], 10, "there is room for another one")
+
+    assert (engine.began, streams.end(question("c"))) == (1, (503, "worker_lost"))
 
 
 def test_a_stream_that_is_read_too_slowly_is_told_so_and_frees_the_engine(
