@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +47,13 @@ class Deployment:
     def __init__(self, system: System) -> None:
         self.system = system
         self.client = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=600)
+
+    def project(self, name: str) -> OpenAI:
+        """Return a client with a key of another project."""
+        command = [sys.executable, "-m", "cli", "keys", "create", "--project", name]
+        command += ["--data-dir", str(self.system.folder.path)]
+        key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return OpenAI(base_url=f"{self.system.url}/v1", api_key=key, timeout=600)
 
     def wait_for(self, queue: str) -> None:
         """Until a worker takes work from it."""

@@ -1,17 +1,17 @@
-"""What a small project feels of a big one on the same worker.
+"""What a small project feels of a big one on the same worker: its batches, and its clients.
 
     python -m bench fairness [--jobs 10] [--lines 256] [--times 100] [--delay-ms 50]
+    python -m bench fairness --clients [--asks 10] [--patience 120]
 
-The small project submits its jobs at once, alone; then again while the big one has `times` as much work before it in
-the same queue, submitted first. What is compared is how long the small project's jobs take from their creation to their
-end. While both have work, half of the worker is the small one's share, so twice as long is what a fair queue gives;
-first come, first served would be about a hundred times as long.
+Of batches: the small project submits its jobs at once, alone; then again while the big one has `times` as much work
+before it in the same queue, submitted first. What is compared is how long the small project's jobs take from their
+creation to their end. While both have work, half of the worker is the small one's share, so twice as long is what a
+fair queue gives; first come, first served would be about a hundred times as long. Of clients of an embedding model:
+see `bench.flood`.
 """
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,7 +20,8 @@ from pathlib import Path
 from openai import OpenAI
 from rich.console import Console
 
-from bench.deployment import Deployment, chats, deployed
+from bench import flood
+from bench.deployment import chats, deployed
 from cli.demo.batch import LIVE
 from tests.support import stub_engine
 
@@ -34,6 +35,9 @@ _LARGEST = 25_600
 def main() -> None:
     options = _options()
     console = Console(width=120)
+    if options.clients:
+        flood.measure(console, options.asks, options.patience)
+        return
     with (
         tempfile.TemporaryDirectory() as name,
         stub_engine.running(Path(name) / "prompts.log", "--models", _MODEL, "--delay-ms", str(options.delay_ms)) as url,
@@ -41,7 +45,7 @@ def main() -> None:
     ):
         mill.wait_for("cpu.plan")
         mill.wait_for("gpu.generate")
-        small, big = (_project(mill, name) for name in ("small", "big"))
+        small, big = (mill.project(name) for name in ("small", "big"))
         path = Path(name) / "small.jsonl"
         chats(path, options.lines, _MODEL)
         alone = _waits(small, _upload(small, path), options.jobs)
@@ -59,14 +63,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lines", type=int, default=256, help="lines of each")
     parser.add_argument("--times", type=int, default=100, help="the big project's work, in the small one's")
     parser.add_argument("--delay-ms", type=float, default=50.0, help="an answer of the engine")
+    parser.add_argument("--clients", action="store_true", help="measure embeddings and searches instead of batches")
+    parser.add_argument("--asks", type=int, default=10, help="requests of each kind")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds after which one is given up")
     return parser.parse_args()
-
-
-def _project(mill: Deployment, name: str) -> OpenAI:
-    folder = str(mill.system.folder.path)
-    command = [sys.executable, "-m", "cli", "keys", "create", "--project", name, "--data-dir", folder]
-    key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    return OpenAI(base_url=f"{mill.system.url}/v1", api_key=key, timeout=600)
 
 
 def _upload(client: OpenAI, path: Path) -> str:

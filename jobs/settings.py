@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     item_tries: int = Field(3, ge=1, le=8, description="tries of an item whose request breaks, the last one alone")
 
     interactive_seconds: float = Field(600, gt=0, description="a waiting client's request, at most")
-    interactive_waiting: int = Field(256, ge=1, description="waiting clients in one queue's line before 503")
+    interactive_waiting: int = Field(
+        256, ge=1, description="waiting clients in one queue's line, and of a project in one worker, before 503"
+    )
     interactive_beside: int = Field(
         0, ge=0, description="requests of a batch at vLLM while somebody waits; 0: 4 on a CPU, all on a GPU"
     )

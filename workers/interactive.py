@@ -60,7 +60,6 @@ UNREAD = 16_384  # pieces of one stream
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
-_AT_A_LOOK = 64  # questions taken by one look at a line
 #: A line that was empty meanwhile was forgotten, with when it ends.
 _PUT_BACK = """
 redis.call('LPUSH', KEYS[1], ARGV[1])
@@ -160,13 +159,13 @@ class Desk:
                 self._begin(name, raw, tasks)
 
     async def _next(self, name: str, room: int) -> Sequence[bytes]:
-        """Take questions out of a line: one as soon as it comes, or some that no other worker has taken meanwhile."""
+        """Take questions out of a line: one as soon as it comes, or all that no other worker has taken meanwhile."""
         nobody_waits = self._places[name].nobody_waits
         if not nobody_waits.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(nobody_waits.wait(), _LOOK_SECONDS)
                 return ()
-            found = await self._redis.lpop(line_of(name), min(room, _AT_A_LOOK)) if self._wanted.is_set() else None
+            found = await self._redis.lpop(line_of(name), room) if self._wanted.is_set() else None
             return found or ()
         found = await self._redis.blpop([line_of(name)], timeout=_TAKE_SECONDS)
         if found and not self._wanted.is_set():  # since it began to wait; there may be others who take it

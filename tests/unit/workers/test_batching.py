@@ -12,8 +12,8 @@ import pytest
 
 from jobs.interactive import LINE_PRIORITY, PRIORITY
 from workers.engines import batching
-from workers.engines.batching import BatchingEngine
-from workers.engines.embed_request import Unacceptable, read
+from workers.engines.batching import BatchingEngine, Unacceptable
+from workers.engines.embed_request import read
 from workers.engines.pool import Job, Piece
 from workers.engines.port import Answer, EngineFault, Request
 from workers.engines.rerank import RerankEngine
