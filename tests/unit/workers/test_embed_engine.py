@@ -430,6 +430,7 @@ TRUNCATED: dict[str, tuple[Any, dict[str, Any], int, list[int]]] = {
     "as vLLM asks": (LONG, {"truncate_prompt_tokens": -1}, 256, [0]),
     "to a length": ([LONG, "a"], {"truncate_prompt_tokens": 10}, 10 + 3, [0]),
     "to a length, both": (LONG, {"truncate": True, "truncate_prompt_tokens": 10}, 10, [0]),
+    "more characters than are read": (["b", "a" + " " * 9000], {"truncate": True}, 6, [1]),
     "nothing too long": (["a", "b"], {"truncate": True}, 6, []),
     "no length": ("a", {"truncate": True, "truncate_prompt_tokens": None}, 3, []),
 }
