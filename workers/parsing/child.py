@@ -1,30 +1,34 @@
-"""The child process: `python -m workers.parsing.child PARENT`. It reads files until its parent has no more.
-
-Standard output is the pipe to the parent, so what a library prints there goes nowhere.
-"""
+"""The confined process that reads files until its parent has no more."""
 
 import os
-import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import BinaryIO
 
-from workers.parsing import reading, sandbox, wire
+from workers.parsing import reading, wire
 from workers.parsing.terms import Refused, invalid
+from workers.sandbox.channel import Channel
 
-Work = Callable[[wire.Ask], wire.Parsed]
-
-
-def serve(work: Work, parent: int) -> None:
-    asked, answers = pipes()
-    wire.write(answers, wire.encode(wire.Ready(sandbox.confine(parent))))
-    while (message := wire.read(asked)) is not None:
-        wire.write(answers, answer(work, wire.decode_ask(message)))
+Work = Callable[[wire.Ask, BinaryIO, BinaryIO], wire.Parsed]
 
 
-def answer(work: Work, ask: wire.Ask) -> bytes:
+def main(channel: Channel) -> None:
+    serve(channel, reading.Reader().read)
+
+
+def serve(channel: Channel, work: Work) -> None:
+    channel.ready()
+    while (received := channel.receive()) is not None:
+        message, descriptors = received
+        with ExitStack() as stack:
+            file, tokenizer = (stack.enter_context(os.fdopen(one, "rb")) for one in descriptors)
+            channel.send(answer(work, wire.decode_ask(message), file, tokenizer))
+
+
+def answer(work: Work, ask: wire.Ask, file: BinaryIO, tokenizer: BinaryIO) -> bytes:
     """Encoded. The one boundary: whatever a library raises is a refusal."""
     try:
-        encoded = wire.encode(work(ask))
+        encoded = wire.encode(work(ask, file, tokenizer))
         if len(encoded) > wire.largest_answer(ask.limits):
             raise invalid("The file has too much text.")
     except Refused as no:
@@ -39,16 +43,3 @@ def answer(work: Work, ask: wire.Ask) -> bytes:
 
 def _refusal(message: str) -> bytes:
     return wire.encode(wire.Refusal("invalid_file", message))
-
-
-def pipes() -> tuple[BinaryIO, BinaryIO]:
-    asked, answers = os.dup(0), os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1):
-        os.dup2(nowhere, number)
-    os.close(nowhere)
-    return os.fdopen(asked, "rb"), os.fdopen(answers, "wb")
-
-
-if __name__ == "__main__":
-    serve(reading.Reader().read, int(sys.argv[1]))

@@ -4,13 +4,15 @@ It gives Markdown, so its text goes the way of Markdown; the characters that it 
 """
 
 import html
+import importlib
 import importlib.util
 import io
+import os
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from workers.parsing import archive, dates, markdown
@@ -90,6 +92,12 @@ def picture_text(data: bytes, media: str) -> str:
 def sees() -> bool:
     """Whether there is a Tesseract, and what asks it."""
     return installed() and shutil.which("tesseract") is not None
+
+
+def load() -> None:
+    """Import kreuzberg for a process that may write nothing: its cache is an empty folder of this package."""
+    os.environ["KREUZBERG_CACHE_DIR"] = str(Path(__file__).parent / "cache")
+    importlib.import_module("kreuzberg")
 
 
 def installed() -> bool:

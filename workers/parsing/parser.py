@@ -5,162 +5,49 @@
                                                ├──▶ it died, or time is up: killed, Refused
                                                └──▶ interrupt() from another thread: killed, Interrupted
 
-A child belongs to the thread that parses: the kernel ends it with that thread. What the child starts itself shares its
-session and is killed with it.
+A child belongs to the thread that parses: the kernel ends it with that thread. It is confined (`workers.sandbox`) and
+gets the file and the tokenizer as open descriptors.
 """
 
-import logging
 import math
 import os
-import select
 import signal
-import subprocess
-import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
 from jobs.documents import Document
-from jobs.logs import Seldom
 from jobs.settings import Settings
 from workers.parsing import wire
 from workers.parsing.terms import Code, Cutting, Interrupted, Limits, Refused, Strategy, invalid
+from workers.sandbox.confinement import Policy
+from workers.sandbox.process import Child, Died, TimeUp, TooLarge
 
 __all__ = ["Code", "Cutting", "Interrupted", "Limits", "Parser", "Refused", "Strategy", "limits_of"]
 
 FILES: Final = 200  # then a child is replaced: libraries leak
 STARTS: Final = 3  # a child that ends as it starts knows nothing of the file: others get a chance
-START_SECONDS: Final = 60.0  # for Python and the libraries, on a machine that has much else to do
-_DYING_SECONDS: Final = 5.0  # between closing its pipes and being dead, with a gigabyte to give back
-_READ: Final = 1 << 20
-#: What of our environment the child may see. No keys, no addresses.
-_KEPT: Final = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "TESSDATA_PREFIX")
-_SET: Final = {
-    "PYTHONUTF8": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Threads and arenas reserve address space by the dozens of MiB, which would count as the file's.
-    "MALLOC_ARENA_MAX": "1",
-    "RAYON_NUM_THREADS": "1",
-    "TOKIO_WORKER_THREADS": "1",
-    "OMP_THREAD_LIMIT": "1",
-}
-
-#: A container, or the kernel, forbids namespaces: what a document breaks into could then call whom we can.
-_has_network = Seldom(logging.getLogger(__name__), "child_has_network", seconds=86_400.0)
-
-
-class Died(Exception):
-    """The child ended without an answer."""
-
-
-class TimeUp(Exception):
-    """The child did not answer in time."""
-
-
-class Child:
-    """A process and its two pipes. Only `kill` may be called from another thread."""
-
-    def __init__(self, module: str) -> None:
-        command = [sys.executable, "-P", "-m", module, str(os.getpid())]
-        self._module = module
-        self._lock = threading.Lock()
-        self._process = subprocess.Popen(  # noqa: S603 (our own module)
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            start_new_session=True,
-            bufsize=0,
-        )
-        self._death = os.pidfd_open(self._process.pid)
-        self.files = 0
-
-    def begin(self) -> None:
-        """Wait until it has started. Raises Died or TimeUp."""
-        message = self.hear(START_SECONDS, wire.LARGEST_ASK)
-        try:
-            ready = wire.decode_answer(message)
-        except msgspec.MsgspecError as error:
-            raise Died from error
-        if not (isinstance(ready, wire.Ready) and ready.alone):
-            _has_network.warn(child=self._module)
-
-    def say(self, message: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(wire.HEADER.pack(len(message)) + message)
-        except BrokenPipeError as error:
-            raise Died from error
-
-    def hear(self, seconds: float, largest: int) -> bytes:
-        """Raises Died or TimeUp."""
-        deadline = time.monotonic() + seconds
-        (length,) = wire.HEADER.unpack(self._read(wire.HEADER.size, deadline))
-        if length > largest:
-            raise wire.nonsense()
-        return self._read(length, deadline)
-
-    def kill(self) -> None:
-        """With all that it started. The lock keeps its number from being another process's by now."""
-        with self._lock:
-            if self._process.returncode is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def end(self) -> int:
-        """Its return code: minus the signal if it had died of one before."""
-        if self._hung_up():
-            self._await_death()
-        self.kill()
-        with self._lock:
-            self._process.wait()
-        os.close(self._death)
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-        return self._process.returncode
-
-    def _hung_up(self) -> bool:
-        """Its end of the pipe is closed: it is dying, of something that we want to know."""
-        poll = select.poll()
-        poll.register(self._process.stdout or 0, 0)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
-
-    def _await_death(self) -> None:
-        """It stays a zombie, so that what it started can still be killed."""
-        poll = select.poll()
-        poll.register(self._death, select.POLLIN)
-        poll.poll(_DYING_SECONDS * 1000)
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        assert self._process.stdout is not None
-        pipe, got = self._process.stdout.fileno(), bytearray()
-        poll = select.poll()
-        for number in (pipe, self._death):  # something that it started may hold its pipe when it is dead
-            poll.register(number, select.POLLIN)
-        while len(got) < size:
-            ready = [number for number, _ in poll.poll(max(0, deadline - time.monotonic()) * 1000)]
-            if not ready:
-                raise TimeUp
-            some = os.read(pipe, min(size - len(got), _READ)) if pipe in ready else b""
-            if not some:
-                raise Died
-            got += some
-        return bytes(got)
+_NO_FILE: Final = "The stored file could not be read."
+_NO_TOKENIZER: Final = "The embedding model's tokenizer could not be read."
+#: Variables by which the child finds Tesseract's data.
+_KEPT: Final = ("PATH", "TESSDATA_PREFIX")
+#: Address space of Python and the libraries.
+_LIBRARIES_BYTES: Final = 4 << 30
 
 
 class Parser:
-    """For one thread; `interrupt` is for the others. `module` is what the child runs."""
+    """For one thread; `interrupt` is for the others. `policy` is what the child runs and may use."""
 
-    def __init__(self, limits: Limits, module: str = "workers.parsing.child") -> None:
+    def __init__(self, limits: Limits, policy: Policy | None = None) -> None:
         self._limits = limits
-        self._module = module
+        self._policy = policy or policy_of(limits)
         self._lock = threading.Lock()
         self._child: Child | None = None
+        self._files = 0  # that the child has read
         self._busy = False
         self._interrupted = False
 
@@ -169,7 +56,9 @@ class Parser:
         with self._lock:
             self._busy, self._interrupted = True, False
         try:
-            return self._parse(wire.encode(wire.ask(str(source), filename, cutting, self._limits)))
+            with _opened(source, _NO_FILE) as file, _opened(cutting.tokenizer, _NO_TOKENIZER) as tokenizer:
+                ask = wire.encode(wire.ask(filename, cutting, self._limits))
+                return self._parse(ask, (file.fileno(), tokenizer.fileno()))
         finally:
             with self._lock:
                 self._busy = False
@@ -185,13 +74,15 @@ class Parser:
     def close(self) -> None:
         self._drop()
 
-    def _parse(self, ask: bytes, *, again: bool = True) -> Document:
+    def _parse(self, ask: bytes, descriptors: tuple[int, int], *, again: bool = True) -> Document:
         """A child that was killed once says nothing against its file: who ends a worker may begin with its children."""
         try:
             child = self._started()
-            child.say(ask)
-            message = child.hear(self._limits.seconds, wire.largest_answer(self._limits))
-            return self._taken(child, message)
+            child.send(ask, descriptors)
+            return self._taken(child.receive(self._limits.seconds, wire.largest_answer(self._limits)))
+        except TooLarge:
+            self._end()
+            raise wire.nonsense() from None
         except TimeUp:
             self._end()
             raise invalid(_beyond(f"{self._limits.seconds:g} seconds")) from None
@@ -202,9 +93,9 @@ class Parser:
         except BaseException:  # whatever it is, this child has something to do with it
             self._end()
             raise
-        return self._parse(ask, again=False)
+        return self._parse(ask, descriptors, again=False)
 
-    def _taken(self, child: Child, message: bytes) -> Document:
+    def _taken(self, message: bytes) -> Document:
         try:
             answer = wire.decode_answer(message)
         except msgspec.MsgspecError:
@@ -214,8 +105,8 @@ class Parser:
         if not isinstance(answer, wire.Parsed):
             raise wire.nonsense()
         document = wire.check(answer.document, self._limits)
-        child.files += 1
-        if child.files >= FILES or answer.grown > self._limits.memory_bytes:
+        self._files += 1
+        if self._files >= FILES or answer.grown > self._limits.memory_bytes:
             self._drop()
         return document
 
@@ -223,9 +114,9 @@ class Parser:
         if self._child is not None:
             return self._child
         for _ in range(STARTS):
-            child = Child(self._module)
+            child = Child(self._policy, _KEPT)
             with self._lock:
-                self._child = child
+                self._child, self._files = child, 0
                 too_late = self._interrupted
             if too_late:
                 raise Interrupted
@@ -271,10 +162,22 @@ def limits_of(config: Settings) -> Limits:
     )
 
 
-def environment() -> dict[str, str]:
-    """What the child sees: where our code is, and nothing that is worth stealing."""
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | _SET | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+def policy_of(limits: Limits) -> Policy:
+    """Return what the child may use: Tesseract's data, and no more memory than a child that has grown and one file."""
+    tessdata = os.environ.get("TESSDATA_PREFIX")
+    memory_bytes = _LIBRARIES_BYTES + 2 * limits.memory_bytes
+    return Policy("workers.parsing.child", readable=(tessdata,) if tessdata else (), memory_bytes=memory_bytes)
+
+
+@contextmanager
+def _opened(path: Path, failure: str) -> Iterator[BinaryIO]:
+    """Raises Refused."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise Refused("server_error", failure) from error
+    with file:
+        yield file
 
 
 def _beyond(limit: str) -> str:

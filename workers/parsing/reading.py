@@ -1,13 +1,14 @@
 """What the child does with one file: find out what it is, read it, cut it. Within its limits."""
 
-import importlib
+import os
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from jobs.documents import Document
-from workers.parsing import archive, blocks, chunking, languages, office, sandbox, sniffing, wire
+from workers.parsing import archive, blocks, chunking, languages, office, sniffing, wire
 from workers.parsing.terms import Cutting, Limits, Refused, invalid
 from workers.parsing.tokens import Tokens
+from workers.sandbox import limits as resources
 
 _TOKENIZERS: Final = 4  # kept: loading one takes up to a second
 
@@ -17,29 +18,30 @@ class Reader:
 
     def __init__(self) -> None:
         if office.installed():
-            importlib.import_module("kreuzberg")  # its 100 MiB of address space are not the first file's
+            office.load()  # its 100 MiB of address space are not the first file's
         languages.load()
-        self._tokens: dict[tuple[str, int], Tokens] = {}
-        self._rest = sandbox.address_space()
+        self._tokens: dict[tuple[int, int, int], Tokens] = {}
+        self._rest = resources.address_space()
 
-    def read(self, ask: wire.Ask) -> wire.Parsed:
+    def read(self, ask: wire.Ask, file: BinaryIO, tokenizer: BinaryIO) -> wire.Parsed:
         """Raises Refused, and whatever a library raises."""
-        cutting = Cutting(Path(ask.tokenizer), ask.max_tokens, ask.overlap, ask.strategy)
-        tokens = self._tokenizer(cutting.tokenizer)
-        sandbox.allow(ask.limits)
+        cutting = Cutting(Path(), ask.max_tokens, ask.overlap, ask.strategy)  # the tokenizer is open already
+        tokens = self._tokenizer(tokenizer)
+        resources.allow(ask.limits.memory_bytes, ask.limits.cpu_seconds)
         try:
-            document = read(_bytes(Path(ask.path), ask.limits), ask.filename, tokens, cutting, ask.limits)
+            document = read(_bytes(file, ask.limits), ask.filename, tokens, cutting, ask.limits)
         finally:
-            sandbox.relax()
-        return wire.Parsed(document, sandbox.address_space() - self._rest)
+            resources.relax()
+        return wire.Parsed(document, resources.address_space() - self._rest)
 
-    def _tokenizer(self, path: Path) -> Tokens:
+    def _tokenizer(self, file: BinaryIO) -> Tokens:
         try:
-            key = (str(path), path.stat().st_mtime_ns)
+            found = os.fstat(file.fileno())
+            key = (found.st_dev, found.st_ino, found.st_mtime_ns)
             if key not in self._tokens:
                 if len(self._tokens) >= _TOKENIZERS:
                     self._tokens.clear()
-                self._tokens[key] = Tokens.load(path)
+                self._tokens[key] = Tokens.read(_whole(file))
         except Exception as error:
             raise Refused("server_error", "The embedding model's tokenizer could not be read.") from error
         return self._tokens[key]
@@ -56,11 +58,17 @@ def read(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: L
     return Document(laid.text, chunks, laid.title, language, sentences, reading.time, laid.unread)
 
 
-def _bytes(path: Path, limits: Limits) -> bytes:
+def _bytes(file: BinaryIO, limits: Limits) -> bytes:
     largest = archive.EXPANSION * limits.text_bytes
     try:
-        if path.stat().st_size > largest:
+        if os.fstat(file.fileno()).st_size > largest:
             raise invalid(f"The file has more than {largest >> 20} MiB.")
-        return path.read_bytes()
+        return _whole(file)
     except OSError as error:
         raise Refused("server_error", "The stored file could not be read.") from error
+
+
+def _whole(file: BinaryIO) -> bytes:
+    """Read from the beginning: the descriptor's offset is shared with a child that may have died over this file."""
+    file.seek(0)
+    return file.read()

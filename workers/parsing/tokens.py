@@ -98,6 +98,11 @@ class Tokens:
     def load(cls, path: Path) -> "Tokens":
         return cls(Tokenizer.from_file(str(path)))
 
+    @classmethod
+    def read(cls, data: bytes) -> "Tokens":
+        """Return the tokenizer that `data`, the content of a tokenizer.json, describes."""
+        return cls(Tokenizer.from_buffer(data))
+
     def count(self, text: str) -> int:
         return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
 

@@ -1,35 +1,20 @@
-"""What parent and child say to each other: a length of four bytes, then msgpack.
+"""What parent and child say to each other over the sandbox's channel.
 
-child:  Ready
-parent: Ask  ─▶  child: Parsed | Refusal        as often as the parent likes
+parent: Ask, with descriptors of the file and of the tokenizer  ─▶  child: Parsed | Refusal        any number of times
 """
-
-import struct
-from typing import BinaryIO, Final
 
 import msgspec
 
 from jobs.documents import Chunk, Document
 from workers.parsing.terms import Code, Cutting, Limits, Refused, Strategy
 
-HEADER: Final = struct.Struct(">I")
-LARGEST_ASK: Final = 1 << 20
-
 
 class Ask(msgspec.Struct, frozen=True):
-    path: str
     filename: str
-    tokenizer: str
     max_tokens: int
     overlap: int
     strategy: Strategy
     limits: Limits
-
-
-class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The child has started. `alone`: it has no network."""
-
-    alone: bool = False
 
 
 class Parsed(msgspec.Struct, frozen=True, tag=True):
@@ -44,36 +29,20 @@ class Refusal(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Answer = Ready | Parsed | Refusal
+Answer = Parsed | Refusal
 
 encode = msgspec.msgpack.encode
 decode_ask = msgspec.msgpack.Decoder(Ask).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
-def ask(path: str, filename: str, cutting: Cutting, limits: Limits) -> Ask:
-    tokenizer = str(cutting.tokenizer)
-    return Ask(path, filename, tokenizer, cutting.max_tokens, cutting.overlap, cutting.strategy, limits)
+def ask(filename: str, cutting: Cutting, limits: Limits) -> Ask:
+    return Ask(filename, cutting.max_tokens, cutting.overlap, cutting.strategy, limits)
 
 
 def largest_answer(limits: Limits) -> int:
     """In bytes: the text, and as much again for what is said about its chunks."""
     return 2 * limits.text_bytes + (1 << 20)
-
-
-def write(pipe: BinaryIO, message: bytes) -> None:
-    pipe.write(HEADER.pack(len(message)) + message)
-    pipe.flush()
-
-
-def read(pipe: BinaryIO) -> bytes | None:
-    """None when the other side is gone."""
-    header = pipe.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    (length,) = HEADER.unpack(header)
-    message = pipe.read(min(length, LARGEST_ASK))
-    return message if len(message) == length else None
 
 
 def check(document: Document, limits: Limits) -> Document:

@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 
 from workers.engines.port import EngineBusy
-from workers.parsing.parser import Child, Died, TimeUp
+from workers.sandbox.confinement import Policy
+from workers.sandbox.process import Child, Died, TimeUp
 from workers.schemas import wire
 from workers.schemas.turns import Budget, Turns
 
@@ -117,8 +118,8 @@ class Checker:
     def _heard(self, child: Child, tenant: str, ask: bytes) -> wire.Judged | wire.Bad:
         began = time.monotonic()
         try:
-            child.say(ask)
-            return wire.decode_answer(child.hear(self._seconds, wire.LARGEST_ANSWER))
+            child.send(ask)
+            return wire.decode_answer(child.receive(self._seconds, wire.LARGEST_ANSWER))
         finally:
             self._budget.took(tenant, time.monotonic() - began)
 
@@ -127,7 +128,7 @@ class Checker:
 
     def _started(self) -> Child:
         if self._child is None:
-            self._child = Child("workers.schemas.child")
+            self._child = Child(Policy("workers.schemas.child"))
             try:
                 self._child.begin()
             except (Died, TimeUp) as error:

@@ -1,11 +1,10 @@
-"""The child process: `python -m workers.schemas.child PARENT`. It checks texts until its parent has no more.
+"""The confined process that checks texts until its parent has no more.
 
 Both are strangers': a schema can take for ever, or all memory, with a few hundred bytes. Nothing is fetched for it.
 """
 
 import json
 import resource
-import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final
@@ -17,9 +16,8 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from workers.parsing import sandbox
-from workers.parsing.child import pipes
-from workers.parsing.wire import Ready, encode, read, write
+from workers.sandbox import limits
+from workers.sandbox.channel import Channel
 from workers.schemas import wire
 
 MEMORY: Final = 512 << 20  # bytes, beyond what it begins with
@@ -27,14 +25,12 @@ _SCHEMAS: Final = 256  # kept ready: the lines of a batch mostly have the same
 _LONGEST: Final = 300  # characters of what is said to be wrong
 
 
-def main(parent: int) -> None:
-    asked, answers = pipes()
-    alone = sandbox.confine(parent)
-    most = sandbox.address_space() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    write(answers, encode(Ready(alone)))
-    while (message := read(asked)) is not None:
-        write(answers, wire.encode(judged(wire.decode_ask(message))))
+def main(channel: Channel) -> None:
+    limits.lower(resource.RLIMIT_AS, limits.address_space() + MEMORY, for_good=True)
+    channel.ready()
+    while (received := channel.receive()) is not None:
+        message, _ = received
+        channel.send(wire.encode(judged(wire.decode_ask(message))))
 
 
 def judged(ask: wire.Ask) -> wire.Judged | wire.Bad:
@@ -90,7 +86,3 @@ def _place(error: ValidationError | SchemaError) -> str:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no value of JSON")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What the checker and its child say to each other: as `workers.parsing.wire`, with other words.
+"""What the checker and its child say to each other over the sandbox's channel.
 
 parent: Ask  ─▶  child: Judged | Bad        as often as the parent likes
 """
@@ -7,11 +7,11 @@ from typing import Final
 
 import msgspec
 
-from workers.parsing.wire import LARGEST_ASK
+from workers.sandbox.channel import LARGEST
 
 #: Of the texts, with room for the schema and the rest.
-MOST_TEXT: Final = LARGEST_ASK - (256 << 10)
-LARGEST_ANSWER: Final = LARGEST_ASK
+MOST_TEXT: Final = LARGEST - (256 << 10)
+LARGEST_ANSWER: Final = LARGEST
 
 
 class Ask(msgspec.Struct, frozen=True):

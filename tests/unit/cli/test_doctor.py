@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli.checks import installed
 from cli.doctor import examine
 from cli.finding import Finding, Health
 from cli.main import app
 from jobs import runtimes
 from jobs.runtimes import Candidate, Record
+from workers.sandbox.confinement import PARTS
 
 Examine = Callable[..., dict[str, Finding]]
 
@@ -103,27 +105,37 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
     assert "secret" not in json.dumps([one.described() for one in found.values()])
 
 
-@pytest.mark.parametrize(("alone", "health"), [(True, Health.FINE), (False, Health.WARNING)])
-def test_what_reads_documents_is_to_have_no_network(
-    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, alone: bool, health: Health
+@pytest.mark.parametrize(
+    ("printed", "returncode", "health", "named"),
+    [
+        (b"", 0, Health.FINE, ""),
+        (b"landlock\nuser_namespace\nnetwork_namespace\n", 0, Health.WARNING, "landlock, user_namespace, network_name"),
+        (b"", 1, Health.BROKEN, "does not start"),
+    ],
+)
+def test_what_the_sandbox_of_documents_lacks_is_named(
+    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: bytes, returncode: int, health: Health, named: str
 ) -> None:
     asked: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
         asked.append(command[-1:])
-        return subprocess.CompletedProcess(command, returncode=not alone)
+        return subprocess.CompletedProcess(command, returncode, stdout=printed)
 
     monkeypatch.setattr("cli.checks.installed.subprocess.run", run)
 
     found = diagnosis()["parsers"]
 
-    assert (found.health, bool(found.mend), asked) == (health, not alone, [["workers.parsing.sandbox"]])
+    assert (found.health, bool(found.mend), asked) == (health, health is not Health.FINE, [["workers.sandbox"]])
+    assert named in found.told
 
 
-def test_parsers_are_asked_of_a_process_of_their_own(diagnosis: Examine) -> None:
-    allowed = subprocess.run(["unshare", "-rn", "true"], check=False, capture_output=True).returncode == 0
+def test_every_part_of_the_sandbox_has_a_mend() -> None:
+    assert set(PARTS) == set(installed._SANDBOX)
 
-    assert diagnosis()["parsers"].health is (Health.FINE if allowed else Health.WARNING)
+
+def test_the_sandbox_is_asked_of_a_process_of_its_own(diagnosis: Examine) -> None:
+    assert diagnosis()["parsers"].health in (Health.FINE, Health.WARNING)
 
 
 def test_waiting_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:

@@ -1,10 +1,10 @@
 """A child where namespaces are forbidden; run in place of the real one."""
 
-import sys
-
 from tests.unit.workers.parsing.rogue import work
-from workers.parsing import child, sandbox
+from workers.parsing import child
+from workers.sandbox.channel import Channel
 
-if __name__ == "__main__":
-    sandbox._without_network = lambda _: False
-    child.serve(work, int(sys.argv[1]))
+
+def main(channel: Channel) -> None:
+    channel.missing = ("network_namespace",)
+    child.serve(channel, work)

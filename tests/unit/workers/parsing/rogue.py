@@ -4,33 +4,35 @@ import ctypes
 import os
 import signal
 import socket
-import sys
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 from jobs.documents import Chunk, Document
-from workers.parsing import child, sandbox, wire
+from workers.parsing import child, wire
+from workers.sandbox import limits
+from workers.sandbox.channel import HEADER, Channel, Ready
 
 
-def work(ask: wire.Ask) -> wire.Parsed:
-    sandbox.allow(ask.limits)
-    name = ask.filename
+def work(ask: wire.Ask, file: BinaryIO, _tokenizer: BinaryIO) -> wire.Parsed:
+    limits.allow(ask.limits.memory_bytes, ask.limits.cpu_seconds)
+    name, _, argument = ask.filename.partition(":")
     if name in DEEDS:
         DEEDS[name]()
-    if name == "killed" and not (seen := Path(ask.path)).exists():
-        seen.touch()
+    if name == "killed" and file.tell() == 0:
+        file.seek(1)  # the next child sees it: they share the offset
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "always killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "write":
-        Path(ask.path).write_bytes(b"x")
+        Path(argument).write_bytes(b"x")
     if name == "call":
-        socket.create_connection(("127.0.0.1", int(ask.path))).close()
+        socket.create_connection(("127.0.0.1", int(argument))).close()
     text = os.environ.get(name, "") if name.startswith("$") else "good text"
     if name == "bad offsets":
         return wire.Parsed(Document("short", (Chunk(0, 99, 1),)), 0)
     if name == "begins again":
-        return wire.Ready()  # type: ignore[return-value]
+        return Ready()  # type: ignore[return-value]
     grown = 1 << 40 if name == "grown" else 0
     return wire.Parsed(Document(text or "unset", (Chunk(0, 4, 1),), title=str(os.getpid())), grown)
 
@@ -68,15 +70,9 @@ def babble() -> None:
     """Write past the protocol, into the pipe itself."""
     for number in range(3, 12):
         try:
-            os.write(number, wire.HEADER.pack(1 << 31))
+            os.write(number, HEADER.pack(1 << 31))
         except OSError:
             continue
-
-
-def grandchild() -> None:
-    if os.fork() == 0:
-        threading.Event().wait()
-    os.kill(os.getpid(), signal.SIGSEGV)
 
 
 DEEDS = {
@@ -87,9 +83,8 @@ DEEDS = {
     "leave": leave,
     "chatter": chatter,
     "babble": babble,
-    "grandchild": grandchild,
 }
 
 
-if __name__ == "__main__":
-    child.serve(work, int(sys.argv[1]))
+def main(channel: Channel) -> None:
+    child.serve(channel, work)

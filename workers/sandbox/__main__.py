@@ -1,0 +1,26 @@
+"""Start a confined process: `python -m workers.sandbox POLICY PARENT`, or without arguments name the missing parts."""
+
+import importlib
+import os
+import sys
+
+import msgspec
+
+from workers.sandbox.channel import Channel
+from workers.sandbox.confinement import Policy, confine
+
+
+def main() -> None:
+    """Confine this process before anything else, then run the module of the policy."""
+    policy = msgspec.json.decode(sys.argv[1], type=Policy)
+    missing = confine(policy, int(sys.argv[2]))
+    importlib.import_module(policy.module).main(Channel(missing))
+
+
+def probe() -> None:
+    """Print the parts that the kernel refuses here, a line each; `nightmill doctor` reads them."""
+    sys.stdout.write("".join(f"{part}\n" for part in confine(Policy(""), os.getppid())))
+
+
+if __name__ == "__main__":
+    main() if sys.argv[1:] else probe()

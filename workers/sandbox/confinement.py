@@ -1,0 +1,132 @@
+"""Take everything from this process that running Python code on a given input does not need.
+
+    own_user           as root: an unprivileged user, where that one can read the interpreter and the code
+    user_namespace     root has no capabilities outside; processes are counted apart
+    network_namespace  no interface, not even a loopback; no System V memory of others
+    capabilities       none, and none to be had
+    landlock           read-only access to the interpreter, packages, our code and shared libraries; nothing else
+    seccomp            no sockets, programs, processes, signals to others, mounts, or large parts of the kernel
+
+The parts overlap on purpose: the kernel, or a container, may refuse each of them.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from workers.sandbox import landlock, limits, seccomp
+from workers.sandbox.calls import libc, prctl, unshare
+
+PARTS: Final = ("own_user", "user_namespace", "network_namespace", "capabilities", "landlock", "seccomp")
+
+_NEW_USER: Final = 0x10000000
+_NEW_NETWORK_AND_IPC: Final = 0x40000000 | 0x08000000
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_CAPABILITIES_VERSION: Final = 0x20080522
+_MOST_CAPABILITIES: Final = 64
+_NOBODY: Final = 65534
+_OPEN_FILES: Final = 64
+_THREADS: Final = 64
+#: What shared libraries and programs' data are read from, and what Python itself opens.
+_SYSTEM: Final = (
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/usr/local/share", "/etc/ld.so.cache",
+    "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero",
+)  # fmt: skip
+_NULL: Final = "/dev/null"
+_OURS: Final = ("jobs", "workers")
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """Say what a child runs and what it may use beyond the interpreter and the installed code.
+
+    `readable` are files or folders; `scratch` is the folder that it may write to, in files of at most `file_bytes`.
+    `memory_bytes` limits its address space for good; 0 does not.
+    """
+
+    module: str
+    readable: tuple[str, ...] = ()
+    scratch: str | None = None
+    file_bytes: int = 0
+    memory_bytes: int = 0
+
+
+def confine(policy: Policy, parent: int) -> tuple[str, ...]:
+    """Confine this process, a child of the process `parent`, and return the names of the parts that are missing."""
+    readable = [path for path in (*_python(), *_SYSTEM, *policy.readable) if Path(path).exists()]
+    parts: dict[str, bool] = {}
+    was_root = os.geteuid() == 0
+    apart = unshare(_NEW_NETWORK_AND_IPC)  # root may; others need a user namespace for it
+    parts["own_user"] = not was_root or _own_user(readable)
+    parts["user_namespace"] = unshare(_NEW_USER | (0 if apart else _NEW_NETWORK_AND_IPC))
+    parts["network_namespace"] = apart or parts["user_namespace"]
+    _limit(policy, alone=parts["user_namespace"] or (was_root and parts["own_user"]))
+    parts["capabilities"] = _without_capabilities()
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_DUMPABLE, 0)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a new user or user namespace clears it
+    if os.getppid() != parent:  # the parent died before
+        os._exit(1)
+    parts["landlock"] = landlock.restrict(readable, [_NULL, *([policy.scratch] if policy.scratch else [])])
+    parts["seccomp"] = seccomp.install(os.getpid())
+    return tuple(part for part in PARTS if not parts[part])
+
+
+def _python() -> Iterator[str]:
+    """Yield where the interpreter, the installed packages and our own code are.
+
+    Of other entries of `sys.path` only our packages count: a checkout or a working folder may hold the data folder.
+    """
+    yield from {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    yield from filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+    for entry in map(Path, filter(None, sys.path)):
+        if any(entry.glob("*.dist-info")):
+            yield str(entry)
+        else:
+            yield from (str(entry / package) for package in _OURS)
+
+
+def _own_user(readable: list[str]) -> bool:
+    """Let root become nobody; return False where nobody could not read the code, or root may not become another."""
+    groups = os.getgroups()
+    try:
+        os.setgroups([])
+        os.setegid(_NOBODY)
+        os.seteuid(_NOBODY)
+    except OSError:
+        return False
+    if all(os.access(path, os.R_OK, effective_ids=True) for path in readable):
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        return True
+    os.seteuid(0)
+    os.setegid(0)
+    os.setgroups(groups)
+    return False
+
+
+def _limit(policy: Policy, *, alone: bool) -> None:
+    """Set what can only be lowered. Threads are counted by user, so only where this process has a user of its own."""
+    limits.lower(resource.RLIMIT_CORE, 0, for_good=True)
+    limits.lower(resource.RLIMIT_FSIZE, policy.file_bytes, for_good=True)
+    limits.lower(resource.RLIMIT_NOFILE, _OPEN_FILES, for_good=True)
+    if alone:
+        limits.lower(resource.RLIMIT_NPROC, _THREADS, for_good=True)
+    if policy.memory_bytes:
+        limits.lower(resource.RLIMIT_AS, policy.memory_bytes, for_good=True)
+
+
+def _without_capabilities() -> bool:
+    for capability in range(_MOST_CAPABILITIES):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # forbidden to those who have none anyway
+    header = struct.pack("=Ii", _CAPABILITIES_VERSION, 0)
+    nothing = ctypes.create_string_buffer(24)  # effective, permitted, inheritable, twice
+    return bool(libc.capset(header, nothing) == 0)
