@@ -61,11 +61,11 @@ class Policy(msgspec.Struct, frozen=True):
 
 def confine(policy: Policy, parent: int) -> tuple[str, ...]:
     """Confine this process, a child of the process `parent`, and return the names of the parts that are missing."""
-    readable = [path for path in (*_python(), *_SYSTEM, *policy.readable) if Path(path).exists()]
+    readable = [path for path in (*_python(), *_SYSTEM, *policy.readable) if os.access(path, os.R_OK)]
     parts: dict[str, bool] = {}
     was_root = os.geteuid() == 0
     apart = unshare(_NEW_NETWORK_AND_IPC)  # root may; others need a user namespace for it
-    parts["own_user"] = not was_root or _own_user(readable)
+    parts["own_user"] = not was_root or _own_user(readable, policy.scratch)
     parts["user_namespace"] = unshare(_NEW_USER | (0 if apart else _NEW_NETWORK_AND_IPC))
     parts["network_namespace"] = apart or parts["user_namespace"]
     _limit(policy, alone=parts["user_namespace"] or (was_root and parts["own_user"]))
@@ -94,22 +94,27 @@ def _python() -> Iterator[str]:
             yield from (str(entry / package) for package in _OURS)
 
 
-def _own_user(readable: list[str]) -> bool:
-    """Let root become nobody; return False where nobody could not read the code, or root may not become another."""
+def _own_user(readable: list[str], scratch: str | None) -> bool:
+    """Let root become nobody; return False where nobody could not reach the files, or root may not become another."""
     groups = os.getgroups()
     try:
         os.setgroups([])
+        if scratch:
+            os.chown(scratch, _NOBODY, _NOBODY)
         os.setegid(_NOBODY)
         os.seteuid(_NOBODY)
     except OSError:
         return False
-    if all(os.access(path, os.R_OK, effective_ids=True) for path in readable):
+    needed = [(path, os.R_OK) for path in readable] + ([(scratch, os.W_OK)] if scratch else [])
+    if all(os.access(path, mode, effective_ids=True) for path, mode in needed):
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
         return True
     os.seteuid(0)
     os.setegid(0)
     os.setgroups(groups)
+    if scratch:
+        os.chown(scratch, 0, 0)
     return False
 
 

@@ -74,8 +74,8 @@ class Child:
             )
         self._death = os.pidfd_open(self._process.pid)
 
-    def begin(self) -> None:
-        """Wait until the child has started, and log what its confinement lacks. Raises: Died, TimeUp."""
+    def begin(self) -> tuple[str, ...]:
+        """Wait until the child has started; log and return the parts its confinement lacks. Raises: Died, TimeUp."""
         message = self.receive(START_SECONDS, LARGEST)
         try:
             missing = decode_ready(message).missing
@@ -83,6 +83,7 @@ class Child:
             raise Died from error
         if missing:
             _incomplete.warn(child=self._policy.module, missing=list(missing))
+        return missing
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message, and copies of open descriptors with it. Raises: Died."""

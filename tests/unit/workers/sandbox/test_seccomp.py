@@ -1,0 +1,120 @@
+"""The filter, run by an interpreter of classic BPF for both machines: the kernel's own is of one alone."""
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from workers.sandbox.calls import KNOWN, MACHINES, REFUSED, number
+from workers.sandbox.seccomp import program
+
+ALLOWED = 0x7FFF0000
+KILLED = 0x80000000
+REFUSAL = 0x00050000 | errno.EPERM
+UNKNOWN = 0x00050000 | errno.ENOSYS
+X86_64, AARCH64, I386, ARM = 0xC000003E, 0xC00000B7, 0x40000003, 0x40000028
+ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
+PID = 4711
+#: Of linux-libc-dev.
+_HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
+
+
+def verdict(machine: str, call: str | int, *arguments: int, architecture: int | None = None) -> int:
+    """Run the program on one system call. As in the kernel, A is the accumulator."""
+    of_call = number(call, machine) if isinstance(call, str) else call
+    assert of_call is not None
+    data = {0: of_call, 4: ARCHITECTURES[machine] if architecture is None else architecture}
+    data |= {16 + 8 * n: value & 0xFFFFFFFF for n, value in enumerate((*arguments, *[0] * (6 - len(arguments))))}
+    accumulator, at, made = 0, 0, program(machine, PID)
+    while True:
+        code, jump_true, jump_false, operand = made[at]
+        at += 1
+        if code == 0x06:
+            return operand
+        if code == 0x20:
+            accumulator = data[operand]
+        elif code == 0x54:
+            accumulator &= operand
+        else:
+            holds = {0x15: accumulator == operand, 0x25: accumulator > operand, 0x45: bool(accumulator & operand)}[code]
+            at += jump_true if holds else jump_false
+
+
+@pytest.fixture(params=sorted(MACHINES))
+def machine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_every_call_that_is_refused_is(machine: str) -> None:
+    there = [name for name in REFUSED if number(name, machine) is not None]
+
+    assert {verdict(machine, name) for name in there} == {REFUSAL}
+    assert len(there) > 100
+
+
+def test_what_python_lives_on_is_allowed(machine: str) -> None:
+    numbers = {"x86_64": {"read": 0, "write": 1, "mmap": 9, "openat": 257, "futex": 202, "exit_group": 231}}
+    numbers["aarch64"] = {"read": 63, "write": 64, "mmap": 222, "openat": 56, "futex": 98, "exit_group": 94}
+
+    assert {verdict(machine, one) for one in numbers[machine].values()} == {ALLOWED}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "expected"),
+    [
+        ("kill", (PID, 9), ALLOWED),
+        ("kill", (0, 9), REFUSAL),
+        ("kill", (-1, 9), REFUSAL),
+        ("kill", (PID + 1, 9), REFUSAL),
+        ("tgkill", (PID, 1, 9), ALLOWED),
+        ("tgkill", (1, 1, 9), REFUSAL),
+        ("prlimit64", (0,), ALLOWED),
+        ("prlimit64", (PID,), ALLOWED),
+        ("prlimit64", (1,), REFUSAL),
+        ("clone", (0x10000 | 0x100,), ALLOWED),  # a thread
+        ("clone", (17,), REFUSAL),  # a process: SIGCHLD
+        ("clone", (0x10000000 | 17,), REFUSAL),  # with a user namespace
+        ("clone3", (), UNKNOWN),
+        ("socketpair", (1, 1 | 0o2000000), ALLOWED),  # a stream, closed on exec
+        ("socketpair", (1, 2), REFUSAL),
+        ("socketpair", (2, 1), REFUSAL),
+        ("fcntl", (3, 2), ALLOWED),
+        ("fcntl", (3, 8), REFUSAL),
+        ("fcntl", (3, 10), REFUSAL),
+        ("fcntl", (3, 15), REFUSAL),
+        ("ioctl", (0, 0x5401), ALLOWED),
+        ("ioctl", (0, 0x5412), REFUSAL),
+        ("prctl", (15,), ALLOWED),
+        ("prctl", (1, 0), REFUSAL),
+        ("prctl", (4, 1), REFUSAL),
+    ],
+)
+def test_arguments_decide(machine: str, call: str, arguments: tuple[int, ...], expected: int) -> None:
+    assert verdict(machine, call, *arguments) == expected
+
+
+@pytest.mark.parametrize("architecture", [I386, ARM, 0])
+def test_calls_of_another_machine_end_the_process(machine: str, architecture: int) -> None:
+    assert verdict(machine, "prctl", 15, architecture=architecture) == KILLED
+
+
+@pytest.mark.parametrize("call", [470, 600, 0x40000000, 0x40000000 | 41, 0xFFFFFFFF])
+def test_calls_that_are_new_or_of_x32_do_not_exist(machine: str, call: int) -> None:
+    assert verdict(machine, call) == UNKNOWN
+
+
+def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
+    """Of calls that the installed headers know; the newest may be newer than they."""
+    header = Path(_HEADERS[machine])
+    if not header.exists():
+        pytest.skip("Debian has the headers as linux-libc-dev")
+    found = {
+        name.removeprefix("3264_").removeprefix("_"): int(value)
+        for name, value in re.findall(r"#define __NR_?(\w+) (\d+)", header.read_text())
+    }
+    ours = {name.removeprefix("_"): number(name, machine) for name in {**KNOWN, **REFUSED}}
+    differing = {name: (mine, found[name]) for name, mine in ours.items() if name in found and mine != found[name]}
+
+    assert differing == {}
+    assert len(found.keys() & ours.keys()) > 100
