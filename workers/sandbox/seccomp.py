@@ -33,6 +33,8 @@ _SIGNALS_BY_IOCTL: Final = (0x8901, 0x8902, 0x5412, 0x541C)
 _BONDS: Final = (1, 4, 0x59616D61)
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+#: Names of calls, the argument that decides, and its values.
+Rules = tuple[tuple[str, int, tuple[int, ...]], ...]
 
 
 def install(pid: int) -> bool:
@@ -51,8 +53,8 @@ def install(pid: int) -> bool:
 
 def program(machine: str, pid: int) -> list[Instruction]:
     """Return the filter for `machine`. The process `pid` may send signals to itself alone."""
-    own = ("kill", 0, (pid,)), ("tgkill", 0, (pid,)), ("prlimit64", 0, (0, pid))
-    foreign = ("fcntl", 1, _SIGNALS_BY_FCNTL), ("ioctl", 1, _SIGNALS_BY_IOCTL), ("prctl", 0, _BONDS)
+    own: Rules = ("kill", 0, (pid,)), ("tgkill", 0, (pid,)), ("prlimit64", 0, (0, pid))
+    foreign: Rules = ("fcntl", 1, _SIGNALS_BY_FCNTL), ("ioctl", 1, _SIGNALS_BY_IOCTL), ("prctl", 0, _BONDS)
     made: list[Instruction] = [(_LOAD, 0, 0, _ARCHITECTURE_AT), (_IS, 1, 0, _ARCHITECTURES[machine]), _end(_KILL)]
     made += [(_LOAD, 0, 0, _NUMBER_AT), (_IS_ABOVE, 0, 1, NEWEST), _end(_UNKNOWN)]
     for name, argument, values in own:
