@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +135,14 @@ async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is(monkeyp
     checker._seconds = 10.0
     assert await checker.faults(raw(CITY), ['{"city": "Rome"}'], "ours") == [None]
     await checker.close()
+
+
+def test_its_child_is_confined(checker: Checker) -> None:
+    asyncio.run(checker.check(raw(CITY)))
+    assert checker._child is not None
+    status = Path(f"/proc/{checker._child._process.pid}/status").read_text()
+
+    assert {"NoNewPrivs:\t1", "Seccomp:\t2", "CapPrm:\t0000000000000000"} <= set(status.splitlines())
 
 
 async def test_tenants_take_turns() -> None:
