@@ -35,7 +35,7 @@ _CAPABILITIES_VERSION: Final = 0x20080522
 _MOST_CAPABILITIES: Final = 64
 _NOBODY: Final = 65534
 _OPEN_FILES: Final = 64
-_THREADS: Final = 64
+_THREADS: Final = 256  # libraries start one for each core
 #: What shared libraries and programs' data are read from, and what Python itself opens.
 _SYSTEM: Final = (
     "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/usr/local/share", "/etc/ld.so.cache",
@@ -48,7 +48,8 @@ _OURS: Final = ("jobs", "workers")
 class Policy(msgspec.Struct, frozen=True):
     """Say what a child runs and what it may use beyond the interpreter and the installed code.
 
-    `readable` are files or folders; `scratch` is the folder that it may write to, in files of at most `file_bytes`.
+    `readable` are files or folders; `scratch` is the folder that it may write to, in files of at most `file_bytes`, and
+    that belongs to the child's user afterwards.
     `memory_bytes` limits its address space for good; 0 does not.
     """
 

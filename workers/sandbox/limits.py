@@ -4,7 +4,7 @@ import os
 import resource
 from typing import Final
 
-#: Opened before Landlock denies /proc.
+#: Of the process that imports this module; opened before Landlock denies /proc.
 _statm: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
