@@ -19,6 +19,7 @@ Numbers = tuple[int | None, int | None]
 KNOWN: Final[dict[str, Numbers]] = {
     "clone": (56, 220), "clone3": (435, 435), "socketpair": (53, 199), "kill": (62, 129), "tgkill": (234, 131),
     "prlimit64": (302, 261), "fcntl": (72, 25), "ioctl": (16, 29), "prctl": (157, 167), "seccomp": (317, 277),
+    "sched_setaffinity": (203, 122),
     "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
 }  # fmt: skip
 

@@ -53,7 +53,8 @@ def install(pid: int) -> bool:
 
 def program(machine: str, pid: int) -> list[Instruction]:
     """Return the filter for `machine`. The process `pid` may send signals to itself alone."""
-    own: Rules = ("kill", 0, (pid,)), ("tgkill", 0, (pid,)), ("prlimit64", 0, (0, pid))
+    own: Rules = tuple((name, 0, (pid,)) for name in ("kill", "tgkill"))
+    own += tuple((name, 0, (0, pid)) for name in ("prlimit64", "sched_setaffinity"))
     foreign: Rules = ("fcntl", 1, _SIGNALS_BY_FCNTL), ("ioctl", 1, _SIGNALS_BY_IOCTL), ("prctl", 0, _BONDS)
     made: list[Instruction] = [(_LOAD, 0, 0, _ARCHITECTURE_AT), (_IS, 1, 0, _ARCHITECTURES[machine]), _end(_KILL)]
     made += [(_LOAD, 0, 0, _NUMBER_AT), (_IS_ABOVE, 0, 1, NEWEST), _end(_UNKNOWN)]

@@ -72,6 +72,8 @@ def test_what_python_lives_on_is_allowed(machine: str) -> None:
         ("prlimit64", (0,), ALLOWED),
         ("prlimit64", (PID,), ALLOWED),
         ("prlimit64", (1,), REFUSAL),
+        ("sched_setaffinity", (0,), ALLOWED),
+        ("sched_setaffinity", (1,), REFUSAL),
         ("clone", (0x10000 | 0x100,), ALLOWED),  # a thread
         ("clone", (17,), REFUSAL),  # a process: SIGCHLD
         ("clone", (0x10000000 | 17,), REFUSAL),  # with a user namespace
