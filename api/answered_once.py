@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallContext
 from api.idempotency import Lease, Make, Once
+from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy
 from jobs.models import Audit, Base
 from jobs.storage import let_go

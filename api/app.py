@@ -1,6 +1,6 @@
 """The composition root of the web process: `build()` makes the app and everything that it works with.
 
-Trace ─▶ CORS ─▶ Authenticate ─▶ Limit ─▶ routes ─▶ one transaction ─▶ answer
+Trace ─▶ CORS ─▶ Authenticate ─▶ Limit ─▶ FairShare ─▶ routes ─▶ one transaction ─▶ answer
 """
 
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from api import errors
 from api.asking import STREAM_HEADER
 from api.deps import Services
 from api.metrics import Exposition
-from api.middleware import Authenticate, Limit, Trace
+from api.middleware import Authenticate, FairShare, Limit, Trace
 from api.routes import ROUTERS
 from jobs.db import Database
 from jobs.registry import Models
@@ -59,6 +59,7 @@ def build(config: Settings | None = None) -> FastAPI:
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # complete as they are: including would build each a second time
     errors.install(app)
+    app.add_middleware(FairShare, config=config)
     app.add_middleware(Limit, config=config)
     app.add_middleware(Authenticate, services=services)
     if config.cors_origins:

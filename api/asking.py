@@ -16,9 +16,9 @@ from fastapi import Header, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallContext
+from api.shares import run_in_threadpool
 from api.streams import KeyRevoked, check_key
 from api.validation import clip
 from jobs import fleet, pauses, placement

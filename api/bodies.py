@@ -11,10 +11,10 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api import shares
 from jobs.errors import InvalidRequest
 
 _MAX_DEPTH = 100
@@ -88,16 +88,28 @@ def _refused(what: str) -> InvalidRequest:
 class _StrictRequest(Request):
     async def json(self) -> Any:
         raw = await self.body()
-        return parse(raw) if len(raw) <= _LARGE else await run_in_threadpool(parse, raw)
+        return parse(raw) if len(raw) <= _LARGE else await shares.run_reader(parse, raw)
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON body is read by `parse`."""
+    """A route whose JSON body is read by `parse`, and whose plain function runs in a thread of its project."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
+        fields = self.dependant.body_params
 
         async def strict(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
+            given = _StrictRequest(request.scope, request.receive)
+            share = shares.current.get()
+            if share is None:
+                return await handler(given)
+            if not self.dependant.is_coroutine_callable:
+                if fields:
+                    await given.body()  # a thread is not held while it arrives
+                async with share.thread():
+                    return await handler(given)
+            async with share.thread():
+                pass
+            return await handler(given)
 
         return strict

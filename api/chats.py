@@ -16,7 +16,6 @@ import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 
 from api import kept_completions
 from api.answered_once import Run, answered_once
@@ -27,6 +26,7 @@ from api.deps import CallContext
 from api.errors import describe
 from api.fields import Context, Metadata
 from api.idempotency import Once
+from api.shares import run_in_threadpool
 from api.space import check_space
 from jobs import completions
 from jobs.endpoints import CHAT

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import anyio
 from fastapi.responses import Response, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
+from api.shares import run_in_threadpool
 from jobs.models import File
 from jobs.storage import Storage
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 
 from api import kept_responses
 from api.asking import KEEP_ALIVE
 from api.deps import CallContext
 from api.presenters.response_events import written_out
+from api.shares import run_in_threadpool
 from api.streams import check_key, until_revoked
 from jobs import responses
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StreamsAway

@@ -24,9 +24,9 @@ from pydantic import BaseModel
 from sqlalchemy import and_, delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import Call
+from api.shares import run_in_threadpool
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy, IdempotencyMismatch, InFlight

@@ -15,9 +15,9 @@ from typing import Any
 import anyio
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
+from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, PayloadTooLarge
 from jobs.storage import Storage
 

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from api import kept_responses
 from api.asking import KEEP_ALIVE, GoingDown, ask, named, resume, streamed, whole
 from api.deps import CallContext
 from api.errors import describe
+from api.shares import run_in_threadpool
 from api.turns import CreateResponse, Turn, decoded, keep, unsound
 from jobs import responses
 from jobs.endpoints import RESPONSES

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallContext
 from api.presenters.job import JobEvent, show_event
+from api.shares import run_in_threadpool
 from jobs import events
 from jobs.errors import DatabaseBusy, NotFound
 from jobs.models import ApiKey, File, Job, Segment

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
-from starlette.concurrency import run_in_threadpool
-
+from api.shares import run_in_threadpool
 from jobs.errors import NightmillError
 
 SECONDS = 2.0

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from api.answered_once import as_json
 from api.asking import Asked, ask, whole
@@ -20,6 +19,7 @@ from api.deps import Call, CallContext
 from api.items import InputItem
 from api.presenters.response import ItemObject, show_item
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.turns import decoded, said_before, unsound
 from jobs import compaction, responses
 from jobs.clock import now

@@ -12,7 +12,6 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import Call, CallContext
 from api.download import send_file
@@ -23,6 +22,7 @@ from api.multipart import BYTES, Received, Sink, described, receive
 from api.paging import After, Order, Page, deleted, find, page, place_of
 from api.presenters.file import FileDeleted, FileObject, Purpose, show_file
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.space import receiving, reserve
 from api.validation import clip, explain
 from jobs import attachments

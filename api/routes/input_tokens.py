@@ -5,13 +5,13 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from api.asking import Asked, ask, whole
 from api.bodies import Many
 from api.deps import Call, CallContext
 from api.items import InputItem
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.turns import Named, said_before, unless_ours
 from jobs import responses
 from jobs.endpoints import RESPONSES

@@ -7,7 +7,6 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.bodies import Body
 from api.deliveries import delivery_page
@@ -20,6 +19,7 @@ from api.presenters.webhook import DeliveryObject
 from api.progress import outcomes, pace, queue_position, totals, worked_seconds
 from api.retry import again
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.streams import event_stream, result_stream
 from api.validation import clip
 from jobs import events, ledger

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from api import kept_responses, response_streams
 from api.answered_once import answered_once, as_json, referred
@@ -24,6 +23,7 @@ from api.idempotency import Idempotent, Once
 from api.paging import After, Limit20, Order, Page, slice_of
 from api.presenters.response import ItemObject, ResponseDeleted, show_items
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.turns import CreateResponse, Turn, begin, begun, decoded, keep, unsound
 from jobs import responses
 from jobs.endpoints import RESPONSES

@@ -16,7 +16,6 @@ from fastapi.responses import Response
 from pydantic import Field
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.bodies import Body
 from api.deps import Call, CallContext
@@ -26,6 +25,7 @@ from api.idempotency import Idempotent
 from api.multipart import BYTES, Sink, described, receive
 from api.presenters.file import PartObject, Purpose, UploadObject, show_part, show_upload
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.space import check_disk, check_project, receiving, reserve
 from api.validation import clip
 from jobs.clock import now

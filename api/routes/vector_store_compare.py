@@ -10,7 +10,6 @@ from fastapi.responses import Response
 from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api import ranking
 from api.asking import whole
@@ -20,6 +19,7 @@ from api.presenters.vector_index import Compared, Comparison, Marks, Mean, Side,
 from api.routes.vector_store_indexes import get_index
 from api.routes.vector_store_search import LONGEST_QUERY, answer_of, wanted
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.validation import clip
 from api.vector_rows import get_store
 from jobs import indexes, searches

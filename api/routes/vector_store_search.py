@@ -7,7 +7,6 @@ import msgspec
 from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.asking import ask, whole
 from api.bodies import Body, Many
@@ -15,6 +14,7 @@ from api.deps import Call, CallContext
 from api.presenters.vector_store import SearchPage, show_found
 from api.rewriting import rewritten
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.vector_rows import get_store
 from jobs import indexes, placement, searches
 from jobs.conditions import check_filter

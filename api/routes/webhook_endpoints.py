@@ -8,7 +8,6 @@ from fastapi.responses import Response
 from pydantic import Field
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.bodies import Body
 from api.deliveries import delivery_page
@@ -27,6 +26,7 @@ from api.presenters.webhook import (
     show_with_secret,
 )
 from api.routing import resource
+from api.shares import run_in_threadpool
 from api.validation import clip
 from jobs import deliveries
 from jobs.clock import now

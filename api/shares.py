@@ -1,0 +1,112 @@
+"""Bound what one project uses of this process at once: threads, and bytes of JSON bodies.
+
+    request ─▶ share of its project ─┬─ a thread is free within 5 s, and so are the bytes ─▶ route
+                                     └─ 429 with Retry-After
+
+A project has 10 of the 40 threads, so the requests of other projects always find one. A request that was admitted is
+never refused later: it waits for a thread of its project.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+from jobs.errors import TooManyRequests
+from jobs.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Seconds that a request waits for a thread of its project before it is refused.
+_PATIENCE_SECONDS = 5.0
+#: Threads of this process that read large bodies: these compete with the event loop for the interpreter.
+_READERS = 2
+
+
+class ProjectBusy(TooManyRequests):
+    """This project has too many requests in progress. Send this one again in a moment."""
+
+    retry_after = 1
+
+
+class Share:
+    """What one project may use at once, on one event loop. Sizes are bytes."""
+
+    def __init__(self, threads: int, body_bytes: int) -> None:
+        self.threads = asyncio.Semaphore(threads)
+        self.reader = asyncio.Semaphore(1)
+        self._free = body_bytes
+
+    @asynccontextmanager
+    async def thread(self) -> AsyncIterator[None]:
+        """Hold one of the project's threads. Raises ProjectBusy when none is free within the patience."""
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self.threads.acquire()
+        except TimeoutError:
+            raise ProjectBusy from None
+        try:
+            yield
+        finally:
+            self.threads.release()
+
+    def reserve(self, size: int) -> None:
+        """Take `size` bytes for a body. Raises ProjectBusy when fewer are free."""
+        if size > self._free:
+            raise ProjectBusy("The requests of this project in progress have too many bytes. Send this one again.")
+        self._free -= size
+
+    def release(self, size: int) -> None:
+        """Give back what `reserve` took."""
+        self._free += size
+
+
+#: The share of the request that is being served; None where no project is known yet.
+current: ContextVar[Share | None] = ContextVar("share", default=None)
+_shares: RunVar[WeakValueDictionary[str, Share]] = RunVar("shares")
+_readers: RunVar[asyncio.Semaphore] = RunVar("readers")
+
+
+def share_of(project_id: str, config: Settings) -> Share:
+    """Return the share of a project, which exists for as long as a request refers to it."""
+    shares = _once(_shares, WeakValueDictionary)
+    share = shares.get(project_id)
+    if share is None:  # a body of the largest size is always accepted when no other is there
+        share = Share(config.project_threads, max(config.project_body_bytes, config.body_max_bytes))
+        shares[project_id] = share
+    return share
+
+
+async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread of the current project, and wait for one as long as it takes."""
+    share = current.get()
+    if share is None:
+        return await _run(work, *args, **kwargs)
+    async with share.threads:
+        return await _run(work, *args, **kwargs)
+
+
+async def run_reader(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work`, which reads a large body, in a thread: one at a time of a project, and few of all projects."""
+    share = current.get() or Share(1, 0)
+    async with share.reader, _once(_readers, lambda: asyncio.Semaphore(_READERS)):
+        return await _run(work, *args, **kwargs)
+
+
+async def _run(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs))
+
+
+def _once(variable: RunVar[T], make: Callable[[], T]) -> T:
+    """Return the variable of this event loop, made when it is new."""
+    try:
+        return variable.get()
+    except LookupError:
+        variable.set(made := make())
+        return made

@@ -1,0 +1,169 @@
+"""What one project uses of the web process at once: threads, and bytes of JSON bodies. Others always get in."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api import kept_conversations, shares
+from api.deps import CallContext
+from jobs.models import Project
+from tests.support.web import make_key
+
+BODY = {"metadata": {"a": "x"}, "items": [{"role": "user", "content": "x" * 40_000}]}
+
+
+class Gate:
+    """Holds requests for conversations of one project, each in its thread, until it opens."""
+
+    def __init__(self) -> None:
+        self.project: str | None = None
+        self.held = 0
+        self.most = 0
+        self.open = threading.Event()
+        self._entered = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def pass_through(self, project_id: str) -> None:
+        if project_id != self.project:
+            return
+        with self._lock:
+            self.held += 1
+            self.most = max(self.most, self.held)
+        self._entered.release()
+        self.open.wait(30)
+        with self._lock:
+            self.held -= 1
+
+    async def holds(self, count: int) -> None:
+        """Wait until `count` more requests are held."""
+        for _ in range(count):
+            assert await asyncio.to_thread(self._entered.acquire, True, 30)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate, row, begin = Gate(), kept_conversations.row, kept_conversations.begin
+
+    def held_row(session: Session, call: CallContext, *args: Any, **options: Any) -> Any:
+        gate.pass_through(call.project_id)
+        return row(session, call, *args, **options)
+
+    def held_begin(call: CallContext, *args: Any) -> Any:
+        gate.pass_through(call.project_id)
+        return begin(call, *args)
+
+    monkeypatch.setattr(kept_conversations, "row", held_row)
+    monkeypatch.setattr(kept_conversations, "begin", held_begin)
+    yield gate
+    gate.open.set()
+
+
+Work = Callable[[httpx2.AsyncClient, httpx2.AsyncClient], Coroutine[Any, Any, None]]
+
+
+def _run(app: FastAPI, gate: Gate, work: Work) -> None:
+    """Run `work` with a client of the project that the gate holds, and one of another project."""
+
+    async def both() -> None:
+        keys = [make_key(app), make_key(app, "another")]
+        clients = [
+            httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(app), base_url="http://test", headers={"Authorization": f"Bearer {key}"}
+            )
+            for key in keys
+        ]
+        with app.state.services.db.read() as session:
+            gate.project = session.scalar(select(Project.id).where(Project.name == "default"))
+        async with clients[0], clients[1], asyncio.timeout(60):
+            try:
+                await work(*clients)
+            finally:
+                gate.open.set()
+
+    asyncio.run(both())
+
+
+def _get(client: httpx2.AsyncClient) -> "asyncio.Task[httpx2.Response]":
+    return asyncio.create_task(client.get("/v1/conversations/conv_1"))
+
+
+def test_one_project_has_so_many_threads_and_another_gets_in(
+    make_app: Callable[..., FastAPI], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "_PATIENCE_SECONDS", 0.05)
+
+    async def work(busy: httpx2.AsyncClient, other: httpx2.AsyncClient) -> None:
+        held = [_get(busy) for _ in range(2)]
+        await gate.holds(2)
+
+        refused = [await busy.get("/v1/conversations/conv_1"), await busy.get("/v1/models")]
+        refused.append(await busy.post("/v1/embeddings", json={"model": "m", "input": "x"}))
+        served = await other.get("/v1/models")
+        gate.open.set()
+        answered = [await one for one in held]
+
+        for answer in refused:
+            error = answer.json()["error"]
+            assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+            assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+        assert served.status_code == 200
+        assert [answer.status_code for answer in answered] == [404, 404]
+        assert (await busy.get("/v1/models")).status_code == 200
+
+    _run(make_app(project_threads=2), gate, work)
+
+
+def test_who_waits_for_a_thread_that_comes_free_is_served(make_app: Callable[..., FastAPI], gate: Gate) -> None:
+    async def work(busy: httpx2.AsyncClient, _: httpx2.AsyncClient) -> None:
+        held = [_get(busy) for _ in range(40)]
+        await gate.holds(3)
+        gate.open.set()
+
+        assert {(await one).status_code for one in held} == {404}
+        assert gate.most == 3
+
+    _run(make_app(project_threads=3), gate, work)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_one_project_has_so_many_bytes_of_bodies_and_another_gets_in(
+    make_app: Callable[..., FastAPI], gate: Gate, chunked: bool
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (text[:20_000], text[20_000:]):
+            yield piece
+
+    request = httpx2.Request("POST", "http://test/", json=BODY)
+    text = request.content
+    options: dict[str, Any] = {"headers": {"Content-Type": "application/json"}}
+
+    def post(client: httpx2.AsyncClient) -> Coroutine[Any, Any, httpx2.Response]:
+        return client.post("/v1/conversations", content=pieces() if chunked else text, **options)
+
+    async def work(busy: httpx2.AsyncClient, other: httpx2.AsyncClient) -> None:
+        held = asyncio.create_task(post(busy))
+        await gate.holds(1)
+
+        refused, small, served = await post(busy), await busy.get("/v1/models"), await post(other)
+        gate.open.set()
+        answered, again = await held, await post(busy)
+
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert [one.status_code for one in (small, served, answered, again)] == [200] * 4
+
+    _run(make_app(project_body_bytes=65_536, body_max_bytes=65_536), gate, work)
+
+
+def test_a_body_of_the_largest_size_is_always_accepted(make_app: Callable[..., FastAPI], gate: Gate) -> None:
+    async def work(_: httpx2.AsyncClient, other: httpx2.AsyncClient) -> None:
+        assert (await other.post("/v1/conversations", json=BODY)).status_code == 200
+
+    _run(make_app(project_body_bytes=1024), gate, work)
