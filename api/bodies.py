@@ -2,23 +2,41 @@
 
 Refused with 400: what is not UTF-8 or JSON (NaN and a byte order mark included), a name given twice, nesting beyond
 100, numbers no double holds, lone surrogates, NUL characters (PostgreSQL has no place for them).
+
+    bytes ─▶ values are counted ─▶ decoded ─▶ items of each array are counted ─▶ validated
+
+What is too much is refused before the next step, so no body occupies the interpreter for long. A large body takes these
+steps in a thread.
 """
 
 import json
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+from fastapi._compat import ModelField
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api import shares
+from api.validation import explain, too_long
 from jobs.errors import InvalidRequest
 
 _MAX_DEPTH = 100
-_LARGE = 65_536  # bytes: what is read at once; beside more of them other clients are heard
+_LARGE = 65_536  # bytes: a larger body is read in a thread
+#: Items of an array, or properties of an object, but for arrays of numbers: these may be the tokens of a long prompt.
+_MAX_ITEMS = 10_000
+#: Lower bounds of OpenAI, by path and field.
+_BOUNDS: Final[Mapping[str, Mapping[str, int]]] = {
+    "/v1/chat/completions": {"tools": 128},
+    "/v1/embeddings": {"input": 2048},
+}
+#: Values of a body by weight: 1 a number, 3 a string, 5 an array or an object. OpenAI embeds 300,000 tokens at once.
+_MAX_WEIGHT = 400_000
+_LISTS = ("input", "messages", "prompt", "documents", "tools", "items", "files", "file_ids", "queries", "query")
+_Lists = msgspec.defstruct("_Lists", [(name, msgspec.Raw, msgspec.Raw()) for name in _LISTS])
 T = TypeVar("T")
 
 #: A list of a body: of what is wrong with a million items the first fault is told, and no other is looked for.
@@ -47,6 +65,8 @@ class Body(BaseModel):
 def parse(raw: bytes) -> Any:
     """The value of a JSON text. Raises InvalidRequest."""
     try:
+        if _weight(raw) > _MAX_WEIGHT:
+            raise _too_heavy(raw)
         msgspec.json.decode(raw)
         value = json.loads(raw, object_pairs_hook=_object)
     except RecursionError as error:
@@ -56,6 +76,53 @@ def parse(raw: bytes) -> Any:
     if b"\\u0000" in raw or raw.count(b"[") + raw.count(b"{") > _MAX_DEPTH:
         _check(value, _MAX_DEPTH)
     return value
+
+
+def _weight(raw: bytes) -> int:
+    """Return how much the values of a JSON text weigh, or more than the maximum; nothing is decoded for that."""
+    weight = _weigh(raw)
+    if weight <= _MAX_WEIGHT:  # although the punctuation in strings was counted too
+        return weight
+    plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    quotes = plain.count(b'"')
+    return quotes if quotes > _MAX_WEIGHT else quotes + _weigh(b"".join(plain.split(b'"')[::2]))
+
+
+def _weigh(text: bytes) -> int:
+    return text.count(b",") + text.count(b'"') + 4 * (text.count(b"[") + text.count(b"{"))
+
+
+def _too_heavy(raw: bytes) -> InvalidRequest:
+    """The refusal of a body with too many values, which names the longest list. Raises msgspec.MsgspecError."""
+    lists = msgspec.json.decode(raw, type=_Lists)
+    longest = max(_LISTS, key=lambda name: len(bytes(getattr(lists, name))))
+    param = longest if bytes(getattr(lists, longest)) else None
+    return InvalidRequest(
+        f"Too many values in {param or 'the body'}: a body holds at most "
+        f"{_MAX_WEIGHT // 5} arrays and objects, {_MAX_WEIGHT // 3} strings or {_MAX_WEIGHT} numbers.",
+        param=param,
+        code="too_many_values",
+    )
+
+
+def check_lengths(body: Any, path: str, *, deep: bool) -> None:
+    """Raise InvalidRequest for an array or an object that is too long: the body and its fields, with `deep` all."""
+    bounds = _BOUNDS.get(path, {})
+    left: list[tuple[tuple[str | int, ...], Any]] = [((), body)]
+    while left:
+        place, value = left.pop()
+        if not isinstance(value, dict | list):
+            continue
+        limit = bounds.get(str(place[0]), _MAX_ITEMS) if len(place) == 1 else _MAX_ITEMS
+        if len(value) > limit and not _only_numbers(value):
+            raise too_long(value, place, limit)
+        if deep or not place:
+            members = value.items() if isinstance(value, dict) else enumerate(value)
+            left.extend(((*place, name), member) for name, member in members)
+
+
+def _only_numbers(value: Any) -> bool:
+    return isinstance(value, list) and set(map(type, value)) <= {int, float}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,9 +153,29 @@ def _refused(what: str) -> InvalidRequest:
 
 
 class _StrictRequest(Request):
+    """A request whose JSON is read by `parse`; that of a large body is validated too, in a thread."""
+
+    field: ModelField | None = None
+
     async def json(self) -> Any:
         raw = await self.body()
-        return parse(raw) if len(raw) <= _LARGE else await shares.run_reader(parse, raw)
+        many = raw.count(b",") >= _MAX_ITEMS
+        if many or len(raw) > _LARGE:
+            return await shares.run_reader(self._validated, raw, many)
+        value = parse(raw)
+        check_lengths(value, self.url.path, deep=False)
+        return value
+
+    def _validated(self, raw: bytes, many: bool) -> Any:
+        """The model that FastAPI would make of the body; it takes this one as it is. Raises InvalidRequest."""
+        value = parse(raw)
+        check_lengths(value, self.url.path, deep=many)
+        if self.field is None or value is None:
+            return value
+        model, errors = self.field.validate(value, loc=("body",))
+        if errors:
+            raise explain(errors, value)
+        return model
 
 
 class StrictRoute(APIRoute):
@@ -100,6 +187,7 @@ class StrictRoute(APIRoute):
 
         async def strict(request: Request) -> Response:
             given = _StrictRequest(request.scope, request.receive)
+            given.field = fields[0] if len(fields) == 1 else None
             share = shares.current.get()
             if share is None:
                 return await handler(given)

@@ -36,6 +36,11 @@ def explain(errors: Sequence[Any], body: Any) -> InvalidRequest:
     return _render(fault.error, fault.param)
 
 
+def too_long(value: object, place: Sequence[str | int], limit: int) -> InvalidRequest:
+    """Return the error for an array or an object at `place` of a body that has more than `limit` members."""
+    return _render({"type": "too_long", "input": value, "ctx": {"max_length": limit}}, _joined(place))
+
+
 @dataclass(frozen=True, slots=True)
 class _Fault:
     """One of pydantic's errors. Of the parts of its place `real` are those that lead on in the body."""
@@ -184,7 +189,7 @@ def _length(side: str, limit: str) -> Callable[[Mapping[str, Any], str | None], 
         noun, unit = _measured(error.get("input"))
         edge, size = ("at most", "max") if side == "above" else ("at least", "min")
         adjective = {"above": "too long", "below": "too short"}[side]
-        message = f"Invalid '{param}': {noun} {adjective}. Expected {edge} {error['ctx'][limit]} {unit}."
+        message = f"{_invalid(param)}{noun} {adjective}. Expected {edge} {error['ctx'][limit]} {unit}."
         return message, f"{noun}_{side}_{size}_{'properties' if noun == 'object' else 'length'}"
 
     return words
