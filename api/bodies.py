@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from fastapi._compat import ModelField
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
@@ -155,7 +154,7 @@ def _refused(what: str) -> InvalidRequest:
 class _StrictRequest(Request):
     """A request whose JSON is read by `parse`; that of a large body is validated too, in a thread."""
 
-    field: ModelField | None = None
+    field: Any = None  # of the route: what FastAPI would validate the body with
 
     async def json(self) -> Any:
         raw = await self.body()
