@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from api.arriving import Arriving
+from api.locks import Locks
 from api.metrics import Exposition
 from api.readiness import Watch
 from api.trusted import Trusted
@@ -42,6 +43,7 @@ class Services:
     watch: Watch = field(default_factory=Watch)
     places: Trusted[str] = field(default_factory=Trusted[str])  # queues that live workers take questions from
     arriving: Arriving = field(default_factory=Arriving)
+    changing: Locks = field(default_factory=Locks)  # conversations
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def registry(self) -> Registry:

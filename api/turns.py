@@ -144,7 +144,7 @@ def said_before(call: CallContext, conversation: Named, previous: str | None) ->
     if named and previous:
         raise _exclusive("previous_response_id")
     if named:
-        return [as_input(item) for item in kept_conversations.load(call, named).items]
+        return [as_input(item) for item in kept_conversations.load(call, named)]
     return _before(call, previous)
 
 

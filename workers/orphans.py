@@ -6,13 +6,14 @@ one, and goes only if it had none an hour ago either. A look pauses after every 
 
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, load_only
 
-from jobs import responses
+from jobs import conversations, responses
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import NotFound, StorageAway, StorageFull
@@ -33,10 +34,9 @@ _FLAT: tuple[tuple[str, InstrumentedAttribute[str] | None, InstrumentedAttribute
     ("files", File.id, File.path),
     ("responses", KeptResponse.id, None),
     ("completions", KeptCompletion.id, None),
-    ("conversations", None, Conversation.path),
     ("uploads", UploadPart.id, UploadPart.path),
 )
-_FOLDERS = (*(folder for folder, _, _ in _FLAT), "documents", "jobs", "doctor")
+_FOLDERS = (*(folder for folder, _, _ in _FLAT), conversations.FOLDER, "documents", "jobs", "doctor")
 
 
 class Orphans:
@@ -57,14 +57,16 @@ class Orphans:
         for folder, name, path in _FLAT:
             for page in _pages(self._storage.walk(folder)):
                 yield from self._judge(self._nameless(page, name, path))
-        for page in _pages(self._storage.folders("documents")):
-            yield from self._judge(f"documents/{name}" for name in self._unknown(page, VectorStore.id))
-        for page in _pages(self._storage.folders("jobs")):
-            yield from self._judge(f"jobs/{name}" for name in self._unknown(page, Job.id) | self._emptied(page))
-        for page in _pages(self._storage.walk("jobs")):
-            with self._db.read() as session:
-                left = _left_inside(session, page)
-            yield from self._judge(left)
+        for folder, unknown in (
+            (conversations.FOLDER, partial(self._unknown, column=Conversation.id)),
+            ("documents", partial(self._unknown, column=VectorStore.id)),
+            ("jobs", self._lost_jobs),
+        ):
+            for page in _pages(self._storage.folders(folder)):
+                yield from self._judge(f"{folder}/{name}" for name in unknown(page))
+        for folder, left in ((conversations.FOLDER, self._unnamed), ("jobs", self._left_inside)):
+            for page in _pages(self._storage.walk(folder)):
+                yield from self._judge(left(page))
         self._suspects = frozenset(self._found)
         if self._removed:
             log.warning("orphans_removed", extra={"files": self._removed})
@@ -115,9 +117,33 @@ class Orphans:
             lost = {one for one in paths if one.rpartition("/")[2] in unknown}
         return self._unknown(list(lost), path) if path is not None and lost else lost
 
+    def _unnamed(self, paths: list[str]) -> set[str]:
+        """Objects that no conversation names: neither its row, nor the object that its row names."""
+        owners = {path: conversations.owner(path) for path in paths}
+        with self._db.read() as session:
+            mine = Conversation.id.in_(set(owners.values()))
+            heads = {
+                row.id: row.path for row in session.execute(select(Conversation.id, Conversation.path).where(mine))
+            }
+        named = set(heads.values())
+        for head in {heads[owner] for path, owner in owners.items() if owner in heads and path not in named}:
+            try:
+                named |= {segment.path for segment in conversations.Head(self._storage, head).before}
+            except NotFound:  # replaced a moment ago, or lost: then its segments are all that is left
+                owner = conversations.owner(head)
+                named |= {path for path in paths if owners[path] == owner}
+        return set(paths) - named
+
     def _unknown(self, names: list[str], column: InstrumentedAttribute[str]) -> set[str]:
         with self._db.read() as session:
             return set(names).difference(session.scalars(select(column).where(column.in_(names))))
+
+    def _lost_jobs(self, job_ids: list[str]) -> set[str]:
+        return self._unknown(job_ids, Job.id) | self._emptied(job_ids)
+
+    def _left_inside(self, paths: list[str]) -> set[str]:
+        with self._db.read() as session:
+            return _left_inside(session, paths)
 
     def _emptied(self, job_ids: list[str]) -> set[str]:
         """Jobs that ended long ago and have no rows that tell of their objects, which nobody reads any more."""

@@ -14,8 +14,7 @@ from api.deps import Call
 from api.fields import Metadata
 from api.idempotency import Idempotent
 from api.items import NewItem
-from api.kept_conversations import Held
-from api.paging import After, Limit20, Order, Page, slice_of
+from api.paging import After, Limit20, Order, Page, page
 from api.presenters.response import ConversationDeleted, ConversationObject, ItemObject, show_item
 from api.routing import resource
 from api.space import check_space
@@ -114,8 +113,7 @@ def create_items(
 
         said = kept_conversations.add(call, conversation_id, [_new(item) for item in body.items], commit)
     ids = Added.model_validate_json(bytes(said.body)).ids
-    held = kept_conversations.load(call, conversation_id)
-    shown = [ItemObject.model_validate(item) for item in held.items if item["id"] in ids]
+    shown = [ItemObject.model_validate(item) for item in kept_conversations.find(call, conversation_id, ids)]
     return Page(data=shown, first_id=ids[0], last_id=ids[-1], has_more=False)
 
 
@@ -129,14 +127,16 @@ def list_items(
     include: _Include = None,  # noqa: ARG001
 ) -> Page[ItemObject]:
     """What was said."""
-    items = kept_conversations.load(call, conversation_id).items
-    return slice_of([ItemObject.model_validate(item) for item in items], after=after, limit=limit, order=order)
+    items, more = kept_conversations.page(call, conversation_id, after=after, limit=limit, order=order)
+    return page([ItemObject.model_validate(item) for item in items], more, lambda item: item)
 
 
 @router.get("/conversations/{conversation_id}/items/{item_id}")
 def retrieve_item(call: Call, conversation_id: str, item_id: str, include: _Include = None) -> ItemObject:  # noqa: ARG001
     """One item."""
-    return _item(kept_conversations.load(call, conversation_id), item_id)
+    for item in kept_conversations.find(call, conversation_id, [item_id]):
+        return ItemObject.model_validate(item)
+    raise kept_conversations.no_item(item_id)
 
 
 @router.delete("/conversations/{conversation_id}/items/{item_id}")
@@ -149,13 +149,6 @@ def delete_item(call: Call, conversation_id: str, item_id: str) -> ConversationO
 def _new(item: dict[str, Any]) -> dict[str, Any]:
     """As it is kept; whatever id the client gave it, it gets one of ours."""
     return {name: value for name, value in show_item(item).items() if name != "id"}
-
-
-def _item(held: Held, item_id: str) -> ItemObject:
-    for item in held.items:
-        if item["id"] == item_id:
-            return ItemObject.model_validate(item)
-    raise kept_conversations.no_item(item_id)
 
 
 def _shown(row: Any) -> ConversationObject:

@@ -1,4 +1,4 @@
-"""Conversations. Their items lie in storage under `path`, all in one object, which is never changed but replaced."""
+"""Conversations. The last of their items lie in storage under `path`, in an object that names the others."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jobs.models.base import Base
 
 
 class Conversation(Base):
-    """What was said so far. `version` counts the objects: who replaces one names the one it has read."""
+    """What was said so far. `version` counts the changes: who makes one names the version it has read."""
 
     __tablename__ = "conversation"
 
