@@ -36,6 +36,7 @@ _BOUNDS: Final[Mapping[str, Mapping[str, int]]] = {
 _MAX_WEIGHT = 400_000
 _LISTS = ("input", "messages", "prompt", "documents", "tools", "items", "files", "file_ids", "queries", "query")
 _Lists = msgspec.defstruct("_Lists", [(name, msgspec.Raw, msgspec.Raw()) for name in _LISTS])
+_CONTAINERS = frozenset({dict, list})
 T = TypeVar("T")
 
 #: A list of a body: of what is wrong with a million items the first fault is told, and no other is looked for.
@@ -106,18 +107,31 @@ def _too_heavy(raw: bytes) -> InvalidRequest:
 
 def check_lengths(body: Any, path: str, *, deep: bool) -> None:
     """Raise InvalidRequest for an array or an object that is too long: the body and its fields, with `deep` all."""
-    bounds = _BOUNDS.get(path, {})
-    left: list[tuple[tuple[str | int, ...], Any]] = [((), body)]
+    if not isinstance(body, dict):
+        return
+    for name, bound in _BOUNDS.get(path, {}).items():
+        _check_length(body, body.get(name), bound)
+    left: list[Any] = [body]
     while left:
-        place, value = left.pop()
-        if not isinstance(value, dict | list):
-            continue
-        limit = bounds.get(str(place[0]), _MAX_ITEMS) if len(place) == 1 else _MAX_ITEMS
-        if len(value) > limit and not _only_numbers(value):
-            raise too_long(value, place, limit)
-        if deep or not place:
-            members = value.items() if isinstance(value, dict) else enumerate(value)
-            left.extend(((*place, name), member) for name, member in members)
+        value = left.pop()
+        _check_length(body, value, _MAX_ITEMS)
+        if deep or value is body:
+            members = value.values() if isinstance(value, dict) else value
+            left += [member for member in members if type(member) in _CONTAINERS and member]
+
+
+def _check_length(body: Any, value: Any, limit: int) -> None:
+    if isinstance(value, dict | list) and len(value) > limit and not _only_numbers(value):
+        raise too_long(value, _place(body, value) or (), limit)
+
+
+def _place(value: Any, wanted: Any) -> tuple[str | int, ...] | None:
+    """Where an array or an object is in another."""
+    if value is wanted:
+        return ()
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    inside = ((name, _place(member, wanted)) for name, member in members if type(member) in _CONTAINERS)
+    return next(((name, *place) for name, place in inside if place is not None), None)
 
 
 def _only_numbers(value: Any) -> bool:
