@@ -70,13 +70,14 @@ class Once:
 
     def run(self, fields: Mapping[str, Any], make: Make) -> Response:
         """Make it in one transaction, or replay. What `make` returns is the answer."""
+        digest = self.digest(fields) if self.place else ""  # of megabytes perhaps, so not in the transaction
         try:
             with self.db.write() as session:
                 kept = self._kept(session)
                 if kept is not None:
-                    return self._answer(kept, self.digest(fields))
+                    return self._answer(kept, digest)
                 text = make(session).model_dump_json()
-                self._keep(session, self.digest(fields), text)
+                self._keep(session, digest, text)
         except IntegrityError:  # PostgreSQL: the same key was committed beside us; our job was rolled back
             replayed = self.replay(fields)
             if replayed is None:
