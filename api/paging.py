@@ -5,7 +5,7 @@ and rows added meanwhile neither repeat nor hide others. An `after` that names n
 never page one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
@@ -105,17 +105,24 @@ def _place(details: dict[str, Any] | None) -> float | None:
     return (details or {}).get(_PLACE)
 
 
-def slice_of(found: Sequence[Shown], *, after: str | None, limit: int, order: str) -> Page[Shown]:
-    """A page of what is in memory already, the oldest first."""
+def slice_of(
+    found: Sequence[Mapping[str, Any]],
+    show: Callable[[Mapping[str, Any]], Shown],
+    *,
+    after: str | None,
+    limit: int,
+    order: str,
+) -> Page[Shown]:
+    """A page of what is in memory already, the oldest first. Nothing beyond the page is shown."""
     ordered = list(found) if order == "asc" else list(reversed(found))
-    ids = [one.id for one in ordered]  # type: ignore[attr-defined]
+    ids = [one["id"] for one in ordered]
     if after is not None and after not in ids:
         raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
     start = 0 if after is None else ids.index(after) + 1
     shown = ids[start : start + limit]
     first, last = (shown[0], shown[-1]) if shown else (None, None)
-    more = start + limit < len(ids)
-    return Page(data=ordered[start : start + limit], first_id=first, last_id=last, has_more=more)
+    data = [show(one) for one in ordered[start : start + limit]]
+    return Page(data=data, first_id=first, last_id=last, has_more=start + limit < len(ids))
 
 
 def page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> Page[Shown]:

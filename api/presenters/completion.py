@@ -32,9 +32,9 @@ class StoredMessage(BaseModel):
     content_parts: list[Any] | None
 
 
-def show_messages(completion_id: str, messages: Sequence[Mapping[str, Any]]) -> list[StoredMessage]:
-    """Under ids of ours, by their places."""
-    return [StoredMessage.model_validate(_shown(f"{completion_id}-{n}", said)) for n, said in enumerate(messages)]
+def show_messages(completion_id: str, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Under ids of ours, by their places: the fields of a `StoredMessage` each."""
+    return [_shown(f"{completion_id}-{n}", said) for n, said in enumerate(messages)]
 
 
 def _shown(message_id: str, said: Mapping[str, Any]) -> dict[str, Any]:

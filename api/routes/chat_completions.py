@@ -63,7 +63,8 @@ def list_messages(
 ) -> Page[StoredMessage]:
     """What the model was asked."""
     messages = kept_completions.load(call, completion_id).question["messages"]
-    return slice_of(show_messages(completion_id, messages), after=after, limit=limit, order=order)
+    shown = show_messages(completion_id, messages)
+    return slice_of(shown, StoredMessage.model_validate, after=after, limit=limit, order=order)
 
 
 def _shown(completion: dict[str, Any]) -> CompletionObject:

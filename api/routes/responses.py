@@ -106,7 +106,7 @@ def list_input_items(
 ) -> Page[ItemObject]:
     """What the model was shown, earlier turns included."""
     items = show_items(response_id, responses.items(kept_responses.load(call, response_id)))
-    return slice_of([ItemObject.model_validate(item) for item in items], after=after, limit=limit, order=order)
+    return slice_of(items, ItemObject.model_validate, after=after, limit=limit, order=order)
 
 
 def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:

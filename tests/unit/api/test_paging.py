@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from api.paging import find
+from api.paging import find, slice_of
 from jobs.db import Database
 from jobs.errors import InvalidRequest
 from jobs.models import VectorStore
@@ -82,3 +82,16 @@ def test_a_cursor_that_names_nothing_of_this_project_is_an_error(
         ask(db, **{param: name})
 
     assert (refused.value.param, refused.value.code, len(rows)) == (param, "invalid_cursor", ROWS)
+
+
+def test_of_a_list_in_memory_only_the_page_is_made() -> None:
+    shown = list[str]()
+
+    def show(item: Any) -> str:
+        shown.append(item["id"])
+        return str(item["id"])
+
+    page = slice_of([{"id": f"{n}"} for n in range(100)], show, after="97", limit=3, order="desc")
+
+    assert page.data == shown == ["96", "95", "94"]
+    assert (page.first_id, page.last_id, page.has_more) == ("96", "94", True)
