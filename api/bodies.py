@@ -201,15 +201,15 @@ class StrictRoute(APIRoute):
         async def strict(request: Request) -> Response:
             given = _StrictRequest(request.scope, request.receive)
             given.field = fields[0] if len(fields) == 1 else None
-            share = shares.current.get()
-            if share is None:
+            usage = shares.current.get()
+            if usage is None:
                 return await handler(given)
             if not self.dependant.is_coroutine_callable:
                 if fields:
                     await given.body()  # a thread is not held while it arrives
-                async with share.thread():
+                async with usage.share.thread():
                     return await handler(given)
-            async with share.thread():
+            async with usage.share.thread():
                 pass
             return await handler(given)
 

@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from api import shares
 from api.deps import CallContext
 from api.space import check_project, reserve, reserve_or_remove
 from api.validation import clip
@@ -79,9 +80,10 @@ def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping
 
 
 def load(call: CallContext, conversation_id: str) -> Items:
-    """All items. Raises NotFound, Contended."""
+    """All items, whose bytes the request has reserved then. Raises NotFound, Contended, ProjectBusy."""
 
     def read(held: Held) -> Items:
+        shares.reserve(held.head.size + sum(segment.size for segment in held.head.before))
         return [msgspec.json.decode(item) for _, raw in held.head.objects() for item in items_in(raw)]
 
     return _reading(call, conversation_id, read)

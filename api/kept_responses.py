@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api import shares
 from api.answered_once import Reference, Run, keep_once
 from api.deps import CallContext
 from api.space import check_project, remove_unowned, reserve_or_remove
@@ -99,13 +100,16 @@ def once(call: CallContext, response_id: str, keep: Callable[[Run], None]) -> No
     keep_once(call, KeptResponse, _CREATED, response_id, responses.path(response_id), keep)
 
 
-def load(call: CallContext, response_id: str) -> Kept:
-    """As it stands now. Raises NotFound."""
+def load(call: CallContext, response_id: str, *, reserve: bool = False) -> Kept:
+    """As it stands now; with `reserve` the request has reserved its bytes. Raises NotFound, and ProjectBusy then."""
     with call.db.read() as session:
         row = _row(session, call, response_id)
         job = _job(session, row)
     with call.storage.reader(row.path) as handle:
-        kept = decode(handle.read())
+        raw = handle.read()
+    if reserve:
+        shares.reserve(len(raw))
+    kept = decode(raw)
     return Kept(kept.question, _as_it_stands(kept.response, job)) if job else kept
 
 

@@ -1,4 +1,4 @@
-"""Bound what one project uses of this process at once: threads, and bytes of JSON bodies.
+"""Bound what one project uses of this process at once: threads, and bytes of JSON bodies and of what they continue.
 
     request ─▶ share of its project ─┬─ a thread is free within 5 s, and so are the bytes ─▶ route
                                      └─ 429 with Retry-After
@@ -8,6 +8,7 @@ never refused later: it waits for a thread of its project.
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -42,6 +43,7 @@ class Share:
         self.threads = asyncio.Semaphore(threads)
         self.reader = asyncio.Semaphore(1)
         self._free = body_bytes
+        self._guard = threading.Lock()
 
     @asynccontextmanager
     async def thread(self) -> AsyncIterator[None]:
@@ -57,18 +59,37 @@ class Share:
             self.threads.release()
 
     def reserve(self, size: int) -> None:
-        """Take `size` bytes for a body. Raises ProjectBusy when fewer are free."""
-        if size > self._free:
-            raise ProjectBusy("The requests of this project in progress have too many bytes. Send this one again.")
-        self._free -= size
+        """Take `size` bytes, from any thread. Raises ProjectBusy when fewer are free."""
+        with self._guard:
+            if size > self._free:
+                raise ProjectBusy("The requests of this project in progress have too many bytes. Send this one again.")
+            self._free -= size
 
     def release(self, size: int) -> None:
         """Give back what `reserve` took."""
-        self._free += size
+        with self._guard:
+            self._free += size
 
 
-#: The share of the request that is being served; None where no project is known yet.
-current: ContextVar[Share | None] = ContextVar("share", default=None)
+class Usage:
+    """What one request uses of its project's share until it is answered."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self._reserved = 0
+
+    def reserve(self, size: int) -> None:
+        """Take `size` bytes. Raises ProjectBusy when fewer are free."""
+        self.share.reserve(size)
+        self._reserved += size
+
+    def release(self) -> None:
+        """Give back all bytes."""
+        self.share.release(self._reserved)
+
+
+#: Of the request that is being served; None where no project is known yet.
+current: ContextVar[Usage | None] = ContextVar("usage", default=None)
 _shares: RunVar[WeakValueDictionary[str, Share]] = RunVar("shares")
 _readers: RunVar[asyncio.Semaphore] = RunVar("readers")
 
@@ -83,19 +104,26 @@ def share_of(project_id: str, config: Settings) -> Share:
     return share
 
 
+def reserve(size: int) -> None:
+    """Take `size` bytes for what the current request reads into memory. Raises ProjectBusy when fewer are free."""
+    usage = current.get()
+    if usage is not None:
+        usage.reserve(size)
+
+
 async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work` in a thread of the current project, and wait for one as long as it takes."""
-    share = current.get()
-    if share is None:
+    usage = current.get()
+    if usage is None:
         return await _run(work, *args, **kwargs)
-    async with share.threads:
+    async with usage.share.threads:
         return await _run(work, *args, **kwargs)
 
 
 async def run_reader(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work`, which reads a large body, in a thread: one at a time of a project, and few of all projects."""
-    share = current.get() or Share(1, 0)
-    async with share.reader, _once(_readers, lambda: asyncio.Semaphore(_READERS)):
+    usage = current.get() or Usage(Share(1, 0))
+    async with usage.share.reader, _once(_readers, lambda: asyncio.Semaphore(_READERS)):
         return await _run(work, *args, **kwargs)
 
 

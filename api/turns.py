@@ -179,7 +179,7 @@ def _before(call: CallContext, previous: str | None) -> list[Any]:
     if previous is None:
         return []
     try:
-        kept = kept_responses.load(call, previous)
+        kept = kept_responses.load(call, previous, reserve=True)
     except NotFound as error:
         message = f"Previous response with id '{clip(previous)}' not found."
         raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found") from error

@@ -139,7 +139,9 @@ class Settings(BaseSettings):
     )
     project_max_queued_tokens: int = Field(0, ge=0, description="estimated tokens waiting per project; 0: no limit")
     project_threads: int = Field(10, ge=1, le=40, description="threads of the API that one project uses at once, of 40")
-    project_body_bytes: int = Field(64 * MB, ge=1024, description="JSON bodies of one project's requests in progress")
+    project_body_bytes: int = Field(
+        64 * MB, ge=1024, description="JSON bodies of one project's requests in progress, with what they continue"
+    )
     window_min_seconds: int = Field(60, ge=1, description="shortest completion window")
     window_max_seconds: int = Field(30 * DAY, ge=1, description="longest completion window")
     file_max_bytes: int = Field(512 * MB, ge=1, description="one uploaded file")

@@ -1,7 +1,8 @@
 """Give each request the share of its project: see `api.shares`.
 
 The bytes of a JSON body are reserved by its Content-Length before it is read, those of a chunked one as they arrive,
-until the request is answered. Files are not counted: they go to storage as they arrive.
+until the request is answered; so are those of a conversation that it continues. Files are not counted: they go to
+storage as they arrive.
 """
 
 from starlette.datastructures import Headers
@@ -9,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import shares
 from api.errors import respond
-from api.shares import ProjectBusy, Share
+from api.shares import ProjectBusy, Usage
 from jobs.settings import Settings
 
 
@@ -25,40 +26,33 @@ class FairShare:
         if caller is None:
             await self.app(scope, receive, send)
             return
-        share = shares.share_of(caller.project_id, self.config)
+        usage = Usage(shares.share_of(caller.project_id, self.config))
         headers = Headers(scope=scope)
-        body = _Body(receive, share)
         files = headers.get("content-type", "").startswith("multipart/")
-        token = shares.current.set(share)
+        token = shares.current.set(usage)
         try:
-            if not files:
-                body.reserve(int(headers.get("content-length", 0)))
-            await self.app(scope, receive if files else body, send)
+            body = receive if files else _Body(receive, usage, int(headers.get("content-length", 0)))
+            await self.app(scope, body, send)
         except ProjectBusy as error:
             await respond(error)(scope, receive, send)
         finally:
-            body.release()
+            usage.release()
             shares.current.reset(token)
 
 
 class _Body:
-    """A `receive` that reserves the bytes it hands on."""
+    """A `receive` that reserves the bytes it hands on: first those that were announced. Raises ProjectBusy."""
 
-    def __init__(self, receive: Receive, share: Share) -> None:
+    def __init__(self, receive: Receive, usage: Usage, announced: int) -> None:
+        usage.reserve(announced)
         self._receive = receive
-        self._share = share
-        self._reserved = self._arrived = 0
+        self._usage = usage
+        self._left = announced
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        self._arrived += len(message.get("body", b""))
-        if self._arrived > self._reserved:
-            self.reserve(self._arrived - self._reserved)
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self._usage.reserve(-self._left)
+            self._left = 0
         return message
-
-    def reserve(self, size: int) -> None:
-        self._share.reserve(size)
-        self._reserved += size
-
-    def release(self) -> None:
-        self._share.release(self._reserved)

@@ -167,3 +167,24 @@ def test_a_body_of_the_largest_size_is_always_accepted(make_app: Callable[..., F
         assert (await other.post("/v1/conversations", json=BODY)).status_code == 200
 
     _run(make_app(project_body_bytes=1024), gate, work)
+
+
+def test_what_a_request_continues_counts_as_its_body(make_app: Callable[..., FastAPI], gate: Gate) -> None:
+    async def work(busy: httpx2.AsyncClient, _: httpx2.AsyncClient) -> None:
+        project, gate.project = gate.project, None
+        talk = (await busy.post("/v1/conversations", json=BODY)).json()["id"]
+        body = {"model": "m", "input": "x", "conversation": talk}
+        gate.project = project
+        held = asyncio.create_task(busy.post("/v1/conversations", json=BODY))
+        await gate.holds(1)
+        gate.project = None
+
+        refused = await busy.post("/v1/responses", json=body)
+        gate.open.set()
+        await held
+        again = await busy.post("/v1/responses", json=body)
+
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert again.json()["error"]["code"] == "model_not_found"
+
+    _run(make_app(project_body_bytes=65_536, body_max_bytes=65_536), gate, work)
