@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api import shares
@@ -191,6 +191,14 @@ class _StrictRequest(Request):
         return model
 
 
+async def _arrived(request: Request) -> None:
+    """Wait until the whole body is there. Raises InvalidRequest when the client leaves before that."""
+    try:
+        await request.body()
+    except ClientDisconnect as error:
+        raise InvalidRequest("The client closed the connection before the end of the body.") from error
+
+
 class StrictRoute(APIRoute):
     """A route whose JSON body is read by `parse`, and whose plain function runs in a thread of its project."""
 
@@ -205,8 +213,8 @@ class StrictRoute(APIRoute):
             if usage is None:
                 return await handler(given)
             if not self.dependant.is_coroutine_callable:
-                if fields:
-                    await given.body()  # a thread is not held while it arrives
+                if fields:  # a thread is not held while it arrives
+                    await _arrived(given)
                 async with usage.share.thread():
                     return await handler(given)
             async with usage.share.thread():

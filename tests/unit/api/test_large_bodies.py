@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -169,3 +170,29 @@ def test_a_large_body_is_read_as_a_small_one(client: TestClient) -> None:
 
     assert made["metadata"] == {"a": "b"}
     assert [item["content"][0]["text"] for item in listed] == ["x" * 70_000]
+
+
+@pytest.mark.parametrize("path", ["/v1/conversations", "/v1/embeddings"])
+def test_a_client_that_leaves_before_the_end_of_its_body_is_no_crash(
+    app: FastAPI, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    sent: list[dict[str, Any]] = []
+    arriving: Iterator[dict[str, Any]] = iter(
+        [{"type": "http.request", "body": b'{"model": ', "more_body": True}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> dict[str, Any]:
+        return next(arriving)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", f"Bearer {make_key(app)}".encode()), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": [*headers, (b"content-length", b"20")], "scheme": "http", "http_version": "1.1",
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+
+    assert sent[0]["status"] == 400
+    assert "request_crashed" not in caplog.messages
