@@ -217,6 +217,8 @@ def test_whatever_is_said_and_taken_out_what_is_read_is_the_same(
         else:
             model += _say(client, talk, *(f"{next(numbers)}" for _ in range(chance.randint(1, 5))))
 
+    for item in model[:10]:
+        assert client.get(f"/v1/conversations/{talk}/items/{item['id']}").json() == item
     expected = [_text(item) for item in model]
     limit = chance.randint(1, 4)
     assert [text for page in _pages(client, talk, limit) for text in page] == expected
