@@ -23,7 +23,7 @@ from api.validation import clip
 from jobs import conversations
 from jobs.clock import now
 from jobs.conversations import Head, Segment, items_in
-from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, StorageAway
+from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageAway
 from jobs.ids import new_id
 from jobs.models import Conversation
 from jobs.storage import let_go
@@ -42,6 +42,7 @@ class Held:
 
     id: str
     version: int
+    bytes: int
     head: Head
 
 
@@ -67,7 +68,7 @@ class _Moved(Exception):
 def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Callable[[Session], str]:
     """Write its first object; returns what inserts its row, and tells its id."""
     conversation_id, created = new_id("conv_"), now()
-    path = _write(call, conversation_id, (), _raws(_identified(items, set())))
+    path, size = _write(call, conversation_id, (), _raws(_identified(items, set())))
 
     def insert(session: Session) -> str:
         reserve_or_remove(session, call, size, path, Conversation.path == path)
@@ -172,7 +173,7 @@ def _reading(call: CallContext, conversation_id: str, read: Callable[[Held], T])
         if found.path == missing:
             raise NotFound(f"The items of conversation '{clip(conversation_id)}' are gone.", param="conversation_id")
         try:
-            return read(Held(found.id, found.version, Head(call.storage, found.path)))
+            return read(Held(found.id, found.version, found.bytes or 0, Head(call.storage, found.path)))
         except NotFound as error:
             if error.param is not None:  # there is no such item
                 raise
@@ -246,7 +247,7 @@ def _replace(
     call: CallContext, conversation_id: str, edit: Callable[[Held], _Change], commit: Callable[[Apply, Items], T]
 ) -> T:
     held, change = _reading(call, conversation_id, lambda held: (held, edit(held)))
-    path = _write(call, held.id, change.before, change.items)
+    path, size = _write(call, held.id, change.before, change.items, held.bytes)
     change.written.append(path)
 
     def apply(session: Session) -> None:
@@ -258,7 +259,7 @@ def _replace(
 
     try:
         value = commit(apply, change.new)
-    except _Moved:
+    except (_Moved, ProjectFull):
         let_go(call.storage, change.written)
         raise  # any other error may hide a commit: then all objects stay, and retention finds out
     _tidy(call, held, path, change)
@@ -279,14 +280,22 @@ def _tidy(call: CallContext, held: Held, path: str, change: _Change) -> None:
             let_go(call.storage, change.written)
 
 
-def _write(call: CallContext, conversation_id: str, before: Sequence[Segment], items: Sequence[msgspec.Raw]) -> str:
+def _write(
+    call: CallContext, conversation_id: str, before: Sequence[Segment], items: Sequence[msgspec.Raw], was: int = 0
+) -> tuple[str, int]:
+    """Write a head; return its path, and the bytes of the whole conversation, which had `was` bytes.
+
+    Raises InvalidRequest when that is too long, ProjectFull.
+    """
     data = conversations.encode(before, items)
-    if len(data) + sum(segment.size for segment in before) > _MOST_BYTES:
+    size = len(data) + sum(segment.size for segment in before)
+    if size > _MOST_BYTES:
         message = f"A conversation holds at most {_MOST_BYTES} bytes."
         raise InvalidRequest(message, param="items", code="conversation_too_long")
+    check_project(call, size - was)
     path = conversations.new_path(conversation_id)
     call.storage.put(path, data)
-    return path, len(data)
+    return path, size
 
 
 def _raws(items: Items) -> list[msgspec.Raw]:

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import CallContext
 from api.idempotency import Lease
+from api.shares import run_in_threadpool
 from jobs import storage_usage
 from jobs.errors import ProjectFull, StorageFull
 from jobs.storage import let_go
