@@ -186,6 +186,14 @@ def test_only_the_api_and_flower_can_be_reached_and_only_from_this_machine() -> 
     assert all(SERVICES[name]["networks"] == ["inside"] for name in ("postgres", "valkey", "weaviate"))
 
 
+def test_valkey_has_a_bound_on_its_memory_and_evicts_nothing() -> None:
+    words = SERVICES["valkey"]["command"]
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+
+    assert options["--maxmemory"] == "${VALKEY_MEMORY:-512mb}"
+    assert options["--maxmemory-policy"] == "noeviction"
+
+
 def test_whoever_fetches_from_elsewhere_can_get_out() -> None:
     """Sources are read where a store is planned; engines, models and receivers of webhooks may be elsewhere. So may the
     files, from which the dispatcher removes what is past its retention. The release needs the database alone.
