@@ -15,6 +15,7 @@ NightmillError (500 server_error)
 ├── IdempotencyMismatch (422)
 ├── TooManyRequests (429 rate_limit_error)
 ├── Unavailable (503)
+│   ├── BrokerFull (503)
 │   ├── DatabaseBusy (503)
 │   ├── NoWorker (503)
 │   ├── LookupsBusy (503)
@@ -154,6 +155,13 @@ class Unavailable(NightmillError):
     code = "unavailable"
     retryable = True
     retry_after = 2
+
+
+class BrokerFull(Unavailable):
+    """The server that carries requests and answers has no memory left for them. Ask again in a moment."""
+
+    code = "broker_full"
+    retry_after = 5
 
 
 class DatabaseBusy(Unavailable):

@@ -5,6 +5,7 @@
      │ SET, renewed ──────▶ asking:<id> ◀──────EXISTS─────│   gone: its client has left, the engine stops
      │ XREAD ◀───────────── answer:<id> ◀──────XADD───────│   taken, alive …, chunk …, end
      │ SET ───────────────▶ resumable:<id>                │   where its client asked to resume: who may, and how
+     │ HSET ──────────────▶ waiting:<project> ◀───HDEL────│   what it has in queues: see `jobs.admission`
 
 Nothing of it is kept, not even where nobody ever takes it: a client that gets no answer asks again. So a message that
 is lost, with its broker or with its worker, costs a wait and is never run twice. Names have the prefix that Celery's
@@ -47,6 +48,8 @@ AT_ONCE: Final = 256  # pieces in one read: what a process of the API holds of a
 #: So many pieces that were read stay where a client may come back: more than lie in buffers on the way to it, and
 #: more than AT_ONCE, so that a read that is not full has missed nothing.
 BEHIND: Final = 4096
+#: And at most this part of the bytes that a stream may have in Redis, but never fewer pieces than AT_ONCE.
+BEHIND_PART: Final = 4
 _SOCKET: Final = "redis+socket://"
 _CONNECTIONS: Final = 1 << 16  # each who waits has one: what bounds them is the length of the line
 
@@ -128,6 +131,16 @@ def answer(question_id: str) -> str:
 
 def resumable(question_id: str) -> str:
     return f"{_PREFIX}resumable:{question_id}"
+
+
+def project_waiting(tenant: str) -> str:
+    """Name the hash of a project's waiting requests."""
+    return f"{_PREFIX}waiting:{tenant}"
+
+
+def project_streams(tenant: str) -> str:
+    """Name the hash of a project's streams that outlive their connections."""
+    return f"{_PREFIX}streams:{tenant}"
 
 
 def redis_url(config: Settings) -> str:

@@ -59,12 +59,19 @@ class Settings(BaseSettings):
     interactive_waiting: int = Field(
         256, ge=1, description="waiting clients in one queue's line, and of a project in one worker, before 503"
     )
+    interactive_waiting_bytes: int = Field(
+        192 * MB,
+        ge=3 * MB,
+        description="bytes of requests waiting in one queue; a project has a third of its places, and of these in all",
+    )
     interactive_beside: int = Field(
         0, ge=0, description="requests of a batch at vLLM while somebody waits; 0: 4 on a CPU, all on a GPU"
     )
     interactive_unread: int = Field(
         16_384, ge=1024, description="pieces of a stream that wait for a slow reader before it is given up"
     )
+    interactive_unread_bytes: int = Field(8 * MB, ge=MB, description="the same in bytes, read ones that stay included")
+    interactive_resumable: int = Field(8, ge=1, description="unfinished streams with X-Nightmill-Resume of a project")
 
     embedding_cache_seconds: int = Field(
         7 * DAY, ge=0, description="a vector of /v1/embeddings that is not asked for again is kept so long; 0: none is"

@@ -17,19 +17,31 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final
 
 import msgspec
 from redis.exceptions import RedisError
 
-from jobs.errors import InvalidRequest, NotFound, NoWorker, Overloaded, StreamsAway, WorkerLost
+from jobs.admission import admit
+from jobs.broker_memory import MemoryProbe
+from jobs.errors import (
+    BrokerFull,
+    InvalidRequest,
+    NotFound,
+    NoWorker,
+    Overloaded,
+    StreamsAway,
+    TooManyRequests,
+    WorkerLost,
+)
 from jobs.interactive import (
     ALIVE_SECONDS,
     ANSWER_SECONDS,
     ASKING_SECONDS,
     AT_ONCE,
     BEHIND,
+    BEHIND_PART,
     PIECE,
     Piece,
     Question,
@@ -37,9 +49,9 @@ from jobs.interactive import (
     answer,
     asking,
     connect,
-    kept_in_line,
     line_of,
     pack,
+    project_waiting,
     redis_url,
     resumable,
     unpack_piece,
@@ -51,17 +63,12 @@ _BLOCK_MS = 250  # between looks whether the client is there
 _RENEW_SECONDS = 2.0
 _LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
 _LATE_SECONDS = 2.0  # between signs that nothing was answered yet
+_DROP_BYTES = 64 << 10  # of what was read: so much is dropped at once
+#: Larger requests are sent to Redis so many at a time: it has all of what is being sent in its memory.
+_LARGE_BYTES: Final = 256 << 10
+_LARGE_AT_ONCE: Final = 4
 _SILENCE_SECONDS = 6 * ALIVE_SECONDS
 _PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
-#: In one trip, and what is refused is never there.
-_PUT: Final = """
-if redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
-if ARGV[4] ~= '' then redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[3]) end
-redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
-redis.call('RPUSH', KEYS[1], ARGV[1])
-if redis.call('TTL', KEYS[1]) < tonumber(ARGV[5]) then redis.call('EXPIRE', KEYS[1], ARGV[5]) end
-return 1
-"""
 _START: Final = "0-0"  # before what is first in any stream
 _STOPPED: Final = Piece(
     "end",
@@ -108,9 +115,10 @@ class Lines:
     """The questions of this process, over one pool of connections, which belongs to the loop that asks first."""
 
     def __init__(self, config: Settings) -> None:
-        self._url = redis_url(config)
-        self._most = config.interactive_waiting
+        self._config, self._url = config, redis_url(config)
         self._redis: Any = None  # its types say less than its documentation
+        self._memory: MemoryProbe
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     async def ask(
         self,
@@ -124,14 +132,24 @@ class Lines:
         """The pieces of its answer, the last of kind `end`. `served`: whether a live worker could take it. `patience`:
         seconds without a chunk after which pieces of kind `late` say so.
 
-        Raises NotFound, NoWorker, Overloaded, StreamsAway, WorkerLost, and what `there` raises.
+        Raises BrokerFull, NotFound, NoWorker, Overloaded, StreamsAway, TooManyRequests, WorkerLost, and what `there`
+        raises.
         """
-        asked = _Asked(self._server(), question.id, question.linger, (line_of(queue), pack(question)), patience)
+        line, raw = line_of(queue), pack(question)
+        put = line, raw, project_waiting(question.tenant)
+        asked = self._asked(question.id, question.linger, put, patience)
         try:
-            await asked.put(self._most, kept, kept_in_line(question))
+            if await self._memory.is_full():
+                raise BrokerFull
+            shown = pack(kept) if kept is not None else b""
+            async with asked.sending():
+                await admit(self._redis, self._config, line, question, raw, shown, asked.seconds)
             async with asked.staying(), aclosing(asked.pieces(served, there)) as pieces:
                 async for piece in pieces:
                     yield piece
+        except (BrokerFull, Overloaded, TooManyRequests):
+            asked.is_refused = True
+            raise
         except (RedisError, OSError) as error:
             raise StreamsAway from error
         finally:
@@ -155,7 +173,7 @@ class Lines:
 
         Raises NotFound, NoWorker, StreamsAway, WorkerLost, and what `there` raises.
         """
-        asked = _Asked(self._server(), question_id, kept.linger, patience=_LATE_SECONDS)
+        asked = self._asked(question_id, kept.linger, patience=_LATE_SECONDS)
         try:
             if await asked.ended(after):
                 return
@@ -213,7 +231,15 @@ class Lines:
             raise StreamsAway("Waiting clients need Redis or Valkey beside this broker: set NIGHTMILL_STREAMS_URL.")
         if self._redis is None:
             self._redis = connect(self._url)
+            self._memory = MemoryProbe(self._redis)
         return self._redis
+
+    def _asked(
+        self, question_id: str, linger: int, put: tuple[str, bytes, str] | None = None, patience: float = math.inf
+    ) -> "_Asked":
+        """Raises StreamsAway."""
+        behind = self._config.interactive_unread_bytes // BEHIND_PART
+        return _Asked(self._server(), question_id, linger, put, patience, behind, self._large)
 
     async def _facts(self, question_id: str) -> tuple[bytes | None, dict[str, Any], bool]:
         """What was kept; what the server knows of the answer, nothing where it is gone or not begun; and whether it may
@@ -243,24 +269,26 @@ class _Asked:
         server: Any,
         question_id: str,
         linger: int,
-        put: tuple[str, bytes] | None = None,
-        patience: float = math.inf,
+        put: tuple[str, bytes, str] | None,
+        patience: float,
+        behind_bytes: int,
+        large: asyncio.Semaphore,
     ) -> None:
         self._redis, self._id, self._linger, self._patience = server, question_id, linger, patience
-        self._line, self._raw = put or ("", b"")
+        self._behind_bytes, self._large = behind_bytes, large
+        self.is_refused = False  # then Redis has nothing of it
+        self._line, self._raw, self._waiting = put or ("", b"", "")
         self._taken = put is None
         self._told = put is None  # whether the client knows how to come back
-        self._seconds = max(ASKING_SECONDS, linger)
-        self._read: deque[bytes] = deque()
+        self.seconds = max(ASKING_SECONDS, linger)
+        self._read: deque[tuple[bytes, int]] = deque()
+        self._read_bytes = 0
         self._gone = 0
         self._heard = self._looked = self._asked = self._said = time.monotonic()
 
-    async def put(self, most: int, kept: Resumable | None, seconds: int) -> None:
-        """Into the line, unless so many are there already; that lasts for so long at least. Raises Overloaded."""
-        keys = (self._line, asking(self._id), resumable(self._id))
-        shown = pack(kept) if kept is not None else b""
-        if not await self._redis.eval(_PUT, len(keys), *keys, self._raw, most, self._seconds, shown, seconds):
-            raise Overloaded
+    def sending(self) -> AbstractAsyncContextManager[None]:
+        """Wait for a turn to send the request to Redis, if it is large."""
+        return self._large if len(self._raw) > _LARGE_BYTES else nullcontext()
 
     @asynccontextmanager
     async def staying(self) -> AsyncGenerator[None]:
@@ -297,7 +325,8 @@ class _Asked:
                 yield piece
                 if piece.kind == "end":
                     return
-                self._read.append(entry)
+                self._read.append((entry, len(fields[PIECE])))
+                self._read_bytes += len(fields[PIECE])
             if entries:
                 self._heard = time.monotonic()  # what was said while a slow client read is there to be read
             await self._drop_read()
@@ -316,6 +345,8 @@ class _Asked:
 
     async def leave(self) -> None:
         """The connection is over. Whoever can come back has time to; else the engine is free."""
+        if self.is_refused:
+            return
         with suppress(RedisError, OSError):  # everything has an end of its own
             async with self._redis.pipeline(transaction=False) as pipe:
                 if self._linger and self._told:
@@ -323,7 +354,9 @@ class _Asked:
                         pipe.expire(name, self._linger)
                 else:
                     pipe.delete(asking(self._id), answer(self._id), resumable(self._id))
-                    pipe.lrem(self._line, 1, self._raw)
+                    if not self._taken:
+                        pipe.lrem(self._line, 1, self._raw)
+                        pipe.hdel(self._waiting, self._id)
                 await pipe.execute()
 
     def _is_late(self, at: float) -> bool:
@@ -339,12 +372,15 @@ class _Asked:
             raise _stream_gone()
 
     async def _drop_read(self) -> None:
-        behind = BEHIND if self._linger else 0
-        if len(self._read) < behind + AT_ONCE:
+        pieces, size, least = (BEHIND, self._behind_bytes, AT_ONCE) if self._linger else (0, 0, 0)
+        if len(self._read) < pieces + AT_ONCE and self._read_bytes < size + _DROP_BYTES:
             return
-        while len(self._read) > behind:
-            oldest = self._read.popleft()
-        await self._redis.xtrim(answer(self._id), minid=oldest, approximate=False)
+        oldest = b""
+        while len(self._read) > pieces or (self._read_bytes > size and len(self._read) > least):
+            oldest, length = self._read.popleft()
+            self._read_bytes -= length
+        if oldest:
+            await self._redis.xtrim(answer(self._id), minid=oldest, approximate=False)
 
     async def _look(self, at: float, served: Served, there: There) -> None:
         """Is the client there, and the worker?"""
@@ -360,8 +396,8 @@ class _Asked:
     async def _renew(self) -> None:
         """Only what is there: one that was stopped elsewhere stays so."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.expire(asking(self._id), self._seconds)
-            pipe.expire(resumable(self._id), self._seconds)
+            pipe.expire(asking(self._id), self.seconds)
+            pipe.expire(resumable(self._id), self.seconds)
             pipe.expire(answer(self._id), max(ANSWER_SECONDS, self._linger))
             await pipe.execute()
 
@@ -370,7 +406,8 @@ class _Asked:
 
         Whoever has come back does not know what was put there.
         """
-        in_line = not self._line or await self._redis.lpos(self._line, self._raw) is not None
+        async with self.sending():
+            in_line = not self._line or await self._redis.lpos(self._line, self._raw) is not None
         self._gone = 0 if in_line else self._gone + 1
         if self._gone > 1:
             raise WorkerLost

@@ -121,6 +121,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         waiting=config.interactive_waiting,
         own=own,
         unread=config.interactive_unread,
+        unread_bytes=config.interactive_unread_bytes,
         off=lambda: keeper.off,
         under_way=keeper.under_way,
     )

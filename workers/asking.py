@@ -22,7 +22,7 @@ from jobs import fleet, indexes, pauses, placement, searches
 from jobs.attachments import is_over
 from jobs.clock import now
 from jobs.endpoints import EMBEDDINGS
-from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
+from jobs.errors import DatabaseBusy, TooManyRequests, Unavailable, WorkerLost
 from jobs.ids import new_id
 from jobs.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, routed
 from jobs.models import VectorStore
@@ -57,7 +57,7 @@ class Asking:
         """What a store has, or a refusal. Raises EngineBusy where nobody can say now, EngineFault where it broke."""
         try:
             return await self._search(request, search)
-        except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
+        except (TooManyRequests, Unavailable) as error:
             raise EngineBusy(error.message, retry_after=AGAIN) from error
 
     async def place(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
@@ -88,7 +88,7 @@ class Asking:
         line = searches.line(queue) if request.url == EMBEDDINGS else routed(queue, question.priority)
         try:
             end = await self._asked(line, queue, model, question, emit)
-        except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
+        except (TooManyRequests, Unavailable) as error:
             raise EngineBusy(error.message, retry_after=AGAIN) from error
         _check_alive(model, end)
         if end.status in (429, 503):

@@ -24,13 +24,13 @@ import msgspec
 from redis.exceptions import RedisError
 
 from jobs import searches
+from jobs.admission import count_finished
+from jobs.broker_memory import UNREAD_WHEN_FULL, MemoryProbe
 from jobs.clock import now
-from jobs.errors import Overloaded
+from jobs.errors import BrokerFull, Overloaded
 from jobs.interactive import (
     ALIVE_SECONDS,
     ANSWER_SECONDS,
-    AT_ONCE,
-    BEHIND,
     LINE_PRIORITY,
     PIECE,
     PRIORITY,
@@ -42,6 +42,7 @@ from jobs.interactive import (
     kept_in_line,
     line_of,
     pack,
+    project_waiting,
     routed,
     unpack_question,
 )
@@ -50,6 +51,7 @@ from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, En
 from workers.host import EngineHost, GaveUp
 from workers.project_places import ProjectPlaces
 from workers.underway import UnderWay
+from workers.unread import NO_MEMORY, Unread
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ PLACES = 64  # of one project, answered at once by one worker
 HELD = 1024  # questions of one line that a worker answers or has waiting
 LINES = 16  # answered at once of other queues' batches, where there is room for so many
 UNREAD = 16_384  # pieces of one stream
+UNREAD_BYTES = 8 << 20
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
@@ -83,6 +86,7 @@ class Desk:
         waiting: int = 256,
         own: Mapping[str, Own] | None = None,
         unread: int = UNREAD,
+        unread_bytes: int = UNREAD_BYTES,
         off: Callable[[], Paused] = Paused,
         under_way: UnderWay | None = None,
     ) -> None:
@@ -90,9 +94,9 @@ class Desk:
         self._own = own or {}  # questions that are not the engine's, by URL
         self._host, self._url = host, url
         self._off, self._under_way = off, under_way or UnderWay()
-        self._unread = unread
+        self._unread = Unread(unread, unread_bytes)
         self._left: dict[str, asyncio.Event] = {}  # by question, set when nobody waits for it any more
-        self._slow: set[str] = set()  # those that are read too slowly
+        self._given_up: dict[str, Answer] = {}  # streams that hold too much memory, and what their clients are told
         self._lines = routed(queue, LINE_PRIORITY)
         also = (searches.line(queue), searches.rerank_line(queue), routed(queue), self._lines) if self._own else ()
         self._tasks: dict[str, set[asyncio.Task[None]]] = {line: set() for line in (queue, *also)}
@@ -103,6 +107,7 @@ class Desk:
         self._closing = False
         self._serving: asyncio.Task[Any] | None = None
         self._redis: Any = None
+        self._memory: MemoryProbe
 
     def listen(self, wanted: bool) -> None:
         """Take new questions, or leave them to other workers. From any thread."""
@@ -114,6 +119,7 @@ class Desk:
             return
         self._serving = asyncio.current_task()
         async with connect(self._url) as self._redis:
+            self._memory = MemoryProbe(self._redis)
             watching = asyncio.create_task(self._watch_all())
             try:
                 await asyncio.gather(*(self._take_all(name, tasks) for name, tasks in self._tasks.items()))
@@ -199,19 +205,30 @@ class Desk:
                 return
             end = refused or await self._while_awaited(question, places)
             if end is not None:
-                await self._send(question, end)
+                await self._finish(question, end)
         except asyncio.CancelledError:
             with suppress(RedisError, OSError):
-                await self._send(question, _end(refusal(503, "This worker is going down.", code="worker_lost"), 1.0))
+                await self._finish(question, _end(refusal(503, "This worker is going down.", code="worker_lost"), 1.0))
             raise
         except (RedisError, OSError) as error:
             log.warning("interactive_answer_lost", extra={"request": question.id, "error": str(error)})
+        finally:
+            self._unread.forget(question.id)
+
+    async def _finish(self, question: Question, end: Piece) -> None:
+        """Send the end of an answer, or that there is no memory for it."""
+        if len(end.body) > UNREAD_WHEN_FULL and await self._memory.is_full():
+            end = _NO_MEMORY
+        await self._send(question, end)
+        if question.linger:
+            await count_finished(self._redis, question, self._unread.size, self._unread.held(question.id))
 
     async def _take(self, question: Question) -> bool:
         """Say that it is being answered; False when nobody waits for it."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(asking(question.id))
-            _add(pipe, question, Piece("taken"))
+            pipe.hdel(project_waiting(question.tenant), question.id)
+            _add(pipe, question, pack(Piece("taken")))
             awaited, *_ = await pipe.execute()
             return bool(awaited)
 
@@ -224,15 +241,15 @@ class Desk:
             if work.done():
                 return work.result()
             watch.result()
-            if question.id in self._slow:
-                return _end(refusal(408, "The stream was read too slowly.", code="client_too_slow"))
+            if refused := self._given_up.get(question.id):
+                return _NO_MEMORY if refused is NO_MEMORY else _end(refused)
             if now() >= question.deadline:
                 return _end(refusal(408, "The model did not answer in time.", code="timeout"))
             log.info("interactive_client_left", extra={"request": question.id})
             return None
         finally:
             await _ended(work, watch)
-            self._slow.discard(question.id)
+            self._given_up.pop(question.id, None)
 
     async def _watch(self, question: Question) -> None:
         """Returns when nobody waits any more; says meanwhile that the question is being answered."""
@@ -298,11 +315,9 @@ class Desk:
         if not question.stream:
             return await self._host.engine.answer(request)
 
-        most = self._unread + (BEHIND + AT_ONCE if question.linger else 0)  # what was read stays there a while
-
         async def emit(chunk: bytes) -> None:
-            if await self._send(question, Piece("chunk", chunk)) > most:
-                self._slow.add(question.id)
+            if refused := await self._chunk(question, chunk):
+                self._given_up[question.id] = refused
                 with suppress(KeyError):  # the watch has just ended by itself
                     self._left[question.id].set()
                 await asyncio.Event().wait()  # until we are stopped, with no more said
@@ -320,18 +335,26 @@ class Desk:
         self._reviving.add(task)
         task.add_done_callback(self._reviving.discard)
 
-    async def _send(self, question: Question, piece: Piece) -> int:
-        """Returns how many pieces there are that nobody has read and dropped."""
+    async def _chunk(self, question: Question, chunk: bytes) -> Answer | None:
+        """Send a chunk; return why its stream is given up, None if it goes on."""
+        is_full = await self._memory.is_full()
+        if is_full and len(chunk) > UNREAD_WHEN_FULL:
+            return NO_MEMORY
+        await self._send(question, Piece("chunk", chunk))
+        return self._unread.refusal(question, is_full=is_full)
+
+    async def _send(self, question: Question, piece: Piece) -> None:
+        raw = pack(piece)
         async with self._redis.pipeline(transaction=False) as pipe:
-            _add(pipe, question, piece)
+            _add(pipe, question, raw)
             pipe.xlen(answer(question.id))
             *_, length = await pipe.execute()
-            return int(length)
+        self._unread.count(question.id, len(raw), int(length))
 
 
-def _add(pipe: Any, question: Question, piece: Piece) -> None:
+def _add(pipe: Any, question: Question, raw: bytes) -> None:
     name = answer(question.id)
-    pipe.xadd(name, {PIECE: pack(piece)})
+    pipe.xadd(name, {PIECE: raw})
     pipe.expire(name, max(ANSWER_SECONDS, question.linger))
 
 
@@ -357,6 +380,7 @@ def _end(said: Answer, retry_after: float | None = None) -> Piece:
     return Piece("end", said.body, said.status, retry_after)
 
 
+_NO_MEMORY = _end(NO_MEMORY, BrokerFull.retry_after)
 _PAUSED = _end(refusal(503, "The operator has paused this model.", code="paused"), 1.0)
 _FULL = _end(refusal(503, Overloaded().message, code=Overloaded.code), Overloaded.retry_after)
 

@@ -15,7 +15,7 @@ import msgspec
 
 from jobs import fleet, placement, searches
 from jobs.endpoints import RERANK
-from jobs.errors import DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost
+from jobs.errors import TooManyRequests, Unavailable
 from jobs.ids import new_id
 from jobs.interactive import Question
 from jobs.registry import ModelsFileError
@@ -94,7 +94,7 @@ class Reranking:
                 request = Request(RERANK, body, question.id, priority, question.tenant)
                 return await self._host.engine.answer(request)
             return await self._elsewhere(queue, body, question)
-        except (DatabaseBusy, NoWorker, Overloaded, StreamsAway, WorkerLost) as error:
+        except (TooManyRequests, Unavailable) as error:
             raise EngineBusy("The re-ranking model is not there now.", retry_after=_AGAIN) from error
 
     async def _elsewhere(self, queue: str, body: dict[str, object], question: Question) -> Answer:

@@ -22,7 +22,6 @@ from sqlalchemy.orm import Session
 
 from jobs import ledger, outbox, responses, shards, shares
 from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
-from jobs.interactive import redis_url
 from jobs.ledger import JobClaim
 from jobs.logs import Seldom
 from jobs.models import Job
@@ -189,7 +188,7 @@ class _Run:
         job = self.claim.job
         if job.kind != responses.KIND or not Response.model_validate(job.payload).stream:
             return None
-        return Telling(self.host, redis_url(self.context.config), job.id, self.claim.epoch).ask
+        return Telling(self.host, self.context.config, job.id, self.claim.epoch).ask
 
     def _collect(self, future: Future[list[Item]]) -> None:
         while not future.done():

@@ -3,8 +3,9 @@
     engine.stream ──▶ events ──XADD──▶ answer:<response> ──▶ API ──▶ clients
           └── the last one ──▶ the line's answer ──▶ ledger, which alone says how it ended
 
-What is told is a courtesy: without Redis, and when the stream is long, the response is answered all the same. An
-attempt that starts over tells its events anew, from `response.created`, under higher numbers.
+What is told is a courtesy: the response is answered all the same without Redis, where Redis has no memory to spare or
+the project holds too much of it, and when the stream is long. An attempt that starts over tells its events anew, from
+`response.created`, under higher numbers.
 """
 
 import asyncio
@@ -15,8 +16,11 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError
 
-from jobs.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack
+from jobs.admission import BLOCK, count_block
+from jobs.broker_memory import MemoryProbe
+from jobs.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack, redis_url
 from jobs.responses import FINAL, numbered
+from jobs.settings import Settings
 from workers.engines.port import Answer, EngineFault, Request
 from workers.engines.wire import usage_of
 from workers.host import EngineHost
@@ -30,11 +34,11 @@ _PATIENCE: Final = 5.0  # seconds for a round trip, and for all that is left to 
 class Telling:
     """One attempt at one response."""
 
-    def __init__(self, host: EngineHost, url: str, response_id: str, epoch: int) -> None:
-        self._host, self._url = host, url
-        self._name, self._epoch = answer(response_id), epoch
+    def __init__(self, host: EngineHost, config: Settings, response_id: str, epoch: int) -> None:
+        self._host, self._config, self._url = host, config, redis_url(config)
+        self._id, self._name, self._epoch = response_id, answer(response_id), epoch
         self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._told = 0
+        self._told = self._bytes = self._counted = 0
         self._last: Any = None
 
     async def ask(self, request: Request) -> Answer:
@@ -43,7 +47,7 @@ class Telling:
             return await self._host.engine.answer(request)
         self._last = None  # of a try before this one
         self._events = asyncio.Queue()  # without what a try before this one could not tell
-        telling = asyncio.create_task(self._tell())
+        telling = asyncio.create_task(self._tell(request.tenant))
         try:
             said = await self._host.engine.stream(request, self._emit)
         finally:
@@ -67,18 +71,34 @@ class Telling:
             self._told += 1
             self._events.put_nowait(msgspec.json.encode(told))
 
-    async def _tell(self) -> None:
+    async def _tell(self, tenant: str) -> None:
         """A task of its own: redis-py swallows a cancellation now and then, and the one of `ask` stops the engine."""
         async with connect(self._url) as server:
+            memory = MemoryProbe(server)
             try:
                 while events := await self._next():
                     async with asyncio.timeout(_PATIENCE):
+                        if not await self._has_room(server, memory, tenant, events):
+                            self._told = _MOST
+                            log.info("response_no_longer_told", extra={"response": self._id})
+                            break
                         await self._write(server, events)
                 async with asyncio.timeout(_PATIENCE):
                     await server.expire(self._name, TOLD_SECONDS)  # it has ended; the server has little room
             except (RedisError, OSError) as error:
                 self._told = _MOST  # a hole would be worse than an early end
                 log.warning("response_not_told", extra={"error": str(error)})
+
+    async def _has_room(self, server: Any, memory: MemoryProbe, tenant: str, events: Sequence[bytes]) -> bool:
+        """Count these events, and return whether Redis may hold them too. Raises RedisError, OSError."""
+        self._bytes += sum(map(len, events))
+        if self._bytes > self._config.interactive_unread_bytes or await memory.is_full():
+            return False
+        while self._counted < self._bytes:
+            if not await count_block(server, self._config, tenant, self._id):
+                return False
+            self._counted += BLOCK
+        return True
 
     async def _next(self) -> list[bytes]:
         """What there is to tell, as soon as there is something; nothing at the end."""

@@ -24,6 +24,7 @@ from jobs.db import Database
 from jobs.errors import StorageAway
 from jobs.kept import Kept
 from jobs.keys import revoke_key
+from jobs.settings import Settings
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.mill import MODEL, Mill, running
 from tests.support.system import eventually
@@ -297,7 +298,7 @@ def test_of_a_worker_that_was_lost_what_it_still_tells_is_not_shown(make_world: 
             return Answer(200, b"late")
 
     host: Any = SimpleNamespace(engine=Late())
-    zombie = Telling(host, world.redis_url, response_id, 0)
+    zombie = Telling(host, Settings(streams_url=world.redis_url), response_id, 0)
     world.mill.host.call(zombie.ask(Request("/v1/responses", BODY, "r"))).result(30)
     with redis.Redis.from_url(world.redis_url) as server:
         assert any(b"LATE" in entry[b"p"] for _, entry in server.xrange(interactive.answer(response_id)))
@@ -312,7 +313,9 @@ def test_one_that_is_cancelled_leaves_no_connection_open(redis_url: str) -> None
     host.start()
     with redis.Redis.from_url(redis_url) as server:
         before = len(server.client_list())
-        asked = host.call(Telling(host, redis_url, "resp_gone", 1).ask(Request("/v1/responses", BODY, "r")))
+        asked = host.call(
+            Telling(host, Settings(streams_url=redis_url), "resp_gone", 1).ask(Request("/v1/responses", BODY, "r"))
+        )
         eventually(lambda: server.exists(interactive.answer("resp_gone")), 10, "it tells its first event")
         asked.cancel()  # and the loop ends in the same breath
         host.close()

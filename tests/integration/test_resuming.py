@@ -519,7 +519,7 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
 def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("jobs.waiting", "workers.interactive"):
+    for module in ("jobs.waiting", "workers.unread"):
         monkeypatch.setattr(f"{module}.AT_ONCE", 4)
         monkeypatch.setattr(f"{module}.BEHIND", 16)
     with shop.open(unread=10), _post(shop, _CHAT, **_RESUME) as events:

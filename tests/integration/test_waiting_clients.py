@@ -343,7 +343,7 @@ def test_a_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_not_gi
     monkeypatch.setattr(shop.engine, "stream", at_length)
     body = {"model": MODEL, "messages": _HELLO, "stream": True}
     headers = {"Authorization": f"Bearer {shop.client.api_key}"}
-    with shop.open():
+    with shop.open(unread_bytes=1 << 30):
         with httpx2.stream("POST", f"{shop.url}/chat/completions", json=body, headers=headers, timeout=30) as said:
             assert said.status_code == 200
             pause(3.5)
@@ -612,7 +612,7 @@ def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(re
         return True
 
     async def ask(n: int) -> Piece:
-        question = Question(f"req_many{n}", "/v1/chat/completions", b"{}", "tenant", now() + 30)
+        question = Question(f"req_many{n}", "/v1/chat/completions", b"{}", f"tenant{n % 2}", now() + 30)
         return await last_piece(lines.ask(queue, question, served))
 
     async def all_of_them() -> list[Piece | BaseException]:

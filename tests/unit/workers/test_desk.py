@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import msgspec
@@ -30,6 +30,12 @@ class Streams:
         self.pieces: dict[str, list[Piece]] = {}
         self.looks = 0
         self.breaks: Exception | None = None
+        self.used = 1  # percent of its memory
+        self.dropped_at = 0  # pieces of a stream, of which a client then drops the oldest; 0: it drops none
+
+    def length(self, pieces: list[Piece]) -> int:
+        """Of a stream, less what its client has read and dropped."""
+        return min(len(pieces), self.dropped_at or len(pieces))
 
     def ask(self, question: Question, *, awaited: bool = True) -> None:
         self.pieces[question.id] = []
@@ -44,7 +50,7 @@ class Streams:
         """Its status, and its code where it is an error."""
         last = self.pieces[question.id][-1]
         assert last.kind == "end"
-        return last.status, (msgspec.json.decode(last.body).get("error") or {}).get("code", "")
+        return last.status, (msgspec.json.decode(last.body or b"{}").get("error") or {}).get("code", "")
 
     async def __aenter__(self) -> "Streams":
         return self
@@ -71,6 +77,12 @@ class Streams:
             raise self.breaks
         return [b"1" if name in self.awaited else None for name in names]
 
+    async def info(self, section: str) -> dict[str, int]:
+        assert section == "memory"
+        return {"used_memory": self.used, "maxmemory": 100}
+
+    async def eval(self, *_: object) -> None: ...
+
     def pipeline(self, *, transaction: bool) -> "Pipe":
         assert not transaction
         return Pipe(self)
@@ -89,6 +101,9 @@ class Pipe:
     def exists(self, name: str) -> None:
         self.results.append(int(name in self.streams.awaited))
 
+    def hdel(self, _name: str, _field: str) -> None:
+        self.results.append(1)
+
     def xadd(self, name: str, fields: dict[bytes, bytes]) -> None:
         self._of(name).append(unpack_piece(next(iter(fields.values()))))
         self.results.append(b"0-1")
@@ -97,7 +112,7 @@ class Pipe:
         self.results.append(1)
 
     def xlen(self, name: str) -> None:
-        self.results.append(len(self._of(name)))
+        self.results.append(self.streams.length(self._of(name)))
 
     async def execute(self) -> list[Any]:
         await asyncio.sleep(0)
@@ -371,6 +386,100 @@ def test_a_stream_that_is_read_too_slowly_is_told_so_and_frees_the_engine(
     assert streams.end(asked) == (408, "client_too_slow")
     assert (engine.began, engine.stopped) == (1, 1)
     assert streams.kinds(asked).count("chunk") == 20, "with what says that it was taken one too many"
+
+
+class Talking(FakeEngine):
+    """Streams chunks of some bytes; an answer that is no stream has as many."""
+
+    def __init__(self, size: int, count: int = 100) -> None:
+        super().__init__()
+        self.size, self.count = size, count
+
+    async def answer(self, request: Request) -> Answer:
+        return Answer(200, bytes(self.size))
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        for _ in range(self.count):
+            await emit(bytes(self.size))
+        return Answer(200, b"")
+
+
+@pytest.fixture
+def talking() -> Iterator[Callable[..., EngineHost]]:
+    with ExitStack() as stack:
+
+        def make(size: int, count: int = 100) -> EngineHost:
+            host = EngineHost(Talking(size, count), lambda: None)
+            host.start()
+            stack.callback(host.close)
+            return host
+
+        yield make
+
+
+@pytest.mark.parametrize(("linger", "chunks"), [(0, 10), (60, 10)])
+def test_a_stream_whose_unread_chunks_are_too_many_bytes_is_given_up(
+    talking: Callable[..., EngineHost], streams: Streams, linger: int, chunks: int
+) -> None:
+    asked = question(stream=True, linger=linger)
+    streams.ask(asked)
+
+    with Serving(talking(10_000), unread_bytes=95_000):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "client_too_slow")
+    assert streams.kinds(asked).count("chunk") == chunks
+
+
+def test_chunks_that_were_read_count_no_more(talking: Callable[..., EngineHost], streams: Streams) -> None:
+    asked = question(stream=True)
+    streams.ask(asked)
+    streams.dropped_at = 5
+
+    with Serving(talking(10_000), unread_bytes=95_000):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("size", "linger", "end"),
+    [
+        (1000, 0, (200, "")),
+        (10_000, 0, (503, "broker_full")),
+        (10_000, 60, (200, "")),  # a part of these was read, and stays for whoever comes back
+        (30_000, 60, (503, "broker_full")),
+        (300_000, 60, (503, "broker_full")),  # the first already
+    ],
+)
+def test_while_the_server_is_full_a_stream_goes_on_as_long_as_little_of_it_is_unread(
+    talking: Callable[..., EngineHost], streams: Streams, size: int, linger: int, end: tuple[int, str]
+) -> None:
+    asked = question(stream=True, linger=linger)
+    streams.ask(asked)
+    streams.used = 61
+
+    with Serving(talking(size)):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == end
+    assert sum(len(piece.body) for piece in streams.pieces[asked.id]) < (2 << 20 if linger else 0) + 300_000
+
+
+@pytest.mark.parametrize(("used", "size", "status"), [(59, 300_000, 200), (61, 300_000, 503), (61, 200_000, 200)])
+def test_while_the_server_is_full_no_large_answer_is_put_there(
+    talking: Callable[..., EngineHost], streams: Streams, used: int, size: int, status: int
+) -> None:
+    asked = question()
+    streams.ask(asked)
+    streams.used = used
+
+    with Serving(talking(size)):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    last = streams.pieces[asked.id][-1]
+    assert last.status == status
+    assert (last.retry_after is not None) == (status == 503)
 
 
 def test_a_worker_that_goes_down_tells_those_who_wait_to_ask_another(
