@@ -16,6 +16,7 @@ from api.asking import STREAM_HEADER
 from api.deps import Services
 from api.metrics import Exposition
 from api.middleware import Authenticate, FairShare, Limit, Trace
+from api.readiness import BrokerWatch
 from api.routes import ROUTERS
 from jobs.db import Database
 from jobs.registry import Models
@@ -38,12 +39,14 @@ def build(config: Settings | None = None) -> FastAPI:
     config = config or settings()
     models = Models(config)
     db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=_CONNECTIONS + 10, urgent=True)
+    broker = BrokerWatch(config)
     services = Services(
         config=config,
         db=db,
-        exposition=Exposition(db, models),
+        exposition=Exposition(db, models, broker.is_full),
         storage=open_storage(config.storage),
         models=models,
+        broker=broker,
         lines=Lines(config),
     )
     app = FastAPI(

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from api.arriving import Arriving
 from api.locks import Locks
 from api.metrics import Exposition
-from api.readiness import Watch
+from api.readiness import BrokerWatch, Watch
 from api.trusted import Trusted
 from jobs import audit
 from jobs.db import Database
@@ -40,6 +40,7 @@ class Services:
     models: Models
     exposition: Exposition
     lines: Lines
+    broker: BrokerWatch
     watch: Watch = field(default_factory=Watch)
     places: Trusted[str] = field(default_factory=Trusted[str])  # queues that live workers take questions from
     arriving: Arriving = field(default_factory=Arriving)

@@ -41,9 +41,10 @@ _TOKENS = ("input", "cached", "output", "reasoning")
 class Exposition:
     """The text of a scrape, kept for a moment: counting a million jobs takes a second."""
 
-    def __init__(self, db: Database, models: Models) -> None:
+    def __init__(self, db: Database, models: Models, broker_full: Callable[[], bool]) -> None:
         self._db = db
         self._models = models
+        self._broker_full = broker_full
         self._recent = Recent[bytes](_KEEP_SECONDS, _KEEP_TIMES)
 
     def text(self) -> bytes:
@@ -54,6 +55,9 @@ class Exposition:
         with self._db.read() as session:
             names = frozenset(["", *self._configured(), *session.scalars(select(Model.id))])
             families = [_named(family, names) for read in _READERS for family in read(session)]
+        full = GaugeMetricFamily("nightmill_broker_full", "1: the broker has no memory left for interactive requests.")
+        full.add_metric([], self._broker_full())
+        families.append(full)
         registry = CollectorRegistry()
         registry.register(_Fixed(families))
         return generate_latest(registry)

@@ -1,4 +1,6 @@
-"""Whether work that is waiting is being taken up, as observed from here on a clock that never jumps."""
+"""Whether work that is waiting is being taken up, as observed from here on a clock that never jumps; and whether the
+broker has memory left for interactive requests.
+"""
 
 import threading
 import time
@@ -9,14 +11,27 @@ from sqlalchemy.orm import Session
 
 from api.recent import Recent
 from jobs import fleet, outbox, pauses
+from jobs.broker_memory import any_full
 from jobs.clock import now
 from jobs.db import Database
 from jobs.models import Job, Outbox, Shard, Worker
+from jobs.settings import Settings
 from jobs.states import LIVE, ShardState
 
 #: Work waits this long without anybody claiming any: something is wrong.
 STUCK_SECONDS = 60.0
 _KEEP_SECONDS = 1.0
+
+
+class BrokerWatch:
+    """Whether the broker is full, as read at most a second ago. For any thread."""
+
+    def __init__(self, config: Settings) -> None:
+        self._config = config
+        self._recent = Recent[bool](_KEEP_SECONDS)
+
+    def is_full(self) -> bool:
+        return self._recent.get(lambda: any_full(self._config))
 
 
 @dataclass(frozen=True, slots=True)

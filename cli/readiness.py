@@ -14,7 +14,7 @@ from jobs.settings import Settings
 _INTERVAL = 0.5  # seconds between looks, growing to
 _LONGEST = 5.0  # this, for pools that take long or never come
 _PATIENCE = 3.0
-_STATUSES: Final = frozenset({"ready", "stuck", "unavailable"})
+_STATUSES: Final = frozenset({"ready", "broker_full", "stuck", "unavailable"})
 #: The queue by which each line of the Procfile shows that it works.
 POOLS: Mapping[str, str] = {
     "cpu": "cpu.plan",

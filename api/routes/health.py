@@ -20,9 +20,12 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """`oldest_seconds` and `depth`: doorbells that nobody has claimed, by queue; `workers`: live slots, by queue."""
+    """`oldest_seconds` and `depth`: doorbells that nobody has claimed, by queue; `workers`: live slots, by queue.
 
-    status: Literal["ready", "stuck", "unavailable"]
+    `broker_full`: the broker has no memory left for interactive requests, which answer 503; jobs go on.
+    """
+
+    status: Literal["ready", "broker_full", "stuck", "unavailable"]
     database: Literal["ok", "unavailable"]
     depth: dict[str, int] = {}
     oldest_seconds: dict[str, float] = {}
@@ -42,7 +45,9 @@ async def livez() -> Alive:
     responses={503: {"model": Ready, "description": "The database is away, or work waits and nobody takes it"}},
 )
 def readyz(request: Request) -> JSONResponse:
-    """Requests can be taken, and what was taken is being done. The broker is not asked: intake does not need it."""
+    """Requests can be taken, and what was taken is being done. A broker that is away changes nothing: intake does not
+    need it. One that is full is said, with status 200: to send no requests here would stop what does not need it.
+    """
     services = services_of(request)
     try:
         standing = services.watch.standing(services.db)
@@ -50,7 +55,7 @@ def readyz(request: Request) -> JSONResponse:
         return _answer(Ready(status="unavailable", database="unavailable"))
     return _answer(
         Ready(
-            status="stuck" if standing.stuck else "ready",
+            status="stuck" if standing.stuck else "broker_full" if services.broker.is_full() else "ready",
             database="ok",
             depth=standing.depth,
             oldest_seconds=standing.oldest,
@@ -76,5 +81,5 @@ def metrics(request: Request) -> Response:
 
 
 def _answer(ready: Ready) -> JSONResponse:
-    status = HTTPStatus.OK if ready.status == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
+    status = HTTPStatus.OK if ready.status in ("ready", "broker_full") else HTTPStatus.SERVICE_UNAVAILABLE
     return JSONResponse(ready.model_dump(), status)

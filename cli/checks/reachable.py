@@ -15,9 +15,11 @@ from cli import proc, readiness
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.ports import answers, is_free
+from jobs.broker_memory import FULL, Memory, read_memory
 from jobs.endpoints import base_of
 from jobs.interactive import address, redis_url
 from jobs.registry import ModelsFileError, Registry
+from jobs.settings import MB
 
 _PATIENCE = 5.0
 _START = "nightmill up"
@@ -53,7 +55,7 @@ def streams(patient: Patient) -> Iterator[Finding]:
 def _embedded(patient: Patient) -> Finding:
     path = embedded.socket_path(patient.folder.path)
     if embedded.answers(patient.folder.path):
-        return fine("broker", f"embedded, at {path}")
+        return _full("broker", read_memory(f"unix://{path}", _PATIENCE)) or fine("broker", f"embedded, at {path}")
     if patient.run:
         return broken(
             "broker", f"the embedded one does not answer at {path}", f"look at {patient.folder.logs}/broker.log"
@@ -67,11 +69,23 @@ def _redis(name: str, url: str, variable: str) -> Finding:
         with redis.Redis.from_url(address(url), socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE) as client:
             client.ping()
             policy = dict(client.config_get("maxmemory-policy")).get("maxmemory-policy")
+        memory = read_memory(address(url), _PATIENCE)
     except (redis.RedisError, ValueError) as error:
         return broken(name, f"{shown}: {error}", f"start it, or correct {variable}")
     if policy != "noeviction":
         return warning(name, f"{shown} may evict queues (maxmemory-policy {policy})", "set it to noeviction")
-    return fine(name, f"{shown} answers")
+    if not memory.limit:
+        told = f"{shown} has no maxmemory: interactive requests can take all memory of its host"
+        return warning(name, told, "set maxmemory, to 512mb or more")
+    return _full(name, memory) or fine(name, f"{shown} answers")
+
+
+def _full(name: str, memory: Memory) -> Finding | None:
+    """What is wrong with a server that refuses interactive requests; None where it does not."""
+    if not memory.is_full:
+        return None
+    told = f"{FULL}: {memory.used // MB} of {memory.limit // MB} MB are in use; chats and embeddings answer 503"
+    return broken(name, told, "wait some minutes until unread answers expire; if it stays so, raise maxmemory")
 
 
 def api(patient: Patient) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.metrics_core import Metric
@@ -22,8 +23,10 @@ from jobs.errors import DatabaseBusy
 from jobs.models import CacheUse, Job, Model, Outbox, Pause, Worker
 from jobs.pauses import Scope
 from jobs.queues import Queue
+from jobs.settings import MB
 from tests.support import ledgers, runs
 from tests.support.beside import beside
+from tests.support.shop import running_broker
 from tests.support.system import pause
 from tests.unit.api.test_batches import create
 
@@ -76,6 +79,38 @@ def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: 
 
     assert first.status_code == 200  # it may have come a moment ago
     assert (second.status_code, second.json()["status"]) == (503, "stuck")
+
+
+@pytest.mark.parametrize("setting", ["streams_url", "broker_url"])
+def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tmp_path: Path, setting: str) -> None:
+    """It carries the requests of clients who wait, or Celery's messages."""
+    with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
+        others = {} if setting == "broker_url" else {"broker_url": "amqp://guest@127.0.0.1:1//"}
+        app = make_app(**{setting: url.replace("unix:", "redis+socket:")}, **others)
+        nobody = TestClient(app)
+        server.config_set("maxmemory", 16 * MB)
+        before = nobody.get("/readyz").json()["status"], _gauge(nobody, "nightmill_broker_full")
+        for _ in range(10):
+            server.rpush("filled", bytes(MB))
+        app.state.services.broker._recent._until = app.state.services.exposition._recent._until = 0.0
+        ready = nobody.get("/readyz")
+        after = ready.json()["status"], _gauge(nobody, "nightmill_broker_full")
+
+    assert (before, after) == (("ready", 0.0), ("broker_full", 1.0))
+    assert ready.status_code == 200, "files and batches need no broker"
+
+
+def test_a_broker_that_is_away_is_not_full(make_app: Callable[..., FastAPI]) -> None:
+    nobody = TestClient(make_app(broker_url="redis://127.0.0.1:1/0"))
+
+    assert nobody.get("/readyz").json()["status"] == "ready"
+    assert _gauge(nobody, "nightmill_broker_full") == 0.0
+
+
+def _gauge(nobody: TestClient, name: str) -> float:
+    families = text_string_to_metric_families(nobody.get("/metrics").text)
+    [value] = [sample.value for family in families for sample in family.samples if sample.name == name]
+    return float(value)
 
 
 def test_work_that_is_being_done_is_not_stuck(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
@@ -247,7 +282,7 @@ def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.M
 
     monkeypatch.setattr("api.metrics._KEEP_SECONDS", 0.0)
     monkeypatch.setattr("api.metrics._READERS", (slow,))
-    exposition = Exposition(app.state.services.db, app.state.services.models)
+    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False)
 
     for _ in range(3):
         exposition.text()
@@ -273,7 +308,7 @@ def test_a_model_that_only_a_job_names_is_no_label(app: FastAPI, client: TestCli
 
 def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    exposition = Exposition(app.state.services.db, app.state.services.models)
+    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False)
     exposition.text()
     exposition._recent._until = 0.0
 

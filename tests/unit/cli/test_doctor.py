@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 from typer.testing import CliRunner
 
 from cli.checks import installed
@@ -18,6 +19,8 @@ from cli.finding import Finding, Health
 from cli.main import app
 from jobs import runtimes
 from jobs.runtimes import Candidate, Record
+from jobs.settings import MB
+from tests.support.shop import running_broker
 from workers.sandbox.confinement import PARTS
 
 Examine = Callable[..., dict[str, Finding]]
@@ -307,3 +310,34 @@ def test_runtime_that_is_not_to_be_measured_is_shown_as_such(
     (tmp_path / "models.yaml").write_text(f"models: {{all-minilm-l6-v2: {{{entry}}}}}")
 
     assert diagnosis(embedding_floor=floor)[MINI].told == told
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "health", "told"),
+    [(0, Health.WARNING, "has no maxmemory"), (512, Health.FINE, "answers"), (16, Health.BROKEN, "broker_full: 1")],
+)
+def test_memory_of_the_broker_is_bounded_and_not_used_up(
+    diagnosis: Examine, tmp_path_factory: pytest.TempPathFactory, megabytes: int, health: Health, told: str
+) -> None:
+    with running_broker(tmp_path_factory.mktemp("broker")) as url, redis.Redis.from_url(url) as server:
+        for _ in range(10):
+            server.rpush("filled", bytes(MB))
+        server.config_set("maxmemory", megabytes * MB)
+        rabbit = f"amqp://u:secret@127.0.0.1:{_dead_port()}//"
+        both = [
+            diagnosis(broker_url=url.replace("unix:", "redis+socket:"))["broker"],
+            diagnosis(broker_url=rabbit, streams_url=url.replace("unix:", "redis+socket:"))["waiting clients"],
+        ]
+
+    for found in both:
+        assert (found.health, told in found.told, bool(found.mend)) == (health, True, health is not Health.FINE)
+
+
+def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: Path) -> None:
+    with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
+        before = diagnosis()["broker"]
+        server.config_set("maxmemory", MB)
+        after = diagnosis()["broker"]
+
+    assert (before.health, after.health) == (Health.FINE, Health.BROKEN)
+    assert "broker_full" in after.told
