@@ -7,7 +7,7 @@ An entry whose keys have expired counts no more, and the next admission removes 
 leaves nothing behind that is counted for longer than those keys live. Both hashes expire too.
 
 A stream that can be resumed needs no connection. Until it ends, the most that it may hold is counted; then what it
-holds. The events of responses in the background are counted in the same hash, in blocks.
+holds. The unread chunks of other streams, and the events of responses in the background, are counted in blocks.
 """
 
 from typing import Any, Final
@@ -28,7 +28,7 @@ from jobs.settings import Settings
 
 #: A project has at most this part of a queue, so that others still get in.
 PART: Final = 3
-#: Bytes of the events of a response in the background that are counted at a time.
+#: Bytes of a stream that are counted at a time.
 BLOCK: Final = 256 << 10
 _STREAMS: Final = 1024  # of one project, those that have ended and can still be read among them
 #: Bytes of all streams of a project, in terms of those of which one each is counted in full.
@@ -103,7 +103,7 @@ async def admit(
     tenant, id_ = question.tenant, question.id
     keys = (queue, asking(id_), resumable(id_), project_waiting(tenant), project_streams(tenant))
     bounds = (config.interactive_waiting, config.interactive_waiting_bytes, lease, kept_in_line(question))
-    of_streams = (config.interactive_unread_bytes, config.interactive_resumable, _most_held(config))
+    of_streams = (config.interactive_unread_bytes, config.interactive_resumable, most_held(config))
     refused = await server.eval(_ADMIT, len(keys), *keys, id_, raw, kept, *bounds, *of_streams)
     if refused == b"queue":
         raise Overloaded
@@ -113,14 +113,13 @@ async def admit(
         raise TooManyRequests("This project has too many streams that can be resumed. Stop some, or wait.")
 
 
-async def count_block(server: Any, config: Settings, tenant: str, response_id: str) -> bool:
-    """Count BLOCK more bytes of the events of a response; return False where its project may hold no more.
+async def count_block(server: Any, tenant: str, stream_id: str, most: int) -> bool:
+    """Count BLOCK more bytes of a stream; return False where those of its project would be more than `most`.
 
     Raises RedisError.
     """
-    key, most = project_streams(tenant), _most_held(config)
     seconds = BACKGROUND_SECONDS + LINE_SECONDS
-    return bool(await server.eval(_COUNT, 1, key, response_id, BLOCK, most, seconds))
+    return bool(await server.eval(_COUNT, 1, project_streams(tenant), stream_id, BLOCK, most, seconds))
 
 
 async def count_finished(server: Any, question: Question, reserved: int, held: int) -> None:
@@ -131,5 +130,6 @@ async def count_finished(server: Any, question: Question, reserved: int, held: i
     await server.eval(_FINISHED, 1, project_streams(question.tenant), question.id, held - reserved)
 
 
-def _most_held(config: Settings) -> int:
+def most_held(config: Settings) -> int:
+    """Return the bytes that all streams of a project may have in Redis."""
     return _HELD * config.interactive_resumable * config.interactive_unread_bytes

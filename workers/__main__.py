@@ -22,6 +22,7 @@ from celery.utils import nodenames
 from kombu.exceptions import OperationalError
 
 from jobs import fleet, logs, memory, responses, searches
+from jobs.admission import most_held
 from jobs.interactive import redis_url
 from jobs.queues import Queue
 from jobs.registry import ModelsFileError, Registry
@@ -122,6 +123,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         own=own,
         unread=config.interactive_unread,
         unread_bytes=config.interactive_unread_bytes,
+        most_held=most_held(config),
         off=lambda: keeper.off,
         under_way=keeper.under_way,
     )

@@ -24,7 +24,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from jobs import searches
-from jobs.admission import count_finished
+from jobs.admission import count_block, count_finished
 from jobs.broker_memory import UNREAD_WHEN_FULL, MemoryProbe
 from jobs.clock import now
 from jobs.errors import BrokerFull, Overloaded
@@ -51,7 +51,7 @@ from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, En
 from workers.host import EngineHost, GaveUp
 from workers.project_places import ProjectPlaces
 from workers.underway import UnderWay
-from workers.unread import NO_MEMORY, Unread
+from workers.unread import NO_MEMORY, TOO_SLOW, Unread
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ HELD = 1024  # questions of one line that a worker answers or has waiting
 LINES = 16  # answered at once of other queues' batches, where there is room for so many
 UNREAD = 16_384  # pieces of one stream
 UNREAD_BYTES = 8 << 20
+MOST_HELD = 128 << 20  # bytes of a project's streams
 _TAKE_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
@@ -87,6 +88,7 @@ class Desk:
         own: Mapping[str, Own] | None = None,
         unread: int = UNREAD,
         unread_bytes: int = UNREAD_BYTES,
+        most_held: int = MOST_HELD,
         off: Callable[[], Paused] = Paused,
         under_way: UnderWay | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class Desk:
         self._host, self._url = host, url
         self._off, self._under_way = off, under_way or UnderWay()
         self._unread = Unread(unread, unread_bytes)
+        self._most_held = most_held
         self._left: dict[str, asyncio.Event] = {}  # by question, set when nobody waits for it any more
         self._given_up: dict[str, Answer] = {}  # streams that hold too much memory, and what their clients are told
         self._lines = routed(queue, LINE_PRIORITY)
@@ -341,6 +344,9 @@ class Desk:
         if is_full and len(chunk) > UNREAD_WHEN_FULL:
             return NO_MEMORY
         await self._send(question, Piece("chunk", chunk))
+        while self._unread.uncounted(question):
+            if not await count_block(self._redis, question.tenant, question.id, self._most_held):
+                return TOO_SLOW
         return self._unread.refusal(question, is_full=is_full)
 
     async def _send(self, question: Question, piece: Piece) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import RedisError
 
-from jobs.admission import BLOCK, count_block
+from jobs.admission import BLOCK, count_block, most_held
 from jobs.broker_memory import MemoryProbe
 from jobs.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack, redis_url
 from jobs.responses import FINAL, numbered
@@ -95,7 +95,7 @@ class Telling:
         if self._bytes > self._config.interactive_unread_bytes or await memory.is_full():
             return False
         while self._counted < self._bytes:
-            if not await count_block(server, self._config, tenant, self._id):
+            if not await count_block(server, tenant, self._id, most_held(self._config)):
                 return False
             self._counted += BLOCK
         return True

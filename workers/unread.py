@@ -6,13 +6,14 @@ Of a stream that can be resumed, chunks that were read stay there for a while. T
 from collections import deque
 from dataclasses import dataclass, field
 
+from jobs.admission import BLOCK
 from jobs.broker_memory import FULL, UNREAD_WHEN_FULL
 from jobs.errors import BrokerFull
 from jobs.interactive import AT_ONCE, BEHIND, BEHIND_PART, Question
 from workers.engines.port import Answer, refusal
 
 NO_MEMORY = refusal(503, BrokerFull().message, code=FULL)
-_TOO_SLOW = refusal(408, "The stream was read too slowly.", code="client_too_slow")
+TOO_SLOW = refusal(408, "The stream was read too slowly.", code="client_too_slow")
 
 
 @dataclass(slots=True)
@@ -22,6 +23,7 @@ class _Held:
     length: int = 0
     sizes: deque[int] = field(default_factory=deque)
     total: int = 0
+    counted: int = 0
 
 
 class Unread:
@@ -44,12 +46,23 @@ class Unread:
         """Return the bytes of a stream that Redis holds."""
         return self._held[question_id].total
 
+    def uncounted(self, question: Question) -> bool:
+        """Return whether more than a block of a stream is not counted to its project, and take that for counted now.
+
+        One that can be resumed is counted as a whole when it is admitted.
+        """
+        held = self._held[question.id]
+        if question.linger or held.total <= held.counted + BLOCK:
+            return False
+        held.counted += BLOCK
+        return True
+
     def refusal(self, question: Question, *, is_full: bool) -> Answer | None:
         """Return why a stream is given up, None if it goes on. `is_full`: whether Redis has no memory to spare."""
         held = self._held[question.id]
         chunks = self._chunks + (BEHIND + AT_ONCE if question.linger else 0)
         if held.length > chunks or held.total > self.size:
-            return _TOO_SLOW
+            return TOO_SLOW
         behind = self.size // BEHIND_PART if question.linger else 0
         return NO_MEMORY if is_full and held.total > behind + UNREAD_WHEN_FULL else None
 

@@ -189,14 +189,14 @@ async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
 
 
 async def test_events_of_responses_in_the_background_are_counted_too(url: str) -> None:
-    config = settings(url, interactive_resumable=2, interactive_unread_bytes=MB)
+    most = admission.most_held(settings(url, interactive_resumable=2, interactive_unread_bytes=MB))
     async with interactive.connect(url) as server:
         for name in ("resp_1", "resp_2", "resp_3"):
             await server.xadd(interactive.answer(name), {b"p": b""})
-        counted = [await admission.count_block(server, config, "one", f"resp_{n % 3 + 1}") for n in range(17)]
-        other = await admission.count_block(server, config, "two", "resp_3")
+        counted = [await admission.count_block(server, "one", f"resp_{n % 3 + 1}", most) for n in range(17)]
+        other = await admission.count_block(server, "two", "resp_3", most)
         await server.delete(interactive.answer("resp_1"))
-        again = await admission.count_block(server, config, "one", "resp_2")
+        again = await admission.count_block(server, "one", "resp_2", most)
 
     assert counted == [True] * 16 + [False], "4 MB in blocks of 256 KiB"
     assert (other, again) == (True, True)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs.admission import BLOCK
 from jobs.clock import now
 from jobs.interactive import Piece, Question, answer, asking, unpack_piece
 from tests.support.system import eventually
@@ -31,6 +32,8 @@ class Streams:
         self.looks = 0
         self.breaks: Exception | None = None
         self.used = 1  # percent of its memory
+        self.evaluated: list[tuple[object, ...]] = []
+        self.blocks = 1000  # of the streams of a project, so many are counted
         self.dropped_at = 0  # pieces of a stream, of which a client then drops the oldest; 0: it drops none
 
     def length(self, pieces: list[Piece]) -> int:
@@ -81,7 +84,9 @@ class Streams:
         assert section == "memory"
         return {"used_memory": self.used, "maxmemory": 100}
 
-    async def eval(self, *_: object) -> None: ...
+    async def eval(self, *arguments: object) -> int:
+        self.evaluated.append(arguments)
+        return len(self.evaluated) <= self.blocks
 
     def pipeline(self, *, transaction: bool) -> "Pipe":
         assert not transaction
@@ -431,6 +436,21 @@ def test_a_stream_whose_unread_chunks_are_too_many_bytes_is_given_up(
     assert streams.kinds(asked).count("chunk") == chunks
 
 
+def test_unread_chunks_of_all_streams_of_a_project_are_bounded(
+    talking: Callable[..., EngineHost], streams: Streams
+) -> None:
+    asked = question(stream=True)
+    streams.ask(asked)
+    streams.blocks = 3
+
+    with Serving(talking(10_000, 400)):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "client_too_slow")
+    assert len(streams.evaluated) == 4
+    assert streams.kinds(asked).count("chunk") * 10_000 // BLOCK == 4, "one is not counted"
+
+
 def test_chunks_that_were_read_count_no_more(talking: Callable[..., EngineHost], streams: Streams) -> None:
     asked = question(stream=True)
     streams.ask(asked)
@@ -439,7 +459,7 @@ def test_chunks_that_were_read_count_no_more(talking: Callable[..., EngineHost],
     with Serving(talking(10_000), unread_bytes=95_000):
         eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
 
-    assert streams.end(asked) == (200, "")
+    assert (streams.end(asked), streams.evaluated) == ((200, ""), [])
 
 
 @pytest.mark.parametrize(
