@@ -31,7 +31,7 @@ PART: Final = 3
 #: Bytes of a stream that are counted at a time.
 BLOCK: Final = 256 << 10
 _STREAMS: Final = 1024  # of one project, those that have ended and can still be read among them
-#: Bytes of all streams of a project, in terms of those of which one each is counted in full.
+#: All streams of a project may have so many times the bytes of its unfinished resumable ones.
 _HELD: Final = 2
 _COUNT_STREAM: Final = f"""
 local function count_stream(streams, id, bytes, full, running, most, seconds)

@@ -55,7 +55,10 @@ def streams(patient: Patient) -> Iterator[Finding]:
 def _embedded(patient: Patient) -> Finding:
     path = embedded.socket_path(patient.folder.path)
     if embedded.answers(patient.folder.path):
-        return _full("broker", read_memory(f"unix://{path}", _PATIENCE)) or fine("broker", f"embedded, at {path}")
+        with suppress(redis.RedisError):  # it ends just now
+            if full := _full("broker", read_memory(f"unix://{path}", _PATIENCE)):
+                return full
+        return fine("broker", f"embedded, at {path}")
     if patient.run:
         return broken(
             "broker", f"the embedded one does not answer at {path}", f"look at {patient.folder.logs}/broker.log"
