@@ -70,7 +70,11 @@ class Settings(BaseSettings):
     interactive_unread: int = Field(
         16_384, ge=1024, description="pieces of a stream that wait for a slow reader before it is given up"
     )
-    interactive_unread_bytes: int = Field(8 * MB, ge=MB, description="the same in bytes, read ones that stay included")
+    interactive_unread_bytes: int = Field(
+        8 * MB,
+        ge=MB,
+        description="bytes of a stream in Redis, those that stay to be resumed from included, before it is given up",
+    )
     interactive_resumable: int = Field(8, ge=1, description="unfinished streams with X-Nightmill-Resume of a project")
 
     embedding_cache_seconds: int = Field(

@@ -101,6 +101,9 @@ def api(patient: Patient) -> Iterator[Finding]:
     elif found.get("status") == "ready":
         workers = ", ".join(f"{queue} {slots}" for queue, slots in found.get("workers", {}).items())
         yield fine("api", f"ready at {url}; slots: {workers or 'none yet'}")
+    elif found.get("status") == FULL:
+        told = f"{url} answers chats and embeddings with 503, {FULL}; jobs go on"
+        yield warning("api", told, "see `broker` and `waiting clients` above")
     else:
         waiting = found.get("depth") or "none"
         told = f"{url} says '{found.get('status', 'something else')}'; work that waits: {waiting}"

@@ -341,3 +341,12 @@ def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: P
 
     assert (before.health, after.health) == (Health.FINE, Health.BROKEN)
     assert "broker_full" in after.told
+
+
+def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.readiness.look", lambda _: {"status": "broker_full", "database": "ok"})
+    monkeypatch.setattr("cli.readiness.reached", lambda *_: "http://127.0.0.1:1")
+
+    found = diagnosis()["api"]
+
+    assert (found.health, "broker_full" in found.told, bool(found.mend)) == (Health.WARNING, True, True)
