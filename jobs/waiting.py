@@ -51,6 +51,7 @@ from jobs.interactive import (
     connect,
     line_of,
     pack,
+    project_streams,
     project_waiting,
     redis_url,
     resumable,
@@ -136,7 +137,7 @@ class Lines:
         raises.
         """
         line, raw = line_of(queue), pack(question)
-        put = line, raw, project_waiting(question.tenant)
+        put = line, raw, question.tenant
         asked = self._asked(question.id, question.linger, put, patience)
         try:
             if await self._memory.is_full():
@@ -277,7 +278,7 @@ class _Asked:
         self._redis, self._id, self._linger, self._patience = server, question_id, linger, patience
         self._behind_bytes, self._large = behind_bytes, large
         self.is_refused = False  # then Redis has nothing of it
-        self._line, self._raw, self._waiting = put or ("", b"", "")
+        self._line, self._raw, self._tenant = put or ("", b"", "")
         self._taken = put is None
         self._told = put is None  # whether the client knows how to come back
         self.seconds = max(ASKING_SECONDS, linger)
@@ -354,9 +355,10 @@ class _Asked:
                         pipe.expire(name, self._linger)
                 else:
                     pipe.delete(asking(self._id), answer(self._id), resumable(self._id))
+                    pipe.hdel(project_waiting(self._tenant), self._id)
+                    pipe.hdel(project_streams(self._tenant), self._id)
                     if not self._taken:
                         pipe.lrem(self._line, 1, self._raw)
-                        pipe.hdel(self._waiting, self._id)
                 await pipe.execute()
 
     def _is_late(self, at: float) -> bool:
