@@ -12,7 +12,6 @@ import pytest
 import redis
 from openai import OpenAI
 
-from jobs import interactive
 from jobs.broker_memory import SHARE
 from jobs.queues import Queue
 from jobs.settings import MB, Settings
@@ -118,33 +117,39 @@ def test_large_prompts_of_one_key_stop_no_answers_in_progress_and_nobody_who_com
 ) -> None:
     shop = make_shop(24)
     prompt = {**_CHAT, "messages": [{"role": "user", "content": "x" * MB}]}
-    stranger, stream, go_on = shop.stranger(), shop.engine.stream, asyncio.Event()
+    stranger, go_on = shop.stranger(), asyncio.Event()
+    stream, answer = shop.engine.stream, shop.engine.answer
 
     async def held(request: Request, emit: Emit) -> Answer:
         await emit(b'{"choices":[{"index":0,"delta":{"content":"first"}}]}')
         await go_on.wait()
         return await stream(request, emit)
 
+    async def held_too(request: Request) -> Answer:
+        await go_on.wait()
+        return await answer(request)
+
     monkeypatch.setattr(shop.engine, "stream", held)
-    with shop.open(places=4), redis.Redis.from_url(shop.redis_url) as server, ThreadPoolExecutor(40) as pool:
+    monkeypatch.setattr(shop.engine, "answer", held_too)
+    with shop.open(places=4, waiting=1), redis.Redis.from_url(shop.redis_url) as server, ThreadPoolExecutor(40) as pool:
         streams = [stranger.chat.completions.create(**_CHAT, stream=True) for _ in range(4)]
         for one in streams:
             next(iter(one))
         prompts = [pool.submit(shop.post, "chat/completions", prompt) for _ in range(30)]
-        eventually(lambda: sum(one.done() for one in prompts) == 28, 60, "all but what may wait is refused")
+        eventually(lambda: sum(one.done() for one in prompts) == 25, 60, "all but what may wait is refused")
         used = server.info("memory")["used_memory"]
         _ring(shop)
         waits = pool.submit(stranger.chat.completions.create, **_CHAT)
-        eventually(lambda: server.llen(interactive.line_of(Queue.GENERATE)) == 3, 20, "another project gets in")
-        shop.host.call(_set(go_on)).result(5)
+        shop.host.call(_set(go_on)).result(30)
         rest = [len(list(one)) for one in streams]
         chat = waits.result(30)
-        codes = {one.result(30).status_code for one in prompts}
+        codes = [one.result(30).status_code for one in prompts]
 
     assert all(count > 2 for count in rest)
     assert chat.choices
     assert used < SHARE * 24 * MB
-    assert codes == {200, 429}
+    assert codes.count(200) == 5
+    assert set(codes) <= {200, 429, 503}
 
 
 async def _set(event: asyncio.Event) -> None:
