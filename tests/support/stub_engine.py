@@ -7,8 +7,9 @@ With `--models '*'` it takes any name and has no list of models.
 Every prompt is one JSON string on a line of the log, written before the answer leaves, so the log holds all
 that was ever asked. Of texts that are embedded together (an ingestion's, a search's) it has a mark each.
 Answers are those of `workers.engines.fake`; a prompt with a magic word breaks the server in that way. The answer to one
-with STAMP begins with the moment at which it was asked, by the clock that all processes of a machine share. The first
-line of standard output is the server's URL.
+with STAMP begins with the moment at which it was asked, by the clock that all processes of a machine share. A stream
+whose prompt has FLOOD sends large events without end; one with TRICKLE and a number sends so many, five a second. The
+first line of standard output is the server's URL.
 """
 
 import argparse
@@ -37,6 +38,8 @@ HUGE_BYTES = 100 << 20
 RETRY_AFTER_SECONDS = 1
 MARK = "#"
 STAMP = "!stamp"
+FLOOD, _FLOOD_BYTES = "!flood", 16_384  # of one event
+TRICKLE, _TRICKLE_SECONDS = "!trickle", 0.2  # between two events
 ROOT = Path(__file__).parents[2]
 
 
@@ -110,7 +113,7 @@ class Stub:
         if request.method == "GET":
             return self._get(request.path)
         try:
-            body = msgspec.json.decode(await request.read(), type=dict)
+            body = msgspec.json.decode(await request.content.read(), type=dict)
         except msgspec.DecodeError:
             return _response(refusal(400, "The body is not a JSON object."))
         if body.get("model") not in self._models and "*" not in self._models:
@@ -126,6 +129,8 @@ class Stub:
         broken = await self._magic[word](request, prompt) if word in self._magic else None
         if broken:
             return broken
+        if body.get("stream") and (FLOOD in prompt or TRICKLE in prompt):
+            return await _long_stream(request, body, prompt)
         answer = _without_refusal(reply(request.path, body, prompt))
         if STAMP in prompt:
             answer = stamped(answer, asked)
@@ -164,6 +169,26 @@ async def _stream(request: web.BaseRequest, body: dict[str, Any], answer: Answer
             return response
     if request.path != "/v1/responses":
         await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+async def _long_stream(request: web.BaseRequest, body: dict[str, Any], prompt: str) -> web.StreamResponse:
+    """Send a chat's chunks: large ones until the client hangs up (FLOOD), or as many as the prompt says (TRICKLE)."""
+    flood = FLOOD in prompt
+    count = None if flood else int(prompt.partition(TRICKLE)[2].split()[0])
+    word = "a" * _FLOOD_BYTES if flood else "word "
+    choice: dict[str, Any] = {"index": 0, "delta": {"content": word}, "logprobs": None, "finish_reason": None}
+    chunk = {"id": "chatcmpl-long", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
+    event = b"data: %b\n\n" % msgspec.json.encode({**chunk, "choices": [choice]})
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    while count is None or count > 0:
+        await response.write(event)
+        await asyncio.sleep(0 if flood else _TRICKLE_SECONDS)
+        count = count and count - 1
+    last = {**chunk, "choices": [{**choice, "delta": {}, "finish_reason": "stop"}]}
+    await response.write(b"data: %b\n\ndata: [DONE]\n\n" % msgspec.json.encode(last))
     await response.write_eof()
     return response
 
