@@ -165,7 +165,7 @@ def _names(attacker: Attacker) -> str:
         body = {"name": "slow", "url": f"https://n{n}.slow.example.com/hook", "event_types": ["batch.completed"]}
         return attacker.send("/v1/webhook_endpoints", json.dumps(body).encode())
 
-    return _counted(status for _ in range(2) for status in at_once(attacker.times(10), ask))
+    return _counted(status for _ in range(2) for status in at_once(attacker.times(60), ask))
 
 
 def _files(attacker: Attacker) -> str:
@@ -210,7 +210,7 @@ ATTACKS = (
     Attack("threads", "60 connections that read a conversation of 3.9 MB", _threads, ("chat",)),
     Attack("embeddings", "3 x 1,000 texts to embed", _embeddings, ("embedding",)),
     Attack("md5", "6 x a wrong checksum for an upload of 40 MiB", _md5, written=120 * _MIB),
-    Attack("names", f"20 webhooks, 10 at once, whose names take {SLOW_NAME_SECONDS:g} s to look up", _names),
+    Attack("names", f"120 webhooks, 60 at once, whose names take {SLOW_NAME_SECONDS:g} s to look up", _names),
     Attack(
         "files",
         "40 files of 5 MiB where a project may store 50 MiB",

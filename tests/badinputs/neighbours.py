@@ -11,6 +11,7 @@ a tmpfs), and the bytes that the data folder grew by. The verdict says whether t
 
 import json
 import multiprocessing
+import re
 import statistics
 import subprocess
 import tempfile
@@ -197,7 +198,8 @@ class Probes:
         except httpx2.HTTPError as error:
             noted.lost.append(type(error).__name__)
         else:
-            noted.lost += [] if b"[DONE]" in said else ["cut"]
+            codes = re.findall(rb'"code":"(\w+)"', said)
+            noted.lost += [] if b"[DONE]" in said else [codes[-1].decode() if codes else "cut"]
         noted.seconds.append(time.monotonic() - began)
 
 
@@ -227,9 +229,9 @@ def cost(
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return Cost(attack, code(deployment.root), answered, probes.noted, 0, 0, 0, 0, ("a process ended",))
     sizes = {"web": grown[web.pid], "broker": grown[broker.pid], "written": written}
-    wrong = tuple(_wrong(attack, probes.noted, sizes, dose, most_seconds))
+    found = wrong(attack, probes.noted, sizes, dose, most_seconds)
     stored = deployment.stored() - stored
-    return Cost(attack, code(deployment.root), answered, probes.noted, **sizes, stored=stored, wrong=wrong)
+    return Cost(attack, code(deployment.root), answered, probes.noted, **sizes, stored=stored, wrong=tuple(found))
 
 
 def costs(attack: Attack, root: Path, dose: float = 1.0) -> Cost:
@@ -274,9 +276,14 @@ def row(cost: Cost) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _wrong(
-    attack: Attack, probes: Mapping[str, Noted], sizes: Mapping[str, int], dose: float, most_seconds: float
+def wrong(
+    attack: Attack,
+    probes: Mapping[str, Noted],
+    sizes: Mapping[str, int],
+    dose: float,
+    most_seconds: float = MOST_SECONDS,
 ) -> Iterator[str]:
+    """Name each bound that an attack of this dose has broken. `sizes`: bytes by `web`, `broker` and `written`."""
     for kind, noted in probes.items():
         if noted.lost:
             yield f"{kind} lost {len(noted.lost)} ({', '.join(sorted(set(noted.lost)))})"

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.badinputs.attacks import ATTACKS, Attack
-from tests.badinputs.neighbours import Cost, Deployment, attackers, cost, row
+from tests.badinputs.neighbours import MIB, Deployment, Noted, attackers, cost, row, wrong
 from tests.support.system import ROOT
 
 DOSE = 0.1
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +21,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield deployment
 
 
+@pytest.mark.verify
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_others_go_on(deployment: Deployment, attack: Attack) -> None:
     with attackers() as run:
@@ -31,15 +32,24 @@ def test_others_go_on(deployment: Deployment, attack: Attack) -> None:
     assert all(noted.seconds for noted in measured.probes.values())
 
 
-def test_the_verdict_names_what_was_lost(deployment: Deployment) -> None:
-    def harmless(_: Attack, __: object) -> str:
-        return "nothing"
+@pytest.mark.parametrize(
+    ("noted", "sizes", "expected"),
+    [
+        (Noted([0.1]), {"web": 10 * MIB}, []),
+        (Noted([0.1, 60.0], ["ReadTimeout"]), {}, ["create lost 1 (ReadTimeout)", "create took 60 s"]),
+        (Noted([0.1], ["503", "503"]), {}, ["create lost 2 (503)"]),
+        (Noted(), {}, ["no create was answered"]),
+        (Noted([0.1]), {"web": 301 * MIB, "broker": 201 * MIB, "written": 501 * MIB},
+         ["web 301 MB", "broker 201 MB", "written 501 MB"]),
+    ],
+)  # fmt: skip
+def test_a_bound_that_is_broken_is_named(noted: Noted, sizes: dict[str, int], expected: list[str]) -> None:
+    attack = Attack("none", "nothing", lambda _: "")
 
-    attack = Attack("none", "nothing", lambda _: "", written=-1)
-    measured = cost(attack, deployment, harmless, most_seconds=0.0)
-
-    assert _names(measured) == {"create took", "livez took", "written"}
+    assert list(wrong(attack, {"create": noted}, sizes, 1.0)) == expected
 
 
-def _names(measured: Cost) -> set[str]:
-    return {wrong.rstrip(" 0123456789MBs") for wrong in measured.wrong}
+def test_a_stream_may_take_as_long_as_its_events() -> None:
+    attack = Attack("none", "nothing", lambda _: "")
+
+    assert list(wrong(attack, {"stream": Noted([60.0])}, {}, 1.0)) == []
