@@ -61,7 +61,7 @@ model-tests: setup  ## Play the ledger's model: 200 games of 100 calls, and 10,0
 	  $(BIN)/python -m pytest tests/simulation/test_machine.py
 	$(BIN)/python -m tests.simulation --seeds 10000 $(ARGS)
 
-bad-inputs: setup  ## Send every bad input, and show what came of it in a table (ARGS=--full: the largest too)
+bad-inputs: setup  ## Send every bad input, attack other projects with one key, and show two tables (ARGS=--full: the largest too)
 	$(BIN)/python -m tests.badinputs $(ARGS)
 
 chaos: setup  ## Kill everything at every moment and count what was lost
