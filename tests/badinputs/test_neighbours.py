@@ -39,8 +39,8 @@ def test_others_go_on(deployment: Deployment, attack: Attack) -> None:
         (Noted([0.1, 60.0], ["ReadTimeout"]), {}, ["create lost 1 (ReadTimeout)", "create took 60 s"]),
         (Noted([0.1], ["503", "503"]), {}, ["create lost 2 (503)"]),
         (Noted(), {}, ["no create was answered"]),
-        (Noted([0.1]), {"web": 301 * MIB, "broker": 201 * MIB, "written": 501 * MIB},
-         ["web 301 MB", "broker 201 MB", "written 501 MB"]),
+        (Noted([0.1]), {"web": 401 * MIB, "broker": 201 * MIB, "written": 501 * MIB},
+         ["web 401 MB", "broker 201 MB", "written 501 MB"]),
     ],
 )  # fmt: skip
 def test_a_bound_that_is_broken_is_named(noted: Noted, sizes: dict[str, int], expected: list[str]) -> None:
