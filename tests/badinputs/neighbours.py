@@ -87,12 +87,12 @@ class Deployment:
         procfile = folder / "Procfile"
         procfile.write_text("\n".join(line for line in lines if line.partition(":")[0] not in idle))
         self._engine = StubEngine(folder, MODEL)
-        environment = {
+        environment = {  # the defaults of the product where they differ from those of `System`
             "PYTHONPATH": f"{root}:{_NAMES}",
             "NIGHTMILL_SLOW_NAMES": f"{SLOW_NAME_SECONDS:g}",
             "NIGHTMILL_VLLM_ENABLED": "false",
             "NIGHTMILL_ENGINE_URLS": self._engine.url,
-            "NIGHTMILL_ENGINE_CONCURRENCY": "64",
+            "NIGHTMILL_ENGINE_CONCURRENCY": "256",
             "NIGHTMILL_ENGINE_TIMEOUT_SECONDS": "120",
             "NIGHTMILL_LEASE_SECONDS": "30",
             **settings,
