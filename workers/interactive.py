@@ -55,7 +55,7 @@ from workers.unread import NO_MEMORY, TOO_SLOW, Unread
 
 log = logging.getLogger(__name__)
 
-PLACES = 64  # of one project, answered at once by one worker
+PLACES = 48  # of one project, answered at once by one worker: fewer than the first window of an HTTP server
 HELD = 1024  # questions of one line that a worker answers or has waiting
 LINES = 16  # answered at once of other queues' batches, where there is room for so many
 UNREAD = 16_384  # pieces of one stream
