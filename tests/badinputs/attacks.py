@@ -204,7 +204,7 @@ _PROJECT_BYTES = 50 * _MIB
 
 ATTACKS = (
     Attack("streams", "16 resumable streams that hang up, of an engine that goes on", _streams, ("stream", "chat")),
-    Attack("prompts", "110 waiting prompts of 4 MiB", _prompts, ("stream",)),
+    Attack("prompts", "110 waiting prompts of 4 MiB", _prompts, ("stream", "chat")),
     Attack("items", "8 x 1.4 million items within 4 MiB", _items, ("chat",)),
     Attack("conversation", "30 words at once for a conversation of 11.6 MB", _conversation, ("chat",)),
     Attack("threads", "60 connections that read a conversation of 3.9 MB", _threads, ("chat",)),
