@@ -575,6 +575,7 @@ def test_a_query_is_rewritten_by_a_chat_model_or_searched_as_it_stands(mill: Mil
     assert 2 <= time.monotonic() - began < 120
 
 
+@pytest.mark.verify
 def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:
     server = Weaviate(tmp_path / "weaviate")
     try:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,16 @@ def test_the_socket_is_in_the_data_folder() -> None:
 def test_a_folder_with_a_long_path_gets_a_private_folder_for_its_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
+    with tempfile.TemporaryDirectory() as short:
+        monkeypatch.setattr("tempfile.tempdir", short)
 
-    broker.command(folder)
+        broker.command(folder)
 
-    path = broker.socket_path(folder)
-    assert len(os.fsencode(path)) <= 107
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        path = broker.socket_path(folder)
+        assert len(os.fsencode(path)) <= 107
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_a_folder_that_somebody_else_put_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
