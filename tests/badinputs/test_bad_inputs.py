@@ -1,6 +1,6 @@
 """Every bad input gets the answer that it should, soon, in little memory, and leaves nothing behind.
 
-`make test` sends the first of each area, `make verify` all others.
+`make test` sends the first of each area but those of hundreds of requests, `make verify` all others.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ MARGIN = 10.0
 
 
 SENT = [case for case in CASES if not case.full]
-FIRST = {case.area: case.id for case in reversed(SENT)}
+FIRST = {case.area: case.id for case in reversed(SENT) if case.area not in {"Fuzz", "Quota"}}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_each_case_has_a_name_of_its_own() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=() if FIRST[case.area] == case.id else pytest.mark.verify, id=ascii(case.id)[1:-1])
+        pytest.param(case, marks=() if FIRST.get(case.area) == case.id else pytest.mark.verify, id=ascii(case.id)[1:-1])
         for case in SENT
     ],
 )

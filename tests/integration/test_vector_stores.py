@@ -36,7 +36,7 @@ from workers.vectors.belonging import deployment_name
 from workers.vectors.opening import open_vectors
 from workers.vectors.port import Store, Vectors
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
 _SECOND = "second-embedder"  # the same one under another name
 #: `near` re-ranks in the process that embeds, `far` behind a URL, by another worker.
@@ -575,7 +575,6 @@ def test_a_query_is_rewritten_by_a_chat_model_or_searched_as_it_stands(mill: Mil
     assert 2 <= time.monotonic() - began < 120
 
 
-@pytest.mark.verify
 def test_weaviate_holds_the_same_library(tmp_path: Path) -> None:
     server = Weaviate(tmp_path / "weaviate")
     try:

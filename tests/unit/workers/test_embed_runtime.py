@@ -17,7 +17,7 @@ from workers.engines.embed_onnx import OnnxTransformer
 from workers.engines.embed_runtime import Chooser, Order, Place, key_of, measure_here, measures
 from workers.engines.embed_runtime_measuring import LONGEST_WORDS, TEXTS, choose, texts, too_far
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
 T32, BF16 = ("torch", "float32"), ("torch", "bfloat16")
 O32, INT8 = ("onnx", "float32"), ("onnx", "int8")
