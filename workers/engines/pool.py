@@ -143,6 +143,7 @@ class Pool:
         self._times: dict[int, VirtualTime[Flow]] = defaultdict(VirtualTime)  # of each rank
         self._order = itertools.count()
         self._left: set[int] = set()
+        self._computed: Counter[Flow] = Counter()  # how many entries of each heap do not wait any more
 
     def __len__(self) -> int:
         return len(self._left)
@@ -173,6 +174,9 @@ class Pool:
         for entry in batch:
             self._count_out(entry)
             self._times[entry[2].flow.rank].charge(entry[2].flow, max(1, entry[0]))
+            self._computed[entry[2].flow] += 1
+        for flow in {entry[2].flow for entry in batch}:
+            self._compact(flow)
         return [entry for entry in batch if not entry[2].answer.done()]
 
     def _next(self) -> Entry | None:
@@ -193,13 +197,23 @@ class Pool:
                 return
             heapq.heappop(waiting)
             self._forget(entry)
-        del self._flows[flow]
+        del self._flows[flow], self._computed[flow]
 
     def _forget(self, entry: Entry) -> None:
-        if entry[1] in self._left:
-            self._left.discard(entry[1])
-            del self._sorted[bisect.bisect_left(self._sorted, entry)]
-            self._count_out(entry)
+        if entry[1] not in self._left:
+            self._computed[entry[2].flow] -= 1
+            return
+        self._left.discard(entry[1])
+        del self._sorted[bisect.bisect_left(self._sorted, entry)]
+        self._count_out(entry)
+
+    def _compact(self, flow: Flow) -> None:
+        """Rebuild the heap of a flow when more than half of its entries do not wait any more."""
+        waiting = self._flows[flow]
+        if self._computed[flow] * 2 > len(waiting):
+            waiting[:] = [item for item in waiting if item[1] in self._left]
+            heapq.heapify(waiting)
+            del self._computed[flow]
 
     def _count_out(self, entry: Entry) -> None:
         flow = entry[2].flow

@@ -14,7 +14,7 @@ from jobs.interactive import LINE_PRIORITY, PRIORITY
 from workers.engines import batching
 from workers.engines.batching import BatchingEngine, Unacceptable
 from workers.engines.embed_request import read
-from workers.engines.pool import Job, Piece
+from workers.engines.pool import Flow, Job, Piece, Pool
 from workers.engines.port import Answer, EngineFault, Request
 from workers.engines.rerank import RerankEngine
 
@@ -295,3 +295,20 @@ def test_the_end_of_such_a_text_is_cut_off_where_that_is_asked_for() -> None:
 
     assert asked.inputs == ["x" * 128] * 2
     assert asked.cut == {1}
+
+
+async def test_inputs_that_were_computed_beside_others_are_not_kept_behind_one_that_waits() -> None:
+    pool, answer = Pool(), asyncio.get_running_loop().create_future()
+    pool.add(Job(None, [4], Flow(1, False, "batches"), 0, answer), 0, "x" * 100)
+
+    for _ in range(50):  # clients keep the encoder busy, and short inputs of the batch fill their passes
+        for rank, project in ((0, "client"), (1, "batches"), (1, "batches"), (1, "batches")):
+            pool.add(Job(None, [4], Flow(rank, False, project), 0, answer), 0, "x" * 8)
+        assert len(pool.pick(32)) == 4
+
+    assert len(pool) == 1
+    assert sum(map(len, pool._flows.values())) <= 4
+    assert [len(entry[4]) for entry in pool.pick(32)] == [100]
+    assert pool.pick(32) == []
+    assert not pool._flows
+    assert not pool._computed
