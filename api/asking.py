@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.shares import run_in_threadpool
+from api.shares import run_unshared
 from api.streams import KeyRevoked, check_key
 from api.validation import clip
 from jobs import fleet, pauses, placement
@@ -134,7 +134,7 @@ async def ask(
 
 def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
     async def served() -> bool:
-        return await run_in_threadpool(_still_served, call, queue, model)
+        return await run_unshared(_still_served, call, queue, model)
 
     return served
 
@@ -243,7 +243,7 @@ def _there(call: CallContext, request: Request, deadline: float) -> Callable[[],
         if time.monotonic() - checked >= _KEY_SECONDS:
             checked = time.monotonic()
             with suppress(DatabaseBusy):
-                await run_in_threadpool(_check_key, call)
+                await run_unshared(_check_key, call)
 
     return look
 

@@ -26,7 +26,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.deps import Call
-from api.shares import run_in_threadpool
+from api.shares import run_in_threadpool, run_unshared
 from jobs.clock import now
 from jobs.db import Database
 from jobs.errors import DatabaseBusy, IdempotencyMismatch, InFlight
@@ -164,7 +164,7 @@ class Lease:
         if self.once.place is None or self.kept or at - self._beaten < self.once.config.beat_seconds:
             return
         self._beaten = at
-        await run_in_threadpool(self._beat)
+        await run_unshared(self._beat)
 
     def _beat(self) -> None:
         with self.once.db.write() as session:

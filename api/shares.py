@@ -4,7 +4,8 @@
                                      └─ 429 with Retry-After
 
 A project has 10 of the 40 threads, so the requests of other projects always find one. A request that was admitted is
-never refused later: it waits for a thread of its project.
+never refused later: it waits for a thread of its project. Brief checks during a stream or an upload use no thread of
+the project, so that its long work does not delay them.
 """
 
 import asyncio
@@ -115,19 +116,20 @@ async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
     """Run `work` in a thread of the current project, and wait for one as long as it takes."""
     usage = current.get()
     if usage is None:
-        return await _run(work, *args, **kwargs)
+        return await run_unshared(work, *args, **kwargs)
     async with usage.share.threads:
-        return await _run(work, *args, **kwargs)
+        return await run_unshared(work, *args, **kwargs)
 
 
 async def run_reader(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work`, which reads a large body, in a thread: one at a time of a project, and few of all projects."""
     usage = current.get() or Usage(Share(1, 0))
     async with usage.share.reader, _once(_readers, lambda: asyncio.Semaphore(_READERS)):
-        return await _run(work, *args, **kwargs)
+        return await run_unshared(work, *args, **kwargs)
 
 
-async def _run(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_unshared(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread beside those of the project: brief work that long work of the project must not delay."""
     return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs))
 
 

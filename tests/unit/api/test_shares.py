@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -11,8 +12,10 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api import kept_conversations, shares
+from api import asking, kept_conversations, shares
 from api.deps import CallContext
+from api.idempotency import Lease, Once
+from api.shares import Share, Usage
 from jobs.models import Project
 from tests.support.web import make_key
 
@@ -188,3 +191,53 @@ def test_what_a_request_continues_counts_as_its_body(make_app: Callable[..., Fas
         assert again.json()["error"]["code"] == "model_not_found"
 
     _run(make_app(project_body_bytes=65_536, body_max_bytes=65_536), gate, work)
+
+
+@pytest.fixture
+def no_thread() -> Iterator[None]:
+    """A request of a project all of whose threads are in use."""
+    token = shares.current.set(Usage(Share(0, 0)))
+    yield
+    shares.current.reset(token)
+
+
+class Request:
+    async def is_disconnected(self) -> bool:
+        return False
+
+
+@pytest.mark.usefixtures("no_thread")
+def test_long_work_of_a_project_delays_no_check_during_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    services = SimpleNamespace(stopping=threading.Event())
+    call: Any = SimpleNamespace(services=services)
+    monkeypatch.setattr(asking, "_KEY_SECONDS", 0.0)
+    monkeypatch.setattr(asking, "_check_key", lambda _: checked.append("key"))
+    monkeypatch.setattr(asking, "_still_served", lambda *_: checked.append("served"))
+    request: Any = Request()
+
+    async def look() -> None:
+        async with asyncio.timeout(30):
+            await asking._there(call, request, float("inf"))()
+            await asking._serving(call, "generate", "m")()
+
+    asyncio.run(look())
+
+    assert checked == ["key", "served"]
+
+
+@pytest.mark.usefixtures("no_thread")
+def test_long_work_of_a_project_delays_no_beat_of_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[str] = []
+    monkeypatch.setattr(Lease, "_beat", lambda lease: beats.append(lease.owner))
+    config: Any = SimpleNamespace(beat_seconds=0.0)
+    db: Any = None
+    lease = Lease(Once(db, config, ("p", "POST /v1/files", "key"), "POST /v1/files"), owner="own_1")
+
+    async def beat() -> None:
+        async with asyncio.timeout(30):
+            await lease.beat()
+
+    asyncio.run(beat())
+
+    assert beats == ["own_1"]
