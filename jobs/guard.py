@@ -110,7 +110,11 @@ class Lookups:
             finally:
                 self._release(holder)
 
-        threading.Thread(target=work, name="resolve", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="resolve", daemon=True).start()
+        except BaseException:  # the process may start no more threads now
+            self._release(holder)
+            raise
         return future
 
     def _release(self, holder: str) -> None:

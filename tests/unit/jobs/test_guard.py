@@ -228,6 +228,20 @@ def test_a_name_server_that_hangs_is_asked_few_times_by_a_project(monkeypatch: p
         silent.answer.set()
 
 
+def test_a_look_up_that_cannot_start_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups = Lookups(1, 1)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            lookups.start(no_answer, "a.example.com", 443, "p")
+
+    assert lookups.start(no_answer, "a.example.com", 443, "p") is not None
+
+
 async def test_an_attempt_waits_for_its_turn_and_another_project_does_not() -> None:
     silent, lookups = Silent(), Lookups(10, 1)
     slow = GuardedResolver(allow_private=False, resolve=silent, lookups=lookups)
