@@ -32,8 +32,16 @@ def check_project(call: CallContext, arriving: int = 1) -> int:
 
 
 def check_not_full(session: Session, call: CallContext) -> None:
-    """The same for what workers will fill, in the transaction that creates it. Raises ProjectFull."""
+    """The same for what workers will fill, in the transaction that creates it, by what `count_if_due` has noted.
+
+    Raises ProjectFull.
+    """
     storage_usage.check_not_full(session, call.project_id, call.config.project_max_bytes)
+
+
+def count_if_due(call: CallContext) -> None:
+    """Count what the project stores where that is due, before the transaction in which `check_not_full` is called."""
+    storage_usage.count_if_due(call.db, call.project_id, call.config.project_max_bytes)
 
 
 def check_space(call: CallContext, arriving: int) -> None:

@@ -84,15 +84,21 @@ def reserve(session: Session, project_id: str, size: int, limit: int) -> None:
 
 
 def check_not_full(session: Session, project_id: str, limit: int) -> None:
-    """The same check for one more byte, in a transaction that creates what workers will fill. Raises ProjectFull."""
+    """Refuse one more byte by what is noted, in a transaction that creates what workers will fill.
+
+    Nothing is counted in the transaction: call `count_if_due` before it. Raises ProjectFull.
+    """
     if not limit:
         return
-    used = _noted(session, project_id, 1, limit)
-    if used is None:
-        added, used = _sum_all(session, project_id)
-        _note(session, project_id, used - added)
-    if used >= limit:
+    noted = select(StorageUsage.counted + StorageUsage.added).where(StorageUsage.project_id == project_id)
+    if (session.scalar(noted) or 0) >= limit:
         raise _full(limit)
+
+
+def count_if_due(db: Database, project_id: str, limit: int) -> None:
+    """Count what a project stores where the last count is too old to refuse or allow one more byte by it."""
+    if limit:
+        _used(db, project_id, 1, limit)
 
 
 def count(db: Database, project_id: str) -> int:

@@ -20,7 +20,7 @@ from api.paging import After, Limit20, Page, find, page
 from api.presenters.batch import STATUS, Batch, CreatedBatch, show_batch
 from api.progress import Totals, totals
 from api.routing import resource
-from api.space import check_not_full
+from api.space import check_not_full, count_if_due
 from api.validation import clip
 from api.windows import PATTERN, seconds
 from jobs import ledger
@@ -78,6 +78,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
         shown = show_batch(job, Totals())
         return CreatedBatch(**shown.model_dump(), webhook=told(hook))
 
+    count_if_due(call)
     return once.run(fields, make)
 
 

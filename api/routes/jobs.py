@@ -20,6 +20,7 @@ from api.progress import outcomes, pace, queue_position, totals, worked_seconds
 from api.retry import again
 from api.routing import resource
 from api.shares import run_in_threadpool
+from api.space import count_if_due
 from api.streams import event_stream, result_stream
 from api.validation import clip
 from jobs import events, ledger
@@ -179,6 +180,7 @@ def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None =
         job = again(session, call, old, once.key, wanted.overrides, wanted.completion_window, wanted.priority)
         return _shown(session, job)
 
+    count_if_due(call)
     return once.run(wanted.fields(), make)
 
 

@@ -24,6 +24,7 @@ from api.presenters.vector_store import (
 from api.progress import totals
 from api.routes.vector_store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
 from api.routing import resource
+from api.space import count_if_due
 from api.validation import clip
 from api.vector_rows import Attributes, bring_in, check_count, get_store
 from jobs import ledger
@@ -71,6 +72,7 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
         shown = show_file_batch(job, totals(session, [job])[job.id])
         return CreatedFileBatch(**shown.model_dump(), webhook=told(hook)) if hook else shown
 
+    count_if_due(call)
     return once.run(fields, make)
 
 

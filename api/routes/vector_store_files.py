@@ -24,6 +24,7 @@ from api.presenters.vector_store import (
     show_store_file,
 )
 from api.routing import resource
+from api.space import count_if_due
 from api.vector_rows import Attributes, bring_in, get_store, get_store_file
 from jobs import attachments, documents, indexes
 from jobs.errors import NightmillError
@@ -105,6 +106,7 @@ def create_vector_store_file(
         shown = show_store_file(store, get_store_file(session, store, body.file_id))
         return CreatedVectorStoreFile(**shown.model_dump(), webhook=told(hook)) if hook else shown
 
+    count_if_due(call)
     return once.run(fields, make)
 
 

@@ -21,7 +21,7 @@ from api.presenters.vector_store import VectorStoreFileObject
 from api.routes.vector_store_files import POLL_AFTER, POLL_MS, Listed
 from api.routes.vector_stores import checked_model
 from api.routing import resource
-from api.space import check_not_full
+from api.space import check_not_full, count_if_due
 from api.validation import clip
 from api.vector_rows import counts_of, get_store, stop_jobs
 from jobs import indexes, reindexing
@@ -60,6 +60,7 @@ def create_index(call: Call, once: Idempotent, vector_store_id: str, body: Creat
         call.record(session, "vector_store.index.create", index.id, {"store": store.id})
         return shown(session, store, [index])[0]
 
+    count_if_due(call)
     return once.run(body.fields(), make)
 
 
@@ -128,6 +129,7 @@ def sync_index(call: Call, once: Idempotent, vector_store_id: str, index_id: str
         call.record(session, "vector_store.index.sync", index.id, {"store": store.id, "job": job.id if job else None})
         return shown(session, store, [index])[0]
 
+    count_if_due(call)
     return once.run({}, make)
 
 

@@ -18,7 +18,7 @@ from api.paging import After, Before, Limit20, Order, Page, deleted, find, page,
 from api.presenters.source import SourceDeleted, SourceItemObject, SourceObject, show_item, show_source
 from api.routes.vector_store_files import POLL_AFTER, POLL_MS
 from api.routing import resource
-from api.space import check_not_full
+from api.space import check_not_full, count_if_due
 from api.validation import clip
 from api.vector_rows import Attributes, get_store
 from jobs import places, sources
@@ -102,6 +102,7 @@ def create_source(call: Call, once: Idempotent, vector_store_id: str, body: Crea
         session.flush()
         return show_source(source)
 
+    count_if_due(call)
     return once.run(fields, make)
 
 

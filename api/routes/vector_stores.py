@@ -16,6 +16,7 @@ from api.idempotency import Idempotent
 from api.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
 from api.presenters.vector_store import VectorStoreDeleted, VectorStoreObject
 from api.routing import resource
+from api.space import count_if_due
 from api.validation import clip
 from api.vector_rows import bring_in, get_store, shown, stop_jobs, stores_of
 from jobs import attachments, checkpoint, indexes, placement
@@ -73,6 +74,8 @@ def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -
             bring_in(session, call, store, SINGLE, files, once.key)
         return shown(session, [store])[0]
 
+    if body.file_ids:
+        count_if_due(call)
     return once.run(fields, make)
 
 

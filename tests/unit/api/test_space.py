@@ -9,10 +9,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from api import kept_responses
 from api.arriving import Arriving
 from api.deps import CallContext, Caller
+from jobs import storage_usage
 from jobs.clock import now
 from jobs.errors import ProjectFull
 from jobs.kept import Kept
@@ -170,6 +172,32 @@ def test_jobs_that_would_fill_a_full_project_are_refused(bounded: FastAPI, clien
 
     with bounded.state.services.db.read() as session:
         assert session.scalar(select(func.count()).select_from(VectorStoreFile)) == 0
+
+
+def test_a_full_project_is_counted_once_for_many_refusals(
+    bounded: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = upload(client, 10).json()["id"]
+    store_id = client.post("/v1/vector_stores", json={"name": "s"}).json()["id"]
+    counts: list[str] = []
+    count = storage_usage._sum_all
+
+    def noted(session: Session, project_id: str) -> tuple[int, int]:
+        counts.append(project_id)
+        return count(session, project_id)
+
+    monkeypatch.setattr(storage_usage, "_sum_all", noted)
+    monkeypatch.setattr(storage_usage, "_FULL_SECONDS", 600.0)
+    fill(bounded)
+    batch = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+    for _ in range(3):
+        assert refusal(client.post("/v1/batches", json=batch)) == FULL
+        assert refusal(client.post(f"/v1/vector_stores/{store_id}/files", json={"file_id": file_id})) == FULL
+        indexed = {"embedding_dimensions": 2}
+        assert refusal(client.post(f"/v1/vector_stores/{store_id}/indexes", json=indexed)) == FULL
+
+    assert len(counts) == 1
 
 
 def test_a_response_notes_its_size_and_is_refused_beyond_the_limit(bounded: FastAPI) -> None:

@@ -77,6 +77,7 @@ def test_without_a_limit_nothing_is_counted(db: Database) -> None:
     with db.write() as session:
         storage_usage.reserve(session, "p", LIMIT, 0)
         storage_usage.check_not_full(session, "p", 0)
+    storage_usage.count_if_due(db, "p", 0)
 
     with db.read() as session:
         assert session.get(StorageUsage, "p") is None
@@ -139,6 +140,7 @@ def test_what_workers_store_fills_the_project_with_the_next_count(db: Database) 
     storage_usage.check(db, "p", 1, LIMIT)
     store(db, LIMIT)
     age(db)
+    storage_usage.count_if_due(db, "p", LIMIT)
 
     with pytest.raises(ProjectFull) as refused, db.write() as session:
         storage_usage.check_not_full(session, "p", LIMIT)
