@@ -83,8 +83,13 @@ def begin(call: CallContext, items: Sequence[Mapping[str, Any]], labels: Mapping
 def load(call: CallContext, conversation_id: str) -> Items:
     """All items, whose bytes the request has reserved then. Raises NotFound, Contended, ProjectBusy."""
 
+    reserved = 0
+
     def read(held: Held) -> Items:
-        shares.reserve(held.head.size + sum(segment.size for segment in held.head.before))
+        nonlocal reserved
+        more = max(0, held.head.size + sum(segment.size for segment in held.head.before) - reserved)
+        shares.reserve(more)
+        reserved += more  # for a repeated read too, which replaces what was read before
         return [msgspec.json.decode(item) for _, raw in held.head.objects() for item in items_in(raw)]
 
     return _reading(call, conversation_id, read)

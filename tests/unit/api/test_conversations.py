@@ -11,8 +11,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from api import kept_conversations
+from api import kept_conversations, shares
+from api.deps import CallContext, Caller
 from jobs import conversations
+from jobs.errors import NotFound
 from jobs.models import Conversation
 from tests.support.lost import look_twice
 from tests.support.web import make_key
@@ -284,6 +286,36 @@ def test_a_change_that_always_loses_is_tried_a_few_times(
     assert 2 <= len(tries) <= 5
     assert _texts(client, talk) == ["a"]
     assert len(_objects(app)) == 1
+
+
+def test_a_conversation_that_is_read_again_reserves_its_bytes_once(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, services, heads = _create(client, "a" * 1000), app.state.services, list[conversations.Head]()
+    with services.db.read() as session:
+        call = CallContext(services, Caller("k", session.get(Conversation, talk).project_id), "req")
+    objects = conversations.Head.objects
+
+    def replaced(head: conversations.Head, **options: Any) -> Any:
+        if options:  # an append looks here
+            return objects(head, **options)
+        heads.append(head)
+        if len(heads) < 3:
+            _say(client, talk, "b")
+            raise NotFound
+        return objects(head)
+
+    monkeypatch.setattr(conversations.Head, "objects", replaced)
+    share = shares.Share(1, 1 << 20)
+    token = shares.current.set(shares.Usage(share))
+    try:
+        assert len(kept_conversations.load(call, talk)) == 3
+    finally:
+        shares.current.reset(token)
+
+    share.reserve((1 << 20) - heads[-1].size)  # all but the bytes of the last read are free
+    with pytest.raises(shares.ProjectBusy):
+        share.reserve(1)
 
 
 @pytest.mark.parametrize("moment", ["before the commit", "after the commit"])
