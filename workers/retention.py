@@ -67,6 +67,7 @@ class Retention:
         self._looking: Iterator[None] | None = None
         self._left: list[Callable[[], bool]] = []
         self._unmeasured: list[Any] = [KeptResponse, KeptCompletion, Conversation]
+        self._measured = ""  # the last id of the first of these tables whose size was asked for
         self._until = 0.0
 
     def run(self) -> None:
@@ -174,18 +175,22 @@ class Retention:
         try:
             while self._unmeasured and not self._repeat(partial(self._measure_page, self._unmeasured[0])):
                 del self._unmeasured[0]
+                self._measured = ""
         except (StorageAway, StorageFull):
             return False  # the storage may be there at the next pass
         return bool(self._unmeasured)
 
     def _measure_page(self, table: Any) -> bool:
         with self._db.read() as session:
-            rows = session.scalars(select(table).where(table.bytes.is_(None)).limit(_AT_ONCE)).all()
+            left = select(table).where(table.id > self._measured, table.bytes.is_(None))
+            rows = session.scalars(left.order_by(table.id).limit(_AT_ONCE)).all()
         sizes = {row.id: self._size(row.path) for row in rows}
         with self._db.write() as session:
             for row_id, size in sizes.items():
                 unknown = table.id == row_id, table.bytes.is_(None)
                 session.execute(update(table).where(*unknown).values(bytes=size), execution_options=UNSEEN)
+        if rows:
+            self._measured = rows[-1].id
         return len(rows) == _AT_ONCE
 
     def _size(self, path: str) -> int:

@@ -414,3 +414,19 @@ def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
 
     keeping.run()
     assert sizes() == {"r": 5, "gone": 0, "c": 7, "v": 3}
+
+
+def test_a_page_of_sizes_begins_behind_the_page_before(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("workers.retention._AT_ONCE", 2)
+    monkeypatch.setattr(storage, "size", asked.append)  # no size is found, so every row still matches
+    lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
+    with db.write() as session:
+        session.add_all([KeptResponse(id=f"r{n}", **lasting) for n in range(5)])
+        session.add(KeptCompletion(id="c", asked="m", model="m", **lasting))
+
+    keeping.run()
+
+    assert asked == [*(f"responses/r{n}" for n in range(5)), KeptCompletion(id="c").path]
