@@ -123,8 +123,9 @@ class Lookups:
             self._held += Counter()  # forgets holders without any
 
 
-#: Of checks, each of which holds a thread of the API for up to `_RESOLVE_SECONDS`; of attempts, which hold none.
-CHECKS = Lookups(24, 8)
+#: Of checks, each of which holds a thread of the API for up to `_RESOLVE_SECONDS`, and one for each of a project's
+#: threads; of attempts, which hold none.
+CHECKS = Lookups(30, 10)
 ATTEMPTS = Lookups(256, 32)
 _holder: ContextVar[str] = ContextVar("holder", default="")
 

@@ -228,6 +228,15 @@ def test_a_name_server_that_hangs_is_asked_few_times_by_a_project(monkeypatch: p
         silent.answer.set()
 
 
+def test_each_thread_of_a_project_may_look_a_name_up() -> None:
+    silent, threads = Silent(), Settings().project_threads
+
+    found = [guard.CHECKS.start(silent, "slow.example.com", 443, "p") for _ in range(threads)]
+    silent.answer.set()
+
+    assert [one.result(30) if one else None for one in found] == [[PUBLIC]] * threads
+
+
 def test_a_look_up_that_cannot_start_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     lookups = Lookups(1, 1)
 
