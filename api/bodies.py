@@ -32,8 +32,8 @@ _BOUNDS: Final[Mapping[str, Mapping[str, int]]] = {
     "/v1/chat/completions": {"tools": 128},
     "/v1/embeddings": {"input": 2048},
 }
-#: Values of a body by weight: 1 a number, 3 a string, 5 an array or an object. OpenAI embeds 300,000 tokens at once.
-_MAX_WEIGHT = 400_000
+#: Values of a body by weight: 4 a number, 18 a string, 30 an array or an object. Numbers are cheap: tokens of prompts.
+_MAX_WEIGHT = 2_400_000
 _LISTS = ("input", "messages", "prompt", "documents", "tools", "items", "files", "file_ids", "queries", "query")
 _Lists = msgspec.defstruct("_Lists", [(name, msgspec.Raw, msgspec.Raw()) for name in _LISTS])
 _CONTAINERS = frozenset({dict, list})
@@ -84,12 +84,12 @@ def _weight(raw: bytes) -> int:
     if weight <= _MAX_WEIGHT:  # although the punctuation in strings was counted too
         return weight
     plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")
-    quotes = plain.count(b'"')
+    quotes = 7 * plain.count(b'"')
     return quotes if quotes > _MAX_WEIGHT else quotes + _weigh(b"".join(plain.split(b'"')[::2]))
 
 
 def _weigh(text: bytes) -> int:
-    return text.count(b",") + text.count(b'"') + 4 * (text.count(b"[") + text.count(b"{"))
+    return 4 * text.count(b",") + 7 * text.count(b'"') + 26 * (text.count(b"[") + text.count(b"{"))
 
 
 def _too_heavy(raw: bytes) -> InvalidRequest:
@@ -99,7 +99,7 @@ def _too_heavy(raw: bytes) -> InvalidRequest:
     param = longest if bytes(getattr(lists, longest)) else None
     return InvalidRequest(
         f"Too many values in {param or 'the body'}: a body holds at most "
-        f"{_MAX_WEIGHT // 5} arrays and objects, {_MAX_WEIGHT // 3} strings or {_MAX_WEIGHT} numbers.",
+        f"{_MAX_WEIGHT // 30} arrays and objects, {_MAX_WEIGHT // 18} strings or {_MAX_WEIGHT // 4} numbers.",
         param=param,
         code="too_many_values",
     )

@@ -101,6 +101,21 @@ def test_a_list_that_is_too_long_is_refused_before_it_is_validated(
     assert validated == []
 
 
+@pytest.mark.parametrize("tokens", [list(range(500_000)), [list(range(4000))] * 128])
+def test_numbers_of_a_long_prompt_are_decoded(tokens: list[Any]) -> None:
+    assert bodies.parse(json.dumps({"prompt": tokens}).encode()) == {"prompt": tokens}
+
+
+@pytest.mark.parametrize(("item", "most"), [("{}", 80_000), ('"x"', 133_333), ("1", 600_000)])
+def test_the_number_of_values_is_bounded_by_their_kind(item: str, most: int) -> None:
+    bodies.parse(_many('{"a": [*]}', item, most - 20))
+
+    with pytest.raises(InvalidRequest, match=f" {most} ") as refused:
+        bodies.parse(_many('{"a": [*]}', item, most + 20))
+
+    assert refused.value.code == "too_many_values"
+
+
 def test_as_many_as_allowed_are_validated(client: TestClient) -> None:
     tokens = {"model": "nobody", "input": [list(range(300))] * 1000}
     texts = {"model": "nobody", "input": ["x"] * 2048}
