@@ -186,12 +186,16 @@ class Lines:
         finally:
             await asyncio.shield(asked.leave())
 
-    async def stop(self, question_id: str) -> None:
-        """Nobody waits for it any more; who still reads it is told. Raises StreamsAway."""
+    async def stop(self, question_id: str, tenant: str) -> None:
+        """Drop a resumable stream and stop counting it to its project; a connected client reads that it was stopped.
+
+        Raises StreamsAway.
+        """
         try:
             async with self._server().pipeline() as pipe:
                 pipe.delete(asking(question_id), resumable(question_id))
-                pipe.xadd(answer(question_id), {PIECE: pack(_STOPPED)})
+                pipe.hdel(project_streams(tenant), question_id)
+                pipe.xadd(answer(question_id), {PIECE: pack(_STOPPED)}, maxlen=1, approximate=False)
                 pipe.expire(answer(question_id), ASKING_SECONDS)
                 await pipe.execute()
         except (RedisError, OSError) as error:

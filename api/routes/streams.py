@@ -47,5 +47,5 @@ async def resume_stream(call: Call, request: Request, stream_id: StreamId, last:
 async def stop_stream(call: Call, stream_id: StreamId) -> StreamStopped:
     """Free the engine at once, and forget what was answered."""
     await kept_stream(call, stream_id)
-    await call.services.lines.stop(stream_id)
+    await call.services.lines.stop(stream_id, call.project_id)
     return StreamStopped(id=stream_id)

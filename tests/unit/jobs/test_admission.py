@@ -21,6 +21,7 @@ from workers.ringer import CeleryRinger
 
 QUEUE = "gpu.generate"
 END = pack(Piece("end", b"{}"))
+CHUNK = pack(Piece("chunk", b"{}"))
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +169,26 @@ async def test_a_project_has_a_few_unfinished_streams_that_can_be_resumed(url: s
         await some.ask("one")
         ended = [question for question, _ in some.pending][:2]
         await admission.count_finished(server, ended[0], config.interactive_unread_bytes, MB)
-        await some.lines.stop(ended[1].id)
-        await server.delete(interactive.answer(ended[1].id))  # as it expires
+        await some.lines.stop(ended[1].id, "one")
         more, _ = await some.ask_until_refused("one", linger=60)
 
     assert (first, second, more, refused.code) == (4, 4, 2, "rate_limit_exceeded")
+
+
+async def test_a_stopped_stream_frees_its_place_and_its_bytes_at_once(url: str) -> None:
+    config = settings(url, interactive_waiting=300, interactive_resumable=2)
+    async with clients(config) as some, interactive.connect(url) as server:
+        await some.ask_until_refused("one", linger=600)
+        for question, task in some.pending:
+            for _ in range(3):
+                await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+            await some.lines.stop(question.id, "one")
+            assert (await task).status == 408
+        held = [await server.xlen(interactive.answer(question.id)) for question, _ in some.pending]
+        more, _ = await some.ask_until_refused("one", linger=600)
+
+    assert more == 2
+    assert max(held) <= 1, "only what says that it was stopped"
 
 
 async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
