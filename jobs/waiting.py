@@ -137,8 +137,7 @@ class Lines:
         raises.
         """
         line, raw = line_of(queue), pack(question)
-        put = line, raw, question.tenant
-        asked = self._asked(question.id, question.linger, put, patience)
+        asked = self._asked(question.id, question.linger, question.tenant, (line, raw), patience)
         try:
             if await self._memory.is_full():
                 raise BrokerFull
@@ -174,7 +173,7 @@ class Lines:
 
         Raises NotFound, NoWorker, StreamsAway, WorkerLost, and what `there` raises.
         """
-        asked = self._asked(question_id, kept.linger, patience=_LATE_SECONDS)
+        asked = self._asked(question_id, kept.linger, kept.tenant, patience=_LATE_SECONDS)
         try:
             if await asked.ended(after):
                 return
@@ -240,11 +239,16 @@ class Lines:
         return self._redis
 
     def _asked(
-        self, question_id: str, linger: int, put: tuple[str, bytes, str] | None = None, patience: float = math.inf
+        self,
+        question_id: str,
+        linger: int,
+        tenant: str,
+        put: tuple[str, bytes] | None = None,
+        patience: float = math.inf,
     ) -> "_Asked":
         """Raises StreamsAway."""
         behind = self._config.interactive_unread_bytes // BEHIND_PART
-        return _Asked(self._server(), question_id, linger, put, patience, behind, self._large)
+        return _Asked(self._server(), question_id, linger, tenant, put, patience, behind, self._large)
 
     async def _facts(self, question_id: str) -> tuple[bytes | None, dict[str, Any], bool]:
         """What was kept; what the server knows of the answer, nothing where it is gone or not begun; and whether it may
@@ -274,7 +278,8 @@ class _Asked:
         server: Any,
         question_id: str,
         linger: int,
-        put: tuple[str, bytes, str] | None,
+        tenant: str,
+        put: tuple[str, bytes] | None,
         patience: float,
         behind_bytes: int,
         large: asyncio.Semaphore,
@@ -282,7 +287,9 @@ class _Asked:
         self._redis, self._id, self._linger, self._patience = server, question_id, linger, patience
         self._behind_bytes, self._large = behind_bytes, large
         self.is_refused = False  # then Redis has nothing of it
-        self._line, self._raw, self._tenant = put or ("", b"", "")
+        self._has_no_worker = False  # then there is nothing to come back to
+        self._tenant = tenant
+        self._line, self._raw = put or ("", b"")
         self._taken = put is None
         self._told = put is None  # whether the client knows how to come back
         self.seconds = max(ASKING_SECONDS, linger)
@@ -354,14 +361,14 @@ class _Asked:
             return
         with suppress(RedisError, OSError):  # everything has an end of its own
             async with self._redis.pipeline(transaction=False) as pipe:
-                if self._linger and self._told:
+                if self._linger and self._told and not self._has_no_worker:
                     for name in (asking(self._id), answer(self._id), resumable(self._id)):
                         pipe.expire(name, self._linger)
                 else:
                     pipe.delete(asking(self._id), answer(self._id), resumable(self._id))
                     pipe.hdel(project_waiting(self._tenant), self._id)
                     pipe.hdel(project_streams(self._tenant), self._id)
-                    if not self._taken:
+                    if self._line and not self._taken:
                         pipe.lrem(self._line, 1, self._raw)
                 await pipe.execute()
 
@@ -393,11 +400,15 @@ class _Asked:
         if at - self._asked >= _BLOCK_MS / 1000:
             self._asked = at
             await there()
-        if self._taken and at - self._heard > _SILENCE_SECONDS:
-            raise WorkerLost
-        if not self._taken and at - self._looked >= _LOOK_SECONDS:
-            self._looked = at
-            await self._find(served)
+        try:
+            if self._taken and at - self._heard > _SILENCE_SECONDS:
+                raise WorkerLost
+            if not self._taken and at - self._looked >= _LOOK_SECONDS:
+                self._looked = at
+                await self._find(served)
+        except (NoWorker, WorkerLost):  # not those of `there`: after a restart of the API its clients come back
+            self._has_no_worker = True
+            raise
 
     async def _renew(self) -> None:
         """Only what is there: one that was stopped elsewhere stays so."""

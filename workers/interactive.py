@@ -204,11 +204,9 @@ class Desk:
 
     async def _serve(self, question: Question, places: ProjectPlaces, refused: Piece | None) -> None:
         try:
-            if now() >= question.deadline or not await self._take(question):
-                return
-            end = refused or await self._while_awaited(question, places)
-            if end is not None:
-                await self._finish(question, end)
+            awaited = now() < question.deadline and await self._take(question)
+            end = (refused or await self._while_awaited(question, places)) if awaited else None
+            await self._finish(question, end)
         except asyncio.CancelledError:
             with suppress(RedisError, OSError):
                 await self._finish(question, _end(refusal(503, "This worker is going down.", code="worker_lost"), 1.0))
@@ -218,11 +216,12 @@ class Desk:
         finally:
             self._unread.forget(question.id)
 
-    async def _finish(self, question: Question, end: Piece) -> None:
-        """Send the end of an answer, or that there is no memory for it."""
-        if len(end.body) > UNREAD_WHEN_FULL and await self._memory.is_full():
+    async def _finish(self, question: Question, end: Piece | None) -> None:
+        """Send the end of an answer, or that there is no memory for it, unless `end` is None: its client has left."""
+        if end and len(end.body) > UNREAD_WHEN_FULL and await self._memory.is_full():
             end = _NO_MEMORY
-        await self._send(question, end)
+        if end:
+            await self._send(question, end)
         if question.linger:
             await count_finished(self._redis, question, self._unread.size, self._unread.held(question.id))
 

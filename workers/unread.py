@@ -43,8 +43,8 @@ class Unread:
             held.total -= held.sizes.popleft()
 
     def held(self, question_id: str) -> int:
-        """Return the bytes of a stream that Redis holds."""
-        return self._held[question_id].total
+        """Return the bytes of a stream that Redis holds, 0 where nothing of it was counted."""
+        return held.total if (held := self._held.get(question_id)) else 0
 
     def uncounted(self, question: Question) -> bool:
         """Return whether more than a block of a stream is not counted to its project, and take that for counted now.

@@ -11,7 +11,7 @@ import redis
 from jobs import admission, interactive
 from jobs.broker_memory import any_full, read_memory
 from jobs.clock import now
-from jobs.errors import BrokerFull, NightmillError, Overloaded, TooManyRequests
+from jobs.errors import BrokerFull, NightmillError, NoWorker, Overloaded, TooManyRequests, WorkerLost
 from jobs.ids import new_id
 from jobs.interactive import Piece, Question, Resumable, pack
 from jobs.settings import MB, Settings
@@ -88,6 +88,23 @@ async def _fill(server: Any) -> None:
 
 async def _served() -> bool:
     return True
+
+
+async def _unserved() -> bool:
+    return False
+
+
+async def _stay() -> None:
+    """No client leaves."""
+
+
+async def _go_down() -> None:
+    raise WorkerLost
+
+
+def _stream() -> tuple[Question, Resumable]:
+    question = Question(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=600)
+    return question, Resumable("one", "/", question.deadline, 600, b"shown")
 
 
 @asynccontextmanager
@@ -189,6 +206,55 @@ async def test_a_stopped_stream_frees_its_place_and_its_bytes_at_once(url: str) 
 
     assert more == 2
     assert max(held) <= 1, "only what says that it was stopped"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_stream_whose_worker_died_frees_its_place(
+    url: str, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question, kept = _stream()
+    async with clients(settings(url, interactive_resumable=1)) as some, interactive.connect(url) as server:
+        pieces = some.lines.ask(QUEUE, question, _served, kept=kept)
+        await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+        assert (await anext(pieces)).kind == "chunk"
+        if resumed:
+            await pieces.aclose()
+            pieces = some.lines.rest(question.id, "0-0", kept, _stay, _served)
+        monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 0.0)
+        with pytest.raises(WorkerLost):
+            await last_piece(pieces)
+        await some.ask("one", linger=600)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_stream_that_no_worker_takes_frees_its_place(
+    url: str, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question, kept = _stream()
+    async with clients(settings(url, interactive_resumable=1)) as some:
+        pieces = some.lines.ask(QUEUE, question, _unserved, kept=kept, patience=0.0)
+        assert (await anext(pieces)).kind == "late"
+        if resumed:
+            await pieces.aclose()
+            pieces = some.lines.rest(question.id, "0-0", kept, _stay, _unserved)
+        monkeypatch.setattr("jobs.waiting._LOOK_SECONDS", 0.0)
+        with pytest.raises(NoWorker):
+            await last_piece(pieces)
+        await some.ask("one", linger=600)
+
+
+async def test_a_stream_whose_api_goes_down_can_still_be_resumed(url: str) -> None:
+    question, kept = _stream()
+    async with clients(settings(url)) as some, interactive.connect(url) as server:
+        pieces = some.lines.ask(QUEUE, question, _served, _go_down, kept)
+        await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+        with pytest.raises(WorkerLost):
+            await last_piece(pieces)
+        await server.xadd(interactive.answer(question.id), {interactive.PIECE: END})
+        rest = some.lines.rest(question.id, "0-0", kept, _stay, _served)
+        kinds = [piece.kind async for piece in rest]
+
+    assert kinds == ["chunk", "end"]
 
 
 async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:

@@ -17,7 +17,7 @@ from workers import interactive
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, Request
 from workers.host import EngineHost
-from workers.interactive import Desk
+from workers.interactive import UNREAD_BYTES, Desk
 
 BODY = msgspec.json.encode({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]})
 
@@ -254,6 +254,23 @@ def test_a_client_who_leaves_frees_the_engine_also_one_that_swallows_being_stopp
         eventually(lambda: engine.stopped, 10, "the engine is free")
 
     assert streams.kinds(asked) == ["taken"], "nobody is there to be told"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_resumable_stream_whose_client_has_left_frees_its_place(
+    host: EngineHost, engine: Hanging, streams: Streams, begun: bool
+) -> None:
+    asked = question(linger=60)
+    streams.ask(asked, awaited=begun)
+
+    with Serving(host):
+        if begun:
+            eventually(lambda: engine.began, 10, "the request is being answered")
+            streams.awaited.clear()
+        eventually(lambda: streams.evaluated, 10, "the stream is counted as ended")
+
+    *_, stream_id, freed = streams.evaluated[0]
+    assert (stream_id, freed) == (asked.id, -UNREAD_BYTES)
 
 
 def test_while_the_server_is_away_nobody_is_taken_to_have_left(
