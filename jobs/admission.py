@@ -1,7 +1,8 @@
 """Admission of interactive requests: bounds on what one project, and one queue, may put into Redis.
 
     waiting:<project>   hash   request ─▶ "bytes queue"    counted while asking:<request> exists and no worker has it
-    streams:<project>   hash   stream ─▶ bytes             counted while resumable:<stream> or answer:<stream> exists
+    streams:<project>   hash   stream ─▶ "bytes"           counted while resumable:<stream> or answer:<stream> exists
+                                      or "bytes u"         the same; a resumable stream that is unfinished
 
 An entry whose keys have expired counts no more, and the next admission removes it. So a process that dies at any point
 leaves nothing behind that is counted for longer than those keys live. Both hashes expire too.
@@ -34,19 +35,19 @@ _STREAMS: Final = 1024  # of one project, those that have ended and can still be
 #: All streams of a project may have so many times the bytes of its unfinished resumable ones.
 _HELD: Final = 2
 _COUNT_STREAM: Final = f"""
-local function count_stream(streams, id, bytes, full, running, most, seconds)
+local function count_stream(streams, id, bytes, running, most, seconds)
   local entries, total, unfinished = redis.call('HGETALL', streams), bytes, 0
   for i = 1, #entries, 2 do
     if redis.call('EXISTS', '{resumable("")}' .. entries[i], '{answer("")}' .. entries[i]) == 0 then
       redis.call('HDEL', streams, entries[i])
     else
-      local held = tonumber(entries[i + 1])
+      local held, mark = string.match(entries[i + 1], '^(%d+)(.*)$')
       total = total + held
-      if held > full then unfinished = unfinished + 1 end
+      if mark == ' u' then unfinished = unfinished + 1 end
     end
   end
-  if unfinished >= running or total > most or #entries >= {2 * _STREAMS} then return 0 end
-  redis.call('HINCRBY', streams, id, bytes)
+  if running and unfinished >= running or total > most or #entries >= {2 * _STREAMS} then return 0 end
+  if running then redis.call('HSET', streams, id, bytes .. ' u') else redis.call('HINCRBY', streams, id, bytes) end
   if redis.call('TTL', streams) < seconds then redis.call('EXPIRE', streams, seconds) end
   return 1
 end
@@ -72,7 +73,7 @@ end
 if own * {PART} >= places or (total > 0 and (total + #raw) * {PART} > bytes) then return 'project' end
 if kept ~= '' then
   local full, running, most = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-  if count_stream(streams, id, full + #kept, full, running, most, seconds + lease) == 0 then return 'streams' end
+  if count_stream(streams, id, full + #kept, running, most, seconds + lease) == 0 then return 'streams' end
   redis.call('SET', resumable, kept, 'EX', lease)
 end
 redis.call('SET', asking, '1', 'EX', lease)
@@ -85,10 +86,11 @@ return ''
 """
 _COUNT: Final = f"""{_COUNT_STREAM}
 local bytes, most, seconds = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-return count_stream(KEYS[1], ARGV[1], bytes, math.huge, 1, most, seconds)
+return count_stream(KEYS[1], ARGV[1], bytes, nil, most, seconds)
 """
 _FINISHED: Final = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2]) end
+local bytes = string.match(redis.call('HGET', KEYS[1], ARGV[1]) or '', '^(%d+) u$')
+if bytes then redis.call('HSET', KEYS[1], ARGV[1], math.max(0, bytes + ARGV[2])) end
 """
 
 

@@ -102,9 +102,9 @@ async def _go_down() -> None:
     raise WorkerLost
 
 
-def _stream() -> tuple[Question, Resumable]:
+def _stream(shown: bytes = b"shown") -> tuple[Question, Resumable]:
     question = Question(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=600)
-    return question, Resumable("one", "/", question.deadline, 600, b"shown")
+    return question, Resumable("one", "/", question.deadline, 600, shown)
 
 
 @asynccontextmanager
@@ -268,6 +268,22 @@ async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
             await admission.count_finished(server, stream, config.interactive_unread_bytes, MB // 2)
 
     assert count == 6, "3 MB, and a fourth for the one that is to come"
+
+
+async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: str) -> None:
+    config = settings(url, interactive_resumable=2, interactive_unread_bytes=MB)
+    question, kept = _stream(shown=bytes(MB // 2))
+    async with clients(config) as some, interactive.connect(url) as server:
+        pieces = some.lines.ask(QUEUE, question, _served, kept=kept, patience=0.0)
+        await anext(pieces)
+        for _ in range(2):  # the second time, nothing is left to subtract
+            await admission.count_finished(server, question, config.interactive_unread_bytes, MB * 3 // 4)
+        counted = int(await server.hget(interactive.project_streams("one"), question.id))
+        more, _ = await some.ask_until_refused("one", linger=60)
+        await pieces.aclose()
+
+    assert more == 2
+    assert counted == MB * 3 // 4 + len(pack(kept))
 
 
 async def test_events_of_responses_in_the_background_are_counted_too(url: str) -> None:
