@@ -22,7 +22,7 @@ FULL: Final = "broker_full"
 #: Bytes of a stream that may be unread, or of another answer, while the server is full.
 UNREAD_WHEN_FULL: Final = 256 << 10
 _SECONDS: Final = 1.0  # for which a reading is used
-_TIMEOUT: Final = 1.0
+_TIMEOUT: Final = 0.2  # seconds that a probe of `/readyz` or `/metrics` may wait for each server
 
 
 class Memory(NamedTuple):

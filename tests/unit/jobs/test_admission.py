@@ -1,6 +1,7 @@
 """Bounds on interactive requests, on a real Valkey: one project leaves room for others, and Celery's messages fit."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -348,6 +349,23 @@ async def test_a_server_without_maxmemory_is_never_full(url: str) -> None:
         await some.ask("one")
 
     assert not any_full(settings(url))
+
+
+def test_a_server_that_hangs_is_given_up_soon_and_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[float | None] = []
+    set_timeout = socket.socket.settimeout
+
+    def record(self: socket.socket, seconds: float | None) -> None:
+        timeouts.append(seconds)
+        set_timeout(self, seconds)
+
+    monkeypatch.setattr(socket.socket, "settimeout", record)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
+        name = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        assert not any_full(Settings(streams_url=name, broker_url=name))
+
+    assert timeouts
+    assert all(seconds is not None and seconds <= 0.2 for seconds in timeouts)
 
 
 @pytest.mark.parametrize("linger", [0, 60])
