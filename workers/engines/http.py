@@ -44,10 +44,10 @@ _PASSING: Final = frozenset({408, 409, 425})  # no fault of the request; OpenAI'
 
 log = logging.getLogger(__name__)
 
-Ticket = tuple[int, int, asyncio.Future[None]]
+Ticket = tuple[int, int, asyncio.Future[None]]  # a request's priority, its order, and what ends its wait
 Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
 Permission = Callable[[str], Awaitable[bool]]  # of a project's id: whether its prompts may go to external servers
-Line = tuple[str, bool]  # a model, and whether external servers may be asked
+Line = frozenset[Endpoint]  # the servers that each request in it may be sent to
 
 
 class Refused(EngineBusy):
@@ -191,7 +191,7 @@ class HttpEngine:
         able = self._unrefused(model, able)
         limited = 0
         while True:
-            endpoint = await self._admit((model, outside), request.priority, able)
+            endpoint = await self._admit(request.priority, able)
             try:
                 return await self._send(endpoint, request, model, read)
             except Refused as refused:
@@ -234,7 +234,7 @@ class HttpEngine:
         if limited.retry_after is None:
             await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2**times)
 
-    async def _admit(self, line: Line, priority: int, able: list[Endpoint]) -> Endpoint:
+    async def _admit(self, priority: int, able: list[Endpoint]) -> Endpoint:
         """A server with a free slot, which is taken; waits for one."""
         order = next(self._order)
         while True:
@@ -244,7 +244,7 @@ class HttpEngine:
                 chosen.window.in_flight += 1
                 return chosen
             self._expect(able)
-            await self._line_up(line, priority, order)
+            await self._line_up(frozenset(able), priority, order)
 
     def _expect(self, able: list[Endpoint]) -> None:
         """Waiting makes sense if a server is merely full, or pauses for a moment."""
@@ -264,13 +264,12 @@ class HttpEngine:
             raise
 
     def _wake(self, endpoint: Endpoint) -> None:
-        """Give the free slots of an endpoint to those who wait for its models."""
+        """Give the free slots of an endpoint to the requests that wait for it."""
         if not self._waiting or not endpoint.ready():
             return
         room = endpoint.window.room
-        for line in [(model, outside) for model, outside in self._waiting if outside or not endpoint.external]:
-            if endpoint in self._having(line[0]):
-                room -= self._call_up(line, room)
+        for line in [line for line in self._waiting if endpoint in line]:
+            room -= self._call_up(line, room)
 
     def _wake_all(self) -> None:
         """A circuit changed: everyone looks again."""

@@ -798,3 +798,36 @@ async def test_a_server_that_has_come_to_be_asked_is_watched_and_one_that_went_i
 
         assert engine.models == ()
         assert (await engine.answer(request())).status == 404
+
+
+async def test_a_request_in_line_gets_its_server_though_another_has_come_to_list_the_model(server: Server) -> None:
+    """Keep a request to the servers of its arrival, and give their slots to those that wait for them."""
+    gates = {"any": asyncio.Event(), "named": asyncio.Event()}
+
+    def gated(name: str) -> Handler:
+        async def answer(_: web.BaseRequest) -> web.Response:
+            await gates[name].wait()
+            return good()
+
+        return answer
+
+    server.on_list, server.script = says(404), gated("any")
+    async with serving(Server("other")) as named:
+        named.script = gated("named")
+        endpoints = Endpoint(server.url, concurrency=1), Endpoint(named.url, concurrency=1)
+        async with engine_of(*endpoints) as engine:
+            running = [asyncio.create_task(engine.answer(request(model))) for model in ("m", "other")]
+            await until(lambda: server.at_once == named.at_once == 1)
+            in_line = []
+            for model in ("other", "m"):
+                in_line.append(asyncio.create_task(engine.answer(request(model))))
+                await until(lambda: sum(map(len, engine._waiting.values())) == len(in_line))
+            endpoints[1].found = frozenset({"other", "m"})
+            gates["any"].set()
+
+            assert (await asyncio.wait_for(in_line[1], 30)).status == 200
+            assert not in_line[0].done()
+            gates["named"].set()
+            await asyncio.gather(*running, *in_line)
+
+    assert [len(one.asked) for one in (server, named)] == [2, 2]
