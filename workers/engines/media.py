@@ -57,9 +57,10 @@ _PLAIN: Final = frozenset({"role", "text"})  # keys of nearly all there is
 _ELSEWHERE: Final = "media_url_not_allowed"
 _NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
 _AUDIO: Final = frozenset({"id", "voice", "format", "data", "transcript", "expires_at"})  # of `audio`, as OpenAI has it
+# Both patterns take time linear in the text.
 #: A character of ASCII in JSON that stands in a text, as the arguments of calls do.
-_ESCAPED: Final = re.compile(rb"\\+u00([2-7][0-9a-f])", re.IGNORECASE)
-_IN_TEXT: Final = re.compile(rb"!\[[^\[\]]*\]\(\s*<?\s*https?:", re.IGNORECASE)
+_ESCAPED: Final = re.compile(rb"(?<!\\)\\+u00([2-7][0-9a-f])", re.IGNORECASE)
+_IN_TEXT: Final = re.compile(rb"!\[[^\[\]]*\]\(\s*(?:<\s*)?https?:", re.IGNORECASE)
 
 
 def objection(url: str, body: Mapping[str, Any], schemas: frozenset[str]) -> Answer | None:

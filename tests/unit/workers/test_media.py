@@ -151,6 +151,7 @@ MARKED = f"Look: ![]({WEB}) here"
             "messages",
         ),
         ({"prompt": MARKED}, "prompt"),
+        ({"prompt": "![]( < http://a/b>)"}, "prompt"),
         ({"prompt": ["x", "![an image]( HTTPS://example.com )"]}, "prompt"),
         ({"input": MARKED}, "input"),
         (
@@ -176,6 +177,9 @@ def test_an_image_that_the_text_names_by_its_url_is_found(body: dict[str, Any], 
         "wow! [a link](https://example.com)",
         "![" * 200_000,
         "](" * 200_000,
+        "![](" + " " * 1_000_000,
+        "![](<" + " " * 1_000_000,
+        "\\" * 1_000_000,
     ],
 )
 def test_other_texts_go_on(text: str) -> None:
