@@ -13,6 +13,7 @@ and root needs a capability for it, root keeps that one capability and enters no
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import struct
@@ -72,7 +73,7 @@ def confine(policy: Policy, parent: int) -> tuple[str, ...]:
     kept = 0 if not was_root or parts["own_user"] else _needed_capability(readable, policy.scratch)
     parts["user_namespace"] = not kept and unshare(_NEW_USER | (0 if apart else _NEW_NETWORK_AND_IPC))
     parts["network_namespace"] = apart or parts["user_namespace"]
-    _limit(policy, alone=parts["user_namespace"] or (was_root and parts["own_user"]))
+    _limit(policy, alone=parts["user_namespace"] and _counts_by_namespace())
     parts["capabilities"] = _keep_capabilities(kept) and not kept
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     prctl(_PR_SET_DUMPABLE, 0)
@@ -150,8 +151,14 @@ def _needed_capability(readable: list[str], scratch: str | None) -> int:
     return 0
 
 
+def _counts_by_namespace() -> bool:
+    """Return whether the kernel counts a user's threads in each user namespace apart, as Linux 5.14 and later do."""
+    major, minor = (int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    return (major, minor) >= (5, 14)
+
+
 def _limit(policy: Policy, *, alone: bool) -> None:
-    """Set what can only be lowered. Threads are counted by user, so only where this process has a user of its own."""
+    """Set what can only be lowered; limit the threads only where those of no other process count."""
     limits.lower(resource.RLIMIT_CORE, 0, for_good=True)
     limits.lower(resource.RLIMIT_FSIZE, policy.file_bytes, for_good=True)
     limits.lower(resource.RLIMIT_NOFILE, _OPEN_FILES, for_good=True)
