@@ -52,7 +52,10 @@ _INNER: Final[Mapping[str, frozenset[str]]] = {
     "input_audio": frozenset({"data", "format"}),
     "file": frozenset({"file_data", "filename"}),
 }
-_LISTS: Final = frozenset({"content", "output"})  # keys of lists of content parts
+#: Types of items whose `output` is a list of content parts.
+_HAVE_PARTS: Final = ("function_call_output", "custom_tool_call_output")
+_HARMLESS: Final = frozenset({"image_generation_call"})  # types that name media and hold their bytes
+_SCHEMAS: Final = frozenset({"parameters", "input_schema"})  # keys of tools
 _PLAIN: Final = frozenset({"role", "text"})  # keys of nearly all there is
 _ELSEWHERE: Final = "media_url_not_allowed"
 _NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
@@ -66,7 +69,8 @@ _IN_TEXT: Final = re.compile(rb"!\[[^\[\]]*\]\(\s*(?:<\s*)?https?:", re.IGNORECA
 def objection(url: str, body: Mapping[str, Any], schemas: frozenset[str]) -> Answer | None:
     """Return the refusal of this request; None if it may go on.
 
-    Properties in the fields `schemas` may have any name, and so may those in `metadata`.
+    Properties in the fields `schemas` may have any name, and so may those in `metadata`, in the schemas of tools
+    anywhere, and the variables of a prompt.
     """
     for name, value in body.items():
         if isinstance(value, _NESTED) and (name == "metadata" or name in schemas):
@@ -78,23 +82,30 @@ def objection(url: str, body: Mapping[str, Any], schemas: frozenset[str]) -> Ans
 
 
 def _fault(name: str, value: Any) -> Fault | None:
-    if name not in STEERING and (fault := _entry(name, value)):  # what steers reaches no engine
+    if name not in STEERING and (fault := _entry(name, value) or _parts(name, value)):  # what steers reaches no engine
         return fault
     if isinstance(value, _NESTED):
-        for key, inner in _entries(value):
-            if key not in _PLAIN and (fault := _entry(key, inner)):
-                return fault
+        for found in _objects(name, value):
+            for key, inner in found.items():
+                if key not in _PLAIN and (fault := _entry(key, inner) or _parts(key, inner, found.get("type"))):
+                    return fault
     return None
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Walk through key and value of each entry of each object in it, however deep."""
-    left = [value]
+def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
+    """Walk through the objects in the field `name`, however deep, whose keys mean something to a server."""
+    variables = value.get("variables") if name == "prompt" and isinstance(value, dict) else None
+    left = [(name, value)]
     while left:
-        one = left.pop()
-        if isinstance(one, dict):
-            yield from one.items()
-        left += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, _NESTED)]
+        key, one = left.pop()
+        if isinstance(one, list):
+            left += [(key, inner) for inner in one if isinstance(inner, _NESTED)]
+            continue
+        if key == "tools":
+            one = {field: inner for field, inner in one.items() if field not in _SCHEMAS}
+        if one is not variables:  # its keys are the caller's
+            yield one
+        left += [(key, inner) for key, inner in one.items() if isinstance(inner, _NESTED)]
 
 
 def _entry(key: str, value: Any) -> Fault | None:
@@ -109,19 +120,21 @@ def _entry(key: str, value: Any) -> Fault | None:
         return (message, _ELSEWHERE) if _is_elsewhere(key, value) else None
     if _is_unknown(key, value):
         return f"{_short(named)} is not among the media that are taken.", "unsupported_value"
-    return _parts(key, value) if key in _LISTS else None
+    return None
 
 
-def _parts(key: str, value: Any) -> Fault | None:
-    """Find what is wrong with the content parts that stand under the key."""
-    parts = value if isinstance(value, list) else [value] if key == "content" else []
+def _parts(key: str, value: Any, kind: Any = None) -> Fault | None:
+    """Find what is wrong with the content parts that stand under the key in an object of the type `kind`."""
+    if key != "content" and not (key == "output" and kind in _HAVE_PARTS):
+        return None
+    parts = value if isinstance(value, list) else [value]
     return next(filter(None, (_part(part) for part in parts if isinstance(part, dict))), None)
 
 
 def _is_unknown(key: str, value: Any) -> bool:
     """Whether a key, or a type, names media in a way that is not listed."""
     if key == "type":
-        return value not in _PARTS and bool(_NAMES_MEDIA.search(value))
+        return value not in _PARTS and value not in _HARMLESS and bool(_NAMES_MEDIA.search(value))
     if key == "audio" and isinstance(value, dict):
         return not value.keys() <= _AUDIO
     return isinstance(value, (*_NESTED, str)) and bool(_NAMES_MEDIA.search(key))

@@ -23,6 +23,9 @@ WEB = "http://169.254.169.254/latest"
 DATA = "data:image/png;base64,iVBORw0KGgo="
 
 
+SCHEMA = {"type": "object", "properties": {"image": {"type": "string"}, "video_id": {}, "media_type": {}}}
+
+
 def part(**fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, fields]}]}
 
@@ -61,6 +64,21 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "x", "url": WEB}]}]},
         "input",
     ),
+    (
+        RESPONSES,
+        {"input": [{"type": "custom_tool_call_output", "call_id": "c", "output": [{"type": "x", "url": WEB}]}]},
+        "input",
+    ),
+    (RESPONSES, {"input": [{"type": "shell_call_output", "output": [{"image_url": WEB}]}]}, "input"),
+    (RESPONSES, {"input": [{"type": "mcp_list_tools", "tools": [{"name": "f", "image": WEB}]}]}, "input"),
+    (RESPONSES, {"input": [{"parameters": {"image": WEB}}]}, "input"),
+    (RESPONSES, {"input": [{"role": "user", "content": [{"type": "image_generation_call", "result": WEB}]}]}, "input"),
+    (
+        RESPONSES,
+        {"input": "x", "prompt": {"id": "p", "variables": {"a": {"type": "input_image", "image_url": WEB}}}},
+        "prompt",
+    ),
+    (RESPONSES, {"input": "x", "prompt": {"variables": {"variables": {"image": WEB}}}}, "prompt"),
     (RESPONSES, {"input": "x", "image": WEB}, "image"),
     (EMBEDDINGS, {"input": [{"image": WEB}]}, "input"),
     (EMBEDDINGS, {"input": [{"url": WEB}]}, "input"),
@@ -102,6 +120,59 @@ def test_media_that_a_server_would_fetch_or_open_are_refused(url: str, body: dic
         ),
         (RESPONSES, {"input": [{"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text"}]}]}),
         (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}),
+        (
+            RESPONSES,
+            {
+                "input": [
+                    {
+                        "type": "shell_call_output",
+                        "call_id": "c",
+                        "output": [{"stdout": "x", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}],
+                    }
+                ]
+            },
+        ),
+        (
+            RESPONSES,
+            {
+                "input": [
+                    {"type": "mcp_list_tools", "server_label": "s", "tools": [{"name": "f", "input_schema": SCHEMA}]}
+                ]
+            },
+        ),
+        (
+            RESPONSES,
+            {"input": [{"type": "tool_search_output", "tools": [{"type": "function", "parameters": SCHEMA}]}]},
+        ),
+        (
+            RESPONSES,
+            {
+                "input": [
+                    {
+                        "type": "tool_search_output",
+                        "tools": [{"type": "namespace", "tools": [{"type": "function", "parameters": SCHEMA}]}],
+                    }
+                ]
+            },
+        ),
+        (
+            RESPONSES,
+            {"input": [{"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "iV=="}]},
+        ),
+        (
+            RESPONSES,
+            {
+                "input": "x",
+                "prompt": {
+                    "id": "p",
+                    "variables": {
+                        "image_title": "a",
+                        "image_url": "b",
+                        "c": {"type": "input_image", "image_url": DATA},
+                    },
+                },
+            },
+        ),
         (EMBEDDINGS, {"input": ["a", "b"]}),
         (EMBEDDINGS, {"input": [{"text": "a"}]}),
         (RERANK, {"query": "x", "documents": [{"text": "a", "url": WEB}]}),
