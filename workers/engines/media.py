@@ -60,6 +60,8 @@ _PLAIN: Final = frozenset({"role", "text"})  # keys of nearly all there is
 _ELSEWHERE: Final = "media_url_not_allowed"
 _NAMES_MEDIA: Final = re.compile(r"image|img|video|audio|pixel|multi_?modal|(?:^|_)media|^mm(?:_|$)", re.IGNORECASE)
 _AUDIO: Final = frozenset({"id", "voice", "format", "data", "transcript", "expires_at"})  # of `audio`, as OpenAI has it
+#: A URL, or a path that leads out of the working folder; URLs are read without control characters.
+_PLACE: Final = re.compile(r"[\0- ]*(?:/|~|\.[\0-\x1f]*[./]|[a-z][a-z0-9+.\0-\x1f-]*:[\0-\x1f]*[^\0- ])", re.IGNORECASE)
 # Both patterns take time linear in the text.
 #: A character of ASCII in JSON that stands in a text, as the arguments of calls do.
 _ESCAPED: Final = re.compile(rb"(?<!\\)\\+u00([2-7][0-9a-f])", re.IGNORECASE)
@@ -87,7 +89,9 @@ def _fault(name: str, value: Any) -> Fault | None:
     if isinstance(value, _NESTED):
         for found in _objects(name, value):
             for key, inner in found.items():
-                if key not in _PLAIN and (fault := _entry(key, inner) or _parts(key, inner, found.get("type"))):
+                if key in _PLAIN or (name == "documents" and _is_description(key, inner)):
+                    continue
+                if fault := _entry(key, inner) or _parts(key, inner, found.get("type")):
                     return fault
     return None
 
@@ -129,6 +133,12 @@ def _parts(key: str, value: Any, kind: Any = None) -> Fault | None:
         return None
     parts = value if isinstance(value, list) else [value]
     return next(filter(None, (_part(part) for part in parts if isinstance(part, dict))), None)
+
+
+def _is_description(key: str, value: Any) -> bool:
+    """Return whether a document's field is a plain text, which no server fetches or opens, whatever its name."""
+    means_media = key == "type" or key in _FETCHED or key in _TENSORS
+    return isinstance(value, str) and not means_media and not _PLACE.match(value)
 
 
 def _is_unknown(key: str, value: Any) -> bool:

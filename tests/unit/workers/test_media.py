@@ -85,6 +85,25 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (EMBEDDINGS, {"input": {"url": WEB}}, "input"),
     (RERANK, {"query": "x", "documents": ["a", {"url": WEB}]}, "documents"),
     (RERANK, {"query": {"url": WEB}, "documents": ["a"]}, "query"),
+    (RERANK, {"query": {"text": "x", "media_type": "pdf"}, "documents": ["a"]}, "query"),
+    (RERANK, {"query": "x", "documents": [{"text": "a", "type": "image"}]}, "documents"),
+    (RERANK, {"query": "x", "documents": [{"text": "a", "image_embeds": "AA=="}]}, "documents"),
+    (RERANK, {"query": "x", "documents": [{"text": "a", "image_url": "cover"}]}, "documents"),
+    *(
+        (RERANK, {"query": "x", "documents": [{"text": "a", "image": place}]}, "documents")
+        for place in (
+            WEB,
+            DATA,
+            f" {WEB}",
+            "ht\ntp:\n//a",
+            "/etc/passwd",
+            "../secret",
+            "~/a",
+            "file:a",
+            {"x": "y"},
+            ["a"],
+        )
+    ),
 ]
 
 
@@ -176,6 +195,8 @@ def test_media_that_a_server_would_fetch_or_open_are_refused(url: str, body: dic
         (EMBEDDINGS, {"input": ["a", "b"]}),
         (EMBEDDINGS, {"input": [{"text": "a"}]}),
         (RERANK, {"query": "x", "documents": [{"text": "a", "url": WEB}]}),
+        (RERANK, {"query": "x", "documents": [{"text": "a", "media_type": "pdf"}]}),
+        (RERANK, {"query": "x", "documents": [{"text": "a", "media_type": "image/png", "image_title": "Note: a"}]}),
     ],
 )
 def test_bytes_in_the_request_and_what_is_no_medium_go_on(url: str, body: dict[str, Any]) -> None:
