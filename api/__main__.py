@@ -4,9 +4,10 @@ import logging
 
 from api.app import build
 from api.server import server
-from jobs import logs, memory
-from jobs.db import Database
-from jobs.hosts import claim_host
+from jobs import logs
+from jobs.db.engine import Database
+from jobs.db.hosts import claim_host
+from jobs.platform import memory
 from jobs.settings import settings
 
 log = logging.getLogger(__name__)

@@ -12,17 +12,17 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
-from api.asking import STREAM_HEADER
 from api.deps import Services
+from api.http.middleware import Authenticate, FairShare, Limit, Trace
+from api.inference.asking import STREAM_HEADER
 from api.metrics import Exposition
-from api.middleware import Authenticate, FairShare, Limit, Trace
 from api.readiness import BrokerWatch
-from api.routes import ROUTERS
-from jobs.db import Database
-from jobs.registry import Models
+from api.routers import ROUTERS
+from jobs.db.engine import Database
+from jobs.fleet.models_file import Models
+from jobs.inference.waiting import Lines
+from jobs.platform.storage import open_storage
 from jobs.settings import Settings, settings
-from jobs.storage import open_storage
-from jobs.waiting import Lines
 
 #: Requests wait for the database this long, in seconds, before they answer 503.
 _PATIENCE = 1.5

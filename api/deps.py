@@ -8,18 +8,18 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from api.arriving import Arriving
-from api.locks import Locks
 from api.metrics import Exposition
 from api.readiness import BrokerWatch, Watch
 from api.trusted import Trusted
-from jobs import audit
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import Unavailable
-from jobs.registry import Models, ModelsFileError, Registry
+from jobs.fleet.models_file import Models, ModelsFileError, Registry
+from jobs.inference.waiting import Lines
+from jobs.ledger import audit
+from jobs.platform.locks import Locks
+from jobs.platform.storage import Storage
 from jobs.settings import Settings
-from jobs.storage import Storage
-from jobs.waiting import Lines
+from jobs.usage.arriving import Arriving
 
 
 @dataclass(frozen=True, slots=True)

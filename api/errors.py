@@ -1,6 +1,6 @@
 """The error tree rendered in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
-    NightmillError ─▶ its status, its code          validation ─▶ 400 (`api.validation`)
+    NightmillError ─▶ its status, its code          validation ─▶ 400 (`api.error_messages`)
     unknown route, method ─▶ 404, 405               anything else ─▶ 500, without a word about why
 
 Clients pick their exception by the status and obey `Retry-After` and `x-should-retry`; the SDK would repeat a 408, a
@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from api.validation import explain
+from api.error_messages import explain
 from jobs.errors import Conflict, InvalidRequest, NightmillError, NotFound, ProjectFull, RequestTimeout
 
 log = logging.getLogger(__name__)

@@ -16,19 +16,23 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.observe import REGISTRY
-from api.progress import outcomes_of
 from api.recent import Recent
-from jobs import measures, outbox, quarantine
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import CacheUse, Delivery, Job, Measure, Model, Outcome, Shard, Worker
-from jobs.registry import Models, ModelsFileError
-from jobs.states import LIVE, TERMINAL, ShardState
+from jobs.db.engine import Database
+from jobs.fleet import quarantine
+from jobs.fleet.models_file import Models, ModelsFileError
+from jobs.fleet.tables import Measure, Model, Worker
+from jobs.inference.cache_tables import CacheUse
+from jobs.ledger import measures, outbox
+from jobs.ledger.progress import outcomes_of
+from jobs.ledger.states import LIVE, TERMINAL, ShardState
+from jobs.ledger.tables import Job, Outcome, Shard
+from jobs.webhooks.tables import Delivery
 
 _KEEP_SECONDS = 5.0
 _KEEP_TIMES = 10  # what they took: a scrape may come from each of many, and often
 _OTHER = "other"
-#: By name in `jobs.measures`: the metric, what it says, and whose label it has.
+#: By name in `jobs.ledger.measures`: the metric, what it says, and whose label it has.
 _HISTOGRAMS = {
     measures.WAIT: ("nightmill_job_wait_seconds", "From when a job could begin to its first lines' claim.", "kind"),
     measures.ENDED: ("nightmill_job_seconds", "From when a job could begin to its end.", "kind"),

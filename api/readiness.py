@@ -10,13 +10,15 @@ from sqlalchemy import exists, func, select, true
 from sqlalchemy.orm import Session
 
 from api.recent import Recent
-from jobs import fleet, outbox, pauses
-from jobs.broker_memory import any_full
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import Job, Outbox, Shard, Worker
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.inference.broker_memory import any_full
+from jobs.ledger import outbox, pauses
+from jobs.ledger.states import LIVE, ShardState
+from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.settings import Settings
-from jobs.states import LIVE, ShardState
 
 #: Work waits this long without anybody claiming any: something is wrong.
 STUCK_SECONDS = 60.0
@@ -70,7 +72,7 @@ class Watch:
         return Standing(
             depth={queue: count for queue, (count, _) in waiting.items()},
             oldest={queue: round(max(at - since, 0.0), 1) for queue, (_, since) in waiting.items()},
-            slots=fleet.slots(fleet.alive(session)),
+            slots=workers.slots(workers.alive(session)),
             last_beat=last_beat,
             stuck=self._stuck(session, at),
         )

@@ -27,15 +27,15 @@ from rich.table import Table
 
 from bench.embed import _texts
 from jobs.bootstrap import migrate
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.fleet.models_file import Registry
 from jobs.queues import Queue
-from jobs.registry import Registry
 from jobs.settings import Settings
-from workers.caching.engine import Cached
-from workers.caching.shelf import Shelf
 from workers.engines.packaged import MINILM
 from workers.engines.port import Answer, Emit, Engine, Request, Usage
 from workers.engines.router import build
+from workers.middleware.caching.caching_engine import Cached
+from workers.middleware.caching.response_cache import Shelf
 
 _IN_FLIGHT = 256
 _SIZES = (1, 32)

@@ -37,15 +37,15 @@ from bench import rival
 from bench.deployment import Deployment
 from bench.shelf import standing, surroundings
 from cli.demo import corpus
-from jobs.endpoints import EMBEDDINGS
+from jobs.fleet.models_file import Registry
 from jobs.queues import Queue
-from jobs.registry import Registry
+from jobs.requests.endpoints import EMBEDDINGS
 from jobs.settings import Settings
 from workers.engines.packaged import MINILM, materialise
 from workers.engines.port import Request
 from workers.engines.router import build
-from workers.ingestion.answers import read_vectors
-from workers.ingestion.index import TEXTS_AT_ONCE
+from workers.retrieval.ingestion.embedding_answers import read_vectors
+from workers.retrieval.ingestion.index import TEXTS_AT_ONCE
 
 _WARM = ["A sentence, so that the model has run once."]
 _MOST_TOKENS = 254  # what the model takes, without its special tokens: encode() would cut, we refuse

@@ -6,7 +6,7 @@
 import os
 from collections.abc import Mapping
 
-from jobs.registry import Registry
+from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from workers import __main__ as worker
 from workers.engines.fake import FakeEngine

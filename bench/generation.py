@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import Deployment, chats, deployed
-from jobs.registry import Model, Registry
+from jobs.fleet.models_file import Model, Registry
 from jobs.settings import Settings
 from workers.engines.vllm_serving import DEFAULTS, argv, prepare_environment, wide
 

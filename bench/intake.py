@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import MB
-from jobs import lines
+from jobs.batches import lines
 
 _ENDPOINT = "/v1/chat/completions"
 _MAX_LINE = 32 * MB

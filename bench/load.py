@@ -32,12 +32,12 @@ from rich.console import Console
 from sqlalchemy import func, insert, select
 
 from bench.deployment import Deployment, chats, deployed
-from jobs import ledger
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.ids import new_id
-from jobs.models import Job
+from jobs.ledger import ledger
+from jobs.ledger.states import TERMINAL, JobState
+from jobs.ledger.tables import Job
 from jobs.queues import Task
-from jobs.states import TERMINAL, JobState
 from tests.support.services import chosen_database
 from tests.support.system import eventually, free_port
 

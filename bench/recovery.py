@@ -29,8 +29,8 @@ from rich.console import Console
 from bench.deployment import Deployment
 from cli.demo.batch import LIVE
 from cli.demo.system import running
-from jobs import pauses
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.ledger import pauses
 from jobs.queues import Queue
 from jobs.settings import Settings
 from tests.support import stub_engine

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.embed import by_engine
-from jobs.documents import Document
+from jobs.retrieval.documents import Document
 from workers.engines.packaged import MINILM, materialise
-from workers.ingestion.index import CHUNKS_AT_ONCE
-from workers.parsing.parser import Cutting, Limits, Parser
-from workers.parsing.terms import Refused
+from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
+from workers.retrieval.parsing.contract import Refused
+from workers.retrieval.parsing.parser import Cutting, Limits, Parser
+from workers.vectors.base import Entry, Store
 from workers.vectors.lance import LanceVectors
-from workers.vectors.port import Entry, Store
 
 _EMBEDDED = 256  # chunks: enough for a rate
 _STORE = Store("vs_bench", "bench", MINILM, 384)

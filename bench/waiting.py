@@ -34,7 +34,7 @@ from rich.table import Table
 
 from bench.deployment import Deployment, chats, deployed
 from cli import broker
-from jobs import interactive
+from jobs.inference import interactive
 
 _LINES = ("web", "dispatcher", "cpu", "gpu")
 _ANSWER_TOKENS = 8

@@ -23,12 +23,14 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from bench.deployment import chats, deployed
-from jobs import events
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import Base, Delivery, Event, Job, WebhookEndpoint
+from jobs.db.base import Base
+from jobs.db.engine import Database
+from jobs.ledger import events
+from jobs.ledger.tables import Job
 from jobs.settings import Settings
-from jobs.webhook import new_secret
+from jobs.webhooks.sending import new_secret
+from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 from workers.webhooks import loop
 
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"

@@ -32,7 +32,7 @@ def verify(
 ) -> None:
     """Walk the whole hash chain. Exit code 1 if a row was changed, removed, or left unsealed for over a minute."""
     from cli.ledger import opened
-    from jobs.audit import verify as verify_chain
+    from jobs.ledger.audit import verify as verify_chain
 
     known = [*_parsed(anchor), *_read(anchors)]
     with opened(data_dir) as db, db.read() as session:
@@ -52,7 +52,7 @@ def verify(
 
 
 def _read(anchors: Path | None) -> list[tuple[int, str]]:
-    from jobs.anchors import read
+    from jobs.ledger.anchors import read
 
     if anchors is None:
         return []

@@ -73,9 +73,9 @@ def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
 
     from cli.effective import running
     from cli.ledger import opened
-    from jobs import quarantine
-    from jobs.models import Job
-    from jobs.registry import ModelsFileError, Registry
+    from jobs.fleet import quarantine
+    from jobs.fleet.models_file import ModelsFileError, Registry
+    from jobs.ledger.tables import Job
 
     with suppress(Trouble, ModelsFileError, SQLAlchemyError), opened(data_dir) as db, db.read() as session:
         if session.get(Job, job.id) is None:

@@ -15,8 +15,8 @@ from cli.service import Program, Service
 from cli.signals import Wakeups
 from cli.supervisor import Hooks, Plan, Supervisor
 from cli.trouble import Trouble
-from jobs.registry import EngineKind, ModelsFileError, Registry
-from jobs.secretfiles import replaced
+from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
+from jobs.platform.secret_files import replaced
 from jobs.settings import Settings
 
 FLOWER_USER = "nightmill"

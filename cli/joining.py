@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from cli.trouble import Trouble
-from jobs import lines
+from jobs.batches import lines
 
 Row = dict[str, Any]
 

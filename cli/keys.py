@@ -25,7 +25,7 @@ def create(
 ) -> None:
     """Make a key and print it, alone, on standard output. It is shown this once."""
     from cli.ledger import opened
-    from jobs.keys import allow_external, create_key
+    from jobs.security.keys import allow_external, create_key
 
     if not project.strip():
         raise Trouble("a project needs a name")
@@ -40,7 +40,7 @@ def create(
 def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show every key's id, project and dates. The keys themselves are not kept."""
     from cli.ledger import opened
-    from jobs.keys import list_keys
+    from jobs.security.keys import list_keys
 
     with opened(data_dir) as db, db.read() as session:
         rows = [
@@ -61,7 +61,7 @@ def revoke(
 ) -> None:
     """Revoke a key. Within five seconds no request with it is accepted."""
     from cli.ledger import opened
-    from jobs.keys import revoke_key
+    from jobs.security.keys import revoke_key
 
     with opened(data_dir) as db, db.write() as session:
         revoked = revoke_key(session, key_id)

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cli.effective import effective
 from cli.trouble import Trouble
-from jobs.db import Database
+from jobs.db.engine import Database
 
 #: What is shown of a URL's query: a password may stand there too, and SQLAlchemy hides only the one before the host.
 _SHOWN = frozenset({"host", "port"})

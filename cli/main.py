@@ -22,8 +22,8 @@ from cli.usage import usage
 from cli.vllm_flags import TakesFlags
 from cli.watch import watch
 from jobs.errors import NightmillError
-from jobs.registry import ModelsFileError
-from jobs.secretfiles import anchor
+from jobs.fleet.models_file import ModelsFileError
+from jobs.platform.secret_files import anchor
 
 
 class Command(typer.Typer):

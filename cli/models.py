@@ -9,11 +9,11 @@ import typer
 from cli.options import AsJson, DataDir
 from cli.terminal import say, show_json, show_table
 from cli.trouble import Trouble
-from jobs.endpoints import EMBEDDINGS
+from jobs.requests.endpoints import EMBEDDINGS
 
 if TYPE_CHECKING:
-    from jobs.models import Model as Shown
-    from jobs.registry import Model
+    from jobs.fleet.models_file import Model
+    from jobs.fleet.tables import Model as Shown
 
 app = typer.Typer(help="List, add, fetch and remove models. They stand in a models.yaml.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What clients write in `model`.")]
@@ -26,9 +26,9 @@ def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
     from cli.effective import running
     from cli.ledger import opened
-    from jobs import fleet
-    from jobs.models import Model as Shown
-    from jobs.registry import Registry
+    from jobs.fleet import workers as fleet
+    from jobs.fleet.models_file import Registry
+    from jobs.fleet.tables import Model as Shown
 
     config = running(data_dir)
     registry = Registry.load(config)
@@ -105,7 +105,7 @@ def pull(name: Name, data_dir: DataDir = None) -> None:
     """Fetch a hub model's files at its pinned revision. A gated one needs HF_TOKEN in the environment."""
     from cli.effective import running
     from cli.hub import download
-    from jobs.registry import Registry
+    from jobs.fleet.models_file import Registry
 
     model = Registry.load(running(data_dir)).resolve(name)
     if model is None:
@@ -155,7 +155,7 @@ def _of_endpoint(model: "Shown") -> dict[str, Any]:
 
 def _prompts(model: "Model") -> dict[str, str | None]:
     """What stands before queries and passages, of a model that embeds."""
-    from jobs.checkpoint import facts_of
+    from jobs.fleet.checkpoint import facts_of
 
     if EMBEDDINGS not in model.endpoints:
         return {"query_prompt": None, "passage_prompt": None}
@@ -171,7 +171,7 @@ def _shown(row: Mapping[str, Any]) -> str:
 def _arguments(pairs: list[str]) -> dict[str, Any]:
     import yaml
 
-    from jobs.registry import NO_YAML
+    from jobs.fleet.models_file import NO_YAML
 
     found = {}
     for pair in pairs:

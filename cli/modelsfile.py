@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cli.trouble import Trouble
-from jobs.registry import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
+from jobs.fleet.models_file import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
 
 
 def editable(config_file: str, data_dir: Path) -> Path:

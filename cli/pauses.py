@@ -14,8 +14,8 @@ from cli.trouble import Trouble
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from jobs.pauses import Scope
-    from jobs.registry import Registry
+    from jobs.fleet.models_file import Registry
+    from jobs.ledger.pauses import Scope
 
 _ACTOR = "operator"
 _LOOK = 0.5  # seconds
@@ -51,8 +51,8 @@ def drain(
     Exit code 1 when something still does after the timeout.
     """
     from cli.ledger import opened
-    from jobs import fleet
-    from jobs.pauses import Scope
+    from jobs.fleet import workers as fleet
+    from jobs.ledger.pauses import Scope
 
     scope = Scope(kind)
     names = _set(kind, name, data_dir, on=True)
@@ -80,8 +80,10 @@ def _left(claims: int, besides: int, unheard: list[str]) -> str:
 def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show the live workers, everything that is paused, and the models whose engines died too often."""
     from cli.ledger import opened
-    from jobs import fleet, pauses, quarantine
-    from jobs.models import row_of
+    from jobs.db.base import row_of
+    from jobs.fleet import quarantine
+    from jobs.fleet import workers as fleet
+    from jobs.ledger import pauses
 
     with opened(data_dir) as db, db.read() as session:
         off = pauses.paused(session)
@@ -135,7 +137,8 @@ def _table(rows: list[dict[str, object]]) -> None:
 def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
     """Pause or resume, say so, and return what the name stands for."""
     from cli.ledger import opened
-    from jobs import pauses, quarantine
+    from jobs.fleet import quarantine
+    from jobs.ledger import pauses
 
     scope = pauses.Scope(kind)
     change = pauses.pause if on else pauses.resume
@@ -159,10 +162,12 @@ def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None)
     Raises Trouble for one that is unknown, and ModelsFileError where only the file could tell.
     """
     from cli.effective import running
-    from jobs import fleet, keys, pauses
-    from jobs.pauses import Scope
+    from jobs.fleet import workers as fleet
+    from jobs.fleet.models_file import Registry
+    from jobs.ledger import pauses
+    from jobs.ledger.pauses import Scope
     from jobs.queues import Queue
-    from jobs.registry import Registry
+    from jobs.security import keys
 
     if scope is Scope.PROJECT:
         project = keys.find_project(session, name)
@@ -196,11 +201,13 @@ def _known(session: "Session", name: str) -> tuple[bool, bool]:
     """Whether an endpoint has shown a model; whether work, a worker, a pause or a quarantine knows its name."""
     from sqlalchemy import select
 
-    from jobs import fleet, pauses, quarantine
-    from jobs.models import Job
-    from jobs.models import Model as Shown
-    from jobs.registry import ANY_MODEL
-    from jobs.states import LIVE
+    from jobs.fleet import quarantine
+    from jobs.fleet import workers as fleet
+    from jobs.fleet.models_file import ANY_MODEL
+    from jobs.fleet.tables import Model as Shown
+    from jobs.ledger import pauses
+    from jobs.ledger.states import LIVE
+    from jobs.ledger.tables import Job
 
     served = {model for worker in fleet.everyone(session) for model in worker.models}
     paused = name in pauses.paused(session).of(pauses.Scope.MODEL)
@@ -211,7 +218,7 @@ def _known(session: "Session", name: str) -> tuple[bool, bool]:
 
 def _shown(session: "Session", scope: str, name: str) -> str:
     """A project by its name."""
-    from jobs.models import Project
+    from jobs.security.tables import Project
 
     project = session.get(Project, name) if scope == "project" else None
     return project.name if project else name

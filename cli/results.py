@@ -35,7 +35,7 @@ def results(
     from cli.server import connect
     from cli.snapshot import Snapshot
     from cli.tables import writer_of
-    from jobs.endpoints import EMBEDDINGS
+    from jobs.requests.endpoints import EMBEDDINGS
 
     if output:
         require_writable(output)

@@ -23,7 +23,7 @@ from cli.wholefile import require_writable, whole
 if TYPE_CHECKING:
     from cli.server import Server
     from cli.snapshot import Snapshot
-    from jobs.registry import Model, Registry
+    from jobs.fleet.models_file import Model, Registry
 
 _LONGEST, _USUAL = "30d", "24h"
 #: A private run has no neighbours to be fair to.
@@ -155,7 +155,7 @@ def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tu
     from cli.effective import effective
     from cli.procfile import CHECKOUT
     from cli.server import Server
-    from jobs.registry import Registry
+    from jobs.fleet.models_file import Registry
 
     if not (CHECKOUT / "Procfile").exists():  # an image, or a wheel
         raise Trouble("an engine is started from a checkout only; name a deployment with --url and --api-key")
@@ -206,7 +206,7 @@ def _model(registry: "Registry", name: str, arguments: dict[str, Any]) -> dict[s
 
 def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
     from cli.vllm_flags import merged
-    from jobs.registry import EngineKind
+    from jobs.fleet.models_file import EngineKind
 
     if model.engine is EngineKind.HTTP:
         raise Trouble(f"'{model.name}' is served by {' '.join(model.source.urls)}; start `nightmill up`, and try again")

@@ -24,7 +24,8 @@ from cli.trouble import Trouble
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from jobs.models import Job, Outbox, Worker
+    from jobs.fleet.tables import Worker
+    from jobs.ledger.tables import Job, Outbox
     from jobs.settings import Settings
 
 _LATE = 10.0  # seconds: an idle dispatcher looks once a second, and rings again after ten
@@ -53,7 +54,7 @@ def here(job_id: str, data_dir: Path | None) -> list[str]:
     """By this host's database. Raises Trouble where it has none, or another deployment's."""
     from cli.effective import effective
     from cli.ledger import opened
-    from jobs.models import Job
+    from jobs.ledger.tables import Job
 
     with opened(data_dir) as db, db.read() as session:
         job = session.get(Job, job_id)
@@ -92,9 +93,9 @@ def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
     """Nothing is owed for it: workers have all of it. Who died while no dispatcher leads has it all the same."""
     from sqlalchemy import select
 
-    from jobs import fleet
-    from jobs.models import Shard
-    from jobs.states import ShardState
+    from jobs.fleet import workers as fleet
+    from jobs.ledger.states import ShardState
+    from jobs.ledger.tables import Shard
 
     running = select(Shard.worker_id).where(Shard.job_id == job.id, Shard.state == ShardState.RUNNING)
     names = {job.worker_id, *session.scalars(running)} - {None}
@@ -105,8 +106,8 @@ def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
 
 def _crowded(session: "Session", owed: "Outbox") -> tuple[list[str], bool] | None:
     """Who takes work of that queue, if nobody can now."""
-    from jobs import fleet
-    from jobs.pauses import Scope
+    from jobs.fleet import workers as fleet
+    from jobs.ledger.pauses import Scope
 
     alive = fleet.alive(session, owed.queue)
     if not alive:
@@ -116,8 +117,8 @@ def _crowded(session: "Session", owed: "Outbox") -> tuple[list[str], bool] | Non
 
 
 def _overdue(owed: "Outbox") -> tuple[list[str], bool]:
-    from jobs import outbox
     from jobs.clock import now
+    from jobs.ledger import outbox
 
     waits = now() - owed.due_at
     if -outbox.LONGEST_DELAY <= waits < 0:
@@ -146,16 +147,16 @@ def _owed(session: "Session", job: "Job") -> "Outbox | None":
     """The oldest doorbell that its state is ready for."""
     from sqlalchemy import select
 
-    from jobs import outbox
     from jobs.clock import now
-    from jobs.models import Job, Outbox
+    from jobs.ledger import outbox
+    from jobs.ledger.tables import Job, Outbox
 
     ready = select(Outbox).join(Job, Job.id == Outbox.job_id).where(Outbox.job_id == job.id, outbox.ready(now()))
     return session.scalar(ready.order_by(Outbox.id).limit(1))
 
 
 def _paused(session: "Session", job: "Job", owed: "Outbox") -> str:
-    from jobs import pauses
+    from jobs.ledger import pauses
     from jobs.queues import Task
 
     off = pauses.paused(session)

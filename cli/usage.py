@@ -10,8 +10,8 @@ def usage(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Show how many bytes each project stores, by kind, and the limit (NIGHTMILL_PROJECT_MAX_BYTES)."""
     from cli.effective import effective
     from cli.ledger import opened
-    from jobs.keys import project_names
-    from jobs.storage_usage import KINDS, by_project
+    from jobs.security.keys import project_names
+    from jobs.usage.stored_bytes import KINDS, by_project
 
     limit = effective(data_dir=data_dir).project_max_bytes
     with opened(data_dir) as db, db.read() as session:

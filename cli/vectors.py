@@ -14,7 +14,7 @@ from cli.procfile import CHECKOUT
 from cli.terminal import say
 from cli.trouble import Trouble
 
-_DIFFERS = 3  # of `workers.verifying`; 1 is that of whatever else goes wrong
+_DIFFERS = 3  # of `workers.retrieval.verification`; 1 is that of whatever else goes wrong
 app = typer.Typer(help="Check the vector database.", no_args_is_help=True)
 
 
@@ -33,7 +33,7 @@ def verify(
     """Compare vectors and texts with the files of every store. Exit code 1 if they differ and nothing is done."""
     with opened(data_dir):
         config = effective(data_dir=data_dir)
-    command = [sys.executable, "-m", "workers.verifying", *(["--repair"] if repair else [])]
+    command = [sys.executable, "-m", "workers.retrieval.verification", *(["--repair"] if repair else [])]
     environment = {**os.environ, "NIGHTMILL_DATA_DIR": str(config.data_dir.absolute())}
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
     for line in done.stdout.splitlines():

@@ -14,11 +14,11 @@ from alembic.util import CommandError
 
 from jobs import logs
 from jobs.clock import now
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.db.hosts import claim_host
 from jobs.errors import NightmillError
-from jobs.hosts import claim_host
-from jobs.keys import check_key, create_key, ensure_project
-from jobs.models import Project
+from jobs.security.keys import check_key, create_key, ensure_project
+from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 
 OPERATOR_KEY = "operator.key"

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from jobs.endpoints import checked_server
-from jobs.secretfiles import SecretFiles
+from jobs.platform.secret_files import SecretFiles
+from jobs.requests.endpoints import checked_server
 
 DAY = 86_400
 MB = 1 << 20

@@ -15,8 +15,8 @@ from pathlib import Path
 from alembic import context
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url, text
 
-from jobs.db import tell_no_row
-from jobs.models import Base
+from jobs.db.base import Base
+from jobs.db.engine import tell_no_row
 from jobs.settings import settings
 
 _LOCK = 0x6E6D_0000  # any number that is ours; the dispatcher's is the next one
@@ -53,7 +53,7 @@ def _begin_at_once(engine: Engine) -> None:
 
 @contextmanager
 def _gate(url: str | None) -> Iterator[None]:
-    """The gate that every writer of this SQLite database passes, see `jobs.db`."""
+    """The gate that every writer of this SQLite database passes, see `jobs.db.engine`."""
     if url is None:
         yield
         return

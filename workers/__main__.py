@@ -21,35 +21,39 @@ from celery import Celery, current_app
 from celery.utils import nodenames
 from kombu.exceptions import OperationalError
 
-from jobs import fleet, logs, memory, responses, searches
-from jobs.admission import most_held
-from jobs.interactive import redis_url
+from jobs import logs
+from jobs.fleet import workers
+from jobs.fleet.models_file import ModelsFileError, Registry
+from jobs.inference import responses
+from jobs.inference.admission import most_held
+from jobs.inference.interactive import redis_url
+from jobs.platform import memory
 from jobs.queues import Queue
-from jobs.registry import ModelsFileError, Registry
+from jobs.retrieval import searches
 from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
-from workers.admission import Admission
-from workers.asking import Asking
-from workers.caching.shelf import Shelf
-from workers.company import Company
-from workers.context import Context, Pool, build
-from workers.counting import Counting
-from workers.courtesy import Courtesy
-from workers.elsewhere import Elsewhere
+from workers.batches.admission import Admission
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
-from workers.host import EngineHost
-from workers.interactive import Desk
-from workers.layers import Needs, before
-from workers.permissions import ExternalPermissions
-from workers.quarantine import Warden
-from workers.reloading import Reloading
-from workers.reranking import Reranking
-from workers.rooms import Rooms
-from workers.schemas.checker import Checker
-from workers.searching import Searching
-from workers.words import Words
+from workers.inference.client import Asking
+from workers.inference.consumer import Desk
+from workers.inference.context_limits import Rooms
+from workers.inference.counting import Counting
+from workers.inference.model_router import Elsewhere
+from workers.middleware.caching.response_cache import Shelf
+from workers.middleware.json_schema.checker import Checker
+from workers.middleware.pipeline import Needs, before
+from workers.retrieval.reranking import Reranking
+from workers.retrieval.search import Searching
+from workers.runtime.context import Context, Pool, build
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.log_tail import Words
+from workers.runtime.permissions import ExternalPermissions
+from workers.runtime.quarantine import Warden
+from workers.runtime.reloading import Reloading
+from workers.runtime.shared_exclusive import Company
+from workers.runtime.throttle import Courtesy
 
 log = logging.getLogger(__name__)
 Shown = tuple[frozenset[str], Mapping[str, bool]]  # models that are served; those of endpoints, and whether external
@@ -242,7 +246,7 @@ def _announce(context: Context, engine: Router, queue: str, shown: Shown | None)
         return now
     context.standing.models = tuple(sorted(names))
     context.standing.state = "ready"
-    context.db.retrying(lambda session: fleet.remember_all(session, found, queue), context.stop)
+    context.db.retrying(lambda session: workers.remember_all(session, found, queue), context.stop)
     context.keeper.announce()
     return now
 

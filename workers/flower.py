@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from jobs import logs
-from jobs.secretfiles import secret
+from jobs.platform.secret_files import secret
 from jobs.settings import settings
 from workers import app as celery_app
 

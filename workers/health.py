@@ -10,14 +10,14 @@ number and a host's name mean something there only.
 import sys
 from collections.abc import Sequence
 
-from jobs import fleet
 from jobs.clock import now
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Worker
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
 from jobs.settings import Settings, settings
 from workers import process
-from workers.leadership import Leadership
+from workers.dispatcher.leadership import Leadership
 
 DISPATCHER = "dispatcher"
 POOLS = ("cpu", "gpu", "embed", "io")
@@ -47,7 +47,7 @@ def _leaderless(config: Settings, db: Database) -> str:
 
 def _silent(config: Settings, db: Database, pool: str) -> str:
     with db.read() as session:
-        mine = [worker for worker in fleet.everyone(session) if worker.pool == pool and _here(worker)]
+        mine = [worker for worker in workers.everyone(session) if worker.pool == pool and _here(worker)]
     if not mine:
         return f"no worker of {pool} on this host is registered"
     since = now() - max(worker.seen_at for worker in mine)

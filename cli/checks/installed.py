@@ -13,10 +13,10 @@ from pathlib import Path
 
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
-from jobs.checkpoint import facts_of
-from jobs.endpoints import CHAT, EMBEDDINGS
-from jobs.prompts import Prompts
-from jobs.registry import EngineKind, Model, ModelsFileError, Registry
+from jobs.fleet.checkpoint import facts_of
+from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
+from jobs.requests.endpoints import CHAT, EMBEDDINGS
+from jobs.requests.prompts import Prompts
 
 _INSTALL = "make setup"
 _NAME = re.compile(r"[A-Za-z0-9._-]+")

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from cli.checks.patient import Patient
 from cli.finding import Finding, fine
-from jobs import runtimes
-from jobs.registry import EngineKind, Model, ModelsFileError, Registry
-from jobs.runtimes import Candidate, Record
+from jobs.fleet import runtimes
+from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
+from jobs.fleet.runtimes import Candidate, Record
 
 
 def embeddings(patient: Patient) -> Iterator[Finding]:

@@ -15,10 +15,10 @@ from cli import proc, readiness
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.ports import answers, is_free
-from jobs.broker_memory import FULL, Memory, read_memory
-from jobs.endpoints import base_of
-from jobs.interactive import address, redis_url
-from jobs.registry import ModelsFileError, Registry
+from jobs.fleet.models_file import ModelsFileError, Registry
+from jobs.inference.broker_memory import FULL, Memory, read_memory
+from jobs.inference.interactive import address, redis_url
+from jobs.requests.endpoints import base_of
 from jobs.settings import MB
 
 _PATIENCE = 5.0

@@ -15,11 +15,11 @@ from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.ledger import without_secrets
 from cli.procfile import CHECKOUT
-from jobs import quarantine
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import NightmillError
-from jobs.places import meets
-from jobs.storage import open_storage
+from jobs.fleet import quarantine
+from jobs.platform.storage import open_storage
+from jobs.retrieval.source_locations import meets
 
 _RELEASE = "python -m jobs.bootstrap"
 _GB = 1 << 30

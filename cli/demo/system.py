@@ -20,7 +20,7 @@ from cli.logfile import LogFile
 from cli.procfile import CHECKOUT
 from cli.service import Program, Service
 from cli.trouble import Trouble
-from jobs.secretfiles import replaced
+from jobs.platform.secret_files import replaced
 
 _READY_SECONDS = 180.0
 _STOP_SECONDS = 60.0

@@ -9,8 +9,8 @@ from cli.effective import running
 from cli.folder import DataFolder
 from cli.ledger import opened
 from cli.trouble import Trouble
-from jobs import fleet
-from jobs.registry import EngineKind, ModelsFileError, Registry
+from jobs.fleet import workers
+from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
 
 
 def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
@@ -25,7 +25,7 @@ def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
         with opened(data_dir) as db, db.read() as session:
             found = [
                 (worker.pid, worker.started)
-                for worker in fleet.alive(session, known.queue)
+                for worker in workers.alive(session, known.queue)
                 if known.name in worker.models and worker.host == socket.gethostname()
             ]
     except (Trouble, ModelsFileError):

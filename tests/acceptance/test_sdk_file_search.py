@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from jobs.db import Database
+from jobs.db.engine import Database
 from tests.sdk.deployment import Deployment, deployed
 from tests.support.mill import MODEL
 

@@ -129,20 +129,20 @@ _KNOWN_SHARD = "_found(session, statements.SHARD_IS_THERE, its_job=claim.job.id,
 
 MUTANTS = [
     # what one transaction holds
-    Mutant("submit owes no doorbell", "jobs.ledger", without("submit", "outbox.owe"), LEDGER),
-    Mutant("submit tells no event", "jobs.ledger", without("submit", "_event"), LEDGER),
-    Mutant("submit is not audited", "jobs.ledger", without("submit", "audit.record"), LEDGER),
-    Mutant("a move tells no event", "jobs.ledger", without("_moved", "_event"), STATES),
-    Mutant("a move is not audited", "jobs.ledger", without("_moved", "audit.record"), STATES),
-    Mutant("an event is owed to no webhook", "jobs.ledger", without("_event", "events.fan_out"), LEDGER),
-    Mutant("planning leads nowhere", "jobs.ledger", without("planned", "settle"), LEDGER),
-    Mutant("stopping leads nowhere", "jobs.ledger", without("_stop", "settle"), LEDGER),
-    Mutant("stopping keeps doorbells", "jobs.ledger", without("_stop", "outbox.forget"), LEDGER),
-    Mutant("failing keeps doorbells", "jobs.ledger", without("stumble", "outbox.forget"), LEDGER),
-    Mutant("a lost job is owed to nobody", "jobs.ledger", without("put_back", "_owe_own"), LEDGER),
+    Mutant("submit owes no doorbell", "jobs.ledger.ledger", without("submit", "outbox.owe"), LEDGER),
+    Mutant("submit tells no event", "jobs.ledger.ledger", without("submit", "_event"), LEDGER),
+    Mutant("submit is not audited", "jobs.ledger.ledger", without("submit", "audit.record"), LEDGER),
+    Mutant("a move tells no event", "jobs.ledger.ledger", without("_moved", "_event"), STATES),
+    Mutant("a move is not audited", "jobs.ledger.ledger", without("_moved", "audit.record"), STATES),
+    Mutant("an event is owed to no webhook", "jobs.ledger.ledger", without("_event", "events.fan_out"), LEDGER),
+    Mutant("planning leads nowhere", "jobs.ledger.ledger", without("planned", "settle"), LEDGER),
+    Mutant("stopping leads nowhere", "jobs.ledger.ledger", without("_stop", "settle"), LEDGER),
+    Mutant("stopping keeps doorbells", "jobs.ledger.ledger", without("_stop", "outbox.forget"), LEDGER),
+    Mutant("failing keeps doorbells", "jobs.ledger.ledger", without("stumble", "outbox.forget"), LEDGER),
+    Mutant("a lost job is owed to nobody", "jobs.ledger.ledger", without("put_back", "_owe_own"), LEDGER),
     # the guards of a job
     *(
-        Mutant(name, "jobs.ledger", instead(guard, "False", inside=function), tests)
+        Mutant(name, "jobs.ledger.ledger", instead(guard, "False", inside=function), tests)
         for name, function, guard, tests in (
             ("any move is allowed", "move", "target not in MOVES[source]", STATES),
             ("a move from any state", "move", "job.state not in allowed", STATES),
@@ -154,7 +154,7 @@ MUTANTS = [
         )
     ),
     *(
-        Mutant(name, "jobs.ledger", instead(guard, "True", inside=function), LEDGER)
+        Mutant(name, "jobs.ledger.ledger", instead(guard, "True", inside=function), LEDGER)
         for name, function, guard in (
             ("finishing before the last shard", "settle", "not open_shards"),
             ("put back by any epoch", "put_back", "Job.epoch == epoch"),
@@ -163,7 +163,7 @@ MUTANTS = [
         )
     ),
     *(
-        Mutant(name, "jobs.statements", instead(guard, there, inside=function), tests)
+        Mutant(name, "jobs.ledger.statements", instead(guard, there, inside=function), tests)
         for name, function, guard, there, tests in (
             ("the WHERE of a move", "_move", f"{_SAME_STATE}, {_SAME_EPOCH}", f"{_ANY_STATE}, {_ANY_EPOCH}", LEDGER),
             ("a held job is claimed", "_take", "_job.c.worker_id.is_(None)", "True", LEDGER),
@@ -174,23 +174,23 @@ MUTANTS = [
             ("a running shard is claimed", "_take_shard", "_shard.c.state == ShardState.PENDING", "True", SHARDS),
         )
     ),
-    Mutant("a claimed doorbell rings on", "jobs.ledger", without("claim", "outbox.settle"), LEDGER),
+    Mutant("a claimed doorbell rings on", "jobs.ledger.ledger", without("claim", "outbox.settle"), LEDGER),
     Mutant(
         "files before the guard",
-        "jobs.ledger",
+        "jobs.ledger.ledger",
         instead("job = move", "session.add_all(files)\n    job = move", inside="close"),
         LEDGER,
     ),
     # the guards of a shard
     *(
-        Mutant(name, "jobs.shards", instead(guard, "True", inside=function), SHARDS)
+        Mutant(name, "jobs.ledger.shards", instead(guard, "True", inside=function), SHARDS)
         for name, function, guard in (
             ("a try by any epoch", "_mine", "Shard.epoch == claim.epoch"),
             ("a shard lost while it beats", "lose", "Shard.beat == beat"),
         )
     ),
     *(
-        Mutant(name, "jobs.shards", instead(guard, "False", inside=function), tests)
+        Mutant(name, "jobs.ledger.shards", instead(guard, "False", inside=function), tests)
         for name, function, guard, tests in (
             (
                 "a commit nobody fences",
@@ -212,38 +212,57 @@ MUTANTS = [
     ),
     Mutant(
         "no epoch is ever newer",
-        "jobs.shards",
+        "jobs.ledger.shards",
         both(
             instead("statements.TAKE_SHARD,", "statements.TAKE_SHARD.values(epoch=Shard.epoch),", inside="claim"),
             instead("epoch=Shard.epoch + 1, ", "", inside="_free"),
         ),
         SHARDS,
     ),
-    Mutant("stalls are not counted", "jobs.shards", instead("1 if stalled else 0", "0", inside="_free"), SHARDS),
-    Mutant("a lost shard is owed to nobody", "jobs.shards", without("_free", "outbox.owe"), SHARDS),
-    Mutant("a zombie cuts", "jobs.shards", without("cut", "ledger.hold"), LEDGER),
+    Mutant("stalls are not counted", "jobs.ledger.shards", instead("1 if stalled else 0", "0", inside="_free"), SHARDS),
+    Mutant("a lost shard is owed to nobody", "jobs.ledger.shards", without("_free", "outbox.owe"), SHARDS),
+    Mutant("a zombie cuts", "jobs.ledger.shards", without("cut", "ledger.hold"), LEDGER),
     # doorbells and leases
-    Mutant("a doorbell owed twice", "jobs.outbox", instead(".on_conflict_do_nothing()", "", inside="_owing"), OUTBOX),
+    Mutant(
+        "a doorbell owed twice", "jobs.ledger.outbox", instead(".on_conflict_do_nothing()", "", inside="_owing"), OUTBOX
+    ),
     Mutant(
         "shards ring while being planned",
-        "jobs.outbox",
+        "jobs.ledger.outbox",
         instead("Job.state.in_(states)", "Job.id == Job.id", inside="ready"),
         OUTBOX,
     ),
-    Mutant("a clock set back", "jobs.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
-    Mutant("nothing is rung again", "workers.dispatcher", without("_look_after", "self._ring_unheard"), WORLD),
-    Mutant("no lease ends", "workers.leases", instead("at - since >= self._lease", "False", inside="stale"), WORLD),
+    Mutant("a clock set back", "jobs.ledger.outbox", instead(" + LONGEST_DELAY", " * 2", inside="_due_by"), OUTBOX),
+    Mutant("nothing is rung again", "workers.dispatcher.loop", without("_look_after", "self._ring_unheard"), WORLD),
+    Mutant(
+        "no lease ends",
+        "workers.dispatcher.leases",
+        instead("at - since >= self._lease", "False", inside="stale"),
+        WORLD,
+    ),
     # what the operator and the clock hold back
-    Mutant("a pause binds no shard", "jobs.shards", instead("pauses.refuses(", "False and (", inside="claim"), PAUSES),
-    Mutant("a pause binds no plan", "jobs.ledger", instead("pauses.refuses(", "False and (", inside="claim"), PAUSES),
-    Mutant("a refused doorbell is lost", "jobs.pauses", without("refuses", "outbox.unring"), PAUSES),
+    Mutant(
+        "a pause binds no shard",
+        "jobs.ledger.shards",
+        instead("pauses.refuses(", "False and (", inside="claim"),
+        PAUSES,
+    ),
+    Mutant(
+        "a pause binds no plan", "jobs.ledger.ledger", instead("pauses.refuses(", "False and (", inside="claim"), PAUSES
+    ),
+    Mutant("a refused doorbell is lost", "jobs.ledger.pauses", without("refuses", "outbox.unring"), PAUSES),
     Mutant(
         "a job begins early",
-        "jobs.outbox",
+        "jobs.ledger.outbox",
         instead("Job.not_before <= at", "Job.id == Job.id", inside="ready"),
         TIMES,
     ),
-    Mutant("a schedule fires early", "jobs.schedules", instead("schedule.next_at > at", "False", inside="fire"), TIMES),
+    Mutant(
+        "a schedule fires early",
+        "jobs.batches.schedules",
+        instead("schedule.next_at > at", "False", inside="fire"),
+        TIMES,
+    ),
     # what the tables themselves refuse: two transactions may both have looked, and found nothing
     *(
         Mutant(f"a schema without {constraint}", f"{_REVISIONS}{revision}", unconstrained(constraint), tests)
@@ -263,11 +282,11 @@ MUTANTS = [
         )
     ),
     # the audit chain
-    Mutant("an end is not counted", "jobs.ledger", without("_moved", "measures.ended"), MEASURES),
-    Mutant("a chain without links", "jobs.audit", instead("previous.encode()", "b''", inside="digest"), AUDIT),
+    Mutant("an end is not counted", "jobs.ledger.ledger", without("_moved", "measures.ended"), MEASURES),
+    Mutant("a chain without links", "jobs.ledger.audit", instead("previous.encode()", "b''", inside="digest"), AUDIT),
     Mutant(
         "a chain without an end",
-        "jobs.audit",
+        "jobs.ledger.audit",
         instead("head != (walk.seal, walk.hash)", "False", inside="_tail"),
         AUDIT,
     ),

@@ -26,12 +26,12 @@ def test_the_import_contracts_are_kept() -> None:
     ("module", "foreign"),
     [
         ("api.app", (*HEAVY, "celery", "kombu")),
-        ("jobs.ledger", (*HEAVY, "celery", "kombu", "fastapi")),
+        ("jobs.ledger.ledger", (*HEAVY, "celery", "kombu", "fastapi")),
         ("cli.main", (*HEAVY, "celery", "kombu", "fastapi")),
         ("workers.engines.vllm", HEAVY),
         ("workers.engines.packaged", HEAVY),
         ("workers.app", HEAVY),
-        ("workers.dispatcher", HEAVY),
+        ("workers.dispatcher.loop", HEAVY),
     ],
 )
 def test_a_light_process_stays_light(module: str, foreign: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.keys import revoke_key
+from jobs.security.keys import revoke_key
 from tests.badinputs.case import WORLDS, Case
 from tests.badinputs.json_bodies import BATCH, routes
 from tests.badinputs.world import Asker, World, raw_said, said

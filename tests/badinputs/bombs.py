@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from tests.unit.workers.parsing import samples
+from tests.unit.workers.retrieval.parsing import samples
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")

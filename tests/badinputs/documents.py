@@ -12,8 +12,8 @@ from tests.badinputs import bombs
 from tests.badinputs.case import Case
 from tests.badinputs.races import patient
 from tests.badinputs.world import World, said
-from tests.unit.workers.parsing import samples
-from workers.parsing.terms import Limits
+from tests.unit.workers.retrieval.parsing import samples
+from workers.retrieval.parsing.contract import Limits
 
 AREA = "Documents"
 NEIGHBOUR = b"A quiet neighbour."

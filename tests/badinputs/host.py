@@ -26,15 +26,16 @@ from fastapi import FastAPI
 
 import api.server
 from api.app import build
-from api.middleware import Limit
-from jobs import guard, logs
-from jobs.db import Database
+from api.http.middleware import Limit
+from jobs import logs
+from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
+from jobs.platform import url_guard
 from jobs.settings import Settings, settings
 from tests.badinputs.librarian import Librarian
 from tests.support.mill import running
-from workers.context import Pool
-from workers.context import build as build_worker
+from workers.runtime.context import Pool
+from workers.runtime.context import build as build_worker
 from workers.webhooks import loop
 
 PUBLIC = "93.184.215.14"
@@ -61,11 +62,11 @@ NAMES: Mapping[str, Sequence[Sequence[str]]] = {
 class NameServer:
     """Answers out of NAMES. Lookups are counted in a file, since two processes make them."""
 
-    def __init__(self, folder: Path, system: guard.Resolve) -> None:
+    def __init__(self, folder: Path, system: url_guard.Resolve) -> None:
         self._path = folder / "lookups"
         self._system = system
 
-    def __call__(self, host: str, port: int) -> Sequence[guard.Address]:
+    def __call__(self, host: str, port: int) -> Sequence[url_guard.Address]:
         name = host.partition("-at-")[2] or host  # a name of one's own for each that is to begin at the beginning
         if name not in NAMES:
             return self._system(host, port)
@@ -132,7 +133,7 @@ def _stopped_by_signal() -> threading.Event:
 
 
 def _with_site(permitted: Callable[..., bool]) -> Callable[..., bool]:
-    def judge(address: guard.Address, *, allow_private: bool) -> bool:
+    def judge(address: url_guard.Address, *, allow_private: bool) -> bool:
         return str(address) == SITE or permitted(address, allow_private=allow_private)
 
     return judge
@@ -144,9 +145,9 @@ ROLES: Mapping[str, Callable[[Settings], None]] = {"web": web, "mill": mill}
 def main(role: str) -> None:
     config = settings()
     logs.configure(config.log_level)
-    guard.PORTS = frozenset(guard.PORTS | set(json.loads(os.environ["BAD_INPUTS_PORTS"])))
-    guard.permitted = _with_site(guard.permitted)
-    guard.system_resolve = NameServer(config.data_dir, guard.system_resolve)
+    url_guard.PORTS = frozenset(url_guard.PORTS | set(json.loads(os.environ["BAD_INPUTS_PORTS"])))
+    url_guard.permitted = _with_site(url_guard.permitted)
+    url_guard.system_resolve = NameServer(config.data_dir, url_guard.system_resolve)
     ROLES[role](config)
 
 

@@ -13,14 +13,14 @@ from typing import Any
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.support.ingesting import MODEL, Reaper, Wordy
-from workers.context import Pool, build
+from workers.batches.finishing import finish
+from workers.batches.running import run
 from workers.engines.fake import FakeEngine
-from workers.finishing import finish
-from workers.host import EngineHost
-from workers.ingestion.parse import parse_shard
-from workers.ingestion.purge import purge
-from workers.parsing.parser import Parser, limits_of
-from workers.running import run
+from workers.retrieval.ingestion.parse import parse_shard
+from workers.retrieval.ingestion.purge import purge
+from workers.retrieval.parsing.parser import Parser, limits_of
+from workers.runtime.context import Pool, build
+from workers.runtime.engine_host import EngineHost
 
 
 class Librarian:

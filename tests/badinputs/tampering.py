@@ -17,10 +17,10 @@ from types import SimpleNamespace
 from typer.testing import CliRunner
 
 from cli.main import app
-from jobs.anchors import Anchor, append
-from jobs.audit import GENESIS, digest, record, seal, unsealed, verify
 from jobs.bootstrap import migrate
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.ledger.anchors import Anchor, append
+from jobs.ledger.audit import GENESIS, digest, record, seal, unsealed, verify
 from tests.badinputs.case import Case
 from tests.badinputs.json_bodies import BATCH
 from tests.badinputs.world import World

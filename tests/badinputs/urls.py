@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import select
 
-from jobs.models import Attempt, Delivery
+from jobs.webhooks.tables import Attempt, Delivery
 from tests.badinputs.case import Case
 from tests.badinputs.json_bodies import BATCH
 from tests.badinputs.world import World, said

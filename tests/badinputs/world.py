@@ -23,13 +23,17 @@ import httpx2
 import psutil
 from sqlalchemy import func, select
 
-from jobs import keys
 from jobs.bootstrap import migrate
-from jobs.db import Database
-from jobs.models import File, Idempotency, Job, Schedule, Upload, UploadPart, WebhookEndpoint, Worker
+from jobs.db.engine import Database
+from jobs.files.tables import File, Upload, UploadPart
+from jobs.fleet.tables import Worker
+from jobs.ledger.states import LIVE
+from jobs.ledger.tables import Job, Schedule
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
-from jobs.states import LIVE
-from jobs.storage import DiskStorage
+from jobs.security import keys
+from jobs.security.tables import Idempotency
+from jobs.webhooks.tables import WebhookEndpoint
 from tests.support.receiver import certificate
 from tests.support.system import ROOT, eventually, free_port
 

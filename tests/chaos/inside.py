@@ -11,17 +11,18 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from jobs import documents
-from jobs.attachments import IN_PROGRESS, version_of
-from jobs.db import Database
-from jobs.models import Job, VectorRemoval, VectorStore, VectorStoreFile
-from jobs.payloads import INGESTION
+from jobs.db.engine import Database
+from jobs.ledger.payloads import INGESTION
+from jobs.ledger.states import TERMINAL
+from jobs.ledger.tables import Job
+from jobs.platform.storage import ObjectStorage, Storage, open_storage
+from jobs.retrieval import documents
+from jobs.retrieval.attachments import IN_PROGRESS, version_of
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
-from jobs.states import TERMINAL
-from jobs.storage import ObjectStorage, Storage, open_storage
 from tests.support.distributed import Servers
-from workers.context import Late
-from workers.vectors.port import Store, Vectors
+from workers.runtime.context import Late
+from workers.vectors.base import Store, Vectors
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai import OpenAI
 
-from jobs.attachments import AGAIN_SECONDS
+from jobs.retrieval.attachments import AGAIN_SECONDS
 from jobs.settings import Settings
 from tests.chaos.faults import ALL_FAULTS
 from tests.chaos.inside import Inside, inside
@@ -13,7 +13,7 @@ from tests.support import oracle, shelved
 from tests.support.shelved import Shelf
 from tests.support.stub_engine import text_mark
 from tests.support.system import SCALED, wait_for
-from workers.ingestion.index import CHUNKS_AT_ONCE
+from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
 
 if TYPE_CHECKING:
     from tests.chaos.campaign import Campaign

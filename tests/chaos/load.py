@@ -26,8 +26,8 @@ from openai import OpenAI
 from openai.types import Batch
 from standardwebhooks import WebhookVerificationError
 
-from jobs.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
-from jobs.webhook import new_secret
+from jobs.ledger.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
+from jobs.webhooks.sending import new_secret
 from tests.chaos.askers import Askers
 from tests.chaos.journal import Journal
 from tests.chaos.keepers import Keeper

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, update
 
-from jobs import attachments
 from jobs.clock import now
-from jobs.models import VectorStore, VectorStoreFile
-from jobs.storage import DiskStorage
+from jobs.platform.storage import DiskStorage
+from jobs.retrieval import attachments
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.chaos.inside import Inside
 from tests.support.databases import fresh
-from workers.vectors.memory import MemoryVectors
-from workers.vectors.port import Entry, Store
+from workers.vectors.base import Entry, Store
+from workers.vectors.in_memory import MemoryVectors
 
 pytestmark = pytest.mark.verify
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs import checkpoint
+from jobs.fleet import checkpoint
 from tests.support import tiny_bert, tiny_roberta
 from workers.engines import embed_onnx
 from workers.engines.embed_model import Computing, SentenceModel

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import NotFound, StorageAway, StorageFull
-from jobs.storage import DiskStorage, ObjectStorage, Storage, open_storage
+from jobs.platform.storage import DiskStorage, ObjectStorage, Storage, open_storage
 from tests.support.services import S3, need
 
 MB = 1 << 20
@@ -252,7 +252,7 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(disk: DiskStorage, monkeypatc
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """What the log is told of a storage that is away."""
     found: list[dict[str, object]] = []
-    monkeypatch.setattr("jobs.storage._away.warn", lambda **fields: found.append(fields))
+    monkeypatch.setattr("jobs.platform.storage._away.warn", lambda **fields: found.append(fields))
     return found
 
 

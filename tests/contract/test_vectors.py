@@ -20,8 +20,8 @@ from tests.support.weaviate import Weaviate
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, go, start, towards
 from workers.vectors import weaviate as weaviate_module
 from workers.vectors import weaviate_client
-from workers.vectors.opening import open_vectors
-from workers.vectors.port import Entry, Hit, Store, Vectors, VectorsAway
+from workers.vectors.base import Entry, Hit, Store, Vectors, VectorsAway
+from workers.vectors.open_vectors import open_vectors
 from workers.vectors.weaviate import collection_name
 
 WEAVIATE = pytest.param("weaviate", marks=pytest.mark.verify)

@@ -14,18 +14,21 @@ from openai.types.responses import Response
 from sqlalchemy import select, update
 
 from jobs.clock import now
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import StorageAway
-from jobs.models import Event, Job, KeptResponse
-from jobs.states import JobState
-from jobs.storage import DiskStorage
+from jobs.inference.response_tables import KeptResponse
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.platform.storage import DiskStorage
+from jobs.webhooks.tables import Event
 from tests.support.lost import look_twice
 from tests.support.mill import MODEL, Mill, running
 from tests.support.web import make_key, running_app, serve
-from workers import finishing, responding
+from workers.batches import finishing
+from workers.dispatcher.retention import Retention
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, Request, refusal
-from workers.retention import Retention
+from workers.inference import responding
 
 
 @dataclass

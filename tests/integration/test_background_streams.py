@@ -17,13 +17,14 @@ from openai import OpenAI
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 
-from api import kept_responses
 from api.deps import CallContext
-from jobs import interactive, shards
-from jobs.db import Database
+from api.inference import stored_responses
+from jobs.db.engine import Database
 from jobs.errors import StorageAway
-from jobs.kept import Kept
-from jobs.keys import revoke_key
+from jobs.inference import interactive
+from jobs.inference.stored import Kept
+from jobs.ledger import shards
+from jobs.security.keys import revoke_key
 from jobs.settings import Settings
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.mill import MODEL, Mill, running
@@ -31,8 +32,8 @@ from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
-from workers.host import EngineHost
-from workers.telling import Telling
+from workers.inference.event_stream import Telling
+from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify
 
@@ -358,7 +359,7 @@ def test_cancelling_just_ends_it(make_world: Any) -> None:
 def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away(
     make_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, loads = kept_responses.load, 0
+    load, loads = stored_responses.load, 0
 
     def counted(call: CallContext, response_id: str) -> Kept:
         nonlocal loads
@@ -367,8 +368,8 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
             raise StorageAway
         return load(call, response_id)
 
-    monkeypatch.setattr("api.kept_responses.load", counted)
-    monkeypatch.setattr("api.followed_responses._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("api.inference.stored_responses.load", counted)
+    monkeypatch.setattr("api.inference.followed_responses._LOOK_SECONDS", 0.05)
     world = make_world(Paced(pause=0.15))
 
     events = list(world.create())
@@ -378,7 +379,7 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
 
 
 def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.followed_responses._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("api.inference.followed_responses._LOOK_SECONDS", 0.05)
     world = make_world(Paced(pause=0.5))
     stream = world.create()
     first = next(stream)

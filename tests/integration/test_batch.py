@@ -9,21 +9,24 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from jobs import audit, events, fleet, ledger, measures, shards
 from jobs.clock import now
-from jobs.db import Database
-from jobs.endpoints import RESPONSES
+from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy, StorageAway, StorageFull
-from jobs.models import Audit, Measure, Outcome, Segment, Shard
+from jobs.fleet import workers
+from jobs.fleet.tables import Measure
+from jobs.ledger import audit, events, ledger, measures, shards
+from jobs.ledger.audit_tables import Audit
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Outcome, Segment, Shard
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
-from jobs.states import JobState
-from jobs.storage import DiskStorage
+from jobs.requests.endpoints import RESPONSES
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
-from workers import finishing
-from workers import running as running_module
-from workers.answering import PATIENCE
+from workers.batches import finishing
+from workers.batches import running as running_module
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.runtime.answering import PATIENCE
 
 
 @pytest.fixture
@@ -208,7 +211,7 @@ def test_a_job_that_cannot_be_planned_fails_after_some_tries(mill: Mill, monkeyp
     def broken(*_: object) -> None:
         raise RuntimeError("a bug, with a prompt in its message")
 
-    monkeypatch.setattr("jobs.placement.queue_of", broken)
+    monkeypatch.setattr("jobs.fleet.routing.queue_of", broken)
 
     (job,) = mill.drain(mill.submit(_batch(5)))
 
@@ -275,7 +278,7 @@ def test_unusable_input_fails_with_a_code(db: Database, tmp_path: Path, content:
         mill.gpu.standing.models = (MODEL,)
         mill.gpu.keeper.announce()
         with db.write() as session:
-            fleet.remember_all(session, {MODEL: False}, Queue.GENERATE)
+            workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
         (job,) = mill.drain(mill.submit(content))
 
     assert job.state == JobState.FAILED

@@ -12,14 +12,14 @@ import pytest
 import redis
 from openai import OpenAI
 
-from jobs.broker_memory import SHARE
+from jobs.inference.broker_memory import SHARE
 from jobs.queues import Queue
 from jobs.settings import MB, Settings
 from tests.support.servers import Valkey
 from tests.support.shop import MODEL, Shop, running_broker, shops
 from tests.support.system import eventually
+from workers.dispatcher.publisher import CeleryRinger
 from workers.engines.port import Answer, Emit, Request
-from workers.ringer import CeleryRinger
 
 _CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 _ENDLESS = {**_CHAT, "messages": [{"role": "user", "content": "endless"}], "stream": True}

@@ -11,13 +11,16 @@ import pytest
 from sqlalchemy import func, select
 
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import Audit, Cached, File, Job
-from jobs.storage import DiskStorage
+from jobs.db.engine import Database
+from jobs.files.tables import File
+from jobs.inference.cache_tables import Cached
+from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Job
+from jobs.platform.storage import DiskStorage
 from tests.support.mill import Mill, chat_line, jsonl, running
 from tests.support.shop import MODEL, Shop
+from workers.dispatcher.retention import Retention
 from workers.engines.fake import FakeEngine
-from workers.retention import Retention
 
 pytestmark = pytest.mark.verify
 
@@ -28,7 +31,7 @@ _CACHED: Any = {"temperature": 0, "extra_body": {"cache": True}}
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines that test are busy: a look-up that is not waited for would be a miss."""
-    monkeypatch.setattr("workers.caching.shelf.PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr("workers.middleware.caching.response_cache.PATIENCE_SECONDS", 30.0)
 
 
 @pytest.fixture

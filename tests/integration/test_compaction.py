@@ -7,13 +7,13 @@ import msgspec
 import openai
 import pytest
 
-from jobs import compaction
+from jobs.inference import compaction
 from tests.support.shop import MODEL, Shop
-from tests.unit.workers.fitting.engines import Nobody
-from workers.compacted import Unpacked
+from tests.unit.workers.middleware.context_window.engines import Nobody
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
-from workers.fitting.fitted import Fitted
+from workers.middleware.compaction import Unpacked
+from workers.middleware.context_window.context_engine import Fitted
 
 pytestmark = pytest.mark.verify
 

@@ -10,9 +10,9 @@ import pytest
 from openai.types.responses import Response
 from sqlalchemy import select
 
-from api.idempotency import Once
+from api.http.idempotency import Once
 from jobs.errors import DatabaseBusy, StorageAway
-from jobs.models import Audit
+from jobs.ledger.audit_tables import Audit
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
 

@@ -12,12 +12,13 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
-from jobs import keys, ledger
 from jobs.clock import now
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.ids import new_id
-from jobs.models import Job
-from jobs.payloads import ENDPOINTS
+from jobs.ledger import ledger
+from jobs.ledger.payloads import ENDPOINTS
+from jobs.ledger.tables import Job
+from jobs.security import keys
 from jobs.settings import Settings
 from tests.sdk.front import standing_before
 from tests.sdk.test_sdks import CHECKS

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from jobs.registry import Registry
+from jobs.fleet.models_file import Registry
 from tests.support import stub_engine
 from tests.support.shop import MODEL, Shop
 from tests.support.stub_engine import prompts

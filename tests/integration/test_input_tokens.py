@@ -7,14 +7,14 @@ import httpx2
 import openai
 import pytest
 
-from jobs import responses
-from jobs.searches import Found, Search
+from jobs.inference import responses
+from jobs.retrieval.searches import Found, Search
 from tests.support.shop import MODEL, Shop
-from workers.counting import Counting
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
-from workers.packing import Room
+from workers.inference.counting import Counting
+from workers.middleware.file_search.packing import Room
 
 pytestmark = pytest.mark.verify
 

@@ -13,23 +13,24 @@ import pytest
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import ledger, shards
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import StorageFull
-from jobs.models import File, Job, Segment, Shard
+from jobs.files.tables import File
+from jobs.ledger import ledger, shards
+from jobs.ledger.states import JobState, ShardState
+from jobs.ledger.tables import Job, Segment, Shard
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Task
-from jobs.states import JobState, ShardState
-from jobs.storage import DiskStorage
 from tests.support import ledgers
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
-from workers import answering
-from workers import running as running_module
+from workers.batches import running as running_module
+from workers.batches.finishing import finish
+from workers.batches.running import run
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request
-from workers.finishing import finish
-from workers.host import EngineHost
-from workers.keeper import Hold, Keeper
-from workers.running import run
+from workers.runtime import answering
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.heartbeat import Hold, Keeper
 
 pytestmark = pytest.mark.verify
 
@@ -473,7 +474,7 @@ def test_results_that_were_never_assembled_are_missing_like_lost_ones(
 ) -> None:
     job_id = _run_through(mill, _batch(20))
     with monkeypatch.context() as patch:
-        patch.setattr("workers.records.parse", lambda _raw: 1 / 0)
+        patch.setattr("workers.runtime.output_lines.parse", lambda _raw: 1 / 0)
         finish(mill.cpu, job_id)
     job = mill.job(job_id)
     assert (job.state, (job.errors or [])[0]["code"]) == (JobState.FAILED, "internal_error")

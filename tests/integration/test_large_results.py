@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from jobs import ledger
-from jobs.db import Database
-from jobs.models import Segment
+from jobs.db.engine import Database
+from jobs.ledger import ledger
+from jobs.ledger.states import TERMINAL, JobState
+from jobs.ledger.tables import Segment
 from jobs.queues import Task
-from jobs.states import TERMINAL, JobState
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
-from workers import finishing
+from workers.batches import finishing
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
 

@@ -12,25 +12,26 @@ import openai
 import pytest
 from openai import OpenAI
 
-from jobs import fleet, searches
 from jobs.clock import now
-from jobs.db import Database
-from jobs.interactive import PRIORITY
-from jobs.models import Worker
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.inference.interactive import PRIORITY
+from jobs.retrieval import searches
 from jobs.settings import Settings
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.shop import Shop
 from tests.support.web import make_key, running_app, serve
-from workers.asking import Asking
-from workers.context import Pool, build
-from workers.elsewhere import Elsewhere
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
-from workers.fitting.fitted import Fitted, Others
-from workers.host import EngineHost
-from workers.interactive import Desk
-from workers.schemas.checked import Checked
-from workers.schemas.checker import Checker
+from workers.inference.client import Asking
+from workers.inference.consumer import Desk
+from workers.inference.model_router import Elsewhere
+from workers.middleware.context_window.context_engine import Fitted, Others
+from workers.middleware.json_schema.checker import Checker
+from workers.middleware.json_schema.schema_engine import Checked
+from workers.runtime.context import Pool, build
+from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify
 
@@ -259,7 +260,7 @@ def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
                 state="ready", restarts=0, created_at=now(), seen_at=now(),
             )  # fmt: skip
             with shop.app.state.services.db.write() as session:
-                fleet.register(session, row)
+                workers.register(session, row)
         yield asked
 
 

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.fleet.models_file import Models
+from jobs.ledger.states import JobState
 from jobs.queues import Queue
-from jobs.registry import Models
 from jobs.settings import Settings
-from jobs.states import JobState
 from tests.support import stub_engine
 from tests.support.mill import Mill, chat_line, jsonl, running
 from workers import __main__ as worker
-from workers import answering
-from workers.company import Company
 from workers.engines.router import build
-from workers.reloading import Reloading
+from workers.runtime import answering
+from workers.runtime.reloading import Reloading
+from workers.runtime.shared_exclusive import Company
 
 pytestmark = pytest.mark.verify
 

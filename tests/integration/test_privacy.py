@@ -21,7 +21,7 @@ from openai import InternalServerError, OpenAI
 
 from tests.support.receiver import Receiver
 from tests.support.system import EMBED_MODEL, MODEL, ROOT, StubEngine, System, eventually, watched
-from tests.unit.workers.parsing import samples
+from tests.unit.workers.retrieval.parsing import samples
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 WORD = "zq7-canary-quagga-5519"

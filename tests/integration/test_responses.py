@@ -12,13 +12,14 @@ from openai.types.responses import Response, ResponseCompletedEvent, ResponseErr
 from sqlalchemy import select
 
 from jobs.clock import now
-from jobs.models import Audit, KeptResponse
+from jobs.inference.response_tables import KeptResponse
+from jobs.ledger.audit_tables import Audit
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
+from workers.dispatcher.retention import Retention
 from workers.engines.port import Answer, EngineFault, Request, refusal
-from workers.retention import Retention
 
 
 @pytest.fixture

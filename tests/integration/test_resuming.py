@@ -13,15 +13,15 @@ import openai
 import pytest
 import redis
 
-from jobs import interactive, responses
 from jobs.clock import now
 from jobs.errors import NotFound
 from jobs.ids import new_id
-from jobs.interactive import Piece, Question, Resumable, pack
-from jobs.keys import revoke_key
+from jobs.inference import interactive, responses
+from jobs.inference.interactive import Piece, Question, Resumable, pack
+from jobs.inference.waiting import Lines, _always
 from jobs.queues import Queue
+from jobs.security.keys import revoke_key
 from jobs.settings import Settings
-from jobs.waiting import Lines, _always
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from tests.support.web import running_app, serve
@@ -117,7 +117,7 @@ def _free(shop: Shop, within: float) -> float:
 def test_every_event_has_an_id_and_the_sdk_does_not_mind_not_even_beside_signs_of_life(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.interactive.ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("workers.inference.consumer.ALIVE_SECONDS", 0.1)
     with shop.open():
         with _post(shop, _CHAT, **_RESUME) as events:
             seen = list(events)
@@ -296,7 +296,7 @@ def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(s
 def test_nobody_comes_back_and_the_engine_is_free_when_the_time_is_over(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.waiting.ASKING_SECONDS", 1)
+    monkeypatch.setattr("jobs.inference.waiting.ASKING_SECONDS", 1)
     monkeypatch.setattr(shop.engine, "stream", _slowly(shop, 1.0))
     with shop.open():
         with _post(shop, _CHAT, **{"X-Nightmill-Resume": "1"}) as events:
@@ -336,7 +336,7 @@ def test_whoever_hangs_up_frees_the_engine_soon(
 
 
 def test_a_stream_ends_with_the_key_that_it_was_asked_for_with(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.asking._KEY_SECONDS", 0.1)
+    monkeypatch.setattr("api.inference.asking._KEY_SECONDS", 0.1)
     with shop.open(), _post(shop, _CHAT) as events:
         _some(events, 3)
         with shop.app.state.services.db.write() as session:
@@ -439,7 +439,7 @@ def test_an_event_of_another_kind_of_stream_is_refused(shop: Shop) -> None:
 def test_a_stream_that_was_late_can_be_come_back_to_before_its_first_event(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     shop = make_shop({"delay": 2.0})
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     with shop.open():
@@ -457,7 +457,7 @@ def test_a_stream_that_was_late_can_be_come_back_to_before_its_first_event(
 def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(shop.engine, "stream", _slowly(shop, 0.15))
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     body = {**_CHAT, "messages": [{"role": "user", "content": "Second"}]}
@@ -483,8 +483,8 @@ def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
 def test_whoever_comes_back_to_a_line_that_nobody_serves_any_more_is_told(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr("jobs.waiting._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.inference.waiting._LOOK_SECONDS", 0.3)
     shop = make_shop()
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     shop.announce("gpu-1")  # and takes nothing
@@ -519,7 +519,7 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
 def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("jobs.waiting", "workers.unread"):
+    for module in ("jobs.inference.waiting", "workers.inference.unread"):
         monkeypatch.setattr(f"{module}.AT_ONCE", 4)
         monkeypatch.setattr(f"{module}.BEHIND", 16)
     with shop.open(unread=10), _post(shop, _CHAT, **_RESUME) as events:
@@ -534,8 +534,8 @@ def _last(server: Any, name: str) -> str | None:
 def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_back(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.waiting.AT_ONCE", 4)
-    monkeypatch.setattr("jobs.waiting.BEHIND", 8)
+    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 4)
+    monkeypatch.setattr("jobs.inference.waiting.BEHIND", 8)
     with shop.open(), redis.Redis.from_url(shop.redis_url) as server:
         before = set(server.keys(interactive.answer("req_*")))
         for headers, most in (({}, 12), (_RESUME, 20)):
@@ -555,7 +555,7 @@ def test_what_was_read_is_dropped_and_the_last_of_it_kept_where_one_may_come_bac
 async def test_whoever_missed_what_another_reader_dropped_is_told_instead_of_shown_a_hole(
     redis_url: str, read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.waiting.AT_ONCE", 2)
+    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 2)
     name, kept = new_id("req_"), Resumable("tenant", "/v1/chat/completions", now() + 60, 30, b"")
     pieces = [Piece("taken"), *(Piece("chunk", str(n).encode()) for n in range(4)), Piece("end")]
     lines = Lines(Settings(streams_url=redis_url))

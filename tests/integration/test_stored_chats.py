@@ -15,13 +15,14 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from sqlalchemy import select
 
 from jobs.clock import now
-from jobs.interactive import PIECE, Piece, answer, pack
-from jobs.models import Audit, KeptCompletion
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.inference.interactive import PIECE, Piece, answer, pack
+from jobs.ledger.audit_tables import Audit
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
+from workers.dispatcher.retention import Retention
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
-from workers.retention import Retention
 
 _WORD = {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "a"}}]}
 _END = {**_WORD, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
@@ -317,7 +318,7 @@ def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
         await emit(json.dumps(_END).encode())
         return Answer(200, b"")
 
-    monkeypatch.setattr("jobs.waiting.AT_ONCE", 1)  # whoever drops leaves more than that
+    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 1)  # whoever drops leaves more than that
     monkeypatch.setattr(shop.engine, "stream", stream)
     with _resumable(shop) as events, redis.Redis.from_url(shop.redis_url) as server, server.pipeline() as pipe:
         seen = [next(events)]
@@ -333,8 +334,8 @@ def test_one_of_which_a_piece_was_dropped_unread_is_an_error_and_is_not_stored(
 
 
 def test_one_whose_beginning_was_dropped_cannot_be_come_back_to(slow: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.waiting.BEHIND", 0)
-    monkeypatch.setattr("jobs.waiting.AT_ONCE", 1)
+    monkeypatch.setattr("jobs.inference.waiting.BEHIND", 0)
+    monkeypatch.setattr("jobs.inference.waiting.AT_ONCE", 1)
     with _resumable(slow) as events:
         seen = [next(events), next(events)]
 

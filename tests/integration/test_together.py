@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from jobs.db import Database
-from jobs.models import Outbox
+from jobs.db.engine import Database
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Outbox
 from jobs.queues import Task
-from jobs.states import JobState
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.system import eventually
-from workers.admission import Admission
+from workers.batches.admission import Admission
+from workers.batches.running import run_in_turn
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
-from workers.host import EngineHost
-from workers.running import run_in_turn
+from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify
 

@@ -22,19 +22,20 @@ from sqlalchemy import func, select
 from typer.testing import CliRunner
 
 from cli.main import app
-from jobs.db import Database
-from jobs.models import Audit, VectorRemoval, VectorStore, VectorStoreFile
+from jobs.db.engine import Database
+from jobs.ledger.audit_tables import Audit
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from tests.support import tiny_cross
 from tests.support.receiver import Receiver
 from tests.support.services import need
 from tests.support.system import StubEngine, System, eventually, signal_all, watched
 from tests.support.weaviate import Weaviate
-from tests.unit.workers.parsing import samples
+from tests.unit.workers.retrieval.parsing import samples
 from workers.engines.packaged import MINILM
-from workers.parsing import office
+from workers.retrieval.parsing import office
+from workers.vectors.base import Store, Vectors
 from workers.vectors.belonging import deployment_name
-from workers.vectors.opening import open_vectors
-from workers.vectors.port import Store, Vectors
+from workers.vectors.open_vectors import open_vectors
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 

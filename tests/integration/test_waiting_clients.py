@@ -13,19 +13,20 @@ import pytest
 import redis
 from sqlalchemy import select
 
-from jobs import interactive, pauses
 from jobs.clock import now
 from jobs.ids import new_id
-from jobs.interactive import Piece, Question
-from jobs.models import Project
-from jobs.pauses import Paused, Scope
+from jobs.inference import interactive
+from jobs.inference.interactive import Piece, Question
+from jobs.inference.waiting import Lines, last_piece
+from jobs.ledger import pauses
+from jobs.ledger.pauses import Paused, Scope
 from jobs.queues import Queue
+from jobs.security.tables import Project
 from jobs.settings import Settings
-from jobs.waiting import Lines, last_piece
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually, pause
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
-from workers.underway import UnderWay
+from workers.runtime.in_flight import UnderWay
 
 _HELLO: Any = [{"role": "user", "content": "Hello"}]
 _FREE_SECONDS = 3.0  # a second on a machine that does nothing else
@@ -78,7 +79,7 @@ def test_a_stream_that_pauses_shows_signs_of_life_that_no_proxy_holds_back(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
     for name in ("ALIVE_SECONDS", "_LOOK_SECONDS"):
-        monkeypatch.setattr(f"workers.interactive.{name}", 0.1)
+        monkeypatch.setattr(f"workers.inference.consumer.{name}", 0.1)
     stream = shop.engine.stream
 
     async def haltingly(request: Request, emit: Emit) -> Answer:
@@ -110,8 +111,8 @@ _STREAMS = [
 def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_taken(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr("jobs.waiting._LATE_SECONDS", 0.2)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.inference.waiting._LATE_SECONDS", 0.2)
     shop.announce("gpu-1")
     headers = {"Authorization": f"Bearer {shop.client.api_key}"}
     asked = {"json": {"model": MODEL, "stream": True, **body}, "headers": headers, "timeout": 20}
@@ -128,8 +129,8 @@ def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_tak
 
 
 def test_the_sdk_passes_over_signs_that_a_stream_is_late(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr("jobs.waiting._LATE_SECONDS", 0.0)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.inference.waiting._LATE_SECONDS", 0.0)
     with shop.open():
         chunks = list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
         with shop.client.responses.stream(model=MODEL, input="Hello") as stream:
@@ -142,7 +143,7 @@ def test_the_sdk_passes_over_signs_that_a_stream_is_late(shop: Shop, monkeypatch
 def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, resumed: bool
 ) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     shop = make_shop({"delay": 1.0, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
     headers = {"X-Nightmill-Resume": "30"} if resumed else {}
     given: dict[str, Any] = {"model": MODEL, "stream": True, "extra_headers": headers}
@@ -161,8 +162,8 @@ def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
 def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 2.0)
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, True))
     doomed.start()
@@ -177,7 +178,7 @@ def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
 def test_a_client_that_hangs_up_on_a_stream_that_is_late_frees_the_engine(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.asking._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     shop = make_shop({"delay": 30.0})
     with shop.open():
         stream = shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True)
@@ -295,7 +296,7 @@ def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(sh
 def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, began: bool
 ) -> None:
-    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 2.0)
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, began))
     doomed.start()
@@ -330,8 +331,8 @@ def test_a_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_not_gi
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that lies between it and the server fills up, so that the server waits for it at one piece."""
-    monkeypatch.setattr("jobs.waiting.ASKING_SECONDS", 1)
-    monkeypatch.setattr("jobs.waiting._RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.inference.waiting.ASKING_SECONDS", 1)
+    monkeypatch.setattr("jobs.inference.waiting._RENEW_SECONDS", 0.2)
     told = 0
 
     async def at_length(_: Request, emit: Emit) -> Answer:
@@ -396,9 +397,9 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again_by_the_sdk(
 ) -> None:
     """Whichever of the two tells it first."""
     if who == "api":
-        monkeypatch.setattr("workers.interactive.now", lambda: now() - 5)
+        monkeypatch.setattr("workers.inference.consumer.now", lambda: now() - 5)
     else:
-        monkeypatch.setattr("api.asking._there", lambda *_: _nothing)
+        monkeypatch.setattr("api.inference.asking._there", lambda *_: _nothing)
     shop = make_shop({"delay": 30.0}, interactive_seconds=1.0)
 
     with shop.open(), pytest.raises(openai.APIStatusError) as told:
@@ -641,9 +642,9 @@ async def test_whoever_reads_slowly_is_there_all_the_same_and_has_left_once_it_l
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of ten pieces it takes longer over one than a client is there for, and than a worker may be silent."""
-    monkeypatch.setattr("jobs.waiting.ASKING_SECONDS", 1)
-    monkeypatch.setattr("jobs.waiting._RENEW_SECONDS", 0.2)
-    monkeypatch.setattr("jobs.waiting._SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr("jobs.inference.waiting.ASKING_SECONDS", 1)
+    monkeypatch.setattr("jobs.inference.waiting._RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 1.5)
     lines, question = Lines(Settings(streams_url=redis_url)), Question("req_slow", "/", b"{}", "t", now() + 60)
     name = interactive.answer(question.id)
 

@@ -20,23 +20,26 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import deliveries, events, pauses
 from jobs.clock import now
-from jobs.db import Database
-from jobs.due import claim_due
+from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Attempt, Delivery, Job, WebhookEndpoint, Worker
-from jobs.pauses import Scope
+from jobs.fleet.tables import Worker
+from jobs.ledger import events, pauses
+from jobs.ledger.pauses import Scope
+from jobs.ledger.tables import Job
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.settings import Settings
-from jobs.storage import DiskStorage
-from jobs.webhook import new_secret
+from jobs.webhooks import deliveries
+from jobs.webhooks.due import claim_due
+from jobs.webhooks.sending import new_secret
+from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 from tests.support.beside import beside
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
 from tests.support.system import GRACE_SECONDS, pause
 from workers import process
-from workers.housekeeping import Housekeeper
+from workers.dispatcher.maintenance import Housekeeper
 from workers.webhooks import loop
 from workers.webhooks.lanes import AHEAD
 
@@ -502,7 +505,7 @@ def _lateness(receiver: Receiver, path: str) -> float:
 
 WORKER = """
 import sys, threading
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.settings import Settings
 from workers.webhooks import loop
 from workers.webhooks.lanes import AHEAD

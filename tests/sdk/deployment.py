@@ -10,10 +10,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from jobs import responses, searches
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.inference import responses
 from jobs.queues import Queue, Task
-from jobs.searches import Found, Search
+from jobs.retrieval import searches
+from jobs.retrieval.searches import Found, Search
 from tests.sdk.front import Front, standing_before
 from tests.support import runs
 from tests.support.beside import beside
@@ -21,21 +22,21 @@ from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
 from tests.support.web import make_key, running_app, serve
-from workers.asking import Asking
-from workers.context import Pool, build
-from workers.counting import Counting
-from workers.dispatcher import Dispatcher
+from workers.batches.finishing import finish
+from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Length, Request
-from workers.finishing import finish
-from workers.grounding import Grounded
-from workers.ingestion.parse import parse_shard
-from workers.ingestion.purge import purge
-from workers.interactive import Desk
-from workers.packing import Room
-from workers.parsing.parser import Parser, limits_of
-from workers.reranking import Reranking
-from workers.searching import Searching
+from workers.inference.client import Asking
+from workers.inference.consumer import Desk
+from workers.inference.counting import Counting
+from workers.middleware.file_search.file_search_engine import Grounded
+from workers.middleware.file_search.packing import Room
+from workers.retrieval.ingestion.parse import parse_shard
+from workers.retrieval.ingestion.purge import purge
+from workers.retrieval.parsing.parser import Parser, limits_of
+from workers.retrieval.reranking import Reranking
+from workers.retrieval.search import Searching
+from workers.runtime.context import Pool, build
 from workers.webhooks import loop
 
 #: More than two pages at the largest limit.

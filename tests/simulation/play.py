@@ -5,18 +5,19 @@ import random
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import audit, ledger
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import Conflict, DatabaseBusy
-from jobs.models import Job, Project
+from jobs.ledger import audit, ledger
+from jobs.ledger.states import LIVE, JobState
+from jobs.ledger.tables import Job
+from jobs.platform.storage import Storage
+from jobs.security.tables import Project
 from jobs.settings import Settings
-from jobs.states import LIVE, JobState
-from jobs.storage import Storage
 from tests.simulation.worker import Plan, Site, WorkerProcess
 from tests.simulation.world import Actor, Broker, Process, SimulatedDatabase, Steps, Weather, World
 from tests.support import ledgers
 from tests.support.invariants import History, violations
-from workers.dispatcher import Dispatcher
+from workers.dispatcher.loop import Dispatcher
 
 CONFIG = Settings(
     lease_seconds=2,

@@ -27,14 +27,15 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import audit, ledger, shards, statements
-from jobs.db import Database
+from jobs.db.base import Base
+from jobs.db.engine import Database
 from jobs.errors import Conflict, Fenced
-from jobs.ledger import JobClaim
-from jobs.models import Base, Job, Outbox, Shard
+from jobs.ledger import audit, ledger, shards, statements
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.shards import ShardClaim
+from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState, ShardState
+from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.queues import Queue, Task
-from jobs.shards import ShardClaim
-from jobs.states import CLOSING, LIVE, TERMINAL, JobState, ShardState
 from tests.support import ledgers
 from tests.support.invariants import History, violations
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.states import TERMINAL, JobState
+from jobs.ledger.states import TERMINAL, JobState
 from tests.simulation.many import database
 from tests.simulation.play import WEATHERS, Game, play, weather_of
 from tests.simulation.world import SimulatedDatabase, Weather

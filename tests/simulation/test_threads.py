@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, outbox, shards
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import Conflict, Fenced
-from jobs.models import Job, Outbox
+from jobs.ledger import ledger, outbox, shards
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue, Task
-from jobs.states import JobState
 from tests.support import ledgers
 from tests.support.invariants import violations
 

@@ -1,6 +1,6 @@
 """A small model of a worker process: it hears doorbells, beats, claims, answers, commits, and may be a zombie.
 
-It calls the real ledger in the order in which `workers.planning`, `workers.running` and `workers.finishing` do. What it
+It calls the real ledger in the order in which `workers.batches.planning`, `workers.batches.running` and `workers.batches.finishing` do. What it
 leaves out is what they do between those calls: bytes, engines, threads.
 """
 
@@ -11,14 +11,17 @@ from functools import partial
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import fleet, ledger, shards
 from jobs.errors import DatabaseBusy, Fenced
-from jobs.ledger import JobClaim
-from jobs.models import File, Job, Segment, Shard, Worker
+from jobs.files.tables import File
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger import ledger, shards
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.shards import ShardClaim, Tally
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
-from jobs.shards import ShardClaim, Tally
-from jobs.states import JobState
 from tests.simulation.world import Actor, Broker, Process, Steps, World
 
 POOLS = {"cpu": [Queue.PLAN.value], "gpu": [Queue.GENERATE.value]}
@@ -85,8 +88,8 @@ class WorkerProcess(Process):
     def _beat(self) -> None:
         claims = {(hold.job_id, hold.n, hold.epoch): hold for hold in self.holds if hold.n is not None}
         with self.world.db.write() as session:
-            if not fleet.beat(session, self.name):
-                fleet.register(session, self._row())
+            if not workers.beat(session, self.name):
+                workers.register(session, self._row())
             lost = shards.beat(session, list(claims))  # type: ignore[arg-type]
             gone = [h for h in self.holds if h.n is None and not ledger.beat(session, h.job_id, h.epoch, self.name)]
         for hold in [*(claims[key] for key in lost), *gone]:
@@ -205,7 +208,7 @@ class WorkerProcess(Process):
 
 
 class _Run:
-    """One claim on one shard, as `workers.running` has it."""
+    """One claim on one shard, as `workers.batches.running` has it."""
 
     def __init__(self, worker: WorkerProcess, claim: ShardClaim, hold: Hold) -> None:
         self.worker = worker

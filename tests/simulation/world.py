@@ -21,10 +21,10 @@ from unittest.mock import patch
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from jobs.db import Database
+from jobs.db.base import Base
+from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
-from jobs.models import Base
-from workers.away import BrokerAway
+from workers.dispatcher.away import BrokerAway
 
 T = TypeVar("T")
 Actor = Generator[float, None, None]

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import fleet, keys
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import File, Worker
+from jobs.db.engine import Database
+from jobs.files.tables import File
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
+from jobs.security import keys
 from jobs.settings import Settings
-from jobs.storage import DiskStorage
 from workers import process
-from workers.away import BrokerAway
-from workers.dispatcher import Dispatcher
+from workers.dispatcher.away import BrokerAway
+from workers.dispatcher.loop import Dispatcher
 
 
 class Clock:
@@ -65,7 +67,7 @@ class House:
         host, pid, started = process.me()
         row = {"host": host, "pid": pid, "started": started, "models": ["*"], "state": "ready", **facts}
         with self.db.write() as session:
-            fleet.register(
+            workers.register(
                 session,
                 Worker(id=name, pool="p", queues=[queue], slots=slots, created_at=now(), seen_at=now(), **row),
             )
@@ -73,7 +75,7 @@ class House:
 
     def beat(self, name: str = "w") -> None:
         with self.db.write() as session:
-            assert fleet.beat(session, name)
+            assert workers.beat(session, name)
 
 
 def project_of(db: Database, name: str) -> str:

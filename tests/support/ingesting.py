@@ -23,31 +23,35 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from jobs import documents, indexes, ledger, searches, shards
-from jobs.attachments import version_of
-from jobs.db import Database
-from jobs.interactive import Question
-from jobs.models import Event, Job, Outbox, Shard, VectorRemoval, VectorStore, VectorStoreFile, Worker
+from jobs.db.engine import Database
+from jobs.fleet.models_file import Models
+from jobs.fleet.tables import Worker
+from jobs.inference.interactive import Question
+from jobs.ledger import ledger, shards
+from jobs.ledger.tables import Job, Outbox, Shard
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
-from jobs.registry import Models
-from jobs.searches import Found, Search
+from jobs.retrieval import documents, indexes, searches
+from jobs.retrieval.attachments import version_of
+from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
-from jobs.storage import DiskStorage
+from jobs.webhooks.tables import Event
 from tests.support.web import make_key, running_app
-from workers.context import Context, Late, Standing
+from workers.batches.finishing import finish
+from workers.batches.planning import plan
+from workers.batches.running import run
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, Usage, refusal
-from workers.finishing import finish
-from workers.host import EngineHost
-from workers.ingestion.parse import parse_shard
-from workers.ingestion.purge import purge
-from workers.keeper import Keeper
-from workers.parsing.parser import Parser
-from workers.planning import plan
-from workers.reranking import Reranking
-from workers.running import run
-from workers.searching import Searching
-from workers.vectors.port import Entry, Store, Vector, Vectors
+from workers.retrieval.ingestion.parse import parse_shard
+from workers.retrieval.ingestion.purge import purge
+from workers.retrieval.parsing.parser import Parser
+from workers.retrieval.reranking import Reranking
+from workers.retrieval.search import Searching
+from workers.runtime.context import Context, Late, Standing
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.heartbeat import Keeper
+from workers.vectors.base import Entry, Store, Vector, Vectors
 
 MODEL = "all-minilm-l6-v2"
 DIMENSIONS = 64

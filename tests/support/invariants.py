@@ -17,11 +17,14 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from jobs import measures
-from jobs.models import Audit, Event, Job, Measure, Outbox, Segment, Shard
-from jobs.payloads import BATCH_EVENTS
+from jobs.fleet.tables import Measure
+from jobs.ledger import measures
+from jobs.ledger.audit_tables import Audit
+from jobs.ledger.payloads import BATCH_EVENTS
+from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
+from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.queues import Task
-from jobs.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
+from jobs.webhooks.tables import Event
 
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 

@@ -8,14 +8,18 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import ledger, quarantine, shards
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
-from jobs.ledger import JobClaim
-from jobs.models import Audit, EngineDeath, Event, Job, Outbox, Segment, Shard
+from jobs.fleet import quarantine
+from jobs.fleet.tables import EngineDeath
+from jobs.ledger import ledger, shards
+from jobs.ledger.audit_tables import Audit
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.shards import ShardClaim, Tally
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.queues import Queue, Task
-from jobs.shards import ShardClaim, Tally
-from jobs.states import JobState
+from jobs.webhooks.tables import Event
 
 FAR = 4_000_000_000.0  # a deadline that never comes
 _numbers = itertools.count()

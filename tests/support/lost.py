@@ -1,9 +1,9 @@
 """Looks for bytes that nobody points to, each at once."""
 
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.platform.storage import Storage
 from jobs.settings import Settings
-from jobs.storage import Storage
-from workers.orphans import Orphans
+from workers.dispatcher.orphans import Orphans
 
 
 def look(orphans: Orphans) -> None:

@@ -15,27 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs import keys, ledger
 from jobs.clock import now
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.ids import new_id
-from jobs.models import Job
-from jobs.payloads import ENDPOINTS
+from jobs.ledger import ledger
+from jobs.ledger.payloads import ENDPOINTS
+from jobs.ledger.states import TERMINAL
+from jobs.ledger.tables import Job
+from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
+from jobs.security import keys
 from jobs.settings import Settings
-from jobs.states import TERMINAL
-from jobs.storage import DiskStorage
-from workers.admission import Admission
-from workers.caching.engine import Cached
-from workers.caching.shelf import Shelf
-from workers.context import Context, Pool, build
-from workers.dispatcher import Dispatcher
+from workers.batches.admission import Admission
+from workers.batches.finishing import finish
+from workers.batches.planning_together import plan_all
+from workers.batches.running import run_in_turn
+from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
-from workers.finishing import finish
-from workers.host import EngineHost
-from workers.running import run_in_turn
-from workers.together import plan_all
+from workers.middleware.caching.caching_engine import Cached
+from workers.middleware.caching.response_cache import Shelf
+from workers.runtime.context import Context, Pool, build
+from workers.runtime.engine_host import EngineHost
 
 CHAT = "/v1/chat/completions"
 MODEL = "fake-model"

@@ -7,8 +7,8 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.db import Database
-from jobs.models import Meta
+from jobs.db.engine import Database
+from jobs.fleet.tables import Meta
 
 
 def gate_of(url: str) -> Path:

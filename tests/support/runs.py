@@ -3,16 +3,17 @@
 import json
 from collections.abc import Sequence
 
-from jobs import ledger, shards
 from jobs.clock import now
-from jobs.db import Database
+from jobs.db.engine import Database
+from jobs.files.tables import File
 from jobs.ids import new_id
-from jobs.ledger import JobClaim
-from jobs.models import File, Shard
+from jobs.ledger import ledger, shards
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.shards import ShardClaim, Tally
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Shard
+from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
-from jobs.shards import ShardClaim, Tally
-from jobs.states import JobState
-from jobs.storage import Storage
 
 WORKER = "worker-by-hand"
 

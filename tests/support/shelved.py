@@ -17,8 +17,8 @@ from typing import Any
 
 from openai.types import VectorStoreSearchResponse as Found
 
-from jobs.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
-from jobs.states import TERMINAL
+from jobs.ledger.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
+from jobs.ledger.states import TERMINAL
 from tests.support.oracle import Told
 
 #: Tokens of a chunk, at most: of a paper's first version and of its second.

@@ -13,20 +13,20 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from cli import broker
-from jobs import fleet
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import Worker
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
 from jobs.queues import Queue
 from jobs.settings import Settings
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
-from workers.caching.engine import Cached
-from workers.caching.shelf import Shelf
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
-from workers.host import EngineHost
-from workers.interactive import Desk
+from workers.inference.consumer import Desk
+from workers.middleware.caching.caching_engine import Cached
+from workers.middleware.caching.response_cache import Shelf
+from workers.runtime.engine_host import EngineHost
 
 MODEL = "fake-model"
 _MODELS_FILE = f"""
@@ -67,11 +67,11 @@ class Shop:
             state="ready", restarts=0, created_at=now(), seen_at=now(),
         )  # fmt: skip
         with self.app.state.services.db.write() as session:
-            fleet.register(session, row)
+            workers.register(session, row)
 
     def leave(self, worker: str = "gpu-1") -> None:
         with self.app.state.services.db.write() as session:
-            fleet.leave(session, worker)
+            workers.leave(session, worker)
 
     def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         """Without the SDK, which would neither send everything nor show everything."""

@@ -5,11 +5,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from jobs import sources
-from jobs.models import File, Source, SourceItem, VectorStore
+from jobs.files.tables import File
+from jobs.retrieval import sources
+from jobs.retrieval.source_tables import Source, SourceItem
+from jobs.retrieval.tables import VectorStore
 from tests.support.ingesting import Works
 from tests.support.lost import look_twice
-from workers.retention import Retention
+from workers.dispatcher.retention import Retention
 
 TEXTS = {"a.txt": "apple " * 30, "b/plum.md": "# Plum\n\nplum " * 10, "b/c/pear.html": "<p>pear pear pear</p>"}
 

@@ -11,16 +11,17 @@ from fastapi import FastAPI
 
 from api.app import build
 from api.server import server
-from jobs import completions, keys
 from jobs.clock import now
-from jobs.db import Database
-from jobs.endpoints import CHAT
+from jobs.db.engine import Database
 from jobs.ids import new_id
-from jobs.kept import Kept, encode
-from jobs.keys import create_key
-from jobs.models import KeptCompletion
+from jobs.inference import completions
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.inference.stored import Kept, encode
+from jobs.platform.storage import Storage
+from jobs.requests.endpoints import CHAT
+from jobs.security import keys
+from jobs.security.keys import create_key
 from jobs.settings import Settings
-from jobs.storage import Storage
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from typer.main import get_command
 
 from cli.main import app
 from cli.procfile import load
+from jobs.fleet.models_file import Registry
+from jobs.ledger.states import JobState
 from jobs.queues import Queue
-from jobs.registry import Registry
 from jobs.settings import Settings
-from jobs.states import JobState
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.endpoints import CHAT, COMPLETIONS, RESPONSES
+from jobs.requests.endpoints import CHAT, COMPLETIONS, RESPONSES
 from workers.engines import media
 from workers.engines.port import Answer, refusal
 

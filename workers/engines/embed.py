@@ -6,12 +6,12 @@ Importing this module does not import torch; `start` does.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jobs.endpoints import EMBEDDINGS
+from jobs.requests.endpoints import EMBEDDINGS
 from workers.engines.batching import BatchingEngine
 from workers.engines.embed_model import SentenceModel
 from workers.engines.embed_request import Asked, check_lengths, read, write
 from workers.engines.embed_runtime import Chooser, Place
-from workers.engines.pool import TOKEN_CHARACTERS, Job, Piece
+from workers.engines.encoder_pool import TOKEN_CHARACTERS, Job, Piece
 from workers.engines.port import Answer
 
 

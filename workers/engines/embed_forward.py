@@ -8,7 +8,7 @@ none                       `input_type` is the server's, some know it; `raw`, wh
 from dataclasses import replace
 from typing import Any
 
-from jobs.prompts import RAW, Prompts
+from jobs.requests.prompts import RAW, Prompts
 from workers.engines.batching import Unacceptable
 from workers.engines.embed_request import prompt_of, prompted
 from workers.engines.port import Request

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jobs import prompts
-from jobs.checkpoint import ENDLESS, UNKNOWN_CONTEXT
-from jobs.prompts import Own, Prompts
+from jobs.fleet.checkpoint import ENDLESS, UNKNOWN_CONTEXT
+from jobs.requests import prompts
+from jobs.requests.prompts import Own, Prompts
 from workers.engines.batching import KERNELS, padded_to
 from workers.engines.embed_onnx import OnnxTransformer
 

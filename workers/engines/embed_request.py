@@ -1,6 +1,6 @@
 """POST /v1/embeddings on the wire: what may be asked, and how the vectors are written.
 
-Beside OpenAI's fields: `input_type` (`jobs.prompts`), and `truncate` or, as vLLM has it, `truncate_prompt_tokens`.
+Beside OpenAI's fields: `input_type` (`jobs.requests.prompts`), and `truncate` or, as vLLM has it, `truncate_prompt_tokens`.
 Without these an input that is too long is an error; with them its beginning is embedded, and the answer's `truncated`
 names it.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from jobs.prompts import Prompts
+from jobs.requests.prompts import Prompts
 from workers.engines.batching import LONGEST_TOKEN, Unacceptable
 from workers.engines.port import Answer, Usage
 

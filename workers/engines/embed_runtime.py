@@ -34,9 +34,9 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs import runtimes
 from jobs.clock import now
-from jobs.runtimes import Record
+from jobs.fleet import runtimes
+from jobs.fleet.runtimes import Record
 from workers.engines import embed_runtime_measuring as measuring
 from workers.engines.embed_model import Computing, SentenceModel, check, threads_of
 from workers.engines.folders import QUIET

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.runtimes import Candidate
+from jobs.fleet.runtimes import Candidate
 from workers.engines import embed_onnx
 from workers.engines.embed_model import SentenceModel, Transformer
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from jobs.endpoints import base_of
-from jobs.registry import ANY_MODEL, is_internal
+from jobs.fleet.models_file import ANY_MODEL, is_internal
+from jobs.requests.endpoints import base_of
 from workers.engines.limits import Circuit, CircuitState, Clock, Window
 
 RELIST_SECONDS: Final = 30.0  # a server may load other models

@@ -23,8 +23,8 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from jobs.endpoints import EMBEDDINGS, RERANK
-from jobs.prompts import Prompts
+from jobs.requests.endpoints import EMBEDDINGS, RERANK
+from jobs.requests.prompts import Prompts
 from workers.engines import embed_forward, listing, media, rerank_tei, wire
 from workers.engines.batching import Unacceptable
 from workers.engines.documented import forwarded

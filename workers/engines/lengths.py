@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.endpoints import CHAT, RESPONSES
+from jobs.requests.endpoints import CHAT, RESPONSES
 
 BYTES_A_TOKEN: Final = 3
 _A_MESSAGE: Final = 4  # what a chat template puts around it

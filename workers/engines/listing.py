@@ -12,7 +12,7 @@ from typing import Final
 
 import aiohttp
 
-from jobs.registry import ANY_MODEL
+from jobs.fleet.models_file import ANY_MODEL
 from workers.engines import wire
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import EngineFault

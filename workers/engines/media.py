@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.endpoints import EMBEDDINGS, RERANK
+from jobs.requests.endpoints import EMBEDDINGS, RERANK
 from workers.engines.documented import STEERING
 from workers.engines.port import Answer, refusal
 

@@ -23,7 +23,7 @@ class Request:
     `url` is the OpenAI path (`/v1/chat/completions`), `body` its JSON with the model already resolved to
     the engine's own name. A lower `priority` is served first. What tenants send to a shared engine is kept apart:
     a prefix that one of them has cached is no faster for another. `job_id` is whose line it is; what is not `kept`
-    leaves nothing in the cache (see `workers.caching`).
+    leaves nothing in the cache (see `workers.middleware.caching`).
     """
 
     url: str

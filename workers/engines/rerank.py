@@ -7,9 +7,9 @@ Importing this module does not import torch; `start` does.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.endpoints import RERANK
+from jobs.requests.endpoints import RERANK
 from workers.engines.batching import BatchingEngine
-from workers.engines.pool import Job, Piece
+from workers.engines.encoder_pool import Job, Piece
 from workers.engines.port import Answer
 from workers.engines.rerank_model import CrossModel
 from workers.engines.rerank_request import Asked, read, write

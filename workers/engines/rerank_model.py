@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.checkpoint import behind_padding
+from jobs.fleet.checkpoint import behind_padding
 from workers.engines.batching import KERNELS, LONGEST_TOKEN, padded_to
 from workers.engines.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
 

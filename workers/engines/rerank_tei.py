@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs.endpoints import RERANK
+from jobs.requests.endpoints import RERANK
 from workers.engines.batching import Unacceptable
 from workers.engines.endpoints import Endpoint
 from workers.engines.rerank_request import Asked, read, write

@@ -14,12 +14,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from jobs import runtimes
-from jobs.endpoints import base_of
-from jobs.prompts import Prompts, prompts_of
+from jobs.fleet import runtimes
+from jobs.fleet.models_file import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
+from jobs.platform.secret_files import secret
 from jobs.queues import Queue
-from jobs.registry import ANY_MODEL, EngineKind, Model, ModelsFileError, Registry
-from jobs.secretfiles import secret
+from jobs.requests.endpoints import base_of
+from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
 from workers.engines.caps import objection
 from workers.engines.embed import EmbedEngine

@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 import pydantic
 
-from jobs.endpoints import RESPONSES
-from jobs.responses import as_asked
+from jobs.inference.responses import as_asked
+from jobs.requests.endpoints import RESPONSES
 from workers.engines import leftovers, silence
 from workers.engines.caps import objection
 from workers.engines.documented import FIELDS, documented, stray, undone

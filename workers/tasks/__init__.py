@@ -15,20 +15,20 @@ from contextlib import nullcontext
 
 from celery import shared_task, signals
 
-from jobs import memory
 from jobs.logs import about
+from jobs.platform import memory
 from jobs.queues import Queue, Task
 from jobs.settings import settings
-from workers.admission import Admission
-from workers.context import Context, Pool, build
-from workers.finishing import finish as finish_job
-from workers.host import EngineHost
-from workers.ingestion.parse import parse_shard
-from workers.ingestion.purge import purge as purge_vectors
-from workers.parsing.parser import Parser, limits_of
-from workers.running import run_in_turn
+from workers.batches.admission import Admission
+from workers.batches.finishing import finish as finish_job
+from workers.batches.planning_together import plan_all as plan_jobs
+from workers.batches.running import run_in_turn
+from workers.retrieval.ingestion.parse import parse_shard
+from workers.retrieval.ingestion.purge import purge as purge_vectors
+from workers.retrieval.parsing.parser import Parser, limits_of
+from workers.runtime.context import Context, Pool, build
+from workers.runtime.engine_host import EngineHost
 from workers.tasks.deliver import deliver as deliver_due
-from workers.together import plan_all as plan_jobs
 
 CPU_POOL = Pool("cpu", (Queue.PLAN, Queue.INGEST, Queue.EVALUATE), slots=1)
 

@@ -1,6 +1,6 @@
 """Deliver the webhooks that are due; the ring says only that there are some."""
 
-from workers.context import Context
+from workers.runtime.context import Context
 from workers.webhooks import loop
 
 

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from jobs.db import Database, insert_into
+from jobs.db.engine import Database, insert_into
+from jobs.fleet.tables import Meta
 from jobs.ids import new_id
-from jobs.models import Meta
-from workers.vectors.port import VectorsAway
+from workers.vectors.base import VectorsAway
 
 _KEY: Final = "vectors"
 _DEPLOYMENT: Final = "deployment"

@@ -28,8 +28,8 @@ import pyarrow as pa
 from lancedb.index import BTree, IvfSq
 from lancedb.query import MatchQuery
 
+from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, words
 from workers.vectors.lance_tables import WORDS, Tables
-from workers.vectors.port import Entry, Hit, Store, Vector, VectorsAway, checked, words
 
 INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few milliseconds
 PROBES: Final = 32  # of the index's partitions, about 8,000 vectors each

@@ -28,7 +28,7 @@ import lancedb
 import pyarrow as pa
 from lancedb.index import FTS
 
-from workers.vectors.port import Store
+from workers.vectors.base import Store
 
 OPEN_TABLES: Final = 64
 INDEX_CACHE: Final = 256 << 20  # bytes; LanceDB's own default is 6 GB

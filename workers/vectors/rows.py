@@ -1,7 +1,7 @@
 """A vector store's row as the vector database knows it."""
 
-from jobs.models import VectorStore
-from workers.vectors.port import Store
+from jobs.retrieval.tables import VectorStore
+from workers.vectors.base import Store
 
 
 def store_of(row: VectorStore) -> Store:

@@ -24,7 +24,7 @@ from weaviate.classes.config import Configure, DataType, Property, StopwordsPres
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter, MetadataQuery, Metrics
 
-from workers.vectors.port import Entry, Hit, Store, Vector, VectorsAway, checked, words
+from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, words
 from workers.vectors.weaviate_client import Client, Missing
 
 MOST_RESULTS: Final = 10_000  # of one query: the server's QUERY_MAXIMUM_RESULTS

@@ -21,7 +21,7 @@ from weaviate.exceptions import (
     WeaviateTimeoutError,
 )
 
-from workers.vectors.port import VectorsAway
+from workers.vectors.base import VectorsAway
 
 CONNECT_SECONDS: Final = 3
 QUERY_SECONDS: Final = 10

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from jobs.due import DeliveryClaim
+from jobs.webhooks.due import DeliveryClaim
 
 IN_FLIGHT = 256
 PER_LANE = 2

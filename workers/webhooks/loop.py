@@ -21,16 +21,17 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from jobs import deliveries, pauses
 from jobs.clock import now
-from jobs.db import Database
-from jobs.due import DeliveryClaim, claim_due
+from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
-from jobs.guard import on_behalf_of
+from jobs.ledger import pauses
 from jobs.logs import Seldom
+from jobs.platform.url_guard import on_behalf_of
 from jobs.queues import Queue
 from jobs.settings import Settings
-from jobs.webhook import Client, Outcome, open_client, post_signed
+from jobs.webhooks import deliveries
+from jobs.webhooks.due import DeliveryClaim, claim_due
+from jobs.webhooks.sending import Client, Outcome, open_client, post_signed
 from workers.webhooks.lanes import AHEAD, Lanes
 
 T = TypeVar("T")

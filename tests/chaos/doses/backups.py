@@ -20,9 +20,10 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from jobs.db import Database
-from jobs.models import Delivery, Job, Segment
-from jobs.states import TERMINAL
+from jobs.db.engine import Database
+from jobs.ledger.states import TERMINAL
+from jobs.ledger.tables import Job, Segment
+from jobs.webhooks.tables import Delivery
 from tests.chaos.doses.deployment import Site, site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.chaos.doses.hooks import Listeners, told_once, verifying

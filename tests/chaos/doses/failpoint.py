@@ -10,7 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from api.__main__ import main
-from jobs.models import Job
+from jobs.ledger.tables import Job
 
 _MADE = "failpoint.made"
 

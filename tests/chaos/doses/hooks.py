@@ -21,9 +21,9 @@ import psutil
 from sqlalchemy import select
 from standardwebhooks import WebhookVerificationError
 
-from jobs.db import Database
-from jobs.models import Event
+from jobs.db.engine import Database
 from jobs.settings import Settings
+from jobs.webhooks.tables import Event
 from tests.chaos.doses.deployment import Site, line, site
 from tests.chaos.doses.dose import Given, Outcome, p95
 from tests.support.receiver import Received, Receiver, certificate

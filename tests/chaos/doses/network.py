@@ -17,8 +17,8 @@ import openai
 from openai.types import Batch
 from sqlalchemy import func, make_url, select
 
-from jobs.db import Database
-from jobs.models import Job
+from jobs.db.engine import Database
+from jobs.ledger.tables import Job
 from tests.chaos.doses.deployment import CHAT, Answer, Posting, Site, line, site
 from tests.chaos.doses.dose import Given, Outcome, middle
 from tests.chaos.doses.intake import answered, exist, judge_audit, same

@@ -19,7 +19,7 @@ import httpx2
 import openai
 from sqlalchemy import func, select
 
-from jobs.models import VectorStoreFile
+from jobs.retrieval.tables import VectorStoreFile
 from jobs.settings import Settings
 from tests.chaos.doses.deployment import Answer, Site, site
 from tests.chaos.doses.dose import Given, Outcome, p95
@@ -29,7 +29,7 @@ from tests.support.proxy import Proxy
 from tests.support.shelved import new_stem
 from tests.support.system import EMBED_MODEL, pause, signal_all, wait_for
 from tests.support.weaviate import Weaviate
-from workers.ingestion.index import CHUNKS_AT_ONCE
+from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
 
 _CHUNKS = 5_000
 _PAPER_CHUNKS = 250

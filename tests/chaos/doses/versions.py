@@ -19,8 +19,8 @@ from pathlib import Path
 import httpx2
 from sqlalchemy import func, select
 
-from jobs.db import Database
-from jobs.models import Audit
+from jobs.db.engine import Database
+from jobs.ledger.audit_tables import Audit
 from tests.chaos.doses.deployment import Site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.chaos.doses.intake import answered, exist, judge_audit

@@ -10,18 +10,19 @@ from hypothesis import HealthCheck, given, settings, strategies
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from api.routes import ROUTERS
-from jobs import keys, terms
+from api.routers import ROUTERS
 from jobs.clock import now
-from jobs.endpoints import RESPONSES
 from jobs.ids import new_id
-from jobs.kept import Kept, encode
-from jobs.models import KeptResponse
+from jobs.inference import context_options
+from jobs.inference.response_tables import KeptResponse
+from jobs.inference.stored import Kept, encode
+from jobs.requests.endpoints import RESPONSES
+from jobs.security import keys
 from tests.support import runs
 from tests.support.web import keep_completion, make_key
+from tests.unit.api.batches.test_batches import create, upload
 from tests.unit.api.calls import routes
 from tests.unit.api.conftest import client_of
-from tests.unit.api.test_batches import create, upload
 
 EXAMPLES = 20
 _TRUE = (
@@ -159,8 +160,8 @@ def test_the_document_describes_every_error_and_no_fastapi_default(app: FastAPI)
 def test_the_document_says_what_may_be_done_about_length(app: FastAPI, name: str) -> None:
     field, _ = app.openapi()["components"]["schemas"][name]["properties"]["context"]["anyOf"]
 
-    assert list(field["properties"]) == list(terms.Terms.__struct_fields__)
-    assert set(field["properties"]["strategy"]["anyOf"][0]["enum"]) == set(get_args(terms.Strategy))
+    assert list(field["properties"]) == list(context_options.Terms.__struct_fields__)
+    assert set(field["properties"]["strategy"]["anyOf"][0]["enum"]) == set(get_args(context_options.Strategy))
     assert field["additionalProperties"] is False
 
 

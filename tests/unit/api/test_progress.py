@@ -5,11 +5,10 @@ from collections.abc import Iterable
 import pytest
 from sqlalchemy import delete, null, update
 
-from api import progress
-from jobs import shards
-from jobs.db import Database
-from jobs.models import Job, Segment, Shard
-from jobs.shards import ShardClaim, Tally
+from jobs.db.engine import Database
+from jobs.ledger import progress, shards
+from jobs.ledger.shards import ShardClaim, Tally
+from jobs.ledger.tables import Job, Segment, Shard
 from tests.support import ledgers
 from tests.support.ledgers import claim_shard, running
 
@@ -78,7 +77,7 @@ def worked(db: Database, job_id: str) -> float | None:
 def test_work_counts_from_the_claim_that_brought_results(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     job = running(db, [4, 4])
     clock = 100.0
-    for module in ("jobs.shards", "api.progress"):
+    for module in ("jobs.ledger.shards", "jobs.ledger.progress"):
         monkeypatch.setattr(f"{module}.now", lambda: clock)
     assert worked(db, job.id) is None
 

@@ -12,11 +12,12 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api import asking, kept_conversations, shares
+from api import shares
 from api.deps import CallContext
-from api.idempotency import Lease, Once
+from api.http.idempotency import Lease, Once
+from api.inference import asking, conversations
 from api.shares import Share, Usage
-from jobs.models import Project
+from jobs.security.tables import Project
 from tests.support.web import make_key
 
 BODY = {"metadata": {"a": "x"}, "items": [{"role": "user", "content": "x" * 40_000}]}
@@ -52,7 +53,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, row, begin = Gate(), kept_conversations.row, kept_conversations.begin
+    gate, row, begin = Gate(), conversations.row, conversations.begin
 
     def held_row(session: Session, call: CallContext, *args: Any, **options: Any) -> Any:
         gate.pass_through(call.project_id)
@@ -62,8 +63,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         gate.pass_through(call.project_id)
         return begin(call, *args)
 
-    monkeypatch.setattr(kept_conversations, "row", held_row)
-    monkeypatch.setattr(kept_conversations, "begin", held_begin)
+    monkeypatch.setattr(conversations, "row", held_row)
+    monkeypatch.setattr(conversations, "begin", held_begin)
     yield gate
     gate.open.set()
 

@@ -17,8 +17,8 @@ from cli.checks import installed
 from cli.doctor import examine
 from cli.finding import Finding, Health
 from cli.main import app
-from jobs import runtimes
-from jobs.runtimes import Candidate, Record
+from jobs.fleet import runtimes
+from jobs.fleet.runtimes import Candidate, Record
 from jobs.settings import MB
 from tests.support.shop import running_broker
 from workers.sandbox.confinement import PARTS

@@ -13,7 +13,7 @@ from cli.server import Server
 from cli.snapshot import Snapshot
 from cli.trouble import Trouble
 from workers.engines.port import Answer
-from workers.outcomes import outcomes_of
+from workers.runtime.outcomes import outcomes_of
 
 
 def chat(reason: str | None, **message: Any) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.trouble import Trouble
-from jobs.models import VectorStore, VectorStoreFile
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support import runs
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
-from tests.unit.api.test_vector_store_indexes import CUT, MODELS, Shelved
-from tests.unit.api.test_vector_stores import MODEL
+from tests.unit.api.retrieval.test_vector_store_indexes import CUT, MODELS, Shelved
+from tests.unit.api.retrieval.test_vector_stores import MODEL
 
 
 class Client:

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.trouble import Trouble
-from jobs import fleet
-from jobs.db import Database
-from jobs.models import Worker
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.models_file import PACKAGED_FILE, EngineKind, Registry
+from jobs.fleet.tables import Worker
 from jobs.queues import Queue
-from jobs.registry import PACKAGED_FILE, EngineKind, Registry
 
 Run = Callable[..., str]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -211,8 +211,8 @@ def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
     monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
     facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["far"]}
     with db.write() as session:
-        fleet.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
-        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
+        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
 
     listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
 

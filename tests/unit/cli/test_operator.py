@@ -14,11 +14,15 @@ from cli.explain import _left_alone
 from cli.main import app
 from cli.snapshot import Snapshot
 from cli.trouble import Trouble
-from jobs import anchors, audit, fleet, pauses, shards
-from jobs.db import Database
+from jobs.db.engine import Database
 from jobs.errors import NightmillError
-from jobs.keys import check_key
-from jobs.models import Audit, AuditHead, File, Project, Worker
+from jobs.files.tables import File
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger import anchors, audit, pauses, shards
+from jobs.ledger.audit_tables import Audit, AuditHead
+from jobs.security.keys import check_key
+from jobs.security.tables import Project
 from tests.support import ledgers
 
 Run = Callable[..., Any]
@@ -83,7 +87,7 @@ def test_keys_are_listed_without_themselves(run: Run) -> None:
 def worker(db: Database) -> None:
     facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.generate"], "models": ["*"]}
     with db.write() as session:
-        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
 
 
 def test_what_is_paused_is_shown_beside_the_workers(run: Run, db: Database) -> None:
@@ -155,7 +159,7 @@ def test_a_model_outside_the_models_file_is_paused_if_anything_knows_it(run: Run
     with db.write() as session:
         ledgers.quarantined(session, "dead")
         pauses.pause(session, pauses.Scope.MODEL, "left", actor="operator")
-        fleet.remember_all(session, {"shown": False, "gpt-4o": False}, "gpu.generate")
+        workers.remember_all(session, {"shown": False, "gpt-4o": False}, "gpu.generate")
 
     for name in ("asked", "dead", "shown", "gpt-4o"):  # an endpoint's own model comes before an alias
         assert run("pause", "model", name).stdout == f"model {name} is paused\n"
@@ -244,11 +248,11 @@ def test_all_but_models_is_paused_whatever_the_models_file_says(run: Run, tmp_pa
 def test_a_queue_is_known_by_its_workers_and_by_its_pause(run: Run, db: Database) -> None:
     with db.write() as session:
         facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": ["gpu.odd"], "models": []}
-        fleet.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
 
     assert run("pause", "queue", "gpu.odd").stdout == "queue gpu.odd is paused\n"
     with db.write() as session:
-        fleet.leave(session, "gpu-1")
+        workers.leave(session, "gpu-1")
     assert run("resume", "queue", "gpu.odd").stdout == "queue gpu.odd goes on\n"
 
 
@@ -289,7 +293,7 @@ def test_a_drain_waits_for_workers_to_hear_of_it_and_for_the_clients_they_answer
         while not over.wait(0.05):
             work = [] if answered.is_set() else [["gpu.generate", "m", "p", 2]]
             with db.write() as session:
-                fleet.beat(session, "gpu-1", unclaimed=work)
+                workers.beat(session, "gpu-1", unclaimed=work)
 
     beating = threading.Thread(target=beat)
     beating.start()

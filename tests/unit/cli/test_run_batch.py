@@ -19,7 +19,7 @@ from cli.main import _PASSING, app
 from cli.service import Program, Service
 from cli.trouble import Trouble
 from cli.vllm_flags import SERVE_ONLY, SHORT, TakesFlags, engine_args, spelled_out
-from jobs.registry import PACKAGED_FILE, Registry
+from jobs.fleet.models_file import PACKAGED_FILE, Registry
 from jobs.settings import Settings
 from tests.support.services import need
 from workers.engines.documented import FIELDS

@@ -11,11 +11,13 @@ from sqlalchemy import make_url, update
 from cli import standstill
 from cli.snapshot import Snapshot
 from cli.trouble import Trouble
-from jobs import fleet, ledger, pauses
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import Outbox, Worker
-from jobs.pauses import Scope
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger import ledger, pauses
+from jobs.ledger.pauses import Scope
+from jobs.ledger.tables import Outbox
 from jobs.queues import Task
 from tests.support import ledgers
 
@@ -34,7 +36,7 @@ def works(db: Database, queue: str = "cpu.plan", **changes: Any) -> None:
         "slots": 1, "state": "ready", "created_at": 1.0, "seen_at": now(),
     }  # fmt: skip
     with db.write() as session:
-        fleet.register(session, Worker(**facts | changes))
+        workers.register(session, Worker(**facts | changes))
 
 
 def pause(db: Database, scope: Scope, name: str) -> None:

@@ -17,10 +17,11 @@ import yaml
 from cli import terminal
 from cli.main import app
 from cli.tables import write_csv
-from jobs import audit, fleet, pauses
-from jobs.db import Database
-from jobs.keys import create_key
-from jobs.models import Worker
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger import audit, pauses
+from jobs.security.keys import create_key
 from tests.support import ledgers
 from tests.unit.cli.test_help import COMMANDS
 from tests.unit.cli.test_results import answered, asked, chat, unanswered
@@ -150,9 +151,9 @@ def _fill(db: Database) -> None:
     facts = {"pool": "gpu", "host": STORED, "pid": 1, "started": 1, "queues": [STORED], "models": [STORED]}
     with db.write() as session:
         create_key(session, STORED)
-        fleet.register(session, Worker(id=STORED, slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+        workers.register(session, Worker(id=STORED, slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
         pauses.pause(session, pauses.Scope.QUEUE, STORED, actor="operator", reason=STORED)
-        fleet.remember_all(session, {f"{MODEL}3": False}, "gpu.generate")
+        workers.remember_all(session, {f"{MODEL}3": False}, "gpu.generate")
         ledgers.quarantined(session, f"{MODEL}4", place=STORED)
         audit.record(session, actor=STORED, action=STORED, target=STORED)
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, select, text, update
 
-from jobs import bootstrap, keys
+from jobs import bootstrap
 from jobs.bootstrap import NewerSchema, migrate, operator_key
-from jobs.db import Database
-from jobs.hosts import WrongHost, claim_host
-from jobs.models import ApiKey, Meta
+from jobs.db.engine import Database
+from jobs.db.hosts import WrongHost, claim_host
+from jobs.fleet.tables import Meta
+from jobs.security import keys
+from jobs.security.tables import ApiKey
 from jobs.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent.parent

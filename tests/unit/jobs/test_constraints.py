@@ -6,25 +6,18 @@ import pytest
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from jobs import audit, keys, ledger, measures, shards
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import (
-    Audit,
-    Base,
-    Event,
-    File,
-    Idempotency,
-    Job,
-    Measure,
-    Outbox,
-    Outcome,
-    Project,
-    Segment,
-    Shard,
-    table_of,
-)
+from jobs.db.base import Base, table_of
+from jobs.db.engine import Database
+from jobs.files.tables import File
+from jobs.fleet.tables import Measure
+from jobs.ledger import audit, ledger, measures, shards
+from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Job, Outbox, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
+from jobs.security import keys
+from jobs.security.tables import Idempotency, Project
+from jobs.webhooks.tables import Event
 from tests.support import ledgers
 from tests.support.ledgers import claim_job, claim_shard, cuts, planning, running
 

@@ -5,14 +5,17 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from jobs import deliveries, events, fleet, pauses
 from jobs.clock import now
-from jobs.db import Database
-from jobs.due import DeliveryClaim, claim_due
-from jobs.fleet import BEATS_TO_HEAR, Hearing
-from jobs.models import Delivery, WebhookEndpoint, Worker
-from jobs.pauses import Scope
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.fleet.workers import BEATS_TO_HEAR, Hearing
+from jobs.ledger import events, pauses
+from jobs.ledger.pauses import Scope
 from jobs.queues import Queue
+from jobs.webhooks import deliveries
+from jobs.webhooks.due import DeliveryClaim, claim_due
+from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
 
 def owed(db: Database, count: int = 1, project: str = "proj_1") -> None:
@@ -52,18 +55,18 @@ def register(db: Database, name: str, queue: str, *unclaimed: list[Any]) -> None
     with db.write() as session:
         row = Worker(id=name, queues=[queue], slots=1, created_at=now(), seen_at=now(), **facts)
         row.unclaimed = list(unclaimed)
-        fleet.register(session, row)
+        workers.register(session, row)
 
 
 def beat(db: Database, *names: str, **changes: Any) -> None:
     with db.write() as session:
         for name in names:
-            assert fleet.beat(session, name, **changes)
+            assert workers.beat(session, name, **changes)
 
 
 def besides(db: Database, scope: Scope, name: str) -> int:
     with db.read() as session:
-        return fleet.besides_at(session, scope, name)
+        return workers.besides_at(session, scope, name)
 
 
 @pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.WEBHOOKS.value), (Scope.WORKER, "io-1")])
@@ -175,7 +178,7 @@ def test_a_worker_that_registers_anew_is_waited_for_from_there_on_and_one_that_i
     with db.read() as session:
         hearing.unheard(session)
     with db.write() as session:
-        fleet.leave(session, "gpu-1")
+        workers.leave(session, "gpu-1")
     with db.read() as session:
         gone = hearing.unheard(session)
     register(db, "gpu-1", Queue.GENERATE)

@@ -11,7 +11,7 @@ from pydantic_settings import SettingsError
 
 from cli.effective import effective
 from cli.trouble import Trouble
-from jobs.secretfiles import anchor, replaced, secret
+from jobs.platform.secret_files import anchor, replaced, secret
 from jobs.settings import Settings
 
 ROOT = Path(__file__).parents[3]

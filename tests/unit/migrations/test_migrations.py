@@ -12,10 +12,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
-from jobs import indexes
 from jobs.bootstrap import migrate
-from jobs.models import Base, VectorStore, WebhookEndpoint
-from jobs.webhook import signing_secrets
+from jobs.db.base import Base
+from jobs.retrieval import indexes
+from jobs.retrieval.tables import VectorStore
+from jobs.webhooks.sending import signing_secrets
+from jobs.webhooks.tables import WebhookEndpoint
 from migrations import check
 from tests.support.services import Postgres
 

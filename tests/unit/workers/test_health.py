@@ -4,13 +4,13 @@ import threading
 
 import pytest
 
-from jobs import fleet
 from jobs.clock import now
-from jobs.db import Database
-from jobs.models import Worker
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
 from jobs.settings import Settings
 from workers import health, process
-from workers.leadership import Leadership
+from workers.dispatcher.leadership import Leadership
 
 
 def register(db: Database, **changes: object) -> None:
@@ -18,7 +18,7 @@ def register(db: Database, **changes: object) -> None:
     facts = {"id": "cpu-1", "pool": "cpu", "host": host, "pid": pid, "started": started, "queues": [], "models": []}
     facts |= {"slots": 1, "created_at": now(), "seen_at": now()}
     with db.write() as session:
-        fleet.register(session, Worker(**(facts | changes)))
+        workers.register(session, Worker(**(facts | changes)))
 
 
 @pytest.fixture

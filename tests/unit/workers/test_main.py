@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from jobs.registry import ModelsFileError
+from jobs.fleet.models_file import ModelsFileError
 from jobs.settings import Settings
 from workers import __main__ as worker
 from workers import app as celery_app
@@ -21,7 +21,7 @@ import sys, threading
 from types import SimpleNamespace
 from workers import __main__ as worker
 from workers.engines.fake import FakeEngine
-from workers.host import EngineHost
+from workers.runtime.engine_host import EngineHost
 
 class Broken(FakeEngine):
     async def start(self):

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import memory
+from jobs.platform import memory
 from workers import __main__ as worker
-from workers.context import Standing
 from workers.engines.fake import FakeEngine
-from workers.host import EngineHost
+from workers.runtime.context import Standing
+from workers.runtime.engine_host import EngineHost
 from workers.tasks import signals
 
 

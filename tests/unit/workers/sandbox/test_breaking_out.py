@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from workers.sandbox.child import environment
 from workers.sandbox.confinement import PARTS
-from workers.sandbox.process import environment
 
 ESCAPEE = Path(__file__).with_name("escapee.py")
 MEMORY_BYTES = 3 << 30

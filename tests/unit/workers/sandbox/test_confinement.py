@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from workers.sandbox import confinement
-from workers.sandbox.process import environment
+from workers.sandbox.child import environment
 
 
 def test_a_folder_of_code_is_not_readable_whole_unless_packages_are_installed_in_it(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from workers.sandbox.channel import HEADER, LARGEST, Channel
+from workers.sandbox.child import Child, Died, TooLarge
 from workers.sandbox.confinement import Policy
-from workers.sandbox.process import Child, Died, TooLarge
 
 POLICY = Policy("tests.unit.workers.sandbox.echo", readable=(str(Path(__file__).parents[3]),))
 

@@ -12,18 +12,18 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from workers.sandbox import landlock
-from workers.sandbox.process import environment
+from workers.sandbox.child import environment
 
 ROOT = Path(__file__).parents[4]
 OWNER = 1000
-CHILDREN = ("workers.parsing.child", "workers.schemas.child")
+CHILDREN = ("workers.retrieval.parsing.parser_child", "workers.middleware.json_schema.checker_child")
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes from another user's files")
 
 BEGIN = """
 import json, sys
 from workers.sandbox.confinement import Policy
-from workers.sandbox.process import Child
+from workers.sandbox.child import Child
 child = Child(Policy(sys.argv[1]))
 print(json.dumps(child.begin()))
 child.end()

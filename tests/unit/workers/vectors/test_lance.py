@@ -15,8 +15,8 @@ import pytest
 
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, towards
 from workers.vectors import lance, lance_tables
+from workers.vectors.base import Entry, Store, Vectors, VectorsAway
 from workers.vectors.lance import LanceVectors
-from workers.vectors.port import Entry, Store, Vectors, VectorsAway
 
 DIMENSIONS = 64
 STORE = a_store("vs_a")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from workers.vectors.in_memory import MemoryVectors
 from workers.vectors.lance import LanceVectors
-from workers.vectors.memory import MemoryVectors
-from workers.vectors.opening import open_vectors
+from workers.vectors.open_vectors import open_vectors
 from workers.vectors.weaviate import WeaviateVectors
 from workers.vectors.weaviate_client import Client
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workers.vectors.port import Entry, Store, VectorsAway
+from workers.vectors.base import Entry, Store, VectorsAway
 from workers.vectors.weaviate import WeaviateVectors, collection_name
 from workers.vectors.weaviate_client import Client
 

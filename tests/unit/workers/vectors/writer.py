@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tests.support.system import ROOT
-from workers.vectors.opening import open_vectors
-from workers.vectors.port import Entry, Store, Vector
+from workers.vectors.base import Entry, Store, Vector
+from workers.vectors.open_vectors import open_vectors
 
 DIMENSIONS = 8
 #: Entries of each document that the process writes.

@@ -1,0 +1,1 @@
+"""Batches, their dry run and their schedules."""

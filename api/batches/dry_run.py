@@ -1,0 +1,146 @@
+"""A dry run of a batch: nothing is created. The file is read by a child process with little memory and time."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.batches.dry_run_schemas import BatchValidation, TokenEstimate
+from api.batches.routes import Endpoint, check_purpose
+from api.batches.schemas import BatchError, BatchErrors
+from api.deps import Call, CallContext
+from api.files.queries import get_file
+from api.http.bodies import Body
+from api.http.resource import resource
+from jobs.batches import quota
+from jobs.clock import now
+from jobs.errors import InvalidRequest, Unavailable
+from jobs.fleet import routing
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+
+log = logging.getLogger(__name__)
+router = resource("Batches")
+
+_SECONDS = 60
+_MEMORY_BYTES = 1 << 30
+_DAY = 86_400
+#: Children at once: each takes a core.
+_AT_ONCE = threading.BoundedSemaphore(2)
+
+
+class ValidateBatch(Body):
+    input_file_id: str = Field(min_length=1, max_length=64)
+    endpoint: Endpoint
+
+
+@router.post("/batches/validate")
+def validate_batch(call: Call, body: ValidateBatch) -> BatchValidation:
+    """Check every line of a file as a batch would, and say what the batch would cost."""
+    with call.db.read() as session:
+        file = get_file(session, call, body.input_file_id)
+    check_purpose(file)
+    found = _run(_asked(call, file.path, body.endpoint))
+    with call.db.read() as session:
+        errors = [*found["errors"], *_model_errors(session, call, body.endpoint, found)]
+        errors = errors or _token_errors(session, call, found)
+        eta = None if errors else _eta(session, call, found)
+    return BatchValidation(
+        valid=not errors,
+        endpoint=body.endpoint,
+        input_file_id=file.id,
+        model=found["model"],
+        bytes=found["bytes"],
+        requests=found["total"],
+        inputs=found["inputs"],
+        errors=BatchErrors(data=[BatchError(**error) for error in errors]),
+        errors_truncated=found["truncated"],
+        estimate=TokenEstimate(input_tokens=found["bytes"] // quota.BYTES_PER_TOKEN),
+        eta_seconds=eta,
+    )
+
+
+def _asked(call: CallContext, path: str, endpoint: str) -> dict[str, Any]:
+    return {
+        "storage": call.config.storage,
+        "path": path,
+        "endpoint": endpoint,
+        "max_lines": call.config.batch_max_lines,
+        "max_line_bytes": call.config.batch_max_line_bytes,
+        "max_bytes": call.config.batch_max_bytes,
+        "max_inputs": call.config.batch_max_embedding_inputs,
+        "memory_bytes": _MEMORY_BYTES,
+        "cpu_seconds": _SECONDS,
+    }
+
+
+def _run(asked: dict[str, Any]) -> dict[str, Any]:
+    """The child's findings. Raises Unavailable when too many run, InvalidRequest when it was too much for one."""
+    if not _AT_ONCE.acquire(blocking=False):
+        raise Unavailable("Other files are being validated. Try again in a moment.", code="validation_busy")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.batches.validate"],
+            input=json.dumps(asked).encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=True,
+        )
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        log.warning("validation_gave_up", extra={"stderr": (error.stderr or b"")[-2000:].decode(errors="replace")})
+        message = f"The file could not be read within {_SECONDS} seconds and {_MEMORY_BYTES >> 20} MB."
+        raise InvalidRequest(message, param="input_file_id", code="validation_gave_up") from error
+    finally:
+        _AT_ONCE.release()
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _model_errors(session: Session, call: CallContext, endpoint: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Find what keeps the model from being served to this project, as the plan of a batch would."""
+    name, registry = found["model"], call.services.registry()
+    if name is None:
+        return []
+    try:
+        routing.queue_of(session, call.config, registry, name, endpoint=endpoint, project_id=call.project_id)
+    except routing.NotServed as refused:
+        return [_error(found, refused.code, str(refused))]
+    except routing.NotYet:
+        pass  # an endpoint may still show it
+    return []
+
+
+def _token_errors(session: Session, call: CallContext, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether it would be too much now, beside the batches that run."""
+    limit = call.config.project_max_queued_tokens
+    over = limit and quota.is_over(quota.queued_bytes(session, call.project_id), found["bytes"], limit)
+    return [quota.refusal(limit).as_dict()] if over else []
+
+
+def _error(found: dict[str, Any], code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "line": found["first_line"], "message": message, "param": "body.model"}
+
+
+def _eta(session: Session, call: CallContext, found: dict[str, Any]) -> float | None:
+    """From the pace of the project's last batch of this model within a day."""
+    last = session.scalar(
+        select(Job)
+        .where(
+            Job.project_id == call.project_id,
+            Job.model == found["model"],
+            Job.state == JobState.SUCCEEDED,
+            Job.created_at > now() - _DAY,
+        )
+        .order_by(Job.created_at.desc())
+        .limit(1)
+    )
+    if last is None or not last.total or last.in_progress_at is None or last.finalizing_at is None:
+        return None
+    seconds = max(last.finalizing_at - last.in_progress_at, 0.001)
+    return float(round(found["total"] * seconds / last.total, 1))

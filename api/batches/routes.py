@@ -1,0 +1,168 @@
+"""Batches: a job of kind generation or embedding, as OpenAI's API has it.
+
+The input's content is judged after the answer: `validating`, then `failed` with errors by line, or `in_progress`.
+"""
+
+from typing import Literal
+
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from api.batches.schemas import STATUS, Batch, CreatedBatch, show_batch
+from api.batches.windows import PATTERN, seconds
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.files.queries import visible
+from api.http.bodies import Body
+from api.http.fields import ExpiresAfter, Metadata
+from api.http.idempotency import Idempotent
+from api.http.job_webhook import Hook, JobWebhook, check_webhook, told
+from api.http.paging import After, Limit20, Page, find, page
+from api.http.resource import resource
+from api.http.space import check_not_full, count_if_due
+from jobs.batches.batches import BatchRequest, job_of
+from jobs.clock import now
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.files.tables import File
+from jobs.ledger import ledger
+from jobs.ledger.payloads import ENDPOINTS
+from jobs.ledger.progress import Totals, totals
+from jobs.ledger.tables import Job
+
+router = resource("Batches")
+
+Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/rerank"]
+_KINDS = frozenset(ENDPOINTS.values())
+
+
+class BatchFields(Body):
+    """OpenAI's fields, and ours (through the SDK's `extra_body`): priority, dedupe, webhook."""
+
+    input_file_id: str = Field(min_length=1, max_length=64)
+    endpoint: Endpoint
+    completion_window: str = Field(
+        max_length=16, description="`24h`, or `90m`, `6h`, `7d` …", json_schema_extra={"pattern": PATTERN}
+    )
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first within the project.")
+    dedupe: bool = Field(default=False, description="Identical requests may be computed once.")
+    webhook: JobWebhook | None = None
+
+
+class CreateBatch(BatchFields):
+    """A batch; with `not_before` it is checked at once and begins then, and its window counts from then."""
+
+    not_before: int | None = Field(default=None, ge=0, lt=1 << 40, description="Unix seconds.")
+
+
+@router.post("/batches", response_model=CreatedBatch)
+def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
+    """Queue a batch."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    hook = check_webhook(call, body.webhook)
+    wanted = requested(call, body, hook)
+    _check_start(call, body.not_before)
+
+    def make(session: Session) -> CreatedBatch:
+        check_not_full(session, call)
+        facts = {"idempotency_key": once.key, "request_id": call.request_id}
+        job = job_of(wanted, call.project_id, not_before=body.not_before, **facts)
+        file = input_file(session, call, body.input_file_id)
+        job.input_path = file.path if file else None
+        ledger.submit(session, job, actor=call.actor)
+        shown = show_batch(job, Totals())
+        return CreatedBatch(**shown.model_dump(), webhook=told(hook))
+
+    count_if_due(call)
+    return once.run(fields, make)
+
+
+@router.get("/batches")
+def list_batches(call: Call, after: After = None, limit: Limit20 = 20) -> Page[Batch]:
+    """The project's batches, the newest first."""
+    with call.db.read() as session:
+        rows, more = find(session, batches_of(call), Job, after=after, limit=limit)
+        sums = totals(session, rows)
+    return page(rows, more, lambda job: show_batch(job, sums[job.id]))
+
+
+@router.get("/batches/{batch_id}")
+def retrieve_batch(call: Call, batch_id: str) -> Batch:
+    """One batch, with its counts and usage so far."""
+    with call.db.read() as session:
+        job = get_batch(session, call, batch_id)
+        return show_batch(job, totals(session, [job])[job.id])
+
+
+@router.post("/batches/{batch_id}/cancel")
+def cancel_batch(call: Call, batch_id: str) -> Batch:
+    """Stop a batch; what is finished stays. Cancelling twice is no error."""
+    with call.db.write() as session:
+        job = get_batch(session, call, batch_id)
+        before = job.state
+        try:
+            job = ledger.cancel(session, job.id, actor=call.actor)
+        except Conflict as error:
+            message = f"Cannot cancel a batch with status '{STATUS[job.state]}'."
+            raise Conflict(message, code="invalid_state") from error
+        if job.state != before:
+            call.record(session, "batch.cancel", job.id)
+        return show_batch(job, totals(session, [job])[job.id])
+
+
+def batches_of(call: CallContext) -> Select[Job]:
+    return select(Job).where(Job.project_id == call.project_id, Job.kind.in_(_KINDS))
+
+
+def get_batch(session: Session, call: CallContext, batch_id: str) -> Job:
+    job = session.scalar(batches_of(call).where(Job.id == batch_id))
+    if job is None:
+        raise NotFound(f"No batch found with id '{clip(batch_id)}'.", param="batch_id")
+    return job
+
+
+def requested(call: CallContext, body: BatchFields, hook: Hook | None) -> BatchRequest:
+    """What was asked for, checked. Raises InvalidRequest."""
+    return BatchRequest(
+        endpoint=body.endpoint,
+        input_file_id=body.input_file_id,
+        completion_window=body.completion_window,
+        window_seconds=seconds(body.completion_window, call.config),
+        priority=body.priority,
+        dedupe=body.dedupe,
+        output_expires_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
+        metadata=body.metadata,
+        webhook_url=hook.url if hook else None,
+        webhook_secret=hook.secret if hook else None,
+    )
+
+
+def input_file(session: Session, call: CallContext, file_id: str) -> File | None:
+    """The input. An unknown file fails the batch later, as at OpenAI; one for another purpose does now.
+
+    The row is locked, so that a file deleted at this moment keeps its bytes for this job.
+    """
+    file = session.scalar(visible(call).where(File.id == file_id).with_for_update(read=True))
+    if file is not None:
+        check_purpose(file)
+    return file
+
+
+def check_purpose(file: File) -> None:
+    """Raises InvalidRequest for a file that no batch reads."""
+    if file.purpose != "batch":
+        message = f"File '{file.id}' has the purpose '{file.purpose}'; a batch reads files of purpose 'batch'."
+        raise InvalidRequest(message, param="input_file_id", code="invalid_file_purpose")
+
+
+def _check_start(call: CallContext, not_before: int | None) -> None:
+    latest = now() + call.config.window_max_seconds
+    if not_before is not None and not_before > latest:
+        message = f"A batch begins within {call.config.window_max_seconds} seconds."
+        raise InvalidRequest(message, param="not_before", code="invalid_value")

@@ -1,0 +1,125 @@
+"""Schedules: batches that come again and again, at the times of a cron expression."""
+
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from api.batches.routes import BatchFields, input_file, requested
+from api.batches.schedule_schemas import CreatedSchedule, ScheduleDeleted, ScheduleObject, show_schedule
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.http.bodies import Body
+from api.http.idempotency import Idempotent
+from api.http.job_webhook import check_webhook, told
+from api.http.paging import After, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.resource import resource
+from jobs.batches.schedules import next_after
+from jobs.clock import now
+from jobs.errors import InvalidRequest, NotFound
+from jobs.ids import new_id
+from jobs.ledger.tables import Schedule
+
+router = resource("Schedules")
+
+
+class CreateSchedule(Body):
+    """`batch` is what a create of a batch takes."""
+
+    cron: str = Field(min_length=1, max_length=128, description="Five fields: `0 3 * * mon-fri`.")
+    timezone: str = Field(default="UTC", min_length=1, max_length=64, description="As `Europe/Zurich`.")
+    batch: BatchFields
+
+
+@router.post("/schedules", response_model=CreatedSchedule)
+def create_schedule(call: Call, once: Idempotent, body: CreateSchedule) -> Response:
+    """Submit a batch over this file whenever the time comes."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    created = now()
+    first = next_after(body.cron, body.timezone, created)
+    hook = check_webhook(call, body.batch.webhook)
+    wanted = requested(call, body.batch, hook)
+
+    def make(session: Session) -> CreatedSchedule:
+        if input_file(session, call, wanted.input_file_id) is None:
+            message = f"No file found with id '{clip(wanted.input_file_id)}'."
+            raise InvalidRequest(message, param="batch.input_file_id", code="file_not_found")
+        schedule = Schedule(
+            id=new_id("sched_"),
+            project_id=call.project_id,
+            cron=body.cron,
+            timezone=body.timezone,
+            request=wanted.model_dump(mode="json"),
+            input_file_id=wanted.input_file_id,
+            next_at=first,
+            created_at=created,
+        )
+        session.add(schedule)
+        call.record(session, "schedule.create", schedule.id)
+        return CreatedSchedule(**show_schedule(schedule).model_dump(), webhook=told(hook))
+
+    return once.run(fields, make)
+
+
+@router.get("/schedules")
+def list_schedules(call: Call, after: After = None, limit: Limit20 = 20, order: Order = "desc") -> Page[ScheduleObject]:
+    """The project's schedules."""
+    with call.db.read() as session:
+        gone = deleted(call, "schedule.delete")
+        rows, more = find(session, _schedules_of(call), Schedule, after=after, limit=limit, order=order, gone=gone)
+    return page(rows, more, show_schedule)
+
+
+@router.get("/schedules/{schedule_id}")
+def retrieve_schedule(call: Call, schedule_id: str) -> ScheduleObject:
+    """One schedule: when it comes next, and what came of the last time."""
+    with call.db.read() as session:
+        return show_schedule(_get(session, call, schedule_id, lock=False))
+
+
+@router.post("/schedules/{schedule_id}/pause")
+def pause_schedule(call: Call, schedule_id: str) -> ScheduleObject:
+    """Submit nothing more until it is resumed. Pausing twice is no error."""
+    with call.db.write() as session:
+        schedule = _get(session, call, schedule_id)
+        if schedule.paused_at is None:
+            schedule.paused_at = now()
+            call.record(session, "schedule.pause", schedule.id)
+        return show_schedule(schedule)
+
+
+@router.post("/schedules/{schedule_id}/resume")
+def resume_schedule(call: Call, schedule_id: str) -> ScheduleObject:
+    """Go on with the next time to come. What passed meanwhile is not made up for."""
+    with call.db.write() as session:
+        schedule = _get(session, call, schedule_id)
+        if schedule.paused_at is not None:
+            schedule.paused_at = None
+            schedule.next_at = next_after(schedule.cron, schedule.timezone, now())
+            call.record(session, "schedule.resume", schedule.id)
+        return show_schedule(schedule)
+
+
+@router.delete("/schedules/{schedule_id}")
+def delete_schedule(call: Call, schedule_id: str) -> ScheduleDeleted:
+    """Remove a schedule. Batches that it has submitted go on."""
+    with call.db.write() as session:
+        schedule = _get(session, call, schedule_id)
+        session.delete(schedule)
+        call.record(session, "schedule.delete", schedule.id, place_of(schedule))
+        return ScheduleDeleted(id=schedule.id, deleted=True)
+
+
+def _schedules_of(call: CallContext) -> Select[Schedule]:
+    return select(Schedule).where(Schedule.project_id == call.project_id)
+
+
+def _get(session: Session, call: CallContext, schedule_id: str, *, lock: bool = True) -> Schedule:
+    query = _schedules_of(call).where(Schedule.id == schedule_id)
+    schedule = session.scalar(query.with_for_update() if lock else query)
+    if schedule is None:
+        raise NotFound(f"No schedule found with id '{clip(schedule_id)}'.", param="schedule_id")
+    return schedule

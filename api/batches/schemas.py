@@ -1,0 +1,144 @@
+"""A job seen as OpenAI's Batch: every key, null where there is nothing."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from jobs.ledger.progress import Totals
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+
+BatchStatus = Literal[
+    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+]
+
+STATUS: dict[str, BatchStatus] = {
+    JobState.QUEUED: "validating",
+    JobState.RUNNING: "in_progress",
+    JobState.FINISHING: "finalizing",
+    JobState.EXPIRING: "finalizing",
+    JobState.CANCELLING: "cancelling",
+    JobState.SUCCEEDED: "completed",
+    JobState.FAILED: "failed",
+    JobState.EXPIRED: "expired",
+    JobState.CANCELLED: "cancelled",
+}
+
+
+class BatchError(BaseModel):
+    code: str | None
+    line: int | None
+    message: str | None
+    param: str | None
+
+
+class BatchErrors(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BatchError]
+
+
+class RequestCounts(BaseModel):
+    total: int
+    completed: int
+    failed: int
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class Usage(BaseModel):
+    """Exact: the sum over the batch's lines."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class Batch(BaseModel):
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: Usage
+    metadata: dict[str, str] | None
+
+
+class BatchWebhook(BaseModel):
+    """`signing_secret` is told when it was made here, and only in the answer to the create."""
+
+    url: str
+    signing_secret: str | None
+
+
+class CreatedBatch(Batch):
+    """A batch as its create answers it."""
+
+    webhook: BatchWebhook | None
+
+
+def show_batch(job: Job, totals: Totals) -> Batch:
+    return Batch(
+        id=job.id,
+        endpoint=job.endpoint,
+        model=job.model,
+        errors=show_errors(job.errors),
+        input_file_id=job.input_file_id or "",
+        completion_window=job.window,
+        status=STATUS[job.state],
+        output_file_id=job.output_file_id,
+        error_file_id=job.error_file_id,
+        created_at=int(job.created_at),
+        in_progress_at=when(job.in_progress_at),
+        expires_at=int(job.deadline),
+        finalizing_at=when(job.finalizing_at or job.expiring_at),
+        completed_at=when(job.completed_at),
+        failed_at=when(job.failed_at),
+        expired_at=when(job.expired_at),
+        cancelling_at=when(job.cancelling_at),
+        cancelled_at=when(job.cancelled_at),
+        request_counts=RequestCounts(total=job.total, completed=totals.completed, failed=totals.failed),
+        usage=show_usage(totals),
+        metadata=job.labels,
+    )
+
+
+def show_errors(errors: list[Any] | None) -> BatchErrors | None:
+    return BatchErrors(data=[BatchError(**error) for error in errors]) if errors else None
+
+
+def show_usage(totals: Totals) -> Usage:
+    return Usage(
+        input_tokens=totals.input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=totals.cached_tokens),
+        output_tokens=totals.output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=totals.reasoning_tokens),
+        total_tokens=totals.input_tokens + totals.output_tokens,
+    )
+
+
+def when(at: float | None) -> int | None:
+    """Whole seconds, as the wire has them."""
+    return None if at is None else int(at)

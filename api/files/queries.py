@@ -1,0 +1,43 @@
+"""The rows of files, as every route that touches a file needs them."""
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.error_messages import clip
+from api.files.schemas import FileObject, show_file
+from jobs.clock import now
+from jobs.errors import NotFound
+from jobs.files.tables import File
+from jobs.settings import Settings
+
+
+def visible(call: CallContext) -> Select[File]:
+    """The files that this project sees."""
+    return select(File).where(
+        File.project_id == call.project_id,
+        File.deleted_at.is_(None),
+        or_(File.expires_at.is_(None), File.expires_at > now()),
+    )
+
+
+def get_file(session: Session, call: CallContext, file_id: str, *, lock: bool = False) -> File:
+    mine = visible(call).where(File.id == file_id)
+    file = session.scalar(mine.with_for_update() if lock else mine)
+    if file is None:
+        raise NotFound(f"No such File object: {clip(file_id)}", param="id")
+    return file
+
+
+def insert(session: Session, call: CallContext, file: File) -> FileObject:
+    """The row of a file whose bytes are durable."""
+    session.add(file)
+    call.record(session, "file.create", file.id, {"bytes": file.bytes, "sha256": file.sha256})
+    return show_file(file)
+
+
+def expiry(config: Settings, purpose: str, seconds: int | None, created_at: float) -> float | None:
+    """When a file goes: as asked, or by default for batch files alone."""
+    if seconds is None and purpose == "batch":
+        seconds = config.file_expiry_batch_seconds
+    return None if seconds is None else created_at + seconds

@@ -1,0 +1,179 @@
+"""Files: bytes streamed into storage, then a row; and back.
+
+A deleted file is hidden at once; its bytes go when the last live job that reads them has ended.
+"""
+
+import asyncio
+from functools import partial
+from typing import Annotated, Any, get_args
+
+from fastapi import Query, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.error_messages import clip, explain
+from api.files.queries import expiry, get_file, insert, visible
+from api.files.schemas import FileDeleted, FileObject, Purpose, show_file
+from api.http.download import send_file
+from api.http.fields import ExpiresAfter, filename
+from api.http.idempotency import Idempotent
+from api.http.multipart import BYTES, Received, Sink, described, receive
+from api.http.paging import After, Order, Page, deleted, find, page, place_of
+from api.http.resource import resource
+from api.http.space import receiving, reserve
+from api.shares import run_in_threadpool
+from jobs.clock import now
+from jobs.errors import DatabaseBusy, InvalidRequest
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.platform.storage import let_go
+from jobs.retrieval import attachments
+
+router = resource("Files")
+
+_FORM = described(
+    ["file", "purpose"],
+    {
+        "file": BYTES,
+        "purpose": {"type": "string", "enum": list(get_args(Purpose))},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+    },
+)
+_EXPIRES = "expires_after"
+_BYTES = {"application/octet-stream": {"schema": BYTES}}
+
+
+@router.post("/files", response_model=FileObject, openapi_extra=_FORM)
+async def create_file(request: Request, call: Call, once: Idempotent) -> Response:
+    """Upload a file. Its bytes are streamed, hashed and durable before the answer."""
+    file_id = new_id("file-")
+    path = f"files/{file_id}"
+    async with once.leased() as lease, receiving(call, request, lease, call.config.file_max_bytes):
+        sink = Sink("file", call.storage, None if lease.kept else path, call.config.file_max_bytes)
+        form = await receive(request, sink, lease.beat)
+        try:
+            file = _row(call, file_id, path, form)
+            fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
+            return await run_in_threadpool(lease.complete, fields, partial(_insert, call, file))
+        except (DatabaseBusy, asyncio.CancelledError):
+            raise  # the row may have been committed, or is about to be: better bytes without a row than the reverse
+        except BaseException:
+            if not lease.kept:
+                await run_in_threadpool(let_go, call.storage, [path])
+            raise
+
+
+@router.get("/files")
+def list_files(
+    call: Call,
+    after: After = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Order = "desc",
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
+) -> Page[FileObject]:
+    """The project's files."""
+    statement = visible(call)
+    if purpose is not None:
+        statement = statement.where(File.purpose == purpose)
+    with call.db.read() as session:
+        gone_too = select(File).where(File.project_id == call.project_id)  # whoever deletes what it lists goes on
+        place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+        rows, more = find(session, statement, File, among=gone_too, gone=deleted(call, "file.delete"), **place)
+    return page(rows, more, show_file)
+
+
+@router.get("/files/{file_id}")
+def retrieve_file(call: Call, file_id: str) -> FileObject:
+    """One file's description."""
+    with call.db.read() as session:
+        return show_file(get_file(session, call, file_id))
+
+
+@router.delete("/files/{file_id}")
+def delete_file(call: Call, file_id: str) -> FileDeleted:
+    """Hide a file, and remove it from all vector stores. Jobs that read it go on."""
+    with call.db.write() as session:
+        file = get_file(session, call, file_id, lock=True)
+        file.deleted_at = now()
+        attachments.remove_everywhere(session, [file_id])
+        call.record(session, "file.delete", file_id, place_of(file))
+    return FileDeleted(id=file_id)
+
+
+@router.get(
+    "/files/{file_id}/content",
+    response_class=Response,
+    responses={
+        200: {"description": "The bytes", "content": _BYTES},
+        206: {"description": "A range of the bytes", "content": _BYTES},
+        416: {"description": "Range Not Satisfiable"},
+    },
+)
+async def file_content(request: Request, call: Call, file_id: str) -> Response:
+    """A file's bytes, or one range of them."""
+
+    def look_up() -> File:
+        with call.db.read() as session:
+            return get_file(session, call, file_id)
+
+    file = await run_in_threadpool(look_up)
+    return await send_file(call.storage, file, request.headers.get("range"))
+
+
+def _insert(call: CallContext, file: File, session: Session) -> FileObject:
+    reserve(session, call, file.bytes)
+    return insert(session, call, file)
+
+
+def _row(call: CallContext, file_id: str, path: str, form: Received) -> File:
+    purpose = _purpose(form.fields)
+    after = _expires_after(form.fields)
+    created_at = now()
+    return File(
+        id=file_id,
+        project_id=call.project_id,
+        purpose=purpose,
+        filename=filename(form.filename, "file"),
+        bytes=form.bytes,
+        sha256=form.sha256,
+        path=path,
+        created_at=created_at,
+        expires_at=expiry(call.config, purpose, after.seconds if after else None, created_at),
+    )
+
+
+def _purpose(fields: dict[str, str]) -> str:
+    purpose = fields.get("purpose")
+    if purpose is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter"
+        )
+    supported = get_args(Purpose)
+    if purpose not in supported:
+        names = ", ".join(f"'{name}'" for name in supported)
+        message = f"Invalid value: '{clip(purpose)}'. Supported values are: {names}."
+        raise InvalidRequest(message, param="purpose", code="invalid_value")
+    return purpose
+
+
+def _expires_after(fields: dict[str, str]) -> ExpiresAfter | None:
+    """`expires_after[anchor]` and `expires_after[seconds]`; any other field is unknown."""
+    given: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "purpose":
+            continue
+        if not (name.startswith(f"{_EXPIRES}[") and name.endswith("]")):
+            raise InvalidRequest(f"Unknown parameter: '{clip(name)}'.", param=clip(name), code="unknown_parameter")
+        digits = value.isascii() and value.isdigit() and len(value) < 12
+        given[name[len(_EXPIRES) + 1 : -1]] = int(value) if digits else value
+    if not given:
+        return None
+    try:
+        return ExpiresAfter.model_validate(given)
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("body", _EXPIRES, *fault["loc"])} for fault in error.errors()]
+        raise explain(faults, {_EXPIRES: given}) from error

@@ -1,0 +1,311 @@
+"""Multi-part uploads: parts in any order and in parallel, put together by `complete`.
+
+pending ──complete──▶ completed (a File)       parts: only while pending
+   ├──cancel, or three completions with a wrong MD5──▶ cancelled
+   └──an hour──▶ expired
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated
+from weakref import WeakValueDictionary
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.files.queries import expiry, insert
+from api.files.schemas import PartObject, Purpose, UploadObject, show_part, show_upload
+from api.http.bodies import Body
+from api.http.fields import ExpiresAfter, Filename
+from api.http.idempotency import Idempotent
+from api.http.multipart import BYTES, Sink, described, receive
+from api.http.resource import resource
+from api.http.space import check_disk, check_project, receiving, reserve
+from api.shares import run_in_threadpool
+from jobs.clock import now
+from jobs.errors import Conflict, DatabaseBusy, Expired, InvalidRequest, NotFound
+from jobs.files.tables import File, Upload, UploadPart
+from jobs.ids import new_id
+from jobs.platform.storage import CHUNK, let_go
+
+router = resource("Uploads")
+
+_MD5_MISMATCHES = 3  # of one upload, before it is cancelled
+_assembling = WeakValueDictionary[str, asyncio.Lock]()  # uploads of which this process makes a file
+_PART_FORM = described(["data"], {"data": BYTES})
+
+
+class CreateUpload(Body):
+    bytes: int = Field(ge=1, le=1 << 43, description="Size of the whole file.")
+    filename: Filename
+    mime_type: str = Field(max_length=255)
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(Body):
+    part_ids: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=10_000)
+    md5: str | None = Field(default=None, max_length=64, description="Of the whole file, in hex.")
+
+
+@router.post("/uploads", response_model=UploadObject)
+def create_upload(call: Call, once: Idempotent, body: CreateUpload) -> Response:
+    """Announce a file that will come in parts within an hour."""
+    if body.bytes > call.config.upload_max_bytes:
+        message = f"Invalid 'bytes': an upload has at most {call.config.upload_max_bytes} bytes."
+        raise InvalidRequest(message, param="bytes", code="integer_above_max_value")
+
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    check_project(call, body.bytes)
+
+    def make(session: Session) -> UploadObject:
+        created_at = now()
+        upload = Upload(
+            id=new_id("upload_"),
+            project_id=call.project_id,
+            filename=body.filename,
+            purpose=body.purpose,
+            mime_type=body.mime_type,
+            bytes=body.bytes,
+            status="pending",
+            file_expires_seconds=body.expires_after.seconds if body.expires_after else None,
+            created_at=created_at,
+            expires_at=created_at + call.config.upload_expiry_seconds,
+        )
+        session.add(upload)
+        call.record(session, "upload.create", upload.id, {"bytes": upload.bytes})
+        return show_upload(upload, "pending")
+
+    return once.run(fields, make)
+
+
+@router.post("/uploads/{upload_id}/parts", response_model=PartObject, openapi_extra=_PART_FORM)
+async def create_part(request: Request, call: Call, once: Idempotent, upload_id: str) -> Response:
+    """Add one part, at most 64 MB. Its place in the file is given by `complete`."""
+    part_id = new_id("part_")
+    path = f"uploads/{upload_id}/{part_id}"
+    async with once.leased() as lease, receiving(call, request, lease, call.config.part_max_bytes):
+        if not lease.kept:
+            await run_in_threadpool(_check_pending, call, upload_id)
+        sink = Sink("data", call.storage, None if lease.kept else path, call.config.part_max_bytes)
+        form = await receive(request, sink, lease.beat)
+
+        def make(session: Session) -> PartObject:
+            _pending(session, call, upload_id)
+            _check_room(session, call, upload_id, form.bytes)
+            reserve(session, call, form.bytes)
+            part = UploadPart(id=part_id, upload_id=upload_id, bytes=form.bytes, path=path, created_at=now())
+            session.add(part)
+            call.record(session, "upload.part", part_id, {"bytes": form.bytes})
+            return show_part(part)
+
+        try:
+            fields = {**form.fields, "data": {"sha256": form.sha256}}
+            return await run_in_threadpool(lease.complete, fields, make)
+        except (DatabaseBusy, asyncio.CancelledError):
+            raise  # the row may have been committed all the same, or is about to be
+        except BaseException:
+            if not lease.kept:
+                await run_in_threadpool(let_go, call.storage, [path])
+            raise
+
+
+@router.post("/uploads/{upload_id}/complete")
+async def complete_upload(call: Call, upload_id: str, body: CompleteUpload) -> UploadObject:
+    """Put the parts together, in the order given. Asked again, it answers the same."""
+    async with _assembling.setdefault(upload_id, asyncio.Lock()):  # whoever asks again meanwhile copies nothing
+        return await run_in_threadpool(_assembled, call, upload_id, body)
+
+
+def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> UploadObject:
+    with call.db.read() as session:
+        upload = _get(session, call, upload_id)
+        if upload.status == "completed":
+            return _show_completed(session, upload)
+        _check_open(upload)
+        parts = _parts(session, upload_id, body.part_ids)
+    if sum(part.bytes for part in parts) != upload.bytes:
+        message = (
+            f"The parts have {sum(part.bytes for part in parts)} bytes, the upload was created for {upload.bytes}."
+        )
+        raise InvalidRequest(message, param="part_ids", code="bytes_mismatch")
+    check_disk(call, upload.bytes)  # within the project's bound the file takes the place of its parts
+    try:
+        if body.md5 is not None:
+            _check_md5(call, upload, parts, body.md5)
+        file = _assemble(call, upload, parts)
+    except NotFound as error:  # parts go when the upload ends
+        return _ended(call, upload_id, error)
+    try:
+        with call.db.write() as session:
+            shown = _complete(session, call, upload, file)
+    except DatabaseBusy:
+        raise  # the row may have been committed all the same
+    except BaseException:
+        let_go(call.storage, [file.path])
+        raise
+    if shown is None:
+        let_go(call.storage, [file.path])
+        return _ended(call, upload_id)
+    let_go(call.storage, [f"uploads/{upload_id}"])
+    return shown
+
+
+@router.post("/uploads/{upload_id}/cancel")
+def cancel_upload(call: Call, upload_id: str) -> UploadObject:
+    """Give an upload up; its parts go."""
+    with call.db.write() as session:
+        upload = _get(session, call, upload_id, lock=True)
+        if upload.status != "cancelled":
+            _check_open(upload)
+            upload.status = "cancelled"
+            call.record(session, "upload.cancel", upload_id)
+        shown = show_upload(upload, "cancelled")
+    let_go(call.storage, [f"uploads/{upload_id}"])
+    return shown
+
+
+def _get(session: Session, call: CallContext, upload_id: str, *, lock: bool = False) -> Upload:
+    statement = select(Upload).where(Upload.id == upload_id, Upload.project_id == call.project_id)
+    upload = session.scalar(statement.with_for_update() if lock else statement)
+    if upload is None:
+        raise NotFound(f"No such Upload object: {clip(upload_id)}", param="upload_id")
+    return upload
+
+
+def _check_open(upload: Upload) -> None:
+    if upload.status == "expired" or (upload.status == "pending" and upload.expires_at <= now()):
+        raise Expired(f"Upload '{upload.id}' has expired.")
+    if upload.status != "pending":
+        raise Conflict(f"Upload '{upload.id}' is {upload.status}.", code="upload_not_pending")
+
+
+def _pending(session: Session, call: CallContext, upload_id: str) -> None:
+    """Lock the upload, so that no part is added to one that is being completed."""
+    _check_open(_get(session, call, upload_id, lock=True))
+
+
+def _check_pending(call: CallContext, upload_id: str) -> None:
+    with call.db.read() as session:
+        _check_open(_get(session, call, upload_id))
+        _check_room(session, call, upload_id, 1)
+
+
+def _check_room(session: Session, call: CallContext, upload_id: str, more: int) -> None:
+    """A part may have been sent again, under another id; no upload keeps many times what it was created for."""
+    most = 2 * _get(session, call, upload_id).bytes + call.config.part_max_bytes
+    parts = session.scalar(select(func.sum(UploadPart.bytes)).where(UploadPart.upload_id == upload_id))
+    if int(parts or 0) + more > most:
+        message = f"The parts of this upload would have more than {most} bytes, far more than it was created for."
+        raise InvalidRequest(message, param="data", code="too_many_parts")
+
+
+def _parts(session: Session, upload_id: str, ids: list[str]) -> list[UploadPart]:
+    """The named parts, in that order. Raises InvalidRequest for one that is unknown or named twice."""
+    known = {part.id: part for part in session.scalars(select(UploadPart).where(UploadPart.upload_id == upload_id))}
+    seen: set[str] = set()
+    for part_id in ids:
+        if part_id not in known:
+            message = f"The upload has no part '{clip(part_id)}'."
+            raise InvalidRequest(message, param="part_ids", code="part_not_found")
+        if part_id in seen:
+            message = f"Part '{part_id}' is named twice."
+            raise InvalidRequest(message, param="part_ids", code="duplicate_part")
+        seen.add(part_id)
+    return [known[part_id] for part_id in ids]
+
+
+def _check_md5(call: CallContext, upload: Upload, parts: list[UploadPart], md5: str) -> None:
+    """Hash the parts before anything is written. Raises InvalidRequest when the checksum differs."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for data in _read(call, parts):
+        digest.update(data)
+    if digest.hexdigest() == md5.lower():
+        return
+    message = f"The MD5 of the parts is {digest.hexdigest()}."
+    if _cancelled_by_mismatch(call, upload.id):
+        let_go(call.storage, [f"uploads/{upload.id}"])
+        message += f" The upload is cancelled: {_MD5_MISMATCHES} completions had a wrong MD5."
+    raise InvalidRequest(message, param="md5", code="md5_mismatch")
+
+
+def _cancelled_by_mismatch(call: CallContext, upload_id: str) -> bool:
+    """Count a completion with a wrong MD5; cancel the upload at the last one that it may have."""
+    with call.db.write() as session:
+        upload = _get(session, call, upload_id, lock=True)
+        upload.md5_mismatches += 1
+        if upload.status != "pending" or upload.md5_mismatches < _MD5_MISMATCHES:
+            return False
+        upload.status = "cancelled"
+        call.record(session, "upload.cancel", upload_id, {"md5_mismatches": upload.md5_mismatches})
+        return True
+
+
+def _read(call: CallContext, parts: list[UploadPart]) -> Iterator[bytes]:
+    for part in parts:
+        with call.storage.reader(part.path) as handle:
+            while data := handle.read(CHUNK):
+                yield data
+
+
+def _assemble(call: CallContext, upload: Upload, parts: list[UploadPart]) -> File:
+    """Write the parts as one object."""
+    file_id = new_id("file-")
+    path = f"files/{file_id}"
+    sha256 = hashlib.sha256()
+    with call.storage.writer(path) as out:
+        for data in _read(call, parts):
+            sha256.update(data)
+            out.write(data)
+    created_at = now()
+    return File(
+        id=file_id,
+        project_id=call.project_id,
+        purpose=upload.purpose,
+        filename=upload.filename,
+        bytes=upload.bytes,
+        sha256=sha256.hexdigest(),
+        path=path,
+        created_at=created_at,
+        expires_at=expiry(call.config, upload.purpose, upload.file_expires_seconds, created_at),
+    )
+
+
+def _complete(session: Session, call: CallContext, upload: Upload, file: File) -> UploadObject | None:
+    """Of two that complete at once, one does; None for the other."""
+    changed = session.execute(
+        update(Upload)
+        .where(Upload.id == upload.id, Upload.status == "pending")
+        .values(status="completed", file_id=file.id)
+    )
+    if changed.rowcount != 1:  # type: ignore[attr-defined]
+        return None
+    insert(session, call, file)
+    call.record(session, "upload.complete", upload.id, {"file_id": file.id})
+    return show_upload(upload, "completed", file)
+
+
+def _ended(call: CallContext, upload_id: str, cause: NotFound | None = None) -> UploadObject:
+    """What is answered when another request ended the upload meanwhile: a repeated `complete` is answered as the first.
+
+    Raises Conflict when it was given up, NotFound when nobody ended it and parts are gone all the same.
+    """
+    with call.db.read() as session:
+        upload = _get(session, call, upload_id)
+        if upload.status == "completed":
+            return _show_completed(session, upload)
+        _check_open(upload)
+    raise NotFound("Parts of the upload are not stored any more.", param="part_ids") from cause
+
+
+def _show_completed(session: Session, upload: Upload) -> UploadObject:
+    return show_upload(upload, "completed", session.get(File, upload.file_id))

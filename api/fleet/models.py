@@ -1,0 +1,102 @@
+"""Models: those of the models file with their aliases, and those that endpoints have shown."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.http.resource import resource
+from jobs.errors import NotFound, PermissionDenied
+from jobs.fleet import checkpoint
+from jobs.fleet.models_file import Model as Configured
+from jobs.fleet.tables import Model as Shown
+from jobs.requests.endpoints import EMBEDDINGS
+
+router: APIRouter = resource("Models")
+
+
+class Model(BaseModel):
+    """OpenAI's fields. Ours, of a model that embeds, stand there as far as they are known.
+
+    `max_model_len` counts tokens. A price is what the server of the model takes for a million tokens.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    max_model_len: int | None = None
+    license: str | None = None
+    training_data: list[str] | None = None
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    cost_per_million_tokens: float | None = None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ModelDeleted(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool
+
+
+@router.get("/models", response_model_exclude_none=True)
+def list_models(call: Call) -> ModelList:
+    """Every name that a request may ask for."""
+    return ModelList(data=list(_models(call).values()))
+
+
+@router.get("/models/{model:path}", response_model_exclude_none=True)
+def retrieve_model(call: Call, model: str) -> Model:
+    """One model."""
+    return _get(call, model)
+
+
+@router.delete("/models/{model:path}")
+def delete_model(call: Call, model: str) -> ModelDeleted:
+    """Delete a model that the project has made. The deployment's own stay."""
+    name = _get(call, model).id
+    message = f"The model '{name}' belongs to this deployment and cannot be deleted."
+    raise PermissionDenied(message, code="model_not_deletable")
+
+
+def _get(call: CallContext, name: str) -> Model:
+    found = _models(call).get(name)
+    if found is None:
+        raise NotFound(f"The model '{clip(name)}' does not exist.", param="model", code="model_not_found")
+    return found
+
+
+def _shown(model: Configured, created: int) -> Model:
+    shown = Model(id=model.name, created=created, owned_by=model.owned_by)
+    if EMBEDDINGS not in model.endpoints:
+        return shown
+    facts = checkpoint.facts_of(model)
+    known = {
+        "max_model_len": facts.max_model_len,
+        "license": facts.license,
+        "training_data": None if facts.training_data is None else list(facts.training_data),
+        "query_prompt": facts.prompts.query or None,
+        "passage_prompt": facts.prompts.passage or None,
+        "cost_per_million_tokens": model.cost_per_million_tokens,
+    }
+    return shown.model_copy(update=known)
+
+
+def _models(call: CallContext) -> dict[str, Model]:
+    registry = call.services.registry()
+    created = int(registry.stamp[0] / 1e9)
+    found = {name: _shown(model, created) for name, model in registry.models.items()}
+    for alias, name in registry.aliases.items():
+        found[alias] = found[name].model_copy(update={"id": alias})
+    with call.db.read() as session:
+        for row in session.scalars(select(Shown).order_by(Shown.id)):
+            found.setdefault(row.id, Model(id=row.id, created=int(row.created_at), owned_by=row.owned_by))
+    return found

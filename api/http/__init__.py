@@ -1,0 +1,1 @@
+"""HTTP for every resource: bodies, fields, errors, idempotency, lists, downloads."""

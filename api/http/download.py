@@ -1,0 +1,68 @@
+"""Bytes of a file on their way out: streamed, with their length, whole or one range."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+from http import HTTPStatus
+from typing import BinaryIO
+from urllib.parse import quote
+
+import anyio
+from fastapi.responses import Response, StreamingResponse
+
+from api.shares import run_in_threadpool
+from jobs.files.tables import File
+from jobs.platform.storage import Storage
+
+_CHUNK = 1 << 20
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+#: A range that no byte is in.
+_NONE = (-1, -1)
+
+
+async def send_file(storage: Storage, file: File, wanted: str | None) -> Response:
+    """The answer with a file's bytes. A Range that is not understood is ignored, as HTTP asks."""
+    span = _span(wanted, file.bytes)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if span == _NONE:
+        return Response(
+            status_code=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers={"Content-Range": f"bytes */{file.bytes}"}
+        )
+    start, end = span or (0, file.bytes)
+    if span:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
+    headers["Content-Length"] = str(end - start)
+    status = HTTPStatus.PARTIAL_CONTENT if span else HTTPStatus.OK
+    reader = storage.reader(file.path, start)
+    handle = await run_in_threadpool(reader.__enter__)  # before the answer begins: bytes that are gone are an error
+    return StreamingResponse(
+        _chunks(reader, handle, end - start), status, headers, media_type="application/octet-stream"
+    )
+
+
+async def _chunks(reader: AbstractContextManager[BinaryIO], handle: BinaryIO, length: int) -> AsyncIterator[bytes]:
+    try:
+        while length and (data := await run_in_threadpool(handle.read, min(_CHUNK, length))):
+            length -= len(data)
+            yield data
+    finally:
+        with anyio.CancelScope(shield=True):
+            await run_in_threadpool(reader.__exit__, None, None, None)
+
+
+def _span(wanted: str | None, size: int) -> tuple[int, int] | None:
+    """First and past-the-last byte of a single range; None for the whole."""
+    match = _RANGE.fullmatch(wanted.strip()) if wanted else None
+    if match is None or match[0] == "bytes=-":
+        return None
+    if not match[1]:
+        start, end = max(size - int(match[2]), 0), size
+    else:
+        start, end = int(match[1]), min(int(match[2] or size) + 1, size)
+        if match[2] and int(match[2]) < start:
+            return None
+    return (start, end) if start < end else _NONE

@@ -1,0 +1,217 @@
+"""`Idempotency-Key`: a create that is sent again is answered as the first time, for a week.
+
+    JSON      one transaction: look the key up ─▶ make ─▶ keep the answer        two at once: the second one replays
+    bytes     lease the key ─▶ receive, beat ─▶ make and keep, if still ours     two at once: 409, the SDK comes again
+    answers   the same while a model takes its time: `api.inference.answered_once`
+
+Compared are method, path, the fields as sent and the SHA-256 of file parts: a multipart boundary is new with every
+retry. Another request under the same key is 422. A request that failed keeps nothing. A lease whose beat stands still
+(its process was killed) is taken over by the next request.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import anyio
+from fastapi import Depends, Header, Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+from sqlalchemy import and_, delete, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from api.deps import Call
+from api.shares import run_in_threadpool, run_unshared
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import DatabaseBusy, IdempotencyMismatch, InFlight
+from jobs.ids import new_id
+from jobs.security.tables import Idempotency
+from jobs.settings import Settings
+
+Make = Callable[[Session], BaseModel]
+
+_KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="A repeated create with the same key and body gets the first answer again.",
+    ),
+]
+
+
+class Once:
+    """The key of one create, or none: then everything happens as asked."""
+
+    def __init__(self, db: Database, config: Settings, place: tuple[str, str, str] | None, request: str) -> None:
+        self.db = db
+        self.config = config
+        self.place = place  # project, route, key: the row's primary key
+        self.request = request  # method and path
+
+    @property
+    def key(self) -> str | None:
+        return self.place[2] if self.place else None
+
+    def replay(self, fields: Mapping[str, Any]) -> Response | None:
+        """The kept answer, if there is one: asked before anything slow is checked."""
+        if self.place is None:
+            return None
+        with self.db.read() as session:
+            kept = self._kept(session)
+        return self._answer(kept, self.digest(fields)) if kept else None
+
+    def run(self, fields: Mapping[str, Any], make: Make) -> Response:
+        """Make it in one transaction, or replay. What `make` returns is the answer."""
+        digest = self.digest(fields) if self.place else ""  # of megabytes perhaps, so not in the transaction
+        try:
+            with self.db.write() as session:
+                kept = self._kept(session)
+                if kept is not None:
+                    return self._answer(kept, digest)
+                text = make(session).model_dump_json()
+                self._keep(session, digest, text)
+        except IntegrityError:  # PostgreSQL: the same key was committed beside us; our job was rolled back
+            replayed = self.replay(fields)
+            if replayed is None:
+                raise
+            return replayed
+        return _json(text)
+
+    @asynccontextmanager
+    async def leased(self) -> AsyncIterator["Lease"]:
+        """Hold the key while bytes arrive. Raises InFlight while another request holds it."""
+        lease = Lease(self)
+        await run_in_threadpool(lease.take)
+        try:
+            yield lease
+        except BaseException:
+            with anyio.CancelScope(shield=True), suppress(DatabaseBusy):  # then it is free when its lease is over
+                await run_in_threadpool(lease.drop)
+            raise
+
+    def digest(self, fields: Mapping[str, Any]) -> str:
+        text = json.dumps([self.request, fields], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _kept(self, session: Session, *, lock: bool = False) -> Idempotency | None:
+        if self.place is None:
+            return None
+        row = session.get(Idempotency, self.place, with_for_update=lock or None)
+        return row if row and now() - row.created_at < self.config.idempotency_seconds else None
+
+    def _keep(self, session: Session, digest: str | None, text: str | None, owner: str | None = None) -> None:
+        if self.place is None:
+            return
+        project_id, route, key = self.place
+        old = Idempotency.created_at <= now() - self.config.idempotency_seconds
+        session.execute(delete(Idempotency).where(_at(self.place), old))  # never one that was committed just now
+        row = Idempotency(project_id=project_id, route=route, key=key, digest=digest, body=text, owner=owner)
+        row.status = 200 if text is not None else 0
+        row.created_at = row.beat_at = now()
+        session.add(row)
+        session.flush()
+
+    @staticmethod
+    def _answer(kept: Idempotency, digest: str) -> Response:
+        if kept.status == 0 or kept.body is None:
+            raise InFlight
+        if kept.digest != digest:
+            raise IdempotencyMismatch
+        return _json(kept.body, replayed=True)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A key that one request holds. `kept` is the answer of an earlier one: then the bytes are only compared."""
+
+    once: Once
+    kept: Idempotency | None = None
+    owner: str = ""
+    _beaten: float = 0.0
+
+    def take(self) -> None:
+        if self.once.place is None:
+            return
+        self.owner, self._beaten = new_id("own_"), time.monotonic()
+        try:
+            with self.once.db.write() as session:
+                self._take(session)
+        except IntegrityError as error:
+            raise InFlight from error
+
+    def _take(self, session: Session) -> None:
+        row = self.once._kept(session, lock=True)
+        if row is None:
+            self.once._keep(session, None, None, self.owner)
+        elif row.status:
+            self.kept = row
+        elif abs(now() - row.beat_at) < self.once.config.lease_seconds:
+            raise InFlight
+        else:
+            row.owner, row.beat_at = self.owner, now()
+
+    async def beat(self) -> None:
+        """Called as bytes arrive. Raises InFlight when the key was taken over."""
+        at = time.monotonic()
+        if self.once.place is None or self.kept or at - self._beaten < self.once.config.beat_seconds:
+            return
+        self._beaten = at
+        await run_unshared(self._beat)
+
+    def _beat(self) -> None:
+        with self.once.db.write() as session:
+            self._guarded(session, beat_at=now())
+
+    def complete(self, fields: Mapping[str, Any], make: Make) -> Response:
+        """The bytes are here: make the row and keep the answer in one transaction, or replay."""
+        digest = self.once.digest(fields)
+        if self.kept is not None:
+            return self.once._answer(self.kept, digest)
+        with self.once.db.write() as session:
+            text = make(session).model_dump_json()
+            if self.once.place is not None:
+                self._guarded(session, digest=digest, status=200, body=text)
+        return _json(text)
+
+    def drop(self) -> None:
+        """The request failed: the key is free again."""
+        if self.once.place is None or self.kept is not None:
+            return
+        with self.once.db.write() as session:
+            session.execute(delete(Idempotency).where(self._mine()))
+
+    def _guarded(self, session: Session, **values: Any) -> None:
+        changed = session.execute(update(Idempotency).where(self._mine()).values(**values))
+        if changed.rowcount != 1:  # type: ignore[attr-defined]
+            raise InFlight
+
+    def _mine(self) -> Any:
+        assert self.once.place is not None
+        return and_(_at(self.once.place), Idempotency.owner == self.owner, Idempotency.status == 0)
+
+
+def _at(place: tuple[str, str, str]) -> Any:
+    project_id, route, key = place
+    return and_(Idempotency.project_id == project_id, Idempotency.route == route, Idempotency.key == key)
+
+
+def _json(text: str, *, replayed: bool = False) -> Response:
+    headers = {"Idempotency-Replayed": "true"} if replayed else None
+    return Response(text, media_type="application/json", headers=headers)
+
+
+async def _once(request: Request, call: Call, idempotency_key: _KeyHeader = None) -> Once:
+    route = f"{request.method} {request.scope['route'].path}"
+    place = (call.project_id, route, idempotency_key) if idempotency_key else None
+    return Once(call.db, call.config, place, f"{request.method} {request.url.path}")
+
+
+Idempotent = Annotated[Once, Depends(_once)]

@@ -1,0 +1,49 @@
+"""The one-off webhook of a job, given when it is created."""
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from api.batches.schemas import BatchWebhook
+from api.deps import CallContext
+from api.http.bodies import Body
+from jobs.errors import InvalidRequest
+from jobs.platform.url_guard import check_url
+from jobs.webhooks.sending import check_secret, new_secret
+
+
+class JobWebhook(Body):
+    """Where this job's end is told, besides the project's endpoints."""
+
+    url: str = Field(min_length=1, max_length=2048)
+    secret: str | None = Field(default=None, max_length=128, description="`whsec_…`; without one, one is made.")
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A webhook that may be called. `made`: its secret is ours, so the client has to be told."""
+
+    url: str
+    secret: str
+    made: bool
+
+
+def check_webhook(call: CallContext, webhook: JobWebhook | None) -> Hook | None:
+    """The webhook with its secret. Asks the name server, so never inside a transaction.
+
+    Raises InvalidRequest, LookupsBusy.
+    """
+    if webhook is None:
+        return None
+    try:
+        check_url(webhook.url, allow_private=call.config.webhook_allow_private, project_id=call.project_id)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param="webhook.url", code=error.code) from error
+    if webhook.secret is None:
+        return Hook(webhook.url, new_secret(), made=True)
+    return Hook(webhook.url, check_secret(webhook.secret, param="webhook.secret"), made=False)
+
+
+def told(hook: Hook | None) -> BatchWebhook | None:
+    """The webhook as a create answers it."""
+    return BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None

@@ -1,0 +1,136 @@
+"""Lists, once for all: `after`, `limit`, `order`; the newest first; keyed by `created_at`, then id.
+
+A page is found by comparing with the row that `after` names, so a page deep in a list costs as much as the first,
+and rows added meanwhile neither repeat nor hide others. An `after` that names nothing of this project is an error,
+never page one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel
+from sqlalchemy import Select, select, tuple_
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.error_messages import clip
+from jobs.errors import InvalidRequest
+from jobs.ledger.audit_tables import Audit
+
+_PLACE = "created_at"
+Row = TypeVar("Row")
+Shown = TypeVar("Shown")
+
+After = Annotated[str | None, Query(max_length=64, description="Id of the last object of the previous page.")]
+Before = Annotated[str | None, Query(max_length=64, description="Id of the first object of the next page.")]
+Order = Annotated[Literal["asc", "desc"], Query(description="By `created_at`.")]
+Limit20 = Annotated[int, Query(ge=1, le=100, description="Objects on a page.")]
+
+
+class Page(BaseModel, Generic[Shown]):
+    """One page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[Shown]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+def find(
+    session: Session,
+    statement: Select[Row],
+    table: Any,
+    *,
+    after: str | None,
+    limit: int,
+    order: str = "desc",
+    before: str | None = None,
+    among: Select[Row] | None = None,
+    gone: Select[Any] | None = None,
+) -> tuple[Sequence[Row], bool]:
+    """The rows of one page, and whether there are more. `statement` selects `table` within the caller's project.
+
+    With `before` alone it is the page that ends there, and `more` says whether others come before it. A row that is no
+    longer what `statement` wants may still be a cursor, if it is `among` these, and one that was deleted, if it is
+    among the `gone` (see `deleted`).
+    """
+    falling = order == "desc"
+    key = tuple_(table.created_at, table.id)
+    found = statement
+    known = statement if among is None else among
+    if after is not None:
+        point = _point(session, known, gone, table, "after", after)
+        found = found.where(key < point if falling else key > point)
+    if before is not None:
+        point = _point(session, known, gone, table, "before", before)
+        found = found.where(key > point if falling else key < point)
+    backwards = before is not None and after is None
+    columns = (table.created_at, table.id)
+    ordering = [column.desc() if falling != backwards else column.asc() for column in columns]
+    rows = session.scalars(found.order_by(*ordering).limit(limit + 1)).all()
+    shown = rows[:limit]
+    return list(reversed(shown)) if backwards else shown, len(rows) > limit
+
+
+def _point(
+    session: Session, known: Select[Any], gone: Select[Any] | None, table: Any, param: str, name: str
+) -> tuple[float, str]:
+    anchor = session.execute(known.with_only_columns(table.created_at).where(table.id == name)).scalar()
+    if anchor is None and gone is not None:
+        anchor = _place(session.scalar(gone.where(Audit.target == name)))
+    if anchor is None:
+        raise InvalidRequest(f"No object with id '{clip(name)}'.", param=param, code="invalid_cursor")
+    return anchor, name
+
+
+def deleted(call: CallContext, action: str, store: str | None = None) -> Select[Any]:
+    """Where in its list each deleted object was: the audit row of its end says it, for as long as that is kept.
+
+    Whoever deletes what a list shows, page by page, goes on behind it.
+    """
+    ends = select(Audit.details).where(Audit.project_id == call.project_id, Audit.action == action)
+    if store is not None:
+        ends = ends.where(Audit.details["store"].as_string() == store)
+    return ends.order_by(Audit.id.desc()).limit(1)
+
+
+def place_of(row: Any) -> dict[str, Any]:
+    """What the audit row of its deletion remembers of a row of a list."""
+    return {_PLACE: row.created_at}
+
+
+def _place(details: dict[str, Any] | None) -> float | None:
+    return (details or {}).get(_PLACE)
+
+
+def slice_of(
+    found: Sequence[Mapping[str, Any]],
+    show: Callable[[Mapping[str, Any]], Shown],
+    *,
+    after: str | None,
+    limit: int,
+    order: str,
+) -> Page[Shown]:
+    """A page of what is in memory already, the oldest first. Nothing beyond the page is shown."""
+    ordered = list(found) if order == "asc" else list(reversed(found))
+    ids = [one["id"] for one in ordered]
+    if after is not None and after not in ids:
+        raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+    start = 0 if after is None else ids.index(after) + 1
+    shown = ids[start : start + limit]
+    first, last = (shown[0], shown[-1]) if shown else (None, None)
+    data = [show(one) for one in ordered[start : start + limit]]
+    return Page(data=data, first_id=first, last_id=last, has_more=start + limit < len(ids))
+
+
+def page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> Page[Shown]:
+    """Rows as their resource shows them."""
+    ids = [row.id for row in rows]  # type: ignore[attr-defined]
+    return Page(
+        data=[show(row) for row in rows],
+        first_id=ids[0] if ids else None,
+        last_id=ids[-1] if ids else None,
+        has_more=more,
+    )

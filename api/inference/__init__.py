@@ -1,0 +1,1 @@
+"""Chat completions, responses, conversations, embeddings and rankings for interactive clients."""

@@ -1,0 +1,257 @@
+"""A waiting client's question from its JSON body to the pieces of its answer: where the model runs, whether it may be
+asked, and for how long it is worth while to wait. A client who asked for it may come back to a stream that broke.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Header, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.error_messages import clip
+from api.jobs.streams import KeyRevoked, check_key
+from api.shares import run_unshared
+from jobs.clock import now
+from jobs.errors import (
+    DatabaseBusy,
+    InvalidRequest,
+    NightmillError,
+    NotFound,
+    NoWorker,
+    PermissionDenied,
+    RequestTimeout,
+    Unauthenticated,
+    Unavailable,
+    WorkerLost,
+)
+from jobs.fleet import routing, workers
+from jobs.ids import new_id
+from jobs.inference.interactive import Piece, Question, Resumable
+from jobs.inference.waiting import place
+from jobs.ledger import pauses
+
+EVENT_STREAM = "text/event-stream"
+#: Proxies wait for a status for a minute, some for half of one. Before, a worker that was lost is a status that the SDK
+#: asks again after, not the end of a stream (see `waiting._SILENCE_SECONDS`).
+_PATIENCE_SECONDS = 15.0
+_KEY_SECONDS = 2.0  # between looks at the key that a question was asked with
+#: The header that names a stream, so that it can be stopped.
+STREAM_HEADER = "X-Nightmill-Stream"
+Resume = Annotated[
+    int | None,
+    Header(
+        alias="X-Nightmill-Resume",
+        ge=1,
+        le=600,
+        description="Seconds for which a stream goes on when its connection breaks. Without it, hanging up ends it.",
+    ),
+]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="The id of the last event seen: only the rest is sent.")
+]
+#: A comment, which clients pass over: it comes with each sign of life of a worker that has nothing to say yet. No empty
+#: line follows: where an id came before, OpenAI's SDK for Python takes that for an event without data, and breaks.
+KEEP_ALIVE = b": alive\n"
+WHOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+#: Events are texts of several lines, or objects with `event`, `id` and `data`: tools see them in both ways.
+EITHER: dict[int | str, dict[str, Any]] = {200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {}}}}}
+
+
+class Asked(BaseModel):
+    """What all requests of waiting clients have. The rest is the engine's to judge."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    model: str = Field(min_length=1)
+
+    def fields(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class GoingDown(WorkerLost):
+    """This server is going down. Ask again."""
+
+
+class TooLate(RequestTimeout):
+    """The model did not answer in time."""
+
+    code = "timeout"
+    retryable = False
+
+
+async def ask(
+    call: CallContext,
+    request: Request,
+    url: str,
+    body: Mapping[str, Any],
+    *,
+    stream: bool,
+    endpoint: str | None = None,
+    line: Callable[[str], str] | None = None,
+    resume: int | None = None,
+    shown: bytes = b"",
+    seconds: float | None = None,
+) -> tuple[Piece, AsyncGenerator[Piece]]:
+    """The first chunk or the end, and then the other pieces, those too that only say that somebody is at it. Of a
+    stream that is late, what says so comes in place of the first chunk: its status has to be sent.
+
+    Of a question that is ours and no engine's, `endpoint` is what its model serves, and `line` where a queue's workers
+    take it. `resume`: for how long it may be come back to, and what then shows the rest, `shown`. `seconds`: for
+    how long it is worth while to wait, where that is not as long as usual.
+
+    Raises NotFound, InvalidRequest, PermissionDenied, RequestTimeout, and what `Lines.ask` raises.
+    """
+    if resume and not stream:
+        raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
+    queue = await _queue(call, endpoint or url, body["model"])
+    question = Question(
+        id=new_id("req_"),
+        url=url,
+        body=msgspec.json.encode(body),
+        tenant=call.project_id,
+        deadline=now() + (seconds or call.config.interactive_seconds),
+        stream=stream,
+        linger=resume or 0,
+    )
+    kept = Resumable(call.project_id, url, question.deadline, resume, shown, queue, body["model"]) if resume else None
+    served = _serving(call, queue, body["model"])
+    there = _there(call, request, question.deadline)
+    patience = _PATIENCE_SECONDS if stream else math.inf
+    pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept, patience)
+    while (first := await anext(pieces)).kind not in ("chunk", "end", "late"):
+        pass
+    return first, pieces
+
+
+def _serving(call: CallContext, queue: str, model: str) -> Callable[[], Awaitable[bool]]:
+    async def served() -> bool:
+        return await run_unshared(_still_served, call, queue, model)
+
+    return served
+
+
+async def kept_stream(call: CallContext, stream_id: str, after: str | None = None) -> Resumable:
+    """A stream of this project that can be resumed, there. Raises NotFound, StreamsAway."""
+    return await call.services.lines.kept(stream_id, call.project_id, after)
+
+
+async def resume(call: CallContext, request: Request, last: str, url: str) -> tuple[Resumable, AsyncGenerator[Piece]]:
+    """What is known of the stream that `last` is an event of, and what follows it.
+
+    Raises InvalidRequest, NotFound, StreamsAway.
+    """
+    stream_id, after = place(last)
+    kept = await kept_stream(call, stream_id, after)
+    if kept.url != url:
+        raise InvalidRequest(f"This event is of a stream of {kept.url}.", param="Last-Event-ID", code="invalid_value")
+    there, served = _there(call, request, kept.deadline), _serving(call, kept.queue, kept.model)
+    return kept, call.services.lines.rest(stream_id, after, kept, there, served)
+
+
+def named(at: str) -> bytes:
+    """The line of an event that says where to go on from."""
+    return b"id: %b\n" % at.encode()
+
+
+def streamed(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
+    """Server-sent events, which no proxy is to hold back; `at` is one's place."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    if at:
+        headers[STREAM_HEADER] = at.partition("/")[0]
+    return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
+
+
+def whole(end: Piece) -> Response:
+    """An answer that is no stream, as the engine gave it."""
+    headers = {} if end.retry_after is None else {"Retry-After": str(max(1, round(end.retry_after)))}
+    if end.status == HTTPStatus.REQUEST_TIMEOUT:  # the SDK would have the engine try as long again, twice
+        headers["x-should-retry"] = "false"
+    return Response(end.body, end.status, headers, media_type="application/json")
+
+
+def queue_of(session: Session, call: CallContext, url: str, model: str) -> str | None:
+    """Where the model runs; None while that is not known. Raises NotFound, InvalidRequest, PermissionDenied."""
+    try:
+        return routing.queue_of(
+            session, call.config, call.services.registry(), model, endpoint=url, project_id=call.project_id
+        )
+    except routing.NotYet:
+        return None
+    except routing.NotServed as refusal:
+        raise _refused(refusal, model) from None
+
+
+async def _queue(call: CallContext, url: str, model: str) -> str:
+    """Where somebody takes questions of this project for the model now. Raises what `_live_queue` raises."""
+    asked = hashlib.sha256(msgspec.json.encode((call.project_id, url, model))).digest()
+    return await call.services.places.get(asked, partial(_live_queue, call, url, model))
+
+
+def _live_queue(call: CallContext, url: str, model: str) -> str:
+    """Raises NoWorker and Unavailable too."""
+    with call.db.read() as session:
+        queue = queue_of(session, call, url, model)
+        if queue is None:
+            raise NoWorker
+        off = pauses.paused(session)
+        scopes = ((pauses.Scope.QUEUE, queue), (pauses.Scope.MODEL, model), (pauses.Scope.PROJECT, call.project_id))
+        if any(name in off.of(scope) for scope, name in scopes):
+            raise Unavailable("The operator has paused this model.", code="paused")
+        if not _served(session, call, queue, model):
+            raise NoWorker(f"No live worker serves the model '{clip(model)}' now.")
+    return queue
+
+
+def _refused(refusal: routing.NotServed, model: str) -> NightmillError:
+    if refusal.code == "model_not_found":
+        return NotFound(f"The model `{clip(model)}` does not exist.", param="model", code=refusal.code)
+    kind = PermissionDenied if refusal.code == "external_model_not_allowed" else InvalidRequest
+    return kind(str(refusal), param="model", code=refusal.code)
+
+
+def _still_served(call: CallContext, queue: str, model: str) -> bool:
+    with call.db.read() as session:
+        return _served(session, call, queue, model)
+
+
+def _served(session: Session, call: CallContext, queue: str, model: str) -> bool:
+    alias = call.services.registry().aliases.get(model, "")
+    return any(workers.serves(session, queue, name) for name in (model, alias) if name)
+
+
+def _there(call: CallContext, request: Request, deadline: float) -> Callable[[], Awaitable[None]]:
+    """Is it still worth while to wait? It raises RequestTimeout, TooLate, GoingDown, Unauthenticated."""
+    checked = time.monotonic()
+
+    async def look() -> None:
+        nonlocal checked
+        if await request.is_disconnected():
+            raise RequestTimeout("The client has closed the connection.", code="client_left")
+        if call.services.stopping.is_set():
+            raise GoingDown
+        if now() > deadline:
+            raise TooLate
+        if time.monotonic() - checked >= _KEY_SECONDS:
+            checked = time.monotonic()
+            with suppress(DatabaseBusy):
+                await run_unshared(_check_key, call)
+
+    return look
+
+
+def _check_key(call: CallContext) -> None:
+    try:
+        with call.db.read() as session:
+            check_key(session, call)
+    except KeyRevoked:
+        raise Unauthenticated from None

@@ -1,0 +1,155 @@
+"""Conversations: items that responses continue, kept until they are deleted."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from api.deps import Call
+from api.http.bodies import Body
+from api.http.fields import Metadata
+from api.http.idempotency import Idempotent
+from api.http.paging import After, Limit20, Order, Page, page
+from api.http.resource import resource
+from api.http.space import check_space
+from api.inference import conversations
+from api.inference.items import NewItem
+from api.inference.response_schemas import ConversationDeleted, ConversationObject, ItemObject, show_item
+
+router: APIRouter = resource("Conversations")
+
+_MOST_AT_ONCE = 20  # OpenAI's
+
+
+Items = Annotated[list[NewItem], Field(max_length=_MOST_AT_ONCE)]
+_Include = Annotated[list[str] | None, Query(alias="include[]", description="Nothing there is to be added.")]
+
+
+class CreateConversation(Body):
+    items: Items | None = None
+    metadata: Metadata | None = None
+
+
+class UpdateConversation(Body):
+    metadata: Metadata | None
+
+
+class CreateItems(Body):
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=_MOST_AT_ONCE)]
+
+
+class Added(BaseModel):
+    """What an Idempotency-Key remembers: what was said lies in one place only."""
+
+    ids: list[str]
+
+
+@router.post("/conversations", response_model=ConversationObject)
+def create_conversation(call: Call, once: Idempotent, body: CreateConversation) -> Response:
+    """A conversation, empty or with what was said before."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    check_space(call, 0)
+    insert = conversations.begin(call, [_new(item) for item in body.items or ()], body.metadata or {})
+
+    def make(session: Session) -> ConversationObject:
+        conversation_id = insert(session)
+        session.flush()
+        return _shown(conversations.row(session, call, conversation_id))
+
+    return once.run(fields, make)
+
+
+@router.get("/conversations/{conversation_id}")
+def retrieve_conversation(call: Call, conversation_id: str) -> ConversationObject:
+    """One conversation, without its items."""
+    with call.db.read() as session:
+        return _shown(conversations.row(session, call, conversation_id))
+
+
+@router.post("/conversations/{conversation_id}")
+def update_conversation(call: Call, conversation_id: str, body: UpdateConversation) -> ConversationObject:
+    """Its metadata alone."""
+    with call.db.write() as session:
+        row = conversations.row(session, call, conversation_id, lock=True)
+        row.labels = dict(body.metadata or {})
+        call.record(session, "conversation.update", conversation_id)
+        return _shown(row)
+
+
+@router.delete("/conversations/{conversation_id}")
+def delete_conversation(call: Call, conversation_id: str) -> ConversationDeleted:
+    """Forget a conversation and all that was said in it. Responses that continued it are kept by themselves."""
+    conversations.forget(call, conversation_id)
+    return ConversationDeleted(id=conversation_id)
+
+
+@router.post("/conversations/{conversation_id}/items")
+def create_items(
+    call: Call,
+    once: Idempotent,
+    conversation_id: str,
+    body: CreateItems,
+    include: _Include = None,  # noqa: ARG001
+) -> Page[ItemObject]:
+    """Say more."""
+    fields = body.fields()
+    said = once.replay(fields)
+    if said is None:
+        check_space(call, 0)
+
+        def commit(apply: Callable[[Session], None], new: list[dict[str, Any]]) -> Response:
+            def make(session: Session) -> Added:
+                apply(session)
+                call.record(session, "conversation.items.create", conversation_id, {"items": len(new)})
+                return Added(ids=[item["id"] for item in new])
+
+            return once.run(fields, make)
+
+        said = conversations.add(call, conversation_id, [_new(item) for item in body.items], commit)
+    ids = Added.model_validate_json(bytes(said.body)).ids
+    shown = [ItemObject.model_validate(item) for item in conversations.find(call, conversation_id, ids)]
+    return Page(data=shown, first_id=ids[0], last_id=ids[-1], has_more=False)
+
+
+@router.get("/conversations/{conversation_id}/items")
+def list_items(
+    call: Call,
+    conversation_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    include: _Include = None,  # noqa: ARG001
+) -> Page[ItemObject]:
+    """What was said."""
+    items, more = conversations.page(call, conversation_id, after=after, limit=limit, order=order)
+    return page([ItemObject.model_validate(item) for item in items], more, lambda item: item)
+
+
+@router.get("/conversations/{conversation_id}/items/{item_id}")
+def retrieve_item(call: Call, conversation_id: str, item_id: str, include: _Include = None) -> ItemObject:  # noqa: ARG001
+    """One item."""
+    for item in conversations.find(call, conversation_id, [item_id]):
+        return ItemObject.model_validate(item)
+    raise conversations.no_item(item_id)
+
+
+@router.delete("/conversations/{conversation_id}/items/{item_id}")
+def delete_item(call: Call, conversation_id: str, item_id: str) -> ConversationObject:
+    """Take one item out."""
+    conversations.remove(call, conversation_id, item_id)
+    return retrieve_conversation(call, conversation_id)
+
+
+def _new(item: dict[str, Any]) -> dict[str, Any]:
+    """As it is kept; whatever id the client gave it, it gets one of ours."""
+    return {name: value for name, value in show_item(item).items() if name != "id"}
+
+
+def _shown(row: Any) -> ConversationObject:
+    return ConversationObject(id=row.id, created_at=int(row.created_at), metadata=row.labels)

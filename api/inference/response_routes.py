@@ -1,0 +1,147 @@
+"""Responses: asked, answered whole, as a stream or in the background, kept, continued.
+
+    input, and all of `previous_response_id` ─┬─▶ engine ─▶ under our id ─▶ kept (unless `store` is false) ─▶ client
+                                background    └─▶ a job of one line, whose answer is kept
+
+The engine keeps nothing. A stream's last event is sent once its response is kept, so that whoever has seen it can
+go on from it.
+"""
+
+from contextlib import suppress
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from api.deps import Call, CallContext
+from api.http.idempotency import Idempotent, Once
+from api.http.paging import After, Limit20, Order, Page, slice_of
+from api.http.resource import resource
+from api.inference import response_streams, stored_responses
+from api.inference.answered_once import answered_once, as_json, referred
+from api.inference.asking import EITHER, WHOLE, LastEventId, Resume, ask, queue_of, streamed, whole
+from api.inference.followed_responses import follow
+from api.inference.response_schemas import ItemObject, ResponseDeleted, show_items
+from api.inference.turns import CreateResponse, Turn, begin, begun, decoded, keep, unsound
+from api.shares import run_in_threadpool
+from jobs.errors import InvalidRequest, StreamsAway
+from jobs.inference import responses
+from jobs.requests.endpoints import RESPONSES
+
+router: APIRouter = resource("Responses")
+
+
+@router.post("/responses", response_class=Response, responses=EITHER)
+async def create_response(
+    call: Call,
+    request: Request,
+    once: Idempotent,
+    body: CreateResponse,
+    seconds: Resume = None,
+    last: LastEventId = None,
+) -> Response:
+    """One response, with `stream` its events as they come, with `background` at once and answered later."""
+    if last is not None:
+        return await response_streams.resumed(call, request, last)
+    if seconds is not None:
+        response_streams.check_resumable(body)
+    turn = await run_in_threadpool(begin, call, body)
+    if body.background:
+        queued, replayed = await run_in_threadpool(_queued, turn, once)
+        if body.stream:
+            return streamed(follow(call, request, queued, -1, results=turn.results))
+        return as_json(turn.shown(queued), replayed=replayed)
+    if body.stream:
+        return await response_streams.answer(turn, request, seconds)
+    if not turn.store and not turn.conversation:
+        answered = await _answered(turn, request)
+        return answered if isinstance(answered, Response) else as_json(answered)
+    return await _kept_once(turn, request, once)
+
+
+@router.get("/responses/{response_id}", response_class=Response, responses=EITHER)
+async def retrieve_response(
+    call: Call,
+    request: Request,
+    response_id: str,
+    stream: bool = False,
+    starting_after: Annotated[int, Query(ge=-1, lt=1 << 53, description="The number of the last event seen.")] = -1,
+    include: Annotated[list[str] | None, Query(alias="include[]")] = None,
+) -> Response:
+    """A response that is kept, as far as it has come; with `stream` its events, and those that are still to come.
+
+    What searches in files found is with it where `include[]` names `file_search_call.results`.
+    """
+    kept = await run_in_threadpool(stored_responses.load, call, response_id)
+    results = responses.RESULTS in (include or ())
+    if stream:
+        return streamed(follow(call, request, kept.response, starting_after, results=results))
+    return as_json(kept.response if results else responses.bare(kept.response))
+
+
+@router.delete("/responses/{response_id}")
+async def delete_response(call: Call, response_id: str) -> ResponseDeleted:
+    """Forget a response. What continued it goes on by itself."""
+    await run_in_threadpool(stored_responses.forget, call, response_id)
+    with suppress(StreamsAway):  # it expires by itself
+        await call.services.lines.forget(response_id)
+    return ResponseDeleted(id=response_id)
+
+
+@router.post("/responses/{response_id}/cancel", response_class=Response, responses=WHOLE)
+def cancel_response(call: Call, response_id: str) -> Response:
+    """Only what runs in the background can be cancelled: whoever waits for an answer hangs up."""
+    return as_json(responses.bare(stored_responses.cancel(call, response_id).response))
+
+
+@router.get("/responses/{response_id}/input_items")
+def list_input_items(
+    call: Call,
+    response_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    include: Annotated[list[str] | None, Query(alias="include[]")] = None,  # noqa: ARG001 (OpenAI's; nothing to add)
+) -> Page[ItemObject]:
+    """What the model was shown, earlier turns included."""
+    items = show_items(response_id, responses.items(stored_responses.load(call, response_id)))
+    return slice_of(items, ItemObject.model_validate, after=after, limit=limit, order=order)
+
+
+def _queued(turn: Turn, once: Once) -> tuple[dict[str, Any], bool]:
+    """The response, once for each Idempotency-Key, and whether the key had made it before."""
+    with turn.call.db.read() as session:
+        queue_of(session, turn.call, RESPONSES, turn.body.model)  # what nobody will ever serve is refused now
+    fields = turn.body.fields()
+    said = once.replay(fields)
+    if said is not None:
+        return _loaded(turn.call, referred(said)), True
+    make = stored_responses.prepare_job(turn.call, turn.kept(begun(turn)), once.key, stream=bool(turn.body.stream))
+    return _loaded(turn.call, referred(once.run(fields, make))), False
+
+
+async def _answered(turn: Turn, request: Request) -> dict[str, Any] | Response:
+    """The response, or the engine's refusal."""
+    end, pieces = await ask(turn.call, request, RESPONSES, turn.question, stream=False)
+    await pieces.aclose()
+    if end.status != 200:
+        return whole(end)
+    answer = decoded(end.body)
+    if not responses.sound(answer):
+        raise unsound()
+    return turn.ours(answer)
+
+
+async def _kept_once(turn: Turn, request: Request, once: Once) -> Response:
+    """Answered and kept, once for each Idempotency-Key."""
+    if once.key and not turn.store:
+        message = "With an Idempotency-Key and a conversation a response is kept."
+        raise InvalidRequest(message, param="store", code="unsupported_value")
+    answer, load = partial(_answered, turn, request), partial(_loaded, turn.call)
+    return await answered_once(once, turn.body.fields(), answer, partial(keep, turn), load, turn.shown)
+
+
+def _loaded(call: CallContext, response_id: str) -> dict[str, Any]:
+    """Raises NotFound once it is deleted."""
+    return stored_responses.load(call, response_id).response

@@ -1,0 +1,146 @@
+"""Answers for a client who waits: chat completions, completions, embeddings and rankings, whole or as a stream.
+
+The body goes to the engine as it is; what is wrong with it the engine says, in OpenAI's shape, but for what is ours
+(`context`). Batches wait meanwhile: these requests are served first, on the same engine.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from api.deps import Call, CallContext
+from api.errors import describe
+from api.http.bodies import Many
+from api.http.idempotency import Idempotent
+from api.http.resource import resource
+from api.inference import stored_chats
+from api.inference.asking import (
+    EITHER,
+    KEEP_ALIVE,
+    WHOLE,
+    Asked,
+    GoingDown,
+    LastEventId,
+    Resume,
+    ask,
+    kept_stream,
+    named,
+    resume,
+    streamed,
+    whole,
+)
+from api.inference.stored_chats import ChatCompletionRequest
+from jobs.errors import NightmillError
+from jobs.inference.context_options import terms_of
+from jobs.inference.interactive import Piece
+from jobs.inference.waiting import place
+from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
+
+router: APIRouter = resource("Generation")
+
+
+class CompletionRequest(Asked):
+    stream: bool | None = None
+    prompt: str | list[Any]
+
+
+class EmbeddingRequest(Asked):
+    """OpenAI's fields, and ours: what the inputs are (`query`, `passage` …), and whether too long ones are cut off."""
+
+    input: str | list[Any]
+    input_type: Any = None
+    truncate: Any = None
+    truncate_prompt_tokens: Any = None
+
+
+class RerankRequest(Asked):
+    query: str
+    documents: Many[str | dict[str, Any]]
+
+
+@router.post("/chat/completions", response_class=Response, responses=EITHER)
+async def create_chat_completion(
+    call: Call,
+    request: Request,
+    once: Idempotent,
+    body: ChatCompletionRequest,
+    seconds: Resume = None,
+    last: LastEventId = None,
+) -> Response:
+    """One chat completion, or with `stream` its chunks as server-sent events; with `store` it is kept."""
+    if last is not None:
+        return await resumed(call, request, last, CHAT)
+    if body.store:
+        return await stored_chats.answer(call, request, once, body, seconds)
+    return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
+
+
+@router.post("/completions", response_class=Response, responses=EITHER)
+async def create_completion(
+    call: Call, request: Request, body: CompletionRequest, seconds: Resume = None, last: LastEventId = None
+) -> Response:
+    """One completion, or with `stream` its chunks as server-sent events."""
+    if last is not None:
+        return await resumed(call, request, last, COMPLETIONS)
+    return await _answer(call, request, COMPLETIONS, body, stream=bool(body.stream), seconds=seconds)
+
+
+@router.post("/embeddings", response_class=Response, responses=WHOLE)
+async def create_embedding(call: Call, request: Request, body: EmbeddingRequest) -> Response:
+    """The vectors of one or more inputs."""
+    return await _answer(call, request, EMBEDDINGS, body, stream=False)
+
+
+@router.post("/rerank", response_class=Response, responses=WHOLE)
+async def create_rerank(call: Call, request: Request, body: RerankRequest) -> Response:
+    """How well each document answers the query, best first: the shape that vLLM, Jina and Cohere share."""
+    return await _answer(call, request, RERANK, body, stream=False)
+
+
+async def resumed(call: CallContext, request: Request, last: str, url: str) -> Response:
+    """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
+    kept = await kept_stream(call, place(last)[0])
+    if kept.url == url and kept.shown:
+        return await stored_chats.resumed(call, request, last, kept.shown)
+    _, pieces = await resume(call, request, last, url)
+    return streamed(_events(pieces, resumable=True), last)
+
+
+async def _answer(
+    call: CallContext, request: Request, url: str, body: Asked, *, stream: bool, seconds: int | None = None
+) -> Response:
+    fields = body.fields()
+    terms_of(url, fields)  # what is wrong with them is told before there is somebody to do it
+    first, pieces = await ask(call, request, url, fields, stream=stream, resume=seconds)
+    if first.kind == "end" and first.body:
+        await pieces.aclose()
+        return whole(first)
+    return streamed(_events(pieces, first, resumable=bool(seconds)), first.at)
+
+
+async def _events(
+    pieces: AsyncGenerator[Piece], first: Piece | None = None, *, resumable: bool
+) -> AsyncIterator[bytes]:
+    """Server-sent events as OpenAI writes them: `data: {chunk}`, the last one `[DONE]`.
+
+    One that cannot be resumed has no ids: a client that connects anew would come back with one.
+    """
+    async with aclosing(pieces):
+        if first is not None:
+            yield _event(first, resumable=resumable)
+        try:
+            async for piece in pieces:
+                yield _event(piece, resumable=resumable)
+        except NightmillError as error:  # the status was sent long ago
+            if not (resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
+                yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
+
+
+def _event(piece: Piece, *, resumable: bool) -> bytes:
+    if piece.kind not in ("chunk", "end"):
+        return KEEP_ALIVE
+    return b"%bdata: %b\n\n" % (named(piece.at) if resumable else b"", piece.body or b"[DONE]")

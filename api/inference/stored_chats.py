@@ -1,0 +1,218 @@
+"""Chat completions that are to be kept (`store`): answered whole or as a stream, kept before the client has its end.
+
+    body ─▶ engine, which keeps nothing ─┬─▶ under our id ─▶ kept ─▶ client
+                                         └─▶ chunks, under our id, put together at the end ─▶ kept ─▶ [DONE]
+
+What a client hangs up on, what is refused and what breaks leaves nothing.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from api.deps import CallContext
+from api.errors import describe
+from api.http.bodies import Many
+from api.http.fields import Context, Metadata
+from api.http.idempotency import Once
+from api.http.space import check_space
+from api.inference import completions as kept_completions
+from api.inference.answered_once import Run, answered_once
+from api.inference.asking import KEEP_ALIVE, Asked, GoingDown, ask, named, resume, streamed, whole
+from api.inference.chunks import Chunks
+from api.shares import run_in_threadpool
+from jobs.errors import InvalidRequest, NightmillError
+from jobs.ids import new_id
+from jobs.inference import completions
+from jobs.inference.context_options import terms_of
+from jobs.inference.interactive import Piece
+from jobs.inference.stored import Kept
+from jobs.inference.waiting import beginning, follows
+from jobs.requests.endpoints import CHAT
+
+_OURS = frozenset({"metadata", "store"})
+
+
+class ChatCompletionRequest(Asked):
+    """OpenAI's fields, and ours. With `context` a message may have a `priority`, a number."""
+
+    messages: Many[dict[str, Any]] = Field(min_length=1)
+    stream: bool | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    context: Context = None
+
+
+class _Packed(msgspec.Struct):
+    """What it takes to show the rest of a stream, for whichever process does."""
+
+    id: str
+    body: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Chat:
+    """One on its way."""
+
+    call: CallContext
+    body: ChatCompletionRequest
+    id: str = field(default_factory=lambda: new_id(completions.PREFIX))
+    question: dict[str, Any] = field(init=False)  # as the engine is asked: one that could keep it is not to
+
+    def __post_init__(self) -> None:
+        self.question = {name: value for name, value in self.body.fields().items() if name not in _OURS}
+
+    @property
+    def options(self) -> Any:
+        """Of its stream; what is no object the engine refuses."""
+        return self.question.get("stream_options") or {}
+
+    def ours(self, answer: Any) -> dict[str, Any]:
+        """Raises NightmillError for what is no completion."""
+        if not completions.sound(answer):
+            raise _unsound()
+        return completions.ours(answer, self.id, self.body.metadata)
+
+    def keep(self, answer: dict[str, Any], run: Run) -> None:
+        """In one transaction, which `run` runs."""
+        kept = Kept(self.question, answer)
+        run(kept_completions.prepare(self.call, kept, self.body.model, self.body.metadata or {}))
+
+
+async def answer(
+    call: CallContext, request: Request, once: Once, body: ChatCompletionRequest, seconds: int | None
+) -> Response:
+    """Whole, once for each Idempotency-Key, or a stream. Raises InvalidRequest, StorageFull."""
+    if body.fields().get("cache") not in (None, False):
+        raise InvalidRequest("Invalid 'cache': it needs 'store' to be false.", param="cache", code="invalid_value")
+    if seconds is not None and not body.stream:
+        raise InvalidRequest("Only a stream can be resumed.", param="X-Nightmill-Resume", code="unsupported_value")
+    terms_of(CHAT, body.fields())
+    await run_in_threadpool(check_space, call, 0)
+    chat = Chat(call, body)
+    if body.stream:
+        return await _streamed(chat, request, seconds)
+    return await answered_once(once, body.fields(), partial(_answered, chat, request), chat.keep, partial(_kept, call))
+
+
+def _kept(call: CallContext, completion_id: str) -> dict[str, Any]:
+    """Raises NotFound once it is deleted."""
+    return kept_completions.load(call, completion_id).response
+
+
+async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
+    """The completion, or the engine's refusal."""
+    end, pieces = await ask(chat.call, request, CHAT, chat.question, stream=False)
+    await pieces.aclose()
+    return chat.ours(_decoded(end.body)) if end.status == 200 else whole(end)
+
+
+async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Response:
+    """A stream, or the engine's refusal. What it costs is kept too, and only told to whoever asks for it."""
+    told = {"stream_options": {**chat.options, "include_usage": True}} if isinstance(chat.options, dict) else {}
+    question = {**chat.question, **told}
+    shown = msgspec.json.encode(_Packed(chat.id, chat.body.fields())) if seconds else b""
+    first, pieces = await ask(chat.call, request, CHAT, question, stream=True, resume=seconds, shown=shown)
+    if first.kind == "end":
+        await pieces.aclose()
+        if first.status == 200:  # it has answered, but not as a stream
+            raise _unsound()
+        return whole(first)
+    return streamed(_events(_Shown(chat, resumable=bool(seconds)), pieces, first), first.at)
+
+
+async def resumed(call: CallContext, request: Request, last: str, shown: bytes) -> Response:
+    """What follows an event that the client has seen; the whole is read, to be kept at its end.
+
+    Raises InvalidRequest, NotFound where some of it was dropped, StreamsAway.
+    """
+    packed = msgspec.json.decode(shown, type=_Packed)
+    chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)
+    _, pieces = await resume(call, request, beginning(last), CHAT)
+    return streamed(_events(_Shown(chat, resumable=True, last=last), pieces), last)
+
+
+async def _events(shown: "_Shown", pieces: AsyncGenerator[Piece], first: Piece | None = None) -> AsyncIterator[bytes]:
+    """Server-sent events as OpenAI writes them; the last one, `[DONE]`, once the completion is kept."""
+    async with aclosing(pieces):
+        try:
+            if first is not None and (event := await shown.event(first)):
+                yield event
+            async for piece in pieces:
+                if event := await shown.event(piece):
+                    yield event
+        except NightmillError as error:  # the status was sent long ago
+            if not (shown.resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
+                yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
+
+
+class _Shown:
+    """The pieces of a stream as its client sees them: those behind `last`."""
+
+    def __init__(self, chat: Chat, *, resumable: bool, last: str = "") -> None:
+        self.resumable = resumable
+        self._chat, self._last = chat, last
+        self._usage = isinstance(chat.options, dict) and bool(chat.options.get("include_usage"))
+        self._chunks = Chunks()
+
+    async def event(self, piece: Piece) -> bytes:
+        """Empty where there is nothing to show. Raises NightmillError for what is no chunk."""
+        if piece.kind == "chunk":
+            return self._event(piece, self._chunk(piece))
+        if piece.kind != "end":
+            return KEEP_ALIVE
+        if not piece.body:
+            await run_in_threadpool(self._keep)
+        return self._event(piece, piece.body or b"[DONE]")
+
+    def _event(self, piece: Piece, data: bytes) -> bytes:
+        if not data or (self._last and not follows(piece.at, self._last)):
+            return b""
+        return b"%bdata: %b\n\n" % (named(piece.at) if self.resumable else b"", data)
+
+    def _chunk(self, piece: Piece) -> bytes:
+        """Under our id. A chunk that is only there for its usage is nothing to whoever did not ask for it."""
+        chunk = _decoded(piece.body)
+        if not isinstance(chunk, dict):
+            raise _unsound()
+        if "choices" in chunk:
+            chunk["id"] = self._chat.id
+        told = chunk if self._usage else {name: value for name, value in chunk.items() if name != "usage"}
+        hidden = not self._usage and chunk.get("usage") is not None and chunk.get("choices") == []
+        data = b"" if hidden else msgspec.json.encode(told)
+        self._chunks.add(chunk)
+        return data
+
+    def _keep(self) -> None:
+        """Nothing where it told an error, which the client has seen, or where another connection of its stream did.
+
+        Raises NightmillError where it just stopped.
+        """
+        if self._chunks.broken:
+            return
+        answer = self._chunks.whole()
+        if answer is None:
+            raise _unsound()
+        call, keep = self._chat.call, partial(self._chat.keep, self._chat.ours(answer))
+        if self.resumable:
+            kept_completions.once(call, self._chat.id, keep)
+        else:
+            keep(call.in_one_write)
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.MsgspecError as error:
+        raise _unsound() from error
+
+
+def _unsound() -> NightmillError:
+    return NightmillError("The engine's answer is no chat completion.", code="engine_error")

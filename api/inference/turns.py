@@ -1,0 +1,268 @@
+"""One turn of a conversation with a model, from a request for a response to what is kept of it.
+
+the request ──▶ what the model is shown: all that was said before, and what is asked now
+its answer ──▶ under our id ──▶ the response, and the items of its conversation, in one transaction
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.error_messages import clip
+from api.http.bodies import Body, Many
+from api.http.fields import Context, Metadata
+from api.http.idempotency import Make
+from api.http.space import check_space
+from api.inference import conversations, stored_responses
+from api.inference.answered_once import Reference, Run
+from api.inference.asking import Asked
+from api.inference.items import InputItem
+from api.inference.response_schemas import as_input, show_item
+from jobs.clock import now
+from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
+from jobs.ids import new_id
+from jobs.inference import responses
+from jobs.inference.context_options import terms_of
+from jobs.inference.stored import Kept
+from jobs.requests.endpoints import RESPONSES
+
+#: What we do ourselves; the rest is the engine's.
+_OURS = frozenset({"background", "conversation", "metadata", "previous_response_id", "store", "stream"})
+_SEARCH = "file_search"
+_ANSWERED = frozenset({"completed", "incomplete"})
+
+
+class ConversationReference(Body):
+    id: str
+
+
+Named = str | ConversationReference | None
+
+
+class CreateResponse(Asked):
+    """The fields that are ours to read. With `context` a message may have a `priority`, a number."""
+
+    input: str | Many[InputItem] | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    metadata: Metadata | None = None
+    background: bool | None = None
+    conversation: Named = None
+    context: Context = None
+
+
+@dataclass(slots=True)
+class Turn:
+    """One response on its way: what the model is shown, and how the answer is made ours."""
+
+    call: CallContext
+    body: CreateResponse
+    question: dict[str, Any]
+    asked: list[dict[str, Any]]  # this time
+    id: str = field(default_factory=lambda: new_id("resp_"))
+
+    @property
+    def store(self) -> bool:
+        return self.body.store is not False
+
+    @property
+    def conversation(self) -> str | None:
+        return _named(self.body.conversation)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "conversation": {"id": self.conversation} if self.conversation else None,
+            "previous_response_id": self.body.previous_response_id,
+            "background": bool(self.body.background),
+            "store": self.store,
+            "metadata": self.body.metadata or {},
+        }
+
+    def ours(self, answer: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
+        return responses.ours(answer, self.facts, self.question, ended)
+
+    @property
+    def results(self) -> bool:
+        """Whether the client asked for what searches find."""
+        include = self.body.fields().get("include")
+        return isinstance(include, list) and responses.RESULTS in include
+
+    def shown(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """A response, or an event of it, as the client asked for it."""
+        return dict(told) if self.results else responses.bare(told)
+
+    def kept(self, response: dict[str, Any]) -> Kept:
+        return Kept(self.question, response)
+
+
+def begin(call: CallContext, body: CreateResponse) -> Turn:
+    """Raises InvalidRequest, NotFound, StorageFull."""
+    if body.conversation and body.background:
+        raise _exclusive("background")
+    if body.background and body.store is False:
+        raise InvalidRequest("In the background a response is kept.", param="store", code="unsupported_value")
+    _check_cache(body)
+    terms_of(RESPONSES, body.fields())
+    if body.store is not False or body.conversation:
+        check_space(call, 0)
+    asked = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input or []
+    question = unless_ours(body.fields()) | {"store": False}  # an engine that could keep it is not to
+    question["input"] = [*said_before(call, body.conversation, body.previous_response_id), *asked]
+    if body.input is None and not question["input"]:
+        message = "One of 'input', 'previous_response_id' or a 'conversation' that has items must be provided."
+        raise InvalidRequest(message, param="input", code="missing_required_parameter")
+    if body.store is not False and _searches(question):  # whoever reads it later may want to see what was found
+        question["include"] = [*dict.fromkeys([*(question.get("include") or ()), responses.RESULTS])]
+    return Turn(call, body, question, asked)
+
+
+def _searches(question: Mapping[str, Any]) -> bool:
+    """Whether it searches files, and says nothing of what to show that is to be refused."""
+    tools, include = question.get("tools"), question.get("include")
+    known = include is None or (isinstance(include, list) and all(isinstance(name, str) for name in include))
+    return (
+        known and isinstance(tools, list) and any(isinstance(one, dict) and one.get("type") == _SEARCH for one in tools)
+    )
+
+
+def unless_ours(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a request is the engine's to judge."""
+    return {name: value for name, value in fields.items() if name not in _OURS}
+
+
+def said_before(call: CallContext, conversation: Named, previous: str | None) -> list[Any]:
+    """In a conversation, or until a response. Raises InvalidRequest, NotFound."""
+    named = _named(conversation)
+    if named and previous:
+        raise _exclusive("previous_response_id")
+    if named:
+        return [as_input(item) for item in conversations.load(call, named)]
+    return _before(call, previous)
+
+
+def _named(conversation: Named) -> str | None:
+    return conversation.id if isinstance(conversation, ConversationReference) else conversation
+
+
+def _exclusive(other: str) -> InvalidRequest:
+    message = f"'conversation' cannot be given together with '{other}'."
+    return InvalidRequest(message, param=other, code="mutually_exclusive_parameters")
+
+
+def _check_cache(body: CreateResponse) -> None:
+    """An answer that is given again is one of an engine alone; the rest of `cache` a worker checks."""
+    if body.fields().get("cache") in (None, False):
+        return
+    given = {
+        "store": body.store is not False,
+        "background": body.background,
+        "conversation": body.conversation,
+        "previous_response_id": body.previous_response_id,
+        "stream": body.stream,
+    }
+    for name, wrong in given.items():
+        if wrong:
+            needs = "it needs 'store' to be false" if name == "store" else f"it cannot be given together with '{name}'"
+            raise InvalidRequest(f"Invalid 'cache': {needs}.", param="cache", code="invalid_value")
+
+
+def _before(call: CallContext, previous: str | None) -> list[Any]:
+    """What was said until then. Raises InvalidRequest."""
+    if previous is None:
+        return []
+    try:
+        kept = stored_responses.load(call, previous, reserve=True)
+    except NotFound as error:
+        message = f"Previous response with id '{clip(previous)}' not found."
+        raise InvalidRequest(message, param="previous_response_id", code="previous_response_not_found") from error
+    status = kept.response.get("status", "completed")
+    if status not in _ANSWERED:
+        message = f"Previous response '{previous}' is {status}."
+        raise InvalidRequest(message, param="previous_response_id", code="invalid_state")
+    return [*responses.items(kept), *responses.bare(kept.response)["output"]]
+
+
+def begun(turn: Turn) -> dict[str, Any]:
+    """What is known of a response before anybody has worked on it; its defaults are OpenAI's."""
+    asked = {name: value for name, value in turn.question.items() if value is not None}
+    return {
+        **turn.facts,
+        "object": "response",
+        "created_at": int(now()),
+        "status": "queued",
+        "model": turn.body.model,
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.get("instructions"),
+        "max_output_tokens": asked.get("max_output_tokens"),
+        "max_tool_calls": asked.get("max_tool_calls"),
+        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
+        "prompt_cache_key": asked.get("prompt_cache_key"),
+        "reasoning": _reasoning(asked.get("reasoning")),
+        "safety_identifier": asked.get("safety_identifier"),
+        "service_tier": asked.get("service_tier", "auto"),
+        "temperature": asked.get("temperature", 1.0),
+        "text": responses.text_of(asked),
+        "tool_choice": asked.get("tool_choice", "auto"),
+        "tools": asked.get("tools", []),
+        "top_logprobs": asked.get("top_logprobs", 0),
+        "top_p": asked.get("top_p", 1.0),
+        "truncation": asked.get("truncation", "disabled"),
+        "usage": None,
+        "user": asked.get("user"),
+    }
+
+
+def _reasoning(asked: Any) -> dict[str, Any]:
+    return {"effort": None, "summary": None, **(asked if isinstance(asked, dict) else {})}
+
+
+def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
+    """What is to be kept of it, in one transaction, which `run` runs."""
+    make: Make = stored_responses.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
+    if turn.conversation is None:
+        run(make)
+        return
+
+    def commit(apply: Callable[[Session], None], new: object) -> None:  # noqa: ARG001
+        def both(session: Session) -> BaseModel:
+            apply(session)
+            return make(session)
+
+        run(both)
+
+    said = [show_item(item) for item in (*turn.asked, *turn.shown(response)["output"])]
+    try:
+        conversations.add(turn.call, turn.conversation, said, commit)
+    except ProjectFull:
+        if turn.store:
+            stored_responses.remove_unknown(turn.call, turn.id)
+        raise
+
+
+def _nothing(turn: Turn) -> Make:
+    def told(session: Session) -> BaseModel:
+        turn.call.record(session, "conversation.items.create", str(turn.conversation))
+        return Reference(id=turn.id)
+
+    return told
+
+
+def decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.MsgspecError as error:
+        raise unsound() from error
+
+
+def unsound() -> NightmillError:
+    return NightmillError("The engine's answer is no response.", code="engine_error")

@@ -1,0 +1,138 @@
+"""A retry: a new job over the same input, for the lines that failed or are missing. The old job stays untouched.
+
+Which lines those are is found when the new job is planned.
+"""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.batches.windows import seconds
+from api.deps import CallContext
+from api.files.queries import visible
+from api.http.space import check_not_full
+from api.retrieval.queries import get_store
+from jobs.batches import lines, retries
+from jobs.clock import now
+from jobs.errors import Conflict, InvalidRequest
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.inference import responses
+from jobs.ledger import ledger
+from jobs.ledger.payloads import FILE_BATCH, INGESTION, Batch, index_of
+from jobs.ledger.states import TERMINAL, JobState
+from jobs.ledger.tables import Job
+from jobs.retrieval import attachments, ingestions, reindexing
+from jobs.retrieval.attachments import Attachment
+from jobs.retrieval.ingestions import SINGLE
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+
+#: Of a job, those of the jobs that it retries with them: they are read with each of its shards.
+MAX_OVERRIDES_BYTES = 65_536
+_COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
+
+
+def again(
+    session: Session,
+    call: CallContext,
+    old: Job,
+    key: str | None,
+    overrides: dict[str, Any],
+    window: str | None,
+    priority: int | None,
+) -> Job:
+    """Submit the retry of an ended job, in the caller's transaction."""
+    _check(old)
+    check_not_full(session, call)
+    if old.kind == INGESTION:
+        return _files_again(session, call, old, key)
+    _check_known(session, old)
+    created_at, window = now(), window or old.window
+    payload = Batch.model_validate(old.payload)
+    overrides = {**payload.overrides, **overrides}
+    _check_overrides(overrides, old.endpoint)
+    job = Job(
+        id=new_id("batch_"),
+        project_id=call.project_id,
+        input_path=_input(session, call, old).path,
+        payload=payload.model_copy(update={"overrides": overrides}).model_dump(mode="json"),
+        priority=old.priority if priority is None else priority,
+        window=window,
+        created_at=created_at,
+        deadline=created_at + seconds(window, call.config),
+        idempotency_key=key,
+        retry_of=old.id,
+        request_id=call.request_id,
+        **{name: getattr(old, name) for name in _COPIED},
+    )
+    if old.labels is not None:
+        job.labels = old.labels
+    return ledger.submit(session, job, actor=call.actor)
+
+
+def _check(old: Job) -> None:
+    if old.kind == responses.KIND:
+        raise InvalidRequest("A response is not retried: ask for another.", code="nothing_to_retry")
+    if old.state not in TERMINAL:
+        raise Conflict(f"Job '{old.id}' has not ended: it is {old.state}.", code="invalid_state")
+    if old.state == JobState.SUCCEEDED and not old.failed:
+        raise InvalidRequest(f"Every line of job '{old.id}' has succeeded.", code="nothing_to_retry")
+
+
+def _check_known(session: Session, old: Job) -> None:
+    first = retries.last_run(session, old.id)
+    if first is not None and not retries.known(session, first):
+        raise InvalidRequest(retries.expired(first), code=retries.EXPIRED)
+
+
+def _check_overrides(overrides: dict[str, Any], endpoint: str) -> None:
+    """What is laid over every line is refused as it would be in each."""
+    if len(msgspec.json.encode(overrides)) > MAX_OVERRIDES_BYTES:
+        message = f"The overrides, with those of the jobs before, have more than {MAX_OVERRIDES_BYTES} bytes."
+        raise InvalidRequest(message, param="overrides", code="overrides_too_large")
+    model, stream = overrides.get("model", "its own"), overrides.get("stream")
+    if not isinstance(model, str) or not model:
+        raise _invalid("model", "Invalid type for 'overrides.model': expected a string.", "invalid_type")
+    if not isinstance(stream, bool | None):
+        raise _invalid("stream", "Invalid type for 'overrides.stream': expected a boolean.", "invalid_type")
+    if stream:
+        raise _invalid("stream", "Batches do not stream.", "streaming_unsupported")
+    required, missing = lines.REQUIRED[endpoint]
+    if required in overrides and overrides[required] is None:
+        raise _invalid(required, missing, "invalid_request")
+
+
+def _invalid(name: str, message: str, code: str) -> InvalidRequest:
+    return InvalidRequest(message, param=f"overrides.{name}", code=code)
+
+
+def _files_again(session: Session, call: CallContext, old: Job, key: str | None) -> Job:
+    """The files of an ingestion that failed or were not come to, unless they were attached anew since."""
+    store = get_store(session, call, old.payload["store_id"], alive=True, lock=True)
+    beside = bool(old.payload.get("beside"))
+    index = session.get(VectorStore, index_of(old.payload) if beside else store.current_id)
+    undone = VectorStoreFile.status.in_((attachments.FAILED, attachments.CANCELLED))
+    left = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
+    left = left.where(VectorStoreFile.store_id == (index.id if index else ""), VectorStoreFile.job_id == old.id, undone)
+    left = left.order_by(VectorStoreFile.id)
+    left = left.with_for_update(read=True, of=File)  # one deleted at this moment stays out
+    files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in session.scalars(left)]
+    if index is None or not files:
+        raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")
+    prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
+    facts = {"idempotency_key": key, "request_id": call.request_id, "retry_of": old.id}
+    facts |= {"webhook_url": old.webhook_url, "webhook_secret": old.webhook_secret}
+    job = ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **facts)
+    if source_id := old.payload.get("source_id"):  # it may have ended before the other indexes had any of it
+        reindexing.alongside(session, job, source_id, actor=call.actor, request_id=call.request_id)
+    return job
+
+
+def _input(session: Session, call: CallContext, old: Job) -> File:
+    file = session.scalar(visible(call).where(File.id == old.input_file_id).with_for_update(read=True))
+    if file is None:
+        message = f"The input file '{old.input_file_id}' of job '{old.id}' is gone."
+        raise InvalidRequest(message, param="input_file_id", code="input_file_gone")
+    return file

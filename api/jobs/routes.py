@@ -1,0 +1,208 @@
+"""Jobs of every kind, as the ledger sees them: progress, events, results, cancel, retry."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.http.bodies import Body
+from api.http.idempotency import Idempotent
+from api.http.metadata_filter import labelled
+from api.http.paging import After, Limit20, Order, Page, find, page
+from api.http.resource import resource
+from api.http.space import count_if_due
+from api.jobs.retry import again
+from api.jobs.schemas import JobEvent, JobObject, show_event, show_job
+from api.jobs.streams import event_stream, result_stream
+from api.shares import run_in_threadpool
+from api.webhooks.deliveries import delivery_page
+from api.webhooks.schemas import DeliveryObject
+from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.ledger import events, ledger
+from jobs.ledger.payloads import INGESTION
+from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.webhooks.tables import Delivery
+
+router = resource("Jobs")
+
+_EVENTS_DOC: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A page of events, or, with `Accept: text/event-stream`, each as it happens",
+        "content": {"text/event-stream": {"schema": {}}},
+    }
+}
+_RESULTS_DOC: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One line of JSON for each finished request",
+        "content": {"application/jsonl": {"schema": {"type": "string"}}},
+    }
+}
+
+
+class EventPage(BaseModel):
+    """Events after a `seq`, the oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobEvent]
+    has_more: bool
+
+
+class RetryJob(Body):
+    """What the new job does otherwise than the old one."""
+
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="Laid over the body of each line; at most 64 KB."
+    )
+    completion_window: str | None = Field(default=None, max_length=16, description="As of a new batch.")
+    priority: int | None = Field(default=None, ge=-100, le=100)
+
+
+@router.get("/jobs")
+def list_jobs(
+    request: Request,
+    call: Call,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    kind: Annotated[str | None, Query(max_length=32)] = None,
+    state: Annotated[JobState | None, Query()] = None,
+    schedule_id: Annotated[str | None, Query(max_length=64)] = None,
+    idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
+) -> Page[JobObject]:
+    """The project's jobs. `metadata[key]=value` selects, up to 16 times; `metadata=null` those without."""
+    statement = jobs_of(call)
+    wanted = (
+        (Job.kind, kind),
+        (Job.state, state),
+        (Job.schedule_id, schedule_id),
+        (Job.idempotency_key, idempotency_key),
+    )
+    for column, value in wanted:
+        statement = statement if value is None else statement.where(column == value)
+    statement = labelled(statement, Job.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    with call.db.read() as session:
+        # the last job of a page may have moved on since, or got other metadata
+        rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))
+        sums = totals(session, rows)
+    return page(rows, more, lambda job: show_job(job, sums[job.id]))
+
+
+@router.get("/jobs/{job_id}")
+def retrieve_job(call: Call, job_id: str) -> JobObject:
+    """One job, with its pace, the time it still needs and its place in the queue."""
+    with call.db.read() as session:
+        return _shown(session, get_job(session, call, job_id))
+
+
+@router.get("/jobs/{job_id}/events", response_model=EventPage, responses=_EVENTS_DOC)
+async def job_events(
+    request: Request,
+    call: Call,
+    job_id: str,
+    after: Annotated[int, Query(ge=0, lt=1 << 62, description="The `seq` of the last event known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    last_event_id: Annotated[str | None, Header(description="As browsers send it when they reconnect.")] = None,
+) -> Response:
+    """What happened to a job: a page, or a stream that ends with it."""
+    after = _resume(last_event_id, after)
+
+    def look() -> EventPage:
+        with call.db.read() as session:
+            get_job(session, call, job_id)
+            found = events.after(session, job_id, after, limit + 1)
+            return EventPage(data=[show_event(event) for event in found[:limit]], has_more=len(found) > limit)
+
+    first = await run_in_threadpool(look)
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        return Response(first.model_dump_json(), media_type="application/json")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(event_stream(call, job_id, after), headers=headers, media_type="text/event-stream")
+
+
+@router.get("/jobs/{job_id}/results", response_class=StreamingResponse, responses=_RESULTS_DOC)
+async def job_results(
+    call: Call,
+    job_id: str,
+    follow: Annotated[bool, Query(description="Go on until the job ends.")] = True,
+) -> StreamingResponse:
+    """The finished lines, while the job runs; in no particular order."""
+
+    def look() -> None:
+        with call.db.read() as session:
+            job = get_job(session, call, job_id)
+        if job.kind == INGESTION:
+            message = "An ingestion has no lines: its results are the files of its vector store."
+            raise InvalidRequest(message, param="job_id", code="no_results")
+
+    await run_in_threadpool(look)
+    return StreamingResponse(result_stream(call, job_id, follow=follow), media_type="application/jsonl")
+
+
+@router.get("/jobs/{job_id}/deliveries")
+def job_deliveries(
+    call: Call, job_id: str, after: After = None, limit: Limit20 = 20, order: Order = "desc"
+) -> Page[DeliveryObject]:
+    """What was sent to the job's own webhook, with every attempt."""
+    with call.db.read() as session:
+        job = get_job(session, call, job_id)
+        statement = select(Delivery).where(Delivery.project_id == call.project_id, Delivery.job_id == job.id)
+        return delivery_page(session, statement, after=after, limit=limit, order=order)
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(call: Call, job_id: str) -> JobObject:
+    """Stop a job; what is finished stays. Cancelling twice is no error."""
+    with call.db.write() as session:
+        job = get_job(session, call, job_id)
+        before = job.state
+        try:
+            job = ledger.cancel(session, job.id, actor=call.actor)
+        except Conflict as error:
+            raise Conflict(f"Cannot cancel a job in state '{before}'.", code="invalid_state") from error
+        if job.state != before:
+            call.record(session, "job.cancel", job.id)
+        return _shown(session, job)
+
+
+@router.post("/jobs/{job_id}/retry", response_model=JobObject)
+def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None = None) -> Response:
+    """A new job that runs what failed or is missing in an ended one, which stays as it is."""
+    wanted = body or RetryJob()
+
+    def make(session: Session) -> JobObject:
+        old = get_job(session, call, job_id)
+        job = again(session, call, old, once.key, wanted.overrides, wanted.completion_window, wanted.priority)
+        return _shown(session, job)
+
+    count_if_due(call)
+    return once.run(wanted.fields(), make)
+
+
+def jobs_of(call: CallContext) -> Select[Job]:
+    return select(Job).where(Job.project_id == call.project_id)
+
+
+def get_job(session: Session, call: CallContext, job_id: str) -> Job:
+    job = session.scalar(jobs_of(call).where(Job.id == job_id))
+    if job is None:
+        raise NotFound(f"No job found with id '{clip(job_id)}'.", param="job_id")
+    return job
+
+
+def _shown(session: Session, job: Job) -> JobObject:
+    sums = totals(session, [job])[job.id]
+    position, worked = queue_position(session, job), worked_seconds(session, job)
+    return show_job(job, sums, pace(session, job), position, outcomes(session, job), worked=worked, whole=True)
+
+
+def _resume(last_event_id: str | None, after: int) -> int:
+    """Where a stream goes on. An id that is none of ours is ignored, as browsers may send anything."""
+    known = last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit()
+    return int(last_event_id[:18]) if known and last_event_id else after

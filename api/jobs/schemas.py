@@ -1,0 +1,186 @@
+"""A job of any kind, with what OpenAI's views leave out: progress, pace, place in the queue."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from api.batches.schemas import STATUS, BatchErrors, Usage, show_errors, show_usage, when
+from jobs.ledger.payloads import INGESTION, index_of
+from jobs.ledger.progress import Pace, Totals
+from jobs.ledger.tables import Job
+from jobs.webhooks.tables import Event
+
+
+class Progress(BaseModel):
+    """Items so far. `fraction` is of the total, 0 while that is not known."""
+
+    total: int
+    completed: int
+    failed: int
+    fraction: float
+
+
+class Rate(BaseModel):
+    """Of the last 30 seconds."""
+
+    items_per_second: float
+    tokens_per_second: float
+
+
+class Outcomes(BaseModel):
+    """What became of the lines. One with several choices counts under each of their finish reasons.
+
+    `empty`: answered, with neither text nor a tool call. `errors`: by code.
+    """
+
+    finish_reasons: dict[str, int]
+    empty: int
+    errors: dict[str, int]
+
+
+class Webhook(BaseModel):
+    url: str
+
+
+class JobObject(BaseModel):
+    """`rate`, `eta_seconds`, `worked_seconds` and `queue_position` are null in lists and where they mean nothing,
+    `outcomes` and `overrides` in lists. `worked_seconds`: since the first lines that were answered were begun, with all
+    pauses since."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: str
+    state: str
+    status: str
+    endpoint: str | None
+    model: str | None
+    waiting_for: str | None
+    progress: Progress
+    rate: Rate | None
+    eta_seconds: float | None
+    worked_seconds: float | None
+    queue_position: int | None
+    usage: Usage
+    outcomes: Outcomes | None
+    errors: BatchErrors | None
+    vector_store_id: str | None
+    vector_store_index_id: str | None
+    input_file_id: str | None
+    output_file_id: str | None
+    error_file_id: str | None
+    priority: int
+    completion_window: str
+    deadline: int
+    not_before: int | None
+    retry_of: str | None
+    schedule_id: str | None
+    overrides: dict[str, Any] | None
+    webhook: Webhook | None
+    metadata: dict[str, str] | None
+    idempotency_key: str | None
+    request_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expiring_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+
+
+class JobEvent(BaseModel):
+    """Something that happened to a job. `seq` counts from 1 without gaps."""
+
+    id: str
+    object: Literal["job.event"] = "job.event"
+    job_id: str
+    seq: int
+    type: str
+    created_at: int
+    data: dict[str, Any]
+
+
+def show_job(
+    job: Job,
+    totals: Totals,
+    pace: Pace | None = None,
+    position: int | None = None,
+    outcomes: Mapping[str, int] | None = None,
+    *,
+    worked: float | None = None,
+    whole: bool = False,
+) -> JobObject:
+    return JobObject(
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        status=STATUS[job.state],
+        endpoint=job.endpoint or None,
+        model=job.model,
+        waiting_for=f"waiting_for_{job.waiting_for}" if job.waiting_for else None,
+        progress=_progress(job, totals),
+        rate=Rate(items_per_second=round(pace.items_per_second, 3), tokens_per_second=round(pace.tokens_per_second, 3))
+        if pace
+        else None,
+        eta_seconds=_eta(job, totals, pace),
+        worked_seconds=None if worked is None else round(worked, 3),
+        queue_position=position,
+        usage=show_usage(totals),
+        outcomes=None if outcomes is None else _outcomes(outcomes),
+        errors=show_errors(job.errors),
+        vector_store_id=job.payload.get("store_id"),
+        vector_store_index_id=index_of(job.payload) if job.kind == INGESTION else None,
+        input_file_id=job.input_file_id,
+        output_file_id=job.output_file_id,
+        error_file_id=job.error_file_id,
+        priority=job.priority,
+        completion_window=job.window,
+        deadline=int(job.deadline),
+        not_before=when(job.not_before),
+        retry_of=job.retry_of,
+        schedule_id=job.schedule_id,
+        overrides=job.payload.get("overrides") or {} if whole else None,
+        webhook=Webhook(url=job.webhook_url) if job.webhook_url else None,
+        metadata=job.labels,
+        idempotency_key=job.idempotency_key,
+        request_id=job.request_id,
+        **_times(job),
+    )
+
+
+def show_event(event: Event) -> JobEvent:
+    return JobEvent(
+        id=event.id,
+        job_id=event.subject_id,
+        seq=event.seq,
+        type=event.type,
+        created_at=int(event.created_at),
+        data=event.data,
+    )
+
+
+def _outcomes(counts: Mapping[str, int]) -> Outcomes:
+    errors = {name.removeprefix("error:"): count for name, count in counts.items() if name.startswith("error:")}
+    reasons = {name: count for name, count in counts.items() if name != "empty" and not name.startswith("error:")}
+    return Outcomes(finish_reasons=reasons, empty=counts.get("empty", 0), errors=errors)
+
+
+def _progress(job: Job, totals: Totals) -> Progress:
+    done = totals.completed + totals.failed
+    fraction = round(done / job.total, 6) if job.total else 0.0
+    return Progress(total=job.total, completed=totals.completed, failed=totals.failed, fraction=fraction)
+
+
+def _eta(job: Job, totals: Totals, pace: Pace | None) -> float | None:
+    if pace is None or pace.items_per_second <= 0:
+        return None
+    return round((job.total - totals.completed - totals.failed) / pace.items_per_second, 1)
+
+
+def _times(job: Job) -> dict[str, Any]:
+    names = ("in_progress", "finalizing", "completed", "failed", "expiring", "expired", "cancelling", "cancelled")
+    times: dict[str, Any] = {f"{name}_at": when(getattr(job, f"{name}_at")) for name in names}
+    return times | {"created_at": int(job.created_at)}

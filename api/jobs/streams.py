@@ -1,0 +1,191 @@
+"""Streams that follow a job until it ends: its events as SSE, its finished lines as JSONL.
+
+Both ask SQL twice a second in the thread pool and hold no transaction meanwhile. They end with the job, with the
+process, when their key is revoked, and when their client leaves.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.jobs.schemas import JobEvent, show_event
+from api.shares import run_in_threadpool
+from jobs.errors import DatabaseBusy, NotFound
+from jobs.files.tables import File
+from jobs.ledger import events
+from jobs.ledger.states import TERMINAL
+from jobs.ledger.tables import Job, Segment
+from jobs.platform.storage import CHUNK, Storage
+from jobs.security.tables import ApiKey
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.5
+_KEEP_ALIVE_SECONDS = 15.0
+_EVENTS_AT_ONCE = 100
+
+
+class KeyRevoked(Exception):
+    """The key that a stream was asked for with is no more."""
+
+
+def check_key(session: Session, call: CallContext) -> None:
+    """Raises KeyRevoked."""
+    key = session.get(ApiKey, call.caller.key_id)
+    if key is None or key.revoked_at is not None:
+        raise KeyRevoked
+
+
+async def until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
+    """A stream that simply ends when its key is revoked: its status was sent long ago."""
+    try:
+        async for piece in pieces:
+            yield piece
+    except KeyRevoked:
+        log.info("stream_key_revoked")
+
+
+def event_stream(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
+    """Server-sent events from the one that follows `after`; the id of each is its `seq`."""
+    return until_revoked(_events(call, job_id, after))
+
+
+def result_stream(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
+    """Each finished line once, as it is in the output or error file. Of an ended job: the files, unrun lines too."""
+    return until_revoked(_results(call, job_id, follow=follow))
+
+
+async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
+    quiet = 0.0
+
+    def look(session: Session) -> tuple[list[JobEvent], bool]:
+        ended = _ended(session, job_id)
+        found = events.after(session, job_id, after, _EVENTS_AT_ONCE)
+        return [show_event(event) for event in found], ended and len(found) < _EVENTS_AT_ONCE
+
+    yield ": the events of a job\n\n"
+    while not call.services.stopping.is_set():
+        try:
+            found, over = await _once(call, look)
+        except DatabaseBusy:  # by and by; meanwhile the stream has its signs of life
+            found, over = [], False
+        for event in found:
+            after = event.seq
+            yield f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+        if over:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+        quiet = 0.0 if found else quiet + _POLL_SECONDS
+        if quiet >= _KEEP_ALIVE_SECONDS:
+            quiet = 0.0
+            yield ": still here\n"  # without an empty line: see `asking.KEEP_ALIVE`
+
+
+async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
+    files = await _patiently(call, lambda session: _files(session, call, job_id))
+    if files is not None:
+        for path in files:
+            async for data in _whole(call.storage, path):
+                yield data
+        return
+    seen: set[tuple[int, int, int]] = set()
+    while not call.services.stopping.is_set():
+        fresh, over = await _patiently(call, lambda session: _segments(session, job_id, seen)) or ([], True)
+        for key, path in fresh:
+            seen.add(key)
+            async for data in _records(call.storage, path):
+                yield data
+        if over or not follow:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | None:
+    """Look until the database is not busy; None only when this process ends before that. Raises KeyRevoked."""
+    while not call.services.stopping.is_set():
+        try:
+            return await _once(call, look)
+        except DatabaseBusy:
+            await asyncio.sleep(_POLL_SECONDS)
+    return None
+
+
+async def _once(call: CallContext, look: Callable[[Session], T]) -> T:
+    """Look in a thread. Raises DatabaseBusy, KeyRevoked."""
+
+    def work() -> T:
+        with call.db.read() as session:
+            check_key(session, call)
+            return look(session)
+
+    return await run_in_threadpool(work)
+
+
+def _ended(session: Session, job_id: str) -> bool:
+    return session.scalar(select(Job.state).where(Job.id == job_id)) in TERMINAL
+
+
+def _files(session: Session, call: CallContext, job_id: str) -> list[str] | None:
+    """Where an ended job's results lie; None while it lives."""
+    job = session.get_one(Job, job_id)
+    if job.state not in TERMINAL:
+        return None
+    ids = [file_id for file_id in (job.output_file_id, job.error_file_id) if file_id]
+    visible = select(File.id, File.path).where(
+        File.id.in_(ids), File.project_id == call.project_id, File.deleted_at.is_(None)
+    )
+    paths = dict(session.execute(visible).all())
+    return [paths[file_id] for file_id in ids if file_id in paths]
+
+
+def _segments(
+    session: Session, job_id: str, seen: set[tuple[int, int, int]]
+) -> tuple[list[tuple[tuple[int, int, int], str]], bool]:
+    """Segments that were not there before, and whether these are the last."""
+    ended = _ended(session, job_id)  # asked first: what is committed after it is found by the next look
+    rows = session.execute(
+        select(Segment.n, Segment.epoch, Segment.seq, Segment.path)
+        .where(Segment.job_id == job_id)
+        .order_by(Segment.created_at)
+    )
+    fresh = [((n, epoch, seq), path) for n, epoch, seq, path in rows if (n, epoch, seq) not in seen]
+    return fresh, ended
+
+
+async def _records(storage: Storage, path: str) -> AsyncIterator[bytes]:
+    """The lines of one segment without what the ledger puts before them."""
+    lines = _read(storage, path, lambda handle: handle.readlines(CHUNK))
+    async for batch in _threaded(lines):
+        yield b"".join(line.split(b"\t", 2)[2] for line in batch)
+
+
+async def _whole(storage: Storage, path: str) -> AsyncIterator[bytes]:
+    async for data in _threaded(_read(storage, path, lambda handle: handle.read(CHUNK))):
+        yield data
+
+
+def _read(storage: Storage, path: str, take: Callable[[Any], T]) -> Iterator[T]:
+    """Pieces of an object; none when retention has removed it."""
+    try:
+        with storage.reader(path) as handle:
+            while piece := take(handle):
+                yield piece
+    except NotFound:
+        return
+
+
+async def _threaded(pieces: Iterator[T]) -> AsyncIterator[T]:
+    """An iterator whose every step is made in a thread."""
+    end = object()
+    try:
+        while (piece := await run_in_threadpool(next, pieces, end)) is not end:
+            yield piece  # type: ignore[misc]
+    finally:
+        close: Callable[[], None] = pieces.close  # type: ignore[attr-defined]
+        close()

@@ -1,0 +1,123 @@
+"""Files that are brought into a vector store together: a job of kind ingestion, as OpenAI shows it."""
+
+from typing import Annotated, Self
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import Field, model_validator
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.http.bodies import Body, Many
+from api.http.idempotency import Idempotent
+from api.http.job_webhook import JobWebhook, check_webhook, told
+from api.http.paging import Page
+from api.http.resource import resource
+from api.http.space import count_if_due
+from api.retrieval.chunking import ChunkingStrategy, kept
+from api.retrieval.queries import Attributes, bring_in, check_count, get_store
+from api.retrieval.schemas import (
+    BATCH_STATUS,
+    CreatedFileBatch,
+    FileBatchObject,
+    VectorStoreFileObject,
+    show_file_batch,
+)
+from api.retrieval.store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
+from jobs.errors import Conflict, NotFound
+from jobs.ledger import ledger
+from jobs.ledger.payloads import FILE_BATCH, INGESTION, index_of
+from jobs.ledger.progress import totals
+from jobs.ledger.states import TERMINAL
+from jobs.ledger.tables import Job
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+
+router: APIRouter = resource("Vector store file batches")
+
+
+class CreateFileBatch(Body):
+    """Either `file_ids`, which share attributes and chunking, or `files`, each with its own. `webhook` is ours."""
+
+    file_ids: Annotated[Many[Annotated[str, Field(max_length=64)]], Field(min_length=1)] | None = None
+    files: Annotated[Many[CreateVectorStoreFile], Field(min_length=1)] | None = None
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+    webhook: JobWebhook | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.file_ids is None) == (self.files is None):
+            raise ValueError("Exactly one of 'file_ids' and 'files' is required.")
+        return self
+
+
+@router.post("/vector_stores/{vector_store_id}/file_batches", response_model=FileBatchObject | CreatedFileBatch)
+def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: CreateFileBatch) -> Response:
+    """Bring many files into a store. One that is named twice comes in once."""
+    check_count(call, len(body.file_ids or body.files or ()), "file_ids" if body.file_ids else "files")
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    hook = check_webhook(call, body.webhook)
+
+    def make(session: Session) -> FileBatchObject:
+        store = get_store(session, call, vector_store_id, alive=True)
+        shared = (body.attributes, kept(body.chunking_strategy))
+        files = dict.fromkeys(body.file_ids or (), shared)
+        for file in body.files or ():
+            files.setdefault(file.file_id, (file.attributes, kept(file.chunking_strategy)))
+        job = bring_in(session, call, store, FILE_BATCH, files, once.key, hook)
+        shown = show_file_batch(job, totals(session, [job])[job.id])
+        return CreatedFileBatch(**shown.model_dump(), webhook=told(hook)) if hook else shown
+
+    count_if_due(call)
+    return once.run(fields, make)
+
+
+@router.get("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}")
+def retrieve_file_batch(call: Call, response: Response, vector_store_id: str, file_batch_id: str) -> FileBatchObject:
+    """How far a batch of files is."""
+    with call.db.read() as session:
+        job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
+        shown = show_file_batch(job, totals(session, [job])[job.id])
+    if job.state not in TERMINAL:
+        response.headers[POLL_AFTER] = str(POLL_MS)
+    return shown
+
+
+@router.post("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}/cancel")
+def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> FileBatchObject:
+    """Bring in no more files of it; those that are in stay. Cancelling twice is no error."""
+    with call.db.write() as session:
+        job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
+        before = job.state
+        try:
+            job = ledger.cancel(session, job.id, actor=call.actor)
+        except Conflict as error:
+            status = BATCH_STATUS.get(before, "in_progress")
+            raise Conflict(f"Cannot cancel a file batch with status '{status}'.", code="invalid_state") from error
+        if job.state != before:
+            call.record(session, "vector_store.file_batch.cancel", job.id)
+        return show_file_batch(job, totals(session, [job])[job.id])
+
+
+@router.get("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}/files")
+def list_file_batch_files(
+    call: Call, vector_store_id: str, file_batch_id: str, listing: Listed
+) -> Page[VectorStoreFileObject]:
+    """The files of a batch that are in the store now, and were not attached anew since."""
+    with call.db.read() as session:
+        store = get_store(session, call, vector_store_id)
+        job = _get(session, call, store, file_batch_id)
+        return listing.page(call, session, store, VectorStoreFile.job_id == job.id, index_id=index_of(job.payload))
+
+
+def _get(session: Session, call: CallContext, store: VectorStore, file_batch_id: str) -> Job:
+    mine = Job.project_id == call.project_id, Job.kind == INGESTION, Job.id == file_batch_id
+    job = session.scalar(select(Job).where(*mine)) if file_batch_id.startswith(FILE_BATCH) else None
+    if job is None or job.payload["store_id"] != store.id:
+        raise NotFound(f"No file batch found with id '{clip(file_batch_id)}'.", param="batch_id")
+    return job

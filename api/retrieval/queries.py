@@ -1,0 +1,129 @@
+"""The rows of vector stores and their files, as every route that touches one needs them; and how files come in."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any
+
+from pydantic import Field
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.error_messages import clip
+from api.files.queries import visible
+from api.http.fields import Labels
+from api.http.job_webhook import Hook
+from api.http.space import check_not_full
+from api.retrieval.schemas import VectorStoreObject, show_store
+from jobs.errors import Conflict, Expired, InvalidRequest, NotFound
+from jobs.files.tables import File
+from jobs.ledger import ledger
+from jobs.ledger.tables import Job
+from jobs.retrieval import indexes, ingestions
+from jobs.retrieval.attachments import IN_PROGRESS, Attachment, is_over
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+
+_STOPPED = 20  # jobs of a store that goes, at once; the others find that it is gone
+_Value = Annotated[str, Field(max_length=512)] | bool | int | float
+#: OpenAI's attributes of a file: as metadata, but values may be numbers and booleans.
+Attributes = Labels[_Value]
+
+
+def stores_of(call: CallContext) -> Select[VectorStore]:
+    return select(VectorStore).where(VectorStore.project_id == call.project_id, VectorStore.parent_id.is_(None))
+
+
+def get_store(
+    session: Session, call: CallContext, store_id: str, *, alive: bool = False, lock: bool = False
+) -> VectorStore:
+    """With `alive` one whose time is not over; with `lock` its indexes stay as they are. Raises NotFound, Expired."""
+    store = session.scalar(stores_of(call).where(VectorStore.id == store_id))
+    if store is not None and lock:
+        store = indexes.lock(session, store.id)
+    if store is None:
+        raise NotFound(f"No vector store found with id '{clip(store_id)}'.", param="vector_store_id")
+    if alive and is_over(store):
+        raise Expired(f"The vector store '{store_id}' has expired.", param="vector_store_id")
+    return store
+
+
+def get_store_file(session: Session, store: VectorStore, file_id: str) -> VectorStoreFile:
+    """As it is in the index in use."""
+    row = session.get(VectorStoreFile, (store.current_id, file_id))
+    if row is None:
+        message = f"No file found with id '{clip(file_id)}' in vector store '{store.id}'."
+        raise NotFound(message, param="file_id")
+    return row
+
+
+def shown(session: Session, stores: Sequence[VectorStore]) -> list[VectorStoreObject]:
+    """With the counts of their files, in one query for all."""
+    ids = [store.current_id for store in stores]
+    rows = {row.id: row for row in session.scalars(select(VectorStore).where(VectorStore.id.in_(ids)))}
+    counts, used = counts_of(session, ids)
+    return [
+        show_store(store, rows[store.current_id], counts.get(store.current_id, {}), used.get(store.current_id, 0))
+        for store in stores
+    ]
+
+
+def counts_of(session: Session, ids: Sequence[str]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """How many files of each status indexes have, and how many bytes they use."""
+    grouped = (
+        select(VectorStoreFile.store_id, VectorStoreFile.status, func.count(), func.sum(VectorStoreFile.usage_bytes))
+        .where(VectorStoreFile.store_id.in_(ids))
+        .group_by(VectorStoreFile.store_id, VectorStoreFile.status)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    used: dict[str, int] = {}
+    for store_id, status, count, size in session.execute(grouped):
+        counts.setdefault(store_id, {})[status] = count
+        used[store_id] = used.get(store_id, 0) + int(size or 0)
+    return counts, used
+
+
+def stop_jobs(session: Session, call: CallContext, index_ids: Sequence[str]) -> None:
+    """Work for indexes that go is stopped; what is about to end will find that they are gone."""
+    busy = VectorStoreFile.store_id.in_(index_ids), VectorStoreFile.status == IN_PROGRESS
+    jobs = select(VectorStoreFile.job_id).where(*busy).distinct().order_by(VectorStoreFile.job_id)
+    for job_id in session.scalars(jobs.limit(_STOPPED)).all():  # in one order, as who buries a worker locks them
+        with suppress(Conflict):
+            ledger.cancel(session, job_id, actor=call.actor)
+
+
+def bring_in(
+    session: Session,
+    call: CallContext,
+    store: VectorStore,
+    prefix: str,
+    files: Mapping[str, tuple[dict[str, Any] | None, dict[str, Any] | None]],
+    key: str | None,
+    hook: Hook | None = None,
+) -> Job:
+    """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound, ProjectFull."""
+    check_not_full(session, call)
+    names = _files(session, call, list(files))
+    wanted = [Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
+    facts = {"idempotency_key": key, "request_id": call.request_id}
+    if hook is not None:
+        facts |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
+    return ingestions.submit(session, store, wanted, actor=call.actor, prefix=prefix, **facts)
+
+
+def _files(session: Session, call: CallContext, ids: list[str]) -> dict[str, str]:
+    """The names of the files, by id. Their rows are locked, so that one deleted at this moment stays out."""
+    names: dict[str, str] = {}
+    for start in range(0, len(ids), 500):
+        page = visible(call).where(File.id.in_(ids[start : start + 500])).order_by(File.id)
+        names.update({file.id: file.filename for file in session.scalars(page.with_for_update(read=True))})
+    missing = next((name for name in ids if name not in names), None)
+    if missing is not None:
+        raise NotFound(f"No such File object: {clip(missing)}", param="file_id")
+    return names
+
+
+def check_count(call: CallContext, count: int, param: str) -> None:
+    limit = call.config.store_max_files
+    if count > limit:
+        message = f"Invalid '{param}': array too long. Expected at most {limit} items."
+        raise InvalidRequest(message, param=param, code="array_above_max_length")

@@ -1,0 +1,184 @@
+"""Vector stores: what files are brought into, to be searched."""
+
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.http.bodies import Body
+from api.http.fields import Metadata
+from api.http.idempotency import Idempotent
+from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.resource import resource
+from api.http.space import count_if_due
+from api.retrieval.chunking import AUTO, ChunkingStrategy, kept
+from api.retrieval.queries import bring_in, get_store, shown, stop_jobs, stores_of
+from api.retrieval.schemas import VectorStoreDeleted, VectorStoreObject
+from jobs.clock import now
+from jobs.errors import InvalidRequest
+from jobs.fleet import checkpoint, routing
+from jobs.fleet.models_file import EngineKind, Model
+from jobs.ids import new_id
+from jobs.requests.endpoints import EMBEDDINGS
+from jobs.retrieval import attachments, indexes
+from jobs.retrieval.ingestions import SINGLE
+from jobs.retrieval.tables import VectorStore
+
+router: APIRouter = resource("Vector stores")
+
+_MOST_FILES = 500  # OpenAI's, of a create
+
+
+class ExpiresAfter(Body):
+    """When a store expires, counted from its last use."""
+
+    anchor: Literal["last_active_at"]
+    days: int = Field(ge=1, le=365)
+
+
+class CreateVectorStore(Body):
+    """OpenAI's fields, and ours: which model embeds, and how short its vectors are cut."""
+
+    name: str | None = Field(default=None, max_length=256)
+    description: str | None = Field(default=None, max_length=4096)
+    file_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=_MOST_FILES)] | None = None
+    expires_after: ExpiresAfter | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+    metadata: Metadata | None = None
+    embedding_model: str | None = Field(default=None, min_length=1, max_length=255)
+    embedding_dimensions: int | None = Field(default=None, ge=1, le=16_384)
+
+
+class UpdateVectorStore(Body):
+    name: str | None = Field(default=None, max_length=256)
+    expires_after: ExpiresAfter | None = None
+    metadata: Metadata | None = None
+
+
+@router.post("/vector_stores", response_model=VectorStoreObject)
+def create_vector_store(call: Call, once: Idempotent, body: CreateVectorStore) -> Response:
+    """A store, empty or with files that are brought in at once."""
+    fields = body.fields()
+
+    def make(session: Session) -> VectorStoreObject:
+        store = _new(session, call, body)
+        session.add(store)
+        session.flush()
+        call.record(session, "vector_store.create", store.id)
+        if body.file_ids:
+            files = dict.fromkeys(body.file_ids, (None, None))
+            bring_in(session, call, store, SINGLE, files, once.key)
+        return shown(session, [store])[0]
+
+    if body.file_ids:
+        count_if_due(call)
+    return once.run(fields, make)
+
+
+@router.get("/vector_stores")
+def list_vector_stores(
+    call: Call, after: After = None, before: Before = None, limit: Limit20 = 20, order: Order = "desc"
+) -> Page[VectorStoreObject]:
+    """The project's stores."""
+    with call.db.read() as session:
+        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        rows, more = find(session, stores_of(call), VectorStore, gone=deleted(call, "vector_store.delete"), **place)
+        objects = {one.id: one for one in shown(session, rows)}
+    return page(rows, more, lambda store: objects[store.id])
+
+
+@router.get("/vector_stores/{vector_store_id}")
+def retrieve_vector_store(call: Call, vector_store_id: str) -> VectorStoreObject:
+    """One store, with how far its files are."""
+    with call.db.read() as session:
+        return shown(session, [get_store(session, call, vector_store_id)])[0]
+
+
+@router.post("/vector_stores/{vector_store_id}")
+def update_vector_store(call: Call, vector_store_id: str, body: UpdateVectorStore) -> VectorStoreObject:
+    """Change what is named in the request; `null` removes it."""
+    given = body.model_fields_set
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id, alive=True, lock=True)
+        if "name" in given:
+            store.name = body.name or ""
+        if "metadata" in given:
+            store.labels = body.metadata
+        if "expires_after" in given:
+            store.expires_days = body.expires_after.days if body.expires_after else None
+        session.flush()
+        attachments.touch(session, store.id, now())
+        call.record(session, "vector_store.update", store.id)
+        session.refresh(store)
+        return shown(session, [store])[0]
+
+
+@router.delete("/vector_stores/{vector_store_id}")
+def delete_vector_store(call: Call, vector_store_id: str) -> VectorStoreDeleted:
+    """Remove a store and all that was embedded for it. Its files stay, but for those that its sources have brought."""
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id)
+        stop_jobs(session, call, [index.id for index in indexes.all_of(session, store)])
+        attachments.remove_store(session, store)
+        call.record(session, "vector_store.delete", store.id, place_of(store))
+    return VectorStoreDeleted(id=vector_store_id)
+
+
+def _new(session: Session, call: CallContext, body: CreateVectorStore) -> VectorStore:
+    model = checked_model(session, call, body.embedding_model or _default_model(call), body.embedding_dimensions)
+    at = now()
+    days = body.expires_after.days if body.expires_after else None
+    labels = {"labels": body.metadata} if body.metadata is not None else {}
+    return VectorStore(
+        id=new_id("vs_"),
+        project_id=call.project_id,
+        name=body.name or "",
+        description=body.description,
+        model=model,
+        dimensions=body.embedding_dimensions or 0,
+        shortened=body.embedding_dimensions is not None,
+        chunking=kept(body.chunking_strategy) or AUTO,
+        expires_days=days,
+        created_at=at,
+        active_at=at,
+        expires_at=None if days is None else at + 86_400 * days,
+        **labels,
+    )
+
+
+def _default_model(call: CallContext) -> str:
+    """The deployment's. Raises InvalidRequest where there is none."""
+    found = call.services.registry().embedder(call.config.embedding_model)
+    if found is None:
+        message = "This deployment names no embedding model: say which in 'embedding_model'."
+        raise InvalidRequest(message, param="embedding_model", code="missing_required_parameter")
+    return found
+
+
+def checked_model(session: Session, call: CallContext, model: str, dimensions: int | None) -> str:
+    """What an embedding model calls itself. Raises InvalidRequest. One that is not known yet may come."""
+    try:
+        with suppress(routing.NotYet):
+            registry = call.services.registry()
+            routing.queue_of(session, call.config, registry, model, endpoint=EMBEDDINGS, project_id=call.project_id)
+    except routing.NotServed as refusal:
+        message = f"The model '{clip(model)}' cannot be used: {refusal}"
+        raise InvalidRequest(message, param="embedding_model", code=refusal.code) from refusal
+    known = call.services.registry().resolve(model)
+    if known and dimensions:
+        _check_dimensions(known, dimensions)
+    return known.name if known else model
+
+
+def _check_dimensions(model: Model, dimensions: int) -> None:
+    """Vectors can be cut, not made longer. Raises InvalidRequest where the model's files say how long they are."""
+    folder = checkpoint.folder_of(model) if model.engine is EngineKind.EMBED else None
+    most = checkpoint.dimensions_of(folder) if folder else None
+    if most is not None and dimensions > most:
+        message = f"The model '{clip(model.name)}' gives vectors of {most} dimensions, and {dimensions} were asked for."
+        raise InvalidRequest(message, param="embedding_dimensions", code="invalid_value")

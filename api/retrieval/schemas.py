@@ -1,0 +1,243 @@
+"""Vector stores, their files and file batches as OpenAI shows them."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from api.batches.schemas import BatchWebhook, when
+from jobs.ledger.progress import Totals
+from jobs.ledger.states import TERMINAL, JobState
+from jobs.ledger.tables import Job
+from jobs.retrieval.attachments import is_over
+from jobs.retrieval.documents import Document
+from jobs.retrieval.searches import Found
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+
+FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
+Value = str | bool | int | float
+
+BATCH_STATUS: dict[str, FileStatus] = {
+    JobState.SUCCEEDED: "completed",
+    JobState.FAILED: "failed",
+    JobState.EXPIRED: "failed",
+    JobState.CANCELLED: "cancelled",
+}
+
+
+_STOPPING = (JobState.QUEUED, JobState.CANCELLING, JobState.EXPIRING)
+
+
+class FileCounts(BaseModel):
+    in_progress: int
+    completed: int
+    failed: int
+    cancelled: int
+    total: int
+
+
+class ExpiresAfterActive(BaseModel):
+    anchor: Literal["last_active_at"] = "last_active_at"
+    days: int
+
+
+class VectorStoreObject(BaseModel):
+    """`embedding_model` and `embedding_dimensions` (null until something was embedded) are ours."""
+
+    id: str
+    object: Literal["vector_store"] = "vector_store"
+    created_at: int
+    name: str
+    description: str | None
+    usage_bytes: int
+    file_counts: FileCounts
+    status: Literal["expired", "in_progress", "completed"]
+    expires_after: ExpiresAfterActive | None
+    expires_at: int | None
+    last_active_at: int | None
+    metadata: dict[str, str] | None
+    embedding_model: str
+    embedding_dimensions: int | None
+
+
+class VectorStoreDeleted(BaseModel):
+    id: str
+    object: Literal["vector_store.deleted"] = "vector_store.deleted"
+    deleted: bool = True
+
+
+class LastError(BaseModel):
+    code: str
+    message: str
+
+
+class VectorStoreFileObject(BaseModel):
+    id: str
+    object: Literal["vector_store.file"] = "vector_store.file"
+    created_at: int
+    vector_store_id: str
+    usage_bytes: int
+    status: FileStatus
+    last_error: LastError | None
+    chunking_strategy: dict[str, Any]
+    attributes: dict[str, Value] | None
+
+
+class CreatedVectorStoreFile(VectorStoreFileObject):
+    """A file with its own webhook, as the call that brings it in answers it."""
+
+    webhook: BatchWebhook | None
+
+
+class VectorStoreFileDeleted(BaseModel):
+    id: str
+    object: Literal["vector_store.file.deleted"] = "vector_store.file.deleted"
+    deleted: bool = True
+
+
+class FileBatchObject(BaseModel):
+    id: str
+    object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
+    created_at: int
+    vector_store_id: str
+    status: FileStatus
+    file_counts: FileCounts
+
+
+class CreatedFileBatch(FileBatchObject):
+    """A batch of files with its own webhook, as its create answers it."""
+
+    webhook: BatchWebhook | None
+
+
+class Text(BaseModel):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class FileContentPage(BaseModel):
+    object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
+    data: list[Text]
+    has_more: bool = False
+    next_page: str | None = None
+
+
+class ChunkFacts(BaseModel):
+    """Where the text stands in its file: its `n`-th chunk, `text[start:end]` of its content. Ours.
+
+    `language` is an ISO 639-1 code, `time` what the file says of its last change, `sha256` of the text.
+    """
+
+    n: int
+    start: int
+    end: int
+    tokens: int
+    page: int | None = None
+    section: list[str] | None = None
+    title: str | None = None
+    language: str | None = None
+    time: str | None = None
+    sha256: str | None = None
+
+
+class SearchResult(BaseModel):
+    file_id: str
+    filename: str
+    score: float
+    attributes: dict[str, Value] | None
+    content: list[Text]
+    chunk: ChunkFacts
+
+
+class SearchPage(BaseModel):
+    """`duplicates`, how many were left out by `deduplicate`, is ours."""
+
+    object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
+    search_query: list[str]
+    data: list[SearchResult]
+    has_more: bool = False
+    next_page: str | None = None
+    duplicates: int | None = None
+
+
+def show_store(
+    store: VectorStore, index: VectorStore, counts: Mapping[str, int], usage_bytes: int
+) -> VectorStoreObject:
+    """`index` is the one in use, `counts` are of its files by status."""
+    return VectorStoreObject(
+        id=store.id,
+        created_at=int(store.created_at),
+        name=store.name,
+        description=store.description,
+        usage_bytes=usage_bytes,
+        file_counts=show_counts(counts),
+        status="expired" if is_over(store) else "in_progress" if counts.get("in_progress") else "completed",
+        expires_after=None if store.expires_days is None else ExpiresAfterActive(days=store.expires_days),
+        expires_at=when(store.expires_at),
+        last_active_at=int(store.active_at),
+        metadata=store.labels,
+        embedding_model=index.model,
+        embedding_dimensions=index.dimensions or None,
+    )
+
+
+_COUNTED = ("in_progress", "completed", "failed", "cancelled")
+
+
+def show_counts(counts: Mapping[str, int]) -> FileCounts:
+    return FileCounts(total=sum(counts.values()), **{name: counts.get(name, 0) for name in _COUNTED})
+
+
+def show_store_file(store: VectorStore, row: VectorStoreFile) -> VectorStoreFileObject:
+    error = LastError(code=row.error_code, message=row.error_message or "") if row.error_code else None
+    return VectorStoreFileObject(
+        id=row.id,
+        created_at=int(row.created_at),
+        vector_store_id=store.id,
+        usage_bytes=row.usage_bytes,
+        status=row.status,
+        last_error=error,
+        chunking_strategy=row.chunking,
+        attributes=row.attributes,
+    )
+
+
+def show_file_batch(job: Job, totals: Totals) -> FileBatchObject:
+    """What a job has not done by its end it never will.
+
+    A batch whose files have all come to an end is completed, whether or not its job says so yet: the SDKs' helpers wait
+    for the files alone.
+    """
+    left = job.total - totals.completed - totals.failed
+    over = job.state in TERMINAL
+    stopped = job.state == JobState.CANCELLED
+    counts = FileCounts(
+        in_progress=0 if over else left,
+        completed=totals.completed,
+        failed=totals.failed + (left if over and not stopped else 0),
+        cancelled=left if over and stopped else 0,
+        total=job.total,
+    )
+    return FileBatchObject(
+        id=job.id,
+        created_at=int(job.created_at),
+        vector_store_id=job.payload["store_id"],
+        status=BATCH_STATUS.get(job.state) or ("in_progress" if left or job.state in _STOPPING else "completed"),
+        file_counts=counts,
+    )
+
+
+def show_content(document: Document | None) -> FileContentPage:
+    return FileContentPage(data=[Text(text=document.text)] if document else [])
+
+
+def show_found(found: Found) -> SearchResult:
+    facts = {name: found.meta.get(name) for name in ChunkFacts.model_fields} | {"n": found.n}
+    return SearchResult(
+        file_id=found.file_id,
+        filename=found.filename,
+        score=found.score,
+        attributes=found.attributes,
+        content=[Text(text=found.text)],
+        chunk=ChunkFacts(**facts),
+    )

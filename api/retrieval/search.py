@@ -1,0 +1,169 @@
+"""Searching a vector store. The query is embedded, and the search made, by a worker that has the store's model."""
+
+from http import HTTPStatus
+from typing import Any, Literal, Self
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import Field, model_validator
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.http.bodies import Body, Many
+from api.http.resource import resource
+from api.inference.asking import ask, whole
+from api.retrieval.queries import get_store
+from api.retrieval.rewriting import rewritten
+from api.retrieval.schemas import SearchPage, show_found
+from api.shares import run_in_threadpool
+from jobs.errors import InvalidRequest
+from jobs.fleet import routing
+from jobs.inference.interactive import Piece
+from jobs.requests.endpoints import EMBEDDINGS, RERANK
+from jobs.retrieval import indexes, searches
+from jobs.retrieval.conditions import check_filter
+from jobs.retrieval.tables import VectorStore
+
+router: APIRouter = resource("Vector stores")
+
+LONGEST_QUERY = 4096
+_MOST_QUERIES = 16
+_TRIES = 3
+
+
+class HybridSearch(Body):
+    """How much each ranking counts; at least one weight is above 0. `fusion` and `rrf_k` are ours."""
+
+    embedding_weight: float = Field(ge=0, le=1_000_000)
+    text_weight: float = Field(ge=0, le=1_000_000)
+    fusion: Literal["rrf", "relative"] = "rrf"
+    rrf_k: int = Field(default=1, ge=0, le=10_000)
+
+    @model_validator(mode="after")
+    def _counts_something(self) -> Self:
+        if not self.embedding_weight + self.text_weight > 0:
+            raise ValueError("At least one of the weights must be above 0.")
+        return self
+
+
+class RankingOptions(Body):
+    """A `ranker` that is none of OpenAI's is a re-ranking model: it scores the best `rerank_depth` (at least as many as
+    are wanted) anew, and the threshold is of its scores. `deduplicate` leaves out what shares this much of its triples
+    of words with a better result. These two are ours.
+    """
+
+    ranker: str = Field(default="auto", min_length=1, max_length=255)
+    score_threshold: float = Field(default=0.0, ge=0, le=1)
+    hybrid_search: HybridSearch | None = None
+    rerank_depth: int = Field(default=searches.DEPTH, ge=1, le=searches.MOST_DEPTH)
+    deduplicate: float | None = Field(default=None, gt=0, le=1)
+
+
+class SearchVectorStore(Body):
+    """OpenAI's fields. `rewrite_query`: by a model that the operator names; else the query is searched as it stands."""
+
+    query: str | Many[str]
+    max_num_results: int = Field(default=10, ge=1, le=50)
+    rewrite_query: bool = False
+    filters: dict[str, Any] | None = None
+    ranking_options: RankingOptions | None = None
+
+
+@router.post("/vector_stores/{vector_store_id}/search", response_model=SearchPage)
+async def search_vector_store(call: Call, request: Request, vector_store_id: str, body: SearchVectorStore) -> Any:
+    """The chunks that answer a query best, by meaning and by words. `search_query` is what was searched for."""
+    queries = checked(body.query)
+    if body.filters is not None:
+        check_filter(body.filters, "filters")
+    index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
+    if body.rewrite_query:
+        queries = await rewritten(call, request, queries)
+        index = await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)  # as it is by now
+    for _ in range(_TRIES):
+        search = wanted(index, queries, body.max_num_results, body.filters, body.ranking_options)
+        first = await answer_of(call, request, search)
+        if first.status != HTTPStatus.NOT_FOUND:
+            break
+        searched, index = index, await run_in_threadpool(_index, call, vector_store_id, body.ranking_options)
+        if index.id == searched.id:
+            break  # else another index has come into use, and the one before was removed
+    if first.status >= 400:
+        return whole(first)
+    results = searches.decode_results(first.body)
+    data = [show_found(one) for one in results.found]
+    return SearchPage(search_query=list(queries), data=data, duplicates=results.duplicates)
+
+
+async def answer_of(call: CallContext, request: Request, search: searches.Search) -> Piece:
+    """What the workers that have the store's model say of a search."""
+    first, pieces = await ask(
+        call,
+        request,
+        searches.URL,
+        msgspec.to_builtins(search),
+        stream=False,
+        endpoint=EMBEDDINGS,
+        line=searches.line,
+    )
+    await pieces.aclose()
+    return first
+
+
+def wanted(
+    index: VectorStore,
+    queries: tuple[str, ...],
+    limit: int,
+    filters: dict[str, Any] | None,
+    options: RankingOptions | None,
+) -> searches.Search:
+    """A search as a worker is asked it."""
+    options = options or RankingOptions()
+    hybrid = options.hybrid_search or HybridSearch(embedding_weight=1.0, text_weight=1.0)
+    return searches.Search(
+        model=index.model,
+        store_id=index.id,
+        queries=queries,
+        limit=limit,
+        filters=filters,
+        vector_weight=hybrid.embedding_weight,
+        text_weight=hybrid.text_weight,
+        fusion=hybrid.fusion,
+        k=hybrid.rrf_k,
+        threshold=options.score_threshold,
+        ranker=searches.model_of(options.ranker),
+        depth=options.rerank_depth,
+        deduplicate=options.deduplicate or 0.0,
+    )
+
+
+def checked(query: str | list[str]) -> tuple[str, ...]:
+    queries = (query,) if isinstance(query, str) else tuple(query)
+    if not 1 <= len(queries) <= _MOST_QUERIES:
+        message = f"Invalid 'query': expected 1 to {_MOST_QUERIES} queries."
+        raise InvalidRequest(message, param="query", code="invalid_value")
+    for one in queries:
+        if not one.strip() or len(one) > LONGEST_QUERY:
+            message = f"Invalid 'query': a query has 1 to {LONGEST_QUERY} characters, not all of them spaces."
+            raise InvalidRequest(message, param="query", code="invalid_value")
+    return queries
+
+
+def _index(call: CallContext, store_id: str, options: RankingOptions | None) -> VectorStore:
+    """The one in use at this moment. Raises NotFound; InvalidRequest for a ranker that nobody will ever serve."""
+    with call.db.read() as session:
+        index = indexes.current(session, get_store(session, call, store_id, alive=True))
+        if options is not None and (ranker := searches.model_of(options.ranker)):
+            _check_ranker(session, call, ranker)
+    return index
+
+
+def _check_ranker(session: Session, call: CallContext, ranker: str) -> None:
+    try:
+        routing.queue_of(
+            session, call.config, call.services.registry(), ranker, endpoint=RERANK, project_id=call.project_id
+        )
+    except routing.NotYet:
+        return  # whoever makes the search will say
+    except routing.NotServed as refused:
+        message = f"Invalid 'ranking_options.ranker': {refused}"
+        raise InvalidRequest(message, param="ranking_options.ranker", code=refused.code) from None

@@ -1,0 +1,259 @@
+"""Sources of a vector store: URLs, a folder of the server, an S3 prefix, kept in step with the store."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import Field, model_validator
+from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.http.bodies import Body
+from api.http.idempotency import Idempotent
+from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.resource import resource
+from api.http.space import check_not_full, count_if_due
+from api.retrieval.chunking import ChunkingStrategy, kept
+from api.retrieval.queries import Attributes, get_store
+from api.retrieval.source_schemas import SourceDeleted, SourceItemObject, SourceObject, show_item, show_source
+from api.retrieval.store_files import POLL_AFTER, POLL_MS
+from jobs.batches.schedules import next_after
+from jobs.clock import now
+from jobs.errors import DatabaseBusy, InvalidRequest, NotFound
+from jobs.ids import new_id
+from jobs.platform.url_guard import parse
+from jobs.retrieval import source_locations, sources
+from jobs.retrieval.source_items import IN_PROGRESS
+from jobs.retrieval.source_tables import Source, SourceItem
+from jobs.retrieval.tables import VectorStore
+
+router: APIRouter = resource("Vector store sources")
+
+_MOST_URLS = 1000
+_MOST_SOURCES = 100  # of one store
+_CLEARED = 20  # transactions within the request for a delete; what is left then the dispatcher removes
+Url = Annotated[str, Field(min_length=1, max_length=2048)]
+Digest = Annotated[str, Field(max_length=64)]
+
+
+class CreateSource(Body):
+    """`url` or `urls` for type `url`; `path` and `glob` for `folder`; `prefix` for `s3`."""
+
+    type: Literal["url", "folder", "s3"]
+    url: Url | None = None
+    urls: Annotated[list[Url], Field(min_length=1, max_length=_MOST_URLS)] | None = None
+    path: str | None = Field(default=None, min_length=1, max_length=4096, description="Absolute.")
+    glob: str | None = Field(default=None, min_length=1, max_length=256, description="As `**/*.md`; hidden: never.")
+    prefix: str | None = Field(default=None, min_length=1, max_length=1024, description="As `s3://bucket/folder`.")
+    chunking_strategy: ChunkingStrategy | None = None
+    attributes: Attributes | None = None
+    cron: str | None = Field(default=None, min_length=1, max_length=128, description="When to sync again.")
+    timezone: str | None = Field(default=None, min_length=1, max_length=64, description="As `Europe/Zurich`.")
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> Self:
+        wanted = {"url": {"url", "urls"}, "folder": {"path", "glob"}, "s3": {"prefix"}}[self.type]
+        given = {name for name in ("url", "urls", "path", "glob", "prefix") if getattr(self, name) is not None}
+        if given - wanted:
+            raise ValueError(f"A source of type '{self.type}' takes no '{min(given - wanted)}'.")
+        if len(given - {"glob"}) != 1:
+            raise ValueError(f"A source of type '{self.type}' needs {' or '.join(sorted(wanted - {'glob'}))}.")
+        if self.timezone is not None and self.cron is None:
+            raise ValueError("A 'timezone' is nothing without a 'cron'.")
+        return self
+
+
+@router.post("/vector_stores/{vector_store_id}/sources", response_model=SourceObject)
+def create_source(call: Call, once: Idempotent, vector_store_id: str, body: CreateSource) -> Response:
+    """Bring in what is there, now and whenever the time comes: what is new or has changed; what is gone goes."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    spec = _spec(call, body)
+    created = now()
+    zone = (body.timezone or "UTC") if body.cron else None
+    first = next_after(body.cron, zone, created) if body.cron and zone else None
+
+    def make(session: Session) -> SourceObject:
+        check_not_full(session, call)
+        store = get_store(session, call, vector_store_id, alive=True, lock=True)
+        _check_count(session, store)
+        source = Source(
+            id=new_id("vss_"),
+            project_id=call.project_id,
+            store_id=store.id,
+            type=body.type,
+            spec=spec,
+            chunking=kept(body.chunking_strategy),
+            attributes=body.attributes,
+            cron=body.cron,
+            timezone=zone,
+            next_at=first,
+            status="",
+            created_at=created,
+        )
+        sources.sync(session, source, store, actor=call.actor, request_id=call.request_id, idempotency_key=once.key)
+        session.add(source)
+        call.record(session, "vector_store.source.create", source.id, {"store": store.id, "type": source.type})
+        session.flush()
+        return show_source(source)
+
+    count_if_due(call)
+    return once.run(fields, make)
+
+
+@router.get("/vector_stores/{vector_store_id}/sources")
+def list_sources(
+    call: Call,
+    vector_store_id: str,
+    after: After = None,
+    before: Before = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+) -> Page[SourceObject]:
+    """The sources of a store."""
+    with call.db.read() as session:
+        mine = select(Source).where(*_of(get_store(session, call, vector_store_id)))
+        place: dict[str, Any] = {"after": after, "before": before, "limit": limit, "order": order}
+        gone = deleted(call, "vector_store.source.delete", vector_store_id)
+        rows, more = find(session, mine, Source, gone=gone, **place)
+    return page(rows, more, show_source)
+
+
+@router.get("/vector_stores/{vector_store_id}/sources/{source_id}")
+def retrieve_source(call: Call, response: Response, vector_store_id: str, source_id: str) -> SourceObject:
+    """One source, and what came of its last sync."""
+    with call.db.read() as session:
+        source = _get(session, call, vector_store_id, source_id)
+    if source.status == IN_PROGRESS:
+        response.headers[POLL_AFTER] = str(POLL_MS)
+    return show_source(source)
+
+
+@router.get("/vector_stores/{vector_store_id}/sources/{source_id}/items")
+def list_source_items(
+    call: Call,
+    vector_store_id: str,
+    source_id: str,
+    after: Annotated[Digest | None, Field(description="Id of the last item of the previous page.")] = None,
+    limit: Limit20 = 20,
+) -> Page[SourceItemObject]:
+    """The documents of a source, in no order that means anything: the file that each became, or why there is none."""
+    with call.db.read() as session:
+        source = _get(session, call, vector_store_id, source_id)
+        mine: Select[SourceItem] = select(SourceItem).where(SourceItem.source_id == source.id)
+        if after is not None:
+            if session.get(SourceItem, (source.id, after)) is None:
+                raise InvalidRequest(f"No object with id '{clip(after)}'.", param="after", code="invalid_cursor")
+            mine = mine.where(SourceItem.digest > after)
+        items = session.scalars(mine.order_by(SourceItem.digest).limit(limit + 1)).all()
+    shown = [show_item(item) for item in items[:limit]]
+    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
+    return Page(data=shown, first_id=first, last_id=last, has_more=len(items) > limit)
+
+
+@router.post("/vector_stores/{vector_store_id}/sources/{source_id}/sync")
+def sync_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
+    """Sync now, and read again what could not be read. While a sync is in progress this begins no other."""
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id, alive=True)
+        source = _get(session, call, vector_store_id, source_id, lock=True)
+        if source.type == "folder":
+            _allowed(call, source.spec["path"])
+        if sources.sync(session, source, store, actor=call.actor, request_id=call.request_id, again=True):
+            call.record(session, "vector_store.source.sync", source.id)
+        return show_source(source)
+
+
+@router.post("/vector_stores/{vector_store_id}/sources/{source_id}/pause")
+def pause_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
+    """Sync no more by itself until it is resumed. Pausing twice is no error."""
+    with call.db.write() as session:
+        source = _get(session, call, vector_store_id, source_id, lock=True)
+        if source.paused_at is None:
+            source.paused_at = now()
+            call.record(session, "vector_store.source.pause", source.id)
+        return show_source(source)
+
+
+@router.post("/vector_stores/{vector_store_id}/sources/{source_id}/resume")
+def resume_source(call: Call, vector_store_id: str, source_id: str) -> SourceObject:
+    """Go on with the next time to come. What passed meanwhile is not made up for."""
+    with call.db.write() as session:
+        source = _get(session, call, vector_store_id, source_id, lock=True)
+        if source.paused_at is not None:
+            source.paused_at = None
+            if source.cron is not None:
+                source.next_at = next_after(source.cron, str(source.timezone), now())
+            call.record(session, "vector_store.source.resume", source.id)
+        return show_source(source)
+
+
+@router.delete("/vector_stores/{vector_store_id}/sources/{source_id}")
+def delete_source(call: Call, vector_store_id: str, source_id: str) -> SourceDeleted:
+    """Remove a source. The files that it has brought leave the store, and every other, and are deleted."""
+    with call.db.write() as session:
+        source = _get(session, call, vector_store_id, source_id)
+        sources.condemn(session, source, actor=call.actor)
+        call.record(session, "vector_store.source.delete", source.id, {"store": vector_store_id, **place_of(source)})
+    with suppress(DatabaseBusy):  # the dispatcher does the rest
+        _clear(call, source_id)
+    return SourceDeleted(id=source_id)
+
+
+def _clear(call: CallContext, source_id: str) -> None:
+    for _ in range(_CLEARED):
+        with call.db.write() as session:
+            if not sources.clear(session, source_id, actor=call.actor):
+                return
+        call.db.breathe()
+
+
+def _of(store: VectorStore) -> tuple[ColumnElement[bool], ...]:
+    return Source.store_id == store.id, Source.deleted_at.is_(None)
+
+
+def _get(session: Session, call: CallContext, store_id: str, source_id: str, *, lock: bool = False) -> Source:
+    store = get_store(session, call, store_id)
+    mine = select(Source).where(*_of(store), Source.id == source_id)
+    source = session.scalar(mine.with_for_update() if lock else mine)
+    if source is None:
+        message = f"No source found with id '{clip(source_id)}' in vector store '{store.id}'."
+        raise NotFound(message, param="source_id")
+    return source
+
+
+def _check_count(session: Session, store: VectorStore) -> None:
+    full = select(Source.id).where(*_of(store)).offset(_MOST_SOURCES - 1).limit(1)
+    if session.scalar(full) is not None:
+        raise InvalidRequest(f"A vector store has at most {_MOST_SOURCES} sources.", code="too_many_sources")
+
+
+def _allowed(call: CallContext, path: str) -> Path:
+    """The real path of a folder. Raises InvalidRequest for one that the operator does not allow."""
+    return source_locations.folder(call.config.source_folders, path, call.config.own_folders)
+
+
+def _spec(call: CallContext, body: CreateSource) -> dict[str, Any]:
+    """As a row keeps it. Raises InvalidRequest for what may not be read; names are resolved when they are fetched."""
+    if body.type == "folder":
+        glob = body.glob or "**/*"
+        if any(part in ("", ".", "..") for part in glob.split("/")):
+            raise InvalidRequest("The glob is relative, without '..'.", param="glob", code="invalid_value")
+        return {"path": str(_allowed(call, body.path or "")), "glob": glob}
+    if body.type == "s3":
+        bucket, prefix = source_locations.prefix(call.config.source_s3, body.prefix or "")
+        return {"prefix": f"s3://{bucket}/{prefix}"}
+    param = "url" if body.url else "urls"
+    urls = list(dict.fromkeys([body.url] if body.url else body.urls or ()))
+    for url in urls:
+        try:
+            parse(url, allow_private=call.config.source_allow_private)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, param=param, code=error.code) from error
+    return {"urls": urls}

@@ -1,0 +1,174 @@
+"""The files of a vector store: attached one by one, looked at, described, removed."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.http.bodies import Body
+from api.http.idempotency import Idempotent
+from api.http.job_webhook import JobWebhook, check_webhook, told
+from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.resource import resource
+from api.http.space import count_if_due
+from api.retrieval.chunking import ChunkingStrategy, kept
+from api.retrieval.queries import Attributes, bring_in, get_store, get_store_file
+from api.retrieval.schemas import (
+    CreatedVectorStoreFile,
+    FileContentPage,
+    VectorStoreFileDeleted,
+    VectorStoreFileObject,
+    show_content,
+    show_store_file,
+)
+from jobs.errors import NightmillError
+from jobs.retrieval import attachments, documents, indexes
+from jobs.retrieval.ingestions import SINGLE
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+
+router: APIRouter = resource("Vector store files")
+
+Filter = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | None, Query(alias="filter")]
+#: What SDKs' polling helpers obey: small files are done sooner than after their usual second.
+POLL_AFTER = "openai-poll-after-ms"
+POLL_MS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which files of a store are listed."""
+
+    after: After = None
+    before: Before = None
+    limit: Limit20 = 20
+    order: Order = "desc"
+    only: Filter = None
+
+    def page(
+        self,
+        call: CallContext,
+        session: Session,
+        store: VectorStore,
+        *conditions: ColumnElement[bool],
+        index_id: str = "",
+    ) -> Page[VectorStoreFileObject]:
+        """Of the index in use, unless another is named."""
+        among = select(VectorStoreFile).where(VectorStoreFile.store_id == (index_id or store.current_id))
+        statement = among.where(*conditions)
+        if self.only is not None:
+            statement = statement.where(VectorStoreFile.status == self.only)
+        place: dict[str, Any] = {"after": self.after, "before": self.before, "limit": self.limit, "order": self.order}
+        gone = deleted(call, "vector_store.file.delete", store.id)
+        rows, more = find(session, statement, VectorStoreFile, **place, among=among, gone=gone)
+        return page(rows, more, lambda row: show_store_file(store, row))
+
+
+Listed = Annotated[Listing, Depends()]
+
+
+class CreateVectorStoreFile(Body):
+    file_id: str = Field(min_length=1, max_length=64)
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+
+class AttachVectorStoreFile(CreateVectorStoreFile):
+    """A file that comes in alone may have its own webhook, which is ours."""
+
+    webhook: JobWebhook | None = None
+
+
+class UpdateVectorStoreFile(Body):
+    attributes: Attributes | None
+
+
+@router.post("/vector_stores/{vector_store_id}/files", response_model=VectorStoreFileObject | CreatedVectorStoreFile)
+def create_vector_store_file(
+    call: Call, once: Idempotent, vector_store_id: str, body: AttachVectorStoreFile
+) -> Response:
+    """Bring a file into a store. One that is there already can be found as it was until the new version is whole."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    hook = check_webhook(call, body.webhook)
+
+    def make(session: Session) -> VectorStoreFileObject:
+        store = get_store(session, call, vector_store_id, alive=True)
+        wanted = body.attributes, kept(body.chunking_strategy)
+        bring_in(session, call, store, SINGLE, {body.file_id: wanted}, once.key, hook)
+        call.record(session, "vector_store.file.create", body.file_id, {"store": store.id})
+        shown = show_store_file(store, get_store_file(session, store, body.file_id))
+        return CreatedVectorStoreFile(**shown.model_dump(), webhook=told(hook)) if hook else shown
+
+    count_if_due(call)
+    return once.run(fields, make)
+
+
+@router.get("/vector_stores/{vector_store_id}/files")
+def list_vector_store_files(call: Call, vector_store_id: str, listing: Listed) -> Page[VectorStoreFileObject]:
+    """The files of a store."""
+    with call.db.read() as session:
+        return listing.page(call, session, get_store(session, call, vector_store_id))
+
+
+@router.get("/vector_stores/{vector_store_id}/files/{file_id}")
+def retrieve_vector_store_file(
+    call: Call, response: Response, vector_store_id: str, file_id: str
+) -> VectorStoreFileObject:
+    """One file of a store, with its status."""
+    with call.db.read() as session:
+        store = get_store(session, call, vector_store_id)
+        row = get_store_file(session, store, file_id)
+    if row.status == attachments.IN_PROGRESS:
+        response.headers[POLL_AFTER] = str(POLL_MS)
+    return show_store_file(store, row)
+
+
+@router.post("/vector_stores/{vector_store_id}/files/{file_id}")
+def update_vector_store_file(
+    call: Call, vector_store_id: str, file_id: str, body: UpdateVectorStoreFile
+) -> VectorStoreFileObject:
+    """Change a file's attributes; the next search sees them."""
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id, alive=True, lock=True)
+        for _, row in indexes.rows_of(session, store, file_id):
+            row.attributes = body.attributes
+        row = get_store_file(session, store, file_id)
+        call.record(session, "vector_store.file.update", file_id, {"store": store.id})
+        return show_store_file(store, row)
+
+
+@router.delete("/vector_stores/{vector_store_id}/files/{file_id}")
+def delete_vector_store_file(call: Call, vector_store_id: str, file_id: str) -> VectorStoreFileDeleted:
+    """Take a file out of a store, with all that was embedded of it. The file itself stays."""
+    with call.db.write() as session:
+        store = get_store(session, call, vector_store_id, lock=True)
+        place = place_of(get_store_file(session, store, file_id))
+        for index, row in indexes.rows_of(session, store, file_id):
+            attachments.remove(session, index, row)
+        call.record(session, "vector_store.file.delete", file_id, {"store": store.id, **place})
+    return VectorStoreFileDeleted(id=file_id)
+
+
+@router.get("/vector_stores/{vector_store_id}/files/{file_id}/content")
+def vector_store_file_content(call: Call, vector_store_id: str, file_id: str) -> FileContentPage:
+    """The text of a file, as it was read: the text that offsets of chunks count in."""
+    lost = ""
+    while True:
+        with call.db.read() as session:
+            store = get_store(session, call, vector_store_id)
+            row = get_store_file(session, store, file_id)
+        if row.document is None:
+            return show_content(None)
+        document = documents.load(call.storage, row.store_id, attachments.version_of(row.document))
+        if document is not None:
+            return show_content(document)
+        if row.document == lost:
+            raise NightmillError("The text of this file is lost. `nightmill vectors verify --repair` makes it anew.")
+        lost = row.document  # or another version has taken its place meanwhile

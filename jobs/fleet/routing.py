@@ -1,0 +1,60 @@
+"""Where a model runs: the queue of a name, or why it has none.
+
+configured name ─▶ name that an endpoint showed ─▶ alias ─▶ an endpoint that takes any name
+"""
+
+from sqlalchemy.orm import Session
+
+from jobs.batches.lines import quoted
+from jobs.fleet import workers as fleet
+from jobs.fleet.models_file import ANY_MODEL, Registry
+from jobs.fleet.tables import Model
+from jobs.queues import Queue
+from jobs.security.tables import Project
+from jobs.settings import Settings
+
+
+class NotServed(Exception):
+    """No worker will ever serve this model (for this project)."""
+
+    def __init__(self, message: str, code: str = "model_not_found") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotYet(Exception):
+    """An endpoint that may serve it has not been heard from yet."""
+
+
+def queue_of(
+    session: Session, config: Settings, registry: Registry, name: str, *, endpoint: str, project_id: str
+) -> str:
+    """The queue whose workers serve `name` at `endpoint`. Raises NotServed, NotYet."""
+    configured = registry.models.get(name)
+    if configured is None and (shown := session.get(Model, name)) is not None:
+        _check_external(session, shown.external, name, project_id)
+        return shown.queue
+    configured = configured or registry.models.get(registry.aliases.get(name, ""))
+    if configured is None:
+        return _wildcard(session, config, name, project_id)
+    if endpoint not in configured.endpoints:
+        raise NotServed(f"The model '{name}' does not serve {endpoint}.", "model_not_supported")
+    _check_external(session, configured.external, name, project_id)
+    return configured.queue
+
+
+def _wildcard(session: Session, config: Settings, name: str, project_id: str) -> str:
+    workers = fleet.alive(session, Queue.GENERATE)
+    if any(ANY_MODEL in worker.models for worker in workers):
+        taker = session.get(Model, ANY_MODEL)  # what workers have noted of the endpoints that take any name
+        _check_external(session, taker is not None and taker.external, name, project_id)
+        return Queue.GENERATE
+    if config.engine_urls and not any(worker.models for worker in workers):
+        raise NotYet(name)
+    raise NotServed(f"The provided model '{quoted(name)}' is not supported by the Batch API.")
+
+
+def _check_external(session: Session, external: bool, name: str, project_id: str) -> None:
+    if external and not session.get_one(Project, project_id).allow_external:
+        message = f"The model '{quoted(name)}' runs outside this deployment, which the project does not allow."
+        raise NotServed(message, "external_model_not_allowed")

@@ -1,0 +1,113 @@
+"""Who works here, which models they serve, and facts about the deployment."""
+
+from typing import Any
+
+from sqlalchemy import Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.db.base import Base
+
+
+class Worker(Base):
+    """A live worker process. The leading dispatcher removes the row when `beat` stands still."""
+
+    __tablename__ = "worker"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    pool: Mapped[str] = mapped_column(String(32))
+    host: Mapped[str]
+    pid: Mapped[int]
+    started: Mapped[int]  # the process's start in clock ticks since boot: with pid, a process for certain
+    queues: Mapped[list[Any]]
+    models: Mapped[list[Any]]
+    slots: Mapped[int]
+    beat: Mapped[int] = mapped_column(default=0)
+    state: Mapped[str] = mapped_column(String(16), default="starting")  # starting | ready | stopping
+    created_at: Mapped[float]
+    seen_at: Mapped[float]
+    restarts: Mapped[int] = mapped_column(default=0)  # of its engine
+    place: Mapped[str | None]  # its host, and the devices that it may use
+    holds: Mapped[dict[str, Any] | None]  # the engines in its process: model → {entry, up}. See `jobs.fleet.quarantine`
+    #: What it is at besides its claims: [queue, model, project_id, how many], as of its last beat. None: it never said.
+    unclaimed: Mapped[list[Any] | None]
+
+
+class EngineDeath(Base):
+    """An engine that died or did not come up, by itself or with its worker. See `jobs.fleet.quarantine`."""
+
+    __tablename__ = "engine_death"
+    __table_args__ = (Index("ix_engine_death_place", "place", "model"),)
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    place: Mapped[str]
+    model: Mapped[str]
+    entry: Mapped[str] = mapped_column(String(64))
+    worker_id: Mapped[str] = mapped_column(String(64))
+    starting: Mapped[bool]  # it had not come up
+    error: Mapped[str] = mapped_column(Text)
+    suspects: Mapped[list[Any]]
+    lines: Mapped[list[Any]]  # the last of the log
+    created_at: Mapped[float]
+
+
+class Quarantine(Base):
+    """An engine that is left alone at a place, or is on trial there."""
+
+    __tablename__ = "quarantine"
+
+    place: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    entry: Mapped[str] = mapped_column(String(64))
+    deaths: Mapped[int]
+    error: Mapped[str] = mapped_column(Text)
+    suspects: Mapped[list[Any]]
+    lines: Mapped[list[Any]]
+    trial: Mapped[str | None] = mapped_column(String(64))  # the worker that has built it once more
+    tries: Mapped[int]
+    created_at: Mapped[float]
+    until: Mapped[float]  # when it may be tried
+
+
+class Model(Base):
+    """A model that an endpoint said it serves, so that a batch for it is valid while the endpoint is away."""
+
+    __tablename__ = "model"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    queue: Mapped[str] = mapped_column(String(64))
+    owned_by: Mapped[str] = mapped_column(String(64), default="endpoint")
+    external: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[float]
+    seen_at: Mapped[float]
+
+
+class Pause(Base):
+    """What the operator has paused, or a worker itself for a reason. See `jobs.ledger.pauses`."""
+
+    __tablename__ = "pause"
+
+    scope: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float]
+
+
+class Measure(Base):
+    """How often something took no longer than `le` seconds, and longer than the bound before. See `jobs.ledger.measures`."""
+
+    __tablename__ = "measure"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)
+    le: Mapped[str] = mapped_column(String(16), primary_key=True)
+    count: Mapped[int]
+    seconds: Mapped[float]  # of all of them together
+
+
+class Meta(Base):
+    """A fact about this deployment, by name."""
+
+    __tablename__ = "meta"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)

@@ -1,0 +1,186 @@
+"""The workers that are alive, and the models that endpoints have shown.
+
+A worker registers, then beats; the leading dispatcher removes those whose beat stands still on its own clock.
+A row that is here is therefore a worker that lives, give or take one lease.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import row_of
+from jobs.db.engine import insert_into
+from jobs.fleet.models_file import ANY_MODEL, Registry
+from jobs.fleet.tables import Model, Pause, Worker
+from jobs.ledger import measures, outbox, pauses
+from jobs.ledger.outbox import Served
+from jobs.ledger.states import LIVE, ShardState
+from jobs.ledger.tables import Job, Shard
+from jobs.queues import Queue
+from jobs.webhooks.tables import Delivery
+
+BEATS_TO_HEAR = 3  # see `Hearing`
+_OFF = exists().where(Pause.scope == pauses.Scope.WORKER, Pause.name == Worker.id)
+#: What the dispatcher asks while work waits, built once.
+_ALIVE = select(Worker).where(Worker.state == "ready", ~_OFF).order_by(Worker.id)
+_RESTARTS = select(Worker.pool, Worker.restarts).where(Worker.id == bindparam("its_id")).with_for_update()
+#: What each question of somebody who waits asks.
+_SERVING = select(Worker.queues, Worker.models).where(Worker.state == "ready", ~_OFF)
+
+
+def register(session: Session, worker: Worker) -> None:
+    """Write its row, whether or not it is there: the answer may be lost, and two threads may find the row missing."""
+    row = row_of(worker)
+    insert = insert_into(session, Worker).values(row)
+    session.execute(insert.on_conflict_do_update(index_elements=[Worker.id], set_=row))
+
+
+def beat(session: Session, worker_id: str, *, beats: int = 1, **changes: Any) -> bool:
+    """One heartbeat, or news between two; False when the row is gone (the dispatcher took this worker for dead).
+
+    How much `restarts` has grown is counted for good: the row goes when the worker does.
+    """
+    if restarts := changes.get("restarts"):
+        known = session.execute(_RESTARTS, {"its_id": worker_id}).first()
+        if known is not None and restarts > known.restarts:
+            measures.count(session, measures.RESTARTS, known.pool, restarts - known.restarts)
+    changed = session.execute(
+        update(Worker).where(Worker.id == worker_id).values(beat=Worker.beat + beats, seen_at=now(), **changes)
+    )
+    return changed.rowcount == 1  # type: ignore[attr-defined, no-any-return]
+
+
+def leave(session: Session, worker_id: str) -> None:
+    session.execute(delete(Worker).where(Worker.id == worker_id))
+    pauses.forget_worker(session, worker_id)
+
+
+def everyone(session: Session) -> Sequence[Worker]:
+    return session.scalars(select(Worker).order_by(Worker.pool, Worker.id)).all()
+
+
+def alive(session: Session, queue: str | None = None) -> Sequence[Worker]:
+    """Workers that can take work now, of one queue or all."""
+    return [worker for worker in session.scalars(_ALIVE) if queue is None or queue in worker.queues]
+
+
+def slots(workers: Iterable[Worker]) -> dict[str, int]:
+    """Slots per queue, of workers that are alive."""
+    total: dict[str, int] = {}
+    for worker in workers:
+        for queue in worker.queues:
+            total[queue] = total.get(queue, 0) + worker.slots
+    return total
+
+
+def serves(session: Session, queue: str, model: str) -> bool:
+    """Whether a live worker of `queue` serves `model`."""
+    return any(
+        queue in queues and (model in models or ANY_MODEL in models) for queues, models in session.execute(_SERVING)
+    )
+
+
+def served(workers: Iterable[Worker], registry: Registry | None) -> dict[str, Served]:
+    """What the live workers of each queue answer, as `Router` decides it. None: nobody knows the models file.
+
+    An endpoint that takes any name is not meant by one that the file gives to others.
+    """
+    shown: dict[str, set[str]] = {}
+    for worker in workers:
+        for queue in worker.queues:
+            shown.setdefault(queue, set()).update(worker.models)
+    if registry is None:
+        return dict.fromkeys(shown, outbox.ALL)
+    return {queue: _answered(names, registry) for queue, names in shown.items()}
+
+
+def unserved(served: Mapping[str, Served]) -> ColumnElement[bool]:
+    """Of jobs: nobody answers their model on their queue."""
+    queue, model = func.coalesce(Job.queue, ""), func.coalesce(Job.model, "")
+    return or_(queue.not_in(list(served)), *(and_(queue == name, ~its.among(model)) for name, its in served.items()))
+
+
+def _answered(shown: set[str], registry: Registry) -> Served:
+    aliases = registry.aliases.items()
+    if ANY_MODEL not in shown:
+        return Served(frozenset(shown.union(alias for alias, name in aliases if name in shown)))
+    others = registry.models.keys() - shown
+    return Served(frozenset(others.union(alias for alias, name in aliases if name in others) - shown), but=True)
+
+
+def remember_all(session: Session, found: Mapping[str, bool], queue: str) -> None:
+    """Note models that endpoints serve (name → whether the endpoint is external): they stay known while it is away."""
+    seen = now()
+    for name in sorted(found):  # in one order: several workers may do this at once
+        model = {"id": name, "queue": queue, "owned_by": "endpoint", "created_at": seen}
+        fresh = {"external": found[name], "seen_at": seen}
+        insert = insert_into(session, Model).values(model | fresh)
+        session.execute(insert.on_conflict_do_update(index_elements=[Model.id], set_=fresh))
+
+
+def claims_at(session: Session, scope: pauses.Scope, name: str) -> int:
+    """How many claims on shards and jobs are held there."""
+    of_shards = {
+        pauses.Scope.QUEUE: func.coalesce(Shard.queue, Job.queue),
+        pauses.Scope.MODEL: Job.model,
+        pauses.Scope.PROJECT: Job.project_id,
+        pauses.Scope.WORKER: Shard.worker_id,
+    }
+    held = select(func.count()).select_from(Shard).join(Job, Job.id == Shard.job_id)
+    count = session.scalar(held.where(Shard.state == ShardState.RUNNING, of_shards[scope] == name)) or 0
+    jobs = select(func.count()).select_from(Job).where(Job.state.in_(LIVE), Job.worker_id.is_not(None))
+    if scope is pauses.Scope.WORKER:
+        count += session.scalar(jobs.where(Job.worker_id == name)) or 0
+    elif scope is pauses.Scope.QUEUE and name == Queue.PLAN:
+        count += session.scalar(jobs) or 0
+    return count
+
+
+def besides_at(session: Session, scope: pauses.Scope, name: str) -> int:
+    """How much else is under way there: clients who are being answered, removals, deliveries.
+
+    Deliveries are a queue's and a worker's: what a paused model or project has done is told all the same.
+    """
+    places = {pauses.Scope.QUEUE: 0, pauses.Scope.MODEL: 1, pauses.Scope.PROJECT: 2}
+    count = 0
+    for worker_id, work in session.execute(select(Worker.id, Worker.unclaimed)):
+        count += sum(
+            int(one[3])
+            for one in work or ()
+            if (worker_id if scope is pauses.Scope.WORKER else one[places[scope]]) == name
+        )
+    sent = select(func.count()).select_from(Delivery).where(Delivery.worker_id.is_not(None))
+    if scope is pauses.Scope.WORKER:
+        count += session.scalar(sent.where(Delivery.worker_id == name)) or 0
+    elif scope is pauses.Scope.QUEUE and name == Queue.WEBHOOKS:
+        count += session.scalar(sent) or 0
+    return count
+
+
+class Hearing:
+    """Which workers may not have heard of a pause yet, or not have told since what they are at.
+
+    The next beat may have been under way when the pause was written. The one after that meets it, and the third tells
+    what was begun before.
+    """
+
+    def __init__(self, scope: pauses.Scope, names: Set[str]) -> None:
+        self._scope, self._names = scope, names
+        self._seen: dict[str, int] = {}
+
+    def unheard(self, session: Session) -> list[str]:
+        """Of the workers that are there now, by their beats since the first look, which is to be after the pause."""
+        waits = []
+        for worker in everyone(session):
+            first = self._seen[worker.id] = min(self._seen.get(worker.id, worker.beat), worker.beat)
+            if self._concerns(worker) and worker.beat < first + BEATS_TO_HEAR:
+                waits.append(worker.id)
+        return waits
+
+    def _concerns(self, worker: Worker) -> bool:
+        if self._scope is pauses.Scope.WORKER:
+            return worker.id in self._names
+        return self._scope is not pauses.Scope.QUEUE or not self._names.isdisjoint(worker.queues)

@@ -1,0 +1,1 @@
+"""Answers for interactive clients: requests and their way to an engine, stored answers, the cache."""

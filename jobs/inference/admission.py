@@ -1,0 +1,137 @@
+"""Admission of interactive requests: bounds on what one project, and one queue, may put into Redis.
+
+    waiting:<project>   hash   request ─▶ "bytes queue"    counted while asking:<request> exists and no worker has it
+    streams:<project>   hash   stream ─▶ "bytes"           counted while resumable:<stream> or answer:<stream> exists
+                                      or "bytes u"         the same; a resumable stream that is unfinished
+
+An entry whose keys have expired counts no more, and the next admission removes it. So a process that dies at any point
+leaves nothing behind that is counted for longer than those keys live. Both hashes expire too.
+
+A stream that can be resumed needs no connection. Until it ends, the most that it may hold is counted; then what it
+holds. The unread chunks of other streams, and the events of responses in the background, are counted in blocks.
+"""
+
+from typing import Any, Final
+
+from jobs.errors import Overloaded, TooManyRequests
+from jobs.inference.interactive import (
+    BACKGROUND_SECONDS,
+    LINE_SECONDS,
+    Question,
+    answer,
+    asking,
+    kept_in_line,
+    project_streams,
+    project_waiting,
+    resumable,
+)
+from jobs.settings import Settings
+
+#: A project has at most this part of a queue, so that others still get in.
+PART: Final = 3
+#: Bytes of a stream that are counted at a time.
+BLOCK: Final = 256 << 10
+_STREAMS: Final = 1024  # of one project, those that have ended and can still be read among them
+#: All streams of a project may have so many times the bytes of its unfinished resumable ones.
+_HELD: Final = 2
+_COUNT_STREAM: Final = f"""
+local function count_stream(streams, id, bytes, running, most, seconds)
+  local entries, total, unfinished = redis.call('HGETALL', streams), bytes, 0
+  for i = 1, #entries, 2 do
+    if redis.call('EXISTS', '{resumable("")}' .. entries[i], '{answer("")}' .. entries[i]) == 0 then
+      redis.call('HDEL', streams, entries[i])
+    else
+      local held, mark = string.match(entries[i + 1], '^(%d+)(.*)$')
+      total = total + held
+      if mark == ' u' then unfinished = unfinished + 1 end
+    end
+  end
+  if running and unfinished >= running or total > most or #entries >= {2 * _STREAMS} then return 0 end
+  if running then redis.call('HSET', streams, id, bytes .. ' u') else redis.call('HINCRBY', streams, id, bytes) end
+  if redis.call('TTL', streams) < seconds then redis.call('EXPIRE', streams, seconds) end
+  return 1
+end
+"""
+#: In one round trip; a request that is refused has changed nothing.
+_ADMIT: Final = f"""{_COUNT_STREAM}
+local queue, asking, resumable, waiting, streams = unpack(KEYS)
+local id, raw, kept = ARGV[1], ARGV[2], ARGV[3]
+local places, bytes, lease, seconds = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local length = redis.call('LLEN', queue)
+if length >= places then return 'queue' end
+if length > 0 and redis.call('MEMORY', 'USAGE', queue, 'SAMPLES', 0) + #raw > bytes then return 'queue' end
+local entries, own, total = redis.call('HGETALL', waiting), 0, 0
+for i = 1, #entries, 2 do
+  if redis.call('EXISTS', '{asking("")}' .. entries[i]) == 0 then
+    redis.call('HDEL', waiting, entries[i])
+  else
+    local size, name = string.match(entries[i + 1], '^(%d+) (.*)$')
+    total = total + tonumber(size)
+    if name == queue then own = own + 1 end
+  end
+end
+if own * {PART} >= places or (total > 0 and (total + #raw) * {PART} > bytes) then return 'project' end
+if kept ~= '' then
+  local full, running, most = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+  if count_stream(streams, id, full + #kept, running, most, seconds + lease) == 0 then return 'streams' end
+  redis.call('SET', resumable, kept, 'EX', lease)
+end
+redis.call('SET', asking, '1', 'EX', lease)
+redis.call('RPUSH', queue, raw)
+redis.call('HSET', waiting, id, #raw .. ' ' .. queue)
+for _, key in ipairs({{queue, waiting}}) do
+  if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, seconds) end
+end
+return ''
+"""
+_COUNT: Final = f"""{_COUNT_STREAM}
+local bytes, most, seconds = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+return count_stream(KEYS[1], ARGV[1], bytes, nil, most, seconds)
+"""
+_FINISHED: Final = """
+local bytes = string.match(redis.call('HGET', KEYS[1], ARGV[1]) or '', '^(%d+) u$')
+if bytes then redis.call('HSET', KEYS[1], ARGV[1], math.max(0, bytes + ARGV[2])) end
+"""
+
+
+async def admit(
+    server: Any, config: Settings, queue: str, question: Question, raw: bytes, kept: bytes, lease: int
+) -> None:
+    """Put the packed request `raw` into its queue. `kept`: what a stream is resumed with, empty if it cannot be.
+    `lease`: seconds for which its client counts as present.
+
+    Raises Overloaded, TooManyRequests, RedisError.
+    """
+    tenant, id_ = question.tenant, question.id
+    keys = (queue, asking(id_), resumable(id_), project_waiting(tenant), project_streams(tenant))
+    bounds = (config.interactive_waiting, config.interactive_waiting_bytes, lease, kept_in_line(question))
+    of_streams = (config.interactive_unread_bytes, config.interactive_resumable, most_held(config))
+    refused = await server.eval(_ADMIT, len(keys), *keys, id_, raw, kept, *bounds, *of_streams)
+    if refused == b"queue":
+        raise Overloaded
+    if refused == b"project":
+        raise TooManyRequests("Too many requests of this project, or too many bytes of them, wait to be answered.")
+    if refused == b"streams":
+        raise TooManyRequests("This project has too many streams that can be resumed. Stop some, or wait.")
+
+
+async def count_block(server: Any, tenant: str, stream_id: str, most: int) -> bool:
+    """Count BLOCK more bytes of a stream; return False where those of its project would be more than `most`.
+
+    Raises RedisError.
+    """
+    seconds = BACKGROUND_SECONDS + LINE_SECONDS
+    return bool(await server.eval(_COUNT, 1, project_streams(tenant), stream_id, BLOCK, most, seconds))
+
+
+async def count_finished(server: Any, question: Question, reserved: int, held: int) -> None:
+    """Count a resumable stream that has ended by the bytes that it holds, no more by those `reserved` for it.
+
+    Raises RedisError.
+    """
+    await server.eval(_FINISHED, 1, project_streams(question.tenant), question.id, held - reserved)
+
+
+def most_held(config: Settings) -> int:
+    """Return the bytes that all streams of a project may have in Redis."""
+    return _HELD * config.interactive_resumable * config.interactive_unread_bytes

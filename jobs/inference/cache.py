@@ -1,0 +1,219 @@
+"""The cache: what was computed for a project and may be given to it again. Losing any of it costs time alone.
+
+    key: SHA-256 of the project, the model and all that the result depends on ──▶ a value, for a time
+
+A row can be found while its time lasts, its project's cache was not cleared since it was asked for, and the files of
+the job that it came from are there. What cannot be found any more is removed afterwards, some rows at a time.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    delete,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+
+from jobs.db.engine import UNSEEN, insert_into
+from jobs.files.tables import File
+from jobs.inference.cache_tables import Cached, CacheEpoch, CacheUse
+from jobs.ledger.tables import Job
+
+KEYS_AT_ONCE = 500  # in one statement
+_FILES = (Job.input_file_id, Job.output_file_id)  # of a job; the error file has no answers
+
+Owner = TypeVar("Owner")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was found. `tokens` are those of the input."""
+
+    value: bytes
+    tokens: int
+    created_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """What is to be kept. `epoch` is its project's as it was when the request came."""
+
+    key: bytes
+    project_id: str
+    epoch: int
+    value: bytes
+    tokens: int
+    created_at: float
+    expires_at: float
+    job_id: str | None = None
+
+
+def find(session: Session, keys: Sequence[bytes], at: float) -> dict[bytes, Entry]:
+    """What there is of these keys."""
+    columns = Cached.key, Cached.value, Cached.tokens, Cached.created_at, Cached.expires_at
+    seen = (
+        select(*columns)
+        .outerjoin(CacheEpoch, CacheEpoch.project_id == Cached.project_id)
+        .where(Cached.epoch == func.coalesce(CacheEpoch.epoch, 0), Cached.expires_at > at, _not_deleted())
+    )
+    found: dict[bytes, Entry] = {}
+    for start in range(0, len(keys), KEYS_AT_ONCE):
+        rows = session.execute(seen.where(Cached.key.in_(keys[start : start + KEYS_AT_ONCE])))
+        found.update({row.key: Entry(row.value, row.tokens, row.created_at, row.expires_at) for row in rows})
+    return found
+
+
+def epochs(session: Session, project_ids: Collection[str]) -> dict[str, int]:
+    """How often the cache of each was cleared."""
+    found = select(CacheEpoch.project_id, CacheEpoch.epoch).where(CacheEpoch.project_id.in_(project_ids))
+    return dict.fromkeys(project_ids, 0) | {row.project_id: row.epoch for row in session.execute(found)}
+
+
+def put(session: Session, entries: Sequence[New]) -> None:
+    """Keep these, where nothing is that would have done: of two that were computed at once the first stays, or clients
+    would be given one answer again and then another. In order, and first of a transaction: two that keep the same must
+    not wait for each other."""
+    firsts: dict[bytes, New] = {}
+    for one in sorted(entries, key=lambda one: -one.epoch):
+        firsts.setdefault(one.key, one)
+    rows = [
+        {
+            "key": one.key,
+            "project_id": one.project_id,
+            "epoch": one.epoch,
+            "job_id": one.job_id,
+            "tokens": one.tokens,
+            "size": len(one.value),
+            "created_at": one.created_at,
+            "expires_at": one.expires_at,
+            "value": one.value,
+        }
+        for one in sorted(firsts.values(), key=lambda one: one.key)
+    ]
+    if rows:
+        insert = insert_into(session, Cached)
+        new = insert.excluded
+        again = {name: new[name] for name in rows[0] if name != "key"}
+        unfit = or_(
+            Cached.epoch < new.epoch,
+            Cached.expires_at <= new.created_at,
+            Cached.created_at <= 2 * new.created_at - new.expires_at,  # older than its client lets it be
+            ~_not_deleted(literal_column("cached.job_id")),
+        )
+        session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=again, where=unfit), rows)
+
+
+def prolong(session: Session, keys: Sequence[bytes], expires_at: float) -> None:
+    """They were used, and stay; but for those that somebody else is at."""
+    used = update(Cached).where(Cached.key.in_(_free(session, select(Cached.key).where(Cached.key.in_(keys)))))
+    session.execute(used.values(expires_at=expires_at), execution_options=UNSEEN)
+
+
+def size(session: Session) -> int:
+    """Bytes of all values; read from an index."""
+    return int(session.scalar(select(func.coalesce(func.sum(Cached.size), 0))) or 0)
+
+
+def evict(session: Session, rows: int) -> int:
+    """Make room: what expires first goes. Returns its bytes."""
+    return sum(_delete(session, select(Cached.key).order_by(Cached.expires_at).limit(rows)))
+
+
+def count(session: Session, uses: Mapping[str, tuple[int, int]]) -> None:
+    """Add hits and misses, by kind."""
+    for kind, (hits, misses) in sorted(uses.items()):
+        insert = insert_into(session, CacheUse).values(kind=kind, hits=hits, misses=misses)
+        sums = {"hits": CacheUse.hits + insert.excluded.hits, "misses": CacheUse.misses + insert.excluded.misses}
+        session.execute(insert.on_conflict_do_update(index_elements=["kind"], set_=sums))
+
+
+def clear(session: Session, project_id: str) -> int:
+    """From this transaction on a project finds nothing of before. Returns how many entries there were."""
+    epoch = epochs(session, [project_id])[project_id]
+    mine = Cached.project_id == project_id, Cached.epoch == epoch
+    entries = int(session.scalar(select(func.count()).select_from(Cached).where(*mine)) or 0)
+    insert = insert_into(session, CacheEpoch).values(project_id=project_id, epoch=1)
+    session.execute(insert.on_conflict_do_update(index_elements=["project_id"], set_={"epoch": CacheEpoch.epoch + 1}))
+    return entries
+
+
+def remove_expired(session: Session, at: float, limit: int) -> int:
+    late = select(Cached.key).where(Cached.expires_at <= at).order_by(Cached.expires_at).limit(limit)
+    return len(_delete(session, late))
+
+
+def remove_cleared(session: Session, limit: int) -> Mapping[str, int]:
+    """Remove what a clearing has put out of sight; how much of which project."""
+    counts: dict[str, int] = {}
+    for cleared in session.scalars(select(CacheEpoch)).all():  # a join would read the whole cache
+        old = Cached.project_id == cleared.project_id, Cached.epoch < cleared.epoch
+        _remove(session, old, cleared.project_id, counts, limit)
+    return counts
+
+
+def remove_deleted(session: Session, limit: int) -> Mapping[tuple[str, str], int]:
+    """Remove what came from jobs whose input or output file is deleted; how much of which file and project."""
+    counts: dict[tuple[str, str], int] = {}
+    for column in _FILES:
+        owned = (
+            select(Job.id, File.id, File.project_id)
+            .join_from(File, Job, column == File.id)
+            .where(File.deleted_at > 0, exists().where(Cached.job_id == Job.id))  # > 0: its index is used
+            .limit(limit)
+        )
+        for job_id, file_id, project_id in session.execute(owned).all():
+            _remove(session, [Cached.job_id == job_id], (file_id, project_id), counts, limit)
+    return counts
+
+
+def left_nothing() -> Sequence[ColumnElement[bool]]:
+    """Of a file: nothing is in the cache that came from a job which read or wrote it."""
+    return [~exists().where(column == File.id, Cached.job_id == Job.id) for column in _FILES]
+
+
+def _not_deleted(job_id: SQLColumnExpression[str | None] = Cached.job_id) -> ColumnElement[bool]:
+    """It came from no job, or from one whose files are all there."""
+    read, written = aliased(File), aliased(File)
+    there = exists().where(
+        Job.id == job_id,
+        or_(Job.input_file_id.is_(None), _there(read, Job.input_file_id)),
+        or_(Job.output_file_id.is_(None), _there(written, Job.output_file_id)),
+    )
+    return or_(job_id.is_(None), there)
+
+
+def _there(file: type[File], column: InstrumentedAttribute[str | None]) -> ColumnElement[bool]:
+    return exists().where(file.id == column, file.deleted_at.is_(None))
+
+
+def _remove(
+    session: Session, which: Sequence[ColumnElement[bool]], owner: Owner, counts: dict[Owner, int], limit: int
+) -> None:
+    """Remove of these what the limit leaves room for, and count it as the owner's."""
+    room = limit - sum(counts.values())
+    some = select(Cached.key).where(*which).limit(room)
+    if gone := len(_delete(session, some)):
+        counts[owner] = counts.get(owner, 0) + gone
+
+
+def _free(session: Session, keys: Select[bytes]) -> Sequence[bytes]:
+    """Those of the keys whose rows nobody else is at. They are ours now, and no lock was waited for: whoever holds some
+    and waits for others has somebody wait for him."""
+    return session.scalars(keys.with_for_update(skip_locked=True)).all()
+
+
+def _delete(session: Session, keys: Select[bytes]) -> Sequence[int]:
+    """Remove those that are free. Returns the bytes of each."""
+    gone = delete(Cached).where(Cached.key.in_(_free(session, keys))).returning(Cached.size)
+    return session.scalars(gone, execution_options=UNSEEN).all()

@@ -1,0 +1,104 @@
+"""Responses: where one that is kept lies, and what of it is ours.
+
+The question that is kept holds the whole conversation, so that it can be continued whatever became of the turns
+before; and a response that is asked for in the background is a job whose input is this very object.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from jobs.clock import now
+from jobs.inference.stored import Kept
+from jobs.requests.endpoints import RESPONSES
+
+KIND: Final = "response"
+#: Where it is asked how long an input is.
+COUNT_URL: Final = f"{RESPONSES}/input_tokens"
+#: Of `include`: what the searches in files found. It is kept with a response in any case.
+RESULTS: Final = "file_search_call.results"
+
+#: What an engine's answer does not know.
+_OURS: Final = ("id", "background", "conversation", "metadata", "previous_response_id", "store")
+
+#: Of OpenAI's codes of a response's error those that say as much as an engine's may.
+CODES: Final = frozenset({"rate_limit_exceeded", "invalid_prompt", "server_error"})
+
+#: The events that end a stream.
+FINAL: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_ATTEMPT: Final = 1_000_000
+#: What a response repeats of its request, and engines know nothing of.
+_ECHOED: Final = ("prompt_cache_key", "safety_identifier", "user")
+
+
+def numbered(epoch: int, n: int) -> int:
+    """The number of an event of an attempt in the background: above all of the attempts before."""
+    return epoch * _ATTEMPT + n
+
+
+def sound(answer: Any) -> bool:
+    """Whether an engine's answer is a response: what else comes with status 200 is none."""
+    output = answer.get("output") if isinstance(answer, dict) else None
+    return isinstance(output, list) and all(
+        isinstance(item, dict) and isinstance(item.get("type"), str) for item in output
+    )
+
+
+def error_of(told: Mapping[str, Any]) -> dict[str, str]:
+    """An engine's error as a response shows it."""
+    code, message = told.get("code"), told.get("message")
+    known = isinstance(code, str) and code in CODES
+    return {"code": str(code) if known else "server_error", "message": str(message or "It failed.")}
+
+
+def path(response_id: str) -> str:
+    return f"responses/{response_id}"
+
+
+def items(kept: Kept) -> list[Any]:
+    """The input as the model is shown it, earlier turns included."""
+    found: list[Any] = kept.question["input"]
+    return found
+
+
+def bare(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A response, or an event of one, without what searches found."""
+    shown = dict(told)
+    if isinstance(shown.get("output"), list):
+        shown["output"] = [_bare(item) for item in shown["output"]]
+    if isinstance(shown.get("response"), dict):
+        shown["response"] = bare(shown["response"])
+    if "item" in shown:
+        shown["item"] = _bare(shown["item"])
+    return shown
+
+
+def _bare(item: Any) -> Any:
+    return {**item, "results": None} if isinstance(item, dict) and item.get("results") is not None else item
+
+
+def as_asked(answer: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None) -> dict[str, Any]:
+    """An engine's answer, which says of the request what was asked and not what was computed with; OpenAI's defaults.
+
+    vLLM gives the room in its context for the most tokens, and neither an error nor a time of its end: that is
+    `ended`, in seconds, or else now. Twice is once.
+    """
+    echoed = {name: asked[name] for name in _ECHOED if asked.get(name) is not None}
+    told = {"error": None, **answer, "max_output_tokens": asked.get("max_output_tokens"), "text": text_of(asked)}
+    told |= echoed
+    if told.get("status") == "completed" and told.get("completed_at") is None:
+        told["completed_at"] = int(now()) if ended is None else ended
+    return told
+
+
+def text_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """How the text was to be."""
+    said = asked.get("text")
+    given = {name: value for name, value in said.items() if value is not None} if isinstance(said, dict) else {}
+    return {"format": {"type": "text"}, **given}
+
+
+def ours(
+    answer: Mapping[str, Any], response: Mapping[str, Any], asked: Mapping[str, Any], ended: int | None = None
+) -> dict[str, Any]:
+    """An engine's answer as the answer to this response, which was asked for so."""
+    return {**as_asked(answer, asked, ended), **{name: response.get(name) for name in _OURS}}

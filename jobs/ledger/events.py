@@ -1,0 +1,79 @@
+"""Events: one row each, feeding polling, SSE and webhooks. Written in the transaction of what happened."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import table_of
+from jobs.ids import new_id
+from jobs.ledger.payloads import EVENT_TYPES
+from jobs.ledger.tables import Job
+from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
+
+_INSERT = insert(table_of(Event))
+_ENABLED = select(WebhookEndpoint.id, WebhookEndpoint.event_types).where(
+    WebhookEndpoint.project_id == bindparam("its_project"), WebhookEndpoint.disabled_at.is_(None)
+)
+
+
+def record(
+    session: Session,
+    *,
+    subject_id: str,
+    seq: int,
+    project_id: str,
+    type: str,  # noqa: A002 (the wire's name)
+    data: dict[str, Any],
+) -> Event:
+    """Append an event, and return what it tells; `seq` was taken by the caller under the subject's row lock."""
+    row = {
+        "subject_id": subject_id,
+        "seq": seq,
+        "id": new_id("evt_"),
+        "project_id": project_id,
+        "type": type,
+        "data": data,
+        "created_at": now(),
+    }
+    session.connection().execute(_INSERT, row)
+    return Event(**row)
+
+
+def fan_out(session: Session, event: Event, job: Job | None = None) -> None:
+    """Owe `event` to each enabled endpoint that wants it, and to the job's own webhook."""
+    fan_out_all(session, [event], job)
+
+
+def fan_out_all(session: Session, events: Sequence[Event], job: Job | None = None) -> None:
+    """The same of several events, of one project."""
+    told = [event for event in events if event.type in EVENT_TYPES]
+    enabled = session.execute(_ENABLED, {"its_project": told[0].project_id}).all() if told else ()
+    owed = []
+    for event in told:
+        owed += [_delivery(event, endpoint_id=endpoint_id) for endpoint_id, types in enabled if event.type in types]
+        if job is not None and job.webhook_url:
+            owed.append(_delivery(event, job_id=job.id))
+    if owed:
+        session.add_all(owed)
+
+
+def _delivery(event: Event, *, endpoint_id: str | None = None, job_id: str | None = None) -> Delivery:
+    return Delivery(
+        id=new_id("wh_"),
+        project_id=event.project_id,
+        event_id=event.id,
+        endpoint_id=endpoint_id,
+        job_id=job_id,
+        due_at=event.created_at,
+        created_at=event.created_at,
+    )
+
+
+def after(session: Session, subject_id: str, seq: int, limit: int) -> Sequence[Event]:
+    """The events of one subject that follow `seq`, oldest first."""
+    return session.scalars(
+        select(Event).where(Event.subject_id == subject_id, Event.seq > seq).order_by(Event.seq).limit(limit)
+    ).all()

@@ -1,0 +1,403 @@
+"""The ledger: the only writer of a job's state.
+
+    submit ─▶ claim(plan) ─▶ planned ─▶ … shards … ─▶ settle ─▶ claim(finish) ─▶ close
+                  └─▶ reject        cancel / expire ─▶ settle ┘
+
+Each function takes the caller's session and runs in its transaction; the audit row, the event, the deliveries and
+the doorbells are written there too. Guards stand in the WHERE: source state and epoch. Who lost the claim gets
+`Fenced` and has changed nothing. `jobs.ledger.shards` is the same for the shards of a running job.
+
+On PostgreSQL rows are locked in one order: the job, its shards, its doorbells, and at last what all count in.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import row_of
+from jobs.errors import Conflict, Fenced
+from jobs.files.tables import File
+from jobs.ledger import audit, events, measures, outbox, pauses, statements
+from jobs.ledger.payloads import INGESTION, terminal_event
+from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
+from jobs.ledger.tables import TOKENS, Job, Outbox, Shard
+from jobs.queues import Queue, Task
+from jobs.retrieval import attachments, source_items
+
+#: The column that is stamped on entering each state.
+STAMPS: dict[JobState, str] = {
+    JobState.RUNNING: "in_progress_at",
+    JobState.FINISHING: "finalizing_at",
+    JobState.EXPIRING: "expiring_at",
+    JobState.CANCELLING: "cancelling_at",
+    JobState.SUCCEEDED: "completed_at",
+    JobState.FAILED: "failed_at",
+    JobState.EXPIRED: "expired_at",
+    JobState.CANCELLED: "cancelled_at",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobClaim:
+    """The right to plan or finish a job until a newer epoch exists."""
+
+    job: Job
+    epoch: int
+    worker_id: str
+
+
+def submit(session: Session, job: Job, *, actor: str) -> Job:
+    """A new job, its first event, its audit row and its doorbell, in the caller's transaction."""
+    job.state = JobState.QUEUED
+    job.event_seq = 1
+    session.add(job)
+    session.flush()
+    _event(session, job, "job.created")
+    audit.record(
+        session,
+        actor=actor,
+        action="job.submit",
+        target=job.id,
+        project_id=job.project_id,
+        destination=job.state,
+        request_id=job.request_id,
+    )
+    outbox.owe(session, job, Task.PLAN, Queue.PLAN)
+    return job
+
+
+def move(
+    session: Session,
+    job_id: str,
+    sources: JobState | Collection[JobState],
+    target: JobState,
+    *,
+    actor: str,
+    epoch: int | None = None,
+    reason: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    event: str | None = None,
+    locked: Job | None = None,
+) -> Job:
+    """Take a job along one arrow of `states.MOVES`; `event` is told instead of the usual one, `locked` is the job.
+
+    Raises ValueError off the table, Fenced when the guard fails.
+    """
+    allowed = {sources} if isinstance(sources, JobState) else set(sources)
+    if any(target not in MOVES[source] for source in allowed):
+        raise ValueError(f"no move {sorted(allowed)} -> {target}")
+    job = locked or lock(session, job_id)
+    if job is None or job.state not in allowed or epoch not in (None, job.epoch):
+        raise Fenced
+    source = JobState(job.state)
+    guard = {"its_job": job_id, "its_state": source, "its_epoch": job.epoch}
+    changes = {
+        "state": target.value,
+        STAMPS[target]: now(),
+        "event_seq": job.event_seq + 1,
+        "epoch": job.epoch + 1,
+        "worker_id": None,
+        "waiting_for": None,
+        **(values or {}),
+    }
+    if not statements.changes_one(session, statements.MOVE, {**guard, **changes}):
+        raise Fenced
+    statements.seen(job, changes)
+    _moved(session, job, source, actor=actor, reason=reason, event=event)
+    return job
+
+
+def lock(session: Session, job_id: str) -> Job | None:
+    """The job as it is now, held still until the transaction ends."""
+    return session.scalar(statements.LOCK, {"its_job": job_id})
+
+
+def claim(session: Session, job_id: str, task: Task, worker_id: str) -> JobClaim | None:
+    """Take a job for planning or finishing; None when there is nothing to take (a stale doorbell)."""
+    job = lock(session, job_id)  # a doorbell owed by another transaction meanwhile is not ours to settle
+    if job is not None and pauses.refuses(session, task, job, outbox.JOB, worker_id):
+        return None
+    taken = statements.changes_one(session, statements.TAKE[task], {"its_job": job_id, "its_worker": worker_id})
+    outbox.settle(session, task, job_id)
+    if job is None or not taken:
+        return None
+    statements.seen(job, {"epoch": job.epoch + 1, "beat": 0, "worker_id": worker_id, "waiting_for": None})
+    return JobClaim(job, job.epoch, worker_id)
+
+
+def beat(session: Session, job_id: str, epoch: int, worker_id: str) -> bool:
+    """One heartbeat of a claim on a job; False when it is no longer held."""
+    mine = {"its_job": job_id, "its_epoch": epoch, "its_worker": worker_id}
+    return statements.changes_one(session, statements.BEAT, mine)
+
+
+def hold(session: Session, claim: JobClaim) -> None:
+    """Prove, inside a transaction, that the claim is still ours. Raises Fenced."""
+    if not beat(session, claim.job.id, claim.epoch, claim.worker_id):
+        raise Fenced
+
+
+def reads_from(session: Session, claim: JobClaim, path: str) -> None:
+    """A retry reads a copy of the lines that were left over. Raises Fenced."""
+    mine = and_(Job.id == claim.job.id, Job.epoch == claim.epoch, Job.worker_id == claim.worker_id)
+    if session.execute(update(Job).where(mine).values(input_path=path)).rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+
+
+def planned(session: Session, claim: JobClaim, *, total: int, model: str | None, queue: str) -> Job:
+    """The input was read and cut: the job runs. Its shards' doorbells, owed while planning, now mean something."""
+    job = move(
+        session,
+        claim.job.id,
+        JobState.QUEUED,
+        JobState.RUNNING,
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        values={"total": total, "model": model, "queue": queue},
+    )
+    settle(session, job.id, actor=_worker(claim), locked=job)
+    return job
+
+
+def reject(session: Session, claim: JobClaim, errors: list[dict[str, Any]]) -> Job:
+    """The input is not valid: the job fails with its errors by line; nothing was run."""
+    job = move(
+        session,
+        claim.job.id,
+        JobState.QUEUED,
+        JobState.FAILED,
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        values={"errors": errors},
+    )
+    outbox.forget(session, job.id)
+    return job
+
+
+def close(
+    session: Session,
+    claim: JobClaim,
+    values: Mapping[str, Any],
+    files: Collection[File],
+    outcomes: Mapping[str, int] = {},
+    *,
+    event: str | None = None,
+    errors: Sequence[dict[str, Any]] = (),
+    locked: Job | None = None,
+) -> Job:
+    """The output is assembled: final counts, the files' rows, and the terminal state, at once. Raises Fenced.
+
+    With `errors` what was run to its end is no success. `locked` is the job, where this transaction has it.
+    """
+    source = JobState(claim.job.state)
+    job = move(
+        session,
+        claim.job.id,
+        source,
+        JobState.FAILED if errors else CLOSING[source],
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        reason=str(errors[0].get("code")) if errors else None,
+        values={**values, "errors": list(errors)} if errors else values,
+        event=event,
+        locked=locked,
+    )
+    if files:  # after the guard: of a close whose answer was lost they are there already
+        session.connection().execute(statements.ADD_FILE, list(map(row_of, files)))
+    if outcomes:
+        rows = [{"job_id": job.id, "name": name, "count": count} for name, count in outcomes.items()]
+        session.connection().execute(statements.ADD_OUTCOME, rows)
+    return job
+
+
+def stumble(session: Session, claim: JobClaim, *, tries: int, delay: float, error: dict[str, Any]) -> Job:
+    """It could not be planned or finished: again after `delay`, and the `tries`-th time it fails. Raises Fenced."""
+    hold(session, claim)
+    session.execute(update(Job).where(Job.id == claim.job.id).values(stumbles=Job.stumbles + 1))
+    job = lock(session, claim.job.id)
+    assert job is not None
+    if job.stumbles < tries:
+        put_back(session, job.id, claim.epoch, delay=delay)
+        return job
+    outbox.forget(session, job.id)  # shards that were cut owe some
+    return move(
+        session,
+        job.id,
+        JobState(job.state),
+        JobState.FAILED,
+        actor=_worker(claim),
+        epoch=claim.epoch,
+        reason=str(error.get("code")),
+        values={**sums(session, job.id), "errors": [error]},
+    )
+
+
+def put_back(session: Session, job_id: str, epoch: int, *, delay: float = 0.0, waiting_for: str | None = None) -> bool:
+    """A claim on a job ends without a result (given up or lost); its doorbell is owed again. False: fenced already."""
+    mine = and_(Job.id == job_id, Job.epoch == epoch, Job.worker_id.is_not(None))
+    freed = session.execute(
+        update(Job).where(mine).values(worker_id=None, epoch=Job.epoch + 1, waiting_for=waiting_for)
+    )
+    if freed.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    job = lock(session, job_id)
+    assert job is not None
+    _owe_own(session, job, delay)
+    return True
+
+
+def lose(session: Session, job_id: str, epoch: int, beat: int) -> bool:
+    """The claimer's beat stood still at `beat` for a whole lease: take the job back. False: it moved after all."""
+    still = and_(Job.id == job_id, Job.epoch == epoch, Job.beat == beat, Job.worker_id.is_not(None))
+    counted = session.execute(update(Job).where(still).values(losses=Job.losses + 1))
+    return counted.rowcount == 1 and put_back(session, job_id, epoch, delay=outbox.calming(epoch))  # type: ignore[attr-defined]
+
+
+def cancel(session: Session, job_id: str, *, actor: str) -> Job:
+    """Cancel a queued or running job. Already cancelled: nothing. Otherwise ended or ending: Conflict."""
+    job = lock(session, job_id)
+    assert job is not None
+    state = JobState(job.state)
+    if state in (JobState.CANCELLING, JobState.CANCELLED):
+        return job
+    if JobState.CANCELLING not in MOVES[state]:
+        raise Conflict(f"Cannot cancel a job in state '{state}'.")
+    return _stop(session, job_id, JobState.CANCELLING, actor)
+
+
+def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
+    """The completion window passed: keep what is finished. None when the job is beyond that already."""
+    job = lock(session, job_id)
+    if job is None or JobState.EXPIRING not in MOVES[JobState(job.state)] or job.deadline > now():
+        return None
+    return _stop(session, job_id, JobState.EXPIRING, actor)
+
+
+def settle(session: Session, job_id: str, *, actor: str, locked: Job | None = None) -> None:
+    """Owe the next step of a job that is due for one. Harmless at any time, by anyone, any number of times."""
+    job = locked or lock(session, job_id)
+    if job is None or job.state in TERMINAL or job.worker_id is not None:
+        return
+    if job.state == JobState.RUNNING:
+        open_shards = session.scalar(statements.OPEN, {"its_job": job_id})
+        if not open_shards:
+            move(session, job_id, JobState.RUNNING, JobState.FINISHING, actor=actor, locked=job)
+            _owe_own(session, job, 0.0)
+        return
+    if not session.scalar(statements.BUSY, {"its_job": job_id}):
+        _owe_own(session, job, 0.0)
+
+
+def go_on(session: Session, job: Job, worker_id: str) -> JobClaim | None:
+    """As `settle`, by who ran all of a locked job and finishes it, without a doorbell. None: it is owed, or not due."""
+    actor = f"worker:{worker_id}"
+    if job.state != JobState.RUNNING or job.worker_id is not None or pauses.paused(session).holds_finishing(worker_id):
+        settle(session, job.id, actor=actor, locked=job)
+        return None
+    if session.scalar(statements.OPEN, {"its_job": job.id}):
+        return None
+    ours, source, target = {"worker_id": worker_id}, JobState.RUNNING, JobState.FINISHING
+    move(session, job.id, source, target, actor=actor, values=ours, locked=job)
+    return JobClaim(job, job.epoch, worker_id)
+
+
+def unsettled(session: Session, limit: int = 200) -> list[str]:
+    """Live jobs that may lack their next step: nobody holds them, no doorbell is owed for them, no shard is open."""
+    of_job = Outbox.job_id == Job.id
+    owed = exists().where(of_job, or_(Outbox.shard_n == outbox.JOB, Job.state == JobState.RUNNING))
+    busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
+    statement = select(Job.id).where(Job.state.in_(LIVE), Job.worker_id.is_(None), ~owed, ~busy).limit(limit)
+    return list(session.scalars(statement))
+
+
+def overdue(session: Session, at: float, limit: int = 100) -> list[str]:
+    """Jobs whose completion window has passed and that are not ending yet."""
+    open_states = [state for state, targets in MOVES.items() if JobState.EXPIRING in targets]
+    statement = select(Job.id).where(Job.state.in_(open_states), Job.deadline <= at).order_by(Job.deadline)
+    return list(session.scalars(statement.limit(limit)))
+
+
+def claimed(session: Session) -> list[tuple[str, int, int, str]]:
+    """The claims on jobs: id, epoch, beat, worker. A job that has ended has none: every move ends it."""
+    statement = select(Job.id, Job.epoch, Job.beat, Job.worker_id).where(Job.worker_id.is_not(None))
+    return [(job_id, epoch, beat, worker or "") for job_id, epoch, beat, worker in session.execute(statement)]
+
+
+BUSY = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)  # of jobs
+
+
+def idle(session: Session, which: ColumnElement[bool], limit: int = 200) -> Sequence[Job]:
+    """Such running jobs of which nothing runs and that do not say what they wait for."""
+    still = select(Job).where(Job.state == JobState.RUNNING, Job.waiting_for.is_(None), which, ~BUSY)
+    return session.scalars(still.limit(limit)).all()
+
+
+def said(session: Session, what: str, which: ColumnElement[bool], limit: int = 200) -> Sequence[str]:
+    """Such running jobs that say they wait for this."""
+    waiting = select(Job.id).where(Job.state == JobState.RUNNING, Job.waiting_for == what, which)
+    return session.scalars(waiting.limit(limit)).all()
+
+
+def wait_for(session: Session, job_id: str, what: str | None) -> None:
+    """Say what a job waits for (`model`, `disk`, `pause`, `time`), or that it waits for nothing."""
+    session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
+
+
+def sums(session: Session, job_id: str) -> dict[str, int]:
+    """Counts and tokens of a job, summed over its shards."""
+    row = session.execute(
+        select(
+            func.coalesce(func.sum(Shard.done - Shard.failed), 0),
+            func.coalesce(func.sum(Shard.failed), 0),
+            *(func.coalesce(func.sum(getattr(Shard, name)), 0) for name in TOKENS),
+        ).where(Shard.job_id == job_id)
+    ).one()
+    return dict(zip(("completed", "failed", *TOKENS), map(int, row), strict=True))
+
+
+def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
+    job = move(session, job_id, {JobState.QUEUED, JobState.RUNNING}, target, actor=actor)
+    outbox.forget(session, job_id)
+    settle(session, job_id, actor=actor)
+    return job
+
+
+def _owe_own(session: Session, job: Job, delay: float) -> None:
+    task = Task.PLAN if job.state == JobState.QUEUED else Task.FINISH
+    outbox.owe(session, job, task, Queue.PLAN, delay=delay)
+
+
+def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None, event: str | None) -> None:
+    target = JobState(job.state)
+    audit.record(
+        session,
+        actor=actor,
+        action="job.move",
+        target=job.id,
+        project_id=job.project_id,
+        source=source,
+        destination=target,
+        request_id=job.request_id,
+        details={"reason": reason} if reason else None,
+    )
+    if target in TERMINAL:
+        measures.ended(session, job)
+    if job.kind == INGESTION and target in TERMINAL:
+        attachments.ended(session, job)
+        source_items.ended(session, job)
+    _event(session, job, event or terminal_event(job.kind, job.id, target))
+
+
+def _event(session: Session, job: Job, kind: str) -> None:
+    event = events.record(
+        session, subject_id=job.id, seq=job.event_seq, project_id=job.project_id, type=kind, data={"id": job.id}
+    )
+    events.fan_out(session, event, job)
+
+
+def _worker(claim: JobClaim) -> str:
+    return f"worker:{claim.worker_id}"

@@ -1,0 +1,134 @@
+"""What the operator has paused: a queue, a model, a project, a worker. Intake goes on, and nothing new is begun.
+
+    pause ──▶ row ─┬─▶ the dispatcher rings no doorbell for it
+                   └─▶ a claim on what was rung before is refused, and its doorbell is owed anew
+
+What runs goes on to its end. Jobs of a paused model or project are still planned and finished, and their webhooks are
+sent, so that bad input is told and results come out; a paused queue or worker does neither. A client who waits is
+refused, and so is one who stands in the line of a queue, model or project that is paused meanwhile; a paused worker
+leaves the line to others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import table_of
+from jobs.db.engine import insert_into
+from jobs.fleet.tables import Pause
+from jobs.ledger import audit, outbox
+from jobs.ledger.tables import Job, Outbox
+from jobs.queues import Queue, Task
+
+_ELSEWHERE_SECONDS = 1.0  # until a doorbell that a paused worker heard is rung again: it may be the only idle one
+
+
+class Scope(StrEnum):
+    """What can be paused."""
+
+    QUEUE = "queue"
+    MODEL = "model"
+    PROJECT = "project"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The names that are paused, by scope. Projects and workers by id."""
+
+    names: dict[Scope, frozenset[str]] = field(default_factory=dict)
+
+    def of(self, scope: Scope) -> frozenset[str]:
+        return self.names.get(scope, frozenset())
+
+    def holds(self, job: Job) -> bool:
+        """Whether a running job's shards wait for a pause to end."""
+        return self.stops(job.queue, job.model, job.project_id)
+
+    @property
+    def held(self) -> ColumnElement[bool]:
+        """The same of jobs in the database."""
+        names = ((Scope.QUEUE, Job.queue), (Scope.MODEL, Job.model), (Scope.PROJECT, Job.project_id))
+        return or_(*(func.coalesce(name, "").in_(self.of(scope)) for scope, name in names))
+
+    def stops(self, queue: str | None, model: str | None, project_id: str) -> bool:
+        """Whether nothing new of the project is begun on that queue with that model."""
+        names = ((Scope.QUEUE, queue), (Scope.MODEL, model), (Scope.PROJECT, project_id))
+        return any(name in self.of(scope) for scope, name in names)
+
+    def holds_finishing(self, worker_id: str) -> bool:
+        """Whether this worker neither plans nor finishes a job."""
+        return self.rests(Queue.PLAN, worker_id)
+
+    def rests(self, queue: str, worker_id: str) -> bool:
+        """Whether this worker begins nothing new of that queue, whosever it is."""
+        return queue in self.of(Scope.QUEUE) or worker_id in self.of(Scope.WORKER)
+
+    @property
+    def free(self) -> ColumnElement[bool] | None:
+        """Of doorbells joined with their jobs: those that a paused model or project does not hold back. None: all."""
+        models, projects = self.of(Scope.MODEL), self.of(Scope.PROJECT)
+        if not models and not projects:
+            return None
+        apart = and_(Job.project_id.not_in(projects), func.coalesce(Job.model, "").not_in(models))
+        return or_(Outbox.task != Task.RUN, apart)
+
+
+#: What each claim asks, built once.
+_NAMES = select(table_of(Pause).c.scope, table_of(Pause).c.name)
+
+
+def pause(session: Session, scope: Scope, name: str, *, actor: str, reason: str | None = None) -> bool:
+    """Begin nothing new there. False when it was paused already."""
+    row = {"scope": scope, "name": name, "reason": reason, "created_at": now()}
+    new = insert_into(session, Pause).values(row).on_conflict_do_nothing().returning(Pause.name)
+    if session.scalar(new) is None:
+        return False
+    audit.record(session, actor=actor, action=f"{scope}.pause", target=name)
+    return True
+
+
+def resume(session: Session, scope: Scope, name: str, *, actor: str) -> bool:
+    """Go on, at once. False when it was not paused."""
+    gone = session.execute(delete(Pause).where(Pause.scope == scope, Pause.name == name))
+    if gone.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    audit.record(session, actor=actor, action=f"{scope}.resume", target=name)
+    return True
+
+
+def listed(session: Session) -> Sequence[Pause]:
+    return session.scalars(select(Pause).order_by(Pause.scope, Pause.name)).all()
+
+
+def paused(session: Session) -> Paused:
+    names: dict[Scope, set[str]] = {}
+    for scope, name in session.execute(_NAMES):
+        names.setdefault(Scope(scope), set()).add(name)
+    return Paused({scope: frozenset(found) for scope, found in names.items()})
+
+
+def refuses(session: Session, task: Task, job: Job, n: int, worker_id: str, queue: str | None = None) -> bool:
+    """Whether a claim must not be granted. If so its doorbell is owed anew, to be rung when nothing holds it back.
+
+    `queue` is a shard's, where it is not its job's.
+    """
+    off = paused(session)
+    mine = worker_id in off.of(Scope.WORKER)
+    if task is Task.RUN:
+        stopped = off.stops(queue or job.queue, job.model, job.project_id) or mine
+    else:
+        stopped = off.holds_finishing(worker_id)
+    if not stopped:
+        return False
+    outbox.unring(session, task, job.id, n, delay=_ELSEWHERE_SECONDS if mine else 0.0)
+    return True
+
+
+def forget_worker(session: Session, worker_id: str) -> None:
+    """A worker that is gone does not come back under its name."""
+    session.execute(delete(Pause).where(Pause.scope == Scope.WORKER, Pause.name == worker_id))

@@ -1,0 +1,136 @@
+"""How far jobs are. Until a job has ended its counts and tokens are sums over its shards; then they are its own."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, CompoundSelect, and_, distinct, func, or_, select, union_all
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.ledger.payloads import INGESTION
+from jobs.ledger.states import TERMINAL, JobState, ShardState
+from jobs.ledger.tables import TOKENS, Job, Outbox, Outcome, Segment, Shard
+
+#: By values and not by the columns: with these SQLite would begin at the segments, of which there are many.
+_OF_SHARD = and_(Segment.job_id == Shard.job_id.concat(""), Segment.n == Shard.n + 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Items and tokens of one job so far."""
+
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+def totals(session: Session, jobs: Sequence[Job]) -> dict[str, Totals]:
+    """The totals of some jobs, in one query for all that are live."""
+    found = {job.id: _final(job) for job in jobs if job.state in TERMINAL}
+    live = [job.id for job in jobs if job.state not in TERMINAL]
+    sums = [func.sum(getattr(Shard, name)) for name in TOKENS]
+    rows = session.execute(
+        select(Shard.job_id, func.sum(Shard.done - Shard.failed), func.sum(Shard.failed), *sums)
+        .where(Shard.job_id.in_(live))
+        .group_by(Shard.job_id)
+    )
+    found.update((row[0], Totals(*map(int, row[1:]))) for row in rows)
+    return {job.id: found.get(job.id, Totals()) for job in jobs}
+
+
+def _final(job: Job) -> Totals:
+    return Totals(job.completed, job.failed, *(getattr(job, name) for name in TOKENS))
+
+
+def outcomes(session: Session, job: Job) -> dict[str, int]:
+    """How many lines there are of each word of `workers.runtime.outcomes`: so far, or in the end."""
+    if job.state in TERMINAL:
+        rows = session.execute(select(Outcome.name, Outcome.count).where(Outcome.job_id == job.id))
+        return {name: count for name, count in rows}  # noqa: C416 (rows are not pairs to a type checker)
+    counts = Counter[str]()
+    for _, counted in session.execute(outcomes_of(Job.id == job.id)):
+        counts.update(counted or {})
+    return dict(counts)
+
+
+def outcomes_of(jobs: ColumnElement[bool]) -> CompoundSelect[Any]:
+    """Asks for the models and outcomes of live jobs: of shards that have summed theirs, and of the others' segments.
+
+    In one statement, since a shard may end at any moment.
+    """
+    ended = select(Job.model, Shard.outcomes).join(Shard, Shard.job_id == Job.id)
+    others = select(Job.model, Segment.outcomes).join(Shard, Shard.job_id == Job.id).join(Segment, _OF_SHARD)
+    summed = Shard.outcomes.is_not(None)
+    return union_all(ended.where(jobs, summed), others.where(jobs, ~summed, Shard.done > 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What the last seconds brought."""
+
+    items_per_second: float
+    tokens_per_second: float
+
+
+#: Long enough to hold several segments, short enough to follow a change.
+_RECENT_SECONDS = 30.0
+
+
+def pace(session: Session, job: Job) -> Pace | None:
+    """How fast a running job goes, from its segments of the last half minute; None for one that does not run."""
+    if job.state != JobState.RUNNING or job.in_progress_at is None:
+        return None
+    since = max(now() - _RECENT_SECONDS, job.in_progress_at)
+    seconds = max(now() - since, 1.0)
+    items = tokens = 0
+    live = or_(Shard.finished_at.is_(None), Shard.finished_at > since - _RECENT_SECONDS)
+    rows = session.execute(
+        select(Segment.covered, Segment.input_tokens + Segment.output_tokens)
+        .join(Shard, _OF_SHARD)
+        .where(Shard.job_id == job.id, Shard.done > 0, live, Segment.created_at > since)
+    )
+    for covered, count in rows:
+        items += int.from_bytes(covered, "little").bit_count()
+        tokens += int(count)
+    return Pace(items / seconds, tokens / seconds)
+
+
+def worked_seconds(session: Session, job: Job) -> float | None:
+    """Since the first lines that were answered, or run, were begun: with all pauses since, but not what came before.
+
+    None before that, when its shards are no longer kept, and of an ingestion, whose parsing is another matter.
+    """
+    if job.kind == INGESTION:
+        return None
+    begun = or_(Shard.done > 0, Shard.state == ShardState.RUNNING)
+    started = session.scalar(select(func.min(Shard.started_at)).where(Shard.job_id == job.id, begun))
+    if started is None:
+        return None
+    ended = job.finalizing_at or job.expiring_at or job.cancelling_at or job.failed_at or now()
+    return max(ended - started, 0.0)
+
+
+def queue_position(session: Session, job: Job) -> int | None:
+    """How many live jobs of the same queue and project come before this one's next doorbell; None when none is owed.
+
+    Between projects the order is one of fair shares, not of places, so only the project's own jobs are counted.
+    """
+    if job.state not in (JobState.QUEUED, JobState.RUNNING):
+        return None
+    owed = select(func.min(Outbox.id), Outbox.queue).where(Outbox.job_id == job.id).group_by(Outbox.queue)
+    first = session.execute(owed.order_by(func.min(Outbox.id)).limit(1)).one_or_none()
+    if first is None:
+        return None
+    later = and_(Outbox.priority == job.priority, Outbox.deadline == job.deadline, Outbox.id < first[0])
+    sooner = and_(Outbox.priority == job.priority, Outbox.deadline < job.deadline)
+    ahead = or_(Outbox.priority > job.priority, sooner, later)
+    return session.scalar(
+        select(func.count(distinct(Outbox.job_id))).where(
+            Outbox.queue == first[1], Outbox.project_id == job.project_id, Outbox.job_id != job.id, ahead
+        )
+    )

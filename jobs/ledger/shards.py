@@ -1,0 +1,362 @@
+"""Shards of a running job: claimed, committed segment by segment, given back or lost.
+
+    pending ──claim──▶ running ──last segment──▶ done
+       ▲                 │
+       ├─ give_back, lose, fence ─┤      the next attempt runs only the lines no segment covers
+       └─ pass_on ─────────┘             what is left of it is for the workers of another queue
+
+Every write carries the claim's epoch. A segment's file is durable before its row; the row and the shard's sums
+are one transaction. `stalls` counts claims lost without any commit: past a limit the shard is run one line at a
+time, with `trying_line` committed first, so that the line that kills its worker is known.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Executable, and_, delete, exists, literal_column, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import row_of
+from jobs.errors import Fenced
+from jobs.ledger import ledger, measures, outbox, pauses, statements
+from jobs.ledger.states import JobState, ShardState
+from jobs.ledger.tables import Job, Outbox, Shard
+from jobs.queues import Queue, Task
+
+#: A running shard. The state is a literal: with a parameter SQLite can't use the partial index.
+HELD = Shard.state == literal_column("'running'")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardClaim:
+    """The right to answer the lines of a shard that are not `covered` yet (a bitmap, bit 0 first)."""
+
+    job: Job
+    n: int
+    epoch: int
+    worker_id: str
+    first_line: int
+    lines: int
+    offset: int
+    length: int
+    stalls: int
+    trying_line: int | None
+    trying_times: int
+    faults: dict[int, list[int]]  # as `workers.runtime.failure_history` keeps them
+    covered: int
+    queue: str | None = None  # where it is run for now, if not in its job's queue
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one segment adds: lines covered and good (bitmaps as ints), tokens, lines by what became of them."""
+
+    covered: int = 0
+    good: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    took: list[float] = field(default_factory=list)  # seconds in the engine, of each line that it answered
+
+    @property
+    def done(self) -> int:
+        return self.covered.bit_count()
+
+    @property
+    def failed(self) -> int:
+        return (self.covered & ~self.good).bit_count()
+
+    def tokens(self) -> dict[str, int]:
+        return {
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
+        }
+
+
+def segment_path(job_id: str, n: int, epoch: int, seq: int) -> str:
+    return f"jobs/{job_id}/{n:06d}-{epoch}-{seq}.jsonl"  # each folder to be made costs a sync
+
+
+def cut(session: Session, claim: ledger.JobClaim, queue: str, shards: Sequence[Shard]) -> None:
+    """Add planned shards and their doorbells, which mean nothing until the job runs. Raises Fenced.
+
+    Run twice it adds them once: what an earlier planning left was removed by `uncut` before.
+    """
+    ledger.hold(session, claim)
+    if not shards or _found(session, statements.SHARD_IS_THERE, its_job=claim.job.id, its_n=shards[0].n):
+        return  # the first commit's answer was lost
+    session.connection().execute(statements.ADD_SHARD, list(map(row_of, shards)))
+    outbox.owe(session, claim.job, Task.RUN, queue, (shard.n for shard in shards))
+
+
+def uncut(session: Session, claim: ledger.JobClaim, limit: int) -> int:
+    """Remove shards of an earlier, lost planning; returns how many went."""
+    ledger.hold(session, claim)
+    old = list(session.scalars(select(Shard.n).where(Shard.job_id == claim.job.id).limit(limit)))
+    if not old:
+        return 0
+    session.execute(delete(Shard).where(Shard.job_id == claim.job.id, Shard.n.in_(old)))
+    session.execute(
+        delete(Outbox).where(Outbox.job_id == claim.job.id, Outbox.task == Task.RUN, Outbox.shard_n.in_(old))
+    )
+    return len(old)
+
+
+def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str | None = None) -> ShardClaim | None:
+    """Take a pending shard of a running job; None when there is nothing to take (a stale doorbell).
+
+    `queue` is what `Shard.queue` has to be: a doorbell may be older than the shard's passing on.
+    """
+    job = ledger.lock(session, job_id)
+    if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id, queue):
+        return None
+    outbox.settle(session, Task.RUN, job_id, n, queue or job.queue or Queue.GENERATE)
+    its: dict[str, Any] = {"its_job": job_id, "its_n": n}
+    ours = {**its, "its_worker": worker_id, "at": now()}
+    if queue is None:
+        taken = session.connection().execute(statements.TAKE_SHARD, ours)
+    else:
+        taken = session.connection().execute(statements.TAKE_SHARD_THERE, {**ours, "its_queue": queue})
+    shard = taken.first()
+    if shard is None:
+        return None
+    if n == 0 and shard.epoch == 1:  # the first doorbell of its job, and the first claim
+        measures.waited(session, job)
+    if job.waiting_for not in (None, "model"):  # whether the model answers is to be seen
+        ledger.wait_for(session, job_id, None)
+    return ShardClaim(
+        job=job,
+        n=n,
+        epoch=shard.epoch,
+        worker_id=worker_id,
+        first_line=shard.first_line,
+        lines=shard.lines,
+        offset=shard.offset,
+        length=shard.length,
+        stalls=shard.stalls,
+        trying_line=shard.trying_line,
+        trying_times=shard.trying_times,
+        faults={int(line): times for line, times in (shard.faults or {}).items()},
+        covered=covered(session, job_id, n),
+        queue=shard.queue,
+    )
+
+
+def covered(session: Session, job_id: str, n: int) -> int:
+    """The lines of a shard that some segment holds, as a bitmap."""
+    lines = 0
+    for (bitmap,) in session.connection().execute(statements.COVERED, {"its_job": job_id, "its_n": n}):
+        lines |= int.from_bytes(bitmap, "little")
+    return lines
+
+
+def outcomes(session: Session, job_id: str, n: int) -> Counter[str]:
+    """How many lines of a shard there are of each word, by its segments."""
+    counts = Counter[str]()
+    for (found,) in session.connection().execute(statements.OUTCOMES, {"its_job": job_id, "its_n": n}):
+        counts.update(found or {})
+    return counts
+
+
+def commit(
+    session: Session, claim: ShardClaim, seq: int, path: str, length: int, tally: Tally, *, last: bool
+) -> Job | None:
+    """Make a segment count; with `last` the shard is done, its job locked. Run twice it counts once. Raises Fenced."""
+    job = ledger.lock(session, claim.job.id) if last else None  # of two last shards one sees the other's end
+    its = {"its_job": claim.job.id, "its_n": claim.n, "its_epoch": claim.epoch}
+    waits = (job or claim.job).waiting_for is not None
+    if tally.covered and (seq or waits):  # said before this claim, or during it
+        session.connection().execute(statements.ANSWERED, {"its_job": claim.job.id})
+    if _found(session, statements.SEGMENT_IS_THERE, **its, its_seq=seq):
+        return job  # the first commit's answer was lost
+    tokens = tally.tokens()
+    more = {f"its_{name}": count for name, count in {"done": tally.done, "failed": tally.failed, **tokens}.items()}
+    ending = {}
+    if last:
+        earlier = outcomes(session, claim.job.id, claim.n) if seq or claim.covered else Counter[str]()
+        ending = _done(earlier + Counter(tally.outcomes))
+    if not statements.changes_one(session, statements.COUNT, {**its, **more, **ending}):
+        raise Fenced
+    size = (claim.lines + 7) // 8
+    segment = {
+        "job_id": claim.job.id,
+        "n": claim.n,
+        "epoch": claim.epoch,
+        "seq": seq,
+        "path": path,
+        "length": length,
+        "covered": tally.covered.to_bytes(size, "little"),
+        "good": tally.good.to_bytes(size, "little"),
+        "outcomes": tally.outcomes,
+        "created_at": now(),
+        **tokens,
+    }
+    session.connection().execute(statements.ADD_SEGMENT, segment)
+    measures.observe_all(session, measures.ENGINE, claim.job.model or "", tally.took)
+    return job
+
+
+def finish_empty(session: Session, claim: ShardClaim) -> Job | None:
+    """Every line was covered by earlier attempts: the shard is done. Run twice it ends once. Raises Fenced."""
+    job = ledger.lock(session, claim.job.id)
+    done = _done(outcomes(session, claim.job.id, claim.n))
+    if session.execute(update(Shard).where(_mine(claim)).values(done)).rowcount == 1:  # type: ignore[attr-defined]
+        return job
+    shard = session.get(Shard, (claim.job.id, claim.n))
+    if shard is None or (shard.state, shard.epoch) != (ShardState.DONE, claim.epoch):
+        raise Fenced
+    return job
+
+
+def trying(session: Session, claim: ShardClaim, line: int) -> None:
+    """Careful mode: say which line is tried, and how often it was, before it is. Raises Fenced."""
+    times = claim.trying_times + 1 if line == claim.trying_line else 1
+    tried = session.execute(update(Shard).where(_mine(claim)).values(trying_line=line, trying_times=times))
+    if tried.rowcount != 1:  # type: ignore[attr-defined]
+        raise Fenced
+
+
+def beat(session: Session, claims: Sequence[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """One beat for each held (job, n, epoch); returns those that are no longer held."""
+    lost = []
+    for job_id, n, epoch in sorted(claims):
+        held = {"its_job": job_id, "its_n": n, "its_epoch": epoch}
+        if not statements.changes_one(session, statements.BEAT_SHARD, held):
+            lost.append((job_id, n, epoch))
+    return lost
+
+
+def give_back(session: Session, claim: ShardClaim, *, delay: float = 0.0, waiting_for: str | None = None) -> None:
+    """The claimer stops of its own accord; nothing counts against the shard. Fenced already: nothing happens.
+
+    Nor against the line that it said it would try: only who dies of it does not come here.
+    """
+    ledger.lock(session, claim.job.id)
+    session.execute(update(Shard).where(_mine(claim)).values(faults={str(n): k for n, k in claim.faults.items()}))
+    said_so = or_(Shard.trying_line.is_distinct_from(claim.trying_line), Shard.trying_times != claim.trying_times)
+    tried = update(Shard).where(_mine(claim), said_so, Shard.trying_times > 0)
+    session.execute(tried.values(trying_times=Shard.trying_times - 1))
+    freed = _free(session, claim.job.id, claim.n, claim.epoch, stalled=False, delay=delay)
+    if freed and waiting_for is not None:
+        ledger.wait_for(session, claim.job.id, waiting_for)
+    ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
+
+
+def pass_on(session: Session, claim: ShardClaim) -> None:
+    """This queue's part is done: the rest is for its job's own. Run twice it is passed on once. Raises Fenced."""
+    job = ledger.lock(session, claim.job.id)
+    onward = {"state": ShardState.PENDING, "epoch": Shard.epoch + 1, "worker_id": None, "queue": None}
+    onward |= {"stalls": 0, "trying_line": None, "trying_times": 0}
+    passed = session.execute(update(Shard).where(_mine(claim)).values(onward))
+    if passed.rowcount == 1 and job is not None:  # type: ignore[attr-defined]
+        if job.state == JobState.RUNNING:
+            outbox.owe(session, job, Task.RUN, job.queue or Queue.GENERATE, (claim.n,))
+        return ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
+    shard = session.get(Shard, (claim.job.id, claim.n))
+    if shard is None or shard.queue is not None:
+        raise Fenced
+    return None
+
+
+def lose(session: Session, job_id: str, n: int, epoch: int, beat: int) -> bool:
+    """The claimer's beat stood still at `beat` for a whole lease: take the shard back. False: it moved after all."""
+    ledger.lock(session, job_id)
+    still = select(Shard).where(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.beat == beat)
+    shard = session.scalar(still.with_for_update())
+    if shard is None or not _free(session, job_id, n, epoch, stalled=not shard.progressed, delay=0.0):
+        return False
+    session.execute(update(Job).where(Job.id == job_id).values(losses=Job.losses + 1))
+    ledger.settle(session, job_id, actor="dispatcher")
+    return True
+
+
+def fence(session: Session, job_id: str) -> None:
+    """A stopping job waits no longer for its running shards: whatever they still produce is dropped."""
+    ledger.lock(session, job_id)
+    running = select(Shard.n, Shard.epoch).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
+    for n, epoch in session.execute(running.order_by(Shard.n)).all():
+        _free(session, job_id, n, epoch, stalled=False, delay=0.0)
+    ledger.settle(session, job_id, actor="dispatcher")
+
+
+def stopping(session: Session) -> Sequence[str]:
+    """Jobs that are to end and of which shards still run."""
+    states = (JobState.CANCELLING, JobState.EXPIRING)
+    jobs = select(Shard.job_id).join(Job, Job.id == Shard.job_id).where(HELD, Job.state.in_(states))
+    return session.scalars(jobs.distinct()).all()
+
+
+def any_unowed(session: Session) -> bool:
+    """Whether there is anything to mend, which takes long to find out: no writer waits for it."""
+    return session.execute(_UNOWED.limit(1)).first() is not None
+
+
+def unowed(session: Session, limit: int = 200) -> int:
+    """Mend pending shards of running jobs whose doorbell is gone; returns how many there were."""
+    lost = session.execute(_UNOWED.limit(limit)).all()
+    for job, n, queue in lost:
+        outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,))
+    return len(lost)
+
+
+def running(session: Session) -> list[tuple[str, int, int, int, str]]:
+    """The claims on shards: job, n, epoch, beat, worker."""
+    columns = (Shard.job_id, Shard.n, Shard.epoch, Shard.beat, Shard.worker_id)
+    statement = select(*columns).where(HELD, Shard.worker_id.is_not(None)).order_by(Shard.job_id, Shard.n)
+    return [(job_id, n, epoch, beat, worker or "") for job_id, n, epoch, beat, worker in session.execute(statement)]
+
+
+_UNOWED = (
+    select(Job, Shard.n, Shard.queue)
+    .join(Shard, Shard.job_id == Job.id)
+    .where(
+        Job.state == JobState.RUNNING,
+        Shard.state == ShardState.PENDING,
+        ~exists().where(Outbox.job_id == Shard.job_id, Outbox.shard_n == Shard.n, Outbox.task == Task.RUN),
+    )
+)
+
+
+def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, delay: float) -> bool:
+    mine = and_(Shard.job_id == job_id, Shard.n == n, Shard.epoch == epoch, Shard.state == ShardState.RUNNING)
+    freed = session.execute(
+        update(Shard)
+        .where(mine)
+        .values(
+            state=ShardState.PENDING,
+            epoch=Shard.epoch + 1,
+            worker_id=None,
+            stalls=Shard.stalls + (1 if stalled else 0),
+        )
+    )
+    if freed.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    job = session.get_one(Job, job_id)
+    if job.state == JobState.RUNNING:
+        queue = session.scalar(select(Shard.queue).where(Shard.job_id == job_id, Shard.n == n))
+        outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,), delay)
+    return True
+
+
+def _done(counts: Mapping[str, int]) -> dict[str, Any]:
+    return {"state": ShardState.DONE, "worker_id": None, "finished_at": now(), "outcomes": dict(counts)}
+
+
+def _found(session: Session, statement: Executable, **its: Any) -> bool:
+    return session.connection().execute(statement, its).first() is not None
+
+
+def _mine(claim: ShardClaim) -> ColumnElement[bool]:
+    return and_(
+        Shard.job_id == claim.job.id,
+        Shard.n == claim.n,
+        Shard.epoch == claim.epoch,
+        Shard.state == ShardState.RUNNING,
+    )

@@ -1,0 +1,42 @@
+"""What part of a worker's slot a shard takes: that of the lines a whole one may have.
+
+An engine is kept busy by lines, however many jobs they are of: a slot is a whole shard, or as many small ones as have
+that many lines, up to `TOGETHER`. Documents take a slot, and so does a shard that is run one line at a time.
+"""
+
+from functools import lru_cache
+from typing import Final
+
+from sqlalchemy import ColumnElement, Float, case, cast, literal, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.ledger.payloads import INGESTION
+from jobs.ledger.states import JobState, ShardState
+from jobs.ledger.tables import Job, Shard
+from jobs.settings import Settings
+
+TOGETHER: Final = 32
+WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
+
+
+def of_shards(config: Settings) -> ColumnElement[float]:
+    """Of a row of `shard` beside its `job`; 1 where there is no such shard."""
+    return _share(config.shard_lines, config.stalls_before_careful)
+
+
+def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:
+    """None: there is nothing to run."""
+    statement = select(of_shards(config)).select_from(Shard).join(Job, Job.id == Shard.job_id)
+    waits = Shard.state == ShardState.PENDING, Job.state == JobState.RUNNING
+    return session.scalar(statement.where(Shard.job_id == job_id, Shard.n == n, *waits))
+
+
+@lru_cache(maxsize=8)
+def _share(whole: int, stalls: int) -> ColumnElement[float]:
+    part = cast(Shard.lines, Float) / literal(float(whole), Float)
+    alone = or_(Shard.lines.is_(None), Job.kind == INGESTION, Shard.stalls >= stalls, Shard.trying_line.is_not(None))
+    return case(
+        (or_(alone, part >= 1.0), WHOLE),
+        (part <= 1 / TOGETHER, literal(1 / TOGETHER, Float)),
+        else_=part,
+    )

@@ -1,0 +1,237 @@
+"""Jobs, their shards, the segments of results, and the outbox."""
+
+from typing import Any
+
+from sqlalchemy import Index, LargeBinary, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.db.base import Base, Serial
+from jobs.ledger.states import JobState, ShardState
+
+#: The columns of `Usage`, in its order.
+TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
+
+class Usage:
+    """Tokens: `cached` is part of `input`, `reasoning` of `output`."""
+
+    input_tokens: Mapped[int] = mapped_column(default=0)
+    cached_tokens: Mapped[int] = mapped_column(default=0)
+    output_tokens: Mapped[int] = mapped_column(default=0)
+    reasoning_tokens: Mapped[int] = mapped_column(default=0)
+
+
+class Job(Usage, Base):
+    """One job of any kind. `state` is written by `jobs.ledger.ledger` alone.
+
+    `epoch`, `worker_id`, `beat` are the claim of whoever plans or finishes it. `total`, `completed`, `failed` and
+    the tokens are final only in a terminal state; until then they are sums over the shards.
+    """
+
+    __tablename__ = "job"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16), default=JobState.QUEUED)
+    endpoint: Mapped[str] = mapped_column(String(64), default="")
+    model: Mapped[str | None]
+    queue: Mapped[str | None] = mapped_column(String(64))
+    payload: Mapped[dict[str, Any]]
+    input_file_id: Mapped[str | None] = mapped_column(String(64))
+    input_path: Mapped[str | None]
+    labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`, a name SQLAlchemy keeps for itself
+    priority: Mapped[int] = mapped_column(default=0)
+    window: Mapped[str] = mapped_column(String(16), default="24h")
+    not_before: Mapped[float | None]
+    deadline: Mapped[float]
+    waiting_for: Mapped[str | None] = mapped_column(String(64))
+
+    epoch: Mapped[int] = mapped_column(default=0)
+    beat: Mapped[int] = mapped_column(default=0)
+    worker_id: Mapped[str | None] = mapped_column(String(64))
+    losses: Mapped[int] = mapped_column(default=0)  # claims on it or its shards that ended by their lease
+    stumbles: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # planned or finished in vain
+    event_seq: Mapped[int] = mapped_column(default=0)
+
+    total: Mapped[int] = mapped_column(default=0)
+    completed: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    errors: Mapped[list[Any] | None]
+    output_file_id: Mapped[str | None] = mapped_column(String(64))
+    error_file_id: Mapped[str | None] = mapped_column(String(64))
+
+    created_at: Mapped[float]
+    in_progress_at: Mapped[float | None]
+    finalizing_at: Mapped[float | None]
+    completed_at: Mapped[float | None]
+    failed_at: Mapped[float | None]
+    expiring_at: Mapped[float | None]
+    expired_at: Mapped[float | None]
+    cancelling_at: Mapped[float | None]
+    cancelled_at: Mapped[float | None]
+
+    idempotency_key: Mapped[str | None]
+    retry_of: Mapped[str | None] = mapped_column(String(64))
+    schedule_id: Mapped[str | None] = mapped_column(String(64))
+    webhook_url: Mapped[str | None] = mapped_column(Text)
+    webhook_secret: Mapped[str | None]
+    request_id: Mapped[str | None] = mapped_column(String(64))
+
+    __table_args__ = (
+        Index("ix_job_project_created", "project_id", "created_at", "id"),
+        Index("ix_job_project_state", "project_id", "state", "created_at", "id"),
+        Index("ix_job_kind_state", "kind", "state"),
+        Index("ix_job_state_deadline", "state", "deadline"),
+        Index("ix_job_input_file", "input_file_id"),
+        Index("ix_job_output_file", "output_file_id"),
+        Index("ix_job_schedule", "schedule_id"),
+        Index("ix_job_idempotency", "project_id", "idempotency_key"),
+        Index(
+            "ix_job_claimed",
+            "project_id",
+            sqlite_where=text("worker_id IS NOT NULL"),
+            postgresql_where=text("worker_id IS NOT NULL"),
+        ),
+    )
+
+
+class Schedule(Base):
+    """A batch that comes again and again, see `jobs.batches.schedules`. `request` is a `jobs.batches.batches.BatchRequest`."""
+
+    __tablename__ = "schedule"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    cron: Mapped[str] = mapped_column(String(128))
+    timezone: Mapped[str] = mapped_column(String(64))
+    request: Mapped[dict[str, Any]]
+    input_file_id: Mapped[str] = mapped_column(String(64))
+    next_at: Mapped[float]
+    last_at: Mapped[float | None]
+    last_job_id: Mapped[str | None] = mapped_column(String(64))
+    last_error: Mapped[str | None] = mapped_column(Text)
+    paused_at: Mapped[float | None]
+    created_at: Mapped[float]
+
+    __table_args__ = (
+        Index("ix_schedule_next", "next_at"),
+        Index("ix_schedule_project", "project_id", "created_at", "id"),
+        Index("ix_schedule_input_file", "input_file_id"),
+    )
+
+
+class Shard(Usage, Base):
+    """A byte range of the job's input. `epoch` fences; `progressed` says whether this claim has committed anything.
+
+    `queue` is where it is to be run for now; without one it is its job's. `outcomes` is the sum of its segments', of a
+    shard that is done (null: it is not, or a version ended it that did not sum them). `started_at` is of the claim that
+    brought its first results, until there are any of the last one: those that only met a missing model do not count.
+    """
+
+    __tablename__ = "shard"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    n: Mapped[int] = mapped_column(primary_key=True)
+    first_line: Mapped[int]
+    lines: Mapped[int]
+    offset: Mapped[int]
+    length: Mapped[int]
+    queue: Mapped[str | None] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default=ShardState.PENDING)
+    epoch: Mapped[int] = mapped_column(default=0)
+    beat: Mapped[int] = mapped_column(default=0)
+    worker_id: Mapped[str | None] = mapped_column(String(64))
+    progressed: Mapped[bool] = mapped_column(default=False)
+    stalls: Mapped[int] = mapped_column(default=0)
+    trying_line: Mapped[int | None]
+    trying_times: Mapped[int] = mapped_column(default=0)
+    faults: Mapped[dict[str, Any] | None]  # line → how its request broke, kept over attempts
+    done: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    outcomes: Mapped[dict[str, Any] | None]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+    __table_args__ = (
+        Index("ix_shard_job_state", "job_id", "state"),
+        Index(
+            "ix_shard_running",
+            "worker_id",
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+
+class Segment(Usage, Base):
+    """One immutable file of results. `covered` and `good` are bitmaps over the shard's lines, bit 0 first.
+
+    `covered` holds the lines with a result here, `good` those of them that succeeded, `outcomes` how many there are
+    of each word of `workers.runtime.outcomes` (null: written before these were counted).
+    """
+
+    __tablename__ = "segment"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    n: Mapped[int] = mapped_column(primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    path: Mapped[str]
+    length: Mapped[int]
+    covered: Mapped[bytes] = mapped_column(LargeBinary)
+    good: Mapped[bytes] = mapped_column(LargeBinary)
+    outcomes: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float]
+
+
+class Outcome(Base):
+    """Of an ended job: how many lines there are of each word of `workers.runtime.outcomes`."""
+
+    __tablename__ = "outcome"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    count: Mapped[int]
+
+
+class Outbox(Base):
+    """A doorbell owed to the broker. The row goes when the work is claimed: what is here is what waits."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    task: Mapped[str] = mapped_column(String(16))
+    queue: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(String(64))
+    shard_n: Mapped[int] = mapped_column(default=-1)  # -1: the job itself (NULLs are never unique)
+    project_id: Mapped[str] = mapped_column(String(64))
+    priority: Mapped[int] = mapped_column(default=0)
+    deadline: Mapped[float]
+    created_at: Mapped[float]
+    due_at: Mapped[float]
+    rung_at: Mapped[float | None]
+    rings: Mapped[int] = mapped_column(default=0)
+
+    __table_args__ = (
+        UniqueConstraint("task", "job_id", "shard_n"),
+        Index(
+            "ix_outbox_order",
+            "queue",
+            "project_id",
+            priority.desc(),
+            "deadline",
+            "id",
+            sqlite_where=text("rung_at IS NULL"),
+            postgresql_where=text("rung_at IS NULL"),
+        ),
+        Index(
+            "ix_outbox_rung",
+            "queue",
+            "project_id",
+            sqlite_where=text("rung_at IS NOT NULL"),
+            postgresql_where=text("rung_at IS NOT NULL"),
+        ),
+        Index("ix_outbox_job", "job_id"),
+        {"sqlite_autoincrement": True},  # the number of a doorbell that is gone is never given again
+    )

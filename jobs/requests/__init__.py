@@ -1,0 +1,1 @@
+"""What several rooms ask alike: endpoints, prompts, schedules."""

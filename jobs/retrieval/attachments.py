@@ -1,0 +1,359 @@
+"""Files in vector stores: attached, published, replaced, removed. SQL alone decides what can be found.
+
+    attach ─▶ in_progress ──published──▶ completed      `document` is the key of the version that can be found; the
+       ▲           ├──refused──────▶ failed             key of the one before goes to the removals in the same step
+       └── again ──┤
+                   └──job ended────▶ cancelled, failed
+
+Every attempt to make a version's vectors writes under a key of its own, `<version>.<epoch of the claim>`. So what a
+worker left that died, or still writes although it has lost its claim, lies under a key that no file points to.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, delete, exists, insert, literal, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from jobs.clock import now
+from jobs.db.engine import UNSEEN, Database, in_pages, insert_into
+from jobs.errors import Expired
+from jobs.ids import new_id
+from jobs.ledger import events
+from jobs.ledger.payloads import index_of
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Shard
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
+
+IN_PROGRESS: Final = "in_progress"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+
+#: What is owed to the vector database.
+DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"
+STOPPED_AT_ONCE: Final = 50  # files, each with its row, its event and what is owed to those who listen
+AGAIN_SECONDS: Final = 60.0  # after a removal that failed
+_USED_SECONDS: Final = 60.0
+_EPOCHS: Final = 3  # of a shard that went well: parsed, passed on, indexed
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that is to be brought into a store."""
+
+    file_id: str
+    filename: str
+    chunking: dict[str, Any] | None = None  # None: as its index does
+    attributes: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of one line of an ingestion: a whole version, or why there is none."""
+
+    line: int
+    file_id: str
+    version: str
+    document: str = ""
+    entries: int = 0
+    usage_bytes: int = 0
+    recipe: str | None = None
+    error: tuple[str, str] | None = None  # code and message, as OpenAI's `last_error`
+
+
+@dataclass(slots=True)
+class Settled:
+    """The lines of `publish`, by what they were."""
+
+    completed: list[Made] = field(default_factory=list)
+    failed: list[Made] = field(default_factory=list)
+    gone: list[Made] = field(default_factory=list)  # removed from the store meanwhile, or attached anew
+
+
+def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment], first: int = 0) -> None:
+    """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then.
+
+    The store's row is locked first, by whoever attaches. Raises Expired.
+    """
+    at = now()
+    if not touch(session, store.root, at):
+        raise Expired(f"The vector store '{store.root}' has expired.", param="vector_store_id")
+    rows = [
+        {
+            "store_id": store.id,
+            "id": file.file_id,
+            "project_id": store.project_id,
+            "filename": file.filename,
+            "status": IN_PROGRESS,
+            "created_at": at,
+            "attributes": file.attributes,
+            "chunking": file.chunking or store.chunking,
+            "error_code": None,
+            "error_message": None,
+            "job_id": job.id,
+            "line": line,
+            "version": new_id("vsd_"),
+            "entries": 0,
+            "usage_bytes": 0,
+        }
+        for line, file in enumerate(files, first)
+    ]
+    kept = {"store_id", "id", "project_id", "created_at", "entries", "usage_bytes"}
+    insert = insert_into(session, VectorStoreFile)
+    again = {name: insert.excluded[name] for name in rows[0] if name not in kept}
+    rows.sort(key=lambda row: str(row["id"]))  # locked in one order, whoever else attaches the same files
+    session.execute(insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again), rows)
+
+
+def touch(session: Session, store_id: str, at: float) -> bool:
+    """The store was used: it expires so many days from now. False when it has expired, or is gone."""
+    alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > at)
+    used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL where there are no days
+    touched = session.execute(update(VectorStore).where(VectorStore.id == store_id, alive).values(used))
+    if touched.rowcount != 1:  # type: ignore[attr-defined]
+        return False
+    root = aliased(VectorStore)
+    until = select(root.expires_at).where(root.id == store_id).scalar_subquery()
+    theirs = update(VectorStore).where(VectorStore.parent_id == store_id).values(active_at=at, expires_at=until)
+    session.execute(theirs, execution_options=UNSEEN)  # its other indexes live as long as it does
+    return True
+
+
+def is_over(store: VectorStore) -> bool:
+    """Whether it has expired."""
+    return store.expires_at is not None and store.expires_at <= now()
+
+
+def note_use(db: Database, store: VectorStore) -> None:
+    """A search is a use; one a minute is noted."""
+    at = now()
+    if at - store.active_at > _USED_SECONDS:
+        with db.write() as session:
+            touch(session, store.root, at)
+
+
+def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
+    """The files that a job is still to make among its lines `first` … `first + count - 1`, by line from `first`."""
+    lines = select(VectorStoreFile).where(
+        VectorStoreFile.job_id == job_id,
+        VectorStoreFile.line >= first,
+        VectorStoreFile.line < first + count,
+        VectorStoreFile.status == IN_PROGRESS,
+    )
+    return {row.line - first: row for row in session.scalars(lines)}
+
+
+def measured(session: Session, store_id: str, dimensions: int) -> int:
+    """Of what length a store's vectors are, which its first ones decide; 0 when it is gone."""
+    unknown = VectorStore.id == store_id, VectorStore.dimensions == 0
+    session.execute(update(VectorStore).where(*unknown).values(dimensions=dimensions), execution_options=UNSEEN)
+    return session.scalar(select(VectorStore.dimensions).where(VectorStore.id == store_id)) or 0
+
+
+def publish(session: Session, store: VectorStore, made: Sequence[Made]) -> Settled:
+    """Bring versions into view and note failures, each unless its file was removed or attached anew meanwhile."""
+    wanted = select(VectorStoreFile).where(
+        VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_([one.file_id for one in made])
+    )
+    rows = {row.id: row for row in session.scalars(wanted.order_by(VectorStoreFile.id).with_for_update())}
+    settled = Settled()
+    for one in made:
+        row = rows.get(one.file_id)
+        if row is None or row.version != one.version or row.status != IN_PROGRESS:
+            settled.gone.append(one)
+        elif one.error is not None:
+            row.status, (row.error_code, row.error_message) = FAILED, one.error
+            settled.failed.append(one)
+        else:
+            _publish(session, store, row, one)
+            settled.completed.append(one)
+    if settled.gone:
+        owe(session, store, LEFTOVERS)
+    return settled
+
+
+def _publish(session: Session, store: VectorStore, row: VectorStoreFile, made: Made) -> None:
+    if row.document and row.document != made.document:
+        owe(session, store, DOCUMENT, row)
+    row.status, row.document, row.entries = COMPLETED, made.document, made.entries
+    row.usage_bytes, row.recipe = made.usage_bytes, made.recipe
+
+
+def tell(session: Session, job: Job, kind: str, file_ids: Sequence[str], *, seq: int) -> None:
+    """One event a file, numbered from `seq` under the lock on its job's row. A second index's files are no news."""
+    if job.payload.get("beside"):
+        return
+    of_job: dict[str, Any] = {"subject_id": job.id, "project_id": job.project_id, "type": kind}
+    store = {"vector_store_id": job.payload["store_id"]}
+    told = [
+        events.record(session, **of_job, seq=n, data={"id": file_id, **store})
+        for n, file_id in enumerate(file_ids, seq)
+    ]
+    job.event_seq += len(told)
+    session.flush()
+    events.fan_out_all(session, told, job)
+
+
+def stop(
+    session: Session,
+    job: Job,
+    end: JobState,
+    errors: Sequence[Mapping[str, Any]] | None,
+    *,
+    seq: int,
+    limit: int | None = None,
+) -> int:
+    """Files that a job which comes to this `end` will not make, `limit` at most; how many. Each that fails is told."""
+    left = select(VectorStoreFile).where(VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS)
+    rows = session.scalars(left.order_by(VectorStoreFile.id).limit(limit).with_for_update()).all()
+    for row in rows:
+        row.status = CANCELLED
+        if end != JobState.CANCELLED:
+            row.status, row.error_code, row.error_message = FAILED, "server_error", _why(end, errors)
+    if end != JobState.CANCELLED:
+        tell(session, job, "vector_store.file.failed", [row.id for row in rows], seq=seq)
+    return len(rows)
+
+
+def ended(session: Session, job: Job) -> None:
+    """An ingestion has come to its end: what it has not made by now it never will.
+
+    Whoever ends one with many files left has stopped them before, some at a time. The job's own event is the last.
+    """
+    stopped = stop(session, job, JobState(job.state), job.errors, seq=job.event_seq)
+    again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
+    gone = ~exists().where(VectorStore.id == index_of(job.payload))
+    whole = job.state == JobState.SUCCEEDED and not stopped and not job.failed
+    if not whole or session.scalar(select(or_(again, gone))):
+        left_behind(session, job)
+
+
+def _why(end: JobState, errors: Sequence[Mapping[str, Any]] | None) -> str:
+    if end == JobState.EXPIRED:
+        return "The file was not processed within its time."
+    return str((errors or [{}])[0].get("message") or "Internal error.")
+
+
+def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
+    """An attempt to bring in files may have left what no file points to, in a store that may be gone by now."""
+    store = session.get(VectorStore, index_of(job.payload))
+    if store is not None:
+        return owe(session, store, LEFTOVERS)
+    gone = {"id": index_of(job.payload), "project_id": job.project_id, "model": job.model or ""}
+    return owe(session, VectorStore(**gone, dimensions=dimensions), STORE)
+
+
+def owe_stranger(session: Session, store_id: str) -> None:
+    """The removal of a store of which nothing is known any more."""
+    owe(session, VectorStore(id=store_id, project_id="", model="", dimensions=0), STORE)
+
+
+def remove(session: Session, store: VectorStore, row: VectorStoreFile) -> None:
+    """Take a file, whose row is locked, out of a store: it can't be found from now on, its vectors are owed."""
+    session.delete(row)
+    session.flush()
+    if row.document:
+        owe(session, store, DOCUMENT, row)
+    if row.status == IN_PROGRESS or not row.document:
+        owe(session, store, LEFTOVERS)
+
+
+def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
+    """Take deleted files out of every store."""
+    halfway: set[str] = set()
+    for page in in_pages(file_ids):
+        halfway |= _remove_page(session, page)
+    for store in session.scalars(select(VectorStore).where(VectorStore.id.in_(halfway)).order_by(VectorStore.id)):
+        owe(session, store, LEFTOVERS)
+
+
+def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
+    """The database alone moves what may be many rows; in which stores some may have left what no file points to."""
+    row = VectorStoreFile
+    here = and_(row.store_id == VectorStore.id, row.id.in_(file_ids))
+    locked = select(row.store_id, row.status, row.document).join(VectorStore, here).order_by(row.store_id, row.id)
+    rows = session.execute(locked.with_for_update(of=row)).all()
+    at = literal(now())
+    values: dict[str, Any] = {
+        "store_id": row.store_id,
+        "project_id": VectorStore.project_id,
+        "model": VectorStore.model,
+        "dimensions": VectorStore.dimensions,
+        "what": literal(DOCUMENT),
+        "document": row.document,
+        "file_id": row.id,
+        "created_at": at,
+        "due_at": at,
+    }
+    owed = select(*values.values()).join(VectorStore, here).where(row.document.is_not(None))
+    session.execute(insert(VectorRemoval).from_select(list(values), owed.order_by(row.store_id, row.id)))
+    of_stores = row.store_id.in_(sorted({store_id for store_id, _, _ in rows}))  # those of a store that goes stay
+    session.execute(delete(row).where(row.id.in_(file_ids), of_stores))
+    return {store_id for store_id, status, document in rows if status == IN_PROGRESS or not document}
+
+
+def remove_store(session: Session, store: VectorStore) -> None:
+    """Nothing of it can be found from this moment, in no index; its files' rows go with its vectors."""
+    remove_index(session, store)
+    for other in session.scalars(select(VectorStore).where(VectorStore.parent_id == store.id)).all():
+        remove_index(session, other)  # there are no more to come: whoever builds one locks the store's row
+
+
+def remove_index(session: Session, index: VectorStore) -> None:
+    """The row of an index goes at once, what it holds is owed."""
+    owe(session, index, STORE)
+    session.execute(delete(VectorStore).where(VectorStore.id == index.id))
+
+
+def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | None = None) -> None:
+    """Owe the vector database a removal, in the caller's transaction.
+
+    A whole store's is owed once. One that is under way does not count: with another date its receipt does not fit.
+    """
+    if what != DOCUMENT:
+        waiting = VectorRemoval.store_id == store.id, VectorRemoval.what == what
+        renewed = update(VectorRemoval).where(*waiting).values(created_at=now())
+        if session.execute(renewed, execution_options=UNSEEN).rowcount:  # type: ignore[attr-defined]
+            return
+    session.add(
+        VectorRemoval(
+            store_id=store.id,
+            project_id=store.project_id,
+            model=store.model,
+            dimensions=store.dimensions,
+            what=what,
+            document=row.document if row else None,
+            file_id=row.id if row else None,
+            created_at=now(),
+            due_at=now(),
+        )
+    )
+
+
+def owes(session: Session) -> bool:
+    """Whether anything is to be removed from the vector database, now."""
+    return session.scalar(select(VectorRemoval.id).where(due()).limit(1)) is not None
+
+
+def due() -> ColumnElement[bool]:
+    """Which removals it is time for: also those that only a clock that was set back since can have dated so far on."""
+    at = now()
+    return or_(VectorRemoval.due_at <= at, VectorRemoval.due_at > at + AGAIN_SECONDS)
+
+
+def expire(session: Session, at: float, limit: int) -> int:
+    """Of stores whose time is over what they hold goes; how many there were. Their rows stay and say `expired`."""
+    inside = exists().where(VectorStoreFile.store_id == VectorStore.id)
+    owed = exists().where(VectorRemoval.store_id == VectorStore.id, VectorRemoval.what == STORE)
+    over = select(VectorStore).where(VectorStore.expires_at <= at, inside, ~owed).limit(limit)
+    stores = session.scalars(over).all()
+    for store in stores:
+        owe(session, store, STORE)
+    return len(stores)
+
+
+def version_of(document: str) -> str:
+    """Whose vectors lie under a key."""
+    return document.rpartition(".")[0]

@@ -1,0 +1,76 @@
+"""A file as text that can be searched: what parsing leaves in storage, and what indexing and the API read.
+
+One object for each version of a file in a vector store. Offsets count characters of `text`: `text[start:end]` is the
+chunk, exactly.
+"""
+
+from typing import Final
+
+import msgspec
+
+from jobs.errors import NotFound
+from jobs.platform.storage import Storage
+
+PARTLY: Final = "partly:"
+
+
+class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A piece that gets a vector of its own. `section` is its path of headings, `page` counts from 1.
+
+    `language` is named where it is not the document's.
+    """
+
+    start: int
+    end: int
+    tokens: int
+    page: int | None = None
+    section: tuple[str, ...] = ()
+    language: str | None = None
+
+
+class Document(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The text of one file. `language` is an ISO 639-1 code where it is known.
+
+    `time` is when the file says that it was changed or written: in UTC, by the second or by the day.
+
+    `unread`: some of its pages are pictures, and there was nothing to read them with.
+
+    What is to be cut by meaning has `sentences` and no chunks: indexing makes them, as that takes the embedding model.
+    """
+
+    text: str
+    chunks: tuple[Chunk, ...]
+    title: str | None = None
+    language: str | None = None
+    sentences: tuple[Chunk, ...] = ()
+    time: str | None = None
+    unread: bool = False
+
+    def piece(self, n: int) -> str:
+        return self.text[self.chunks[n].start : self.chunks[n].end]
+
+
+def partly(recipe: str) -> str:
+    """That of a version of which pages are unread: where they can be read it is another."""
+    return f"{PARTLY}{recipe[: -len(PARTLY)]}"
+
+
+encode = msgspec.json.encode
+decode = msgspec.json.Decoder(Document).decode
+
+
+def path(store_id: str, version: str) -> str:
+    return f"{folder(store_id)}/{version}.json"
+
+
+def folder(store_id: str) -> str:
+    return f"documents/{store_id}"
+
+
+def load(storage: Storage, store_id: str, version: str) -> Document | None:
+    """None when it is not there (any more). Raises StorageAway."""
+    try:
+        with storage.reader(path(store_id, version)) as handle:
+            return decode(handle.read())
+    except NotFound:
+        return None

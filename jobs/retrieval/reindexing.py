@@ -1,0 +1,201 @@
+"""A second index beside the one in use: filled, switched to, removed, each by a transaction that has locked the store.
+
+build ─▶ files that can be found, or are on their way ─▶ one job; those that failed are taken over as they are
+sync  ─▶ of those the ones that are missing
+switch ─▶ refused while files are missing, unless they may be; the index before can be switched to again
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import JSON, Select, String, and_, cast, func, insert, literal, null, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from jobs.clock import now
+from jobs.db.engine import UNSEEN, insert_into
+from jobs.errors import Conflict, Expired
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.ledger.payloads import index_of
+from jobs.ledger.tables import Job
+from jobs.retrieval import attachments, indexes, ingestions, source_items
+from jobs.retrieval.attachments import CANCELLED, FAILED, IN_PROGRESS, is_over
+from jobs.retrieval.source_tables import Source
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+
+MOST: Final = 4  # of a store, since each file goes into all of them
+_NAMED: Final = 5
+
+
+def build(
+    session: Session,
+    store: VectorStore,
+    *,
+    model: str,
+    dimensions: int | None,
+    chunking: dict[str, Any] | None,
+    actor: str,
+    **facts: Any,
+) -> VectorStore:
+    """An index of all files of a store. Without `chunking` each is cut as it was. Raises Conflict, Expired."""
+    if len(indexes.all_of(session, store)) >= MOST:
+        raise Conflict(f"A vector store has at most {MOST} indexes: delete one first.", code="too_many_indexes")
+    index = VectorStore(
+        id=new_id("vsi_"),
+        project_id=store.project_id,
+        parent_id=store.id,
+        name="",
+        model=model,
+        dimensions=dimensions or 0,
+        shortened=dimensions is not None,
+        chunking=chunking or indexes.current(session, store).chunking,
+        created_at=now(),
+        active_at=store.active_at,
+        expires_at=store.expires_at,
+    )
+    session.add(index)
+    session.flush()
+    _take_over(session, store, index)
+    _fill(session, store, index, chunking, actor=actor, **facts)
+    return index
+
+
+def sync(session: Session, store: VectorStore, index: VectorStore, *, actor: str, **facts: Any) -> Job | None:
+    """Bring in what is missing in an index; None where nothing is. Raises Expired."""
+    return _fill(session, store, index, None, actor=actor, **facts)
+
+
+def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts: Any) -> None:
+    """What a job attaches of a source's documents to one index goes into the store's others too, cut as they do."""
+    store, taken = indexes.lock(session, job.payload["store_id"]), index_of(job.payload)
+    if store is None or is_over(store):
+        return
+    source = session.get(Source, source_id)
+    for index in indexes.all_of(session, store):
+        if index.id != taken:
+            chunking = (source.chunking if source else None) or index.chunking
+            _fill(session, store, index, chunking, job=job, actor=actor, **facts)
+
+
+def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_missing: bool = False) -> None:
+    """Every search from now on reads this index, and it is the one before's turn to wait. Raises Conflict."""
+    if index.id == store.current_id:
+        return
+    lacks = indexes.count_missing(session, store, index)
+    if lacks and not allow_missing:
+        names = session.scalars(indexes.missing(store, index).order_by(VectorStoreFile.id).limit(_NAMED)).all()
+        more = ", …" if lacks > len(names) else ""
+        lacking = f"{lacks} of the store's files ({', '.join(names)}{more})"
+        raise Conflict(f"The index '{index.id}' lacks {lacking}: sync it first.", code="index_incomplete")
+    before = indexes.current(session, store)
+    before.replaced_at, index.replaced_at = now(), None
+    store.index_id = index.id if index.parent_id else None
+    session.flush()
+    source_items.catch_up(session, store)
+
+
+def remove(session: Session, store: VectorStore, index: VectorStore) -> None:
+    """All that an index holds is owed to the purge. Raises Conflict for the one in use."""
+    if index.id == store.current_id:
+        raise Conflict("This index is in use: switch to another first.", code="index_active")
+    if index.parent_id:
+        attachments.remove_index(session, index)
+    else:  # the store's own row stays
+        index.replaced_at = None
+        attachments.owe(session, index, attachments.STORE)
+    session.flush()
+
+
+def _fill(
+    session: Session,
+    store: VectorStore,
+    index: VectorStore,
+    chunking: dict[str, Any] | None,
+    *,
+    actor: str,
+    job: Job | None = None,
+    **facts: Any,
+) -> Job | None:
+    """The job for what the index in use has, or is about to have, and this one has not; or `job` is about to make."""
+    lacking = _lacking(store, index, job)
+    if not _hold(session, lacking):
+        return None
+    if not attachments.touch(session, store.id, now()):
+        raise Expired(f"The vector store '{store.id}' has expired.", param="vector_store_id")
+    index.job_id = new_id(ingestions.SINGLE)
+    own = index.chunking if index.chunking != indexes.current(session, store).chunking else None
+    total = _bring_over(session, lacking, index, chunking, own)
+    made = ingestions.begin(session, index, total, actor=actor, beside=True, id=index.job_id, **facts)
+    session.flush()
+    return made
+
+
+def _hold(session: Session, rows: Select[*tuple[Any, ...]]) -> int:
+    """How many files there are; one that is deleted at this moment is not among them, and none will be."""
+    files = rows.with_only_columns(File.id, maintain_column_froms=True).with_for_update(read=True, of=File)
+    return session.scalar(select(func.count()).select_from(files.subquery())) or 0
+
+
+def _lacking(store: VectorStore, index: VectorStore, job: Job | None) -> Select[str, dict[str, Any] | None]:
+    """Rows of the index in use, or of a job; each with how its file is cut in the other index, if that has it."""
+    here, mine = VectorStoreFile, aliased(VectorStoreFile)
+    there = here.store_id == store.current_id
+    if job is not None:
+        there = and_(here.store_id == index_of(job.payload), here.job_id == job.id)
+    return (
+        select(here.id, mine.chunking)
+        .join(File, and_(File.id == here.id, File.deleted_at.is_(None)))
+        .outerjoin(mine, and_(mine.store_id == index.id, mine.id == here.id))
+        .where(there, or_(here.document.is_not(None), here.status == IN_PROGRESS))
+        .where(or_(mine.id.is_(None), and_(mine.document.is_(None), mine.status != IN_PROGRESS)))
+    )
+
+
+def _bring_over(
+    session: Session,
+    lacking: Select[str, dict[str, Any] | None],
+    index: VectorStore,
+    chunking: dict[str, Any] | None,
+    own: dict[str, Any] | None,
+) -> int:
+    """Rows for all of them, numbered as lines of the index's job; made by the database alone, for they may be many.
+
+    Without `chunking` each is cut as it was in this index, else as the index does where that is its `own` way.
+    """
+    here = VectorStoreFile
+    cut = func.coalesce(lacking.selected_columns[1], here.chunking if own is None else literal(own, JSON()))
+    line = func.row_number().over(order_by=(here.created_at, here.id)) - 1
+    values: dict[str, Any] = {
+        "store_id": literal(index.id),
+        "id": here.id,
+        "project_id": here.project_id,
+        "filename": here.filename,
+        "status": literal(IN_PROGRESS),
+        "created_at": here.created_at,
+        "attributes": here.attributes,
+        "chunking": cut if chunking is None else literal(chunking, JSON()),
+        "error_code": null(),
+        "error_message": null(),
+        "job_id": literal(index.job_id),
+        "line": line,
+        "version": literal(new_id("vsd_") + "n").concat(cast(line, String)),
+        "entries": literal(0),
+        "usage_bytes": literal(0),
+    }
+    rows = lacking.with_only_columns(*values.values(), maintain_column_froms=True)
+    insert = insert_into(session, VectorStoreFile).from_select(list(values), rows)
+    kept = {"store_id", "id", "project_id", "created_at"}
+    again = {name: insert.excluded[name] for name in values if name not in kept}
+    brought = insert.on_conflict_do_update(index_elements=["store_id", "id"], set_=again)
+    made = session.execute(brought, execution_options={"preserve_rowcount": True, **UNSEEN})
+    return made.rowcount  # type: ignore[attr-defined, no-any-return]
+
+
+def _take_over(session: Session, store: VectorStore, index: VectorStore) -> None:
+    """Files that failed or were cancelled before they could be found are as they are, in this index too."""
+    other = VectorStoreFile
+    names = [column.name for column in other.__table__.columns]
+    columns = [literal(index.id) if name == "store_id" else getattr(other, name) for name in names]
+    over = other.store_id == store.current_id, other.document.is_(None), other.status.in_((FAILED, CANCELLED))
+    rows = select(*columns).join(File, and_(File.id == other.id, File.deleted_at.is_(None))).where(*over)
+    if _hold(session, rows):
+        session.execute(insert(other).from_select(names, rows))

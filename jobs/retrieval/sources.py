@@ -1,0 +1,121 @@
+"""Sources of vector stores: URLs, a folder, an S3 prefix, whose documents a store has as they are now.
+
+    create, sync, due ──▶ a file batch without files ──planned──▶ source listed, compared, fetched; what is new or has
+                          (none while one is alive)                changed is attached, what is gone is removed
+                                                    └─ cannot be listed ─▶ failed; the store stays as it is
+
+So a sync is a job: claimed, beaten for, taken back, cancelled and told like any other. A source that is deleted, or
+whose store is, takes its files with it, some at a time.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import delete, exists, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.batches.schedules import next_after
+from jobs.clock import now
+from jobs.errors import Conflict, InvalidRequest
+from jobs.ledger import ledger
+from jobs.ledger.payloads import FILE_BATCH
+from jobs.ledger.tables import Job
+from jobs.retrieval import indexes, ingestions, source_items
+from jobs.retrieval.attachments import is_over
+from jobs.retrieval.source_items import IN_PROGRESS
+from jobs.retrieval.source_tables import Source, SourceItem
+from jobs.retrieval.tables import VectorStore
+
+#: Items of which everything goes in one transaction: some rows each.
+ITEMS_AT_ONCE = 20
+
+
+def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **facts: Any) -> Job | None:
+    """Begin to sync a source, whose row is locked. None while it does so already."""
+    if source.status == IN_PROGRESS:
+        return None
+    job = ingestions.submit(session, store, (), actor=actor, prefix=FILE_BATCH, source_id=source.id, **facts)
+    source.status, source.job_id, source.began_at = IN_PROGRESS, job.id, None
+    source.seen, source.removed, source.error = 0, 0, None
+    return job
+
+
+def due(session: Session, limit: int = 100) -> Sequence[str]:
+    """Sources that are to be synced because their time has come."""
+    ready = Source.paused_at.is_(None), Source.deleted_at.is_(None), Source.next_at <= now()
+    return session.scalars(select(Source.id).where(*ready).order_by(Source.next_at).limit(limit)).all()
+
+
+def fire(session: Session, source_id: str) -> Job | None:
+    """Sync a source that is due, and move its time on; None when it is not (any more), or syncs still."""
+    source = session.scalar(select(Source).where(Source.id == source_id).with_for_update())
+    at = now()
+    if source is None or source.deleted_at is not None or source.paused_at is not None:
+        return None
+    if source.next_at is None or source.next_at > at:
+        return None
+    try:
+        source.next_at = next_after(str(source.cron), str(source.timezone), at)
+    except InvalidRequest as error:  # it was a time once; zones come and go with the system
+        source.paused_at, source.last_error = at, {"code": error.code, "message": error.message}
+        return None
+    if source.status == IN_PROGRESS:  # its sync locks the store first, then us: who waits here for the store deadlocks
+        return None
+    store = indexes.lock(session, source.store_id)
+    if store is None or is_over(store):
+        return None
+    return sync(session, source, store, actor=f"source:{source.id}")
+
+
+def condemn(session: Session, source: Source, *, actor: str) -> None:
+    """From now on nobody sees the source; its sync ends, and `clear` removes what it has brought."""
+    stopped = _stop(session, source.job_id, actor)  # jobs are locked before sources, as when one ends
+    locked = select(Source).where(Source.id == source.id).with_for_update()
+    source_now = session.scalar(locked.execution_options(populate_existing=True))
+    if source_now is None:
+        return
+    source_now.deleted_at = now()
+    if source_now.job_id != stopped:  # begun at this moment
+        _stop(session, source_now.job_id, actor)
+
+
+def _stop(session: Session, job_id: str | None, actor: str) -> str | None:
+    if job_id is not None:
+        with suppress(Conflict):  # it is about to end
+            ledger.cancel(session, job_id, actor=actor)
+    return job_id
+
+
+def doomed(session: Session, limit: int = 20) -> Sequence[Source]:
+    """Sources that were deleted, or whose store is gone or over."""
+    alive = exists().where(
+        VectorStore.id == Source.store_id, or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
+    )
+    return session.scalars(select(Source).where(or_(Source.deleted_at.is_not(None), ~alive)).limit(limit)).all()
+
+
+def clear(session: Session, source_id: str, *, actor: str) -> bool:
+    """Remove some of what a condemned source has brought; False when that was all, and the source is gone too."""
+    store_id = session.scalar(select(Source.store_id).where(Source.id == source_id))
+    indexes.lock(session, store_id or "")  # before items and files, as whoever publishes
+    mine = select(SourceItem).where(SourceItem.source_id == source_id).order_by(SourceItem.digest)
+    items = session.scalars(mine.limit(ITEMS_AT_ONCE).with_for_update()).all()
+    strip(session, items, actor=actor)
+    for item in items:
+        session.delete(item)
+    if not items:
+        session.execute(delete(Source).where(Source.id == source_id))
+    return bool(items)
+
+
+def strip(session: Session, items: Sequence[SourceItem], *, actor: str) -> int:
+    """Every version of these items goes; how many had one."""
+    brought = [item for item in items if item.file_id]
+    files = {file_id for item in brought for file_id in (item.file_id, item.previous_id) if file_id}
+    if files:
+        source_items.drop(session, sorted(files), actor=actor)
+    for item in brought:
+        item.file_id = item.previous_id = item.sha256 = None
+    session.flush()
+    return len(brought)

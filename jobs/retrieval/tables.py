@@ -1,0 +1,116 @@
+"""Vector stores, the files in them, and what is still to be removed from the vector database.
+
+What can be found is decided here: a file's `document` is the key under which the vectors of its whole, published
+version lie. Vectors under any other key (half written, replaced, removed) are never shown and are removed later.
+"""
+
+from typing import Any
+
+from sqlalchemy import Index, String, Text, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.db.base import Base, Serial
+
+
+class VectorStore(Base):
+    """`dimensions` are those of its vectors, 0 while nothing has been embedded; `shortened`: they were asked for.
+
+    A row with a `parent_id` is another index of that store (see `jobs.retrieval.indexes`), and no store itself. `index_id` names
+    the index in use, where it is not the store's own row; `replaced_at` says since when an index is no longer in use;
+    `job_id` has filled it last.
+    """
+
+    __tablename__ = "vector_store"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(256))
+    description: Mapped[str | None] = mapped_column(Text)
+    labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`
+    model: Mapped[str]
+    dimensions: Mapped[int] = mapped_column(default=0)
+    shortened: Mapped[bool] = mapped_column(default=False)
+    chunking: Mapped[dict[str, Any]]
+    expires_days: Mapped[int | None]
+    created_at: Mapped[float]
+    active_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    parent_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    index_id: Mapped[str | None] = mapped_column(String(64))
+    replaced_at: Mapped[float | None]
+    job_id: Mapped[str | None] = mapped_column(String(64))
+
+    __table_args__ = (
+        Index("ix_vector_store_project_created", "project_id", "created_at", "id"),
+        Index("ix_vector_store_expires", "expires_at"),
+    )
+
+    @property
+    def root(self) -> str:
+        """The store whose index this is, as clients know it."""
+        return self.parent_id or self.id
+
+    @property
+    def current_id(self) -> str:
+        """Of a store: the index in use, under which its files are."""
+        return self.index_id or self.id
+
+
+class VectorStoreFile(Base):
+    """A file in a store; `id` is the file's.
+
+    `version` names the latest attempt to bring it in, which line `line` of job `job_id` makes. `document` is the key of
+    the version that can be found, `entries` how many vectors that has, `recipe` what it was made from and how.
+    """
+
+    __tablename__ = "vector_store_file"
+
+    store_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    filename: Mapped[str]
+    status: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float]
+    attributes: Mapped[dict[str, Any] | None]
+    chunking: Mapped[dict[str, Any]]
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    job_id: Mapped[str] = mapped_column(String(64))
+    line: Mapped[int]
+    version: Mapped[str] = mapped_column(String(64))
+    document: Mapped[str | None] = mapped_column(String(96))
+    entries: Mapped[int] = mapped_column(default=0)
+    usage_bytes: Mapped[int] = mapped_column(default=0)
+    recipe: Mapped[str | None] = mapped_column(String(64))
+
+    __table_args__ = (
+        Index("ix_vector_store_file_created", "store_id", "created_at", "id"),
+        Index("ix_vector_store_file_status", "store_id", "status"),
+        Index("ix_vector_store_file_document", "store_id", "document"),
+        Index("ix_vector_store_file_job", "job_id", "line"),
+        Index("ix_vector_store_file_file", "id"),
+        Index("ix_vector_store_file_project_bytes", "project_id", "usage_bytes"),
+        Index(
+            "ix_vector_store_file_recipe",
+            "recipe",
+            sqlite_where=text("recipe IS NOT NULL"),
+            postgresql_where=text("recipe IS NOT NULL"),
+        ),
+    )
+
+
+class VectorRemoval(Base):
+    """Owed to the vector database: the removal of one document, of a whole store, or of what no file points to."""
+
+    __tablename__ = "vector_removal"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    store_id: Mapped[str] = mapped_column(String(64), index=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str]
+    dimensions: Mapped[int]
+    what: Mapped[str] = mapped_column(String(16))  # document, store, leftovers
+    document: Mapped[str | None] = mapped_column(String(96))
+    file_id: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[float]
+    due_at: Mapped[float]  # later where it could not be made

@@ -1,0 +1,97 @@
+"""Projects and their API keys.
+
+    nm_<8 characters: id>_<43 characters: 32 random bytes>_<8 hex: CRC-32 of what stands before>
+
+The id finds the row, the SHA-256 of the whole key is compared in constant time. 256 random bits need no slow hash.
+A wrong checksum is refused without asking the database. The key itself is shown once and never stored.
+"""
+
+import hashlib
+import hmac
+import secrets
+import string
+import zlib
+from collections.abc import Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.engine import insert_into
+from jobs.ids import new_id
+from jobs.ledger import audit
+from jobs.security.tables import ApiKey, Project
+
+_PREFIX = "nm"
+_ID_ALPHABET = string.ascii_lowercase + string.digits
+#: Compared against when the id is unknown, so that an unknown id takes as long as a wrong secret.
+_NOBODY = hashlib.sha256(b"nobody").hexdigest()
+
+
+def create_key(session: Session, project_name: str, *, actor: str = "operator") -> str:
+    """A new key of a project, which is made if it is new. The key is in no other place."""
+    project = ensure_project(session, project_name)
+    key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
+    body = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+    key = f"{body}_{zlib.crc32(body.encode()):08x}"
+    session.add(ApiKey(id=key_id, project_id=project.id, digest=_digest(key), created_at=now()))
+    audit.record(session, actor=actor, action="key.create", target=key_id, project_id=project.id)
+    return key
+
+
+def ensure_project(session: Session, name: str) -> Project:
+    """The project of this name; of two that make it at once, one does."""
+    new = {"id": new_id("proj_"), "name": name, "weight": 1.0, "allow_external": False, "created_at": now()}
+    session.execute(insert_into(session, Project).values(new).on_conflict_do_nothing())
+    return session.scalars(select(Project).where(Project.name == name)).one()
+
+
+def find_project(session: Session, name: str) -> Project | None:
+    return session.scalar(select(Project).where(Project.name == name))
+
+
+def project_names(session: Session) -> dict[str, str]:
+    """Return the name of every project by its id."""
+    return {project.id: project.name for project in session.scalars(select(Project))}
+
+
+def allow_external(session: Session, project_name: str, *, allowed: bool, actor: str = "operator") -> None:
+    """Whether a project's prompts may go to endpoints outside this deployment."""
+    project = ensure_project(session, project_name)
+    project.allow_external = allowed
+    action = "project.allow_external" if allowed else "project.forbid_external"
+    audit.record(session, actor=actor, action=action, target=project.id, project_id=project.id)
+
+
+def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
+    rows = session.execute(
+        select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id).order_by(ApiKey.created_at)
+    )
+    return [(key, project) for key, project in rows]
+
+
+def revoke_key(session: Session, key_id: str, *, actor: str = "operator") -> bool:
+    """Revoke by id; False when there is no such live key."""
+    live = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now())
+    revoked: bool = session.execute(live).rowcount == 1  # type: ignore[attr-defined]
+    if revoked:
+        audit.record(session, actor=actor, action="key.revoke", target=key_id)
+    return revoked
+
+
+def well_formed(key: str) -> bool:
+    """Whether the checksum holds; what is not well formed is no key of ours."""
+    body, _, checksum = key.rpartition("_")
+    return key.startswith(f"{_PREFIX}_") and checksum == f"{zlib.crc32(body.encode()):08x}"
+
+
+def check_key(session: Session, key: str) -> ApiKey | None:
+    """The live key's row, or None. Takes as long for an unknown id as for a wrong secret."""
+    parts = key.split("_")
+    row = session.get(ApiKey, parts[1]) if len(parts) >= 4 else None
+    right = hmac.compare_digest(_digest(key), row.digest if row else _NOBODY)
+    return row if row is not None and right and row.revoked_at is None else None
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""The tables.
+
+job ─┬─ shard ── segment          what is to be done, and what has been
+     ├─ outcome                   what became of the lines, counted, once the job has ended
+     ├─ outbox                    doorbells owed to the broker
+schedule ┘                        submits it again and again
+     └─ event ── delivery ── attempt      what happened, and who was told
+vector_store ── vector_store_file · vector_removal · source ── source_item
+file, upload, upload_part · response, chat_completion, conversation · project, api_key, idempotency, storage_usage
+worker, model, pause, meta, measure · engine_death, quarantine · cached, cache_epoch, cache_use · audit, audit_head
+"""
+
+from jobs.db.base import Base, row_of, table_of
+from jobs.files.tables import File, Upload, UploadPart
+from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
+from jobs.inference.cache_tables import Cached, CacheEpoch, CacheUse
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.inference.conversation_tables import Conversation
+from jobs.inference.response_tables import KeptResponse
+from jobs.ledger.audit_tables import Audit, AuditHead
+from jobs.ledger.tables import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
+from jobs.retrieval.source_tables import Source, SourceItem
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
+from jobs.security.tables import ApiKey, Idempotency, Project, StorageUsage
+from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
+
+__all__ = [
+    "TOKENS",
+    "ApiKey",
+    "Attempt",
+    "Audit",
+    "AuditHead",
+    "Base",
+    "CacheEpoch",
+    "CacheUse",
+    "Cached",
+    "Conversation",
+    "Delivery",
+    "EngineDeath",
+    "Event",
+    "File",
+    "Idempotency",
+    "Job",
+    "KeptCompletion",
+    "KeptResponse",
+    "Measure",
+    "Meta",
+    "Model",
+    "Outbox",
+    "Outcome",
+    "Pause",
+    "Project",
+    "Quarantine",
+    "Schedule",
+    "Segment",
+    "Shard",
+    "Source",
+    "SourceItem",
+    "StorageUsage",
+    "Upload",
+    "UploadPart",
+    "VectorRemoval",
+    "VectorStore",
+    "VectorStoreFile",
+    "WebhookEndpoint",
+    "Worker",
+    "row_of",
+    "table_of",
+]

@@ -1,0 +1,1 @@
+"""What a project stores, and the bound on it."""

@@ -1,0 +1,1 @@
+"""Webhooks: endpoints, deliveries, and one attempt to post one."""

@@ -1,0 +1,378 @@
+"""Deliveries: one event owed to one receiver, at least once, under one `webhook-id`.
+
+    pending ──claim──▶ (held by a worker) ──2xx──▶ delivered ─┐
+       ▲                  │      │                            ├── replay ──▶ pending
+       └── due again ◀────┘      └──schedule used up──▶ failed┘
+           by the schedule, or at once when its worker died (take_back)
+
+Every write of an outcome is guarded by the claim's worker and epoch. 410, or nothing but failures for
+`webhook_disable_seconds`, disables an endpoint; what it is still owed is kept at `HELD` until it is enabled again.
+Events that happen meanwhile are not owed to it, but `replay` owes them with `missed`. What is held for an endpoint that
+is deleted fails soon. Claims are made in `jobs.webhooks.due`.
+"""
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, bindparam, case, exists, func, insert, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.engine import WRITE_ROWS
+from jobs.errors import Conflict, NotFound
+from jobs.fleet.tables import Worker
+from jobs.ids import new_id
+from jobs.ledger import audit, events, measures
+from jobs.settings import Settings
+from jobs.webhooks.due import DELETED, HELD, WAITING, DeliveryClaim
+from jobs.webhooks.sending import Outcome
+from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
+
+PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
+_ON_HOLD = and_(WAITING, Delivery.due_at >= HELD)
+_JITTER = 0.2
+_RETRY_AFTER_MAX = 86_400.0
+_GONE = 410
+_LATE_SECONDS = 60.0  # a first attempt is due at once, give or take what clocks differ by
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to replay: these ids, or the deliveries of a span of time in one of these states.
+
+    `missed` adds the events of that span that the endpoint, being disabled, was never owed.
+    """
+
+    ids: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+    states: tuple[str, ...] = (FAILED,)
+    missed: bool = False
+
+
+def next_delay(
+    attempt: int, schedule: Sequence[float], retry_after: float | None, rng: Callable[[], float]
+) -> float | None:
+    """Seconds until the next attempt after `attempt` failed ones, with 20 % of jitter; None: that was the last.
+
+    The receiver's Retry-After only ever makes it later, up to a day.
+    """
+    if attempt >= len(schedule):
+        return None
+    delay = schedule[attempt] * (1 + _JITTER * (2 * rng() - 1))
+    return max(delay, min(retry_after or 0.0, _RETRY_AFTER_MAX))
+
+
+def record(
+    session: Session,
+    results: Sequence[tuple[DeliveryClaim, Outcome]],
+    config: Settings,
+    rng: Callable[[], float] = random.random,
+) -> int:
+    """Write down attempts and what follows from them; returns how many still were their claimer's to write."""
+    endpoints = _locked(session, {claim.endpoint_id for claim, _ in results if claim.endpoint_id})
+    held = _held(session, [claim for claim, _ in results])
+    at = now()
+    mine = [(claim, outcome) for claim, outcome in results if (claim.id, claim.epoch) in held]
+    for claim, outcome in mine:
+        if outcome.delivered:
+            accepted = outcome.at + outcome.seconds
+            measures.observe(session, measures.WEBHOOK, "", accepted - held[claim.id, claim.epoch])
+    _write(session, [_after(claim, outcome, config, rng) for claim, outcome in mine])
+    _log(session, [_attempt(claim, outcome) for claim, outcome in mine])
+    for claim, outcome in mine:
+        endpoint = endpoints.get(claim.endpoint_id or "")
+        if endpoint is not None and _concerns(endpoint, claim, outcome):
+            _judge(session, endpoint, outcome, config, at)
+    return len(mine)
+
+
+def take_back(session: Session, worker_id: str, keep: Collection[DeliveryClaim] = ()) -> int:
+    """Free what a dead worker held (or a live one holds without knowing: all but `keep`); returns how many."""
+    known = [(claim.id, claim.epoch) for claim in keep]
+    mine = and_(Delivery.worker_id == worker_id, tuple_(Delivery.id, Delivery.epoch).not_in(known))
+    return _update(session, mine, worker_id=None, epoch=Delivery.epoch + 1)
+
+
+def give_back(session: Session, claims: Sequence[DeliveryClaim]) -> None:
+    """Claims of which no attempt was made; fenced ones are nobody's business any more."""
+    held = [delivery_id for delivery_id, _ in _held(session, claims)]
+    if held:
+        _update(session, Delivery.id.in_(held), worker_id=None)
+
+
+def due_count(session: Session) -> int:
+    """How many deliveries wait and are due."""
+    return session.scalar(select(func.count()).where(WAITING, Delivery.due_at <= now())) or 0
+
+
+def next_due(session: Session) -> float | None:
+    """When the first waiting delivery is due; None when none waits."""
+    return session.scalar(select(func.min(Delivery.due_at)).where(WAITING))
+
+
+def orphans(session: Session) -> list[str]:
+    """Workers that hold deliveries but are not registered any more."""
+    gone = ~exists().where(Worker.id == Delivery.worker_id)
+    found = select(Delivery.worker_id).where(Delivery.worker_id.is_not(None), gone).distinct()
+    return [worker_id for worker_id in session.scalars(found) if worker_id is not None]
+
+
+def too_late(session: Session, config: Settings, limit: int) -> list[str]:
+    """Deliveries that are due later than they can be: who owed them had a clock that was ahead."""
+    first = now() + _LATE_SECONDS
+    again = first + max(_RETRY_AFTER_MAX, (1 + _JITTER) * max(config.webhook_retry_seconds))
+    latest = case((Delivery.attempts == 0, first), else_=again)
+    # the first condition follows from the last, and is the one that an index answers
+    late = and_(Delivery.due_at > first, Delivery.due_at < HELD, Delivery.due_at > latest)
+    return list(session.scalars(select(Delivery.id).where(WAITING, late).limit(limit)))
+
+
+def bring_forward(session: Session, ids: Collection[str]) -> int:
+    """They are due now, unless they were claimed or held meanwhile; returns how many."""
+    return _update(session, and_(Delivery.id.in_(ids), WAITING, Delivery.due_at < HELD), due_at=now())
+
+
+def disable(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
+    """Stop sending to an endpoint whose row the caller has locked; others hear of it, nothing is deleted."""
+    endpoint.disabled_at, endpoint.disabled_reason = now(), reason
+    endpoint.event_seq += 1
+    session.flush()
+    event = events.record(
+        session,
+        subject_id=endpoint.id,
+        seq=endpoint.event_seq,
+        project_id=endpoint.project_id,
+        type="webhook_endpoint.disabled",
+        data={"id": endpoint.id},
+    )
+    session.flush()
+    events.fan_out(session, event)
+    _audit(session, endpoint, "webhook_endpoint.disable", "webhooks", reason)
+
+
+def enable(session: Session, endpoint: WebhookEndpoint, *, actor: str) -> int:
+    """Send to an endpoint again, and some of what was held at once; how much. The rest is for `release`, in pages."""
+    if endpoint.disabled_at is None:
+        return 0
+    endpoint.disabled_at = endpoint.disabled_reason = endpoint.failing_since = None
+    endpoint.updated_at = now()
+    session.flush()
+    _audit(session, endpoint, "webhook_endpoint.enable", actor, None)
+    return release(session, _held_for(session, endpoint))
+
+
+def held_too_long(session: Session, limit: int) -> Sequence[str]:
+    """What is still held for endpoints that are enabled."""
+    enabled = select(WebhookEndpoint.id).where(WebhookEndpoint.disabled_at.is_(None))
+    return session.scalars(select(Delivery.id).where(_ON_HOLD, Delivery.endpoint_id.in_(enabled)).limit(limit)).all()
+
+
+def release(session: Session, ids: Collection[str]) -> int:
+    """It is due now. Of an endpoint that was disabled meanwhile it is held again when it is claimed."""
+    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), due_at=now())
+
+
+def delete(session: Session, endpoint: WebhookEndpoint) -> None:
+    """Delete an endpoint whose row is locked. What is due fails when it is claimed, what is held now, or as `lost`."""
+    fail_lost(session, _held_for(session, endpoint))
+    session.delete(endpoint)
+
+
+def _held_for(session: Session, endpoint: WebhookEndpoint) -> Sequence[str]:
+    """As much as one transaction changes."""
+    theirs = _ON_HOLD, Delivery.endpoint_id == endpoint.id
+    return session.scalars(select(Delivery.id).where(*theirs).limit(WRITE_ROWS)).all()
+
+
+def lost(session: Session, limit: int) -> Sequence[str]:
+    """What is held for endpoints that are gone, by whatever way."""
+    gone = ~exists().where(WebhookEndpoint.id == Delivery.endpoint_id)
+    return session.scalars(select(Delivery.id).where(_ON_HOLD, gone).limit(limit)).all()
+
+
+def fail_lost(session: Session, ids: Collection[str]) -> int:
+    """It fails, and was not held for anybody else meanwhile; returns how many."""
+    return _update(session, and_(Delivery.id.in_(ids), _ON_HOLD), state=FAILED, error=DELETED)
+
+
+def replay(
+    session: Session, project_id: str, endpoint_id: str | None, selection: Selection, limit: int = 1000
+) -> list[str]:
+    """Make deliveries pending again, from the first attempt on, under their old `webhook-id`; returns their ids.
+
+    Without an endpoint: one-off webhooks. As many as `limit`: call again for more. Raises NotFound for an unknown
+    endpoint or id, Conflict while the endpoint is disabled.
+    """
+    endpoint = _replayable(session, project_id, endpoint_id)
+    mine = and_(Delivery.project_id == project_id, _of(endpoint_id))
+    if selection.ids:
+        wanted = and_(mine, Delivery.id.in_(selection.ids))
+        known = session.scalar(select(func.count()).select_from(Delivery).where(wanted))
+        if known != len(set(selection.ids)):
+            raise NotFound("There is no such delivery.", param="ids")
+    else:
+        wanted = and_(mine, Delivery.state.in_(selection.states), _within(Delivery.created_at, selection))
+    free = select(Delivery.id).where(wanted, Delivery.worker_id.is_(None)).order_by(Delivery.created_at)
+    ids = list(session.scalars(free.limit(limit)))
+    again = {"state": PENDING, "attempts": 0, "due_at": now(), "delivered_at": None}
+    _update(session, and_(Delivery.id.in_(ids), Delivery.worker_id.is_(None)), **again)
+    if endpoint is not None and selection.missed and not selection.ids:
+        ids += _owe_missed(session, endpoint, selection, limit - len(ids))
+    return ids
+
+
+def attempts(session: Session, delivery_ids: Collection[str]) -> dict[str, list[Attempt]]:
+    """The log of each delivery, oldest first. A replay counts its attempts from 1 again."""
+    log: dict[str, list[Attempt]] = {delivery_id: [] for delivery_id in delivery_ids}
+    for row in session.scalars(select(Attempt).where(Attempt.delivery_id.in_(delivery_ids)).order_by(Attempt.id)):
+        log[row.delivery_id].append(row)
+    return log
+
+
+def _locked(session: Session, ids: Collection[str]) -> dict[str, WebhookEndpoint]:
+    """Endpoints before deliveries, in the order of their ids: no two recorders wait for each other."""
+    query = select(WebhookEndpoint).where(WebhookEndpoint.id.in_(ids)).order_by(WebhookEndpoint.id)
+    fresh = query.with_for_update().execution_options(populate_existing=True)
+    return {endpoint.id: endpoint for endpoint in session.scalars(fresh)} if ids else {}
+
+
+def _held(session: Session, claims: Sequence[DeliveryClaim]) -> dict[tuple[str, int], float]:
+    """The claims that hold, as (id, epoch), and when their events happened.
+
+    Their rows are locked until the caller's transaction ends.
+    """
+    if not claims:
+        return {}
+    rows = select(Delivery.id, Delivery.epoch, Delivery.worker_id, Delivery.created_at).where(
+        Delivery.id.in_([claim.id for claim in claims]), Delivery.worker_id.is_not(None)
+    )
+    found = {(id_, epoch, worker): at for id_, epoch, worker, at in session.execute(rows.with_for_update())}
+    held = [claim for claim in claims if (claim.id, claim.epoch, claim.worker_id) in found]
+    return {(claim.id, claim.epoch): found[claim.id, claim.epoch, claim.worker_id] for claim in held}
+
+
+def _after(claim: DeliveryClaim, outcome: Outcome, config: Settings, rng: Callable[[], float]) -> dict[str, Any]:
+    """What an attempt makes of its delivery. The next one is counted from this one's end, not from this record."""
+    ended = outcome.at + outcome.seconds
+    delay = next_delay(claim.attempt, config.webhook_retry_seconds, outcome.retry_after, rng)
+    over = delay is None or (outcome.status_code == _GONE and claim.endpoint_id is None)
+    return {
+        "claim_id": claim.id,
+        "claim_epoch": claim.epoch,
+        "worker_id": None,
+        "attempts": claim.attempt,
+        "status_code": outcome.status_code,
+        "error": outcome.error,
+        "state": DELIVERED if outcome.delivered else FAILED if over else PENDING,
+        "delivered_at": ended if outcome.delivered else None,
+        "due_at": ended + (delay or 0.0),
+    }
+
+
+def _concerns(endpoint: WebhookEndpoint, claim: DeliveryClaim, outcome: Outcome) -> bool:
+    """Whether the attempt was made to the endpoint as it is now: a late 410 must not undo what its owner mended."""
+    return claim.url == endpoint.url and outcome.at >= (endpoint.updated_at or 0.0)
+
+
+def _judge(session: Session, endpoint: WebhookEndpoint, outcome: Outcome, config: Settings, at: float) -> None:
+    """What an attempt makes of its endpoint."""
+    if outcome.delivered:
+        endpoint.failing_since = None
+        return
+    endpoint.failing_since = endpoint.failing_since or at
+    if endpoint.disabled_at is not None:
+        return
+    if outcome.status_code == _GONE:
+        disable(session, endpoint, "gone")
+    elif at - endpoint.failing_since >= config.webhook_disable_seconds:
+        disable(session, endpoint, "failing")
+
+
+def _write(session: Session, rows: list[dict[str, Any]]) -> None:
+    """One statement for many deliveries, each guarded by its epoch; in the table's own terms, which costs a tenth."""
+    table = Delivery.__table__
+    guard = and_(table.c.id == bindparam("claim_id"), table.c.epoch == bindparam("claim_epoch"))
+    columns = ("worker_id", "attempts", "status_code", "error", "state", "delivered_at", "due_at")
+    if rows:
+        statement = update(table).where(guard).values({name: bindparam(name) for name in columns})  # type: ignore[arg-type]
+        session.connection().execute(statement, rows)
+
+
+def _log(session: Session, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        session.connection().execute(insert(Attempt.__table__), rows)  # type: ignore[arg-type]
+
+
+def _update(session: Session, where: Any, **values: Any) -> int:
+    unsynchronized = {"synchronize_session": False}
+    changed = session.execute(update(Delivery).where(where).values(values), execution_options=unsynchronized)
+    return int(changed.rowcount)  # type: ignore[attr-defined]
+
+
+def _attempt(claim: DeliveryClaim, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "delivery_id": claim.id,
+        "n": claim.attempt,
+        "at": outcome.at,
+        "seconds": outcome.seconds,
+        "status_code": outcome.status_code,
+        "error": outcome.error,
+    }
+
+
+def _audit(session: Session, endpoint: WebhookEndpoint, action: str, actor: str, reason: str | None) -> None:
+    audit.record(
+        session,
+        actor=actor,
+        action=action,
+        target=endpoint.id,
+        project_id=endpoint.project_id,
+        details={"reason": reason} if reason else None,
+    )
+
+
+def _of(endpoint_id: str | None):  # type: ignore[no-untyped-def]
+    return Delivery.endpoint_id.is_(None) if endpoint_id is None else Delivery.endpoint_id == endpoint_id
+
+
+def _within(column: Any, selection: Selection):  # type: ignore[no-untyped-def]
+    since, until = selection.since or 0.0, selection.until if selection.until is not None else HELD
+    return column.between(since, until)
+
+
+def _replayable(session: Session, project_id: str, endpoint_id: str | None) -> WebhookEndpoint | None:
+    if endpoint_id is None:
+        return None
+    # locked: of two that owe what was missed at once, one does
+    endpoint = session.get(WebhookEndpoint, endpoint_id, with_for_update=True, populate_existing=True)
+    if endpoint is None or endpoint.project_id != project_id:
+        raise NotFound("There is no such webhook endpoint.")
+    if endpoint.disabled_at is not None:
+        raise Conflict("This webhook endpoint is disabled; update it to enable it again.")
+    return endpoint
+
+
+def _owe_missed(session: Session, endpoint: WebhookEndpoint, selection: Selection, limit: int) -> list[str]:
+    owed = exists().where(Delivery.event_id == Event.id, Delivery.endpoint_id == endpoint.id)
+    missed = select(Event).where(
+        Event.project_id == endpoint.project_id,
+        Event.type.in_(endpoint.event_types),
+        _within(Event.created_at, selection),
+        ~owed,
+    )
+    made = [
+        Delivery(
+            id=new_id("wh_"),
+            project_id=endpoint.project_id,
+            event_id=event.id,
+            endpoint_id=endpoint.id,
+            due_at=now(),
+            created_at=event.created_at,
+        )
+        for event in session.scalars(missed.order_by(Event.created_at).limit(limit))
+    ]
+    session.add_all(made)
+    return [delivery.id for delivery in made]

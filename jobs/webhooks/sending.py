@@ -1,0 +1,260 @@
+"""One webhook: its body, its signature (Standard Webhooks), and one attempt to post it.
+
+    async with open_client(config) as client:
+        outcome = await post_signed(client, url, secrets, delivery_id, body)
+
+An attempt never raises: whatever happens is an `Outcome`. 2xx is success, everything else is a failure; redirects
+are not followed and at most 16 KB of an answer are read, and dropped.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import secrets as random
+import ssl
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from standardwebhooks import Webhook
+from yarl import URL
+
+from jobs.clock import now
+from jobs.errors import InvalidRequest
+from jobs.platform.url_guard import AddressRefused, GuardedResolver, Resolve, parse
+from jobs.settings import Settings
+from jobs.webhooks.tables import Event, WebhookEndpoint
+
+USER_AGENT = f"Nightmill/{version('nightmill')}"
+_SECRET_PREFIX = "whsec_"  # noqa: S105
+_SECRET_BYTES = 32
+_ANSWER_BYTES = 16_384
+_ANSWER_SECONDS = 0.5  # the status line is the answer; the rest is read so that the connection can be used again
+_KEEP_SECONDS = 4.0  # shorter than the five seconds after which many servers close
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one attempt, begun at `at`, came to. `error` is a short constant, never the receiver's words."""
+
+    status_code: int | None
+    error: str | None
+    retry_after: float | None
+    seconds: float
+    at: float = field(default_factory=now)
+
+    @property
+    def delivered(self) -> bool:
+        return self.error is None
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Connections to receivers, behind the guard."""
+
+    session: aiohttp.ClientSession
+    allow_private: bool
+    seconds: float
+
+
+def new_secret() -> str:
+    """A signing secret; shown once, kept readable, since signing needs it."""
+    return _SECRET_PREFIX + base64.b64encode(random.token_bytes(_SECRET_BYTES)).decode()
+
+
+def check_secret(secret: str, *, param: str = "secret") -> str:
+    """A secret that a user brings: `whsec_` and the base64 of 24 to 64 bytes. Raises InvalidRequest."""
+    try:
+        size = len(base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if not secret.startswith(_SECRET_PREFIX) or not 24 <= size <= 64:
+        message = "The secret must be 'whsec_' and the base64 of 24 to 64 bytes."
+        raise InvalidRequest(message, param=param, code="invalid_value")
+    return secret
+
+
+def signing_secrets(endpoint: WebhookEndpoint, at: float) -> tuple[str, ...]:
+    """The secrets that sign for an endpoint: the new one, and each old one until its time is over."""
+    return (endpoint.secret, *(secret for secret, _ in old_secrets(endpoint, at)))
+
+
+def old_secrets(endpoint: WebhookEndpoint, at: float) -> list[tuple[str, float]]:
+    """The old secrets that still sign, the newest first, and until when."""
+    last = (endpoint.old_secret, endpoint.old_secret_until)
+    return [
+        (secret, until) for secret, until in (last, *(endpoint.older_secrets or ())) if secret and (until or 0) > at
+    ]
+
+
+def envelope(event: Event) -> dict[str, Any]:
+    """OpenAI's thin envelope."""
+    return {
+        "id": event.id,
+        "object": "event",
+        "created_at": int(event.created_at),
+        "type": event.type,
+        "data": event.data,
+    }
+
+
+def body(event: Event) -> bytes:
+    """The envelope's bytes, the same at every attempt."""
+    return json.dumps(envelope(event), separators=(",", ":")).encode()
+
+
+def sign(secrets: Sequence[str], webhook_id: str, at: float, content: bytes) -> str:
+    """The `webhook-signature` header: one signature for each secret, any of which may match."""
+    stamp, text = datetime.fromtimestamp(int(at), UTC), content.decode()
+    return " ".join(Webhook(secret).sign(webhook_id, stamp, text) for secret in secrets)
+
+
+def headers(
+    secrets: Sequence[str], webhook_id: str, content: bytes, at: float, *, sequence: int | None = None
+) -> dict[str, str]:
+    """The headers of one attempt. `sequence` orders the events of one job for receivers that care."""
+    given = {
+        "content-type": "application/json",
+        "user-agent": USER_AGENT,
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(int(at)),
+        "webhook-signature": sign(secrets, webhook_id, at, content),
+    }
+    if sequence is not None:
+        given["nightmill-sequence"] = str(sequence)
+    return given
+
+
+@asynccontextmanager
+async def open_client(
+    config: Settings, *, resolve: Resolve | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Client]:
+    """A client for many attempts. `resolve` and `tls` replace the system's."""
+    private = config.webhook_allow_private
+    connector = aiohttp.TCPConnector(
+        resolver=GuardedResolver(allow_private=private, resolve=resolve),
+        use_dns_cache=False,
+        ssl=tls or True,
+        limit=0,
+        keepalive_timeout=_KEEP_SECONDS,
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=config.webhook_timeout_seconds, connect=config.webhook_connect_seconds),
+        auto_decompress=False,
+        trust_env=False,
+        trace_configs=[_reuse_noted()],
+    ) as session:
+        yield Client(session, private, config.webhook_timeout_seconds)
+
+
+async def post_once(config: Settings, url: str, secrets: Sequence[str], webhook_id: str, content: bytes) -> Outcome:
+    """One attempt with a client of its own."""
+    async with open_client(config) as client:
+        return await post_signed(client, url, secrets, webhook_id, content)
+
+
+async def post_signed(
+    client: Client,
+    url: str,
+    secrets: Sequence[str],
+    webhook_id: str,
+    content: bytes,
+    *,
+    sequence: int | None = None,
+) -> Outcome:
+    """One attempt, signed at this moment."""
+    began, at = time.monotonic(), now()
+    given = headers(secrets, webhook_id, content, at, sequence=sequence)
+    status, error, retry_after = await _attempt(client, url, given, content)
+    return Outcome(status, error, retry_after, time.monotonic() - began, at)
+
+
+async def _attempt(
+    client: Client, url: str, given: dict[str, str], content: bytes
+) -> tuple[int | None, str | None, float | None]:
+    try:
+        target = parse(url, allow_private=client.allow_private)
+        async with asyncio.timeout(client.seconds):
+            response = await _post(client.session, target.url(), given, content)
+    except (InvalidRequest, aiohttp.ClientError, OSError, UnicodeError) as error:  # a TimeoutError is an OSError
+        return None, reason(error), None
+    if response.ok and response.status < 300:
+        return response.status, None, None
+    return response.status, f"status {response.status}", _retry_after(response.headers.get("retry-after"))
+
+
+async def _post(
+    session: aiohttp.ClientSession, url: URL, given: dict[str, str], content: bytes
+) -> aiohttp.ClientResponse:
+    """Post once. A kept connection that turns out to be closed is no answer: then again, on the next one."""
+    while True:
+        trace = SimpleNamespace(reused=False)
+        sending = session.post(url, data=content, headers=given, allow_redirects=False, trace_request_ctx=trace)
+        try:
+            async with sending as response:
+                await _drop(response.content)
+                return response
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not trace.reused:
+                raise
+
+
+async def _drop(content: aiohttp.StreamReader) -> None:
+    left = _ANSWER_BYTES
+    with suppress(TimeoutError, aiohttp.ClientError):  # the status line has answered
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            while left > 0 and (chunk := await content.read(left)):
+                left -= len(chunk)
+
+
+def _reuse_noted() -> aiohttp.TraceConfig:
+    async def reused(_session: object, context: SimpleNamespace, _params: object) -> None:
+        context.trace_request_ctx.reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(reused)
+    return trace
+
+
+#: The first that fits names the failure.
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (InvalidRequest, "url refused"),
+    (TimeoutError, "timeout"),
+    (AddressRefused, "address not public"),
+    (aiohttp.ClientConnectorDNSError, "name not resolved"),
+    (aiohttp.ClientSSLError, "tls failed"),
+    (aiohttp.ClientConnectorError, "connection refused"),
+    (aiohttp.ServerDisconnectedError, "connection closed"),
+    (aiohttp.ClientOSError, "connection reset"),
+    (aiohttp.ClientPayloadError, "answer broken"),
+    (aiohttp.ClientResponseError, "answer not http"),
+)
+
+
+def reason(error: Exception) -> str:
+    """What kept a request from being answered, in two or three words that hold nothing of it."""
+    cause = getattr(error, "os_error", None) if isinstance(error, aiohttp.ClientConnectorDNSError) else None
+    found = cause if isinstance(cause, AddressRefused) else error
+    return next((reason for kind, reason in _REASONS if isinstance(found, kind)), "connection failed")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from either of the header's two forms; nonsense counts as absent."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now())
+    except (ValueError, TypeError, OverflowError):
+        return None

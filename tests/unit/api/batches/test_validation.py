@@ -1,0 +1,179 @@
+"""The dry run: what a batch would say and cost, and nothing created."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.batches import dry_run as validation
+from jobs.batches import quota
+from jobs.fleet import workers
+from jobs.fleet.models_file import ANY_MODEL
+from jobs.queues import Queue
+from tests.support import runs
+from tests.support.web import make_key
+from tests.unit.api.batches.test_batches import create
+from tests.unit.api.conftest import client_of
+from tests.unit.api.health.test_health import worker
+
+
+def line(custom_id: str, **changes: Any) -> bytes:
+    request = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/embeddings",
+        "body": {"model": "all-minilm-l6-v2", "input": ["a", "b"]},
+    }
+    return json.dumps(request | changes).encode() + b"\n"
+
+
+def dry_run(client: TestClient, data: bytes) -> dict[str, Any]:
+    file = client.post("/v1/files", files={"file": ("a.jsonl", data)}, data={"purpose": "batch"}).json()
+    answer = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
+    assert answer.status_code == 200, answer.text
+    result: dict[str, Any] = answer.json()
+    return result
+
+
+def test_a_good_file_is_counted_and_estimated(client: TestClient) -> None:
+    data = line("1") + b"\n" + line("2")
+
+    found = dry_run(client, data)
+
+    assert (found["valid"], found["requests"], found["inputs"]) == (True, 2, 4)
+    assert (found["model"], found["errors"]["data"]) == ("all-minilm-l6-v2", [])
+    assert found["estimate"] == {"input_tokens": found["bytes"] // 4, "method": "bytes/4"}
+    assert found["eta_seconds"] is None
+    assert client.get("/v1/batches").json()["data"] == []
+
+
+def test_every_bad_line_is_named(client: TestClient) -> None:
+    data = b"".join(
+        [line("1"), b"{nonsense\n", line("1"), line("4", url="/v1/completions"), b'{"custom_id":"5"}\n', b"\xff\n"]
+    )
+
+    found = dry_run(client, data)
+
+    assert found["valid"] is False
+    assert sorted((error["line"], error["code"]) for error in found["errors"]["data"]) == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "invalid_url"),
+        (5, "missing_required_parameter"),
+        (6, "invalid_json_line"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "empty_file"),
+        (b"\n" * 1000, "empty_file"),
+        (line("1", body={"model": "nobody-has-it", "input": "a"}), "model_not_found"),
+    ],
+)
+def test_what_is_wrong_with_the_whole_is_told_too(client: TestClient, data: bytes, code: str) -> None:
+    assert [error["code"] for error in dry_run(client, data)["errors"]["data"]] == [code]
+
+
+def test_the_time_needed_is_that_of_the_last_batch_of_the_model(app: FastAPI, client: TestClient) -> None:
+    from jobs.ledger.tables import Job
+
+    db, storage = app.state.services.db, app.state.services.storage
+    batch_id = create(client)["id"]
+    runs.plan(db, batch_id, 2, "all-minilm-l6-v2")
+    runs.answer(db, storage, runs.take(db, batch_id), range(2), last=True)
+    runs.finish(db, storage, batch_id, range(2))
+    with db.write() as session:
+        job = session.get_one(Job, batch_id)
+        job.in_progress_at = job.finalizing_at - 10
+
+    found = dry_run(client, line("1"))
+
+    assert found["eta_seconds"] == pytest.approx(5.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("external", "codes"), [(False, []), (True, ["external_model_not_allowed"])])
+def test_a_model_outside_the_house_needs_the_project_s_consent(
+    app: FastAPI, client: TestClient, external: bool, codes: list[str]
+) -> None:
+    with app.state.services.db.write() as session:
+        workers.remember_all(session, {"far": external}, Queue.EMBED)
+
+    found = dry_run(client, line("1", body={"model": "far", "input": "a"}))
+
+    assert [error["code"] for error in found["errors"]["data"]] == codes
+
+
+def test_an_endpoint_that_takes_any_model_makes_any_name_valid(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        session.add(worker(queues=[Queue.GENERATE], models=[ANY_MODEL]))
+
+    assert dry_run(client, line("1", body={"model": "whatever", "input": "a"}))["valid"] is True
+
+
+def test_an_external_endpoint_that_takes_any_model_needs_the_permission_too(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        session.add(worker(queues=[Queue.GENERATE], models=[ANY_MODEL]))
+        workers.remember_all(session, {ANY_MODEL: True}, Queue.GENERATE)
+
+    found = dry_run(client, line("1", body={"model": "whatever", "input": "a"}))
+
+    assert [error["code"] for error in found["errors"]["data"]] == ["external_model_not_allowed"]
+
+
+def test_a_file_that_no_batch_reads_is_refused_as_create_refuses_it(client: TestClient) -> None:
+    file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "user_data"}).json()
+    asked = {"input_file_id": file["id"], "endpoint": "/v1/embeddings"}
+
+    dry = client.post("/v1/batches/validate", json=asked)
+    created = client.post("/v1/batches", json=asked | {"completion_window": "24h"})
+
+    assert (dry.status_code, dry.json()["error"]["code"]) == (400, "invalid_file_purpose")
+    assert dry.json() == created.json()
+
+
+@pytest.mark.parametrize(("spare", "codes"), [(0, []), (-1, ["token_limit_exceeded"])])
+def test_more_than_the_project_may_have_waiting_is_told(
+    make_app: Callable[..., FastAPI], spare: int, codes: list[str]
+) -> None:
+    waiting = line("1") * 3
+    limit = (len(waiting) + len(line("1"))) // quota.BYTES_PER_TOKEN + spare
+    app = make_app(project_max_queued_tokens=limit)
+    client = client_of(app, make_key(app))
+    file_id = client.post("/v1/files", files={"file": ("a", waiting)}, data={"purpose": "batch"}).json()["id"]
+    runs.plan(app.state.services.db, create(client, file_id)["id"], 3, "all-minilm-l6-v2")
+
+    found = dry_run(client, line("1"))
+
+    assert [error["code"] for error in found["errors"]["data"]] == codes
+    assert found["valid"] is (not codes)
+
+
+def test_no_more_children_than_cores_are_started(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.batches.dry_run._AT_ONCE", threading.BoundedSemaphore(1))
+    file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "batch"}).json()
+    with validation._AT_ONCE:
+        busy = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
+
+    assert (busy.status_code, busy.json()["error"]["code"]) == (503, "validation_busy")
+
+
+def test_an_unknown_file_is_404(client: TestClient) -> None:
+    answer = client.post("/v1/batches/validate", json={"input_file_id": "file-x", "endpoint": "/v1/embeddings"})
+
+    assert answer.status_code == 404
+
+
+def test_a_child_that_gives_up_is_told_as_that(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.batches.dry_run._MEMORY_BYTES", 1 << 20)  # an interpreter needs more
+    file = client.post("/v1/files", files={"file": ("a", line("1"))}, data={"purpose": "batch"}).json()
+
+    answer = client.post("/v1/batches/validate", json={"input_file_id": file["id"], "endpoint": "/v1/embeddings"})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "validation_gave_up"

@@ -1,0 +1,100 @@
+"""Models: every name that a request may ask for."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.fleet import workers
+from jobs.queues import Queue
+from tests.support.web import make_key
+from tests.unit.api.conftest import client_of
+
+
+def test_configured_names_aliases_and_discovered_models_are_listed(app: FastAPI, client: TestClient) -> None:
+    with app.state.services.db.write() as session:
+        workers.remember_all(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
+
+    listed = client.get("/v1/models").json()
+
+    names = [model["id"] for model in listed["data"]]
+    assert listed["object"] == "list"
+    assert {"all-minilm-l6-v2", "text-embedding-3-small", "Qwen/Qwen3-0.6B"} <= set(names)
+    assert len(names) == len(set(names))
+    plain = [model for model in listed["data"] if "license" not in model]
+    assert {tuple(sorted(model)) for model in plain} == {("created", "id", "object", "owned_by")}
+    assert {"gpt-4o-mini", "Qwen/Qwen3-0.6B"} <= {model["id"] for model in plain}
+    assert all(0 < model["created"] <= time.time() for model in listed["data"])
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "Qwen%2FQwen3-0.6B"])
+def test_a_name_with_a_slash_is_found_encoded_or_not(app: FastAPI, client: TestClient, name: str) -> None:
+    with app.state.services.db.write() as session:
+        workers.remember_all(session, {"Qwen/Qwen3-0.6B": False}, Queue.GENERATE)
+
+    assert client.get(f"/v1/models/{name}").json()["id"] == "Qwen/Qwen3-0.6B"
+
+
+def test_a_model_that_embeds_says_what_is_known_of_it(client: TestClient) -> None:
+    for name in ("all-minilm-l6-v2", "text-embedding-3-small"):
+        shown = client.get(f"/v1/models/{name}").json()
+
+        assert (shown["id"], shown["max_model_len"], shown["license"]) == (name, 256, "apache-2.0")
+        assert "ms_marco" in shown["training_data"]
+        assert shown.keys() & {"query_prompt", "passage_prompt", "cost_per_million_tokens"} == set()
+
+
+EMBEDS = """
+models:
+  e:
+    source: {urls: ['http://127.0.0.1:9/v1']}
+    engine: http
+    endpoints: [/v1/embeddings]
+    engine_args: {query_prompt: "query: ", passage_prompt: "passage: "}
+    license: mit
+    training_data: [mine]
+    cost_per_million_tokens: 0.02
+"""
+
+
+def test_what_the_models_file_says_of_a_model_is_shown(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(EMBEDS)
+    app = make_app(models_file=str(tmp_path / "models.yaml"))
+
+    shown = client_of(app, make_key(app)).get("/v1/models/e").json()
+
+    said = {"license": "mit", "training_data": ["mine"], "cost_per_million_tokens": 0.02}
+    prompts = {"query_prompt": "query: ", "passage_prompt": "passage: "}
+    basis = {"id": "e", "object": "model", "created": shown["created"], "owned_by": "nightmill"}
+    assert shown == basis | said | prompts
+
+
+def test_an_unknown_model_is_404(client: TestClient) -> None:
+    for answer in (client.get("/v1/models/nothing"), client.delete("/v1/models/ft:a%2Fb:c")):
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_the_deployment_s_models_cannot_be_deleted_by_a_project(client: TestClient) -> None:
+    answer = client.delete("/v1/models/all-minilm-l6-v2")
+
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "model_not_deletable"
+    assert client.get("/v1/models/all-minilm-l6-v2").status_code == 200
+
+
+def test_a_changed_models_file_is_read_again(make_app: Callable[..., FastAPI], tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    text = "models:\n  {name}:\n    source: {{urls: ['http://127.0.0.1:9/v1']}}\n    engine: http\n"
+    file.write_text(text.format(name="first"))
+    app = make_app(models_file=str(file))
+    client = client_of(app, make_key(app))
+    assert client.get("/v1/models/first").status_code == 200
+
+    file.write_text(text.format(name="second-name"))
+
+    assert client.get("/v1/models/first").status_code == 404
+    assert client.get("/v1/models/second-name").status_code == 200

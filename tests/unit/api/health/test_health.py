@@ -1,0 +1,360 @@
+"""Health without a key: alive, ready, measured."""
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from api.metrics import Exposition
+from api.recent import Recent
+from jobs.clock import now
+from jobs.errors import DatabaseBusy
+from jobs.fleet.tables import Model, Pause, Worker
+from jobs.inference.cache_tables import CacheUse
+from jobs.ledger import measures, pauses
+from jobs.ledger.pauses import Scope
+from jobs.ledger.tables import Job, Outbox
+from jobs.queues import Queue
+from jobs.settings import MB
+from tests.support import ledgers, runs
+from tests.support.beside import beside
+from tests.support.shop import running_broker
+from tests.support.system import pause
+from tests.unit.api.batches.test_batches import create
+
+
+def worker(**changes: object) -> Worker:
+    given = {
+        "id": "cpu-1", "pool": "cpu", "host": "h", "pid": 1, "started": 1, "queues": ["cpu.plan"], "models": [],
+        "slots": 2, "state": "ready", "created_at": now(), "seen_at": now(), "restarts": 1,
+    }  # fmt: skip
+    return Worker(**given | changes)
+
+
+def test_a_process_that_runs_is_alive(nobody: TestClient) -> None:
+    assert nobody.get("/livez").json() == {"status": "ok"}
+
+
+def test_readiness_tells_what_waits_and_who_works(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    create(client, "f")
+    with app.state.services.db.write() as session:
+        session.add(worker())
+
+    ready = nobody.get("/readyz")
+
+    assert ready.status_code == 200
+    assert (ready.json()["status"], ready.json()["database"]) == ("ready", "ok")
+    assert ready.json()["depth"] == {"cpu.plan": 1}
+    assert ready.json()["oldest_seconds"]["cpu.plan"] < 60
+    assert ready.json()["workers"] == {"cpu.plan": 2}
+    assert ready.json()["last_beat_at"] == pytest.approx(now(), abs=60)
+
+
+@pytest.fixture
+def waiting(app: FastAPI, client: TestClient) -> str:
+    """A job whose doorbell is two minutes old."""
+    job_id: str = create(client, "f")["id"]
+    with app.state.services.db.write() as session:
+        session.query(Outbox).update({Outbox.due_at: now() - 120, Outbox.created_at: now() - 120})
+    return job_id
+
+
+def _minute_passes(app: FastAPI) -> None:
+    app.state.services.watch._moved -= 61
+    app.state.services.watch._recent._until = 0.0
+
+
+def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    first = nobody.get("/readyz")
+    _minute_passes(app)
+    second = nobody.get("/readyz")
+
+    assert first.status_code == 200  # it may have come a moment ago
+    assert (second.status_code, second.json()["status"]) == (503, "stuck")
+
+
+@pytest.mark.parametrize("setting", ["streams_url", "broker_url"])
+def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tmp_path: Path, setting: str) -> None:
+    """It carries the requests of clients who wait, or Celery's messages."""
+    with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
+        others = {} if setting == "broker_url" else {"broker_url": "amqp://guest@127.0.0.1:1//"}
+        app = make_app(**{setting: url.replace("unix:", "redis+socket:")}, **others)
+        nobody = TestClient(app)
+        server.config_set("maxmemory", 16 * MB)
+        before = nobody.get("/readyz").json()["status"], _gauge(nobody, "nightmill_broker_full")
+        for _ in range(10):
+            server.rpush("filled", bytes(MB))
+        app.state.services.broker._recent._until = app.state.services.exposition._recent._until = 0.0
+        ready = nobody.get("/readyz")
+        after = ready.json()["status"], _gauge(nobody, "nightmill_broker_full")
+
+    assert (before, after) == (("ready", 0.0), ("broker_full", 1.0))
+    assert ready.status_code == 200, "files and batches need no broker"
+
+
+def test_a_broker_that_is_away_is_not_full(make_app: Callable[..., FastAPI]) -> None:
+    nobody = TestClient(make_app(broker_url="redis://127.0.0.1:1/0"))
+
+    assert nobody.get("/readyz").json()["status"] == "ready"
+    assert _gauge(nobody, "nightmill_broker_full") == 0.0
+
+
+def _gauge(nobody: TestClient, name: str) -> float:
+    families = text_string_to_metric_families(nobody.get("/metrics").text)
+    [value] = [sample.value for family in families for sample in family.samples if sample.name == name]
+    return float(value)
+
+
+def test_work_that_is_being_done_is_not_stuck(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    db = app.state.services.db
+    job_id = create(client, "f")["id"]
+    runs.plan(db, job_id, 1)
+    other = create(client, "f")["id"]
+    with db.write() as session:
+        session.query(Outbox).filter(Outbox.job_id == other).update({Outbox.due_at: now() - 120})
+    nobody.get("/readyz")
+    runs.take(db, job_id)
+    _minute_passes(app)
+
+    assert nobody.get("/readyz").status_code == 200
+
+
+def test_a_job_that_waits_for_its_model_makes_nothing_unready(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    from jobs.ledger import ledger
+
+    with app.state.services.db.write() as session:
+        ledger.wait_for(session, waiting, "model")
+    nobody.get("/readyz")
+    _minute_passes(app)
+
+    assert nobody.get("/readyz").status_code == 200
+
+
+def test_work_whose_queue_is_paused_makes_nothing_unready(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    found = _after_a_minute(app, nobody, lambda session: pauses.pause(session, Scope.QUEUE, Queue.PLAN, actor="op"))
+
+    assert found == [200, 503]
+
+
+@pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT])
+def test_lines_of_what_is_paused_make_nothing_unready(
+    app: FastAPI, client: TestClient, nobody: TestClient, scope: Scope
+) -> None:
+    db = app.state.services.db
+    job_id = create(client, "f")["id"]
+    runs.plan(db, job_id, 1)
+    job = ledgers.job(db, job_id)
+    name = {Scope.QUEUE: Queue.GENERATE, Scope.MODEL: job.model or "", Scope.PROJECT: job.project_id}[scope]
+
+    assert _after_a_minute(app, nobody, lambda session: pauses.pause(session, scope, name, actor="op")) == [200, 503]
+
+
+def test_a_paused_model_does_not_hide_that_nobody_plans(app: FastAPI, nobody: TestClient, waiting: str) -> None:
+    found = _after_a_minute(app, nobody, lambda session: pauses.pause(session, Scope.MODEL, "m", actor="op"))
+
+    assert found == [503, 503]
+
+
+def test_lines_that_are_not_to_be_run_yet_make_nothing_unready(
+    app: FastAPI, client: TestClient, nobody: TestClient
+) -> None:
+    job_id = create(client, "f")["id"]
+    runs.plan(app.state.services.db, job_id, 1)
+
+    found = _after_a_minute(app, nobody, lambda session: session.query(Job).update({Job.not_before: now() + 600}))
+
+    assert found == [200, 200]
+
+
+def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session], object]) -> list[int]:
+    """What a probe says of doorbells two minutes old, for a minute after the change and then without any pause."""
+    db = app.state.services.db
+    with db.write() as session:
+        session.query(Outbox).update({Outbox.due_at: now() - 120})
+        change(session)
+    found = []
+    for _ in range(2):
+        app.state.services.watch._recent._until = 0.0
+        nobody.get("/readyz")
+        _minute_passes(app)
+        found.append(nobody.get("/readyz").status_code)
+        with db.write() as session:
+            session.query(Pause).delete()
+    return found
+
+
+def database_of(app: FastAPI) -> Path:
+    return Path(app.state.services.db.url.removeprefix("sqlite:///"))
+
+
+def test_without_its_database_the_process_lives_and_says_503(app: FastAPI, nobody: TestClient) -> None:
+    database = database_of(app)
+    app.state.services.db.close()
+    database.rename(database.with_name("away.db"))
+    database.mkdir()
+
+    ready, scrape, alive = nobody.get("/readyz"), nobody.get("/metrics"), nobody.get("/livez")
+
+    assert (ready.status_code, ready.json()["database"]) == (503, "unavailable")
+    assert scrape.status_code == 503
+    assert alive.status_code == 200
+
+
+def test_a_database_that_is_busy_is_503_and_worth_another_try(app: FastAPI, client: TestClient) -> None:
+    body = {"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    with Path(f"{database_of(app)}.gate").open("a") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        busy = client.post("/v1/batches", json=body)
+    after = client.post("/v1/batches", json=body)
+
+    assert busy.status_code == 503
+    assert busy.json()["error"]["code"] == "database_unavailable"
+    assert int(busy.headers["Retry-After"]) > 0
+    assert after.status_code == 200
+
+
+def test_metrics_count_what_happened(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    db, storage = app.state.services.db, app.state.services.storage
+    runs.run(db, storage, create(client, "f")["id"], 5, failed=1)
+    live = create(client, "f")["id"]
+    runs.plan(db, live, 4)
+    runs.answer(db, storage, runs.take(db, live), [0, 1])
+    create(client, "f")
+    with db.write() as session:
+        session.add(worker())
+        session.add(Model(id="m", queue="gpu.generate", created_at=now(), seen_at=now()))
+        session.add(CacheUse(kind="answers", hits=3, misses=4))
+        ledgers.quarantined(session, "m", place="host")
+        measures.observe_all(session, measures.ENGINE, "m", [0.02, 0.3, 100_000.0])
+        measures.observe(session, measures.WEBHOOK, "", 0.2)
+        measures.count(session, measures.RESTARTS, "gpu", 2)
+        measures.count(session, measures.REFUSALS, "", 3)
+
+    text = nobody.get("/metrics").text
+
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["nightmill_jobs", "embedding", "succeeded"] == 1
+    assert samples["nightmill_jobs", "embedding", "running"] == 1
+    assert samples["nightmill_items_total", "completed", "m"] == 6
+    assert samples["nightmill_items_total", "failed", "m"] == 1
+    assert samples["nightmill_tokens_total", "input", "m"] == 18
+    assert samples["nightmill_tokens_total", "m", "output"] == 12
+    assert samples["nightmill_queue_depth", "cpu.plan"] == 1
+    assert samples["nightmill_shards_running", "gpu.generate"] == 1
+    assert samples["nightmill_worker_slots", "cpu.plan"] == 2
+    assert samples["nightmill_engine_quarantined", "host", "m"] == 1
+    assert samples["nightmill_engine_restarts_total", "gpu"] == 2, "of workers that are gone"
+    assert samples[("nightmill_broker_refusals_total",)] == 3
+    assert samples[("nightmill_lease_losses_total",)] == 0
+    assert samples["nightmill_answers_total", "m", "stop"] == 6, "four of the ended job, two of the one that runs"
+    assert samples["nightmill_errors_total", "engine_error", "m"] == 1
+    assert samples["nightmill_cache_lookups_total", "answers", "hit"] == 3
+    assert samples["nightmill_cache_lookups_total", "answers", "miss"] == 4
+    assert samples["nightmill_job_wait_seconds_count", "embedding"] == 2
+    assert samples["nightmill_job_seconds_count", "embedding"] == 1
+    assert samples["nightmill_job_seconds_bucket", "+Inf", "embedding"] == 1
+    took = [samples["nightmill_engine_seconds_bucket", le, "m"] for le in ("0.01", "0.025", "0.5", "86400.0", "+Inf")]
+    assert took == [0, 1, 2, 2, 3]
+    assert samples["nightmill_engine_seconds_sum", "m"] == pytest.approx(100_000.32)
+    assert samples["nightmill_webhook_seconds_bucket", "0.25"] == 1
+    assert samples["nightmill_http_request_seconds_count", "/v1/batches", "200", "POST"] >= 3
+
+
+def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[float] = []
+
+    def slow(_: Session) -> Iterator[Metric]:
+        read.append(time.monotonic())
+        pause(0.3)
+        yield from ()
+
+    monkeypatch.setattr("api.metrics._KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("api.metrics._READERS", (slow,))
+    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False)
+
+    for _ in range(3):
+        exposition.text()
+
+    assert len(read) == 1
+
+
+def test_a_model_that_only_a_job_names_is_no_label(app: FastAPI, client: TestClient, nobody: TestClient) -> None:
+    db, storage = app.state.services.db, app.state.services.storage
+    for _ in range(2):
+        runs.run(db, storage, create(client, "f")["id"], 5, failed=1)
+    with db.write() as session:
+        for n, job in enumerate(session.query(Job)):
+            job.model = f"whatever was written {n}"
+            measures.observe_all(session, measures.ENGINE, job.model, [0.02])
+
+    text = nobody.get("/metrics").text
+
+    assert "whatever" not in text
+    assert 'nightmill_items_total{model="other",result="completed"} 8.0' in text
+    assert 'nightmill_engine_seconds_count{model="other"} 2.0' in text
+
+
+def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False)
+    exposition.text()
+    exposition._recent._until = 0.0
+
+    def slow(_: Session) -> Iterator[Metric]:
+        begun.set()
+        assert go_on.wait(30)
+        yield from ()
+
+    monkeypatch.setattr("api.metrics._READERS", (slow,))
+
+    def scrape(_: threading.Event) -> None:
+        exposition.text()
+
+    with beside(scrape):
+        assert begun.wait(30)
+        assert b"nightmill_jobs" in exposition.text(), "the last one"
+        go_on.set()
+
+
+def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.readiness._KEEP_SECONDS", 60.0)
+    app, asked = make_app(), list[str]()
+    nobody = TestClient(app)
+    event.listen(app.state.services.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+
+    first = nobody.get("/readyz")
+    once = len(asked)
+    again = [nobody.get("/readyz").json() for _ in range(20)]
+
+    assert once > 0
+    assert (again, len(asked)) == ([first.json()] * 20, once)
+
+
+def test_a_database_that_is_away_is_asked_once_a_second() -> None:
+    tries = 0
+
+    def look() -> str:
+        nonlocal tries
+        tries += 1
+        raise DatabaseBusy
+
+    recent = Recent[str](60.0)
+    for _ in range(3):
+        with pytest.raises(DatabaseBusy):
+            recent.get(look)
+
+    assert tries == 1

@@ -1,0 +1,87 @@
+"""The streams of a job while the database is busy: they wait for it, and neither end nor leave anything out."""
+
+import json
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import delete
+
+from api.jobs.streams import check_key
+from jobs.errors import DatabaseBusy
+from jobs.ledger.tables import Segment
+from tests.support import runs
+from tests.unit.api.batches.test_batches import create
+from tests.unit.api.jobs.test_jobs import SSE, parsed, services
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the database be busy at the looks of a stream that have these numbers, from 0."""
+
+    def be(*looks: int) -> None:
+        numbers = count()
+
+        def check(session: Any, call: Any) -> None:
+            if next(numbers) in looks:
+                raise DatabaseBusy
+            check_key(session, call)
+
+        monkeypatch.setattr("api.jobs.streams.check_key", check)
+        monkeypatch.setattr("api.jobs.streams._POLL_SECONDS", 0.01)
+
+    return be
+
+
+@pytest.mark.parametrize("looks", [(0,), (0, 1, 2), (1,), (0, 2, 3)])
+def test_what_is_finished_is_read_from_a_database_that_is_busy_at_first(
+    app: FastAPI, client: TestClient, busy: Callable[..., None], looks: tuple[int, ...]
+) -> None:
+    db, storage = services(app)
+    job_id = create(client)["id"]
+    runs.plan(db, job_id, 4)
+    runs.answer(db, storage, runs.take(db, job_id), [0, 3])
+    busy(*looks)
+
+    answer = client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"})
+
+    assert [json.loads(line)["custom_id"] for line in answer.text.splitlines()] == ["c0", "c3"]
+
+
+@pytest.mark.parametrize("follow", ["true", "false"])
+def test_the_results_of_an_ended_job_are_its_files_when_the_database_is_busy_at_first(
+    app: FastAPI, client: TestClient, busy: Callable[..., None], follow: str
+) -> None:
+    job_id = create(client)["id"]
+    output = runs.run(*services(app), job_id, 3)
+    whole = client.get(f"/v1/files/{output}/content").content
+    _forget_segments(app, job_id)
+    busy(0, 1)
+
+    answer = client.get(f"/v1/jobs/{job_id}/results", params={"follow": follow})
+
+    assert answer.content == whole
+
+
+def _forget_segments(app: FastAPI, job_id: str) -> None:
+    """So that the lines can come out of the files alone."""
+    with services(app)[0].write() as session:
+        session.execute(delete(Segment).where(Segment.job_id == job_id))
+
+
+def test_a_stream_of_events_outlasts_a_busy_database(
+    app: FastAPI, client: TestClient, busy: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = create(client)["id"]
+    runs.run(*services(app), job_id, 1)
+    busy(0, 1, 2)
+    monkeypatch.setattr("api.jobs.streams._KEEP_ALIVE_SECONDS", 0.02)
+
+    answer = client.get(f"/v1/jobs/{job_id}/events", headers=SSE)
+
+    _, _, rest = answer.text.partition("\n\n")
+    assert rest.startswith(": still here\nid: 1\n")
+    assert [event[0] for event in parsed(rest.removeprefix(": still here\n"))] == [1, 2, 3, 4]

@@ -1,0 +1,143 @@
+"""Chat completions that are kept, in lists: page by page, by model, by metadata; changed, deleted, expired."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.inference import completions
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.ledger.audit_tables import Audit
+from tests.support.web import keep_completion, make_key
+from tests.unit.api.conftest import client_of
+
+URL = "/v1/chat/completions"
+
+
+@pytest.fixture
+def asking(either: FastAPI) -> TestClient:
+    return client_of(either, make_key(either))
+
+
+def ids(client: TestClient, **query: Any) -> list[str]:
+    answer = client.get(URL, params=query)
+    assert answer.status_code == 200, answer.text
+    page = answer.json()
+    found = [one["id"] for one in page["data"]]
+    assert (page["first_id"], page["last_id"]) == ((found[0], found[-1]) if found else (None, None))
+    return found
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_have_each_once_the_oldest_first_unless_it_is_said(
+    either: FastAPI, asking: TestClient, order: str
+) -> None:
+    made = [keep_completion(either, created_at=float(n)) for n in range(5)]
+    keep_completion(either, "others")
+    keep_completion(either, expires_at=now() - 1)
+
+    wanted = made if order == "asc" else made[::-1]
+    assert ids(asking) == made
+    assert ids(asking, order=order, limit=2) == wanted[:2]
+    assert ids(asking, order=order, limit=2, after=wanted[1]) == wanted[2:4]
+    last = asking.get(URL, params={"order": order, "limit": 2, "after": wanted[3]}).json()
+    assert ([one["id"] for one in last["data"]], last["has_more"]) == (wanted[4:], False)
+
+
+def test_a_model_is_looked_for_by_either_of_its_names(either: FastAPI, asking: TestClient) -> None:
+    small = keep_completion(either, asked="alias", model="small")
+    large = keep_completion(either, asked="large", model="large")
+
+    assert [ids(asking, model=name) for name in ("alias", "small", "large", "none")] == [[small], [small], [large], []]
+
+
+def test_metadata_selects_and_is_changed(either: FastAPI, asking: TestClient) -> None:
+    blue = keep_completion(either, labels={"team": "blue", 'a"b': "x"})
+    red = keep_completion(either, labels={"team": "red"}, created_at=now() + 1)
+    bare = keep_completion(either, created_at=now() + 2)
+
+    assert ids(asking, **{"metadata[team]": "blue"}) == [blue]
+    assert ids(asking, **{'metadata[a"b]': "x", "metadata[team]": "blue"}) == [blue]
+    assert ids(asking, **{'metadata[a"b]': "x", "metadata[team]": "red"}) == []
+    assert ids(asking, metadata="null") == [bare]
+    changed = asking.post(f"{URL}/{red}", json={"metadata": {"team": "blue"}}).json()
+    assert changed == asking.get(f"{URL}/{red}").json()
+    assert changed["metadata"] == {"team": "blue"}
+    assert ids(asking, **{"metadata[team]": "blue"}) == [blue, red]
+    assert asking.post(f"{URL}/{red}", json={"metadata": None}).json()["metadata"] == {}
+    assert ids(asking, metadata="null") == [red, bare]
+
+
+def test_what_no_longer_matches_is_still_a_cursor(either: FastAPI, asking: TestClient) -> None:
+    made = [keep_completion(either, labels={"team": "blue"}, created_at=float(n)) for n in range(3)]
+    asking.post(f"{URL}/{made[0]}", json={"metadata": {}})
+
+    assert ids(asking, **{"metadata[team]": "blue", "after": made[0]}) == made[1:]
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "code"),
+    [
+        ({"after": "chatcmpl-none"}, "after", "invalid_cursor"),
+        ({"limit": 0}, "limit", "integer_below_min_value"),
+        ({"order": "up"}, "order", "invalid_value"),
+    ],
+)
+def test_a_wrong_query_is_refused(asking: TestClient, query: dict[str, Any], param: str, code: str) -> None:
+    error = asking.get(URL, params=query)
+
+    assert (error.status_code, error.json()["error"]["param"], error.json()["error"]["code"]) == (400, param, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({}, "metadata"), ({"metadata": {"a": 1}}, "metadata.a"), ({"metadata": {}, "model": "m"}, "model")],
+)
+def test_a_wrong_change_is_refused_and_changes_nothing(
+    either: FastAPI, asking: TestClient, body: dict[str, Any], param: str
+) -> None:
+    made = keep_completion(either, labels={"team": "blue"})
+
+    error = asking.post(f"{URL}/{made}", json=body)
+
+    assert (error.status_code, error.json()["error"]["param"]) == (400, param)
+    assert asking.get(f"{URL}/{made}").json()["metadata"] == {"team": "blue"}
+
+
+def test_what_is_deleted_is_gone_with_its_bytes_and_leaves_a_receipt(either: FastAPI, asking: TestClient) -> None:
+    made, other = keep_completion(either), keep_completion(either, created_at=now() + 1)
+
+    gone = asking.delete(f"{URL}/{made}").json()
+
+    assert gone == {"id": made, "object": "chat.completion.deleted", "deleted": True}
+    assert ids(asking) == [other]
+    assert either.state.services.storage.list("completions") == [completions.path(other)]
+    for call in (asking.get, asking.delete):
+        answer = call(f"{URL}/{made}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "completion_id")
+    assert asking.get(f"{URL}/{made}/messages").status_code == 404
+    with either.state.services.db.read() as session:
+        assert session.scalars(select(Audit.action).where(Audit.target == made)).all() == ["chat_completion.delete"]
+
+
+def test_what_is_deleted_while_it_is_read_is_in_no_page(either: FastAPI, asking: TestClient) -> None:
+    """Its row goes before its object: a page whose objects are missing is looked up anew."""
+    made = [keep_completion(either, created_at=float(n)) for n in range(3)]
+    services = either.state.services
+    services.storage.delete(completions.path(made[1]))  # as another process does, between the row and the object
+
+    assert ids(asking) == [made[0], made[2]]
+    assert asking.get(f"{URL}/{made[1]}").status_code == 404
+
+
+def test_what_has_expired_is_gone_before_retention_comes(either: FastAPI, asking: TestClient) -> None:
+    made = keep_completion(either)
+    with either.state.services.db.write() as session:
+        session.get_one(KeptCompletion, made).expires_at = now() - 1
+
+    assert asking.get(f"{URL}/{made}").status_code == 404
+    assert asking.post(f"{URL}/{made}", json={"metadata": {}}).status_code == 404
+    assert ids(asking) == []

@@ -1,0 +1,364 @@
+"""Jobs: found by what they are, followed while they run, tried again when they failed."""
+
+import json
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.ledger.tables import Job, Shard
+from jobs.security.keys import revoke_key
+from tests.support import runs
+from tests.support.web import make_key
+from tests.unit.api.batches.test_batches import create, upload
+from tests.unit.api.conftest import client_of
+
+SSE = {"Accept": "text/event-stream"}
+
+
+def services(app: FastAPI) -> tuple[Any, Any]:
+    return app.state.services.db, app.state.services.storage
+
+
+def ids(answer: Any) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [job["id"] for job in answer.json()["data"]]
+
+
+def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
+    client = client_of(either, make_key(either))
+    odd = 'a"b]$.*'
+    first = create(client, "f", metadata={"team": "blue", odd: "1"})["id"]
+    second = create(client, "f", endpoint="/v1/completions", metadata={"team": "red"})["id"]
+    third = create(client, "f")["id"]
+    runs.fail(either.state.services.db, third, [])
+
+    def find(**query: str) -> list[str]:
+        return ids(client.get("/v1/jobs", params=query))
+
+    assert find() == [third, second, first]
+    assert find(order="asc") == [first, second, third]
+    assert find(kind="generation") == [second]
+    assert find(kind="nothing") == []
+    assert find(state="queued") == [second, first]
+    assert find(state="failed") == [third]
+    assert find(**{"metadata[team]": "blue"}) == [first]
+    assert find(**{f"metadata[{odd}]": "1"}) == [first]
+    assert find(**{"metadata[team]": "blue", "kind": "generation"}) == []
+    assert find(**{"metadata[nothing]": "blue"}) == []
+    assert find(metadata="null") == [third]
+    assert find(limit="1", after=third) == [second]
+
+
+def test_pages_by_state_go_on_after_a_job_that_left_that_state(
+    app: FastAPI, client: TestClient, stranger: TestClient
+) -> None:
+    first, second, third = (create(client, "f")["id"] for _ in range(3))
+    page = {"state": "queued", "limit": "1"}
+    assert ids(client.get("/v1/jobs", params=page)) == [third]
+
+    runs.fail(app.state.services.db, third, [])
+
+    assert ids(client.get("/v1/jobs", params={**page, "after": third})) == [second]
+    assert ids(client.get("/v1/jobs", params={**page, "after": second})) == [first]
+    foreign = stranger.get("/v1/jobs", params={**page, "after": third})
+    assert (foreign.status_code, foreign.json()["error"]["code"]) == (400, "invalid_cursor")
+
+
+def test_a_running_job_shows_progress_pace_and_what_is_left(app: FastAPI, client: TestClient) -> None:
+    db, storage = services(app)
+    job_id = create(client)["id"]
+    runs.plan(db, job_id, 10, "m")
+    with db.write() as session:
+        session.get_one(Job, job_id).in_progress_at -= 500
+    runs.answer(db, storage, runs.take(db, job_id), range(5))
+
+    job = client.get(f"/v1/jobs/{job_id}").json()
+
+    assert (job["object"], job["state"], job["status"], job["model"]) == ("job", "running", "in_progress", "m")
+    assert job["progress"] == {"total": 10, "completed": 5, "failed": 0, "fraction": 0.5}
+    assert 0.1 < job["rate"]["items_per_second"] <= 1
+    assert job["rate"]["tokens_per_second"] == pytest.approx(5 * job["rate"]["items_per_second"], rel=0.1)
+    assert job["eta_seconds"] == pytest.approx(5 / job["rate"]["items_per_second"], rel=0.1)
+    assert job["usage"]["total_tokens"] == 25
+    assert 0 <= job["worked_seconds"] < 400, "since the claim, and not since it was planned"
+
+
+def test_a_queued_job_knows_its_place(app: FastAPI, client: TestClient, stranger: TestClient) -> None:
+    first = create(client, "f")["id"]
+    last = create(client, "f", priority=-1)["id"]
+    urgent = create(client, "f", priority=5)["id"]
+    create(stranger, "f", priority=100)
+
+    places = {job_id: client.get(f"/v1/jobs/{job_id}").json()["queue_position"] for job_id in (urgent, first, last)}
+
+    assert places == {urgent: 0, first: 1, last: 2}
+
+
+def test_a_job_says_what_it_waits_for(app: FastAPI, client: TestClient) -> None:
+    from jobs.ledger import ledger
+
+    job_id = create(client, "f")["id"]
+    with app.state.services.db.write() as session:
+        ledger.wait_for(session, job_id, "model")
+
+    assert client.get(f"/v1/jobs/{job_id}").json()["waiting_for"] == "waiting_for_model"
+
+
+def test_an_ended_job_has_no_pace_and_no_place(app: FastAPI, client: TestClient) -> None:
+    job_id = create(client)["id"]
+    runs.run(*services(app), job_id, 2)
+
+    job = client.get(f"/v1/jobs/{job_id}").json()
+
+    assert (job["state"], job["status"], job["progress"]["fraction"]) == ("succeeded", "completed", 1.0)
+    assert (job["rate"], job["eta_seconds"], job["queue_position"]) == (None, None, None)
+
+
+def test_events_are_polled_by_their_number(app: FastAPI, client: TestClient) -> None:
+    job_id = create(client)["id"]
+    runs.run(*services(app), job_id, 1)
+
+    whole = client.get(f"/v1/jobs/{job_id}/events").json()
+    tail = client.get(f"/v1/jobs/{job_id}/events", params={"after": 2}).json()
+    head = client.get(f"/v1/jobs/{job_id}/events", params={"limit": 2}).json()
+
+    assert [event["seq"] for event in whole["data"]] == [1, 2, 3, 4]
+    assert [event["type"] for event in whole["data"]] == [
+        "job.created",
+        "job.running",
+        "job.finishing",
+        "batch.completed",
+    ]
+    assert (tail["data"], tail["has_more"]) == (whole["data"][2:], False)
+    assert (head["data"], head["has_more"]) == (whole["data"][:2], True)
+
+
+def parsed(text: str) -> list[tuple[int, str, dict[str, Any]]]:
+    """The events of a stream; comments are passed over."""
+    blocks = [block.split("\n") for block in text.split("\n\n") if block and not block.startswith(":")]
+    fields = [dict(line.split(": ", 1) for line in block) for block in blocks]
+    return [(int(one["id"]), one["event"], json.loads(one["data"])) for one in fields]
+
+
+def test_a_stream_of_events_ends_with_the_job(app: FastAPI, client: TestClient) -> None:
+    job_id = create(client)["id"]
+    runs.run(*services(app), job_id, 1)
+
+    answer = client.get(f"/v1/jobs/{job_id}/events", headers=SSE)
+
+    events = parsed(answer.text)
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    assert [event[0] for event in events] == [1, 2, 3, 4]
+    assert events[-1][1] == "batch.completed"
+    assert events[-1][2] == client.get(f"/v1/jobs/{job_id}/events").json()["data"][-1]
+
+
+@pytest.mark.parametrize(("given", "first"), [("2", 3), ("0", 1), ("nonsense", 1), ("4", None), ("9" * 40, None)])
+def test_a_stream_goes_on_after_the_last_event_known(
+    app: FastAPI, client: TestClient, given: str, first: int | None
+) -> None:
+    job_id = create(client)["id"]
+    runs.run(*services(app), job_id, 1)
+
+    answer = client.get(f"/v1/jobs/{job_id}/events", headers={**SSE, "Last-Event-ID": given})
+
+    assert next((event[0] for event in parsed(answer.text)), None) == first
+
+
+def test_the_results_of_an_ended_job_are_its_files(app: FastAPI, client: TestClient) -> None:
+    job_id = create(client)["id"]
+    output = runs.run(*services(app), job_id, 3)
+
+    answer = client.get(f"/v1/jobs/{job_id}/results")
+
+    assert answer.headers["Content-Type"].startswith("application/jsonl")
+    assert answer.content == client.get(f"/v1/files/{output}/content").content
+
+
+def test_what_is_finished_can_be_read_while_the_job_runs(app: FastAPI, client: TestClient) -> None:
+    db, storage = services(app)
+    job_id = create(client)["id"]
+    runs.plan(db, job_id, 4)
+    claim = runs.take(db, job_id)
+    runs.answer(db, storage, claim, [0, 3])
+
+    before = client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"})
+    runs.answer(db, storage, claim, [1], seq=1)
+    after = client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"})
+
+    assert [json.loads(line)["custom_id"] for line in before.text.splitlines()] == ["c0", "c3"]
+    assert [json.loads(line)["custom_id"] for line in after.text.splitlines()] == ["c0", "c3", "c1"]
+
+
+def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client: TestClient) -> None:
+    db, storage = services(app)
+    job_id = create(client)["id"]
+    runs.plan(db, job_id, 2)
+    runs.answer(db, storage, runs.take(db, job_id), [0])
+    storage.delete(f"jobs/{job_id}")
+
+    assert client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"}).content == b""
+
+
+def test_a_stream_ends_when_its_key_is_revoked(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.trusted.SECONDS", 60.0)
+    key = make_key(app)
+    client = client_of(app, key)
+    job_id = create(client)["id"]
+    assert client.get(f"/v1/jobs/{job_id}").status_code == 200
+    with app.state.services.db.write() as session:
+        revoke_key(session, key.split("_")[1])
+
+    events = client.get(f"/v1/jobs/{job_id}/events", headers=SSE)
+    results = client.get(f"/v1/jobs/{job_id}/results")
+
+    assert (events.status_code, parsed(events.text)) == (200, [])
+    assert (results.status_code, results.text) == (200, "")
+
+
+def test_a_job_can_be_cancelled_and_one_that_has_ended_cannot(app: FastAPI, client: TestClient) -> None:
+    job_id = create(client)["id"]
+
+    first, second = (client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2))
+    runs.finish(*services(app), job_id, [])
+    third = client.post(f"/v1/jobs/{job_id}/cancel")
+    ended = create(client)["id"]
+    runs.run(*services(app), ended, 1)
+    refused = client.post(f"/v1/jobs/{ended}/cancel")
+
+    assert [answer.json()["state"] for answer in (first, second, third)] == ["cancelling", "cancelling", "cancelled"]
+    assert refused.status_code == 409
+    assert refused.headers["x-should-retry"] == "false"
+
+
+def test_a_retry_is_a_new_job_over_the_same_input(app: FastAPI, client: TestClient) -> None:
+    db, storage = services(app)
+    file_id = upload(client)
+    old = create(client, file_id, metadata={"k": "v"}, priority=3, dedupe=True)["id"]
+    runs.run(db, storage, old, 4, failed=2)
+    before = client.get(f"/v1/jobs/{old}").json()
+
+    new = client.post(f"/v1/jobs/{old}/retry", json={"overrides": {"max_tokens": 5}}).json()
+
+    assert new["id"] != old
+    assert (new["state"], new["retry_of"], new["overrides"]) == ("queued", old, {"max_tokens": 5})
+    for name in ("kind", "endpoint", "input_file_id", "metadata", "priority", "completion_window"):
+        assert new[name] == before[name]
+    assert client.get(f"/v1/jobs/{old}").json() == before
+    assert client.get(f"/v1/batches/{new['id']}").json()["status"] == "validating"
+    with db.read() as session:
+        job = session.get_one(Job, new["id"])
+        assert job.input_path == f"files/{file_id}"
+        assert job.payload == {"dedupe": True, "output_expires_seconds": None, "overrides": {"max_tokens": 5}}
+
+
+def test_overrides_of_a_retry_of_a_retry_add_up(app: FastAPI, client: TestClient) -> None:
+    first = create(client)["id"]
+    runs.run(*services(app), first, 2, failed=1)
+    second = client.post(f"/v1/jobs/{first}/retry", json={"overrides": {"a": 1, "b": 1}}).json()["id"]
+    runs.run(*services(app), second, 1, failed=1)
+
+    third = client.post(f"/v1/jobs/{second}/retry", json={"overrides": {"b": 2}, "completion_window": "2h"}).json()
+
+    assert third["overrides"] == {"a": 1, "b": 2}
+    assert third["deadline"] - third["created_at"] == 7200
+
+
+@pytest.mark.parametrize(
+    ("overrides", "param", "code"),
+    [
+        ({"a": "x" * 70_000}, "overrides", "overrides_too_large"),
+        ({"model": ["tiny"]}, "overrides.model", "invalid_type"),
+        ({"model": None}, "overrides.model", "invalid_type"),
+        ({"model": ""}, "overrides.model", "invalid_type"),
+        ({"stream": "no"}, "overrides.stream", "invalid_type"),
+        ({"stream": True}, "overrides.stream", "streaming_unsupported"),
+        ({"input": None}, "overrides.input", "invalid_request"),
+    ],
+)
+def test_overrides_that_no_line_may_have_are_refused(
+    app: FastAPI, client: TestClient, overrides: dict[str, Any], param: str, code: str
+) -> None:
+    job_id = create(client)["id"]
+    runs.run(*services(app), job_id, 2, failed=1)
+
+    answer = client.post(f"/v1/jobs/{job_id}/retry", json={"overrides": overrides})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, param, code)
+    assert len(ids(client.get("/v1/jobs"))) == 1
+
+
+def test_overrides_that_add_up_to_too_much_are_refused_and_lists_have_none(app: FastAPI, client: TestClient) -> None:
+    first = create(client)["id"]
+    runs.run(*services(app), first, 2, failed=1)
+    second = client.post(f"/v1/jobs/{first}/retry", json={"overrides": {"a": "x" * 40_000}}).json()["id"]
+    runs.run(*services(app), second, 1, failed=1)
+
+    answer = client.post(f"/v1/jobs/{second}/retry", json={"overrides": {"b": "x" * 40_000}})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "overrides_too_large")
+    assert [job["overrides"] for job in client.get("/v1/jobs").json()["data"]] == [None, None]
+    assert len(client.get(f"/v1/jobs/{second}").json()["overrides"]["a"]) == 40_000
+
+
+def test_a_retry_with_one_key_is_one_retry(app: FastAPI, client: TestClient) -> None:
+    old = create(client)["id"]
+    runs.run(*services(app), old, 2, failed=1)
+    headers = {"Idempotency-Key": "k"}
+
+    first, second = (client.post(f"/v1/jobs/{old}/retry", headers=headers).json()["id"] for _ in range(2))
+
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("prepare", "status", "code"),
+    [
+        ("live", 409, "invalid_state"),
+        ("all good", 400, "nothing_to_retry"),
+        ("file gone", 400, "input_file_gone"),
+        ("long ago", 400, "results_expired"),
+        ("stream", 400, "streaming_unsupported"),
+        ("window", 400, "invalid_value"),
+    ],
+)
+def test_a_retry_that_makes_no_sense_is_refused(
+    app: FastAPI, client: TestClient, prepare: str, status: int, code: str
+) -> None:
+    file_id = upload(client)
+    job_id = create(client, file_id)["id"]
+    if prepare != "live":
+        runs.run(*services(app), job_id, 2, failed=prepare != "all good")
+    if prepare == "file gone":
+        client.delete(f"/v1/files/{file_id}")
+    if prepare == "long ago":
+        with services(app)[0].write() as session:
+            session.query(Shard).delete()
+    body: dict[str, Any] = {"stream": {"overrides": {"stream": True}}, "window": {"completion_window": "1s"}}.get(
+        prepare, {}
+    )
+
+    answer = client.post(f"/v1/jobs/{job_id}/retry", json=body)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert len(ids(client.get("/v1/jobs"))) == 1
+
+
+def test_a_list_of_many_running_jobs_asks_for_all_sums_at_once(app: FastAPI, client: TestClient) -> None:
+    from sqlalchemy import event
+
+    db, storage = services(app)
+    for _ in range(5):
+        job_id = create(client, "f")["id"]
+        runs.plan(db, job_id, 2)
+        runs.answer(db, storage, runs.take(db, job_id), [0])
+    asked: list[str] = []
+    event.listen(db.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+
+    listed = client.get("/v1/jobs").json()["data"]
+
+    assert [job["progress"]["completed"] for job in listed] == [1] * 5
+    assert sum(Shard.__tablename__ in statement for statement in asked) == 1

@@ -1,0 +1,192 @@
+"""Schedules: the times of a cron expression, fired once each, whatever happens on the way."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs.batches import schedules
+from jobs.batches.batches import BatchRequest
+from jobs.batches.schedules import next_after
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import InvalidRequest
+from jobs.files.tables import File
+from jobs.ledger.audit_tables import Audit
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Schedule
+from jobs.security import keys
+from tests.support.mill import chat_line, jsonl, running
+from workers.dispatcher.retention import Retention
+
+CHAT = "/v1/chat/completions"
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "after", "expected"),
+    [
+        ("0 3 * * *", "UTC", "2026-11-25T02:59:59", "2026-11-25T03:00:00"),
+        ("0 3 * * *", "UTC", "2026-11-25T03:00:00", "2026-11-26T03:00:00"),
+        ("*/15 * * * *", "UTC", "2026-11-25T10:01:00", "2026-11-25T10:15:00"),
+        ("0 9 * * mon", "Europe/Zurich", "2026-11-25T00:00:00", "2026-11-30T08:00:00"),
+        ("30 2 * * *", "Europe/Zurich", "2026-03-28T12:00:00", "2026-03-29T01:00:00"),  # 02:30 does not exist that day
+        ("0 0 29 2 *", "UTC", "2026-01-01T00:00:00", "2028-02-29T00:00:00"),
+    ],
+)
+def test_the_next_time(cron: str, zone: str, after: str, expected: str) -> None:
+    assert next_after(cron, zone, at(after)) == at(expected)
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone"),
+    [
+        ("every day", "UTC"),
+        ("61 * * * *", "UTC"),
+        ("* * * *", "UTC"),
+        ("0 3 * * *", "Mars/Olympus"),
+        ("0 3 * * *", "../../etc"),
+        ("0 0 30 2 *", "UTC"),
+    ],
+)
+def test_what_is_no_time_is_refused(cron: str, zone: str) -> None:
+    with pytest.raises(InvalidRequest):
+        next_after(cron, zone, at("2026-11-25T00:00:00"))
+
+
+def scheduled(db: Database, path: str | None = "files/in", **changes: Any) -> str:
+    facts = {"endpoint": CHAT, "input_file_id": "file-1", "completion_window": "90m", "window_seconds": 5400}
+    wanted = BatchRequest(**facts, metadata={"run": "nightly"}, priority=3)
+    with db.write() as session:
+        owner = keys.ensure_project(session, "default").id
+        if path is not None:
+            row = {"purpose": "batch", "filename": "in.jsonl", "bytes": 1, "created_at": 1.0, "expires_at": 2.0}
+            session.add(File(id="file-1", project_id=owner, path=path, **row))
+        values: dict[str, Any] = {"cron": "* * * * *", "timezone": "UTC", "next_at": now() - 1, "created_at": now()}
+        values["request"] = wanted.model_dump(mode="json")
+        session.add(Schedule(id="s", project_id=owner, input_file_id="file-1", **values | changes))
+    return "s"
+
+
+def fire(db: Database) -> str | None:
+    with db.write() as session:
+        job = schedules.fire(session, "s")
+        return job.id if job else None
+
+
+def schedule(db: Database) -> Schedule:
+    with db.read() as session:
+        return session.get_one(Schedule, "s")
+
+
+def test_a_schedule_that_is_due_submits_its_batch_once(db: Database) -> None:
+    scheduled(db)
+
+    with ThreadPoolExecutor(4) as pool:
+        fired = [job for job in pool.map(lambda _: fire(db), range(4)) if job]
+
+    with db.read() as session:
+        [job] = session.scalars(select(Job)).all()
+    assert fired == [job.id] == [schedule(db).last_job_id]
+    assert (job.schedule_id, job.input_path, job.priority, job.labels) == ("s", "files/in", 3, {"run": "nightly"})
+    assert job.deadline == pytest.approx(job.created_at + 5400)
+    assert schedule(db).next_at > now()
+
+
+def test_a_time_zone_that_is_gone_pauses_it(db: Database) -> None:
+    scheduled(db, timezone="Mars/Olympus")
+
+    assert fire(db) is None
+
+    assert schedule(db).paused_at is not None
+    assert "Mars/Olympus" in str(schedule(db).last_error)
+    with db.read() as session:
+        assert schedules.due(session) == []
+
+
+@pytest.mark.parametrize("other", [{"of_tomorrow": True}, {"endpoint": "/v1/of/tomorrow"}])
+def test_a_request_of_another_version_is_missed_and_keeps_nobody_else_waiting(
+    db: Database, other: dict[str, Any]
+) -> None:
+    facts = {"endpoint": CHAT, "input_file_id": "file-1", "completion_window": "90m", "window_seconds": 5400}
+    scheduled(db, request=facts | other)
+
+    assert fire(db) is None
+
+    assert schedule(db).paused_at is None
+    assert schedule(db).last_error == "This version does not take its request."
+    with db.read() as session:
+        assert schedules.due(session) == []
+        assert session.scalars(select(Audit.action).where(Audit.target == "s")).all() == ["schedule.miss"]
+
+
+def test_times_that_nobody_saw_are_made_up_for_once(db: Database) -> None:
+    scheduled(db, next_at=now() - 86_400)
+
+    assert fire(db) is not None
+    assert fire(db) is None
+
+
+def test_one_that_is_early_or_paused_submits_nothing(db: Database) -> None:
+    scheduled(db, next_at=now() + 60)
+    assert fire(db) is None
+
+    with db.write() as session:
+        session.execute(update(Schedule).values(next_at=1.0, paused_at=1.0))
+        assert schedules.due(session) == []
+    assert fire(db) is None
+
+
+def test_a_schedule_whose_input_is_gone_says_so_and_goes_on(db: Database) -> None:
+    scheduled(db, path=None)
+
+    assert fire(db) is None
+    assert schedule(db).last_error == "The input file 'file-1' is gone."
+    assert schedule(db).next_at > now()
+
+
+def test_the_dispatcher_fires_and_the_batch_runs(db: Database, tmp_path: Path) -> None:
+    with running(db, tmp_path) as mill:
+        mill.storage.put("files/in", jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(10)]))
+        scheduled(db)
+        mill.until(lambda: schedule(db).last_job_id is not None)
+        (job,) = mill.drain(schedule(db).last_job_id or "")
+
+    assert (job.state, job.completed) == (JobState.SUCCEEDED, 10)
+
+
+def test_a_schedules_file_does_not_expire(db: Database, tmp_path: Path) -> None:
+    with running(db, tmp_path) as mill:
+        scheduled(db)
+        retention = Retention(mill.config, db, mill.storage)
+        retention.run()
+        with db.read() as session:
+            kept = session.get(File, "file-1")
+        with db.write() as session:
+            session.delete(session.get_one(Schedule, "s"))
+        retention.run()
+        with db.read() as session:
+            gone = session.get(File, "file-1")
+
+    assert kept is not None
+    assert kept.deleted_at is None
+    assert gone is None
+
+
+def test_a_batch_that_may_not_begin_yet_is_checked_and_waits(db: Database, tmp_path: Path) -> None:
+    with running(db, tmp_path) as mill:
+        job_id = mill.submit(jsonl([chat_line("a", "hello")]), not_before=now() + 3600, deadline=now() + 7200)
+        mill.until(lambda: mill.job(job_id).waiting_for == "time")
+        early = mill.job(job_id)
+        with db.write() as session:
+            session.execute(update(Job).values(not_before=now() - 1))
+        (job,) = mill.drain(job_id)
+
+    assert (early.state, early.completed) == (JobState.RUNNING, 0)
+    assert (job.state, job.completed) == (JobState.SUCCEEDED, 1)

@@ -1,0 +1,47 @@
+"""Which queue a name is placed on, and for whose prompts."""
+
+from typing import Any
+
+import pytest
+
+from jobs.db.engine import Database
+from jobs.fleet import routing, workers
+from jobs.fleet.models_file import ANY_MODEL, Registry
+from jobs.queues import Queue
+from jobs.security import keys
+from jobs.settings import Settings
+from tests.unit.jobs.fleet.test_workers import register, worker
+
+CHAT = "/v1/chat/completions"
+
+
+def place(db: Database, name: str, *, allowed: bool = False) -> str:
+    config: Any = Settings()
+    with db.write() as session:
+        project = keys.ensure_project(session, "p")
+        project.allow_external = allowed
+        return routing.queue_of(session, config, Registry.load(config), name, endpoint=CHAT, project_id=project.id)
+
+
+@pytest.mark.parametrize(("external", "allowed"), [(True, True), (False, False), (False, True)])
+def test_a_server_that_takes_any_name_has_it_for_projects_that_may_use_that_server(
+    sqlite: Database, external: bool, allowed: bool
+) -> None:
+    register(sqlite, worker("a", models=[ANY_MODEL]))
+    with sqlite.write() as session:
+        workers.remember_all(session, {ANY_MODEL: external}, Queue.GENERATE)
+
+    assert place(sqlite, "whatever", allowed=allowed) == Queue.GENERATE
+
+
+def test_an_external_server_that_takes_any_name_is_refused_to_a_project_without_the_permission(
+    sqlite: Database,
+) -> None:
+    register(sqlite, worker("a", models=[ANY_MODEL]))
+    with sqlite.write() as session:
+        workers.remember_all(session, {ANY_MODEL: True}, Queue.GENERATE)
+
+    with pytest.raises(routing.NotServed) as refused:
+        place(sqlite, "whatever")
+
+    assert refused.value.code == "external_model_not_allowed"

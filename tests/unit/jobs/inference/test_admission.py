@@ -1,0 +1,392 @@
+"""Bounds on interactive requests, on a real Valkey: one project leaves room for others, and Celery's messages fit."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from jobs.clock import now
+from jobs.errors import BrokerFull, NightmillError, NoWorker, Overloaded, TooManyRequests, WorkerLost
+from jobs.ids import new_id
+from jobs.inference import admission, interactive
+from jobs.inference.broker_memory import any_full, read_memory
+from jobs.inference.interactive import Piece, Question, Resumable, pack
+from jobs.inference.waiting import Lines, last_piece
+from jobs.settings import MB, Settings
+from tests.support.shop import running_broker
+from workers.dispatcher.publisher import CeleryRinger
+
+QUEUE = "gpu.generate"
+END = pack(Piece("end", b"{}"))
+CHUNK = pack(Piece("chunk", b"{}"))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as url:
+        yield url
+
+
+@pytest.fixture
+def url(broker: str) -> str:
+    """The URL of an empty server with 64 MB."""
+    with redis.Redis.from_url(broker) as server:
+        server.flushall()
+        server.config_set("maxmemory", 64 * MB)
+    return broker
+
+
+def settings(url: str, **changes: int) -> Settings:
+    given: dict[str, Any] = {"interactive_waiting": 9, "interactive_waiting_bytes": 12 * MB, **changes}
+    return Settings(streams_url=url, broker_url=url.replace("unix:", "redis+socket:"), **given)
+
+
+class Clients:
+    """Clients who wait for answers that no worker gives."""
+
+    def __init__(self, config: Settings) -> None:
+        self.lines = Lines(config)
+        self.pending: list[tuple[Question, asyncio.Task[Piece]]] = []
+
+    async def ask(self, tenant: str, size: int = 10, queue: str = QUEUE, linger: int = 0) -> Question:
+        """Return the request once it is in its queue. Raises what refuses it."""
+        question = Question(new_id("req_"), "/", bytes(size), tenant, now() + 60, stream=bool(linger), linger=linger)
+        kept = Resumable(tenant, "/", question.deadline, linger, b"shown") if linger else None
+        asked = asyncio.ensure_future(last_piece(self.lines.ask(queue, question, _served, kept=kept)))
+        while not asked.done():
+            if await self.lines._server().exists(interactive.asking(question.id)):
+                self.pending.append((question, asked))
+                return question
+            await asyncio.sleep(0.01)
+        asked.result()
+        raise AssertionError("answered by nobody")
+
+    async def ask_until_refused(self, tenant: str, size: int = 10, **facts: Any) -> tuple[int, NightmillError]:
+        """How many requests were admitted, and why the next one was not."""
+        for count in range(100):
+            try:
+                await self.ask(tenant, size, **facts)
+            except (BrokerFull, Overloaded, TooManyRequests) as refused:
+                return count, refused
+        raise AssertionError("there is no bound")
+
+    async def answer(self) -> None:
+        """Answer all that still wait."""
+        for question, _ in self.pending:
+            await self.lines._server().xadd(interactive.answer(question.id), {interactive.PIECE: END})
+        await asyncio.gather(*(task for _, task in self.pending), return_exceptions=True)
+
+
+async def _fill(server: Any) -> None:
+    """Take 40 MB, in pieces: the server has what is being sent twice."""
+    for _ in range(40):
+        await server.rpush("filled", bytes(MB))
+
+
+async def _served() -> bool:
+    return True
+
+
+async def _unserved() -> bool:
+    return False
+
+
+async def _stay() -> None:
+    """No client leaves."""
+
+
+async def _go_down() -> None:
+    raise WorkerLost
+
+
+def _stream(shown: bytes = b"shown") -> tuple[Question, Resumable]:
+    question = Question(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=600)
+    return question, Resumable("one", "/", question.deadline, 600, shown)
+
+
+@asynccontextmanager
+async def clients(config: Settings) -> AsyncIterator[Clients]:
+    made = Clients(config)
+    yield made
+    await made.answer()
+    await made.lines.close()
+
+
+async def test_a_project_has_a_third_of_the_places_of_a_queue(url: str) -> None:
+    async with clients(settings(url)) as some:
+        first = await some.ask_until_refused("one")
+        second = await some.ask_until_refused("two")
+        third = await some.ask_until_refused("three")
+        fourth = await some.ask_until_refused("four")
+        elsewhere = await some.ask_until_refused("one", queue="another")
+
+    assert [count for count, _ in (first, second, third, fourth, elsewhere)] == [3, 3, 3, 0, 3]
+    refused = first[1]
+    assert (refused.status, refused.type, refused.code) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert refused.retry_after
+    assert isinstance(fourth[1], Overloaded), "the queue is full for everybody"
+
+
+async def test_the_waiting_requests_of_a_project_have_a_third_of_the_bytes_of_a_queue_in_all_queues(url: str) -> None:
+    async with clients(settings(url, interactive_waiting=90)) as some:
+        first, refused = await some.ask_until_refused("one", MB)
+        with pytest.raises(TooManyRequests):
+            await some.ask("one", MB, queue="another")
+        await some.ask("one", 1000)
+        second, _ = await some.ask_until_refused("two", MB)
+
+    assert (first, second, refused.code) == (3, 3, "rate_limit_exceeded"), "of 4 MB each, and some bytes around each"
+
+
+async def test_the_requests_that_wait_in_one_queue_are_bounded_in_bytes(url: str) -> None:
+    async with clients(settings(url, interactive_waiting=90)) as some:
+        counts = [await some.ask_until_refused(str(n), 3 * MB) for n in range(5)]
+
+    assert sum(count for count, _ in counts) == 3, "of 12 MB, and some bytes around each"
+    assert isinstance(counts[-1][1], Overloaded)
+
+
+async def test_a_request_that_is_larger_than_a_third_waits_where_nothing_else_does(url: str) -> None:
+    async with clients(settings(url, interactive_waiting_bytes=3 * MB)) as some:
+        counts = [await some.ask_until_refused(tenant, 2 * MB) for tenant in ("one", "two")]
+
+    assert [count for count, _ in counts] == [1, 0]
+
+
+async def test_a_request_that_a_worker_has_taken_and_one_whose_client_died_count_no_more(url: str) -> None:
+    async with clients(settings(url)) as some, interactive.connect(url) as server:
+        taken, dead, _ = [await some.ask("one") for _ in range(3)]
+        with pytest.raises(TooManyRequests):
+            await some.ask("one")
+        await server.hdel(interactive.project_waiting("one"), taken.id)  # as a worker does
+        await server.delete(interactive.asking(dead.id))  # as it expires
+        more, _ = await some.ask_until_refused("one")
+
+    assert more == 2
+
+
+async def test_a_client_that_leaves_takes_its_request_along(url: str) -> None:
+    async with clients(settings(url)) as some, interactive.connect(url) as server:
+        await some.ask_until_refused("one")
+        for _, task in some.pending:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in some.pending), return_exceptions=True)
+
+        assert await server.keys("*") == []
+
+
+async def test_a_project_has_a_few_unfinished_streams_that_can_be_resumed(url: str) -> None:
+    config = settings(url, interactive_waiting=300, interactive_resumable=4)
+    async with clients(config) as some, interactive.connect(url) as server:
+        first, refused = await some.ask_until_refused("one", linger=60)
+        second, _ = await some.ask_until_refused("two", linger=60)
+        await some.ask("one")
+        ended = [question for question, _ in some.pending][:2]
+        await admission.count_finished(server, ended[0], config.interactive_unread_bytes, MB)
+        await some.lines.stop(ended[1].id, "one")
+        more, _ = await some.ask_until_refused("one", linger=60)
+
+    assert (first, second, more, refused.code) == (4, 4, 2, "rate_limit_exceeded")
+
+
+async def test_a_stopped_stream_frees_its_place_and_its_bytes_at_once(url: str) -> None:
+    config = settings(url, interactive_waiting=300, interactive_resumable=2)
+    async with clients(config) as some, interactive.connect(url) as server:
+        await some.ask_until_refused("one", linger=600)
+        for question, task in some.pending:
+            for _ in range(3):
+                await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+            await some.lines.stop(question.id, "one")
+            assert (await task).status == 408
+        held = [await server.xlen(interactive.answer(question.id)) for question, _ in some.pending]
+        more, _ = await some.ask_until_refused("one", linger=600)
+
+    assert more == 2
+    assert max(held) <= 1, "only what says that it was stopped"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_stream_whose_worker_died_frees_its_place(
+    url: str, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question, kept = _stream()
+    async with clients(settings(url, interactive_resumable=1)) as some, interactive.connect(url) as server:
+        pieces = some.lines.ask(QUEUE, question, _served, kept=kept)
+        await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+        assert (await anext(pieces)).kind == "chunk"
+        if resumed:
+            await pieces.aclose()
+            pieces = some.lines.rest(question.id, "0-0", kept, _stay, _served)
+        monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 0.0)
+        with pytest.raises(WorkerLost):
+            await last_piece(pieces)
+        await some.ask("one", linger=600)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_stream_that_no_worker_takes_frees_its_place(
+    url: str, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question, kept = _stream()
+    async with clients(settings(url, interactive_resumable=1)) as some:
+        pieces = some.lines.ask(QUEUE, question, _unserved, kept=kept, patience=0.0)
+        assert (await anext(pieces)).kind == "late"
+        if resumed:
+            await pieces.aclose()
+            pieces = some.lines.rest(question.id, "0-0", kept, _stay, _unserved)
+        monkeypatch.setattr("jobs.inference.waiting._LOOK_SECONDS", 0.0)
+        with pytest.raises(NoWorker):
+            await last_piece(pieces)
+        await some.ask("one", linger=600)
+
+
+async def test_a_stream_whose_api_goes_down_can_still_be_resumed(url: str) -> None:
+    question, kept = _stream()
+    async with clients(settings(url)) as some, interactive.connect(url) as server:
+        pieces = some.lines.ask(QUEUE, question, _served, _go_down, kept)
+        await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
+        with pytest.raises(WorkerLost):
+            await last_piece(pieces)
+        await server.xadd(interactive.answer(question.id), {interactive.PIECE: END})
+        rest = some.lines.rest(question.id, "0-0", kept, _stay, _served)
+        kinds = [piece.kind async for piece in rest]
+
+    assert kinds == ["chunk", "end"]
+
+
+async def test_what_ended_streams_still_hold_is_bounded(url: str) -> None:
+    config = settings(url, interactive_waiting=300, interactive_resumable=2, interactive_unread_bytes=MB)
+    async with clients(config) as some, interactive.connect(url) as server:
+        for count in range(10):  # noqa: B007
+            try:
+                stream = await some.ask("one", linger=60)
+            except TooManyRequests:
+                break
+            await admission.count_finished(server, stream, config.interactive_unread_bytes, MB // 2)
+
+    assert count == 6, "3 MB, and a fourth for the one that is to come"
+
+
+async def test_a_finished_stream_with_a_large_request_is_no_unfinished_one(url: str) -> None:
+    config = settings(url, interactive_resumable=2, interactive_unread_bytes=MB)
+    question, kept = _stream(shown=bytes(MB // 2))
+    async with clients(config) as some, interactive.connect(url) as server:
+        pieces = some.lines.ask(QUEUE, question, _served, kept=kept, patience=0.0)
+        await anext(pieces)
+        for _ in range(2):  # the second time, nothing is left to subtract
+            await admission.count_finished(server, question, config.interactive_unread_bytes, MB * 3 // 4)
+        counted = int(await server.hget(interactive.project_streams("one"), question.id))
+        more, _ = await some.ask_until_refused("one", linger=60)
+        await pieces.aclose()
+
+    assert more == 2
+    assert counted == MB * 3 // 4 + len(pack(kept))
+
+
+async def test_events_of_responses_in_the_background_are_counted_too(url: str) -> None:
+    most = admission.most_held(settings(url, interactive_resumable=2, interactive_unread_bytes=MB))
+    async with interactive.connect(url) as server:
+        for name in ("resp_1", "resp_2", "resp_3"):
+            await server.xadd(interactive.answer(name), {b"p": b""})
+        counted = [await admission.count_block(server, "one", f"resp_{n % 3 + 1}", most) for n in range(17)]
+        other = await admission.count_block(server, "two", "resp_3", most)
+        await server.delete(interactive.answer("resp_1"))
+        again = await admission.count_block(server, "one", "resp_2", most)
+
+    assert counted == [True] * 16 + [False], "4 MB in blocks of 256 KiB"
+    assert (other, again) == (True, True)
+
+
+async def test_a_full_server_refuses_requests_and_takes_the_dispatcher_s_messages(url: str) -> None:
+    config = settings(url)
+    async with clients(config) as some, interactive.connect(url) as server:
+        await _fill(server)
+        refused = await some.ask_until_refused("one")
+        ringer = CeleryRinger(config)
+        with ringer._app:  # closes its connections
+            for n in range(500):
+                ringer.ring("run", QUEUE, ["batch_1", n])
+        rung = await server.llen(f"nightmill:{QUEUE}")
+        full = read_memory(url).is_full, any_full(config)
+        await server.delete("filled")
+        some.lines._memory._until = 0.0
+        await some.ask("one")
+
+    assert (refused[0], refused[1].status, refused[1].code) == (0, 503, "broker_full")
+    assert refused[1].retry_after
+    assert (rung, full) == (500, (True, True))
+
+
+async def test_many_large_prompts_at_once_do_not_fill_the_server_while_they_are_sent(url: str) -> None:
+    """200 MB of one project, by two processes of the API."""
+    config = settings(url, interactive_waiting=300)
+    sides, peak = [Lines(config), Lines(config)], 0
+    questions = [Question(new_id("req_"), "/", bytes(2 * MB), "one", now() + 60) for _ in range(100)]
+    async with interactive.connect(url) as server:
+        asked = [
+            asyncio.ensure_future(last_piece(sides[n % 2].ask(QUEUE, one, _served))) for n, one in enumerate(questions)
+        ]
+        while sum(task.done() for task in asked) < 99:
+            peak = max(peak, (await server.info("memory"))["used_memory"])
+        for one in questions:
+            await server.xadd(interactive.answer(one.id), {interactive.PIECE: END})
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+    for lines in sides:
+        await lines.close()
+
+    assert {type(end) for end in ends} <= {TooManyRequests, BrokerFull, Piece}
+    assert peak < 48 * MB
+
+
+async def test_a_server_without_maxmemory_is_never_full(url: str) -> None:
+    async with clients(settings(url)) as some, interactive.connect(url) as server:
+        await server.config_set("maxmemory", 0)
+        await _fill(server)
+        await some.ask("one")
+
+    assert not any_full(settings(url))
+
+
+def test_a_server_that_hangs_is_given_up_soon_and_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[float | None] = []
+    set_timeout = socket.socket.settimeout
+
+    def record(self: socket.socket, seconds: float | None) -> None:
+        timeouts.append(seconds)
+        set_timeout(self, seconds)
+
+    monkeypatch.setattr(socket.socket, "settimeout", record)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
+        name = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        assert not any_full(Settings(streams_url=name, broker_url=name))
+
+    assert timeouts
+    assert all(seconds is not None and seconds <= 0.2 for seconds in timeouts)
+
+
+@pytest.mark.parametrize("linger", [0, 60])
+async def test_what_a_client_has_read_is_dropped_by_bytes_too(url: str, linger: int) -> None:
+    """Of a stream that can be resumed a part stays."""
+    config = settings(url, interactive_unread_bytes=MB)
+    question = Question(new_id("req_"), "/", b"{}", "one", now() + 60, stream=True, linger=linger)
+    name, chunk = interactive.answer(question.id), pack(Piece("chunk", bytes(1000)))
+    async with interactive.connect(url) as server:
+        lines = Lines(config)
+        pieces = lines.ask(QUEUE, question, _served)
+        for _ in range(40):
+            await server.xadd(name, {interactive.PIECE: chunk})
+        await anext(pieces)
+        for _ in range(30):
+            for _ in range(20):
+                await server.xadd(name, {interactive.PIECE: chunk})
+                await anext(pieces)
+        held = await server.xlen(name) * len(chunk)
+        await pieces.aclose()
+        await lines.close()
+
+    behind = MB // 4 if linger else 0
+    assert behind < held < behind + 4 * 64 * 1024

@@ -1,0 +1,204 @@
+"""The audit chain: six ways to tamper with it, each found; what is not sealed in time, found too."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.orm import Session
+
+from jobs.db.engine import Database
+from jobs.ledger import audit
+from jobs.ledger.audit import Verdict
+from jobs.ledger.audit_tables import Audit, AuditHead
+
+pytestmark = pytest.mark.dialects
+
+ROWS = 8
+
+
+@pytest.fixture
+def chain(db: Database) -> Database:
+    """Eight sealed rows."""
+    with db.write() as session:
+        for n in range(ROWS):
+            audit.record(session, actor="key:a", action="file.delete", target=f"file-{n}", details={"n": n, "ü": [1.5]})
+    with db.write() as session:
+        assert audit.seal(session, 5) == 5
+    with db.write() as session:
+        assert audit.seal(session) == 3
+    return db
+
+
+def verdict(db: Database, anchor: tuple[int, str] | None = None, unsealed_after: float = 60.0) -> Verdict:
+    with db.read() as session:
+        return audit.verify(session, anchors=[anchor] if anchor else [], unsealed_after=unsealed_after)
+
+
+def row(session: Session, seal: int) -> Audit:
+    return session.scalars(select(Audit).where(Audit.seal == seal)).one()
+
+
+def reseal(session: Session, last: int) -> None:
+    """What somebody with write access to everything would do: make the chain consistent again."""
+    previous = audit.GENESIS
+    for seal in range(1, last + 1):
+        entry = row(session, seal)
+        previous = entry.hash = audit.digest(previous, entry, seal)
+    session.execute(update(AuditHead).values(seal=last, hash=previous))
+
+
+def edit(session: Session) -> None:
+    session.execute(update(Audit).where(Audit.seal == 3).values(actor="key:b"))
+
+
+def edit_and_mend(session: Session) -> None:
+    """The row agrees with its hash again; its successor does not."""
+    session.execute(update(Audit).where(Audit.seal == 3).values(actor="key:b"))
+    entry = row(session, 3)
+    entry.hash = audit.digest(row(session, 2).hash or "", entry, 3)
+
+
+def remove(session: Session) -> None:
+    session.execute(delete(Audit).where(Audit.seal == 3))
+
+
+def swap(session: Session) -> None:
+    first, second = row(session, 3).id, row(session, 4).id
+    for row_id, seal in ((first, 99), (second, 3), (first, 4)):
+        session.execute(update(Audit).where(Audit.id == row_id).values(seal=seal))
+
+
+def insert_one(session: Session) -> None:
+    extra = {"at": 1, "actor": "key:a", "action": "x", "target": "y", "seal": ROWS + 1, "hash": "0" * 64}
+    session.execute(insert(Audit).values(extra))
+
+
+def cut_tail(session: Session) -> None:
+    session.execute(delete(Audit).where(Audit.seal > ROWS - 2))
+    last = row(session, ROWS - 2)
+    session.execute(update(AuditHead).values(seal=ROWS - 2, hash=last.hash))
+
+
+def rewrite(session: Session) -> None:
+    session.execute(update(Audit).values(actor="nobody"))
+    reseal(session, ROWS)
+
+
+def test_an_untouched_chain_is_whole(chain: Database) -> None:
+    found = verdict(chain)
+
+    assert (found.rows, found.faults) == (ROWS, ())
+    assert len(found.head) == 64
+
+
+def test_an_empty_log_is_whole(db: Database) -> None:
+    assert verdict(db) == Verdict(0, audit.GENESIS, ())
+
+
+@pytest.mark.parametrize("tamper", [edit, edit_and_mend, remove, swap, insert_one])
+def test_tampering_inside_the_chain_is_found(chain: Database, tamper: Callable[[Session], None]) -> None:
+    with chain.write() as session:
+        tamper(session)
+
+    assert verdict(chain).faults != ()
+
+
+@pytest.mark.parametrize("tamper", [edit, edit_and_mend, remove, swap, insert_one, cut_tail, rewrite])
+def test_tampering_of_every_kind_is_found_against_an_anchor(chain: Database, tamper: Callable[[Session], None]) -> None:
+    before = verdict(chain)
+    with chain.write() as session:
+        tamper(session)
+
+    assert verdict(chain, anchor=(before.rows, before.head)).faults != ()
+
+
+@pytest.mark.parametrize(
+    "column", ["at", "action", "target", "project_id", "source", "destination", "request_id", "details"]
+)
+def test_every_column_is_part_of_the_hash(chain: Database, column: str) -> None:
+    value: object = {"details": {"n": 0}, "at": 7}.get(column, "changed")
+    with chain.write() as session:
+        session.execute(update(Audit).where(Audit.seal == 2).values({column: value}))
+
+    assert "does not match its hash" in verdict(chain).faults[0]
+
+
+def test_an_anchor_of_an_untouched_chain_holds_while_it_grows(chain: Database) -> None:
+    before = verdict(chain)
+    with chain.write() as session:
+        audit.record(session, actor="key:a", action="x", target="y")
+    with chain.write() as session:
+        audit.seal(session)
+
+    assert verdict(chain, anchor=(before.rows, before.head)).faults == ()
+
+
+def test_a_head_that_says_more_than_the_chain_holds_is_found(chain: Database) -> None:
+    with chain.write() as session:
+        session.execute(update(AuditHead).values(seal=ROWS + 1))
+
+    assert verdict(chain).faults == (f"the head says {ROWS + 1} rows, the chain ends at {ROWS}",)
+
+
+def test_rows_left_unsealed_are_found_after_a_while(chain: Database) -> None:
+    with chain.write() as session:
+        audit.record(session, actor="key:a", action="x", target="y")
+
+    assert verdict(chain).faults == ()
+    assert "unsealed" in verdict(chain, unsealed_after=-1.0).faults[0]
+
+
+def test_sealing_says_whether_something_waits_for_it(chain: Database) -> None:
+    with chain.read() as session:
+        before = audit.unsealed(session)
+    with chain.write() as session:
+        audit.record(session, actor="key:a", action="x", target="y")
+        after = audit.unsealed(session)
+
+    assert (before, after) == (False, True)
+
+
+@pytest.mark.postgres
+def test_a_chain_that_grows_while_it_is_walked_is_no_fault(postgres: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PostgreSQL each statement sees what is committed by then, so the head may be ahead of the rows just read."""
+    with postgres.write() as session:
+        for n in range(3):
+            audit.record(session, actor="a", action="x", target=str(n))
+        audit.seal(session)
+    walked = audit._sealed
+
+    def and_grow(session: Session, after: int):  # type: ignore[no-untyped-def]
+        yield from walked(session, after)
+        if after == 0:
+            with postgres.write() as other:
+                audit.record(other, actor="a", action="x", target="late")
+                audit.seal(other)
+
+    monkeypatch.setattr(audit, "_sealed", and_grow)
+
+    found = verdict(postgres)
+
+    assert (found.rows, found.faults) == (4, ())
+
+
+@pytest.mark.postgres
+def test_two_sealers_at_once_seal_each_row_once(postgres: Database) -> None:
+    with postgres.write() as session:
+        for n in range(6):
+            audit.record(session, actor="a", action="x", target=str(n))
+
+    start = threading.Barrier(2)
+
+    def seal(_: int) -> int:
+        start.wait()
+        with postgres.write() as session:
+            return audit.seal(session, 3)
+
+    with ThreadPoolExecutor(2) as pool:
+        sealed = list(pool.map(seal, range(2)))
+
+    assert sealed == [3, 3]
+    assert verdict(postgres).rows == 6
+    assert verdict(postgres).faults == ()

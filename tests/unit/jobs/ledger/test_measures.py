@@ -1,0 +1,154 @@
+"""Each thing is counted once, in the transaction it happened in, and stays counted."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import Fenced
+from jobs.fleet import workers
+from jobs.fleet.tables import Measure, Worker
+from jobs.ledger import ledger, measures, shards
+from jobs.queues import Task
+from tests.support import ledgers
+from tests.support.ledgers import claim_job, claim_shard, close, finishing, planning, rolled_back, running
+
+
+def counted(db: Database, name: str, label: str | None = None) -> dict[str, int]:
+    """By bound."""
+    rows = select(Measure.le, func.sum(Measure.count)).where(Measure.name == name).group_by(Measure.le)
+    with db.read() as session:
+        found = session.execute(rows if label is None else rows.where(Measure.label == label))
+        return {le: int(count) for le, count in found}
+
+
+def observed(db: Database, *seconds: float) -> None:
+    with db.write() as session:
+        measures.observe_all(session, measures.ENGINE, "tiny", seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "le"),
+    [(-5.0, "0.01"), (0.0, "0.01"), (0.01, "0.01"), (0.011, "0.025"), (86400.0, "86400.0"), (86401.0, "+Inf")],
+)
+def test_what_took_so_long_is_under_the_first_bound_that_is_not_below(db: Database, seconds: float, le: str) -> None:
+    observed(db, seconds)
+
+    assert counted(db, measures.ENGINE) == {le: 1}
+
+
+def test_later_transactions_add_to_what_is_there(db: Database) -> None:
+    observed(db, 0.02, 0.02, 3.0)
+    observed(db, 0.02, 200.0)
+
+    assert counted(db, measures.ENGINE, "tiny") == {"0.025": 3, "5.0": 1, "300.0": 1}
+    with db.read() as session:
+        assert session.scalar(select(func.sum(Measure.seconds))) == pytest.approx(203.06)
+
+
+def test_what_is_rolled_back_has_not_happened(db: Database) -> None:
+    with rolled_back(db) as session:
+        measures.observe(session, measures.ENGINE, "tiny", 1.0)
+    observed(db, 2.0)
+
+    assert counted(db, measures.ENGINE) == {"2.5": 1}
+
+
+def test_a_job_waits_until_the_first_claim_on_its_lines_and_is_counted_once(db: Database) -> None:
+    at = now()
+    job = running(db, [1, 1], created_at=at - 7)
+    claim = claim_shard(db, job.id, 0)
+    claim_shard(db, job.id, 1)
+    with db.write() as session:
+        shards.give_back(session, claim)
+    claim_shard(db, job.id, 0)
+
+    assert counted(db, measures.WAIT, "generation") == {"10.0": 1}
+
+
+def test_a_job_that_is_held_until_its_time_waits_from_then_on(db: Database) -> None:
+    at = now()
+    job = running(db, created_at=at - 5000, not_before=at - 20)
+
+    claim_shard(db, job.id)
+
+    assert counted(db, measures.WAIT) == {"30.0": 1}
+
+
+def test_a_job_is_counted_when_it_has_ended_and_not_before(db: Database) -> None:
+    running(db)
+    job = finishing(db, created_at=now() - 100)
+    before = counted(db, measures.ENDED)
+    close(db, job.id)
+
+    assert before == {}
+    assert counted(db, measures.ENDED, "generation") == {"300.0": 1}
+
+
+def test_a_job_that_was_rejected_and_one_that_was_cancelled_have_ended_too(db: Database) -> None:
+    at = now()
+    claim = planning(db, created_at=at - 2)
+    with db.write() as session:
+        ledger.reject(session, claim, [{"line": 1}])
+    stopped = ledgers.submitted(db, created_at=at - 100)
+    with db.write() as session:
+        ledger.cancel(session, stopped.id, actor="key:test")
+    close(db, stopped.id)
+
+    assert counted(db, measures.ENDED) == {"2.5": 1, "300.0": 1}
+
+
+def test_an_end_whose_answer_was_lost_is_counted_once(db: Database) -> None:
+    claim = claim_job(db, finishing(db).id, Task.FINISH)
+    with db.write() as session:
+        ledger.close(session, claim, {}, [])
+    with pytest.raises(Fenced), db.write() as session:
+        ledger.close(session, claim, {}, [])
+
+    assert sum(counted(db, measures.ENDED).values()) == 1
+
+
+def test_the_engines_time_for_lines_is_counted_with_their_segment_and_once(db: Database) -> None:
+    job = running(db, [3], model="tiny")
+    claim = claim_shard(db, job.id)
+    tally = replace(ledgers.tally([0, 1, 2]), took=[0.2, 0.2, 40.0])
+    for _ in range(2):  # the answer to the first was lost
+        with db.write() as session:
+            shards.commit(session, claim, 0, "p", 1, tally, last=True)
+
+    assert counted(db, measures.ENGINE, "tiny") == {"0.25": 2, "60.0": 1}
+
+
+def test_a_zombies_lines_are_not_counted(db: Database) -> None:
+    job = running(db, [1])
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.lose(session, job.id, 0, claim.epoch, 0)
+    with pytest.raises(Fenced), db.write() as session:
+        shards.commit(session, claim, 0, "p", 1, replace(ledgers.tally([0]), took=[1.0]), last=True)
+
+    assert counted(db, measures.ENGINE) == {}
+
+
+def worker(**changes: Any) -> Worker:
+    where: dict[str, Any] = {"id": "gpu-1", "pool": "gpu", "host": "h", "pid": 1, "started": 1}
+    what: dict[str, Any] = {"queues": [], "models": [], "slots": 1, "state": "ready"}
+    return Worker(**where, **what, created_at=1.0, seen_at=1.0, **changes)
+
+
+def test_restarts_of_engines_outlive_their_worker(db: Database) -> None:
+    with db.write() as session:
+        workers.register(session, worker(restarts=0))
+    for restarts in (0, 2, 2, 3):
+        with db.write() as session:
+            assert workers.beat(session, "gpu-1", restarts=restarts)
+    with db.write() as session:
+        workers.leave(session, "gpu-1")
+    with db.write() as session:
+        workers.register(session, worker(restarts=3))  # it was frozen, and taken for dead
+        assert workers.beat(session, "gpu-1", restarts=4)
+
+    assert counted(db, measures.RESTARTS, "gpu") == {"+Inf": 4}

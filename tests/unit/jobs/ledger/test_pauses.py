@@ -1,0 +1,136 @@
+"""Pauses: what is held back, what goes on, and that nothing is lost by them."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.tables import Worker
+from jobs.ledger import ledger, outbox, pauses, shards
+from jobs.ledger.pauses import Scope
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Outbox
+from jobs.queues import Queue, Task
+from jobs.security import keys
+from tests.support import ledgers
+from tests.support.mill import MODEL, chat_line, jsonl, running
+
+
+def project(db: Database, name: str = "blue") -> str:
+    with db.write() as session:
+        return keys.ensure_project(session, name).id
+
+
+def pause(db: Database, scope: Scope, name: str) -> bool:
+    with db.write() as session:
+        return pauses.pause(session, scope, name, actor="operator")
+
+
+def resume(db: Database, scope: Scope, name: str) -> bool:
+    with db.write() as session:
+        return pauses.resume(session, scope, name, actor="operator")
+
+
+def claim(db: Database, job_id: str, worker: str = "worker") -> shards.ShardClaim | None:
+    with db.write() as session:
+        return shards.claim(session, job_id, 0, worker)
+
+
+def names_of(db: Database, job_id: str) -> dict[Scope, str]:
+    job = ledgers.job(db, job_id)
+    return {
+        Scope.QUEUE: job.queue or "",
+        Scope.MODEL: job.model or "",
+        Scope.PROJECT: job.project_id,
+        Scope.WORKER: "worker",
+    }
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_what_is_paused_grants_no_claim_and_keeps_its_doorbell(db: Database, scope: Scope) -> None:
+    job = ledgers.running(db)
+    name = names_of(db, job.id)[scope]
+    with db.write() as session:
+        outbox.rung(session, session.scalars(select(Outbox.id)).all())
+    pause(db, scope, name)
+
+    refused = claim(db, job.id)
+    owed = ledgers.doorbells(db, job.id)
+    with db.read() as session:
+        assert outbox.unheard(session) == [], "it waits to be rung as if it never had been"
+    resume(db, scope, name)
+
+    assert refused is None
+    assert owed == [("run", 0)]
+    assert claim(db, job.id) is not None
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_others_go_on(db: Database, scope: Scope) -> None:
+    job = ledgers.running(db)
+    pause(db, scope, "another")
+
+    assert claim(db, job.id) is not None
+
+
+def test_a_paused_worker_plans_and_finishes_nothing(db: Database) -> None:
+    job = ledgers.submitted(db)
+    pause(db, Scope.WORKER, "planner")
+
+    with db.write() as session:
+        assert ledger.claim(session, job.id, Task.PLAN, "planner") is None
+        assert session.scalars(select(Outbox.due_at)).one() > now() + 0.5, "it may be the only one that is idle"
+        assert ledger.claim(session, job.id, Task.PLAN, "another") is not None
+
+
+def test_pausing_and_resuming_twice_is_told_and_audited_once(db: Database) -> None:
+    assert [pause(db, Scope.MODEL, "m") for _ in range(2)] == [True, False]
+    assert [resume(db, Scope.MODEL, "m") for _ in range(2)] == [True, False]
+    assert ledgers.history(db, "m") == [(None, None)] * 2
+
+
+def test_a_worker_that_leaves_takes_its_pause_along(db: Database) -> None:
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["*"]}
+    with db.write() as session:
+        workers.register(session, Worker(id="w", slots=2, state="ready", created_at=now(), seen_at=now(), **facts))
+    pause(db, Scope.WORKER, "w")
+
+    with db.write() as session:
+        alive, everyone = workers.alive(session), workers.everyone(session)
+        workers.leave(session, "w")
+        left = pauses.listed(session)
+
+    assert (list(alive), [worker.id for worker in everyone], list(left)) == ([], ["w"], [])
+
+
+@pytest.mark.parametrize("scope", [Scope.QUEUE, Scope.MODEL, Scope.PROJECT])
+def test_a_job_that_is_held_back_says_so_and_goes_on_when_resumed(db: Database, tmp_path: Path, scope: Scope) -> None:
+    owner = project(db, "default")
+    name = {Scope.QUEUE: Queue.GENERATE.value, Scope.MODEL: MODEL, Scope.PROJECT: owner}[scope]
+    with running(db, tmp_path) as mill:
+        pause(db, scope, name)
+        job_id = mill.submit(jsonl([chat_line(f"r{n}", f"hello {n}") for n in range(20)]))
+        mill.until(lambda: mill.job(job_id).waiting_for == "pause")
+        held = mill.job(job_id)
+        resume(db, scope, name)
+        (job,) = mill.drain(job_id)
+
+    assert held.state == JobState.RUNNING, "it was planned all the same"
+    assert (job.state, job.completed, job.waiting_for) == (JobState.SUCCEEDED, 20, None)
+
+
+def test_what_runs_is_counted_where_it_runs(db: Database) -> None:
+    job = ledgers.running(db)
+    ledgers.claim_shard(db, job.id)
+    planned = ledgers.planning(db)
+
+    with db.read() as session:
+        counts = [workers.claims_at(session, scope, name) for scope, name in names_of(db, job.id).items()]
+        planners = workers.claims_at(session, Scope.WORKER, planned.worker_id)
+        plans = workers.claims_at(session, Scope.QUEUE, Queue.PLAN)
+
+    assert counts == [1, 1, 1, 1]
+    assert (planners, plans) == (1, 1)

@@ -1,0 +1,647 @@
+"""Shards: one winner, segments that count once, zombies that write nothing, and only the missing lines run again."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from jobs.db.engine import Database
+from jobs.errors import Fenced
+from jobs.ledger import ledger, outbox, shards
+from jobs.ledger.shards import Tally
+from jobs.ledger.states import JobState, ShardState
+from jobs.ledger.tables import Outbox, Shard
+from jobs.queues import Queue
+from tests.support import ledgers
+from tests.support.ledgers import LosesAnswers, answer, claim_shard, doorbells, running, segments, shard, state, tally
+
+pytestmark = pytest.mark.dialects
+
+
+def lose(db: Database, job_id: str, n: int = 0) -> bool:
+    with db.write() as session:
+        held = {(job, shard): (epoch, beat) for job, shard, epoch, beat, _ in shards.running(session)}
+        return shards.lose(session, job_id, n, *held[(job_id, n)])
+
+
+# ── claims ──
+
+
+def test_of_many_claims_on_a_shard_one_is_granted(db: Database) -> None:
+    job = running(db)
+    start = threading.Barrier(8)
+
+    def claim(number: int) -> object:
+        start.wait()
+        with db.write() as session:
+            return shards.claim(session, job.id, 0, f"worker-{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        granted = [claim for claim in pool.map(claim, range(8)) if claim is not None]
+
+    assert len(granted) == 1
+    assert doorbells(db, job.id) == []
+
+
+def test_many_shards_of_a_waiting_job_are_claimed_at_once(db: Database) -> None:
+    """Each of them ends the job's waiting; none of them may wait for another that waits for it."""
+    job = running(db, [1] * 6)
+    with db.write() as session:
+        ledger.wait_for(session, job.id, "disk")
+    start = threading.Barrier(6)
+
+    def claim(n: int) -> object:
+        start.wait()
+        with db.write() as session:
+            return shards.claim(session, job.id, n, "worker")
+
+    with ThreadPoolExecutor(6) as pool:
+        granted = list(pool.map(claim, range(6)))
+
+    assert None not in granted
+    assert ledgers.job(db, job.id).waiting_for is None
+
+
+def test_a_claim_says_where_the_lines_are_and_which_are_left(db: Database) -> None:
+    job = running(db, [3, 10])
+    first = claim_shard(db, job.id, 1)
+    answer(db, first, [0, 9], bad=[9])
+    lose(db, job.id, 1)
+
+    again = claim_shard(db, job.id, 1, "second")
+
+    assert (again.first_line, again.lines, again.offset, again.length) == (3, 10, 30, 100)
+    assert again.covered == 1 << 0 | 1 << 9
+    assert again.epoch > first.epoch
+
+
+def test_a_shard_of_a_job_that_does_not_run_is_not_given_out(db: Database) -> None:
+    job = running(db)
+    with db.write() as session:
+        ledger.cancel(session, job.id, actor="key:test")
+
+    with db.write() as session:
+        assert shards.claim(session, job.id, 0, "worker") is None
+        assert shards.claim(session, "nobody", 0, "worker") is None
+
+
+def test_a_stale_doorbell_of_a_running_or_done_shard_gives_nothing(db: Database) -> None:
+    job = running(db, [1, 1])
+    claim = claim_shard(db, job.id)
+
+    with db.write() as session:
+        while_running = shards.claim(session, job.id, 0, "other")
+    answer(db, claim, [0], last=True)
+    with db.write() as session:
+        when_done = shards.claim(session, job.id, 0, "other")
+
+    assert (while_running, when_done) == (None, None)
+
+
+# ── segments ──
+
+
+def test_a_segment_counts_its_lines_and_tokens(db: Database) -> None:
+    job = running(db, [10])
+    claim = claim_shard(db, job.id)
+
+    answer(db, claim, range(6), seq=0, bad=[2])
+    answer(db, claim, [6, 7], seq=1)
+
+    row = shard(db, job.id)
+    assert (row.done, row.failed, row.input_tokens, row.output_tokens) == (8, 1, 24, 16)
+    assert (row.cached_tokens, row.reasoning_tokens) == (8, 8)
+    kept = {segment.seq: segment for segment in segments(db, job.id)}
+    assert int.from_bytes(kept[0].covered, "little") == 0b111111
+    assert int.from_bytes(kept[0].good, "little") == 0b111011
+    assert len(kept[0].covered) == 2
+    assert kept[1].path == f"jobs/{job.id}/000000-{claim.epoch}-1.jsonl"
+
+
+def test_the_last_segment_ends_the_shard_and_the_last_shard_the_run(db: Database) -> None:
+    job = running(db, [2, 2])
+
+    answer(db, claim_shard(db, job.id, 0), range(2), last=True)
+    between = state(db, job.id)
+    answer(db, claim_shard(db, job.id, 1), range(2), last=True)
+
+    assert between == JobState.RUNNING
+    assert state(db, job.id) == JobState.FINISHING
+    row = shard(db, job.id)
+    assert (row.state, row.worker_id) == (ShardState.DONE, None)
+    assert row.finished_at is not None
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_commit_whose_answer_was_lost_counts_once(database_url: str, last: bool) -> None:
+    db = LosesAnswers(database_url)
+    job = running(db, [4])
+    claim = claim_shard(db, job.id)
+
+    db.lose_next = True
+    said = replace(tally(range(4)), outcomes={"stop": 4})
+    db.retrying(lambda session: shards.commit(session, claim, 0, "path", 9, said, last=last))
+
+    row = shard(db, job.id)
+    assert (row.done, row.input_tokens, len(segments(db, job.id))) == (4, 12, 1)
+    assert row.outcomes == ({"stop": 4} if last else None)
+    db.close()
+
+
+def test_a_zombie_commits_nothing_after_a_newer_claim(db: Database) -> None:
+    job = running(db, [4])
+    zombie = claim_shard(db, job.id, worker="zombie")
+    lose(db, job.id)
+
+    with pytest.raises(Fenced):
+        answer(db, zombie, [0])
+    heir = claim_shard(db, job.id, worker="heir")
+    with pytest.raises(Fenced):
+        answer(db, zombie, [1])
+    with pytest.raises(Fenced):
+        answer(db, zombie, range(4), last=True)
+
+    assert (shard(db, job.id).done, list(segments(db, job.id))) == (0, [])
+    answer(db, heir, range(4), last=True)
+    assert shard(db, job.id).done == 4
+
+
+def test_a_zombie_can_neither_end_try_nor_give_back_a_shard_that_is_not_its_own(db: Database) -> None:
+    job = running(db, [4])
+    zombie = claim_shard(db, job.id, worker="zombie")
+    lose(db, job.id)
+    heir = claim_shard(db, job.id, worker="heir")
+
+    with pytest.raises(Fenced), db.write() as session:
+        shards.finish_empty(session, zombie)
+    with pytest.raises(Fenced), db.write() as session:
+        shards.trying(session, zombie, 3)
+    with db.write() as session:
+        shards.give_back(session, zombie, waiting_for="model")
+
+    row = shard(db, job.id)
+    assert (row.state, row.epoch, row.worker_id, row.trying_line) == ("running", heir.epoch, "heir", None)
+    assert ledgers.job(db, job.id).waiting_for is None
+
+
+def test_of_a_commit_and_a_lost_lease_one_decides(db: Database) -> None:
+    for _ in range(10):
+        job = running(db, [4])
+        claim = claim_shard(db, job.id)
+        start = threading.Barrier(2)
+
+        def act(number: int, job_id: str = job.id, claim: shards.ShardClaim = claim, start=start) -> object:  # type: ignore[no-untyped-def]
+            start.wait()
+            try:
+                if number:
+                    return answer(db, claim, range(4), last=True)
+                with db.write() as session:
+                    return shards.lose(session, job_id, 0, claim.epoch, 0)
+            except Fenced as fenced:
+                return fenced
+
+        with ThreadPoolExecutor(2) as pool:
+            lost, committed = pool.map(act, range(2))
+
+        assert lost == isinstance(committed, Fenced)
+        assert shard(db, job.id).done == (0 if lost else 4)
+        assert doorbells(db, job.id) == [("run", 0) if lost else ("finish", -1)]
+
+
+def test_a_shard_whose_lines_are_all_covered_ends_without_a_segment(db: Database) -> None:
+    job = running(db, [2])
+    answer(db, claim_shard(db, job.id), range(2))
+    lose(db, job.id)
+    claim = claim_shard(db, job.id)
+
+    for _ in range(2):  # the answer to the first was lost
+        with db.write() as session:
+            shards.finish_empty(session, claim)
+
+    row = shard(db, job.id)
+    assert (row.state, row.done, len(segments(db, job.id))) == ("done", 2, 1)
+
+
+def test_an_empty_end_of_a_shard_that_is_gone_is_fenced(db: Database) -> None:
+    job = running(db, [2])
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        session.execute(delete(Shard))
+
+    with pytest.raises(Fenced), db.write() as session:
+        shards.finish_empty(session, claim)
+
+
+def test_a_tally_counts_bits() -> None:
+    count = Tally(covered=0b1011, good=0b0010)
+
+    assert (count.done, count.failed) == (3, 2)
+
+
+# ── beats, leases and stalls ──
+
+
+def test_a_beat_moves_what_is_held_and_names_what_is_lost(db: Database) -> None:
+    job = running(db, [1, 1])
+    held, gone = claim_shard(db, job.id, 0), claim_shard(db, job.id, 1)
+    lose(db, job.id, 1)
+    lost = [(job.id, 1, gone.epoch), ("nobody", 0, 1)]
+
+    with db.write() as session:
+        assert shards.beat(session, [(job.id, 1, gone.epoch), (job.id, 0, held.epoch), ("nobody", 0, 1)]) == lost
+    again = claim_shard(db, job.id, 1)
+    with db.write() as session:
+        assert shards.beat(session, [(job.id, 1, gone.epoch), ("nobody", 0, 1)]) == lost
+    with db.read() as session:
+        assert sorted(shards.running(session)) == [
+            (job.id, 0, held.epoch, 1, "worker"),
+            (job.id, 1, again.epoch, 0, "worker"),
+        ]
+
+
+def test_a_shard_is_lost_only_where_its_beat_stood_still(db: Database) -> None:
+    job = running(db)
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.beat(session, [(job.id, 0, claim.epoch)])
+
+    with db.write() as session:
+        moved = shards.lose(session, job.id, 0, claim.epoch, 0)
+        still = shards.lose(session, job.id, 0, claim.epoch, 1)
+        twice = shards.lose(session, job.id, 0, claim.epoch, 1)
+
+    assert (moved, still, twice) == (False, True, False)
+    assert doorbells(db, job.id) == [("run", 0)]
+
+
+def test_claims_lost_without_a_commit_are_counted_until_one_is_made(db: Database) -> None:
+    job = running(db, [4])
+    counted = []
+    for commits in (False, False, True, False):
+        claim = claim_shard(db, job.id)
+        if commits:
+            answer(db, claim, [0])
+        lose(db, job.id)
+        counted.append(shard(db, job.id).stalls)
+
+    assert counted == [1, 2, 0, 1]
+
+
+def test_a_shard_given_back_is_not_held_against_it(db: Database) -> None:
+    job = running(db, [4])
+    claim = claim_shard(db, job.id)
+    claim.faults[2] = [1, 0, 0]
+
+    with db.write() as session:
+        shards.give_back(session, claim, delay=60, waiting_for="model")
+
+    row = shard(db, job.id)
+    assert (row.state, row.stalls, row.worker_id) == ("pending", 0, None)
+    assert ledgers.job(db, job.id).waiting_for == "model"
+    assert claim_shard(db, job.id).faults == {2: [1, 0, 0]}
+
+
+def test_a_job_waits_for_its_model_until_that_has_answered(db: Database) -> None:
+    job = running(db, [4, 4])
+    early = claim_shard(db, job.id, 1)
+    answer(db, early, [0], seq=0)
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.give_back(session, claim, waiting_for="model")
+    late = claim_shard(db, job.id)
+    said = [ledgers.job(db, job.id).waiting_for]
+    answer(db, late, [0])
+    said.append(ledgers.job(db, job.id).waiting_for)
+    with db.write() as session:
+        shards.give_back(session, late, waiting_for="model")
+    said.append(ledgers.job(db, job.id).waiting_for)
+    answer(db, early, [1], seq=1)
+    said.append(ledgers.job(db, job.id).waiting_for)
+
+    assert said == ["model", None, "model", None]
+
+
+def test_a_line_that_is_tried_again_after_its_worker_died_is_counted(db: Database) -> None:
+    job = running(db, [4])
+    tries = []
+    for line in (1, 1, 2):
+        claim = claim_shard(db, job.id)
+        with db.write() as session:
+            shards.trying(session, claim, line)
+        row = shard(db, job.id)
+        tries.append((row.trying_line, row.trying_times))
+        lose(db, job.id)
+
+    assert tries == [(1, 1), (1, 2), (2, 1)]
+
+
+def test_a_line_whose_worker_gives_back_what_it_has_is_not_counted(db: Database) -> None:
+    """Its engine had no time, or the worker was told to end: nobody died."""
+    job = running(db, [4])
+    tries = []
+    for gives_back, line in ((True, 1), (True, 1), (False, 1), (True, 1), (True, 1), (False, 1), (True, 2)):
+        claim = claim_shard(db, job.id)
+        with db.write() as session:
+            shards.trying(session, claim, line)
+        if gives_back:
+            db.retrying(partial(shards.give_back, claim=claim))
+            db.retrying(partial(shards.give_back, claim=claim))  # its answer was lost
+        else:
+            lose(db, job.id)
+        row = shard(db, job.id)
+        tries.append((row.trying_line, row.trying_times))
+
+    assert tries == [(1, 0), (1, 0), (1, 1), (1, 1), (1, 1), (1, 2), (2, 0)]
+
+
+def test_who_gives_back_without_having_tried_takes_nothing_off_the_count(db: Database) -> None:
+    job = running(db, [4])
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.trying(session, claim, 1)
+    lose(db, job.id)
+
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.give_back(session, claim)
+
+    row = shard(db, job.id)
+    assert (row.trying_line, row.trying_times) == (1, 1)
+
+
+def test_a_line_that_was_answered_is_no_longer_tried(db: Database) -> None:
+    job = running(db, [4])
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        shards.trying(session, claim, 1)
+
+    answer(db, claim, [1])
+
+    row = shard(db, job.id)
+    assert (row.trying_line, row.trying_times) == (None, 0)
+
+
+# ── stopping ──
+
+
+def test_a_stopping_job_waits_no_longer_for_its_shards_once_they_are_fenced(db: Database) -> None:
+    job = running(db, [4, 4, 4])
+    claims = [claim_shard(db, job.id, n) for n in range(2)]
+    answer(db, claims[0], [0, 1])
+    with db.write() as session:
+        ledger.cancel(session, job.id, actor="key:test")
+    before = doorbells(db, job.id)
+
+    with db.write() as session:
+        shards.fence(session, job.id)
+
+    with pytest.raises(Fenced):
+        answer(db, claims[1], [0])
+    assert (before, doorbells(db, job.id)) == ([], [("finish", -1)])
+    assert shard(db, job.id).done == 2
+
+
+def test_a_worker_may_still_commit_what_it_finished_before_the_fence(db: Database) -> None:
+    job = running(db, [4])
+    claim = claim_shard(db, job.id)
+    with db.write() as session:
+        ledger.cancel(session, job.id, actor="key:test")
+
+    answer(db, claim, [0, 1])
+    with db.write() as session:
+        shards.give_back(session, claim)
+
+    assert shard(db, job.id).done == 2
+    assert doorbells(db, job.id) == [("finish", -1)]
+
+
+def test_a_lost_shard_of_a_stopping_job_is_not_owed_again(db: Database) -> None:
+    job = running(db, [4])
+    claim_shard(db, job.id)
+    with db.write() as session:
+        ledger.cancel(session, job.id, actor="key:test")
+
+    lose(db, job.id)
+
+    assert doorbells(db, job.id) == [("finish", -1)]
+
+
+# ── doorbells that are gone ──
+
+
+def test_pending_shards_without_a_doorbell_are_found_and_mended(db: Database) -> None:
+    job = running(db, [1, 1, 1])
+    claim_shard(db, job.id, 0)
+    planned = ledgers.planning(db)
+    with db.write() as session:
+        shards.cut(session, planned, Queue.GENERATE, ledgers.cuts(planned.job.id, [1]))
+        session.execute(delete(Outbox))
+
+    with db.write() as session:
+        assert shards.unowed(session) == 2
+    with db.write() as session:
+        assert shards.unowed(session) == 0
+
+    assert doorbells(db, job.id) == [("run", 1), ("run", 2)]
+    assert doorbells(db, planned.job.id) == []
+
+
+def test_a_doorbell_is_mended_into_the_queue_of_its_job(db: Database) -> None:
+    job = running(db, [1])
+    with db.write() as session:
+        session.execute(delete(Outbox))
+        session.execute(update(ledgers.Job).values(queue="gpu.big"))
+
+    with db.write() as session:
+        shards.unowed(session)
+        assert list(outbox.depth(session)) == ["gpu.big"]
+    assert state(db, job.id) == JobState.RUNNING
+
+
+def test_cutting_nothing_is_nothing(db: Database) -> None:
+    claim = ledgers.planning(db)
+
+    with db.write() as session:
+        shards.cut(session, claim, Queue.GENERATE, [])
+
+    assert doorbells(db, claim.job.id) == []
+
+
+# ── two queues, one after the other ──
+
+
+def staged(db: Database, lines: int = 4) -> ledgers.Job:
+    """A job whose shard is run in the ingest queue first, and then in its own, the embedders'."""
+    claim = ledgers.planning(db)
+    [cut] = ledgers.cuts(claim.job.id, [lines])
+    cut.queue = Queue.INGEST
+    with db.write() as session:
+        shards.cut(session, claim, Queue.INGEST, [cut])
+        return ledger.planned(session, claim, total=lines, model="m", queue=Queue.EMBED)
+
+
+def take(db: Database, job_id: str, queue: Queue | None = None) -> shards.ShardClaim | None:
+    with db.write() as session:
+        return shards.claim(session, job_id, 0, "worker", queue=queue)
+
+
+def taken(db: Database, job_id: str, queue: Queue | None = None) -> shards.ShardClaim:
+    claim = take(db, job_id, queue)
+    assert claim is not None
+    return claim
+
+
+def pass_on(db: Database, claim: shards.ShardClaim) -> None:
+    with db.write() as session:
+        shards.pass_on(session, claim)
+
+
+def queues(db: Database) -> list[str]:
+    with db.read() as session:
+        return list(session.scalars(select(Outbox.queue).order_by(Outbox.id)))
+
+
+def test_a_shard_is_for_the_workers_of_one_queue_at_a_time(db: Database) -> None:
+    job = staged(db)
+
+    early = take(db, job.id)
+    first = taken(db, job.id, Queue.INGEST)
+    pass_on(db, first)
+    late = take(db, job.id, Queue.INGEST)
+    second = taken(db, job.id)
+
+    assert (early, late) == (None, None)
+    assert (first.queue, second.queue) == (Queue.INGEST, None)
+    assert second.epoch == first.epoch + 2
+
+
+def test_a_doorbell_is_in_the_queue_that_is_to_hear_it(db: Database) -> None:
+    job = staged(db)
+    before = queues(db)
+    claim = taken(db, job.id, Queue.INGEST)
+    between = queues(db)
+
+    pass_on(db, claim)
+
+    assert (before, between, queues(db)) == ([Queue.INGEST], [], [Queue.EMBED])
+
+
+@pytest.mark.parametrize("heard", ["before", "after"])
+def test_a_stale_doorbell_of_the_other_queue_settles_none_but_itself(db: Database, heard: str) -> None:
+    job = staged(db)
+    if heard == "after":
+        pass_on(db, taken(db, job.id, Queue.INGEST))
+
+    stale = take(db, job.id, Queue.INGEST if heard == "after" else None)
+
+    assert stale is None
+    assert queues(db) == [Queue.EMBED if heard == "after" else Queue.INGEST]
+    assert shard(db, job.id).state == ShardState.PENDING
+
+
+def test_what_is_covered_before_a_shard_is_passed_on_stays_covered(db: Database) -> None:
+    job = staged(db)
+    first = taken(db, job.id, Queue.INGEST)
+    answer(db, first, [1, 3], bad=[3])
+
+    pass_on(db, first)
+    second = taken(db, job.id)
+    answer(db, second, [0, 2], last=True)
+
+    assert second.covered == 0b1010
+    assert (shard(db, job.id).done, shard(db, job.id).failed) == (4, 1)
+    assert state(db, job.id) == JobState.FINISHING
+
+
+def test_passed_on_it_begins_without_stalls(db: Database) -> None:
+    job = staged(db)
+    for _ in range(2):
+        taken(db, job.id, Queue.INGEST)
+        lose(db, job.id)
+    claim = taken(db, job.id, Queue.INGEST)
+    with db.write() as session:
+        shards.trying(session, claim, 2)
+
+    pass_on(db, claim)
+
+    row = shard(db, job.id)
+    assert (claim.stalls, row.stalls, row.trying_line, row.trying_times) == (2, 0, None, 0)
+    assert (row.state, row.worker_id, row.queue) == (ShardState.PENDING, None, None)
+
+
+def test_passed_on_twice_it_is_passed_on_once(database_url: str) -> None:
+    db = LosesAnswers(database_url)
+    job = staged(db)
+    claim = taken(db, job.id, Queue.INGEST)
+
+    db.lose_next = True
+    db.retrying(lambda session: shards.pass_on(session, claim))
+
+    assert (shard(db, job.id).epoch, queues(db)) == (claim.epoch + 1, [Queue.EMBED])
+    db.close()
+
+
+def test_a_zombie_passes_nothing_on(db: Database) -> None:
+    job = staged(db)
+    zombie = taken(db, job.id, Queue.INGEST)
+    lose(db, job.id)
+
+    with pytest.raises(Fenced):
+        pass_on(db, zombie)
+    heir = taken(db, job.id, Queue.INGEST)
+    with pytest.raises(Fenced):
+        pass_on(db, zombie)
+
+    assert (shard(db, job.id).queue, shard(db, job.id).epoch) == (Queue.INGEST, heir.epoch)
+    with db.write() as session:
+        session.execute(delete(Shard))
+    with pytest.raises(Fenced):
+        pass_on(db, heir)
+
+
+@pytest.mark.parametrize("how", ["lost", "given back"])
+@pytest.mark.parametrize("stage", [Queue.INGEST, Queue.EMBED])
+def test_a_shard_comes_back_to_the_queue_it_was_in(db: Database, stage: Queue, how: str) -> None:
+    job = staged(db)
+    claim = taken(db, job.id, Queue.INGEST)
+    if stage == Queue.EMBED:
+        pass_on(db, claim)
+        claim = taken(db, job.id)
+
+    if how == "lost":
+        lose(db, job.id)
+    else:
+        with db.write() as session:
+            shards.give_back(session, claim)
+
+    assert queues(db) == [stage]
+    assert take(db, job.id, None if stage == Queue.EMBED else Queue.INGEST) is not None
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_a_lost_doorbell_is_mended_into_the_shards_own_queue(db: Database, passed: bool) -> None:
+    job = staged(db)
+    if passed:
+        pass_on(db, taken(db, job.id, Queue.INGEST))
+    with db.write() as session:
+        session.execute(delete(Outbox))
+
+    with db.write() as session:
+        assert shards.unowed(session) == 1
+
+    assert queues(db) == [Queue.EMBED if passed else Queue.INGEST]
+
+
+def test_of_a_stopping_job_nothing_is_passed_on(db: Database) -> None:
+    job = staged(db)
+    claim = taken(db, job.id, Queue.INGEST)
+    with db.write() as session:
+        ledger.cancel(session, job.id, actor="key:test")
+
+    pass_on(db, claim)
+
+    assert doorbells(db, job.id) == [("finish", -1)]
+    assert take(db, job.id) is None

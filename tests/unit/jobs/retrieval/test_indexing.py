@@ -1,0 +1,193 @@
+"""Files come into view with the segment that counts them: all of it once, or nothing."""
+
+import pytest
+from sqlalchemy import select
+
+from jobs.db.engine import Database
+from jobs.errors import Fenced
+from jobs.ids import new_id
+from jobs.ledger import ledger, shards
+from jobs.ledger.payloads import FILE_EVENTS
+from jobs.ledger.shards import ShardClaim, Tally
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.queues import Queue, Task
+from jobs.retrieval import attachments, indexing
+from jobs.retrieval.attachments import Made
+from jobs.retrieval.tables import VectorStore
+from jobs.webhooks.tables import Delivery, WebhookEndpoint
+from tests.support import ledgers
+from tests.unit.jobs.retrieval.test_attachments import attached, made, make_store, owed, row
+
+
+def claimed(db: Database, *names: str) -> tuple[VectorStore, ShardClaim]:
+    """A store, and the claim on the one shard of a job that brings these files in."""
+    store = make_store(db)
+    job = attached(db, store, *names)
+    claim = ledgers.claim_job(db, job.id, Task.PLAN)
+    with db.write() as session:
+        shards.cut(session, claim, Queue.EMBED, ledgers.cuts(job.id, [len(names)]))
+        ledger.planned(session, claim, total=len(names), model="m", queue=Queue.EMBED)
+    return store, ledgers.claim_shard(db, job.id)
+
+
+def commit(db: Database, claim: ShardClaim, *found: Made, seq: int = 0, last: bool = False) -> None:
+    with db.write() as session:
+        indexing.commit(session, claim, seq, found, Tally(input_tokens=7), 4, last=last)
+
+
+def listen(db: Database) -> None:
+    with db.write() as session:
+        endpoint = WebhookEndpoint(
+            id=new_id("we_"), project_id="proj_1", name="n", url="https://h/", event_types=list(FILE_EVENTS),
+            secret="s", created_at=1.0,
+        )  # fmt: skip
+        session.add(endpoint)
+
+
+def test_lines_tokens_and_outcomes_are_counted(db: Database) -> None:
+    _, claim = claimed(db, "file-a", "file-b", "file-c")
+    with db.write() as session:
+        attachments.remove_everywhere(session, ["file-c"])
+
+    commit(db, claim, made(db, "file-a"), made(db, "file-b", error=("invalid_file", "No.")), Made(2, "", ""))
+
+    shard = ledgers.shard(db, claim.job.id)
+    assert (shard.done, shard.failed, shard.input_tokens) == (3, 2, 7)
+    (segment,) = ledgers.segments(db, claim.job.id)
+    assert segment.outcomes == {"error:invalid_file": 1, "error:removed": 1}
+    assert (segment.covered, segment.good, segment.path) == (b"\x07", b"\x01", "")
+
+
+def test_run_twice_it_counts_and_tells_once(db: Database) -> None:
+    listen(db)
+    _, claim = claimed(db, "file-a", "file-b")
+    found = [made(db, "file-a"), made(db, "file-b", error=("invalid_file", "No."))]
+
+    for _ in range(2):
+        commit(db, claim, *found, last=True)
+
+    shard = ledgers.shard(db, claim.job.id)
+    assert (shard.state, shard.done, shard.failed, shard.input_tokens) == ("done", 2, 1, 7)
+    told = [kind for _, kind in ledgers.told(db, claim.job.id)]
+    assert (told.count("vector_store.file.completed"), told.count("vector_store.file.failed")) == (1, 1)
+    with db.read() as session:
+        assert len(session.scalars(select(Delivery)).all()) == 2
+        assert session.get_one(Job, claim.job.id).state == JobState.FINISHING
+
+
+def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
+    listen(db)
+    names = [f"file-{n}" for n in range(5)]
+    claim = ledgers.claim_job(db, attached(db, make_store(db), *names).id, Task.PLAN)
+
+    def stop() -> bool:
+        with db.write() as session:
+            return indexing.stop(session, claim, JobState.FAILED, [{"message": "Nobody serves it."}])
+
+    found = []
+    for more in (True, True, False, False):
+        assert stop() is more
+        found.append([row(db, name).status for name in names].count("failed"))
+
+    assert found == [2, 4, 5, 5]
+    assert {row(db, name).error_message for name in names} == {"Nobody serves it."}
+    told = ledgers.told(db, claim.job.id)
+    assert told == [(1, "job.created"), *((seq, "vector_store.file.failed") for seq in range(2, 7))]
+    with db.read() as session:
+        assert len(session.scalars(select(Delivery)).all()) == 5
+
+
+def test_a_claim_that_was_lost_stops_no_file(db: Database) -> None:
+    claim = ledgers.claim_job(db, attached(db, make_store(db), "file-a").id, Task.PLAN)
+    with db.write() as session:
+        ledger.lose(session, claim.job.id, claim.epoch, 0)
+
+    with pytest.raises(Fenced), db.write() as session:
+        indexing.stop(session, claim, JobState.FAILED, [])
+
+    assert row(db, "file-a").status == "in_progress"
+    assert [kind for _, kind in ledgers.told(db, claim.job.id)] == ["job.created"]
+
+
+def test_events_are_numbered_without_a_gap(db: Database) -> None:
+    _, claim = claimed(db, *(f"file-{n}" for n in range(5)))
+
+    commit(db, claim, *(made(db, f"file-{n}") for n in range(3)))
+    commit(db, claim, *(made(db, f"file-{n}") for n in range(3, 5)), seq=1, last=True)
+
+    told = ledgers.told(db, claim.job.id)
+    assert [seq for seq, _ in told] == list(range(1, len(told) + 1))
+    assert [kind for _, kind in told].count("vector_store.file.completed") == 5
+
+
+def test_nobody_hears_what_was_removed_meanwhile(db: Database) -> None:
+    _, claim = claimed(db, "file-a")
+    late = made(db, "file-a")
+    with db.write() as session:
+        attachments.remove_everywhere(session, ["file-a"])
+
+    commit(db, claim, late, last=True)
+
+    assert not [kind for _, kind in ledgers.told(db, claim.job.id) if kind.startswith("vector_store.file.")]
+    assert owed(db) == [("leftovers", None)]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_lost_claim_shows_nothing_and_tells_nothing(db: Database, last: bool) -> None:
+    _, zombie = claimed(db, "file-a")
+    with db.write() as session:
+        shards.lose(session, zombie.job.id, 0, zombie.epoch, 0)
+    before = ledgers.told(db, zombie.job.id)
+
+    with pytest.raises(Fenced):
+        commit(db, zombie, made(db, "file-a"), last=last)
+
+    assert (row(db, "file-a").status, row(db, "file-a").document) == ("in_progress", None)
+    assert ledgers.told(db, zombie.job.id) == before
+    assert list(ledgers.segments(db, zombie.job.id)) == []
+
+
+def test_a_job_that_is_not_there_is_fenced(db: Database) -> None:
+    _, claim = claimed(db, "file-a")
+    with db.write() as session:
+        session.delete(session.get_one(Job, claim.job.id))
+
+    with pytest.raises(Fenced):
+        commit(db, claim, Made(0, "", ""))
+
+
+def test_what_was_made_for_a_store_that_is_gone_counts_as_failed_and_is_owed(db: Database) -> None:
+    _, claim = claimed(db, "file-a")
+    found = made(db, "file-a")
+    with db.write() as session:
+        attachments.remove_store(session, session.get_one(VectorStore, "vs_1"))
+
+    commit(db, claim, found, last=True)
+
+    shard = ledgers.shard(db, claim.job.id)
+    assert (shard.state, shard.done, shard.failed) == ("done", 1, 1)
+    assert owed(db) == [("store", None)]
+
+
+def test_nothing_more_to_make_ends_the_shard_without_a_segment(db: Database) -> None:
+    _, claim = claimed(db, "file-a")
+    commit(db, claim, made(db, "file-a"))
+
+    commit(db, claim, seq=1, last=True)
+
+    assert ledgers.shard(db, claim.job.id).state == "done"
+    assert len(ledgers.segments(db, claim.job.id)) == 1
+
+
+def test_deliveries_are_owed_to_who_listens(db: Database) -> None:
+    listen(db)
+    _, claim = claimed(db, "file-a", "file-b")
+
+    commit(db, claim, made(db, "file-a"), made(db, "file-b", error=("invalid_file", "No.")))
+
+    with db.read() as session:
+        assert len(session.scalars(select(Delivery).where(Delivery.state == "pending")).all()) == 2

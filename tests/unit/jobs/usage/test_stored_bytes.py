@@ -1,0 +1,146 @@
+"""The bound on a project's bytes: what is counted, when it is counted again, and who is refused."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import delete, update
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import ProjectFull
+from jobs.files.tables import File, Upload, UploadPart
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.inference.conversation_tables import Conversation
+from jobs.inference.response_tables import KeptResponse
+from jobs.retrieval.tables import VectorStoreFile
+from jobs.security.tables import StorageUsage
+from jobs.usage import stored_bytes
+
+LIMIT = 1000
+
+
+def store(db: Database, size: int, name: str = "file-1", project: str = "p") -> None:
+    facts = {"purpose": "batch", "filename": "f", "path": f"files/{name}", "created_at": 1.0}
+    with db.write() as session:
+        session.add(File(id=name, project_id=project, bytes=size, **facts))
+
+
+def age(db: Database) -> None:
+    """Let the last count be old."""
+    with db.write() as session:
+        session.execute(update(StorageUsage).values(counted_at=now() - 3600))
+
+
+def upload(status: str, size: int) -> list[Upload | UploadPart]:
+    facts = {"filename": "f", "purpose": "batch", "mime_type": "x", "bytes": 1, "created_at": 1.0, "expires_at": 9.0}
+    part = UploadPart(id=f"part_{status}", upload_id=f"upload_{status}", bytes=size, path="x", created_at=1.0)
+    return [Upload(id=f"upload_{status}", project_id="p", status=status, **facts), part]
+
+
+def test_every_kind_of_stored_bytes_is_counted(db: Database) -> None:
+    store(db, 1)
+    attached = {"filename": "f", "status": "completed", "created_at": 1.0, "chunking": {}, "job_id": "j", "line": 0}
+    lasting = {"project_id": "p", "created_at": 1.0, "expires_at": 9.0}
+    with db.write() as session:
+        session.add_all(upload("pending", 10))
+        session.add_all(upload("completed", 7))  # its file is counted
+        session.add(VectorStoreFile(store_id="vs", id="f", project_id="p", version="v", usage_bytes=100, **attached))
+        session.add(KeptResponse(id="r", bytes=1000, **lasting))
+        session.add(KeptResponse(id="unmeasured", **lasting))
+        session.add(KeptCompletion(id="c", bytes=10_000, asked="m", model="m", **lasting))
+        session.add(Conversation(id="v", project_id="p", version=1, path="x", labels={}, created_at=1.0, bytes=100_000))
+    store(db, 5, "file-2", "another")
+
+    with db.read() as session:
+        stored = stored_bytes.by_project(session)
+
+    assert stored["p"] == {
+        "files": 1,
+        "upload_parts": 10,
+        "vector_stores": 100,
+        "responses": 1000,
+        "chat_completions": 10_000,
+        "conversations": 100_000,
+    }
+    assert (stored_bytes.count(db, "p"), stored_bytes.count(db, "another")) == (111_111, 5)
+
+
+def test_without_a_limit_nothing_is_counted(db: Database) -> None:
+    store(db, LIMIT)
+
+    stored_bytes.check(db, "p", LIMIT, 0)
+    with db.write() as session:
+        stored_bytes.reserve(session, "p", LIMIT, 0)
+        stored_bytes.check_not_full(session, "p", 0)
+    stored_bytes.count_if_due(db, "p", 0)
+
+    with db.read() as session:
+        assert session.get(StorageUsage, "p") is None
+
+
+def test_creates_at_the_same_moment_do_not_exceed_the_limit(db: Database) -> None:
+    store(db, 100)
+    stored_bytes.check(db, "p", 1, LIMIT)
+    together = threading.Barrier(8)
+
+    def create(_: int) -> int:
+        together.wait()
+        done = 0
+        for _ in range(8):
+            try:
+                db.retrying(lambda session: stored_bytes.reserve(session, "p", 50, LIMIT))
+            except ProjectFull:
+                continue
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(create, range(8))) == 18  # 100 + 18 * 50 = 1000
+
+
+def test_what_is_added_during_a_count_is_not_missed(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored_bytes.count(db, "p")
+    summed = stored_bytes._sum_all
+
+    def interrupted(session: object, project_id: str) -> tuple[int, int]:
+        counted = summed(session, project_id)  # type: ignore[arg-type]
+        with db.write() as other:
+            stored_bytes.reserve(other, "p", 600, LIMIT)
+        store(db, 600)
+        return counted
+
+    monkeypatch.setattr(stored_bytes, "_sum_all", interrupted)
+    stored_bytes.count(db, "p")
+    monkeypatch.undo()
+
+    with pytest.raises(ProjectFull), db.write() as session:
+        stored_bytes.reserve(session, "p", 401, LIMIT)
+
+
+def test_deleted_bytes_are_free_once_they_are_counted_again(db: Database) -> None:
+    store(db, LIMIT)
+    with pytest.raises(ProjectFull):
+        stored_bytes.check(db, "p", 1, LIMIT)
+    with db.write() as session:
+        session.execute(delete(File))
+
+    with pytest.raises(ProjectFull):  # counted a moment ago
+        stored_bytes.check(db, "p", 1, LIMIT)
+    age(db)
+
+    assert stored_bytes.check(db, "p", 1, LIMIT) == LIMIT - 1
+
+
+def test_what_workers_store_fills_the_project_with_the_next_count(db: Database) -> None:
+    stored_bytes.check(db, "p", 1, LIMIT)
+    store(db, LIMIT)
+    age(db)
+    stored_bytes.count_if_due(db, "p", LIMIT)
+
+    with pytest.raises(ProjectFull) as refused, db.write() as session:
+        stored_bytes.check_not_full(session, "p", LIMIT)
+
+    assert (refused.value.status, refused.value.code) == (507, "project_storage_full")
+    with db.write() as session:
+        stored_bytes.check_not_full(session, "another", LIMIT)

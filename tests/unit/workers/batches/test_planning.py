@@ -1,0 +1,452 @@
+"""Planning: what is cut, what is refused, and what a second planner finds."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import delete, select, update
+
+from jobs.batches import lines
+from jobs.batches.quota import BYTES_PER_TOKEN
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import DatabaseBusy, StorageAway, StorageFull, TookTooLong
+from jobs.files.tables import File
+from jobs.fleet import routing, workers
+from jobs.fleet.models_file import Models
+from jobs.ledger import ledger, shards
+from jobs.ledger.payloads import Batch
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job, Outbox, Segment, Shard
+from jobs.platform.storage import DiskStorage
+from jobs.queues import Queue, Task
+from jobs.security import keys
+from jobs.security.tables import Project
+from jobs.settings import Settings
+from tests.support import ledgers
+from tests.support.mill import MODEL, chat_line, jsonl
+from workers.batches import selection
+from workers.batches.planning import Planner, plan
+from workers.runtime.context import Context, Standing
+from workers.runtime.heartbeat import Keeper
+
+EMBED = "/v1/embeddings"
+
+
+class Desk:
+    """A planner's process, without the process."""
+
+    def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
+        config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
+        self.db, self.storage = db, DiskStorage(folder / "files")
+        keeper = Keeper(db, _nobody, beat_seconds=60, stop=threading.Event())
+        self.context = Context(
+            config, db, self.storage, "planner", threading.Event(), Standing(), keeper, Models(config)
+        )
+        with db.write() as session:
+            self.project = keys.ensure_project(session, "p").id
+            workers.remember_all(session, {MODEL: False, "far-model": True}, Queue.GENERATE)
+
+    def submit(self, content: bytes, **fields: Any) -> str:
+        self.storage.put("files/in", content)
+        facts = {"project_id": self.project, "input_path": "files/in", "created_at": now(), "deadline": now() + 60}
+        return ledgers.submitted(self.db, **{**facts, **fields}).id
+
+    def plan(self, content: bytes, **fields: Any) -> Job:
+        job_id = self.submit(content, **fields)
+        plan(self.context, job_id)
+        return ledgers.job(self.db, job_id)
+
+    def owed(self, job_id: str) -> Outbox:
+        """The one doorbell that is owed for the job."""
+        with self.db.read() as session:
+            return session.scalars(select(Outbox).where(Outbox.job_id == job_id)).one()
+
+    def shards(self, job: Job) -> list[Shard]:
+        with self.db.read() as session:
+            return list(session.scalars(select(Shard).where(Shard.job_id == job.id).order_by(Shard.n)))
+
+
+def _nobody() -> Any:
+    from jobs.fleet.tables import Worker
+
+    return Worker(id="planner", models=[], state="ready", restarts=0, slots=1)
+
+
+@pytest.fixture
+def desk(db: Database, tmp_path: Path) -> Desk:
+    return Desk(db, tmp_path, shard_lines=4, shard_bytes=2000, batch_max_lines=50)
+
+
+def _codes(job: Job) -> list[str]:
+    return [error["code"] for error in job.errors or []]
+
+
+def test_shards_cover_the_lines_one_after_the_other(desk: Desk) -> None:
+    content = jsonl([chat_line(f"r{n}", "x" * (n * 40)) for n in range(30)])
+
+    job = desk.plan(content)
+
+    cut = desk.shards(job)
+    texts = [line for shard in cut for line in lines.split(content[shard.offset : shard.offset + shard.length])]
+    assert job.state == JobState.RUNNING
+    assert [json.loads(text)["custom_id"] for text in texts] == [f"r{n}" for n in range(30)]
+    assert [shard.first_line for shard in cut] == [sum(s.lines for s in cut[:n]) for n in range(len(cut))]
+    assert all(shard.lines <= 4 and (shard.length <= 2000 or shard.lines == 1) for shard in cut)
+
+
+def test_each_shard_is_owed_one_doorbell(desk: Desk) -> None:
+    job = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(9)]))
+
+    assert ledgers.doorbells(desk.db, job.id) == [("run", 0), ("run", 1), ("run", 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "content", "code"),
+    [
+        ({"batch_max_lines": 3}, {}, jsonl([chat_line(f"r{n}", "x") for n in range(4)]), "too_many_requests"),
+        ({"batch_max_bytes": 50}, {}, jsonl([chat_line("r", "x")]), "file_too_large"),
+        ({"batch_max_line_bytes": 1024}, {}, jsonl([chat_line("r", "x" * 2000)]), "line_too_long"),
+        ({"project_max_queued_tokens": 10}, {}, jsonl([chat_line("r", "x")]), "token_limit_exceeded"),
+        (
+            {"batch_max_embedding_inputs": 3},
+            {"endpoint": EMBED, "kind": "embedding"},
+            jsonl(
+                [{"custom_id": "r", "method": "POST", "url": EMBED, "body": {"model": MODEL, "input": list("abcd")}}]
+            ),
+            "too_many_inputs",
+        ),
+        ({}, {}, jsonl([chat_line("r", "x", model="far-model")]), "external_model_not_allowed"),
+        ({}, {}, jsonl([chat_line("r", "x", model="all-minilm-l6-v2")]), "model_not_supported"),
+    ],
+)
+def test_limits_refuse_with_a_code(
+    db: Database, tmp_path: Path, settings: dict[str, Any], fields: dict[str, Any], content: bytes, code: str
+) -> None:
+    desk = Desk(db, tmp_path, **settings)
+
+    job = desk.plan(content, **fields)
+
+    assert (job.state, _codes(job)) == (JobState.FAILED, [code])
+    assert desk.shards(job) == []
+    assert ledgers.doorbells(db, job.id) == []
+
+
+def test_of_two_that_are_planned_at_once_one_gets_the_last_tokens(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = jsonl([chat_line("r", "x" * 1000)])
+    desk = Desk(db, tmp_path, project_max_queued_tokens=len(content) // BYTES_PER_TOKEN)
+    with db.write() as session:
+        facts = {"purpose": "batch", "filename": "a", "path": "files/in", "created_at": now()}
+        session.add(File(id="file-a", project_id=desk.project, bytes=len(content), **facts))
+    jobs = [desk.submit(content, input_file_id="file-a") for _ in range(2)]
+    both = threading.Barrier(2)
+    asked = selection.queued_bytes
+
+    def together(*arguments: Any) -> int:
+        found = asked(*arguments)
+        with suppress(threading.BrokenBarrierError):  # the other one waits for us
+            both.wait(1)
+        return found
+
+    monkeypatch.setattr(selection, "queued_bytes", together)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda job_id: plan(desk.context, job_id), jobs))
+
+    ended = sorted((ledgers.job(db, job_id) for job_id in jobs), key=lambda job: job.state)
+    assert [(job.state, _codes(job)) for job in ended] == [
+        (JobState.FAILED, ["token_limit_exceeded"]),
+        (JobState.RUNNING, []),
+    ]
+
+
+def test_project_may_allow_models_outside_the_house(desk: Desk) -> None:
+    with desk.db.write() as session:
+        session.get_one(Project, desk.project).allow_external = True
+
+    assert desk.plan(jsonl([chat_line("r", "x", model="far-model")])).state == JobState.RUNNING
+
+
+def test_errors_quote_a_long_model_in_short(desk: Desk) -> None:
+    job = desk.plan(jsonl([chat_line(f"r{n}", "x", model=f"{n}" + "x" * 20_000) for n in range(30)]))
+
+    assert set(_codes(job)) == {"model_not_found", "model_mismatch"}
+    assert len(json.dumps(job.errors)) < 30_000
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "param"),
+    [
+        ({**chat_line("r", "x"), "method": "GET"}, "invalid_method", "method"),
+        ({**chat_line("r", "x"), "custom_id": None}, "missing_required_parameter", "custom_id"),
+        ({**chat_line("r", "x"), "custom_id": 5}, "invalid_type", "custom_id"),
+        ({**chat_line("r", "x"), "body": "x"}, "invalid_type", "body"),
+        (chat_line("r", "x", messages=None), "invalid_request", "body.messages"),
+        (chat_line("r", "x", model=""), "model_not_found", "body.model"),
+        (chat_line("r", "x", model=None), "invalid_request", "body.model"),
+        (chat_line("r", "x", model=5), "invalid_type", "body.model"),
+        (chat_line("r", "x", stream="yes"), "invalid_type", "body.stream"),
+        (["r"], "invalid_json_line", None),
+    ],
+)
+def test_a_line_that_is_no_request_is_refused_with_what_is_wrong_with_it(
+    desk: Desk, line: Any, code: str, param: str | None
+) -> None:
+    job = desk.plan(jsonl([line]))
+
+    assert [(error["code"], error["line"], error["param"]) for error in job.errors or []] == [(code, 1, param)]
+
+
+@pytest.mark.parametrize(
+    ("content", "last"),
+    [(b"{\n" * 3000, 1000), (jsonl([chat_line("same", "x")] * 1500), 1001)],  # the first is nobody's duplicate
+)
+def test_errors_are_named_up_to_a_thousand(db: Database, tmp_path: Path, content: bytes, last: int) -> None:
+    job = Desk(db, tmp_path).plan(content)
+
+    assert len(job.errors or []) == 1000
+    assert (job.errors or [])[-1]["line"] == last
+
+
+def test_second_planner_starts_from_nothing(desk: Desk) -> None:
+    """The first died after it had cut shards of its own; none of them is left."""
+    job_id = desk.submit(jsonl([chat_line(f"r{n}", "x") for n in range(4)]))
+    dead = ledgers.claim_job(desk.db, job_id, Task.PLAN)
+    with desk.db.write() as session:
+        shards.cut(session, dead, Queue.GENERATE, ledgers.cuts(job_id, [1] * 7))
+    with desk.db.write() as session:
+        assert ledger.put_back(session, job_id, dead.epoch)
+
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert [(shard.n, shard.lines) for shard in desk.shards(job)] == [(0, 4)]
+    assert ledgers.doorbells(desk.db, job_id) == [("run", 0)]
+
+
+def test_planner_that_was_cancelled_meanwhile_changes_nothing(desk: Desk) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]))
+    with desk.db.write() as session:
+        ledger.cancel(session, job_id, actor="key:test")
+
+    plan(desk.context, job_id)
+
+    assert ledgers.state(desk.db, job_id) == JobState.CANCELLING
+
+
+def test_planner_that_lost_its_claim_meanwhile_leaves_the_job_to_its_successor(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]))
+    asked = routing.queue_of
+
+    def slowly(*arguments: Any, **named: Any) -> str:
+        with desk.db.write() as session:
+            assert ledger.put_back(session, job_id, ledgers.job(desk.db, job_id).epoch)
+        ledgers.claim_job(desk.db, job_id, Task.PLAN, "successor")
+        return asked(*arguments, **named)
+
+    monkeypatch.setattr(routing, "queue_of", slowly)
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert (job.state, job.worker_id, job.stumbles) == (JobState.QUEUED, "successor", 0)
+    assert desk.shards(job) == []
+
+
+def test_planner_that_is_told_to_stop_gives_the_job_back_at_once(desk: Desk) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]))
+    desk.context.keeper.stop_all()
+
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert (job.state, job.worker_id, job.waiting_for, job.losses) == (JobState.QUEUED, None, None, 0)
+    assert desk.owed(job_id).due_at <= now()
+
+
+def test_job_waits_unplanned_while_the_disk_is_nearly_full(db: Database, tmp_path: Path) -> None:
+    job = Desk(db, tmp_path, min_free_bytes=1 << 62).plan(jsonl([chat_line("r", "x")]))
+    assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "disk", None)
+
+    plan(Desk(db, tmp_path).context, job.id)
+
+    assert ledgers.state(db, job.id) == JobState.RUNNING
+
+
+@pytest.mark.parametrize("error", [StorageFull, StorageAway])
+def test_storage_that_fails_while_a_retry_copies_its_lines_delays_the_planning(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    first = desk.plan(jsonl([chat_line("r", "x")]))
+
+    def fails(_path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(desk.storage, "writer", fails)
+    job_id = ledgers.submitted(desk.db, project_id=first.project_id, input_path="files/in", retry_of=first.id).id
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert (job.state, job.waiting_for, job.stumbles) == (JobState.QUEUED, "disk", 0)
+    assert desk.owed(job_id).due_at > now() + 5
+
+
+@pytest.mark.parametrize(("error", "stumbles"), [(DatabaseBusy, 0), (TookTooLong, 1)])
+def test_a_database_that_cannot_be_read_for_a_while_is_not_the_jobs_fault(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: type[Exception], stumbles: int
+) -> None:
+    """A question that always takes too long is."""
+
+    def busy(_self: Planner) -> None:
+        raise error
+
+    monkeypatch.setattr(Planner, "run", busy)
+    job_id = ledgers.submitted(desk.db, input_path="files/in").id
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert (job.state, job.waiting_for, job.stumbles, job.worker_id) == (JobState.QUEUED, None, stumbles, None)
+    assert now() < desk.owed(job_id).due_at < now() + desk.context.config.rering_seconds + 1
+
+
+def test_retry_of_a_job_that_was_never_run_reads_its_whole_input(desk: Desk) -> None:
+    first = desk.submit(jsonl([chat_line(f"r{n}", "x") for n in range(3)]))
+    with desk.db.write() as session:
+        ledger.cancel(session, first, actor="key:test")
+
+    retry = ledgers.submitted(desk.db, project_id=desk.project, input_path="files/in", retry_of=first).id
+    plan(desk.context, retry)
+
+    job = ledgers.job(desk.db, retry)
+    assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 3, "files/in")
+
+
+def test_retry_of_a_retry_that_was_never_run_reads_what_that_would_have_read(desk: Desk) -> None:
+    first = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
+    ledgers.answer(desk.db, ledgers.claim_shard(desk.db, first), range(3), bad=[1], last=True)
+    facts = {"project_id": desk.project, "input_path": "files/in"}
+    second = ledgers.submitted(desk.db, retry_of=first, **facts).id
+    with desk.db.write() as session:
+        ledger.cancel(session, second, actor="key:test")
+
+    third = ledgers.submitted(desk.db, retry_of=second, **facts).id
+    plan(desk.context, third)
+
+    job = ledgers.job(desk.db, third)
+    assert (job.state, job.total, job.input_path) == (JobState.RUNNING, 1, f"jobs/{third}/input-1.jsonl")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a job", "a retry"])
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
+def test_retry_is_refused_where_nobody_knows_any_more_what_is_to_be_run(
+    desk: Desk, again: bool, state: JobState
+) -> None:
+    """Of what has failed, all is; but what a retry was to read is gone with the rest."""
+    facts: dict[str, Any] = {"project_id": desk.project, "input_path": "files/in"}
+    origin = desk.plan(jsonl([chat_line(f"r{n}", "x") for n in range(3)])).id
+    facts["retry_of"] = first = ledgers.submitted(desk.db, retry_of=origin, **facts).id if again else origin
+    if again:
+        plan(desk.context, first)
+    with desk.db.write() as session:
+        session.execute(update(Job).where(Job.id == first).values(state=state))
+        session.execute(delete(Shard).where(Shard.job_id == first))  # retention begins so
+        answered = {"path": "", "length": 0, "covered": b"\1", "good": b"\1", "created_at": 1.0}
+        session.add(Segment(job_id=first, n=0, epoch=1, seq=0, **answered))
+
+    retry = ledgers.submitted(desk.db, **facts).id
+    plan(desk.context, retry)
+
+    job = ledgers.job(desk.db, retry)
+    if state == JobState.FAILED and not again:
+        assert (job.state, job.total) == (JobState.RUNNING, 3)
+    else:
+        assert (job.state, [error["code"] for error in job.errors or []]) == (JobState.FAILED, ["results_expired"])
+        assert first in (job.errors or [])[0]["message"]
+
+
+def test_input_whose_bytes_are_gone_fails_the_job(desk: Desk) -> None:
+    job_id = desk.submit(jsonl([chat_line("r", "x")]), input_file_id="file-gone")
+    desk.storage.delete("files/in")
+
+    plan(desk.context, job_id)
+
+    job = ledgers.job(desk.db, job_id)
+    assert job.state == JobState.FAILED
+    assert "Cannot find file file-gone" in (job.errors or [])[0]["message"]
+
+
+def test_endpoint_that_was_never_heard_of_delays_the_planning(db: Database, tmp_path: Path) -> None:
+    desk = Desk(db, tmp_path, engine_urls=("http://127.0.0.1:9/v1",))
+
+    job = desk.plan(jsonl([chat_line("r", "x", model="unheard-of")]))
+
+    assert (job.state, job.waiting_for, job.worker_id) == (JobState.QUEUED, "model", None)
+    assert desk.owed(job.id).due_at > now() + 2
+
+
+def test_models_file_that_was_never_right_delays_the_planning(db: Database, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")
+    desk = Desk(db, tmp_path)
+
+    job = desk.plan(jsonl([chat_line("r", "x")]))
+
+    assert (job.state, job.waiting_for, job.stumbles) == (JobState.QUEUED, "model", 0)
+    assert desk.owed(job.id).due_at > now() + 2
+
+
+def test_models_file_that_has_become_wrong_counts_as_it_was(
+    db: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {far: {source: {urls: [http://localhost:1]}, engine: http, queue: gpu.far}}")
+    desk = Desk(db, tmp_path)
+    desk.context.models.now()
+    file.write_text("models: {x: {engine: warp}}")
+
+    jobs = [desk.plan(jsonl([chat_line("r", "x", model="far")])) for _ in range(2)]
+
+    assert [(job.state, job.queue) for job in jobs] == [(JobState.RUNNING, "gpu.far")] * 2
+    assert [record.message for record in caplog.records].count("models_file.rejected") == 1
+
+
+def test_alias_of_a_configured_model_goes_to_its_queue(desk: Desk) -> None:
+    body = {"model": "text-embedding-3-small", "input": "x"}
+    content = jsonl([{"custom_id": "r", "method": "POST", "url": EMBED, "body": body}])
+
+    job = desk.plan(content, endpoint=EMBED, kind="embedding")
+
+    assert (job.state, job.queue, job.model) == (JobState.RUNNING, Queue.EMBED, "text-embedding-3-small")
+
+
+@given(st.lists(st.binary(max_size=30).filter(lambda raw: b"\n" not in raw), max_size=12), st.integers(4, 12))
+def test_reading_never_holds_more_than_the_limit_and_misses_no_line(raws: list[bytes], limit: int) -> None:
+    import io
+
+    content = b"\n".join(raws)
+
+    found = list(lines.read(io.BytesIO(content), limit))
+
+    assert all(len(text.raw or b"") <= limit for text in found)
+    kept = [content[text.offset : text.offset + text.length] for text in found]
+    told = [(raw, raw.removeprefix(b"" if number else lines.BOM)) for number, raw in enumerate(raws)]
+    assert [line.removesuffix(b"\n") for line in kept] == [raw for raw, text in told if text.strip(b" \t\r\n")]
+
+
+def test_a_retry_waits_for_the_model_that_it_asks_instead(desk: Desk) -> None:
+    payload = Batch(overrides={"model": "far-model"}).model_dump(mode="json")
+
+    refused = desk.plan(jsonl([chat_line("r", "x")]), payload=payload)
+    with desk.db.write() as session:
+        workers.remember_all(session, {"far-model": False}, Queue.GENERATE)
+    planned = desk.plan(jsonl([chat_line("r", "x")]), payload=payload)
+
+    assert (refused.state, len(refused.errors or [])) == (JobState.FAILED, 1), "as if its lines had named it"
+    assert (planned.state, planned.model) == (JobState.RUNNING, "far-model")

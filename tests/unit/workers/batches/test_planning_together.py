@@ -1,0 +1,233 @@
+"""Small inputs that one doorbell names are planned in one transaction; what is out of the ordinary, alone."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import DatabaseBusy
+from jobs.fleet import routing, workers
+from jobs.fleet.models_file import Models
+from jobs.fleet.tables import Worker
+from jobs.ledger import ledger, shards
+from jobs.ledger.states import JobState
+from jobs.platform.storage import DiskStorage
+from jobs.queues import Queue, Task
+from jobs.security import keys
+from jobs.settings import Settings
+from tests.support import ledgers
+from tests.support.mill import MODEL, chat_line, jsonl
+from workers.batches import planning, planning_together
+from workers.batches.planning_together import plan_all
+from workers.runtime.context import Context, Standing
+from workers.runtime.heartbeat import Keeper
+
+GOOD = jsonl([chat_line(f"r{n}", "hello") for n in range(3)])
+
+
+class Desk:
+    """A planner's process, without the process."""
+
+    def __init__(self, db: Database, folder: Path, **settings: Any) -> None:
+        config = Settings(data_dir=folder, database_url=db.url, **{"min_free_bytes": 0, **settings})
+        self.db, self.storage = db, DiskStorage(folder / "files")
+        keeper = Keeper(db, lambda: Worker(id="planner"), beat_seconds=60, stop=threading.Event())
+        stop, standing, models = threading.Event(), Standing(), Models(config)
+        self.context = Context(config, db, self.storage, "planner", stop, standing, keeper, models)
+        with db.write() as session:
+            self.project = keys.ensure_project(session, "p").id
+            workers.remember_all(session, {MODEL: False}, Queue.GENERATE)
+
+    def submit(self, content: bytes | None = GOOD, **fields: Any) -> str:
+        facts = {"project_id": self.project, "created_at": now(), "deadline": now() + 60, **fields}
+        job = ledgers.new_job(**facts)
+        if content is not None:
+            job.input_path = f"files/{job.id}"
+            self.storage.put(job.input_path, content)
+        with self.db.write() as session:
+            return ledger.submit(session, job, actor="key:test").id
+
+    def states(self, *job_ids: str) -> list[JobState]:
+        return [ledgers.state(self.db, job_id) for job_id in job_ids]
+
+
+@pytest.fixture
+def desk(db: Database, tmp_path: Path) -> Desk:
+    return Desk(db, tmp_path)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The jobs that are planned one at a time, from now on."""
+    found: list[str] = []
+    plan = planning.plan
+
+    def planning_alone(context: Context, job_id: str) -> None:
+        found.append(job_id)
+        plan(context, job_id)
+
+    monkeypatch.setattr(planning_together, "plan", planning_alone)
+    return found
+
+
+def test_what_one_doorbell_names_is_planned_in_one_transaction(
+    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, gone = desk.submit(), desk.submit(b"no request\n"), desk.submit()
+    desk.storage.delete(f"files/{gone}")
+    work = []
+    monkeypatch.setattr(desk.db, "retrying", lambda *of: work.append(Database.retrying(desk.db, *of)))
+
+    plan_all(desk.context, [good, bad])
+
+    assert len(work) == 1
+    assert desk.states(good, bad) == [JobState.RUNNING, JobState.FAILED]
+    assert ledgers.doorbells(desk.db, good) == [(Task.RUN, 0)]
+    assert ledgers.doorbells(desk.db, bad) == []
+    assert [(shard.lines, shard.first_line) for shard in [ledgers.shard(desk.db, good)]] == [(3, 0)]
+    assert [error["line"] for error in ledgers.job(desk.db, bad).errors or []] == [1]
+    assert [move for move in ledgers.history(desk.db, good) if move[0]] == [(JobState.QUEUED, JobState.RUNNING)]
+    assert alone == []
+
+
+def test_an_input_that_is_gone_fails_its_own_job_only(desk: Desk, alone: list[str]) -> None:
+    good, gone, nameless = desk.submit(), desk.submit(), desk.submit(None)
+    desk.storage.delete(f"files/{gone}")
+
+    plan_all(desk.context, [gone, good, nameless])
+
+    assert desk.states(good, gone, nameless) == [JobState.RUNNING, JobState.FAILED, JobState.FAILED]
+    assert alone == [gone, nameless]
+
+
+def test_a_large_input_is_planned_under_a_claim(desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "SMALL_BYTES", len(GOOD))
+    large, small = desk.submit(GOOD + jsonl([chat_line("more", "hello")])), desk.submit()
+
+    plan_all(desk.context, [large, small])
+
+    assert desk.states(large, small) == [JobState.RUNNING, JobState.RUNNING]
+    assert alone == [large]
+
+
+def test_what_was_taken_or_cancelled_since_it_was_read_is_left_alone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, cancelled, again, free = (desk.submit() for _ in range(4))
+    asked = routing.queue_of
+
+    def slowly(*of: Any, **named: Any) -> str:
+        if ledgers.state(desk.db, cancelled) == JobState.QUEUED:
+            ledgers.claim_job(desk.db, taken, Task.PLAN, "another")
+            dead = ledgers.claim_job(desk.db, again, Task.PLAN, "dead")
+            with desk.db.write() as session:
+                ledger.cancel(session, cancelled, actor="key:test")
+                shards.cut(session, dead, Queue.GENERATE, ledgers.cuts(again, [1, 1]))
+                ledger.put_back(session, again, dead.epoch)
+        return asked(*of, **named)
+
+    monkeypatch.setattr(routing, "queue_of", slowly)
+    plan_all(desk.context, [taken, cancelled, again, free])
+
+    assert desk.states(taken, cancelled, again, free) == [
+        JobState.QUEUED,
+        JobState.CANCELLING,
+        JobState.QUEUED,
+        JobState.RUNNING,
+    ]
+    assert ledgers.job(desk.db, taken).worker_id == "another"
+    assert (Task.PLAN, -1) in ledgers.doorbells(desk.db, again)
+
+    plan_all(desk.context, [again])  # what the dead one has cut is removed
+
+    assert (desk.states(again), ledgers.shard(desk.db, again).lines) == ([JobState.RUNNING], 3)
+
+
+def test_planned_twice_where_the_commit_was_not_heard_of_it_is_planned_once(database_url: str, tmp_path: Path) -> None:
+    desk = Desk(ledgers.LosesAnswers(database_url), tmp_path)
+    first, second = desk.submit(), desk.submit()
+    desk.db.lose_next = True  # type: ignore[attr-defined]
+
+    plan_all(desk.context, [first, second])
+
+    assert desk.states(first, second) == [JobState.RUNNING, JobState.RUNNING]
+    assert [ledgers.job(desk.db, job_id).epoch for job_id in (first, second)] == [2, 2]
+    assert ledgers.doorbells(desk.db, first) == [(Task.RUN, 0)]
+    desk.db.close()
+
+
+def test_whatever_is_wrong_with_one_is_dealt_with_where_it_is_planned_alone(
+    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = desk.submit(), desk.submit()
+
+    def broken(*_: Any, **__: Any) -> str:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(routing, "queue_of", broken)
+        plan_all(desk.context, [first, second])
+
+    assert alone == [first, second]
+    assert [ledgers.job(desk.db, job_id).stumbles for job_id in (first, second)] == [1, 1]
+
+
+def test_the_last_tokens_of_a_project_go_to_one_of_them(db: Database, tmp_path: Path) -> None:
+    desk = Desk(db, tmp_path, project_max_queued_tokens=len(GOOD) // 4 - 1)
+    first, second = desk.submit(), desk.submit(jsonl([chat_line("r", "x")]))
+
+    plan_all(desk.context, [first, second])
+
+    assert desk.states(first, second) == [JobState.FAILED, JobState.RUNNING]
+    assert [error["code"] for error in ledgers.job(db, first).errors or []] == ["token_limit_exceeded"]
+
+
+def test_a_nearly_full_disk_takes_none(db: Database, tmp_path: Path, alone: list[str]) -> None:
+    desk = Desk(db, tmp_path, min_free_bytes=1 << 60)
+    job_id = desk.submit()
+
+    plan_all(desk.context, [job_id])
+
+    assert (desk.states(job_id), ledgers.job(db, job_id).waiting_for) == ([JobState.QUEUED], "disk")
+
+
+def test_one_that_cannot_be_written_keeps_back_none_of_the_others(
+    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, good = desk.submit(), desk.submit()
+    conclude = planning_together.Planner.conclude
+
+    def concluded(self: planning_together.Planner, session: Any, claim: ledger.JobClaim) -> None:
+        if claim.job.id == odd:
+            raise ValueError("out of the ordinary")
+        conclude(self, session, claim)
+
+    monkeypatch.setattr(planning_together.Planner, "conclude", concluded)
+
+    plan_all(desk.context, [odd, good])
+
+    assert sorted(alone) == sorted([odd, good])
+    assert desk.states(odd, good) == [JobState.RUNNING, JobState.RUNNING]
+
+
+def test_tokens_are_asked_for_anew_where_the_transaction_is_run_again(
+    desk: Desk, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = desk.submit()
+    full, lost = [True, False], [True, False]
+    concluded = planning_together.Planner.conclude
+
+    def conclude(self: planning_together.Planner, session: Any, claim: ledger.JobClaim) -> None:
+        concluded(self, session, claim)
+        if lost.pop(0):
+            raise DatabaseBusy
+
+    monkeypatch.setattr(planning_together.Planner, "_over_token_limit", lambda *_: full.pop(0))
+    monkeypatch.setattr(planning_together.Planner, "conclude", conclude)
+
+    plan_all(desk.context, [job_id])
+
+    assert (desk.states(job_id), alone) == ([JobState.RUNNING], [])

@@ -1,0 +1,128 @@
+"""Who is served next: a table of cases."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from jobs.ledger.outbox import Ring
+from workers.dispatcher.fairness import Turns, choose
+
+
+def _rings(project: str, count: int) -> list[Ring]:
+    return [Ring(n, "run", "gpu.generate", f"{project}-job", n, project) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "load", "weights", "room", "expected"),
+    [
+        ({"a": 5}, {}, {}, 3, "aaa"),
+        ({"a": 100, "b": 2}, {}, {}, 4, "abab"),
+        ({"a": 100, "b": 2}, {"a": 4}, {}, 3, "bba"),
+        ({"a": 9, "b": 9}, {}, {"a": 2.0, "b": 1.0}, 6, "abaaba"),
+        ({"a": 0, "b": 1}, {}, {}, 5, "b"),
+        ({"a": 3}, {}, {}, 0, ""),
+        ({}, {"a": 1}, {}, 4, ""),
+    ],
+)
+def test_least_loaded_project_per_weight_comes_first(
+    waiting: dict[str, int], load: dict[str, int], weights: dict[str, float], room: int, expected: str
+) -> None:
+    rings = {project: _rings(project, count) for project, count in waiting.items()}
+
+    chosen = choose(rings, load, weights, room)
+
+    assert "".join(ring.project_id for ring in chosen) == expected
+
+
+def test_each_project_keeps_its_own_order() -> None:
+    chosen = choose({"a": _rings("a", 4), "b": _rings("b", 4)}, {}, {}, 8)
+
+    assert [ring.shard_n for ring in chosen if ring.project_id == "a"] == [0, 1, 2, 3]
+
+
+def test_small_work_takes_a_part_of_the_room_and_of_a_turn() -> None:
+    small = [replace(ring, share=1 / 4) for ring in _rings("a", 20)]
+
+    chosen = choose({"a": small, "b": _rings("b", 9)}, {}, {}, 4)
+
+    assert "".join(ring.project_id for ring in chosen) == "abaaaabaaa"
+    assert len(choose({"a": small}, {}, {}, 2)) == 8
+
+
+def _served(projects: dict[str, float], places: int, rounds: int, turns: Turns) -> list[str]:
+    """Who is served when in each round one place becomes free: that of whoever has it for longest."""
+    running: list[str] = []
+    order: list[str] = []
+    for _ in range(rounds):
+        load = {name: running.count(name) for name in projects}
+        waiting = {name: _rings(name, 2) for name in projects}
+        chosen = choose(waiting, load, projects, places - len(running), turns=turns)
+        running += [ring.project_id for ring in chosen]
+        order += [ring.project_id for ring in chosen]
+        running.pop(0)
+    return order
+
+
+def test_more_projects_than_places_take_turns() -> None:
+    projects = {f"p{n:02}": 1.0 for n in range(20)}
+
+    order = _served(projects, 4, 40, Turns())
+
+    assert set(order[:20]) == set(order[20:40]) == set(projects)
+
+
+def test_those_who_take_turns_do_so_by_weight() -> None:
+    projects = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}
+
+    order = _served(projects, 1, 60, Turns())
+
+    assert {name: order.count(name) for name in projects} == {"a": 10, "b": 10, "c": 10, "d": 30}
+
+
+def test_who_was_away_does_not_save_turns_up() -> None:
+    turns = Turns()
+    _served({"a": 1.0, "b": 1.0}, 1, 100, turns)
+
+    order = _served({"a": 1.0, "b": 1.0, "c": 1.0}, 1, 9, turns)
+
+    assert {name: order.count(name) for name in "abc"} == {"a": 3, "b": 3, "c": 3}
+
+
+def _rounds(turns: Turns, load: dict[str, int], projects: Sequence[str], rounds: int) -> str:
+    """Who is served when in each round one doorbell of whoever has most out is answered."""
+    order = ""
+    for _ in range(rounds):
+        load[max(load, key=lambda name: load[name])] -= 1
+        (ring,) = choose({name: _rings(name, 2) for name in projects}, load, {}, 1, turns=turns)
+        load[ring.project_id] = load.get(ring.project_id, 0) + 1
+        order += ring.project_id
+    return order
+
+
+def test_who_comes_when_all_places_are_taken_gets_back_what_it_waited_for() -> None:
+    turns = Turns(head_start=4)
+    assert _rounds(turns, {"big": 4}, ["big"], 4) == "big" * 4
+    load = {"big": 4}
+
+    assert _rounds(turns, load, ["big", "new"], 3) == "new" * 3
+    assert load == {"big": 1, "new": 3}
+    assert _rounds(turns, load, ["big", "new"], 2) == "new" + "big"
+    assert load == {"big": 2, "new": 2}
+
+
+def test_a_head_start_is_over_when_its_doorbells_are() -> None:
+    """Also of who was alone then, and came before its turn because there was nobody else."""
+    turns, load = Turns(head_start=2), {"old": 4}
+    choose({"old": _rings("old", 4)}, {}, {}, 4, turns=turns)
+
+    assert _rounds(turns, load, ["new", "old"], 2) == "newnew"
+    assert turns.hurried(["old", "new"]) == []
+
+
+def test_nobody_is_remembered_who_is_not_ahead_of_the_others() -> None:
+    turns = Turns()
+    for n in range(100):
+        _served({f"once-{n}": 1.0, "always": 1.0}, 1, 4, turns)
+
+    assert len(turns._time) <= 3

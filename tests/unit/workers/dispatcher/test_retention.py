@@ -1,0 +1,428 @@
+"""What goes and what stays when storage does not play along, and what is only looked at once in a while."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, select, update
+
+from jobs.batches import retries
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.files.tables import File
+from jobs.inference import cache
+from jobs.inference.cache import New
+from jobs.inference.cache_tables import Cached
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.inference.conversation_tables import Conversation
+from jobs.inference.response_tables import KeptResponse
+from jobs.ledger import shards
+from jobs.ledger.tables import Job, Segment, Shard
+from jobs.platform.storage import DiskStorage
+from jobs.security.tables import Idempotency
+from jobs.settings import Settings
+from jobs.webhooks.due import HELD
+from jobs.webhooks.tables import Attempt, Delivery, Event
+from tests.support.ledgers import close, finishing, new_job
+from tests.support.lost import look_twice
+from workers.dispatcher import orphans, retention
+from workers.dispatcher.retention import Retention
+
+
+@pytest.fixture
+def keeping(db: Database, tmp_path: Path, storage: DiskStorage) -> Retention:
+    return Retention(Settings(data_dir=tmp_path, database_url=db.url), db, storage)
+
+
+def _expired_file(db: Database, storage: DiskStorage) -> None:
+    storage.put("files/file-late", b"x")
+    facts = {"purpose": "batch", "filename": "f", "bytes": 1, "path": "files/file-late", "created_at": 1.0}
+    with db.write() as session:
+        session.add(File(id="file-late", project_id="p", expires_at=1.0, **facts))
+
+
+def _away(*_: object) -> None:
+    raise StorageAway
+
+
+def test_files_without_a_row_are_looked_for_once_in_many_passes(
+    keeping: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 2)
+    monkeypatch.setattr(retention, "_LOOK_SECONDS", 60.0)
+    storage.put("files/file-lost", b"x")
+
+    left = []
+    for _ in range(4):
+        keeping.run()
+        left.append(storage.list("files"))
+
+    assert left == [["files/file-lost"]] * 3 + [[]]
+
+
+def test_a_look_goes_on_a_moment_at_a_time_and_the_next_waits_until_it_is_over(
+    keeping: Retention, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
+    monkeypatch.setattr(retention, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(orphans, "_PAGE", 1)
+    for n in range(3):
+        storage.put(f"files/{n}", b"x")
+    sweep, began = storage.sweep, 0
+
+    def begin(folder: str, before: float) -> Iterator[bool]:
+        nonlocal began
+        began += folder == "files"
+        return sweep(folder, before)
+
+    monkeypatch.setattr(storage, "sweep", begin)
+
+    looks = []
+    for step in (keeping.run, keeping.go_on, keeping.run, *[keeping.go_on] * 4, keeping.run):
+        step()
+        looks.append(began)
+
+    assert looks == [*[1] * 7, 2]  # seven steps: a page each of what is swept and of files, and the end
+
+
+def test_a_storage_that_cannot_be_listed_keeps_nothing_else_from_going(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
+    monkeypatch.setattr(storage, "walk", _away)
+    _expired_file(db, storage)
+
+    keeping.run()
+
+    assert not (storage.root / "files/file-late").exists()
+    assert "orphans_not_looked_for" in caplog.messages
+
+
+@pytest.mark.parametrize("error", [StorageAway, StorageFull, NotFound])
+@pytest.mark.parametrize("what", ["walk", "delete"])
+def test_whatever_storage_refuses_keeps_nothing_else_from_going(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    what: str,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 1)
+    monkeypatch.setattr(storage, what, refuse)
+    _expired_file(db, storage)
+    with db.write() as session:
+        session.add(Idempotency(project_id="p", route="r", key="k", beat_at=1.0, created_at=1.0))
+
+    keeping.run()
+
+    with db.read() as session:
+        assert session.get(File, "file-late") is None
+        assert session.scalars(select(Idempotency)).all() == []
+
+
+def test_objects_of_an_old_job_that_could_not_be_removed_go_the_next_time(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile no retry goes by what is left."""
+    job_id = _old_job(db, storage, [2, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", _away)
+        keeping.run()
+    with db.read() as session:
+        assert not retries.known(session, session.get_one(Job, job_id))
+    assert len(storage.list("jobs")) == 2
+
+    keeping.run()
+
+    assert storage.list("jobs") == []
+    with db.read() as session:
+        assert session.scalars(select(Shard)).all() == session.scalars(select(Segment)).all() == []
+
+
+def test_many_old_jobs_go_at_once_and_no_longer_than_a_moment_each_time(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
+    for _ in range(12):
+        _old_job(db, storage, [1])
+    keeping.run()
+    at_once = len(storage.list("jobs"))
+
+    monkeypatch.setattr(retention, "_JOBS_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 0.0)
+    monkeypatch.setattr(retention, "_MORE_SECONDS", 0.0)
+    for _ in range(5):
+        _old_job(db, storage, [1])
+    left = []
+    for step in (keeping.run, keeping.go_on, keeping.go_on, keeping.go_on):
+        step()
+        left.append(len(storage.list("jobs")))
+    _old_job(db, storage, [1])
+    keeping.go_on()
+
+    assert (at_once, left, len(storage.list("jobs"))) == (0, [3, 1, 0, 0], 1)
+
+
+def test_old_rows_go_some_at_a_time_and_are_looked_for_while_others_write(
+    keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
+    with db.write() as session:
+        for n in range(5):
+            old = {"project_id": "p", "created_at": 1.0}
+            session.add(Idempotency(route="r", key=f"{n}", beat_at=1.0, **old))
+            session.add(Attempt(delivery_id="wh", n=n, at=1.0, seconds=0.1))
+        session.add(Idempotency(project_id="p", route="r", key="new", beat_at=1.0, created_at=now()))
+    deleted: list[int] = []
+
+    def note(connection: object, cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith(("DELETE FROM attempt", "DELETE FROM idempotency")):
+            deleted.append(cursor.rowcount)
+
+    event.listen(db.engine, "after_cursor_execute", note)
+    try:
+        keeping.run()
+    finally:
+        event.remove(db.engine, "after_cursor_execute", note)
+    monkeypatch.setattr(db, "write", _away)
+
+    assert not keeping._old_rows()
+    assert deleted == [2, 2, 1] * 2
+    with db.read() as session:
+        assert session.scalars(select(Idempotency.key)).all() == ["new"]
+
+
+def _old_job(db: Database, storage: DiskStorage, lines: list[int]) -> str:
+    """One that ended long ago, and the objects of its shards."""
+    job_id = finishing(db, lines).id
+    close(db, job_id)
+    for n in range(len(lines)):
+        storage.put(shards.segment_path(job_id, n, 1, 0), b"x")
+    with db.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(completed_at=1.0))
+    return job_id
+
+
+def test_bytes_that_could_not_be_removed_go_with_the_orphans(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _expired_file(db, storage)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", _away)
+        keeping.run()
+    with db.read() as session:
+        assert session.get(File, "file-late") is None
+    assert storage.list("files") == ["files/file-late"]
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == ["purge_failed"]
+
+    look_twice(keeping._config, db, storage)
+
+    assert storage.list("files") == []
+
+
+def test_old_webhooks_go_with_their_events_unless_one_is_still_owed(keeping: Retention, db: Database) -> None:
+    with db.write() as session:
+        for n, (state, created) in enumerate([("delivered", 1.0), ("pending", 1.0), ("delivered", now())]):
+            row = {"project_id": "p", "created_at": created}
+            session.add(Event(id=f"evt_{n}", subject_id="job", seq=n, type="batch.completed", data={}, **row))
+            session.add(Delivery(id=f"wh_{n}", endpoint_id="we", event_id=f"evt_{n}", due_at=1.0, state=state, **row))
+            session.add(Attempt(delivery_id=f"wh_{n}", n=1, at=created, seconds=0.1, status_code=500))
+
+    keeping.run()
+
+    with db.read() as session:
+        assert sorted(session.scalars(select(Delivery.id))) == ["wh_1", "wh_2"]
+        assert sorted(session.scalars(select(Event.id))) == ["evt_1", "evt_2"]
+        assert sorted(session.scalars(select(Attempt.delivery_id))) == ["wh_2"]
+
+
+def test_what_was_held_for_a_deleted_endpoint_goes_with_its_event(keeping: Retention, db: Database) -> None:
+    with db.write() as session:
+        row = {"project_id": "p", "created_at": 1.0}
+        session.add(Event(id="evt_1", subject_id="job", seq=1, type="batch.completed", data={}, **row))
+        session.add(Delivery(id="wh_1", endpoint_id="we", event_id="evt_1", due_at=HELD, state="pending", **row))
+
+    keeping.run()
+
+    with db.read() as session:
+        assert session.scalars(select(Delivery.id)).all() == session.scalars(select(Event.id)).all() == []
+
+
+def test_the_webhook_of_an_old_job_is_forgotten_once_nothing_is_owed_to_it(keeping: Retention, db: Database) -> None:
+    hook = {"webhook_url": "https://192.0.43.8/", "webhook_secret": "whsec_x"}
+    ended, states = now(), {"old": "succeeded", "young": "failed", "owed": "succeeded", "live": "running"}
+    with db.write() as session:
+        for name, state in states.items():
+            session.add(new_job(id=name, state=state, created_at=ended if name == "young" else 1.0, **hook))
+        row = {"project_id": "p", "created_at": ended, "due_at": 1.0}
+        session.add(Delivery(id="wh_1", job_id="owed", event_id="evt_1", state="failed", **row))
+        session.add(Delivery(id="wh_2", endpoint_id="we", event_id="evt_1", state="failed", **row))
+
+    keeping.forget_webhooks()
+
+    with db.read() as session:
+        kept = {job.id: (job.webhook_url, job.webhook_secret) for job in session.scalars(select(Job))}
+    assert kept.pop("old") == (None, None)
+    assert set(kept.values()) == {tuple(hook.values())}
+
+
+def test_webhooks_are_forgotten_once_in_many_passes(
+    keeping: Retention, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ORPHAN_PASSES", 2)
+    monkeypatch.setattr(retention, "_AT_ONCE", 1)
+    monkeypatch.setattr(retention, "_PAGES", 2)
+    with db.write() as session:
+        for _ in range(3):
+            session.add(new_job(state="succeeded", webhook_url="https://192.0.43.8/", webhook_secret="whsec_x"))
+
+    left = []
+    for _ in range(4):
+        keeping.run()
+        with db.read() as session:
+            left.append(len(session.scalars(select(Job.id).where(Job.webhook_secret.is_not(None))).all()))
+
+    assert left == [3, 1, 1, 0]
+
+
+def test_a_cache_that_is_too_large_and_what_has_expired_goes(
+    db: Database, tmp_path: Path, storage: DiskStorage
+) -> None:
+    entries = [New(b"%032d" % n, "p", 0, bytes(4096), 1, now(), now() + n * 60 - 600) for n in range(500)]
+    with db.write() as session:
+        cache.put(session, entries)
+    keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage)
+
+    keeping.run()
+
+    with db.read() as session:
+        assert 0 < cache.size(session) <= 1 << 20
+        assert session.get(Cached, b"%032d" % 499)
+        assert session.get(Cached, b"%032d" % 0) is None
+
+
+def test_a_cache_that_is_busy_keeps_nothing_else_from_going(
+    keeping: Retention,
+    db: Database,
+    storage: DiskStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def busy(*_: object) -> int:
+        raise DatabaseBusy
+
+    monkeypatch.setattr(cache, "remove_expired", busy)
+    _expired_file(db, storage)
+
+    keeping.run()
+
+    assert storage.list("files") == []
+    assert "cache_not_cleared_up" in caplog.messages
+
+
+def test_files_stay_until_nothing_is_cached_that_came_from_them(
+    db: Database, keeping: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_PAGES", 1)
+    facts = {"purpose": "batch", "filename": "f", "bytes": 1, "path": "files/file-x", "created_at": 1.0}
+    with db.write() as session:
+        session.add(File(id="file-x", project_id="p", deleted_at=1.0, **facts))
+        session.add(new_job(id="batch_x", state="succeeded", input_file_id="file-x"))
+        entries = [New(b"%032d" % n, "p", 0, b"v", 1, now(), now() + 600, "batch_x") for n in range(250)]
+        cache.put(session, entries)
+
+    left = []
+    for _ in range(3):
+        keeping.run()
+        with db.read() as session:
+            left.append((cache.size(session), session.get(File, "file-x") is not None))
+
+    assert left == [(50, True), (0, False), (0, False)]
+
+
+def test_a_pass_takes_a_bounded_amount_and_the_next_goes_on(
+    db: Database, storage: DiskStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two transactions of two: there are five files and answers, and what is cached is too much by five, too."""
+    monkeypatch.setattr(retention, "_PASS_SECONDS", 60.0)
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "_PAGES", 2)
+    facts = {"purpose": "batch", "filename": "f", "bytes": 1, "created_at": 1.0, "expires_at": 1.0}
+    entries = [New(b"%032d" % n, "p", 0, bytes(300_000), 1, now(), now() + 600 + n) for n in range(8)]
+    with db.write() as session:
+        cache.put(session, entries)
+        for n in range(5):
+            session.add(File(id=f"file-{n}", project_id="p", path=f"files/file-{n}", **facts))
+            session.add(KeptResponse(id=f"resp_{n}", project_id="p", created_at=1.0, expires_at=1.0))
+            storage.put(f"responses/resp_{n}", b"x")
+    keeping = Retention(Settings(data_dir=tmp_path, database_url=db.url, cache_max_bytes=1 << 20), db, storage)
+
+    left = []
+    for _ in range(2):
+        keeping.run()
+        with db.read() as session:
+            files = session.scalars(select(File.id).where(File.deleted_at.is_(None))).all()
+            answers = session.scalars(select(KeptResponse.id)).all()
+            kept = session.scalars(select(Cached.key).order_by(Cached.key)).all()
+        left.append((len(files), len(answers), len(storage.list("responses")), kept))
+
+    assert left == [(1, 1, 1, [one.key for one in entries[4:]]), (0, 0, 0, [one.key for one in entries[6:]])]
+
+
+def test_sizes_that_rows_do_not_know_are_asked_of_the_storage(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put("responses/r", b"12345")
+    storage.put("conversations/v-1", b"123")
+    lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
+    with db.write() as session:
+        session.add_all([KeptResponse(id="r", **lasting), KeptResponse(id="gone", **lasting)])
+        session.add(KeptCompletion(id="c", bytes=7, asked="m", model="m", **lasting))
+        session.add(
+            Conversation(id="v", project_id="p", version=1, path="conversations/v-1", labels={}, created_at=1.0)
+        )
+
+    def sizes() -> dict[str, int | None]:
+        with db.read() as session:
+            tables = (KeptResponse, KeptCompletion, Conversation)
+            return {row_id: size for one in tables for row_id, size in session.execute(select(one.id, one.bytes))}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "size", _away)
+        keeping.run()
+    assert sizes() == {"r": None, "gone": None, "c": 7, "v": None}
+
+    keeping.run()
+    assert sizes() == {"r": 5, "gone": 0, "c": 7, "v": 3}
+
+
+def test_a_page_of_sizes_begins_behind_the_page_before(
+    keeping: Retention, db: Database, storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("workers.dispatcher.retention._AT_ONCE", 2)
+    monkeypatch.setattr(storage, "size", asked.append)  # no size is found, so every row still matches
+    lasting = {"project_id": "p", "created_at": 1.0, "expires_at": now() + 3600}
+    with db.write() as session:
+        session.add_all([KeptResponse(id=f"r{n}", **lasting) for n in range(5)])
+        session.add(KeptCompletion(id="c", asked="m", model="m", **lasting))
+
+    keeping.run()
+
+    assert asked == [*(f"responses/r{n}" for n in range(5)), KeptCompletion(id="c").path]

@@ -1,0 +1,220 @@
+"""What becomes of a request that has other workers asked, when these break."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.db.engine import Database
+from jobs.errors import NoWorker, WorkerLost
+from jobs.fleet.models_file import Models
+from jobs.inference.interactive import PRIORITY, Piece, Question
+from jobs.ledger import pauses
+from jobs.retrieval.searches import Search
+from jobs.settings import Settings
+from workers.engines.fake import FakeEngine, reply
+from workers.engines.port import Answer, EngineBusy, EngineFault, Request, refusal
+from workers.inference import client
+from workers.inference.client import Asking
+from workers.runtime import answering
+from workers.runtime.answering import Answering
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.output_lines import Item
+
+CHAT = "/v1/chat/completions"
+TAKEN = Piece("taken")
+REQUEST = Request(CHAT, {"model": "large", "messages": [{"role": "user", "content": "Hi"}]}, "r1", tenant="p")
+
+
+def _end(answer: Answer) -> Piece:
+    return Piece("end", answer.body, answer.status)
+
+
+DIED = _end(refusal(503, "The engine ended while it answered. Ask again.", code="engine_died"))
+BUSY = _end(refusal(503, "The engine is busy. Ask again in a moment.", code="engine_busy"))
+LEAVING = _end(refusal(503, "This worker is going down.", code="worker_lost"))
+SLOW = _end(refusal(408, "The model did not answer in time.", code="timeout"))
+BROKE = _end(refusal(500, "The engine gave no answer.", code="engine_error"))
+NO_VECTOR = _end(refusal(502, "The embedding model gave no vector for this query.", code="engine_error"))
+GOOD = _end(reply(CHAT, REQUEST.body, "Hi"))
+SEARCH = Search(model="", store_id="vs_1", queries=("x",))
+
+
+class Told:
+    """The other workers: they say these pieces, and then it breaks, if it does."""
+
+    def __init__(self, *pieces: Piece, breaks: Exception | None = None) -> None:
+        self.pieces, self.breaks = pieces, breaks
+        self.asked: list[tuple[str, Question]] = []
+
+    async def ask(self, line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
+        self.asked.append((line, question))
+        for piece in self.pieces:
+            yield piece
+        if self.breaks:
+            raise self.breaks
+
+    async def close(self) -> None: ...
+
+
+Make = Callable[[Told], Asking]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    def made(told: Told) -> Asking:
+        monkeypatch.setattr(client, "Lines", lambda _: told)
+        context: Any = SimpleNamespace(config=SimpleNamespace(interactive_seconds=60.0))
+        return Asking(context)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "told",
+    [Told(TAKEN, DIED), Told(TAKEN, Piece("chunk", b"{}"), DIED), Told(TAKEN, Piece("alive"), breaks=WorkerLost())],
+)
+async def test_what_takes_the_other_engine_down_counts(make: Make, told: Told) -> None:
+    with pytest.raises(EngineFault) as fault:
+        await make(told).ask("gpu.large", REQUEST)
+
+    assert fault.value.gone
+    assert fault.value.answer
+    assert fault.value.answer.status == 503
+
+
+@pytest.mark.parametrize(
+    "told", [Told(TAKEN, BUSY), Told(TAKEN, LEAVING), Told(breaks=WorkerLost()), Told(breaks=NoWorker())]
+)
+async def test_what_never_got_in_does_not(make: Make, told: Told) -> None:
+    with pytest.raises(EngineBusy):
+        await make(told).ask("gpu.large", REQUEST)
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store that is searched is there."""
+    index = SimpleNamespace(id="vs_1", model="embedder")
+    monkeypatch.setattr(Asking, "_place", lambda *_: ("gpu.embed", index))
+
+
+@pytest.mark.usefixtures("placed")
+@pytest.mark.parametrize(
+    ("end", "gone"), [(BROKE, False), (NO_VECTOR, False), (DIED, True)], ids=["broke", "no vector", "died"]
+)
+async def test_a_search_that_breaks_counts(make: Make, end: Piece, gone: bool) -> None:
+    with pytest.raises(EngineFault) as fault:
+        await make(Told(TAKEN, end)).search(REQUEST, SEARCH)
+
+    assert fault.value.gone == gone
+    assert fault.value.answer == Answer(end.status, end.body)
+
+
+@pytest.mark.usefixtures("placed")
+@pytest.mark.parametrize(
+    "told",
+    [
+        Told(TAKEN, BUSY),
+        Told(TAKEN, LEAVING),
+        Told(TAKEN, SLOW),
+        Told(breaks=WorkerLost()),
+        Told(breaks=NoWorker()),
+    ],
+    ids=["busy", "leaving", "slow", "lost before it began", "no worker"],
+)
+async def test_a_search_that_nobody_can_make_now_does_not(make: Make, told: Told) -> None:
+    with pytest.raises(EngineBusy):
+        await make(told).search(REQUEST, SEARCH)
+
+
+async def test_a_models_file_that_is_broken_is_waited_for(sqlite: Database, tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {secret: [")
+    config = Settings(data_dir=tmp_path, models_file=str(file))
+    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config))
+
+    with pytest.raises(EngineBusy) as busy:
+        await Asking(context).place(REQUEST, "large", CHAT, "context.route_long")
+
+    assert "secret" not in str(busy.value)
+
+
+@pytest.mark.parametrize(("scope", "name"), [("queue", "gpu.large"), ("model", "large"), ("project", "p")])
+async def test_what_the_operator_has_paused_is_not_asked(
+    sqlite: Database, tmp_path: Path, scope: str, name: str
+) -> None:
+    file = tmp_path / "models.yaml"
+    source = '{source: {urls: ["http://127.0.0.1:9/v1"]}, engine: http, queue: gpu.large'
+    file.write_text(f"models: {{large: {source}, endpoints: [{CHAT}]}}}}")
+    config = Settings(data_dir=tmp_path, models_file=str(file))
+    context: Any = SimpleNamespace(config=config, db=sqlite, models=Models(config))
+    asked = Asking(context)
+
+    assert await asked.place(REQUEST, "large", CHAT, "context.route_long") == "gpu.large"
+    with sqlite.write() as session:
+        pauses.pause(session, pauses.Scope(scope), name, actor="test")
+    with pytest.raises(EngineBusy, match="paused"):
+        await asked.place(REQUEST, "large", CHAT, "context.route_long")
+
+
+async def test_a_batchs_line_does_not_pass_for_somebody_who_waits(make: Make) -> None:
+    told = Told(TAKEN, GOOD)
+    asked = make(told)
+
+    await asked.ask("large", REQUEST)
+    await asked.ask("large", replace(REQUEST, priority=PRIORITY))
+    await asked.ask("large", replace(REQUEST, url="/v1/embeddings", priority=3, job_id="batch_1"))
+
+    lines = [(line, question.priority == PRIORITY) for line, question in told.asked]
+    assert lines == [("large:lines", False), ("large:routed", True), ("large:search", False)]
+    assert told.asked[-1][1].job_id == "batch_1"
+
+
+@pytest.fixture
+def host() -> Iterator[EngineHost]:
+    made = EngineHost(FakeEngine(), lambda: None)
+    made.start()
+    yield made
+    made.close()
+
+
+def test_a_line_that_takes_the_other_engine_down_is_given_up_in_the_end(
+    make: Make, host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+    told = Told(TAKEN, DIED)
+    asked = make(told)
+    item = Item(0, "r0", "batch_req_0", REQUEST)
+
+    run = Answering(host, 4, lambda *_: None, lambda request: asked.ask("gpu.large", request)).run([item])
+
+    assert host.call(run).result(30) == [item]
+    assert len(told.asked) == 4
+    assert isinstance(item.fault, EngineFault)
+    assert item.fault.answer
+    assert msgspec.json.decode(item.fault.answer.body)["error"]["code"] == "engine_died"
+
+
+@pytest.mark.usefixtures("placed")
+def test_a_line_whose_search_breaks_each_time_is_given_up_in_the_end(
+    make: Make, host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 1.0)
+    told = Told(TAKEN, BROKE)
+    asked = make(told)
+    item = Item(0, "r0", "batch_req_0", REQUEST)
+
+    async def search(request: Request) -> Answer:
+        await asked.search(request, SEARCH)
+        raise AssertionError("it does not break")
+
+    run = Answering(host, 4, lambda *_: None, search).run([item])
+
+    assert host.call(run).result(30) == [item]
+    assert len(told.asked) == 4
+    assert isinstance(item.fault, EngineFault)
+    assert item.fault.answer == Answer(BROKE.status, BROKE.body)

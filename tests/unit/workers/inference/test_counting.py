@@ -1,0 +1,134 @@
+"""How long an input is: what is counted of it, and who cannot count."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.inference import responses
+from jobs.inference.interactive import Question
+from jobs.requests.endpoints import RESPONSES
+from jobs.retrieval.searches import Found, Search
+from tests.unit.workers.middleware.context_window.engines import MODEL
+from tests.unit.workers.middleware.context_window.engines import Counting as Words
+from workers.engines.port import EngineBusy, Length, Request
+from workers.inference.counting import Counting
+from workers.middleware.file_search.packing import Room
+
+CATS = Found("file-1", "cats.md", 0.9, "Cats purr.", {}, {})
+TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}
+
+
+class Host:
+    """Counts who is in company."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+
+    @asynccontextmanager
+    async def company(self) -> AsyncIterator[None]:
+        self.inside += 1
+        yield
+        self.inside -= 1
+
+
+class Desk:
+    """What is asked of a worker whose engine counts words."""
+
+    def __init__(self, *, counts: bool = True) -> None:
+        self.engine, self.host = Words(counts=counts), Host()
+        self.measured: list[tuple[Request, int]] = []
+        self.found: list[Found] | None = [CATS]
+        self._counting = Counting(self.host, self._measure, self._search, lambda _: Room(10_000))  # type: ignore[arg-type]
+
+    async def ask(self, **body: Any) -> Any:
+        raw = msgspec.json.encode({"model": MODEL, **body})
+        answer = await self._counting.answer(Question("req_1", responses.COUNT_URL, raw, "p", 0.0), 0)
+        return msgspec.json.decode(answer.body) | {"http": answer.status}
+
+    async def _measure(self, request: Request) -> Length | None:
+        self.measured.append((request, self.host.inside))
+        return await self.engine.length(request)
+
+    async def _search(self, request: Request, search: Search) -> list[Found]:
+        if self.found is None:
+            raise EngineBusy("Nobody searches now.")
+        return self.found
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    made = Desk()
+    yield made
+    assert made.engine.asked == [], "nothing is generated"
+
+
+async def test_an_input_is_counted_as_the_model_is_shown_it(desk: Desk) -> None:
+    items = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
+
+    said = await desk.ask(input=items, instructions="be brief")
+
+    [(request, inside)] = desk.measured
+    assert said == {"object": "response.input_tokens", "input_tokens": 2 + 7 + 0, "http": 200}
+    assert (request.url, request.tenant, inside) == (RESPONSES, "p", 1)
+
+
+async def test_what_only_says_what_to_leave_out_does_not_reach_the_engine(desk: Desk) -> None:
+    item = {"role": "user", "content": "one", "priority": 3}
+
+    await desk.ask(input=[item], truncation="auto", context={"strategy": "rotate"}, cache=True)
+
+    assert desk.measured[0][0].body == {"model": MODEL, "input": [{"role": "user", "content": "one"}]}
+
+
+async def test_more_than_the_context_holds_is_counted_too(desk: Desk) -> None:
+    said = await desk.ask(input="word " * 5000)
+
+    assert (said["http"], said["input_tokens"] > 5000) == (200, True)
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+async def test_what_is_found_in_files_counts(desk: Desk, refuse: bool) -> None:
+    bare = await desk.ask(input="Cats?")
+    grounded = await desk.ask(input="Cats?", tools=[{**TOOL, "refuse": refuse}])
+    desk.found = []
+    nothing = await desk.ask(input="Cats?", tools=[{**TOOL, "refuse": refuse}])
+
+    assert grounded["input_tokens"] > nothing["input_tokens"] > bare["input_tokens"]
+    assert "tools" not in desk.measured[1][0].body
+
+
+async def test_where_nobody_searches_now_nobody_counts(desk: Desk) -> None:
+    desk.found = None
+
+    with pytest.raises(EngineBusy):
+        await desk.ask(input="Cats?", tools=[TOOL])
+
+
+async def test_an_estimate_is_no_answer() -> None:
+    said = await Desk(counts=False).ask(input="one two")
+
+    assert (said["http"], said["error"]["param"], said["error"]["code"]) == (400, "model", "unsupported_value")
+    assert "does not count" in said["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_tool"),
+        ({}, "input", "invalid_value"),
+    ],
+)
+async def test_what_cannot_be_put_into_tokens_is_refused_with_a_reason(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], param: str, code: str
+) -> None:
+    async def none(_: Request) -> None:
+        return None
+
+    monkeypatch.setattr(desk.engine, "length", none)
+
+    said = await desk.ask(input="x", **body)
+
+    assert (said["http"], said["error"]["param"], said["error"]["code"]) == (400, param, code)

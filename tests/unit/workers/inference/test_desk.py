@@ -1,0 +1,532 @@
+"""The desk for those who wait, beside a server of streams that does what a test tells it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.clock import now
+from jobs.inference.admission import BLOCK
+from jobs.inference.interactive import Piece, Question, answer, asking, unpack_piece
+from tests.support.system import eventually
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer, Emit, Request
+from workers.inference import consumer
+from workers.inference.consumer import UNREAD_BYTES, Desk
+from workers.runtime.engine_host import EngineHost
+
+BODY = msgspec.json.encode({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]})
+
+
+class Streams:
+    """A server. In `line` wait questions, and errors in place of them; `awaited` are those whose clients are there."""
+
+    def __init__(self) -> None:
+        self.line: deque[bytes | Exception] = deque()
+        self.awaited: set[str] = set()
+        self.pieces: dict[str, list[Piece]] = {}
+        self.looks = 0
+        self.breaks: Exception | None = None
+        self.used = 1  # percent of its memory
+        self.evaluated: list[tuple[object, ...]] = []
+        self.blocks = 1000  # of the streams of a project, so many are counted
+        self.dropped_at = 0  # pieces of a stream, of which a client then drops the oldest; 0: it drops none
+
+    def length(self, pieces: list[Piece]) -> int:
+        """Of a stream, less what its client has read and dropped."""
+        return min(len(pieces), self.dropped_at or len(pieces))
+
+    def ask(self, question: Question, *, awaited: bool = True) -> None:
+        self.pieces[question.id] = []
+        if awaited:
+            self.awaited.add(asking(question.id))
+        self.line.append(msgspec.msgpack.encode(question))
+
+    def kinds(self, question: Question) -> list[str]:
+        return [piece.kind for piece in self.pieces[question.id]]
+
+    def end(self, question: Question) -> tuple[int, str]:
+        """Its status, and its code where it is an error."""
+        last = self.pieces[question.id][-1]
+        assert last.kind == "end"
+        return last.status, (msgspec.json.decode(last.body or b"{}").get("error") or {}).get("code", "")
+
+    async def __aenter__(self) -> "Streams":
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def blpop(self, names: list[str], **_: float) -> tuple[str, bytes] | None:
+        await asyncio.sleep(0 if self.line else 0.01)
+        if not self.line:
+            return None
+        found = self.line.popleft()
+        if isinstance(found, Exception):
+            raise found
+        return names[0], found
+
+    async def lpop(self, _name: str, count: int) -> list[bytes] | None:
+        found = [self.line.popleft() for _ in range(min(count, len(self.line)))]
+        assert not any(isinstance(one, Exception) for one in found)
+        return [one for one in found if isinstance(one, bytes)] or None
+
+    async def mget(self, names: list[str]) -> list[bytes | None]:
+        self.looks += 1
+        if self.breaks:
+            raise self.breaks
+        return [b"1" if name in self.awaited else None for name in names]
+
+    async def info(self, section: str) -> dict[str, int]:
+        assert section == "memory"
+        return {"used_memory": self.used, "maxmemory": 100}
+
+    async def eval(self, *arguments: object) -> int:
+        self.evaluated.append(arguments)
+        return len(self.evaluated) <= self.blocks
+
+    def pipeline(self, *, transaction: bool) -> "Pipe":
+        assert not transaction
+        return Pipe(self)
+
+
+class Pipe:
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self.results: list[Any] = []
+
+    async def __aenter__(self) -> "Pipe":
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def exists(self, name: str) -> None:
+        self.results.append(int(name in self.streams.awaited))
+
+    def hdel(self, _name: str, _field: str) -> None:
+        self.results.append(1)
+
+    def xadd(self, name: str, fields: dict[bytes, bytes]) -> None:
+        self._of(name).append(unpack_piece(next(iter(fields.values()))))
+        self.results.append(b"0-1")
+
+    def expire(self, _name: str, _seconds: int) -> None:
+        self.results.append(1)
+
+    def xlen(self, name: str) -> None:
+        self.results.append(self.streams.length(self._of(name)))
+
+    async def execute(self) -> list[Any]:
+        await asyncio.sleep(0)
+        return self.results
+
+    def _of(self, name: str) -> list[Piece]:
+        return next(pieces for key, pieces in self.streams.pieces.items() if answer(key) == name)
+
+
+class Hanging(FakeEngine):
+    """Answers nothing until it is stopped, and then swallows that so often."""
+
+    swallows = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = self.stopped = 0
+
+    async def answer(self, request: Request) -> Answer:
+        self.began += 1
+        for _ in range(self.swallows):
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped += 1
+        raise AssertionError
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        self.began += 1
+        try:
+            for n in range(1000):
+                await emit(b'{"n": %d}' % n)
+        finally:
+            self.stopped += 1
+        return Answer(200, b"")
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    made = Streams()
+    monkeypatch.setattr(consumer, "connect", lambda _url: made)
+    monkeypatch.setattr(consumer, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(consumer, "_AWAY_SECONDS", 0.01)
+    return made
+
+
+@pytest.fixture
+def engine() -> Hanging:
+    return Hanging()
+
+
+@pytest.fixture
+def host(engine: Hanging) -> Iterator[EngineHost]:
+    made = EngineHost(engine, lambda: None)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def quick() -> Iterator[EngineHost]:
+    made = EngineHost(FakeEngine(), lambda: None)
+    made.start()
+    yield made
+    made.close()
+
+
+class Serving:
+    """A desk that serves while the block lasts."""
+
+    def __init__(self, host: EngineHost, **facts: Any) -> None:
+        self.host, self.desk = host, Desk(host, "redis://nowhere", "gpu.generate", **facts)
+
+    def __enter__(self) -> Desk:
+        self.serving = self.host.call(self.desk.serve())
+        return self.desk
+
+    def __exit__(self, *_: object) -> None:
+        self.host.call(self.desk.close()).result(30)
+
+
+def question(name: str = "req_1", seconds: float = 60.0, project: str = "p", **facts: Any) -> Question:
+    return Question(name, "/v1/chat/completions", BODY, project, now() + seconds, **facts)
+
+
+def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk(quick, "", "gpu.generate")
+
+    assert quick.call(desk.serve()).result(30) is None
+    quick.call(desk.close()).result(30)
+
+    assert caplog.messages == ["interactive_without_redis"]
+
+
+def test_a_question_that_nobody_waits_for_any_more_is_not_begun(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    late, left = question("late", seconds=-1), question("left")
+    streams.ask(late)
+    streams.ask(left, awaited=False)
+
+    with Serving(host):
+        eventually(lambda: streams.kinds(left) == ["taken"], 10, "the desk has looked")
+
+    assert (streams.kinds(late), engine.began) == ([], 0)
+
+
+def test_what_takes_longer_than_it_may_is_told_and_frees_the_engine(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    asked = question(seconds=0.3)
+    streams.ask(asked)
+
+    with Serving(host):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "timeout")
+    assert (engine.began, engine.stopped) == (1, 1)
+
+
+@pytest.mark.parametrize("swallows", [0, 2])
+def test_a_client_who_leaves_frees_the_engine_also_one_that_swallows_being_stopped(
+    host: EngineHost, engine: Hanging, streams: Streams, swallows: int
+) -> None:
+    engine.swallows = swallows
+    asked = question()
+    streams.ask(asked)
+
+    with Serving(host):
+        eventually(lambda: engine.began, 10, "it is being answered")
+        streams.awaited.clear()
+        eventually(lambda: engine.stopped, 10, "the engine is free")
+
+    assert streams.kinds(asked) == ["taken"], "nobody is there to be told"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_resumable_stream_whose_client_has_left_frees_its_place(
+    host: EngineHost, engine: Hanging, streams: Streams, begun: bool
+) -> None:
+    asked = question(linger=60)
+    streams.ask(asked, awaited=begun)
+
+    with Serving(host):
+        if begun:
+            eventually(lambda: engine.began, 10, "the request is being answered")
+            streams.awaited.clear()
+        eventually(lambda: streams.evaluated, 10, "the stream is counted as ended")
+
+    *_, stream_id, freed = streams.evaluated[0]
+    assert (stream_id, freed) == (asked.id, -UNREAD_BYTES)
+
+
+def test_while_the_server_is_away_nobody_is_taken_to_have_left(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    streams.breaks = ConnectionError("away")
+    streams.ask(question())
+
+    with Serving(host):
+        eventually(lambda: streams.looks > 3, 10, "the desk has looked for its clients")
+        stopped = engine.stopped
+
+    assert (engine.began, stopped) == (1, 0)
+
+
+def test_a_server_that_is_away_is_told_once_and_asked_again(
+    quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = question("first"), question("second")
+    away = [ConnectionError("away")] * 2
+    streams.line.extend(away)
+    streams.ask(first)
+
+    with Serving(quick):
+        eventually(lambda: "end" in streams.kinds(first), 10, "the first is answered")
+        once = caplog.messages.count("interactive_broker_away")
+        streams.line.extend(away)
+        streams.ask(second)
+        eventually(lambda: "end" in streams.kinds(second), 10, "the second is answered")
+
+    assert (once, caplog.messages.count("interactive_broker_away")) == (1, 2)
+
+
+def test_what_is_no_question_holds_up_none(
+    quick: EngineHost, streams: Streams, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = question()
+    streams.line.append(b"\xc1 no message")
+    streams.ask(asked)
+
+    with Serving(quick):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "the next is answered")
+
+    assert streams.end(asked) == (200, "")
+    assert "interactive_question_unreadable" in caplog.messages
+
+
+def test_a_desk_that_is_closed_for_now_leaves_questions_in_line(quick: EngineHost, streams: Streams) -> None:
+    asked = question()
+
+    with Serving(quick) as desk:
+        desk.listen(False)
+        quick.call(asyncio.sleep(0.1)).result(30)  # the look that it was in is over
+        streams.ask(asked)
+        quick.call(asyncio.sleep(0.1)).result(30)
+        waiting = len(streams.line)
+        desk.listen(True)
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it is answered")
+
+    assert waiting == 1
+
+
+def test_a_project_has_so_many_places_and_its_other_questions_wait(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    asked = [question(name) for name in "abc"]
+    for one in asked:
+        streams.ask(one)
+
+    with Serving(host, places=2):
+        eventually(lambda: all(streams.kinds(one) == ["taken"] for one in asked), 10, "all are in the worker")
+        host.call(asyncio.sleep(0.1)).result(30)
+        began = engine.began
+        streams.awaited.discard(asking("a"))
+        eventually(lambda: engine.began == 3, 10, "the place that is free is taken")
+
+    assert began == 2
+
+
+def test_a_question_does_not_wait_for_those_of_another_project_before_it(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    flood, other = [question(f"a{n}") for n in range(20)], question("b", project="other")
+    for one in (*flood, other):
+        streams.ask(one)
+
+    with Serving(host, places=2):
+        eventually(lambda: engine.began == 3, 10, "the other project's question is asked")
+
+    assert len(streams.line) == 0
+
+
+def test_a_project_that_has_too_many_questions_here_is_refused_and_nobody_else_is(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    flood, other = [question(f"a{n}") for n in range(6)], question("b", project="other")
+    for one in (*flood, other):
+        streams.ask(one)
+
+    with Serving(host, places=2, waiting=3):
+        eventually(lambda: "end" in streams.kinds(flood[5]), 10, "the last one is refused")
+        eventually(lambda: engine.began == 3, 10, "the other project's question is asked")
+        kinds = [streams.kinds(one) for one in flood[:5]]
+
+    assert streams.end(flood[5]) == (503, "too_many_waiting")
+    assert streams.pieces["a5"][-1].retry_after == 2
+    assert kinds == [["taken"]] * 5
+
+
+def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    for name in "ab":
+        streams.ask(question(name))
+
+    with Serving(host, places=1, waiting=1) as desk:
+        eventually(lambda: len(streams.kinds(question("b"))) == 1 and engine.began == 1, 10, "one runs and one waits")
+        streams.awaited.discard(asking("b"))
+        eventually(lambda: len(desk._tasks["gpu.generate"]) == 1, 10, "the one that waited has gone")
+        streams.ask(question("c"))
+        eventually(lambda: streams.kinds(question("c")) == ["taken"], 10, "there is room for another one")
+
+    assert (engine.began, streams.end(question("c"))) == (1, (503, "worker_lost"))
+
+
+def test_a_stream_that_is_read_too_slowly_is_told_so_and_frees_the_engine(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    asked = question(stream=True)
+    streams.ask(asked)
+
+    with Serving(host, unread=20):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "client_too_slow")
+    assert (engine.began, engine.stopped) == (1, 1)
+    assert streams.kinds(asked).count("chunk") == 20, "with what says that it was taken one too many"
+
+
+class Talking(FakeEngine):
+    """Streams chunks of some bytes; an answer that is no stream has as many."""
+
+    def __init__(self, size: int, count: int = 100) -> None:
+        super().__init__()
+        self.size, self.count = size, count
+
+    async def answer(self, request: Request) -> Answer:
+        return Answer(200, bytes(self.size))
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        for _ in range(self.count):
+            await emit(bytes(self.size))
+        return Answer(200, b"")
+
+
+@pytest.fixture
+def talking() -> Iterator[Callable[..., EngineHost]]:
+    with ExitStack() as stack:
+
+        def make(size: int, count: int = 100) -> EngineHost:
+            host = EngineHost(Talking(size, count), lambda: None)
+            host.start()
+            stack.callback(host.close)
+            return host
+
+        yield make
+
+
+@pytest.mark.parametrize(("linger", "chunks"), [(0, 10), (60, 10)])
+def test_a_stream_whose_unread_chunks_are_too_many_bytes_is_given_up(
+    talking: Callable[..., EngineHost], streams: Streams, linger: int, chunks: int
+) -> None:
+    asked = question(stream=True, linger=linger)
+    streams.ask(asked)
+
+    with Serving(talking(10_000), unread_bytes=95_000):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "client_too_slow")
+    assert streams.kinds(asked).count("chunk") == chunks
+
+
+def test_unread_chunks_of_all_streams_of_a_project_are_bounded(
+    talking: Callable[..., EngineHost], streams: Streams
+) -> None:
+    asked = question(stream=True)
+    streams.ask(asked)
+    streams.blocks = 3
+
+    with Serving(talking(10_000, 400)):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == (408, "client_too_slow")
+    assert len(streams.evaluated) == 4
+    assert streams.kinds(asked).count("chunk") * 10_000 // BLOCK == 4, "one is not counted"
+
+
+def test_chunks_that_were_read_count_no_more(talking: Callable[..., EngineHost], streams: Streams) -> None:
+    asked = question(stream=True)
+    streams.ask(asked)
+    streams.dropped_at = 5
+
+    with Serving(talking(10_000), unread_bytes=95_000):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert (streams.end(asked), streams.evaluated) == ((200, ""), [])
+
+
+@pytest.mark.parametrize(
+    ("size", "linger", "end"),
+    [
+        (1000, 0, (200, "")),
+        (10_000, 0, (503, "broker_full")),
+        (10_000, 60, (200, "")),  # a part of these was read, and stays for whoever comes back
+        (30_000, 60, (503, "broker_full")),
+        (300_000, 60, (503, "broker_full")),  # the first already
+    ],
+)
+def test_while_the_server_is_full_a_stream_goes_on_as_long_as_little_of_it_is_unread(
+    talking: Callable[..., EngineHost], streams: Streams, size: int, linger: int, end: tuple[int, str]
+) -> None:
+    asked = question(stream=True, linger=linger)
+    streams.ask(asked)
+    streams.used = 61
+
+    with Serving(talking(size)):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    assert streams.end(asked) == end
+    assert sum(len(piece.body) for piece in streams.pieces[asked.id]) < (2 << 20 if linger else 0) + 300_000
+
+
+@pytest.mark.parametrize(("used", "size", "status"), [(59, 300_000, 200), (61, 300_000, 503), (61, 200_000, 200)])
+def test_while_the_server_is_full_no_large_answer_is_put_there(
+    talking: Callable[..., EngineHost], streams: Streams, used: int, size: int, status: int
+) -> None:
+    asked = question()
+    streams.ask(asked)
+    streams.used = used
+
+    with Serving(talking(size)):
+        eventually(lambda: "end" in streams.kinds(asked), 10, "it has ended")
+
+    last = streams.pieces[asked.id][-1]
+    assert last.status == status
+    assert (last.retry_after is not None) == (status == 503)
+
+
+def test_a_worker_that_goes_down_tells_those_who_wait_to_ask_another(
+    host: EngineHost, engine: Hanging, streams: Streams
+) -> None:
+    asked = question()
+    streams.ask(asked)
+
+    with Serving(host):
+        eventually(lambda: engine.began, 10, "it is being answered")
+
+    assert streams.end(asked) == (503, "worker_lost")
+    assert engine.stopped == 1

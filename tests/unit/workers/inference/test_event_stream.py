@@ -1,0 +1,134 @@
+"""A response that is told as it comes, in several tries."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from jobs.inference.admission import BLOCK
+from jobs.inference.interactive import TOLD_SECONDS, answer, project_streams
+from jobs.settings import MB, Settings
+from tests.support.shop import running_broker
+from workers.engines.port import Answer, Emit, EngineFault, Request
+from workers.inference.event_stream import Telling
+
+REDIS = Settings(broker_url="redis://127.0.0.1:9/0")
+REQUEST = Request("/v1/responses", {"model": "m", "input": "Hi"}, "r1")
+
+
+async def _has_room(*_: object) -> bool:
+    return True
+
+
+async def test_a_try_that_ends_without_its_response_has_not_the_one_of_the_try_before() -> None:
+    class Breaking:
+        tries = 0
+
+        async def stream(self, _request: Request, emit: Emit) -> Answer:
+            self.tries += 1
+            if self.tries == 1:
+                await emit(msgspec.json.encode({"type": "response.completed", "response": {"id": "resp_1"}}))
+                raise EngineFault("reset")
+            return Answer(200, b"")
+
+    host: Any = SimpleNamespace(engine=Breaking())
+    telling = Telling(host, REDIS, "resp_1", 1)
+
+    for told in ("reset", "without its response"):
+        with pytest.raises(EngineFault, match=told):
+            await telling.ask(REQUEST)
+
+
+async def test_what_one_try_could_not_tell_the_next_does_not_tell_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[bytes]] = []
+
+    class Trying:
+        tries = 0
+
+        async def stream(self, _request: Request, emit: Emit) -> Answer:
+            self.tries += 1
+            for n in range(3):
+                await emit(msgspec.json.encode({"type": "response.output_text.delta", "delta": f"{self.tries}-{n}"}))
+                await asyncio.sleep(0)
+            raise EngineFault("reset")
+
+    async def write(_self: Telling, _server: Any, events: Sequence[bytes]) -> None:
+        written.append([msgspec.json.decode(event)["delta"] for event in events])
+        if len(written) == 1:
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(Telling, "_write", write)
+    monkeypatch.setattr(Telling, "_has_room", _has_room)
+    host: Any = SimpleNamespace(engine=Trying())
+    telling = Telling(host, REDIS, "resp_1", 1)
+
+    for _ in range(2):
+        with pytest.raises(EngineFault, match="reset"):
+            await telling.ask(REQUEST)
+
+    assert len(written) == 1
+
+
+async def test_a_server_that_stands_still_holds_up_no_answer_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Many:
+        async def stream(self, _request: Request, emit: Emit) -> Answer:
+            for n in range(1000):
+                await emit(msgspec.json.encode({"type": "response.output_text.delta", "delta": str(n)}))
+            return Answer(200, b"{}")
+
+    async def write(_self: Telling, _server: Any, _events: Sequence[bytes]) -> None:
+        await asyncio.sleep(0.15)
+
+    monkeypatch.setattr(Telling, "_write", write)
+    monkeypatch.setattr(Telling, "_has_room", _has_room)
+    monkeypatch.setattr("workers.inference.event_stream._PATIENCE", 0.2)
+    host: Any = SimpleNamespace(engine=Many())
+
+    async with asyncio.timeout(1.0):  # 16 times as long as one takes would be more
+        answer = await Telling(host, REDIS, "resp_1", 1).ask(REQUEST)
+
+    assert answer.body == b"{}"
+
+
+async def test_without_a_server_the_answer_is_asked_for_whole() -> None:
+    class Whole:
+        async def answer(self, request: Request) -> Answer:
+            return Answer(200, request.request_id.encode())
+
+    host: Any = SimpleNamespace(engine=Whole())
+
+    assert (await Telling(host, Settings(broker_url="amqp://"), "resp_1", 1).ask(REQUEST)).body == b"r1"
+
+
+@pytest.mark.parametrize("kind", ["long", "of a project that holds much", "beside a full server"])
+async def test_events_are_told_only_where_there_is_room_and_the_answer_comes_all_the_same(
+    tmp_path: Path, kind: str
+) -> None:
+    class Long:
+        async def stream(self, _request: Request, emit: Emit) -> Answer:
+            for n in range(400):
+                await emit(msgspec.json.encode({"type": "response.output_text.delta", "delta": f"{n}".zfill(10_000)}))
+                await asyncio.sleep(0)
+            return Answer(200, b"{}")
+
+    host: Any = SimpleNamespace(engine=Long())
+    with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
+        config = Settings(streams_url=url, interactive_unread_bytes=MB, interactive_resumable=1)
+        if kind == "of a project that holds much":
+            server.xadd(answer("resp_0"), {"p": ""})
+            server.hset(project_streams("p"), "resp_0", 2 * MB - BLOCK)
+        elif kind == "beside a full server":
+            server.config_set("maxmemory", MB)
+        said = await Telling(host, config, "resp_1", 1).ask(replace(REQUEST, tenant="p"))
+        told, ends = server.xlen(answer("resp_1")), server.ttl(answer("resp_1"))
+
+    most = {"long": MB, "of a project that holds much": BLOCK, "beside a full server": 0}[kind]
+    assert said.body == b"{}"
+    assert most - 64 * 10_000 - 100_000 < told * 10_000 <= most, "without the last that would come in one round trip"
+    assert ends <= TOLD_SECONDS

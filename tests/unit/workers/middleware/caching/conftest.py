@@ -1,0 +1,76 @@
+"""A cache before an engine that is listened to."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.db.engine import Database
+from jobs.settings import Settings
+from workers.engines.fake import FakeEngine, prompt_of
+from workers.engines.port import Answer, Request
+from workers.middleware.caching import response_cache as module
+from workers.middleware.caching.caching_engine import Cached
+from workers.middleware.caching.response_cache import Shelf
+
+
+@dataclass
+class Counter:
+    """A cache over a fake engine, both to be looked at."""
+
+    db: Database
+    shelf: Shelf
+    config: Settings
+    asked: list[Request] = field(default_factory=list)
+    says: Callable[[Request], Answer | BaseException | None] = lambda _: None
+    weights: str = "first"
+
+    def __post_init__(self) -> None:
+        self.engine = FakeEngine(("m",), fault=self._hear)
+        self.cached = Cached(self.engine, self.shelf, self._identity, self.config)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [prompt_of(request.url, request.body) for request in self.asked]
+
+    async def ask(self, url: str, **body: Any) -> Any:
+        """The answer's JSON with its status; what is to be kept is written."""
+        facts = {name: body.pop(name) for name in ("tenant", "job_id", "kept") if name in body}
+        request = Request(url, {"model": "m", **body}, "req_1", **{"tenant": "proj_1", **facts})
+        answer = await self.cached.answer(request)
+        self.shelf.flush()
+        said = msgspec.json.decode(answer.body)
+        return said | {"http": answer.status, "used": (answer.usage.input_tokens, answer.usage.cached_tokens)}
+
+    def _hear(self, request: Request) -> Answer | BaseException | None:
+        self.asked.append(request)
+        return self.says(request)
+
+    def _identity(self, name: str) -> tuple[str, str] | None:
+        return None if self.weights == "unknown" else ("m", self.weights)
+
+
+@pytest.fixture
+def make_counter(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Counter]]:
+    monkeypatch.setattr(module, "GATHER_SECONDS", 3600.0)  # written when the test says so
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 30.0)  # of a busy machine
+
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> Counter:
+            shelf = Shelf(db, 1 << 28)
+            stack.callback(shelf.close)
+            return Counter(db, shelf, Settings(data_dir=tmp_path, database_url=db.url, **settings))
+
+        yield make
+
+
+@pytest.fixture
+async def counter(make_counter: Callable[..., Counter]) -> Counter:
+    made = make_counter()
+    await made.cached.start()
+    return made

@@ -1,0 +1,37 @@
+"""Which sentences and words a text has, and which of them matter."""
+
+import pytest
+
+from workers.middleware.context_window import ranking
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It rains. Does it? No! Well…  yes", ["It rains.", "Does it?", "No!", "Well…", "yes"]),
+        ('He said "no." Then he left.\n\n---\nThe end', ['He said "no."', "Then he left.", "The end"]),
+        ("Version 3.11 costs 1.5 euros.", ["Version 3.11 costs 1.5 euros."]),
+        ("今日は雨です。明日は?はい。", ["今日は雨です。", "明日は?はい。"]),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, found: list[str]) -> None:
+    assert ranking.sentences(text) == found
+
+
+def test_words_are_without_case_and_marks_and_wide_characters_stand_alone() -> None:
+    assert ranking.words("The ÄPFEL, the 東京 tower_2") == {
+        "the": 2, "äpfel": 1, "東": 1, "京": 1, "tower": 1, "2": 1,
+    }  # fmt: skip
+
+
+def test_what_is_rare_weighs_more_and_what_is_the_same_is_one() -> None:
+    texts = ["the cat sleeps", "the dog sleeps", "the sun shines"]
+    weighed, asked = ranking.weights(texts, "the cat, and the unknown")
+
+    assert ranking.cosine(weighed[0], weighed[0]) == pytest.approx(1)
+    assert weighed[0]["cat"] > weighed[0]["sleeps"] > weighed[0]["the"]
+    assert ranking.cosine(asked, weighed[0]) > ranking.cosine(asked, weighed[1])
+    assert "unknown" not in asked
+    assert ranking.cosine(ranking.centre(weighed), weighed[0]) > 0.5
+    assert ranking.weights([], "question") == ([], {})

@@ -1,0 +1,168 @@
+"""Excerpts by priority within what a model has room for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from jobs.fleet.models_file import Registry
+from jobs.retrieval.searches import Found
+from jobs.settings import Settings
+from workers.engines.packaged import MINILM, materialise
+from workers.inference.context_limits import Rooms
+from workers.middleware.file_search.packing import Room, pack, room_for_excerpts, together
+from workers.middleware.quoting import excerpt
+
+TEXT = "".join(f"Sentence number {n} of the file. " for n in range(100))
+
+
+def part(n: int, start: int, end: int, file: str = "file-1") -> Found:
+    return Found(file, f"{file}.txt", 1.0, TEXT[start:end], None, {"start": start, "end": end}, n)
+
+
+def places(shown: list[Found]) -> list[tuple[str, int, int, int]]:
+    return [(one.file_id, one.n, one.meta["start"], one.meta["end"]) for one in shown]
+
+
+def test_the_best_come_first_and_what_does_not_fit_leaves_room_for_less() -> None:
+    found = [part(0, 0, 400), part(1, 400, 2000, "file-2"), part(2, 2000, 2200, "file-3")]
+
+    first, second = (Room(0).count(excerpt(n, one)) + 2 for n, one in enumerate((found[0], found[2]), 1))
+
+    assert [one.file_id for one in pack(found, Room(0), first + second)] == ["file-1", "file-3"]
+    assert [one.file_id for one in pack(found, Room(0), first + second - 1)] == ["file-1"]
+    assert pack([], Room(0), 100) == []
+
+
+def test_excerpts_are_counted_as_they_are_shown(tokenizer: Tokenizer) -> None:
+    """A mark before each line is much where lines are short."""
+    room = Room(4096, tokenizer)
+    lines = [Found(f"file-{n}", "a.py", 1.0, "x\n" * 200, None, {}) for n in range(4)]
+    needed = [room.count(excerpt(n, one)) + 2 for n, one in enumerate(lines, 1)]
+
+    assert needed[0] > room.count(lines[0].text) + 200
+    assert len(pack(lines, room, sum(needed))) == 4
+    assert len(pack(lines, room, sum(needed) - 1)) == 3
+    [cut] = pack(lines, room, needed[0] // 2)
+    assert needed[0] // 2 - 4 <= room.count(excerpt(1, cut)) + 2 <= needed[0] // 2
+
+
+def test_of_the_best_at_least_the_beginning_is_shown() -> None:
+    [cut] = pack([part(0, 500, 2000), part(1, 0, 20)], Room(0), -5)
+
+    assert Room(0).count(excerpt(1, cut)) == 88
+    assert (cut.text, cut.meta) == (TEXT[500 : cut.meta["end"]], {"start": 500, "end": cut.meta["end"]})
+    assert 64 * 4 < len(cut.text) < 88 * 4
+
+
+def test_parts_that_follow_each_other_stand_in_order_and_say_nothing_twice() -> None:
+    kept = [part(4, 800, 1000), part(0, 0, 100, "file-2"), part(3, 700, 900), part(9, 2000, 2100), part(5, 950, 1100)]
+
+    shown = together(kept)
+
+    assert places(shown) == [
+        ("file-1", 3, 700, 900),
+        ("file-1", 4, 900, 1000),
+        ("file-1", 5, 1000, 1100),
+        ("file-2", 0, 0, 100),
+        ("file-1", 9, 2000, 2100),
+    ]
+    assert "".join(one.text for one in shown[:3]) == TEXT[700:1100]
+    assert all(one.text == TEXT[one.meta["start"] : one.meta["end"]] for one in shown)
+
+
+def test_a_part_between_two_joins_them() -> None:
+    shown = together([part(1, 100, 200), part(3, 300, 400), part(0, 0, 50, "file-2"), part(2, 200, 300)])
+
+    assert [(one.file_id, one.n) for one in shown] == [("file-1", 1), ("file-1", 2), ("file-1", 3), ("file-2", 0)]
+
+
+def test_what_another_part_holds_whole_is_not_shown_again() -> None:
+    assert places(together([part(0, 0, 500), part(1, 100, 300)])) == [("file-1", 0, 0, 500)]
+
+
+def test_parts_that_say_no_place_stay_as_they_are() -> None:
+    bare = Found("file-1", "a", 1.0, "text", None, {})
+
+    assert together([bare, bare]) == [bare, bare]
+    assert pack([bare], Room(0), 0)[0].meta == {}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = materialise(MINILM, tmp_path_factory.mktemp("models"))
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def test_tokens_are_the_models_own_and_else_estimated(tokenizer: Tokenizer) -> None:
+    exact, rough = Room(512, tokenizer), Room(512)
+
+    assert (exact.count("hello world"), rough.count("hello world")) == (2, 3)
+    assert rough.count("ééé") == 2
+
+
+def test_the_question_and_its_answer_take_their_part(tokenizer: Tokenizer) -> None:
+    room = Room(2048, tokenizer)
+    short: dict[str, Any] = {"input": "hello"}
+
+    assert room.left(short | {"max_output_tokens": 100}) - room.left(short | {"max_output_tokens": 300}) == 200
+    assert 1300 < room.left(short) < 2048 - 512
+    longer = {"input": "hello " * 500}
+    assert room.left(short) - room.left(longer) == pytest.approx(499, abs=3)
+    assert room.left({"input": "x" * 70_000}) == 0
+    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{'iVBORw0KGgo+/' * 9000}=="}
+    assert room.left({"input": [{"role": "user", "content": [picture]}]}) > 1200
+
+
+MODELS = """
+models:
+  here: {source: {packaged: all-minilm-l6-v2}, engine: embed, max_model_len: 256, aliases: [nick]}
+  folder: {source: {path: folder}, engine: vllm, engine_args: {max_model_len: 77}}
+  bare: {source: {path: folder}, engine: vllm, queue: gpu.b}
+  remote: {source: {urls: ["http://127.0.0.1:9/v1"]}, engine: http, max_model_len: 4096}
+  unknown: {source: {urls: ["http://127.0.0.1:9/v1"]}, engine: http}
+  hub: {source: {repo: a/b, revision: "0000000000000000000000000000000000000000"}, engine: vllm, queue: gpu.c}
+  gone: {source: {path: nowhere}, engine: vllm, queue: gpu.d}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "counted"),
+    [
+        ("here", 256, True), ("nick", 256, True), ("folder", 77, True), ("bare", 900, True), ("remote", 4096, False),
+        ("unknown", 16_384, False), ("hub", 16_384, False), ("gone", 16_384, False), ("nobody", 16_384, False),
+    ],
+)  # fmt: skip
+def test_the_room_of_a_model_is_what_its_files_say(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, context: int, counted: bool
+) -> None:
+    (tmp_path / "models.yaml").write_text(MODELS)
+    (tmp_path / "folder").mkdir()
+    tokenizer.save(str(tmp_path / "folder" / "tokenizer.json"))
+    (tmp_path / "folder" / "config.json").write_text('{"max_position_embeddings": 900}')
+    registry = Registry.read(tmp_path / "models.yaml")
+
+    room = Rooms(Settings(data_dir=tmp_path), lambda: registry).of(name)
+
+    assert (room.context, room.tokenizer is not None) == (context, counted)
+
+
+def test_a_history_that_may_be_cut_leaves_room_for_excerpts() -> None:
+    room = Room(16_384)
+    long = {"input": [{"role": "user", "content": "x" * 70_000}, {"role": "user", "content": "Cats?"}]}
+
+    assert room_for_excerpts(room, long) < 0
+    assert room_for_excerpts(room, long | {"context": {"route_long": "large"}}) < 0
+    for terms in ({"context": {"strategy": "sliding_window"}}, {"truncation": "auto"}):
+        assert 7_000 < room_for_excerpts(room, long | terms) < 8_192
+
+
+def test_excerpts_stay_within_what_is_asked_for_the_prompt() -> None:
+    body = {"input": "Cats?", "context": {"strategy": "sliding_window", "max_tokens": 2000}}
+
+    assert 1_500 < room_for_excerpts(Room(16_384), body) < 2_000
+    assert room_for_excerpts(Room(16_384), {"input": "Cats?", "context": {"strategy": 5}}) > 10_000

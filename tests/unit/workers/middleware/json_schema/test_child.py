@@ -1,0 +1,62 @@
+"""What the child says, asked in this process: which references are followed, and what is wrong with a schema."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from workers.middleware.json_schema.checker_child import judged
+from workers.middleware.json_schema.checker_protocol import Ask, Bad, Judged
+
+
+def asked(schema: Any, *texts: str) -> Judged | Bad:
+    return judged(Ask(msgspec.json.encode(schema), list(texts)))
+
+
+def test_references_are_followed_through_objects_and_lists() -> None:
+    schema = {"$defs": {"n": {"type": "integer"}}, "anyOf": [{"type": "null"}, {"items": {"$ref": "#/$defs/n"}}]}
+
+    assert asked(schema, "[1, 2]", "null", '["a"]') == Judged(
+        [None, None, "['a'] is not valid under any of the given schemas"]
+    )
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"type": "null"}, {"items": {"$ref": "#/$defs/none"}}]},
+        {"properties": {"a": {"not": {"$ref": "#/$defs/none"}}}},
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_told_before_any_text_meets_it(schema: Any) -> None:
+    assert asked(schema) == Bad("a $ref leads nowhere: /$defs/none")
+
+
+def test_what_only_has_the_name_of_a_reference_is_none() -> None:
+    schema = {"properties": {"$ref": {"type": "string"}}, "required": ["$ref"]}
+
+    assert asked(schema, '{"$ref": "#nowhere"}', '{"$ref": 5}') == Judged(
+        [None, "$['$ref']: 5 is not of type 'string'"]
+    )
+
+
+def test_below_an_id_references_are_looked_at_with_the_texts_only() -> None:
+    schema = {"$id": "urn:example:tree", "$defs": {"leaf": {"$anchor": "leaf", "type": "integer"}}, "$ref": "#leaf"}
+    broken = {"$id": "urn:example:tree", "$ref": "#nothing"}
+
+    assert asked(schema, "5", '"five"') == Judged([None, "'five' is not of type 'integer'"])
+    assert asked(broken) == Judged([])
+    assert isinstance(asked(broken, "5"), Bad)
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "thing"}, "$.type: 'thing' is not valid under any of the given schemas"),
+        ({"properties": []}, "$.properties: [] is not of type 'object'"),
+        ({"$ref": "#"}, "it never ends."),
+        ({"$schema": ["x"]}, "it cannot be used: TypeError."),
+    ],
+)
+def test_what_is_wrong_with_a_schema_is_told_with_its_place(schema: Any, why: str) -> None:
+    assert asked(schema, "1") == Bad(why)

@@ -1,0 +1,72 @@
+"""Which schema a request asks for, and which texts of an answer are to be of it."""
+
+from typing import Any
+
+import pytest
+
+from jobs.errors import InvalidRequest
+from jobs.requests.endpoints import CHAT, RESPONSES
+from workers.engines.caps import MOST_SCHEMA_BYTES
+from workers.middleware.json_schema.schema_fields import schema_of, texts
+
+
+def test_a_chat_may_name_a_schema_without_having_one_and_a_response_may_not() -> None:
+    named = {"type": "json_schema", "name": "city"}
+
+    assert schema_of(CHAT, {"response_format": {"type": "json_schema", "json_schema": named}}) is None
+    with pytest.raises(InvalidRequest, match="it is no object") as no:
+        schema_of(RESPONSES, {"text": {"format": named}})
+    assert (no.value.param, no.value.code) == ("text.format.schema", "invalid_json_schema")
+
+
+@pytest.mark.parametrize("told", [None, [], "city"])
+def test_what_stands_in_the_place_of_a_named_schema_is_refused(told: Any) -> None:
+    with pytest.raises(InvalidRequest, match="it is no object"):
+        schema_of(CHAT, {"response_format": {"type": "json_schema", "json_schema": told}})
+
+
+def test_a_schema_may_have_so_many_bytes_and_no_more() -> None:
+    def asked(size: int) -> dict[str, Any]:
+        schema = {"title": "x" * (size - len('{"title":""}'))}
+        return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+
+    assert len(schema_of(CHAT, asked(MOST_SCHEMA_BYTES)) or b"") == MOST_SCHEMA_BYTES
+    with pytest.raises(InvalidRequest, match=f"more than {MOST_SCHEMA_BYTES} bytes"):
+        schema_of(CHAT, asked(MOST_SCHEMA_BYTES + 1))
+
+
+@pytest.mark.parametrize("url", [CHAT, RESPONSES])
+@pytest.mark.parametrize("body", [None, [], "text", {"choices": None, "output": None, "status": "completed"}])
+def test_what_is_no_answer_has_no_texts(url: str, body: Any) -> None:
+    assert texts(url, body) == []
+
+
+def response(*output: Any) -> dict[str, Any]:
+    return {"status": "completed", "output": list(output)}
+
+
+def said(*parts: Any) -> dict[str, Any]:
+    return {"type": "message", "content": list(parts)}
+
+
+WORD = {"type": "output_text", "text": '{"n": 1}'}
+
+
+@pytest.mark.parametrize("call", ["function_call", "mcp_call"])
+def test_a_response_that_only_calls_is_to_be_no_json_and_one_that_speaks_too_is(call: str) -> None:
+    calls = {"type": call, "arguments": "{"}
+
+    assert texts(RESPONSES, response({"type": "reasoning"}, calls)) == []
+    assert texts(RESPONSES, response(calls, said(WORD))) == [WORD["text"]]
+
+
+def test_a_response_that_refuses_in_any_part_is_to_be_no_json() -> None:
+    assert texts(RESPONSES, response(said(WORD), said({"type": "refusal", "refusal": "No."}))) == []
+
+
+def test_a_responses_texts_are_one_and_what_is_none_is_left_out() -> None:
+    other = {"type": "output_text", "text": " "}
+    odd = ({"type": "message", "content": "bare"}, 5, said(7, {"type": "annotation", "text": "no"}))
+
+    assert texts(RESPONSES, response(said(WORD), said(other), *odd)) == [WORD["text"] + " "]
+    assert texts(RESPONSES, response({"type": "reasoning"})) == [""]

@@ -1,0 +1,108 @@
+"""All that stands before an engine, together and in the order of a worker."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.db.engine import Database
+from jobs.retrieval.searches import Found, Search
+from jobs.settings import Settings
+from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
+from workers.engines.port import Request
+from workers.middleware.caching.caching_engine import Cached
+from workers.middleware.caching.response_cache import Shelf
+from workers.middleware.file_search.packing import Room
+from workers.middleware.json_schema.checker import Checker
+from workers.middleware.pipeline import Needs, before
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+CUT = {"strategy": "sliding_window"}
+OLD = [{"role": "user", "content": "old " * 60}, {"role": "assistant", "content": "yes " * 60}]
+TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}
+CATS = Found("file-1", "cats.md", 0.9, "Cats purr. " * 15, {}, {})
+FORMAT = {"name": "s", "schema": SCHEMA}
+
+
+class Layers:
+    def __init__(self, config: Settings, shelf: Shelf, checker: Checker) -> None:
+        self.shelf = shelf
+        self.says = ['{"n": "four"}', '{"n": 4}']  # wrong once, and right when it is asked again
+        self.engine = Counting(says=lambda _: self.says[min(len(self.engine.asked), len(self.says)) - 1])
+        needs = Needs(
+            measure=self.engine.length,
+            identity=lambda name: (name, "weights"),
+            others=Nobody(),
+            search=self._search,
+            rooms=lambda _: Room(10_000),
+            shelf=shelf,
+            checker=checker,
+        )
+        self.all: Cached = before(self.engine, needs, config)
+        self.searches: list[Search] = []
+
+    async def ask(self, url: str, **body: Any) -> Any:
+        request = Request(url, {"model": MODEL, "temperature": 0, **body}, "req_1", tenant="p")
+        answer = await self.all.answer(request)
+        self.shelf.flush()
+        return msgspec.json.decode(answer.body) | {"http": answer.status}
+
+    async def _search(self, request: Request, search: Search) -> list[Found]:
+        self.searches.append(search)
+        return [CATS]
+
+
+@pytest.fixture
+async def layers(sqlite: Database, tmp_path: Path) -> AsyncIterator[Layers]:
+    shelf, checker = Shelf(sqlite, 1 << 20), Checker()
+    yield Layers(Settings(data_dir=tmp_path, database_url=sqlite.url), shelf, checker)
+    await checker.close()
+    shelf.close()
+
+
+async def test_what_is_cached_is_the_answer_that_was_cut_and_checked(layers: Layers) -> None:
+    body = {
+        "messages": [*OLD, {"role": "user", "content": "A number?"}],
+        "max_tokens": 10,
+        "context": CUT,
+        "response_format": {"type": "json_schema", "json_schema": FORMAT},
+        "cache": True,
+    }
+
+    first = await layers.ask("/v1/chat/completions", **body)
+    again = await layers.ask("/v1/chat/completions", **body)
+
+    assert first["choices"][0]["message"]["content"] == '{"n": 4}'
+    assert first["context"]["dropped_messages"] == 2
+    assert again["cached"] is True
+    assert {name: again[name] for name in ("choices", "context")} == {
+        name: first[name] for name in ("choices", "context")
+    }
+    assert len(layers.engine.asked) == 2
+    assert not any(request.body.keys() & {"cache", "context"} for request in layers.engine.asked)
+    assert "old" not in json.dumps([request.body["messages"] for request in layers.engine.asked])
+
+
+async def test_what_files_say_is_fitted_checked_and_not_cached(layers: Layers) -> None:
+    body = {
+        "input": [{"role": "user", "content": "old " * 40}, {"role": "user", "content": "Cats?"}],  # short by itself
+        "max_output_tokens": 10,
+        "tools": [TOOL],
+        "context": CUT,
+        "text": {"format": {"type": "json_schema", **FORMAT}},
+    }
+
+    refused = await layers.ask("/v1/responses", **body, cache=True)
+    answer = await layers.ask("/v1/responses", **body, cache=False)
+
+    assert (refused["http"], refused["error"]["param"]) == (400, "cache")
+    assert [item["type"] for item in answer["output"]] == ["file_search_call", "message"]
+    assert answer["output"][1]["content"][0]["text"] == '{"n": 4}'
+    assert answer["context"]["strategy"] == "sliding_window"
+    assert [search.queries for search in layers.searches] == [("Cats?",)]
+    asked = [request.body["input"][0]["content"] for request in layers.engine.asked]
+    assert all(one.startswith("Excerpts of files:\n[1]\n> cats.md") and one.endswith("\nCats?") for one in asked)
+    assert not any(request.body.keys() & {"cache", "context", "tools"} for request in layers.engine.asked)

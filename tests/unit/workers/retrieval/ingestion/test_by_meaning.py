@@ -1,0 +1,181 @@
+"""Chunks by meaning: sentences are embedded, then cut, then the chunks are; and workers die in between."""
+
+from typing import Any
+
+import pytest
+
+from jobs.ledger.states import JobState
+from jobs.retrieval import documents
+from jobs.retrieval.documents import Document
+from tests.support.ingesting import Killed, Works, refuses
+from workers.retrieval.ingestion import chunk_options
+from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
+from workers.retrieval.ingestion.semantic import WINDOW
+
+KIWI = "The kiwi is a small bird of New Zealand that cannot fly and sleeps by day. "
+LAVA = "A volcano opens where molten rock has found its way up through the hard crust. "
+BREAD = "Bakers let dough of flour and water rest until yeast has filled it with gas. "
+TOPICS = (KIWI * 4 + LAVA * 4 + BREAD * 4).strip()
+BY_MEANING: dict[str, Any] = {"type": "semantic", "semantic": {"max_chunk_size_tokens": 200, "threshold": 0.3}}
+
+
+def stored(mill: Works, store: str, file: str) -> Document:
+    document = documents.load(mill.storage, store, mill.row(store, file).version)
+    assert document is not None
+    return document
+
+
+def test_a_text_is_cut_where_its_topic_changes(both: Works) -> None:
+    store = both.store(chunking_strategy=BY_MEANING)
+    file = both.upload(TOPICS)
+
+    both.batch(store, file)
+    both.drive()
+
+    found = both.search(store, "kiwi bird volcano rock bakers dough", limit=50)
+    assert sorted(one.text for one in found) == sorted(topic.strip() for topic in (KIWI * 4, LAVA * 4, BREAD * 4))
+    content = both.get(f"/vector_stores/{store}/files/{file}/content")["data"][0]["text"]
+    assert all(content[one.meta["start"] : one.meta["end"]] == one.text for one in found)
+    assert both.get(f"/vector_stores/{store}/files/{file}")["chunking_strategy"] == BY_MEANING
+    both.assert_tidy(store)
+
+
+def test_each_sentence_costs_an_embedding_and_is_counted(mill: Works) -> None:
+    store = mill.store(chunking_strategy=BY_MEANING)
+    sentences = [f"{KIWI.strip()[:-1]} number {n}." for n in range(20)]
+    batch = mill.batch(store, mill.upload(" ".join(sentences)))
+
+    mill.drive()
+
+    asked = [text for texts in mill.engine.asked for text in texts]
+    entries = sum(mill.written(store).values())
+    assert len(asked) == len(sentences) + WINDOW - 1 + entries
+    assert mill.job(batch).input_tokens == sum(map(len, asked))  # of this engine a character is a token
+
+
+def test_with_other_parameters_it_is_cut_anew_and_with_the_same_it_is_not(mill: Works) -> None:
+    store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
+    mill.attach(store, file)
+    mill.drive()
+    asked = mill.engine.texts
+
+    mill.attach(store, file, chunking_strategy=BY_MEANING)
+    mill.drive()
+    assert mill.engine.texts == asked
+
+    whole = {"type": "semantic", "semantic": {"max_chunk_size_tokens": 250, "threshold": 2}}
+    mill.attach(store, file, chunking_strategy=whole)
+    mill.drive()
+    assert mill.engine.texts > asked
+    assert mill.row(store, file).entries == 1
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
+    points = 0
+    for at in range(1, 200):
+        store = mill.store(chunking_strategy=BY_MEANING)
+        files = [mill.upload(f"{TOPICS} {at}"), mill.upload(f"{LAVA * 3}{BREAD * 3} {at}")]
+        batch = mill.batch(store, *files)
+        mill.reaper.arm(at)
+        try:
+            mill.drive()
+        except Killed:
+            points += 1
+        else:
+            mill.reaper.armed = False
+            break
+        mill.bury()
+        mill.drive()
+
+        assert set(mill.statuses(store).values()) == {("completed", None)}
+        job = mill.job(batch)
+        assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 2, 0)
+        mill.purge()
+        mill.assert_tidy(store)
+        for file in files:
+            assert stored(mill, store, file).sentences == ()
+            assert len(stored(mill, store, file).chunks) == mill.row(store, file).entries
+
+    assert points >= 25
+
+
+def test_who_comes_after_a_death_embeds_no_sentence_again(mill: Works) -> None:
+    store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
+    mill.batch(store, file)
+    mill.vectors.before_write = lambda: mill.reaper.arm(1)
+
+    with pytest.raises(Killed):
+        mill.drive()
+    asked = mill.engine.texts
+    mill.vectors.before_write = bool
+    mill.bury()
+    mill.drive()
+
+    assert mill.engine.texts == asked + mill.row(store, file).entries == asked + 3
+
+
+def test_a_zombies_late_cut_changes_nothing_and_leaves_nothing(both: Works) -> None:
+    store, file = both.store(chunking_strategy=BY_MEANING), both.upload(TOPICS)
+    batch = both.batch(store, file)
+    both.drive(until="index")
+    [bell] = both.owed()
+
+    def overtaken(_path: str) -> None:
+        both.storage.before_put = str
+        both.bury()
+        both.drive()
+        both.delete(f"/vector_stores/{store}/files/{file}")
+        both.purge()
+
+    both.storage.before_put = overtaken
+    both.hear(bell)
+    both.drive()
+
+    assert both.job(batch).completed == 1
+    both.purge()
+    both.assert_tidy(store)
+    assert both.storage.list(documents.folder(store)) == []
+
+
+def test_a_sentence_that_no_engine_takes_fails_its_file_alone(mill: Works) -> None:
+    store = mill.store(chunking_strategy=BY_MEANING)
+    good, bad = mill.upload(TOPICS), mill.upload(f"{KIWI * 3}Here is a poison in a sentence of so many words. {LAVA}")
+    mill.engine.fault = refuses("poison")
+
+    mill.batch(store, good, bad)
+    mill.drive()
+
+    assert mill.statuses(store) == {good: ("completed", None), bad: ("failed", "server_error")}
+
+
+def test_a_long_document_is_looked_at_slice_by_slice(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = mill.store(chunking_strategy=BY_MEANING)
+    texts = [f"{sentence.strip()[:-1]} number {n}." for n in range(100) for sentence in (KIWI, LAVA, BREAD)]
+    files = [mill.upload(" ".join(texts))]
+    mill.batch(store, *files)
+    mill.drive()
+    once = stored(mill, store, files[0]).chunks
+
+    monkeypatch.setattr("workers.retrieval.ingestion.index.CHUNKS_AT_ONCE", 7)
+    other = mill.store(chunking_strategy=BY_MEANING, name="other")
+    mill.batch(other, *files)
+    mill.drive()
+
+    assert len(texts) > CHUNKS_AT_ONCE
+    assert stored(mill, other, files[0]).chunks == once
+
+
+def test_a_tokenizer_that_cannot_be_read_fails_the_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any) -> Any:
+        raise chunk_options.NoTokenizer("There is none.")
+
+    store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
+    mill.batch(store, file)
+    mill.drive(until="index")
+    monkeypatch.setattr(chunk_options, "cutting_of", unreadable)
+    mill.drive()
+
+    assert mill.statuses(store) == {file: ("failed", "server_error")}
+    assert mill.row(store, file).error_message == "There is none."

@@ -1,0 +1,150 @@
+"""A worker that dies anywhere is followed by another: each file comes in once, and nothing is left of the attempt."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.ledger.states import JobState
+from tests.support.ingesting import Killed, Works
+from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
+
+TEXTS = [f"Number {name} is a word of its own. " * 25 for name in ("one", "two", "three")]
+BROKEN = b"\x7fELF\x00\x01"
+
+
+def deaths(mill: Works) -> Iterator[tuple[str, str, list[str]]]:
+    """For each point at which a worker can die, from the plan to the end: a batch with a refused file, and a death."""
+    for at in range(1, 200):
+        store = mill.store()
+        files = [mill.upload(text) for text in TEXTS] + [mill.upload(BROKEN, "a.bin")]
+        batch = mill.batch(store, *files)
+        mill.reaper.arm(at)
+        try:
+            mill.drive()
+        except Killed:
+            yield store, batch, files
+        else:
+            mill.reaper.armed = False
+            return
+
+
+def test_whoever_dies_wherever_each_file_comes_in_once(mill: Works) -> None:
+    points = 0
+    for store, batch, files in deaths(mill):
+        points += 1
+        embedded = mill.engine.texts
+        mill.bury()
+        mill.drive()
+
+        assert [status for status, _ in mill.statuses(store).values()].count("completed") == len(TEXTS)
+        job = mill.job(batch)
+        assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, len(TEXTS), 1)
+        told = mill.told(batch)
+        assert [told.count(("vector_store.file.completed", file)) for file in files] == [1] * len(TEXTS) + [0]
+        assert told.count(("vector_store.file.failed", files[-1])) == 1
+        assert told.count(("vector_store.file_batch.completed", batch)) == 1
+        assert mill.engine.texts - embedded <= sum(row.entries for row in mill.rows(store)) <= CHUNKS_AT_ONCE
+        found = {one.file_id for one in mill.search(store, "number word", limit=50)}
+        assert found == set(files[:-1])
+        mill.purge()
+        mill.assert_tidy(store)
+        assert sum(mill.written(store).values()) == sum(row.entries for row in mill.rows(store))
+
+    assert points >= 30
+
+
+def test_what_a_dead_worker_has_written_is_not_embedded_again(mill: Works) -> None:
+    """Vectors that nobody can find yet are known all the same."""
+    store = mill.store()
+    batch = mill.batch(store, *[mill.upload(text) for text in TEXTS])
+    mill.vectors.after_write = lambda: mill.reaper.arm(1)  # in the commit that would have shown them
+
+    with pytest.raises(Killed):
+        mill.drive()
+    asked = mill.engine.texts
+    mill.vectors.after_write = bool
+    assert mill.search(store, "number") == []
+    mill.bury()
+    mill.drive(until="finish")
+
+    written = sum(mill.written(store).values())
+    entries = sum(row.entries for row in mill.rows(store))
+    assert mill.engine.texts < asked + entries
+    assert written > entries
+    mill.drive()
+    mill.purge()
+    mill.assert_tidy(store)
+    assert mill.job(batch).completed == len(TEXTS)
+
+
+def test_a_zombie_that_commits_late_shows_nothing_and_leaves_nothing(both: Works) -> None:
+    store = both.store()
+    both.batch(store, *[both.upload(text) for text in TEXTS[:2]])
+
+    def another_took_over() -> None:
+        both.vectors.after_write = bool
+        both.bury()
+        both.drive()
+        seen.append({row.document for row in both.rows(store)})
+        both.purge()
+
+    seen: list[set[str | None]] = []
+    both.vectors.after_write = another_took_over
+    both.drive()  # the outer call is the zombie: its vectors are written, its claim is gone
+
+    assert [{row.document for row in both.rows(store)}] == seen
+    both.purge()
+    both.assert_tidy(store)
+
+
+def test_a_zombie_that_still_writes_shows_nothing_and_leaves_nothing(both: Works) -> None:
+    store = both.store()
+    both.batch(store, *[both.upload(text) for text in TEXTS[:2]])
+
+    def another_took_over() -> None:
+        both.vectors.before_write = bool
+        both.bury()
+        both.drive()
+        both.purge()
+
+    both.vectors.before_write = another_took_over
+    both.drive()
+
+    both.purge()
+    both.assert_tidy(store)
+    assert {status for status, _ in both.statuses(store).values()} == {"completed"}
+
+
+def test_a_zombie_that_still_parses_changes_nothing(mill: Works) -> None:
+    store = mill.store()
+    batch = mill.batch(store, *[mill.upload(text) for text in TEXTS[:2]])
+
+    def another_took_over(_: str) -> None:
+        mill.storage.before_put = str
+        mill.bury()
+        mill.drive()
+
+    mill.storage.before_put = another_took_over
+    mill.drive()
+
+    assert mill.job(batch).completed == 2
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def test_commits_whose_answers_are_lost_count_once(mill: Works) -> None:
+    """Each transaction is committed, the database does not say so, and it is tried again."""
+    store = mill.store()
+    files = [mill.upload(text) for text in TEXTS]
+    batch = mill.batch(store, *files, mill.upload(BROKEN, "a.bin"))
+
+    mill.db.loses_answers = True
+    mill.drive()
+
+    job = mill.job(batch)
+    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, len(TEXTS), 1)
+    assert job.input_tokens == sum(len(text) for texts in mill.engine.asked for text in texts)
+    told = mill.told(batch)
+    assert len(told) == len(set(told)) == len(TEXTS) + 1 + 3
+    mill.purge()
+    mill.assert_tidy(store)

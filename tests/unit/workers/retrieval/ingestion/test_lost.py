@@ -1,0 +1,97 @@
+"""Workers that hear that what they hold is somebody else's by now, or that there is nothing to bring it into."""
+
+import pytest
+
+from jobs.retrieval import indexes
+from tests.support.ingesting import Works
+from workers.retrieval.ingestion import index
+
+PROSE = "The kiwi is a bird that cannot fly. " * 40
+OTHER = "A volcano is a mountain that opens to molten rock. " * 40
+
+
+def lose(mill: Works) -> None:
+    """The keeper hears that all it holds is somebody else's by now."""
+    for hold in set(mill.context.keeper._holds):
+        hold.end(lost=True)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2], ids=["while it embeds", "between two writes", "when all is written"])
+def test_who_hears_that_its_claim_is_lost_publishes_nothing_and_has_it_removed(
+    mill: Works, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 2)
+    store, file = mill.store(), mill.upload(PROSE)
+    batch = mill.attach(store, file)
+    mill.drive(until="index")
+    written: list[int] = []
+
+    def wrote() -> None:
+        written.append(1)
+        if len(written) == writes:
+            lose(mill)
+
+    mill.vectors.after_write = wrote
+    mill.engine.fault = None if writes else lambda _: lose(mill)
+    mill.hear(mill.owed()[0])
+
+    (shard,) = mill.shards(batch)
+    assert (shard.state, shard.done, mill.search(store, "kiwi"), len(written)) == ("running", 0, [], writes)
+    assert mill.removals() == (["leftovers"] if writes else [])
+    mill.vectors.after_write, mill.engine.fault = bool, None
+    mill.bury()
+    mill.drive()
+    assert mill.row(store, file).entries == 4
+    assert mill.statuses(store) == {file: ("completed", None)}
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def test_who_hears_that_its_claim_is_lost_while_it_parses_passes_nothing_on(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    batch = mill.attach(store, file)
+    mill.drive(until="parse")
+
+    mill.storage.before_put = lambda _: lose(mill)
+    mill.hear(mill.owed()[0])
+    mill.storage.before_put = str
+
+    assert [shard.state for shard in mill.shards(batch)] == ["running"]
+    mill.bury()
+    mill.drive()
+    assert mill.statuses(store) == {file: ("completed", None)}
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+@pytest.mark.parametrize("step", ["parse", "index"])
+def test_what_was_to_go_into_an_index_that_is_gone_is_counted_as_failed(
+    mill: Works, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whoever removes it ends its jobs a moment later."""
+    store = mill.store()
+    batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER))
+    mill.drive(until=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexes, "alive", lambda *_: None)
+        mill.hear(mill.owed()[0])
+    mill.drive()
+
+    assert (mill.job(batch).completed, mill.job(batch).failed) == (0, 2)
+    assert mill.engine.asked == []
+
+
+@pytest.mark.parametrize("step", ["parse", "index"])
+def test_a_doorbell_that_rings_twice_is_answered_once(mill: Works, step: str) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    batch = mill.attach(store, file)
+    mill.drive(until=step)
+    bell = mill.owed()[0]
+
+    for _ in range(2):
+        mill.hear(bell)
+    mill.drive()
+
+    assert mill.statuses(store) == {file: ("completed", None)}
+    assert mill.job(batch).completed == 1

@@ -1,0 +1,167 @@
+"""What one file, store or moment suffers, others do not; and a document may be as long as it likes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from jobs.clock import now
+from jobs.errors import DatabaseBusy
+from jobs.retrieval import documents
+from jobs.retrieval.tables import VectorStore
+from tests.support.ingesting import Killed, Works
+from tests.support.system import eventually
+from workers.retrieval.ingestion import index, parse
+from workers.vectors.base import Store, VectorsAway
+
+PROSE = "The kiwi is a bird that cannot fly. " * 40
+LONG = " ".join(
+    f"Paragraph {n} tells of animal{n} and of plant{n}, and of nothing else at all.\n\n" for n in range(200)
+)
+
+
+def once(real: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """Fails the first time."""
+    left = [error]
+
+    def call(*given: Any, **named: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*given, **named)
+
+    return call
+
+
+def test_a_database_that_is_away_fails_no_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    monkeypatch.setattr(parse.cutting, "cutting_of", once(parse.cutting.cutting_of, DatabaseBusy()))
+
+    mill.drive()
+
+    assert mill.statuses(store) == {file: ("completed", None)}
+
+
+def test_a_long_document_is_embedded_in_slices_and_seen_whole_or_not_at_all(
+    both: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 8)
+    store, file = both.store(), both.upload(LONG)
+    both.attach(store, file)
+    both.drive(until="index")
+    seen: list[int] = []
+    both.vectors.after_write = lambda: seen.append(len(both.search(store, "animal7", vector_weight=0.0)))
+
+    both.drive()
+
+    row = both.row(store, file)
+    assert row.entries > 24
+    assert len(seen) == -(-row.entries // 8)
+    assert set(seen) == {0}
+    assert both.search(store, "animal7", vector_weight=0.0)[0].file_id == file
+    both.assert_tidy(store)
+
+
+def test_a_long_document_goes_on_where_its_worker_died(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "CHUNKS_AT_ONCE", 8)
+    store, file = both.store(), both.upload(LONG)
+    both.attach(store, file)
+    both.drive(until="index")
+    writes: list[int] = []
+
+    def die() -> None:
+        writes.append(1)
+        if len(writes) == 3:
+            raise Killed
+
+    both.vectors.after_write = die
+    with pytest.raises(Killed):
+        both.drive()
+    asked = both.engine.texts
+    both.bury()
+    both.drive()
+
+    row = both.row(store, file)
+    assert (row.status, asked) == ("completed", 24)
+    assert both.engine.texts == row.entries  # none twice
+    both.purge()
+    both.assert_tidy(store)
+
+
+def test_a_store_that_cannot_be_purged_keeps_nobody_else_s_removals(
+    mill: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, good = mill.store(), mill.store()
+    for store in (broken, good):
+        file = mill.upload(PROSE)
+        mill.attach(store, file)
+        mill.drive()
+        mill.delete(f"/vector_stores/{store}/files/{file}")
+    real = mill.vectors.inner.drop
+
+    def drop(store: Store, keys: Any) -> int:
+        if store.id == broken:
+            raise ValueError("unreadable")
+        return real(store, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mill.vectors.inner, "drop", drop)
+        with pytest.raises(AssertionError):
+            mill.purge()
+        assert mill.written(good) == {}
+        assert mill.written(broken) != {}
+    mill.purge()
+
+    assert mill.written(broken) == {}
+
+
+def test_another_store_that_cannot_be_read_is_not_needed(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = mill.store(), mill.store()
+    mill.attach(first, mill.upload(PROSE))
+    mill.drive()
+    real = mill.vectors.inner.known
+
+    def known(store: Store, digests: Any) -> Any:
+        if store.id == first:
+            raise VectorsAway
+        return real(store, digests)
+
+    monkeypatch.setattr(mill.vectors.inner, "known", known)
+    file = mill.upload(PROSE + "!")
+    mill.attach(second, file)
+    mill.drive()
+
+    assert mill.statuses(second) == {file: ("completed", None)}
+
+
+def test_a_file_removed_while_its_new_version_is_made_leaves_no_text(both: Works) -> None:
+    store, file = both.store(), both.upload(PROSE)
+    both.attach(store, file)
+    both.drive()
+    job = both.attach(store, file, chunking_strategy={"type": "auto"})
+    both.drive(until="index")
+    both.delete(f"/vector_stores/{store}/files/{file}")
+    both.ok(f"/jobs/{job}/cancel")
+    both.drive()
+
+    both.purge()
+
+    assert both.storage.list(documents.folder(store)) == []
+    assert both.written(store) == {}
+
+
+def test_a_search_is_a_use(mill: Works) -> None:
+    store = mill.store(expires_after={"anchor": "last_active_at", "days": 2})
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    with mill.db.write() as session:
+        old = {"active_at": now() - 86_400, "expires_at": now() + 86_400}
+        session.execute(update(VectorStore).where(VectorStore.id == store).values(old))
+
+    mill.search(store, "a bird")
+
+    def left() -> float:
+        return float(mill.get(f"/vector_stores/{store}")["expires_at"]) - now()
+
+    eventually(lambda: left() == pytest.approx(2 * 86_400, abs=60), 10, "the use is noted")

@@ -1,0 +1,199 @@
+"""Passages and queries are embedded behind their prompts, and what other prompts made is not taken for the same."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.fleet.models_file import Registry
+from jobs.settings import Settings
+from tests.support.ingesting import MODEL, Works
+from workers.engines.embed_forward import for_server
+from workers.engines.packaged import MINILM, materialise
+from workers.engines.port import Request
+from workers.retrieval.ingestion import chunk_options, prompting
+
+PROSE = "The kiwi is a bird that cannot fly. " * 40
+
+
+def models_file(mill: Works, **args: str) -> None:
+    source = {"packaged": MINILM}
+    models = {MODEL: {"source": source, "engine": "embed", "engine_args": args}}
+    (mill.folder / "models.yaml").write_text(json.dumps({"models": models}))
+
+
+def bring_in(mill: Works, store: str, file: str) -> list[str]:
+    """The texts that were embedded for it."""
+    mill.engine.asked.clear()
+    mill.attach(store, file)
+    mill.drive()
+    assert mill.statuses(store)[file] == ("completed", None)
+    return [text for texts in mill.engine.asked for text in texts]
+
+
+def test_passages_and_queries_are_embedded_behind_their_prompts(both: Works) -> None:
+    models_file(both, query_prompt="query: ", passage_prompt="passage: ")
+    store, file = both.store(), both.upload(PROSE)
+
+    texts = bring_in(both, store, file)
+    both.engine.asked.clear()
+    [found, *_] = both.search(store, "kiwi", text_weight=0.0)
+
+    assert texts
+    assert all(text.startswith("passage: ") for text in texts)
+    assert both.engine.asked == [["query: kiwi"]]
+    assert "passage: " not in found.text  # what is shown is the file's own
+    assert found.meta["sha256"] == hashlib.sha256(found.text.encode()).hexdigest()
+
+
+def test_engine_is_told_to_put_nothing_before_them(both: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    models_file(both, prompt="text: ")
+    bodies: list[dict[str, Any]] = []
+    answer = both.host.engine.answer
+    monkeypatch.setattr(both.host.engine, "answer", lambda request: (bodies.append(request.body), answer(request))[1])
+    store, file = both.store(), both.upload(PROSE)
+
+    bring_in(both, store, file)
+    both.search(store, "kiwi")
+
+    assert {body["input_type"] for body in bodies} == {"raw"}
+    assert all(text.startswith("text: ") for body in bodies for text in body["input"])
+
+
+def test_an_engine_that_was_started_with_a_prompt_is_told_so_too_when_the_prompt_is_gone(
+    both: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies: list[dict[str, Any]] = []
+    answer = both.host.engine.answer
+    monkeypatch.setattr(both.host.engine, "answer", lambda request: (bodies.append(request.body), answer(request))[1])
+    store, file = both.store(), both.upload(PROSE)
+
+    bring_in(both, store, file)
+    both.search(store, "kiwi")
+
+    assert len(bodies) >= 2
+    assert {body["input_type"] for body in bodies} == {"raw"}
+
+
+def test_vllm_is_sent_no_field_that_it_does_not_know(tmp_path: Path) -> None:
+    model = {"source": {"path": str(tmp_path)}, "engine": "vllm", "endpoints": ["/v1/embeddings"]}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": {"v": model}}))
+
+    assert prompting.query(Settings(data_dir=tmp_path), "v").fields(["a"]) == {"input": ["a"]}
+
+
+def test_a_server_without_prompts_is_not_told() -> None:
+    body = {"model": "m", **prompting.Prompt().fields(["a"])}
+
+    assert for_server(Request("/v1/embeddings", body, "r"), None).body == {"model": "m", "input": ["a"]}
+
+
+def test_file_attached_again_is_embedded_again_only_if_the_prompt_has_changed(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    first = bring_in(mill, store, file)
+    document = mill.row(store, file).document
+
+    models_file(mill, query_prompt="query: ")
+    for_queries_alone = bring_in(mill, store, file)
+    models_file(mill, passage_prompt="passage: ")
+    changed = bring_in(mill, store, file)
+    same = bring_in(mill, store, file)
+
+    assert for_queries_alone == same == []
+    assert [text.removeprefix("passage: ") for text in changed] == first
+    assert mill.row(store, file).document != document
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def test_no_vector_of_another_prompt_is_taken_from_a_neighbour(mill: Works) -> None:
+    one, other, file = mill.store(), mill.store(), mill.upload(PROSE)
+    models_file(mill, passage_prompt="passage: ")
+    first = bring_in(mill, one, file)
+    assert bring_in(mill, other, file) == []  # the same prompt: the neighbour's are taken
+
+    models_file(mill, passage_prompt="p: ")
+    again = bring_in(mill, other, file)
+
+    assert [text.removeprefix("p: ") for text in again] == [text.removeprefix("passage: ") for text in first]
+
+
+def test_prompt_that_changes_while_a_file_is_brought_in_is_whole_or_not_there(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive(until="index")
+
+    models_file(mill, passage_prompt="passage: ")
+    mill.drive()
+
+    assert {text.startswith("passage: ") for texts in mill.engine.asked for text in texts} == {True}
+    assert bring_in(mill, store, file) == []
+
+
+def test_models_file_that_is_wrong_is_waited_for(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive(until="index")
+    (mill.folder / "models.yaml").write_text("models: [")
+
+    mill.hear(mill.owed()[0])
+
+    assert mill.statuses(store)[file][0] == "in_progress"
+    (mill.folder / "models.yaml").unlink()
+    mill.drive()
+    assert mill.statuses(store)[file] == ("completed", None)
+
+
+def test_chunks_leave_room_for_the_prompt(tmp_path: Path) -> None:
+    chunking = {"type": "static", "static": {"max_chunk_size_tokens": 4096, "chunk_overlap_tokens": 0}}
+
+    def longest(**args: str) -> int:
+        models = {MODEL: {"source": {"packaged": MINILM}, "engine": "embed", "engine_args": args}}
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+        return chunk_options.cutting_of(Settings(data_dir=tmp_path), MODEL, chunking).max_tokens
+
+    assert longest() == 254
+    assert longest(query_prompt="one two three") == 254
+    assert longest(passage_prompt="one two three") == 254 - 3 - 2
+    assert longest(prompt="one two three") == 254 - 3 - 2
+
+
+@pytest.mark.parametrize(
+    ("said", "size", "overlap"),
+    [
+        ({"max_model_len": 8192}, 800, 400),
+        ({"max_model_len": 128}, 126, 63),
+        ({}, 510, 255),
+        ({"tokenizer": "own"}, 254, 127),
+        ({"tokenizer": "own", "max_model_len": 200}, 198, 99),
+    ],
+)
+def test_chunks_of_a_model_behind_a_url_are_as_long_as_it_takes(
+    tmp_path: Path, said: dict[str, Any], size: int, overlap: int
+) -> None:
+    own = shutil.copytree(materialise(MINILM, tmp_path), tmp_path / "own")
+    models = {"there": {"source": {"urls": ["http://localhost:9/v1"]}, "engine": "http", **said}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+    chunking = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
+
+    cut = chunk_options.cutting_of(Settings(data_dir=tmp_path), "there", chunking)
+
+    assert (cut.max_tokens, cut.overlap) == (size, overlap)
+    assert (cut.tokenizer == own / "tokenizer.json") == ("tokenizer" in said)
+
+
+def test_models_own_prompts_count(tmp_path: Path) -> None:
+    folder = shutil.copytree(materialise(MINILM, tmp_path), tmp_path / "model")
+    said = {"prompts": {"query": "q: ", "document": "d: "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    models = {MODEL: {"source": {"path": str(folder)}, "engine": "embed"}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+    config = Settings(data_dir=tmp_path)
+
+    assert Registry.load(config).resolve(MODEL)
+    assert prompting.query(config, MODEL).text == "q: "
+    assert prompting.passage(config, MODEL).text == "d: "
+    assert prompting.passage(config, "unknown") == prompting.Prompt()

@@ -1,0 +1,596 @@
+"""A second index beside the one in use: built, kept in step, switched to and back, removed, whoever dies meanwhile."""
+
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs.clock import now
+from jobs.errors import Conflict
+from jobs.inference.interactive import Piece, Question
+from jobs.ledger.audit_tables import Audit
+from jobs.ledger.states import JobState
+from jobs.retrieval import attachments, indexes, reindexing
+from jobs.retrieval.searches import Results, Search, decode_search, encode
+from jobs.retrieval.tables import VectorRemoval, VectorStore
+from tests.support.ingesting import MODEL, SMALL, Killed, Works, refuses
+from workers.engines.port import Answer, Request
+from workers.inference.client import Asking
+from workers.retrieval import verification
+from workers.vectors.rows import store_of
+
+TEXTS = [f"Number {name} is a word of its own. " * 60 for name in ("one", "two", "three")]
+LARGE = {"type": "static", "static": {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 0}}
+BROKEN = b"\x7fELF\x00\x01"
+
+
+def build(mill: Works, store: str, **fields: Any) -> str:
+    wanted = fields or {"chunking_strategy": LARGE, "embedding_dimensions": 32}
+    return str(mill.ok(f"/vector_stores/{store}/indexes", json=wanted)["id"])
+
+
+def index(mill: Works, store: str, name: str) -> dict[str, Any]:
+    return mill.get(f"/vector_stores/{store}/indexes/{name}")
+
+
+def status(mill: Works, store: str, name: str) -> str:
+    return str(index(mill, store, name)["status"])
+
+
+def switch(mill: Works, store: str, name: str, **fields: Any) -> dict[str, Any]:
+    return mill.ok(f"/vector_stores/{store}/indexes/{name}/switch", json=fields)
+
+
+def refused(mill: Works, store: str, name: str) -> tuple[int, str]:
+    answer = mill.api.post(f"/v1/vector_stores/{store}/indexes/{name}/switch")
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def found(mill: Works, store: str) -> set[str]:
+    return {one.file_id for one in mill.search(store, "number word", limit=50)}
+
+
+def assert_true(mill: Works, *names: str) -> None:
+    """Nothing is owed, SQL is the vectors, and each index holds what its files have and nothing else."""
+    mill.purge()
+    assert verification.verify(mill.db, mill.vectors, mill.storage).faults == []
+    for name in names:
+        mill.assert_tidy(name)
+
+
+def facts(mill: Works, store: str) -> dict[str, Any]:
+    """What a client sees of a store and its files, less what differs by index or with time."""
+    seen = mill.get(f"/vector_stores/{store}") | {"usage_bytes": 0, "last_active_at": 0}
+    files = mill.get(f"/vector_stores/{store}/files")["data"]
+    return seen | {"files": [(one["id"], one["created_at"], one["status"], one["vector_store_id"]) for one in files]}
+
+
+@pytest.fixture
+def shelf(mill: Works) -> tuple[str, list[str]]:
+    """A store with three files."""
+    store, files = mill.store(), [mill.upload(text) for text in TEXTS]
+    mill.batch(store, *files)
+    mill.drive()
+    return store, files
+
+
+def test_built_switched_to_and_back(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, files = shelf
+    before = mill.search(store, "number word", limit=50)
+    shown = facts(mill, store)
+
+    second = build(mill, store)
+    assert (status(mill, store, second), status(mill, store, store)) == ("building", "active")
+    mill.drive()
+    assert mill.search(store, "number word", limit=50) == before
+    assert mill.get(f"/vector_stores/{store}")["embedding_dimensions"] == 64
+    made = index(mill, store, second)
+    assert (made["status"], made["missing"], made["file_counts"]["completed"]) == ("ready", 0, 3)
+    assert (made["embedding_dimensions"], made["chunking_strategy"]) == (32, LARGE)
+    assert mill.job(made["job_id"]).state == JobState.SUCCEEDED
+
+    switch(mill, store, second)
+    after = mill.search(store, "number word", limit=50)
+    assert {one.file_id for one in after} == set(files)
+    assert len(after) < len(before)  # they are cut longer
+    assert facts(mill, store) | {"embedding_dimensions": 64} == shown
+    assert (status(mill, store, second), status(mill, store, store)) == ("active", "previous")
+
+    switch(mill, store, store)
+    assert mill.search(store, "number word", limit=50) == before
+    assert facts(mill, store) == shown
+    assert (status(mill, store, second), status(mill, store, store)) == ("previous", "active")
+    assert_true(mill, store, second)
+
+
+def test_whoever_dies_wherever_the_second_index_gets_whole_and_the_first_is_not_touched(
+    mill: Works, shelf: tuple[str, list[str]]
+) -> None:
+    store, files = shelf
+    mill.attach(store, mill.upload(BROKEN, "a.bin"))
+    mill.drive()
+    before, points = mill.search(store, "number word", limit=50), 0
+    step = 1 if mill.db.sqlite else 3  # what is the same on both is not asked of both
+    for at in range(1, 200, step):
+        second = build(mill, store)
+        mill.reaper.arm(at)
+        try:
+            mill.drive()
+        except Killed:
+            points += 1
+        else:
+            mill.reaper.armed = False
+            break
+        if status(mill, store, second) != "ready":
+            assert refused(mill, store, second) == (409, "index_incomplete")
+        assert mill.search(store, "number word", limit=50) == before
+        mill.bury()
+        mill.drive()
+
+        assert mill.search(store, "number word", limit=50) == before
+        made = index(mill, store, second)
+        assert (made["status"], made["file_counts"]["completed"], made["file_counts"]["failed"]) == ("ready", 3, 1)
+        switch(mill, store, second)
+        assert found(mill, store) == set(files)
+        switch(mill, store, store)
+        assert_true(mill, store, second)
+        mill.delete(f"/vector_stores/{store}/indexes/{second}")
+
+    assert_true(mill, store, second)
+    assert set(mill.vectors.stores()) == {store, second}
+    assert points * step >= 15
+
+
+def test_what_comes_and_goes_while_it_is_built_is_in_both(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, files = shelf
+    second = build(mill, store)
+    mill.drive(until="index")
+    late = mill.upload("Number four is a word that comes late. " * 60)
+    job = mill.attach(store, late, attributes={"year": 1})
+    mill.delete(f"/vector_stores/{store}/files/{files[0]}")
+    mill.delete(f"/files/{files[1]}")
+    mill.ok(f"/vector_stores/{store}/files/{files[2]}", json={"attributes": {"year": 2}})
+    mill.drive()
+
+    wanted: Any = {"type": "eq", "key": "year", "value": 2}
+    for name in (second, store):
+        switch(mill, store, name)
+        assert found(mill, store) == {late, files[2]}
+        assert {one.file_id for one in mill.search(store, "number word", filters=wanted)} == {files[2]}
+        assert mill.get(f"/vector_stores/{store}/files/{late}")["attributes"] == {"year": 1}
+    assert mill.row(second, late).chunking == LARGE
+    assert mill.row(store, late).chunking == SMALL
+    assert mill.told(job).count(("vector_store.file.completed", late)) == 1
+    beside = mill.row(second, late).job_id
+    assert [kind for kind, _ in mill.told(beside) if kind.startswith("vector_store")] == []
+    assert_true(mill, store, second)
+
+
+def test_after_the_switch_files_come_into_the_new_index_and_the_old_one_is_kept_in_step(
+    mill: Works, shelf: tuple[str, list[str]]
+) -> None:
+    store, files = shelf
+    second = build(mill, store)
+    mill.drive()
+    switch(mill, store, second)
+    late = mill.upload("Number five is a word for afterwards. " * 60)
+
+    batch = mill.batch(store, late)
+    assert mill.get(f"/vector_stores/{store}/files/{late}")["vector_store_id"] == store
+    mill.drive()
+
+    shown = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
+    assert (shown["vector_store_id"], shown["status"]) == (store, "completed")
+    assert [one["id"] for one in mill.get(f"/vector_stores/{store}/file_batches/{batch}/files")["data"]] == [late]
+    assert mill.row(second, late).job_id == batch
+    assert mill.get(f"/vector_stores/{store}/files/{late}/content")["data"][0]["text"].startswith("Number five")
+    assert found(mill, store) == {*files, late}
+    mill.delete(f"/vector_stores/{store}/files/{files[0]}")
+    switch(mill, store, store)
+    assert found(mill, store) == {*files[1:], late}
+    assert_true(mill, store, second)
+
+
+def test_a_build_that_is_cancelled_is_not_switched_to_until_it_is_synced(
+    mill: Works, shelf: tuple[str, list[str]]
+) -> None:
+    store, files = shelf
+    second = build(mill, store)
+    mill.drive(until="index")
+    mill.ok(f"/jobs/{index(mill, store, second)['job_id']}/cancel")
+    mill.drive()
+
+    made = index(mill, store, second)
+    assert (made["status"], made["missing"]) == ("cancelled", 3)
+    assert refused(mill, store, second) == (409, "index_incomplete")
+    assert found(mill, store) == set(files)
+    again = mill.ok(f"/vector_stores/{store}/indexes/{second}/sync")
+    assert (again["status"], again["job_id"] != made["job_id"]) == ("building", True)
+    mill.drive()
+
+    assert status(mill, store, second) == "ready"
+    assert mill.row(second, files[0]).chunking == LARGE
+    assert mill.ok(f"/vector_stores/{store}/indexes/{second}/sync")["job_id"] == again["job_id"]  # nothing is missing
+    switch(mill, store, second)
+    assert_true(mill, store, second)
+
+
+def test_a_file_that_fails_in_it_is_named_and_its_job_is_retried(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, files = shelf
+    mill.engine.fault = refuses("two")
+    second = build(mill, store)
+    mill.drive()
+    mill.engine.fault = None
+
+    made = index(mill, store, second)
+    assert (made["status"], made["missing"], made["file_counts"]["failed"]) == ("failed", 1, 1)
+    [listed] = mill.get(f"/vector_stores/{store}/indexes/{second}/files?filter=failed")["data"]
+    assert (listed["id"], listed["last_error"]["code"]) == (files[1], "server_error")
+    assert mill.get(f"/vector_stores/{store}/files/{files[1]}")["status"] == "completed"
+    assert mill.get(f"/jobs/{made['job_id']}")["vector_store_index_id"] == second
+    answer = mill.api.post(f"/v1/vector_stores/{store}/indexes/{second}/switch")
+    assert (answer.status_code, files[1] in answer.json()["error"]["message"]) == (409, True)
+    assert switch(mill, store, second, allow_missing=True)["status"] == "active"
+    assert found(mill, store) == {files[0], files[2]}
+    switch(mill, store, store)
+    assert found(mill, store) == set(files)
+
+    mill.ok(f"/jobs/{made['job_id']}/retry")
+    mill.drive()
+    assert index(mill, store, second)["missing"] == 0
+    assert found(mill, store) == set(files)
+    assert_true(mill, store, second)
+
+
+def test_a_file_that_failed_before_is_shown_as_failed_afterwards_and_can_be_retried(mill: Works) -> None:
+    store, good, bad = mill.store(), mill.upload(TEXTS[0]), mill.upload(TEXTS[1])
+    mill.engine.fault = refuses("two")
+    batch = mill.batch(store, good, bad)
+    mill.drive()
+    mill.engine.fault = None
+    second = build(mill, store)
+    mill.drive()
+    switch(mill, store, second)
+
+    counts = mill.get(f"/vector_stores/{store}")["file_counts"]
+    assert (counts["completed"], counts["failed"], counts["total"]) == (1, 1, 2)
+    assert mill.get(f"/vector_stores/{store}/files/{bad}")["last_error"]["code"] == "server_error"
+    mill.ok(f"/jobs/{batch}/retry")
+    mill.drive()
+
+    assert found(mill, store) == {good, bad}
+    assert index(mill, store, store)["missing"] == 1  # what is behind says so
+    mill.ok(f"/vector_stores/{store}/indexes/{store}/sync")
+    mill.drive()
+    assert index(mill, store, store)["missing"] == 0
+    assert_true(mill, store, second)
+
+
+def test_the_first_index_is_removed_with_a_receipt_and_the_store_stays(
+    mill: Works, shelf: tuple[str, list[str]]
+) -> None:
+    store, files = shelf
+    second = build(mill, store)
+    mill.drive()
+    answer = mill.api.delete(f"/v1/vector_stores/{store}/indexes/{store}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "index_active")
+    switch(mill, store, second)
+
+    mill.delete(f"/vector_stores/{store}/indexes/{store}")
+
+    assert [one["id"] for one in mill.get(f"/vector_stores/{store}/indexes")["data"]] == [second]
+    assert mill.api.get(f"/v1/vector_stores/{store}/indexes/{store}").status_code == 404
+    assert refused(mill, store, store)[0] == 404
+    assert_true(mill, store, second)
+    assert (mill.written(store), mill.rows(store)) == ({}, [])
+    assert found(mill, store) == set(files)
+    with mill.db.read() as session:
+        receipts = session.scalars(select(Audit.action).where(Audit.target == store, Audit.actor == "purge")).all()
+    assert receipts == ["vectors.purge_store"]
+    late = mill.upload("Number six is a word in one index alone. " * 20)
+    mill.attach(store, late)
+    mill.drive()
+    assert found(mill, store) == {*files, late}
+    third = build(mill, store, embedding_dimensions=16)
+    mill.drive()
+    switch(mill, store, third)
+    mill.delete(f"/vector_stores/{store}/indexes/{second}")
+    assert_true(mill, store, third)
+    assert mill.vectors.stores() == [third]
+
+
+@pytest.mark.parametrize("stage", ["plan", "parse", "index", "finish"])
+def test_an_index_removed_while_it_is_filled_leaves_nothing(
+    mill: Works, shelf: tuple[str, list[str]], stage: str
+) -> None:
+    store, files = shelf
+    second = build(mill, store)
+    mill.drive(until=stage)
+
+    mill.delete(f"/vector_stores/{store}/indexes/{second}")
+    mill.drive()
+
+    assert_true(mill, store)
+    assert (mill.written(second), list(mill.storage.list(f"documents/{second}"))) == ({}, [])
+    assert found(mill, store) == set(files)
+
+
+def test_the_first_index_removed_while_a_worker_writes_to_it_leaves_nothing(
+    mill: Works, shelf: tuple[str, list[str]]
+) -> None:
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+    switch(mill, store, second)
+
+    def remove() -> None:
+        mill.vectors.before_write = bool
+        mill.delete(f"/vector_stores/{store}/indexes/{store}")
+        mill.purge()
+
+    mill.attach(store, mill.upload("Number seven is a word that comes too late. " * 20))
+    [own] = [bell for bell in mill.owed() if mill.job(bell.job_id).payload.get("index_id") is None]
+    mill.vectors.before_write = remove
+    while bells := [bell for bell in mill.owed() if bell.job_id == own.job_id]:
+        mill.hear(bells[0])
+    mill.drive()
+
+    assert_true(mill, second)
+    assert (mill.written(store), mill.rows(store)) == ({}, [])
+
+
+@pytest.mark.parametrize("expires", [False, True], ids=["deleted", "expired"])
+def test_a_store_that_goes_goes_with_all_its_indexes(mill: Works, shelf: tuple[str, list[str]], expires: bool) -> None:
+    store, _ = shelf
+    mill.ok(f"/vector_stores/{store}", json={"expires_after": {"anchor": "last_active_at", "days": 1}})
+    second = build(mill, store)
+    mill.drive()
+    switch(mill, store, second)
+    third = build(mill, store, embedding_dimensions=16)
+    mill.drive(until="index")
+
+    if expires:
+        with mill.db.write() as session:
+            attachments.touch(session, store, now() - 90_000)
+            assert attachments.expire(session, now(), 10) == 3
+    else:
+        mill.delete(f"/vector_stores/{store}")
+    mill.drive()
+
+    with mill.db.read() as session:
+        owed = session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == "store")).all()
+    assert set(owed) == {store, second, third}
+    mill.purge()
+    assert verification.verify(mill.db, mill.vectors, mill.storage).faults == []
+    for name in (store, second, third):
+        assert (mill.written(name), mill.rows(name)) == ({}, [])
+        assert list(mill.storage.list(f"documents/{name}")) == []
+    assert mill.vectors.stores() == []
+
+
+def test_every_use_of_a_store_keeps_all_its_indexes(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+    mill.ok(f"/vector_stores/{store}", json={"expires_after": {"anchor": "last_active_at", "days": 2}})
+    switch(mill, store, second)
+
+    def until() -> list[float | None]:
+        with mill.db.read() as session:
+            return [session.get_one(VectorStore, name).expires_at for name in (store, second)]
+
+    first = until()
+    with mill.db.write() as session:
+        session.execute(update(VectorStore).values(active_at=1.0))
+        row = session.get_one(VectorStore, second)
+    attachments.note_use(mill.db, row)
+
+    assert None not in first
+    assert len(set(first)) == len(set(until())) == 1
+    assert until() > first
+
+
+def test_an_index_that_is_not_in_use_is_verified_and_mended_too(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, files = shelf
+    second = build(mill, store)
+    mill.drive()
+    lost = mill.row(second, files[0])
+    with mill.db.read() as session:
+        place = store_of(session.get_one(VectorStore, second))
+    mill.vectors.drop(place, [str(lost.document)])
+
+    verdict = verification.verify(mill.db, mill.vectors, mill.storage)
+    assert [(fault.store_id, [row.id for row in fault.missing]) for fault in verdict.faults] == [(second, [files[0]])]
+    assert (verdict.stores, verdict.files) == (1, 6)
+    verification.repair(mill.db, verdict)
+    mill.drive()
+
+    switch(mill, store, second)
+    assert found(mill, store) == set(files)
+    assert mill.row(second, files[0]).chunking == LARGE
+    assert_true(mill, store, second)
+
+
+def test_file_search_asks_the_index_in_use_and_knows_no_other(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+    asking, project = Asking(mill.context), mill.current(store).project_id
+    request = Request("/v1/responses", {}, "req_1", 0, project)
+
+    def placed(name: str) -> Any:
+        return asking._place(request, Search(model="", store_id=name, queries=("x",)))
+
+    assert placed(store)[1].id == store
+    switch(mill, store, second)
+
+    queue, index = placed(store)
+    assert (queue, index.id, index.model) == ("gpu.embed", second, MODEL)
+    assert placed(second).status == 404
+
+
+@pytest.mark.parametrize("goes", [True, False])
+async def test_file_search_asks_again_if_the_index_went_while_it_was_searched(
+    mill: Works, shelf: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+    asking, searched = Asking(mill.context), []
+
+    async def ask(_line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
+        searched.append(decode_search(question.body).store_id)
+        if goes:
+            switch(mill, store, second)
+        found = searched[-1] == second
+        yield Piece("end", encode(Results(())) if found else b'{"error": {}}', 200 if found else 404)
+
+    monkeypatch.setattr(asking._lines, "ask", ask)
+    request = Request("/v1/responses", {}, "req_1", 0, mill.current(store).project_id)
+
+    answer = await asking.search(request, Search(model="", store_id=store, queries=("x",)))
+
+    assert searched == ([store, second] if goes else [store])
+    assert answer == () if goes else isinstance(answer, Answer)
+
+
+def test_texts_that_are_cut_alike_are_not_embedded_again(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, _ = shelf
+    asked = mill.engine.texts
+    same = build(mill, store, chunking_strategy=SMALL)
+    mill.drive()
+
+    assert mill.engine.texts == asked
+    assert status(mill, store, same) == "ready"
+
+
+def test_an_index_is_no_store(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+
+    assert [one["id"] for one in mill.get("/vector_stores")["data"]] == [store]
+    for path in (f"/{second}", f"/{second}/files", f"/{second}/indexes"):
+        assert mill.api.get(f"/v1/vector_stores{path}").status_code == 404
+    assert mill.api.delete(f"/v1/vector_stores/{second}").status_code == 404
+    job = mill.get(f"/jobs/{index(mill, store, second)['job_id']}")
+    assert (job["vector_store_id"], job["status"]) == (store, "completed")
+    assert job["model"] == MODEL
+
+
+@pytest.mark.parametrize("published_first", [True, False])
+def test_a_switch_beside_a_publish_waits_for_it_or_is_waited_for(
+    mill: Works, shelf: tuple[str, list[str]], published_first: bool
+) -> None:
+    """A file that its client knows as completed is never missing after a switch."""
+    store, _ = shelf
+    second = build(mill, store)
+    mill.drive()
+    late = mill.upload("Number eight is published at this moment. " * 20)
+    mill.attach(store, late)
+
+    def publish() -> None:
+        row = mill.row(store, late)
+        made = attachments.Made(row.line, late, row.version, f"{row.version}.9", 1, 1, "r")
+        with mill.db.write() as session:
+            kept = indexes.keep(session, store)
+            assert kept is not None
+            attachments.publish(session, kept, [made])
+            order.append("published")
+            hold.wait(0.5 if published_first else 0)
+
+    def change() -> bool:
+        with mill.db.write() as session:
+            row = indexes.lock(session, store)
+            assert row is not None
+            target = session.get_one(VectorStore, second)
+            order.append("looking")
+            hold.wait(0 if published_first else 0.5)
+            try:
+                reindexing.switch(session, row, target)
+            except Conflict:
+                return False
+            order.append("switched")
+            return True
+
+    order: list[str] = []
+    hold = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        both = [publish, change] if published_first else [change, publish]
+        running = [pool.submit(both[0])]
+        while not order:
+            threading.Event().wait(0.01)
+        running.append(pool.submit(both[1]))
+        results = [one.result(30) for one in running]
+
+    if published_first:  # it is in the index in use, and in the other one on its way
+        assert (order, results) == (["published", "looking"], [None, False])
+    else:
+        assert (order, results) == (["looking", "switched", "published"], [True, None])
+    assert mill.row(second, late).status == "in_progress"
+
+
+def test_a_build_beside_the_deletion_of_its_store_leaves_no_index(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    """The one begins while the other's transaction is open, and waits."""
+    store, _ = shelf
+
+    def make() -> int:
+        fields = {"embedding_dimensions": 16}
+        return int(mill.api.post(f"/v1/vector_stores/{store}/indexes", json=fields).status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        with mill.db.write() as session:
+            row = indexes.lock(session, store)
+            assert row is not None
+            coming = pool.submit(make)
+            threading.Event().wait(0.3)
+            attachments.remove_store(session, row)
+        assert coming.result(30) == 404
+
+    with mill.db.read() as session:
+        assert session.scalars(select(VectorStore)).all() == []
+    mill.purge()
+    assert mill.vectors.stores() == []
+
+
+def test_a_file_attached_beside_a_build_is_in_both(mill: Works, shelf: tuple[str, list[str]]) -> None:
+    """The one begins while the other's transaction is open, and waits."""
+    store, files = shelf
+    late = mill.upload("Number nine comes at the same moment. " * 20)
+
+    with ThreadPoolExecutor(1) as pool:
+        with mill.db.write() as session:
+            row = indexes.lock(session, store)
+            assert row is not None
+            facts: Any = {"model": MODEL, "dimensions": 16, "chunking": None, "actor": "key:test"}
+            second = reindexing.build(session, row, **facts).id
+            coming = pool.submit(mill.attach, store, late)
+            threading.Event().wait(0.3)
+        coming.result(30)
+    mill.drive()
+
+    switch(mill, store, second)
+    assert found(mill, store) == {*files, late}
+    assert_true(mill, store, second)
+
+
+def test_each_vector_database_keeps_indexes_apart(both: Works) -> None:
+    store, files = both.store(), [both.upload(text) for text in TEXTS]
+    both.batch(store, *files)
+    both.drive()
+
+    second = build(both, store)
+    both.drive()
+    assert set(both.vectors.stores()) == {store, second}
+    assert_true(both, store, second)
+    switch(both, store, second)
+    assert found(both, store) == set(files)
+    both.delete(f"/vector_stores/{store}/indexes/{store}")
+    assert_true(both, store, second)
+
+    assert found(both, store) == set(files)
+    assert sum(both.written(store).values()) == 0
+    assert sum(both.written(second).values()) == sum(row.entries for row in both.rows(second)) > 0

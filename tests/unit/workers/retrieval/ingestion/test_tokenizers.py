@@ -1,0 +1,91 @@
+"""Checkpoints with a vocabulary alone, as Legal-BERT, BioBERT and CodeBERT come: texts are cut on their own tokens."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from jobs.fleet.models_file import Registry
+from jobs.settings import Settings
+from tests.support import tiny_roberta
+from workers.engines import tokenizing
+from workers.engines.packaged import MINILM, materialise
+from workers.retrieval.ingestion import chunk_options
+from workers.retrieval.ingestion.chunk_options import NoTokenizer, TokenizerAway
+
+TEXT = "Förderanträge: def add(a, b) — the kiwi can't fly."
+
+
+def bert(folder: Path) -> Tokenizer:
+    """Writes its vocabulary, and returns what it should come to."""
+    whole = Tokenizer.from_file(str(materialise(MINILM, folder) / "tokenizer.json"))
+    whole.no_padding()
+    whole.no_truncation()
+    vocabulary = whole.get_vocab()
+    (folder / "vocab.txt").write_text(
+        "".join(f"{token}\n" for token in sorted(vocabulary, key=lambda one: vocabulary[one]))
+    )
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 128}))
+    return whole
+
+
+def roberta(folder: Path) -> Tokenizer:
+    tiny_roberta.write(folder)
+    whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{' '.join(pair)}\n" for pair in model["merges"]))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    return whole
+
+
+def settings(tmp_path: Path, folder: Path) -> Settings:
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": {"plain": {"source": {"path": str(folder)}, "engine": "embed"}}}))
+    return Settings(data_dir=tmp_path / "data", models_file=str(file))
+
+
+@pytest.mark.parametrize("write", [bert, roberta])
+def test_a_vocabulary_makes_the_models_own_tokenizer_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Tokenizer]
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    whole = write(folder)
+    config = settings(tmp_path, folder)
+    chunking = {"type": "static", "static": {"max_chunk_size_tokens": 4096, "chunk_overlap_tokens": 0}}
+
+    made = chunk_options.cutting_of(config, "plain", chunking)
+    monkeypatch.setattr("workers.engines.folders.run", None)
+    tokenizing.written.cache_clear()
+    again = chunk_options.cutting_of(config, "plain", chunking)
+
+    assert made == again
+    assert made.max_tokens == {"bert": 126, "roberta": 510}[write.__name__]
+    assert Tokenizer.from_file(str(made.tokenizer)).encode(TEXT).ids == whole.encode(TEXT).ids
+
+
+def test_a_tokenizer_that_cannot_be_made_now_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("a")
+    (tmp_path / "data").write_text("a file where the folder should be")
+
+    with pytest.raises(TokenizerAway, match="could not be made"):
+        chunk_options.folder_of(settings(tmp_path, folder), Registry.load(settings(tmp_path, folder)).resolve("plain"))
+
+
+@pytest.mark.parametrize(("files", "told"), [({}, "nor a vocabulary"), ({"vocab.json": "{"}, "makes no tokenizer")])
+def test_what_makes_no_tokenizer_is_told(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in {"config.json": '{"model_type": "roberta"}', **files}.items():
+        (folder / name).write_text(content)
+
+    with pytest.raises(NoTokenizer, match=told):
+        chunk_options.cutting_of(
+            settings(tmp_path, folder), "plain", {"type": "static", "static": {"max_chunk_size_tokens": 100}}
+        )

@@ -1,0 +1,396 @@
+"""Files into a store and out of it again: found, refused, made anew, removed."""
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from sqlalchemy import select, update
+
+from api.retrieval.schemas import show_found
+from jobs.clock import now
+from jobs.ledger import pauses
+from jobs.ledger.pauses import Scope
+from jobs.ledger.states import JobState
+from jobs.queues import Queue
+from jobs.retrieval import attachments
+from jobs.retrieval.tables import VectorRemoval
+from jobs.webhooks.tables import Delivery, Event
+from tests.support.ingesting import DIMENSIONS, Works
+from workers.retrieval.ingestion import index
+from workers.retrieval.ingestion import purge as purging
+from workers.retrieval.ingestion.purge import purge
+
+PROSE = "The kiwi is a bird that cannot fly. " * 40
+OTHER = "A volcano is a mountain that opens to molten rock. " * 40
+WIDE = {"type": "static", "static": {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 20}}
+
+
+def test_a_file_is_found_by_what_it_says(both: Works) -> None:
+    store = both.store()
+    kiwi, volcano = both.upload(PROSE, "kiwi.txt"), both.upload(OTHER, "volcano.md")
+
+    batch = both.batch(store, kiwi, volcano, attributes={"year": 2026})
+    both.drive()
+
+    (best, *_) = found = both.search(store, "molten rock of a volcano")
+    assert (best.file_id, best.filename, best.attributes) == (volcano, "volcano.md", {"year": 2026})
+    assert "molten rock" in best.text
+    assert 0 < found[-1].score <= best.score <= 1
+    content = both.get(f"/vector_stores/{store}/files/{volcano}/content")["data"][0]["text"]
+    assert content[best.meta["start"] : best.meta["end"]] == best.text
+    shown = both.get(f"/vector_stores/{store}/file_batches/{batch}")
+    assert (shown["status"], shown["file_counts"]["completed"]) == ("completed", 2)
+    both.assert_tidy(store)
+
+
+def test_a_chunk_says_what_it_is_of(both: Works) -> None:
+    page = f"<html><head><title>Birds</title><meta name=date content=2024-01-31></head><body><h1>Kiwi</h1><p>{PROSE}"
+    store = both.store()
+    both.attach(store, both.upload(page, "kiwi.html"))
+    both.drive()
+
+    found = both.search(store, "bird")
+
+    for one in found:
+        shown = show_found(one)
+        assert shown.chunk.sha256 == hashlib.sha256(one.text.encode()).hexdigest()
+        assert (shown.chunk.language, shown.chunk.time) == ("en", "2024-01-31")
+        assert (shown.chunk.title, shown.chunk.section, shown.filename) == ("Birds", ["Kiwi"], "kiwi.html")
+    assert len(found) > 1
+
+
+def test_an_entry_of_before_has_no_facts_that_were_not_kept_then(mill: Works) -> None:
+    store = mill.store()
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    [one, *_] = mill.search(store, "bird")
+    old = {name: one.meta[name] for name in ("start", "end", "tokens")}
+
+    facts = show_found(replace(one, meta=old)).chunk
+
+    assert (facts.sha256, facts.language, facts.time, facts.start) == (None, None, None, one.meta["start"])
+
+
+def test_counts_bytes_and_tokens_are_the_sums_of_their_parts(mill: Works) -> None:
+    store = mill.store()
+    files = [mill.upload(f"{PROSE} {n}") for n in range(7)]
+
+    batch = mill.batch(store, *files)
+    mill.drive()
+
+    rows = mill.rows(store)
+    shown = mill.get(f"/vector_stores/{store}")
+    assert shown["usage_bytes"] == sum(row.usage_bytes for row in rows)
+    assert shown["file_counts"] == {"in_progress": 0, "completed": 7, "failed": 0, "cancelled": 0, "total": 7}
+    assert (shown["status"], shown["embedding_dimensions"]) == ("completed", DIMENSIONS)
+    assert all(row.usage_bytes > 4 * DIMENSIONS * row.entries > 0 for row in rows)
+    job = mill.job(batch)
+    assert (job.state, job.completed, job.failed, job.total) == (JobState.SUCCEEDED, 7, 0, 7)
+    assert job.input_tokens == sum(shard.input_tokens for shard in mill.shards(batch)) > 0
+    assert [shard.lines for shard in mill.shards(batch)] == [3, 3, 1]
+    assert sum(mill.written(store).values()) == sum(row.entries for row in rows)
+
+
+def test_a_refused_file_fails_with_its_code_and_its_neighbours_complete(mill: Works) -> None:
+    store = mill.store()
+    good, zipped, other = mill.upload(PROSE), mill.upload(b"\x7fELF\x00\x01", "a.bin"), mill.upload(OTHER)
+
+    batch = mill.batch(store, good, zipped, other)
+    mill.drive()
+
+    statuses = mill.statuses(store)
+    assert statuses == {
+        good: ("completed", None), zipped: ("failed", "unsupported_file"), other: ("completed", None),
+    }  # fmt: skip
+    shown = mill.get(f"/vector_stores/{store}/files/{zipped}")
+    assert shown["last_error"]["code"] == "unsupported_file"
+    assert shown["last_error"]["message"]
+    assert sorted(mill.told(batch)) == sorted(
+        [
+            ("vector_store.file.failed", zipped),
+            ("vector_store.file.completed", good),
+            ("vector_store.file.completed", other),
+            ("job.running", batch),
+            ("job.finishing", batch),
+            ("vector_store.file_batch.completed", batch),
+        ]
+    )
+
+
+def test_who_listens_is_told_of_each_file_and_of_the_batch_once(mill: Works) -> None:
+    kinds = ["vector_store.file.completed", "vector_store.file.failed", "vector_store.file_batch.completed"]
+    mill.ok("/webhook_endpoints", json={"name": "n", "url": "https://192.0.43.8/hook", "event_types": kinds})
+    store = mill.store()
+
+    mill.batch(store, mill.upload(PROSE), mill.upload(OTHER), mill.upload(b"\x7fELF\x00\x01", "a.bin"))
+    mill.attach(store, mill.upload(f"{PROSE} alone"))
+    mill.drive()
+
+    with mill.db.read() as session:
+        owed = session.scalars(select(Event.type).join(Delivery, Delivery.event_id == Event.id)).all()
+    assert Counter(owed) == {kinds[0]: 3, kinds[1]: 1, kinds[2]: 1}
+
+
+def test_a_batchs_own_webhook_is_owed_what_endpoints_are_owed(mill: Works) -> None:
+    store = mill.store()
+    hook = {"url": "https://192.0.43.8/hook"}
+
+    batch = mill.batch(store, mill.upload(PROSE), mill.upload(b"\x7fELF\x00\x01", "a.bin"), webhook=hook)
+    single = mill.attach(store, mill.upload(OTHER), webhook=hook)
+    mill.drive()
+
+    with mill.db.read() as session:
+        both = select(Delivery.job_id, Event.type).join(Event, Delivery.event_id == Event.id)
+        owed = Counter(tuple(row) for row in session.execute(both))
+    kinds = ("file.completed", "file.failed", "file_batch.completed")
+    assert owed == {(batch, f"vector_store.{kind}"): 1 for kind in kinds} | {(single, f"vector_store.{kinds[0]}"): 1}
+
+
+def test_a_batch_of_refused_files_embeds_nothing(mill: Works) -> None:
+    store = mill.store()
+    batch = mill.batch(store, mill.upload(b"\x7fELF\x00\x01", "a.bin"))
+
+    mill.drive()
+
+    assert mill.engine.asked == []
+    job = mill.job(batch)
+    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 0, 1)
+    assert mill.search(store, "anything") == []
+
+
+def test_a_file_named_twice_comes_in_once(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+
+    batch = mill.batch(store, file, file)
+    mill.drive()
+
+    assert mill.job(batch).total == 1
+    assert mill.get(f"/vector_stores/{store}/file_batches/{batch}")["file_counts"]["total"] == 1
+    mill.assert_tidy(store)
+
+
+def test_the_same_text_is_embedded_once(mill: Works) -> None:
+    store = mill.store()
+    one, other = mill.upload(PROSE), mill.upload(PROSE, "b.txt")
+
+    mill.batch(store, one, other)
+    mill.drive()
+
+    assert mill.engine.texts < mill.row(store, one).entries + mill.row(store, other).entries
+    assert mill.engine.texts == len({text for texts in mill.engine.asked for text in texts})
+    assert {found.file_id for found in mill.search(store, "kiwi", limit=50)} == {one, other}
+
+
+def test_attached_again_unchanged_nothing_is_parsed_or_embedded(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive()
+    before, asked = mill.row(store, file), mill.engine.texts
+    monkeypatch.setattr(mill.parser, "parse", _never)
+
+    mill.attach(store, file, attributes={"again": True})
+    found_meanwhile = mill.search(store, "kiwi")
+    mill.drive()
+
+    after = mill.row(store, file)
+    assert (after.status, after.document, after.entries, after.usage_bytes) == (
+        "completed", before.document, before.entries, before.usage_bytes,
+    )  # fmt: skip
+    assert mill.engine.texts == asked + 1  # the query
+    assert found_meanwhile
+    mill.purge()
+    mill.assert_tidy(store)
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("nothing was to be parsed")
+
+
+def test_until_another_cutting_is_whole_the_old_one_is_found(both: Works) -> None:
+    store, file = both.store(), both.upload(PROSE)
+    both.attach(store, file)
+    both.drive()
+    old = both.row(store, file).document
+    longest = max(len(found.text) for found in both.search(store, "kiwi"))
+    meanwhile: list[int] = []
+    both.vectors.after_write = lambda: meanwhile.append(max(len(found.text) for found in both.search(store, "kiwi")))
+
+    both.attach(store, file, chunking_strategy=WIDE)
+    both.drive()
+
+    assert meanwhile == [longest]
+    assert max(len(found.text) for found in both.search(store, "kiwi")) > longest
+    assert both.row(store, file).document != old
+    assert both.removals() == ["document"]
+    both.purge()
+    both.assert_tidy(store)
+
+
+def test_a_new_attempt_that_fails_leaves_the_old_version_found(mill: Works) -> None:
+    store, file = mill.store(), mill.upload(PROSE)
+    mill.attach(store, file)
+    mill.drive()
+    mill.storage.delete(f"files/{file}")
+
+    mill.attach(store, file, chunking_strategy=WIDE)
+    mill.drive()
+
+    assert mill.statuses(store) == {file: ("failed", "invalid_file")}
+    assert mill.search(store, "kiwi")
+
+
+def test_shortened_vectors_are_asked_for_and_kept(mill: Works) -> None:
+    store = mill.store(embedding_dimensions=16)
+
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+
+    assert mill.get(f"/vector_stores/{store}")["embedding_dimensions"] == 16
+    assert mill.search(store, "kiwi")
+
+
+def test_removed_it_is_found_no_more_and_its_vectors_go(both: Works) -> None:
+    store, file, stays = both.store(), both.upload(PROSE), both.upload(OTHER)
+    both.batch(store, file, stays)
+    both.drive()
+
+    both.delete(f"/vector_stores/{store}/files/{file}")
+
+    assert {found.file_id for found in both.search(store, "kiwi bird", limit=50)} == {stays}
+    both.purge()
+    both.assert_tidy(store)
+    assert both.written(store)
+
+
+def test_a_deleted_file_leaves_every_store(mill: Works) -> None:
+    stores, file = [mill.store(), mill.store()], mill.upload(PROSE)
+    for store in stores:
+        mill.attach(store, file)
+    mill.drive()
+
+    mill.delete(f"/files/{file}")
+    mill.purge()
+
+    assert [list(mill.rows(store)) for store in stores] == [[], []]
+    assert [mill.written(store) for store in stores] == [{}, {}]
+
+
+def test_a_deleted_store_leaves_nothing(both: Works) -> None:
+    store, other = both.store(), both.store()
+    for one in (store, other):
+        both.attach(one, both.upload(PROSE))
+    both.drive()
+
+    both.delete(f"/vector_stores/{store}")
+    both.purge()
+
+    assert (both.written(store), list(both.rows(store))) == ({}, [])
+    assert both.vectors.stores() == [other]
+    both.assert_tidy(other)
+
+
+def test_what_a_clock_ahead_of_time_owed_is_removed_once_it_is_set_right(mill: Works) -> None:
+    store = mill.store()
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    mill.delete(f"/vector_stores/{store}")
+    with mill.db.write() as session:
+        session.execute(update(VectorRemoval).values(due_at=now() + 3600))
+        assert attachments.owes(session)
+
+    purge(mill.context)
+
+    assert (mill.removals(), mill.written(store), list(mill.rows(store))) == ([], {}, [])
+
+
+@pytest.mark.parametrize(("scope", "name"), [(Scope.QUEUE, Queue.INGEST.value), (Scope.WORKER, "w")])
+def test_what_is_to_be_removed_stays_owed_while_whoever_removes_is_paused(mill: Works, scope: Scope, name: str) -> None:
+    store = mill.store()
+    mill.attach(store, mill.upload(PROSE))
+    mill.drive()
+    mill.delete(f"/vector_stores/{store}")
+    with mill.db.write() as session:
+        pauses.pause(session, scope, name, actor="operator")
+    purge(mill.context)
+    owed = len(mill.removals())
+    with mill.db.write() as session:
+        pauses.resume(session, scope, name, actor="operator")
+    mill.purge()
+
+    assert (owed, mill.removals(), mill.written(store)) == (1, [], {})
+
+
+def test_a_removal_under_way_is_told(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(purging, "_owed", lambda context: seen.append(context.keeper.under_way.told()))
+
+    purge(mill.context)
+
+    assert seen == [[[Queue.INGEST, "", "", 1]]]
+    assert mill.context.keeper.under_way.told() == []
+
+
+def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both: Works) -> None:
+    first, second = both.store(), both.store()
+    both.attach(first, both.upload(PROSE))
+    both.drive()
+    asked = both.engine.texts
+
+    both.attach(second, both.upload(PROSE + "\n"))  # another file with the same text
+    both.drive()
+
+    assert both.engine.texts == asked
+    assert both.search(second, "a bird")[0].text == both.search(first, "a bird")[0].text
+    both.assert_tidy(second)
+
+
+def test_what_any_store_of_the_project_has_in_a_file_is_not_embedded_again(
+    both: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "STORES_LOOKED_AT", 1)
+    first = both.store()
+    both.attach(first, both.upload(PROSE))
+    both.drive()
+    for n in range(2):  # used later
+        both.attach(both.store(), both.upload(f"{OTHER} {n}"))
+        both.drive()
+    asked = both.engine.texts
+    last, again = both.store(), both.upload(PROSE, "b.txt")
+
+    both.attach(last, again)
+    both.drive()
+
+    assert both.engine.texts == asked
+    assert [one.file_id for one in both.search(last, "kiwi", limit=1)] == [again]
+    both.delete(f"/vector_stores/{first}")
+    both.delete(f"/vector_stores/{last}")
+    both.purge()
+    both.attach(both.store(), again)
+    both.drive()
+    assert both.engine.texts > asked + 1  # the search's own is one
+
+
+def test_what_another_project_has_is_embedded_again(both: Works) -> None:
+    both.attach(both.store(), both.upload(PROSE))
+    both.drive()
+    asked = both.engine.texts
+    with both.as_stranger():
+        both.attach(both.store(), both.upload(PROSE))
+        both.drive()
+
+    assert both.engine.texts == 2 * asked
+
+
+def test_a_batch_whose_files_are_done_is_completed_though_its_job_is_not_closed_yet(mill: Works) -> None:
+    store = mill.store()
+    batch = mill.batch(store, *(mill.upload(f"{PROSE} {n}") for n in range(4)))
+    before = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
+
+    mill.drive(until="finish")
+
+    after = mill.get(f"/vector_stores/{store}/file_batches/{batch}")
+    assert mill.job(batch).state == JobState.FINISHING
+    assert (before["status"], before["file_counts"]["in_progress"]) == ("in_progress", 4)
+    assert (after["status"], after["file_counts"]["completed"]) == ("completed", 4)

@@ -1,0 +1,151 @@
+"""Pictures of text, alone and as the pages of a scanned PDF, read by Tesseract in the child, within its limits."""
+
+import io
+import shutil
+import zlib
+from pathlib import Path
+
+import pypdfium2
+import pytest
+
+from jobs.retrieval.documents import Document
+from tests.unit.workers.retrieval.parsing import samples
+from workers.retrieval.parsing import office, pdf
+from workers.retrieval.parsing.contract import Cutting, Refused
+from workers.retrieval.parsing.parser import Limits, Parser
+
+needs_tesseract = pytest.mark.usefixtures("tesseract")
+WORDS = "The quick brown fox jumps over the lazy dog"
+
+
+def drawn(text: str) -> tuple[bytes, int, int]:
+    """Rows of grey bytes, of a page with that text."""
+    page = pypdfium2.PdfDocument(samples.pdf([[text]]))[0]
+    grey = page.render(scale=200 / 72, grayscale=True).to_numpy()
+    height, width = grey.shape[:2]
+    return grey.tobytes(), width, height
+
+
+def scanned(*texts: str) -> bytes:
+    """A PDF whose pages are pictures."""
+    objects, kids = {}, []
+    for n, text in enumerate(texts):
+        rows, width, height = drawn(text)
+        packed = zlib.compress(rows)
+        size = b"/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8" % (width, height)
+        head = b"<</Type/XObject/Subtype/Image%s/Filter/FlateDecode/Length %d>>stream\n" % (size, len(packed))
+        objects[12 + 3 * n] = head + packed + b"\nendstream"
+        show = b"q 600 0 0 800 0 0 cm /P Do Q"
+        objects[11 + 3 * n] = b"<</Length %d>>stream\n%s\nendstream" % (len(show), show)
+        used = b"/Resources<</XObject<</P %d 0 R>>>>/MediaBox[0 0 600 800]" % (12 + 3 * n)
+        objects[10 + 3 * n] = b"<</Type/Page/Parent 2 0 R/Contents %d 0 R%s>>" % (11 + 3 * n, used)
+        kids.append(b"%d 0 R" % (10 + 3 * n))
+    objects[2] = b"<</Type/Pages/Count %d/Kids[%s]>>" % (len(kids), b" ".join(kids))
+    objects[1] = b"<</Type/Catalog/Pages 2 0 R>>"
+    return samples._pdf_file(objects, b"/Root 1 0 R")
+
+
+def mixed(picture: str, text: str) -> bytes:
+    """A PDF of a scanned page and one of text."""
+    both = pypdfium2.PdfDocument(scanned(picture))
+    both.import_pages(pypdfium2.PdfDocument(samples.pdf([[text]])))
+    written = io.BytesIO()
+    both.save(written)
+    return written.getvalue()
+
+
+def parse(folder: Path, data: bytes, name: str) -> Document:
+    (folder / name).write_bytes(data)
+    parser = Parser(Limits())
+    try:
+        return parser.parse(folder / name, name, Cutting(samples.word_piece(), 100, 0))
+    finally:
+        parser.close()
+
+
+@needs_tesseract
+def test_picture_is_read(tmp_path: Path) -> None:
+    page = pypdfium2.PdfDocument(samples.pdf([[WORDS]]))[0]
+    picture = pdf._png(page.render(scale=200 / 72, grayscale=True).to_numpy())
+
+    assert WORDS in parse(tmp_path, picture, "a.png").text
+
+
+@needs_tesseract
+def test_scanned_pages_are_read_and_known_by_their_number(tmp_path: Path) -> None:
+    found = parse(tmp_path, scanned(WORDS, "Second page of the scan"), "scan.txt")
+
+    assert WORDS in found.text
+    assert "Second page of the scan" in found.text
+    assert {chunk.page for chunk in found.chunks} >= {1}
+
+
+def test_without_tesseract_a_scan_is_refused_by_a_code_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(Refused, match="'parse' and Tesseract") as refused:
+        parse(tmp_path, scanned(WORDS, "Second page of the scan"), "scan.pdf")
+
+    assert refused.value.code == "unsupported_file"
+
+
+@pytest.mark.parametrize(("pages", "texts"), [(([], [WORDS]), ["", WORDS]), (([], []), ["", ""])])
+def test_what_has_text_or_no_pictures_needs_no_tesseract(
+    monkeypatch: pytest.MonkeyPatch, pages: tuple[list[str], ...], texts: list[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    assert [block.text for block in pdf.read(samples.pdf([*pages]), Limits()).blocks] == texts
+
+
+@pytest.mark.parametrize("seen", ["What Tesseract saw.", None])
+def test_a_scanned_page_has_the_text_that_tesseract_sees_or_none(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None
+) -> None:
+    pictures: list[bytes] = []
+
+    def look(data: bytes, media: str) -> str:
+        pictures.append(data[:8])
+        assert media == "image/png"
+        if seen is None:
+            raise Refused("invalid_file", "It is no picture.")
+        return seen
+
+    monkeypatch.setattr(office, "sees", lambda: True)
+    monkeypatch.setattr(office, "picture_text", look)
+
+    assert [block.text for block in pdf.read(scanned("A picture"), Limits()).blocks] == [seen or ""]
+    assert pictures == [b"\x89PNG\r\n\x1a\n"]
+
+
+def test_scanned_pages_that_nobody_here_can_read_are_refused_when_none_has_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    with pytest.raises(Refused, match="Tesseract"):
+        list(pdf.read(scanned("A picture"), Limits()).blocks)
+
+
+def test_without_tesseract_a_page_of_text_is_read_beside_scanned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    blocks = list(pdf.read(mixed("A picture", WORDS), Limits()).blocks)
+
+    assert [(block.text, block.unread) for block in blocks] == [("", True), (WORDS, False)]
+
+
+def test_a_document_says_that_pages_of_it_were_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = parse(tmp_path, samples.pdf([[WORDS]]), "whole.pdf")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = parse(tmp_path, mixed("A picture", WORDS), "mixed.pdf")
+
+    assert (whole.unread, found.unread, found.text) == (False, True, WORDS)
+
+
+@needs_tesseract
+def test_picture_without_text_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no text"):
+        parse(tmp_path, scanned(""), "scan.pdf")

@@ -1,0 +1,138 @@
+"""What the child does with one file, done in this process: its limits end with the file, whatever comes of it."""
+
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.retrieval.documents import Document
+from tests.unit.workers.retrieval.parsing import samples
+from workers.retrieval.parsing import archive, parser_child, parser_protocol, reading
+from workers.retrieval.parsing.contract import Cutting, Limits, Refused
+from workers.retrieval.parsing.reading import Reader
+from workers.retrieval.parsing.tokens import Tokens
+
+LIMITS = Limits(memory_bytes=8 << 30)  # this process has threads, and may need stacks for more of them
+_BOTH = (resource.RLIMIT_AS, resource.RLIMIT_CPU)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture(autouse=True)
+def own_limits() -> Iterator[None]:
+    before = [resource.getrlimit(which) for which in _BOTH]
+    yield
+    for which, limits in zip(_BOTH, before, strict=True):
+        resource.setrlimit(which, limits)
+
+
+def asked(limits: Limits = LIMITS) -> parser_protocol.Ask:
+    return parser_protocol.ask("a.txt", Cutting(samples.word_piece(), 100, 20), limits)
+
+
+def answered(
+    work: parser_child.Work, path: Path, tokenizer: Path | None = None, limits: Limits = LIMITS
+) -> parser_protocol.Answer:
+    with path.open("rb") as file, (tokenizer or samples.word_piece()).open("rb") as described:
+        return parser_protocol.decode_answer(parser_child.answer(work, asked(limits), file, described))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "stored").write_text("The kiwi is a bird.")
+    return tmp_path / "stored"
+
+
+def test_the_limits_of_a_file_end_with_it(reader: Reader, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    ends = [answered(reader.read, one) for one in (file, tmp_path / "empty")]
+
+    assert isinstance(ends[0], parser_protocol.Parsed)
+    assert ends[0].document.text == "The kiwi is a bird."
+    assert ends[1] == parser_protocol.Refusal("invalid_file", "The file contains no text.")
+    assert [soft for soft, hard in map(resource.getrlimit, _BOTH) if soft != hard] == []
+
+
+def test_a_file_that_is_larger_than_any_with_so_much_text_is_not_read(reader: Reader, file: Path) -> None:
+    limits = replace(LIMITS, text_bytes=1 << 20)
+    os.truncate(file, archive.EXPANSION * limits.text_bytes + 1)
+
+    assert answered(reader.read, file, limits=limits) == parser_protocol.Refusal(
+        "invalid_file", "The file has more than 8 MiB."
+    )
+
+
+def test_a_tokenizer_is_loaded_once_until_it_changes_and_a_few_are_kept(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, loaded = Reader(), list[str]()
+    load = Tokens.read
+
+    def noted(data: bytes) -> Tokens:
+        loaded.append(data[-1:].decode())
+        return load(data[:-1])
+
+    monkeypatch.setattr(Tokens, "read", noted)
+    monkeypatch.setattr(reading, "_TOKENIZERS", 2)
+    made = samples.byte_level(tmp_path)
+    paths = [made.with_name(name) for name in "abc"]
+    for path in paths:
+        path.write_bytes(made.read_bytes() + path.name.encode())
+
+    for path in (paths[0], paths[1], paths[0]):
+        answered(reader.read, file, path)
+    assert loaded == ["a", "b"]
+    os.utime(paths[0], ns=(0, 0))
+    answered(reader.read, file, paths[0])
+    assert loaded == ["a", "b", "a"]
+    answered(reader.read, file, paths[2])
+    answered(reader.read, file, paths[0])
+    assert loaded == ["a", "b", "a", "c"]
+    assert len(reader._tokens) == 2
+
+
+def test_an_answer_that_is_larger_than_the_parent_takes_is_a_refusal(file: Path) -> None:
+    limits = Limits(text_bytes=10)
+
+    def answer(length: int) -> bytes:
+        answer = answered(lambda *_: parser_protocol.Parsed(Document("x" * length, ()), 0), file, limits=limits)
+        return parser_protocol.encode(answer)
+
+    whole = parser_protocol.largest_answer(limits)
+    assert whole - 200 < len(answer(whole - 200)) <= whole
+    assert parser_protocol.decode_answer(answer(whole)) == parser_protocol.Refusal(
+        "invalid_file", "The file has too much text."
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "refusal"),
+    [
+        (Refused("unsupported_file", "No."), parser_protocol.Refusal("unsupported_file", "No.")),
+        (
+            MemoryError(),
+            parser_protocol.Refusal(
+                "invalid_file", "The file could not be parsed within its limits of 8192 MiB of memory."
+            ),
+        ),
+        (
+            KeyboardInterrupt("secret"),
+            parser_protocol.Refusal(
+                "invalid_file", "The file could not be parsed: it is damaged, or not what it says it is."
+            ),
+        ),
+    ],
+)
+def test_whatever_a_library_raises_is_a_refusal(
+    raised: BaseException, refusal: parser_protocol.Refusal, file: Path
+) -> None:
+    def work(*_: object) -> parser_protocol.Parsed:
+        raise raised
+
+    assert answered(work, file) == refusal

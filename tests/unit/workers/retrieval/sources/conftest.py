@@ -1,0 +1,72 @@
+"""A deployment that may read a folder, a bucket and a web site, over each database."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.db.engine import Database
+from tests.support.ingesting import Works, works
+from tests.support.services import S3, need
+from tests.support.site import Site
+from tests.support.sourcing import TEXTS, write
+from workers.retrieval.parsing.parser import Limits, Parser
+from workers.retrieval.sources import folder
+from workers.vectors.open_vectors import open_vectors
+
+
+@pytest.fixture(scope="session")
+def parser() -> Iterator[Parser]:
+    parser = Parser(Limits())
+    yield parser
+    parser.close()
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the server; what is in it looks old enough to be told by its looks."""
+    monkeypatch.setattr(folder, "_SETTLED_SECONDS", -1.0)
+    for name, text in TEXTS.items():
+        write(tmp_path / "library" / name, text)
+    return tmp_path / "library"
+
+
+@pytest.fixture
+def mill(sqlite: Database, tmp_path: Path, parser: Parser, library: Path) -> Iterator[Works]:
+    """Over SQLite."""
+    with running(sqlite, tmp_path, parser, library) as mill:
+        yield mill
+
+
+@pytest.fixture
+def each(db: Database, tmp_path: Path, parser: Parser, library: Path) -> Iterator[Works]:
+    """Over each database."""
+    with running(db, tmp_path, parser, library) as mill:
+        yield mill
+
+
+@contextmanager
+def running(db: Database, folder: Path, parser: Parser, library: Path, **more: Any) -> Iterator[Works]:
+    settings: dict[str, Any] = {"source_folders": (str(library),), "source_s3": (f"s3://{S3.bucket}/library",)}
+    settings |= {"source_allow_private": True, "source_max_items": 10}
+    settings |= {"ingest_shard_files": 3, "source_fetch_seconds": 2}
+    with works(folder / "data", db.url, open_vectors("memory:", folder), parser, **settings, **more) as mill:
+        yield mill
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with Site() as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    try:
+        server = S3()
+    except Exception as error:  # noqa: BLE001 (whatever keeps it from starting: it is not here)
+        need("S3", error)
+    yield server
+    server.close()

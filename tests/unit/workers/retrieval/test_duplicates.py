@@ -1,0 +1,58 @@
+"""What is nearly the same as something better is left out, and counted."""
+
+import pytest
+
+from jobs.retrieval.searches import Found, Search
+from workers.retrieval.duplicates import distinct, likeness, shingles
+from workers.retrieval.search import chosen
+
+
+def found(name: str, text: str, score: float = 0.5) -> Found:
+    return Found(name, f"{name}.txt", score, text, None, {})
+
+
+KIWI = found("kiwi", "The kiwi is a flightless bird of the forest.", 0.9)
+COPY = found("copy", "the KIWI is a flightless bird, of the forest", 0.8)
+NEAR = found("near", "The kiwi is a flightless bird of the plains.", 0.7)
+LAVA = found("lava", "Lava flows from a volcano into the sea.", 0.6)
+
+
+def names(kept: tuple[list[Found], int]) -> tuple[list[str], int]:
+    return [one.file_id for one in kept[0]], kept[1]
+
+
+def test_the_better_of_two_stays() -> None:
+    assert names(distinct([KIWI, COPY, NEAR, LAVA], 0.9, 10)) == (["kiwi", "near", "lava"], 1)
+    assert names(distinct([COPY, KIWI, NEAR, LAVA], 0.7, 10)) == (["copy", "lava"], 2)
+
+
+def test_what_is_beyond_the_wanted_number_is_not_counted() -> None:
+    assert names(distinct([KIWI, COPY, LAVA, COPY], 0.9, 2)) == (["kiwi", "lava"], 1)
+
+
+def test_texts_of_other_words_and_none_are_kept() -> None:
+    empty = [found("a", ""), found("b", " … "), found("c", "kiwi"), found("d", "kiwi"), found("e", "emu")]
+
+    assert names(distinct(empty, 0.9, 10)) == (["a", "b", "c", "e"], 1)
+
+
+def test_texts_without_spaces_are_compared_by_their_characters() -> None:
+    leave = "员工每年有三十天的年假,未使用的年假可以顺延到明年三月,但是每一次都需要得到主管的批准和同意"
+    same = [found("a", f"{leave}。"), found("b", f"{leave}!"), found("c", f"{leave}书。"), found("d", leave[::-1])]
+
+    assert names(distinct(same, 0.9, 10)) == (["a", "d"], 2)
+
+
+@pytest.mark.parametrize(("one", "other", "alike"), [("a b c d", "a b c d", 1.0), ("a b c d", "a b c e", 1 / 3)])
+def test_likeness_is_the_share_of_triples(one: str, other: str, alike: float) -> None:
+    assert likeness(shingles(one), shingles(other)) == pytest.approx(alike)
+
+
+def test_the_threshold_comes_first_and_nothing_is_looked_for_unless_asked() -> None:
+    search = Search(model="m", store_id="vs", queries=("q",), threshold=0.65, limit=10)
+
+    plain = chosen(search, [KIWI, COPY, NEAR, LAVA])
+    strict = chosen(Search(model="m", store_id="vs", queries=("q",), deduplicate=0.9), [KIWI, COPY])
+
+    assert ([one.file_id for one in plain.found], plain.duplicates) == (["kiwi", "copy", "near"], None)
+    assert ([one.file_id for one in strict.found], strict.duplicates) == (["kiwi"], 1)

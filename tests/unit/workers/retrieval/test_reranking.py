@@ -1,0 +1,291 @@
+"""Searches whose results a model re-ranks. The fake one's score of a text is its share of the query's words."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.db.engine import Database
+from jobs.inference.interactive import Piece, Question
+from jobs.retrieval import searches
+from jobs.retrieval.searches import Search
+from tests.support.ingesting import MODEL, Works, works
+from tests.unit.workers.retrieval.test_search import TEXTS, Shelf
+from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.retrieval.parsing.parser import Limits, Parser
+from workers.vectors.open_vectors import open_vectors
+
+MODELS = f"""
+models:
+  {MODEL}: {{source: {{packaged: {MODEL}}}, engine: embed}}
+  ranker: {{source: {{path: x}}, engine: rerank, aliases: [best]}}
+  other: {{source: {{path: x}}, engine: rerank, queue: gpu.other}}
+  far: {{source: {{urls: ["https://192.0.43.8/v1"]}}, engine: http, queue: gpu.embed, endpoints: [/v1/rerank]}}
+"""
+QUERY = "the sea follows the moon"
+
+
+@pytest.fixture
+def mill(sqlite: Database, tmp_path: Path) -> Iterator[Works]:
+    (tmp_path / "models.yaml").write_text(MODELS)
+    vectors = open_vectors("memory:", tmp_path / "vectors")
+    file = str(tmp_path / "models.yaml")
+    with works(tmp_path, sqlite.url, vectors, Parser(Limits()), models_file=file) as mill:
+        yield mill
+
+
+@pytest.fixture
+def shelf(mill: Works) -> Shelf:
+    return Shelf(mill)
+
+
+def error_of(answer: Answer) -> dict[str, Any]:
+    error: dict[str, Any] = msgspec.json.decode(answer.body)["error"]
+    return error | {"status": answer.status}
+
+
+def asked(shelf: Shelf, **fields: Any) -> Answer:
+    return shelf.mill.ask(Search(model=MODEL, store_id=shelf.id, queries=(QUERY,), **fields))
+
+
+@pytest.fixture
+def engine(mill: Works, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """The requests for scores that reach the engine."""
+    reached: list[Request] = []
+    answer = mill.host.engine.answer
+
+    async def note(request: Request) -> Answer:
+        if request.url == "/v1/rerank":
+            reached.append(request)
+        return await answer(request)
+
+    monkeypatch.setattr(mill.host.engine, "answer", note)
+    return reached
+
+
+def test_the_models_scores_decide(shelf: Shelf, engine: list[Request]) -> None:
+    by_words = {"vector_weight": 0.0}
+    plain = shelf.names("kiwi sea", **by_words)
+
+    ranked = shelf.search(QUERY, ranker="best", text_weight=0.0)
+
+    words = set(QUERY.split())
+    share = {name: len(words & set(text.lower().split())) / len(words) for name, text in TEXTS.items()}
+    assert ranked[0].file_id == "tide"
+    assert {one.file_id: one.score for one in ranked} == pytest.approx(share)
+    assert [one.score for one in ranked] == sorted(share.values(), reverse=True)
+    [request] = engine
+    assert (request.body["model"], request.body["query"], len(request.body["documents"])) == ("best", QUERY, 4)
+    assert request.tenant == shelf.project
+    assert plain, "without a ranker nobody is asked"
+
+
+def test_the_threshold_is_of_the_new_score_and_only_the_best_are_looked_at(shelf: Shelf, engine: list[Request]) -> None:
+    high = shelf.search(QUERY, ranker="ranker", threshold=0.6, text_weight=0.0)
+    deep = shelf.search(QUERY, ranker="ranker", depth=2, limit=1, text_weight=0.0)
+
+    assert [one.file_id for one in high] == ["tide"]
+    assert [one.file_id for one in deep] == ["tide"]
+    assert [len(request.body["documents"]) for request in engine] == [4, 2]
+
+
+def test_of_several_queries_each_texts_best_counts(shelf: Shelf) -> None:
+    found = shelf.search("kiwi", "volcano", ranker="ranker", text_weight=0.0)
+
+    assert {one.file_id: one.score for one in found} == {"kiwi": 1.0, "lava": 1.0, "emu": 0.0, "tide": 0.0}
+
+
+def test_copies_are_left_out_after_re_ranking(shelf: Shelf) -> None:
+    shelf.publish("copy", [TEXTS["tide"] + " Always."])
+
+    results = searches.decode_results(asked(shelf, ranker="ranker", deduplicate=0.7, text_weight=0.0).body)
+
+    assert {one.file_id for one in results.found} in (TEXTS.keys(), {"copy", *TEXTS} - {"tide"})
+    assert len(results.found) == len(TEXTS)
+    assert results.duplicates == 1
+
+
+@pytest.mark.parametrize(
+    ("ranker", "code"),
+    [("nobody", "model_not_found"), (MODEL, "model_not_supported"), ("far", "external_model_not_allowed")],
+)
+def test_a_ranker_that_cannot_be_is_refused(shelf: Shelf, ranker: str, code: str, engine: list[Request]) -> None:
+    by_worker = error_of(asked(shelf, ranker=ranker))
+    by_api = shelf.mill.api.post(
+        f"/v1/vector_stores/{shelf.id}/search", json={"query": "a", "ranking_options": {"ranker": ranker}}
+    )
+
+    for error in (by_worker, by_api.json()["error"] | {"status": by_api.status_code}):
+        assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", code)
+        assert error["type"] == "invalid_request_error"
+    assert engine == []
+
+
+def test_what_the_model_refuses_is_told_as_the_rankers_fault(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(shelf, monkeypatch, refusal(404, "gone", code="model_not_found"))
+
+    error = error_of(asked(shelf, ranker="ranker"))
+
+    assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", "model_not_found")
+
+
+@pytest.mark.parametrize("body", [b'{"results": [{"index": 0, "relevance_score": 0.5}]}', b"{}"])
+def test_scores_that_are_missing_are_the_engines_fault(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    _answers(shelf, monkeypatch, Answer(200, body))
+
+    assert asked(shelf, ranker="ranker").status == 502
+
+
+def _scored(*scores: float) -> Answer:
+    results = [{"index": n, "relevance_score": score} for n, score in enumerate(scores)]
+    return Answer(200, msgspec.json.encode({"results": results}))
+
+
+def test_logits_keep_their_order_and_are_shown_as_what_they_stand_for(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shelf.names(QUERY, text_weight=0.0)
+    _answers(shelf, monkeypatch, _scored(-2, -1, 0, 1))
+    ranked = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
+    _answers(shelf, monkeypatch, _scored(0.5, 0.5, 0.5, 0.5))
+    later = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
+
+    assert [round(one.score, 3) for one in ranked] == [0.731, 0.5, 0.269, 0.119]
+    assert [one.file_id for one in ranked] == first[::-1]
+    assert {round(one.score, 3) for one in later} == {0.622}, "such a model's scores are logits"
+
+
+def test_a_share_that_is_a_little_too_large_is_no_logit(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answers(shelf, monkeypatch, _scored(1.0000001, 0.5, 0.25, -0.01))
+
+    ranked = shelf.search(QUERY, ranker="ranker", text_weight=0.0)
+
+    assert [one.score for one in ranked] == [1.0, 0.5, 0.25, 0.0]
+
+
+def test_a_model_of_another_queue_without_worker_is_busy(shelf: Shelf) -> None:
+    with pytest.raises(EngineBusy):
+        asked(shelf, ranker="other")
+
+
+def test_a_worker_of_another_queue_answers_for_its_own_model(shelf: Shelf, engine: list[Request]) -> None:
+    body = {"model": "other", "query": "kiwi", "documents": ["a kiwi", "an emu"]}
+    question = Question("req_7", searches.RERANK_URL, msgspec.json.encode(body), shelf.project, deadline=4e9)
+    reranking = shelf.mill.searching._reranking
+
+    answer = shelf.mill.host.call(reranking.answer(question, -7)).result(30)
+
+    assert [one["relevance_score"] for one in msgspec.json.decode(answer.body)["results"]] == [1.0, 0.0]
+    assert [(one.url, one.request_id, one.priority) for one in engine] == [("/v1/rerank", "req_7", -7)]
+
+
+class Elsewhere:
+    """The workers of another queue: each question ends as it is told."""
+
+    def __init__(self, *ends: Piece) -> None:
+        self.ends = list(ends)
+        self.asked: list[tuple[str, Question]] = []
+
+    async def ask(self, line: str, question: Question, _served: Any) -> AsyncIterator[Piece]:
+        self.asked.append((line, question))
+        yield Piece("taken")
+        yield self.ends.pop(0)
+
+
+def test_another_queues_worker_is_asked_for_each_query_and_its_scores_decide(
+    shelf: Shelf, engine: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ([{"index": n, "relevance_score": abs(n - best) / 4} for n in range(4)] for best in (0, 3))
+    elsewhere = Elsewhere(*(Piece("end", msgspec.json.encode({"results": one}), 200) for one in (first, second)))
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", elsewhere)
+
+    found = shelf.search(QUERY, "kiwi", ranker="other", text_weight=0.0)
+
+    assert [one.score for one in found] == [0.75, 0.75, 0.5, 0.5]
+    assert engine == []
+    assert [line for line, _ in elsewhere.asked] == ["gpu.other:rerank"] * 2
+    bodies = [msgspec.json.decode(question.body) for _, question in elsewhere.asked]
+    assert [(body["model"], body["query"], len(body["documents"])) for body in bodies] == [
+        ("other", QUERY, 4),
+        ("other", "kiwi", 4),
+    ]
+    assert len({question.id for _, question in elsewhere.asked}) == 2
+    assert {(question.url, question.tenant) for _, question in elsewhere.asked} == {
+        (searches.RERANK_URL, shelf.project)
+    }
+
+
+@pytest.mark.parametrize(("status", "told", "wanted"), [(503, 7.0, 7.0), (429, None, 2.0), (408, None, 2.0)])
+def test_another_queues_worker_that_cannot_now_is_asked_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, status: int, told: float | None, wanted: float
+) -> None:
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(Piece("end", b"{}", status, told)))
+
+    with pytest.raises(EngineBusy) as busy:
+        asked(shelf, ranker="other", text_weight=0.0)
+    assert busy.value.retry_after == wanted
+
+
+def test_what_another_queues_worker_refuses_is_the_rankers_fault(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Piece("end", refusal(404, "gone", code="model_not_found").body, 404)
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(gone))
+
+    error = error_of(asked(shelf, ranker="other", text_weight=0.0))
+
+    assert (error["status"], error["param"], error["code"]) == (400, "ranking_options.ranker", "model_not_found")
+
+
+def test_what_breaks_in_another_queues_worker_is_told_as_it_is(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    broke = Piece("end", refusal(502, "no score", code="engine_error").body, 502)
+    monkeypatch.setattr(shelf.mill.searching._reranking, "_lines", Elsewhere(broke))
+
+    error = error_of(asked(shelf, ranker="other", text_weight=0.0))
+
+    assert (error["status"], error["code"], error["message"]) == (502, "engine_error", "no score")
+
+
+def test_where_nothing_is_found_no_model_is_asked(shelf: Shelf, engine: list[Request]) -> None:
+    assert shelf.search("zeppelin", ranker="ranker", vector_weight=0.0) == []
+    assert engine == []
+
+
+def test_an_engine_that_breaks_over_the_texts_is_not_taken_for_a_wrong_name(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answers(shelf, monkeypatch, refusal(500, "It broke.", code="engine_error"))
+
+    error = error_of(asked(shelf, ranker="ranker"))
+
+    assert (error["status"], error["code"], error["message"]) == (500, "engine_error", "It broke.")
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"rerank_depth": 0}, "ranking_options.rerank_depth"),
+        ({"rerank_depth": 201}, "ranking_options.rerank_depth"),
+        ({"deduplicate": 0}, "ranking_options.deduplicate"),
+        ({"deduplicate": 1.5}, "ranking_options.deduplicate"),
+        ({"ranker": ""}, "ranking_options.ranker"),
+    ],
+)
+def test_options_out_of_range_are_refused(shelf: Shelf, options: dict[str, Any], param: str) -> None:
+    answer = shelf.mill.api.post(
+        f"/v1/vector_stores/{shelf.id}/search", json={"query": "a", "ranking_options": options}
+    )
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def _answers(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, told: Answer) -> None:
+    """Whatever is to be re-ranked."""
+    answer = shelf.mill.host.engine.answer
+
+    async def instead(request: Request) -> Answer:
+        return told if request.url == "/v1/rerank" else await answer(request)
+
+    monkeypatch.setattr(shelf.mill.host.engine, "answer", instead)

@@ -1,0 +1,74 @@
+"""Claims whose answer got lost are held by who made them, and by nobody else."""
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from jobs.ledger import ledger
+from jobs.queues import Task
+from tests.support import ledgers
+from tests.support.ledgers import LosesAnswers
+from workers.runtime import claims
+
+
+@pytest.fixture
+def losing(database_url: str) -> Iterator[LosesAnswers]:
+    db = LosesAnswers(database_url)
+    yield db
+    db.close()
+
+
+def _context(db: LosesAnswers) -> Any:
+    return cast(Any, SimpleNamespace(db=db, stop=threading.Event(), worker_id="worker"))
+
+
+def test_a_claim_on_a_shard_whose_answer_was_lost_is_held(losing: LosesAnswers) -> None:
+    job = ledgers.running(losing)
+
+    losing.lose_next = True
+    claim = claims.shard(_context(losing), job.id, 0)
+
+    assert claim is not None
+    ledgers.answer(losing, claim, range(4), last=True)
+    assert ledgers.shard(losing, job.id).stalls == 0
+
+
+def test_a_claim_on_a_job_whose_answer_was_lost_is_held(losing: LosesAnswers) -> None:
+    job = ledgers.submitted(losing)
+
+    losing.lose_next = True
+    claim = claims.job(_context(losing), job.id, Task.PLAN)
+
+    assert claim is not None
+    with losing.write() as session:
+        ledger.hold(session, claim)
+
+
+@pytest.mark.parametrize("of_shard", [True, False], ids=["shard", "job"])
+def test_who_was_faster_keeps_what_was_never_claimed_here(
+    losing: LosesAnswers, monkeypatch: pytest.MonkeyPatch, of_shard: bool
+) -> None:
+    """The first claim was not committed: another has the same epoch by the second."""
+    job = ledgers.running(losing) if of_shard else ledgers.submitted(losing)
+    retrying = losing.retrying
+
+    def late(work: Any, stop: Any = None) -> Any:
+        with ledgers.rolled_back(losing) as session:
+            assert work(session) is not None
+        if of_shard:
+            ledgers.claim_shard(losing, job.id, worker="faster")
+        else:
+            ledgers.claim_job(losing, job.id, Task.PLAN, "faster")
+        return retrying(work, stop)
+
+    monkeypatch.setattr(losing, "retrying", late)
+
+    if of_shard:
+        assert claims.shard(_context(losing), job.id, 0) is None
+        assert ledgers.shard(losing, job.id).worker_id == "faster"
+    else:
+        assert claims.job(_context(losing), job.id, Task.PLAN) is None
+        assert ledgers.job(losing, job.id).worker_id == "faster"

@@ -1,0 +1,189 @@
+"""The engine host, before its engines are there."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+
+import pytest
+
+from workers.engines.fake import FakeEngine
+from workers.engines.port import EngineDead
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.shared_exclusive import Company
+
+
+class SlowEngine(FakeEngine):
+    """Comes up when it is told to."""
+
+    loaded = threading.Event()
+
+    async def start(self) -> None:
+        self.loaded.wait(10)
+        await super().start()
+
+
+@pytest.fixture
+def engine() -> SlowEngine:
+    SlowEngine.loaded = threading.Event()
+    return SlowEngine()
+
+
+@pytest.fixture
+def host(engine: SlowEngine) -> Iterator[EngineHost]:
+    host = EngineHost(engine, lambda: None)
+    thread = threading.Thread(target=host.start)
+    thread.start()
+    yield host
+    engine.loaded.set()
+    thread.join(30)
+    host.close()
+
+
+def test_who_asks_for_the_engines_waits_while_they_load(host: EngineHost, engine: SlowEngine) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(host.await_start, threading.Event())
+        early = wait([asking], timeout=0.3).done
+        engine.loaded.set()
+
+        assert asking.result(30)
+    assert not early
+
+
+def test_who_is_told_to_stop_waits_no_longer(host: EngineHost) -> None:
+    stop = threading.Event()
+    stop.set()
+
+    assert not host.await_start(stop)
+
+
+def test_an_engine_that_cannot_be_closed_holds_up_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    class Stubborn(FakeEngine):
+        async def close(self) -> None:
+            raise EngineDead("It does not answer.")
+
+    host = EngineHost(Stubborn(), lambda: None)
+    host.start()
+
+    host.close()
+
+    assert host.loop.is_closed()
+    assert "engine_close_failed" in caplog.messages
+
+
+def test_what_still_runs_when_it_ends_closes_what_it_has_open() -> None:
+    host = EngineHost(FakeEngine(), lambda: None)
+    host.start()
+    began, ended = threading.Event(), threading.Event()
+
+    async def forever() -> None:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.set()
+
+    host.call(forever())
+    assert began.wait(30)
+
+    host.close()
+
+    assert ended.is_set()
+    assert host.loop.is_closed()
+
+
+def test_what_will_not_be_cancelled_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.runtime.engine_host._LAST_SECONDS", 0.05)
+    host = EngineHost(FakeEngine(), lambda: None)
+    host.start()
+    began, over = threading.Event(), threading.Event()
+
+    async def stubborn() -> None:
+        began.set()
+        while not over.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    host.call(stubborn())
+    assert began.wait(30)
+
+    host.close(5.0)
+    over.set()
+
+    assert host.loop.is_closed()
+
+
+class Others(Company):
+    """The other processes at the same server: they let us begin when they are asked for the n-th time."""
+
+    def __init__(self, let: int = 0) -> None:
+        self.let = let
+        self.heard: list[str] = []
+
+    def may_begin(self) -> bool:
+        self.let -= 1
+        return self.let < 0
+
+    async def be_alone(self) -> None:
+        self.heard.append("alone")
+
+    def leave(self) -> None:
+        self.heard.append("left")
+
+
+@pytest.fixture
+def shared() -> Iterator[EngineHost]:
+    """Its engines are shared with other processes."""
+    host = EngineHost(FakeEngine(), lambda: None, Others())
+    host.start()
+    yield host
+    host.close()
+
+
+def test_a_request_waits_until_other_processes_let_it_begin_and_says_when_none_is_left(shared: EngineHost) -> None:
+    others = Others(let=3)
+    shared._others = others
+
+    async def two() -> list[list[str]]:
+        heard = []
+        async with shared.company():
+            async with shared.company():
+                heard.append(list(others.heard))
+            heard.append(list(others.heard))
+        return [*heard, others.heard]
+
+    assert shared.call(two()).result(30) == [[], [], ["left"]]
+    assert others.let == -2, "both have asked, the first of them until it was let in"
+
+
+def test_who_is_alone_here_is_alone_among_all_and_the_next_request_waits_for_it(shared: EngineHost) -> None:
+    others = Others()
+    shared._others = others
+
+    async def ask(order: list[str]) -> None:
+        async with shared.company():
+            order.append("among others")
+
+    async def alone() -> list[str]:
+        order: list[str] = []
+        async with shared.alone():
+            task = asyncio.create_task(ask(order))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            order += [*others.heard, "alone is over"]
+        await task
+        return order
+
+    assert shared.call(alone()).result(30) == ["alone", "alone is over", "among others"]
+    assert others.heard == ["alone", "left", "left"]
+
+
+def test_a_server_that_comes_to_be_shared_is_so_from_then_on_and_with_those_who_were_first(host: EngineHost) -> None:
+    first, second = Others(), Others()
+
+    host.share(first)
+    host.share(second)
+
+    assert host._others is first

@@ -1,0 +1,328 @@
+"""The keeper beats for what its process holds, and hears what is to stop."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import DatabaseBusy
+from jobs.fleet import quarantine, workers
+from jobs.fleet.tables import EngineDeath, Worker
+from jobs.ledger import ledger, pauses, shards
+from jobs.ledger.pauses import Scope
+from jobs.queues import Queue, Task
+from tests.support import ledgers
+from tests.support.system import eventually
+from workers import process
+from workers.runtime import heartbeat as keeper_module
+from workers.runtime.heartbeat import Keeper
+
+ROOT = Path(__file__).parents[3]
+BREAKS_AT_ITS_FIRST_BEAT = """
+import sys, threading
+from jobs.db.engine import Database
+from tests.unit.workers.runtime.test_heartbeat import _worker
+from workers.runtime.heartbeat import Keeper
+
+known = [_worker(), _worker()]
+Keeper(Database(sys.argv[1]), lambda: known.pop(), beat_seconds=0.05, stop=threading.Event()).start()
+threading.Event().wait(30)
+"""
+
+
+class Fickle(Database):
+    """A database that refuses some writes, by their number, or all while it is told to."""
+
+    def __init__(self, url: str, *numbers: int) -> None:
+        super().__init__(url, patience=10)
+        self.refuses = False
+        self._numbers = numbers
+        self._writes = 0
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        self._writes += 1
+        if self.refuses or self._writes in self._numbers:
+            raise DatabaseBusy
+        with super().write() as session:
+            yield session
+
+
+def _worker() -> Worker:
+    host, pid, started = process.me()
+    facts = {"pool": "gpu", "host": host, "pid": pid, "started": started, "queues": [Queue.GENERATE], "models": []}
+    return Worker(id="w", slots=1, state="ready", restarts=0, created_at=now(), seen_at=now(), **facts)
+
+
+@pytest.fixture
+def keeper(db: Database) -> Iterator[Keeper]:
+    keeper = Keeper(db, _worker, beat_seconds=0.05, stop=threading.Event())
+    keeper.start()
+    yield keeper
+    keeper.leave()
+    keeper.join()
+
+
+def test_held_claims_beat_and_others_do_not(db: Database, keeper: Keeper) -> None:
+    job = ledgers.running(db, [1, 1])
+    held, idle = (ledgers.claim_shard(db, job.id, n, "w") for n in range(2))
+
+    with keeper.holding(job.id, held.epoch, held.n) as hold:
+        eventually(lambda: ledgers.shard(db, job.id, 0).beat >= 2, 10, "it beats")
+
+    assert ledgers.shard(db, job.id, 1).beat == 0
+    assert not hold.ended
+    assert idle.n == 1
+
+
+def test_a_paused_worker_stops_listening_until_it_is_resumed(db: Database, keeper: Keeper) -> None:
+    told: list[bool] = []
+    heard = threading.Event()
+
+    def listen(wanted: bool) -> bool:
+        told.append(wanted)
+        heard.set()
+        return len(told) > 1  # the broker is away the first time
+
+    keeper.listen = listen
+    with db.write() as session:
+        pauses.pause(session, pauses.Scope.WORKER, "w", actor="operator")
+    while len(told) < 2:
+        assert heard.wait(30)
+        heard.clear()
+    with db.write() as session:
+        pauses.resume(session, pauses.Scope.WORKER, "w", actor="operator")
+
+    assert heard.wait(30)
+    assert told == [False, False, True]
+
+
+def test_what_is_under_way_without_a_claim_is_told_with_each_beat(db: Database, keeper: Keeper) -> None:
+    def told() -> list[Any] | None:
+        with db.read() as session:
+            return session.get_one(Worker, "w").unclaimed
+
+    ends = [keeper.under_way.begin("gpu.generate", "m", "blue") for _ in range(2)]
+    eventually(lambda: told() == [["gpu.generate", "m", "blue", 2]], 5, "both are told")
+    for end in ends:
+        end()
+
+    eventually(lambda: told() == [], 5, "they have ended")
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_what_is_paused_is_heard_soon_and_beats_follow_for_whoever_drains(db: Database, scope: Scope) -> None:
+    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
+    keeper.start()
+    try:
+        with db.write() as session:
+            pauses.pause(session, scope, "w", actor="operator")
+        hearing = workers.Hearing(Scope.WORKER, {"w"})
+
+        def heard() -> bool:
+            with db.read() as session:
+                return not hearing.unheard(session)
+
+        eventually(heard, 30, "it has beaten three times")
+        assert keeper.off.of(scope) == {"w"}
+    finally:
+        keeper.leave()
+
+
+def test_what_is_paused_already_is_known_from_the_start(db: Database) -> None:
+    with db.write() as session:
+        pauses.pause(session, Scope.MODEL, "m", actor="operator")
+    keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
+
+    keeper.start()
+
+    assert keeper.off.of(Scope.MODEL) == {"m"}
+    keeper.leave()
+
+
+def test_claim_that_was_taken_back_is_told_so(db: Database, keeper: Keeper) -> None:
+    job = ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+
+    with keeper.holding(job.id, claim.epoch, 0) as hold:
+        with db.write() as session:
+            shards.fence(session, job.id)
+        assert hold.lost.wait(30)
+
+
+def test_cancelled_job_stops_its_shards(db: Database, keeper: Keeper) -> None:
+    job = ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+
+    with keeper.holding(job.id, claim.epoch, 0) as hold:
+        with db.write() as session:
+            ledger.cancel(session, job.id, actor="key:test")
+        assert hold.stop.wait(30)
+
+    assert not hold.lost.is_set()
+
+
+def test_fenced_planner_is_told_so(db: Database, keeper: Keeper) -> None:
+    claim = ledgers.planning(db)
+    with db.write() as session:
+        ledger.put_back(session, claim.job.id, claim.epoch)
+    mine = ledgers.claim_job(db, claim.job.id, Task.PLAN, "w")
+
+    with keeper.holding(claim.job.id, claim.epoch) as old, keeper.holding(mine.job.id, mine.epoch) as new:
+        assert old.lost.wait(30)
+
+    assert not new.ended
+
+
+def test_cancelled_job_stops_its_shards_between_two_beats(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "_LOOK", 0.02)
+    job = ledgers.running(db)
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    rare = Keeper(db, _worker, beat_seconds=3600, stop=threading.Event())
+    rare.start()
+
+    with rare.holding(job.id, claim.epoch, 0) as hold:
+        while ledgers.shard(db, job.id).beat == 0:
+            assert not hold.changed.wait(0.02)  # the first beat comes at once
+        with db.write() as session:
+            ledger.cancel(session, job.id, actor="key:test")
+        assert hold.stop.wait(30)
+
+    assert ledgers.shard(db, job.id).beat == 1
+    rare.leave()
+
+
+def test_beat_that_the_database_refused_is_made_up_for_at_the_next_look(
+    db: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeper_module, "_LOOK", 0.02)
+    fickle, job = Fickle(db.url, 2), ledgers.running(db)  # the first write makes the worker known
+    claim = ledgers.claim_shard(db, job.id, 0, "w")
+    keeper = Keeper(fickle, _worker, beat_seconds=3600, stop=threading.Event())
+
+    with keeper.holding(job.id, claim.epoch, 0) as hold:
+        keeper.start()
+        for _ in range(250):
+            if ledgers.shard(db, job.id).beat or hold.changed.wait(0.02):
+                break
+
+    assert "beat_missed" in caplog.messages
+    assert (ledgers.shard(db, job.id).beat, hold.ended) == (1, False)
+    keeper.leave()
+    fickle.close()
+
+
+def test_worker_that_leaves_while_the_database_refuses_leaves_its_row_to_the_dispatcher(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    fickle = Fickle(db.url)
+    keeper = Keeper(fickle, _worker, beat_seconds=0.05, stop=threading.Event())
+    keeper.start()
+
+    fickle.refuses = True
+    keeper.leave()
+
+    assert "worker_row_left_behind" in caplog.messages
+    with db.read() as session:
+        assert [worker.id for worker in workers.alive(session)] == ["w"]
+    fickle.close()
+
+
+def test_process_whose_keeper_dies_ends_so_that_it_is_started_again(sqlite: Database) -> None:
+    script = [sys.executable, "-c", BREAKS_AT_ITS_FIRST_BEAT, sqlite.url]
+
+    ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 70
+    assert "keeper_died" in ended.stderr
+    assert "pop from empty list" in ended.stderr
+
+
+def test_worker_taken_for_dead_registers_again(db: Database, keeper: Keeper) -> None:
+    with db.write() as session:
+        workers.leave(session, "w")
+
+    keeper.announce()
+
+    with db.read() as session:
+        assert [worker.id for worker in workers.alive(session)] == ["w"]
+
+
+HELD = {"tiny": {"entry": "e", "up": True}}
+
+
+def _blamed(db: Database) -> int:
+    """As by a dispatcher that takes it for dead. How many deaths that is, before its next beat may say otherwise."""
+    with db.write() as session:
+        row = session.get_one(Worker, "w")
+        row.place, row.holds = "here", HELD
+        quarantine.bury(session, row, {}, quarantine.Bounds(2, 60.0, 60.0))
+        workers.leave(session, "w")
+        return len(session.scalars(select(EngineDeath)).all())
+
+
+def _deaths(db: Database) -> int:
+    with db.read() as session:
+        return len(session.scalars(select(EngineDeath)).all())
+
+
+def test_a_worker_that_was_taken_for_dead_says_that_its_engines_live(db: Database, keeper: Keeper) -> None:
+    before = _blamed(db)
+
+    keeper.announce()
+
+    assert (before, _deaths(db)) == (1, 0)
+
+
+def test_a_worker_that_is_told_to_end_blames_no_engine_for_what_becomes_of_it(db: Database) -> None:
+    def worker() -> Worker:
+        one = _worker()
+        one.place, one.holds = "here", HELD
+        return one
+
+    keeper = Keeper(db, worker, beat_seconds=0.05, stop=threading.Event())
+    keeper.start()
+    with db.read() as session:
+        before = session.get_one(Worker, "w").holds
+
+    keeper.stop_all()
+    keeper.join()
+
+    with db.read() as session:
+        after = session.get_one(Worker, "w").holds
+    keeper.leave()
+    assert (before, after) == (HELD, {})
+
+
+def test_who_leaves_gives_the_trial_of_its_engine_to_the_next(db: Database, keeper: Keeper) -> None:
+    bounds = quarantine.Bounds(2, 60.0, 60.0)
+    with db.write() as session:
+        ledgers.quarantined(session, "tiny", place="here")
+        quarantine.listed(session)[0].until = 0.0
+    with db.write() as session:
+        assert quarantine.begin_trial(session, "here", "tiny", "w", bounds)
+
+    keeper.leave()
+
+    with db.write() as session:
+        assert quarantine.begin_trial(session, "here", "tiny", "next", bounds)
+
+
+def test_leaving_ends_what_is_held_and_takes_the_row_away(db: Database, keeper: Keeper) -> None:
+    with keeper.holding("job", 1, 0) as hold:
+        keeper.leave()
+
+    assert hold.stop.is_set()
+    with keeper.holding("job", 2, 0) as late:
+        assert late.ended, "nothing new is begun"
+    with db.read() as session:
+        assert workers.alive(session) == []

@@ -1,0 +1,125 @@
+"""Lines of batches make room while somebody waits, in order, and none is lost."""
+
+import asyncio
+
+from jobs.inference.interactive import LINE_PRIORITY, Question, routed
+from workers.engines.fake import FakeEngine
+from workers.engines.port import Answer
+from workers.inference.consumer import HELD, LINES, Desk
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.throttle import Courtesy
+
+
+class Lines:
+    """Lines that stay inside until they are let go."""
+
+    def __init__(self, courtesy: Courtesy) -> None:
+        self._courtesy = courtesy
+        self.inside: list[int] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self._go: dict[int, asyncio.Event] = {}
+
+    async def begin(self, count: int) -> None:
+        self.tasks += [asyncio.create_task(self._one(len(self.tasks) + n)) for n in range(count)]
+        await _turns()
+
+    async def end(self, *numbers: int) -> None:
+        for number in numbers:
+            self._go[number].set()
+        await _turns()
+
+    async def _one(self, number: int) -> None:
+        self._go[number] = asyncio.Event()
+        await self._courtesy.come()
+        self.inside.append(number)
+        try:
+            await self._go[number].wait()
+        finally:
+            self.inside.remove(number)
+            self._courtesy.go()
+
+
+async def _turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_without_a_bound_everybody_is_inside() -> None:
+    lines = Lines(Courtesy())
+    await lines.begin(500)
+
+    assert len(lines.inside) == 500
+    await lines.end(*range(500))
+    await asyncio.gather(*lines.tasks)
+
+
+async def test_nobody_waits_and_it_is_as_full_as_it_may_be_in_order() -> None:
+    lines = Lines(Courtesy(lambda: (1, 3)))
+    await lines.begin(6)
+    assert lines.inside == [0, 1, 2]
+
+    await lines.end(1)
+
+    assert lines.inside == [0, 2, 3]
+    await lines.end(*range(6))
+    assert all(task.done() for task in lines.tasks)
+
+
+async def test_while_somebody_waits_it_empties_and_fills_again_some_time_after() -> None:
+    courtesy = Courtesy(lambda: (1, 3), seconds=0.1)
+    lines = Lines(courtesy)
+    await lines.begin(6)
+    with courtesy.asked():
+        await lines.end(0, 1)
+        assert lines.inside == [2]
+        await lines.end(2)
+        assert lines.inside == [3]
+    await lines.end(3)
+    assert lines.inside == [4], "the next question may come soon"
+
+    await asyncio.sleep(0.15)
+
+    assert lines.inside == [4, 5]
+    await lines.end(4, 5)
+    assert all(task.done() for task in lines.tasks)
+
+
+async def test_a_line_that_is_cancelled_gives_its_place_to_the_next() -> None:
+    lines = Lines(Courtesy(lambda: (1, 1)))
+    await lines.begin(4)
+    lines.tasks[1].cancel()  # it waits
+    lines.tasks[0].cancel()  # it is inside
+    await _turns()
+
+    assert lines.inside == [2]
+    await lines.end(2)
+    assert lines.inside == [3]
+    await lines.end(3)
+
+
+async def test_called_up_and_cancelled_in_the_same_moment_it_holds_no_place() -> None:
+    lines = Lines(Courtesy(lambda: (1, 1)))
+    await lines.begin(3)
+    lines._go[0].set()
+    await asyncio.sleep(0)  # the first leaves and calls up the second,
+    await asyncio.sleep(0)
+    lines.tasks[1].cancel()  # who is cancelled before it runs
+    await _turns()
+
+    assert lines.inside == [2]
+    await lines.end(2)
+
+
+async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_room_for() -> None:
+    for crowd, most in (((2, 8), 8), ((2, 99), LINES), ((0, 0), 1), (None, LINES)):
+        host = EngineHost(FakeEngine(), lambda: None, courtesy=Courtesy(lambda crowd=crowd: crowd, seconds=0.0))
+        desk = Desk(host, "", "here", own={"/own": _never})
+        assert desk._room(routed("here", LINE_PRIORITY)) == most
+        assert desk._room(routed("here")) == desk._room("here") == HELD
+        if crowd == (2, 8):
+            with host.courtesy.asked():
+                assert desk._room(routed("here", LINE_PRIORITY)) == 2
+
+
+async def _never(question: Question, priority: int) -> Answer:
+    raise AssertionError

@@ -1,0 +1,1 @@
+"""Batches: planning, running, finishing."""

@@ -1,0 +1,279 @@
+"""Finishing: stream a job's segments into its output and error file, once per line, in the order of the input.
+
+    claim ─▶ each shard: its segments' records, by line ─┬─ good ─▶ output file
+                └─ lines without a record ─▶ batch_expired / batch_cancelled ─┴─▶ error file
+          ─▶ files durable ─▶ one transaction: file rows, final counts, terminal state
+
+Counts and tokens are those of the records read here, so that what the job says is what its files hold. Memory holds
+one shard's records while they are small; of larger ones (vectors may be megabytes a line) where each lies. A finisher
+that dies leaves two files that nobody points to; the next one writes its own.
+Where results are gone from the storage the job fails after some tries, and a retry of it runs everything again.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from sqlalchemy import select
+
+from jobs.batches import lines
+from jobs.clock import now
+from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.inference import responses
+from jobs.ledger import ledger
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.payloads import BATCH_OUTPUT, INGESTION, Batch
+from jobs.ledger.shards import Tally
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import TOKENS, Job, Segment, Shard
+from jobs.queues import Task
+from workers.inference.responding import respond
+from workers.retrieval.ingestion.conclude import conclude, tend
+from workers.runtime import claims, outcomes, output_lines
+from workers.runtime.context import Context
+from workers.runtime.failed_attempts import AWAY_SECONDS, is_away, stumble
+from workers.runtime.heartbeat import Hold
+from workers.runtime.output_lines import Record
+
+log = logging.getLogger(__name__)
+_SHARDS_AT_ONCE = 100
+_HELD_BYTES = 32 << 20  # of a shard's results: of more, one is read at a time
+_REASONS = {JobState.EXPIRING: output_lines.EXPIRED, JobState.CANCELLING: output_lines.CANCELLED}
+
+
+def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None:
+    """Handle one `finish` doorbell. Returns quietly when there is nothing to finish or the claim was lost.
+
+    With a `claim` there was no doorbell: whoever ran its only shard has it from the last segment's transaction.
+    """
+    claim = claim or claims.job(context, job_id, Task.FINISH)
+    if claim is None:
+        return
+    with context.keeper.holding(job_id, claim.epoch) as hold:
+        try:
+            if claim.job.kind == responses.KIND:
+                respond(context, claim)
+            elif claim.job.kind == INGESTION:
+                conclude(context, claim)
+            else:
+                _Finisher(context, claim, hold).run()
+        except Fenced:
+            log.info("finishing_fenced", extra={"job_id": job_id})
+        except (StorageFull, StorageAway) as error:
+            log.warning("finishing_waits_for_storage", extra={"job_id": job_id, "error": type(error).__name__})
+            context.db.retrying(
+                lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
+            )
+        except Exception as error:
+            if is_away(error):
+                log.warning("finishing_waits_for_database", extra={"job_id": job_id})
+                context.db.retrying(lambda session: ledger.put_back(session, job_id, claim.epoch, delay=AWAY_SECONDS))
+            else:
+                log.exception("finishing_failed", extra={"job_id": job_id})
+                code = "results_lost" if isinstance(error, NotFound | ResultsLost) else "internal_error"
+                stumble(context, claim, error, "The results cannot be assembled", code)
+    tend(context, claim.job)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A job's files, durable, and what its row is to say. Nobody points to them yet. `outcomes`: lines by word."""
+
+    values: Mapping[str, Any]
+    files: Sequence[File]
+    outcomes: Mapping[str, int]
+
+    def discard(self, context: Context) -> None:
+        for file in self.files:
+            context.storage.delete(file.path)
+
+
+def assemble(context: Context, job: Job, batch: Sequence[Record], tally: Tally) -> Results | None:
+    """Of a job whose every line was answered just now: its segment need not be read. None: the storage takes none."""
+    counts = {"completed": tally.done - tally.failed, "failed": tally.failed, **tally.tokens(), "total": job.total}
+    try:
+        with ExitStack() as stack:
+            output, errors = (_Output(context, stack, job, name) for name in ("output", "error"))
+            for record in sorted(batch, key=lambda record: record.line):
+                _, good, data = output_lines.parse(record.data)
+                (output if good else errors).write(data)
+    except (StorageFull, StorageAway):
+        return None
+    return _results(output, errors, counts, tally.outcomes)
+
+
+def _results(output: "_Output", errors: "_Output", values: dict[str, Any], words: Mapping[str, int]) -> Results:
+    rows = {"output_file_id": output.row(), "error_file_id": errors.row()}
+    ids = {name: row.id for name, row in rows.items() if row is not None}
+    return Results({**values, **ids}, [row for row in rows.values() if row is not None], words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a record lies: its segment's path, and bytes in it."""
+
+    path: str
+    offset: int
+    length: int
+
+
+_Found = dict[int, tuple[bool, bytes | _Place]]
+
+
+class ResultsLost(Exception):
+    """A shard is done, but not every line of it has a result."""
+
+
+class _Output:
+    """A file of the job that comes into being with its first line."""
+
+    def __init__(self, context: Context, stack: ExitStack, job: Job, name: str) -> None:
+        self._context = context
+        self._stack = stack
+        self._job = job
+        self._name = name
+        self._handle: BinaryIO | None = None
+        self.id = new_id("file-")
+        self.bytes = 0
+
+    def write(self, line: bytes) -> None:
+        if self._handle is None:
+            self._handle = self._stack.enter_context(self._context.storage.writer(f"files/{self.id}"))
+        self._handle.write(line + b"\n")
+        self.bytes += len(line) + 1
+
+    def row(self) -> File | None:
+        """Its row, or None when nothing was written (OpenAI shows null)."""
+        if self._handle is None:
+            return None
+        payload = Batch.model_validate(self._job.payload)
+        life = payload.output_expires_seconds or self._context.config.file_expiry_batch_seconds
+        created = now()
+        return File(
+            id=self.id,
+            project_id=self._job.project_id,
+            purpose=BATCH_OUTPUT,
+            filename=f"{self._job.id}_{self._name}.jsonl",
+            bytes=self.bytes,
+            path=f"files/{self.id}",
+            created_at=created,
+            expires_at=created + life,
+        )
+
+
+class _Finisher:
+    """One assembly of one job's results."""
+
+    def __init__(self, context: Context, claim: JobClaim, hold: Hold) -> None:
+        self.context = context
+        self.claim = claim
+        self.job = claim.job
+        self.hold = hold
+        self.reason = _REASONS.get(JobState(claim.job.state))
+        self.counts = dict.fromkeys(("completed", "failed", *TOKENS), 0)
+        self.outcomes = Counter[str]()
+        self.total = claim.job.total
+
+    def run(self) -> None:
+        with ExitStack() as stack:
+            self.output = _Output(self.context, stack, self.job, "output")
+            self.errors = _Output(self.context, stack, self.job, "error")
+            if self.job.in_progress_at is None:
+                self._never_ran()
+            else:
+                for shard, segments in self._shards():
+                    if self.hold.lost.is_set():
+                        raise Fenced
+                    self._shard(shard, segments)
+        self._close()  # the files are durable now: the stack's writers have closed
+
+    def _shards(self) -> Iterator[tuple[Shard, list[Segment]]]:
+        page = self._page(-1)
+        yield from page
+        while len(page) == _SHARDS_AT_ONCE:
+            page = self._page(page[-1][0].n)
+            yield from page
+
+    def _page(self, after: int) -> list[tuple[Shard, list[Segment]]]:
+        job_id = self.job.id
+        with self.context.db.read() as session:
+            page = session.scalars(
+                select(Shard).where(Shard.job_id == job_id, Shard.n > after).order_by(Shard.n).limit(_SHARDS_AT_ONCE)
+            ).all()
+            numbers = [shard.n for shard in page]
+            segments = session.scalars(select(Segment).where(Segment.job_id == job_id, Segment.n.in_(numbers))).all()
+        return [(shard, [segment for segment in segments if segment.n == shard.n]) for shard in page]
+
+    def _shard(self, shard: Shard, segments: list[Segment]) -> None:
+        found: _Found = {}
+        held = sum(segment.length for segment in segments) <= _HELD_BYTES
+        for segment in segments:
+            for line, good, said in self._records(segment, held=held):
+                found[line] = (good, said)
+            for name in TOKENS:
+                self.counts[name] += getattr(segment, name)
+            self.outcomes.update(segment.outcomes or {})
+        if len(found) < shard.lines:
+            self._unrun(shard, found)
+        for line in sorted(found):
+            good, said = found[line]
+            (self.output if good else self.errors).write(self._read(said) if isinstance(said, _Place) else said)
+
+    def _records(self, segment: Segment, *, held: bool) -> Iterator[tuple[int, bool, bytes | _Place]]:
+        with self.context.storage.reader(segment.path) as handle:
+            offset = 0
+            for raw in handle:
+                line, good, data = output_lines.parse(raw)
+                self.counts["completed" if good else "failed"] += 1
+                yield line, good, data if held else _Place(segment.path, offset, len(raw))
+                offset += len(raw)
+
+    def _read(self, place: _Place) -> bytes:
+        return output_lines.parse(self.context.storage.piece(place.path, place.offset, place.length))[2]
+
+    def _unrun(self, shard: Shard, found: _Found) -> None:
+        """Lines that were not executed: they get an error line and count for nothing."""
+        if self.reason is None:
+            raise ResultsLost(f"{shard.lines - len(found)} lines of shard {shard.n} have none.")
+        self.outcomes.update(dict.fromkeys(outcomes.unanswered(self.reason[0]), shard.lines - len(found)))
+        with self.context.storage.reader(self.job.input_path or "", shard.offset) as handle:
+            texts = lines.split(handle.read(shard.length))
+        for line, raw in enumerate(texts):
+            if line not in found:
+                item_id = output_lines.line_id(self.job.id, shard.n, line)
+                found[line] = (False, output_lines.unanswered(item_id, lines.id_of(raw) or "", *self.reason))
+
+    def _never_ran(self) -> None:
+        """Stopped before it was planned: every line that names itself gets its error line."""
+        assert self.reason is not None
+        if self.job.input_path is None:
+            return
+        try:
+            with self.context.storage.reader(self.job.input_path) as handle:
+                for text in lines.read(handle, self.context.config.batch_max_line_bytes):
+                    self._stopped_line(text)
+                    if self.hold.lost.is_set():
+                        raise Fenced
+        except NotFound:
+            log.warning("input_missing", extra={"job_id": self.job.id})
+
+    def _stopped_line(self, text: lines.Text) -> None:
+        custom_id = lines.id_of(text.raw)
+        if custom_id is None or self.reason is None:
+            return
+        item_id = output_lines.line_id(self.job.id, self.total >> 12, self.total & 0xFFF)
+        self.errors.write(output_lines.unanswered(item_id, custom_id, *self.reason))
+        self.outcomes.update(outcomes.unanswered(self.reason[0]))
+        self.total += 1
+
+    def _close(self) -> None:
+        found = _results(self.output, self.errors, {**self.counts, "total": self.total}, self.outcomes)
+        self.context.db.retrying(
+            lambda session: ledger.close(session, self.claim, found.values, found.files, found.outcomes)
+        )
+        log.info("job_closed", extra={"job_id": self.job.id, **self.counts})

@@ -1,0 +1,270 @@
+"""Planning: read a batch's input once, check every line, cut it into shards of bytes.
+
+    claim ─▶ each line: check, add to the shard being filled ─▶ planned      the job runs, the last shards with it
+                 │            └─ 50 shards: one transaction
+                 └─ bad lines ─▶ rejected, with line numbers                 the job fails, nothing was run
+
+Memory holds one line, the shard's numbers and 8 bytes per `custom_id`. A planner that dies is followed by another
+that removes the shards of the first and starts again; until `planned`, no shard's doorbell means anything.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
+
+from sqlalchemy.orm import Session
+
+from jobs.batches import lines, quota
+from jobs.db.engine import WRITE_ROWS
+from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.fleet import routing
+from jobs.fleet.models_file import ModelsFileError
+from jobs.ledger import ledger, shards
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.outbox import SMALL_BYTES
+from jobs.ledger.payloads import INGESTION
+from jobs.ledger.tables import Shard
+from jobs.queues import Task
+from workers.batches import selection
+from workers.retrieval.ingestion.plan import plan_ingestion
+from workers.runtime import claims
+from workers.runtime.context import Context
+from workers.runtime.failed_attempts import AWAY_SECONDS, Abandoned, is_away, stumble
+from workers.runtime.heartbeat import Hold
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Errors a rejected batch names, at most.
+MAX_ERRORS = 1000
+_SHARDS_AT_ONCE = 50
+
+
+def plan(context: Context, job_id: str) -> None:
+    """Handle one `plan` doorbell. Returns quietly when there is nothing to plan or the claim was lost."""
+    claim = claims.job(context, job_id, Task.PLAN)
+    if claim is None:
+        return
+    with context.keeper.holding(job_id, claim.epoch) as hold:
+        try:
+            if claim.job.kind == INGESTION:
+                plan_ingestion(context, claim, hold)
+            else:
+                Planner(context, claim, hold).run()
+        except Fenced:
+            log.info("planning_fenced", extra={"job_id": job_id})
+        except (StorageFull, StorageAway):
+            _put_back(context, claim, 10.0, "disk")
+        except Abandoned as reason:
+            _put_back(context, claim, reason.delay, reason.waiting_for)
+        except Exception as error:
+            if is_away(error):
+                log.warning("planning_waits_for_database", extra={"job_id": job_id})
+                _put_back(context, claim, AWAY_SECONDS, None)
+            else:
+                log.exception("planning_failed", extra={"job_id": job_id})
+                stumble(context, claim, error, "The input cannot be planned")
+
+
+def _put_back(context: Context, claim: JobClaim, delay: float, waiting_for: str | None) -> None:
+    context.db.retrying(
+        lambda session: ledger.put_back(session, claim.job.id, claim.epoch, delay=delay, waiting_for=waiting_for)
+    )
+
+
+class Planner:
+    """One pass over one input. `places` keeps the queues of (model, endpoint, project) that were asked for."""
+
+    def __init__(
+        self,
+        context: Context,
+        claim: JobClaim,
+        hold: Hold | None = None,
+        places: dict[tuple[str, str, str], str] | None = None,
+    ) -> None:
+        self.context = context
+        self.config = context.config
+        self.claim = claim
+        self.hold = hold
+        self.places = {} if places is None else places
+        self.checker = lines.Checker(claim.job.endpoint)
+        self.errors: list[lines.Bad] = []
+        self.queue: str | None = None
+        self.total = self.inputs = self.bytes = 0
+        self.cut = 0  # shards so far, the one being filled included
+        self.filling: Shard | None = None
+        self.full: list[Shard] = []
+
+    def run(self) -> None:
+        if self.context.low_on_disk():
+            raise Abandoned(5.0, "disk")
+        if self.claim.epoch > 1:  # somebody planned it before us
+            self._clear()
+        path = selection.input_path(self.context, self.claim)
+        if isinstance(path, lines.Bad):
+            self.errors.append(path)
+        else:
+            self._read(path)
+        if self._ended:
+            raise Abandoned
+        if not self.errors and not self._write(self._planned):
+            self._complain_of_tokens()
+        if self.errors:
+            self._clear()
+            self._write(self._rejected)
+
+    def draft(self) -> bool:
+        """The same, but that nothing is claimed or written yet. False where the input is not small."""
+        path = self.claim.job.input_path
+        if path is None or self.context.storage.size(path) > SMALL_BYTES:
+            return False
+        self._read(path)
+        return True
+
+    def conclude(self, session: Session, claim: JobClaim) -> None:
+        """Write what was drafted, under a claim of the same transaction. Run twice it asks for tokens anew."""
+        self.claim, found = claim, list(self.errors)
+        if not self.errors and not self._planned(session):
+            self._complain_of_tokens()
+        if self.errors:
+            self._rejected(session)
+        self.errors = found
+
+    @property
+    def _ended(self) -> bool:
+        return self.hold is not None and self.hold.ended
+
+    def _rejected(self, session: Session) -> None:
+        ledger.reject(session, self.claim, [bad.as_dict() for bad in self.errors])
+
+    def _complain_of_tokens(self) -> None:
+        self.errors.append(quota.refusal(self.config.project_max_queued_tokens))
+
+    def _planned(self, session: Session) -> bool:
+        """Let it run, unless that is more than the project may have; of two that plan at once, one counts the other."""
+        if self._over_token_limit(session):
+            return False
+        shards.cut(session, self.claim, self.queue or "", self.full)
+        model = self.checker.model and self._asked(self.checker.model)
+        ledger.planned(session, self.claim, total=self.total, model=model, queue=self.queue or "")
+        return True
+
+    def _asked(self, model: str) -> str:
+        """The model that will be asked: what a retry overrides is laid over each line."""
+        overrides = self.claim.job.payload.get("overrides") or {}
+        return overrides.get("model") or model
+
+    def _read(self, path: str) -> None:
+        try:
+            if self.context.storage.size(path) > self.config.batch_max_bytes:
+                self._complain("file_too_large", f"The input file exceeds {self.config.batch_max_bytes} bytes.")
+                return
+            with self.context.storage.reader(path) as handle:
+                self._cut_all(handle)
+            suspects = self.checker.ids.suspects()
+            if suspects:
+                with self.context.storage.reader(path) as handle:
+                    self._name_duplicates(handle, suspects)
+        except NotFound:
+            self.errors.append(selection.missing_file(self.claim.job))
+        self._check_totals()
+
+    def _cut_all(self, handle: BinaryIO) -> None:
+        for text in lines.read(handle, self.config.batch_max_line_bytes):
+            checked = self.checker.check(text)
+            if isinstance(checked, lines.Bad):
+                self.errors.append(checked)
+            elif not self.errors:
+                self._add(text, checked)
+            if len(self.errors) >= MAX_ERRORS or self.total > self.config.batch_max_lines:
+                return
+        self._fill()
+
+    def _name_duplicates(self, handle: BinaryIO, suspects: frozenset[int]) -> None:
+        for bad in lines.duplicates(handle, self.config.batch_max_line_bytes, suspects):
+            self.errors.append(bad)
+            if len(self.errors) >= MAX_ERRORS:
+                return
+
+    def _add(self, text: lines.Text, good: lines.Good) -> None:
+        if self.queue is None:
+            self.queue = self._place(self._asked(good.model), text.number)
+        shard = self.filling
+        if shard is None or self._is_full(shard, text):
+            self._fill()
+            self._flush()
+            shard = self.filling = Shard(
+                job_id=self.claim.job.id, n=self.cut, first_line=self.total, lines=0, offset=text.offset, length=0
+            )
+            self.cut += 1
+        shard.lines += 1
+        shard.length = text.offset + text.length - shard.offset
+        self.total += 1
+        self.inputs += good.inputs
+        self.bytes += text.length
+
+    def _is_full(self, shard: Shard, text: lines.Text) -> bool:
+        if shard.lines >= self.config.shard_lines:
+            return True
+        return text.offset + text.length - shard.offset > self.config.shard_bytes
+
+    def _fill(self) -> None:
+        if self.filling is not None:
+            self.full.append(self.filling)
+            self.filling = None
+
+    def _flush(self) -> None:
+        """Commit full shards, many at a time; between transactions others write."""
+        if len(self.full) < _SHARDS_AT_ONCE:
+            return
+        if self._ended:
+            raise Abandoned
+        queue = self.queue or ""
+        self._write(lambda session: shards.cut(session, self.claim, queue, self.full))
+        self.full = []
+        self.context.db.breathe(self.context.stop)
+
+    def _place(self, model: str, number: int) -> str:
+        job = self.claim.job
+        place = (model, job.endpoint, job.project_id)
+        if place in self.places:
+            return self.places[place]
+        try:
+            with self.context.db.read() as session:
+                registry = self.context.models.now()
+                queue = routing.queue_of(
+                    session, self.config, registry, model, endpoint=job.endpoint, project_id=job.project_id
+                )
+                return self.places.setdefault(place, queue)
+        except routing.NotServed as refusal:
+            self.errors.append(lines.Bad(refusal.code, str(refusal), number, "body.model"))
+            return ""
+        except (routing.NotYet, ModelsFileError):
+            raise Abandoned(5.0, "model") from None
+
+    def _check_totals(self) -> None:
+        if self.total > self.config.batch_max_lines:
+            limit = self.config.batch_max_lines
+            self._complain("too_many_requests", f"The input file has more than {limit} requests.")
+        if self.claim.job.kind == "embedding" and self.inputs > self.config.batch_max_embedding_inputs:
+            limit = self.config.batch_max_embedding_inputs
+            self._complain("too_many_inputs", f"The batch has more than {limit} embedding inputs.")
+        if not self.total and not self.errors:
+            self._complain("empty_file", "The input file contains no requests.")
+
+    def _over_token_limit(self, session: Session) -> bool:
+        limit = self.config.project_max_queued_tokens
+        if not limit:
+            return False
+        return quota.is_over(selection.queued_bytes(session, self.claim.job), self.bytes, limit)
+
+    def _complain(self, code: str, message: str) -> None:
+        self.errors.append(lines.Bad(code, message))
+
+    def _clear(self) -> None:
+        """Remove what an earlier planner (or this one, before an error) has cut."""
+        while self._write(lambda session: shards.uncut(session, self.claim, WRITE_ROWS)):
+            self.context.db.breathe(self.context.stop)
+
+    def _write(self, work: Callable[[Session], T]) -> T:
+        return self.context.db.retrying(work, self.context.stop)

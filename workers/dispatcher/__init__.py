@@ -1,0 +1,1 @@
+"""The dispatcher: it publishes what is due, watches leases and runs maintenance."""

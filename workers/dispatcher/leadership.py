@@ -1,0 +1,179 @@
+"""One dispatcher leads: a PostgreSQL advisory lock, or on SQLite a `flock` beside the database.
+
+Both go with the process that held them. The leader also waits here between ticks for something to be written: on
+PostgreSQL it asks which transactions there are, on SQLite for the database's version, so that an idle system is looked
+at once a second and a busy one ten times. NOTIFY would wake it at once, and make all commits that tell it wait for each
+other, since PostgreSQL keeps their order with a lock on everything.
+"""
+
+import fcntl
+import logging
+import sqlite3
+import threading
+import time
+from typing import IO, Any, Protocol
+
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from jobs.db.engine import Database
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+_LOCK = 0x6E6D_0001  # any number that is ours
+#: Another whenever a transaction that writes has begun or ended since. PostgreSQL § 9.27, pg_current_snapshot.
+_MOMENT = text("SELECT CAST(pg_current_snapshot() AS text)")
+_TAKEN = text("""
+    SELECT EXISTS (
+        SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+        WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = :lock AND datname = current_database()
+    )
+""")
+
+
+class _Seat(Protocol):
+    def take(self) -> bool: ...
+    def holds(self) -> bool: ...
+    def changed(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for something to be written."""
+
+    def drop(self) -> None: ...
+    def taken(self) -> bool:
+        """Whether any process holds it now."""
+
+
+class Leadership:
+    """The seat of the leading dispatcher."""
+
+    def __init__(self, config: Settings, db: Database) -> None:
+        self._seat: _Seat = _SqliteSeat(config, db) if db.sqlite else _PostgresSeat(db)
+
+    def take(self) -> bool:
+        return self._seat.take()
+
+    def holds(self) -> bool:
+        return self._seat.holds()
+
+    def drop(self) -> None:
+        self._seat.drop()
+
+    def taken(self) -> bool:
+        """Whether any dispatcher leads, this one or another."""
+        return self._seat.taken()
+
+    def wait(self, tick: float, idle: float, stop: threading.Event) -> None:
+        """A tick; longer while nothing changes, up to `idle` seconds."""
+        until = time.monotonic() + idle
+        while not stop.is_set() and time.monotonic() < until:
+            if self._seat.changed(tick):
+                return
+
+
+class _SqliteSeat:
+    def __init__(self, config: Settings, db: Database) -> None:
+        database = make_url(config.database).database or str(config.data_dir / "nightmill")
+        self._path = f"{database}.dispatcher"
+        self._db = db
+        self._handle: IO[str] | None = None
+        self._version: int | None = None
+        self._watch: Any = None
+        self._pause = threading.Event()
+
+    def take(self) -> bool:
+        handle = open(self._path, "a")  # noqa: SIM115, PTH123 (held for as long as we lead)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            return False
+        self._handle = handle
+        return True
+
+    def holds(self) -> bool:
+        return self._handle is not None
+
+    def changed(self, timeout: float) -> bool:
+        """`PRAGMA data_version` moves when another connection commits, and costs microseconds."""
+        self._pause.wait(timeout)
+        try:
+            if self._watch is None:
+                self._watch = self._db.engine.raw_connection()
+            version = self._watch.driver_connection.execute("PRAGMA data_version").fetchone()[0]
+        except (sqlite3.Error, DBAPIError):  # whoever looks into what may have changed hears what is wrong
+            self._unwatch()
+            return True
+        before, self._version = self._version, version
+        return bool(version != before)
+
+    def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+
+    def drop(self) -> None:
+        self._unwatch()
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = None
+
+    def taken(self) -> bool:
+        free = self.take()
+        self.drop()
+        return not free
+
+
+class _PostgresSeat:
+    """A connection of its own, outside the pool: the lock lives with it."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._connection: Any = None
+        self._moment = ""
+        self._pause = threading.Event()
+
+    def take(self) -> bool:
+        try:
+            connection = self._db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _LOCK}):
+                connection.close()
+                return False
+        except DBAPIError:
+            log.warning("leadership_database_away")
+            return False
+        self._connection = connection
+        return True
+
+    def holds(self) -> bool:
+        if self._connection is None:
+            return False
+        try:
+            self._connection.execute(text("SELECT 1"))
+        except DBAPIError:
+            self._lose()
+            return False
+        return True
+
+    def changed(self, timeout: float) -> bool:
+        self._pause.wait(timeout)
+        try:
+            moment = self._connection.scalar(_MOMENT)
+        except DBAPIError:
+            self._lose()
+            return True
+        before, self._moment = self._moment, moment
+        return bool(moment != before)
+
+    def _lose(self) -> None:
+        log.warning("leadership_lost")
+        self.drop()
+
+    def drop(self) -> None:
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+        self._connection = None
+
+    def taken(self) -> bool:
+        with self._db.read() as session:
+            return bool(session.scalar(_TAKEN, {"lock": _LOCK}))

@@ -1,0 +1,262 @@
+"""What the leading dispatcher looks after once a second, and once a minute.
+
+workers     whose beat stands still for a lease, or whose process is gone from this host: their row goes
+schedules   whose time has come; sources too
+claims      of such workers at once; others when their own beat stands still for a lease
+jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step
+audit       sealed; its head sent away once a day
+retention   every minute, see `workers.dispatcher.retention`
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from jobs.batches import schedules
+from jobs.clock import now
+from jobs.db.engine import WRITE_ROWS, Database
+from jobs.errors import DatabaseBusy
+from jobs.fleet import quarantine
+from jobs.fleet import workers as fleet
+from jobs.fleet.models_file import Registry
+from jobs.fleet.tables import Worker
+from jobs.ledger import audit, ledger, pauses, shards
+from jobs.ledger.tables import Job
+from jobs.platform.storage import Storage
+from jobs.queues import Queue, Task
+from jobs.retrieval import attachments, sources
+from jobs.settings import Settings
+from jobs.webhooks import deliveries
+from workers import process
+from workers.dispatcher.anchoring import Anchoring
+from workers.dispatcher.leases import Observer, Since
+from workers.dispatcher.retention import Retention
+
+log = logging.getLogger(__name__)
+_ACTOR = "dispatcher"
+_SWEEP_SECONDS = 5.0
+_RETENTION_SECONDS = 60.0
+_CLEARED_AT_ONCE = 10  # transactions for one source per round
+_RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
+_SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
+
+
+class Housekeeper:
+    """One leader's observations and duties."""
+
+    def __init__(
+        self,
+        config: Settings,
+        db: Database,
+        storage: Storage,
+        clock: Callable[[], float],
+        registry: Callable[[], Registry | None],
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._db = db
+        self._clock = clock
+        self._workers = Observer[str](config.lease_seconds, clock)
+        self._shards = Observer[tuple[str, int, int]](config.lease_seconds, clock)
+        self._jobs = Observer[tuple[str, int]](config.lease_seconds, clock)
+        self._stopping = Since[str](clock)
+        self._bounds = quarantine.Bounds.of(config)
+        self._retention = Retention(config, db, storage)
+        self._anchoring = Anchoring(config, db)
+        self._swept = self._retained = clock()
+
+    def keep(self) -> None:
+        """Raises DatabaseBusy. Where nobody has beaten for long either, nobody could: no lease ends for that."""
+        try:
+            self._keep()
+        except DatabaseBusy:
+            if self._workers.stands_still:
+                for observer in (self._workers, self._shards, self._jobs):
+                    observer.start_afresh()
+            raise
+
+    def _keep(self) -> None:
+        self._bury_workers()
+        self._take_back()
+        self._fire()
+        self._expire()
+        self._fence_stopping()
+        self._seal()
+        if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
+            self._swept = self._clock()
+            self._sweep()
+        if self._clock() - self._retained >= _RETENTION_SECONDS:
+            self._retained = self._clock()
+            self._retention.run()
+            self._write(quarantine.forget)
+            self._anchoring.run()
+        else:
+            self._retention.go_on()
+
+    def standing(self) -> dict[Task, Queue]:
+        """What is to be done that has no job, and where somebody may do it now: webhooks that are due, removals."""
+        with self._db.read() as session:
+            waits = {
+                Task.DELIVER: (Queue.WEBHOOKS, deliveries.due_count(session) > 0),
+                Task.PURGE: (Queue.INGEST, attachments.owes(session)),
+            }
+            due = {task: queue for task, (queue, is_due) in waits.items() if is_due}
+            held = pauses.paused(session).of(pauses.Scope.QUEUE) if due else frozenset()
+            wanted = {task: queue for task, queue in due.items() if queue not in held}
+            return {task: queue for task, queue in wanted.items() if fleet.alive(session, queue)}
+
+    def _bury_workers(self) -> None:
+        with self._db.read() as session:
+            workers = session.scalars(select(Worker)).all()
+        silent = {key for key, _ in self._workers.stale((worker.id, worker.beat) for worker in workers)}
+        for worker in workers:
+            if worker.id in silent or _is_gone(worker):
+                self._write(partial(self._bury, worker_id=worker.id, seen=worker.beat, registry=self._registry()))
+
+    def _bury(self, session: Session, worker_id: str, seen: int, registry: Registry | None) -> None:
+        """A dead worker's row and all it held go in one transaction; its engines may have been what it died of.
+
+        One that has beaten since it was looked at lives.
+        """
+        worker = session.get(Worker, worker_id)
+        if worker is not None and worker.beat != seen and not _is_gone(worker):
+            return
+        log.warning("worker_lost", extra={"worker": worker_id, "pool": worker.pool if worker else None})
+        if worker is not None:
+            left = quarantine.bury(session, worker, registry.aliases if registry else {}, self._bounds)
+            for model in left:
+                log.error("engine_quarantined", extra={"model": model, "place": worker.place})
+        for job_id, n, epoch, beat, holder in shards.running(session):
+            if holder == worker_id:
+                shards.lose(session, job_id, n, epoch, beat)
+        for job_id, epoch, beat, holder in ledger.claimed(session):
+            if holder == worker_id:
+                ledger.lose(session, job_id, epoch, beat)
+        deliveries.take_back(session, worker_id)
+        fleet.leave(session, worker_id)
+
+    def _take_back(self) -> None:
+        """Claims whose own beat stands still, though their worker may live."""
+        with self._db.read() as session:
+            running = shards.running(session)
+            claimed = ledger.claimed(session)
+        lost_shards = self._shards.stale(((job_id, n, epoch), beat) for job_id, n, epoch, beat, _ in running)
+        lost_jobs = self._jobs.stale(((job_id, epoch), beat) for job_id, epoch, beat, _ in claimed)
+        for (job_id, n, epoch), beat in lost_shards:
+            log.warning("lease_lost", extra={"job_id": job_id, "shard": n, "epoch": epoch})
+            self._write(partial(shards.lose, job_id=job_id, n=n, epoch=epoch, beat=beat))
+        for (job_id, epoch), beat in lost_jobs:
+            log.warning("lease_lost", extra={"job_id": job_id, "epoch": epoch})
+            self._write(partial(ledger.lose, job_id=job_id, epoch=epoch, beat=beat))
+
+    def _fire(self) -> None:
+        with self._db.read() as session:
+            due = schedules.due(session)
+        for schedule_id in due:
+            job = self._write(partial(schedules.fire, schedule_id=schedule_id))
+            log.info("schedule_fired", extra={"schedule": schedule_id, "submitted": job is not None})
+        with self._db.read() as session:
+            waiting = sources.due(session)
+        for source_id in waiting:
+            job = self._write(partial(sources.fire, source_id=source_id))
+            log.info("source_fired", extra={"source": source_id, "submitted": job is not None})
+
+    def _expire(self) -> None:
+        with self._db.read() as session:
+            overdue = ledger.overdue(session, now())
+        for job_id in overdue:
+            log.info("job_expires", extra={"job_id": job_id})
+            self._write(partial(ledger.expire, job_id=job_id, actor=_ACTOR))
+
+    def _fence_stopping(self) -> None:
+        """Workers have a moment to abort and commit what they finished; then the job ends without them."""
+        with self._db.read() as session:
+            jobs = shards.stopping(session)
+        for job_id, age in self._stopping.ages(jobs).items():
+            if age >= self._config.cancel_grace_seconds:
+                self._write(partial(shards.fence, job_id=job_id))
+
+    def _sweep(self) -> None:
+        with self._db.read() as session:
+            lost, unowed = ledger.unsettled(session), shards.any_unowed(session)
+        for job_id in lost:
+            self._write(partial(ledger.settle, job_id=job_id, actor=_ACTOR))
+        for job_id, what in self._waits():
+            self._write(partial(ledger.wait_for, job_id=job_id, what=what))
+        if unowed and self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
+            log.warning("doorbells_mended")
+        self._free_deliveries()
+        self._clear_sources()
+
+    def _clear_sources(self) -> None:
+        """What sources have brought that are deleted, or whose store is: some of it each time."""
+        with self._db.read() as session:
+            doomed = sources.doomed(session)
+        for source in doomed:
+            if source.deleted_at is None:
+                self._write(partial(sources.condemn, source=source, actor=_ACTOR))
+            for _ in range(_CLEARED_AT_ONCE):
+                if not self._write(partial(sources.clear, source_id=source.id, actor=_ACTOR)):
+                    break
+
+    def _free_deliveries(self) -> None:
+        """What a worker left that the database did not hear of, what a process with a wrong clock put off, and what is
+        held for endpoints that are enabled again: what was too much for the request that enabled them.
+        """
+        with self._db.read() as session:
+            gone = deliveries.orphans(session)
+            late = deliveries.too_late(session, self._config, WRITE_ROWS)
+        for worker_id in gone:
+            log.warning("deliveries_taken_back", extra={"worker": worker_id})
+            self._write(partial(deliveries.take_back, worker_id=worker_id))
+        if late:
+            log.warning("deliveries_brought_forward", extra={"count": len(late)})
+            self._write(partial(deliveries.bring_forward, ids=late))
+        for _ in range(_RELEASED_AT_ONCE):
+            with self._db.read() as session:
+                held = deliveries.held_too_long(session, WRITE_ROWS)
+            if not held:
+                break
+            self._write(partial(deliveries.release, ids=held))
+
+    def _waits(self) -> list[tuple[str, str | None]]:
+        """What jobs wait for that do not say it: a pause to end, or a live worker that serves their model."""
+        with self._db.read() as session:
+            off, at = pauses.paused(session), now()
+            early = func.coalesce(Job.not_before, 0.0) > at
+            served = fleet.served(fleet.alive(session), self._registry())
+            begun = and_(ledger.BUSY, ~fleet.unserved(served))  # it may take minutes to answer the first line
+            over = [
+                *ledger.said(session, "pause", ~off.held),
+                *ledger.said(session, "time", ~early),
+                *ledger.said(session, "model", begun),
+            ]
+            idle = ledger.idle(session, or_(off.held, early, fleet.unserved(served)))
+        return [(job_id, None) for job_id in over] + [(job.id, _reason(job, off, at)) for job in idle]
+
+    def _seal(self) -> None:
+        for _ in range(_SEALS_AT_ONCE):
+            with self._db.read() as session:
+                if not audit.unsealed(session):
+                    return
+            self._write(audit.seal)
+
+    def _write(self, work: Callable[[Session], object]) -> object:
+        """One transaction of what may be many, so others write after it."""
+        with self._db.write() as session:
+            done = work(session)
+        self._db.breathe()
+        return done
+
+
+def _is_gone(worker: Worker) -> bool:
+    return process.gone(worker.host, worker.pid, worker.started)
+
+
+def _reason(job: Job, off: pauses.Paused, at: float) -> str:
+    if off.holds(job):
+        return "pause"
+    return "time" if job.not_before is not None and job.not_before > at else "model"

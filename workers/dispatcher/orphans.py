@@ -1,0 +1,216 @@
+"""Bytes that nobody points to: what a crash left between bytes and row, and what a restored database does not know.
+
+Whoever writes puts the bytes first, and whoever deletes takes the row first. So what has no row may be about to get
+one, and goes only if it had none an hour ago either. A look pauses after every page: there may be a million names.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session, load_only
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.files.tables import File, UploadPart
+from jobs.inference import conversations, responses
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.inference.conversation_tables import Conversation
+from jobs.inference.response_tables import KeptResponse
+from jobs.ledger.states import TERMINAL
+from jobs.ledger.tables import Job, Segment, Shard
+from jobs.platform.storage import Storage
+from jobs.retrieval.tables import VectorStore
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_PAGE = 200
+_SUSPECTS = 100_000  # remembered of one look; the others are for a later one
+_AWAY_AT_MOST = 3  # removals one after another that storage does not answer
+_UNTOUCHED_SECONDS = 3600.0  # whoever writes a file writes to it more often
+#: Each folder, and the columns that have the names and the paths of what is known. Some paths have no index: these are
+#: asked for only what has no name.
+_FLAT: tuple[tuple[str, InstrumentedAttribute[str] | None, InstrumentedAttribute[str] | None], ...] = (
+    ("files", File.id, File.path),
+    ("responses", KeptResponse.id, None),
+    ("completions", KeptCompletion.id, None),
+    ("uploads", UploadPart.id, UploadPart.path),
+)
+_FOLDERS = (*(folder for folder, _, _ in _FLAT), conversations.FOLDER, "documents", "jobs", "doctor")
+
+
+class Orphans:
+    """Remembers of a look what the next one may remove. Looks are to be an hour apart."""
+
+    def __init__(self, config: Settings, db: Database, storage: Storage) -> None:
+        self._config = config
+        self._db = db
+        self._storage = storage
+        self._suspects: frozenset[str] = frozenset()
+        self._found: set[str] = set()
+        self._removed = self._away = 0
+
+    def look(self) -> Iterator[None]:
+        """A look, page by page. Raises StorageAway, StorageFull, NotFound; what was found is forgotten then."""
+        self._found, self._removed, self._away = set(), 0, 0
+        yield from self._sweep()
+        for folder, name, path in _FLAT:
+            for page in _pages(self._storage.walk(folder)):
+                yield from self._judge(self._nameless(page, name, path))
+        for folder, unknown in (
+            (conversations.FOLDER, partial(self._unknown, column=Conversation.id)),
+            ("documents", partial(self._unknown, column=VectorStore.id)),
+            ("jobs", self._lost_jobs),
+        ):
+            for page in _pages(self._storage.folders(folder)):
+                yield from self._judge(f"{folder}/{name}" for name in unknown(page))
+        for folder, left in ((conversations.FOLDER, self._unnamed), ("jobs", self._left_inside)):
+            for page in _pages(self._storage.walk(folder)):
+                yield from self._judge(left(page))
+        self._suspects = frozenset(self._found)
+        if self._removed:
+            log.warning("orphans_removed", extra={"files": self._removed})
+
+    def _sweep(self) -> Iterator[None]:
+        """Files that are unfinished and whose writers are gone."""
+        swept = 0
+        for folder in _FOLDERS:
+            for page in _pages(self._storage.sweep(folder, now() - _UNTOUCHED_SECONDS)):
+                swept += sum(page)
+                yield
+        if swept:
+            log.warning("unfinished_files_removed", extra={"files": swept})
+
+    def _judge(self, paths: Iterable[str]) -> Iterator[None]:
+        """What was there an hour ago goes, with a pause after each; what is new, or can't be removed now, is for the
+        next look.
+        """
+        for path in paths:
+            suspect = path in self._suspects
+            if suspect and self._removes(path):
+                self._removed += 1
+            elif len(self._found) < _SUSPECTS:
+                self._found.add(path)
+            if suspect:
+                yield
+        yield
+
+    def _removes(self, path: str) -> bool:
+        """Raises StorageAway when it is for too long: each try has its patience."""
+        try:
+            self._storage.delete(path)
+        except (StorageAway, StorageFull, NotFound) as error:
+            log.warning("purge_failed", extra={"path": path})
+            self._away = self._away + 1 if isinstance(error, StorageAway) else 0
+            if self._away == _AWAY_AT_MOST:
+                raise
+            return False
+        self._away = 0
+        return True
+
+    def _nameless(
+        self, paths: list[str], name: InstrumentedAttribute[str] | None, path: InstrumentedAttribute[str] | None
+    ) -> set[str]:
+        lost = set(paths)
+        if name is not None:
+            unknown = self._unknown([one.rpartition("/")[2] for one in paths], name)
+            lost = {one for one in paths if one.rpartition("/")[2] in unknown}
+        return self._unknown(list(lost), path) if path is not None and lost else lost
+
+    def _unnamed(self, paths: list[str]) -> set[str]:
+        """Objects that no conversation names: neither its row, nor the object that its row names."""
+        owners = {path: conversations.owner(path) for path in paths}
+        with self._db.read() as session:
+            mine = Conversation.id.in_(set(owners.values()))
+            heads = {
+                row.id: row.path for row in session.execute(select(Conversation.id, Conversation.path).where(mine))
+            }
+        named = set(heads.values())
+        for head in {heads[owner] for path, owner in owners.items() if owner in heads and path not in named}:
+            try:
+                named |= {segment.path for segment in conversations.Head(self._storage, head).before}
+            except NotFound:  # replaced a moment ago, or lost: then its segments are all that is left
+                owner = conversations.owner(head)
+                named |= {path for path in paths if owners[path] == owner}
+        return set(paths) - named
+
+    def _unknown(self, names: list[str], column: InstrumentedAttribute[str]) -> set[str]:
+        with self._db.read() as session:
+            return set(names).difference(session.scalars(select(column).where(column.in_(names))))
+
+    def _lost_jobs(self, job_ids: list[str]) -> set[str]:
+        return self._unknown(job_ids, Job.id) | self._emptied(job_ids)
+
+    def _left_inside(self, paths: list[str]) -> set[str]:
+        with self._db.read() as session:
+            return _left_inside(session, paths)
+
+    def _emptied(self, job_ids: list[str]) -> set[str]:
+        """Jobs that ended long ago and have no rows that tell of their objects, which nobody reads any more."""
+        over = Job.id.in_(job_ids), *long_over(self._config), ~FULL
+        with self._db.read() as session:
+            return set(session.scalars(select(Job.id).where(*over)))
+
+
+#: A job that has rows inside.
+FULL = or_(exists().where(Shard.job_id == Job.id), exists().where(Segment.job_id == Job.id))
+
+
+def long_over(config: Settings) -> tuple[ColumnElement[bool], ...]:
+    """Of a job: that it ended before what is kept."""
+    ended = func.coalesce(Job.completed_at, Job.failed_at, Job.expired_at, Job.cancelled_at)
+    return Job.state.in_(TERMINAL), ended < now() - config.retention_seconds
+
+
+def _left_inside(session: Session, paths: list[str]) -> set[str]:
+    """What ended jobs need no more: segments that were never committed, those whose results or response were deleted,
+    and copies of the input that are not read or whose file was deleted.
+
+    With jobs that nobody knows their folder goes.
+    """
+    names = {path: path.split("/")[1] for path in paths}
+    facts = load_only(Job.kind, Job.input_path, Job.input_file_id, Job.output_file_id, Job.error_file_id)
+    over = Job.id.in_(set(names.values())), Job.state.in_(TERMINAL)
+    ended = {job.id: job for job in session.scalars(select(Job).where(*over).options(facts))}
+    inside = {path: job_id for path, job_id in names.items() if job_id in ended}
+    if not inside:
+        return set()
+    files = _there(session, File.id, {name for job in ended.values() for name in _files_of(job)})
+    kept = _there(session, KeptResponse.id, set(ended))
+    wanted = {job.id for job in ended.values() if _is_shown(job, files, kept)}
+    read = {job.input_path for job in ended.values() if job.input_file_id in files}
+    segments = select(Segment.path).where(Segment.job_id.in_(wanted), Segment.n.in_(_shards_in(inside)))
+    return set(inside).difference(read, session.scalars(segments))
+
+
+def _files_of(job: Job) -> list[str]:
+    return [name for name in (job.input_file_id, job.output_file_id, job.error_file_id) if name]
+
+
+def _is_shown(job: Job, files: set[str], kept: set[str]) -> bool:
+    """Whether there are results of it, or there never were any that could be deleted."""
+    if job.kind == responses.KIND:
+        return job.id in kept
+    results = {name for name in (job.output_file_id, job.error_file_id) if name}
+    return not results or bool(results & files)
+
+
+def _there(session: Session, column: InstrumentedAttribute[str], names: set[str]) -> set[str]:
+    return set(session.scalars(select(column).where(column.in_(names)))) if names else set()
+
+
+def _shards_in(paths: Iterable[str]) -> set[int]:
+    """The numbers of the shards that wrote these, by their names."""
+    numbers = (path.rpartition("/")[2].partition("-")[0] for path in paths)
+    return {int(number) for number in numbers if number.isdecimal()}
+
+
+def _pages(things: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(things)
+    while page := list(islice(left, _PAGE)):
+        yield page

@@ -1,0 +1,354 @@
+"""What is no longer needed goes: expired files and answers, deleted files, with what jobs hold of them, abandoned
+uploads, old keys, the inside of old jobs and their webhooks, what of the cache cannot be found any more.
+
+Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to, which
+`workers.dispatcher.orphans` looks for once an hour. What a job holds goes before the rows that tell of it, and before that of a
+deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, delete, exists, or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.base import Base
+from jobs.db.engine import UNSEEN, Database
+from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.files.tables import File, Upload, UploadPart
+from jobs.inference import cache
+from jobs.inference.completion_tables import KeptCompletion
+from jobs.inference.conversation_tables import Conversation
+from jobs.inference.response_tables import KeptResponse
+from jobs.ledger import audit
+from jobs.ledger.payloads import BATCH_OUTPUT
+from jobs.ledger.states import LIVE, TERMINAL
+from jobs.ledger.tables import Job, Schedule, Segment, Shard
+from jobs.platform.storage import Storage
+from jobs.retrieval import attachments
+from jobs.security.tables import Idempotency
+from jobs.settings import Settings
+from jobs.webhooks import deliveries
+from jobs.webhooks.tables import Attempt, Delivery, Event
+from workers.dispatcher.orphans import FULL, Orphans, long_over
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", KeptResponse, KeptCompletion)
+_AT_ONCE = 200
+_UPLOADED = ("completed", "cancelled", "expired")
+_PAGES = 20
+_JOBS_AT_ONCE = 10
+#: For so long a pass, or its going on, looks for more to do: meanwhile nothing else is looked after.
+_PASS_SECONDS, _MORE_SECONDS = 2.0, 0.5
+_LOOK_SECONDS = 0.1  # each time, at orphans
+_ORPHAN_PASSES = 60  # once an hour
+_STORAGE = (StorageAway, StorageFull, NotFound)
+
+
+class Retention:
+    """Each pass does a bounded amount; the next one goes on."""
+
+    def __init__(self, config: Settings, db: Database, storage: Storage) -> None:
+        self._config = config
+        self._db = db
+        self._storage = storage
+        self._passes = 0
+        self._orphans = Orphans(config, db, storage)
+        self._looking: Iterator[None] | None = None
+        self._left: list[Callable[[], bool]] = []
+        self._unmeasured: list[Any] = [KeptResponse, KeptCompletion, Conversation]
+        self._measured = ""  # the last id of the first of these tables whose size was asked for
+        self._until = 0.0
+
+    def run(self) -> None:
+        """What there is to do, but no longer than a moment; `go_on` does what is left."""
+        if self._looking is None:  # looks are an hour apart, however long one takes
+            self._passes += 1
+            if self._passes % _ORPHAN_PASSES == 0:
+                self._looking = self._orphans.look()
+                self.forget_webhooks()
+        bounded = [self._cache_if_free, self._files, self._answers, self._uploads, self._old_jobs, self._old_rows]
+        bounded.append(self._measure)
+        self._left = [*bounded, self._look]
+        self._do(_PASS_SECONDS)
+
+    def go_on(self) -> None:
+        """With what was too much for the last time."""
+        self._do(_MORE_SECONDS)
+
+    def _do(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        steps, self._left = self._left, []
+        for step in steps:
+            if step():
+                self._left.append(step)
+            self._db.breathe()
+
+    def _repeat(self, page: Callable[[], bool]) -> bool:
+        """Pages of something, as long as each is full and there is time; whether there may be more."""
+        for _ in range(_PAGES):
+            if not page():
+                return False
+            self._db.breathe()
+            if time.monotonic() > self._until:
+                break
+        return True
+
+    def _page(self, work: Callable[[Session], int]) -> bool:
+        """In one transaction."""
+        with self._db.write() as session:
+            return work(session) >= _AT_ONCE
+
+    def _files(self) -> bool:
+        """Expired files are hidden, but not a schedule's; the bytes of hidden ones go when no live job reads them."""
+        hidden = self._repeat(partial(self._page, _hide))
+        return self._repeat(self._purge) or hidden
+
+    def _purge(self) -> bool:
+        read = exists().where(Job.input_file_id == File.id, Job.state.in_(LIVE))
+        done = File.deleted_at.is_not(None), ~read, *cache.left_nothing()
+        with self._db.read() as session:
+            files = session.scalars(select(File).where(*done).limit(_AT_ONCE)).all()
+            inside = _inside(session, files)
+        if not files:
+            return False
+        self._drop(inside)  # as long as the rows say whose they are
+        with self._db.write() as session:
+            gone = session.scalars(select(File).where(File.id.in_([file.id for file in files]), *done)).all()
+            for file in gone:
+                audit.record(
+                    session, actor="dispatcher", action="file.purge", target=file.id, project_id=file.project_id
+                )
+                session.delete(file)
+        self._drop([file.path for file in gone])
+        return len(files) == _AT_ONCE
+
+    def _cache_if_free(self) -> bool:
+        """Workers write to it all the time; the rest is not to wait for the cache another minute."""
+        try:
+            return self._cache()
+        except DatabaseBusy:
+            log.warning("cache_not_cleared_up")
+            return False
+
+    def _cache(self) -> bool:
+        """What came from deleted files, what its project has cleared, what has expired, what there is no room for."""
+        all_of = (_remove_deleted, _remove_cleared, _remove_expired)
+        more = [self._repeat(partial(self._page, work)) for work in all_of]
+        with self._db.read() as session:
+            over = cache.size(session) - self._config.cache_max_bytes
+
+        def evict() -> bool:
+            nonlocal over
+            if over > 0:
+                with self._db.write() as session:
+                    over -= cache.evict(session, _AT_ONCE)
+            return over > 0
+
+        return self._repeat(evict) or any(more)
+
+    def _answers(self) -> bool:
+        """Each waiting client leaves one, so there may be many."""
+        responses = self._repeat(partial(self._expired, KeptResponse, lambda one: [one.path, f"jobs/{one.id}"]))
+        return self._repeat(partial(self._expired, KeptCompletion, lambda one: [one.path])) or responses
+
+    def _expired(self, table: type[T], paths: Callable[[T], list[str]]) -> bool:
+        with self._db.write() as session:
+            gone = session.scalars(select(table).where(table.expires_at <= now()).limit(_AT_ONCE)).all()
+            for answer in gone:
+                session.delete(answer)
+        self._drop([path for answer in gone for path in paths(answer)])
+        return len(gone) == _AT_ONCE
+
+    def _measure(self) -> bool:
+        """Note the sizes of objects that were stored before their rows had them, table by table, once."""
+        try:
+            while self._unmeasured and not self._repeat(partial(self._measure_page, self._unmeasured[0])):
+                del self._unmeasured[0]
+                self._measured = ""
+        except (StorageAway, StorageFull):
+            return False  # the storage may be there at the next pass
+        return bool(self._unmeasured)
+
+    def _measure_page(self, table: Any) -> bool:
+        with self._db.read() as session:
+            left = select(table).where(table.id > self._measured, table.bytes.is_(None))
+            rows = session.scalars(left.order_by(table.id).limit(_AT_ONCE)).all()
+        sizes = {row.id: self._size(row.path) for row in rows}
+        with self._db.write() as session:
+            for row_id, size in sizes.items():
+                unknown = table.id == row_id, table.bytes.is_(None)
+                session.execute(update(table).where(*unknown).values(bytes=size), execution_options=UNSEEN)
+        if rows:
+            self._measured = rows[-1].id
+        return len(rows) == _AT_ONCE
+
+    def _size(self, path: str) -> int:
+        """Return the size of an object in bytes, 0 when it is gone."""
+        try:
+            return self._storage.size(path)
+        except NotFound:
+            return 0
+
+    def _look(self) -> bool:
+        """Go on looking for orphans, for a moment of its own: nothing waits for that."""
+        until = time.monotonic() + _LOOK_SECONDS
+        try:
+            for _ in self._looking or ():
+                if time.monotonic() > until:
+                    return True
+        except _STORAGE:
+            log.warning("orphans_not_looked_for")
+        self._looking = None
+        return False
+
+    def _uploads(self) -> bool:
+        return self._repeat(self._parts)
+
+    def _parts(self) -> bool:
+        """Pending uploads whose hour is over, the parts of all that are not pending, and what ended long ago."""
+        with self._db.write() as session:
+            late = Upload.status == "pending", Upload.expires_at <= now()
+            session.execute(update(Upload).where(*late).values(status="expired"))
+            ended = select(Upload.id).where(Upload.status != "pending")
+            parts = session.scalars(select(UploadPart).where(UploadPart.upload_id.in_(ended)).limit(_AT_ONCE)).all()
+            for part in parts:
+                session.delete(part)
+            long_ago = Upload.status.in_(_UPLOADED), Upload.expires_at <= now() - self._config.retention_seconds
+            bare = ~exists().where(UploadPart.upload_id == Upload.id)
+            old = session.scalars(select(Upload.id).where(*long_ago, bare).limit(_AT_ONCE)).all()
+            session.execute(delete(Upload).where(Upload.id.in_(old)))
+        self._drop([part.path for part in parts])
+        return max(len(parts), len(old)) == _AT_ONCE
+
+    def _old_jobs(self) -> bool:
+        """Shards, segments and their objects of jobs that ended long ago. Their output files live on by themselves."""
+        with self._db.read() as session:
+            old = session.scalars(select(Job.id).where(*long_over(self._config), FULL).limit(_AT_ONCE)).all()
+        for start in range(0, len(old), _JOBS_AT_ONCE):
+            if not self._empty(old[start : start + _JOBS_AT_ONCE]):
+                return False  # the storage may be there in a minute
+            if time.monotonic() > self._until:
+                return True
+        return len(old) == _AT_ONCE
+
+    def _empty(self, job_ids: Sequence[str]) -> bool:
+        """Its first shard goes first: see `jobs.batches.retries`. Whose objects stay keeps its other rows, and comes again."""
+        with self._db.write() as session:
+            session.execute(delete(Shard).where(Shard.job_id.in_(job_ids), Shard.n == 0))
+        self._db.breathe()
+        emptied = [job_id for job_id in job_ids if self._drop([f"jobs/{job_id}"])]
+        for table in (Shard, Segment):
+            while self._delete(table, table.job_id.in_(emptied)):
+                self._db.breathe()
+        return len(emptied) == len(job_ids)
+
+    def forget_webhooks(self) -> None:
+        """Where old jobs told of themselves, and the secrets that signed it, once the log of that is gone too."""
+        owed = select(Delivery.job_id).where(Delivery.endpoint_id.is_(None), Delivery.job_id.is_not(None))
+        old = Job.created_at < now() - self._config.retention_seconds
+        done = select(Job.id).where(Job.webhook_url.is_not(None), Job.state.in_(TERMINAL), old, Job.id.not_in(owed))
+        with self._db.read() as session:
+            ids = session.scalars(done.limit(_AT_ONCE * _PAGES)).all()
+        for start in range(0, len(ids), _AT_ONCE):
+            some = Job.id.in_(ids[start : start + _AT_ONCE])
+            with self._db.write() as session:
+                session.execute(update(Job).where(some).values(webhook_url=None, webhook_secret=None))
+            self._db.breathe()
+
+    def _old_rows(self) -> bool:
+        before = now() - self._config.retention_seconds
+        keys = now() - self._config.idempotency_seconds
+        referred = exists().where(Delivery.event_id == Event.id)
+        old: list[tuple[Any, ...]] = [
+            (Attempt, Attempt.at < before),
+            (Delivery, Delivery.state != "pending", Delivery.created_at < before),
+            (Event, Event.created_at < before, ~referred),
+            (Idempotency, Idempotency.created_at < keys),
+        ]
+        more = [self._repeat(self._fail_lost), *(self._repeat(partial(self._delete, *rows)) for rows in old)]
+        return any(more)
+
+    def _delete(self, table: type[Base], *conditions: ColumnElement[bool]) -> bool:
+        """A page of such rows. They are looked for beforehand: nobody waits for that."""
+        key = list(table.__table__.primary_key)
+        with self._db.read() as session:
+            found = session.execute(select(*key).where(*conditions).limit(_AT_ONCE)).all()
+        if found:
+            still = tuple_(*key).in_([tuple(row) for row in found]), *conditions
+            with self._db.write() as session:
+                session.execute(delete(table).where(*still), execution_options=UNSEEN)
+        return len(found) == _AT_ONCE
+
+    def _fail_lost(self) -> bool:
+        with self._db.read() as session:
+            lost = deliveries.lost(session, _AT_ONCE)
+        if lost:
+            with self._db.write() as session:
+                deliveries.fail_lost(session, lost)
+        return len(lost) == _AT_ONCE
+
+    def _drop(self, paths: Sequence[str]) -> bool:
+        """Whether all of it is gone."""
+        whole = True
+        for path in paths:
+            try:
+                self._storage.delete(path)
+            except _STORAGE:
+                log.warning("purge_failed", extra={"path": path})
+                whole = False
+        return whole
+
+
+def _inside(session: Session, files: Sequence[File]) -> list[str]:
+    """What ended jobs still hold of deleted files: the segments of their results, a retry's copy of the input."""
+    ended = Job.state.in_(TERMINAL)
+    names = {file.filename.rpartition("_")[0] for file in files if file.purpose == BATCH_OUTPUT}
+    result = or_(File.id == Job.output_file_id, File.id == Job.error_file_id), File.deleted_at.is_(None)
+    segments = select(Segment.path).join(Job, Job.id == Segment.job_id)
+    segments = segments.where(Job.id.in_(names), ended, ~exists().where(*result))
+    copies = select(Job.input_path).where(
+        Job.input_file_id.in_([file.id for file in files]), Job.retry_of.is_not(None), ended
+    )
+    copied = [path for path in session.scalars(copies) if path and path.startswith("jobs/")]
+    return [*session.scalars(segments), *copied]
+
+
+def _remove_deleted(session: Session) -> int:
+    gone = cache.remove_deleted(session, _AT_ONCE)
+    for (file_id, project_id), entries in gone.items():
+        _receipt(session, file_id, project_id, entries)
+    return sum(gone.values())
+
+
+def _remove_cleared(session: Session) -> int:
+    gone = cache.remove_cleared(session, _AT_ONCE)
+    for project_id, entries in gone.items():
+        _receipt(session, project_id, project_id, entries)
+    return sum(gone.values())
+
+
+def _remove_expired(session: Session) -> int:
+    return cache.remove_expired(session, now(), _AT_ONCE)
+
+
+def _receipt(session: Session, target: str, project_id: str, entries: int) -> None:
+    details = {"entries": entries}
+    audit.record(
+        session, actor="dispatcher", action="cache.purge", target=target, project_id=project_id, details=details
+    )
+
+
+def _hide(session: Session) -> int:
+    """Expired files, also from vector stores; what is in expired stores. How many files there were."""
+    scheduled = exists().where(Schedule.input_file_id == File.id)
+    expired = File.expires_at <= now(), File.deleted_at.is_(None), ~scheduled
+    ids = session.scalars(select(File.id).where(*expired).order_by(File.id).limit(_AT_ONCE)).all()
+    session.execute(update(File).where(File.id.in_(ids)).values(deleted_at=now()))
+    attachments.remove_everywhere(session, ids)
+    attachments.expire(session, now(), _AT_ONCE)
+    return len(ids)

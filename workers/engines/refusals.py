@@ -1,0 +1,69 @@
+"""How engines say that a prompt is too long, and how OpenAI does."""
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from jobs.inference.context_options import PROMPT
+from workers.engines.port import Answer, refusal
+
+CODE: Final = "context_length_exceeded"
+_STATUSES: Final = frozenset({400, 413, 422})
+#: vLLM and OpenAI; vLLM's responses; SGLang; llama.cpp; TGI; TensorRT-LLM.
+_WORDS: Final = re.compile(
+    r"maximum context length|exceeds the max_model_len|model's context length|available context size"
+    r"|exceeds the maximum allowed length|`inputs` (?:tokens \+ `max_new_tokens`|must have less than)"
+    r"|prompt length \(\d+\) exceeds",
+    re.IGNORECASE,
+)
+_LIMIT: Final = re.compile(
+    r"(?:maximum context length (?:is|of)|max_model_len|(?:model's context|maximum \w+) length \(|must be <="
+    r"|less than) ?(\d+)",
+    re.IGNORECASE,
+)
+
+
+def too_long(url: str, limit: int | None, tokens: int, least: str) -> Answer:
+    most = f"This model's maximum context length is {limit} tokens" if limit else "This model's context is shorter"
+    return refusal(400, f"{most}, and the prompt has {tokens}. {least}", param=PROMPT[url], code=CODE)
+
+
+def is_too_long(answer: Answer) -> bool:
+    if answer.status not in _STATUSES:
+        return False
+    error = _error(answer)
+    if str(error.get("param")).startswith("max_"):
+        return False  # it is the answer that would be too long
+    by_name = error.get("code") == CODE or error.get("type") == "exceed_context_size_error"
+    return by_name or _WORDS.search(str(error.get("message"))) is not None
+
+
+def limit_in(answer: Answer) -> int | None:
+    """The length of the context that a refusal names."""
+    error = _error(answer)
+    named = error.get("n_ctx")
+    if isinstance(named, int):
+        return named
+    found = _LIMIT.search(str(error.get("message")))
+    return int(found.group(1)) if found else None
+
+
+def in_openais_words(url: str, answer: Answer) -> Answer:
+    """The engine's message, under the code that clients look for."""
+    if not is_too_long(answer):
+        return answer
+    error = _error(answer)
+    if error.get("code") == CODE:
+        return answer
+    message = str(error.get("message"))
+    return Answer(400, refusal(400, message, param=PROMPT[url], code=CODE).body, answer.usage)
+
+
+def _error(answer: Answer) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(answer.body)
+    except msgspec.MsgspecError:
+        return {}
+    error = found.get("error") if isinstance(found, dict) else None
+    return error if isinstance(error, dict) else {}

@@ -1,0 +1,215 @@
+"""What this worker needs of others for a request of its own (a search, vectors, an answer of another model): asked the
+way clients who wait ask.
+
+Searches and vectors are asked in the line of searches, which has places of its own: not behind the requests that may be
+waiting for these. What another model is to answer has lines of its own too: of clients, and of lines of batches, which
+do not pass for somebody who waits.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from redis.exceptions import RedisError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.errors import DatabaseBusy, TooManyRequests, Unavailable, WorkerLost
+from jobs.fleet import routing, workers
+from jobs.fleet.models_file import ModelsFileError
+from jobs.ids import new_id
+from jobs.inference.interactive import LINE_PRIORITY, PRIORITY, Piece, Question, routed
+from jobs.inference.waiting import Lines
+from jobs.ledger import pauses
+from jobs.requests.endpoints import EMBEDDINGS
+from jobs.retrieval import indexes, searches
+from jobs.retrieval.attachments import is_over
+from jobs.retrieval.searches import Found, Search
+from jobs.retrieval.tables import VectorStore
+from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
+from workers.engines.wire import usage_of
+from workers.runtime.context import Context
+
+_SECONDS: Final = 60.0
+_TRIES: Final = 3
+AGAIN: Final = 2.0
+BROKEN_FILE: Final = "The models file cannot be read now."
+_DIED: Final = "engine_died"
+_LOST: Final = refusal(503, "The worker that was asked was lost while it answered. Ask again.", code="worker_lost")
+
+
+class Asking:
+    """Searches by other workers, or by this one."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lines = Lines(context.config)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="asking")
+
+    async def close(self) -> None:
+        with suppress(RedisError, OSError):
+            await self._lines.close()
+
+    async def search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
+        """What a store has, or a refusal. Raises EngineBusy where nobody can say now, EngineFault where it broke."""
+        try:
+            return await self._search(request, search)
+        except (TooManyRequests, Unavailable) as error:
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
+
+    async def place(self, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
+        """The queue whose workers have a model for the request's project, or a refusal. Raises EngineBusy."""
+
+        def placed() -> str | Answer:
+            with self._context.db.read() as session:
+                return self._queue(session, request, model, endpoint, param)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, placed)
+        except DatabaseBusy as error:
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
+
+    async def ask(self, queue: str, request: Request, emit: Emit | None = None) -> Answer:
+        """What the workers of another queue say, its pieces to `emit`. Raises EngineBusy, EngineFault."""
+        model = str(request.body.get("model"))
+        question = Question(
+            id=new_id("req_"),
+            url=request.url,
+            body=msgspec.json.encode(request.body),
+            tenant=request.tenant,
+            deadline=now() + self._context.config.interactive_seconds,
+            stream=emit is not None,
+            priority=PRIORITY if request.priority == PRIORITY else LINE_PRIORITY,
+            job_id=request.job_id,
+        )
+        line = searches.line(queue) if request.url == EMBEDDINGS else routed(queue, question.priority)
+        try:
+            end = await self._asked(line, queue, model, question, emit)
+        except (TooManyRequests, Unavailable) as error:
+            raise EngineBusy(error.message, retry_after=AGAIN) from error
+        _check_alive(model, end)
+        if end.status in (429, 503):
+            raise EngineBusy(f"The workers of `{model}` take nothing now.", retry_after=end.retry_after or AGAIN)
+        answer = Answer(end.status, end.body, usage_of(end.body) if end.status == 200 and end.body else Usage())
+        if end.status == 408 or end.status >= 500:
+            raise EngineFault(f"The workers of `{model}` gave no answer.", answer)
+        return answer
+
+    async def _search(self, request: Request, search: Search) -> Sequence[Found] | Answer:
+        placed = await self._placed(request, search)
+        for _ in range(_TRIES):
+            if isinstance(placed, Answer):
+                return placed
+            queue, index = placed
+            found = await self._searched(request, search, queue, index)
+            if not isinstance(found, Answer) or found.status != HTTPStatus.NOT_FOUND:
+                return found
+            placed = await self._placed(request, search)
+            if not isinstance(placed, Answer) and placed[1].id == index.id:
+                return found  # else another index has come into use, and the one before was removed
+        return found
+
+    async def _searched(
+        self, request: Request, search: Search, queue: str, index: VectorStore
+    ) -> Sequence[Found] | Answer:
+        question = Question(
+            id=new_id("req_"),
+            url=searches.URL,
+            body=searches.encode(msgspec.structs.replace(search, model=index.model, store_id=index.id)),
+            tenant=request.tenant,
+            deadline=now() + _SECONDS,
+        )
+        end = await self._asked(searches.line(queue), queue, index.model, question)
+        _check_alive(index.model, end)
+        if end.status in (408, 429, 503):
+            raise EngineBusy("The search cannot be made now.", retry_after=end.retry_after or AGAIN)
+        if end.status >= 500:  # it may be so each time
+            raise EngineFault("The search broke.", Answer(end.status, end.body))
+        return searches.decode_results(end.body).found if end.status == 200 else Answer(end.status, end.body)
+
+    async def _asked(self, line: str, queue: str, model: str, question: Question, emit: Emit | None = None) -> Piece:
+        """How the answer ends. Raises EngineFault where it was begun and its worker lost: perhaps by the question."""
+
+        async def served() -> bool:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
+
+        taken = False
+        try:
+            async with aclosing(self._lines.ask(line, question, served)) as pieces:
+                async for piece in pieces:
+                    taken = True
+                    if piece.kind == "end":
+                        return piece
+                    if piece.kind == "chunk" and emit is not None:
+                        await emit(piece.body)
+        except WorkerLost as error:
+            if not taken:
+                raise
+            raise EngineFault(f"The worker of `{model}` was lost while it answered.", _LOST, gone=True) from error
+        raise WorkerLost
+
+    async def _placed(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._place, request, search)
+
+    def _place(self, request: Request, search: Search) -> tuple[str, VectorStore] | Answer:
+        """The index in use of a store of the request's project, and the queue of its model."""
+        context = self._context
+        with context.db.read() as session:
+            mine = VectorStore.id == search.store_id, VectorStore.project_id == request.tenant
+            store = session.scalar(select(VectorStore).where(*mine, VectorStore.parent_id.is_(None)))
+            if store is None or is_over(store):
+                message = f"Vector store with id '{search.store_id[:64]}' not found."
+                return refusal(404, message, param="tools", code="vector_store_not_found")
+            index = indexes.current(session, store)
+            queue = self._queue(session, request, index.model, EMBEDDINGS, "tools")
+        return queue if isinstance(queue, Answer) else (queue, index)
+
+    def _queue(self, session: Session, request: Request, model: str, endpoint: str, param: str) -> str | Answer:
+        config = self._context.config
+        try:
+            registry = self._context.models.now()
+            queue = routing.queue_of(session, config, registry, model, endpoint=endpoint, project_id=request.tenant)
+        except routing.NotServed as refused:
+            return refusal(400, str(refused), param=param, code=refused.code)
+        except routing.NotYet as error:
+            raise EngineBusy(f"The model `{model}` is not there yet.", retry_after=AGAIN) from error
+        except ModelsFileError as error:
+            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
+        if pauses.paused(session).stops(queue, model, request.tenant):
+            raise EngineBusy(f"The operator has paused the model `{model}`.", retry_after=AGAIN)
+        return queue
+
+    def _served(self, queue: str, model: str) -> bool:
+        try:
+            alias = self._context.models.now().aliases.get(model, "")
+        except ModelsFileError as error:
+            raise EngineBusy(BROKEN_FILE, retry_after=AGAIN) from error
+        with self._context.db.read() as session:
+            return any(workers.serves(session, queue, name) for name in (model, alias) if name)
+
+
+def _check_alive(model: str, end: Piece) -> None:
+    """Raises EngineFault where the other engine ended with the request in flight, as with one of this worker's own."""
+    if end.status == 503 and _code_of(end.body) == _DIED:
+        answer = Answer(end.status, end.body)
+        raise EngineFault(f"The engine of `{model}` ended while it answered.", answer, gone=True)
+
+
+def _code_of(body: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(body, type=_Refused).error.code
+    except msgspec.MsgspecError:
+        return None
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+
+
+class _Refused(msgspec.Struct):
+    error: _Error

@@ -1,0 +1,246 @@
+"""An engine whose prompts may be too long: they are cut where that was asked for, and else refused.
+
+    request ──▶ terms ── none ─────────────────────────────▶ engine ──▶ answer, or context_length_exceeded
+                  └──▶ length ── fits ─────────────────────▶ engine
+                         └── too long ──▶ route_long ──▶ another model's workers
+                                     └──▶ strategy ── fits ──▶ engine ──▶ answer with `context`
+                                                  └── not even what must stay: context_length_exceeded
+
+Where the engine counts (vLLM in this process) a prompt is known to be too long before it is asked. Elsewhere the engine
+is asked first, as the request is; its refusal is the measure, and estimates are for what is cut then, tighter each time
+that it refuses.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, Protocol
+
+from jobs.errors import InvalidRequest
+from jobs.inference.context_options import FIELD, PROMPT, Terms, bare, reserved, terms_of
+from jobs.requests.endpoints import RESPONSES
+from workers.engines.port import Answer, Emit, Engine, Layer, Length, Request, Usage, refusal
+from workers.engines.refusals import in_openais_words, is_too_long, limit_in, too_long
+from workers.middleware.context_window.facts import key_facts
+from workers.middleware.context_window.history import History
+from workers.middleware.context_window.memory_strategy import Vectors, memory
+from workers.middleware.context_window.shown import Shown
+from workers.middleware.context_window.summaries import Failed, Summaries, together
+from workers.middleware.context_window.truncation import (
+    Body,
+    Cut,
+    Fits,
+    priority,
+    rotate,
+    sliding_window,
+    truncate_middle,
+    truncation_auto,
+)
+from workers.middleware.patience import patiently
+
+#: None where the engine cannot put the request into tokens. Raises what engines raise.
+Measure = Callable[[Request], Awaitable[Length | None]]
+#: Of a budget that is an estimate: the whole and then less, or, where nobody knows the limit, half and half again.
+_KNOWN: Final = (1.0, 0.8, 0.64, 0.5)
+_DOUBT: Final = 150  # percent of a budget that what must stay may have
+_UNKNOWN: Final = (0.5, 0.25, 0.125, 0.06)
+_CUTTING: Final[dict[str, Callable[[History, Terms, Fits], Awaitable[Cut | None]]]] = {
+    "truncate_middle": truncate_middle,
+    "sliding_window": sliding_window,
+    "rotate": rotate,
+    "priority": priority,
+    "key_facts": key_facts,
+    "truncation_auto": truncation_auto,
+}
+
+
+class Others(Protocol):
+    """Other workers, or other models of this one. Raises EngineBusy where nobody can answer now."""
+
+    async def route(self, request: Request, emit: Emit | None) -> Answer | None:
+        """The answer of the model that the request names; None if that is one of this worker's own."""
+
+    async def piece_bytes(self, model: str | None) -> int: ...
+
+    async def embed(self, request: Request, model: str | None, texts: list[str]) -> Vectors | Answer: ...
+
+
+class Fitted(Layer):
+    def __init__(self, engine: Engine, measure: Measure, others: Others) -> None:
+        super().__init__(engine)
+        self.measure = measure
+        self.others = others
+
+    async def answer(self, request: Request) -> Answer:
+        return await self.either(request, None)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        return await self.either(request, emit)
+
+    async def ask(self, request: Request, emit: Emit | None) -> Answer:
+        """The engine, as the request is."""
+        request = replace(request, body=bare(request.url, request.body))
+        asked = self.engine.answer(request) if emit is None else self.engine.stream(request, emit)
+        answer = await asked
+        return in_openais_words(request.url, answer) if request.url in PROMPT else answer
+
+    async def either(self, request: Request, emit: Emit | None) -> Answer:
+        """Whole, or its pieces to `emit`."""
+        try:
+            terms = terms_of(request.url, request.body)
+        except InvalidRequest as error:
+            return refusal(400, error.message, param=error.param, code=error.code)
+        if terms is None:
+            return await self.ask(request, emit)
+        history = History.of(request.url, {name: value for name, value in request.body.items() if name != FIELD})
+        if history is None:
+            return await self.ask(request, emit)
+        return await _Fitting(self, request, terms, history, emit).run()
+
+
+@dataclass(slots=True)
+class _Fitting:
+    """One request that says what to do if it is too long."""
+
+    fitted: Fitted
+    sent: Request
+    terms: Terms
+    history: History
+    emit: Emit | None
+    spent: Usage = field(default_factory=Usage)  # on summaries
+    paid: bool = False  # whether others have done something for it
+    auto: bool = False  # OpenAI's `truncation`
+
+    def __post_init__(self) -> None:
+        self.auto = self.sent.url == RESPONSES and self.sent.body.get("truncation") == "auto"
+        if self.auto:
+            self.history.body.pop("truncation")  # engines that know it cut tokens, whatever they are
+
+    @property
+    def _strategy(self) -> str:
+        return self.terms.strategy or "truncation_auto"
+
+    async def run(self) -> Answer:
+        body = self.history.body
+        try:
+            length = await self._length(body)
+            if length is None:  # the engine will say why when it is asked
+                return await self._ask(body, Shown())
+            if not length.exact and not self._capped(length):
+                answer = await self._ask(body, Shown())
+                if not is_too_long(answer):
+                    return answer
+                limit = limit_in(answer) or length.limit
+                return await self._handled(replace(length, limit=limit))
+            if length.limit is None or length.tokens > self._budget(length.limit):
+                return await self._handled(length)
+            return await self._ask(body, Shown())
+        except Failed as error:
+            return replace(error.answer, usage=self.spent)
+
+    def _capped(self, length: Length) -> bool:
+        return self.terms.max_tokens is not None and length.tokens > self.terms.max_tokens
+
+    def _budget(self, limit: int) -> int:
+        """Tokens of the prompt."""
+        left = limit - reserved(self.history.body, limit)
+        return left if self.terms.max_tokens is None else min(left, self.terms.max_tokens)
+
+    async def _handled(self, length: Length) -> Answer:
+        if self.terms.route_long is not None:
+            return await self._routed(self.terms.route_long, length)
+        for n, budget in enumerate(self._budgets(length)):
+            fit = await self._cut(budget, length) if budget > 0 else None
+            if fit is None and n == 0 and not length.exact:  # estimates are rather too high: let the engine judge it
+                fit = await self._cut(budget * _DOUBT // 100, length)
+            if isinstance(fit, Answer):
+                return fit
+            if fit is None:
+                break
+            answer = await patiently(partial(self._ask, *fit), self._paid)
+            if length.exact or not is_too_long(answer):
+                return answer
+        refused = too_long(self.sent.url, length.limit, length.tokens, f"'{self._strategy}' cannot make it fit.")
+        return replace(refused, usage=self.spent)
+
+    def _budgets(self, length: Length) -> Iterator[int]:
+        known = length.limit is not None or self.terms.max_tokens is not None
+        limit = length.limit or (self.terms.max_tokens or length.tokens) + reserved(self.history.body, length.tokens)
+        whole = self._budget(limit)
+        shares = (1.0,) if length.exact else _KNOWN if known else _UNKNOWN
+        return (int(whole * share) for share in shares)
+
+    async def _cut(self, budget: int, length: Length) -> tuple[Body, Shown] | Answer | None:
+        """A body within the budget; None if there is none."""
+
+        async def fits(body: Body) -> bool:
+            """What the model's template does not take, with these messages left out, does not."""
+            cut = await self._length(body)
+            return cut is not None and cut.tokens <= budget
+
+        found = await self._by_strategy(fits, budget, length)
+        if found is None or isinstance(found, Answer):
+            return found
+        body, told = found
+        fitted = await self._length(body)
+        if fitted is None or fitted.tokens > budget:
+            return None
+        counts = {"prompt_tokens_before": length.tokens, "prompt_tokens": fitted.tokens}
+        estimated = {} if length.exact else {"estimated": True}
+        return body, Shown({"strategy": self._strategy, **told, **counts, **estimated}, usage=self.spent)
+
+    async def _by_strategy(self, fits: Fits, budget: int, length: Length) -> Cut | Answer | None:
+        name, history, terms = self._strategy, self.history, self.terms
+        if name in _CUTTING:
+            return await _CUTTING[name](history, terms, fits)
+        if name == "memory":
+            most = await self.fitted.others.piece_bytes(terms.embedding_model)
+            return await memory(history, terms, fits, self._embed, most)
+        return await self._summarized(fits, budget, length.limit or budget)
+
+    async def _embed(self, texts: Sequence[str]) -> Vectors | Answer:
+        found = await self.fitted.others.embed(self.sent, self.terms.embedding_model, list(texts))
+        self.paid = True
+        return found
+
+    async def _summarized(self, fits: Fits, budget: int, limit: int) -> Cut | None:
+        request = replace(self.sent, body=self.history.body)
+        summaries = Summaries(request, self.terms, self._summary, self._count, budget, limit)
+        return await summaries.summarize(self.history, fits)
+
+    async def _summary(self, request: Request) -> Answer:
+        answer = await patiently(partial(self.fitted.engine.answer, request), self._paid)
+        self.paid, self.spent = True, together(self.spent, answer.usage)
+        return answer
+
+    def _paid(self) -> Usage | None:
+        return self.spent if self.paid else None
+
+    async def _routed(self, model: str, length: Length) -> Answer:
+        """To a model that takes more; if it is too long there too, the strategy is that worker's to follow."""
+        terms = {name: value for name, value in self.sent.body[FIELD].items() if name != "route_long"}
+        body = {name: value for name, value in self.sent.body.items() if name != FIELD} | {"model": model}
+        body |= {FIELD: terms} if terms.get("strategy") else {}
+        told = {"routed_from": self.sent.body.get("model"), "routed_to": model, "prompt_tokens_before": length.tokens}
+        shown = Shown(told if length.exact else {**told, "estimated": True})
+        emit = shown.emit(self.emit) if self.emit else None
+        request = replace(self.sent, body=body)
+        answer = await self.fitted.others.route(request, emit)
+        return shown.answer(await self.fitted.either(request, emit) if answer is None else answer)
+
+    async def _ask(self, body: Body, shown: Shown) -> Answer:
+        if self.auto:
+            shown = replace(shown, echo={"truncation": "auto"})
+        emit = shown.emit(self.emit) if self.emit else None
+        return shown.answer(await self.fitted.ask(replace(self.sent, body=body), emit))
+
+    async def _length(self, body: Body) -> Length | None:
+        return await self.fitted.measure(replace(self.sent, body=body))
+
+    async def _count(self, request: Request) -> int:
+        """Of a request for a summary. Raises Failed."""
+        length = await self.fitted.measure(request)
+        if length is None:
+            message = "The model takes no chat that asks for a summary."
+            raise Failed(refusal(400, message, param="context.strategy", code="context_summary_failed"))
+        return length.tokens

@@ -1,0 +1,196 @@
+"""A prompt as a conversation: its messages, which of them belong together, and which must stay.
+
+    [system] [user assistant] [user assistant(call) tool assistant] [user]
+     stays    a turn           a turn                                the last turn: stays
+
+A turn begins with what a user says. A call of a tool and its result are in one turn whatever stands between them, and
+in one group; what a model thought goes with what it said next. Of a chat these are messages, of a response items.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jobs.inference.context_options import PRIORITY, PROMPT
+from jobs.requests.endpoints import RESPONSES
+from workers.middleware import quoting
+
+_ABOVE: Final = ("system", "developer")
+_FUNCTION: Final = "function"  # results of calls, before there were tools
+_TEXTS: Final = ("text", "input_text", "output_text")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One request's. Items are known by their place in it."""
+
+    url: str
+    body: dict[str, Any]
+    items: list[dict[str, Any]]
+    turns: list[list[int]]  # of items; what is said as system or developer is in none
+    groups: list[list[int]]  # that go or stay together
+    above: list[int]
+    priorities: dict[int, Any]  # of the items that name one
+
+    @classmethod
+    def of(cls, url: str, body: Mapping[str, Any]) -> "History | None":
+        """None for a body that no engine will take either."""
+        given = body.get(PROMPT[url])
+        items = [{"role": "user", "content": given}] if isinstance(given, str) and url == RESPONSES else given
+        if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+            return None
+        priorities = {n: item[PRIORITY] for n, item in enumerate(items) if PRIORITY in item}
+        items = [{name: value for name, value in item.items() if name != PRIORITY} for item in items]
+        above = [n for n, item in enumerate(items) if item.get("role") in _ABOVE]
+        groups = _groups(items, [n for n, item in enumerate(items) if item.get("role") not in _ABOVE])
+        return cls(url, {**body, PROMPT[url]: items}, items, _turns(items, groups), groups, above, priorities)
+
+    def older(self, kept_turns: int) -> list[list[int]]:
+        """The turns that need not stay."""
+        return self.turns[: max(0, len(self.turns) - kept_turns)]
+
+    def calls(self, group: Sequence[int]) -> bool:
+        """Whether these are a call of a tool, its results, and what goes with them."""
+        items = [self.items[n] for n in group]
+        return any(item.get("role") == _FUNCTION or _made(item) or _answered(item) for item in items)
+
+    def with_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.body, PROMPT[self.url]: items}
+
+    def items_of(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = body[PROMPT[self.url]]
+        return found
+
+    def without(self, dropped: Collection[int]) -> dict[str, Any]:
+        gone = set(dropped)
+        return self.with_items([item for n, item in enumerate(self.items) if n not in gone])
+
+    def noted(self, dropped: Collection[int], title: str, lines: Sequence[str]) -> dict[str, Any]:
+        """Without these, and with a note of them at the beginning of what a user says next: it is no instruction."""
+        body = self.without(dropped)
+        if not lines:
+            return body
+        items, said = self.items_of(body), quoting.note(title, lines)
+        at = next((n for n, item in enumerate(items) if item.get("role") not in _ABOVE), len(items))
+        next_, new = items[at : at + 1], [{"role": "user", "content": said}]
+        if next_ and next_[0].get("role") == "user":
+            next_, new = [], quoting.beginning_with(said, next_[0], "input_text" if self.url == RESPONSES else "text")
+        return self.with_items([*items[:at], *new, *next_, *items[at + 1 :]])
+
+    def text(self, n: int) -> str:
+        """All that an item says, calls and results of tools included."""
+        return "\n".join(text for text in texts(self.items[n]) if text)
+
+    def speaker(self, n: int) -> str:
+        item = self.items[n]
+        return str(item.get("role") or item.get("type") or "unknown")[:32]
+
+    @property
+    def asked(self) -> int | None:
+        """Where a user said something last."""
+        return max((n for n, item in enumerate(self.items) if item.get("role") == "user"), default=None)
+
+    @property
+    def question(self) -> str:
+        return "" if self.asked is None else self.text(self.asked)
+
+
+def texts(item: Mapping[str, Any]) -> Iterator[str]:
+    """What an item says itself; excerpts of files before a question are nobody's words."""
+    for name in ("content", "output", "arguments"):
+        value = item.get(name)
+        if isinstance(value, str):
+            yield _divided(item, value)[1]
+        for part in _list(value):
+            if isinstance(part, dict) and part.get("type") in _TEXTS and isinstance(part.get("text"), str):
+                yield _divided(item, part["text"])[1]
+    for call in _list(item.get("tool_calls")):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            yield f"{function.get('name')}({function.get('arguments')})"
+
+
+def changed(item: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The item with its texts changed, where they are a message's or the result of a tool."""
+
+    def own(text: str) -> str:
+        excerpts, said = _divided(item, text)
+        return excerpts + change(said)
+
+    new = dict(item)
+    for name in ("content", "output"):
+        value = item.get(name)
+        if isinstance(value, str):
+            new[name] = own(value)
+        elif isinstance(value, list):
+            new[name] = [_changed_part(part, own) for part in value]
+    return new
+
+
+def _divided(item: Mapping[str, Any], text: str) -> tuple[str, str]:
+    return quoting.divided(text) if item.get("role") == "user" else ("", text)
+
+
+def _changed_part(part: Any, change: Callable[[str], str]) -> Any:
+    if not isinstance(part, dict) or part.get("type") not in _TEXTS or not isinstance(part.get("text"), str):
+        return part
+    return {**part, "text": change(part["text"])}
+
+
+def _groups(items: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[list[int]]:
+    """Calls with their results, thoughts with what follows them; every other item alone."""
+    leader = {n: n for n in places}
+
+    def find(n: int) -> int:
+        while leader[n] != n:
+            leader[n] = leader[leader[n]]
+            n = leader[n]
+        return n
+
+    calls: dict[str, int] = {}  # the last that was made under a name: some clients use names again
+    before: int | None = None
+    for n in places:
+        item = items[n]
+        calls |= dict.fromkeys(_made(item), n)
+        together = [calls[name] for name in _answered(item) if name in calls]
+        if before is not None and (items[before].get("type") == "reasoning" or item.get("role") == _FUNCTION):
+            together.append(before)
+        for other in together:
+            leader[find(n)] = find(other)
+        before = n
+    found: dict[int, list[int]] = {}
+    for n in places:
+        found.setdefault(find(n), []).append(n)
+    return sorted(found.values())
+
+
+def _made(item: Mapping[str, Any]) -> list[str]:
+    """The calls of tools that an item makes."""
+    names = [call.get("id") for call in _list(item.get("tool_calls")) if isinstance(call, dict)]
+    if not str(item.get("type")).endswith("_output"):
+        names.append(item.get("call_id"))
+    return [name for name in names if isinstance(name, str)]
+
+
+def _answered(item: Mapping[str, Any]) -> list[str]:
+    names = [item.get("tool_call_id")]
+    if str(item.get("type")).endswith("_output"):
+        names.append(item.get("call_id"))
+    return [name for name in names if isinstance(name, str)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _turns(items: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    places = sorted(n for group in groups for n in group)
+    open_until = {n: max(group) for group in groups for n in group}
+    found: list[list[int]] = []
+    reach = -1  # of the groups that have begun
+    for n in places:
+        if not found or (items[n].get("role") == "user" and n > reach):
+            found.append([])
+        found[-1].append(n)
+        reach = max(reach, open_until[n])
+    return found

@@ -1,0 +1,148 @@
+"""Which of the excerpts an answer rests on, as `file_citation` annotations of its text.
+
+"It purrs [1]."      the model names them: a citation where each marker stands, unless the excerpt has no word of what
+                     was said there
+"It purrs."          it names none: the excerpt that has most of the answer's words, if it has a third of them
+
+Beside OpenAI's fields a citation has `chunk`, `start` and `end`: which chunk of the file, and which characters of the
+file's content the excerpt is; and `support`, the share of the words said there that stand in it. Where no spaces are
+written, a word said is a character with its neighbours, and stands there if a pair of them does:
+
+"享有三十天"          有三, 三十 and 十天 stand in "有三十天的年假": four of five characters
+"""
+
+import re
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from jobs.retrieval.searches import Found
+from workers.retrieval import wide
+
+_MARKER: Final = re.compile(r"\[(\d{1,2}(?:\s*,\s*\d{1,2})*)\]")
+_STOPS: Final = "\u3002\uff01\uff1f"  # wide ones, that no space follows
+_QUOTES: Final = "\"')\u2019\u201d\u300d\u300f\uff09"
+_ENDS: Final = re.compile(rf"(?<=[.?!:])\s+|\n+|(?<=[{_STOPS}])|(?<=[{_STOPS}][{_QUOTES}])")
+_PIECE: Final = re.compile(rf"[^\s{_STOPS}]*+[{_STOPS}]+[{_QUOTES}]*|[^\s{_STOPS}]+")
+_LONG: Final = 4  # characters; of wide ones two
+_SHARE: Final = 1 / 3
+_ENOUGH: Final = 3  # words: of fewer none has to stand in the excerpt
+
+
+class _Said:
+    """A sentence so far: its words, and how many of them stand in which excerpt. Each is looked up once."""
+
+    def __init__(self, there: Mapping[int, frozenset[str]]) -> None:
+        self._there = there
+        self.begin()
+
+    def begin(self) -> None:
+        self._words: set[str] = set()
+        self.long = 0
+        self._shared = dict.fromkeys(self._there, 0)
+        self._shared_long = dict.fromkeys(self._there, 0)
+
+    def add(self, text: str) -> None:
+        for word in _words_said(text) - self._words:
+            self._words.add(word)
+            is_long = _is_long(word)
+            self.long += is_long
+            for number, there in self._there.items():
+                stands = _stands(word, there)
+                self._shared[number] += stands
+                self._shared_long[number] += is_long and stands
+
+    def share(self, number: int) -> float:
+        """Of short words only where there are no others: they stand everywhere."""
+        if self.long:
+            return self._shared_long[number] / self.long
+        return self._shared[number] / len(self._words) if self._words else 0.0
+
+
+def citations(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:
+    """OpenAI's annotations; `index` is where in the text the citation stands, in characters.
+
+    None stands where the excerpt has nothing of what it is named for.
+    """
+    named = {marker.start(): _numbers(marker, len(found)) for marker in _MARKER.finditer(text)}
+    there = {number: _words(found[number].text) for number in set().union(*named.values())}
+    if not there:
+        return _by_words(text, found)
+    return [
+        _citation(found[number], at, share)
+        for at, said in _said_before(text, named, _Said(there))
+        for number in named[at]
+        if (share := said.share(number)) or said.long < _ENOUGH
+    ]
+
+
+def _numbers(marker: re.Match[str], most: int) -> list[int]:
+    return [int(number) - 1 for number in marker.group(1).split(",") if 1 <= int(number) <= most]
+
+
+def _said_before(text: str, places: Iterable[int], said: _Said) -> Iterator[tuple[int, _Said]]:
+    """Each marker's place with the sentence that it stands in, or after: what ends one shows at the next word.
+
+    In one walk: an answer may have a marker behind every word.
+    """
+    plain = _MARKER.sub(lambda marker: " " * len(marker[0]), text)
+    left, end = deque(places), 0
+    for piece in _PIECE.finditer(plain):
+        while left and left[0] < piece.start():
+            yield left.popleft(), said
+        if _ENDS.search(plain, max(end - 1, 0), piece.start()):
+            said.begin()
+        said.add(piece[0])
+        end = piece.end()
+    yield from ((place, said) for place in left)
+
+
+def support(text: str, found: Sequence[Found]) -> float:
+    """The share of a text's words that stand in the excerpts, 0 of one without words.
+
+    Of short words only where there are no others: they stand everywhere.
+    """
+    said = _words_said(_MARKER.sub(" ", text))
+    there: frozenset[str] = frozenset().union(*(_words(one.text) for one in found))
+    return _share({word for word in said if _is_long(word)} or said, there)
+
+
+def _by_words(text: str, found: Sequence[Found]) -> list[dict[str, Any]]:
+    said = {word for word in _words_said(text) if _is_long(word)}
+    shares = [_share(said, _words(one.text)) for one in found] if said else []
+    best = max(shares, default=0.0)
+    return [_citation(found[shares.index(best)], len(text), best)] if best >= _SHARE else []
+
+
+def _share(said: Collection[str], there: frozenset[str]) -> float:
+    return sum(_stands(word, there) for word in said) / len(said) if said else 0.0
+
+
+def _stands(word: str, there: frozenset[str]) -> bool:
+    return word in there or (wide.is_wide(word) and (word[:2] in there or word[-2:] in there))
+
+
+def _is_long(word: str) -> bool:
+    return len(word) >= _LONG or (len(word) > 1 and wide.is_wide(word))
+
+
+def _words_said(text: str) -> set[str]:
+    """Each wide character with those beside it."""
+    said: set[str] = set()
+    for run in wide.runs(text.casefold()):
+        said.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if wide.is_wide(run) else (run,))
+    return said
+
+
+def _words(text: str) -> frozenset[str]:
+    """Of an excerpt: wide characters in pairs, and each alone for one that is said alone."""
+    words: set[str] = set()
+    for run in wide.runs(text.casefold()):
+        words.update((*run, *wide.pairs(run)) if wide.is_wide(run) else (run,))
+    return frozenset(words)
+
+
+def _citation(found: Found, index: int, share: float) -> dict[str, Any]:
+    theirs = {"type": "file_citation", "index": index, "file_id": found.file_id, "filename": found.filename}
+    place = {"chunk": found.n, "start": found.meta.get("start"), "end": found.meta.get("end")}
+    return {**theirs, **place, "support": round(share, 3)}

@@ -1,0 +1,144 @@
+"""The parent's side: one child process that checks, replaced as soon as it takes too long or dies.
+
+A thread of its own talks to it, one question at a time: the kernel ends a child with the thread that started it.
+Tenants take turns, and one whose schemas have taken too long is refused for a while.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from workers.engines.port import EngineBusy
+from workers.middleware.json_schema import checker_protocol
+from workers.middleware.json_schema.turns import Budget, Turns
+from workers.sandbox.child import Child, Died, TimeUp
+from workers.sandbox.confinement import Policy
+
+log = logging.getLogger(__name__)
+
+SECONDS: Final = 5.0  # for one answer
+_SLOW_SECONDS: Final = 60.0
+_GOOD: Final = 1024  # schemas that are known to be some
+_MOST_REFERENCES: Final = 1000
+TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its memory."
+
+SPENT: Final = "it is not checked now: others of this project took too long to be. Try again in a minute."
+
+_Answer = checker_protocol.Judged | checker_protocol.Bad | None
+
+
+class BadSchema(Exception):
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Checker:
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
+        self._turns = Turns[tuple[str, bytes, bytes, Future[_Answer]]]()
+        self._budget = Budget()
+        self._child: Child | None = None
+        self._good: OrderedDict[bytes, None] = OrderedDict()  # by their hashes
+        self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
+
+    async def check(self, schema: bytes, tenant: str = "") -> None:
+        """Raises BadSchema; EngineBusy where no child can be started."""
+        if self._budget.is_spent(tenant):
+            raise BadSchema(SPENT)
+        if self._is_slow(schema):
+            raise BadSchema(TOO_LONG)
+        if schema.count(b'"$ref"') > _MOST_REFERENCES:
+            raise BadSchema(f"it has more than {_MOST_REFERENCES} references.")
+        name = sha256(schema).digest()
+        if name not in self._good:
+            await self.faults(schema, [], tenant)
+            self._good[name] = None
+            while len(self._good) > _GOOD:
+                self._good.popitem(last=False)
+
+    async def faults(self, schema: bytes, texts: Sequence[str], tenant: str = "") -> list[str | None]:
+        """What is wrong with each. Raises BadSchema, EngineBusy."""
+        if sum(len(text.encode(errors="replace")) for text in texts) > checker_protocol.MOST_TEXT:
+            return ["it is too large to be checked."] * len(texts)
+        ask = checker_protocol.encode(
+            checker_protocol.Ask(schema, [text.encode(errors="replace").decode() for text in texts])
+        )
+        future: Future[_Answer] = Future()
+        self._turns.add(tenant, (tenant, schema, ask, future))
+        self._thread.submit(self._next)
+        answer = await asyncio.wrap_future(future)
+        if isinstance(answer, checker_protocol.Bad):
+            raise BadSchema(answer.why)
+        if answer is not None:
+            return answer.faults
+        why = TOO_LONG if self._is_slow(schema) or not self._budget.is_spent(tenant) else SPENT
+        if not texts:
+            raise BadSchema(why)
+        return [why] * len(texts)
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
+
+    def _next(self) -> None:
+        """Whoever's turn it is: as often as somebody was added."""
+        tenant, schema, ask, future = self._turns.next()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(None if self._budget.is_spent(tenant) else self._ask(tenant, schema, ask))
+        except Exception as error:  # noqa: BLE001 (it is for whoever asked)
+            future.set_exception(error)
+
+    def _ask(self, tenant: str, schema: bytes, ask: bytes, tries: int = 2) -> _Answer:
+        """None if it was too much for the child. One that dies may have been killed: a second is asked.
+
+        Those that waited in line behind a schema that was too much are not asked of it.
+        """
+        if self._is_slow(schema):
+            return None
+        child = self._started()
+        try:
+            return self._heard(child, tenant, ask)
+        except (Died, TimeUp, msgspec.MsgspecError) as error:
+            log.warning("schema_child_replaced", extra={"reason": type(error).__name__})
+            self._end()
+            if isinstance(error, Died) and tries > 1:
+                return self._ask(tenant, schema, ask, tries - 1)
+            at = time.monotonic()
+            self._slow = {one: until for one, until in self._slow.items() if until > at} | {schema: at + _SLOW_SECONDS}
+            return None
+
+    def _heard(self, child: Child, tenant: str, ask: bytes) -> checker_protocol.Judged | checker_protocol.Bad:
+        began = time.monotonic()
+        try:
+            child.send(ask)
+            return checker_protocol.decode_answer(child.receive(self._seconds, checker_protocol.LARGEST_ANSWER))
+        finally:
+            self._budget.took(tenant, time.monotonic() - began)
+
+    def _is_slow(self, schema: bytes) -> bool:
+        return self._slow.get(schema, 0.0) > time.monotonic()
+
+    def _started(self) -> Child:
+        if self._child is None:
+            self._child = Child(Policy("workers.middleware.json_schema.checker_child"))
+            try:
+                self._child.begin()
+            except (Died, TimeUp) as error:
+                self._end()
+                raise EngineBusy("Answers cannot be checked now.", retry_after=1.0) from error
+        return self._child
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()

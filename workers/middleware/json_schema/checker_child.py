@@ -1,0 +1,88 @@
+"""The confined process that checks texts until its parent has no more.
+
+Both are strangers': a schema can take for ever, or all memory, with a few hundred bytes. Nothing is fetched for it.
+"""
+
+import json
+import resource
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.validators import validator_for
+from referencing import Registry, Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from workers.middleware.json_schema import checker_protocol
+from workers.sandbox import resource_limits
+from workers.sandbox.channel import Channel
+
+MEMORY: Final = 512 << 20  # bytes, beyond what it begins with
+_SCHEMAS: Final = 256  # kept ready: the lines of a batch mostly have the same
+_LONGEST: Final = 300  # characters of what is said to be wrong
+
+
+def main(channel: Channel) -> None:
+    resource_limits.lower(resource.RLIMIT_AS, resource_limits.address_space() + MEMORY, for_good=True)
+    channel.ready()
+    while (received := channel.receive()) is not None:
+        message, _ = received
+        channel.send(checker_protocol.encode(judged(checker_protocol.decode_ask(message))))
+
+
+def judged(ask: checker_protocol.Ask) -> checker_protocol.Judged | checker_protocol.Bad:
+    try:
+        validator = _validator(ask.schema)
+        return checker_protocol.Judged([_fault(validator, text) for text in ask.texts])
+    except SchemaError as error:
+        return checker_protocol.Bad(f"{_place(error)}{error.message}"[:_LONGEST])
+    except Unresolvable as error:
+        return checker_protocol.Bad(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
+    except RecursionError:
+        return checker_protocol.Bad("it never ends.")
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (old drafts let pass what breaks jsonschema: it is still no schema)
+        return checker_protocol.Bad(f"it cannot be used: {type(error).__name__}.")
+
+
+@lru_cache(_SCHEMAS)
+def _validator(raw: bytes) -> Any:
+    """Raises SchemaError, Unresolvable."""
+    schema = json.loads(raw)
+    kind = validator_for(schema, default=Draft202012Validator)
+    kind.check_schema(schema)
+    validator = kind(schema, registry=Registry())
+    if b'"$id"' not in raw:  # below one, references mean something else
+        resolver = Registry().with_resource("", Resource.from_contents(schema, DRAFT202012)).resolver()
+        for reference in dict.fromkeys(_references(schema)):
+            resolver.lookup(reference)
+    return validator
+
+
+def _references(value: Any) -> Iterator[str]:
+    for name, one in value.items() if isinstance(value, dict) else ():
+        if name == "$ref" and isinstance(one, str):
+            yield one
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _references(one)
+
+
+def _fault(validator: Any, text: str) -> str | None:
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        return f"it is not JSON: {error}"[:_LONGEST]
+    wrong = next(validator.iter_errors(value), None)
+    return None if wrong is None else f"{_place(wrong)}{wrong.message}"[:_LONGEST]
+
+
+def _place(error: ValidationError | SchemaError) -> str:
+    return f"{error.json_path}: " if error.absolute_path else ""
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no value of JSON")

@@ -1,0 +1,37 @@
+"""What stands before a worker's engines, and in which order.
+
+    Request ─▶ Cached ─▶ Grounded ─▶ Unpacked ─▶ Fitted ─▶ Checked ─▶ engine
+
+A hit costs none of the others. What is found in files, and what a conversation was compacted to, is fitted into the
+context with the rest, and what a schema has asked for once more is of the prompt as it was cut.
+"""
+
+from dataclasses import dataclass
+
+from jobs.settings import Settings
+from workers.engines.port import Engine
+from workers.middleware.caching.caching_engine import Cached, Identity
+from workers.middleware.caching.response_cache import Shelf
+from workers.middleware.compaction import Unpacked
+from workers.middleware.context_window.context_engine import Fitted, Measure, Others
+from workers.middleware.file_search.file_search_engine import Grounded, Rooms, Searcher
+from workers.middleware.json_schema.checker import Checker
+from workers.middleware.json_schema.schema_engine import Checked
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What they ask."""
+
+    measure: Measure
+    identity: Identity
+    others: Others
+    search: Searcher
+    rooms: Rooms
+    shelf: Shelf
+    checker: Checker
+
+
+def before(engine: Engine, needs: Needs, config: Settings) -> Cached:
+    fitted = Fitted(Checked(engine, needs.checker), needs.measure, needs.others)
+    return Cached(Grounded(Unpacked(fitted), needs.search, needs.rooms), needs.shelf, needs.identity, config)

@@ -1,0 +1,1 @@
+"""Vector stores: parsing, ingestion, sources, vectors, searches."""

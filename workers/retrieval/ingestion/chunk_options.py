@@ -1,0 +1,128 @@
+"""How a store's documents are cut: on the tokens of its own embedding model, and never longer than that takes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from jobs.fleet import checkpoint
+from jobs.fleet.checkpoint import UNKNOWN_CONTEXT
+from jobs.fleet.models_file import EngineKind, Model, Registry
+from jobs.requests.prompts import Own, prompts_of
+from jobs.settings import Settings
+from workers.engines import folders, tokenizing
+from workers.engines.packaged import MINILM, ModelUnavailable, materialise
+from workers.engines.router import models_dir
+from workers.retrieval.parsing.parser import Cutting
+
+#: Counts what parsing and cutting make of the same file: with another number everything is made anew.
+RECIPE: Final = 2
+_SEAM: Final = 2  # tokens: where a prompt and a text meet, a word may be cut otherwise
+_FILES: Final = (
+    "tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)  # fmt: skip
+
+
+class NoTokenizer(Exception):
+    """The tokenizer of an embedding model cannot be read here."""
+
+
+class TokenizerAway(Exception):
+    """It cannot be fetched, or made, now."""
+
+
+def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutting:
+    """What to cut by, for the model `name`. Raises NoTokenizer."""
+    registry = Registry.load(config)
+    model = registry.resolve(name)
+    folder = folder_of(config, model)
+    length = _longest(folder, model)
+    strategy = chunking["type"]
+    wanted = chunking[strategy]
+    most = min(int(wanted["max_chunk_size_tokens"]), length)
+    overlap = int(wanted.get("chunk_overlap_tokens", 0)) * most // int(wanted["max_chunk_size_tokens"])
+    return Cutting(folder / "tokenizer.json", most, overlap, strategy)
+
+
+def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any], prompt: str = "") -> str:
+    """What a version is made from, and how: of two with the same recipe the vectors are the same."""
+    made = [RECIPE, sha256, model, dimensions, chunking]
+    made += [prompt] if prompt else []
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def folder_of(config: Settings, model: Model | None) -> Path:
+    """Where the model's tokenizer lies, or one to guess by. Raises NoTokenizer, TokenizerAway."""
+    try:
+        if model is None or _is_guessed(model):
+            return materialise(MINILM, models_dir(config))
+        if model.source.packaged:
+            return materialise(model.source.packaged, models_dir(config))
+        if model.source.repo is not None:
+            return _checked(_downloaded(model.source.repo, str(model.source.revision)), models_dir(config))
+        folder = model.tokenizer or model.source.path
+        assert folder is not None
+        return _checked(folder, models_dir(config))
+    except ModelUnavailable as error:
+        raise NoTokenizer(str(error)) from error
+
+
+def _is_guessed(model: Model) -> bool:
+    """Whether we have no tokenizer of its own."""
+    embeds_here = model.engine is EngineKind.EMBED and model.source.packaged is not None
+    return not (embeds_here or model.tokenizer or model.source.path or model.source.repo)
+
+
+def _checked(folder: Path, models: Path) -> Path:
+    """The folder itself, or one with the tokenizer that its vocabulary makes."""
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    if not tokenizing.has_vocabulary(folder):
+        raise NoTokenizer("The embedding model's folder has no tokenizer.json, nor a vocabulary to make one from.")
+    try:
+        made = tokenizing.written(folder, models, _FILES)
+    except folders.NotMade as error:
+        raise TokenizerAway(f"The tokenizer of {folder} could not be made: {error}") from error
+    if made is None:
+        raise NoTokenizer("The embedding model's vocabulary makes no tokenizer.")
+    return made
+
+
+@lru_cache(maxsize=16)
+def _downloaded(repo: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = [*_FILES, *tokenizing.VOCABULARIES, *tokenizing.BESIDE]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except OSError as error:
+        raise TokenizerAway(f"The tokenizer of {repo} cannot be fetched.") from error
+
+
+def _longest(folder: Path, model: Model | None) -> int:
+    """How many tokens of text the model takes, its special tokens and the prompt of passages not counted."""
+    own = checkpoint.own_prompts(folder) if model and model.engine is EngineKind.EMBED else Own()
+    prompt = prompts_of(model.engine_args if model else {}, own).passage
+    return max(16, _context(folder, model) - _framing(folder, prompt) - (_SEAM if prompt else 0))
+
+
+def _context(folder: Path, model: Model | None) -> int:
+    """What a model's files say; of a server first what models.yaml says, and what another model takes is nothing."""
+    if model is None:
+        return UNKNOWN_CONTEXT
+    own = None if _is_guessed(model) else checkpoint.context_of(folder)
+    both = (model.max_model_len, own) if model.source.urls else (own, model.max_model_len)
+    return both[0] or both[1] or UNKNOWN_CONTEXT
+
+
+@lru_cache(maxsize=16)
+def _framing(folder: Path, prompt: str) -> int:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return len(tokenizer.encode(prompt).ids)

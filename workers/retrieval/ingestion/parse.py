@@ -1,0 +1,209 @@
+"""The first stage of a shard: each file parsed and cut in a child process, its document durable, then passed on.
+
+file ─┬─ same recipe as the version that can be found ─▶ completed, nothing is done
+      ├─ its document lies in storage ─▶ an earlier attempt was here
+      ├─ parsed ─▶ document, durable
+      └─ refused ─▶ failed, with a code; its neighbours go on
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import select
+
+from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
+from jobs.files.tables import File
+from jobs.fleet.models_file import ModelsFileError
+from jobs.ledger import shards
+from jobs.ledger.payloads import index_of
+from jobs.ledger.shards import ShardClaim, Tally
+from jobs.queues import Queue
+from jobs.retrieval import attachments, documents, indexes, indexing
+from jobs.retrieval.attachments import Made
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from workers.retrieval.ingestion import chunk_options, prompting
+from workers.retrieval.ingestion.prompting import Prompt
+from workers.retrieval.ingestion.sources import on_disk
+from workers.retrieval.parsing import office
+from workers.retrieval.parsing.parser import Interrupted, Parser, Refused
+from workers.runtime import claims
+from workers.runtime.context import Context
+from workers.runtime.heartbeat import Hold
+
+log = logging.getLogger(__name__)
+STORAGE_SECONDS = 10.0
+AGAIN_SECONDS = 5.0
+SHIFT_SECONDS = 30.0  # of one shard in one go
+#: What is no file's fault.
+_PASSING = (DatabaseBusy, ModelsFileError, chunk_options.TokenizerAway)
+#: Of one file, when its worker died each time.
+CAREFUL_TRIES = 2
+CRASHED = ("server_error", "The worker died each time it processed this file.")
+BROKE = ("server_error", "The file could not be processed because of an internal error.")
+GONE = ("invalid_file", "The file's content is gone.")
+
+
+def parse_shard(context: Context, parser: Parser, job_id: str, n: int) -> bool:
+    """Handle one `run` doorbell of the parsing pool. Whether the job, of this one shard, is to be finished now."""
+    claim = claims.shard(context, job_id, n, queue=Queue.INGEST)
+    if claim is None:
+        return False
+    with context.keeper.holding(job_id, claim.epoch, n) as hold:
+        work = _Parsing(context, parser, claim, hold)
+        try:
+            with _interrupting(hold, parser):
+                work.all()
+        except Fenced:
+            log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
+            context.db.retrying(lambda session: attachments.left_behind(session, claim.job))
+        except (StorageFull, StorageAway) as error:
+            log.warning("parsing_waits_for_storage", extra={"job_id": job_id, "error": type(error).__name__})
+            work.give_back(STORAGE_SECONDS, "disk")
+        except _PASSING as error:
+            log.warning("parsing_waits", extra={"job_id": job_id, "error": type(error).__name__})
+            work.give_back(AGAIN_SECONDS, None)
+    return work.closed and claim.lines == claim.job.total
+
+
+class _Parsing:
+    """One claim on one shard."""
+
+    def __init__(self, context: Context, parser: Parser, claim: ShardClaim, hold: Hold) -> None:
+        self.context = context
+        self.parser = parser
+        self.claim = claim
+        self.hold = hold
+        self.careful = claim.stalls >= context.config.stalls_before_careful or claim.trying_line is not None
+        self.made: list[Made] = []
+        self.parsed = 0
+        self.seq = 0
+        self.began = self.committed = time.monotonic()
+        self.tired = False  # others wait for this process, those who plan too; what was parsed lies in storage
+        self.closed = False
+
+    def all(self) -> None:
+        if self.context.low_on_disk():
+            raise StorageFull
+        claim = self.claim
+        with self.context.db.read() as session:
+            self.store = indexes.alive(session, index_of(claim.job.payload))
+            rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
+            files = select(File).where(File.id.in_([row.id for row in rows.values()]), File.deleted_at.is_(None))
+            self.files = {file.id: file for file in session.scalars(files)}
+        for line in (line for line in range(claim.lines) if not claim.covered >> line & 1):
+            self.tired = time.monotonic() - self.began > SHIFT_SECONDS
+            if self.hold.ended or self.tired:
+                break
+            self._line(line, rows.get(line))
+            if self.careful or time.monotonic() - self.committed > self.context.config.segment_seconds:
+                self._commit(last=False)
+        self._close()
+
+    def give_back(self, delay: float, waiting_for: str | None) -> None:
+        self.context.db.retrying(
+            lambda session: shards.give_back(session, self.claim, delay=delay, waiting_for=waiting_for)
+        )
+
+    def _close(self) -> None:
+        """Every file was looked at: those that were parsed are the next stage's."""
+        if self.hold.lost.is_set():
+            raise Fenced
+        if self.hold.stop.is_set() or self.tired:
+            self._commit(last=False)
+            self.give_back(0.0, None)
+        elif self.parsed:
+            self._commit(last=False)
+            self.context.db.retrying(lambda session: shards.pass_on(session, self.claim))
+        else:
+            self._commit(last=True)
+            self.closed = True
+
+    def _line(self, line: int, row: VectorStoreFile | None) -> None:
+        if row is None or self.store is None:
+            self.made.append(Made(line, "", ""))  # removed from the store, or attached anew
+        elif self.careful and line == self.claim.trying_line and self.claim.trying_times >= CAREFUL_TRIES:
+            self.made.append(Made(line, row.id, row.version, error=CRASHED))
+        else:
+            if self.careful:
+                self.context.db.retrying(lambda session: shards.trying(session, self.claim, line))
+            made = self._file(line, row, self.store)
+            self.made += [made] if made else []
+
+    def _file(self, line: int, row: VectorStoreFile, store: VectorStore) -> Made | None:
+        """None when there is a document for the next stage, or no time left to make one."""
+        try:
+            return self._parse(line, row, store)
+        except Refused as refusal:
+            return Made(line, row.id, row.version, error=(refusal.code, refusal.message))
+        except chunk_options.NoTokenizer as error:
+            return Made(line, row.id, row.version, error=("server_error", str(error)))
+        except NotFound:
+            return Made(line, row.id, row.version, error=GONE)
+        except Interrupted:
+            return None
+        except (StorageFull, StorageAway, *_PASSING):
+            raise
+        except Exception as error:  # noqa: BLE001  its neighbours must not wait for it; its words may be the file's
+            log.error("parsing_failed", extra={"file": row.id, "error": type(error).__name__})  # noqa: TRY400
+            return Made(line, row.id, row.version, error=BROKE)
+
+    def _parse(self, line: int, row: VectorStoreFile, store: VectorStore) -> Made | None:
+        file = self.files.get(row.id)
+        if file is None:
+            raise NotFound
+        made_from = recipe_of(store, file, row, prompting.passage(self.context.config, store.model))
+        same = (made_from,) if office.sees() else (made_from, documents.partly(made_from))
+        if row.document and row.recipe in same:
+            return Made(line, row.id, row.version, row.document, row.entries, row.usage_bytes, row.recipe)
+        path = documents.path(store.id, row.version)
+        if not self._there(path):
+            cut = chunk_options.cutting_of(self.context.config, store.model, row.chunking)
+            with on_disk(self.context.storage, file.path) as source:
+                document = self.parser.parse(source, row.filename, cut)
+            self.context.storage.put(path, documents.encode(document))
+        self.parsed += 1
+        return None
+
+    def _there(self, path: str) -> bool:
+        try:
+            return self.context.storage.size(path) > 0
+        except NotFound:
+            return False
+
+    def _commit(self, *, last: bool) -> None:
+        self.committed = time.monotonic()
+        if not self.made and not last:
+            return
+        made, self.made = self.made, []
+        self.context.db.retrying(
+            lambda session: indexing.commit(session, self.claim, self.seq, made, Tally(), 0, last=last)
+        )
+        self.seq += 1
+
+
+def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prompt) -> str:
+    asked = store.dimensions if store.shortened else 0
+    return chunk_options.recipe(file.sha256 or file.id, store.model, asked, row.chunking, prompt.text)
+
+
+@contextmanager
+def _interrupting(hold: Hold, parser: Parser) -> Iterator[None]:
+    """What ends the claim ends the reading of a file."""
+    done = threading.Event()
+
+    def watch() -> None:
+        hold.changed.wait()
+        if not done.is_set():
+            parser.interrupt()
+
+    watcher = threading.Thread(target=watch, name="parse-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        hold.changed.set()
+        watcher.join()

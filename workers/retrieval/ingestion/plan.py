@@ -1,0 +1,118 @@
+"""Planning an ingestion: its files, in SQL line by line, are cut into shards of some files each.
+
+A sync's files come into SQL here, see `workers.retrieval.sources.syncing`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.db.engine import WRITE_ROWS
+from jobs.files.tables import File
+from jobs.fleet import routing
+from jobs.fleet.models_file import ModelsFileError
+from jobs.ledger import ledger, shards
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.payloads import index_of
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Shard
+from jobs.queues import Queue
+from jobs.requests.endpoints import EMBEDDINGS
+from jobs.retrieval import reindexing
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from workers.retrieval.sources.syncing import gather
+from workers.runtime.context import Context
+from workers.runtime.failed_attempts import Abandoned, stop_files
+from workers.runtime.heartbeat import Hold
+
+_SHARDS_AT_ONCE = 50
+
+
+def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
+    """Cut it and let it run. Raises Fenced, Abandoned."""
+    job = claim.job
+    if claim.epoch > 1:  # somebody planned it before us
+        _uncut(context, claim)
+    try:
+        model, queue = _place(context, claim)
+    except routing.NotServed as refusal:
+        error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
+        stop_files(context, claim, JobState.FAILED, [error])
+        context.db.retrying(lambda session: ledger.reject(session, claim, [error]), context.stop)
+        return
+    except (routing.NotYet, ModelsFileError):
+        raise Abandoned(5.0, "model") from None
+    total = gather(context, claim, hold) if "source_id" in job.payload else job.total
+    if total is None:
+        return
+    cuts = list(_cuts(context, job.id, total))
+    last = max(0, len(cuts) - 1) // _SHARDS_AT_ONCE * _SHARDS_AT_ONCE
+    for start in range(0, last, _SHARDS_AT_ONCE):
+        if hold.ended:
+            raise Abandoned
+        page = cuts[start : start + _SHARDS_AT_ONCE]
+        context.db.retrying(partial(_cut, claim=claim, cuts=page), context.stop)
+        context.db.breathe(context.stop)
+
+    def planned(session: Session) -> None:
+        _planned(session, claim, cuts[last:], total=total, model=model, queue=queue)
+
+    context.db.retrying(planned, context.stop)
+
+
+def _planned(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]], **facts: Any) -> None:
+    """It runs from now on; what it has found in a source goes into the store's other indexes too."""
+    _cut(session, claim, cuts)
+    if source_id := claim.job.payload.get("source_id"):
+        reindexing.alongside(session, claim.job, source_id, actor=f"source:{source_id}")
+    ledger.planned(session, claim, **facts)
+
+
+def _place(context: Context, claim: JobClaim) -> tuple[str, str]:
+    """The store's model and where it runs. A store that is gone has none that matters: nothing will be made."""
+    job = claim.job
+    with context.db.read() as session:
+        store = session.get(VectorStore, index_of(job.payload))
+        if store is None:
+            return "", Queue.EMBED
+        registry, config = context.models.now(), context.config
+        queue = routing.queue_of(session, config, registry, store.model, endpoint=EMBEDDINGS, project_id=job.project_id)
+        return store.model, queue
+
+
+def _cuts(context: Context, job_id: str, total: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first line and lines of each shard. A file of unknown size (removed already) counts for nothing."""
+    with context.db.read() as session:
+        sizes = dict(
+            session.execute(
+                select(VectorStoreFile.line, File.bytes)
+                .join(File, File.id == VectorStoreFile.id)
+                .where(VectorStoreFile.job_id == job_id)
+            ).all()
+        )
+    n, first, held = 0, 0, 0
+    for line in range(total):
+        size = int(sizes.get(line, 0))
+        full = line - first >= context.config.ingest_shard_files or held + size > context.config.shard_bytes
+        if line > first and full:
+            yield n, first, line - first
+            n, first, held = n + 1, line, 0
+        held += size
+    if total > first:
+        yield n, first, total - first
+
+
+def _cut(session: Session, claim: JobClaim, cuts: list[tuple[int, int, int]]) -> None:
+    rows = [
+        Shard(job_id=claim.job.id, n=n, first_line=first, lines=lines, offset=0, length=0, queue=Queue.INGEST)
+        for n, first, lines in cuts
+    ]
+    shards.cut(session, claim, Queue.INGEST, rows)
+
+
+def _uncut(context: Context, claim: JobClaim) -> None:
+    while context.db.retrying(lambda session: shards.uncut(session, claim, WRITE_ROWS), context.stop):
+        context.db.breathe(context.stop)

@@ -1,0 +1,166 @@
+"""What is owed to the vector database for removal: one document, a whole store, or what no file points to.
+
+    removals ─▶ vectors go ─▶ documents go from storage ─▶ their bytes go ─▶ receipts, and nothing is owed any more
+
+Some are done together: their bytes go from the disk at the price of writing their neighbours anew. Nothing of it could
+be found before, so it may take as long as the vector database is away. A kill in between does it again, which changes
+nothing.
+"""
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.db.engine import WRITE_ROWS
+from jobs.ledger import audit, pauses
+from jobs.queues import Queue
+from jobs.retrieval import attachments, documents, indexes
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
+from workers.runtime.context import Context
+from workers.vectors.base import Store, VectorsAway
+
+log = logging.getLogger(__name__)
+_AT_ONCE = 64
+
+
+def purge(context: Context) -> None:
+    """Handle one `purge` doorbell: remove what is owed and due, unless another process of this host is at it.
+
+    While the queue or this worker is paused it stays owed.
+    """
+    with context.keeper.under_way.at(Queue.INGEST), _alone(context.config.data_dir / "run" / "purge") as mine:
+        while mine and not context.stop.is_set() and (owed := _owed(context)):
+            for store_id in dict.fromkeys(removal.store_id for removal in owed):
+                _purge(context, [removal for removal in owed if removal.store_id == store_id])
+
+
+def _purge(context: Context, owed: list[VectorRemoval]) -> None:
+    """What one store owes. If it fails, the others go on and this one waits."""
+    try:
+        gone = [(removal, _remove(context, removal)) for removal in owed]
+        context.vectors.erase(_store_of(context, owed[0]))
+    except Exception as error:  # noqa: BLE001  a store that can't be read must not keep the others' removals
+        log.warning("purge_waits", extra={"store": owed[0].store_id, "error": type(error).__name__})
+        later = update(VectorRemoval).where(VectorRemoval.id.in_([removal.id for removal in owed]))
+        context.db.retrying(lambda session: session.execute(later.values(due_at=now() + attachments.AGAIN_SECONDS)))
+        return
+    for removal, entries in gone:
+        context.db.retrying(partial(_receipt, removal=removal, entries=entries))
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[bool]:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _owed(context: Context) -> list[VectorRemoval]:
+    with context.db.read() as session:
+        if pauses.paused(session).rests(Queue.INGEST, context.worker_id):
+            return []
+        owed = select(VectorRemoval).where(attachments.due()).order_by(VectorRemoval.id)
+        return list(session.scalars(owed.limit(_AT_ONCE)))
+
+
+def _remove(context: Context, removal: VectorRemoval) -> int:
+    """How many vectors went."""
+    store = _store_of(context, removal)
+    if removal.what == attachments.DOCUMENT:
+        return _drop_document(context, store, str(removal.document))
+    if removal.what == attachments.STORE:
+        return 0 if _is_used(context, store.id) else _drop_store(context, store)
+    return _drop_leftovers(context, store)
+
+
+def _store_of(context: Context, removal: VectorRemoval) -> Store:
+    """As it is now, while it is there: it may have been owed when nobody knew how long its vectors would be."""
+    with context.db.read() as session:
+        row = session.get(VectorStore, removal.store_id)
+    dimensions = row.dimensions if row is not None else removal.dimensions
+    return Store(removal.store_id, removal.project_id, removal.model, dimensions)
+
+
+def _drop_document(context: Context, store: Store, key: str) -> int:
+    gone = context.vectors.drop(store, [key])
+    context.storage.delete(documents.path(store.id, attachments.version_of(key)))
+    return gone
+
+
+def _drop_store(context: Context, store: Store) -> int:
+    entries = _count(context, store)
+    context.vectors.drop_store(store)
+    context.storage.delete(documents.folder(store.id))
+    while context.db.retrying(lambda session: _forget_files(session, store.id)):
+        context.db.breathe(context.stop)
+    return entries
+
+
+def _is_used(context: Context, store_id: str) -> bool:
+    """Whether an index that was to go is there, and its time is not over."""
+    alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
+    used = select(VectorStore.id).where(VectorStore.id == store_id, alive, ~indexes.EMPTIED)
+    with context.db.read() as session:
+        return session.scalar(used) is not None
+
+
+def _count(context: Context, store: Store) -> int:
+    """For the receipt. One that can't be read can be removed all the same."""
+    try:
+        return sum(context.vectors.counts(store).values())
+    except VectorsAway:
+        return -1
+
+
+def _forget_files(session: Session, store_id: str) -> int:
+    ids = session.scalars(
+        select(VectorStoreFile.id).where(VectorStoreFile.store_id == store_id).limit(WRITE_ROWS)
+    ).all()
+    session.execute(delete(VectorStoreFile).where(VectorStoreFile.store_id == store_id, VectorStoreFile.id.in_(ids)))
+    return len(ids)
+
+
+def _drop_leftovers(context: Context, store: Store) -> int:
+    """What was there before the database was asked, and which no file of it points to then, nobody ever will."""
+    keys = context.vectors.counts(store)
+    prefix = f"{documents.folder(store.id)}/"
+    objects = context.storage.list(documents.folder(store.id))
+    with context.db.read() as session:
+        files = select(VectorStoreFile.document, VectorStoreFile.version, VectorStoreFile.status)
+        rows = session.execute(files.where(VectorStoreFile.store_id == store.id)).all()
+    published = {document for document, _, _ in rows if document}
+    live = {version for _, version, status in rows if status == attachments.IN_PROGRESS}
+    dead = [key for key in keys if key not in published and attachments.version_of(key) not in live]
+    if dead:
+        context.vectors.drop(store, dead)
+    wanted = {attachments.version_of(key) for key in published} | live
+    for path in objects:
+        if path.removeprefix(prefix).removesuffix(".json") not in wanted:
+            context.storage.delete(path)
+    return sum(keys[key] for key in dead)
+
+
+def _receipt(session: Session, removal: VectorRemoval, entries: int) -> None:
+    same = VectorRemoval.id == removal.id, VectorRemoval.created_at == removal.created_at
+    gone = session.execute(delete(VectorRemoval).where(*same))
+    if gone.rowcount == 1:  # type: ignore[attr-defined]
+        audit.record(
+            session,
+            actor="purge",
+            action=f"vectors.purge_{removal.what}",
+            target=removal.file_id or removal.store_id,
+            project_id=removal.project_id,
+            details={"store": removal.store_id, "document": removal.document, "entries": entries},
+        )

@@ -1,0 +1,150 @@
+"""Chunks by meaning: cut where what a text is about changes.
+
+    sentences   s0  s1  s2  s3  s4 …         cut by the parser, in its child
+    windows     s0s1s2, s1s2s3, s2s3s4 …     some sentences each, embedded
+    distances   … s1s2s3 ↔ s4s5s6 …          1 - cosine, of what stands before a joint and what stands after it
+    chunks      s0  s1  s2  s3 | s4 …        cut at peaks above the threshold; where the limit comes first, at the
+                                             largest distance that is left
+
+The threshold is a percentile of the document's own distances, or given, as in G. Kamradt's "5 Levels of Text Splitting"
+(2023). His windows overlap, so that a joint is blurred over several places; windows that do not, and peaks, are
+TextTiling's (M. A. Hearst, Computational Linguistics 23(1), 1997). Measured with MiniLM on ten documents of eight
+docstrings each, put together: F1 of the joints found is 0.78, with two sentences 0.72, with his windows 0.18.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from jobs.retrieval.documents import Chunk, Document
+from workers.retrieval.parsing.tokens import WIDE, Tokens
+from workers.vectors.base import Vector
+
+WINDOW: Final = 3  # sentences
+_JOINT: Final = 2  # tokens, at most, that two sentences have more when they are one text
+
+
+class Distances:
+    """Of each joint, as the windows' vectors come in. One that has none is no further from the others."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+        self._last: list[Vector | None] = []
+
+    def add(self, vectors: Sequence[Vector | None]) -> None:
+        row = [*self._last, *vectors]
+        self.found += [_distance(one, other) for one, other in zip(row, row[WINDOW:], strict=False)]
+        self._last = row[-WINDOW:]
+
+
+def windows(document: Document, most: int) -> Iterator[str]:
+    """That many sentences each, as far as they fit; the first ones and the last ones have fewer.
+
+    So the windows before and after the joint behind sentence n are the n-th and the (n + WINDOW)-th.
+    """
+    count = len(document.sentences)
+    return (_window(document, max(0, at), min(at + WINDOW, count), most) for at in range(1 - WINDOW, count))
+
+
+def cut(
+    document: Document, distances: Sequence[float], tokens: Tokens, most: int, wanted: Mapping[str, Any]
+) -> Document:
+    """The document with its chunks, of at most `most` tokens each. Of the same distances come the same chunks."""
+    sizes = _Sizes(document, tokens, most)
+    topics = _topics(distances, _threshold(distances, wanted))
+    chunks = tuple(chunk for first, end in topics for chunk in sizes.cut(first, end, distances))
+    return msgspec.structs.replace(document, chunks=chunks, sentences=())
+
+
+@lru_cache(maxsize=4)
+def tokens_of(tokenizer: Path) -> Tokens:
+    return Tokens.load(tokenizer)
+
+
+class _Sizes:
+    """Sentences that belong together, cut so that they fit."""
+
+    def __init__(self, document: Document, tokens: Tokens, most: int) -> None:
+        self._document = document
+        self._sentences = document.sentences
+        self._tokens = tokens
+        self._most = most
+
+    def cut(self, first: int, end: int, distances: Sequence[float]) -> Iterator[Chunk]:
+        while first < end:
+            reach = self._reach(first, end)
+            after = reach if reach == end else self._furthest(first, reach, distances)
+            chunk = self._chunk(first, after)
+            while chunk.tokens > self._most and after - first > 1:  # together they have more tokens than each
+                after -= 1
+                chunk = self._chunk(first, after)
+            yield chunk
+            first = after
+
+    def _reach(self, first: int, end: int) -> int:
+        """As many as fit, one at least. White space between them counts too, when there is much of it."""
+        size, at = self._sentences[first].tokens, first + 1
+        while at < end:
+            size += self._sentences[at].tokens
+            size += (self._sentences[at].start - self._sentences[at - 1].end) // WIDE
+            if size > self._most:
+                break
+            at += 1
+        return at
+
+    def _furthest(self, first: int, reach: int, distances: Sequence[float]) -> int:
+        """Where, in the second half, one sentence is furthest from the next."""
+        half = first + (reach - first + 1) // 2
+        return max(range(half, reach + 1), key=lambda at: (distances[at - 1], at))
+
+    def _chunk(self, first: int, after: int) -> Chunk:
+        begin, end = self._sentences[first], self._sentences[after - 1].end
+        text = self._document.text[begin.start : end]
+        language = self._language(self._sentences[first:after])
+        return msgspec.structs.replace(begin, end=end, tokens=self._tokens.count(text), language=language)
+
+    def _language(self, sentences: Sequence[Chunk]) -> str | None:
+        """That of most of its text; None where that is the document's."""
+        sizes = Counter[str | None]()
+        for sentence in sentences:
+            sizes[sentence.language] += sentence.end - sentence.start
+        return max(sizes, key=lambda name: (sizes[name], name is None))
+
+
+def _window(document: Document, first: int, end: int, most: int) -> str:
+    size = 0
+    used: list[str] = []
+    for sentence in document.sentences[first:end]:
+        size += sentence.tokens + _JOINT
+        if used and size > most:
+            break
+        used.append(document.text[sentence.start : sentence.end])
+    return " ".join(used)
+
+
+def _topics(distances: Sequence[float], threshold: float) -> Iterator[tuple[int, int]]:
+    """First sentence, and the one after the last."""
+    first, count = 0, len(distances)
+    for at, distance in enumerate(distances):
+        rises = at == 0 or distances[at - 1] < distance
+        if distance > threshold and rises and (at + 1 == count or distances[at + 1] <= distance):
+            yield first, at + 1
+            first = at + 1
+    yield first, count + 1
+
+
+def _threshold(distances: Sequence[float], wanted: Mapping[str, Any]) -> float:
+    if wanted.get("threshold") is not None:
+        return float(wanted["threshold"])
+    return float(np.percentile(distances, float(wanted["percentile"]))) if distances else 0.0
+
+
+def _distance(one: Vector | None, other: Vector | None) -> float:
+    if one is None or other is None or len(one) != len(other):
+        return 0.0
+    return round(max(0.0, 1.0 - float(one @ other)), 6)

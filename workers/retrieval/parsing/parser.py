@@ -1,0 +1,186 @@
+"""The parent's side: one child process that reads files, replaced as soon as anything is wrong with it.
+
+    parse ──▶ start, if none runs ──▶ Ask ──▶ wait ──▶ Parsed      the child stays, for up to FILES files
+                                               ├──▶ Refusal        it goes: a library that failed may be damaged
+                                               ├──▶ it died, or time is up: killed, Refused
+                                               └──▶ interrupt() from another thread: killed, Interrupted
+
+A child belongs to the thread that parses: the kernel ends it with that thread. It is confined (`workers.sandbox`) and
+gets the file and the tokenizer as open descriptors.
+"""
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+
+from jobs.retrieval.documents import Document
+from jobs.settings import Settings
+from workers.retrieval.parsing import parser_protocol
+from workers.retrieval.parsing.contract import Code, Cutting, Interrupted, Limits, Refused, Strategy, invalid
+from workers.sandbox.child import Child, Died, TimeUp, TooLarge
+from workers.sandbox.confinement import Policy
+
+__all__ = ["Code", "Cutting", "Interrupted", "Limits", "Parser", "Refused", "Strategy", "limits_of"]
+
+FILES: Final = 200  # then a child is replaced: libraries leak
+STARTS: Final = 3  # a child that ends as it starts knows nothing of the file: others get a chance
+_NO_FILE: Final = "The stored file could not be read."
+_NO_TOKENIZER: Final = "The embedding model's tokenizer could not be read."
+#: Variables by which the child finds Tesseract's data.
+_KEPT: Final = ("PATH", "TESSDATA_PREFIX")
+#: Address space of Python and the libraries.
+_LIBRARIES_BYTES: Final = 4 << 30
+
+
+class Parser:
+    """For one thread; `interrupt` is for the others. `policy` is what the child runs and may use."""
+
+    def __init__(self, limits: Limits, policy: Policy | None = None) -> None:
+        self._limits = limits
+        self._policy = policy or policy_of(limits)
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._files = 0  # that the child has read
+        self._busy = False
+        self._interrupted = False
+
+    def parse(self, source: Path, filename: str, cutting: Cutting) -> Document:
+        """Raises Refused or Interrupted."""
+        with self._lock:
+            self._busy, self._interrupted = True, False
+        try:
+            with _opened(source, _NO_FILE) as file, _opened(cutting.tokenizer, _NO_TOKENIZER) as tokenizer:
+                ask = parser_protocol.encode(parser_protocol.ask(filename, cutting, self._limits))
+                return self._parse(ask, (file.fileno(), tokenizer.fileno()))
+        finally:
+            with self._lock:
+                self._busy = False
+
+    def interrupt(self) -> None:
+        """Kill what runs now. When nothing does, nothing happens."""
+        with self._lock:
+            self._interrupted = self._busy
+            child = self._child if self._busy else None
+        if child is not None:
+            child.kill()
+
+    def close(self) -> None:
+        self._drop()
+
+    def _parse(self, ask: bytes, descriptors: tuple[int, int], *, again: bool = True) -> Document:
+        """A child that was killed once says nothing against its file: who ends a worker may begin with its children."""
+        try:
+            child = self._started()
+            child.send(ask, descriptors)
+            return self._taken(child.receive(self._limits.seconds, parser_protocol.largest_answer(self._limits)))
+        except TooLarge:
+            self._end()
+            raise parser_protocol.nonsense() from None
+        except TimeUp:
+            self._end()
+            raise invalid(_beyond(f"{self._limits.seconds:g} seconds")) from None
+        except Died:
+            returncode = self._end()
+            if returncode != -signal.SIGKILL or not again:
+                raise self._obituary(returncode) from None
+        except BaseException:  # whatever it is, this child has something to do with it
+            self._end()
+            raise
+        return self._parse(ask, descriptors, again=False)
+
+    def _taken(self, message: bytes) -> Document:
+        try:
+            answer = parser_protocol.decode_answer(message)
+        except msgspec.MsgspecError:
+            raise parser_protocol.nonsense() from None
+        if isinstance(answer, parser_protocol.Refusal):
+            raise Refused(answer.code, answer.message)
+        if not isinstance(answer, parser_protocol.Parsed):
+            raise parser_protocol.nonsense()
+        document = parser_protocol.check(answer.document, self._limits)
+        self._files += 1
+        if self._files >= FILES or answer.grown > self._limits.memory_bytes:
+            self._drop()
+        return document
+
+    def _started(self) -> Child:
+        if self._child is not None:
+            return self._child
+        for _ in range(STARTS):
+            child = Child(self._policy, _KEPT)
+            with self._lock:
+                self._child, self._files = child, 0
+                too_late = self._interrupted
+            if too_late:
+                raise Interrupted
+            try:
+                child.begin()
+            except (Died, TimeUp):
+                self._end()
+            else:
+                return child
+        raise Refused("server_error", "The parser could not be started.")
+
+    def _end(self) -> int:
+        """Drop the child; Interrupted if that is why it ended."""
+        returncode = self._drop()
+        if self._interrupted:
+            raise Interrupted from None
+        return returncode
+
+    def _drop(self) -> int:
+        with self._lock:
+            child, self._child = self._child, None
+        return 0 if child is None else child.end()
+
+    def _obituary(self, returncode: int) -> Refused:
+        memory = f"{self._limits.memory_bytes >> 20} MiB of memory"
+        cpu = f"{self._limits.cpu_seconds} seconds of CPU time"
+        if returncode == -signal.SIGXCPU:
+            return invalid(_beyond(cpu))
+        if returncode in (-signal.SIGABRT, -signal.SIGKILL):  # Rust and the kernel, when there is no memory
+            return invalid(_beyond(memory))
+        return invalid(_beyond(f"{memory} and {cpu}"))
+
+
+def limits_of(config: Settings) -> Limits:
+    """The child has one thread, so its CPU time is what ends first only where its library starts more."""
+    return Limits(
+        config.parse_seconds,
+        cpu_seconds=math.ceil(config.parse_seconds),
+        memory_bytes=config.parse_memory_bytes,
+        pages=config.parse_max_pages,
+        text_bytes=config.parse_text_bytes,
+        tokens=config.parse_max_tokens,
+    )
+
+
+def policy_of(limits: Limits) -> Policy:
+    """Return what the child may use: Tesseract's data, and no more memory than a child that has grown and one file."""
+    tessdata = os.environ.get("TESSDATA_PREFIX")
+    memory_bytes = _LIBRARIES_BYTES + 2 * limits.memory_bytes
+    return Policy(
+        "workers.retrieval.parsing.parser_child", readable=(tessdata,) if tessdata else (), memory_bytes=memory_bytes
+    )
+
+
+@contextmanager
+def _opened(path: Path, failure: str) -> Iterator[BinaryIO]:
+    """Raises Refused."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise Refused("server_error", failure) from error
+    with file:
+        yield file
+
+
+def _beyond(limit: str) -> str:
+    return f"The file could not be parsed within its limits of {limit}."

@@ -1,0 +1,155 @@
+"""Bytes that are text, in whatever encoding, and text without markup.
+
+A byte order mark decides; then zero bytes (UTF-16 and UTF-32 without one); then UTF-8, which nothing else passes for by
+accident; then what the text says of itself; then a guess by its letters.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from charset_normalizer import from_bytes
+
+from workers.retrieval.parsing.blocks import Block, Kind, Reading
+from workers.retrieval.parsing.contract import unsupported
+
+_MARKS: Final = (  # UTF-32 first: its mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_WIDE: Final = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+#: What is written under a narrower name, as the Encoding Standard (WHATWG) has it. Python's names, where it has any.
+_MEANT: Final = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-11": "cp874",
+    "shift_jis": "cp932", "x-sjis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "x-gbk": "gb18030",
+    "euc_kr": "cp949",
+}  # fmt: skip
+#: In order of preference: many single-byte encodings of the same region look equally good.
+_GUESSES: Final = (
+    "cp1252", "cp1251", "koi8_r", "cp1250", "iso8859_2", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257",
+    "cp932", "euc_jp", "iso2022_jp", "gb18030", "big5", "cp949", "tis_620", "cp866", "mac_roman",
+)  # fmt: skip
+_GUESSED_FROM: Final = 1 << 18  # bytes
+_SURE: Final = 0.1  # closer than this, two guesses are equally good
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_NOT_IN_CP1252: Final = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+_CONTROL_SHARE: Final = 0.01  # of a text; of random bytes it is a tenth
+_CONTROL_WIDE: Final = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ue000-\uf8ff\ufffe\uffff]")
+_ASCII: Final = re.compile("[\t\n\r -~]")
+_ASCII_SHARE: Final = 0.02  # even Chinese has line ends, digits and spaces
+_JAPANESE_ESCAPE: Final = b"\x1b$B"  # the one old encoding that is valid UTF-8
+_BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
+
+
+def decode(data: bytes, declared: str | None = None) -> str:
+    """Raises Refused for bytes that are no text."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, errors="replace")
+    if b"\x00" in data:
+        return _wide(data)
+    text = _strictly(data, "iso2022_jp" if _JAPANESE_ESCAPE in data else "utf-8")
+    if text is None:
+        _check_text(data)
+        text = _declared(data, declared) if declared else None
+    return _guessed(data) if text is None else text
+
+
+def is_text(data: bytes) -> bool:
+    """Of characters of a byte or more, in an encoding that need not be known."""
+    if b"\x00" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    return _strictly(data, "utf-8") is not None or not _often(_CONTROL, data)
+
+
+def blocks(text: str, kind: Kind = "paragraph") -> Iterator[Block]:
+    """Paragraphs, with what is between blank lines kept as it is."""
+    at = 0
+    for gap in _BLANK_LINES.finditer(text):
+        yield Block(text[at : gap.start()], kind)
+        at = gap.end()
+    yield Block(text[at:], kind)
+
+
+def read(text: str) -> Reading:
+    return Reading(blocks(_line_ends(text)))
+
+
+def read_code(text: str) -> Reading:
+    """One block: its blank lines are its own."""
+    return Reading(iter([Block(text, "code")]))
+
+
+def not_text() -> Exception:
+    return unsupported("Files of this kind can't be searched: it is neither text nor a document that can be read.")
+
+
+def _line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _strictly(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding)
+    except (UnicodeDecodeError, LookupError, ValueError):
+        return None
+
+
+def _declared(data: bytes, label: str) -> str | None:
+    """None where the bytes are of another encoding; one or two stray ones don't say so."""
+    name = _meant(label)
+    text = _strictly(data, name)
+    if text is None and name == "cp1252" and not _often(_NOT_IN_CP1252, data):
+        return data.decode(name, errors="replace")
+    return text
+
+
+def _meant(label: str) -> str:
+    try:
+        name = codecs.lookup(label).name
+    except LookupError:
+        name = label.lower()
+    return _MEANT.get(name, name)
+
+
+def _check_text(data: bytes) -> None:
+    if _often(_CONTROL, data):
+        raise not_text()
+
+
+def _often(unlikely: re.Pattern[bytes], data: bytes) -> bool:
+    sample = data[:_GUESSED_FROM]
+    return len(unlikely.findall(sample)) > max(1, len(sample) * _CONTROL_SHARE)
+
+
+def _wide(data: bytes) -> str:
+    """UTF-16 or UTF-32 without a mark. What is none of them may be UTF-8 with a stray zero."""
+    for encoding in _WIDE:
+        sample = _strictly(data[:4096], encoding)  # a multiple of the width, unless that is the whole
+        if sample is not None and _looks_written(sample):
+            return data.decode(encoding, errors="replace")
+    _check_text(data)
+    text = _strictly(data, "utf-8")
+    if text is None:
+        raise not_text()
+    return text
+
+
+def _looks_written(sample: str) -> bool:
+    odd, ascii_ = len(_CONTROL_WIDE.findall(sample)), len(_ASCII.findall(sample))
+    return odd <= len(sample) * _CONTROL_SHARE and ascii_ >= len(sample) * _ASCII_SHARE
+
+
+def _guessed(data: bytes) -> str:
+    matches = from_bytes(data[:_GUESSED_FROM], cp_isolation=list(_GUESSES), enable_fallback=False)
+    best = matches.best()
+    if best is None:
+        return data.decode("cp1252", errors="replace")
+    floor = best.coherence - _SURE
+    good = {match.encoding for match in matches if match.chaos <= best.chaos + _SURE and match.coherence >= floor}
+    encoding = next(name for name in _GUESSES if name in good)
+    return data.decode(encoding, errors="replace")

@@ -1,0 +1,156 @@
+"""What was found, ordered anew by a re-ranking model: this worker's own, or one of another queue.
+
+    candidates ─▶ {query, documents} ─┬─ the model is of this queue ──▶ this worker's engine
+                                      └─ of another ──▶ its line for that ──▶ a worker of it
+
+Either way it passes the gate that keeps requests apart (`EngineHost.company`): whoever is alone may be waiting for it.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from jobs.errors import TooManyRequests, Unavailable
+from jobs.fleet import routing, workers
+from jobs.fleet.models_file import ModelsFileError
+from jobs.ids import new_id
+from jobs.inference.interactive import Question
+from jobs.inference.waiting import Lines, last_piece
+from jobs.requests.endpoints import RERANK
+from jobs.retrieval import searches
+from jobs.retrieval.searches import Found, Search
+from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.runtime.context import Context
+from workers.runtime.engine_host import EngineHost
+
+_PARAM = "ranking_options.ranker"
+_AGAIN = 2.0
+_ROUNDING = 0.05  # by which a share, or a cosine, may be beyond 0 and 1
+
+
+class _Result(msgspec.Struct):
+    index: int
+    relevance_score: float
+
+
+class _Ranked(msgspec.Struct):
+    results: list[_Result]
+
+
+_ranked = msgspec.json.Decoder(_Ranked).decode
+
+
+class Reranking:
+    """`queue` is the one that this worker serves."""
+
+    def __init__(self, context: Context, host: EngineHost, queue: str) -> None:
+        self._context, self._host, self._queue = context, host, queue
+        self._lines = Lines(context.config)
+        self._logits: set[str] = set()  # models that have given some
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
+
+    async def answer(self, question: Question, priority: int) -> Answer:
+        """Another queue's worker asks. Raises what engines raise."""
+        body = msgspec.json.decode(question.body)
+        return await self._host.engine.answer(Request(RERANK, body, question.id, priority, question.tenant))
+
+    async def rank(
+        self, search: Search, found: Sequence[Found], question: Question, priority: int
+    ) -> Sequence[Found] | Answer:
+        """Best first, with the model's scores within 0 to 1; of several queries each text's best.
+
+        Some servers give logits: once one has shown that, the logistic function brings all of its scores there.
+
+        Raises what engines raise.
+        """
+        if not found:
+            return found
+        asked = [_body(search.ranker, query, found) for query in search.queries]
+        answers = await asyncio.gather(*(self._asked(body, question, priority) for body in asked))
+        scores = [-math.inf] * len(found)
+        for answer in answers:
+            if answer.status >= 400:
+                return _refused(search.ranker, answer)
+            try:
+                given = {one.index: one.relevance_score for one in _ranked(answer.body).results}
+                scores = [max(score, given[n]) for n, score in enumerate(scores)]
+            except (msgspec.MsgspecError, KeyError):
+                return refusal(502, "The re-ranking model gave no score for some texts.", code="engine_error")
+        if any(not -_ROUNDING <= score <= 1.0 + _ROUNDING for score in scores):
+            self._logits.add(search.ranker)
+        shown = _logistic if search.ranker in self._logits else _clamped
+        best = sorted(zip(scores, found, strict=True), key=lambda pair: -pair[0])
+        return [msgspec.structs.replace(one, score=shown(score)) for score, one in best]
+
+    async def _asked(self, body: dict[str, object], question: Question, priority: int) -> Answer:
+        loop = asyncio.get_running_loop()
+        try:
+            queue = await loop.run_in_executor(self._threads, self._place, str(body["model"]), question.tenant)
+            if isinstance(queue, Answer):
+                return queue
+            if queue == self._queue:
+                request = Request(RERANK, body, question.id, priority, question.tenant)
+                return await self._host.engine.answer(request)
+            return await self._elsewhere(queue, body, question)
+        except (TooManyRequests, Unavailable) as error:
+            raise EngineBusy("The re-ranking model is not there now.", retry_after=_AGAIN) from error
+
+    async def _elsewhere(self, queue: str, body: dict[str, object], question: Question) -> Answer:
+        model = str(body["model"])
+
+        async def served() -> bool:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._served, queue, model)
+
+        asked = msgspec.structs.replace(
+            question, id=new_id("req_"), url=searches.RERANK_URL, body=msgspec.json.encode(body)
+        )
+        end = await last_piece(self._lines.ask(searches.rerank_line(queue), asked, served))
+        if end.status in (408, 429, 503):
+            raise EngineBusy("The re-ranking model is not there now.", retry_after=end.retry_after or _AGAIN)
+        return Answer(end.status, end.body)
+
+    def _place(self, model: str, project_id: str) -> str | Answer:
+        """Raises EngineBusy."""
+        config = self._context.config
+        with self._context.db.read() as session:
+            try:
+                registry = self._context.models.now()
+                return routing.queue_of(session, config, registry, model, endpoint=RERANK, project_id=project_id)
+            except routing.NotServed as refused:
+                return refusal(400, f"Invalid '{_PARAM}': {refused}", param=_PARAM, code=refused.code)
+            except (routing.NotYet, ModelsFileError) as error:
+                raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
+
+    def _served(self, queue: str, model: str) -> bool:
+        try:
+            name = self._context.models.now().aliases.get(model, model)
+        except ModelsFileError as error:
+            raise EngineBusy("The re-ranking model is not there yet.", retry_after=_AGAIN) from error
+        with self._context.db.read() as session:
+            return workers.serves(session, queue, name)
+
+
+def _clamped(score: float) -> float:
+    return min(1.0, max(0.0, score))
+
+
+def _logistic(score: float) -> float:
+    """Half of the hyperbolic tangent: that of a large number overflows nowhere."""
+    return (1.0 + math.tanh(score / 2.0)) / 2.0
+
+
+def _body(model: str, query: str, found: Sequence[Found]) -> dict[str, object]:
+    texts = [one.text for one in found]
+    return {"model": model, "query": query, "documents": texts, "return_documents": False}
+
+
+def _refused(ranker: str, answer: Answer) -> Answer:
+    """Of a model that is not there, or cannot rank, its name is what is wrong."""
+    if answer.status >= 500:
+        return answer
+    said = msgspec.json.decode(answer.body).get("error") or {}
+    message = f"The model '{ranker[:64]}' did not re-rank: {said.get('message')}"
+    return refusal(400, message, param=_PARAM, code=said.get("code"))

@@ -1,0 +1,261 @@
+"""A search for a waiting client: its query embedded by this worker's engine, then both rankings, fused.
+
+    query ─▶ engine ─▶ vector ──nearest──┐
+       └─────────────────────matching────┴─▶ hits ─▶ SQL: which of them can be seen ─▶ fused, best first
+                                                              ─▶ re-ranked, near duplicates out, where it was asked for
+
+What can be seen is asked of SQL for every search: an old version, a half-written one or a deleted file's is dropped
+here, whatever the vector database still has. With filters SQL is asked first, and only those documents are searched.
+SQL is asked for each ranking: where a file was replaced between two of them, its old version is in one and the new one
+in the other; replaced after the filters chose its old version, or after that alone was ranked, it would be in neither.
+So all is looked up once more at one moment, and the search made again where something of it has gone meanwhile.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from sqlalchemy import select
+
+from jobs.clock import now
+from jobs.errors import DatabaseBusy
+from jobs.fleet.models_file import ModelsFileError
+from jobs.inference.interactive import Question
+from jobs.requests.endpoints import EMBEDDINGS
+from jobs.retrieval import attachments, filters, indexes, searches, source_items
+from jobs.retrieval.searches import Found, Results, Search
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
+from workers.engines.port import Answer, EngineBusy, Request, refusal
+from workers.engines.refusals import is_too_long
+from workers.retrieval import fusion
+from workers.retrieval.duplicates import distinct
+from workers.retrieval.ingestion import prompting
+from workers.retrieval.ingestion.chunk_options import NoTokenizer, TokenizerAway
+from workers.retrieval.ingestion.embedding_answers import Unusable, read_vectors
+from workers.retrieval.ingestion.index import DIFFERENT
+from workers.retrieval.ingestion.prompting import Prompt
+from workers.retrieval.reranking import Reranking
+from workers.runtime.context import Context
+from workers.runtime.engine_host import EngineHost
+from workers.vectors.base import Hit, Vector, VectorsAway
+from workers.vectors.rows import store_of
+
+_THREADS: Final = 4
+#: Of each ranking so many times as many hits are looked at as are wanted: fusion brings up what is further down.
+_DEPTH: Final = 4
+_LEAST: Final = 50
+_MOST: Final = 10_000
+_TRIES: Final = 3
+
+Pairs = dict[tuple[str, int], tuple[Hit, float]]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What can be seen, by the key of its document, and how often SQL was asked for it. `hidden` can't, though it is
+    among what was ranked, or what the filters chose."""
+
+    rows: dict[str, VectorStoreFile] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    looks: int = 0
+
+
+class Searching:
+    """Answers searches on the engine host's loop; what blocks is done by a few threads."""
+
+    def __init__(self, context: Context, host: EngineHost, reranking: Reranking) -> None:
+        self._context = context
+        self._host = host
+        self._reranking = reranking
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
+
+    def close(self) -> None:
+        """What it still notes is waited for: it would open the database anew that is closed next."""
+        self._threads.shutdown()
+
+    async def answer(self, question: Question, priority: int) -> Answer:
+        """Raises what engines raise."""
+        search = searches.decode_search(question.body)
+        loop = asyncio.get_running_loop()
+        try:
+            store = await loop.run_in_executor(self._threads, self._store, search, question.tenant)
+        except DatabaseBusy as error:
+            raise EngineBusy(error.message, retry_after=1.0) from error
+        if store is None:
+            return refusal(404, f"No vector store found with id '{search.store_id}'.", param="vector_store_id")
+        vectors = await self._vectors(search, store, question, priority)
+        if isinstance(vectors, Answer):
+            return vectors
+        try:
+            found = await loop.run_in_executor(self._threads, self._search, search, store, vectors)
+        except (DatabaseBusy, VectorsAway) as error:
+            raise EngineBusy("The search cannot be made now.", retry_after=2.0) from error
+        ranked = await self._reranking.rank(search, found, question, priority) if search.ranker else found
+        if isinstance(ranked, Answer):
+            return ranked
+        self._threads.submit(self._note, store)  # nobody waits for it
+        return Answer(200, searches.encode(await loop.run_in_executor(self._threads, chosen, search, ranked)))
+
+    def _store(self, search: Search, project_id: str) -> VectorStore | None:
+        with self._context.db.read() as session:
+            mine = VectorStore.id == search.store_id, VectorStore.project_id == project_id
+            store = session.scalar(select(VectorStore).where(*mine))
+        return None if store is None or attachments.is_over(store) or indexes.is_emptied(store) else store
+
+    def _note(self, store: VectorStore) -> None:
+        with suppress(DatabaseBusy):  # the next search notes it
+            attachments.note_use(self._context.db, store)
+
+    async def _vectors(
+        self, search: Search, store: VectorStore, question: Question, priority: int
+    ) -> list[Vector | None] | Answer:
+        """One for each query, None where words alone are asked for; or the engine's refusal.
+
+        Of a query that is longer than the model takes the beginning counts: nobody who asks knows that model.
+        """
+        if not search.vector_weight or not store.dimensions:
+            return [None] * len(search.queries)
+        fields = (await self._prompt(store.model)).fields(list(search.queries))
+        body: dict[str, Any] = {"model": store.model, **fields, "encoding_format": "base64"}
+        if store.shortened:
+            body["dimensions"] = store.dimensions
+        request = Request(EMBEDDINGS, body, question.id, priority, question.tenant, kept=search.kept)
+        answer = await self._host.engine.answer(request)
+        if is_too_long(answer):  # only then, for whoever says so gets nothing from the cache
+            answer = await self._host.engine.answer(replace(request, body={**body, "truncate": True}))
+        if answer.status >= 400:
+            return answer
+        try:
+            vectors = read_vectors(answer)
+        except Unusable:
+            return refusal(502, "The embedding model gave no vector for this query.", code="engine_error")
+        if any(len(vector) != store.dimensions for vector in vectors):
+            return refusal(400, DIFFERENT[1], param="vector_store_id", code="dimension_mismatch")
+        return list(vectors)
+
+    async def _prompt(self, model: str) -> Prompt:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, prompting.query, self._context.config, model)
+        except (ModelsFileError, NoTokenizer, TokenizerAway) as error:
+            raise EngineBusy("The model's prompts cannot be read now.", retry_after=2.0) from error
+
+    def _search(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> list[Found]:
+        if not store.dimensions:
+            return []
+        for _ in range(_TRIES):
+            began = now()
+            ranked, seen = self._best_of_all(search, store, vectors)
+            gone = self._gone(search.store_id, seen)
+            if not gone and not self._replaced(search.store_id, seen.hidden, began):
+                break
+        left = [pair for pair in ranked.values() if pair[0].document not in gone]
+        best = sorted(left, key=lambda pair: (-pair[1], pair[0].document, pair[0].n))
+        return [_found(seen.rows[hit.document], hit, score) for hit, score in best[: search.candidates]]
+
+    def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Pairs, Seen]:
+        """What any of the queries finds, with its best score."""
+        only = self._filtered(search)
+        ranked: Pairs = {}
+        seen = Seen(hidden=set(only or ()))
+        for query, vector in zip(search.queries, vectors, strict=True):
+            for hit, score in self._ranked(search, store, query, vector, only, seen):
+                key = (hit.document, hit.n)
+                if key not in ranked or ranked[key][1] < score:
+                    ranked[key] = hit, score
+        seen.hidden -= seen.rows.keys()
+        return ranked, seen
+
+    def _gone(self, store_id: str, seen: Seen) -> Collection[str]:
+        """Documents that could be seen at one of several looks and can't any more."""
+        if seen.looks < 2:
+            return ()
+        now = Seen()
+        self._look_up(store_id, seen.rows.keys(), now)
+        return seen.rows.keys() - now.rows.keys()
+
+    def _replaced(self, store_id: str, documents: set[str], since: float) -> bool:
+        """Whether one of these could be seen as late as that. What was owed and is purged already is not known."""
+        if not documents:
+            return False
+        late = VectorRemoval.store_id == store_id, VectorRemoval.created_at >= since
+        with self._context.db.read() as session:
+            gone = session.scalars(select(VectorRemoval.document).where(*late, VectorRemoval.document.is_not(None)))
+            return not documents.isdisjoint(gone)
+
+    def _ranked(
+        self,
+        search: Search,
+        store: VectorStore,
+        query: str,
+        vector: Vector | None,
+        only: Collection[str] | None,
+        seen: Seen,
+    ) -> list[fusion.Ranked]:
+        where = store_of(store)
+        vectors = self._context.vectors
+
+        def near(count: int) -> list[Hit]:
+            return [] if vector is None else vectors.nearest(where, vector, count, only)
+
+        def worded(count: int) -> list[Hit]:
+            return vectors.matching(where, query, count, only) if search.text_weight else []
+
+        weights = (search.vector_weight, search.text_weight)
+        lists = [self._visible(find, search, seen) for find in (near, worded)]
+        return fusion.fuse(lists[0], lists[1], weights, search.fusion, search.k)
+
+    def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
+        """The best hits that can be seen. Where many can't, more are looked at."""
+        wanted = max(_LEAST, search.limit * _DEPTH, search.candidates)
+        count = wanted
+        while True:
+            hits = find(count)
+            found = {hit.document for hit in hits}
+            self._look_up(search.store_id, found - seen.rows.keys(), seen)
+            seen.hidden |= found
+            visible = [hit for hit in hits if hit.document in seen.rows]
+            if len(visible) >= wanted or len(hits) < count or count >= _MOST:
+                return visible[:wanted]
+            count *= 4
+
+    def _look_up(self, store_id: str, documents: Collection[str], seen: Seen) -> None:
+        if not documents:
+            return
+        with self._context.db.read() as session:
+            files = select(VectorStoreFile).where(
+                VectorStoreFile.store_id == store_id,
+                VectorStoreFile.document.in_(documents),
+                ~source_items.outlived(),
+            )
+            seen.rows.update({str(row.document): row for row in session.scalars(files)})
+        seen.looks += 1
+
+    def _filtered(self, search: Search) -> list[str] | None:
+        """The documents of files that the filters let through; None where there are no filters."""
+        if search.filters is None:
+            return None
+        with self._context.db.read() as session:
+            files = select(VectorStoreFile.document, VectorStoreFile.attributes).where(
+                VectorStoreFile.store_id == search.store_id,
+                VectorStoreFile.document.is_not(None),
+                ~source_items.outlived(),
+            )
+            rows = session.execute(files).all()
+        return [document for document, attributes in rows if filters.holds(search.filters, attributes)]
+
+
+def _found(row: VectorStoreFile, hit: Hit, score: float) -> Found:
+    return Found(row.id, row.filename, round(score, 6), hit.text, row.attributes, hit.meta, hit.n)
+
+
+def chosen(search: Search, ranked: Sequence[Found]) -> Results:
+    """Of candidates, best first, those that are good enough, and unlike a better one."""
+    good = [one for one in ranked if one.score >= search.threshold]
+    if not search.deduplicate:
+        return Results(tuple(good[: search.limit]))
+    kept, dropped = distinct(good, search.deduplicate, search.limit)
+    return Results(tuple(kept), dropped)

@@ -1,0 +1,89 @@
+"""What lies under a prefix of S3. Listed page by page; an object that changes while it is read is refused by S3."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from jobs.errors import InvalidRequest
+from jobs.platform.storage import CLIENTS, PATIENCE
+from jobs.retrieval import source_locations
+from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceAway, Take, named, too_many
+
+_PAGE: Final = 1000  # objects of one answer, S3's most
+_BLOCK: Final = 8 << 20  # bytes of one request for an object, and held at once
+
+
+class Bucket:
+    """The objects below a prefix; those that stand for folders are none."""
+
+    def __init__(self, allowed: Sequence[str], url: str, options: Mapping[str, Any]) -> None:
+        self._allowed, self._url, self._options = allowed, url, options
+        self._opened: Any = None
+
+    def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
+        found: list[Entry] = []
+        bucket, prefix = self._place()
+        for item in self._listed(bucket, prefix, look):
+            key = str(item["Key"]).removeprefix(prefix)
+            if not key or key.endswith("/"):
+                continue
+            facts = {"etag": item.get("ETag"), "size": item["Size"]}
+            found.append(Entry(key, named(key), facts, int(item["Size"])))
+            if len(found) > most:
+                raise too_many(most)
+        return found
+
+    def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
+        if known is not None and entry.fingerprint == known:
+            return None
+        try:
+            bucket, prefix = self._place()
+            with (
+                _our_errors(),
+                self._client().open(f"{bucket}/{prefix}{entry.key}", "rb", block_size=_BLOCK) as handle,
+            ):
+                while chunk := handle.read(CHUNK):
+                    take(chunk)
+        except SourceAway as error:
+            raise ItemFailed(error.code, error.message) from error
+        return Fetched(entry.fingerprint, entry.filename)
+
+    def _place(self) -> tuple[str, str]:
+        try:
+            return source_locations.prefix(self._allowed, self._url)
+        except InvalidRequest as error:
+            raise SourceAway("prefix_not_allowed", "The operator does not allow this prefix (any more).") from error
+
+    def _client(self) -> Any:
+        if self._opened is None:
+            import fsspec
+
+            options = {"config_kwargs": PATIENCE, **self._options}
+            self._opened = fsspec.filesystem("s3", use_listings_cache=False, **options)
+        return self._opened
+
+    def _listed(self, bucket: str, prefix: str, look: Callable[[], None]) -> Iterator[dict[str, Any]]:
+        more: dict[str, str] = {}
+        while True:
+            look()
+            with _our_errors():
+                page = self._client().call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **more)
+            yield from page.get("Contents", ())
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """What S3's client says may hold what it was given, so it is not repeated."""
+    try:
+        yield
+    except PermissionError as error:
+        raise SourceAway("s3_refused", "S3 does not let us read this.") from error
+    except FileNotFoundError as error:
+        raise SourceAway("s3_not_found", "S3 says that this is not there.") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLIENTS:
+            raise
+        raise SourceAway("s3_away", "S3 cannot be reached, or does not answer as it should.") from error

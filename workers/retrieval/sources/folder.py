@@ -1,0 +1,197 @@
+"""A folder of this machine. Nothing that is a link is followed, so that no name leads out of what the operator allows.
+
+Each step down is opened below the folder before, and refused when it is a link: what is checked is what is opened,
+whoever moves things meanwhile.
+"""
+
+import errno
+import fnmatch
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from jobs.retrieval.source_locations import below
+from workers.retrieval.sources.base import CHUNK, Entry, Fetched, ItemFailed, SourceAway, Take, named, too_many
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # of a pipe it must not wait for a writer
+#: What a step down says that has become a link, a file, or nothing.
+_MOVED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+#: A file that changed so lately may change again without looking different.
+_SETTLED_SECONDS: Final = 2.0
+_LISTINGS: Final = 3  # at most, where folders move meanwhile
+
+
+class Folder:
+    """The files below a folder that match a pattern; hidden ones are none."""
+
+    def __init__(self, roots: Sequence[str], own: Sequence[Path], path: str, glob: str) -> None:
+        self._roots, self._own, self._path = roots, own, Path(path)
+        self._pattern = tuple(glob.split("/"))
+
+    def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
+        for _ in range(_LISTINGS):
+            found, whole = self._listed(most, look)
+            if whole:
+                break
+        return found
+
+    def _listed(self, most: int, look: Callable[[], None]) -> tuple[list[Entry], bool]:
+        """And whether no folder went meanwhile: its files may stand where the listing had been by then."""
+        found: list[Entry] = []
+        waiting: list[tuple[str, ...]] = [()]
+        passed_over: list[tuple[str, ...]] = []
+        with self._opened() as top:
+            while waiting:
+                look()
+                parts = waiting.pop()
+                for name, is_folder, entry in _scan(top, parts, self._pattern, passed_over):
+                    if is_folder:
+                        waiting.append((*parts, name))
+                    elif entry is not None:
+                        found.append(entry)
+                    if len(found) > most:
+                        raise too_many(most)
+        return found, not passed_over
+
+    def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
+        *parts, name = entry.key.split("/")
+        if {"", ".", ".."} & {*parts, name}:
+            raise ItemFailed("bad_name", "Its name is no path below the folder.")
+        try:
+            with self._opened() as top, _step(top, parts) as folder:
+                descriptor = os.open(name, _FILE, dir_fd=folder)
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                facts = os.fstat(file.fileno())
+                if not stat.S_ISREG(facts.st_mode):
+                    raise ItemFailed("not_a_file", "It is no ordinary file.")
+                if known is not None and fingerprint(facts) == known:
+                    return None
+                while chunk := file.read(CHUNK):
+                    take(chunk)
+        except SourceAway as error:
+            raise ItemFailed(error.code, error.message) from error
+        except OSError as error:
+            raise ItemFailed("not_readable", f"It cannot be read: {error.strerror}.") from error
+        return Fetched(fingerprint(facts), entry.filename)
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The folder itself. Raises SourceAway."""
+        allowed = below(self._roots, self._path, self._own)
+        if allowed is None:
+            raise SourceAway("folder_not_allowed", "The operator does not allow this folder (any more).")
+        top, parts = allowed
+        with _ours():
+            root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with _ours(), _step(root, parts) as found:
+                descriptor = os.dup(found)
+        finally:
+            os.close(root)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceAway("folder_not_readable", f"The folder cannot be read: {error.strerror}.") from error
+
+
+@contextmanager
+def _step(top: int, parts: Sequence[str]) -> Iterator[int]:
+    """A folder below another. Raises OSError."""
+    descriptor = os.dup(top)
+    try:
+        for part in parts:
+            below_it = os.open(part, _FOLDER, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below_it
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _scan(
+    top: int, parts: tuple[str, ...], pattern: tuple[str, ...], passed_over: list[tuple[str, ...]]
+) -> Iterator[tuple[str, bool, Entry | None]]:
+    """The names in one folder: whether each is a folder, and the entry of a file that is wanted. Raises SourceAway.
+
+    One that is gone, or put away, since its parent was read is passed over.
+    """
+    with _ours():
+        try:
+            with _step(top, parts) as descriptor, os.scandir(descriptor) as names:
+                for one in names:
+                    if not one.name.startswith("."):
+                        yield _judge(one, parts, pattern)
+        except OSError as error:
+            if not parts or error.errno not in _MOVED:
+                raise
+            passed_over.append(parts)
+
+
+def _judge(one: "os.DirEntry[str]", parts: tuple[str, ...], pattern: tuple[str, ...]) -> tuple[str, bool, Entry | None]:
+    if one.is_dir(follow_symlinks=False):
+        return one.name, True, None
+    if not one.is_file(follow_symlinks=False) or not matches(pattern, (*parts, one.name)):
+        return one.name, False, None
+    key = "/".join((*parts, one.name))
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        told = key.encode(errors="backslashreplace").decode()  # two names stay two
+        return one.name, False, Entry(told, named(told), fault=ItemFailed("bad_name", "Its name is not UTF-8."))
+    try:
+        facts = one.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return one.name, False, None
+    return one.name, False, Entry(key, named(key), fingerprint(facts), facts.st_size)
+
+
+def fingerprint(facts: os.stat_result) -> dict[str, Any] | None:
+    """None while the file is so new that another change might not show."""
+    if abs(time.time() - facts.st_ctime) < _SETTLED_SECONDS:
+        return None
+    return {"size": facts.st_size, "mtime": facts.st_mtime_ns, "ctime": facts.st_ctime_ns}
+
+
+def matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    """As a shell's glob, part by part: `**` is any number of folders, and at the end all that is in them."""
+    reached = {0}  # how much of the pattern may be used up
+    for part in parts:
+        reached = {after for at in _skipped(pattern, reached) for after in _after(pattern, at, part)}
+    return len(pattern) in _skipped(pattern, reached)
+
+
+def _skipped(pattern: tuple[str, ...], reached: set[int]) -> set[int]:
+    """A `**` may also stand for nothing."""
+    found = set(reached)
+    for at in range(len(pattern)):
+        if at in found and pattern[at] == "**":
+            found.add(at + 1)
+    return found
+
+
+def _after(pattern: tuple[str, ...], at: int, part: str) -> tuple[int, ...]:
+    if at == len(pattern):
+        return ()
+    if pattern[at] == "**":
+        return (at,)
+    return (at + 1,) if _compiled(pattern[at]).match(part) else ()
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(pattern))

@@ -1,0 +1,324 @@
+"""The planning of a sync: a source is listed and compared; what is new or has changed is fetched and attached.
+
+    entries ─┬─ fingerprint as before ─▶ unchanged, nothing is read; what failed is tried again if a client asks
+             ├─ fetched, same content ─▶ unchanged
+             ├─ fetched, other content ─▶ bytes, durable ──▶ one transaction: file, item, its line of the job
+             └─ cannot be had ─▶ failed; what the store has stays
+    items without an entry ─▶ removed, but only where the whole source was listed and is not empty
+
+Who comes after a death lists again and passes over what this job has been at; bytes without a row are retention's.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import func, select
+
+from jobs.clock import now
+from jobs.db.engine import WRITE_ROWS
+from jobs.errors import Expired, ProjectFull
+from jobs.files.tables import File
+from jobs.ids import new_id
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.payloads import index_of
+from jobs.retrieval import attachments, indexes, sources
+from jobs.retrieval.attachments import is_over
+from jobs.retrieval.documents import PARTLY
+from jobs.retrieval.source_items import FAILED, REMOVED, digest, told
+from jobs.retrieval.source_tables import Source, SourceItem
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.usage import stored_bytes
+from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, SourceAway
+from workers.retrieval.sources.book import INDEX_REMOVED, Book, Deleted, Stored, path_of
+from workers.retrieval.sources.open_source import open_place
+from workers.runtime.context import Context
+from workers.runtime.failed_attempts import Abandoned
+from workers.runtime.heartbeat import Hold
+
+log = logging.getLogger(__name__)
+_SHIFT_SECONDS: Final = 30.0  # of one sync in one go: others wait for this process
+_PASSING: Final = "server_error"  # the code of a file that failed through no fault of its own
+
+
+class _Overdue(Exception):
+    """The sync has had its time. What is in is whole; the next one goes on."""
+
+
+class _Unchanged(Exception):
+    """The place says that an item is as it was; nothing was written."""
+
+
+class _SinkBroke(Exception):
+    """Our own storage did not take the bytes."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the store has of an item. `settled`: nothing is to be done about it unless its content changes."""
+
+    item: SourceItem
+    has_file: bool
+    settled: bool
+
+
+def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
+    """Attach to the claimed job what its source has and the store has not: how many lines; None when it failed.
+
+    Raises Fenced, Abandoned, StorageFull, StorageAway.
+    """
+    with context.db.read() as session:
+        source = session.get(Source, claim.job.payload["source_id"])
+        store = session.get(VectorStore, claim.job.payload["store_id"])
+        index = indexes.alive(session, index_of(claim.job.payload))
+        last = session.scalar(select(func.max(VectorStoreFile.line)).where(VectorStoreFile.job_id == claim.job.id))
+    lines = 0 if last is None else last + 1
+    if source is None or source.deleted_at is not None or store is None or is_over(store):
+        return lines
+    if index is None:
+        Book(context, claim, source, store, lines).reject(INDEX_REMOVED)
+        return None
+    if context.low_on_disk():
+        raise Abandoned(5.0, "disk")
+    return _Sync(context, hold, Book(context, claim, source, index, lines)).run()
+
+
+class _Sync:
+    """One claim on the job of one sync."""
+
+    def __init__(self, context: Context, hold: Hold, book: Book) -> None:
+        self.context = context
+        self.config = context.config
+        self.hold = hold
+        self.book = book
+        self.source = book.source
+        self.place = open_place(context.config, book.source)
+        self.again = bool(book.claim.job.payload.get("again"))
+        self.began = time.monotonic()
+        self.seen = self.failed = 0
+        self.deadline = 0.0
+
+    def run(self) -> int | None:
+        began = self.source.began_at or now()
+        self.deadline = began + self.config.source_seconds
+        self.book.note(began_at=began)
+        error: dict[str, Any] | None = None
+        try:
+            self._all()
+        except SourceAway as away:
+            error = {"code": away.code, "message": away.message}
+        except _Overdue:
+            seconds = f"{self.config.source_seconds:g}"
+            error = {"code": "source_timeout", "message": f"Not everything could be read within {seconds} seconds."}
+        except Expired:  # the store, meanwhile
+            return self.book.line
+        if error is not None and not self.book.line:
+            self.book.reject(error)
+            return None
+        if error is None and self.failed and self.failed == self.seen:
+            error = self._first_failure()
+        self.book.note(seen=self.seen, error=error)
+        log.info("source_read", extra={"source": self.source.id, "seen": self.seen, "attached": self.book.line})
+        return self.book.line
+
+    def _all(self) -> None:
+        entries = self.place.entries(self.config.source_max_items, self._look)
+        if not entries and self._has_items():
+            # a mount that is away looks like an empty folder, a mistaken prefix like an empty bucket
+            raise SourceAway("source_empty", "Nothing is there now, where something was: nothing was removed.")
+        failing = self._failing()
+        entries.sort(key=lambda entry: digest(entry.key) in failing)  # what hangs keeps none of the others waiting
+        for start in range(0, len(entries), WRITE_ROWS):
+            self._page({digest(entry.key): entry for entry in entries[start : start + WRITE_ROWS]})
+        self._remove_gone({digest(entry.key) for entry in entries})
+
+    def _has_items(self) -> bool:
+        brought = SourceItem.source_id == self.source.id, SourceItem.file_id.is_not(None)
+        with self.context.db.read() as session:
+            return session.scalar(select(SourceItem.digest).where(*brought).limit(1)) is not None
+
+    def _failing(self) -> set[str]:
+        """What could not be had the last time."""
+        mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
+        with self.context.db.read() as session:
+            return set(session.scalars(select(SourceItem.digest).where(*mine)))
+
+    def _page(self, entries: dict[str, Entry]) -> None:
+        known = self._known(list(entries))
+        for name, entry in entries.items():
+            self._look()
+            self._item(entry, known.get(name))
+            if self.book.written and time.monotonic() - self.began > _SHIFT_SECONDS:
+                raise Abandoned
+
+    def _known(self, digests: list[str]) -> dict[str, _Known]:
+        row = VectorStoreFile
+        of_store = (row.store_id == self.book.index.id) & (row.id == SourceItem.file_id)
+        alive = (File.id == SourceItem.file_id) & File.deleted_at.is_(None)
+        rows = (
+            select(SourceItem, File.id, row.status, row.error_code, row.recipe)
+            .outerjoin(File, alive)
+            .outerjoin(VectorStoreFile, of_store)
+            .where(SourceItem.source_id == self.source.id, SourceItem.digest.in_(digests))
+        )
+        with self.context.db.read() as session:
+            return {
+                item.digest: _Known(item, file_id is not None, self._is_settled(status, code, recipe))
+                for item, file_id, status, code, recipe in session.execute(rows)
+            }
+
+    def _is_settled(self, status: str | None, code: str | None, recipe: str | None) -> bool:
+        """Also one that was refused for what is in it, or read in part: it would be again.
+
+        Unless the installation or its limits are others by now, or the machine is less busy: who asks knows that.
+        """
+        if status == attachments.FAILED:
+            return code != _PASSING and not self.again
+        if status == attachments.COMPLETED and self.again:
+            return not (recipe or "").startswith(PARTLY)
+        return status in (attachments.COMPLETED, attachments.IN_PROGRESS)
+
+    # ── one item ──
+
+    def _item(self, entry: Entry, known: _Known | None) -> None:
+        if known is not None and known.item.job_id == self.book.claim.job.id:
+            self._counted(known.item.change)
+            return
+        try:
+            self._bring(entry, known)
+        except ItemGone as gone:
+            if known is not None and (known.item.file_id or known.item.change == REMOVED):
+                self.book.gone(entry)
+            else:
+                self._fail(entry, ItemFailed("not_found", str(gone)))
+        except ItemFailed as failure:
+            self._fail(entry, failure)
+
+    def _fail(self, entry: Entry, failure: ItemFailed) -> None:
+        self.book.fail(entry, failure)
+        self._counted(FAILED)
+
+    def _counted(self, change: str = "") -> None:
+        self.seen += change != REMOVED
+        self.failed += change == FAILED
+
+    def _bring(self, entry: Entry, known: _Known | None) -> None:
+        """Raises ItemGone, ItemFailed."""
+        if entry.fault is not None:
+            raise entry.fault
+        self._check_size(entry.size)
+        stored = self._fetch_again(entry, known) if known and known.has_file else self._fetch(entry, None)
+        if stored is not None:
+            self.book.attach(entry, stored.file_id, stored.told.fingerprint, stored)
+        self._counted()
+
+    def _fetch_again(self, entry: Entry, known: _Known) -> Stored | None:
+        """Of what is known already, None where its content is the same."""
+        before = known.item.fingerprint
+        same = before is not None and before == entry.fingerprint
+        if same and known.settled and known.item.change != FAILED:
+            return None
+        stored = None if same else self._fetch(entry, before)
+        if stored is not None and stored.sha256 != known.item.sha256:
+            return stored
+        if stored is not None:
+            self.context.storage.delete(stored.path)
+        fingerprint = stored.told.fingerprint if stored else before
+        if known.settled:
+            self.book.settle(entry, fingerprint)
+            return None
+        try:
+            self.book.attach(entry, str(known.item.file_id), fingerprint, None)
+        except Deleted:
+            return self._fetch(entry, None)
+        return None
+
+    def _check_size(self, size: int) -> None:
+        most = self.config.file_max_bytes
+        if size > most:
+            raise ItemFailed("file_too_large", f"It has more than {most} bytes.")
+
+    def _fetch(self, entry: Entry, known: dict[str, Any] | None) -> Stored | None:
+        """Into storage; None when it is as it was. Of what ends it halfway nothing stays."""
+        file_id = new_id("file-")
+        size, sha = 0, hashlib.sha256()
+        try:
+            with self.context.storage.writer(path_of(file_id)) as handle:
+
+                def take(chunk: bytes) -> None:
+                    nonlocal size
+                    self._look()
+                    size += len(chunk)
+                    self._check_size(size)
+                    sha.update(chunk)
+                    try:
+                        handle.write(chunk)
+                    except Exception as error:
+                        raise _SinkBroke(error) from error
+
+                fetched = self._fetched(entry, known, take)
+                self._reserve(size)
+        except _Unchanged:
+            return None
+        return Stored(file_id, size, sha.hexdigest(), fetched)
+
+    def _reserve(self, size: int) -> None:
+        """Add a fetched file to what its project stores. Raises ItemFailed when it is too much."""
+        db, project_id, limit = self.context.db, self.source.project_id, self.config.project_max_bytes
+        try:
+            stored_bytes.check(db, project_id, size, limit)
+            db.retrying(lambda session: stored_bytes.reserve(session, project_id, size, limit), self.context.stop)
+        except ProjectFull as full:
+            raise ItemFailed("project_storage_full", full.message) from full
+
+    def _fetched(self, entry: Entry, known: dict[str, Any] | None, take: Callable[[bytes], None]) -> Fetched:
+        try:
+            fetched = self.place.fetch(entry, known, take)
+        except _SinkBroke as broke:
+            raise broke.error from None
+        if fetched is None:
+            raise _Unchanged
+        return fetched
+
+    # ── what is gone, and the whole ──
+
+    def _remove_gone(self, there: set[str]) -> None:
+        for page in self._digests():
+            gone = [name for name in page if name not in there]
+            for start in range(0, len(gone), sources.ITEMS_AT_ONCE):
+                self._look()
+                self.book.remove(gone[start : start + sources.ITEMS_AT_ONCE])
+
+    def _digests(self) -> Iterator[Sequence[str]]:
+        last = ""
+        while True:
+            after = SourceItem.source_id == self.source.id, SourceItem.digest > last
+            statement = select(SourceItem.digest).where(*after).order_by(SourceItem.digest).limit(WRITE_ROWS)
+            with self.context.db.read() as session:
+                page = session.scalars(statement).all()
+            if not page:
+                return
+            yield page
+            last = page[-1]
+
+    def _look(self) -> None:
+        """Raises Abandoned, _Overdue."""
+        if self.hold.ended:
+            raise Abandoned
+        if now() > self.deadline:
+            raise _Overdue
+
+    def _first_failure(self) -> dict[str, Any] | None:
+        mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
+        with self.context.db.read() as session:
+            item = session.scalar(select(SourceItem).where(*mine).order_by(SourceItem.key).limit(1))
+        if item is None or item.error is None:
+            return None
+        return {"code": item.error["code"], "message": f"{told(item.key)}: {item.error['message']}"}

@@ -1,0 +1,236 @@
+"""`python -m workers.retrieval.verification [--repair]`: are the vectors and the texts exactly those that SQL says are there?
+
+    SQL: a file's document has so many entries ──┬─ fewer, or others ─▶ missing: brought in again
+                          and a text in storage ─┤─ none there ─▶ likewise
+                                                 └─ a document that no file has ─▶ left over: removed
+    a store that SQL does not know ─▶ removed
+
+What is being brought in, and what is owed for removal already, is no fault; nor is what a second look does not find,
+for others are at work meanwhile. The repair owes work to the workers, as any client does; what it finds is told in one
+line each.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.db.engine import Database
+from jobs.errors import StorageAway
+from jobs.files.tables import File
+from jobs.ledger import audit
+from jobs.ledger.payloads import INGESTION, index_of
+from jobs.ledger.states import LIVE
+from jobs.ledger.tables import Job
+from jobs.platform.storage import Storage, open_storage
+from jobs.retrieval import attachments, documents, indexes, ingestions
+from jobs.retrieval.attachments import IN_PROGRESS, Attachment
+from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
+from jobs.settings import Settings, settings
+from workers.runtime.context import Late
+from workers.vectors.base import Store, Vectors, VectorsAway
+from workers.vectors.rows import store_of
+
+ACTOR = "cli:verify"
+_AT_ONCE = 200
+#: The exit code that says so; 1 is Python's own.
+DIFFERS = 3
+
+
+@dataclass(slots=True)
+class Found:
+    """The faults of one store. `stranger`: SQL does not know it."""
+
+    store_id: str
+    missing: Sequence[VectorStoreFile] = ()
+    textless: Sequence[VectorStoreFile] = ()
+    left_over: Sequence[str] = ()
+    stranger: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.textless or self.left_over or self.stranger)
+
+    def lines(self) -> Iterator[str]:
+        if self.stranger:
+            yield f"{self.store_id}: there is no such store, but it has vectors"
+        for row in self.missing:
+            yield f"{self.store_id}: {row.id} has not the {row.entries} entries that it should have"
+        for row in self.textless:
+            yield f"{self.store_id}: {row.id} has not the text that it should have"
+        if self.left_over:
+            yield f"{self.store_id}: {len(self.left_over)} documents belong to no file"
+
+    def both(self, other: "Found") -> "Found":
+        """What was found twice."""
+        missing, textless = ({row.document for row in rows} for rows in (other.missing, other.textless))
+        left_over = set(other.left_over)
+        return Found(
+            self.store_id,
+            [row for row in self.missing if row.document in missing],
+            [row for row in self.textless if row.document in textless],
+            [key for key in self.left_over if key in left_over],
+        )
+
+
+@dataclass(slots=True)
+class Verdict:
+    stores: int
+    files: int
+    faults: list[Found]
+
+
+def verify(db: Database, vectors: Vectors, storage: Storage) -> Verdict:
+    """Compare all stores. Raises VectorsAway, StorageAway."""
+    strangers = _strangers(db, vectors)
+    if strangers:
+        strangers &= _strangers(db, vectors)
+    with db.read() as session:
+        stores = session.scalars(select(VectorStore)).all()
+    known = sum(store.parent_id is None for store in stores)
+    verdict = Verdict(known, 0, [Found(name, stranger=True) for name in sorted(strangers)])
+    for store in stores:
+        found, files = _look(db, vectors, storage, store.id)
+        if found:
+            again, files = _look(db, vectors, storage, store.id)
+            found = found.both(again)
+        verdict.files += files
+        verdict.faults += [found] if found else []
+    return verdict
+
+
+def _strangers(db: Database, vectors: Vectors) -> set[str]:
+    there = vectors.stores()  # before SQL is asked: what is made meanwhile is no stranger
+    with db.read() as session:
+        known = set(session.scalars(select(VectorStore.id)))
+        going = set(session.scalars(select(VectorRemoval.store_id).where(VectorRemoval.what == attachments.STORE)))
+    return set(there) - known - going
+
+
+def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tuple[Found, int]:
+    with db.read() as session:
+        store = session.get(VectorStore, store_id)
+    if store is None:
+        return Found(store_id), 0
+    where = store_of(store)
+    before = vectors.counts(where)
+    with db.read() as session:
+        jobs = _at_work(session, store)
+        rows = session.scalars(select(VectorStoreFile).where(VectorStoreFile.store_id == store.id)).all()
+        removals = session.scalars(select(VectorRemoval).where(VectorRemoval.store_id == store.id)).all()
+        gone = session.get(VectorStore, store.id) is None
+    owed = {removal.what for removal in removals}
+    if gone or attachments.STORE in owed:
+        return Found(store.id), 0
+    published = {str(row.document): row for row in rows if row.document}
+    after = vectors.counts(where) if any(key not in before for key in published) else before
+    missing = [row for key, row in published.items() if not _whole(vectors, where, row, after.get(key, 0))]
+    texts = set(storage.list(documents.folder(store.id))) if published else set()
+    textless = [row for key, row in published.items() if _text_of(store, key) not in texts]
+    going = {removal.document for removal in removals}
+    dead = [key for key in before if key not in published and key not in going]
+    if attachments.LEFTOVERS in owed:
+        dead = []
+    return Found(store.id, missing, textless, _nobodys(dead, rows, jobs)), len(published)
+
+
+def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
+    """The jobs that bring files into this index now, and how many they have been given."""
+    live = Job.project_id == store.project_id, Job.kind == INGESTION, Job.state.in_(LIVE)
+    found = session.execute(select(Job.id, Job.total, Job.payload).where(*live))
+    return {job_id: total for job_id, total, payload in found if index_of(payload) == store.id}
+
+
+def _nobodys(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
+    """Those that no file has, nor a job that has not ended: what it leaves is owed at its end.
+
+    Of a file that was removed, or attached anew, nothing says any more by which keys its job writes it.
+    """
+    has = Counter(row.job_id for row in rows)
+    if any(has[job_id] < total for job_id, total in jobs.items()):
+        return []
+    live = {row.version for row in rows if row.status == IN_PROGRESS or row.job_id in jobs}
+    return [key for key in keys if attachments.version_of(key) not in live]
+
+
+def _text_of(store: VectorStore, key: str) -> str:
+    return documents.path(store.id, attachments.version_of(key))
+
+
+def _whole(vectors: Vectors, store: Store, row: VectorStoreFile, count: int) -> bool:
+    return count == row.entries and vectors.numbers(store, str(row.document)) == list(range(row.entries))
+
+
+def repair(db: Database, verdict: Verdict) -> None:
+    """Owe what mends it: each store in its own transactions."""
+    for fault in verdict.faults:
+        lacking = sorted({row.id for row in (*fault.missing, *fault.textless)})
+        for start in range(0, max(1, len(lacking)), _AT_ONCE):
+            with db.write() as session:
+                _repair(session, fault, lacking[start : start + _AT_ONCE])
+
+
+def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
+    store = session.get(VectorStore, fault.store_id)
+    if store is None:
+        attachments.owe_stranger(session, fault.store_id)
+        project_id = None
+    else:
+        project_id = store.project_id
+        if fault.left_over:
+            attachments.owe(session, store, attachments.LEFTOVERS)
+        _again(session, store, file_ids)
+    details = {"files": len(file_ids), "left_over": len(fault.left_over)}
+    audit.record(
+        session, actor=ACTOR, action="vectors.repair", target=fault.store_id, project_id=project_id, details=details
+    )
+
+
+def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> None:
+    """Bring files in anew, which would otherwise be taken for unchanged."""
+    root = indexes.lock(session, store.root)
+    if root is None:
+        return
+    there = select(VectorStoreFile).join(File, File.id == VectorStoreFile.id).where(File.deleted_at.is_(None))
+    there = there.where(VectorStoreFile.store_id == store.id, VectorStoreFile.id.in_(file_ids))
+    found = session.scalars(there.order_by(VectorStoreFile.id).with_for_update(read=True, of=File))
+    rows = [row for row in found if row.status != IN_PROGRESS]
+    for row in rows:
+        row.recipe = None
+    session.flush()
+    if rows:
+        files = [Attachment(row.id, row.filename, row.chunking, row.attributes) for row in rows]
+        ingestions.into(session, store, files, actor=ACTOR, beside=store.id != root.current_id)
+
+
+def main(config: Settings, *, mend: bool) -> int:
+    """Tell what was found. 0: all is as it should be, or is owed its repair; DIFFERS: it is not."""
+    with closing(Database(config.database, patience=10)) as db:
+        try:
+            verdict = verify(db, Late(db).get(config), open_storage(config.storage))
+        except VectorsAway as error:
+            sys.stderr.write(f"the vector database cannot be reached: {error}\n")
+            return 2
+        except StorageAway as error:
+            sys.stderr.write(f"{error}\n")
+            return 2
+        for fault in verdict.faults:
+            _tell(*fault.lines())
+        _tell(
+            f"{verdict.stores} stores, {verdict.files} files compared: {len(verdict.faults) or 'no'} stores with faults"
+        )
+        if verdict.faults and mend:
+            repair(db, verdict)
+            _tell("the workers are told to mend it; verify again when they have")
+        return 0 if mend or not verdict.faults else DIFFERS
+
+
+def _tell(*lines: str) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(settings(), mend="--repair" in sys.argv[1:]))

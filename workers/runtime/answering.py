@@ -1,0 +1,151 @@
+"""Answering the lines of a shard: all at once, then fewer and fewer at a time for those whose request breaks.
+
+When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company (see
+`workers.runtime.failure_history`), so that an innocent line soon succeeds among fewer, and the poison is alone in the end. What never
+reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing has been answered
+for a while, and the engine is at nothing either, the whole shard is given back with a delay: at once where nobody has
+the model.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request, Suspect, Unserved
+from workers.runtime.engine_host import EngineHost, GaveUp
+from workers.runtime.output_lines import Item
+
+log = logging.getLogger(__name__)
+
+#: How long a shard waits in place for a busy engine before it is given back, in seconds.
+PATIENCE = 8.0
+#: And while other lines of it are being answered: what they have so far would be lost.
+MOST_PATIENCE = 600.0
+_PAUSE = 0.5
+
+
+class Answering:
+    """One run over the items of a shard. `emit` is called on the loop, once per item that got an answer.
+
+    `ask` asks the engine, in its own way where one is given.
+    """
+
+    def __init__(
+        self,
+        host: EngineHost,
+        tries: int,
+        emit: Callable[[Item, Answer], None],
+        ask: Callable[[Request], Awaitable[Answer]] | None = None,
+    ) -> None:
+        self._host = host
+        self._ask = ask or host.engine.answer
+        self._tries = tries
+        self._emit = emit
+        self._last_sign = time.monotonic()
+        self._begun: dict[int, tuple[float, Item]] = {}  # when the engine was asked
+
+    async def run(self, items: Sequence[Item]) -> list[Item]:
+        """Answer all; returns the items that broke every time. Raises GaveUp, CancelledError."""
+        with self._host.asking(self._in_flight):
+            return await self._run(items)
+
+    async def _run(self, items: Sequence[Item]) -> list[Item]:
+        left, spent = list(items), []
+        while left:
+            width = max((item.trials.width(self._tries) for item in left), key=_or_all)
+            ready = [item for item in left if item.trials.width(self._tries) == width]
+            left = [item for item in left if item.trials.width(self._tries) != width]
+            await self._round(ready, width)
+            broken = [item for item in ready if item.fault is not None]
+            spent += [item for item in broken if item.trials.spent(self._tries)]
+            left += [item for item in broken if not item.trials.spent(self._tries)]
+        return spent
+
+    async def _round(self, items: list[Item], width: int | None) -> None:
+        """One try of each. A GaveUp of one ends the round for all."""
+        waiting = iter(items)
+
+        async def lane() -> None:
+            for item in waiting:
+                item.fault = None
+                await self._try(item)
+
+        lanes = len(items) if width is None else min(width, len(items))
+        tasks = [asyncio.create_task(lane()) for _ in range(lanes)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION) if tasks else (set(), set())
+            for task in done:
+                task.result()
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    async def _try(self, item: Item) -> None:
+        """Ask until the engine takes the request; then it has an answer or one fault more."""
+        gate = self._host.alone if item.trials.lonely(self._tries) else self._host.line
+        while True:
+            generation = self._host.generation
+            try:
+                async with gate():
+                    generation = self._host.generation
+                    answer = await self._asked(item)
+            except EngineBusy as busy:
+                await self._wait(busy)
+                continue
+            except EngineDead as death:
+                self._broke(item, death, died=True)
+                self._host.suspect(_suspect(item))
+                await self._host.revive(generation, death)
+                self._last_sign = time.monotonic()
+                return
+            except EngineFault as fault:
+                self._broke(item, fault, died=fault.gone)
+                return
+            except Exception as error:
+                log.exception("engine_raised")
+                self._broke(item, error)
+                return
+            self._last_sign = time.monotonic()
+            self._emit(item, answer)
+            return
+
+    async def _asked(self, item: Item) -> Answer:
+        begun = time.monotonic()
+        self._begun[id(item)] = begun, item
+        try:
+            answer = await self._ask(item.request)
+        finally:
+            del self._begun[id(item)]
+        item.seconds = time.monotonic() - begun
+        return answer
+
+    def _in_flight(self) -> Iterator[Suspect]:
+        return (_suspect(item) for _, item in self._begun.values())
+
+    def _broke(self, item: Item, fault: Exception, *, died: bool = False) -> None:
+        item.trials.broke(died=died, alone=item.trials.lonely(self._tries))
+        item.fault = fault
+        self._last_sign = time.monotonic()
+
+    async def _wait(self, busy: EngineBusy) -> None:
+        at = time.monotonic()
+        pause = max(busy.retry_after or _PAUSE, _PAUSE)
+        if isinstance(busy, Unserved) and not self._begun:
+            raise GaveUp(max(pause, 2.0), grows=True)
+        working = any(at - begun > _PAUSE for begun, _ in self._begun.values())
+        if at - self._last_sign + pause > (MOST_PATIENCE if working else PATIENCE):
+            raise GaveUp(max(pause, 2.0))
+        await asyncio.sleep(pause)
+
+
+def _suspect(item: Item) -> Suspect:
+    """By ids alone: of the job, the line's own, and its client's."""
+    name = f"{item.request.job_id} {item.id} ({item.custom_id})" if item.custom_id else item.id
+    return Suspect(name, str(item.request.body.get("model")), item.trials.deaths)
+
+
+def _or_all(width: int | None) -> float:
+    return float("inf") if width is None else width

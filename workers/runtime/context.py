@@ -1,0 +1,142 @@
+"""What a worker process works with, built once per process and handed to the handlers."""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.clock import now
+from jobs.db.engine import Database
+from jobs.db.hosts import claim_host
+from jobs.fleet.models_file import Models
+from jobs.fleet.tables import Worker
+from jobs.ids import new_id
+from jobs.platform.storage import Storage, open_storage
+from jobs.settings import Settings
+from workers import process
+from workers.runtime.heartbeat import Keeper
+from workers.vectors.base import Vectors
+from workers.vectors.belonging import claim_vectors, deployment_name
+from workers.vectors.open_vectors import open_vectors
+
+log = logging.getLogger(__name__)
+#: To PostgreSQL. Each is a process there that gets as much of its CPU as one that works for a client.
+_CONNECTIONS = 4
+_WRITES_BEFORE_TENDING = 64  # what was written since is searched without an index, and slowly
+
+
+@dataclass(slots=True)
+class Standing:
+    """What this worker says of itself; the keeper writes it with each beat."""
+
+    state: str = "ready"
+    models: tuple[str, ...] = ()
+    restarts: int = 0
+    place: str | None = None
+    holds: dict[str, Any] = field(default_factory=dict)  # see `workers.runtime.quarantine`
+
+
+class Late:
+    """The vector database, opened by whoever needs it first: most processes never do."""
+
+    def __init__(self, db: Database | None = None) -> None:
+        self._db = db
+        self._lock = threading.Lock()
+        self._opened: Vectors | None = None
+        self._writes = Counter[str]()
+
+    def wrote(self, store_id: str) -> bool:
+        """Note a write to a store; whether there were so many by now that it should be tended."""
+        with self._lock:
+            self._writes[store_id] += 1
+            if self._writes[store_id] < _WRITES_BEFORE_TENDING:
+                return False
+            del self._writes[store_id]
+            return True
+
+    def get(self, config: Settings) -> Vectors:
+        """Raises VectorsAway where these are not the deployment's."""
+        with self._lock:
+            if self._opened is None:
+                folder = config.data_dir.absolute() / "vectors"
+                owner = ""
+                if self._db is not None:
+                    claim_vectors(self._db, config.vectors_url, folder)
+                    owner = deployment_name(self._db)
+                self._opened = open_vectors(config.vectors_url, folder, config.vectors_api_key, owner)
+            return self._opened
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything a handler may touch."""
+
+    config: Settings
+    db: Database
+    storage: Storage
+    worker_id: str
+    stop: threading.Event
+    standing: Standing
+    keeper: Keeper
+    models: Models
+    late: Late = field(default_factory=Late)
+
+    @property
+    def vectors(self) -> Vectors:
+        return self.late.get(self.config)
+
+    def low_on_disk(self) -> bool:
+        """Whether results may not fit: work waits at a checkpoint and does not fail."""
+        free = self.storage.free()
+        return free is not None and free < self.config.min_free_bytes // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One line of the Procfile: its queues and how many tasks it runs at once."""
+
+    name: str
+    queues: tuple[str, ...]
+    slots: int
+    state: str = "ready"
+    models: tuple[str, ...] = field(default=())
+
+
+def build(config: Settings, pool: Pool) -> Context:
+    """The context of this process; its worker row is written and beats from here on."""
+    db = Database(config.database, patience=10, most=_CONNECTIONS)
+    claim_host(db)
+    stop = threading.Event()
+    standing = Standing(state=pool.state, models=pool.models)
+    worker_id = new_id(f"{pool.name}-")
+    keeper = Keeper(db, _describe(worker_id, pool, standing), beat_seconds=config.beat_seconds, stop=stop)
+    keeper.start()
+    log.info("worker_started", extra={"pool": pool.name, "worker": worker_id, "queues": list(pool.queues)})
+    storage, models = open_storage(config.storage), Models(config)
+    return Context(config, db, storage, worker_id, stop, standing, keeper, models, Late(db))
+
+
+def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:
+    host, pid, start = process.me()
+
+    def describe() -> Worker:
+        return Worker(
+            id=worker_id,
+            pool=pool.name,
+            host=host,
+            pid=pid,
+            started=start,
+            queues=list(pool.queues),
+            models=list(standing.models),
+            slots=pool.slots,
+            state=standing.state,
+            restarts=standing.restarts,
+            place=standing.place,
+            holds=standing.holds,
+            created_at=now(),
+            seen_at=now(),
+        )
+
+    return describe

@@ -1,0 +1,254 @@
+"""The engine host: an event loop on a thread of its own, and the engines that live on it.
+
+vLLM's client, aiohttp and the embedder's collector belong to the loop that started them. Celery's threads hand
+coroutines over and wait; the loop outlives every task, so the engine stays warm from job to job.
+
+    line()    a batch's request, company() one of somebody who waits
+    alone()   one request with nothing else in flight, here or (`others`) in another process on the same server: who
+              broke it is then beyond doubt
+    revive()  after EngineDead: one caller rebuilds, the others wait; a failed rebuild raises GaveUp. Before it,
+              `on_death` hears of it, and of all that was in flight: what died too often is left alone
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import uvloop
+
+from workers.engines.port import Engine, EngineDead, EngineError, Suspect
+from workers.runtime.shared_exclusive import POLL_SECONDS, Company
+from workers.runtime.throttle import Courtesy
+
+log = logging.getLogger(__name__)
+_LOOK = 0.2  # seconds between looks at a stop while the engines come up
+_LAST_CALLS, _LAST_SECONDS = 5, 0.5  # how often what still runs when the loop ends is waited for, and how long
+T = TypeVar("T")
+OnDeath = Callable[[EngineDead, Sequence[Suspect]], Awaitable[None]]
+
+
+class GaveUp(Exception):
+    """The engine takes nothing now; come back after `delay` seconds, or, where that `grows`, later each time."""
+
+    def __init__(self, delay: float, *, grows: bool = False) -> None:
+        super().__init__(delay)
+        self.delay = delay
+        self.grows = grows
+
+
+async def _unheard(_death: EngineDead, _suspects: Sequence[Suspect]) -> None:
+    """Whatever dies is built again."""
+
+
+class EngineHost:
+    """One process's engines on one loop. `start` blocks until they are up."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        on_restart: Callable[[], None],
+        others: Company | None = None,
+        on_death: OnDeath = _unheard,
+        courtesy: Courtesy | None = None,
+    ) -> None:
+        self.engine = engine
+        self.courtesy = courtesy or Courtesy()
+        self._on_death = on_death
+        self._asking: set[Callable[[], Iterable[Suspect]]] = set()
+        self._suspects: list[Suspect] = []
+        self._others = others
+        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._on_restart = on_restart
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        self._in_flight = 0
+        self._alone: asyncio.Lock
+        self._reviving: asyncio.Lock
+        self._open: asyncio.Event
+        self._quiet: asyncio.Event
+        self._up: asyncio.Event
+        self._started = threading.Event()
+        self.generation = 0
+
+    def start(self) -> None:
+        """Run the loop and load the engines. Raises what the engine raises."""
+        self._thread.start()
+        self.call(self._begin()).result()
+        self._started.set()
+
+    @property
+    def started(self) -> bool:
+        """Whether the engines have come up once."""
+        return self._started.is_set()
+
+    def await_start(self, stop: threading.Event) -> bool:
+        """Wait until the engines have come up for the first time; False when `stop` was set before."""
+        while not self._started.wait(_LOOK):
+            if stop.is_set():
+                return False
+        return True
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Hand a coroutine to the loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def close(self, timeout: float = 10.0) -> None:
+        try:
+            self.call(self.engine.close()).result(timeout)
+        except (TimeoutError, EngineError):
+            log.warning("engine_close_failed")
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
+
+    def company(self) -> "_Among":
+        """A request among others; waits while someone is alone or the engine is being rebuilt."""
+        return _Among(self)
+
+    def line(self) -> "_Among":
+        """A batch's request among others: while a client waits there is room for a few."""
+        return _Among(self, self.courtesy)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """A request with no other in flight."""
+        async with self._alone:
+            self._open.clear()
+            try:
+                await self._quiet.wait()
+                await self._up.wait()
+                if self._others is not None:
+                    await self._others.be_alone()
+                yield
+            finally:
+                self._leave()
+                self._open.set()
+
+    async def revive(self, generation: int, death: EngineDead) -> None:
+        """Rebuild the engine that died in `generation`. Raises GaveUp when it does not come up, or may not."""
+        async with self._reviving:
+            if generation == self.generation:
+                log.warning("engine_died")
+                await self._tell(death)
+                await self._rebuild()
+
+    def share(self, others: Company) -> None:
+        """From now on other processes may ask the same engines. On the loop."""
+        if self._others is None:
+            self._others = others
+
+    @contextmanager
+    def asking(self, in_flight: Callable[[], Iterable[Suspect]]) -> Iterator[None]:
+        """Whoever asks says what it has in flight when an engine dies. On the loop."""
+        self._asking.add(in_flight)
+        try:
+            yield
+        finally:
+            self._asking.discard(in_flight)
+
+    def suspect(self, suspect: Suspect) -> None:
+        """This was in flight when the engine died."""
+        self._suspects.append(suspect)
+
+    async def _tell(self, death: EngineDead) -> None:
+        """Nobody asks it meanwhile, for that builds it."""
+        self._up.clear()
+        try:
+            await self._on_death(death, self._in_flight_now())
+        except BaseException:
+            self._up.set()
+            raise
+
+    def _in_flight_now(self) -> list[Suspect]:
+        """Each once; first what was there at most of the deaths."""
+        found = {one.name: one for source in self._asking for one in source()}
+        found.update((one.name, one) for one in self._suspects)
+        return sorted(found.values(), key=lambda one: -one.times)
+
+    async def _rebuild(self) -> None:
+        self._up.clear()
+        try:
+            await self.engine.start()
+        except EngineError as error:
+            log.exception("engine_restart_failed")
+            raise GaveUp(15.0) from error
+        finally:
+            self._suspects.clear()
+            self.generation += 1
+            self._on_restart()
+            self._up.set()
+
+    async def join(self) -> None:
+        """Be counted among the requests in flight once one may begin; whoever joined must part."""
+        while True:
+            if not (self._open.is_set() and self._up.is_set()):
+                await self._open.wait()
+                await self._up.wait()
+            elif self._others is None or self._others.may_begin():
+                break
+            else:
+                await asyncio.sleep(POLL_SECONDS)
+        self._in_flight += 1
+        self._quiet.clear()
+
+    def part(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._quiet.set()
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._others is not None:
+            self._others.leave()
+
+    async def _begin(self) -> None:
+        self._alone, self._reviving = asyncio.Lock(), asyncio.Lock()
+        self._open, self._quiet, self._up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        await self.engine.start()
+        for event in (self._open, self._quiet, self._up):
+            event.set()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.run_until_complete(self._end())
+        self.loop.close()
+
+    async def _end(self) -> None:
+        """What still runs may end, and is cancelled where it does not: what it has open it can close."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in range(_LAST_CALLS):
+            for task in left if call else ():
+                task.cancel()  # again where it was swallowed
+            if left:
+                _, left = await asyncio.wait(left, timeout=_LAST_SECONDS)
+        await self.loop.shutdown_asyncgens()
+
+
+class _Among:
+    """One request among others. No generator with `@asynccontextmanager`: it is entered a million times."""
+
+    __slots__ = ("_courtesy", "_host")
+
+    def __init__(self, host: EngineHost, courtesy: Courtesy | None = None) -> None:
+        self._host, self._courtesy = host, courtesy
+
+    async def __aenter__(self) -> None:
+        if self._courtesy is None:
+            await self._host.join()
+            return
+        await self._courtesy.come()
+        try:
+            await self._host.join()
+        except BaseException:
+            self._courtesy.go()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            self._host.part()
+        finally:
+            if self._courtesy is not None:
+                self._courtesy.go()

@@ -1,0 +1,130 @@
+"""The output lines of a batch, assembled from bytes: an answer's body is never parsed to be passed on.
+
+    record on disk:  <line in the shard> TAB <1|0> TAB <output line> LF        1: output file, 0: error file
+
+An HTTP answer of any status fills `response` and leaves `error` null; what never got an answer is the reverse.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from jobs.requests.endpoints import RESPONSES
+from workers.engines.port import Answer, Request, Usage
+from workers.runtime import outcomes
+from workers.runtime.failure_history import Trials
+
+_encode = msgspec.json.Encoder().encode
+
+EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
+CANCELLED = ("batch_cancelled", "This request was not executed because the batch was cancelled.")
+
+
+@dataclass(slots=True)
+class Item:
+    """One line that has no result yet. `trials` says how its request broke so far, over all attempts.
+
+    `followers` are identical lines that share its answer, where the job asked for that.
+    """
+
+    line: int
+    custom_id: str
+    id: str
+    request: Request
+    trials: Trials = field(default_factory=Trials)
+    fault: Exception | None = None
+    seconds: float | None = None  # in the engine, once it has answered
+    followers: list["Item"] = field(default_factory=list)
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """A line's result, ready for a segment, and what it counts as (see `workers.runtime.outcomes`).
+
+    `seconds` is how long the engine had it; None where it was not asked for this line.
+    """
+
+    line: int
+    good: bool
+    data: bytes
+    usage: Usage = Usage()
+    outcomes: tuple[str, ...] = ()
+    seconds: float | None = None
+
+
+def answered(item: Item, answer: Answer, leader: Item | None = None) -> Record:
+    """The engine's answer, whatever its status; with `leader` it is a copy and costs nothing.
+
+    Of a refusal that has cost something the line says what: a batch's usage is the sum over its lines.
+    """
+    good = 200 <= answer.status < 300
+    usage = Usage() if leader else answer.usage
+    said = answer.body if good or not usage.total_tokens else _with_usage(answer.body, item.request.url, usage)
+    body = said if b"\n" not in said else _compact(said)
+    extra = b',"duplicate_of":' + _encode(leader.custom_id) if leader else b""
+    line = b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null%b}' % (
+        item.id.encode(),
+        _encode(item.custom_id),
+        answer.status,
+        item.request.request_id.encode(),
+        body,
+        extra,
+    )
+    words = outcomes.outcomes_of(item.request.url, answer)
+    seconds = None if leader else item.seconds
+    return Record(item.line, good, _framed(item.line, good, line), usage, words, seconds)
+
+
+def failed(line: int, item_id: str, custom_id: str, code: str, message: str) -> Record:
+    """A line that got no answer."""
+    data = _framed(line, False, unanswered(item_id, custom_id, code, message))
+    return Record(line, False, data, outcomes=outcomes.unanswered(code))
+
+
+def unanswered(item_id: str, custom_id: str, code: str, message: str) -> bytes:
+    return b'{"id":"%b","custom_id":%b,"response":null,"error":{"code":%b,"message":%b}}' % (
+        item_id.encode(),
+        _encode(custom_id),
+        _encode(code),
+        _encode(message),
+    )
+
+
+def parse(record: bytes) -> tuple[int, bool, bytes]:
+    """A record of a segment: line in the shard, whether it is good, the output line."""
+    line, good, data = record.split(b"\t", 2)
+    return int(line), good == b"1", data.rstrip(b"\n")
+
+
+def line_id(job_id: str, n: int, line: int) -> str:
+    """The same in every attempt: `batch_req_…` of this line of this job."""
+    return f"batch_req_{job_id.rpartition('_')[2]}{n:05x}{line:03x}"
+
+
+def _framed(line: int, good: bool, data: bytes) -> bytes:
+    return b"%d\t%d\t%b\n" % (line, good, data)
+
+
+def _compact(body: bytes) -> bytes:
+    return msgspec.json.format(body, indent=-1) if body.strip() else b"null"
+
+
+def _with_usage(body: bytes, url: str, usage: Usage) -> bytes:
+    """A body that is no JSON object stays as it is."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return body
+    return _encode(said | {"usage": _shown(url, usage)}) if isinstance(said, dict) else body
+
+
+def _shown(url: str, usage: Usage) -> dict[str, Any]:
+    """As the endpoint's answers have it."""
+    given, made = ("input", "output") if url == RESPONSES else ("prompt", "completion")
+    return {
+        f"{given}_tokens": usage.input_tokens,
+        f"{given}_tokens_details": {"cached_tokens": usage.cached_tokens},
+        f"{made}_tokens": usage.output_tokens,
+        f"{made}_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.total_tokens,
+    }

@@ -1,0 +1,201 @@
+"""The engines in one worker's process: that their deaths are counted, and which of them are left alone.
+
+    begin   before any is built: what the process before us died of, and what is quarantined here
+    died    one has died, or not come up: counted in SQL, with what was in flight and the last of the log
+    look    once a second: what is free again is built, what has rested is tried, one at a time
+
+See `jobs.fleet.quarantine` for what counts. Engines behind a URL have circuits instead.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from jobs.clock import now
+from jobs.errors import DatabaseBusy
+from jobs.fleet import quarantine, workers
+from jobs.fleet.tables import EngineDeath, Worker
+from jobs.ids import new_id
+from workers import process
+from workers.engines.port import Suspect
+from workers.engines.router import Router
+from workers.runtime.context import Context
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.log_tail import Words
+
+log = logging.getLogger(__name__)
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+_MOST_SUSPECTS = 64  # of one death
+_LONGEST_NAME = 300
+
+
+def place() -> str:
+    """This host, and the devices that this process was given of it: another's may be sound."""
+    devices = next((found for name in _DEVICES if (found := os.environ.get(name))), "")
+    return f"{process.hostname()} (devices {devices})" if devices else process.hostname()
+
+
+class Warden:
+    """Of one process, which serves `queue`."""
+
+    def __init__(self, context: Context, router: Router, queue: str, words: Words) -> None:
+        self._context, self._router, self._queue, self._words = context, router, queue, words
+        self._bounds = quarantine.Bounds.of(context.config)
+        known = router.registry.models
+        names = (name for engine in router.own for name in engine.models)
+        self._entries = {name: quarantine.entry_of(known[name]) for name in names if name in known}
+        self._place = context.standing.place = place()
+        self._trials: dict[str, float | None] = {}  # since when it is up
+        self._building: Future[None] | None = None
+        router.wards = self
+
+    def begin(self) -> None:
+        """Before anything is built."""
+        if not self._entries:
+            return
+        held = self._context.db.retrying(self._look_back, self._context.stop)
+        for engine in self._router.own:
+            if (name := engine.models[0]) in held:
+                log.error("engine_quarantined", extra={"model": name, "reason": held[name]})
+                self._router.leave_alone(engine)
+        self._hold({name: self._how(name, up=False) for name in self._entries if name not in held})
+        self._write(_nothing)
+
+    def _look_back(self, session: Session) -> dict[str, str]:
+        """What is quarantined, and why, once those who were here before us are counted: the dispatcher may be late."""
+        registry = self._router.registry
+        for worker in workers.everyone(session):
+            if worker.place == self._place and self._queue in worker.queues and worker.holds and _gone(worker):
+                quarantine.bury(session, worker, registry.aliases, self._bounds)
+        quarantine.add_words(session, self._place, self._entries, self._words.before)
+        held = quarantine.held(session, self._place, self._entries, registry.models.keys())
+        return {name: row.error for name, row in held.items()}
+
+    def look(self, host: EngineHost) -> None:
+        """Not on the engines' loop."""
+        self._settle()
+        if not self._router.shut or (self._building is not None and not self._building.done()):
+            return
+        try:
+            with self._context.db.read() as session:
+                held = quarantine.held(session, self._place, self._entries)
+        except DatabaseBusy:
+            return  # a second later
+        for engine in self._router.shut:
+            row = held.get(engine.models[0])
+            if row is None or (row.until <= now() and self._may_try(engine.models[0])):
+                log.warning("engine_tried" if row else "engine_released", extra={"model": engine.models[0]})
+                self._building = host.call(self._router.reopen(engine))
+                return
+
+    def excuse(self) -> None:
+        """This process ends by itself, and not because an engine took it along."""
+        self._hold({})
+        with suppress(DatabaseBusy), self._context.db.write() as session:
+            quarantine.excuse(session, self._context.worker_id)
+        self._words.flush()
+
+    async def builds(self, models: tuple[str, ...]) -> None:
+        name = models[0]
+        if name in self._entries and name not in self._holds:
+            self._hold({**self._holds, name: self._how(name, up=False)})
+            await asyncio.to_thread(self._write, _nothing)
+
+    async def came_up(self, models: tuple[str, ...]) -> None:
+        name = models[0]
+        if name not in self._entries or self._holds.get(name, {}).get("up"):
+            return
+        self._hold({**self._holds, name: self._how(name, up=True)})
+        if name in self._trials:
+            self._trials[name] = time.monotonic()
+        await asyncio.to_thread(self._write, partial(quarantine.came_up, place=self._place, model=name))
+
+    async def died(
+        self, models: tuple[str, ...], error: Exception, suspects: Sequence[Suspect], *, starting: bool
+    ) -> bool:
+        name = models[0]
+        if name not in self._entries or self._context.stop.is_set():
+            return False
+        row = {
+            "id": new_id("death_"),
+            "place": self._place,
+            "model": name,
+            "entry": self._entries[name],
+            "worker_id": self._context.worker_id,
+            "starting": starting,
+            "error": str(error) or type(error).__name__,
+            "suspects": [suspect.name[:_LONGEST_NAME] for suspect in suspects[:_MOST_SUSPECTS]],
+            "lines": await asyncio.to_thread(self._last_words),
+            "created_at": now(),
+        }
+        others = {other: how for other, how in self._holds.items() if other != name}
+        self._hold(others if starting else {**others, name: self._how(name, up=False)})
+        try:
+            alone = await asyncio.to_thread(self._write, lambda session: self._note(session, row))
+        except DatabaseBusy:  # the process ends
+            return False
+        log.error("engine_died" if not alone else "engine_quarantined", extra={"model": name, "reason": row["error"]})
+        if alone:
+            self._trials.pop(name, None)
+            self._hold(others)
+        return bool(alone)
+
+    def _last_words(self) -> list[str]:
+        self._words.flush()
+        return self._words.last()
+
+    def _note(self, session: Session, row: Mapping[str, Any]) -> bool:
+        return quarantine.note(session, EngineDeath(**row), self._bounds)
+
+    @property
+    def _holds(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._context.standing.holds
+
+    def _hold(self, engines: Mapping[str, Mapping[str, Any]]) -> None:
+        self._context.standing.holds = dict(engines)
+
+    def _how(self, name: str, *, up: bool) -> dict[str, Any]:
+        return {"entry": self._entries[name], "up": up}
+
+    def _may_try(self, name: str) -> bool:
+        ours = partial(quarantine.begin_trial, worker_id=self._context.worker_id, bounds=self._bounds)
+        if not self._write(partial(ours, place=self._place, model=name)):
+            return False
+        self._trials[name] = None
+        return True
+
+    def _settle(self) -> None:
+        """What was tried, and has lived for as long as deaths count, is free."""
+        at = time.monotonic()
+        for name, since in list(self._trials.items()):
+            if since is not None and at - since >= self._bounds.seconds:
+                ours = partial(quarantine.end_trial, worker_id=self._context.worker_id)
+                self._write(partial(ours, place=self._place, model=name))
+                self._trials.pop(name, None)
+                log.warning("engine_released", extra={"model": name})
+
+    def _write(self, work: Callable[[Session], object]) -> object:
+        """In one transaction with what this worker holds."""
+
+        def both(session: Session) -> object:
+            found = work(session)
+            quarantine.holds(session, self._context.worker_id, self._place, self._holds)
+            return found
+
+        return self._context.db.retrying(both, self._context.stop)
+
+
+def _nothing(_session: Session) -> None:
+    """Only what this worker holds is written."""
+
+
+def _gone(worker: Worker) -> bool:
+    return process.gone(worker.host, worker.pid, worker.started)

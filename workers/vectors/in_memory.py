@@ -1,0 +1,113 @@
+"""Vectors in this process's memory, gone with it: for tests."""
+
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Final
+
+import numpy as np
+
+from workers.vectors.base import Entry, Hit, Store, Vector, checked, words
+
+K1, B = 1.2, 0.75  # BM25's customary constants
+_WORD: Final = re.compile(r"\w+")
+
+
+class MemoryVectors:
+    """The port on a dict. It compares with everything: exact, and slow beyond some thousand entries."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, list[Entry]] = {}
+
+    def write(self, store: Store, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            checked(store, entry.vector)
+        if entries:
+            with self._lock:
+                self._entries.setdefault(store.id, []).extend(entries)
+
+    def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
+        wanted = set(digests)
+        return {entry.digest: entry.vector for entry in self._of(store) if entry.digest in wanted}
+
+    def drop(self, store: Store, documents: Collection[str]) -> int:
+        with self._lock:
+            before = self._entries.get(store.id, [])
+            left = [entry for entry in before if entry.document not in documents]
+            if before:
+                self._entries[store.id] = left
+            return len(before) - len(left)
+
+    def erase(self, store: Store) -> None:
+        """What was dropped is gone."""
+
+    def drop_store(self, store: Store) -> None:
+        with self._lock:
+            self._entries.pop(store.id, None)
+
+    def nearest(self, store: Store, vector: Vector, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
+        asked = checked(store, vector)
+        scored = [(_cosine(entry.vector, asked), entry) for entry in self._of(store, documents)]
+        return _best(scored, limit)
+
+    def matching(self, store: Store, query: str, limit: int, documents: Collection[str] | None = None) -> list[Hit]:
+        asked = set(_words(words(query)))
+        entries = self._of(store, documents)
+        texts = [Counter(_words(entry.text)) for entry in entries]
+        weights = {word: _rarity(sum(word in text for text in texts), len(texts)) for word in asked}
+        mean = sum(text.total() for text in texts) / max(1, len(texts))
+        scored = [(_bm25(weights, text, mean), entry) for text, entry in zip(texts, entries, strict=True)]
+        return _best([(score, entry) for score, entry in scored if score > 0], limit)
+
+    def counts(self, store: Store) -> dict[str, int]:
+        return dict(Counter(entry.document for entry in self._of(store)))
+
+    def numbers(self, store: Store, document: str) -> list[int]:
+        return sorted(entry.n for entry in self._of(store, [document]))
+
+    def stores(self) -> list[str]:
+        with self._lock:
+            return sorted(self._entries)
+
+    def tend(self, store: Store) -> None:
+        """There is nothing to tidy."""
+
+    def check(self) -> None:
+        """It is always there."""
+
+    def close(self) -> None:
+        """What it holds goes with the process."""
+
+    def _of(self, store: Store, documents: Collection[str] | None = None) -> list[Entry]:
+        with self._lock:
+            entries = list(self._entries.get(store.id, []))
+        if documents is None:
+            return entries
+        wanted = set(documents)
+        return [entry for entry in entries if entry.document in wanted]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _rarity(texts_with: int, texts: int) -> float:
+    return math.log(1 + (texts - texts_with + 0.5) / (texts_with + 0.5))
+
+
+def _bm25(weights: dict[str, float], text: Counter[str], mean: float) -> float:
+    long = K1 * (1 - B + B * text.total() / mean) if mean else K1
+    return sum(weight * text[word] * (K1 + 1) / (text[word] + long) for word, weight in weights.items())
+
+
+def _cosine(one: Vector, other: Vector) -> float:
+    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / lengths if lengths else 0.0
+
+
+def _best(scored: list[tuple[float, Entry]], limit: int) -> list[Hit]:
+    best = sorted(scored, key=lambda pair: -pair[0])[: max(0, limit)]
+    return [Hit(entry.document, entry.n, entry.text, entry.meta, score) for score, entry in best]
