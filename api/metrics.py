@@ -22,7 +22,7 @@ from jobs.db.engine import Database
 from jobs.fleet import quarantine
 from jobs.fleet.models_file import Models, ModelsFileError
 from jobs.fleet.tables import Measure, Model, Worker
-from jobs.inference.cache_tables import CacheUse
+from jobs.inference.tables import CacheUse
 from jobs.ledger import measures, outbox
 from jobs.ledger.progress import outcomes_of
 from jobs.ledger.states import LIVE, TERMINAL, ShardState

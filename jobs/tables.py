@@ -13,14 +13,9 @@ worker, model, pause, meta, measure · engine_death, quarantine · cached, cache
 from jobs.db.base import Base, row_of, table_of
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
-from jobs.inference.cache_tables import Cached, CacheEpoch, CacheUse
-from jobs.inference.completion_tables import KeptCompletion
-from jobs.inference.conversation_tables import Conversation
-from jobs.inference.response_tables import KeptResponse
-from jobs.ledger.audit_tables import Audit, AuditHead
-from jobs.ledger.tables import TOKENS, Job, Outbox, Outcome, Schedule, Segment, Shard
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
+from jobs.inference.tables import Cached, CacheEpoch, CacheUse, Conversation, KeptCompletion, KeptResponse
+from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, Outbox, Outcome, Schedule, Segment, Shard
+from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.security.tables import ApiKey, Idempotency, Project, StorageUsage
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from api.batches.schemas import BatchWebhook, when
+from api.http.fields import when
+from api.http.job_webhook import BatchWebhook
 from jobs.batches.batches import BatchRequest
 from jobs.ledger.tables import Schedule
 

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from api.http.fields import when
+from api.http.job_webhook import BatchWebhook
 from jobs.ledger.progress import Totals
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -86,13 +88,6 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None
 
 
-class BatchWebhook(BaseModel):
-    """`signing_secret` is told when it was made here, and only in the answer to the create."""
-
-    url: str
-    signing_secret: str | None
-
-
 class CreatedBatch(Batch):
     """A batch as its create answers it."""
 
@@ -137,8 +132,3 @@ def show_usage(totals: Totals) -> Usage:
         output_tokens_details=OutputTokensDetails(reasoning_tokens=totals.reasoning_tokens),
         total_tokens=totals.input_tokens + totals.output_tokens,
     )
-
-
-def when(at: float | None) -> int | None:
-    """Whole seconds, as the wire has them."""
-    return None if at is None else int(at)

@@ -25,7 +25,8 @@ Labels = Annotated[dict[Annotated[str, Field(max_length=64)], T], Field(max_leng
 Metadata = Labels[Annotated[str, Field(max_length=512)]]
 MetadataField = Annotated[Metadata | None, Field(default=None, description="Up to 16 strings of yours.")]
 
-#: What is to be done about a prompt that is too long. `jobs.inference.context_options` judges it, here and where it is done.
+#: What is to be done about a prompt that is too long. `jobs.inference.context_options` judges it, here and where it
+#: is done.
 Context = Annotated[Any, WithJsonSchema({"anyOf": [context_options.schema(), {"type": "null"}]})]
 
 _MONTH = 30 * 86_400
@@ -59,3 +60,8 @@ def filename(name: str | None, param: str) -> str:
         return check_filename(name or "")
     except ValueError as error:
         raise InvalidRequest(str(error), param=param, code="invalid_filename") from error
+
+
+def when(at: float | None) -> int | None:
+    """Whole seconds, as the wire has them."""
+    return None if at is None else int(at)

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from api.batches.schemas import BatchWebhook
 from api.deps import CallContext
 from api.http.bodies import Body
 from jobs.errors import InvalidRequest
@@ -17,6 +16,13 @@ class JobWebhook(Body):
 
     url: str = Field(min_length=1, max_length=2048)
     secret: str | None = Field(default=None, max_length=128, description="`whsec_…`; without one, one is made.")
+
+
+class BatchWebhook(BaseModel):
+    """`signing_secret` is told when it was made here, and only in the answer to the create."""
+
+    url: str
+    signing_secret: str | None
 
 
 @dataclass(frozen=True, slots=True)

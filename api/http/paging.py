@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from api.deps import CallContext
 from api.error_messages import clip
 from jobs.errors import InvalidRequest
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 
 _PLACE = "created_at"
 Row = TypeVar("Row")

@@ -25,7 +25,7 @@ from api.http.idempotency import Lease, Make, Once
 from api.shares import run_in_threadpool
 from jobs.db.base import Base
 from jobs.errors import DatabaseBusy
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from jobs.platform.storage import let_go
 
 

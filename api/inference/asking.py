@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.error_messages import clip
-from api.jobs.streams import KeyRevoked, check_key
+from api.http.key_watch import KeyRevoked, check_key
 from api.shares import run_unshared
 from jobs.clock import now
 from jobs.errors import (

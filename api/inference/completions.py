@@ -22,8 +22,8 @@ from api.inference.answered_once import Reference, Run, keep_once
 from jobs.clock import now
 from jobs.errors import NotFound
 from jobs.inference import completions
-from jobs.inference.completion_tables import KeptCompletion
 from jobs.inference.stored import Kept, decode, encode
+from jobs.inference.tables import KeptCompletion
 from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT
 

@@ -1,4 +1,5 @@
-"""Conversations that are kept: a row, and immutable objects in storage with the items (see `jobs.inference.conversations`).
+"""Conversations that are kept: a row, and immutable objects in storage with the items (see
+`jobs.inference.conversations`).
 
     change    new objects ─▶ row, if nobody was faster ─▶ objects that are not named any more go
     forget    row ─▶ objects
@@ -24,8 +25,8 @@ from jobs.clock import now
 from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageAway
 from jobs.ids import new_id
 from jobs.inference import conversations
-from jobs.inference.conversation_tables import Conversation
 from jobs.inference.conversations import Head, Segment, items_in
+from jobs.inference.tables import Conversation
 from jobs.platform.storage import let_go
 
 T = TypeVar("T")

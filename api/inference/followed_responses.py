@@ -18,10 +18,10 @@ import msgspec
 from fastapi import Request
 
 from api.deps import CallContext
+from api.http.key_watch import check_key, until_revoked
 from api.inference import stored_responses
 from api.inference.asking import KEEP_ALIVE
 from api.inference.response_events import written_out
-from api.jobs.streams import check_key, until_revoked
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StreamsAway
 from jobs.inference import responses

@@ -19,8 +19,8 @@ from api.inference.answered_once import Reference, Run, keep_once
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.inference import responses
-from jobs.inference.response_tables import KeptResponse
 from jobs.inference.stored import Kept, decode, encode
+from jobs.inference.tables import KeptResponse
 from jobs.ledger import ledger
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from api.batches.schemas import STATUS, BatchErrors, Usage, show_errors, show_usage, when
+from api.batches.schemas import STATUS, BatchErrors, Usage, show_errors, show_usage
+from api.http.fields import when
 from jobs.ledger.payloads import INGESTION, index_of
 from jobs.ledger.progress import Pace, Totals
 from jobs.ledger.tables import Job

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
+from api.http.key_watch import check_key, until_revoked
 from api.jobs.schemas import JobEvent, show_event
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, NotFound
@@ -21,7 +22,6 @@ from jobs.ledger import events
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Segment
 from jobs.platform.storage import CHUNK, Storage
-from jobs.security.tables import ApiKey
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,26 +29,6 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.5
 _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
-
-
-class KeyRevoked(Exception):
-    """The key that a stream was asked for with is no more."""
-
-
-def check_key(session: Session, call: CallContext) -> None:
-    """Raises KeyRevoked."""
-    key = session.get(ApiKey, call.caller.key_id)
-    if key is None or key.revoked_at is not None:
-        raise KeyRevoked
-
-
-async def until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
-    """A stream that simply ends when its key is revoked: its status was sent long ago."""
-    try:
-        async for piece in pieces:
-            yield piece
-    except KeyRevoked:
-        log.info("stream_key_revoked")
 
 
 def event_stream(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:

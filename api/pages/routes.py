@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 router = APIRouter(include_in_schema=False)
 
-_FILES = Path(__file__).parent.parent / "pages"
+_FILES = Path(__file__).parent
 #: Scripts and styles are its own, and it talks to nobody else.
 _HEADERS = {
     "Content-Security-Policy": (

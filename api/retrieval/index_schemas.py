@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from api.batches.schemas import when
+from api.http.fields import when
 from api.retrieval.schemas import FileCounts, show_counts
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore

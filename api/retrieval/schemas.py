@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from api.batches.schemas import BatchWebhook, when
+from api.http.fields import when
+from api.http.job_webhook import BatchWebhook
 from jobs.ledger.progress import Totals
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from api.batches.schemas import when
+from api.http.fields import when
 from api.retrieval.schemas import LastError, Value
-from jobs.retrieval.source_tables import Source, SourceItem
+from jobs.retrieval.tables import Source, SourceItem
 
 ItemStatus = Literal["added", "changed", "unchanged", "removed", "failed"]
 

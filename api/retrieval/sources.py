@@ -28,8 +28,7 @@ from jobs.ids import new_id
 from jobs.platform.url_guard import parse
 from jobs.retrieval import source_locations, sources
 from jobs.retrieval.source_items import IN_PROGRESS
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorStore
+from jobs.retrieval.tables import Source, SourceItem, VectorStore
 
 router: APIRouter = resource("Vector store sources")
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from api.batches.schemas import when
+from api.http.fields import when
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 
 

@@ -93,7 +93,8 @@ class Pause(Base):
 
 
 class Measure(Base):
-    """How often something took no longer than `le` seconds, and longer than the bound before. See `jobs.ledger.measures`."""
+    """How often something took no longer than `le` seconds, and longer than the bound before. See
+    `jobs.ledger.measures`."""
 
     __tablename__ = "measure"
 

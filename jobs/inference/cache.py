@@ -26,7 +26,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from jobs.db.engine import UNSEEN, insert_into
 from jobs.files.tables import File
-from jobs.inference.cache_tables import Cached, CacheEpoch, CacheUse
+from jobs.inference.tables import Cached, CacheEpoch, CacheUse
 from jobs.ledger.tables import Job
 
 KEYS_AT_ONCE = 500  # in one statement

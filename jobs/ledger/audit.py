@@ -4,7 +4,8 @@
 
 A head row locked by every writer would make all writers wait for each other, so the leading dispatcher alone
 seals, every second. `verify` finds an edited, deleted, swapped, inserted or cut-off row, and rows left unsealed.
-A chain that was recomputed as a whole is found with an anchor alone: a head that is kept elsewhere (`jobs.ledger.anchors`).
+A chain that was recomputed as a whole is found with an anchor alone: a head that is kept elsewhere
+(`jobs.ledger.anchors`).
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.base import table_of
 from jobs.db.engine import insert_into
-from jobs.ledger.audit_tables import Audit, AuditHead
+from jobs.ledger.tables import Audit, AuditHead
 
 GENESIS = "0" * 64
 _HEAD = 1

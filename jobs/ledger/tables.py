@@ -1,4 +1,4 @@
-"""Jobs, their shards, the segments of results, and the outbox."""
+"""Jobs, their shards, the segments of results, and the outbox; the audit log."""
 
 from typing import Any
 
@@ -97,7 +97,8 @@ class Job(Usage, Base):
 
 
 class Schedule(Base):
-    """A batch that comes again and again, see `jobs.batches.schedules`. `request` is a `jobs.batches.batches.BatchRequest`."""
+    """A batch that comes again and again, see `jobs.batches.schedules`. `request` is a
+    `jobs.batches.batches.BatchRequest`."""
 
     __tablename__ = "schedule"
 
@@ -235,3 +236,42 @@ class Outbox(Base):
         Index("ix_outbox_job", "job_id"),
         {"sqlite_autoincrement": True},  # the number of a doorbell that is gone is never given again
     )
+
+
+class Audit(Base):
+    """One job transition or mutating call. `seal` and `hash` are added within a second by the leading dispatcher."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    at: Mapped[int]  # microseconds since 1970
+    actor: Mapped[str] = mapped_column(String(96))
+    action: Mapped[str] = mapped_column(String(64))
+    project_id: Mapped[str | None] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(128))
+    source: Mapped[str | None] = mapped_column(String(32))
+    destination: Mapped[str | None] = mapped_column(String(32))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    details: Mapped[dict[str, Any] | None]
+    seal: Mapped[int | None] = mapped_column(unique=True)
+    hash: Mapped[str | None] = mapped_column(String(64))
+
+    __table_args__ = (
+        Index("ix_audit_target", "target"),
+        Index(
+            "ix_audit_unsealed",
+            "id",
+            sqlite_where=text("seal IS NULL"),
+            postgresql_where=text("seal IS NULL"),
+        ),
+    )
+
+
+class AuditHead(Base):
+    """One row: the last seal and its hash."""
+
+    __tablename__ = "audit_head"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    seal: Mapped[int] = mapped_column(default=0)
+    hash: Mapped[str] = mapped_column(String(64))

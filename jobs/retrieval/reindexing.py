@@ -19,8 +19,7 @@ from jobs.ledger.payloads import index_of
 from jobs.ledger.tables import Job
 from jobs.retrieval import attachments, indexes, ingestions, source_items
 from jobs.retrieval.attachments import CANCELLED, FAILED, IN_PROGRESS, is_over
-from jobs.retrieval.source_tables import Source
-from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 
 MOST: Final = 4  # of a store, since each file goes into all of them
 _NAMED: Final = 5

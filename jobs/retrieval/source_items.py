@@ -20,8 +20,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.retrieval import attachments
 from jobs.retrieval.attachments import Made
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 
 #: Of a source.
 IN_PROGRESS, COMPLETED, FAILED = attachments.IN_PROGRESS, attachments.COMPLETED, attachments.FAILED

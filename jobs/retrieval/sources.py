@@ -24,8 +24,7 @@ from jobs.ledger.tables import Job
 from jobs.retrieval import indexes, ingestions, source_items
 from jobs.retrieval.attachments import is_over
 from jobs.retrieval.source_items import IN_PROGRESS
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorStore
+from jobs.retrieval.tables import Source, SourceItem, VectorStore
 
 #: Items of which everything goes in one transaction: some rows each.
 ITEMS_AT_ONCE = 20

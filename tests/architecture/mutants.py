@@ -29,11 +29,14 @@ _AT_ONCE = 2
 _REVISIONS = "migrations.versions."
 #: Only what the configuration speaks of: to load all that is installed takes longer than the tests.
 _PLUGINS = ("pytest_timeout", "pytest_asyncio.plugin")
-_UNIT = "tests/unit/jobs/test_"
-LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, TIMES = (
-    f"{_UNIT}{name}.py" for name in ("ledger", "shards", "outbox", "events", "audit", "states", "pauses", "schedules")
+_UNIT = "tests/unit/jobs"
+LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES = (
+    f"{_UNIT}/ledger/test_{name}.py"
+    for name in ("ledger", "shards", "outbox", "events", "audit", "states", "pauses", "measures")
 )
-KEYS, MEASURES, TABLES = (f"{_UNIT}{name}.py" for name in ("keys", "measures", "constraints"))
+TIMES, KEYS, TABLES = (
+    f"{_UNIT}/{name}.py" for name in ("batches/test_schedules", "security/test_keys", "test_constraints")
+)
 WORLD = "tests/simulation/test_simulation.py::test_what_is_lost_is_only_late"
 
 Change = Callable[[str], str]

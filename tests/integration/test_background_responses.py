@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import StorageAway
-from jobs.inference.response_tables import KeptResponse
+from jobs.inference.tables import KeptResponse
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage

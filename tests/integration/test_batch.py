@@ -15,9 +15,8 @@ from jobs.errors import DatabaseBusy, StorageAway, StorageFull
 from jobs.fleet import workers
 from jobs.fleet.tables import Measure
 from jobs.ledger import audit, events, ledger, measures, shards
-from jobs.ledger.audit_tables import Audit
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Outcome, Segment, Shard
+from jobs.ledger.tables import Audit, Outcome, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.requests.endpoints import RESPONSES

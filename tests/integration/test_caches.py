@@ -13,9 +13,8 @@ from sqlalchemy import func, select
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
-from jobs.inference.cache_tables import Cached
-from jobs.ledger.audit_tables import Audit
-from jobs.ledger.tables import Job
+from jobs.inference.tables import Cached
+from jobs.ledger.tables import Audit, Job
 from jobs.platform.storage import DiskStorage
 from tests.support.mill import Mill, chat_line, jsonl, running
 from tests.support.shop import MODEL, Shop

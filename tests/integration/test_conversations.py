@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from api.http.idempotency import Once
 from jobs.errors import DatabaseBusy, StorageAway
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
 

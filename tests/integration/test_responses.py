@@ -12,8 +12,8 @@ from openai.types.responses import Response, ResponseCompletedEvent, ResponseErr
 from sqlalchemy import select
 
 from jobs.clock import now
-from jobs.inference.response_tables import KeptResponse
-from jobs.ledger.audit_tables import Audit
+from jobs.inference.tables import KeptResponse
+from jobs.ledger.tables import Audit
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop

@@ -15,9 +15,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from sqlalchemy import select
 
 from jobs.clock import now
-from jobs.inference.completion_tables import KeptCompletion
 from jobs.inference.interactive import PIECE, Piece, answer, pack
-from jobs.ledger.audit_tables import Audit
+from jobs.inference.tables import KeptCompletion
+from jobs.ledger.tables import Audit
 from tests.support.lost import look_twice
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from jobs.db.engine import Database
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from tests.support import tiny_cross
 from tests.support.receiver import Receiver

@@ -19,10 +19,9 @@ from sqlalchemy.orm import Session
 
 from jobs.fleet.tables import Measure
 from jobs.ledger import measures
-from jobs.ledger.audit_tables import Audit
 from jobs.ledger.payloads import BATCH_EVENTS
 from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
-from jobs.ledger.tables import Job, Outbox, Segment, Shard
+from jobs.ledger.tables import Audit, Job, Outbox, Segment, Shard
 from jobs.queues import Task
 from jobs.webhooks.tables import Event
 

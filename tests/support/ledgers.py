@@ -13,11 +13,10 @@ from jobs.errors import DatabaseBusy
 from jobs.fleet import quarantine
 from jobs.fleet.tables import EngineDeath
 from jobs.ledger import ledger, shards
-from jobs.ledger.audit_tables import Audit
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Job, Outbox, Segment, Shard
+from jobs.ledger.tables import Audit, Job, Outbox, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.webhooks.tables import Event
 

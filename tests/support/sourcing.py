@@ -7,8 +7,7 @@ from sqlalchemy import select
 
 from jobs.files.tables import File
 from jobs.retrieval import sources
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorStore
+from jobs.retrieval.tables import Source, SourceItem, VectorStore
 from tests.support.ingesting import Works
 from tests.support.lost import look_twice
 from workers.dispatcher.retention import Retention

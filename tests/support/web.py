@@ -15,8 +15,8 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
 from jobs.inference import completions
-from jobs.inference.completion_tables import KeptCompletion
 from jobs.inference.stored import Kept, encode
+from jobs.inference.tables import KeptCompletion
 from jobs.platform.storage import Storage
 from jobs.requests.endpoints import CHAT
 from jobs.security import keys

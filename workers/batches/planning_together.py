@@ -1,7 +1,8 @@
 """Planning small inputs together: what one doorbell names is read first, then claimed and planned in one transaction.
 
     doorbell ─▶ read, check and cut each, in memory ─▶ claim and plan all that are free: one transaction
-                    └─ larger, or not the first try, or out of the ordinary ─▶ one at a time, see `workers.batches.planning`
+                    └─ larger, or not the first try, or out of the ordinary ─▶ one at a time, see
+                    `workers.batches.planning`
 
 No claim is held meanwhile: so little is read sooner than a claim is written. Two that read the same meet at the claim,
 and of one who dies nothing is left but doorbells that will be rung again.

@@ -1,4 +1,4 @@
-"""The dispatcher: the only publisher and the only housekeeper. `python -m workers.dispatcher.loop`.
+"""The dispatcher: the only publisher and the only housekeeper. `python -m workers.dispatcher`.
 
     every tick (100 ms)    ring what is due, as far as the live slots go       outbox ─▶ broker
     every second           leases, dead workers, deadlines, stopping jobs, audit seals, due webhooks
@@ -368,7 +368,3 @@ def _lead(config: Settings, db: Database, leadership: Leadership, stop: threadin
         except DatabaseBusy:
             busy.warn()
             stop.wait(0.5)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,9 +18,7 @@ from jobs.db.engine import Database
 from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.files.tables import File, UploadPart
 from jobs.inference import conversations, responses
-from jobs.inference.completion_tables import KeptCompletion
-from jobs.inference.conversation_tables import Conversation
-from jobs.inference.response_tables import KeptResponse
+from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import Storage

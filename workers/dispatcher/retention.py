@@ -2,8 +2,8 @@
 uploads, old keys, the inside of old jobs and their webhooks, what of the cache cannot be found any more.
 
 Rows go first, then bytes; new bytes come before their row. A crash between leaves bytes that nobody points to, which
-`workers.dispatcher.orphans` looks for once an hour. What a job holds goes before the rows that tell of it, and before that of a
-deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
+`workers.dispatcher.orphans` looks for once an hour. What a job holds goes before the rows that tell of it, and before
+that of a deleted file. A file's bytes stay while a live job reads it. Jobs and audit rows stay for ever.
 """
 
 import logging
@@ -21,9 +21,7 @@ from jobs.db.engine import UNSEEN, Database
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference import cache
-from jobs.inference.completion_tables import KeptCompletion
-from jobs.inference.conversation_tables import Conversation
-from jobs.inference.response_tables import KeptResponse
+from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
 from jobs.ledger import audit
 from jobs.ledger.payloads import BATCH_OUTPUT
 from jobs.ledger.states import LIVE, TERMINAL
@@ -237,7 +235,8 @@ class Retention:
         return len(old) == _AT_ONCE
 
     def _empty(self, job_ids: Sequence[str]) -> bool:
-        """Its first shard goes first: see `jobs.batches.retries`. Whose objects stay keeps its other rows, and comes again."""
+        """Its first shard goes first: see `jobs.batches.retries`. Whose objects stay keeps its other rows, and comes
+        again."""
         with self._db.write() as session:
             session.execute(delete(Shard).where(Shard.job_id.in_(job_ids), Shard.n == 0))
         self._db.breathe()

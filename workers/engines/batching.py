@@ -4,8 +4,8 @@
                           └──────────────── one worker thread, in turn ─────────────┘
 
 A micro-batch is the input whose turn it is and those of nearly its length, whichever requests they belong to: little
-padding, and nothing waits for ever. `workers.engines.encoder_pool` says whose turn it is. Between two forward passes only so
-much text is tokenised, however much waits. A cancelled request leaves the pool within one micro-batch.
+padding, and nothing waits for ever. `workers.engines.encoder_pool` says whose turn it is. Between two forward passes
+only so much text is tokenised, however much waits. A cancelled request leaves the pool within one micro-batch.
 
 What nobody foresaw ends the loop over them: all in flight get EngineDead, and so does who asks then, until the next
 `start`.

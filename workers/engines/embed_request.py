@@ -1,8 +1,8 @@
 """POST /v1/embeddings on the wire: what may be asked, and how the vectors are written.
 
-Beside OpenAI's fields: `input_type` (`jobs.requests.prompts`), and `truncate` or, as vLLM has it, `truncate_prompt_tokens`.
-Without these an input that is too long is an error; with them its beginning is embedded, and the answer's `truncated`
-names it.
+Beside OpenAI's fields: `input_type` (`jobs.requests.prompts`), and `truncate` or, as vLLM has it,
+`truncate_prompt_tokens`. Without these an input that is too long is an error; with them its beginning is embedded,
+and the answer's `truncated` names it.
 """
 
 import base64

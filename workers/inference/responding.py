@@ -18,8 +18,8 @@ from sqlalchemy import select, update
 
 from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.inference import responses
-from jobs.inference.response_tables import KeptResponse
 from jobs.inference.stored import Kept, decode, encode
+from jobs.inference.tables import KeptResponse
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.states import JobState

@@ -1,4 +1,5 @@
-"""`python -m workers.retrieval.verification [--repair]`: are the vectors and the texts exactly those that SQL says are there?
+"""`python -m workers.retrieval.verification [--repair]`: are the vectors and the texts exactly those that SQL says
+are there?
 
     SQL: a file's document has so many entries ──┬─ fewer, or others ─▶ missing: brought in again
                           and a text in storage ─┤─ none there ─▶ likewise

@@ -20,7 +20,7 @@ from workers.runtime.log_tail_child import HEAD, KEPT
 LINES: Final = 8
 _LONGEST: Final = 600  # characters of a line: its beginning, and more of its end, where an exception says what it is
 _BEGINNING: Final = 150
-_CHILD: Final = Path(__file__).with_name("words_child.py")
+_CHILD: Final = Path(__file__).with_name("log_tail_child.py")
 _FLUSH_SECONDS: Final = 1.0
 _LOOK: Final = 0.02
 

@@ -20,7 +20,7 @@ import httpx2
 from sqlalchemy import func, select
 
 from jobs.db.engine import Database
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from tests.chaos.doses.deployment import Site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.chaos.doses.intake import answered, exist, judge_audit

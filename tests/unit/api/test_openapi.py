@@ -14,8 +14,8 @@ from api.routers import ROUTERS
 from jobs.clock import now
 from jobs.ids import new_id
 from jobs.inference import context_options
-from jobs.inference.response_tables import KeptResponse
 from jobs.inference.stored import Kept, encode
+from jobs.inference.tables import KeptResponse
 from jobs.requests.endpoints import RESPONSES
 from jobs.security import keys
 from tests.support import runs

@@ -20,7 +20,7 @@ from jobs.files.tables import File
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.ledger import anchors, audit, pauses, shards
-from jobs.ledger.audit_tables import Audit, AuditHead
+from jobs.ledger.tables import Audit, AuditHead
 from jobs.security.keys import check_key
 from jobs.security.tables import Project
 from tests.support import ledgers

@@ -19,7 +19,7 @@ from jobs.security import keys
 from jobs.security.tables import ApiKey
 from jobs.settings import Settings
 
-ROOT = Path(__file__).parent.parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def release(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

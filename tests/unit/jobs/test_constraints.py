@@ -12,8 +12,7 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.fleet.tables import Measure
 from jobs.ledger import audit, ledger, measures, shards
-from jobs.ledger.audit_tables import Audit
-from jobs.ledger.tables import Job, Outbox, Outcome, Segment, Shard
+from jobs.ledger.tables import Audit, Job, Outbox, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.security.tables import Idempotency, Project

@@ -23,7 +23,7 @@ from tests.support.services import Postgres
 
 pytestmark = pytest.mark.dialects
 
-ROOT = Path(__file__).parent.parent.parent.parent
+ROOT = Path(__file__).parents[3]
 MIGRATE = "import sys; from jobs.bootstrap import migrate; migrate(sys.argv[1])"
 
 

@@ -1,1 +1,2 @@
-"""Documents from elsewhere into vector stores: one small port; URLs, a folder, an S3 prefix. See `jobs.retrieval.sources`."""
+"""Documents from elsewhere into vector stores: one small port; URLs, a folder, an S3 prefix. See
+`jobs.retrieval.sources`."""

@@ -16,8 +16,7 @@ from jobs.ledger.states import JobState
 from jobs.retrieval import attachments, indexes, source_items, sources
 from jobs.retrieval.attachments import Attachment
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, SourceAway
 from workers.runtime.context import Context
 from workers.runtime.failed_attempts import stop_files

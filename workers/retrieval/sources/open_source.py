@@ -1,6 +1,6 @@
 """Which place a source's row means."""
 
-from jobs.retrieval.source_tables import Source
+from jobs.retrieval.tables import Source
 from jobs.settings import Settings
 from workers.retrieval.sources.base import Place
 from workers.retrieval.sources.bucket import Bucket

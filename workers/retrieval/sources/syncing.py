@@ -29,8 +29,7 @@ from jobs.retrieval import attachments, indexes, sources
 from jobs.retrieval.attachments import is_over
 from jobs.retrieval.documents import PARTLY
 from jobs.retrieval.source_items import FAILED, REMOVED, digest, told
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
 from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, SourceAway
 from workers.retrieval.sources.book import INDEX_REMOVED, Book, Deleted, Stored, path_of

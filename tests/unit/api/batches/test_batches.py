@@ -10,9 +10,8 @@ from sqlalchemy import select
 from api.batches.schemas import STATUS
 from jobs.files.tables import File
 from jobs.ledger import ledger
-from jobs.ledger.audit_tables import Audit
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Job, Outbox
+from jobs.ledger.tables import Audit, Job, Outbox
 from tests.support import runs
 from tests.unit.api.calls import LINE
 

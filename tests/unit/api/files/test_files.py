@@ -17,7 +17,7 @@ from sqlalchemy import select
 from api.http.download import _span
 from api.http.idempotency import Lease
 from jobs.files.tables import File, UploadPart
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from jobs.platform.storage import Storage
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of

@@ -20,7 +20,7 @@ from api.recent import Recent
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.fleet.tables import Model, Pause, Worker
-from jobs.inference.cache_tables import CacheUse
+from jobs.inference.tables import CacheUse
 from jobs.ledger import measures, pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.tables import Job, Outbox

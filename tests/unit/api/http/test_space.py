@@ -16,9 +16,8 @@ from api.inference import stored_responses
 from jobs.clock import now
 from jobs.errors import ProjectFull
 from jobs.files.tables import File
-from jobs.inference.conversation_tables import Conversation
-from jobs.inference.response_tables import KeptResponse
 from jobs.inference.stored import Kept
+from jobs.inference.tables import Conversation, KeptResponse
 from jobs.ledger.payloads import BATCH_OUTPUT
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage

@@ -9,8 +9,8 @@ from sqlalchemy import select
 
 from jobs.clock import now
 from jobs.inference import completions
-from jobs.inference.completion_tables import KeptCompletion
-from jobs.ledger.audit_tables import Audit
+from jobs.inference.tables import KeptCompletion
+from jobs.ledger.tables import Audit
 from tests.support.web import keep_completion, make_key
 from tests.unit.api.conftest import client_of
 

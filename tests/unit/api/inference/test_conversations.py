@@ -16,7 +16,7 @@ from api.deps import CallContext, Caller
 from api.inference import conversations as kept_conversations
 from jobs.errors import NotFound
 from jobs.inference import conversations
-from jobs.inference.conversation_tables import Conversation
+from jobs.inference.tables import Conversation
 from tests.support.lost import look_twice
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of

@@ -9,8 +9,7 @@ from openai.types.vector_stores import VectorStoreFile as OpenAIFile
 from openai.types.vector_stores import VectorStoreFileBatch as OpenAIBatch
 from sqlalchemy import select, update
 
-from jobs.ledger.audit_tables import Audit
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Audit, Job
 from jobs.retrieval.tables import VectorRemoval, VectorStoreFile
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of

@@ -12,8 +12,7 @@ from sqlalchemy import func, select, update
 
 from jobs.fleet.tables import Worker
 from jobs.inference.interactive import Piece, Question
-from jobs.ledger.audit_tables import Audit
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Audit, Job
 from jobs.queues import Queue
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Found, Results

@@ -10,11 +10,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from jobs.ledger.audit_tables import Audit
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Audit, Job
 from jobs.retrieval import indexes, sources
-from jobs.retrieval.source_tables import Source, SourceItem
 from jobs.retrieval.sources import ITEMS_AT_ONCE
+from jobs.retrieval.tables import Source, SourceItem
 from tests.support.databases import until_waiting
 from tests.support.web import make_key, running_app
 from tests.unit.api.conftest import client_of

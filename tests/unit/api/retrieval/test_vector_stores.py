@@ -12,10 +12,9 @@ from openai.types import VectorStore as OpenAIVectorStore
 from sqlalchemy import delete, func, select, update
 
 from jobs.files.tables import File
-from jobs.inference.conversation_tables import Conversation
+from jobs.inference.tables import Conversation
 from jobs.ledger import ledger
-from jobs.ledger.audit_tables import Audit
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Audit, Job
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from tests.support.databases import until_waiting
 from tests.support.web import make_key, running_app

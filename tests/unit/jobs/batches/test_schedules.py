@@ -15,9 +15,8 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import InvalidRequest
 from jobs.files.tables import File
-from jobs.ledger.audit_tables import Audit
 from jobs.ledger.states import JobState
-from jobs.ledger.tables import Job, Schedule
+from jobs.ledger.tables import Audit, Job, Schedule
 from jobs.security import keys
 from tests.support.mill import chat_line, jsonl, running
 from workers.dispatcher.retention import Retention

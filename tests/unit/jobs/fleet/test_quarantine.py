@@ -12,7 +12,7 @@ from jobs.fleet import quarantine, workers
 from jobs.fleet.models_file import EngineKind, Model, Source
 from jobs.fleet.quarantine import Bounds
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from tests.support import ledgers
 
 BOUNDS = Bounds(deaths=3, seconds=60.0, rest=100.0)

@@ -12,7 +12,7 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.inference import cache
 from jobs.inference.cache import Entry, New
-from jobs.inference.cache_tables import Cached, CacheUse
+from jobs.inference.tables import Cached, CacheUse
 from tests.support.ledgers import new_job
 
 LATER = 4_000_000_000.0

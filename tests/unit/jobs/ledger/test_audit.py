@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from jobs.db.engine import Database
 from jobs.ledger import audit
 from jobs.ledger.audit import Verdict
-from jobs.ledger.audit_tables import Audit, AuditHead
+from jobs.ledger.tables import Audit, AuditHead
 
 pytestmark = pytest.mark.dialects
 

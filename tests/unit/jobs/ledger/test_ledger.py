@@ -11,10 +11,9 @@ from jobs.db.engine import Database
 from jobs.errors import Conflict, Fenced
 from jobs.files.tables import File
 from jobs.ledger import ledger, outbox, pauses, shards, statements
-from jobs.ledger.audit_tables import Audit
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import LIVE, JobState
-from jobs.ledger.tables import Job, Outbox
+from jobs.ledger.tables import Audit, Job, Outbox
 from jobs.queues import Queue, Task
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 from tests.support import ledgers

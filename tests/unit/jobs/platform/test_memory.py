@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 #: Pieces freed between others that are kept, too small for pages of their own; what is in memory, in MB.
 GAPS = """
 import ctypes, sys

@@ -9,7 +9,7 @@ from sqlalchemy import event, select
 
 from jobs.db.engine import Database
 from jobs.files.tables import File
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, source_items
 from jobs.retrieval.tables import VectorRemoval, VectorStoreFile
 from tests.unit.jobs.retrieval.test_attachments import make_store

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from jobs.db.engine import Database
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from jobs.security import keys
 from jobs.security.tables import ApiKey, Project
 

@@ -10,9 +10,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import ProjectFull
 from jobs.files.tables import File, Upload, UploadPart
-from jobs.inference.completion_tables import KeptCompletion
-from jobs.inference.conversation_tables import Conversation
-from jobs.inference.response_tables import KeptResponse
+from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 from jobs.usage import stored_bytes

@@ -15,8 +15,7 @@ from jobs.db.engine import Database
 from jobs.errors import Conflict, NotFound
 from jobs.fleet.tables import Measure, Worker
 from jobs.ledger import events, measures
-from jobs.ledger.audit_tables import Audit
-from jobs.ledger.tables import Job
+from jobs.ledger.tables import Audit, Job
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
 from jobs.webhooks.deliveries import Selection, next_delay

@@ -13,7 +13,7 @@ from jobs.db.engine import Database
 from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.files.tables import File
 from jobs.inference import responses
-from jobs.inference.response_tables import KeptResponse
+from jobs.inference.tables import KeptResponse
 from jobs.ledger import shards
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment

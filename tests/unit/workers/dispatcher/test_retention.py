@@ -15,10 +15,7 @@ from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
 from jobs.files.tables import File
 from jobs.inference import cache
 from jobs.inference.cache import New
-from jobs.inference.cache_tables import Cached
-from jobs.inference.completion_tables import KeptCompletion
-from jobs.inference.conversation_tables import Conversation
-from jobs.inference.response_tables import KeptResponse
+from jobs.inference.tables import Cached, Conversation, KeptCompletion, KeptResponse
 from jobs.ledger import shards
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import DiskStorage

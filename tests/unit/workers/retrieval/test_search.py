@@ -15,8 +15,7 @@ from jobs.inference.interactive import Question
 from jobs.retrieval import attachments, searches
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.searches import Found, Search
-from jobs.retrieval.source_tables import SourceItem
-from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from jobs.retrieval.tables import SourceItem, VectorStore, VectorStoreFile
 from tests.support.ingesting import DIMENSIONS, MODEL, Works, refuses, vector_of, works
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
 from workers.engines.refusals import CODE

@@ -26,7 +26,7 @@ from workers import process
 from workers.runtime import heartbeat as keeper_module
 from workers.runtime.heartbeat import Keeper
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 BREAKS_AT_ITS_FIRST_BEAT = """
 import sys, threading
 from jobs.db.engine import Database

@@ -11,7 +11,7 @@ import pytest
 from workers.runtime import log_tail, log_tail_child
 from workers.runtime.log_tail import LINES, _file, _short
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SPEAKER = """
 import os, sys, threading
 from workers.runtime.log_tail import Words

@@ -12,7 +12,7 @@ from workers.sandbox.channel import HEADER, LARGEST, Channel
 from workers.sandbox.child import Child, Died, TooLarge
 from workers.sandbox.confinement import Policy
 
-POLICY = Policy("tests.unit.workers.sandbox.echo", readable=(str(Path(__file__).parents[3]),))
+POLICY = Policy("tests.unit.workers.sandbox.echo", readable=(str(Path(__file__).parents[4]),))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.inference import cache
 from jobs.inference.cache import New
-from jobs.inference.cache_tables import Cached, CacheUse
+from jobs.inference.tables import Cached, CacheUse
 from workers.middleware.caching import response_cache as module
 from workers.middleware.caching.response_cache import Shelf
 

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.inference import cache
-from jobs.inference.cache_tables import Cached, CacheUse
+from jobs.inference.tables import Cached, CacheUse
 from tests.unit.workers.middleware.caching.conftest import Counter
 from workers.engines.port import Answer, EngineBusy, Request, Usage, refusal
 

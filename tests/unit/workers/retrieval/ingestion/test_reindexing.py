@@ -11,8 +11,8 @@ from sqlalchemy import select, update
 from jobs.clock import now
 from jobs.errors import Conflict
 from jobs.inference.interactive import Piece, Question
-from jobs.ledger.audit_tables import Audit
 from jobs.ledger.states import JobState
+from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, indexes, reindexing
 from jobs.retrieval.searches import Results, Search, decode_search, encode
 from jobs.retrieval.tables import VectorRemoval, VectorStore

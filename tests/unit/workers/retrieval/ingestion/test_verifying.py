@@ -12,7 +12,7 @@ from sqlalchemy import select
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import StorageAway
-from jobs.ledger.audit_tables import Audit
+from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorStore
 from tests.support.ingesting import DIMENSIONS, MODEL, Works, refuses, vector_of, works

@@ -23,7 +23,7 @@ from workers.sandbox.child import Child
 from workers.sandbox.confinement import Policy
 
 HERE = Path(__file__)
-TESTS = HERE.parents[3]
+TESTS = HERE.parents[4]
 ROGUE = Policy("tests.unit.workers.retrieval.parsing.rogue", readable=(str(TESTS),))
 LIMITS = Limits(seconds=20, cpu_seconds=10, memory_bytes=256 << 20)
 

@@ -17,8 +17,7 @@ from jobs.db.engine import Database
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
 from jobs.retrieval import indexes, sources
-from jobs.retrieval.source_tables import Source, SourceItem
-from jobs.retrieval.tables import VectorStore
+from jobs.retrieval.tables import Source, SourceItem, VectorStore
 from jobs.webhooks.tables import Delivery, Event
 from tests.support.ingesting import Works
 from tests.support.site import Site

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
-from jobs.retrieval.source_tables import Source
+from jobs.retrieval.tables import Source
 from tests.support.ingesting import Works, works
 from tests.support.services import S3
 from tests.support.site import Site

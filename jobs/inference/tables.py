@@ -1,0 +1,121 @@
+"""Stored answers, conversations and the cache. What was asked and answered lies in storage under `path`; a row
+follows it."""
+
+from typing import Any
+
+from sqlalchemy import Index, LargeBinary, String, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from jobs.db.base import Base
+from jobs.inference import completions, responses
+
+
+class KeptResponse(Base):
+    """A response that can be fetched again and continued, until it expires or is deleted."""
+
+    __tablename__ = "response"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
+
+    __table_args__ = (
+        Index("ix_response_expires", "expires_at"),
+        Index("ix_response_project_bytes", "project_id", "bytes"),
+    )
+
+    @property
+    def path(self) -> str:
+        return responses.path(self.id)
+
+
+class KeptCompletion(Base):
+    """A chat completion that can be listed and fetched, until it expires or is deleted."""
+
+    __tablename__ = "chat_completion"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    asked: Mapped[str]  # the model, as the client names it
+    model: Mapped[str]  # and as the answer does
+    labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
+
+    __table_args__ = (
+        Index("ix_chat_completion_project_created", "project_id", "created_at", "id"),
+        Index("ix_chat_completion_expires", "expires_at"),
+        Index("ix_chat_completion_project_bytes", "project_id", "bytes"),
+    )
+
+    @property
+    def path(self) -> str:
+        return completions.path(self.id)
+
+
+class Conversation(Base):
+    """What was said so far. `version` counts the changes: who makes one names the version it has read."""
+
+    __tablename__ = "conversation"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    version: Mapped[int]
+    path: Mapped[str]
+    labels: Mapped[dict[str, Any]]  # OpenAI's `metadata`
+    created_at: Mapped[float]
+    bytes: Mapped[int | None]  # of the object; None: stored before sizes were, and not measured yet
+
+    __table_args__ = (
+        Index("ix_conversation_path", "path"),
+        Index("ix_conversation_project_bytes", "project_id", "bytes"),
+    )
+
+
+class Cached(Base):
+    """One vector or answer, under a hash of what it depends on. See `jobs.inference.cache`."""
+
+    __tablename__ = "cached"
+
+    key: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(64))
+    epoch: Mapped[int]  # of the project when it was asked for
+    job_id: Mapped[str | None] = mapped_column(String(64))  # whose line it was
+    tokens: Mapped[int]  # of the input
+    size: Mapped[int]  # bytes of the value
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+    value: Mapped[bytes] = mapped_column(LargeBinary)  # last: what is looked at without it is read faster
+
+    __table_args__ = (
+        Index("ix_cached_expires", "expires_at", "size"),
+        Index("ix_cached_project", "project_id", "epoch"),
+        Index(
+            "ix_cached_job",
+            "job_id",
+            sqlite_where=text("job_id IS NOT NULL"),
+            postgresql_where=text("job_id IS NOT NULL"),
+        ),
+    )
+
+
+class CacheEpoch(Base):
+    """How often a project's cache was cleared: what has another number is not there any more. Without a row: never."""
+
+    __tablename__ = "cache_epoch"
+
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    epoch: Mapped[int]
+
+
+class CacheUse(Base):
+    """How often something was found, over all projects."""
+
+    __tablename__ = "cache_use"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    hits: Mapped[int]
+    misses: Mapped[int]
