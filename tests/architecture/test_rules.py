@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_no_module_outgrows_its_noun() -> None:
     }
 
     assert long == {}
+
+
+def test_the_name_of_a_module_is_unique_within_its_package() -> None:
+    """A noun lies in one room; `routes`, `tables` and their like are found by the room."""
+    conventional = {"__init__", "__main__", "routes", "schemas", "queries", "tables", "base", "loop"}
+    for package in ("api", "jobs", "workers"):
+        names = Counter(path.stem for path in sources(package) if path.stem not in conventional)
+
+        assert [name for name, count in names.items() if count > 1] == [], package
 
 
 def test_nobody_sleeps_where_shutdown_could_not_interrupt() -> None:
