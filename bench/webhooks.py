@@ -24,11 +24,11 @@ from sqlalchemy import func, select
 
 from bench.deployment import chats, deployed
 from jobs.clock import now
-from jobs.db.base import Base
 from jobs.db.engine import Database
 from jobs.ledger import events
 from jobs.ledger.tables import Job
 from jobs.settings import Settings
+from jobs.tables import Base
 from jobs.webhooks.sending import new_secret
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
 from workers.webhooks import loop

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import NullPool, create_engine
 
 from jobs.bootstrap import migrate
-from jobs.db.base import Base
+from jobs.tables import Base
 
 
 def drift(url: str) -> list[Any]:

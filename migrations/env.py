@@ -15,9 +15,9 @@ from pathlib import Path
 from alembic import context
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url, text
 
-from jobs.db.base import Base
 from jobs.db.engine import tell_no_row
 from jobs.settings import settings
+from jobs.tables import Base
 
 _LOCK = 0x6E6D_0000  # any number that is ours; the dispatcher's is the next one
 _LOCK_WAIT = "10s"  # for a table that others use: give up rather than make the whole system wait behind us

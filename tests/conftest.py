@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from jobs.bootstrap import migrate
-from jobs.db.base import Base
 from jobs.db.engine import Database
 from jobs.platform.storage import DiskStorage
+from jobs.tables import Base
 from tests.support.services import MEMORY, Postgres, need
 
 # A shell that starts us in the background has SIGINT ignored, and whatever we start would ignore it too.

@@ -27,7 +27,6 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs.db.base import Base
 from jobs.db.engine import Database
 from jobs.errors import Conflict, Fenced
 from jobs.ledger import audit, ledger, shards, statements
@@ -36,6 +35,7 @@ from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
 from jobs.queues import Queue, Task
+from jobs.tables import Base
 from tests.support import ledgers
 from tests.support.invariants import History, violations
 

@@ -21,9 +21,9 @@ from unittest.mock import patch
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from jobs.db.base import Base
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
+from jobs.tables import Base
 from workers.dispatcher.away import BrokerAway
 
 T = TypeVar("T")

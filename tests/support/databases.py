@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from jobs.db.base import Base
 from jobs.db.engine import Database
+from jobs.tables import Base
 from tests.support.system import eventually
 
 #: For `pytest.fixture(params=…)`.

@@ -13,9 +13,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.orm import Session
 
 from jobs.bootstrap import migrate
-from jobs.db.base import Base
 from jobs.retrieval import indexes
 from jobs.retrieval.tables import VectorStore
+from jobs.tables import Base
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import WebhookEndpoint
 from migrations import check
