@@ -223,6 +223,7 @@ def test_no_command_lets_an_escape_through_or_ends_in_a_traceback(call: Call, ve
 def test_a_terminal_gets_colours_and_no_sequence_of_others(
     call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes it for a terminal
 
     out, err = call(*words)
