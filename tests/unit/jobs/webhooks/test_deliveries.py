@@ -95,9 +95,10 @@ def claim(db: Database, worker: str = "io-1", **limits: object) -> list[Delivery
         return claim_due(session, worker, **limits)  # type: ignore[arg-type]
 
 
-def record(db: Database, claim: DeliveryClaim, outcome: Outcome) -> int:
+def record(db: Database, claim: DeliveryClaim, outcome: Outcome, at: float | None = None) -> int:
+    """Record an attempt that began at `at`, or now."""
     with db.write() as session:
-        return deliveries.record(session, [(claim, replace(outcome, at=now()))], CONFIG, middle)
+        return deliveries.record(session, [(claim, replace(outcome, at=at or now()))], CONFIG, middle)
 
 
 def only(db: Database) -> Delivery:
@@ -110,12 +111,12 @@ def hurry(session: Session) -> None:
     session.execute(update(Delivery).where(Delivery.due_at < HELD).values(due_at=now()))
 
 
-def fail_now(db: Database, outcome: Outcome = BROKEN) -> None:
-    """One failed attempt of the one delivery there is."""
+def fail_now(db: Database, outcome: Outcome = BROKEN, at: float | None = None) -> None:
+    """Fail one attempt of the one delivery there is."""
     with db.write() as session:
         hurry(session)
     (held,) = claim(db)
-    assert record(db, held, outcome) == 1
+    assert record(db, held, outcome, at) == 1
 
 
 @pytest.mark.parametrize(
@@ -281,9 +282,9 @@ def test_failure_makes_it_due_again_by_the_schedule_until_that_is_used_up(db: Da
     happen(db, "batch_1")
 
     waits = []
-    for _ in range(2):
-        fail_now(db)
-        waits.append(round(only(db).due_at - now()))
+    for at in (now(), now() + 1):
+        fail_now(db, at=at)
+        waits.append(round(only(db).due_at - at))
     fail_now(db)
 
     ended = only(db)
@@ -297,9 +298,10 @@ def test_retry_after_is_honoured(db: Database) -> None:
     endpoint(db)
     happen(db, "batch_1")
 
-    fail_now(db, Outcome(429, "status 429", 33.0, 0.01))
+    at = now()
+    fail_now(db, Outcome(429, "status 429", 33.0, 0.01), at)
 
-    assert round(only(db).due_at - now()) == 33
+    assert round(only(db).due_at - at) == 33
 
 
 def test_late_outcome_of_a_lost_claim_changes_nothing(db: Database) -> None:
