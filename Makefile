@@ -37,12 +37,12 @@ ifdef ARGS
 	$(PYTEST) $(ARGS)
 else
 	$(PYTEST) -m "vllm and not verify" tests/integration
-	$(PYTEST) $(PARALLEL) -m "not vllm and not verify"
+	$(PYTEST) $(PARALLEL) -m "not vllm and not verify" || .ci/again $$? $(PYTEST)
 endif
 
 verify: setup  ## Run all other tests: every database, engine, SDK and server, all bad inputs, short chaos (40 minutes)
 	$(PYTEST) -m "vllm and verify" tests/contract
-	$(PYTEST) $(PARALLEL) -m "not vllm and verify" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not vllm and verify" $(ARGS) || .ci/again $$? $(PYTEST)
 
 services: setup  ## Install what only `make verify` needs: RabbitMQ, Chromium, and an S3 gateway and Weaviate built with Go
 	.ci/services $(BIN)/python verify
