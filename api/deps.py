@@ -19,6 +19,7 @@ from jobs.ledger import audit
 from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.usage.arriving import Arriving
 
 
@@ -46,6 +47,7 @@ class Services:
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # conversations
     stopping: threading.Event = field(default_factory=threading.Event)
+    timings: Timings = Timings()
 
     def registry(self) -> Registry:
         """The models as their file describes them now, or did when it was right. Raises Unavailable: it never was."""

@@ -15,6 +15,7 @@ from jobs.fleet.tables import Worker
 from jobs.ids import new_id
 from jobs.platform.storage import Storage, open_storage
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers import process
 from workers.runtime.heartbeat import Keeper
 from workers.vectors.base import Vectors
@@ -82,6 +83,7 @@ class Context:
     keeper: Keeper
     models: Models
     late: Late = field(default_factory=Late)
+    timings: Timings = Timings()
 
     @property
     def vectors(self) -> Vectors:
