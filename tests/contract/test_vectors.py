@@ -19,7 +19,6 @@ from tests.support.system import eventually, pause
 from tests.support.weaviate import Weaviate
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, go, start, towards
 from workers.vectors import weaviate as weaviate_module
-from workers.vectors import weaviate_client
 from workers.vectors.base import Entry, Hit, Store, Vectors, VectorsAway
 from workers.vectors.open_vectors import open_vectors
 from workers.vectors.weaviate import collection_name
@@ -453,8 +452,8 @@ def test_a_store_dropped_while_it_is_written_is_whole_afterwards(shared: Place, 
 @pytest.fixture
 def server(tmp_path: Path, weaviate: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weaviate]:
     """One that can be killed, and asks for a key."""
-    monkeypatch.setattr(weaviate_client, "QUERY_SECONDS", 2)
-    monkeypatch.setattr(weaviate_client, "INSERT_SECONDS", 2)
+    monkeypatch.setattr(weaviate_module, "QUERY_SECONDS", 2)
+    monkeypatch.setattr(weaviate_module, "INSERT_SECONDS", 2)
     server = Weaviate(tmp_path / "server", "a-secret-key")
     try:
         server.start()
@@ -615,7 +614,7 @@ def test_nobody_is_asked_for_a_newer_client(weaviate: str, tmp_path: Path, monke
 
 
 def test_a_server_that_answers_half_is_away(weaviate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weaviate_client, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(weaviate_module, "CONNECT_SECONDS", 1)
     vectors = open_vectors(f"{weaviate.partition('?')[0]}?grpc=127.0.0.1:10", tmp_path)
 
     with pytest.raises(VectorsAway, match="gRPC"):

@@ -34,8 +34,7 @@ from tests.unit.workers.retrieval.parsing import samples
 from workers.engines.packaged import MINILM
 from workers.retrieval.parsing import office
 from workers.vectors.base import Store, Vectors
-from workers.vectors.belonging import deployment_name
-from workers.vectors.open_vectors import open_vectors
+from workers.vectors.open_vectors import deployment_name, open_vectors
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 

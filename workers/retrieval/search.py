@@ -41,7 +41,7 @@ from workers.retrieval.reranking import Reranking
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 from workers.vectors.base import Hit, Vector, VectorsAway
-from workers.vectors.rows import store_of
+from workers.vectors.open_vectors import store_of
 
 _THREADS: Final = 4
 #: Of each ranking so many times as many hits are looked at as are wanted: fusion brings up what is further down.

@@ -34,7 +34,7 @@ from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings, settings
 from workers.runtime.context import Late
 from workers.vectors.base import Store, Vectors, VectorsAway
-from workers.vectors.rows import store_of
+from workers.vectors.open_vectors import store_of
 
 ACTOR = "cli:verify"
 _AT_ONCE = 200

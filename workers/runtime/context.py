@@ -19,8 +19,7 @@ from jobs.timings import Timings
 from workers import process
 from workers.runtime.heartbeat import Keeper
 from workers.vectors.base import Vectors
-from workers.vectors.belonging import claim_vectors, deployment_name
-from workers.vectors.open_vectors import open_vectors
+from workers.vectors.open_vectors import claim_vectors, deployment_name, open_vectors
 
 log = logging.getLogger(__name__)
 #: To PostgreSQL. Each is a process there that gets as much of its CPU as one that works for a client.

@@ -1,13 +1,23 @@
-"""Which vector store a setting names.
+"""The vector store that a deployment has: which one a setting names, and that no host takes another one.
 
-(empty)                                      LanceDB, in the folder
-weaviate://host:8080?grpc=host:50051         Weaviate; weaviates:// over TLS
-memory:                                      this process
+    (empty)                                      LanceDB, in the folder
+    weaviate://host:8080?grpc=host:50051         Weaviate; weaviates:// over TLS
+    memory:                                      this process
+
+One deployment has one vector database. Its name is kept in SQL, so that a host with another database fails instead of
+writing where no other host looks. A folder's name is the id in the file `id` in it: a shared folder has the same id on
+every host.
 """
 
+import os
 from pathlib import Path
+from typing import Final
 
-from workers.vectors.base import Vectors
+from jobs.db.engine import Database, insert_into
+from jobs.fleet.tables import Meta
+from jobs.ids import new_id
+from jobs.retrieval.tables import VectorStore
+from workers.vectors.base import Store, Vectors, VectorsAway
 from workers.vectors.in_memory import MemoryVectors
 
 
@@ -28,3 +38,63 @@ def open_vectors(url: str, folder: Path, api_key: str = "", owner: str = "") -> 
     if url == "memory:":
         return MemoryVectors()
     raise ValueError(f"'{scheme}:' is no vector store; leave it empty, or begin with weaviate:// or weaviates://.")
+
+
+_KEY: Final = "vectors"
+_DEPLOYMENT: Final = "deployment"
+
+
+def deployment_name(db: Database) -> str:
+    """This deployment's name, made by whoever asks first."""
+    with db.read() as session:
+        meta = session.get(Meta, _DEPLOYMENT)
+    if meta is None:
+        with db.write() as session:
+            mine = insert_into(session, Meta).values(key=_DEPLOYMENT, value=new_id("nm")[:14])
+            session.execute(mine.on_conflict_do_nothing())
+            meta = session.get_one(Meta, _DEPLOYMENT)
+    return meta.value
+
+
+def claim_vectors(db: Database, url: str, folder: Path) -> None:
+    """The first one is the deployment's. Raises VectorsAway for another, and says what to do."""
+    mine = _address(url) if url else _id_of(folder)
+    with db.read() as session:
+        meta = session.get(Meta, _KEY)
+    if meta is None:
+        with db.write() as session:
+            session.execute(insert_into(session, Meta).values(key=_KEY, value=mine).on_conflict_do_nothing())
+            meta = session.get_one(Meta, _KEY)
+    if meta.value != mine:
+        raise VectorsAway(
+            "this deployment's vectors are elsewhere: several hosts need one server (NIGHTMILL_VECTORS_URL), and a "
+            "deployment that moves to another needs its files brought in anew (nightmill vectors verify --repair)"
+        )
+
+
+def _address(url: str) -> str:
+    """Host and port; how it is spoken to may change."""
+    return url.partition("//")[2].partition("?")[0].rstrip("/").rpartition("@")[2] or url
+
+
+def _id_of(folder: Path) -> str:
+    """Two processes may be the first at once: the one that links its file last takes the other's."""
+    place = folder / "id"
+    if not place.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = folder / f".id-{os.getpid()}-{new_id('')}"
+        with mine.open("w") as file:
+            file.write(new_id("vdb_"))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            place.hardlink_to(mine)
+        except FileExistsError:
+            pass
+        finally:
+            mine.unlink()
+    return place.read_text()
+
+
+def store_of(row: VectorStore) -> Store:
+    return Store(row.id, row.project_id, row.model, row.dimensions)

@@ -14,7 +14,7 @@ from jobs.retrieval.tables import VectorStore
 from workers.runtime.context import Context
 from workers.runtime.failed_attempts import stop_files
 from workers.vectors.base import VectorsAway
-from workers.vectors.rows import store_of
+from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from workers.runtime.engine_host import EngineHost, GaveUp
 from workers.runtime.heartbeat import Hold
 from workers.runtime.output_lines import Item
 from workers.vectors.base import Entry, Vector, VectorsAway
-from workers.vectors.rows import store_of
+from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
 #: Texts of one request, and chunks that are embedded and written together.

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.db.engine import Database
 from workers.vectors.base import VectorsAway
-from workers.vectors.belonging import claim_vectors
+from workers.vectors.open_vectors import claim_vectors
 
 
 def test_the_first_folder_is_the_deployment_s_and_another_is_refused(db: Database, tmp_path: Path) -> None:

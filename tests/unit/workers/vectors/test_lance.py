@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, towards
-from workers.vectors import lance, lance_tables
+from workers.vectors import lance
 from workers.vectors.base import Entry, Store, Vectors, VectorsAway
 from workers.vectors.lance import LanceVectors
 
@@ -81,15 +81,15 @@ def test_a_small_store_is_searched_without_an_index(vectors: LanceVectors) -> No
 def test_what_a_session_keeps_of_each_commit_goes_with_it(
     vectors: LanceVectors, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lance_tables, "COMMITS", 3)
+    monkeypatch.setattr(lance, "COMMITS", 3)
     sessions: list[Any] = []
 
     def session(*caches: int) -> Any:
         sessions.append(real(*caches))
         return sessions[-1]
 
-    real = lance_tables.lancedb.Session
-    monkeypatch.setattr(lance_tables.lancedb, "Session", session)
+    real = lance.lancedb.Session
+    monkeypatch.setattr(lance.lancedb, "Session", session)
 
     def write(first: int) -> None:
         for n in range(first, first + 10):
@@ -217,7 +217,7 @@ def test_a_store_whose_vectors_have_another_length_is_refused(vectors: LanceVect
 
 
 def test_many_stores_keep_no_more_open_than_a_few(vectors: LanceVectors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lance_tables, "OPEN_TABLES", 4)
+    monkeypatch.setattr(lance, "OPEN_TABLES", 4)
     stores = [a_store(f"vs_{number}") for number in range(40)]
     vectors.write(stores[0], a_document("vsd_a.1"))
     vectors.matching(stores[0], "passage", 1)

@@ -7,8 +7,7 @@ import pytest
 from workers.vectors.in_memory import MemoryVectors
 from workers.vectors.lance import LanceVectors
 from workers.vectors.open_vectors import open_vectors
-from workers.vectors.weaviate import WeaviateVectors
-from workers.vectors.weaviate_client import Client
+from workers.vectors.weaviate import Client, WeaviateVectors
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from workers.vectors.base import Entry, Store, VectorsAway
-from workers.vectors.weaviate import WeaviateVectors, collection_name
-from workers.vectors.weaviate_client import Client
+from workers.vectors.weaviate import Client, WeaviateVectors, collection_name
 
 STORE = Store("vs_1", "proj_1", "a-model", 3)
 ENTRY = Entry("doc", 0, "text", "0" * 64, [1.0, 0.0, 0.0])  # type: ignore[arg-type]

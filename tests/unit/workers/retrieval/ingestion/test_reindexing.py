@@ -20,7 +20,7 @@ from tests.support.ingesting import MODEL, SMALL, Killed, Works, refuses
 from workers.engines.port import Answer, Request
 from workers.inference.client import Asking
 from workers.retrieval import verification
-from workers.vectors.rows import store_of
+from workers.vectors.open_vectors import store_of
 
 TEXTS = [f"Number {name} is a word of its own. " * 60 for name in ("one", "two", "three")]
 LARGE = {"type": "static", "static": {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 0}}
