@@ -9,6 +9,10 @@
 
 The parts overlap on purpose: the kernel, or a container, may refuse each of them. Where neither user can read the code
 and root needs a capability for it, root keeps that one capability and enters no user namespace, which would void it.
+
+Landlock (Linux 5.13 and later) restricts which files this thread may open. The kernel's ABI version says which rights
+it can restrict: 2 renaming between folders, 3 truncating, 4 TCP, 5 ioctl on devices, 6 abstract Unix sockets and
+signals to processes outside. What can be restricted is.
 """
 
 import ctypes
@@ -16,17 +20,18 @@ import os
 import re
 import resource
 import signal
+import stat
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from workers.sandbox import landlock, resource_limits, seccomp
-from workers.sandbox.calls import libc, prctl, unshare
+from workers.sandbox import resource_limits
+from workers.sandbox.system_calls import call, install_filter, libc, prctl, unshare
 
 PARTS: Final = ("own_user", "user_namespace", "network_namespace", "capabilities", "landlock", "seccomp")
 
@@ -80,8 +85,8 @@ def confine(policy: Policy, parent: int) -> tuple[str, ...]:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a new user or user namespace clears it
     if os.getppid() != parent:  # the parent died before
         os._exit(1)
-    parts["landlock"] = landlock.restrict(readable, [_NULL, *([policy.scratch] if policy.scratch else [])])
-    parts["seccomp"] = seccomp.install(os.getpid())
+    parts["landlock"] = restrict_files(readable, [_NULL, *([policy.scratch] if policy.scratch else [])])
+    parts["seccomp"] = install_filter(os.getpid())
     return tuple(part for part in PARTS if not parts[part])
 
 
@@ -183,3 +188,69 @@ def _set_capabilities(*words: int) -> bool:
 
 def _capability_header() -> bytes:
     return struct.pack("=Ii", _CAPABILITIES_VERSION, 0)
+
+
+# Files: Landlock.
+
+_ASK_VERSION: Final = 1  # a flag of landlock_create_ruleset
+_PATH_BENEATH: Final = 1  # a kind of rule
+
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
+_MAKE_CHAR, _MAKE_SOCK, _MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
+_TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
+_READABLE: Final = _READ_FILE | _READ_DIR
+#: Rights that a rule on a file, not a folder, may name.
+_OF_FILES: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+#: Rights on files by ABI: the first so many bits.
+_FILE_BITS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+_TCP: Final = 0b11  # bind, connect
+_TCP_SINCE: Final = 4
+_SCOPES: Final = 0b11  # abstract Unix sockets, signals
+_SCOPES_SINCE: Final = 6
+
+
+def landlock_abi() -> int:
+    """Return the kernel's ABI version; 0 where Landlock is missing or off."""
+    try:
+        return call("landlock_create_ruleset", None, 0, _ASK_VERSION)
+    except OSError:
+        return 0
+
+
+def restrict_files(readable: Iterable[str], writable: Iterable[str]) -> bool:
+    """Deny this thread every file that is not below a path of `readable` or `writable`; paths must exist.
+
+    Return whether the kernel enforces it. `PR_SET_NO_NEW_PRIVS` must be set. Nothing can be executed.
+    """
+    version = landlock_abi()
+    if version == 0:
+        return False
+    handled = (1 << _FILE_BITS[min(version, max(_FILE_BITS))]) - 1
+    tcp = _TCP if version >= _TCP_SINCE else 0
+    scopes = _SCOPES if version >= _SCOPES_SINCE else 0
+    attributes = struct.pack("=QQQ", handled, tcp, scopes)
+    all_but_execute = handled & ~(_EXECUTE | _MAKE_CHAR | _MAKE_SOCK | _MAKE_BLOCK | _IOCTL_DEV)
+    try:
+        ruleset = call("landlock_create_ruleset", attributes, len(attributes), 0)
+        try:
+            for path in readable:
+                _allow(ruleset, path, _READABLE)
+            for path in writable:
+                _allow(ruleset, path, all_but_execute)
+            call("landlock_restrict_self", ruleset, 0)
+        finally:
+            os.close(ruleset)
+    except OSError:
+        return False
+    return True
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            rights &= _OF_FILES
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, descriptor))
+        call("landlock_add_rule", ruleset, _PATH_BENEATH, rule, 0)
+    finally:
+        os.close(descriptor)

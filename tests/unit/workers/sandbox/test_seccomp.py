@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.sandbox.calls import KNOWN, MACHINES, REFUSED, number
-from workers.sandbox.seccomp import program
+from workers.sandbox.system_calls import KNOWN, MACHINES, REFUSED, filter_program, number
 
 ALLOWED = 0x7FFF0000
 KILLED = 0x80000000
@@ -26,7 +25,7 @@ def verdict(machine: str, call: str | int, *arguments: int, architecture: int | 
     assert of_call is not None
     data = {0: of_call, 4: ARCHITECTURES[machine] if architecture is None else architecture}
     data |= {16 + 8 * n: value & 0xFFFFFFFF for n, value in enumerate((*arguments, *[0] * (6 - len(arguments))))}
-    accumulator, at, made = 0, 0, program(machine, PID)
+    accumulator, at, made = 0, 0, filter_program(machine, PID)
     while True:
         code, jump_true, jump_false, operand = made[at]
         at += 1

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from workers.sandbox import landlock
+from workers.sandbox import confinement
 from workers.sandbox.child import environment
 
 ROOT = Path(__file__).parents[4]
@@ -75,7 +75,7 @@ def test_root_starts_a_child_from_a_checkout_that_only_another_user_can_read(che
 
     assert begun.returncode == 0, begun.stderr
     missing = json.loads(begun.stdout)
-    assert ("landlock" in missing) is (landlock.abi() == 0)
+    assert ("landlock" in missing) is (confinement.landlock_abi() == 0)
     assert ("capabilities" in missing) <= ("own_user" in missing)
 
 
@@ -100,7 +100,7 @@ def test_root_keeps_the_one_capability_without_which_it_could_not_read_the_code(
     assert begun.returncode == 0, begun.stderr
     missing = json.loads(begun.stdout)
     assert {"own_user", "user_namespace", "capabilities"} <= {*missing}
-    assert ("landlock" in missing) is (landlock.abi() == 0)
+    assert ("landlock" in missing) is (confinement.landlock_abi() == 0)
     assert "seccomp" not in missing
 
 
