@@ -47,6 +47,7 @@ class Deployment:
     def __init__(self, system: System) -> None:
         self.system = system
         self.client = OpenAI(base_url=f"{system.url}/v1", api_key=system.api_key, timeout=600)
+        self.engine_url = ""  # of the stub server, if `gpu` asks one
 
     def project(self, name: str) -> OpenAI:
         """Return a client with a key of another project."""
