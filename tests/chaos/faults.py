@@ -43,8 +43,7 @@ from tests.support.distributed import Killable, Servers
 from tests.support.oracle import Job
 from tests.support.system import SCALED, StubEngine, System, command, pause, rival, signal_all, wait_for
 from tests.support.weaviate import Weaviate
-from workers.dispatcher.away import BrokerAway
-from workers.dispatcher.publisher import CeleryRinger
+from workers.dispatcher.publisher import BrokerAway, CeleryRinger
 
 LEASE = float(SCALED["NIGHTMILL_LEASE_SECONDS"])
 _WEB_DELAY = 0.05  # F11: the kill comes this long after the request, at most

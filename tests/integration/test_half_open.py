@@ -11,8 +11,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Rabbit
 from tests.support.services import need
 from workers import app
-from workers.dispatcher.away import BrokerAway
-from workers.dispatcher.publisher import CeleryRinger
+from workers.dispatcher.publisher import BrokerAway, CeleryRinger
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(180), pytest.mark.distributed]
 

@@ -41,7 +41,7 @@ from tests.support.system import GRACE_SECONDS, pause
 from workers import process
 from workers.dispatcher.maintenance import Housekeeper
 from workers.webhooks import loop
-from workers.webhooks.lanes import AHEAD
+from workers.webhooks.loop import AHEAD
 
 SECRET = new_secret()
 #: The default schedule, a thousand times faster, without its last days.
@@ -508,7 +508,7 @@ import sys, threading
 from jobs.db.engine import Database
 from jobs.settings import Settings
 from workers.webhooks import loop
-from workers.webhooks.lanes import AHEAD
+from workers.webhooks.loop import AHEAD
 
 db = Database(sys.argv[1], patience=10)
 config = Settings(webhook_allow_private=True, webhook_retry_seconds=(0, 1))

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.tables import Base
-from workers.dispatcher.away import BrokerAway
+from workers.dispatcher.publisher import BrokerAway
 
 T = TypeVar("T")
 Actor = Generator[float, None, None]

@@ -14,8 +14,8 @@ from jobs.queues import Queue
 from jobs.security import keys
 from jobs.settings import Settings
 from workers import process
-from workers.dispatcher.away import BrokerAway
 from workers.dispatcher.loop import Dispatcher
+from workers.dispatcher.publisher import BrokerAway
 
 
 class Clock:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from typing import Protocol
 
 from sqlalchemy import ColumnElement, Select, func, literal, select
 from sqlalchemy.orm import Session
@@ -39,17 +38,15 @@ from jobs.platform.storage import Storage, open_storage
 from jobs.queues import Queue, Task
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
-from workers.dispatcher.away import BrokerAway
 from workers.dispatcher.fairness import Turns, choose
 from workers.dispatcher.leadership import Leadership
 from workers.dispatcher.maintenance import Housekeeper
-from workers.dispatcher.publisher import CeleryRinger
+from workers.dispatcher.publisher import BrokerAway, CeleryRinger, Ringer, Rings
 
 log = logging.getLogger(__name__)
 
 #: Doorbells out per live slot: one being answered, one on its way, so that no slot waits for a tick.
 RINGS_PER_SLOT = 2
-_MAX_RERING = 60.0
 #: While doorbells go out, the next look comes so many times sooner: small jobs free their slots before a tick is over.
 _HASTE = 5
 _IDLE_LOOK = 1.0  # seconds between full looks while nothing was written
@@ -65,32 +62,6 @@ class Out:
     def room(self, queue: str, slots: int) -> float:
         """What may go out besides."""
         return RINGS_PER_SLOT * slots - sum(self.shares.get(queue, {}).values())
-
-
-class Ringer(Protocol):
-    """Hands doorbells to the broker. Raises BrokerAway."""
-
-    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None: ...
-
-
-@dataclass(slots=True)
-class Rings:
-    """When each unheard doorbell was last rung, on our own clock, and when it is to be rung again."""
-
-    clock: Callable[[], float]
-    first: float
-    _again: dict[int, float] = field(default_factory=dict)
-
-    def overdue(self, unheard: Sequence[Outbox]) -> list[Outbox]:
-        at = self.clock()
-        self._again = {row.id: self._again.get(row.id, at + self._delay(row.rings)) for row in unheard}
-        return [row for row in unheard if self._again[row.id] <= at]
-
-    def rung(self, row_id: int, times: int) -> None:
-        self._again[row_id] = self.clock() + self._delay(times)
-
-    def _delay(self, times: int) -> float:
-        return min(self.first * (1 << min(max(times - 1, 0), 10)), max(_MAX_RERING, self.first))
 
 
 class Dispatcher:

@@ -8,9 +8,13 @@ audit       sealed; its head sent away once a day
 retention   every minute, see `workers.dispatcher.retention`
 """
 
+import asyncio
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
@@ -23,15 +27,16 @@ from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
-from jobs.ledger import audit, ledger, pauses, shards
+from jobs.ledger import anchors, audit, ledger, pauses, shards
+from jobs.ledger.anchors import Anchor
 from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
 from jobs.retrieval import attachments, sources
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
+from jobs.webhooks.sending import Outcome, post_once
 from workers import process
-from workers.dispatcher.anchoring import Anchoring
 from workers.dispatcher.leases import Observer, Since
 from workers.dispatcher.retention import Retention
 
@@ -260,3 +265,73 @@ def _reason(job: Job, off: pauses.Paused, at: float) -> str:
     if off.holds(job):
         return "pause"
     return "time" if job.not_before is not None and job.not_before > at else "model"
+
+
+class Anchoring:
+    """Send the head of the audit chain to where `NIGHTMILL_AUDIT_ANCHOR` says, once a day. See `jobs.ledger.anchors`.
+
+    A receiver that hangs holds a thread, and never the leader.
+    """
+
+    def __init__(self, config: Settings, db: Database) -> None:
+        self._config = config
+        self._db = db
+        self._posting: tuple[Anchor, Future[Outcome]] | None = None
+
+    def run(self) -> None:
+        """Send what is due, and note what was sent. Raises DatabaseBusy."""
+        if not self._config.audit_anchor:
+            return
+        if self._posting is not None:
+            self._finish_post(*self._posting)
+            return
+        with self._db.read() as session:
+            if not anchors.is_due(session):
+                return
+        with self._db.write() as session:
+            anchor = anchors.begin(session)
+        self._db.breathe()
+        if self._config.anchors_by_webhook:
+            self._posting = anchor, _post(self._config, anchor)
+        else:
+            self._append(anchor)
+
+    def _append(self, anchor: Anchor) -> None:
+        try:
+            anchors.append(Path(self._config.audit_anchor), anchor)
+        except OSError as error:
+            log.warning("audit_anchor_not_written", extra={"anchor": anchor.id, "error": error.strerror})
+        else:
+            self._sent(anchor)
+
+    def _finish_post(self, anchor: Anchor, posting: "Future[Outcome]") -> None:
+        if not posting.done():
+            return
+        outcome = posting.result()
+        if outcome.delivered:
+            self._sent(anchor)
+        else:
+            log.warning("audit_anchor_not_delivered", extra={"anchor": anchor.id, "failure": outcome.error})
+        self._posting = None  # what was not delivered is sent again, under its id
+
+    def _sent(self, anchor: Anchor) -> None:
+        with self._db.write() as session:
+            anchors.finish(session, anchor)
+        self._db.breathe()
+        log.info("audit_anchored", extra={"anchor": anchor.id, "seal": anchor.seal})
+
+
+def _post(config: Settings, anchor: Anchor) -> "Future[Outcome]":
+    """Post a signed anchor in a daemon thread, so that it holds up no process's exit."""
+    future: Future[Outcome] = Future()
+    given = config.audit_anchor, [config.audit_anchor_secret], anchor.id, anchor.body()
+
+    def work() -> None:
+        try:
+            future.set_result(asyncio.run(post_once(config, *given)))
+        except Exception as error:  # a fault of ours counts as a failed attempt
+            log.exception("audit_anchor_broken")
+            future.set_result(Outcome(None, type(error).__name__, None, 0.0))
+
+    threading.Thread(target=work, name="anchor", daemon=True).start()
+    return future

@@ -1,19 +1,30 @@
-"""Doorbells through Celery."""
+"""Doorbells on their way to the broker: how one is published, and when one that nobody heard is published again."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from kombu.exceptions import OperationalError
 
+from jobs.ledger.tables import Outbox
 from jobs.settings import Settings
 from workers import app
-from workers.dispatcher.away import BrokerAway
 
-log = logging.getLogger(__name__)
+_MAX_RERING = 60.0
+
+
+class BrokerAway(Exception):
+    """The broker takes nothing now."""
+
+
+class Ringer(Protocol):
+    """Publish doorbells. Raises BrokerAway."""
+
+    def ring(self, task: str, queue: str, arguments: Sequence[object]) -> None: ...
 
 
 class CeleryRinger:
-    """Publishes on one connection; whatever goes wrong there is `BrokerAway`."""
+    """Publish through Celery on one connection; every failure of the connection is `BrokerAway`."""
 
     def __init__(self, config: Settings) -> None:
         self._app = app.build(config)
@@ -27,7 +38,27 @@ class CeleryRinger:
             raise BrokerAway(str(error)) from error
 
     def _declared(self, name: str) -> str:
-        """A model may have a queue of its own, which this process has not declared yet."""
+        """Declare the queue of a model that has one of its own, which this process does not know yet."""
         if name not in self._app.amqp.queues:
             self._app.amqp.queues.add(app.queue(name, self._app.conf.broker_url))
         return name
+
+
+@dataclass(slots=True)
+class Rings:
+    """When each unheard doorbell is to be rung again, on the dispatcher's own clock: later each time."""
+
+    clock: Callable[[], float]
+    first: float
+    _again: dict[int, float] = field(default_factory=dict)
+
+    def overdue(self, unheard: Sequence[Outbox]) -> list[Outbox]:
+        at = self.clock()
+        self._again = {row.id: self._again.get(row.id, at + self._delay(row.rings)) for row in unheard}
+        return [row for row in unheard if self._again[row.id] <= at]
+
+    def rung(self, row_id: int, times: int) -> None:
+        self._again[row_id] = self.clock() + self._delay(times)
+
+    def _delay(self, times: int) -> float:
+        return min(self.first * (1 << min(max(times - 1, 0), 10)), max(_MAX_RERING, self.first))

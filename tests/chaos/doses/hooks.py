@@ -28,7 +28,7 @@ from tests.chaos.doses.deployment import Site, line, site
 from tests.chaos.doses.dose import Given, Outcome, p95
 from tests.support.receiver import Received, Receiver, certificate
 from tests.support.system import pause, signal_all, wait_for
-from workers.webhooks.lanes import AHEAD
+from workers.webhooks.loop import AHEAD
 
 _SCHEDULE = (0.0, 2.0, 4.0, 8.0)
 _RETRY_AFTER = 7.0

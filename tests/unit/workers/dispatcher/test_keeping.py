@@ -23,7 +23,7 @@ from tests.support import ledgers
 from tests.support.house import House, new_file, project_of
 from workers import process
 from workers.dispatcher import maintenance, retention
-from workers.dispatcher.anchoring import Anchoring
+from workers.dispatcher.maintenance import Anchoring
 from workers.dispatcher.retention import Retention
 
 

@@ -4,8 +4,7 @@ import pytest
 from kombu import Connection
 
 from jobs.settings import Settings
-from workers.dispatcher.away import BrokerAway
-from workers.dispatcher.publisher import CeleryRinger
+from workers.dispatcher.publisher import BrokerAway, CeleryRinger
 
 
 def test_a_model_with_a_queue_of_its_own_is_rung_there() -> None:

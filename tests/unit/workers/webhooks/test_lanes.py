@@ -1,7 +1,7 @@
 """Lanes: who may be sent to, on a clock that the test holds."""
 
 from jobs.webhooks.due import DeliveryClaim
-from workers.webhooks.lanes import IN_FLIGHT, PER_LANE, SLOW_AFTER, Lanes
+from workers.webhooks.loop import IN_FLIGHT, PER_LANE, SLOW_AFTER, Lanes
 
 
 def claims(lane: str, count: int) -> list[DeliveryClaim]:

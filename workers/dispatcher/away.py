@@ -1,5 +1,0 @@
-"""The one error of ringing."""
-
-
-class BrokerAway(Exception):
-    """The broker takes nothing now."""
