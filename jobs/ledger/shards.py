@@ -45,7 +45,7 @@ class ShardClaim:
     stalls: int
     trying_line: int | None
     trying_times: int
-    faults: dict[int, list[int]]  # as `workers.runtime.failure_history` keeps them
+    faults: dict[int, list[int]]  # as `workers.runtime.output_lines.Trials` keeps them
     covered: int
     queue: str | None = None  # where it is run for now, if not in its job's queue
 

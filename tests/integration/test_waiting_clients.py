@@ -26,7 +26,7 @@ from jobs.settings import Settings
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually, pause
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
-from workers.runtime.in_flight import UnderWay
+from workers.runtime.heartbeat import UnderWay
 
 _HELLO: Any = [{"role": "user", "content": "Hello"}]
 _FREE_SECONDS = 3.0  # a second on a machine that does nothing else

@@ -15,8 +15,7 @@ from jobs.ledger.shards import ShardClaim
 from workers.engines.port import Answer, Request, refusal
 from workers.runtime import output_lines
 from workers.runtime.context import Context
-from workers.runtime.failure_history import Trials
-from workers.runtime.output_lines import Item, Record
+from workers.runtime.output_lines import Item, Record, Trials
 
 _decode = msgspec.json.Decoder(dict).decode
 _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"invalid_request"}}'

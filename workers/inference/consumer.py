@@ -51,7 +51,7 @@ from workers.engines.port import Answer, EngineBusy, EngineDead, EngineError, En
 from workers.inference.project_places import ProjectPlaces
 from workers.inference.unread import NO_MEMORY, TOO_SLOW, Unread
 from workers.runtime.engine_host import EngineHost, GaveUp
-from workers.runtime.in_flight import UnderWay
+from workers.runtime.heartbeat import UnderWay
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Answering the lines of a shard: all at once, then fewer and fewer at a time for those whose request breaks.
 
 When an engine dies, every line in flight is a suspect: most are innocent. Each round narrows the company (see
-`workers.runtime.failure_history`), so that an innocent line soon succeeds among fewer, and the poison is alone in the
+`workers.runtime.output_lines`), so that an innocent line soon succeeds among fewer, and the poison is alone in the
 end. What never reached the model (busy, refused, circuit open) counts for nobody: the line waits, and when nothing
 has been answered for a while, and the engine is at nothing either, the whole shard is given back with a delay: at
 once where nobody has the model.

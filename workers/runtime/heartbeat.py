@@ -10,6 +10,7 @@ A claim's `Hold` carries the two answers as flags; whoever works looks at them o
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,45 @@ from jobs.ledger.pauses import Paused, Scope
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.logs import Seldom
-from workers.runtime.in_flight import UnderWay
+
+
+class UnderWay:
+    """Count the work of a process that has no claim (requests of interactive clients, removals), from any thread.
+
+    The counts are by queue, model and project. Each heartbeat writes them, so that `drain` knows when such work has
+    ended. See `jobs.fleet.workers`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = Counter[tuple[str, str, str]]()
+
+    def begin(self, queue: str, model: str = "", project_id: str = "") -> Callable[[], None]:
+        """Count work that begins; return a function to call when it has ended."""
+        what = (queue, model, project_id)
+        with self._lock:
+            self._counts[what] += 1
+
+        def end() -> None:
+            with self._lock:
+                self._counts[what] -= 1
+                self._counts += Counter()  # what is at none goes
+
+        return end
+
+    @contextmanager
+    def at(self, queue: str) -> Iterator[None]:
+        end = self.begin(queue)
+        try:
+            yield
+        finally:
+            end()
+
+    def told(self) -> list[list[str | int]]:
+        """Return the counts as they stand in the worker's row: queue, model, project, how many."""
+        with self._lock:
+            return [[*what, count] for what, count in sorted(self._counts.items())]
+
 
 log = logging.getLogger(__name__)
 _DEAF = 70  # exit status: the supervisor starts us again

@@ -3,24 +3,29 @@
 a file (`nightmill up`)                its end
 a pipe or a socket (containers, systemd)    goes through a child that hands it on and keeps the last 16 KB
 a terminal                             nothing: somebody looks at it
+
+The child is this file, run as `log_tail.py RING FROM TO [FROM TO]` (all are descriptors), so it imports the standard
+library only. It is a process of its own, so that what a worker writes as it dies is handed on too. It ends when no
+process can write to it any more.
 """
 
 import fcntl
 import os
+import selectors
+import signal
 import stat
 import subprocess
 import sys
 import termios
 import threading
-from pathlib import Path
+from contextlib import suppress
 from typing import Final
-
-from workers.runtime.log_tail_child import HEAD, KEPT
 
 LINES: Final = 8
 _LONGEST: Final = 600  # characters of a line: its beginning, and more of its end, where an exception says what it is
 _BEGINNING: Final = 150
-_CHILD: Final = Path(__file__).with_name("log_tail_child.py")
+HEAD: Final = 8  # bytes of the ring's beginning: how many were written in all
+KEPT: Final = 16_384
 _FLUSH_SECONDS: Final = 1.0
 _LOOK: Final = 0.02
 
@@ -60,7 +65,7 @@ class Words:
             os.close(writing)
             arguments += [reading, target]
             given += [reading, target]
-        command = [sys.executable, "-I", "-S", str(_CHILD), *map(str, arguments)]
+        command = [sys.executable, "-I", "-S", __file__, *map(str, arguments)]
         quiet = subprocess.DEVNULL  # with our own streams it would never see the end of what it reads
         self._child = subprocess.Popen(  # noqa: S603 (our own interpreter and file)
             command, pass_fds=arguments, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
@@ -103,3 +108,42 @@ def _short(line: str) -> str:
     if len(line) <= _LONGEST:
         return line
     return f"{line[:_BEGINNING]} … {line[_BEGINNING - _LONGEST :]}"
+
+
+def main(ring: int, pairs: dict[int, int]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the worker goes first
+    total = 0
+    with selectors.DefaultSelector() as ready:
+        for source in pairs:
+            ready.register(source, selectors.EVENT_READ)
+        while ready.get_map():
+            for key, _ in ready.select():
+                data = os.read(key.fd, 1 << 16)
+                if not data:
+                    ready.unregister(key.fd)
+                    continue
+                with suppress(OSError):  # nobody listens any more; it is kept all the same
+                    _write(pairs[key.fd], data)
+                total = _keep(ring, data, total)
+
+
+def _write(target: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(target, data) :]
+
+
+def _keep(ring: int, data: bytes, total: int) -> int:
+    """The data first, then how much there is: whoever reads meanwhile misses the newest, no more."""
+    total += len(data)
+    data = data[-KEPT:]
+    at = (total - len(data)) % KEPT
+    os.pwrite(ring, data[: KEPT - at], HEAD + at)
+    os.pwrite(ring, data[KEPT - at :], HEAD)
+    os.pwrite(ring, total.to_bytes(HEAD, "little"), 0)
+    return total
+
+
+if __name__ == "__main__":
+    numbers = list(map(int, sys.argv[1:]))
+    main(numbers[0], dict(zip(numbers[1::2], numbers[2::2], strict=True)))

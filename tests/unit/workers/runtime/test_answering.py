@@ -11,8 +11,7 @@ from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Re
 from workers.runtime import answering
 from workers.runtime.answering import Answering
 from workers.runtime.engine_host import EngineHost, GaveUp
-from workers.runtime.failure_history import Trials
-from workers.runtime.output_lines import Item
+from workers.runtime.output_lines import Item, Trials
 
 CHAT = "/v1/chat/completions"
 

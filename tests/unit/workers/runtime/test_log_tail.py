@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.runtime import log_tail, log_tail_child
+from workers.runtime import log_tail
 from workers.runtime.log_tail import LINES, _file, _short
 
 ROOT = Path(__file__).parents[4]
@@ -78,14 +78,13 @@ def test_the_end_of_a_file_is_that_of_the_process_before_us() -> None:
 
 @pytest.mark.parametrize("many", [1, 3, 50])
 def test_a_ring_has_the_last_that_was_written_in_order(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for one in (log_tail, log_tail_child):
-        monkeypatch.setattr(one, "KEPT", 64)
+    monkeypatch.setattr(log_tail, "KEPT", 64)
     ring = os.memfd_create("ring")
     written, total = b"", 0
     for n in range(many):
         data = b"%d;" % n * (n % 40 + 1)
         written += data
-        total = log_tail_child._keep(ring, data, total)
+        total = log_tail._keep(ring, data, total)
 
     found = log_tail._ring(ring)
     os.close(ring)

@@ -1,16 +1,18 @@
-"""The pool of threads: the consumer's loop hears of every task that ends."""
+"""Test that the consumer's loop wakes after every task that ends, and that a lost broker is looked for often."""
 
+import itertools
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 
 from jobs.settings import Settings
 from workers import app
-from workers.runtime.pool import TaskPool
+from workers.runtime.celery_overrides import Consumer, TaskPool
 
 
 class Loop:
@@ -85,8 +87,37 @@ def test_a_pool_without_a_loop_works() -> None:
     pool.stop()
 
 
-@pytest.mark.parametrize(("threads", "pool"), [(True, "workers.runtime.pool:TaskPool"), (False, "prefork")])
+@pytest.mark.parametrize(("threads", "pool"), [(True, "workers.runtime.celery_overrides:TaskPool"), (False, "prefork")])
 def test_workers_with_threads_have_it(threads: bool, pool: str) -> None:
     celery = app.build(Settings(broker_url="memory://"), threads=threads)
 
     assert celery.conf.worker_pool == pool
+
+
+_AWAY_SECONDS = 60
+
+
+class _Over(Exception):
+    """It has been away for long enough."""
+
+
+def test_a_broker_that_is_back_is_found_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept, looked = list[float](), list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if sum(slept) > _AWAY_SECONDS:
+            raise _Over
+
+    monkeypatch.setattr("kombu.utils.functional.sleep", sleep)
+    monkeypatch.setattr("celery.worker.consumer.consumer.error", lambda *_: looked.append(sum(slept)))
+    built = app.build(Settings(data_dir=tmp_path))
+    consumer = Consumer.__new__(Consumer)
+    consumer.app, consumer.first_connection_attempt, consumer.broker_connection_retry_attempt = built, True, 0
+    with built.connection_for_read() as connection, pytest.raises(_Over):
+        consumer.ensure_connected(connection)
+
+    gaps = [later - earlier for earlier, later in itertools.pairwise(looked)]
+    assert len(gaps) > 10
+    assert max(gaps) <= 4, gaps
+    assert built.conf.worker_consumer == "workers.runtime.celery_overrides:Consumer"
