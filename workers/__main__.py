@@ -36,11 +36,9 @@ from workers import tasks
 from workers.batches.admission import Admission
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
-from workers.inference.client import Asking
+from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import Desk
-from workers.inference.context_limits import Rooms
-from workers.inference.counting import Counting
-from workers.inference.model_router import Elsewhere
+from workers.inference.token_counting import ContextLimits, Counting
 from workers.middleware.caching.response_cache import Shelf
 from workers.middleware.json_schema.checker import Checker
 from workers.middleware.pipeline import Needs, before
@@ -102,9 +100,9 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     needs = Needs(
         measure=engine.length,
         identity=engine.identity,
-        others=Elsewhere(context, asking, engine, queue),
+        others=ModelRouter(context, asking, engine, queue),
         search=asking.search,
-        rooms=Rooms(config, lambda: engine.registry).of,
+        rooms=ContextLimits(config, lambda: engine.registry).of,
         shelf=shelf,
         checker=Checker(),
     )

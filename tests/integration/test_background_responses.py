@@ -28,7 +28,7 @@ from workers.batches import finishing
 from workers.dispatcher.retention import Retention
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, Request, refusal
-from workers.inference import responding
+from workers.inference import background_responses
 
 
 @dataclass
@@ -201,7 +201,7 @@ def test_one_that_is_cancelled_while_it_is_answered_ends_so_though_the_answer_ha
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backup's files may be of a later moment than its database."""
-    put, respond, segments = DiskStorage.put, responding.respond, list[str]()
+    put, respond, segments = DiskStorage.put, background_responses.respond, list[str]()
 
     def cancelled_meanwhile(storage: DiskStorage, path: str, data: bytes) -> None:
         put(storage, path, data)
@@ -257,7 +257,7 @@ def test_one_that_is_deleted_is_not_answered_and_leaves_nothing(world: World) ->
 def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    home = finishing if step == "respond" else responding
+    home = finishing if step == "respond" else background_responses
     does = getattr(home, step)
 
     def deleted_before(*arguments: Any) -> Any:
@@ -278,7 +278,7 @@ def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothin
 def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = responding._object
+    found = background_responses._object
 
     def away(_: str) -> None:
         raise StorageAway
@@ -288,7 +288,7 @@ def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
         monkeypatch.setattr(world.mill.storage, "delete", away)
         return found(context, response_id)
 
-    monkeypatch.setattr(responding, "_object", deleted_before)
+    monkeypatch.setattr(background_responses, "_object", deleted_before)
     made = world.create()
 
     world.mill.drain(made.id)
@@ -300,7 +300,7 @@ def test_one_that_is_deleted_while_storage_lets_nothing_go_ends_all_the_same(
 def test_a_worker_that_dies_with_the_answer_written_leaves_it_to_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    close, died = responding._close, []
+    close, died = background_responses._close, []
 
     def dies_once(*arguments: Any) -> None:
         if not died:
@@ -309,7 +309,7 @@ def test_a_worker_that_dies_with_the_answer_written_leaves_it_to_the_next(
             raise RuntimeError("it dies")
         close(*arguments)
 
-    monkeypatch.setattr(responding, "_close", dies_once)
+    monkeypatch.setattr(background_responses, "_close", dies_once)
     made = world.create()
 
     done = world.ended(made)

@@ -32,7 +32,7 @@ from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
-from workers.inference.event_stream import Telling
+from workers.inference.background_responses import Telling
 from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify

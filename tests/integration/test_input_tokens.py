@@ -13,7 +13,7 @@ from tests.support.shop import MODEL, Shop
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
-from workers.inference.counting import Counting
+from workers.inference.token_counting import Counting
 from workers.middleware.file_search.packing import Room
 
 pytestmark = pytest.mark.verify

@@ -24,9 +24,8 @@ from tests.support.shop import Shop
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
-from workers.inference.client import Asking
+from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import Desk
-from workers.inference.model_router import Elsewhere
 from workers.middleware.context_window.context_engine import Fitted, Others
 from workers.middleware.json_schema.checker import Checker
 from workers.middleware.json_schema.schema_engine import Checked
@@ -282,7 +281,7 @@ def town(make_shop: Callable[..., Shop], tmp_path: Path, sqlite_url: str, redis_
             stack.callback(context.db.close)
             stack.callback(context.keeper.leave)
             callers.append(Asking(context))
-            return _around(fake, Elsewhere(context, callers[0], fake, "gpu.generate"))
+            return _around(fake, ModelRouter(context, callers[0], fake, "gpu.generate"))
 
         shop = make_shop(engine={"fault": _small}, around=around, models_file=str(models))
         stack.callback(lambda: shop.host.call(callers[0].close()).result(30))

@@ -28,7 +28,7 @@ from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.inference.client import Asking
 from workers.inference.consumer import Desk
-from workers.inference.counting import Counting
+from workers.inference.token_counting import Counting
 from workers.middleware.file_search.file_search_engine import Grounded
 from workers.middleware.file_search.packing import Room
 from workers.retrieval.ingestion.parse import parse_shard

@@ -32,7 +32,7 @@ from jobs.ledger.shards import Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import TOKENS, Job, Segment, Shard
 from jobs.queues import Task
-from workers.inference.responding import respond
+from workers.inference.background_responses import respond
 from workers.retrieval.ingestion.conclude import conclude, tend
 from workers.runtime import claims, outcomes, output_lines
 from workers.runtime.context import Context

@@ -35,7 +35,7 @@ from workers.batches.admission import Admission, Entry
 from workers.batches.finishing import Results, assemble, finish
 from workers.batches.items import read_items
 from workers.engines.port import Answer, EngineFault, Request
-from workers.inference.event_stream import Telling
+from workers.inference.background_responses import Telling
 from workers.retrieval.ingestion.index import Indexing
 from workers.runtime import claims, output_lines
 from workers.runtime.answering import Answering

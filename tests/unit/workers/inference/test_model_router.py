@@ -10,7 +10,7 @@ import pytest
 from jobs.fleet.models_file import Models
 from workers.engines.fake import reply
 from workers.engines.port import Answer, EngineBusy, Request, refusal
-from workers.inference.model_router import Elsewhere
+from workers.inference.client import ModelRouter
 
 REQUEST = Request("/v1/chat/completions", {"model": "m"}, "r1", tenant="p", job_id="batch_1")
 
@@ -36,9 +36,9 @@ class Asked:
         return reply(request.url, request.body, "")
 
 
-def _elsewhere(asked: Any, folder: Path, models_file: str = "", model: str = "emb") -> Elsewhere:
+def _elsewhere(asked: Any, folder: Path, models_file: str = "", model: str = "emb") -> ModelRouter:
     settings: Any = SimpleNamespace(data_dir=folder, embedding_model=model, models_file=models_file, vllm_enabled=False)
-    return Elsewhere(SimpleNamespace(config=settings, models=Models(settings)), asked, asked, "here")  # type: ignore[arg-type]
+    return ModelRouter(SimpleNamespace(config=settings, models=Models(settings)), asked, asked, "here")  # type: ignore[arg-type]
 
 
 async def test_another_workers_cache_keeps_nothing_of_a_conversation(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jobs.fleet.models_file import Registry
 from jobs.retrieval.searches import Found
 from jobs.settings import Settings
 from workers.engines.packaged import MINILM, materialise
-from workers.inference.context_limits import Rooms
+from workers.inference.token_counting import ContextLimits
 from workers.middleware.file_search.packing import Room, pack, room_for_excerpts, together
 from workers.middleware.quoting import excerpt
 
@@ -146,7 +146,7 @@ def test_the_room_of_a_model_is_what_its_files_say(
     (tmp_path / "folder" / "config.json").write_text('{"max_position_embeddings": 900}')
     registry = Registry.read(tmp_path / "models.yaml")
 
-    room = Rooms(Settings(data_dir=tmp_path), lambda: registry).of(name)
+    room = ContextLimits(Settings(data_dir=tmp_path), lambda: registry).of(name)
 
     assert (room.context, room.tokenizer is not None) == (context, counted)
 

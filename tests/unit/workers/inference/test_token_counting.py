@@ -14,7 +14,7 @@ from jobs.retrieval.searches import Found, Search
 from tests.unit.workers.middleware.context_window.engines import MODEL
 from tests.unit.workers.middleware.context_window.engines import Counting as Words
 from workers.engines.port import EngineBusy, Length, Request
-from workers.inference.counting import Counting
+from workers.inference.token_counting import Counting
 from workers.middleware.file_search.packing import Room
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr.", {}, {})

@@ -16,7 +16,7 @@ from jobs.inference.interactive import TOLD_SECONDS, answer, project_streams
 from jobs.settings import MB, Settings
 from tests.support.shop import running_broker
 from workers.engines.port import Answer, Emit, EngineFault, Request
-from workers.inference.event_stream import Telling
+from workers.inference.background_responses import Telling
 
 REDIS = Settings(broker_url="redis://127.0.0.1:9/0")
 REQUEST = Request("/v1/responses", {"model": "m", "input": "Hi"}, "r1")
@@ -87,7 +87,7 @@ async def test_a_server_that_stands_still_holds_up_no_answer_for_long(monkeypatc
 
     monkeypatch.setattr(Telling, "_write", write)
     monkeypatch.setattr(Telling, "_has_room", _has_room)
-    monkeypatch.setattr("workers.inference.event_stream._PATIENCE", 0.2)
+    monkeypatch.setattr("workers.inference.background_responses._PATIENCE", 0.2)
     host: Any = SimpleNamespace(engine=Many())
 
     async with asyncio.timeout(1.0):  # 16 times as long as one takes would be more

@@ -1,28 +1,93 @@
-"""How many tokens the input of a response has, as the engine of its model counts them.
+"""How many tokens the input of a response has, and how many a model takes.
 
-    question ─▶ files searched, where it asks for that ─▶ measured ─▶ {"input_tokens"}        nothing is generated
+    request ─▶ files searched, where it asks for that ─▶ measured ─▶ {"input_tokens"}        nothing is generated
 
-It is counted as it is sent, before anything of it would be cut. An engine whose tokenizer is elsewhere has only an
-estimate, which is no answer.
+The engine of the model counts the input as it is sent, before anything of it would be cut. An engine whose tokenizer is
+elsewhere has only an estimate, which is no answer.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
+from tokenizers import Tokenizer
 
+from jobs.fleet.models_file import Model, Registry
 from jobs.inference.context_options import FIELD as CONTEXT
 from jobs.inference.interactive import Question
 from jobs.requests.endpoints import RESPONSES
+from jobs.settings import Settings
 from workers.engines.caps import objection
+from workers.engines.packaged import ModelUnavailable
 from workers.engines.port import Answer, Emit, Request, refusal
+from workers.engines.router import source_of
 from workers.middleware.caching.answer_cache import FIELD as CACHE
 from workers.middleware.compaction import Unpacked
 from workers.middleware.context_window.context_engine import Measure
 from workers.middleware.context_window.history import History
 from workers.middleware.file_search.file_search_engine import Grounded, Rooms, Searcher
+from workers.middleware.file_search.packing import Room
 from workers.middleware.file_search.tool import is_search
 from workers.runtime.engine_host import EngineHost
+
+_USUAL_CONTEXT: Final = 16_384  # tokens, of a model that does not say
+_FILE: Final = "tokenizer.json"
+
+
+class ContextLimits:
+    """Know how long each model's context is, and its tokenizer where that lies on this machine.
+
+    `registry` is called each time, because the models file may change.
+    """
+
+    def __init__(self, config: Settings, registry: Callable[[], Registry]) -> None:
+        self._config, self._registry = config, registry
+
+    def of(self, name: str) -> Room:
+        """Return the limit of the model `name`. Reads files."""
+        model = self._registry().resolve(name)
+        if model is None:
+            return Room(_USUAL_CONTEXT)
+        tokenizer = self._tokenizer(model)
+        return Room(_context(model, tokenizer), None if tokenizer is None else _read(tokenizer))
+
+    def _tokenizer(self, model: Model) -> Path | None:
+        """Return the path of the tokenizer; download nothing."""
+        source = model.source
+        if source.urls:
+            return None
+        if source.repo:
+            from huggingface_hub import try_to_load_from_cache
+
+            found = try_to_load_from_cache(source.repo, _FILE, revision=source.revision)
+            return Path(found) if isinstance(found, str) else None
+        try:
+            file = Path(source_of(model, self._config)) / _FILE
+        except ModelUnavailable:
+            return None
+        return file if file.is_file() else None
+
+
+def _context(model: Model, tokenizer: Path | None) -> int:
+    told = [model.engine_args.get("max_model_len"), model.max_model_len, _config_of(tokenizer)]
+    return next((number for number in told if isinstance(number, int) and number > 0), _USUAL_CONTEXT)
+
+
+def _config_of(tokenizer: Path | None) -> Any:
+    file = tokenizer.with_name("config.json") if tokenizer else None
+    return json.loads(file.read_bytes()).get("max_position_embeddings") if file and file.is_file() else None
+
+
+@lru_cache(maxsize=4)
+def _read(file: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
 
 _NOT_SHOWN = frozenset({CACHE, CONTEXT, "truncation"})  # to the model
 

@@ -1,0 +1,235 @@
+"""Responses in the background: their events are published while the engine streams, and the line's answer ends them.
+
+    engine.stream ──▶ events ──XADD──▶ answer:<response> ──▶ API ──▶ clients
+          └── the last one ──▶ the line's answer ──▶ ledger, which alone says how it ended
+
+    claim ─▶ the record ─┬─ an answer ─▶ the stored object, durable ─▶ succeeded
+                         ├─ a refusal, or none after all tries ─▶ the engine's words in the object ─▶ failed
+                         └─ not run (cancelled, expired) ─▶ the state that says so
+
+Publishing is optional: the response is answered all the same without Redis, where Redis has no memory to spare or the
+project holds too much of it, and when the stream is long. An attempt that starts over publishes its events anew, from
+`response.created`, under higher numbers.
+
+The object is written before the job's state, so that a client that sees the end finds it there. A response that was
+deleted meanwhile ends without a word, and nothing stays of it: who deletes it later than that finds the job at its end
+and does the same.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+from redis.exceptions import RedisError
+from sqlalchemy import select, update
+
+from jobs.errors import NotFound, StorageAway, StorageFull
+from jobs.inference import responses
+from jobs.inference.admission import BLOCK, count_block, most_held
+from jobs.inference.broker_memory import MemoryProbe
+from jobs.inference.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack, redis_url
+from jobs.inference.responses import FINAL, numbered
+from jobs.inference.stored import Kept, decode, encode
+from jobs.inference.tables import KeptResponse
+from jobs.ledger import ledger
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import TOKENS, Segment
+from jobs.requests.endpoints import RESPONSES
+from jobs.settings import Settings
+from workers.engines.port import Answer, EngineFault, Request
+from workers.engines.wire import usage_of
+from workers.runtime import outcomes, output_lines
+from workers.runtime.context import Context
+from workers.runtime.engine_host import EngineHost
+
+log = logging.getLogger(__name__)
+_MOST: Final = 16_384  # events of one attempt that are told
+_AT_ONCE: Final = 64  # of them in one round trip
+_PATIENCE: Final = 5.0  # seconds for a round trip, and for all that is left to tell when the answer is there
+
+
+class Telling:
+    """Publish the events of one attempt at one response."""
+
+    def __init__(self, host: EngineHost, config: Settings, response_id: str, epoch: int) -> None:
+        self._host, self._config, self._url = host, config, redis_url(config)
+        self._id, self._name, self._epoch = response_id, answer(response_id), epoch
+        self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._told = self._bytes = self._counted = 0
+        self._last: Any = None
+
+    async def ask(self, request: Request) -> Answer:
+        """Raises what an engine raises."""
+        if not self._url:
+            return await self._host.engine.answer(request)
+        self._last = None  # of a try before this one
+        self._events = asyncio.Queue()  # without what a try before this one could not tell
+        telling = asyncio.create_task(self._tell(request.tenant))
+        try:
+            said = await self._host.engine.stream(request, self._emit)
+        finally:
+            self._events.put_nowait(None)
+            _, late = await asyncio.wait({telling}, timeout=_PATIENCE)  # of us cancelled, it ends by itself
+            for task in late:
+                task.cancel()
+        if said.status != 200 or said.body:
+            return said
+        if self._last is None:
+            raise EngineFault("The stream ended without its response.")
+        body = msgspec.json.encode(self._last)
+        return Answer(200, body, usage_of(body))
+
+    async def _emit(self, chunk: bytes) -> None:
+        event: dict[str, Any] = msgspec.json.decode(chunk)
+        if event.get("type") in FINAL:
+            self._last = event.get("response")
+        elif self._told < _MOST:
+            told = {**event, "sequence_number": numbered(self._epoch, self._told)}
+            self._told += 1
+            self._events.put_nowait(msgspec.json.encode(told))
+
+    async def _tell(self, tenant: str) -> None:
+        """A task of its own: redis-py swallows a cancellation now and then, and the one of `ask` stops the engine."""
+        async with connect(self._url) as server:
+            memory = MemoryProbe(server)
+            try:
+                while events := await self._next():
+                    async with asyncio.timeout(_PATIENCE):
+                        if not await self._has_room(server, memory, tenant, events):
+                            self._told = _MOST
+                            log.info("response_no_longer_told", extra={"response": self._id})
+                            break
+                        await self._write(server, events)
+                async with asyncio.timeout(_PATIENCE):
+                    await server.expire(self._name, TOLD_SECONDS)  # it has ended; the server has little room
+            except (RedisError, OSError) as error:
+                self._told = _MOST  # a hole would be worse than an early end
+                log.warning("response_not_told", extra={"error": str(error)})
+
+    async def _has_room(self, server: Any, memory: MemoryProbe, tenant: str, events: Sequence[bytes]) -> bool:
+        """Count these events, and return whether Redis may hold them too. Raises RedisError, OSError."""
+        self._bytes += sum(map(len, events))
+        if self._bytes > self._config.interactive_unread_bytes or await memory.is_full():
+            return False
+        while self._counted < self._bytes:
+            if not await count_block(server, tenant, self._id, most_held(self._config)):
+                return False
+            self._counted += BLOCK
+        return True
+
+    async def _next(self) -> list[bytes]:
+        """What there is to tell, as soon as there is something; nothing at the end."""
+        told = []
+        event = await self._events.get()
+        while event is not None:
+            told.append(event)
+            if len(told) == _AT_ONCE or self._events.empty():
+                return told
+            event = self._events.get_nowait()
+        if told:
+            self._events.put_nowait(None)  # the end, once more
+        return told
+
+    async def _write(self, server: Any, events: Sequence[bytes]) -> None:
+        async with server.pipeline(transaction=False) as pipe:
+            for event in events:
+                pipe.xadd(self._name, {PIECE: pack(Piece("chunk", event))})
+            pipe.expire(self._name, BACKGROUND_SECONDS)
+            await pipe.execute()
+
+
+def respond(context: Context, claim: JobClaim) -> None:
+    """Bring the claimed job to its end. Raises Fenced, StorageFull, StorageAway."""
+    with context.db.read() as session:
+        segment = session.scalars(select(Segment).where(Segment.job_id == claim.job.id)).first()
+        wanted = session.get(KeptResponse, claim.job.id) is not None
+    if segment is None:  # cancelled or expired
+        _close(context, claim, {})
+        return
+    good = any(segment.good)
+    counts = segment.outcomes or {}
+    values = {name: getattr(segment, name) for name in TOKENS} | {"completed": int(good), "failed": int(not good)}
+    if claim.job.state != JobState.FINISHING or not wanted:  # stopped when it was nearly done: that its state says
+        _close(context, claim, values, counts)
+        _remove(context, f"jobs/{claim.job.id}")  # nobody will be shown it
+        return
+    with context.storage.reader(segment.path) as handle:
+        _, _, line = output_lines.parse(handle.read(segment.length).rstrip(b"\n"))
+    said = msgspec.json.decode(line)
+    kept, ended = _object(context, claim.job.id), int(segment.created_at)
+    answer: Any = said["response"]["body"] if good else None
+    if kept is None:
+        _close(context, claim, values, counts)
+    elif not responses.sound(answer):
+        _fail(context, claim, values, counts, kept, said)
+    else:
+        _write(context, Kept(kept.question, responses.ours(answer, kept.response, kept.question, ended)))
+        incomplete = answer.get("status") == "incomplete"
+        _close(context, claim, values, counts, "response.incomplete" if incomplete else None)
+    with context.db.read() as session:
+        wanted = session.get(KeptResponse, claim.job.id) is not None
+    if not wanted:
+        _remove(context, responses.path(claim.job.id), f"jobs/{claim.job.id}")
+
+
+def _object(context: Context, response_id: str) -> Kept | None:
+    """None when it was deleted."""
+    try:
+        with context.storage.reader(responses.path(response_id)) as handle:
+            return decode(handle.read())
+    except NotFound:
+        return None
+
+
+def _remove(context: Context, *paths: str) -> None:
+    """What the storage does not let go of now, retention removes."""
+    for path in paths:
+        with suppress(StorageAway, StorageFull):
+            context.storage.delete(path)
+
+
+def _write(context: Context, kept: Kept) -> None:
+    """Write the object of a response, and its size into the row."""
+    response_id, data = str(kept.response["id"]), encode(RESPONSES, kept)
+    context.storage.put(responses.path(response_id), data)
+    sized = update(KeptResponse).where(KeptResponse.id == response_id).values(bytes=len(data))
+    context.db.retrying(lambda session: session.execute(sized))
+
+
+def _close(
+    context: Context,
+    claim: JobClaim,
+    values: Mapping[str, Any],
+    counts: Mapping[str, int] = {},
+    event: str | None = None,
+) -> None:
+    context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, event=event))
+    log.info("response_closed", extra={"job_id": claim.job.id})
+
+
+def _fail(
+    context: Context,
+    claim: JobClaim,
+    values: Mapping[str, Any],
+    counts: Mapping[str, int],
+    kept: Kept,
+    said: Mapping[str, Any],
+) -> None:
+    """The engine's words may quote the prompt: they go where that lies, and its code alone into the ledger."""
+    error = _error(said)
+    code = outcomes.word(error.get("code")) or "engine_error"
+    _write(context, Kept(kept.question, {**kept.response, "error": responses.error_of(error)}))
+    errors = [{"code": code, "message": "The engine gave no response.", "param": None, "line": None}]
+    context.db.retrying(lambda session: ledger.close(session, claim, values, [], counts, errors=errors))
+    log.info("response_failed", extra={"job_id": claim.job.id, "code": code})
+
+
+def _error(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The engine's refusal, or why there was no answer."""
+    body = (said["response"] or {}).get("body")
+    error = said["error"] or (body.get("error") if isinstance(body, dict) else None)
+    return error if isinstance(error, dict) else {"message": "The engine's answer is no response."}
