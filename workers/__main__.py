@@ -28,6 +28,7 @@ from jobs.inference import responses
 from jobs.inference.admission import most_held
 from jobs.inference.interactive import redis_url
 from jobs.platform import memory
+from jobs.platform.limiters import SharedExclusiveLock
 from jobs.queues import Queue
 from jobs.retrieval import searches
 from jobs.settings import Settings, settings
@@ -50,7 +51,6 @@ from workers.runtime.log_tail import Words
 from workers.runtime.permissions import ExternalPermissions
 from workers.runtime.quarantine import Warden
 from workers.runtime.reloading import Reloading
-from workers.runtime.shared_exclusive import Company
 from workers.runtime.throttle import Courtesy
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     pool = Pool(name, (queue,), slots=config.shards_in_flight, state="starting")
     context = build(config, pool)
     engine = build_router(config, _models(context), queue, ExternalPermissions(context.db).allows)
-    others = Company(config.data_dir / "run" / queue, config.lease_seconds)
+    others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
     warden = Warden(context, engine, queue, words)
     asking = Asking(context)
     shelf = Shelf(context.db, config.cache_max_bytes)
@@ -130,7 +130,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         under_way=keeper.under_way,
     )
     keeper.listen = partial(_listen, desk, name, pool.queues)
-    admission = Admission(pool.slots, context.stop.is_set)
+    admission = Admission(pool.slots)
     tasks.furnish(context, host, admission)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
     bring_up = partial(_bring_up, context, host, engine, desk, reloading.look, warden)

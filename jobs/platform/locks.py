@@ -1,8 +1,11 @@
-"""Locks by name, within this process."""
+"""Locks between threads by name, and between processes by file."""
 
+import fcntl
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 
@@ -25,3 +28,54 @@ class Locks:
         finally:
             if held:
                 lock.release()
+
+
+class FileLock:
+    """A `flock` on a file, which is made where it is missing, or on a folder.
+
+    The kernel releases the lock when its holder dies. Two objects exclude each other in the same process too. A fork
+    shares the descriptor of its parent, and must not use it. A `flock` has no timeout: who waits for so long, tries.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def fileno(self) -> int:
+        """Return the descriptor of the lock, opened at the first call."""
+        if self._descriptor is None:
+            kind = os.O_RDONLY | os.O_DIRECTORY if self.path.is_dir() else os.O_RDWR | os.O_CREAT
+            self._descriptor = os.open(self.path, kind, 0o666)
+        return self._descriptor
+
+    def acquire(self) -> None:
+        """Wait for the lock as long as it takes."""
+        fcntl.flock(self.fileno(), fcntl.LOCK_EX)
+
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock if it is free, or `shared` with others that did so; return whether it was taken."""
+        try:
+            fcntl.flock(self.fileno(), (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Release the lock, and keep the file open for the next time."""
+        fcntl.flock(self.fileno(), fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the file, and so release the lock."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @contextmanager
+    def hold(self, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock; without `wait`, yield False when another holds it. The file is closed afterwards."""
+        try:
+            if wait:
+                self.acquire()
+            yield wait or self.try_acquire()
+        finally:
+            self.close()

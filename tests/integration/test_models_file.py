@@ -8,6 +8,7 @@ import pytest
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
 from jobs.ledger.states import JobState
+from jobs.platform.limiters import SharedExclusiveLock
 from jobs.queues import Queue
 from jobs.settings import Settings
 from tests.support import stub_engine
@@ -16,7 +17,6 @@ from workers import __main__ as worker
 from workers.engines.router import build
 from workers.runtime import answering
 from workers.runtime.reloading import Reloading
-from workers.runtime.shared_exclusive import Company
 
 pytestmark = pytest.mark.verify
 
@@ -42,7 +42,7 @@ def test_a_server_that_is_added_answers_the_batches_that_wait_for_it(
         _file(tmp_path, alpha=alpha)
         router = build(config, Models(config).now(), Queue.GENERATE)
         with running(db, tmp_path, router) as mill:
-            company = Company(tmp_path / "run", 30)
+            company = SharedExclusiveLock(tmp_path / "run", 30)
             reloading = Reloading(mill.gpu, mill.host, router, Queue.GENERATE, company, mill.gpu.stop.set)
             announcing = (mill.gpu, router, Queue.GENERATE, reloading.look)
             threading.Thread(target=worker._stay_announced, args=announcing, daemon=True).start()

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs.ledger.outbox import Ring
-from jobs.platform.virtual_time import VirtualTime
+from jobs.platform.limiters import VirtualTime
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from jobs.inference.interactive import LINE_PRIORITY
-from jobs.platform.virtual_time import VirtualTime
+from jobs.platform.limiters import VirtualTime
 from workers.engines.port import Answer
 
 PADDING_RATIO: Final = 1.25  # neighbours in a micro-batch differ by at most this factor

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from jobs.platform.limiters import POLL_SECONDS, SharedExclusiveLock
 from workers.engines.port import Engine, EngineDead, EngineError, Suspect
-from workers.runtime.shared_exclusive import POLL_SECONDS, Company
 from workers.runtime.throttle import Courtesy
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class EngineHost:
         self,
         engine: Engine,
         on_restart: Callable[[], None],
-        others: Company | None = None,
+        others: SharedExclusiveLock | None = None,
         on_death: OnDeath = _unheard,
         courtesy: Courtesy | None = None,
     ) -> None:
@@ -120,7 +120,7 @@ class EngineHost:
                 await self._quiet.wait()
                 await self._up.wait()
                 if self._others is not None:
-                    await self._others.be_alone()
+                    await self._others.acquire_exclusive()
                 yield
             finally:
                 self._leave()
@@ -134,7 +134,7 @@ class EngineHost:
                 await self._tell(death)
                 await self._rebuild()
 
-    def share(self, others: Company) -> None:
+    def share(self, others: SharedExclusiveLock) -> None:
         """From now on other processes may ask the same engines. On the loop."""
         if self._others is None:
             self._others = others
@@ -186,7 +186,7 @@ class EngineHost:
             if not (self._open.is_set() and self._up.is_set()):
                 await self._open.wait()
                 await self._up.wait()
-            elif self._others is None or self._others.may_begin():
+            elif self._others is None or self._others.try_shared():
                 break
             else:
                 await asyncio.sleep(POLL_SECONDS)
@@ -201,7 +201,7 @@ class EngineHost:
 
     def _leave(self) -> None:
         if self._others is not None:
-            self._others.leave()
+            self._others.release()
 
     async def _begin(self) -> None:
         self._alone, self._reviving = asyncio.Lock(), asyncio.Lock()

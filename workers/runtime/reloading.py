@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable
 
 from jobs.fleet.models_file import ModelsFileError, Registry
+from jobs.platform.limiters import SharedExclusiveLock
 from workers.engines.router import Router, outdated, refresh
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.shared_exclusive import Company
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,13 @@ class Reloading:
     """Of one process. `end` has it end cleanly; `company` is who else asks servers, should it come to have some."""
 
     def __init__(
-        self, context: Context, host: EngineHost, engine: Router, queue: str, company: Company, end: Callable[[], None]
+        self,
+        context: Context,
+        host: EngineHost,
+        engine: Router,
+        queue: str,
+        company: SharedExclusiveLock,
+        end: Callable[[], None],
     ) -> None:
         self._context, self._host, self._engine, self._queue = context, host, engine, queue
         self._company, self._end = company, end

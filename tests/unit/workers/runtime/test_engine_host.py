@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import pytest
 
+from jobs.platform.limiters import SharedExclusiveLock
 from workers.engines.fake import FakeEngine
 from workers.engines.port import EngineDead
 from workers.runtime.engine_host import EngineHost
-from workers.runtime.shared_exclusive import Company
 
 
 class SlowEngine(FakeEngine):
@@ -115,21 +115,21 @@ def test_what_will_not_be_cancelled_holds_up_no_end(monkeypatch: pytest.MonkeyPa
     assert host.loop.is_closed()
 
 
-class Others(Company):
+class Others(SharedExclusiveLock):
     """The other processes at the same server: they let us begin when they are asked for the n-th time."""
 
     def __init__(self, let: int = 0) -> None:
         self.let = let
         self.heard: list[str] = []
 
-    def may_begin(self) -> bool:
+    def try_shared(self) -> bool:
         self.let -= 1
         return self.let < 0
 
-    async def be_alone(self) -> None:
+    async def acquire_exclusive(self) -> None:
         self.heard.append("alone")
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self.heard.append("left")
 
 

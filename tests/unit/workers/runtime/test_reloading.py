@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from jobs.fleet.models_file import Models
+from jobs.platform.limiters import SharedExclusiveLock
 from jobs.settings import Settings
 from tests.support import stub_engine
 from workers.engines.fake import FakeEngine
@@ -20,7 +21,6 @@ from workers.engines.port import Request
 from workers.engines.router import Router
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.reloading import Reloading
-from workers.runtime.shared_exclusive import Company
 
 FILE = """
 models:
@@ -55,7 +55,7 @@ def running(folder: Path) -> Iterator[Process]:
     router = Router([FakeEngine(("tiny",))], context.models.now())
     host = EngineHost(router, lambda: None)
     host.start()
-    company = Company(folder / "run", 30)
+    company = SharedExclusiveLock(folder / "run", 30)
     ends: list[str] = []
     yield Process(
         file, router, Reloading(context, host, router, "gpu.generate", company, lambda: ends.append("ended")), ends
