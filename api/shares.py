@@ -9,7 +9,6 @@ the project, so that its long work does not delay them.
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -20,6 +19,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from jobs.errors import TooManyRequests
+from jobs.platform.limiters import Limit
 from jobs.settings import Settings
 
 P = ParamSpec("P")
@@ -38,13 +38,12 @@ class ProjectBusy(TooManyRequests):
 
 
 class Share:
-    """What one project may use at once, on one event loop. Sizes are bytes."""
+    """What one project may use at once, on one event loop: threads, one reader of large bodies, and `bodies`, bytes."""
 
     def __init__(self, threads: int, body_bytes: int) -> None:
-        self.threads = asyncio.Semaphore(threads)
-        self.reader = asyncio.Semaphore(1)
-        self._free = body_bytes
-        self._guard = threading.Lock()
+        self.threads = Limit(threads)
+        self.reader = Limit(1)
+        self.bodies = Limit(body_bytes)
 
     @asynccontextmanager
     async def thread(self) -> AsyncIterator[None]:
@@ -59,18 +58,6 @@ class Share:
         finally:
             self.threads.release()
 
-    def reserve(self, size: int) -> None:
-        """Take `size` bytes, from any thread. Raises ProjectBusy when fewer are free."""
-        with self._guard:
-            if size > self._free:
-                raise ProjectBusy("The requests of this project in progress have too many bytes. Send this one again.")
-            self._free -= size
-
-    def release(self, size: int) -> None:
-        """Give back what `reserve` took."""
-        with self._guard:
-            self._free += size
-
 
 class Usage:
     """What one request uses of its project's share until it is answered."""
@@ -80,19 +67,20 @@ class Usage:
         self._reserved = 0
 
     def reserve(self, size: int) -> None:
-        """Take `size` bytes. Raises ProjectBusy when fewer are free."""
-        self.share.reserve(size)
+        """Take `size` bytes, from any thread. Raises ProjectBusy when fewer are free."""
+        if not self.share.bodies.try_acquire(size):
+            raise ProjectBusy("The requests of this project in progress have too many bytes. Send this one again.")
         self._reserved += size
 
     def release(self) -> None:
         """Give back all bytes."""
-        self.share.release(self._reserved)
+        self.share.bodies.release(self._reserved)
 
 
 #: Of the request that is being served; None where no project is known yet.
 current: ContextVar[Usage | None] = ContextVar("usage", default=None)
 _shares: RunVar[WeakValueDictionary[str, Share]] = RunVar("shares")
-_readers: RunVar[asyncio.Semaphore] = RunVar("readers")
+_readers: RunVar[Limit] = RunVar("readers")
 
 
 def share_of(project_id: str, config: Settings) -> Share:
@@ -117,14 +105,14 @@ async def run_in_threadpool(work: Callable[P, T], *args: P.args, **kwargs: P.kwa
     usage = current.get()
     if usage is None:
         return await run_unshared(work, *args, **kwargs)
-    async with usage.share.threads:
+    async with usage.share.threads.hold():
         return await run_unshared(work, *args, **kwargs)
 
 
 async def run_reader(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work`, which reads a large body, in a thread: one at a time of a project, and few of all projects."""
     usage = current.get() or Usage(Share(1, 0))
-    async with usage.share.reader, _once(_readers, lambda: asyncio.Semaphore(_READERS)):
+    async with usage.share.reader.hold(), _once(_readers, lambda: Limit(_READERS)).hold():
         return await run_unshared(work, *args, **kwargs)
 
 

@@ -69,7 +69,7 @@ def test_a_doorbell_that_comes_while_the_engine_loads_is_for_another_worker(mill
     (job_id,) = _planned(mill, 1)
     loading = EngineHost(FakeEngine((MODEL,)), lambda: None)
 
-    run_in_turn(mill.gpu, loading, Admission(1, mill.gpu.stop.is_set), job_id, 0)
+    run_in_turn(mill.gpu, loading, Admission(1), job_id, 0)
 
     assert _rung(mill, [job_id]) == set()
     loading.loop.close()
@@ -77,7 +77,7 @@ def test_a_doorbell_that_comes_while_the_engine_loads_is_for_another_worker(mill
 
 def test_a_stale_doorbell_takes_no_room(mill: Mill, engine: Held) -> None:
     (job_id,) = _planned(mill, 1)
-    admission = Admission(1, mill.gpu.stop.is_set)
+    admission = Admission(1)
     engine.free = True
     run_in_turn(mill.gpu, mill.host, admission, job_id, 0)
 
@@ -88,7 +88,7 @@ def test_a_stale_doorbell_takes_no_room(mill: Mill, engine: Held) -> None:
 
 
 def test_small_jobs_run_together_and_who_finds_no_room_is_rung_elsewhere(mill: Mill, engine: Held) -> None:
-    admission = Admission(1, mill.gpu.stop.is_set)
+    admission = Admission(1)
     jobs = _planned(mill, 2 * WHOLE + 1)
     with ThreadPoolExecutor(2 * WHOLE) as threads:
         heard = [threads.submit(run_in_turn, mill.gpu, mill.host, admission, job_id, 0) for job_id in jobs[:-1]]

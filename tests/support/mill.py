@@ -75,7 +75,7 @@ class Mill:
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(4)
-        self.admission = Admission(4, self.gpu.stop.is_set)
+        self.admission = Admission(4)
         self._handled: list[Future[None]] = []
         self.dispatcher = Dispatcher(self.config, self.db, self.storage, self)
 

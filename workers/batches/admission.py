@@ -8,15 +8,13 @@ Shards come in by the order of their doorbells: a large one is not overtaken for
 """
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Final
 
 from jobs.ledger.shares import TOGETHER
+from jobs.platform.limiters import Limit
 
-_ROUNDING: Final = 1e-6
 Key = tuple[str, int]  # job, shard
 
 
@@ -31,52 +29,41 @@ class Entry(Enum):
 class Admission:
     """`slots` run, and others wait, until both together come to twice that: so many are rung. No share is above one."""
 
-    def __init__(self, slots: int, closing: Callable[[], bool]) -> None:
-        self._slots = slots
-        self._closing = closing
-        self._changed = threading.Condition()
-        self._line: deque[Key] = deque()
-        self.waiting = 0.0  # slots' worth
-        self._running = 0.0
+    def __init__(self, slots: int) -> None:
+        self._slots = Limit(slots, line=slots)
+        self._waiting = set[Key]()
+        self._lock = threading.Lock()
 
     @property
     def threads(self) -> int:
         """That many run at once, if all of them are as small as can be, and so many more that others can wait."""
-        return self._slots * (TOGETHER + 1)
+        return int(self._slots.size) * (TOGETHER + 1)
+
+    @property
+    def waiting(self) -> float:
+        """Return how many slots' worth of shards wait."""
+        return self._slots.waiting
 
     @contextmanager
     def enter(self, key: Key, share: float) -> Iterator[Entry]:
-        """Waits for room; the share is taken until the end."""
+        """Wait for room, and hold it until the end."""
         entry = self._wait(key, share)
         try:
             yield entry
         finally:
             if entry is Entry.IN:
-                with self._changed:
-                    self._running -= share
-                    self._changed.notify_all()
+                self._slots.release(share)
 
-    def wake(self) -> None:
-        """Whoever waits looks again: nothing more is begun."""
-        with self._changed:
-            self._changed.notify_all()
+    def close(self) -> None:
+        """Turn away those that wait, and all that come: nothing more is begun."""
+        self._slots.close()
 
     def _wait(self, key: Key, share: float) -> Entry:
-        with self._changed:
-            if key in self._line:
+        with self._lock:
+            if key in self._waiting:
                 return Entry.AGAIN
-            if self._running + self.waiting >= 2 * self._slots - _ROUNDING:
-                return Entry.AWAY
-            self._line.append(key)
-            self.waiting += share
-            self._changed.wait_for(lambda: self._closing() or (self._line[0] == key and self._fits(share)))
-            self._line.remove(key)
-            self.waiting -= share
-            self._changed.notify_all()  # the next one may fit too
-            if self._closing():
-                return Entry.AWAY
-            self._running += share
-            return Entry.IN
-
-    def _fits(self, share: float) -> bool:
-        return self._running + share <= self._slots + _ROUNDING
+            self._waiting.add(key)
+        try:
+            return Entry.IN if self._slots.acquire_blocking(share) else Entry.AWAY
+        finally:
+            self._waiting.discard(key)

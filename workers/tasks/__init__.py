@@ -112,4 +112,4 @@ def _ending(**_: object) -> None:
     if context is not None:
         context.keeper.stop_all()
     if admission := getattr(_Process, "admission", None):
-        admission.wake()
+        admission.close()

@@ -307,16 +307,16 @@ def test_a_conversation_that_is_read_again_reserves_its_bytes_once(
         return objects(head)
 
     monkeypatch.setattr(conversations.Head, "objects", replaced)
-    share = shares.Share(1, 1 << 20)
-    token = shares.current.set(shares.Usage(share))
+    usage = shares.Usage(shares.Share(1, 1 << 20))
+    token = shares.current.set(usage)
     try:
         assert len(kept_conversations.load(call, talk)) == 3
     finally:
         shares.current.reset(token)
 
-    share.reserve((1 << 20) - heads[-1].size)  # all but the bytes of the last read are free
+    usage.reserve((1 << 20) - heads[-1].size)  # all but the bytes of the last read are free
     with pytest.raises(shares.ProjectBusy):
-        share.reserve(1)
+        usage.reserve(1)
 
 
 @pytest.mark.parametrize("moment", ["before the commit", "after the commit"])

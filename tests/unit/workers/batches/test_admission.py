@@ -15,8 +15,7 @@ class Gate:
     """`come` with a shard; it stays until it is told to `go`."""
 
     def __init__(self, slots: int) -> None:
-        self.closing = threading.Event()
-        self.admission = Admission(slots, self.closing.is_set)
+        self.admission = Admission(slots)
         self.entered: dict[int, Entry] = {}
         self._gone: dict[int, threading.Event] = {}
         self._threads = ThreadPoolExecutor(200)
@@ -39,8 +38,7 @@ class Gate:
         return n not in self.entered
 
     def end(self) -> None:
-        self.closing.set()
-        self.admission.wake()
+        self.admission.close()
         for gone in self._gone.values():
             gone.set()
         self._threads.shutdown()
@@ -124,7 +122,6 @@ def test_a_doorbell_that_came_twice_waits_once(gate: Gate) -> None:
 def test_who_waits_when_the_worker_ends_is_sent_away(gate: Gate) -> None:
     for n in range(3):
         gate.come(n)
-    gate.closing.set()
-    gate.admission.wake()
+    gate.admission.close()
 
     assert gate.shown(2) == ["away"]
