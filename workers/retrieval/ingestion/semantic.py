@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from jobs.retrieval.documents import Chunk, Document
-from workers.retrieval.parsing.tokens import WIDE, Tokens
+from workers.retrieval.parsing.chunking import WIDE, Tokens
 from workers.vectors.base import Vector
 
 WINDOW: Final = 3  # sentences

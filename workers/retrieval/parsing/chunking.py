@@ -1,32 +1,274 @@
-"""A text is cut into pieces of at most so many tokens.
+"""Cut a text into pieces of at most so many tokens.
 
     tokens      |--------------- max_tokens ----------------|
     text        ...............................¶......s..w..|       the last third is searched for the best border:
                                                ^                    paragraph, line, sentence, word, token
     next chunk                            |overlap|------...
 
-It is tokenised once, and cut on the tokens' offsets. A part of a text may have other tokens than it had in the whole
-(its first word has no space before it any more), so a chunk is counted again wherever that can be, and cut shorter
-until it fits. Only one single character may be more than the limit.
+The text is tokenised once, and cut on the tokens' offsets. A part of a text may have other tokens than it had in the
+whole (its first word has no space before it any more), so a chunk is counted again wherever that can be, and cut
+shorter until it fits. Only one single character may be more than the limit.
 
     static      as above
     sentence    the last end of a sentence anywhere in the window goes before the rest
     structure   a chunk is of one section; code and tables stand alone, whole where they fit
-    semantic    not here: it is cut into sentences, of which indexing makes chunks
+    semantic    not here: the text is cut into sentences, of which indexing makes chunks
+
+`Tokens` evens out two habits of tokenizers. A token may stand for a million characters (WordPiece's [UNK]), and a
+million spaces for no token: both count as several tokens, one for every WIDE characters, so that a limit on tokens is a
+limit on characters too. A long text is given to the tokenizer in pieces, which bounds memory, and is faster.
+
+A border is a position between two characters. Each function that searches for one returns the last in
+text[low:high + 1], and reads no character before `low`, so that a window costs what it is long.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+import json
+import re
+import unicodedata
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import sub
+from pathlib import Path
 from typing import Final
 
-from jobs.retrieval.documents import Chunk
-from workers.retrieval.parsing import borders
-from workers.retrieval.parsing.blocks import Laid, Placed
-from workers.retrieval.parsing.contract import Cutting, Limits, no_text
-from workers.retrieval.parsing.tokens import Spans, Tokens
+from tokenizers import Tokenizer
 
-_PREFERRED: Final[tuple[borders.Border, ...]] = (borders.paragraph, borders.line, borders.sentence, borders.word)
+from jobs.retrieval.documents import Chunk
+from workers.retrieval.parsing.blocks import Laid, Placed
+from workers.retrieval.parsing.contract import Cutting, Limits, invalid, no_text
+
+# ── borders ──
+
+#: A full stop (also in Arabic, Urdu and Hindi) and what closes after it, before white space and no small letter
+#: (`e.g. this`). Those of Chinese and Japanese need no space.
+_SENTENCE: Final = re.compile(
+    r"[.!?…؟\u06d4\u0964][\"'”\u2019)\]»]*(?=\s+(?:[^\sa-z]|\Z))|[。\uff01\uff1f\uff61][\"'”\u2019」』\uff09]*"
+)
+_AFTER: Final = 16  # characters behind the window that tell whether a sentence ends
+_SPACE: Final = re.compile(r"\s")
+_LINE: Final = re.compile(r"\n")
+_WORD: Final = re.compile(r"\S")
+_JOINER: Final = "\u200d"
+_CLUSTER: Final = 16  # characters: longer heaps of marks may be cut
+
+Border = Callable[[str, int, int], int | None]
+
+
+def paragraph_border(text: str, low: int, high: int) -> int | None:
+    return _last("\n\n", text, low, high)
+
+
+def line_border(text: str, low: int, high: int) -> int | None:
+    return _last("\n", text, low, high)
+
+
+def sentence_border(text: str, low: int, high: int) -> int | None:
+    sentence_ends = (found.end() for found in _SENTENCE.finditer(text, low, high + _AFTER))
+    return max((end for end in sentence_ends if end <= high), default=None)
+
+
+def sentence_ends(text: str, start: int, end: int, *, of_lines: bool) -> Iterator[int]:
+    """After each sentence of text[start:end], or each line, and at its end."""
+    marks = _LINE if of_lines else _SENTENCE
+    for found in marks.finditer(text, start, min(end + _AFTER, len(text))):
+        if found.end() >= end:
+            break
+        yield found.end()
+    yield end
+
+
+def word_border(text: str, low: int, high: int) -> int | None:
+    """Before the last white space."""
+    parts = text[low : high + 1].rsplit(None, 1)
+    if not parts or text[high : high + 1].isspace():
+        return high
+    at = high + 1 - len(parts[-1]) - 1
+    return at if at >= low else None
+
+
+def character_border(text: str, low: int, high: int) -> int:
+    """Not inside of what is seen as one character, as far as combining marks and joiners tell."""
+    for at in range(high, max(low, high - _CLUSTER), -1):
+        if not _joins(text, at):
+            return at
+    return high
+
+
+def is_word_start(text: str, at: int) -> bool:
+    return at in (0, len(text)) or text[at - 1].isspace() or text[at].isspace()
+
+
+def next_word(text: str, low: int, high: int) -> int | None:
+    """After the first white space."""
+    found = _SPACE.search(text, low, high)
+    return found.end() if found else None
+
+
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Without white space around; empty (start == end) when there is nothing else."""
+    found = _WORD.search(text, start, end)
+    if found is None:
+        return end, end
+    while text[end - 1].isspace():
+        end -= 1
+    return found.start(), end
+
+
+def _last(mark: str, text: str, low: int, high: int) -> int | None:
+    at = text.rfind(mark, low, high + len(mark))
+    return at if at >= 0 else None
+
+
+def _joins(text: str, at: int) -> bool:
+    """Whether the characters on both sides belong together."""
+    if not 0 < at < len(text):
+        return False
+    following = text[at]
+    return (
+        _JOINER in (text[at - 1], following)
+        or unicodedata.category(following) in ("Mn", "Me", "Mc")
+        or "\U0001f3fb" <= following <= "\U0001f3ff"  # skin tones
+    )
+
+
+# ── tokens ──
+
+WIDE: Final = 32  # characters
+PIECE: Final = 1 << 14  # characters; measured: twice as fast as a megabyte at once
+#: These cut at white space before anything else, so a text's tokens are those of its words.
+_BY_WORD: Final = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
+_LOCAL: Final = frozenset({None, "BertNormalizer", "Lowercase", "NFC", "NFD", "StripAccents"})
+
+
+class Spans:
+    """The tokens of a whole text. `_uneven` are the places where a count of them would not be the tokenizer's own."""
+
+    def __init__(self) -> None:
+        self.starts = array("I")
+        self.ends = array("I")
+        self._uneven: list[int] = []
+
+    def add(self, base: int, offsets: list[tuple[int, int]]) -> None:
+        """The tokens of the next piece, which begins at `base`."""
+        starts = [base + start for start, _ in offsets]
+        ends = [base + end for _, end in offsets]
+        before = self.ends[-1] if self.ends else 0
+        if _is_even(before, starts, ends):  # nearly always; a step in Python for each token costs half the speed
+            self.starts.extend(starts)
+            self.ends.extend(ends)
+            return
+        for start, end in zip(starts, ends, strict=True):
+            self._add(start, end)
+
+    def mark(self, at: int) -> None:
+        insort(self._uneven, at)
+
+    def is_even(self, start: int, end: int) -> bool:
+        at = bisect_left(self._uneven, start)
+        return at == len(self._uneven) or self._uneven[at] >= end
+
+    def close(self, length: int) -> None:
+        self._fill(length)
+
+    def _add(self, start: int, end: int) -> None:
+        self._fill(start)
+        start = max(start, self.starts[-1] if self.starts else 0)
+        end = max(end, self.ends[-1] if self.ends else 0)
+        if end - start > WIDE:
+            self._split(start, end)
+        else:
+            self.starts.append(start)
+            self.ends.append(end)
+
+    def _fill(self, start: int) -> None:
+        """A gap that no token stands for."""
+        before = self.ends[-1] if self.ends else 0
+        if start - before > WIDE:
+            self._split(before, start)
+
+    def _split(self, start: int, end: int) -> None:
+        for at in range(start, end, WIDE):
+            self.mark(at)
+            self.starts.append(at)
+            self.ends.append(min(at + WIDE, end))
+
+
+def _is_even(before: int, starts: list[int], ends: list[int]) -> bool:
+    """In order, and no wide token or gap. (Bytes of one character share it: their gap is less than none.)"""
+    if not starts:
+        return True
+    gaps = map(sub, starts, [before, *ends[:-1]])
+    in_order = starts[0] >= before and starts == sorted(starts) and ends == sorted(ends)
+    return in_order and max(gaps) <= WIDE and max(map(sub, ends, starts)) <= WIDE
+
+
+class Tokens:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.by_word = _is_by_word(json.loads(tokenizer.to_str()))
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokens":
+        return cls(Tokenizer.from_file(str(path)))
+
+    @classmethod
+    def read(cls, data: bytes) -> "Tokens":
+        """Return the tokenizer that `data`, the content of a tokenizer.json, describes."""
+        return cls(Tokenizer.from_buffer(data))
+
+    def count(self, text: str) -> int:
+        return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
+
+    def spans(self, text: str, limits: Limits) -> Spans:
+        """Raises Refused when there are too many, or none."""
+        spans = Spans()
+        for start, end in pieces(text):
+            if not is_word_start(text, start):
+                spans.mark(start)
+            spans.add(start, self._offsets(text[start:end]))
+            if len(spans.starts) > limits.tokens:
+                raise invalid(f"The file has more than {limits.tokens} tokens.")
+        spans.close(len(text))
+        return spans
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        offsets: list[tuple[int, int]] = encoding.offsets
+        return offsets
+
+
+def pieces(text: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
+    """Of at most `size` characters, cut between blocks, else lines, else words, else anywhere."""
+    start = 0
+    while len(text) - start > size:
+        end = _cut(text, start + size // 2, start + size)
+        yield start, end
+        start = end
+    if start < len(text):
+        yield start, len(text)
+
+
+def _cut(text: str, low: int, high: int) -> int:
+    """Before white space: a token may begin with it, none ends with it."""
+    for mark in ("\n\n", "\n", " "):
+        found = text.rfind(mark, low, high)
+        if found > 0:
+            return found
+    return high
+
+
+def _is_by_word(config: dict[str, dict[str, object] | None]) -> bool:
+    normalizer, cutter = config["normalizer"], config["pre_tokenizer"]
+    return (normalizer or {}).get("type") in _LOCAL and (cutter or {}).get("type") in _BY_WORD
+
+
+# ── chunks ──
+
+_PREFERRED: Final[tuple[Border, ...]] = (paragraph_border, line_border, sentence_border, word_border)
 _ALONE: Final = frozenset({"code", "table"})
 _OF_LINES: Final = frozenset({"code", "table", "list"})
 #: Tokens: a sentence that is shorter goes with the next. It says little by itself, and each costs an embedding.
@@ -77,13 +319,13 @@ class Cutter:
 
     def cut(self, start: int, end: int) -> Iterator[Piece]:
         """`floor` is where the chunk before ended: every chunk goes beyond it."""
-        start, end = borders.trimmed(self._text, start, end)
+        start, end = trimmed(self._text, start, end)
         floor = start
         while floor < end:
             piece, cut = self._next(start, floor, end)
             if piece is not None:
                 yield piece
-            floor = borders.trimmed(self._text, cut, end)[0]
+            floor = trimmed(self._text, cut, end)[0]
             start = floor if piece is None else self._overlapping(piece, cut, floor)
 
     def _next(self, start: int, floor: int, end: int) -> tuple[Piece | None, int]:
@@ -102,7 +344,7 @@ class Cutter:
             step *= 2
 
     def _piece(self, start: int, end: int) -> Piece | None:
-        first, last = borders.trimmed(self._text, start, end)
+        first, last = trimmed(self._text, start, end)
         return Piece(first, last, self._count(first, last)) if first < last else None
 
     def _by_characters(self, piece: Piece) -> tuple[Piece, int]:
@@ -122,11 +364,11 @@ class Cutter:
         found = self._sentence(least, low, high) if self._cutting.strategy == "sentence" else None
         for border in _PREFERRED:
             found = border(self._text, low, high) if found is None else found
-        return borders.character(self._text, low, high) if found is None else found
+        return character_border(self._text, low, high) if found is None else found
 
     def _sentence(self, least: int, low: int, high: int) -> int | None:
-        paragraph = borders.paragraph(self._text, low, high)
-        return borders.sentence(self._text, least, high) if paragraph is None else paragraph
+        paragraph = paragraph_border(self._text, low, high)
+        return sentence_border(self._text, least, high) if paragraph is None else paragraph
 
     def _overlapping(self, piece: Piece, cut: int, floor: int) -> int:
         """Where the chunk after `piece` begins: at a word if there is one, and never with more than half of it."""
@@ -135,8 +377,8 @@ class Cutter:
         if count == 0:
             return floor
         at = self._at(last - count, cut)
-        if not borders.is_word_start(self._text, at):
-            at = borders.next_word(self._text, at, cut) or borders.character(self._text, piece.start + 1, at)
+        if not is_word_start(self._text, at):
+            at = next_word(self._text, at, cut) or character_border(self._text, piece.start + 1, at)
         return at if piece.start < at < cut else floor
 
     def _count(self, start: int, end: int) -> int:
@@ -146,7 +388,7 @@ class Cutter:
 
     def _is_whole(self, start: int, end: int) -> bool:
         """Of whole words, and without tokens that are none."""
-        at_words = borders.is_word_start(self._text, start) and borders.is_word_start(self._text, end)
+        at_words = is_word_start(self._text, start) and is_word_start(self._text, end)
         return at_words and self._spans.is_even(start, end)
 
     def _index(self, at: int) -> int:
@@ -182,7 +424,7 @@ def _sentences(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
             start = None
         start = block.start if start is None else start
         if block.kind != "heading":
-            for end in borders.ends(laid.text, block.start, block.end, of_lines=block.kind in _OF_LINES):
+            for end in sentence_ends(laid.text, block.start, block.end, of_lines=block.kind in _OF_LINES):
                 if not cutter.is_short(start, end):
                     yield start, end
                     start = end

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from workers.retrieval.parsing import dates
-from workers.retrieval.parsing.blocks import Block, Kind, Reading
+from workers.retrieval.parsing.blocks import Block, Kind, Reading, first_date
 
 _ATX: Final = re.compile(r" {0,3}(#{1,6})(?=[ \t]|\Z)")
 _SETEXT: Final = re.compile(r" {0,3}(=+|-{2,})[ \t]*\Z")
@@ -29,7 +28,7 @@ def read(text: str) -> Reading:
     facts: dict[str, str] = {}
     for name, value in _FRONT_FACT.findall("\n".join(lines[:front])):
         facts.setdefault(name, value.strip(" \t'\""))
-    time = dates.first(*map(facts.get, _FRONT_TIMES))
+    time = first_date(*map(facts.get, _FRONT_TIMES))
     return Reading(Scanner(lines[front:]).blocks(), facts.get("title"), time=time)
 
 

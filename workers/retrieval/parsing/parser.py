@@ -22,7 +22,7 @@ import msgspec
 
 from jobs.retrieval.documents import Document
 from jobs.settings import Settings
-from workers.retrieval.parsing import parser_protocol
+from workers.retrieval.parsing import contract
 from workers.retrieval.parsing.contract import Code, Cutting, Interrupted, Limits, Refused, Strategy, invalid
 from workers.sandbox.child import Child, Died, TimeUp, TooLarge
 from workers.sandbox.confinement import Policy
@@ -57,7 +57,7 @@ class Parser:
             self._busy, self._interrupted = True, False
         try:
             with _opened(source, _NO_FILE) as file, _opened(cutting.tokenizer, _NO_TOKENIZER) as tokenizer:
-                ask = parser_protocol.encode(parser_protocol.ask(filename, cutting, self._limits))
+                ask = contract.encode(contract.ask(filename, cutting, self._limits))
                 return self._parse(ask, (file.fileno(), tokenizer.fileno()))
         finally:
             with self._lock:
@@ -79,10 +79,10 @@ class Parser:
         try:
             child = self._started()
             child.send(ask, descriptors)
-            return self._taken(child.receive(self._limits.seconds, parser_protocol.largest_answer(self._limits)))
+            return self._taken(child.receive(self._limits.seconds, contract.largest_answer(self._limits)))
         except TooLarge:
             self._end()
-            raise parser_protocol.nonsense() from None
+            raise contract.nonsense() from None
         except TimeUp:
             self._end()
             raise invalid(_beyond(f"{self._limits.seconds:g} seconds")) from None
@@ -97,14 +97,14 @@ class Parser:
 
     def _taken(self, message: bytes) -> Document:
         try:
-            answer = parser_protocol.decode_answer(message)
+            answer = contract.decode_answer(message)
         except msgspec.MsgspecError:
-            raise parser_protocol.nonsense() from None
-        if isinstance(answer, parser_protocol.Refusal):
+            raise contract.nonsense() from None
+        if isinstance(answer, contract.Refusal):
             raise Refused(answer.code, answer.message)
-        if not isinstance(answer, parser_protocol.Parsed):
-            raise parser_protocol.nonsense()
-        document = parser_protocol.check(answer.document, self._limits)
+        if not isinstance(answer, contract.Parsed):
+            raise contract.nonsense()
+        document = contract.check(answer.document, self._limits)
         self._files += 1
         if self._files >= FILES or answer.grown > self._limits.memory_bytes:
             self._drop()

@@ -1,19 +1,50 @@
-"""The confined process that reads files until its parent has no more."""
+"""Run the confined process that turns files into documents until its parent has no more.
 
+bytes ──▶ %PDF that opens, a picture, a ZIP of Office, RTF ──▶ that, whatever its name
+  └─ no ─▶ decode ──▶ <html, headers of mail, {…} ──▶ that
+              │                └─ no ─▶ by name: .csv .md .py … ──▶ else plain text
+              └─ no text: refused
+
+blocks of that format ──▶ laid out as one text ──▶ cut into chunks or sentences ──▶ their languages
+
+The content decides first what a file is; its name decides where content can't tell (CSV from prose, Markdown from
+text).
+
+A language is named as far as a text's letters tell. Measured on texts in 35 languages (messages of Debian's programs):
+of what py3langid was SURE, 100 % was right. It was sure of 83 % of the texts of 100 characters and of 97 % of those of
+600, in 0.1 and 0.3 ms. lingua is better with long texts and worse with short ones, takes ten times as long, and 96 MB
+on the disk instead of 5.
+"""
+
+import codecs
+import io
 import os
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import BinaryIO
+from functools import lru_cache
+from pathlib import Path, PurePath
+from types import SimpleNamespace
+from typing import Any, BinaryIO, Final
 
-from workers.retrieval.parsing import parser_protocol, reading
-from workers.retrieval.parsing.contract import Refused, invalid
+import msgspec
+from py3langid import modelio
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from jobs.retrieval.documents import Chunk, Document
+from workers.retrieval.parsing import blocks, chunking, contract, markdown, office, pdf, plain, webpage
+from workers.retrieval.parsing.blocks import Reading
+from workers.retrieval.parsing.chunking import Tokens
+from workers.retrieval.parsing.contract import Cutting, Limits, Refused, invalid, no_text
+from workers.sandbox import resource_limits as resources
 from workers.sandbox.channel import Channel
 
-Work = Callable[[parser_protocol.Ask, BinaryIO, BinaryIO], parser_protocol.Parsed]
+Work = Callable[[contract.Ask, BinaryIO, BinaryIO], contract.Parsed]
 
 
 def main(channel: Channel) -> None:
-    serve(channel, reading.Reader().read)
+    serve(channel, Reader().read)
 
 
 def serve(channel: Channel, work: Work) -> None:
@@ -22,17 +53,17 @@ def serve(channel: Channel, work: Work) -> None:
         message, descriptors = received
         with ExitStack() as stack:
             file, tokenizer = (stack.enter_context(os.fdopen(one, "rb")) for one in descriptors)
-            channel.send(answer(work, parser_protocol.decode_ask(message), file, tokenizer))
+            channel.send(answer(work, contract.decode_ask(message), file, tokenizer))
 
 
-def answer(work: Work, ask: parser_protocol.Ask, file: BinaryIO, tokenizer: BinaryIO) -> bytes:
+def answer(work: Work, ask: contract.Ask, file: BinaryIO, tokenizer: BinaryIO) -> bytes:
     """Encoded. The one boundary: whatever a library raises is a refusal."""
     try:
-        encoded = parser_protocol.encode(work(ask, file, tokenizer))
-        if len(encoded) > parser_protocol.largest_answer(ask.limits):
+        encoded = contract.encode(work(ask, file, tokenizer))
+        if len(encoded) > contract.largest_answer(ask.limits):
             raise invalid("The file has too much text.")
     except Refused as no:
-        encoded = parser_protocol.encode(parser_protocol.Refusal(no.code, no.message))
+        encoded = contract.encode(contract.Refusal(no.code, no.message))
     except MemoryError:
         limit = ask.limits.memory_bytes >> 20
         encoded = _refusal(f"The file could not be parsed within its limits of {limit} MiB of memory.")
@@ -42,4 +73,186 @@ def answer(work: Work, ask: parser_protocol.Ask, file: BinaryIO, tokenizer: Bina
 
 
 def _refusal(message: str) -> bytes:
-    return parser_protocol.encode(parser_protocol.Refusal("invalid_file", message))
+    return contract.encode(contract.Refusal("invalid_file", message))
+
+
+# ── one file ──
+
+_TOKENIZERS: Final = 4  # kept: loading one takes up to a second
+
+
+class Reader:
+    """Of any number of files, one after the other."""
+
+    def __init__(self) -> None:
+        if office.installed():
+            office.load()  # its 100 MiB of address space are not the first file's
+        load_languages()
+        self._tokens: dict[tuple[int, int, int], Tokens] = {}
+        self._rest = resources.address_space()
+
+    def read(self, ask: contract.Ask, file: BinaryIO, tokenizer: BinaryIO) -> contract.Parsed:
+        """Raises Refused, and whatever a library raises."""
+        cutting = Cutting(Path(), ask.max_tokens, ask.overlap, ask.strategy)  # the tokenizer is open already
+        tokens = self._tokenizer(tokenizer)
+        resources.allow(ask.limits.memory_bytes, ask.limits.cpu_seconds)
+        try:
+            document = read_document(_bytes(file, ask.limits), ask.filename, tokens, cutting, ask.limits)
+        finally:
+            resources.relax()
+        return contract.Parsed(document, resources.address_space() - self._rest)
+
+    def _tokenizer(self, file: BinaryIO) -> Tokens:
+        try:
+            found = os.fstat(file.fileno())
+            key = (found.st_dev, found.st_ino, found.st_mtime_ns)
+            if key not in self._tokens:
+                if len(self._tokens) >= _TOKENIZERS:
+                    self._tokens.clear()
+                self._tokens[key] = Tokens.read(_whole(file))
+        except Exception as error:
+            raise Refused("server_error", "The embedding model's tokenizer could not be read.") from error
+        return self._tokens[key]
+
+
+def read_document(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: Limits) -> Document:
+    """Raises Refused."""
+    reading = read_format(data, filename, limits)
+    laid = blocks.lay(reading, limits)
+    by_meaning = cutting.strategy == "semantic"
+    cut = (chunking.sentences if by_meaning else chunking.chunks)(laid, tokens, cutting, limits)
+    language, pieces = mark_languages(cut, laid.text, reading.language)
+    chunks, sentences = ((), pieces) if by_meaning else (pieces, ())
+    return Document(laid.text, chunks, laid.title, language, sentences, reading.time, laid.unread)
+
+
+def _bytes(file: BinaryIO, limits: Limits) -> bytes:
+    largest = office.EXPANSION * limits.text_bytes
+    try:
+        if os.fstat(file.fileno()).st_size > largest:
+            raise invalid(f"The file has more than {largest >> 20} MiB.")
+        return _whole(file)
+    except OSError as error:
+        raise Refused("server_error", "The stored file could not be read.") from error
+
+
+def _whole(file: BinaryIO) -> bytes:
+    """Read from the beginning: the descriptor's offset is shared with a child that may have died over this file."""
+    file.seek(0)
+    return file.read()
+
+
+# ── formats ──
+
+_HEAD: Final = 4096
+_PDF: Final = b"%PDF-"
+_PDF_WITHIN: Final = 1024  # bytes: what stands before it is passed over
+#: Nothing is tried twice (`*+`, `(?>`): a file of comments would take for ever.
+_HTML: Final = re.compile(
+    r"\s*+(?:(?><\?xml[^>]*>|<!--.*?-->)\s*+)*+<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL
+)
+_TAG: Final = re.compile(
+    r"<(?:!doctype|head|body|div|p|h[1-6]|table|ul|ol|span|a|br|title|meta|article)\b", re.IGNORECASE
+)
+_HTML_NAMES: Final = frozenset({".html", ".htm", ".xhtml"})
+_CODE_NAMES: Final = frozenset((
+    ".ada", ".adb", ".asm", ".awk", ".bash", ".bat", ".c", ".cc", ".cfg", ".clj", ".cmake", ".conf", ".cpp", ".cs",
+    ".css", ".cu", ".cxx", ".d", ".dart", ".diff", ".dockerfile", ".el", ".erl", ".ex", ".exs", ".f", ".f90", ".fs",
+    ".gd", ".go", ".gradle", ".graphql", ".groovy", ".h", ".hcl", ".hh", ".hpp", ".hs", ".hxx", ".ini", ".ipynb",
+    ".java", ".jl", ".js", ".jsx", ".kt", ".kts", ".less", ".lisp", ".lua", ".m", ".make", ".mjs", ".mk", ".ml",
+    ".mm", ".nim", ".nix", ".pas", ".patch", ".php", ".pl", ".pm", ".proto", ".ps1", ".pxd", ".py", ".pyi", ".pyx",
+    ".r", ".rb", ".rs", ".s", ".sass", ".scala", ".scss", ".sh", ".sol", ".sql", ".svelte", ".swift", ".tcl", ".tf",
+    ".toml", ".ts", ".tsx", ".v", ".vb", ".vhd", ".vue", ".xml", ".xsd", ".xsl", ".yaml", ".yml", ".zig", ".zsh",
+))  # fmt: skip
+_CODE_FILES: Final = frozenset({"dockerfile", "makefile", "jenkinsfile", "vagrantfile", "rakefile", "gemfile"})
+_BY_NAME: Final[dict[str, Callable[[str], Reading]]] = {
+    ".md": markdown.read,
+    ".markdown": markdown.read,
+    ".mdx": markdown.read,
+    ".csv": plain.read_table,
+    ".tsv": plain.read_table,
+    ".jsonl": plain.read_lines,
+    ".ndjson": plain.read_lines,
+}
+
+
+def read_format(data: bytes, filename: str, limits: Limits) -> Reading:
+    """Raises Refused."""
+    if not data.strip():
+        raise no_text()
+    found = _read_pdf(data, limits) if _PDF in data[:_PDF_WITHIN] else None
+    if found is not None:
+        return found
+    kind = office.kind(data, filename)
+    if kind is not None:
+        return office.read(data, kind, limits)
+    return read_text(plain.decode(data, webpage.declared_charset(data[:_HEAD])), filename)
+
+
+def _read_pdf(data: bytes, limits: Limits) -> Reading | None:
+    """None of a text that only mentions the mark. Raises Refused."""
+    try:
+        return pdf.read(data, limits)
+    except pdf.Damaged:
+        if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_PDF) or not plain.is_text(data):
+            raise
+        return None
+
+
+def read_text(text: str, filename: str) -> Reading:
+    suffix = PurePath(filename.lower()).suffix
+    if _is_html(text, suffix):
+        return webpage.read(text)
+    if plain.is_json(text):
+        return plain.read_json(text)
+    if suffix in _BY_NAME:
+        return _BY_NAME[suffix](text)
+    if suffix in _CODE_NAMES or PurePath(filename.lower()).name in _CODE_FILES:
+        return plain.read_code(text)
+    return plain.read(text)
+
+
+def _is_html(text: str, suffix: str) -> bool:
+    head = text[:_HEAD]
+    return _HTML.match(head) is not None or (suffix in _HTML_NAMES and _TAG.search(text) is not None)
+
+
+# ── languages ──
+
+SURE: Final = 0.9
+SAMPLE: Final = 20_000  # characters of a document whose pieces are all short
+_LEAST_CHARACTERS: Final = 100  # characters: what is shorter is in the document's language
+_CODE: Final = 2  # letters, of ISO 639-1; others of the names are of three
+
+
+@lru_cache(maxsize=1)
+def load_languages() -> Any:
+    """75 MB, in 0.7 s. The library unpacks its model into a temporary file, which this process may not write."""
+    modelio.tempfile = SimpleNamespace(TemporaryFile=lambda suffix: io.BytesIO())  # noqa: ARG005 (a file's name)
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def language_of(text: str) -> str | None:
+    name, confidence = load_languages().classify(text)
+    return str(name) if confidence >= SURE and len(name) == _CODE else None
+
+
+def mark_languages(pieces: Sequence[Chunk], text: str, declared: str | None) -> tuple[str | None, tuple[Chunk, ...]]:
+    """The document's language, which most of its text is in, and the pieces: those in another one say so.
+
+    Letters go before what is declared: templates declare English whatever is written into them.
+    """
+    own = [
+        language_of(text[one.start : one.end]) if one.end - one.start >= _LEAST_CHARACTERS else None for one in pieces
+    ]
+    sizes = Counter[str]()
+    for piece, name in zip(pieces, own, strict=True):
+        if name is not None:
+            sizes[name] += piece.end - piece.start
+    language = max(sizes, key=lambda name: (sizes[name], name)) if sizes else language_of(text[:SAMPLE]) or declared
+    both = zip(pieces, own, strict=True)
+    return language, tuple(_said(piece, None if name == language else name) for piece, name in both)
+
+
+def _said(piece: Chunk, language: str | None) -> Chunk:
+    return piece if language is None else msgspec.structs.replace(piece, language=language)

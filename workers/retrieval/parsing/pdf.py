@@ -13,8 +13,8 @@ from typing import Any, Final
 import pypdfium2
 from pypdfium2 import raw
 
-from workers.retrieval.parsing import dates, office, plain
-from workers.retrieval.parsing.blocks import Block, Reading, clean
+from workers.retrieval.parsing import office, plain
+from workers.retrieval.parsing.blocks import Block, Reading, clean, first_date
 from workers.retrieval.parsing.contract import Limits, Refused, invalid, unsupported
 
 _OUTLINE_ENTRIES: Final = 10_000
@@ -39,7 +39,7 @@ def read(data: bytes, limits: Limits) -> Reading:
     if len(document) > limits.pages:
         raise invalid(f"The file has {len(document)} pages; at most {limits.pages} can be searched.")
     said = document.get_metadata_value
-    time = dates.first(said("ModDate"), said("CreationDate"))
+    time = first_date(said("ModDate"), said("CreationDate"))
     return Reading(_blocks(document), said("Title") or None, time=time)
 
 

@@ -9,9 +9,8 @@ from typing import Final
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from workers.retrieval.parsing import dates
-from workers.retrieval.parsing.blocks import Block, Reading
-from workers.retrieval.parsing.tabular import row
+from workers.retrieval.parsing.blocks import Block, Reading, first_date
+from workers.retrieval.parsing.plain import table_row
 
 _CHARSET: Final = re.compile(
     rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})"
@@ -146,7 +145,7 @@ def _time(tree: LexborHTMLParser) -> str | None:
     times = tree.css("time[datetime]")
     marked = [time for time in times if {"pubdate", "itemprop"} & time.attributes.keys()]
     shown = [time.attributes.get("datetime") for time in (marked[:1] or (times if len(times) == 1 else []))]
-    return dates.first(*map(said.get, _TIMES), *shown)
+    return first_date(*map(said.get, _TIMES), *shown)
 
 
 def _is_noise(node: LexborNode) -> bool:
@@ -172,5 +171,5 @@ def _is_data(table: LexborNode) -> bool:
 def _rows(table: LexborNode) -> str:
     """A caption, then a line for each row."""
     lines = [caption.text() for caption in table.css("caption")]
-    lines += [row([cell.text(separator=" ") for cell in line.css("td, th")]) for line in table.css("tr")]
+    lines += [table_row([cell.text(separator=" ") for cell in line.css("td, th")]) for line in table.css("tr")]
     return "\n".join(line for line in lines if line.strip(" |"))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jobs.retrieval.documents import Chunk, Document
-from workers.retrieval.parsing import parser_child, parser_protocol
+from workers.retrieval.parsing import contract, parser_child
 from workers.sandbox import resource_limits
 from workers.sandbox.channel import HEADER, Channel, Ready
 
 
-def work(ask: parser_protocol.Ask, file: BinaryIO, _tokenizer: BinaryIO) -> parser_protocol.Parsed:
+def work(ask: contract.Ask, file: BinaryIO, _tokenizer: BinaryIO) -> contract.Parsed:
     resource_limits.allow(ask.limits.memory_bytes, ask.limits.cpu_seconds)
     name, _, argument = ask.filename.partition(":")
     if name in DEEDS:
@@ -30,11 +30,11 @@ def work(ask: parser_protocol.Ask, file: BinaryIO, _tokenizer: BinaryIO) -> pars
         socket.create_connection(("127.0.0.1", int(argument))).close()
     text = os.environ.get(name, "") if name.startswith("$") else "good text"
     if name == "bad offsets":
-        return parser_protocol.Parsed(Document("short", (Chunk(0, 99, 1),)), 0)
+        return contract.Parsed(Document("short", (Chunk(0, 99, 1),)), 0)
     if name == "begins again":
         return Ready()  # type: ignore[return-value]
     grown = 1 << 40 if name == "grown" else 0
-    return parser_protocol.Parsed(Document(text or "unset", (Chunk(0, 4, 1),), title=str(os.getpid())), grown)
+    return contract.Parsed(Document(text or "unset", (Chunk(0, 4, 1),), title=str(os.getpid())), grown)
 
 
 def hang() -> None:

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from tests.unit.workers.retrieval.parsing import samples
-from workers.retrieval.parsing import archive
+from workers.retrieval.parsing import office
 from workers.retrieval.parsing.contract import Limits, Refused
 
 LIMITS = Limits(text_bytes=1 << 20)  # 8 MiB unpacked
@@ -16,7 +16,7 @@ LIMITS = Limits(text_bytes=1 << 20)  # 8 MiB unpacked
 
 def refused(data: bytes, limits: Limits = LIMITS) -> str:
     with pytest.raises(Refused) as no:
-        archive.check(data, limits)
+        office.check_archive(data, limits)
     assert no.value.code == "invalid_file"
     return no.value.message
 
@@ -33,8 +33,10 @@ def declared(data: bytes, size: int, crc: int) -> bytes:
 
 
 def test_ordinary_document_passes() -> None:
-    archive.check(samples.docx(samples.paragraph("x"), {"word/media/a.png": bytes(100_000)}), LIMITS)
-    archive.check(samples.docx(samples.paragraph("x"), {"word/embeddings/a.xlsx": samples.xlsx([["a"]])}), LIMITS)
+    office.check_archive(samples.docx(samples.paragraph("x"), {"word/media/a.png": bytes(100_000)}), LIMITS)
+    office.check_archive(
+        samples.docx(samples.paragraph("x"), {"word/embeddings/a.xlsx": samples.xlsx([["a"]])}), LIMITS
+    )
 
 
 def test_bomb_that_says_so_is_not_unpacked() -> None:
@@ -66,7 +68,7 @@ def test_archives_inside_of_archives_are_looked_into_once() -> None:
 
 
 def test_too_many_parts_are_refused() -> None:
-    assert "parts" in refused(samples.packed({str(n): b"" for n in range(archive.ENTRIES + 1)}))
+    assert "parts" in refused(samples.packed({str(n): b"" for n in range(office.ENTRIES + 1)}))
 
 
 def test_parts_that_overlap_are_refused() -> None:

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from jobs.retrieval.documents import Chunk
 from tests.unit.workers.retrieval.parsing import samples
-from workers.retrieval.parsing import blocks, borders, chunking, markdown, plain
+from workers.retrieval.parsing import blocks, chunking, markdown, plain
 from workers.retrieval.parsing.blocks import Block, Laid, Reading
+from workers.retrieval.parsing.chunking import PIECE, Tokens, pieces
 from workers.retrieval.parsing.contract import Cutting, Limits, Refused, Strategy
-from workers.retrieval.parsing.tokens import PIECE, Tokens, pieces
 
 LIMITS = Limits()
 STRATEGIES: Sequence[Strategy] = ("static", "sentence", "structure")
@@ -301,8 +301,8 @@ def test_a_text_of_nothing_has_no_pieces() -> None:
 def test_a_text_may_be_cut_at_its_very_end_whatever_it_ends_with() -> None:
     family = "\U0001f468\u200d\U0001f469"
 
-    assert borders.character(f"a{family}", 0, 4) == 4
-    assert borders.character(f"a{family}b", 0, 3) == 1
+    assert chunking.character_border(f"a{family}", 0, 4) == 4
+    assert chunking.character_border(f"a{family}b", 0, 3) == 1
 
 
 def test_tokenizer_that_truncates_and_pads_does_not_here(tmp_path: Path) -> None:

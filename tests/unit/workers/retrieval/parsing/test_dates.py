@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.workers.retrieval.parsing import samples
 from tests.unit.workers.retrieval.parsing.test_formats import needs_kreuzberg
-from workers.retrieval.parsing import dates, sniffing
+from workers.retrieval.parsing import blocks, parser_child
 from workers.retrieval.parsing.contract import Limits
 
 
@@ -45,16 +45,16 @@ from workers.retrieval.parsing.contract import Limits
     ],
 )
 def test_what_is_said(said: str, found: str | None) -> None:
-    assert dates.first(said) == found
+    assert blocks.first_date(said) == found
 
 
 def test_the_first_that_is_one_counts() -> None:
-    assert dates.first(None, "", "soon", "2024-01-31", "2025-01-01") == "2024-01-31"
-    assert dates.first() is None
+    assert blocks.first_date(None, "", "soon", "2024-01-31", "2025-01-01") == "2024-01-31"
+    assert blocks.first_date() is None
 
 
 def time_of(data: bytes, name: str) -> str | None:
-    return sniffing.read(data, name, Limits()).time
+    return parser_child.read_format(data, name, Limits()).time
 
 
 def test_pdf_says_when_it_was_changed_or_made() -> None:

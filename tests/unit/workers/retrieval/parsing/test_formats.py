@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.workers.retrieval.parsing import samples
-from workers.retrieval.parsing import blocks, office, sniffing, tabular
+from workers.retrieval.parsing import blocks, office, parser_child, plain
 from workers.retrieval.parsing.blocks import Laid
 from workers.retrieval.parsing.contract import Limits, Refused
 
@@ -12,7 +12,7 @@ needs_kreuzberg = pytest.mark.usefixtures("kreuzberg")
 
 def laid(data: bytes, filename: str, limits: Limits | None = None) -> Laid:
     limits = limits or Limits()
-    return blocks.lay(sniffing.read(data, filename, limits), limits)
+    return blocks.lay(parser_child.read_format(data, filename, limits), limits)
 
 
 def kinds(document: Laid) -> list[str]:
@@ -146,7 +146,7 @@ def test_html_keeps_what_is_read_and_drops_what_is_not() -> None:
     assert kinds(found) == ["heading", "paragraph", "heading", "list", "code", "table"]
     assert found.blocks[-1].section == ("Install & run", "Steps")
     assert found.title == "The title"
-    assert sniffing.read(PAGE.encode(), "page.html", Limits()).language == "de"
+    assert parser_child.read_format(PAGE.encode(), "page.html", Limits()).language == "de"
 
 
 def test_html_code_whose_lines_are_broken_by_tags_keeps_its_lines() -> None:
@@ -291,7 +291,7 @@ def test_json_of_short_lines_is_kept_as_it_is_written() -> None:
 
 
 def test_table_of_many_rows_keeps_them_all_but_the_empty_ones_so_many_a_block() -> None:
-    rows = range(tabular._ROWS + 1)
+    rows = range(plain._ROWS + 1)
 
     found = laid("\n,\n".join(f"{n},x" for n in rows).encode(), "a.csv")
 

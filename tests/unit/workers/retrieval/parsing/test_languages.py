@@ -6,7 +6,7 @@ import pytest
 
 from jobs.retrieval.documents import Document
 from tests.unit.workers.retrieval.parsing.test_chunking import LIMITS, TOKENS
-from workers.retrieval.parsing import reading
+from workers.retrieval.parsing import parser_child
 from workers.retrieval.parsing.contract import Cutting, Strategy
 
 TEXTS = {
@@ -21,7 +21,7 @@ TEXTS = {
 
 def read(text: str, name: str = "a.md", strategy: Strategy = "static", most: int = 60) -> Document:
     cutting = Cutting(Path(), most, 0, strategy)
-    return reading.read(text.encode(), name, TOKENS["word_piece"], cutting, LIMITS)
+    return parser_child.read_document(text.encode(), name, TOKENS["word_piece"], cutting, LIMITS)
 
 
 @pytest.mark.parametrize("name", TEXTS)

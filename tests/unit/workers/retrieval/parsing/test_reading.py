@@ -10,10 +10,10 @@ import pytest
 
 from jobs.retrieval.documents import Document
 from tests.unit.workers.retrieval.parsing import samples
-from workers.retrieval.parsing import archive, parser_child, parser_protocol, reading
+from workers.retrieval.parsing import contract, office, parser_child
+from workers.retrieval.parsing.chunking import Tokens
 from workers.retrieval.parsing.contract import Cutting, Limits, Refused
-from workers.retrieval.parsing.reading import Reader
-from workers.retrieval.parsing.tokens import Tokens
+from workers.retrieval.parsing.parser_child import Reader
 
 LIMITS = Limits(memory_bytes=8 << 30)  # this process has threads, and may need stacks for more of them
 _BOTH = (resource.RLIMIT_AS, resource.RLIMIT_CPU)
@@ -32,15 +32,15 @@ def own_limits() -> Iterator[None]:
         resource.setrlimit(which, limits)
 
 
-def asked(limits: Limits = LIMITS) -> parser_protocol.Ask:
-    return parser_protocol.ask("a.txt", Cutting(samples.word_piece(), 100, 20), limits)
+def asked(limits: Limits = LIMITS) -> contract.Ask:
+    return contract.ask("a.txt", Cutting(samples.word_piece(), 100, 20), limits)
 
 
 def answered(
     work: parser_child.Work, path: Path, tokenizer: Path | None = None, limits: Limits = LIMITS
-) -> parser_protocol.Answer:
+) -> contract.Answer:
     with path.open("rb") as file, (tokenizer or samples.word_piece()).open("rb") as described:
-        return parser_protocol.decode_answer(parser_child.answer(work, asked(limits), file, described))
+        return contract.decode_answer(parser_child.answer(work, asked(limits), file, described))
 
 
 @pytest.fixture
@@ -53,17 +53,17 @@ def test_the_limits_of_a_file_end_with_it(reader: Reader, file: Path, tmp_path: 
     (tmp_path / "empty").touch()
     ends = [answered(reader.read, one) for one in (file, tmp_path / "empty")]
 
-    assert isinstance(ends[0], parser_protocol.Parsed)
+    assert isinstance(ends[0], contract.Parsed)
     assert ends[0].document.text == "The kiwi is a bird."
-    assert ends[1] == parser_protocol.Refusal("invalid_file", "The file contains no text.")
+    assert ends[1] == contract.Refusal("invalid_file", "The file contains no text.")
     assert [soft for soft, hard in map(resource.getrlimit, _BOTH) if soft != hard] == []
 
 
 def test_a_file_that_is_larger_than_any_with_so_much_text_is_not_read(reader: Reader, file: Path) -> None:
     limits = replace(LIMITS, text_bytes=1 << 20)
-    os.truncate(file, archive.EXPANSION * limits.text_bytes + 1)
+    os.truncate(file, office.EXPANSION * limits.text_bytes + 1)
 
-    assert answered(reader.read, file, limits=limits) == parser_protocol.Refusal(
+    assert answered(reader.read, file, limits=limits) == contract.Refusal(
         "invalid_file", "The file has more than 8 MiB."
     )
 
@@ -79,7 +79,7 @@ def test_a_tokenizer_is_loaded_once_until_it_changes_and_a_few_are_kept(
         return load(data[:-1])
 
     monkeypatch.setattr(Tokens, "read", noted)
-    monkeypatch.setattr(reading, "_TOKENIZERS", 2)
+    monkeypatch.setattr(parser_child, "_TOKENIZERS", 2)
     made = samples.byte_level(tmp_path)
     paths = [made.with_name(name) for name in "abc"]
     for path in paths:
@@ -101,38 +101,30 @@ def test_an_answer_that_is_larger_than_the_parent_takes_is_a_refusal(file: Path)
     limits = Limits(text_bytes=10)
 
     def answer(length: int) -> bytes:
-        answer = answered(lambda *_: parser_protocol.Parsed(Document("x" * length, ()), 0), file, limits=limits)
-        return parser_protocol.encode(answer)
+        answer = answered(lambda *_: contract.Parsed(Document("x" * length, ()), 0), file, limits=limits)
+        return contract.encode(answer)
 
-    whole = parser_protocol.largest_answer(limits)
+    whole = contract.largest_answer(limits)
     assert whole - 200 < len(answer(whole - 200)) <= whole
-    assert parser_protocol.decode_answer(answer(whole)) == parser_protocol.Refusal(
-        "invalid_file", "The file has too much text."
-    )
+    assert contract.decode_answer(answer(whole)) == contract.Refusal("invalid_file", "The file has too much text.")
 
 
 @pytest.mark.parametrize(
     ("raised", "refusal"),
     [
-        (Refused("unsupported_file", "No."), parser_protocol.Refusal("unsupported_file", "No.")),
+        (Refused("unsupported_file", "No."), contract.Refusal("unsupported_file", "No.")),
         (
             MemoryError(),
-            parser_protocol.Refusal(
-                "invalid_file", "The file could not be parsed within its limits of 8192 MiB of memory."
-            ),
+            contract.Refusal("invalid_file", "The file could not be parsed within its limits of 8192 MiB of memory."),
         ),
         (
             KeyboardInterrupt("secret"),
-            parser_protocol.Refusal(
-                "invalid_file", "The file could not be parsed: it is damaged, or not what it says it is."
-            ),
+            contract.Refusal("invalid_file", "The file could not be parsed: it is damaged, or not what it says it is."),
         ),
     ],
 )
-def test_whatever_a_library_raises_is_a_refusal(
-    raised: BaseException, refusal: parser_protocol.Refusal, file: Path
-) -> None:
-    def work(*_: object) -> parser_protocol.Parsed:
+def test_whatever_a_library_raises_is_a_refusal(raised: BaseException, refusal: contract.Refusal, file: Path) -> None:
+    def work(*_: object) -> contract.Parsed:
         raise raised
 
     assert answered(work, file) == refusal

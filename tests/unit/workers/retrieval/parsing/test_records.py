@@ -2,11 +2,11 @@
 
 import pytest
 
-from workers.retrieval.parsing import tabular
+from workers.retrieval.parsing import plain
 
 
 def rows(text: str) -> list[str]:
-    return "\n".join(block.text for block in tabular.read_table(text).blocks).split("\n")
+    return "\n".join(block.text for block in plain.read_table(text).blocks).split("\n")
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from jobs.retrieval.documents import Chunk, Document
 from tests.unit.workers.retrieval.parsing.test_chunking import FAMILIES, LIMITS, TEXTS, TOKENS, check, laid
 from workers.retrieval.ingestion import semantic
-from workers.retrieval.parsing import blocks, chunking, parser_protocol
+from workers.retrieval.parsing import blocks, chunking, contract
 from workers.retrieval.parsing.blocks import Laid
+from workers.retrieval.parsing.chunking import Tokens
 from workers.retrieval.parsing.contract import Cutting, Refused
-from workers.retrieval.parsing.tokens import Tokens
 
 PERCENTILE = {"percentile": 95.0}
 
@@ -102,7 +102,7 @@ def test_long_texts_without_a_border_take_linear_work() -> None:
 @pytest.mark.parametrize("bad", [Chunk(0, 99, 1), Chunk(2, 2, 1), Chunk(-1, 2, 1), Chunk(0, 2, -1)])
 def test_sentences_that_make_no_sense_are_not_believed(bad: Chunk) -> None:
     with pytest.raises(Refused, match="makes no sense"):
-        parser_protocol.check(Document("text", (), sentences=(bad,)), LIMITS)
+        contract.check(Document("text", (), sentences=(bad,)), LIMITS)
 
 
 # What is made of them
