@@ -21,7 +21,7 @@ from jobs.fleet import routing
 from jobs.inference.interactive import Piece
 from jobs.requests.endpoints import EMBEDDINGS, RERANK
 from jobs.retrieval import indexes, searches
-from jobs.retrieval.conditions import check_filter
+from jobs.retrieval.filters import check_filter
 from jobs.retrieval.tables import VectorStore
 
 router: APIRouter = resource("Vector stores")

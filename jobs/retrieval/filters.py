@@ -1,11 +1,85 @@
-"""Filters on attributes, as OpenAI's search takes them: comparisons, and `and` or `or` of filters.
+"""Check the filters of a search, and hold them against a file's attributes.
 
-A comparison of different types does not hold: text is compared with text, numbers with numbers, true with true. An
-attribute that a file does not have equals nothing, so that `ne` and `nin` hold for it and nothing else does.
+Filters are those of OpenAI's search: comparisons, and `and` or `or` of filters. A comparison of different types does
+not hold: text is compared with text, numbers with numbers, true with true. An attribute that a file does not have
+equals nothing, so that `ne` and `nin` hold for it and nothing else does.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+from jobs.batches.lines import quoted
+from jobs.errors import InvalidRequest
+
+# ── checking ──
+
+_DEEPEST: Final = 20
+_MOST: Final = 500  # conditions and their values, all of them
+_COMPARE: Final = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
+_COMBINE: Final = ("and", "or")
+_ORDERED: Final = ("gt", "gte", "lt", "lte")
+
+
+def check_filter(value: Any, param: str) -> None:
+    """Raises InvalidRequest that names the place."""
+    _check(value, param, 1, [0])
+
+
+def _check(value: Any, param: str, depth: int, seen: list[int]) -> None:
+    seen[0] += 1
+    if depth > _DEEPEST or seen[0] > _MOST:
+        message = f"Invalid '{param}': at most {_MOST} filters, at most {_DEEPEST} deep."
+        raise InvalidRequest(message, param=param, code="invalid_value")
+    if not isinstance(value, dict):
+        raise _wrong_type(param, "an object")
+    kind = value.get("type")
+    if kind not in _COMPARE and kind not in _COMBINE:
+        names = ", ".join(f"'{name}'" for name in (*_COMPARE, *_COMBINE))
+        message = f"Invalid value: '{quoted(str(kind))}'. Supported values are: {names}."
+        raise InvalidRequest(message, param=f"{param}.type", code="invalid_value")
+    wanted = {"type", "filters"} if kind in _COMBINE else {"type", "key", "value"}
+    _check_names(value, wanted, param)
+    if kind in _COMPARE:
+        _compare(kind, value, param)
+        seen[0] += len(value["value"]) if isinstance(value["value"], list) else 0
+        return
+    if not isinstance(value["filters"], list) or not value["filters"]:
+        raise _wrong_type(f"{param}.filters", "a non-empty array")
+    for place, one in enumerate(value["filters"]):
+        _check(one, f"{param}.filters[{place}]", depth + 1, seen)
+
+
+def _check_names(value: dict[str, Any], wanted: set[str], param: str) -> None:
+    for name in sorted(wanted - value.keys()):
+        message = f"Missing required parameter: '{param}.{name}'."
+        raise InvalidRequest(message, param=f"{param}.{name}", code="missing_required_parameter")
+    for name in sorted(value.keys() - wanted):
+        message = f"Unknown parameter: '{quoted(f'{param}.{name}')}'."
+        raise InvalidRequest(message, param=quoted(f"{param}.{name}"), code="unknown_parameter")
+
+
+def _compare(kind: str, condition: dict[str, Any], param: str) -> None:
+    key, value = condition["key"], condition["value"]
+    if not isinstance(key, str) or not 1 <= len(key) <= 64:
+        raise _wrong_type(f"{param}.key", "a string of 1 to 64 characters")
+    if kind in ("in", "nin"):
+        if not isinstance(value, list) or len(value) > _MOST or not all(_scalar(one) for one in value):
+            raise _wrong_type(f"{param}.value", f"an array of at most {_MOST} strings, numbers or booleans")
+    elif kind in _ORDERED and (not _scalar(value) or isinstance(value, bool)):
+        raise _wrong_type(f"{param}.value", "a string or a number")
+    elif not _scalar(value):
+        raise _wrong_type(f"{param}.value", "a string, a number or a boolean")
+
+
+def _scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float)  # a boolean is an int
+
+
+def _wrong_type(param: str, expected: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid type for '{param}': expected {expected}.", param=param, code="invalid_type")
+
+
+# ── matching ──
 
 Attributes = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.payloads import INGESTION
 from jobs.ledger.states import JobState
-from jobs.retrieval import indexing
+from jobs.retrieval import ingestions
 from workers.runtime.context import Context
 
 AWAY_SECONDS: Final = 5.0  # until a database that could not be read is read again
@@ -49,6 +49,6 @@ def stumble(context: Context, claim: JobClaim, error: Exception, what: str, code
 
 def stop_files(context: Context, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]] = ()) -> None:
     """Before an ingestion comes to this `end`: the files it will not make, so many a transaction. Raises Fenced."""
-    stop = partial(indexing.stop, claim=claim, end=end, errors=errors)
+    stop = partial(ingestions.stop, claim=claim, end=end, errors=errors)
     while claim.job.kind == INGESTION and context.db.retrying(stop):
         context.db.breathe(context.stop)

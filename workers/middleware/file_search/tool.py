@@ -9,7 +9,7 @@ import msgspec
 from jobs.errors import InvalidRequest
 from jobs.requests.endpoints import RESPONSES
 from jobs.retrieval import searches
-from jobs.retrieval.conditions import check_filter
+from jobs.retrieval.filters import check_filter
 from jobs.retrieval.searches import Search
 from workers.engines.port import Request
 

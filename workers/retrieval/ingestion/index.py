@@ -27,7 +27,7 @@ from jobs.ledger import shards
 from jobs.ledger.payloads import index_of
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.requests.endpoints import EMBEDDINGS
-from jobs.retrieval import attachments, documents, indexes, indexing
+from jobs.retrieval import attachments, documents, indexes, ingestions
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.documents import Document
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
@@ -364,7 +364,7 @@ class Indexing:
         self._stop_if_lost()
         last = self.left == len(made)
         self.context.db.retrying(
-            lambda session: indexing.commit(session, self.claim, self.seq, made, tally, dimensions, last=last)
+            lambda session: ingestions.commit(session, self.claim, self.seq, made, tally, dimensions, last=last)
         )
         self.left -= len(made)
         self.seq += 1

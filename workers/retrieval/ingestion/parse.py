@@ -21,7 +21,7 @@ from jobs.ledger import shards
 from jobs.ledger.payloads import index_of
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.queues import Queue
-from jobs.retrieval import attachments, documents, indexes, indexing
+from jobs.retrieval import attachments, documents, indexes, ingestions
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.ingestion import chunk_options, prompting
@@ -179,7 +179,7 @@ class _Parsing:
             return
         made, self.made = self.made, []
         self.context.db.retrying(
-            lambda session: indexing.commit(session, self.claim, self.seq, made, Tally(), 0, last=last)
+            lambda session: ingestions.commit(session, self.claim, self.seq, made, Tally(), 0, last=last)
         )
         self.seq += 1
 

@@ -12,7 +12,7 @@ from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Queue, Task
-from jobs.retrieval import attachments, indexing
+from jobs.retrieval import attachments, ingestions
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.tables import VectorStore
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
@@ -33,7 +33,7 @@ def claimed(db: Database, *names: str) -> tuple[VectorStore, ShardClaim]:
 
 def commit(db: Database, claim: ShardClaim, *found: Made, seq: int = 0, last: bool = False) -> None:
     with db.write() as session:
-        indexing.commit(session, claim, seq, found, Tally(input_tokens=7), 4, last=last)
+        ingestions.commit(session, claim, seq, found, Tally(input_tokens=7), 4, last=last)
 
 
 def listen(db: Database) -> None:
@@ -86,7 +86,7 @@ def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
 
     def stop() -> bool:
         with db.write() as session:
-            return indexing.stop(session, claim, JobState.FAILED, [{"message": "Nobody serves it."}])
+            return ingestions.stop(session, claim, JobState.FAILED, [{"message": "Nobody serves it."}])
 
     found = []
     for more in (True, True, False, False):
@@ -107,7 +107,7 @@ def test_a_claim_that_was_lost_stops_no_file(db: Database) -> None:
         ledger.lose(session, claim.job.id, claim.epoch, 0)
 
     with pytest.raises(Fenced), db.write() as session:
-        indexing.stop(session, claim, JobState.FAILED, [])
+        ingestions.stop(session, claim, JobState.FAILED, [])
 
     assert row(db, "file-a").status == "in_progress"
     assert [kind for _, kind in ledgers.told(db, claim.job.id)] == ["job.created"]
