@@ -1,14 +1,23 @@
-"""A search for a waiting client: its query embedded by this worker's engine, then both rankings, fused.
+"""Answer a search for a waiting client: embed its query by this worker's engine, then fuse both rankings.
 
     query ─▶ engine ─▶ vector ──nearest──┐
        └─────────────────────matching────┴─▶ hits ─▶ SQL: which of them can be seen ─▶ fused, best first
                                                               ─▶ re-ranked, near duplicates out, where it was asked for
 
-What can be seen is asked of SQL for every search: an old version, a half-written one or a deleted file's is dropped
-here, whatever the vector database still has. With filters SQL is asked first, and only those documents are searched.
-SQL is asked for each ranking: where a file was replaced between two of them, its old version is in one and the new one
-in the other; replaced after the filters chose its old version, or after that alone was ranked, it would be in neither.
-So all is looked up once more at one moment, and the search made again where something of it has gone meanwhile.
+SQL is asked for every search what can be seen: an old version, a half-written one or a deleted file's is dropped here,
+whatever the vector database still has. With filters SQL is asked first, and only those documents are searched. SQL is
+asked for each ranking: where a file was replaced between two of them, its old version is in one and the new one in the
+other; replaced after the filters chose its old version, or after that alone was ranked, it would be in neither. So all
+is looked up once more at one moment, and the search is made again where something of it has gone meanwhile.
+
+Two ways to fuse what is near in meaning and what has the words:
+
+    rrf        each list gives weight / (k + rank); with a small k the first few of each list decide
+               (Cormack, Clarke, Büttcher: Reciprocal Rank Fusion, SIGIR 2009)
+    relative   each list gives weight x score / its best score
+
+Scores are between 0 and 1: the best hit of every list has 1. One list alone keeps its own scores, a cosine below 0 as 0
+and BM25 against its best.
 """
 
 import asyncio
@@ -16,7 +25,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import select
 
@@ -30,18 +39,52 @@ from jobs.retrieval.searches import Found, Results, Search
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
-from workers.retrieval import fusion
-from workers.retrieval.duplicates import distinct
-from workers.retrieval.ingestion import prompting
-from workers.retrieval.ingestion.chunk_options import NoTokenizer, TokenizerAway
+from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.embedding_answers import Unusable, read_vectors
+from workers.retrieval.ingestion.embedding_model import NoTokenizer, Prompt, TokenizerAway
 from workers.retrieval.ingestion.index import DIFFERENT
-from workers.retrieval.ingestion.prompting import Prompt
+from workers.retrieval.lexical import distinct
 from workers.retrieval.reranking import Reranking
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 from workers.vectors.base import Hit, Vector, VectorsAway
 from workers.vectors.open_vectors import store_of
+
+# ── fusion ──
+
+Fusion = Literal["rrf", "relative"]
+Ranked = tuple[Hit, float]
+
+
+def fuse(near: Sequence[Hit], worded: Sequence[Hit], weights: tuple[float, float], how: Fusion, k: int) -> list[Ranked]:
+    """The hits of both lists, best first, each once, with its score."""
+    if not weights[1]:
+        return [(hit, min(1.0, max(0.0, hit.score))) for hit in near]
+    if not weights[0]:
+        return [(hit, _relative(worded)(hit, 0)) for hit in worded]
+    total = sum(weights)
+    scores: dict[tuple[str, int], float] = {}
+    hits: dict[tuple[str, int], Hit] = {}
+    for found, weight in zip((near, worded), weights, strict=True):
+        gives = _relative(found) if how == "relative" else _reciprocal(k)
+        for rank, hit in enumerate(found):
+            key = (hit.document, hit.n)
+            hits.setdefault(key, hit)
+            scores[key] = scores.get(key, 0.0) + weight / total * gives(hit, rank)
+    best = sorted(scores, key=lambda key: (-scores[key], key))
+    return [(hits[key], min(1.0, scores[key])) for key in best]
+
+
+def _reciprocal(k: int) -> Callable[[Hit, int], float]:
+    return lambda _, rank: (k + 1) / (k + 1 + rank)
+
+
+def _relative(found: Sequence[Hit]) -> Callable[[Hit, int], float]:
+    best = max((hit.score for hit in found), default=0.0)
+    return lambda hit, _: max(0.0, hit.score) / best if best > 0 else 0.0
+
+
+# ── search ──
 
 _THREADS: Final = 4
 #: Of each ranking so many times as many hits are looked at as are wanted: fusion brings up what is further down.
@@ -139,7 +182,7 @@ class Searching:
     async def _prompt(self, model: str) -> Prompt:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, prompting.query, self._context.config, model)
+            return await loop.run_in_executor(self._threads, embedding_model.query_prompt, self._context.config, model)
         except (ModelsFileError, NoTokenizer, TokenizerAway) as error:
             raise EngineBusy("The model's prompts cannot be read now.", retry_after=2.0) from error
 
@@ -194,7 +237,7 @@ class Searching:
         vector: Vector | None,
         only: Collection[str] | None,
         seen: Seen,
-    ) -> list[fusion.Ranked]:
+    ) -> list[Ranked]:
         where = store_of(store)
         vectors = self._context.vectors
 
@@ -206,7 +249,7 @@ class Searching:
 
         weights = (search.vector_weight, search.text_weight)
         lists = [self._visible(find, search, seen) for find in (near, worded)]
-        return fusion.fuse(lists[0], lists[1], weights, search.fusion, search.k)
+        return fuse(lists[0], lists[1], weights, search.fusion, search.k)
 
     def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
         """The best hits that can be seen. Where many can't, more are looked at."""

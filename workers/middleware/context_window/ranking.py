@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from workers.retrieval.wide import WIDE
+from workers.retrieval.lexical import WIDE
 
 #: Chinese and Japanese write no spaces, and Korean joins its words: there each character is one.
 _WIDE: Final = f"{WIDE}\uac00-\ud7af"

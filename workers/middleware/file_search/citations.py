@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from jobs.retrieval.searches import Found
-from workers.retrieval import wide
+from workers.retrieval import lexical
 
 _MARKER: Final = re.compile(r"\[(\d{1,2}(?:\s*,\s*\d{1,2})*)\]")
 _STOPS: Final = "\u3002\uff01\uff1f"  # wide ones, that no space follows
@@ -119,26 +119,26 @@ def _share(said: Collection[str], there: frozenset[str]) -> float:
 
 
 def _stands(word: str, there: frozenset[str]) -> bool:
-    return word in there or (wide.is_wide(word) and (word[:2] in there or word[-2:] in there))
+    return word in there or (lexical.is_wide(word) and (word[:2] in there or word[-2:] in there))
 
 
 def _is_long(word: str) -> bool:
-    return len(word) >= _LONG or (len(word) > 1 and wide.is_wide(word))
+    return len(word) >= _LONG or (len(word) > 1 and lexical.is_wide(word))
 
 
 def _words_said(text: str) -> set[str]:
     """Each wide character with those beside it."""
     said: set[str] = set()
-    for run in wide.runs(text.casefold()):
-        said.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if wide.is_wide(run) else (run,))
+    for run in lexical.runs(text.casefold()):
+        said.update((run[max(0, at - 1) : at + 2] for at in range(len(run))) if lexical.is_wide(run) else (run,))
     return said
 
 
 def _words(text: str) -> frozenset[str]:
     """Of an excerpt: wide characters in pairs, and each alone for one that is said alone."""
     words: set[str] = set()
-    for run in wide.runs(text.casefold()):
-        words.update((*run, *wide.pairs(run)) if wide.is_wide(run) else (run,))
+    for run in lexical.runs(text.casefold()):
+        words.update((*run, *lexical.pairs(run)) if lexical.is_wide(run) else (run,))
     return frozenset(words)
 
 

@@ -36,7 +36,7 @@ from workers.middleware.file_search.tool import (
     understood,
 )
 from workers.middleware.quoting import with_excerpts
-from workers.retrieval.duplicates import distinct
+from workers.retrieval.lexical import distinct
 
 _ECHOED: Final = ("instructions", "tools", "tool_choice")  # what an engine repeats of its request
 _FOUND: Final = (

@@ -32,10 +32,10 @@ from jobs.retrieval.attachments import Made
 from jobs.retrieval.documents import Document
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.engines.port import Answer, Request
-from workers.retrieval.ingestion import chunk_options, prompting, semantic
+from workers.retrieval.ingestion import embedding_model, semantic
 from workers.retrieval.ingestion.embedding_answers import Unusable, read_vectors
+from workers.retrieval.ingestion.embedding_model import Prompt
 from workers.retrieval.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
-from workers.retrieval.ingestion.prompting import Prompt
 from workers.runtime.answering import Answering
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost, GaveUp
@@ -95,7 +95,7 @@ class Indexing:
         except VectorsAway as error:
             log.warning("vectors_away", extra={"job_id": self.claim.job.id, "error": str(error)})
             self.give_back(AWAY_SECONDS, "vectors")
-        except (DatabaseBusy, ModelsFileError, chunk_options.NoTokenizer, chunk_options.TokenizerAway):
+        except (DatabaseBusy, ModelsFileError, embedding_model.NoTokenizer, embedding_model.TokenizerAway):
             self.give_back(AWAY_SECONDS, None)
         except CancelledError:
             self.give_back(0.0, None)
@@ -116,7 +116,7 @@ class Indexing:
             self.store = indexes.alive(session, index_of(claim.job.payload))
             rows = attachments.of_lines(session, claim.job.id, claim.first_line, claim.lines)
         if self.store is not None:
-            self.prompt = prompting.passage(self.context.config, self.store.model)
+            self.prompt = embedding_model.passage_prompt(self.context.config, self.store.model)
         lines = [line for line in range(claim.lines) if not claim.covered >> line & 1]
         lost = [Made(line, "", "") for line in lines if line not in rows or self.store is None]
         if lost:
@@ -158,7 +158,7 @@ class Indexing:
         made_from = documents.partly(made_from) if document.unread else made_from
         try:
             document = self._cut(document, row, store) if document.sentences else document
-        except chunk_options.NoTokenizer as error:
+        except embedding_model.NoTokenizer as error:
             return _File(line, row, made_from, document, failed=("server_error", str(error)))
         digests = [self._digest(document.piece(n)) for n in range(len(document.chunks))]
         return _File(line, row, made_from, document, digests)
@@ -172,7 +172,7 @@ class Indexing:
 
         A zombie may put another cut in its place: nobody cuts by what is stored once the vectors are in view.
         """
-        cut = chunk_options.cutting_of(self.context.config, store.model, row.chunking)
+        cut = embedding_model.cutting_of(self.context.config, store.model, row.chunking)
         distances = semantic.Distances()
         left = semantic.windows(document, cut.max_tokens) if len(document.sentences) > 1 else iter(())
         while windows := list(islice(left, CHUNKS_AT_ONCE)):

@@ -7,10 +7,13 @@ file ─┬─ same recipe as the version that can be found ─▶ completed, no
 """
 
 import logging
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy import select
 
@@ -20,13 +23,13 @@ from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
 from jobs.ledger.payloads import index_of
 from jobs.ledger.shards import ShardClaim, Tally
+from jobs.platform.storage import CHUNK, DiskStorage, Storage
 from jobs.queues import Queue
 from jobs.retrieval import attachments, documents, indexes, ingestions
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
-from workers.retrieval.ingestion import chunk_options, prompting
-from workers.retrieval.ingestion.prompting import Prompt
-from workers.retrieval.ingestion.sources import on_disk
+from workers.retrieval.ingestion import embedding_model
+from workers.retrieval.ingestion.embedding_model import Prompt
 from workers.retrieval.parsing import office
 from workers.retrieval.parsing.parser import Interrupted, Parser, Refused
 from workers.runtime import claims
@@ -38,7 +41,7 @@ STORAGE_SECONDS = 10.0
 AGAIN_SECONDS = 5.0
 SHIFT_SECONDS = 30.0  # of one shard in one go
 #: What is no file's fault.
-_PASSING = (DatabaseBusy, ModelsFileError, chunk_options.TokenizerAway)
+_PASSING = (DatabaseBusy, ModelsFileError, embedding_model.TokenizerAway)
 #: Of one file, when its worker died each time.
 CAREFUL_TRIES = 2
 CRASHED = ("server_error", "The worker died each time it processed this file.")
@@ -138,7 +141,7 @@ class _Parsing:
             return self._parse(line, row, store)
         except Refused as refusal:
             return Made(line, row.id, row.version, error=(refusal.code, refusal.message))
-        except chunk_options.NoTokenizer as error:
+        except embedding_model.NoTokenizer as error:
             return Made(line, row.id, row.version, error=("server_error", str(error)))
         except NotFound:
             return Made(line, row.id, row.version, error=GONE)
@@ -154,13 +157,13 @@ class _Parsing:
         file = self.files.get(row.id)
         if file is None:
             raise NotFound
-        made_from = recipe_of(store, file, row, prompting.passage(self.context.config, store.model))
+        made_from = recipe_of(store, file, row, embedding_model.passage_prompt(self.context.config, store.model))
         same = (made_from,) if office.sees() else (made_from, documents.partly(made_from))
         if row.document and row.recipe in same:
             return Made(line, row.id, row.version, row.document, row.entries, row.usage_bytes, row.recipe)
         path = documents.path(store.id, row.version)
         if not self._there(path):
-            cut = chunk_options.cutting_of(self.context.config, store.model, row.chunking)
+            cut = embedding_model.cutting_of(self.context.config, store.model, row.chunking)
             with on_disk(self.context.storage, file.path) as source:
                 document = self.parser.parse(source, row.filename, cut)
             self.context.storage.put(path, documents.encode(document))
@@ -186,7 +189,7 @@ class _Parsing:
 
 def recipe_of(store: VectorStore, file: File, row: VectorStoreFile, prompt: Prompt) -> str:
     asked = store.dimensions if store.shortened else 0
-    return chunk_options.recipe(file.sha256 or file.id, store.model, asked, row.chunking, prompt.text)
+    return embedding_model.recipe(file.sha256 or file.id, store.model, asked, row.chunking, prompt.text)
 
 
 @contextmanager
@@ -207,3 +210,22 @@ def _interrupting(hold: Hold, parser: Parser) -> Iterator[None]:
         done.set()
         hold.changed.set()
         watcher.join()
+
+
+@contextmanager
+def on_disk(storage: Storage, path: str) -> Iterator[Path]:
+    """Yield the path of a stored file on this machine, for libraries that read no other.
+
+    Raises: NotFound, StorageAway.
+    """
+    if isinstance(storage, DiskStorage):
+        here = storage.root / path
+        if not here.is_file():
+            raise NotFound("What was stored is gone.")
+        yield here
+        return
+    with tempfile.TemporaryDirectory(prefix="nightmill-") as folder:
+        copy = Path(folder) / "file"
+        with storage.reader(path) as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target, CHUNK)
+        yield copy

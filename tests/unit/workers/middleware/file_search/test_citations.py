@@ -6,7 +6,7 @@ import pytest
 
 from jobs.retrieval.searches import Found
 from workers.middleware.file_search.citations import citations, support
-from workers.retrieval import wide
+from workers.retrieval import lexical
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", None, {})
 DOGS = Found("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {})
@@ -127,14 +127,14 @@ def test_support_of_what_is_said_in_other_words_is_that_of_languages_with_spaces
 @pytest.mark.parametrize("said", ["cat [1] ", "cat purrs. [1]", "\n[1]", "猫[1]。", "猫叫。[1]"])
 def test_an_answer_is_read_once_however_many_markers_it_has(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     text, read = said * 500, 0
-    runs = wide.runs
+    runs = lexical.runs
 
     def counted(text: str) -> list[str]:
         nonlocal read
         read += len(text)
         return runs(text)
 
-    monkeypatch.setattr(wide, "runs", counted)
+    monkeypatch.setattr(lexical, "runs", counted)
 
     assert len(citations(text, [CATS, DOGS])) == 500
     assert read <= len(text) + len(CATS.text + DOGS.text)

@@ -8,7 +8,7 @@ from jobs.ledger.states import JobState
 from jobs.retrieval import documents
 from jobs.retrieval.documents import Document
 from tests.support.ingesting import Killed, Works, refuses
-from workers.retrieval.ingestion import chunk_options
+from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
 from workers.retrieval.ingestion.semantic import WINDOW
 
@@ -169,12 +169,12 @@ def test_a_long_document_is_looked_at_slice_by_slice(mill: Works, monkeypatch: p
 
 def test_a_tokenizer_that_cannot_be_read_fails_the_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(*_: Any) -> Any:
-        raise chunk_options.NoTokenizer("There is none.")
+        raise embedding_model.NoTokenizer("There is none.")
 
     store, file = mill.store(chunking_strategy=BY_MEANING), mill.upload(TOPICS)
     mill.batch(store, file)
     mill.drive(until="index")
-    monkeypatch.setattr(chunk_options, "cutting_of", unreadable)
+    monkeypatch.setattr(embedding_model, "cutting_of", unreadable)
     mill.drive()
 
     assert mill.statuses(store) == {file: ("failed", "server_error")}

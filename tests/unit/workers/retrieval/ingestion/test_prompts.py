@@ -14,7 +14,7 @@ from tests.support.ingesting import MODEL, Works
 from workers.engines.embed_forward import for_server
 from workers.engines.packaged import MINILM, materialise
 from workers.engines.port import Request
-from workers.retrieval.ingestion import chunk_options, prompting
+from workers.retrieval.ingestion import embedding_model
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 
@@ -82,11 +82,11 @@ def test_vllm_is_sent_no_field_that_it_does_not_know(tmp_path: Path) -> None:
     model = {"source": {"path": str(tmp_path)}, "engine": "vllm", "endpoints": ["/v1/embeddings"]}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": {"v": model}}))
 
-    assert prompting.query(Settings(data_dir=tmp_path), "v").fields(["a"]) == {"input": ["a"]}
+    assert embedding_model.query_prompt(Settings(data_dir=tmp_path), "v").fields(["a"]) == {"input": ["a"]}
 
 
 def test_a_server_without_prompts_is_not_told() -> None:
-    body = {"model": "m", **prompting.Prompt().fields(["a"])}
+    body = {"model": "m", **embedding_model.Prompt().fields(["a"])}
 
     assert for_server(Request("/v1/embeddings", body, "r"), None).body == {"model": "m", "input": ["a"]}
 
@@ -153,7 +153,7 @@ def test_chunks_leave_room_for_the_prompt(tmp_path: Path) -> None:
     def longest(**args: str) -> int:
         models = {MODEL: {"source": {"packaged": MINILM}, "engine": "embed", "engine_args": args}}
         (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
-        return chunk_options.cutting_of(Settings(data_dir=tmp_path), MODEL, chunking).max_tokens
+        return embedding_model.cutting_of(Settings(data_dir=tmp_path), MODEL, chunking).max_tokens
 
     assert longest() == 254
     assert longest(query_prompt="one two three") == 254
@@ -179,7 +179,7 @@ def test_chunks_of_a_model_behind_a_url_are_as_long_as_it_takes(
     (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
     chunking = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
 
-    cut = chunk_options.cutting_of(Settings(data_dir=tmp_path), "there", chunking)
+    cut = embedding_model.cutting_of(Settings(data_dir=tmp_path), "there", chunking)
 
     assert (cut.max_tokens, cut.overlap) == (size, overlap)
     assert (cut.tokenizer == own / "tokenizer.json") == ("tokenizer" in said)
@@ -194,6 +194,6 @@ def test_models_own_prompts_count(tmp_path: Path) -> None:
     config = Settings(data_dir=tmp_path)
 
     assert Registry.load(config).resolve(MODEL)
-    assert prompting.query(config, MODEL).text == "q: "
-    assert prompting.passage(config, MODEL).text == "d: "
-    assert prompting.passage(config, "unknown") == prompting.Prompt()
+    assert embedding_model.query_prompt(config, MODEL).text == "q: "
+    assert embedding_model.passage_prompt(config, MODEL).text == "d: "
+    assert embedding_model.passage_prompt(config, "unknown") == embedding_model.Prompt()

@@ -12,8 +12,8 @@ from jobs.settings import Settings
 from tests.support import tiny_roberta
 from workers.engines import tokenizing
 from workers.engines.packaged import MINILM, materialise
-from workers.retrieval.ingestion import chunk_options
-from workers.retrieval.ingestion.chunk_options import NoTokenizer, TokenizerAway
+from workers.retrieval.ingestion import embedding_model
+from workers.retrieval.ingestion.embedding_model import NoTokenizer, TokenizerAway
 
 TEXT = "Förderanträge: def add(a, b) — the kiwi can't fly."
 
@@ -58,10 +58,10 @@ def test_a_vocabulary_makes_the_models_own_tokenizer_once(
     config = settings(tmp_path, folder)
     chunking = {"type": "static", "static": {"max_chunk_size_tokens": 4096, "chunk_overlap_tokens": 0}}
 
-    made = chunk_options.cutting_of(config, "plain", chunking)
+    made = embedding_model.cutting_of(config, "plain", chunking)
     monkeypatch.setattr("workers.engines.folders.run", None)
     tokenizing.written.cache_clear()
-    again = chunk_options.cutting_of(config, "plain", chunking)
+    again = embedding_model.cutting_of(config, "plain", chunking)
 
     assert made == again
     assert made.max_tokens == {"bert": 126, "roberta": 510}[write.__name__]
@@ -75,7 +75,9 @@ def test_a_tokenizer_that_cannot_be_made_now_is_waited_for(tmp_path: Path) -> No
     (tmp_path / "data").write_text("a file where the folder should be")
 
     with pytest.raises(TokenizerAway, match="could not be made"):
-        chunk_options.folder_of(settings(tmp_path, folder), Registry.load(settings(tmp_path, folder)).resolve("plain"))
+        embedding_model.folder_of(
+            settings(tmp_path, folder), Registry.load(settings(tmp_path, folder)).resolve("plain")
+        )
 
 
 @pytest.mark.parametrize(("files", "told"), [({}, "nor a vocabulary"), ({"vocab.json": "{"}, "makes no tokenizer")])
@@ -86,6 +88,6 @@ def test_what_makes_no_tokenizer_is_told(tmp_path: Path, files: dict[str, str], 
         (folder / name).write_text(content)
 
     with pytest.raises(NoTokenizer, match=told):
-        chunk_options.cutting_of(
+        embedding_model.cutting_of(
             settings(tmp_path, folder), "plain", {"type": "static", "static": {"max_chunk_size_tokens": 100}}
         )

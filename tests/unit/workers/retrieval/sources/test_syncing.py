@@ -23,7 +23,7 @@ from workers.retrieval.parsing.contract import unsupported
 from workers.retrieval.parsing.parser import Parser
 from workers.retrieval.sources import folder
 from workers.retrieval.sources.base import Entry
-from workers.retrieval.sources.book import Book
+from workers.retrieval.sources.syncing import Book
 from workers.vectors.open_vectors import open_vectors
 
 

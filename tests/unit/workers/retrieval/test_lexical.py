@@ -1,10 +1,26 @@
-"""What is nearly the same as something better is left out, and counted."""
+# ruff: noqa: RUF001 (wide marks are what some of this is about)
+"""Test the words of texts in any writing, and near duplicates by their words."""
 
 import pytest
 
 from jobs.retrieval.searches import Found, Search
-from workers.retrieval.duplicates import distinct, likeness, shingles
+from workers.retrieval import lexical
+from workers.retrieval.lexical import distinct, likeness, shingles
 from workers.retrieval.search import chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("30天的年假 is OK", ["30", "天的", "的年", "年假", "is", "OK"]),
+        ("猫，와 고양이 a_b", ["猫", "와", "고양이", "a_b"]),
+        ("トム・ソーヤー", ["トム", "ソー", "ーヤ", "ヤー"]),
+        ("人々 〇 𠮷野家", ["人々", "〇", "𠮷野", "野家"]),
+        (" … ", []),
+    ],
+)
+def test_two_wide_characters_side_by_side_are_a_word(text: str, found: list[str]) -> None:
+    assert list(lexical.words_of(text)) == found
 
 
 def found(name: str, text: str, score: float = 0.5) -> Found:

@@ -1,8 +1,16 @@
-"""How a store's documents are cut: on the tokens of its own embedding model, and never longer than that takes."""
+"""Find out what a store's embedding model asks of its texts: a tokenizer to cut by, a length, a prompt.
+
+A store's documents are cut on the tokens of its own embedding model, and are never longer than that model takes.
+
+The caller of an engine puts the prompt before a text, and not the engine: an ingestion records what its vectors were
+made from, and an engine that has been running for days may have been started with other prompts, or with some where
+there are none now. So every engine that may have prompts is told to add none.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +20,7 @@ from tokenizers import Tokenizer
 from jobs.fleet import checkpoint
 from jobs.fleet.checkpoint import UNKNOWN_CONTEXT
 from jobs.fleet.models_file import EngineKind, Model, Registry
-from jobs.requests.prompts import Own, prompts_of
+from jobs.requests.prompts import RAW, Own, Prompts, prompts_of
 from jobs.settings import Settings
 from workers.engines import folders, tokenizing
 from workers.engines.packaged import MINILM, ModelUnavailable, materialise
@@ -126,3 +134,44 @@ def _framing(folder: Path, prompt: str) -> int:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return len(tokenizer.encode(prompt).ids)
+
+
+# ── prompts ──
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """`told`: its engine may have prompts, and is told to add none. vLLM has none, and does not know the field."""
+
+    text: str = ""
+    told: bool = True
+
+    def fields(self, texts: list[str]) -> dict[str, Any]:
+        """Of a request for the vectors of these texts."""
+        return {"input": [self.text + text for text in texts], **({"input_type": RAW} if self.told else {})}
+
+
+def passage_prompt(config: Settings, name: str) -> Prompt:
+    """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    found, told = _prompts(config, name)
+    return Prompt(found.passage, told)
+
+
+def query_prompt(config: Settings, name: str) -> Prompt:
+    """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    found, told = _prompts(config, name)
+    return Prompt(found.query, told)
+
+
+def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:
+    model = Registry.load(config).resolve(name)
+    if model is None:
+        return Prompts(), True
+    return prompts_of(model.engine_args, _own_prompts(config, model)), model.engine is not EngineKind.VLLM
+
+
+def _own_prompts(config: Settings, model: Model) -> Own:
+    """Those of its files; a server's model has none that we could see."""
+    if model.engine is not EngineKind.EMBED:
+        return Own()
+    return checkpoint.own_prompts(folder_of(config, model))
