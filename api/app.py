@@ -8,16 +8,28 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import errors
+from api.batches import dry_run, schedules
+from api.batches import routes as batches
 from api.deps import Services
+from api.files import routes as files
+from api.files import uploads
+from api.fleet import models
+from api.health import routes as health
+from api.health.metrics import Exposition
+from api.health.readiness import BrokerWatch
 from api.http.middleware import Authenticate, FairShare, Limit, Trace
+from api.inference import chat_completions, conversations, responses
+from api.inference import routes as inference
 from api.inference.asking import STREAM_HEADER
-from api.metrics import Exposition
-from api.readiness import BrokerWatch
-from api.routers import ROUTERS
+from api.jobs import routes as jobs
+from api.pages import routes as pages
+from api.retrieval import file_batches, indexes, search, sources, store_files
+from api.retrieval import routes as vector_stores
+from api.webhooks import routes as webhooks
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
 from jobs.inference.waiting import Lines
@@ -33,20 +45,43 @@ _EXPOSED = (
     "Idempotency-Replayed", "OpenAI-Poll-After-Ms", "Retry-After", STREAM_HEADER, "X-Request-Id", "X-Should-Retry",
 )  # fmt: skip
 
+ROUTERS: tuple[APIRouter, ...] = (
+    files.router,
+    uploads.router,
+    dry_run.router,  # before batches: /v1/batches/validate is no id
+    batches.router,
+    inference.router,
+    chat_completions.router,
+    responses.router,
+    inference.stream_router,
+    conversations.router,
+    inference.cache_router,
+    vector_stores.router,
+    store_files.router,
+    file_batches.router,
+    search.router,
+    indexes.router,
+    sources.router,
+    models.router,
+    webhooks.router,
+    jobs.router,
+    schedules.router,
+    health.router,
+    pages.router,
+)
+
 
 def build(config: Settings | None = None) -> FastAPI:
     """The app of one process."""
     config = config or settings()
-    models = Models(config)
+    registry = Models(config)
     db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=_CONNECTIONS + 10, urgent=True)
     broker = BrokerWatch(config)
     services = Services(
         config=config,
         db=db,
-        exposition=Exposition(db, models, broker.is_full),
         storage=open_storage(config.storage),
-        models=models,
-        broker=broker,
+        models=registry,
         lines=Lines(config),
     )
     app = FastAPI(
@@ -59,6 +94,7 @@ def build(config: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.services = services
+    app.state.health = health.Health(Exposition(db, registry, broker.is_full), broker)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # complete as they are: including would build each a second time
     errors.install(app)

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from api.metrics import Exposition
-from api.readiness import BrokerWatch, Watch
-from api.trusted import Trusted
+from api.ttl_cache import Trusted
 from jobs.db.engine import Database
 from jobs.errors import Unavailable
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
@@ -39,10 +37,7 @@ class Services:
     db: Database
     storage: Storage
     models: Models
-    exposition: Exposition
     lines: Lines
-    broker: BrokerWatch
-    watch: Watch = field(default_factory=Watch)
     places: Trusted[str] = field(default_factory=Trusted[str])  # queues that live workers take questions from
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # conversations

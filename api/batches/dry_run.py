@@ -1,29 +1,53 @@
-"""A dry run of a batch: nothing is created. The file is read by a child process with little memory and time."""
+"""Check a batch file without creating a batch. A child process with little memory and time reads the file."""
 
 import json
 import logging
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.batches.dry_run_schemas import BatchValidation, TokenEstimate
 from api.batches.routes import Endpoint, check_purpose
 from api.batches.schemas import BatchError, BatchErrors
 from api.deps import Call, CallContext
 from api.files.queries import get_file
-from api.http.bodies import Body
-from api.http.resource import resource
+from api.http.bodies import Body, resource
 from jobs.batches import quota
 from jobs.clock import now
 from jobs.errors import InvalidRequest, Unavailable
 from jobs.fleet import routing
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+
+
+class TokenEstimate(BaseModel):
+    """No tokenizer was asked: a quarter of the bytes."""
+
+    input_tokens: int
+    method: Literal["bytes/4"] = "bytes/4"
+
+
+class BatchValidation(BaseModel):
+    """`errors` are those that the batch would fail with, or one of its lines for its `context`. `eta_seconds` is null
+    until this model's pace is known."""
+
+    object: Literal["batch.validation"] = "batch.validation"
+    valid: bool
+    endpoint: str
+    input_file_id: str
+    model: str | None
+    bytes: int
+    requests: int
+    inputs: int
+    errors: BatchErrors
+    errors_truncated: bool
+    estimate: TokenEstimate
+    eta_seconds: float | None
+
 
 log = logging.getLogger(__name__)
 router = resource("Batches")

@@ -10,18 +10,16 @@ from pydantic import Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from api.batches.schemas import STATUS, Batch, CreatedBatch, show_batch
-from api.batches.windows import PATTERN, seconds
+from api.batches.schemas import PATTERN, STATUS, Batch, CreatedBatch, seconds, show_batch
 from api.deps import Call, CallContext
-from api.error_messages import clip
+from api.errors import clip
 from api.files.queries import visible
-from api.http.bodies import Body
+from api.http.bodies import Body, resource
 from api.http.fields import ExpiresAfter, Metadata
 from api.http.idempotency import Idempotent
-from api.http.job_webhook import Hook, JobWebhook, check_webhook, told
 from api.http.paging import After, Limit20, Page, find, page
-from api.http.resource import resource
 from api.http.space import check_not_full, count_if_due
+from api.webhooks.queries import Hook, JobWebhook, check_webhook, told
 from jobs.batches.batches import BatchRequest, job_of
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound

@@ -1,24 +1,84 @@
-"""Schedules: batches that come again and again, at the times of a cron expression."""
+"""Serve schedules, which submit a batch at the times of a cron expression."""
+
+from typing import Literal
 
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from api.batches.routes import BatchFields, input_file, requested
-from api.batches.schedule_schemas import CreatedSchedule, ScheduleDeleted, ScheduleObject, show_schedule
 from api.deps import Call, CallContext
-from api.error_messages import clip
-from api.http.bodies import Body
+from api.errors import clip
+from api.http.bodies import Body, resource
+from api.http.fields import when
 from api.http.idempotency import Idempotent
-from api.http.job_webhook import check_webhook, told
 from api.http.paging import After, Limit20, Order, Page, deleted, find, page, place_of
-from api.http.resource import resource
+from api.webhooks.queries import BatchWebhook, check_webhook, told
+from jobs.batches.batches import BatchRequest
 from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NotFound
 from jobs.ids import new_id
 from jobs.ledger.tables import Schedule
+
+
+class ScheduledBatch(BaseModel):
+    """What is submitted each time. The webhook's secret is not shown."""
+
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    priority: int
+    dedupe: bool
+    output_expires_seconds: int | None
+    metadata: dict[str, str] | None
+    webhook_url: str | None
+
+
+class ScheduleObject(BaseModel):
+    """`last_error` says why the last time brought no batch; null when it did."""
+
+    id: str
+    object: Literal["schedule"] = "schedule"
+    cron: str
+    timezone: str
+    batch: ScheduledBatch
+    status: Literal["active", "paused"]
+    next_run_at: int
+    last_run_at: int | None
+    last_batch_id: str | None
+    last_error: str | None
+    created_at: int
+
+
+class CreatedSchedule(ScheduleObject):
+    """A schedule as its create answers it: the only place where a secret that was made here is told."""
+
+    webhook: BatchWebhook | None
+
+
+class ScheduleDeleted(BaseModel):
+    id: str
+    object: Literal["schedule.deleted"] = "schedule.deleted"
+    deleted: bool
+
+
+def show_schedule(schedule: Schedule) -> ScheduleObject:
+    wanted = BatchRequest.model_validate(schedule.request)
+    return ScheduleObject(
+        id=schedule.id,
+        cron=schedule.cron,
+        timezone=schedule.timezone,
+        batch=ScheduledBatch(**wanted.model_dump(include=set(ScheduledBatch.model_fields))),
+        status="active" if schedule.paused_at is None else "paused",
+        next_run_at=int(schedule.next_at),
+        last_run_at=when(schedule.last_at),
+        last_batch_id=schedule.last_job_id,
+        last_error=schedule.last_error,
+        created_at=int(schedule.created_at),
+    )
+
 
 router = resource("Schedules")
 

@@ -4,7 +4,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.error_messages import clip
+from api.errors import clip
 from api.files.schemas import FileObject, show_file
 from jobs.clock import now
 from jobs.errors import NotFound

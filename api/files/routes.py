@@ -14,15 +14,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.error_messages import clip, explain
+from api.errors import clip, explain
 from api.files.queries import expiry, get_file, insert, visible
 from api.files.schemas import FileDeleted, FileObject, Purpose, show_file
+from api.http.bodies import resource
 from api.http.download import send_file
 from api.http.fields import ExpiresAfter, filename
 from api.http.idempotency import Idempotent
 from api.http.multipart import BYTES, Received, Sink, described, receive
 from api.http.paging import After, Order, Page, deleted, find, page, place_of
-from api.http.resource import resource
 from api.http.space import receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now

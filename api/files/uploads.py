@@ -18,14 +18,13 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.error_messages import clip
+from api.errors import clip
 from api.files.queries import expiry, insert
 from api.files.schemas import PartObject, Purpose, UploadObject, show_part, show_upload
-from api.http.bodies import Body
+from api.http.bodies import Body, resource
 from api.http.fields import ExpiresAfter, Filename
 from api.http.idempotency import Idempotent
 from api.http.multipart import BYTES, Sink, described, receive
-from api.http.resource import resource
 from api.http.space import check_disk, check_project, receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now

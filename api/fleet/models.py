@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from api.deps import Call, CallContext
-from api.error_messages import clip
-from api.http.resource import resource
+from api.errors import clip
+from api.http.bodies import resource
 from jobs.errors import NotFound, PermissionDenied
 from jobs.fleet import checkpoint
 from jobs.fleet.models_file import Model as Configured

@@ -1,5 +1,6 @@
 """Health, for anyone who asks, and nothing about any project. The metrics may have a key of their own."""
 
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Literal
 
@@ -10,9 +11,20 @@ from pydantic import BaseModel
 
 from api.deps import services_of
 from api.errors import ErrorBody
+from api.health.metrics import Exposition
+from api.health.readiness import BrokerWatch, Watch
 from jobs.errors import DatabaseBusy
 
 router = APIRouter(tags=["Health"])
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The collaborators of these routes, built once in `api.app`."""
+
+    exposition: Exposition
+    broker: BrokerWatch
+    watch: Watch = field(default_factory=Watch)
 
 
 class Alive(BaseModel):
@@ -48,14 +60,14 @@ def readyz(request: Request) -> JSONResponse:
     """Requests can be taken, and what was taken is being done. A broker that is away changes nothing: intake does not
     need it. One that is full is said, with status 200: to send no requests here would stop what does not need it.
     """
-    services = services_of(request)
+    health = _health_of(request)
     try:
-        standing = services.watch.standing(services.db)
+        standing = health.watch.standing(services_of(request).db)
     except DatabaseBusy:
         return _answer(Ready(status="unavailable", database="unavailable"))
     return _answer(
         Ready(
-            status="stuck" if standing.stuck else "broker_full" if services.broker.is_full() else "ready",
+            status="stuck" if standing.stuck else "broker_full" if health.broker.is_full() else "ready",
             database="ok",
             depth=standing.depth,
             oldest_seconds=standing.oldest,
@@ -77,7 +89,13 @@ def readyz(request: Request) -> JSONResponse:
 )
 def metrics(request: Request) -> Response:
     """Measurements for Prometheus."""
-    return Response(services_of(request).exposition.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(_health_of(request).exposition.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _health_of(request: Request) -> Health:
+    health = request.app.state.health
+    assert isinstance(health, Health)
+    return health
 
 
 def _answer(ready: Ready) -> JSONResponse:

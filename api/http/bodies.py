@@ -14,13 +14,15 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+from fastapi import APIRouter, Security
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api import shares
-from api.error_messages import explain, too_long
+from api.errors import RESPONSES, explain, too_long
 from jobs.errors import InvalidRequest
 
 _MAX_DEPTH = 100
@@ -222,3 +224,14 @@ class StrictRoute(APIRoute):
             return await handler(given)
 
         return strict
+
+
+#: For the OpenAPI document alone: the middleware has checked the key before.
+_KEY = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="A project's key: `nightmill keys create`.")
+
+
+def resource(tag: str) -> APIRouter:
+    """The router of one resource, below /v1."""
+    return APIRouter(
+        prefix="/v1", tags=[tag], route_class=StrictRoute, responses=RESPONSES, dependencies=[Security(_KEY)]
+    )

@@ -5,16 +5,17 @@ and rows added meanwhile neither repeat nor hide others. An `after` that names n
 never page one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import ColumnElement, Select, exists, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.error_messages import clip
+from api.errors import clip
+from api.http.fields import MOST_LABELS
 from jobs.errors import InvalidRequest
 from jobs.ledger.tables import Audit
 
@@ -134,3 +135,25 @@ def page(rows: Sequence[Row], more: bool, show: Callable[[Row], Shown]) -> Page[
         last_id=ids[-1] if ids else None,
         has_more=more,
     )
+
+
+def labelled(statement: Select[Row], labels: Any, query: Iterable[tuple[str, str]], *, sqlite: bool) -> Select[Row]:
+    """The rows whose column `labels` has all that the query asks for. Raises InvalidRequest."""
+    found = [one for name, value in query if (one := _condition(labels, name, value, sqlite=sqlite)) is not None]
+    if len(found) > MOST_LABELS:  # of which nothing has so many
+        message = f"Invalid 'metadata': at most {MOST_LABELS} can be asked for, not {len(found)}."
+        raise InvalidRequest(message, param="metadata", code="invalid_value")
+    return statement.where(*found)
+
+
+def _condition(labels: Any, name: str, value: str, *, sqlite: bool) -> ColumnElement[bool] | None:
+    if name == "metadata" and value == "null":
+        kind = func.json_type(labels) if sqlite else func.json_typeof(labels)
+        return or_(labels.is_(None), kind == "null")
+    if not (name.startswith("metadata[") and name.endswith("]")):
+        return None
+    key = name[len("metadata[") : -1]
+    if not sqlite:
+        return cast("ColumnElement[bool]", labels.op("->>")(key) == value)
+    pairs = func.json_each(labels).table_valued("key", "value")  # a path would give quotes in a key a meaning
+    return exists(select(literal(1)).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value))

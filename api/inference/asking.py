@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.error_messages import clip
-from api.http.key_watch import KeyRevoked, check_key
+from api.errors import clip
+from api.http.sse import KeyRevoked, check_key
 from api.shares import run_unshared
 from jobs.clock import now
 from jobs.errors import (

@@ -13,10 +13,9 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.error_messages import clip
+from api.errors import clip
 from api.http.idempotency import Make
-from api.http.metadata_filter import labelled
-from api.http.paging import deleted, find, place_of
+from api.http.paging import deleted, find, labelled, place_of
 from api.http.space import check_project, reserve_or_remove
 from api.inference.answered_once import Reference, Run, keep_once
 from jobs.clock import now

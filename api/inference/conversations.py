@@ -1,26 +1,35 @@
-"""Conversations that are kept: a row, and immutable objects in storage with the items (see
-`jobs.inference.conversations`).
+"""Serve and store conversations: items that responses continue, stored until the client deletes them.
 
-    change    new objects ─▶ row, if nobody was faster ─▶ objects that are not named any more go
-    forget    row ─▶ objects
+A conversation is a row, and immutable objects in storage with its items (see `jobs.inference.conversations`).
 
-A crash between leaves objects that retention removes. In one process the changes of a conversation wait for each
-other; of two changes in different processes at once, the second one reads again.
+    change    new objects ─▶ row, if no other change came first ─▶ remove the objects that the row no longer names
+    delete    row ─▶ objects
+
+A crash between two steps leaves objects that retention removes. In one process the changes of a conversation wait for
+each other. Of two changes in different processes at once, the second one reads the conversation again.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api import shares
-from api.deps import CallContext
-from api.error_messages import clip
-from api.http.space import check_project, reserve, reserve_or_remove
+from api.deps import Call, CallContext
+from api.errors import clip
+from api.http.bodies import Body, resource
+from api.http.fields import Metadata
+from api.http.idempotency import Idempotent
+from api.http.paging import After, Limit20, Order, Page, page
+from api.http.space import check_project, check_space, reserve, reserve_or_remove
+from api.inference.schemas import ConversationDeleted, ConversationObject, ItemObject, NewItem, show_item
 from jobs.clock import now
 from jobs.errors import Contended, DatabaseBusy, InvalidRequest, NotFound, ProjectFull, StorageAway
 from jobs.ids import new_id
@@ -28,6 +37,142 @@ from jobs.inference import conversations
 from jobs.inference.conversations import Head, Segment, items_in
 from jobs.inference.tables import Conversation
 from jobs.platform.storage import let_go
+
+router: APIRouter = resource("Conversations")
+
+_MOST_AT_ONCE = 20  # OpenAI's
+
+
+NewItems = Annotated[list[NewItem], Field(max_length=_MOST_AT_ONCE)]
+_Include = Annotated[list[str] | None, Query(alias="include[]", description="Nothing there is to be added.")]
+
+
+class CreateConversation(Body):
+    items: NewItems | None = None
+    metadata: Metadata | None = None
+
+
+class UpdateConversation(Body):
+    metadata: Metadata | None
+
+
+class CreateItems(Body):
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=_MOST_AT_ONCE)]
+
+
+class Added(BaseModel):
+    """What an Idempotency-Key remembers: what was said lies in one place only."""
+
+    ids: list[str]
+
+
+@router.post("/conversations", response_model=ConversationObject)
+def create_conversation(call: Call, once: Idempotent, body: CreateConversation) -> Response:
+    """A conversation, empty or with what was said before."""
+    fields = body.fields()
+    replayed = once.replay(fields)
+    if replayed is not None:
+        return replayed
+    check_space(call, 0)
+    insert = begin(call, [_new(item) for item in body.items or ()], body.metadata or {})
+
+    def make(session: Session) -> ConversationObject:
+        conversation_id = insert(session)
+        session.flush()
+        return _shown(get_conversation(session, call, conversation_id))
+
+    return once.run(fields, make)
+
+
+@router.get("/conversations/{conversation_id}")
+def retrieve_conversation(call: Call, conversation_id: str) -> ConversationObject:
+    """One conversation, without its items."""
+    with call.db.read() as session:
+        return _shown(get_conversation(session, call, conversation_id))
+
+
+@router.post("/conversations/{conversation_id}")
+def update_conversation(call: Call, conversation_id: str, body: UpdateConversation) -> ConversationObject:
+    """Its metadata alone."""
+    with call.db.write() as session:
+        row = get_conversation(session, call, conversation_id, lock=True)
+        row.labels = dict(body.metadata or {})
+        call.record(session, "conversation.update", conversation_id)
+        return _shown(row)
+
+
+@router.delete("/conversations/{conversation_id}")
+def delete_conversation(call: Call, conversation_id: str) -> ConversationDeleted:
+    """Forget a conversation and all that was said in it. Responses that continued it are kept by themselves."""
+    forget(call, conversation_id)
+    return ConversationDeleted(id=conversation_id)
+
+
+@router.post("/conversations/{conversation_id}/items")
+def create_items(
+    call: Call,
+    once: Idempotent,
+    conversation_id: str,
+    body: CreateItems,
+    include: _Include = None,  # noqa: ARG001
+) -> Page[ItemObject]:
+    """Say more."""
+    fields = body.fields()
+    said = once.replay(fields)
+    if said is None:
+        check_space(call, 0)
+
+        def commit(apply: Callable[[Session], None], new: list[dict[str, Any]]) -> Response:
+            def make(session: Session) -> Added:
+                apply(session)
+                call.record(session, "conversation.items.create", conversation_id, {"items": len(new)})
+                return Added(ids=[item["id"] for item in new])
+
+            return once.run(fields, make)
+
+        said = add(call, conversation_id, [_new(item) for item in body.items], commit)
+    ids = Added.model_validate_json(bytes(said.body)).ids
+    shown = [ItemObject.model_validate(item) for item in find(call, conversation_id, ids)]
+    return Page(data=shown, first_id=ids[0], last_id=ids[-1], has_more=False)
+
+
+@router.get("/conversations/{conversation_id}/items")
+def list_items(
+    call: Call,
+    conversation_id: str,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "desc",
+    include: _Include = None,  # noqa: ARG001
+) -> Page[ItemObject]:
+    """What was said."""
+    items, more = read_page(call, conversation_id, after=after, limit=limit, order=order)
+    return page([ItemObject.model_validate(item) for item in items], more, lambda item: item)
+
+
+@router.get("/conversations/{conversation_id}/items/{item_id}")
+def retrieve_item(call: Call, conversation_id: str, item_id: str, include: _Include = None) -> ItemObject:  # noqa: ARG001
+    """One item."""
+    for item in find(call, conversation_id, [item_id]):
+        return ItemObject.model_validate(item)
+    raise no_item(item_id)
+
+
+@router.delete("/conversations/{conversation_id}/items/{item_id}")
+def delete_item(call: Call, conversation_id: str, item_id: str) -> ConversationObject:
+    """Take one item out."""
+    remove(call, conversation_id, item_id)
+    return retrieve_conversation(call, conversation_id)
+
+
+def _new(item: dict[str, Any]) -> dict[str, Any]:
+    """As it is kept; whatever id the client gave it, it gets one of ours."""
+    return {name: value for name, value in show_item(item).items() if name != "id"}
+
+
+def _shown(row: Any) -> ConversationObject:
+    return ConversationObject(id=row.id, created_at=int(row.created_at), metadata=row.labels)
+
 
 T = TypeVar("T")
 Items = list[dict[str, Any]]
@@ -101,7 +246,9 @@ def find(call: CallContext, conversation_id: str, names: Iterable[str]) -> Items
     return _reading(call, conversation_id, lambda held: _find(held.head, set(names)))
 
 
-def page(call: CallContext, conversation_id: str, *, after: str | None, limit: int, order: str) -> tuple[Items, bool]:
+def read_page(
+    call: CallContext, conversation_id: str, *, after: str | None, limit: int, order: str
+) -> tuple[Items, bool]:
     """The items of one page, and whether there are more; no object beyond the page is read.
 
     Raises NotFound, Contended, and InvalidRequest where no item is named `after`.
@@ -152,7 +299,7 @@ def remove(call: CallContext, conversation_id: str, item_id: str) -> None:
 def forget(call: CallContext, conversation_id: str) -> None:
     """Raises NotFound."""
     with call.db.write() as session:
-        gone = row(session, call, conversation_id, lock=True)
+        gone = get_conversation(session, call, conversation_id, lock=True)
         path = gone.path
         session.delete(gone)
         call.record(session, "conversation.delete", conversation_id)
@@ -175,7 +322,7 @@ def _reading(call: CallContext, conversation_id: str, read: Callable[[Held], T])
     missing = ""
     for _ in range(_TRIES):
         with call.db.read() as session:
-            found = row(session, call, conversation_id)
+            found = get_conversation(session, call, conversation_id)
         if found.path == missing:
             raise NotFound(f"The items of conversation '{clip(conversation_id)}' are gone.", param="conversation_id")
         try:
@@ -324,7 +471,7 @@ def _identified(items: Sequence[Mapping[str, Any]], taken: set[str]) -> Items:
     return found
 
 
-def row(session: Session, call: CallContext, conversation_id: str, *, lock: bool = False) -> Conversation:
+def get_conversation(session: Session, call: CallContext, conversation_id: str, *, lock: bool = False) -> Conversation:
     """Raises NotFound."""
     mine = Conversation.id == conversation_id, Conversation.project_id == call.project_id
     statement = select(Conversation).where(*mine)

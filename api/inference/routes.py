@@ -6,20 +6,21 @@ The body goes to the engine as it is; what is wrong with it the engine says, in 
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from api.deps import Call, CallContext
 from api.errors import describe
-from api.http.bodies import Many
+from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent
-from api.http.resource import resource
-from api.inference import stored_chats
+from api.inference import chat_completions, response_streams
 from api.inference.asking import (
     EITHER,
+    EVENT_STREAM,
     KEEP_ALIVE,
     WHOLE,
     Asked,
@@ -33,12 +34,13 @@ from api.inference.asking import (
     streamed,
     whole,
 )
-from api.inference.stored_chats import ChatCompletionRequest
-from jobs.errors import NightmillError
+from api.inference.chat_completions import ChatCompletionRequest
+from jobs.errors import InvalidRequest, NightmillError
+from jobs.inference import cache
 from jobs.inference.context_options import terms_of
 from jobs.inference.interactive import Piece
 from jobs.inference.waiting import place
-from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
+from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
 router: APIRouter = resource("Generation")
 
@@ -75,7 +77,7 @@ async def create_chat_completion(
     if last is not None:
         return await resumed(call, request, last, CHAT)
     if body.store:
-        return await stored_chats.answer(call, request, once, body, seconds)
+        return await chat_completions.answer(call, request, once, body, seconds)
     return await _answer(call, request, CHAT, body, stream=bool(body.stream), seconds=seconds)
 
 
@@ -105,7 +107,7 @@ async def resumed(call: CallContext, request: Request, last: str, url: str) -> R
     """What follows an event that the client has seen. Raises InvalidRequest, NotFound, StreamsAway."""
     kept = await kept_stream(call, place(last)[0])
     if kept.url == url and kept.shown:
-        return await stored_chats.resumed(call, request, last, kept.shown)
+        return await chat_completions.resumed(call, request, last, kept.shown)
     _, pieces = await resume(call, request, last, url)
     return streamed(_events(pieces, resumable=True), last)
 
@@ -144,3 +146,59 @@ def _event(piece: Piece, *, resumable: bool) -> bytes:
     if piece.kind not in ("chunk", "end"):
         return KEEP_ALIVE
     return b"%bdata: %b\n\n" % (named(piece.at) if resumable else b"", piece.body or b"[DONE]")
+
+
+stream_router: APIRouter = resource("Streams")
+
+_START = "0-0"
+StreamId = Annotated[str, Path(pattern="^req_[a-z0-9]{24}$")]
+
+
+class StreamStopped(BaseModel):
+    id: str
+    object: Literal["stream"] = "stream"
+    stopped: Literal[True] = True
+
+
+@stream_router.get(
+    "/streams/{stream_id}",
+    response_class=Response,
+    responses={200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}},
+)
+async def resume_stream(call: Call, request: Request, stream_id: StreamId, last: LastEventId = None) -> Response:
+    """What follows the last event seen, or what is left of the whole."""
+    at = last or f"{stream_id}/{_START}"
+    if place(at)[0] != stream_id:
+        raise InvalidRequest("This is an event of another stream.", param="Last-Event-ID", code="invalid_value")
+    kept = await kept_stream(call, stream_id)
+    if kept.url == RESPONSES:
+        return await response_streams.resumed(call, request, at)
+    return await resumed(call, request, at, kept.url)
+
+
+@stream_router.delete("/streams/{stream_id}")
+async def stop_stream(call: Call, stream_id: StreamId) -> StreamStopped:
+    """Free the engine at once, and forget what was answered."""
+    await kept_stream(call, stream_id)
+    await call.services.lines.stop(stream_id, call.project_id)
+    return StreamStopped(id=stream_id)
+
+
+cache_router = resource("Cache")
+
+
+class CacheDeleted(BaseModel):
+    """`entries` is how many could be found until then."""
+
+    object: Literal["cache.deleted"] = "cache.deleted"
+    deleted: bool = True
+    entries: int
+
+
+@cache_router.delete("/cache")
+def delete_cache(call: Call) -> CacheDeleted:
+    """Clear the project's cache: from now on nothing of before is found. Its bytes go afterwards."""
+    with call.db.write() as session:
+        entries = cache.clear(session, call.project_id)
+        call.record(session, "cache.delete", call.project_id, {"entries": entries})
+    return CacheDeleted(entries=entries)

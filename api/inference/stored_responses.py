@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api import shares
 from api.deps import CallContext
-from api.error_messages import clip
+from api.errors import clip
 from api.http.space import check_project, remove_unowned, reserve_or_remove
 from api.inference.answered_once import Reference, Run, keep_once
 from jobs.clock import now

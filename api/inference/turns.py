@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.error_messages import clip
+from api.errors import clip
 from api.http.bodies import Body, Many
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Make
@@ -21,8 +21,7 @@ from api.http.space import check_space
 from api.inference import conversations, stored_responses
 from api.inference.answered_once import Reference, Run
 from api.inference.asking import Asked
-from api.inference.items import InputItem
-from api.inference.response_schemas import as_input, show_item
+from api.inference.schemas import InputItem, as_input, show_item
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
 from jobs.ids import new_id

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.batches.windows import seconds
+from api.batches.schemas import seconds
 from api.deps import CallContext
 from api.files.queries import visible
 from api.http.space import check_not_full

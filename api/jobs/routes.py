@@ -9,18 +9,16 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.error_messages import clip
-from api.http.bodies import Body
+from api.errors import clip
+from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.metadata_filter import labelled
-from api.http.paging import After, Limit20, Order, Page, find, page
-from api.http.resource import resource
+from api.http.paging import After, Limit20, Order, Page, find, labelled, page
 from api.http.space import count_if_due
 from api.jobs.retry import again
 from api.jobs.schemas import JobEvent, JobObject, show_event, show_job
 from api.jobs.streams import event_stream, result_stream
 from api.shares import run_in_threadpool
-from api.webhooks.deliveries import delivery_page
+from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.ledger import events, ledger

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.http.key_watch import check_key, until_revoked
+from api.http.sse import check_key, until_revoked
 from api.jobs.schemas import JobEvent, show_event
 from api.shares import run_in_threadpool
 from jobs.errors import DatabaseBusy, NotFound

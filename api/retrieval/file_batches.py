@@ -9,23 +9,23 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.error_messages import clip
-from api.http.bodies import Body, Many
+from api.errors import clip
+from api.http.bodies import Body, Many, resource
 from api.http.idempotency import Idempotent
-from api.http.job_webhook import JobWebhook, check_webhook, told
 from api.http.paging import Page
-from api.http.resource import resource
 from api.http.space import count_if_due
-from api.retrieval.chunking import ChunkingStrategy, kept
 from api.retrieval.queries import Attributes, bring_in, check_count, get_store
 from api.retrieval.schemas import (
     BATCH_STATUS,
+    ChunkingStrategy,
     CreatedFileBatch,
     FileBatchObject,
     VectorStoreFileObject,
+    kept,
     show_file_batch,
 )
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile, Listed
+from api.webhooks.queries import JobWebhook, check_webhook, told
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import ledger
 from jobs.ledger.payloads import FILE_BATCH, INGESTION, index_of

@@ -1,32 +1,134 @@
-"""Indexes of a vector store: another beside the one in use, built, filled up, switched to, removed. Ours.
+"""Indexes of a vector store: another beside the one in use, built, filled up, compared, switched to, removed.
 
-Searches, and everything else that OpenAI has, know the index in use alone.
+OpenAI has no indexes. Searches, and everything else that OpenAI has, know the index in use alone. A comparison asks
+both indexes the same queries, and reports how alike, how good and how fast their answers are.
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+import math
+import statistics
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.error_messages import clip
-from api.http.bodies import Body
+from api.errors import clip
+from api.http.bodies import Body, resource
+from api.http.fields import when
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
-from api.http.resource import resource
 from api.http.space import check_not_full, count_if_due
-from api.retrieval.chunking import ChunkingStrategy, kept
-from api.retrieval.index_schemas import IndexDeleted, IndexObject, show_index
+from api.inference.asking import whole
 from api.retrieval.queries import counts_of, get_store, stop_jobs
 from api.retrieval.routes import checked_model
-from api.retrieval.schemas import VectorStoreFileObject
+from api.retrieval.schemas import ChunkingStrategy, FileCounts, VectorStoreFileObject, kept, show_counts
+from api.retrieval.search import LONGEST_QUERY, answer_of, wanted
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, Listed
-from jobs.errors import NotFound
-from jobs.retrieval import indexes, reindexing
-from jobs.retrieval.tables import VectorStore
+from api.shares import run_in_threadpool
+from jobs.errors import InvalidRequest, NotFound
+from jobs.retrieval import indexes, reindexing, searches
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+
+Status = Literal["building", "ready", "failed", "cancelled", "active", "previous"]
+
+
+class IndexObject(BaseModel):
+    """`missing` are files that the index in use has, or is about to have, and this one has not."""
+
+    id: str
+    object: Literal["vector_store.index"] = "vector_store.index"
+    created_at: int
+    vector_store_id: str
+    status: Status
+    embedding_model: str
+    embedding_dimensions: int | None
+    chunking_strategy: dict[str, Any]
+    file_counts: FileCounts
+    missing: int
+    usage_bytes: int
+    job_id: str | None = Field(
+        description="The job that has filled it last: followed, cancelled, retried as any other."
+    )
+    replaced_at: int | None
+
+
+class IndexDeleted(BaseModel):
+    id: str
+    object: Literal["vector_store.index.deleted"] = "vector_store.index.deleted"
+    deleted: bool = True
+
+
+class Marks(BaseModel):
+    """Against the files that should be found. Null where nobody has said which."""
+
+    recall: float | None = None
+    ndcg: float | None = None
+    mrr: float | None = None
+
+
+class Side(Marks):
+    """What one index finds for a query: files, each by its best chunk."""
+
+    file_ids: list[str]
+    latency_ms: float
+
+
+class Compared(BaseModel):
+    """`overlap` is the share of files that both find, `rank_correlation` Spearman's of those: null of less than two."""
+
+    query: str
+    overlap: float
+    rank_correlation: float | None
+    active: Side
+    candidate: Side
+
+
+class Mean(Marks):
+    """Means over the queries that have the number; the latency is the median."""
+
+    index_id: str
+    latency_ms: float
+
+
+class Summary(BaseModel):
+    overlap: float
+    rank_correlation: float | None
+    active: Mean
+    candidate: Mean
+
+
+class Comparison(BaseModel):
+    object: Literal["vector_store.index.comparison"] = "vector_store.index.comparison"
+    max_num_results: int
+    missing: int
+    summary: Summary
+    data: list[Compared]
+
+
+def show_index(
+    store: VectorStore, index: VectorStore, counts: dict[str, int], used: int, lacks: dict[str | None, int]
+) -> IndexObject:
+    """`counts` and `lacks` as `indexes.status` takes them, `used` in bytes."""
+    return IndexObject(
+        id=index.id,
+        created_at=int(index.created_at),
+        vector_store_id=store.id,
+        status=indexes.status(store, index, counts, lacks),
+        embedding_model=index.model,
+        embedding_dimensions=index.dimensions or None,
+        chunking_strategy=index.chunking,
+        file_counts=show_counts(counts),
+        missing=sum(lacks.values()),
+        usage_bytes=used,
+        job_id=index.job_id,
+        replaced_at=when(index.replaced_at),
+    )
+
 
 router: APIRouter = resource("Vector store indexes")
 
@@ -182,3 +284,162 @@ def _build(session: Session, call: CallContext, store: VectorStore, body: Create
         idempotency_key=key,
         request_id=call.request_id,
     )
+
+
+_MOST_QUERIES = 100
+_CHUNKS = 5  # asked for each file that is wanted: several may be of one file
+
+_Query = Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY, pattern=r"\S")]
+_FileId = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class JudgedQuery(Body):
+    """A query, and the files that should be found, if anybody knows."""
+
+    query: _Query
+    relevant: list[_FileId] = Field(default=[], min_length=1, max_length=1000)
+
+
+class CompareIndexes(Body):
+    queries: Annotated[list[_Query | JudgedQuery], Field(min_length=1, max_length=_MOST_QUERIES)]
+    max_num_results: int = Field(default=10, ge=1, le=50)
+
+    @property
+    def judged(self) -> list[JudgedQuery]:
+        return [JudgedQuery(query=one) if isinstance(one, str) else one for one in self.queries]
+
+
+class _Refused(Exception):
+    """A worker's refusal, as it is to be passed on."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+@router.post("/vector_stores/{vector_store_id}/indexes/{index_id}/compare", response_model=Comparison)
+async def compare_indexes(
+    call: Call, request: Request, vector_store_id: str, index_id: str, body: CompareIndexes
+) -> Any:
+    """Ask both indexes every query, one after the other. Ranked are files, each by its best chunk."""
+    queries = body.judged
+    active, candidate, missing = await run_in_threadpool(_both, call, vector_store_id, index_id, queries)
+    k = body.max_num_results
+    data = []
+    try:
+        for n, one in enumerate(queries):
+            found = {}
+            for index in (active, candidate) if n % 2 == 0 else (candidate, active):  # neither is always the second
+                found[index.id] = await _side(call, request, index, one, k)
+            data.append(_compared(one.query, found[active.id], found[candidate.id]))
+    except _Refused as refused:
+        return refused.answer
+    return Comparison(max_num_results=k, missing=missing, summary=_summary(data, active, candidate), data=data)
+
+
+def _both(
+    call: CallContext, store_id: str, index_id: str, queries: Sequence[JudgedQuery]
+) -> tuple[VectorStore, VectorStore, int]:
+    """The index in use, the other, and how many files that lacks. Raises NotFound, InvalidRequest."""
+    with call.db.read() as session:
+        store = get_store(session, call, store_id, alive=True)
+        index = get_index(session, store, index_id)
+        if index.id == store.current_id:
+            message = f"The index '{index.id}' is the one in use: name another to compare it with."
+            raise InvalidRequest(message, param="index_id", code="index_active")
+        _check_judgements(session, store, queries)
+        return indexes.current(session, store), index, indexes.count_missing(session, store, index)
+
+
+def _check_judgements(session: Session, store: VectorStore, queries: Sequence[JudgedQuery]) -> None:
+    """What should be found has to be there: a wrong id would only look like a bad index."""
+    for n, one in enumerate(queries):
+        files = VectorStoreFile.store_id == store.current_id, VectorStoreFile.id.in_(one.relevant)
+        known = set(session.scalars(select(VectorStoreFile.id).where(*files))) if one.relevant else set()
+        unknown = next((name for name in one.relevant if name not in known), None)
+        if unknown is not None:
+            message = f"No file found with id '{clip(unknown)}' in vector store '{store.id}'."
+            raise InvalidRequest(message, param=f"queries[{n}].relevant", code="invalid_value")
+
+
+async def _side(call: CallContext, request: Request, index: VectorStore, one: JudgedQuery, k: int) -> Side:
+    """Raises _Refused."""
+    search = wanted(index, (one.query,), k * _CHUNKS, None, None)
+    began = time.perf_counter()
+    first = await answer_of(call, request, search)
+    took = time.perf_counter() - began
+    if first.status >= 400:
+        raise _Refused(whole(first))
+    files = list(dict.fromkeys(chunk.file_id for chunk in searches.decode_results(first.body).found))[:k]
+    return Side(file_ids=files, latency_ms=round(1000 * took, 2), **_marks(files, one.relevant, k))
+
+
+def _marks(files: list[str], relevant: list[str], k: int) -> dict[str, float]:
+    if not relevant:
+        return {}
+    return {
+        "recall": round(recall(files, relevant), 4),
+        "ndcg": round(ndcg(files, relevant, k), 4),
+        "mrr": round(reciprocal_rank(files, relevant), 4),
+    }
+
+
+def _compared(query: str, active: Side, candidate: Side) -> Compared:
+    correlation = rank_correlation(active.file_ids, candidate.file_ids)
+    return Compared(
+        query=query,
+        overlap=round(overlap(active.file_ids, candidate.file_ids), 4),
+        rank_correlation=None if correlation is None else round(correlation, 4),
+        active=active,
+        candidate=candidate,
+    )
+
+
+def _summary(data: Sequence[Compared], active: VectorStore, candidate: VectorStore) -> Summary:
+    return Summary(
+        overlap=_mean(one.overlap for one in data) or 0.0,
+        rank_correlation=_mean(one.rank_correlation for one in data),
+        active=_means(active, [one.active for one in data]),
+        candidate=_means(candidate, [one.candidate for one in data]),
+    )
+
+
+def _means(index: VectorStore, sides: Sequence[Side]) -> Mean:
+    marks = {name: _mean(getattr(side, name) for side in sides) for name in Marks.model_fields}
+    latency = round(statistics.median(side.latency_ms for side in sides), 2)
+    return Mean(index_id=index.id, latency_ms=latency, **marks)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.fmean(known), 4) if known else None
+
+
+def overlap(one: Sequence[str], other: Sequence[str]) -> float:
+    """The share of the longer list that both have; of two empty ones 1."""
+    longest = max(len(one), len(other))
+    return len(set(one) & set(other)) / longest if longest else 1.0
+
+
+def rank_correlation(one: Sequence[str], other: Sequence[str]) -> float | None:
+    """Spearman's, of what both have; None where that is fewer than two."""
+    common = [name for name in one if name in set(other)]
+    if len(common) < 2:
+        return None
+    places = {name: place for place, name in enumerate(name for name in other if name in set(common))}
+    return statistics.correlation(range(len(common)), [places[name] for name in common])
+
+
+def recall(found: Sequence[str], relevant: Collection[str]) -> float:
+    return len(set(found) & set(relevant)) / len(set(relevant))
+
+
+def ndcg(found: Sequence[str], relevant: Collection[str], k: int) -> float:
+    """Each file is relevant or not. The best that k results can do is 1."""
+    gained = sum(1 / math.log2(place + 2) for place, name in enumerate(found[:k]) if name in relevant)
+    best = sum(1 / math.log2(place + 2) for place in range(min(k, len(set(relevant)))))
+    return gained / best
+
+
+def reciprocal_rank(found: Sequence[str], relevant: Collection[str]) -> float:
+    return next((1 / place for place, name in enumerate(found, 1) if name in relevant), 0.0)

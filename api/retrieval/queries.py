@@ -9,12 +9,12 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.error_messages import clip
+from api.errors import clip
 from api.files.queries import visible
 from api.http.fields import Labels
-from api.http.job_webhook import Hook
 from api.http.space import check_not_full
 from api.retrieval.schemas import VectorStoreObject, show_store
+from api.webhooks.queries import Hook
 from jobs.errors import Conflict, Expired, InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.ledger import ledger

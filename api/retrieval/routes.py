@@ -9,16 +9,14 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.error_messages import clip
-from api.http.bodies import Body
+from api.errors import clip
+from api.http.bodies import Body, resource
 from api.http.fields import Metadata
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
-from api.http.resource import resource
 from api.http.space import count_if_due
-from api.retrieval.chunking import AUTO, ChunkingStrategy, kept
 from api.retrieval.queries import bring_in, get_store, shown, stop_jobs, stores_of
-from api.retrieval.schemas import VectorStoreDeleted, VectorStoreObject
+from api.retrieval.schemas import AUTO, ChunkingStrategy, VectorStoreDeleted, VectorStoreObject, kept
 from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.fleet import checkpoint, routing

@@ -10,22 +10,22 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.http.bodies import Body
+from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
-from api.http.job_webhook import JobWebhook, check_webhook, told
 from api.http.paging import After, Before, Limit20, Order, Page, deleted, find, page, place_of
-from api.http.resource import resource
 from api.http.space import count_if_due
-from api.retrieval.chunking import ChunkingStrategy, kept
 from api.retrieval.queries import Attributes, bring_in, get_store, get_store_file
 from api.retrieval.schemas import (
+    ChunkingStrategy,
     CreatedVectorStoreFile,
     FileContentPage,
     VectorStoreFileDeleted,
     VectorStoreFileObject,
+    kept,
     show_content,
     show_store_file,
 )
+from api.webhooks.queries import JobWebhook, check_webhook, told
 from jobs.errors import NightmillError
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.ingestions import SINGLE

@@ -10,13 +10,12 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
-from api.error_messages import clip
-from api.http.bodies import Body
+from api.errors import clip
+from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, deleted, find, page, place_of
-from api.http.resource import resource
 from api.shares import run_in_threadpool
-from api.webhooks.deliveries import delivery_page
+from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import (
     DeliveryObject,
     EndpointDeleted,

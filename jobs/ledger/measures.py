@@ -1,4 +1,4 @@
-"""What is counted where it happens, since no row that stays could tell it cheaply; `api.metrics` shows it.
+"""What is counted where it happens, since no row that stays could tell it cheaply; `api.health.metrics` shows it.
 
     ENGINE    an answered line, from the engine's being asked to its answer      by model
     WAIT      a job, from when it could begin to the first claim on its lines    by kind

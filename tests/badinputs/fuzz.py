@@ -13,7 +13,7 @@ from schemathesis import checks
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from api.http.middleware.authenticate import OPEN
+from api.http.middleware import OPEN
 from tests.badinputs.auth import planted
 from tests.badinputs.case import Case
 from tests.badinputs.world import World

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from api.http.middleware.authenticate import OPEN
+from api.http.middleware import OPEN
 from tests.badinputs.case import Case
 from tests.badinputs.world import World, said
 from tests.unit.api.calls import Route

@@ -369,7 +369,7 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
         return load(call, response_id)
 
     monkeypatch.setattr("api.inference.stored_responses.load", counted)
-    monkeypatch.setattr("api.inference.followed_responses._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("api.inference.response_streams._LOOK_SECONDS", 0.05)
     world = make_world(Paced(pause=0.15))
 
     events = list(world.create())
@@ -379,7 +379,7 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
 
 
 def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.inference.followed_responses._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("api.inference.response_streams._LOOK_SECONDS", 0.05)
     world = make_world(Paced(pause=0.5))
     stream = world.create()
     first = next(stream)

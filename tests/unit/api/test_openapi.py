@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from api.routers import ROUTERS
+from api.app import ROUTERS
 from jobs.clock import now
 from jobs.ids import new_id
 from jobs.inference import context_options

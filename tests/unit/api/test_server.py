@@ -218,7 +218,7 @@ def test_who_is_being_answered_makes_no_room(app: FastAPI, url: str, monkeypatch
 
 
 def test_a_body_that_does_not_come_is_408(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.http.middleware.limit.Limit.__init__.__kwdefaults__", {"idle_seconds": 0.3})
+    monkeypatch.setattr("api.http.middleware.Limit.__init__.__kwdefaults__", {"idle_seconds": 0.3})
     app = make_app()
     head = f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {make_key(app)}\r\n"
     with serve(app) as url:

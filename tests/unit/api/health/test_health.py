@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from api.metrics import Exposition
-from api.recent import Recent
+from api.health.metrics import Exposition
+from api.ttl_cache import Recent
 from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from jobs.fleet.tables import Model, Pause, Worker
@@ -70,8 +70,8 @@ def waiting(app: FastAPI, client: TestClient) -> str:
 
 
 def _minute_passes(app: FastAPI) -> None:
-    app.state.services.watch._moved -= 61
-    app.state.services.watch._recent._until = 0.0
+    app.state.health.watch._moved -= 61
+    app.state.health.watch._recent._until = 0.0
 
 
 def test_work_that_nobody_takes_for_a_minute_makes_it_503(app: FastAPI, nobody: TestClient, waiting: str) -> None:
@@ -94,7 +94,7 @@ def test_a_full_broker_is_said_and_measured(make_app: Callable[..., FastAPI], tm
         before = nobody.get("/readyz").json()["status"], _gauge(nobody, "nightmill_broker_full")
         for _ in range(10):
             server.rpush("filled", bytes(MB))
-        app.state.services.broker._recent._until = app.state.services.exposition._recent._until = 0.0
+        app.state.health.broker._recent._until = app.state.health.exposition._recent._until = 0.0
         ready = nobody.get("/readyz")
         after = ready.json()["status"], _gauge(nobody, "nightmill_broker_full")
 
@@ -184,7 +184,7 @@ def _after_a_minute(app: FastAPI, nobody: TestClient, change: Callable[[Session]
         change(session)
     found = []
     for _ in range(2):
-        app.state.services.watch._recent._until = 0.0
+        app.state.health.watch._recent._until = 0.0
         nobody.get("/readyz")
         _minute_passes(app)
         found.append(nobody.get("/readyz").status_code)
@@ -282,8 +282,8 @@ def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.M
         pause(0.3)
         yield from ()
 
-    monkeypatch.setattr("api.metrics._KEEP_SECONDS", 0.0)
-    monkeypatch.setattr("api.metrics._READERS", (slow,))
+    monkeypatch.setattr("api.health.metrics._KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("api.health.metrics._READERS", (slow,))
     exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False)
 
     for _ in range(3):
@@ -319,7 +319,7 @@ def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeyp
         assert go_on.wait(30)
         yield from ()
 
-    monkeypatch.setattr("api.metrics._READERS", (slow,))
+    monkeypatch.setattr("api.health.metrics._READERS", (slow,))
 
     def scrape(_: threading.Event) -> None:
         exposition.text()
@@ -331,7 +331,7 @@ def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeyp
 
 
 def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.readiness._KEEP_SECONDS", 60.0)
+    monkeypatch.setattr("api.health.readiness._KEEP_SECONDS", 60.0)
     app, asked = make_app(), list[str]()
     nobody = TestClient(app)
     event.listen(app.state.services.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))

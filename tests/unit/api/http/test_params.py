@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.http.middleware.authenticate import OPEN
+from api.http.middleware import OPEN
 from tests.support.web import make_key
 from tests.unit.api.calls import BODIES
 from tests.unit.api.conftest import client_of

@@ -203,7 +203,7 @@ def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client
 
 
 def test_a_stream_ends_when_its_key_is_revoked(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.trusted.SECONDS", 60.0)
+    monkeypatch.setattr("api.ttl_cache.SECONDS", 60.0)
     key = make_key(app)
     client = client_of(app, key)
     job_id = create(client)["id"]

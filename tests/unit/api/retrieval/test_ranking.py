@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from api.retrieval import ranking
+from api.retrieval import indexes
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from api.retrieval import ranking
     ],
 )
 def test_two_lists_are_alike(one: str, other: str, share: float, correlation: float | None) -> None:
-    assert ranking.overlap(one, other) == pytest.approx(share)
-    assert ranking.rank_correlation(one, other) == (None if correlation is None else pytest.approx(correlation))
+    assert indexes.overlap(one, other) == pytest.approx(share)
+    assert indexes.rank_correlation(one, other) == (None if correlation is None else pytest.approx(correlation))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,6 @@ def test_two_lists_are_alike(one: str, other: str, share: float, correlation: fl
     ],
 )
 def test_a_list_is_judged(found: str, relevant: str, recall: float, ndcg: float, reciprocal: float) -> None:
-    assert ranking.recall(found, relevant) == pytest.approx(recall)
-    assert ranking.ndcg(found, relevant, 3) == pytest.approx(ndcg)
-    assert ranking.reciprocal_rank(found, relevant) == pytest.approx(reciprocal)
+    assert indexes.recall(found, relevant) == pytest.approx(recall)
+    assert indexes.ndcg(found, relevant, 3) == pytest.approx(ndcg)
+    assert indexes.reciprocal_rank(found, relevant) == pytest.approx(reciprocal)

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.retrieval.rewriting import LONGEST, TOKENS
+from api.retrieval.search import LONGEST, TOKENS
 from jobs.clock import now
 from jobs.errors import NightmillError, NoWorker, Overloaded, RequestTimeout, StreamsAway, WorkerLost
 from jobs.fleet import workers as fleet

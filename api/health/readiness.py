@@ -1,5 +1,6 @@
-"""Whether work that is waiting is being taken up, as observed from here on a clock that never jumps; and whether the
-broker has memory left for interactive requests.
+"""Report whether waiting work is being claimed, and whether the broker has memory left for interactive requests.
+
+Both are observed from this process, on a clock that never jumps.
 """
 
 import threading
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import exists, func, select, true
 from sqlalchemy.orm import Session
 
-from api.recent import Recent
+from api.ttl_cache import Recent
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers

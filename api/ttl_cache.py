@@ -1,14 +1,13 @@
-"""What SQL has just said holds for two seconds: the next request of the same kind need not wait for it.
+"""Cache values for a few seconds, so that not every request has to ask SQL.
 
-    get ── known, and new ──────────────▶ value
-      ├── known, and older than half ───▶ value, and SQL is asked beside, so that who asks on and on never waits
-      └── unknown, or too old ──────────▶ SQL is asked ──▶ value, or what it raises
+    Recent    one value for everybody, without a key; one thread at a time refreshes it
+    Trusted   a value for each key; only good answers are cached
 
-Kept are good answers alone. What is taken back (a key that is revoked, a model that is paused) is therefore taken back
-within two seconds, which is at once as people see it.
+A revoked key and a paused model are therefore refused within two seconds.
 """
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,12 +15,46 @@ from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 from api.shares import run_in_threadpool
-from jobs.errors import NightmillError
+from jobs.errors import DatabaseBusy, NightmillError
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """A value that is kept for `seconds`, or for `times` as long as it took. For any thread."""
+
+    def __init__(self, seconds: float, times: float = 0.0) -> None:
+        self._seconds = seconds
+        self._times = times
+        self._lock = threading.Lock()
+        self._last: tuple[T | None] | None = None  # of None: the database was away
+        self._until = 0.0
+
+    def get(self, look: Callable[[], T]) -> T:
+        """Raises DatabaseBusy, and so for `seconds` to others."""
+        if self._lock.acquire(blocking=self._last is None):
+            try:
+                if (began := time.monotonic()) > self._until:
+                    self._last = (_found(look),)
+                    at = time.monotonic()
+                    self._until = at + max(self._seconds, self._times * (at - began))
+            finally:
+                self._lock.release()
+        assert self._last is not None
+        if (value := self._last[0]) is None:
+            raise DatabaseBusy
+        return value
+
+
+def _found(look: Callable[[], T]) -> T | None:
+    try:
+        return look()
+    except DatabaseBusy:
+        return None
+
 
 SECONDS = 2.0
 _MOST: Final = 10_000
-
-T = TypeVar("T")
 
 
 class Trusted(Generic[T]):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from api.trusted import SECONDS, Trusted
+from api.ttl_cache import SECONDS, Trusted
 from jobs.errors import Unauthenticated
 
 
@@ -14,7 +14,7 @@ class Sql:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked, self.refuses, self.at = 0, False, 100.0
-        monkeypatch.setattr("api.trusted.time", SimpleNamespace(monotonic=lambda: self.at))
+        monkeypatch.setattr("api.ttl_cache.time", SimpleNamespace(monotonic=lambda: self.at))
 
     def look(self) -> int:
         self.asked += 1
@@ -74,7 +74,7 @@ async def test_what_is_taken_back_is_refused_and_what_is_refused_is_asked_for_ea
 
 
 async def test_of_many_keys_the_oldest_are_forgotten(sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.trusted._MOST", 2)
+    monkeypatch.setattr("api.ttl_cache._MOST", 2)
     trusted = Trusted[int]()
 
     assert [await trusted.get(key, sql.look) for key in (b"a", b"b", b"c", b"c", b"a")] == [1, 2, 3, 3, 4]

@@ -1,14 +1,20 @@
-"""The one-off webhook of a job, given when it is created."""
+"""Check the one-off webhook of a job, and list the deliveries of an endpoint or of such a webhook."""
 
 from dataclasses import dataclass
 
 from pydantic import BaseModel, Field
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
 
 from api.deps import CallContext
 from api.http.bodies import Body
+from api.http.paging import Page, find, page
+from api.webhooks.schemas import DeliveryObject, show_delivery
 from jobs.errors import InvalidRequest
 from jobs.platform.url_guard import check_url
+from jobs.webhooks import deliveries
 from jobs.webhooks.sending import check_secret, new_secret
+from jobs.webhooks.tables import Delivery, Event
 
 
 class JobWebhook(Body):
@@ -53,3 +59,18 @@ def check_webhook(call: CallContext, webhook: JobWebhook | None) -> Hook | None:
 def told(hook: Hook | None) -> BatchWebhook | None:
     """The webhook as a create answers it."""
     return BatchWebhook(url=hook.url, signing_secret=hook.secret if hook.made else None) if hook else None
+
+
+def delivery_page(
+    session: Session, mine: Select[Delivery], *, after: str | None, limit: int, order: str, state: str | None = None
+) -> Page[DeliveryObject]:
+    """One page of the deliveries that are `mine`, in this `state`, each with its attempts and its event's type.
+
+    `after` may have left that state since it was listed.
+    """
+    wanted = mine if state is None else mine.where(Delivery.state == state)
+    rows, more = find(session, wanted, Delivery, after=after, limit=limit, order=order, among=mine)
+    log = deliveries.attempts(session, [row.id for row in rows])
+    named = select(Event.id, Event.type).where(Event.id.in_([row.event_id for row in rows]))
+    types = dict(session.execute(named).all())
+    return page(rows, more, lambda row: show_delivery(row, types.get(row.event_id), log[row.id]))

@@ -1,32 +1,34 @@
-"""Chat completions that are to be kept (`store`): answered whole or as a stream, kept before the client has its end.
+"""Answer, store and serve the chat completions that are to be stored (`store`).
 
-    body ─▶ engine, which keeps nothing ─┬─▶ under our id ─▶ kept ─▶ client
-                                         └─▶ chunks, under our id, put together at the end ─▶ kept ─▶ [DONE]
+    body ─▶ engine, which stores nothing ─┬─▶ under our id ─▶ stored ─▶ client
+                                          └─▶ chunks, under our id, joined at the end ─▶ stored ─▶ [DONE]
 
-What a client hangs up on, what is refused and what breaks leaves nothing.
+A completion is stored before its client sees the end. A request that fails or is abandoned stores nothing.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from api.deps import CallContext
+from api.deps import Call, CallContext
 from api.errors import describe
-from api.http.bodies import Many
+from api.http.bodies import Body, Many, resource
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Once
+from api.http.paging import After, Limit20, Order, Page, slice_of
 from api.http.space import check_space
 from api.inference import completions as kept_completions
 from api.inference.answered_once import Run, answered_once
 from api.inference.asking import KEEP_ALIVE, Asked, GoingDown, ask, named, resume, streamed, whole
 from api.inference.chunks import Chunks
+from api.inference.schemas import CompletionDeleted, CompletionObject, StoredMessage, show_messages
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.ids import new_id
@@ -216,3 +218,62 @@ def _decoded(body: bytes) -> Any:
 
 def _unsound() -> NightmillError:
     return NightmillError("The engine's answer is no chat completion.", code="engine_error")
+
+
+router: APIRouter = resource("Chat completions")
+
+
+class UpdateCompletion(Body):
+    metadata: Metadata | None
+
+
+@router.get("/chat/completions")
+def list_chat_completions(
+    request: Request,
+    call: Call,
+    after: After = None,
+    limit: Limit20 = 20,
+    order: Order = "asc",
+    model: Annotated[
+        str | None, Query(max_length=255, description="As it was asked for, or as the answer names it.")
+    ] = None,
+) -> Page[CompletionObject]:
+    """Those that are kept, the oldest first. `metadata[key]=value` selects, up to 16 times."""
+    query = request.query_params.multi_items()
+    found, more = kept_completions.listed(call, model, query, after=after, limit=limit, order=order)
+    shown = [_show(one) for one in found]
+    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
+    return Page(data=shown, first_id=first, last_id=last, has_more=more)
+
+
+@router.get("/chat/completions/{completion_id}")
+def retrieve_chat_completion(call: Call, completion_id: str) -> CompletionObject:
+    """One that is kept, as it was answered."""
+    return _show(kept_completions.load(call, completion_id).response)
+
+
+@router.post("/chat/completions/{completion_id}")
+def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletion) -> CompletionObject:
+    """Its metadata alone."""
+    return _show(kept_completions.relabel(call, completion_id, body.metadata or {}))
+
+
+@router.delete("/chat/completions/{completion_id}")
+def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
+    """Forget one, and what was asked."""
+    kept_completions.forget(call, completion_id)
+    return CompletionDeleted(id=completion_id)
+
+
+@router.get("/chat/completions/{completion_id}/messages")
+def list_messages(
+    call: Call, completion_id: str, after: After = None, limit: Limit20 = 20, order: Order = "asc"
+) -> Page[StoredMessage]:
+    """What the model was asked."""
+    messages = kept_completions.load(call, completion_id).question["messages"]
+    shown = show_messages(completion_id, messages)
+    return slice_of(shown, StoredMessage.model_validate, after=after, limit=limit, order=order)
+
+
+def _show(completion: dict[str, Any]) -> CompletionObject:
+    return CompletionObject.model_validate(completion)

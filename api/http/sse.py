@@ -1,4 +1,4 @@
-"""Streams end when the key that they were asked for with is revoked."""
+"""End a stream when its key is revoked."""
 
 import logging
 from collections.abc import AsyncIterator

@@ -1,0 +1,306 @@
+"""What happens to a request before its body is read, from the outside in.
+
+    Trace ─▶ Authenticate ─▶ Limit ─▶ FairShare ─▶ the app
+
+Pure ASGI: `call_next` styles read bodies and break streams. A request that is refused here costs neither memory nor
+disk, however large its body is.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import re
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from functools import partial
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import shares
+from api.deps import Caller, Services
+from api.errors import respond
+from api.health.metrics import observe_request
+from api.shares import ProjectBusy, Usage
+from api.ttl_cache import Trusted
+from jobs import logs
+from jobs.errors import (
+    InvalidRequest,
+    NightmillError,
+    PayloadTooLarge,
+    RequestTimeout,
+    TooManyRequests,
+    Unauthenticated,
+    UnsupportedMedia,
+)
+from jobs.ids import new_id
+from jobs.security.keys import check_key, well_formed
+from jobs.settings import Settings
+
+#: A client's own id is kept when it could be one.
+_SANE = re.compile(r"[A-Za-z0-9._:-]{8,64}")
+_HEADER = b"x-request-id"
+
+
+class Trace:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _given(scope) or new_id("req_")
+        scope.setdefault("state", {})["request_id"] = request_id
+        began = time.perf_counter()
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+                observe_request(scope, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        with logs.about(request_id=request_id):
+            await self.app(scope, receive, answer)
+
+
+def _given(scope: Scope) -> str | None:
+    values = [value for name, value in scope["headers"] if name == _HEADER]
+    text = values[0].decode("latin-1") if len(values) == 1 else ""
+    return text if _SANE.fullmatch(text) else None
+
+
+_METRICS = "/metrics"
+#: Served to anyone: they tell nothing about a project. The metrics may have a key of their own.
+OPEN = frozenset({"/livez", "/readyz", _METRICS, "/openapi.json", "/chat", "/chat/chat.css", "/chat/chat.js"})
+_ADDRESSES = 10_000
+_MINUTE = 60.0
+
+
+class Authenticate:
+    """Puts a `Caller` into the request's state, or answers 401 or 429."""
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self.app = app
+        self.services = services
+        self._trusted = Trusted[Caller]()
+        self._wrong = _Counter(services.config.wrong_keys_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                if scope["path"] not in OPEN:
+                    scope["state"]["caller"] = await self._caller(scope)
+                elif scope["path"] == _METRICS:
+                    self._check_metrics_key(scope)
+            except NightmillError as error:
+                await respond(error, _challenge(error))(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def _caller(self, scope: Scope) -> Caller:
+        key = _bearer(scope)
+        if well_formed(key):
+            with suppress(Unauthenticated):
+                return await self._trusted.get(hashlib.sha256(key.encode()).digest(), partial(self._look_up, key))
+        raise self._refusal(scope)
+
+    def _check_metrics_key(self, scope: Scope) -> None:
+        """Refuse a request without the key of NIGHTMILL_METRICS_KEY, where that is set.
+
+        Raises: Unauthenticated, TooManyRequests.
+        """
+        wanted = self.services.config.metrics_key
+        if wanted and not hmac.compare_digest(_bearer(scope).encode("latin-1"), wanted.encode()):
+            raise self._refusal(scope)
+
+    def _look_up(self, key: str) -> Caller:
+        with self.services.db.read() as session:
+            row = check_key(session, key)
+            if row is None:
+                raise Unauthenticated
+            return Caller(row.id, row.project_id)
+
+    def _refusal(self, scope: Scope) -> NightmillError:
+        address = (scope.get("client") or ("unknown", 0))[0]
+        if self._wrong.over(address, time.monotonic()):
+            return TooManyRequests("Too many requests with a wrong API key. Wait a minute.")
+        return Unauthenticated()
+
+
+class _Counter:
+    """How often an address came with a wrong key in this minute."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def over(self, address: str, at: float) -> bool:
+        since, count = self._counts.get(address, (at, 0))
+        if at - since > _MINUTE:
+            since, count = at, 0
+        self._counts[address] = (since, count + 1)
+        self._counts.move_to_end(address)
+        if len(self._counts) > _ADDRESSES:
+            self._counts.popitem(last=False)
+        return count + 1 > self._limit
+
+
+def _bearer(scope: Scope) -> str:
+    """The one bearer token. Raises Unauthenticated; two headers are one too many."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not values:
+        raise Unauthenticated(
+            "You didn't provide an API key. Send it in an Authorization header: 'Authorization: Bearer YOUR_KEY'.",
+            code="missing_api_key",
+        )
+    text: str = values[0].decode("latin-1").strip()
+    scheme, _, key = text.partition(" ")
+    if len(values) != 1 or scheme.lower() != "bearer" or not key.strip():
+        raise Unauthenticated("The Authorization header must be 'Bearer YOUR_KEY'.")
+    return key.strip()
+
+
+def _challenge(error: NightmillError) -> dict[str, str]:
+    return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+
+
+#: Boundaries, headers and the text fields around a file.
+MULTIPART_SLACK = 65_536
+#: No byte for so long: the body is given up.
+IDLE_SECONDS = 60.0
+
+_PART = re.compile(r"/v1/uploads/[^/]+/parts/?")
+_NUL = (b"%00", b"\0")
+
+
+class Limit:
+    """Answers 400, 413 or 415 without reading, or lets the app read up to the route's limit."""
+
+    def __init__(self, app: ASGIApp, config: Settings, *, idle_seconds: float = IDLE_SECONDS) -> None:
+        self.app = app
+        self.config = config
+        self.idle_seconds = idle_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            limit = self._judge(scope)
+        except NightmillError as error:
+            await respond(error)(scope, receive, send)
+            return
+        await self.app(scope, _Counted(receive, limit, self.idle_seconds), send)
+
+    def _judge(self, scope: Scope) -> int:
+        """The most bytes that this request's body may have. Raises the refusal."""
+        if any(nul in part for nul in _NUL for part in (scope.get("raw_path") or b"", scope["query_string"])):
+            raise InvalidRequest("The URL has a NUL character in it.", code="invalid_url")
+        headers = Headers(scope=scope)
+        multipart, limit = self._expected(scope["path"])
+        length = _length(headers)
+        if length > limit:
+            raise PayloadTooLarge(f"The request has {length} bytes; {limit} is the most.")
+        if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+            raise UnsupportedMedia("Compressed request bodies are not accepted.", code="unsupported_encoding")
+        if scope["method"] == "POST" and (length or "transfer-encoding" in headers):
+            _check_type(headers.get("content-type", ""), multipart)
+        return limit
+
+    def _expected(self, path: str) -> tuple[bool, int]:
+        """Whether a path takes a multipart form instead of JSON, and its limit."""
+        if path.rstrip("/") == "/v1/files":
+            return True, self.config.file_max_bytes + MULTIPART_SLACK
+        if _PART.fullmatch(path):
+            return True, self.config.part_max_bytes + MULTIPART_SLACK
+        return False, self.config.body_max_bytes
+
+
+class _Counted:
+    """A `receive` that counts."""
+
+    def __init__(self, receive: Receive, limit: int, idle_seconds: float) -> None:
+        self._receive = receive
+        self._left = limit
+        self._idle = idle_seconds
+        self._complete = False
+
+    async def __call__(self) -> Message:
+        if self._complete:  # what follows is only the news that the client has left, after hours of listening maybe
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._idle):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout from None
+        self._left -= len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._left < 0:
+            raise PayloadTooLarge
+        return message
+
+
+def _length(headers: Headers) -> int:
+    values = headers.getlist("content-length")
+    if len(set(values)) > 1 or not all(value.isascii() and value.isdigit() for value in values):
+        raise InvalidRequest("The Content-Length header is not valid.", code="invalid_content_length")
+    return int(values[0][:19]) if values else 0
+
+
+def _check_type(given: str, multipart: bool) -> None:
+    kind, _, rest = given.partition(";")
+    kind = kind.strip().lower()
+    wanted = "multipart/form-data" if multipart else "application/json"
+    if kind != wanted and not (not multipart and kind.endswith("+json")):
+        raise UnsupportedMedia(f"The Content-Type must be {wanted}.")
+    charset = re.search(r"charset=\"?([\w-]+)", rest, re.IGNORECASE)
+    if not multipart and charset and charset[1].lower().replace("-", "") not in ("utf8", "usascii"):
+        raise UnsupportedMedia("JSON must be in UTF-8.")
+
+
+class FairShare:
+    """Answers 429 when the bodies of the project's requests in progress are too large together."""
+
+    def __init__(self, app: ASGIApp, config: Settings) -> None:
+        self.app = app
+        self.config = config
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = scope["state"].get("caller") if scope["type"] == "http" else None
+        if caller is None:
+            await self.app(scope, receive, send)
+            return
+        usage = Usage(shares.share_of(caller.project_id, self.config))
+        headers = Headers(scope=scope)
+        files = headers.get("content-type", "").startswith("multipart/")
+        token = shares.current.set(usage)
+        try:
+            body = receive if files else _Body(receive, usage, int(headers.get("content-length", 0)))
+            await self.app(scope, body, send)
+        except ProjectBusy as error:
+            await respond(error)(scope, receive, send)
+        finally:
+            usage.release()
+            shares.current.reset(token)
+
+
+class _Body:
+    """A `receive` that reserves the bytes it hands on: first those that were announced. Raises ProjectBusy."""
+
+    def __init__(self, receive: Receive, usage: Usage, announced: int) -> None:
+        usage.reserve(announced)
+        self._receive = receive
+        self._usage = usage
+        self._left = announced
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self._usage.reserve(-self._left)
+            self._left = 0
+        return message

@@ -1,0 +1,127 @@
+"""Define items, responses, conversations and chat completions as OpenAI's API has them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel
+
+from jobs.inference import compaction
+
+
+def _typed(item: dict[str, Any]) -> dict[str, Any]:
+    if item.get("type") is not None and not isinstance(item["type"], str):
+        raise ValueError("An item's type is a string.")
+    if item.get("type") == "item_reference":  # no engine has what was said before
+        raise ValueError("An item_reference is not supported: send the item, or go on from what has it.")
+    if compaction.is_compaction(item):
+        compaction.unpacked(item.get(compaction.CONTENT))
+    return item
+
+
+def _whole(item: dict[str, Any]) -> dict[str, Any]:
+    message = (item.get("type") or "message") == "message"
+    if message and not (isinstance(item.get("role"), str) and isinstance(item.get("content"), str | list)):
+        raise ValueError("A message has a role and a content.")
+    return item
+
+
+#: Of a question, as clients write it down: a message need not say that it is one.
+InputItem = Annotated[dict[str, Any], AfterValidator(_typed)]
+#: Of a conversation, which is kept before anybody judges it.
+NewItem = Annotated[InputItem, AfterValidator(_whole)]
+
+
+_INPUT, _OUTPUT = "input_text", "output_text"
+
+
+class ResponseDeleted(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+class ConversationObject(BaseModel):
+    id: str
+    object: Literal["conversation"] = "conversation"
+    created_at: int
+    metadata: dict[str, str]
+
+
+class ConversationDeleted(BaseModel):
+    id: str
+    object: Literal["conversation.deleted"] = "conversation.deleted"
+    deleted: Literal[True] = True
+
+
+class ItemObject(BaseModel):
+    """Any of OpenAI's items."""
+
+    model_config = {"extra": "allow"}
+
+    id: str
+    type: str
+
+
+def show_items(response_id: str, items: Sequence[Any]) -> list[dict[str, Any]]:
+    """Each with its id: the client's or the model's own where it has one."""
+    name = response_id.rpartition("_")[2]
+    return [
+        {**show_item(item), "id": item["id"] if isinstance(item.get("id"), str) else f"item_{name}{n:04x}"}
+        for n, item in enumerate(items)
+    ]
+
+
+def show_item(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item written out: a message's type, status and parts may be left out in an input."""
+    if (item.get("type") or "message") != "message":
+        return dict(item)
+    content = item.get("content")
+    if isinstance(content, str):
+        said = item.get("role") == "assistant"
+        content = [{"type": _OUTPUT, "text": content, "annotations": []} if said else {"type": _INPUT, "text": content}]
+    return {"status": "completed", **item, "type": "message", "content": content}
+
+
+def as_input(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item as an engine is asked: a message of the user's has neither id nor status there."""
+    if item["type"] != "message" or item.get("role") == "assistant":
+        return dict(item)
+    return {name: value for name, value in item.items() if name not in ("id", "status")}
+
+
+class CompletionObject(BaseModel):
+    """As it was answered, with what is the client's to change."""
+
+    model_config = {"extra": "allow"}
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    metadata: dict[str, str]
+
+
+class CompletionDeleted(BaseModel):
+    id: str
+    object: Literal["chat.completion.deleted"] = "chat.completion.deleted"
+    deleted: Literal[True] = True
+
+
+class StoredMessage(BaseModel):
+    """A message of the question. What came in parts is in `content_parts`, and `content` is null."""
+
+    model_config = {"extra": "allow"}
+
+    id: str
+    content: str | None
+    content_parts: list[Any] | None
+
+
+def show_messages(completion_id: str, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Under ids of ours, by their places: the fields of a `StoredMessage` each."""
+    return [_shown(f"{completion_id}-{n}", said) for n, said in enumerate(messages)]
+
+
+def _shown(message_id: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    content = said.get("content")
+    parts = content if isinstance(content, list) else None
+    text = content if isinstance(content, str) else None
+    return {"name": None, "refusal": None, **said, "id": message_id, "content": text, "content_parts": parts}
