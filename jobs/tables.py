@@ -1,6 +1,7 @@
 """The tables.
 
 job ─┬─ shard ── segment          what is to be done, and what has been
+     ├─ job_dependency            the jobs that it waits for
      ├─ outcome                   what became of the lines, counted, once the job has ended
      ├─ outbox                    doorbells owed to the broker
 schedule ┘                        submits it again and again
@@ -14,7 +15,7 @@ from jobs.db.base import Base, row_of, table_of
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.fleet.tables import EngineDeath, Measure, Meta, Model, Pause, Quarantine, Worker
 from jobs.inference.tables import Cached, CacheEpoch, CacheUse, Conversation, KeptCompletion, KeptResponse
-from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, Outbox, Outcome, Schedule, Segment, Shard
+from jobs.ledger.tables import TOKENS, Audit, AuditHead, Job, JobDependency, Outbox, Outcome, Schedule, Segment, Shard
 from jobs.retrieval.tables import Source, SourceItem, VectorRemoval, VectorStore, VectorStoreFile
 from jobs.security.tables import ApiKey, Idempotency, Project, StorageUsage
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
@@ -36,6 +37,7 @@ __all__ = [
     "File",
     "Idempotency",
     "Job",
+    "JobDependency",
     "KeptCompletion",
     "KeptResponse",
     "Measure",

@@ -1,4 +1,4 @@
-"""Jobs, their shards, the segments of results, and the outbox; the audit log."""
+"""Jobs, what they wait for, their shards, the segments of results, and the outbox; the audit log."""
 
 from typing import Any
 
@@ -25,7 +25,8 @@ class Job(Usage, Base):
     """One job of any kind. `state` is written by `jobs.ledger.ledger` alone.
 
     `epoch`, `worker_id`, `beat` are the claim of whoever plans or finishes it. `total`, `completed`, `failed` and
-    the tokens are final only in a terminal state; until then they are sums over the shards.
+    the tokens are final only in a terminal state; until then they are sums over the shards. `parent_id` is the job that
+    this one was made for; to cancel the parent cancels it. `waiting_for` is `job` until its predecessors completed.
     """
 
     __tablename__ = "job"
@@ -44,7 +45,7 @@ class Job(Usage, Base):
     priority: Mapped[int] = mapped_column(default=0)
     window: Mapped[str] = mapped_column(String(16), default="24h")
     not_before: Mapped[float | None]
-    deadline: Mapped[float]
+    deadline: Mapped[float] = mapped_column(nullable=True)
     waiting_for: Mapped[str | None] = mapped_column(String(64))
 
     epoch: Mapped[int] = mapped_column(default=0)
@@ -73,6 +74,7 @@ class Job(Usage, Base):
 
     idempotency_key: Mapped[str | None]
     retry_of: Mapped[str | None] = mapped_column(String(64))
+    parent_id: Mapped[str | None] = mapped_column(String(64))
     schedule_id: Mapped[str | None] = mapped_column(String(64))
     webhook_url: Mapped[str | None] = mapped_column(Text)
     webhook_secret: Mapped[str | None]
@@ -93,7 +95,31 @@ class Job(Usage, Base):
             sqlite_where=text("worker_id IS NOT NULL"),
             postgresql_where=text("worker_id IS NOT NULL"),
         ),
+        Index(
+            "ix_job_parent",
+            "parent_id",
+            "state",
+            sqlite_where=text("parent_id IS NOT NULL"),
+            postgresql_where=text("parent_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_job_waiting_for_job",
+            "id",
+            sqlite_where=text("waiting_for = 'job'"),
+            postgresql_where=text("waiting_for = 'job'"),
+        ),
     )
+
+
+class JobDependency(Base):
+    """An edge: `job_id` is not planned before `after_id` has completed, see `jobs.ledger.dependencies`."""
+
+    __tablename__ = "job_dependency"
+
+    job_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    after_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+    __table_args__ = (Index("ix_job_dependency_after", "after_id"),)
 
 
 class Schedule(Base):

@@ -112,8 +112,8 @@ def test_a_database_of_the_first_schema_keeps_its_jobs(empty: str) -> None:
 
     assert check.drift(empty) == []
     with sa.create_engine(empty, poolclass=sa.NullPool).connect() as connection:
-        kept = connection.execute(sa.text("SELECT id, state, losses, stumbles FROM job")).one()
-    assert tuple(kept) == ("batch_1", "running", 3, 0)
+        kept = connection.execute(sa.text("SELECT id, state, losses, stumbles, deadline, parent_id FROM job")).one()
+    assert tuple(kept) == ("batch_1", "running", 3, 0, 1.0, None)
 
 
 def test_a_store_from_before_indexes_is_its_own_only_index(empty: str) -> None:
