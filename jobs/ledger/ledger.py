@@ -21,7 +21,7 @@ from jobs.clock import now
 from jobs.db.base import row_of
 from jobs.errors import Conflict, Fenced
 from jobs.files.tables import File
-from jobs.ledger import audit, events, measures, outbox, pauses, statements
+from jobs.ledger import audit, dependencies, events, measures, outbox, pauses, statements
 from jobs.ledger.payloads import INGESTION, terminal_event
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import TOKENS, Job, Outbox, Shard
@@ -50,12 +50,16 @@ class JobClaim:
     worker_id: str
 
 
-def submit(session: Session, job: Job, *, actor: str) -> Job:
-    """A new job, its first event, its audit row and its doorbell, in the caller's transaction."""
+def submit(session: Session, job: Job, *, actor: str, after: Sequence[str] = ()) -> Job:
+    """Add a new job, its first event, its audit row and its plan message, in the caller's transaction.
+
+    Without a message it waits until the jobs named in `after` have completed. Raises InvalidRequest for these.
+    """
     job.state = JobState.QUEUED
     job.event_seq = 1
     session.add(job)
     session.flush()
+    dependencies.add(session, job, after)
     _event(session, job, "job.created")
     audit.record(
         session,
@@ -66,8 +70,37 @@ def submit(session: Session, job: Job, *, actor: str) -> Job:
         destination=job.state,
         request_id=job.request_id,
     )
-    outbox.owe(session, job, Task.PLAN, Queue.PLAN)
+    if after and dependencies.is_open(session, job.id):
+        job.waiting_for = dependencies.WAITING
+        session.flush()
+    else:
+        outbox.owe(session, job, Task.PLAN, Queue.PLAN)
     return job
+
+
+def release(session: Session, job_id: str) -> bool:
+    """Let a job that waits for others be planned once all of them have completed; return whether that is so."""
+    job = lock(session, job_id)
+    if job is None or job.waiting_for != dependencies.WAITING or dependencies.is_open(session, job_id):
+        return False
+    wait_for(session, job_id, None)
+    outbox.owe(session, job, Task.PLAN, Queue.PLAN)
+    return True
+
+
+def dependency_error(session: Session, job: Job) -> dict[str, Any] | None:
+    """Return the error of a locked job that waits for one which will never complete; None when it may still run."""
+    failed = dependencies.failed_predecessor(session, job.id) if job.waiting_for == dependencies.WAITING else None
+    if failed is None:
+        return None
+    message = f"The job waited for '{failed[0]}', which ended in state '{failed[1]}'."
+    return {"code": "dependency_failed", "message": message, "line": None, "param": "after"}
+
+
+def fail_dependent(session: Session, job: Job, error: dict[str, Any], *, actor: str) -> Job:
+    """End a locked job because of its `dependency_error`: nothing of it was run."""
+    source, target, reason = JobState.QUEUED, JobState.FAILED, str(error["code"])
+    return move(session, job.id, source, target, actor=actor, reason=reason, values={"errors": [error]}, locked=job)
 
 
 def move(
@@ -280,7 +313,7 @@ def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
 def settle(session: Session, job_id: str, *, actor: str, locked: Job | None = None) -> None:
     """Owe the next step of a job that is due for one. Harmless at any time, by anyone, any number of times."""
     job = locked or lock(session, job_id)
-    if job is None or job.state in TERMINAL or job.worker_id is not None:
+    if job is None or job.state in TERMINAL or job.worker_id is not None or job.waiting_for == dependencies.WAITING:
         return
     if job.state == JobState.RUNNING:
         open_shards = session.scalar(statements.OPEN, {"its_job": job_id})
@@ -310,7 +343,8 @@ def unsettled(session: Session, limit: int = 200) -> list[str]:
     of_job = Outbox.job_id == Job.id
     owed = exists().where(of_job, or_(Outbox.shard_n == outbox.JOB, Job.state == JobState.RUNNING))
     busy = exists().where(Shard.job_id == Job.id, Shard.state == ShardState.RUNNING)
-    statement = select(Job.id).where(Job.state.in_(LIVE), Job.worker_id.is_(None), ~owed, ~busy).limit(limit)
+    free = Job.worker_id.is_(None), Job.waiting_for.is_distinct_from(dependencies.WAITING)
+    statement = select(Job.id).where(Job.state.in_(LIVE), *free, ~owed, ~busy).limit(limit)
     return list(session.scalars(statement))
 
 
@@ -343,7 +377,7 @@ def said(session: Session, what: str, which: ColumnElement[bool], limit: int = 2
 
 
 def wait_for(session: Session, job_id: str, what: str | None) -> None:
-    """Say what a job waits for (`model`, `disk`, `pause`, `time`), or that it waits for nothing."""
+    """Say what a job waits for (`job`, `model`, `disk`, `pause`, `time`), or that it waits for nothing."""
     session.execute(update(Job).where(Job.id == job_id, Job.state.in_(LIVE)).values(waiting_for=what))
 
 
@@ -384,6 +418,9 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
         request_id=job.request_id,
         details={"reason": reason} if reason else None,
     )
+    if target is JobState.SUCCEEDED:
+        for dependent_id in dependencies.dependents(session, job.id):
+            release(session, dependent_id)
     if target in TERMINAL:
         measures.ended(session, job)
     if job.kind == INGESTION and target in TERMINAL:

@@ -24,6 +24,7 @@ from jobs.clock import now
 from jobs.db.base import table_of
 from jobs.db.engine import inserting
 from jobs.fleet.tables import Measure
+from jobs.ledger import dependencies
 from jobs.ledger.tables import Job
 
 ENGINE: Final = "engine"
@@ -61,15 +62,15 @@ def count(session: Session, name: str, label: str, times: int) -> None:
 
 
 def waited(session: Session, job: Job) -> None:
-    observe(session, WAIT, job.kind, now() - _could_begin(job))
+    observe(session, WAIT, job.kind, now() - _could_begin(session, job))
 
 
 def ended(session: Session, job: Job) -> None:
-    observe(session, ENDED, job.kind, now() - _could_begin(job))
+    observe(session, ENDED, job.kind, now() - _could_begin(session, job))
 
 
-def _could_begin(job: Job) -> float:
-    return max(job.created_at, job.not_before or 0.0)
+def _could_begin(session: Session, job: Job) -> float:
+    return max(job.created_at, job.not_before or 0.0, dependencies.completed_at(session, job.id))
 
 
 def _add(session: Session, key: tuple[str, str, str], times: int, seconds: float) -> None:

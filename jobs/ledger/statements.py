@@ -13,6 +13,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from jobs.db.base import table_of
 from jobs.files.tables import File
+from jobs.ledger import dependencies
 from jobs.ledger.states import CLOSING, JobState, ShardState
 from jobs.ledger.tables import TOKENS, Job, Outcome, Segment, Shard
 from jobs.queues import Task
@@ -53,6 +54,8 @@ def _take(task: Task) -> Update:
     free = and_(_job.c.id == _ITS_JOB, _job.c.state.in_(CLAIMABLE[task]), _job.c.worker_id.is_(None))
     if task is Task.FINISH:
         free = and_(free, ~exists().where(*_RUNNING))
+    else:
+        free = and_(free, _job.c.waiting_for.is_distinct_from(dependencies.WAITING))
     ours = {"epoch": _job.c.epoch + 1, "beat": 0, "worker_id": _ITS_WORKER, "waiting_for": None}
     return update(_job).where(free).values(ours)
 

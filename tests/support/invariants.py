@@ -6,6 +6,7 @@ I3  nothing twice      segments of a shard do not overlap, and its sums are thei
 I5  monotone           states only follow the arrows; `History` watches that nothing ended changes
 I6  no zombie          no segment is of an epoch that the shard has not reached
 I7  audited            one row per move, each an arrow of the table; each end is counted for the metrics
+I8  in order           a job with a plan message, a claim or lines has only completed predecessors
 """
 
 from collections import defaultdict
@@ -18,10 +19,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.fleet.tables import Measure
-from jobs.ledger import measures
+from jobs.ledger import dependencies, measures
 from jobs.ledger.payloads import BATCH_EVENTS
 from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
-from jobs.ledger.tables import Audit, Job, Outbox, Segment, Shard
+from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Segment, Shard
 from jobs.queues import Task
 from jobs.webhooks.tables import Event
 
@@ -30,6 +31,7 @@ _TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 _COUNTED = select(func.coalesce(func.sum(Measure.count), 0)).where(Measure.name == measures.ENDED)
 #: Columns: an object of each row would be most of the time.
 _TOLD = select(Event.subject_id, Event.seq, Event.type)
+_AFTER = select(JobDependency.job_id, Job.id, Job.state).join(Job, Job.id == JobDependency.after_id)
 _MOVED = select(Audit.target, Audit.source, Audit.destination).order_by(Audit.id)
 
 
@@ -42,6 +44,7 @@ class _Books:
     owed: dict[Any, list[Outbox]]
     told: dict[Any, list[Any]]
     moves: dict[Any, list[Any]]
+    predecessors: dict[Any, list[Any]]
 
 
 def violations(session: Session) -> list[str]:
@@ -52,6 +55,7 @@ def violations(session: Session) -> list[str]:
         owed=_by("job_id", session.scalars(select(Outbox))),
         told=_by("subject_id", session.execute(_TOLD)),
         moves=_by("target", session.execute(_MOVED)),
+        predecessors=_by("job_id", session.execute(_AFTER)),
     )
     jobs = session.scalars(select(Job)).all()
     wrong = [f"{job.id} ({job.state}): {wrong}" for job in jobs for wrong in _of_job(books, job)]
@@ -73,6 +77,7 @@ def _of_job(books: _Books, job: Job) -> Iterator[str]:
         yield from _counted_once(shard, [segment for segment in books.segments[job.id] if segment.n == shard.n])
     yield from _told(job, books.told[job.id])
     yield from _audited(job, books.moves[job.id])
+    yield from _in_order(job, shards, books.predecessors[job.id], bool(books.owed[job.id]))
 
 
 def _next_step(job: Job, shards: Sequence[Shard], owed: set[tuple[str, int]]) -> Iterator[str]:
@@ -90,7 +95,7 @@ def _next_step(job: Job, shards: Sequence[Shard], owed: set[tuple[str, int]]) ->
             yield "every shard is done and it still runs"
     else:
         task = Task.FINISH if state in CLOSING else Task.PLAN
-        if not busy and (task, -1) not in owed:
+        if not busy and job.waiting_for != dependencies.WAITING and (task, -1) not in owed:
             yield f"{task} is owed to nobody"
 
 
@@ -129,6 +134,17 @@ def _audited(job: Job, rows: Sequence[Audit]) -> Iterator[str]:
     wrong = [f"{source} -> {target}" for source, target in pairwise(path) if target not in MOVES[source]]
     if wrong:
         yield f"went {wrong}"
+
+
+def _in_order(job: Job, shards: Sequence[Shard], predecessors: Sequence[Any], owed: bool) -> Iterator[str]:
+    queued = job.state == JobState.QUEUED
+    waits = job.waiting_for == dependencies.WAITING
+    begun = job.state in (JobState.RUNNING, JobState.FINISHING, JobState.SUCCEEDED) or shards
+    open_ones = [row.id for row in predecessors if row.state != JobState.SUCCEEDED]
+    if open_ones and (begun or (queued and (owed or job.worker_id or not waits))):
+        yield f"begun, and yet {open_ones} have not completed"
+    if waits and (not queued or owed or job.worker_id):
+        yield f"waits for other jobs, and yet {'a message is owed' if owed else 'it is claimed, or has moved'}"
 
 
 class History:

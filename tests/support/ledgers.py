@@ -37,9 +37,9 @@ def new_job(**changes: Any) -> Job:
     return Job(**(facts | changes))
 
 
-def submitted(db: Database, **changes: Any) -> Job:
+def submitted(db: Database, *, after: Sequence[str] = (), **changes: Any) -> Job:
     with db.write() as session:
-        return ledger.submit(session, new_job(**changes), actor="key:test")
+        return ledger.submit(session, new_job(**changes), actor="key:test", after=after)
 
 
 def planning(db: Database, **changes: Any) -> JobClaim:

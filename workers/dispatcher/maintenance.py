@@ -3,7 +3,8 @@
 workers     whose beat stands still for a lease, or whose process is gone from this host: their row goes
 schedules   whose time has come; sources too
 claims      of such workers at once; others when their own beat stands still for a lease
-jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step
+jobs        past their window; stopping for longer than the grace (their shards are fenced); left without a next step;
+            waiting for others that have ended; live although their parent was cancelled
 audit       sealed; its head sent away once a day
 retention   every minute, see `workers.dispatcher.retention`
 """
@@ -13,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +24,15 @@ from sqlalchemy.orm import Session
 from jobs.batches import schedules
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS, Database
-from jobs.errors import DatabaseBusy
+from jobs.errors import Conflict, DatabaseBusy
 from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
-from jobs.ledger import anchors, audit, ledger, pauses, shards
+from jobs.ledger import anchors, audit, dependencies, ledger, pauses, shards
 from jobs.ledger.anchors import Anchor
+from jobs.ledger.payloads import INGESTION
+from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
@@ -46,6 +50,7 @@ _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
 _CLEARED_AT_ONCE = 10  # transactions for one source per round
 _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
+_DEPENDENTS_ROUNDS = 10  # pages of WRITE_ROWS dependents per sweep, each job in its own transaction
 _SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
 
 
@@ -193,8 +198,26 @@ class Housekeeper:
             self._write(partial(ledger.wait_for, job_id=job_id, what=what))
         if unowed and self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
+        self._advance_dependents()
         self._free_deliveries()
         self._clear_sources()
+
+    def _advance_dependents(self) -> None:
+        """Release, fail or cancel the jobs whose predecessors or parent have ended: a chain of them link by link."""
+        for _ in range(_DEPENDENTS_ROUNDS):
+            with self._db.read() as session:
+                ready = dependencies.releasable(session, WRITE_ROWS)
+                failing = dependencies.failing(session, WRITE_ROWS)
+                orphans = dependencies.orphaned(session, WRITE_ROWS)
+            if not (ready or failing or orphans):
+                return
+            for job_id in ready:
+                self._write(partial(ledger.release, job_id=job_id))
+            for job_id in failing:
+                while self._write(partial(_fail_dependent, job_id=job_id)):
+                    pass
+            for job_id in orphans:
+                self._write(partial(_cancel_child, job_id=job_id))
 
     def _clear_sources(self) -> None:
         """What sources have brought that are deleted, or whose store is: some of it each time."""
@@ -255,6 +278,27 @@ class Housekeeper:
             done = work(session)
         self._db.breathe()
         return done
+
+
+def _fail_dependent(session: Session, job_id: str) -> bool:
+    """Fail a job whose predecessor did not complete; True while files of it have to be stopped first."""
+    job = ledger.lock(session, job_id)
+    error = ledger.dependency_error(session, job) if job else None
+    if job is None or error is None:
+        return False
+    if job.kind == INGESTION:
+        limit = attachments.STOPPED_AT_ONCE
+        stopped = attachments.stop(session, job, JobState.FAILED, [error], seq=job.event_seq + 1, limit=limit)
+        if stopped == limit:
+            return True
+    ledger.fail_dependent(session, job, error, actor=_ACTOR)
+    return False
+
+
+def _cancel_child(session: Session, job_id: str) -> None:
+    """Cancel the child of a cancelled job, unless it has ended meanwhile."""
+    with suppress(Conflict):
+        ledger.cancel(session, job_id, actor=_ACTOR)
 
 
 def _is_gone(worker: Worker) -> bool:

@@ -1,0 +1,141 @@
+"""The sweep over jobs that wait for others: released, failed or cancelled, each in a transaction of its own."""
+
+from itertools import pairwise
+
+import pytest
+from sqlalchemy import select
+
+from jobs.db.engine import Database
+from jobs.ledger import dependencies, ledger
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.queues import Queue, Task
+from jobs.retrieval import attachments
+from jobs.retrieval.attachments import Attachment
+from jobs.retrieval.tables import VectorStore, VectorStoreFile
+from tests.support import ledgers
+from tests.support.house import House, project_of
+
+pytestmark = pytest.mark.dialects
+
+
+def states(db: Database, *job_ids: str) -> list[str]:
+    return [ledgers.state(db, job_id) for job_id in job_ids]
+
+
+def test_a_plan_message_goes_out_when_the_last_predecessor_has_completed(house: House) -> None:
+    project = project_of(house.db, "one")
+    house.worker(queue=Queue.PLAN)
+    first = ledgers.finishing(house.db, [1], project_id=project).id
+    waiting = ledgers.submitted(house.db, project_id=project, after=[first]).id
+
+    before = house.tick()
+    ledgers.close(house.db, first)
+
+    assert (Task.PLAN, (waiting,)) not in [(task, tuple(ids)) for task, ids in before]
+    assert (Task.PLAN, (waiting,)) in house.tick(1)
+
+
+def test_dependents_that_no_transaction_released_are_released_by_the_sweep(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = project_of(house.db, "one")
+    first = ledgers.finishing(house.db, [1], project_id=project).id
+    waiting = [ledgers.submitted(house.db, project_id=project, after=[first]).id for _ in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(dependencies, "dependents", lambda *_: [])
+        ledgers.close(house.db, first)
+    assert [ledgers.doorbells(house.db, job_id) for job_id in waiting] == [[]] * 3
+
+    house.tick(6)
+
+    assert [ledgers.doorbells(house.db, job_id) for job_id in waiting] == [[("plan", -1)]] * 3
+
+
+def test_a_chain_of_dependents_fails_link_by_link_each_naming_the_one_before(house: House) -> None:
+    project = project_of(house.db, "one")
+    first = ledgers.planning(house.db, project_id=project)
+    chain = [first.job.id]
+    for _ in range(4):
+        chain.append(ledgers.submitted(house.db, project_id=project, after=[chain[-1]]).id)
+    with house.db.write() as session:
+        ledger.reject(session, first, [{"code": "empty_file"}])
+
+    house.tick(6)
+
+    assert states(house.db, *chain) == [JobState.FAILED] * 5
+    for before, job_id in pairwise(chain):
+        errors = ledgers.job(house.db, job_id).errors
+        assert errors is not None
+        assert (errors[0]["code"], before in errors[0]["message"]) == ("dependency_failed", True)
+        assert ledgers.told(house.db, job_id)[-1] == (2, "batch.failed")
+        assert ledgers.history(house.db, job_id)[-1] == ("queued", "failed")
+
+
+def test_a_file_batch_that_waited_in_vain_fails_with_its_files_some_at_a_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachments, "STOPPED_AT_ONCE", 2)
+    project = project_of(house.db, "one")
+    first = ledgers.planning(house.db, project_id=project)
+    facts = {"name": "n", "model": "m", "chunking": {}, "dimensions": 4, "created_at": 1.0, "active_at": 1.0}
+    with house.db.write() as session:
+        store = VectorStore(id="vs_1", project_id=project, **facts)
+        session.add(store)
+        job = ledgers.new_job(id="vsfb_1", kind="ingestion", payload={"store_id": "vs_1"}, total=5, project_id=project)
+        ledger.submit(session, job, actor="key:test", after=[first.job.id])
+        attachments.attach(session, store, job, [Attachment(f"file-{n}", "f.txt") for n in range(5)])
+    with house.db.write() as session:
+        ledger.reject(session, first, [{"code": "empty_file"}])
+
+    house.tick(6)
+
+    assert ledgers.told(house.db, "vsfb_1")[1:] == [
+        *((n, "vector_store.file.failed") for n in range(2, 7)),
+        (7, "vector_store.file_batch.failed"),
+    ]
+    with house.db.read() as session:
+        files = session.execute(select(VectorStoreFile.status, VectorStoreFile.error_message)).all()
+    assert files == [("failed", f"The job waited for '{first.job.id}', which ended in state 'failed'.")] * 5
+
+
+def test_the_children_of_a_cancelled_job_are_cancelled_and_theirs(house: House) -> None:
+    project = project_of(house.db, "one")
+    parent = ledgers.running(house.db, project_id=project).id
+    child = ledgers.submitted(house.db, project_id=project, parent_id=parent).id
+    grandchild = ledgers.running(house.db, project_id=project, parent_id=child).id
+    done = ledgers.finishing(house.db, [1], project_id=project, parent_id=parent).id
+    other = ledgers.running(house.db, project_id=project, parent_id=done).id
+    with house.db.write() as session:
+        ledger.cancel(session, parent, actor="key:test")
+
+    house.tick(6)
+
+    stopped = [JobState.CANCELLING] * 3
+    assert states(house.db, parent, child, grandchild, done, other) == [*stopped, JobState.FINISHING, JobState.RUNNING]
+
+
+def test_jobs_that_wait_for_live_ones_are_left_alone(house: House) -> None:
+    project = project_of(house.db, "one")
+    first = ledgers.running(house.db, project_id=project).id
+    waiting = ledgers.submitted(house.db, project_id=project, after=[first]).id
+
+    house.tick(6)
+
+    with house.db.read() as session:
+        row = session.get_one(Job, waiting)
+    assert (row.state, row.waiting_for, row.epoch) == (JobState.QUEUED, "job", 0)
+
+
+def test_a_job_that_waited_for_two_fails_though_one_of_them_completed(house: House) -> None:
+    project = project_of(house.db, "one")
+    good = ledgers.finishing(house.db, [1], project_id=project).id
+    bad = ledgers.planning(house.db, project_id=project)
+    waiting = ledgers.submitted(house.db, project_id=project, after=[good, bad.job.id]).id
+    with house.db.write() as session:
+        ledger.reject(session, bad, [{"code": "empty_file"}])
+    ledgers.close(house.db, good)
+
+    house.tick(6)
+
+    assert ledgers.state(house.db, waiting) == JobState.FAILED
