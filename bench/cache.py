@@ -34,8 +34,8 @@ from jobs.settings import Settings
 from workers.engines.packaged import MINILM
 from workers.engines.port import Answer, Emit, Engine, Request, Usage
 from workers.engines.router import build
-from workers.middleware.caching.caching_engine import Cached
-from workers.middleware.caching.response_cache import Shelf
+from workers.middleware.cache import Cached
+from workers.middleware.response_cache import Shelf
 
 _IN_FLIGHT = 256
 _SIZES = (1, 32)

@@ -40,9 +40,9 @@ from workers.engines.router import build as build_router
 from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import Desk
 from workers.inference.token_counting import ContextLimits, Counting
-from workers.middleware.caching.response_cache import Shelf
-from workers.middleware.json_schema.checker import Checker
 from workers.middleware.pipeline import Needs, before
+from workers.middleware.response_cache import Shelf
+from workers.middleware.schema_checker import Checker
 from workers.retrieval.reranking import Reranking
 from workers.retrieval.search import Searching
 from workers.runtime.context import Context, Pool, build

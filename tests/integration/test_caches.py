@@ -30,7 +30,7 @@ _CACHED: Any = {"temperature": 0, "extra_body": {"cache": True}}
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines that test are busy: a look-up that is not waited for would be a miss."""
-    monkeypatch.setattr("workers.middleware.caching.response_cache.PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr("workers.middleware.response_cache.PATIENCE_SECONDS", 30.0)
 
 
 @pytest.fixture

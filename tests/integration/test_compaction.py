@@ -13,7 +13,7 @@ from tests.unit.workers.middleware.context_window.engines import Nobody
 from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.middleware.compaction import Unpacked
-from workers.middleware.context_window.context_engine import Fitted
+from workers.middleware.context_window import Fitted
 
 pytestmark = pytest.mark.verify
 

@@ -14,7 +14,7 @@ from workers.engines.fake import prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.engines.router import Router
 from workers.inference.token_counting import Counting
-from workers.middleware.file_search.packing import Room
+from workers.middleware.excerpts import Room
 
 pytestmark = pytest.mark.verify
 

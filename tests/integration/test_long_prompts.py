@@ -26,9 +26,9 @@ from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
 from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import Desk
-from workers.middleware.context_window.context_engine import Fitted, Others
-from workers.middleware.json_schema.checker import Checker
-from workers.middleware.json_schema.schema_engine import Checked
+from workers.middleware.context_window import Fitted, Others
+from workers.middleware.json_schema import Checked
+from workers.middleware.schema_checker import Checker
 from workers.runtime.context import Pool, build
 from workers.runtime.engine_host import EngineHost
 

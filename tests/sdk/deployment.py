@@ -29,8 +29,8 @@ from workers.engines.port import Answer, Length, Request
 from workers.inference.client import Asking
 from workers.inference.consumer import Desk
 from workers.inference.token_counting import Counting
-from workers.middleware.file_search.file_search_engine import Grounded
-from workers.middleware.file_search.packing import Room
+from workers.middleware.excerpts import Room
+from workers.middleware.file_search import Grounded
 from workers.retrieval.ingestion.parse import parse_shard
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser, limits_of

@@ -7,8 +7,8 @@ import msgspec
 from jobs.retrieval.searches import Found, Search
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Request
-from workers.middleware.file_search.file_search_engine import Grounded
-from workers.middleware.file_search.packing import Room
+from workers.middleware.excerpts import Room
+from workers.middleware.file_search import Grounded
 
 TOOL: Any = {"type": "file_search", "vector_store_ids": ["vs_1"]}
 RESULTS: Any = ["file_search_call.results"]

@@ -33,8 +33,8 @@ from workers.batches.running import run_in_turn
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
-from workers.middleware.caching.caching_engine import Cached
-from workers.middleware.caching.response_cache import Shelf
+from workers.middleware.cache import Cached
+from workers.middleware.response_cache import Shelf
 from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
 

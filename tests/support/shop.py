@@ -24,8 +24,8 @@ from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
 from workers.inference.consumer import Desk
-from workers.middleware.caching.caching_engine import Cached
-from workers.middleware.caching.response_cache import Shelf
+from workers.middleware.cache import Cached
+from workers.middleware.response_cache import Shelf
 from workers.runtime.engine_host import EngineHost
 
 MODEL = "fake-model"

@@ -50,6 +50,14 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -174,23 +182,6 @@ class Engine(Protocol):
         """
 
     async def close(self) -> None: ...
-
-
-class Layer:
-    """What stands before an engine and is one itself; what a subclass does not say is the engine's to do."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return self.engine.models
-
-    async def start(self) -> None:
-        await self.engine.start()
-
-    async def close(self) -> None:
-        await self.engine.close()
 
 
 @runtime_checkable

@@ -24,13 +24,12 @@ from workers.engines.caps import objection
 from workers.engines.packaged import ModelUnavailable
 from workers.engines.port import Answer, Emit, Request, refusal
 from workers.engines.router import source_of
-from workers.middleware.caching.answer_cache import FIELD as CACHE
+from workers.middleware.cache import FIELD as CACHE
 from workers.middleware.compaction import Unpacked
-from workers.middleware.context_window.context_engine import Measure
-from workers.middleware.context_window.history import History
-from workers.middleware.file_search.file_search_engine import Grounded, Rooms, Searcher
-from workers.middleware.file_search.packing import Room
-from workers.middleware.file_search.tool import is_search
+from workers.middleware.context_window import Measure
+from workers.middleware.excerpts import Room
+from workers.middleware.file_search import Grounded, Rooms, Searcher, is_search
+from workers.middleware.history import History
 from workers.runtime.engine_host import EngineHost
 
 _USUAL_CONTEXT: Final = 16_384  # tokens, of a model that does not say

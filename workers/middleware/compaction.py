@@ -13,8 +13,9 @@ from typing import Any, Final
 from jobs.inference import compaction
 from jobs.inference.context_options import PRIORITY
 from jobs.requests.endpoints import RESPONSES
-from workers.engines.port import Answer, Emit, Layer, Request, refusal
+from workers.engines.port import Answer, Emit, Request, refusal
 from workers.middleware import quoting
+from workers.middleware.base import Layer
 
 _NOTE: Final = "Summary of the conversation until here:"
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from jobs.settings import Settings
 from workers.engines.port import Engine
-from workers.middleware.caching.caching_engine import Cached, Identity
-from workers.middleware.caching.response_cache import Shelf
+from workers.middleware.cache import Cached, Identity
 from workers.middleware.compaction import Unpacked
-from workers.middleware.context_window.context_engine import Fitted, Measure, Others
-from workers.middleware.file_search.file_search_engine import Grounded, Rooms, Searcher
-from workers.middleware.json_schema.checker import Checker
-from workers.middleware.json_schema.schema_engine import Checked
+from workers.middleware.context_window import Fitted, Measure, Others
+from workers.middleware.file_search import Grounded, Rooms, Searcher
+from workers.middleware.json_schema import Checked
+from workers.middleware.response_cache import Shelf
+from workers.middleware.schema_checker import Checker
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import msgspec
 from workers.sandbox.channel import Channel
 from workers.sandbox.confinement import Policy, confine
 
-_CHILDREN: Final = ("workers.retrieval.parsing.parser_child", "workers.middleware.json_schema.checker_child")
+_CHILDREN: Final = ("workers.retrieval.parsing.parser_child", "workers.middleware.schema_checker_child")
 
 
 def main() -> None:

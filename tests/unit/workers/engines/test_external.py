@@ -22,7 +22,7 @@ from workers.engines.endpoints import Endpoint
 from workers.engines.http import HttpEngine
 from workers.engines.port import Answer, Length, Request, Unserved
 from workers.engines.router import Router, build
-from workers.middleware.context_window.context_engine import Fitted
+from workers.middleware.context_window import Fitted
 from workers.runtime.permissions import ExternalPermissions
 
 FREE, STRICT = "proj_free", "proj_strict"

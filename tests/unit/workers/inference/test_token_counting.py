@@ -15,7 +15,7 @@ from tests.unit.workers.middleware.context_window.engines import MODEL
 from tests.unit.workers.middleware.context_window.engines import Counting as Words
 from workers.engines.port import EngineBusy, Length, Request
 from workers.inference.token_counting import Counting
-from workers.middleware.file_search.packing import Room
+from workers.middleware.excerpts import Room
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr.", {}, {})
 TOOL = {"type": "file_search", "vector_store_ids": ["vs_1"]}

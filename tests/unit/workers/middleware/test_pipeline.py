@@ -13,11 +13,11 @@ from jobs.retrieval.searches import Found, Search
 from jobs.settings import Settings
 from tests.unit.workers.middleware.context_window.engines import MODEL, Counting, Nobody
 from workers.engines.port import Request
-from workers.middleware.caching.caching_engine import Cached
-from workers.middleware.caching.response_cache import Shelf
-from workers.middleware.file_search.packing import Room
-from workers.middleware.json_schema.checker import Checker
+from workers.middleware.cache import Cached
+from workers.middleware.excerpts import Room
 from workers.middleware.pipeline import Needs, before
+from workers.middleware.response_cache import Shelf
+from workers.middleware.schema_checker import Checker
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 CUT = {"strategy": "sliding_window"}

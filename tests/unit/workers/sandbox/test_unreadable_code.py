@@ -16,7 +16,7 @@ from workers.sandbox.child import environment
 
 ROOT = Path(__file__).parents[4]
 OWNER = 1000
-CHILDREN = ("workers.retrieval.parsing.parser_child", "workers.middleware.json_schema.checker_child")
+CHILDREN = ("workers.retrieval.parsing.parser_child", "workers.middleware.schema_checker_child")
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes from another user's files")
 

@@ -13,9 +13,9 @@ from jobs.db.engine import Database
 from jobs.settings import Settings
 from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Request
-from workers.middleware.caching import response_cache as module
-from workers.middleware.caching.caching_engine import Cached
-from workers.middleware.caching.response_cache import Shelf
+from workers.middleware import response_cache as module
+from workers.middleware.cache import Cached
+from workers.middleware.response_cache import Shelf
 
 
 @dataclass

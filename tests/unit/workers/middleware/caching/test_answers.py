@@ -10,7 +10,7 @@ from jobs.clock import now
 from jobs.errors import DatabaseBusy
 from tests.unit.workers.middleware.caching.conftest import Counter
 from workers.engines.port import Answer, Request, Usage
-from workers.middleware.caching.answer_cache import MOST_BYTES
+from workers.middleware.cache import MOST_ANSWER_BYTES
 
 CHAT, TEXT, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ASKED: dict[str, dict[str, Any]] = {
@@ -204,7 +204,7 @@ async def test_nothing_is_cached_without_being_asked_for(counter: Counter, said:
         (chat(finish_reason="content_filter"), False),
         (chat(finish_reason=None), False),
         (chat(""), False),
-        (chat("x" * MOST_BYTES), False),
+        (chat("x" * MOST_ANSWER_BYTES), False),
         (Answer(200, b"nonsense"), False),
         (Answer(200, b"{}"), False),
         (Answer(200, chat().body[:-1] + b',"x":1e999}'), False),
@@ -227,7 +227,7 @@ async def test_nobody_is_given_what_is_older_than_he_says(counter: Counter, monk
     began = now()
 
     def later(seconds: float) -> None:
-        for place in ("workers.middleware.caching.answer_cache.now", "workers.middleware.caching.response_cache.now"):
+        for place in ("workers.middleware.cache.now", "workers.middleware.response_cache.now"):
             monkeypatch.setattr(place, lambda: began + seconds)
 
     for at, ttl, asked in ((0, 100, 1), (50, 100, 1), (50, 40, 2), (89, 1000, 2), (91, 1000, 3)):
@@ -243,7 +243,7 @@ async def test_a_deployment_has_a_longest_ttl(
     await counter.cached.start()
     await ask(counter, cache={"ttl": 3600})
     at = now() + 61
-    monkeypatch.setattr("workers.middleware.caching.response_cache.now", lambda: at)
+    monkeypatch.setattr("workers.middleware.response_cache.now", lambda: at)
 
     await ask(counter, cache={"ttl": 3600})
 

@@ -17,8 +17,8 @@ from jobs.errors import DatabaseBusy
 from jobs.inference import cache
 from jobs.inference.cache import New
 from jobs.inference.tables import Cached, CacheUse
-from workers.middleware.caching import response_cache as module
-from workers.middleware.caching.response_cache import Shelf
+from workers.middleware import response_cache as module
+from workers.middleware.response_cache import Shelf
 
 
 @pytest.fixture

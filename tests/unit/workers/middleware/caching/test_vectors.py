@@ -285,7 +285,7 @@ async def test_what_is_used_stays_and_what_is_not_expires(counter: Counter, monk
     began, day = now(), 86_400
     for days, asked in ((0, 1), (5, 1), (10, 1), (18, 2)):
         at = began + days * day
-        for place in ("workers.middleware.caching.vector_cache.now", "workers.middleware.caching.response_cache.now"):
+        for place in ("workers.middleware.cache.now", "workers.middleware.response_cache.now"):
             monkeypatch.setattr(place, lambda at=at: at)
         await counter.ask(URL, input="one")
         assert len(counter.asked) == asked, days

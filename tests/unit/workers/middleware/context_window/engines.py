@@ -8,8 +8,8 @@ import numpy as np
 
 from jobs.requests.endpoints import CHAT
 from workers.engines.port import Answer, Emit, Length, Request, Usage, refusal
-from workers.middleware.context_window.context_engine import Fitted
-from workers.middleware.context_window.memory_strategy import Vectors
+from workers.middleware.context_strategies import Vectors
+from workers.middleware.context_window import Fitted
 
 LIMIT = 100
 MODEL = "m"

@@ -8,12 +8,12 @@ import pytest
 from jobs.inference.context_options import Terms
 from jobs.requests.endpoints import CHAT
 from workers.engines.port import Answer, Request, Usage
-from workers.middleware.context_window import memory_strategy
-from workers.middleware.context_window.facts import key_facts
-from workers.middleware.context_window.history import History
-from workers.middleware.context_window.memory_strategy import Vectors
-from workers.middleware.context_window.shown import Shown, more
-from workers.middleware.context_window.summaries import Summaries
+from workers.middleware import context_strategies
+from workers.middleware.base import add_usage
+from workers.middleware.context_strategies import Vectors, key_facts
+from workers.middleware.context_window import Shown
+from workers.middleware.history import History
+from workers.middleware.summaries import Summaries
 
 
 def said(*turns: str) -> list[dict[str, Any]]:
@@ -98,21 +98,21 @@ async def test_without_a_question_nothing_is_near_it_and_nobody_is_asked_for_vec
     async def embed(_texts: list[str]) -> Vectors:
         raise AssertionError
 
-    cut = await memory_strategy.memory(history, Terms(strategy="memory"), always, embed, 100)  # type: ignore[arg-type]
+    cut = await context_strategies.memory(history, Terms(strategy="memory"), always, embed, 100)  # type: ignore[arg-type]
 
     assert cut == ({"model": "m", "messages": said("u")}, {"dropped_messages": 2, "recalled_turns": 0})
 
 
 @pytest.mark.parametrize("text", ["", "one two three", "unbreakable", "東京東京", "😀 " * 9])
 def test_pieces_have_at_most_so_many_bytes_and_lose_nothing(text: str) -> None:
-    pieces = memory_strategy._pieces(text, 8)
+    pieces = context_strategies._pieces(text, 8)
 
     assert all(len(piece.encode()) <= 8 for piece in pieces)
     assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
 
 
 def test_pieces_end_between_words_where_these_are_short() -> None:
-    assert memory_strategy._pieces("one two  three four five six", 24) == ["one two three four five", "six"]
+    assert context_strategies._pieces("one two  three four five six", 24) == ["one two three four five", "six"]
 
 
 async def test_key_facts_that_never_fit_are_none() -> None:
@@ -134,4 +134,4 @@ def test_what_an_engine_says_that_is_no_object_is_shown_as_it_is() -> None:
 
     assert shown.answer(Answer(200, b"[1]")).body == b"[1]"
     usage = {"prompt_tokens": 3, "prompt_tokens_details": {"audio_tokens": 1}, "completion_tokens_details": None}
-    assert more(usage, Usage(1, 0, 2, 0)) == {**usage, "prompt_tokens": 4}
+    assert add_usage(usage, Usage(1, 0, 2, 0)) == {**usage, "prompt_tokens": 4}

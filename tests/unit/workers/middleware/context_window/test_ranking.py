@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.middleware.context_window import ranking
+from workers.middleware import context_strategies
 
 
 @pytest.mark.parametrize(
@@ -16,22 +16,22 @@ from workers.middleware.context_window import ranking
     ],
 )
 def test_sentences(text: str, found: list[str]) -> None:
-    assert ranking.sentences(text) == found
+    assert context_strategies.sentences(text) == found
 
 
 def test_words_are_without_case_and_marks_and_wide_characters_stand_alone() -> None:
-    assert ranking.words("The ÄPFEL, the 東京 tower_2") == {
+    assert context_strategies.words("The ÄPFEL, the 東京 tower_2") == {
         "the": 2, "äpfel": 1, "東": 1, "京": 1, "tower": 1, "2": 1,
     }  # fmt: skip
 
 
 def test_what_is_rare_weighs_more_and_what_is_the_same_is_one() -> None:
     texts = ["the cat sleeps", "the dog sleeps", "the sun shines"]
-    weighed, asked = ranking.weights(texts, "the cat, and the unknown")
+    weighed, asked = context_strategies.weights(texts, "the cat, and the unknown")
 
-    assert ranking.cosine(weighed[0], weighed[0]) == pytest.approx(1)
+    assert context_strategies.cosine(weighed[0], weighed[0]) == pytest.approx(1)
     assert weighed[0]["cat"] > weighed[0]["sleeps"] > weighed[0]["the"]
-    assert ranking.cosine(asked, weighed[0]) > ranking.cosine(asked, weighed[1])
+    assert context_strategies.cosine(asked, weighed[0]) > context_strategies.cosine(asked, weighed[1])
     assert "unknown" not in asked
-    assert ranking.cosine(ranking.centre(weighed), weighed[0]) > 0.5
-    assert ranking.weights([], "question") == ([], {})
+    assert context_strategies.cosine(context_strategies.centre(weighed), weighed[0]) > 0.5
+    assert context_strategies.weights([], "question") == ([], {})

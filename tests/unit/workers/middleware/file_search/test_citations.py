@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from jobs.retrieval.searches import Found
-from workers.middleware.file_search.citations import citations, support
+from workers.middleware.excerpts import citations, support
 from workers.retrieval import lexical
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", None, {})

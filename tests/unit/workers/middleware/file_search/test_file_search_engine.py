@@ -10,9 +10,8 @@ from api.retrieval import search as vector_store_search
 from jobs.retrieval.searches import Found, Search
 from jobs.retrieval.tables import VectorStore
 from workers.engines.port import Answer, Emit, EngineBusy, Request, Usage, refusal
-from workers.middleware.file_search.file_search_engine import Grounded
-from workers.middleware.file_search.packing import Room
-from workers.middleware.file_search.tool import MOST_RESULTS, tool_of
+from workers.middleware.excerpts import Room
+from workers.middleware.file_search import MOST_RESULTS, Grounded, tool_of
 
 CATS = Found("file-1", "cats.md", 0.9, "Cats purr when they are content.", {"year": 2026}, {"page": 3})
 DOGS = Found("file-2", "dogs.md", 0.5, "Dogs bark at the mailman.", None, {"section": ["Pets", "Dogs"]})

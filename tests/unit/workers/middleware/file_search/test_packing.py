@@ -11,7 +11,7 @@ from jobs.retrieval.searches import Found
 from jobs.settings import Settings
 from workers.engines.packaged import MINILM, materialise
 from workers.inference.token_counting import ContextLimits
-from workers.middleware.file_search.packing import Room, pack, room_for_excerpts, together
+from workers.middleware.excerpts import Room, pack, room_for_excerpts, together
 from workers.middleware.quoting import excerpt
 
 TEXT = "".join(f"Sentence number {n} of the file. " for n in range(100))

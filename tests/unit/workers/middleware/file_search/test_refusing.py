@@ -16,10 +16,8 @@ from tests.unit.workers.middleware.file_search.test_file_search_engine import (
     answered,
     asked,
 )
-from workers.middleware.file_search.file_search_engine import Grounded
-from workers.middleware.file_search.packing import Room
-from workers.middleware.file_search.refusing import WORDS
-from workers.middleware.file_search.tool import understood
+from workers.middleware.excerpts import Room
+from workers.middleware.file_search import REFUSAL, Grounded, understood
 
 STRICT = {**TOOL, "refuse": True}
 MADE_UP = "Fish swim quietly through distant coral reefs [1]."
@@ -39,7 +37,7 @@ async def streamed(engine: Echo, shelf: Shelf, tool: dict[str, Any]) -> list[dic
 
 def refused(response: dict[str, Any]) -> bool:
     assert [item["type"] for item in response["output"]] == ["file_search_call", "message"]
-    return bool(response["output"][1]["content"] == [{"type": "refusal", "refusal": WORDS}])
+    return bool(response["output"][1]["content"] == [{"type": "refusal", "refusal": REFUSAL}])
 
 
 async def test_where_nothing_is_found_no_engine_is_asked() -> None:
@@ -89,7 +87,7 @@ async def test_a_stream_that_is_refused_never_shows_what_was_said() -> None:
         "output_item.done", "completed",
     ]  # fmt: skip
     assert {event["output_index"] for event in events[6:-1]} == {1}
-    assert events[8]["delta"] == events[9]["refusal"] == WORDS
+    assert events[8]["delta"] == events[9]["refusal"] == REFUSAL
 
 
 async def test_a_stream_that_is_supported_comes_whole_and_unchanged() -> None:

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Usage, refusal
-from workers.middleware.json_schema.checker import SPENT, TOO_LONG, Checker
-from workers.middleware.json_schema.schema_engine import Checked
+from workers.middleware.json_schema import Checked
+from workers.middleware.schema_checker import SPENT, TOO_LONG, Checker
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from workers.middleware.json_schema import checker as checking
-from workers.middleware.json_schema import turns
-from workers.middleware.json_schema.checker import SPENT, TOO_LONG, BadSchema, Checker
+from workers.middleware import schema_checker
+from workers.middleware import schema_checker as checking
+from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Checker
 
 CITY: dict[str, Any] = {
     "type": "object",
@@ -123,8 +123,8 @@ def slow(n: int) -> bytes:
 
 
 async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "SLOW_SECONDS", 0.3)
-    monkeypatch.setattr(turns, "BUDGET_SECONDS", 1.0)
+    monkeypatch.setattr(schema_checker, "SLOW_SECONDS", 0.3)
+    monkeypatch.setattr(schema_checker, "BUDGET_SECONDS", 1.0)
     checker = Checker(seconds=0.7)
 
     found = [await checker.faults(slow(n), ["1"], "theirs") for n in range(5)]

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers.middleware.json_schema.checker_child import judged
-from workers.middleware.json_schema.checker_protocol import Ask, Bad, Judged
+from workers.middleware.schema_checker_child import judged
+from workers.middleware.schema_checker_protocol import Ask, Bad, Judged
 
 
 def asked(schema: Any, *texts: str) -> Judged | Bad:

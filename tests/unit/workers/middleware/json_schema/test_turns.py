@@ -1,6 +1,6 @@
 """Turns and budgets of those whose schemas are checked."""
 
-from workers.middleware.json_schema.turns import Budget, Turns
+from workers.middleware.schema_checker import Budget, Turns
 
 
 def test_each_tenant_has_a_turn_after_the_other() -> None:

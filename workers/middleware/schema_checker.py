@@ -1,23 +1,31 @@
-"""The parent's side: one child process that checks, replaced as soon as it takes too long or dies.
+"""The parent's side of the checks against a schema: one child process, replaced as soon as it takes too long or dies.
 
 A thread of its own talks to it, one question at a time: the kernel ends a child with the thread that started it.
-Tenants take turns, and one whose schemas have taken too long is refused for a while.
+Tenants take turns, and a tenant whose schemas have taken too long is refused for a while.
 """
 
 import asyncio
 import logging
+import threading
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from workers.engines.port import EngineBusy
-from workers.middleware.json_schema import checker_protocol
-from workers.middleware.json_schema.turns import Budget, Turns
+from workers.middleware.schema_checker_protocol import (
+    LARGEST_ANSWER,
+    MOST_TEXT,
+    Ask,
+    Bad,
+    Judged,
+    decode_answer,
+    encode,
+)
 from workers.sandbox.child import Child, Died, TimeUp
 from workers.sandbox.confinement import Policy
 
@@ -31,7 +39,7 @@ TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its m
 
 SPENT: Final = "it is not checked now: others of this project took too long to be. Try again in a minute."
 
-_Answer = checker_protocol.Judged | checker_protocol.Bad | None
+_Answer = Judged | Bad | None
 
 
 class BadSchema(Exception):
@@ -67,16 +75,14 @@ class Checker:
 
     async def faults(self, schema: bytes, texts: Sequence[str], tenant: str = "") -> list[str | None]:
         """What is wrong with each. Raises BadSchema, EngineBusy."""
-        if sum(len(text.encode(errors="replace")) for text in texts) > checker_protocol.MOST_TEXT:
+        if sum(len(text.encode(errors="replace")) for text in texts) > MOST_TEXT:
             return ["it is too large to be checked."] * len(texts)
-        ask = checker_protocol.encode(
-            checker_protocol.Ask(schema, [text.encode(errors="replace").decode() for text in texts])
-        )
+        ask = encode(Ask(schema, [text.encode(errors="replace").decode() for text in texts]))
         future: Future[_Answer] = Future()
         self._turns.add(tenant, (tenant, schema, ask, future))
         self._thread.submit(self._next)
         answer = await asyncio.wrap_future(future)
-        if isinstance(answer, checker_protocol.Bad):
+        if isinstance(answer, Bad):
             raise BadSchema(answer.why)
         if answer is not None:
             return answer.faults
@@ -117,11 +123,11 @@ class Checker:
             self._slow = {one: until for one, until in self._slow.items() if until > at} | {schema: at + _SLOW_SECONDS}
             return None
 
-    def _heard(self, child: Child, tenant: str, ask: bytes) -> checker_protocol.Judged | checker_protocol.Bad:
+    def _heard(self, child: Child, tenant: str, ask: bytes) -> Judged | Bad:
         began = time.monotonic()
         try:
             child.send(ask)
-            return checker_protocol.decode_answer(child.receive(self._seconds, checker_protocol.LARGEST_ANSWER))
+            return decode_answer(child.receive(self._seconds, LARGEST_ANSWER))
         finally:
             self._budget.took(tenant, time.monotonic() - began)
 
@@ -130,7 +136,7 @@ class Checker:
 
     def _started(self) -> Child:
         if self._child is None:
-            self._child = Child(Policy("workers.middleware.json_schema.checker_child"))
+            self._child = Child(Policy("workers.middleware.schema_checker_child"))
             try:
                 self._child.begin()
             except (Died, TimeUp) as error:
@@ -142,3 +148,57 @@ class Checker:
         child, self._child = self._child, None
         if child is not None:
             child.end()
+
+
+# Which tenant is next, and which has had enough.
+
+T = TypeVar("T")
+
+#: What took less is not counted: a batch may have a million answers that are checked at once.
+SLOW_SECONDS: Final = 1.0
+#: So much of each minute may be spent on what is slow of one tenant.
+BUDGET_SECONDS: Final = 20.0
+_MINUTE: Final = 60.0
+
+
+class Turns(Generic[T]):
+    """What waits, one of each tenant after the other. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, deque[T]] = {}
+        self._last = ""
+
+    def add(self, tenant: str, item: T) -> None:
+        with self._lock:
+            self._waiting.setdefault(tenant, deque()).append(item)
+
+    def next(self) -> T:
+        """There has to be one."""
+        with self._lock:
+            tenant = self._last = next((one for one in self._waiting if one != self._last), self._last)
+            items = self._waiting.pop(tenant)
+            item = items.popleft()
+            if items:
+                self._waiting[tenant] = items
+            return item
+
+
+class Budget:
+    """The seconds that were slow, by tenant; they are forgiven evenly."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._spent: dict[str, tuple[float, float]] = {}  # as of when
+
+    def is_spent(self, tenant: str) -> bool:
+        return self._left_of(tenant) > BUDGET_SECONDS
+
+    def took(self, tenant: str, seconds: float) -> None:
+        if seconds >= SLOW_SECONDS:
+            kept = {one: known for one, known in self._spent.items() if self._left_of(one)}
+            self._spent = kept | {tenant: (self._left_of(tenant) + seconds, self._clock())}
+
+    def _left_of(self, tenant: str) -> float:
+        spent, at = self._spent.get(tenant, (0.0, 0.0))
+        return max(spent - (self._clock() - at) * BUDGET_SECONDS / _MINUTE, 0.0)

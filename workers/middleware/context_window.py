@@ -1,4 +1,4 @@
-"""An engine whose prompts may be too long: they are cut where that was asked for, and else refused.
+"""Prompts that are longer than their model takes: they are cut where the client asks for it, and else refused.
 
     request ──▶ terms ── none ─────────────────────────────▶ engine ──▶ answer, or context_length_exceeded
                   └──▶ length ── fits ─────────────────────▶ engine
@@ -11,32 +11,82 @@ is asked first, as the request is; its refusal is the measure, and estimates are
 that it refuses.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+import msgspec
 
 from jobs.errors import InvalidRequest
 from jobs.inference.context_options import FIELD, PROMPT, Terms, bare, reserved, terms_of
 from jobs.requests.endpoints import RESPONSES
-from workers.engines.port import Answer, Emit, Engine, Layer, Length, Request, Usage, refusal
+from workers.engines.port import Answer, Emit, Engine, Length, Request, Usage, refusal
 from workers.engines.refusals import in_openais_words, is_too_long, limit_in, too_long
-from workers.middleware.context_window.facts import key_facts
-from workers.middleware.context_window.history import History
-from workers.middleware.context_window.memory_strategy import Vectors, memory
-from workers.middleware.context_window.shown import Shown
-from workers.middleware.context_window.summaries import Failed, Summaries, together
-from workers.middleware.context_window.truncation import (
+from workers.middleware.base import Layer, add_usage, patiently
+from workers.middleware.context_strategies import (
     Body,
     Cut,
     Fits,
+    Vectors,
+    key_facts,
+    memory,
     priority,
     rotate,
     sliding_window,
     truncate_middle,
     truncation_auto,
 )
-from workers.middleware.patience import patiently
+from workers.middleware.history import History
+from workers.middleware.summaries import Failed, Summaries
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """`told` is the field; `echo` is of the request, what the engine was not told."""
+
+    told: dict[str, Any] = field(default_factory=dict)
+    echo: Mapping[str, Any] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+    def answer(self, answer: Answer) -> Answer:
+        usage = answer.usage + self.usage
+        if answer.status != 200 or not answer.body or not (self.told or self.echo):
+            return replace(answer, usage=usage)
+        body = msgspec.json.decode(answer.body)
+        return Answer(200, msgspec.json.encode(self._with_it(body)), usage)
+
+    def emit(self, emit: Emit) -> Emit:
+        """Of a chat the first chunk says it, of a response each event that has the response."""
+        if not (self.told or self.echo):
+            return emit
+        first = True
+
+        async def told(chunk: bytes) -> None:
+            nonlocal first
+            event = msgspec.json.decode(chunk)
+            if isinstance(event, dict) and "response" in event:
+                event["response"] = self._with_it(event["response"])
+            elif isinstance(event, dict) and "choices" in event:
+                event = self._with_it(event) if first else self._with_usage(event)
+                first = False
+            await emit(msgspec.json.encode(event))
+
+        return told
+
+    def _with_it(self, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        theirs = body.get(FIELD)
+        told = {**(theirs if isinstance(theirs, dict) else {}), **self.told}
+        return self._with_usage(body) | dict(self.echo) | ({FIELD: told} if told else {})
+
+    def _with_usage(self, body: dict[str, Any]) -> dict[str, Any]:
+        shown = body.get("usage")
+        if not isinstance(shown, dict) or not self.usage.total_tokens:
+            return body
+        return body | {"usage": add_usage(shown, self.usage)}
+
 
 #: None where the engine cannot put the request into tokens. Raises what engines raise.
 Measure = Callable[[Request], Awaitable[Length | None]]
@@ -210,7 +260,7 @@ class _Fitting:
 
     async def _summary(self, request: Request) -> Answer:
         answer = await patiently(partial(self.fitted.engine.answer, request), self._paid)
-        self.paid, self.spent = True, together(self.spent, answer.usage)
+        self.paid, self.spent = True, self.spent + answer.usage
         return answer
 
     def _paid(self) -> Usage | None:

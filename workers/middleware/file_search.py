@@ -13,30 +13,271 @@ where that was asked for and the files do not support what the model says.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
+from jobs.clock import now
 from jobs.errors import InvalidRequest
 from jobs.inference.responses import RESULTS
+from jobs.requests.endpoints import RESPONSES
+from jobs.retrieval import searches
+from jobs.retrieval.filters import check_filter
 from jobs.retrieval.searches import Found, Search
-from workers.engines.port import Answer, Emit, Engine, Layer, Request, refusal
-from workers.middleware.file_search import refusing
-from workers.middleware.file_search.citations import citations, support
-from workers.middleware.file_search.packing import Room, pack, room_for_excerpts, together
-from workers.middleware.file_search.tool import (
-    CALL,
-    MOST_RESULTS,
-    FileSearch,
-    is_search,
-    odd_field,
-    query_of,
-    searches_files,
-    tool_of,
-    understood,
-)
+from workers.engines.port import Answer, Emit, Engine, Request, refusal
+from workers.middleware.base import Layer
+from workers.middleware.excerpts import Room, citations, pack, room_for_excerpts, support, together
 from workers.middleware.quoting import with_excerpts
 from workers.retrieval.lexical import distinct
+
+# The tool, read and checked; and what else of a response is ours and no engine's.
+
+TOOL: Final = "file_search"
+CALL: Final = "file_search_call"
+#: Excerpts unless the tool says how many. OpenAI puts up to 20 before models that can hold them.
+MOST_RESULTS: Final = 5
+MOST_STORES: Final = 8
+MOST_WEIGHT: Final = 1_000_000
+MOST_K: Final = 10_000
+_LONGEST_QUERY: Final = 4096
+_LONGEST_NAME: Final = 255
+
+
+class Hybrid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    embedding_weight: float = 1.0
+    text_weight: float = 1.0
+    fusion: Literal["rrf", "relative"] = "rrf"
+    rrf_k: int = 1
+
+
+class Ranking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ranker: str = "auto"
+    score_threshold: float = 0.0
+    hybrid_search: Hybrid | None = None
+    rerank_depth: int = searches.DEPTH
+    deduplicate: float | None = None
+
+
+class Refuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An answer is refused if less than this share of its words stand in the excerpts."""
+
+    support: float = 0.6
+
+
+class FileSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenAI's tool, with the options that a search of a store takes. `refuse` is ours."""
+
+    vector_store_ids: list[str]
+    max_num_results: int | None = None
+    filters: dict[str, Any] | None = None
+    ranking_options: Ranking | None = None
+    refuse: bool | Refuse = False
+
+    @property
+    def least_support(self) -> float | None:
+        """None: whatever the model says is passed on."""
+        if isinstance(self.refuse, bool):
+            return Refuse().support if self.refuse else None
+        return self.refuse.support
+
+    def search(self, store_id: str, query: str) -> Search:
+        """What a worker is asked; the store's model is filled in by whoever knows it."""
+        options = self.ranking_options or Ranking()
+        hybrid = options.hybrid_search or Hybrid()
+        return Search(
+            model="",
+            store_id=store_id,
+            queries=(query,),
+            limit=self.max_num_results or MOST_RESULTS,
+            filters=self.filters,
+            vector_weight=hybrid.embedding_weight,
+            text_weight=hybrid.text_weight,
+            fusion=hybrid.fusion,
+            k=hybrid.rrf_k,
+            threshold=options.score_threshold,
+            ranker=searches.model_of(options.ranker),
+            depth=options.rerank_depth,
+            deduplicate=options.deduplicate or 0.0,
+        )
+
+
+def searches_files(request: Request) -> bool:
+    tools = request.body.get("tools") if request.url == RESPONSES else None
+    return isinstance(tools, list) and any(is_search(tool) for tool in tools)
+
+
+def is_search(tool: Any) -> bool:
+    return isinstance(tool, dict) and tool.get("type") == TOOL
+
+
+def tool_of(body: Mapping[str, Any]) -> FileSearch:
+    """The tool, checked. Raises ValidationError, InvalidRequest."""
+    given, *others = [tool for tool in body["tools"] if is_search(tool)]
+    if others:
+        raise InvalidRequest("it is given more than once; one names all the vector stores.")
+    tool = msgspec.convert({name: value for name, value in given.items() if name != "type"}, FileSearch)
+    if not 1 <= len(tool.vector_store_ids) <= MOST_STORES or tool.max_num_results not in (None, *range(1, 51)):
+        raise InvalidRequest(f"it names 1 to {MOST_STORES} vector stores, and takes 1 to 50 results.")
+    if tool.ranking_options is not None:
+        _check_ranking(tool.ranking_options)
+    if not 0 <= (tool.least_support or 0.0) <= 1:
+        raise InvalidRequest("the support that an answer needs is 0 to 1.")
+    if tool.filters is not None:
+        check_filter(tool.filters, "filters")
+    return tool
+
+
+def odd_field(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Of the other fields that a search reads or writes: the name of one that is not what it has to be, and that."""
+    if not isinstance(body.get("input"), str | list | None):
+        return "input", "a text or an array"
+    if not isinstance(body.get("instructions"), str | None):
+        return "instructions", "a text"
+    include = body.get("include")
+    if include is not None and not (isinstance(include, list) and all(isinstance(name, str) for name in include)):
+        return "include", "an array of texts"
+    return None
+
+
+def _check_ranking(options: Ranking) -> None:
+    weights = options.hybrid_search or Hybrid()
+    least, most = sorted((weights.embedding_weight, weights.text_weight))
+    if not 0 <= least <= most <= MOST_WEIGHT or most == 0:
+        raise InvalidRequest(f"weights are 0 to {MOST_WEIGHT}, and at least one of them is above 0.")
+    if not 0 <= weights.rrf_k <= MOST_K:
+        raise InvalidRequest(f"rrf_k is 0 to {MOST_K}.")
+    if not 0 <= options.score_threshold <= 1:
+        raise InvalidRequest("score_threshold is 0 to 1.")
+    if not 1 <= options.rerank_depth <= searches.MOST_DEPTH:
+        raise InvalidRequest(f"rerank_depth is 1 to {searches.MOST_DEPTH}.")
+    if options.deduplicate is not None and not 0 < options.deduplicate <= 1:
+        raise InvalidRequest("deduplicate is above 0, and at most 1.")
+    if not 1 <= len(options.ranker) <= _LONGEST_NAME:
+        raise InvalidRequest(f"a ranker's name has 1 to {_LONGEST_NAME} characters.")
+
+
+def query_of(given: Any) -> str:
+    """What the user said last."""
+    if isinstance(given, str):
+        return given.strip()[:_LONGEST_QUERY]
+    said = [item for item in given if isinstance(item, dict) and item.get("role") == "user"] if given else []
+    content = said[-1].get("content") if said else ""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [str(part.get("text") or "") for part in parts if isinstance(part, dict)]
+    return "\n".join(texts).strip()[:_LONGEST_QUERY]
+
+
+def understood(request: Request) -> Request:
+    """Without what earlier turns had from us: engines know neither calls of the search nor refusals."""
+    items = request.body.get("input") if request.url == RESPONSES else None
+    if not isinstance(items, list) or not any(map(_is_ours, items)):
+        return request
+    told = [_told_item(item) for item in items if not _is_call(item)]
+    return replace(request, body={**request.body, "input": told})
+
+
+def _is_ours(item: Any) -> bool:
+    return _is_call(item) or any(map(_is_refusal, _parts(item)))
+
+
+def _is_call(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == CALL
+
+
+def _parts(item: Any) -> list[Any]:
+    content = item.get("content") if isinstance(item, dict) else None
+    return content if isinstance(content, list) else []
+
+
+def _is_refusal(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "refusal"
+
+
+def _told_item(item: Any) -> Any:
+    parts = [_said(part) if _is_refusal(part) else part for part in _parts(item)]
+    return {**item, "content": parts} if parts else item
+
+
+def _said(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "output_text", "text": str(part.get("refusal") or ""), "annotations": []}
+
+
+# A refusal in place of an answer that the files do not support, in OpenAI's shapes: an object, a stream's events.
+
+REFUSAL: Final = "The files that were searched do not hold an answer to this."
+_PART: Final = {"type": "refusal", "refusal": REFUSAL}
+_NONE: Final = {
+    "input_tokens": 0,
+    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    "output_tokens": 0,
+    "output_tokens_details": {"reasoning_tokens": 0},
+    "total_tokens": 0,
+}
+#: What a response repeats of its request, and OpenAI's defaults.
+_REPEATED: Final[Mapping[str, Any]] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "temperature": 1.0,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": 1.0,
+    "truncation": "disabled",
+}
+
+
+def refused_message(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as it is shown."""
+    return {**item, "content": [dict(_PART)]}
+
+
+def refused_response(request: Request) -> dict[str, Any]:
+    """To a request that no engine was asked: it has cost nothing."""
+    name = request.request_id.rpartition("_")[2]
+    item = {"type": "message", "id": f"msg_{name}", "status": "completed", "role": "assistant"}
+    return {
+        "id": f"resp_{name}",
+        "object": "response",
+        "created_at": int(now()),
+        "status": "completed",
+        "model": request.body.get("model"),
+        "output": [refused_message(item)],
+        "error": None,
+        "incomplete_details": None,
+        **{field: request.body.get(field, default) for field, default in _REPEATED.items()},
+        "usage": _NONE,
+    }
+
+
+def refused_stream(request: Request) -> list[dict[str, Any]]:
+    """The events of the same."""
+    whole = refused_response(request)
+    begun = {**whole, "status": "in_progress", "output": [], "usage": None}
+    return [
+        {"type": "response.created", "response": begun},
+        {"type": "response.in_progress", "response": begun},
+        *refused_events(whole["output"][0], 0),
+        {"type": "response.completed", "response": whole},
+    ]
+
+
+def refused_events(item: Mapping[str, Any], index: Any) -> list[dict[str, Any]]:
+    """Of the message alone, with its place among the response's items."""
+    place = {"item_id": item.get("id"), "output_index": index, "content_index": 0}
+    begun = {**item, "status": "in_progress", "content": []}
+    return [
+        {"type": "response.output_item.added", "output_index": index, "item": begun},
+        {"type": "response.content_part.added", **place, "part": {"type": "refusal", "refusal": ""}},
+        {"type": "response.refusal.delta", **place, "delta": REFUSAL},
+        {"type": "response.refusal.done", **place, "refusal": REFUSAL},
+        {"type": "response.content_part.done", **place, "part": dict(_PART)},
+        {"type": "response.output_item.done", "output_index": index, "item": refused_message(item)},
+    ]
+
+
+# The middleware.
 
 _ECHOED: Final = ("instructions", "tools", "tool_choice")  # what an engine repeats of its request
 _FOUND: Final = (
@@ -69,7 +310,7 @@ class Grounded(Layer):
         if isinstance(grounds, Answer):
             return grounds
         if grounds.nothing_to_say:
-            return Answer(200, msgspec.json.encode(grounds.shown(refusing.response(request))))
+            return Answer(200, msgspec.json.encode(grounds.shown(refused_response(request))))
         answer = await self.engine.answer(grounds.request)
         if answer.status != 200:
             return answer
@@ -84,7 +325,7 @@ class Grounded(Layer):
             return grounds
         told = _Told(grounds, emit)
         if grounds.nothing_to_say:
-            for event in refusing.stream(request):
+            for event in refused_stream(request):
                 await told.event(msgspec.json.encode(event))
             return Answer(200, b"")
         return await self.engine.stream(grounds.request, told.event)
@@ -178,7 +419,7 @@ class Grounds:
 
     def cited(self, item: Any) -> Any:
         if self.refuses(item):
-            return refusing.message(item)
+            return refused_message(item)
         content = item.get("content") if isinstance(item, dict) and item.get("type") == "message" else None
         return item | {"content": [self.part(part) for part in content]} if isinstance(content, list) else item
 
@@ -233,7 +474,7 @@ class _Told:
         if kind != "response.output_item.done":
             return []
         del self._held[place]
-        return refusing.events(event["item"], place) if self._grounds.refuses(event["item"]) else held
+        return refused_events(event["item"], place) if self._grounds.refuses(event["item"]) else held
 
     def _changed(self, kind: str, event: dict[str, Any]) -> list[dict[str, Any]]:
         grounds = self._grounds

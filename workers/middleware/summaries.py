@@ -18,9 +18,9 @@ import msgspec
 
 from jobs.inference.context_options import Terms
 from jobs.requests.endpoints import CHAT
-from workers.engines.port import Answer, Request, Usage, refusal
-from workers.middleware.context_window.history import History
-from workers.middleware.context_window.truncation import Cut, Fits
+from workers.engines.port import Answer, Request, refusal
+from workers.middleware.context_strategies import Cut, Fits
+from workers.middleware.history import History
 
 Ask = Callable[[Request], Awaitable[Answer]]
 #: Tokens of a prompt on the model of the request.
@@ -158,15 +158,6 @@ async def all_of(work: Sequence[Coroutine[Any, Any, str]]) -> list[str]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def together(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        one.input_tokens + other.input_tokens,
-        one.cached_tokens + other.cached_tokens,
-        one.output_tokens + other.output_tokens,
-        one.reasoning_tokens + other.reasoning_tokens,
-    )
 
 
 def _middle(text: str) -> int:

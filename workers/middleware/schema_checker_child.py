@@ -16,7 +16,13 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from workers.middleware.json_schema import checker_protocol
+from workers.middleware.schema_checker_protocol import (
+    Ask,
+    Bad,
+    Judged,
+    decode_ask,
+    encode,
+)
 from workers.sandbox import resource_limits
 from workers.sandbox.channel import Channel
 
@@ -30,23 +36,23 @@ def main(channel: Channel) -> None:
     channel.ready()
     while (received := channel.receive()) is not None:
         message, _ = received
-        channel.send(checker_protocol.encode(judged(checker_protocol.decode_ask(message))))
+        channel.send(encode(judged(decode_ask(message))))
 
 
-def judged(ask: checker_protocol.Ask) -> checker_protocol.Judged | checker_protocol.Bad:
+def judged(ask: Ask) -> Judged | Bad:
     try:
         validator = _validator(ask.schema)
-        return checker_protocol.Judged([_fault(validator, text) for text in ask.texts])
+        return Judged([_fault(validator, text) for text in ask.texts])
     except SchemaError as error:
-        return checker_protocol.Bad(f"{_place(error)}{error.message}"[:_LONGEST])
+        return Bad(f"{_place(error)}{error.message}"[:_LONGEST])
     except Unresolvable as error:
-        return checker_protocol.Bad(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
+        return Bad(f"a $ref leads nowhere: {error.ref}"[:_LONGEST])
     except RecursionError:
-        return checker_protocol.Bad("it never ends.")
+        return Bad("it never ends.")
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 (old drafts let pass what breaks jsonschema: it is still no schema)
-        return checker_protocol.Bad(f"it cannot be used: {type(error).__name__}.")
+        return Bad(f"it cannot be used: {type(error).__name__}.")
 
 
 @lru_cache(_SCHEMAS)

@@ -1,0 +1,76 @@
+"""What the middleware before an engine has in common.
+
+A further question of a request that has been paid for in part is asked `patiently`: a busy moment does not throw away
+what the request has cost.
+
+first question ── busy ──▶ EngineBusy: nothing is lost, the request comes back as often as it takes
+a further one  ── busy ──▶ wait, again, again ──▶ EngineFault: it counts, or it would be paid for without end
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from workers.engines.port import Answer, Engine, EngineBusy, EngineFault, Usage, refusal
+
+_TIMES: Final = 5
+_PAUSE: Final = 1.0
+_LONGEST: Final = 5.0
+_BUSY: Final = refusal(503, "The engine stayed busy with a part of this request. Ask again.", code="engine_busy")
+_TOTALS: Final = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens", "total_tokens": "total_tokens"}
+_DETAILS: Final = {
+    "prompt_tokens_details": "cached_tokens", "completion_tokens_details": "reasoning_tokens",
+    "input_tokens_details": "cached_tokens", "output_tokens_details": "reasoning_tokens",
+}  # fmt: skip
+
+
+class Layer:
+    """An engine that stands before an engine; a method that a subclass does not define is the inner engine's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.engine.models
+
+    async def start(self) -> None:
+        await self.engine.start()
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+
+async def patiently(ask: Callable[[], Awaitable[Answer]], paid: Callable[[], Usage | None]) -> Answer:
+    """Call `ask` again while the engine is busy, if `paid` says that the request has cost something already.
+
+    Raises:
+        EngineFault: the engine stayed busy; and whatever `ask` raises.
+    """
+    left = _TIMES
+    while True:
+        try:
+            return await ask()
+        except EngineBusy as busy:
+            spent, left = paid(), left - 1
+            if spent is None:
+                raise
+            if not left:
+                raise EngineFault("The engine stayed busy.", replace(_BUSY, usage=spent)) from busy
+            pause = min(busy.retry_after or _PAUSE, _LONGEST)
+        await asyncio.sleep(pause)
+
+
+def add_usage(shown: Mapping[str, Any], added: Usage) -> dict[str, Any]:
+    """Return the `usage` object of a response with the tokens of `added` in each of its counts."""
+    return {name: _count(name, value, added) for name, value in shown.items()}
+
+
+def _count(name: str, value: Any, added: Usage) -> Any:
+    if isinstance(value, int):
+        return value + int(getattr(added, _TOTALS.get(name, name), 0))
+    inner = _DETAILS.get(name)
+    if inner and isinstance(value, dict) and isinstance(value.get(inner), int):
+        return value | {inner: value[inner] + getattr(added, inner)}
+    return value

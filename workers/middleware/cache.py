@@ -1,0 +1,435 @@
+"""The cache before an engine: interactive clients, lines of batches and searches have it alike.
+
+    Request ─┬─ /v1/embeddings ───────────▶ vectors ─┐
+             ├─ generation that says `cache` ▶ answers ┴─▶ what is missing ─▶ engine
+             └─ all else ─────────────────────────────────────────────────▶ engine, or a refusal if it says `cache`
+
+Nothing is shared between projects: a project that asks for what another one has asked for learns nothing of it.
+
+Answers are given again to clients who ask for it: the same request, by the same project, of the same model.
+
+    "cache": true                 an answer as old as the deployment lets it be
+    "cache": {"ttl": 3600}        none that is older than an hour; and a later request may have this one as long
+
+Only what is computed alike each time is cached: temperature 0, one choice, no stream, nothing that is looked up or
+stored. Every other request that says `cache` is refused, so that no client believes that it has a cache where it has
+none. An answer is cached if it came to its end; a hit is the answer as it was, under a new id, `cached`, its input
+counted as cached.
+
+Of an embedding's inputs only those are embedded that were not before.
+
+    inputs ─▶ keys ─▶ shelf ─┬─ all there ───▶ answer, without the engine
+                             ├─ some there ──▶ engine, for the others ─▶ put together
+                             └─ none there ──▶ engine, as it was asked ─▶ its answer, as it is
+
+A key holds all that a vector depends on but how it is computed: the choice of another runtime says how near its vectors
+are. Tokens are counted exactly or nothing is cached: servers count a request's inputs together, so that of them only
+requests of one input are cached.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from jobs.clock import now
+from jobs.ids import new_id
+from jobs.inference.cache import Entry, New
+from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from jobs.settings import Settings
+from workers.engines.embed_request import DIGITS, MOST_INPUTS, inputs_of
+from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
+from workers.engines.wire import usage_of
+from workers.middleware.base import Layer
+from workers.middleware.response_cache import Found, Shelf
+from workers.runtime.outcomes import outcomes_of
+
+#: Of the name that a client asks for: the name that it goes by, and which weights those are; None where nobody says.
+Identity = Callable[[str], tuple[str, str] | None]
+
+
+class Cached(Layer):
+    """An engine that is not asked twice."""
+
+    def __init__(self, engine: Engine, shelf: Shelf, identity: Identity, config: Settings) -> None:
+        super().__init__(engine)
+        self._vectors = CachedVectors(engine, shelf, identity, config.embedding_cache_seconds)
+        self._answers = CachedAnswers(engine, shelf, identity, config.response_cache_seconds)
+
+    async def answer(self, request: Request) -> Answer:
+        said = request.body.get(FIELD)
+        if request.url == EMBEDDINGS:
+            return await self._embedded(request, said)
+        if FIELD not in request.body:
+            return await self.engine.answer(request)
+        if said is None or said is False:
+            return await self.engine.answer(without(request))
+        if request.url not in URLS:
+            message = f"Invalid 'cache': what {request.url} answers is not cached."
+            return refusal(400, message, param=FIELD, code="invalid_value")
+        return await self._answers.answer(request)
+
+    async def stream(self, request: Request, emit: Emit) -> Answer:
+        if FIELD not in request.body:
+            return await self.engine.stream(request, emit)
+        said = request.body[FIELD]
+        refused = None if said is None or said is False else objection(_streaming(request))
+        return refused or await self.engine.stream(without(request), emit)
+
+    async def _embedded(self, request: Request, said: object) -> Answer:
+        if not isinstance(said, bool | None):
+            return refusal(400, "Invalid 'cache': here it is true or false.", param=FIELD, code="invalid_value")
+        asked = without(request) if FIELD in request.body else request
+        return await (self.engine.answer(asked) if said is False else self._vectors.answer(asked))
+
+
+def _streaming(request: Request) -> Request:
+    """A question that is streamed need not say so itself."""
+    return replace(request, body={**request.body, "stream": True})
+
+
+# Answers.
+
+FIELD: Final = "cache"
+ANSWERS: Final = "answers"
+URLS: Final = frozenset({CHAT, COMPLETIONS, RESPONSES})
+MOST_ANSWER_BYTES: Final = 256 << 10  # of an answer
+_ANSWERS_VERSION: Final = 1
+_WHOLE: Final = frozenset({"stop", "length", "tool_calls"})
+#: Say who asks and not what: an answer is the same without them. Responses repeat some.
+_UNHEEDED: Final = frozenset({FIELD, "model", "metadata", "user", "safety_identifier", "prompt_cache_key"})
+_KEPT_ELSEWHERE: Final = ("background", "conversation", "previous_response_id")
+_SEARCHES: Final = frozenset({"file_search", "web_search", "web_search_preview", "mcp", "code_interpreter"})
+
+
+class _Ttl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ttl: int
+
+
+class CachedAnswers:
+    """`identity` names a model and its weights; what none is known of is asked anew each time. `seconds` is the longest
+    time to live."""
+
+    def __init__(
+        self, engine: Engine, shelf: Shelf, identity: Callable[[str], tuple[str, str] | None], seconds: int
+    ) -> None:
+        self._engine = engine
+        self._shelf = shelf
+        self._identity = identity
+        self._seconds = seconds
+
+    async def answer(self, request: Request) -> Answer:
+        """Of a request that says `cache`."""
+        if refused := objection(request):
+            return refused
+        ttl = min(_ttl(request.body[FIELD], self._seconds), self._seconds)
+        asked, key = without(request), self._key(request) if ttl and request.tenant else None
+        found = await self._shelf.find(request.tenant, [key]) if key else None
+        if key is None or found is None:
+            return await self._engine.answer(asked)
+        for entry in found.entries.values():
+            if entry.created_at > now() - ttl:
+                self._shelf.count(ANSWERS, 1, 0)
+                return _again(request, entry)
+        self._shelf.count(ANSWERS, 0, 1)
+        answer = await self._engine.answer(asked)
+        self._keep(request, key, answer, found.epoch, ttl)
+        return answer
+
+    def _key(self, request: Request) -> bytes | None:
+        weights = self._identity(str(request.body.get("model")))
+        if weights is None:
+            return None
+        body = {name: value for name, value in request.body.items() if name not in _UNHEEDED}
+        facts = [_ANSWERS_VERSION, ANSWERS, request.tenant, request.url, weights, body]
+        return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).digest()
+
+    def _keep(self, request: Request, key: bytes, answer: Answer, epoch: int, ttl: int) -> None:
+        words = set(outcomes_of(request.url, answer)) if answer.status == 200 else set()
+        if not words or not words <= _WHOLE or len(answer.body) > MOST_ANSWER_BYTES or not request.kept:
+            return
+        at, tokens, job = now(), answer.usage.input_tokens, request.job_id
+
+        def make() -> Iterator[New]:
+            try:
+                msgspec.json.decode(answer.body)
+            except msgspec.MsgspecError:
+                return  # what nobody looked at of it cannot be read
+            yield New(key, request.tenant, epoch, answer.body, tokens, at, at + ttl, job)
+
+        self._shelf.keep(len(answer.body), make)
+
+
+def without(request: Request) -> Request:
+    """The request as an engine is asked it."""
+    return replace(request, body={name: value for name, value in request.body.items() if name != FIELD})
+
+
+def objection(request: Request) -> Answer | None:
+    """Why this cannot be answered from the cache, and never could."""
+    body = request.body
+    if wrong := _malformed(body[FIELD]):
+        return _refused(wrong)
+    if type(body.get("temperature")) not in (int, float) or body["temperature"] != 0:
+        return _refused("it needs a temperature of 0, given in the request.")
+    if why := _unlike(body):
+        return _refused(why)
+    if request.url == RESPONSES:
+        return _objection_to_response(body)
+    return None
+
+
+def _unlike(body: Mapping[str, Any]) -> str | None:
+    """What of a request makes its answer another than one whole answer of one model."""
+    if any(body.get(name) not in (None, 1) for name in ("n", "best_of")):
+        return "it needs one choice: 'n' and 'best_of' are 1."
+    if body.get("stream"):
+        return "a stream is not cached."
+    if _asks_others(body.get("context")):
+        return "another model than the one named may have a part in the answer."
+    return None
+
+
+def _asks_others(terms: Any) -> bool:
+    """Whether a prompt that is too long goes to a model whose weights no key holds; what is no such field is refused
+    elsewhere."""
+    return isinstance(terms, dict) and (terms.get("route_long") is not None or terms.get("strategy") == "memory")
+
+
+def _objection_to_response(body: Mapping[str, Any]) -> Answer | None:
+    if name := next((name for name in _KEPT_ELSEWHERE if body.get(name)), None):
+        return _refused(f"it cannot be given together with '{name}'.")
+    tools = body.get("tools")
+    kinds = [tool.get("type") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    if name := next((kind for kind in kinds if isinstance(kind, str) and kind in _SEARCHES), None):
+        return _refused(f"what the tool '{name}' finds may change.")
+    return None
+
+
+def _malformed(value: Any) -> str | None:
+    if value is True:
+        return None
+    try:
+        return None if msgspec.convert(value, _Ttl).ttl >= 1 else "its ttl is at least 1 second."
+    except msgspec.ValidationError:
+        return "it is true, or an object with a 'ttl' in seconds."
+
+
+def _refused(why: str) -> Answer:
+    return refusal(400, f"Invalid 'cache': {why}", param=FIELD, code="invalid_value")
+
+
+def _ttl(value: Any, longest: int) -> int:
+    return longest if value is True else msgspec.convert(value, _Ttl).ttl
+
+
+def _again(request: Request, entry: Entry) -> Answer:
+    """An answer as it was, with what is this request's."""
+    body = msgspec.json.decode(entry.value)
+    old = str(body.get("id") or "")
+    prefix = old[: max(old.find("-"), old.find("_")) + 1]
+    body["id"] = new_id(prefix)
+    body |= {name: int(now()) for name in ("created", "created_at") if name in body}
+    if request.url == RESPONSES:
+        defaults: dict[str, Any] = {"metadata": {}}
+        body |= {
+            name: request.body.get(name, defaults.get(name)) for name in _UNHEEDED - {FIELD, "model"} if name in body
+        }
+    body["cached"] = True
+    _count_as_cached(body.get("usage"))
+    said = msgspec.json.encode(body)
+    return Answer(200, said, usage_of(said))
+
+
+def _count_as_cached(usage: Any) -> None:
+    """All of its input."""
+    for name in ("prompt_tokens", "input_tokens"):
+        if isinstance(usage, dict) and isinstance(usage.get(name), int):
+            details = usage.get(f"{name}_details")
+            usage[f"{name}_details"] = {**(details if isinstance(details, dict) else {}), "cached_tokens": usage[name]}
+
+
+# Vectors.
+
+VECTORS: Final = "embeddings"
+_VECTORS_VERSION: Final = 1  # of what a key and a value are
+_HOW: Final = frozenset({"model", "input", "encoding_format", "user"})  # no vector depends on it, or it is hashed apart
+_TOLD: Final = ("truncate", "truncate_prompt_tokens")  # their answers say more than vectors
+_FRESH: Final = 7 / 8  # of its time; what has less left is prolonged when it is used
+
+
+class _Vector(msgspec.Struct):
+    index: int
+    embedding: msgspec.Raw
+
+
+class _Said(msgspec.Struct):
+    data: list[_Vector]
+
+
+_said = msgspec.json.Decoder(_Said).decode
+_embedding = msgspec.json.Decoder(str | list[float]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A request that the cache can serve: its inputs as a list, and a key for each."""
+
+    request: Request
+    model: str
+    inputs: list[Any]
+    keys: list[bytes]
+
+    @property
+    def base64(self) -> bool:
+        return self.request.body.get("encoding_format") == "base64"
+
+    def only(self, places: Sequence[int]) -> Request:
+        return replace(self.request, body={**self.request.body, "input": [self.inputs[n] for n in places]})
+
+
+class CachedVectors:
+    """`identity` names a model and its weights; None of those that nobody has pinned down."""
+
+    def __init__(
+        self, engine: Engine, shelf: Shelf, identity: Callable[[str], tuple[str, str] | None], seconds: int
+    ) -> None:
+        self._engine = engine
+        self._shelf = shelf
+        self._identity = identity
+        self._seconds = seconds
+
+    async def answer(self, request: Request) -> Answer:
+        wanted = self._wanted(request)
+        found = await self._shelf.find(request.tenant, wanted.keys) if wanted else None
+        if wanted is None or found is None:
+            return await self._engine.answer(request)
+        missing = [n for n, key in enumerate(wanted.keys) if key not in found.entries]
+        self._shelf.count(VECTORS, len(wanted.keys) - len(missing), len(missing))
+        if len(missing) == len(wanted.keys):
+            answer = await self._engine.answer(request)
+            self._keep(wanted, missing, answer, found.epoch)
+            return answer
+        self._prolong(found)
+        if not missing:
+            return _written(wanted, found, {}, Usage(), wanted.model)
+        return await self._completed(wanted, found, missing)
+
+    async def _completed(self, wanted: _Wanted, found: Found, missing: list[int]) -> Answer:
+        """With what the engine says of the rest. It is asked for all where that is not to be used: its words are then
+        about the request as it came."""
+        answer = await self._engine.answer(wanted.only(missing))
+        try:
+            vectors = _read(answer, len(missing))
+        except ValueError:
+            return await self._engine.answer(wanted.request)
+        self._keep(wanted, missing, answer, found.epoch)
+        return _written(wanted, found, dict(zip(missing, vectors, strict=True)), answer.usage, wanted.model)
+
+    def _wanted(self, request: Request) -> _Wanted | None:
+        body = request.body
+        named = self._identity(str(body.get("model"))) if request.tenant and self._seconds else None
+        inputs = _inputs(body.get("input"))
+        if named is None or inputs is None or body.get("encoding_format") not in (None, "float", "base64"):
+            return None
+        if any(body.get(name) for name in _TOLD):
+            return None
+        others = {name: value for name, value in body.items() if name not in _HOW and value is not None}
+        start = hashlib.sha256(_encode([_VECTORS_VERSION, VECTORS, request.tenant, named[1], others]))
+        return _Wanted(request, named[0], inputs, [_key(start, one) for one in inputs])
+
+    def _keep(self, wanted: _Wanted, places: list[int], answer: Answer, epoch: int) -> None:
+        request = wanted.request
+        counted = answer.usage.input_tokens  # 0: its server says nothing of that
+        tokens = answer.tokens or ((counted,) if counted and len(places) == 1 else ())
+        if answer.status != 200 or not request.kept or len(tokens) != len(places):
+            return
+        at = now()
+
+        def make() -> Iterator[New]:
+            try:
+                values = [_floats(one) for one in _read(answer, len(places))]
+            except ValueError:
+                return
+            for n, value, count in zip(places, values, tokens, strict=True):
+                end = at + self._seconds
+                yield New(wanted.keys[n], request.tenant, epoch, value, count, at, end, request.job_id)
+
+        self._shelf.keep(len(answer.body), make)
+
+    def _prolong(self, found: Found) -> None:
+        end = now() + self._seconds
+        old = [key for key, entry in found.entries.items() if entry.expires_at < end - self._seconds * (1 - _FRESH)]
+        if old:
+            self._shelf.prolong(old, end)
+
+
+def _encode(value: Any) -> bytes:
+    return msgspec.json.encode(value, order="sorted")
+
+
+def _key(start: Any, text: Any) -> bytes:
+    digest = start.copy()
+    digest.update(_encode(text))
+    return bytes(digest.digest())
+
+
+def _inputs(value: Any) -> list[Any] | None:
+    """Texts or lists of token ids; None where the engine is to say what is wrong."""
+    many = inputs_of(value)
+    if many is None:
+        return None
+    kind = type(many[0])
+    alike = kind in (str, list) and all(type(one) is kind and one for one in many)
+    return many if alike and len(many) <= MOST_INPUTS else None
+
+
+def _read(answer: Answer, count: int) -> list[msgspec.Raw]:
+    """The vectors of an answer as they stand there, in order. Raises ValueError."""
+    if answer.status != 200:
+        raise ValueError
+    try:
+        data = sorted(_said(answer.body).data, key=lambda one: one.index)
+    except msgspec.MsgspecError as error:
+        raise ValueError from error
+    if [one.index for one in data] != list(range(count)):
+        raise ValueError
+    return [one.embedding for one in data]
+
+
+def _floats(raw: msgspec.Raw) -> bytes:
+    """Float32, little-endian. Raises ValueError."""
+    try:
+        said = _embedding(raw)
+        with np.errstate(over="ignore"):
+            value = base64.b64decode(said) if isinstance(said, str) else np.asarray(said, "<f4").tobytes()
+    except (msgspec.MsgspecError, binascii.Error) as error:
+        raise ValueError from error
+    if not value or len(value) % 4 or not np.isfinite(np.frombuffer(value, "<f4")).all():
+        raise ValueError
+    return value
+
+
+def _written(wanted: _Wanted, found: Found, vectors: Mapping[int, msgspec.Raw], usage: Usage, model: str) -> Answer:
+    """OpenAI's answer, whose usage says how much of it was there."""
+    entries = [found.entries.get(key) for key in wanted.keys]
+    data = [
+        {"object": "embedding", "index": n, "embedding": _shown(entry, base64=wanted.base64) if entry else vectors[n]}
+        for n, entry in enumerate(entries)
+    ]
+    known = sum(entry.tokens for entry in entries if entry)
+    total = known + usage.input_tokens
+    said = {"prompt_tokens": total, "total_tokens": total, "prompt_tokens_details": {"cached_tokens": known}}
+    body = msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": said})
+    return Answer(200, body, Usage(total, known + usage.cached_tokens))
+
+
+def _shown(entry: Entry, *, base64: bool) -> Any:
+    if base64:
+        return binascii.b2a_base64(entry.value, newline=False).decode()
+    return np.frombuffer(entry.value, "<f4").astype("f8").round(DIGITS).tolist()

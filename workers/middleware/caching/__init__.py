@@ -1,1 +1,0 @@
-"""What was computed before is given again: see `engine`, which stands before a worker's engines."""

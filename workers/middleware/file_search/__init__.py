@@ -1,1 +1,0 @@
-"""Responses that search files: the tool, what is shown to the model, citations."""
