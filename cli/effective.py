@@ -8,10 +8,10 @@ from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from cli import proc
 from cli.folder import DataFolder
 from cli.ports import is_free, take_free
 from cli.trouble import Trouble
+from jobs.platform import processes
 from jobs.settings import Settings
 
 
@@ -34,7 +34,7 @@ def running(data_dir: Path | None) -> Settings:
     """`effective`, with the models file that `nightmill up` runs with here, where the environment names none."""
     config = effective(data_dir=data_dir)
     run = DataFolder(config.data_dir).read_run()
-    named = config.models_file or (run.get("models_file") if run.get("boot_id") == proc.boot_id() else "") or ""
+    named = config.models_file or (run.get("models_file") if run.get("boot_id") == processes.boot_id() else "") or ""
     return config.model_copy(update={"models_file": named})
 
 

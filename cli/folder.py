@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cli import proc
 from cli.trouble import Trouble
+from jobs.platform import processes
 
 RUN_FILE = "run.json"
 OPERATOR_KEY = "operator.key"
@@ -50,9 +50,8 @@ class DataFolder:
         except Trouble:
             handle.close()
             raise
-        me = proc.read(os.getpid())
         handle.truncate(0)
-        handle.write(f"{os.getpid()} {me.started if me else 0}\n")
+        handle.write(f"{os.getpid()} {processes.started(os.getpid())}\n")
         handle.flush()
         return handle
 
@@ -61,7 +60,7 @@ class DataFolder:
         deadline = time.monotonic() + _LEAVING_SECONDS
         while not _locked(handle):
             owner, started = _owner(handle)
-            if proc.alive(owner, started) or time.monotonic() > deadline:
+            if processes.alive(owner, started) or time.monotonic() > deadline:
                 running = f"nightmill is already running on {self.path} (pid {owner})"
                 raise Trouble(f"{running}; stop it, or use another --data-dir")
             threading.Event().wait(0.05)
@@ -77,28 +76,27 @@ class DataFolder:
         total = len(found)
         deadline = time.monotonic() + 5.0
         while found and time.monotonic() < deadline:
-            proc.kill(found)
+            processes.kill(found)
             threading.Event().wait(0.02)
             found = self._leftovers(sessions)
         self.run_file.unlink(missing_ok=True)
         return total
 
     def _leftovers(self, sessions: Mapping[int, int]) -> set[int]:
-        mark = f"{SUPERVISED}={self.path}".encode()
-        interpreter = proc.executable(os.getpid())
-        processes = {pid: process for pid, process in proc.table().items() if not process.zombie}
+        interpreter = processes.executable(os.getpid())
+        table = {pid: process for pid, process in processes.table().items() if not process.zombie}
         roots = {
             pid
-            for pid, process in processes.items()
-            if mark in proc.environment(pid).split(b"\0")
-            or (_member(process, sessions, processes) and proc.executable(pid) == interpreter)
+            for pid, process in table.items()
+            if processes.environment(pid).get(SUPERVISED) == str(self.path)
+            or (_member(process, sessions, table) and processes.executable(pid) == interpreter)
         }
-        return proc.with_descendants(roots, processes) - {os.getpid()}
+        return processes.with_descendants(roots, table) - {os.getpid()}
 
     def _recorded_sessions(self) -> dict[int, int]:
         """Sessions of the last run by the start time of their leader, if this boot has seen them."""
         run = self.read_run()
-        if run.get("boot_id") != proc.boot_id():
+        if run.get("boot_id") != processes.boot_id():
             return {}
         return {one["pid"]: one["started"] for one in run["processes"] if one.get("pid") and one.get("started")}
 
@@ -112,7 +110,7 @@ class DataFolder:
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """Replace `run.json` as a whole."""
-        self._write_private(self.run_file, json.dumps({**facts, "boot_id": proc.boot_id()}, indent=2))
+        self._write_private(self.run_file, json.dumps({**facts, "boot_id": processes.boot_id()}, indent=2))
 
     def operator_key(self) -> str:
         """The operator's key; empty before the first release step."""
@@ -148,10 +146,10 @@ def _owner(handle: IO[str]) -> tuple[int, int]:
     return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
 
 
-def _member(process: proc.Process, sessions: Mapping[int, int], processes: Mapping[int, proc.Process]) -> bool:
+def _member(process: processes.Process, sessions: Mapping[int, int], table: Mapping[int, processes.Process]) -> bool:
     """Whether the process belongs to a recorded session, whose number nobody else has taken since."""
     started = sessions.get(process.session)
     if started is None or process.started < started:
         return False
-    leader = processes.get(process.session)
+    leader = table.get(process.session)
     return leader is None or leader.started == started

@@ -19,6 +19,7 @@ from contextlib import suppress
 from types import FrameType
 
 from cli import proc
+from jobs.platform import processes
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _KILLED = 128
@@ -51,7 +52,7 @@ def guarded(supervise: Callable[[int], int]) -> int:
 
 def _wait(child: int) -> int:
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        proc.kill([child], number)
+        processes.kill([child], number)
 
     for number in PASSED_ON:
         signal.signal(number, pass_on)

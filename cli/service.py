@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cli import proc
 from cli.logfile import LogFile
+from jobs.platform import processes
 
 FIRST_DELAY = 0.2  # seconds before a process that ended is started again
 LONGEST_DELAY = 15.0
@@ -84,7 +84,7 @@ class Service:
             self.refused = error.strerror or str(error)
             self.ended(_NOT_STARTED)
             return
-        process = proc.read(self.pid)
+        process = processes.read(self.pid)
         self.started = process.started if process else 0
         self.restarts += self.code is not None
         self.state = State.RUNNING
@@ -104,7 +104,7 @@ class Service:
             self.state = State.STOPPED
         elif self.pid:
             self.state = State.STOPPING
-            proc.kill([self.pid], number)
+            processes.kill([self.pid], number)
 
     @property
     def ending(self) -> str:

@@ -17,6 +17,7 @@ from cli import proc
 from cli.service import Service, State
 from cli.signals import Wakeups
 from cli.trouble import Trouble
+from jobs.platform import processes
 
 STOP_SECONDS = 20.0  # from the first SIGTERM to SIGKILL, all services together
 _PULSE = 1.0  # seconds between looks at logs and strays, while nothing happens
@@ -172,7 +173,7 @@ class Supervisor:
         if self._unpublished:
             self._publish()
         if time.monotonic() - self._swept > _SWEEP:
-            proc.kill(proc.strays(self._known()))
+            processes.kill(proc.strays(self._known()))
             self._swept = time.monotonic()
 
     def _stop(self) -> None:
@@ -193,7 +194,7 @@ class Supervisor:
                 self._reap()
             if service.pid:
                 self._hooks.say(f"{service.name} is killed: it did not stop in time")
-                proc.kill([service.pid])
+                processes.kill([service.pid])
 
     def _hurried(self, deadline: float) -> bool:
         return self._wakeups.orphaned or self._wakeups.stops > 1 or time.monotonic() > deadline

@@ -15,8 +15,8 @@ from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
+from jobs.platform import processes
 from jobs.settings import Settings, settings
-from workers import process
 from workers.dispatcher.leadership import Leadership
 
 DISPATCHER = "dispatcher"
@@ -55,7 +55,7 @@ def _silent(config: Settings, db: Database, pool: str) -> str:
 
 
 def _here(worker: Worker) -> bool:
-    return worker.host == process.hostname() and process.started(worker.pid) == worker.started
+    return worker.host == processes.hostname() and processes.started(worker.pid) == worker.started
 
 
 if __name__ == "__main__":

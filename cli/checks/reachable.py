@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 import redis
 
 from cli import broker as embedded
-from cli import proc, readiness
+from cli import readiness
 from cli.checks.patient import Patient
 from cli.finding import Finding, broken, fine, warning
 from cli.ports import answers, is_free
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.inference.broker_memory import FULL, Memory, read_memory
 from jobs.inference.interactive import address, redis_url
+from jobs.platform.processes import alive
 from jobs.requests.endpoints import base_of
 from jobs.settings import MB
 
@@ -125,7 +126,7 @@ def ports(patient: Patient) -> Iterator[Finding]:
 def processes(patient: Patient) -> Iterator[Finding]:
     for one in patient.run.get("processes", []):
         name, log = f"process {one['name']}", f"look at {patient.folder.logs}/{one['name']}.log"
-        if not one["pid"] or not proc.alive(one["pid"], one["started"]):
+        if not one["pid"] or not alive(one["pid"], one["started"]):
             told = f"does not run ({one['state']}{_ended(one)}), restarted {one['restarts']} times"
             yield broken(name, told, log)
         elif one["restarts"] >= _MANY_RESTARTS:

@@ -1,16 +1,15 @@
 """What the process holds that serves a model, where it runs on this machine."""
 
-import os
 import socket
 from pathlib import Path
 
-from cli import proc
 from cli.effective import running
 from cli.folder import DataFolder
 from cli.ledger import opened
 from cli.trouble import Trouble
 from jobs.fleet import workers
 from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
+from jobs.platform import processes
 
 
 def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
@@ -30,14 +29,5 @@ def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
             ]
     except (Trouble, ModelsFileError):
         return None
-    return next((size for size in (_resident(*process) for process in found) if size), None)
-
-
-def _resident(pid: int, started: int) -> int | None:
-    if not proc.alive(pid, started):
-        return None
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    alive = [pid for pid, started in found if processes.alive(pid, started)]
+    return next((size for size in map(processes.resident_bytes, alive) if size), None)

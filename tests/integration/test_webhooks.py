@@ -27,6 +27,7 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import events, pauses
 from jobs.ledger.pauses import Scope
 from jobs.ledger.tables import Job
+from jobs.platform import processes
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.settings import Settings
@@ -38,7 +39,6 @@ from tests.support.beside import beside
 from tests.support.databases import KINDS, fresh
 from tests.support.receiver import Receiver
 from tests.support.system import GRACE_SECONDS, pause
-from workers import process
 from workers.dispatcher.maintenance import Housekeeper
 from workers.webhooks import loop
 from workers.webhooks.loop import AHEAD
@@ -282,7 +282,7 @@ def test_claims_that_an_earlier_run_left_are_taken_back(db: Database, receiver: 
 def test_what_a_worker_held_that_is_gone_is_swept_up_and_a_live_ones_is_not(db: Database, tmp_path: Path) -> None:
     endpoint(db, "http://127.0.0.1:9/")
     happen(db, 4)
-    host, pid, started = process.me()
+    host, pid, started = processes.me()
     with db.write() as session:
         row = {"host": host, "pid": pid, "started": started, "queues": [], "models": [], "slots": 1}
         session.add(Worker(id="io-here", pool="io", created_at=now(), seen_at=now(), **row))

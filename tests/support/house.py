@@ -9,11 +9,11 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
+from jobs.platform import processes
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.security import keys
 from jobs.settings import Settings
-from workers import process
 from workers.dispatcher.loop import Dispatcher
 from workers.dispatcher.publisher import BrokerAway
 
@@ -64,7 +64,7 @@ class House:
         return list(self.bells.rung)
 
     def worker(self, name: str = "w", queue: str = Queue.GENERATE, slots: int = 1, **facts: Any) -> str:
-        host, pid, started = process.me()
+        host, pid, started = processes.me()
         row = {"host": host, "pid": pid, "started": started, "models": ["*"], "state": "ready", **facts}
         with self.db.write() as session:
             workers.register(

@@ -34,13 +34,13 @@ from jobs.ledger.anchors import Anchor
 from jobs.ledger.payloads import INGESTION
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
+from jobs.platform import processes
 from jobs.platform.storage import Storage
 from jobs.queues import Queue, Task
 from jobs.retrieval import attachments, sources
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
 from jobs.webhooks.sending import Outcome, post_once
-from workers import process
 from workers.dispatcher.leases import Observer, Since
 from workers.dispatcher.retention import Retention
 
@@ -302,7 +302,7 @@ def _cancel_child(session: Session, job_id: str) -> None:
 
 
 def _is_gone(worker: Worker) -> bool:
-    return process.gone(worker.host, worker.pid, worker.started)
+    return processes.gone(worker.host, worker.pid, worker.started)
 
 
 def _reason(job: Job, off: pauses.Paused, at: float) -> str:

@@ -7,27 +7,24 @@ Python's own resource tracker is not recorded: it cleans up after the others, an
 """
 
 import os
-import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
+from jobs.platform import processes
+
 LOOK_SECONDS = 0.2  # how long a process that has just begun may be unrecorded
 GONE_SECONDS = 10.0  # the kernel frees tens of gigabytes in less
-TRACKER = b"multiprocessing.resource_tracker"
+TRACKER = "multiprocessing.resource_tracker"
 
 
 class Process(NamedTuple):
     pid: int
     started: int  # clock ticks after boot
-
-
-class _Stat(NamedTuple):
-    state: str
-    parent: int
-    started: int
 
 
 @contextmanager
@@ -58,9 +55,7 @@ def recorded(record: Path) -> Iterator[None]:
 def kill(record: Path) -> list[Process]:
     """End what is left of an earlier engine, and forget it. Returns what had to be killed."""
     found = [process for process in read(record) if alive(process)]
-    for process in found:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+    processes.kill(process.pid for process in found)
     pause = threading.Event()
     for _ in range(int(GONE_SECONDS / LOOK_SECONDS)):
         if not any(alive(process) for process in found):
@@ -78,20 +73,15 @@ def read(record: Path) -> list[Process]:
 
 
 def alive(process: Process) -> bool:
-    """Whether it is this very process, and not a zombie that waits for its parent."""
-    stat = _stat(process.pid)
-    return stat is not None and stat.started == process.started and stat.state != "Z"
+    """Return whether it is this very process, and not a zombie that waits for its parent."""
+    return processes.alive(*process)
 
 
 def descendants() -> set[Process]:
-    """Every process below this one."""
-    stats = {int(path.name): stat for path in Path("/proc").glob("[0-9]*") if (stat := _stat(int(path.name)))}
-    below: set[int] = set()
-    grown = {os.getpid()}
-    while grown:
-        grown = {pid for pid, stat in stats.items() if stat.parent in grown} - below
-        below |= grown
-    return {Process(pid, stats[pid].started) for pid in below}
+    """Return every process below this one."""
+    table = processes.table()
+    below = processes.with_descendants([os.getpid()], table) & table.keys() - {os.getpid()}
+    return {Process(pid, table[pid].started) for pid in below}
 
 
 def _write_if_new(record: Path, known: set[Process], found: set[Process]) -> set[Process]:
@@ -105,15 +95,6 @@ def _write_if_new(record: Path, known: set[Process], found: set[Process]) -> set
 
 def _is_tracker(pid: int) -> bool:
     try:
-        return TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+        return any(TRACKER in word for word in psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
         return True  # gone already: nothing to record
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
-    return _Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))

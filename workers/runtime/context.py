@@ -13,10 +13,10 @@ from jobs.db.hosts import claim_host
 from jobs.fleet.models_file import Models
 from jobs.fleet.tables import Worker
 from jobs.ids import new_id
+from jobs.platform import processes
 from jobs.platform.storage import Storage, open_storage
 from jobs.settings import Settings
 from jobs.timings import Timings
-from workers import process
 from workers.runtime.heartbeat import Keeper
 from workers.vectors.base import Vectors
 from workers.vectors.open_vectors import claim_vectors, deployment_name, open_vectors
@@ -120,7 +120,7 @@ def build(config: Settings, pool: Pool) -> Context:
 
 
 def _describe(worker_id: str, pool: Pool, standing: Standing) -> Callable[[], Worker]:
-    host, pid, start = process.me()
+    host, pid, start = processes.me()
 
     def describe() -> Worker:
         return Worker(

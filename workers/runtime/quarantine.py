@@ -24,7 +24,7 @@ from jobs.errors import DatabaseBusy
 from jobs.fleet import quarantine, workers
 from jobs.fleet.tables import EngineDeath, Worker
 from jobs.ids import new_id
-from workers import process
+from jobs.platform import processes
 from workers.engines.port import Suspect
 from workers.engines.router import Router
 from workers.runtime.context import Context
@@ -40,7 +40,7 @@ _LONGEST_NAME = 300
 def place() -> str:
     """This host, and the devices that this process was given of it: another's may be sound."""
     devices = next((found for name in _DEVICES if (found := os.environ.get(name))), "")
-    return f"{process.hostname()} (devices {devices})" if devices else process.hostname()
+    return f"{processes.hostname()} (devices {devices})" if devices else processes.hostname()
 
 
 class Warden:
@@ -198,4 +198,4 @@ def _nothing(_session: Session) -> None:
 
 
 def _gone(worker: Worker) -> bool:
-    return process.gone(worker.host, worker.pid, worker.started)
+    return processes.gone(worker.host, worker.pid, worker.started)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cli import proc
 from cli.folder import DataFolder
 from cli.trouble import Trouble
+from jobs.platform import processes
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_flowers_password_is_made_once_and_private(folder: DataFolder) -> None:
 
 @pytest.mark.parametrize("boot", ["another boot", None])
 def test_sessions_of_another_boot_are_nobodys(folder: DataFolder, boot: str | None) -> None:
-    mine = proc.read(1)
+    mine = processes.read(1)
     assert mine is not None
     run = {"boot_id": boot, "processes": [{"pid": mine.session or 1, "started": mine.started}]}
     folder.run_file.write_text(json.dumps(run))

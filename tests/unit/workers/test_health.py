@@ -8,13 +8,14 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
+from jobs.platform import processes
 from jobs.settings import Settings
-from workers import health, process
+from workers import health
 from workers.dispatcher.leadership import Leadership
 
 
 def register(db: Database, **changes: object) -> None:
-    host, pid, started = process.me()
+    host, pid, started = processes.me()
     facts = {"id": "cpu-1", "pool": "cpu", "host": host, "pid": pid, "started": started, "queues": [], "models": []}
     facts |= {"slots": 1, "created_at": now(), "seen_at": now()}
     with db.write() as session:

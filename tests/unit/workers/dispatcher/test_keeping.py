@@ -16,12 +16,12 @@ from jobs.ledger import anchors, audit, ledger, shards
 from jobs.ledger.payloads import BATCH_OUTPUT
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
+from jobs.platform import processes
 from jobs.security.tables import Idempotency
 from jobs.webhooks.due import HELD
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support import ledgers
 from tests.support.house import House, new_file, project_of
-from workers import process
 from workers.dispatcher import maintenance, retention
 from workers.dispatcher.maintenance import Anchoring
 from workers.dispatcher.retention import Retention
@@ -50,7 +50,7 @@ def test_whoever_keeps_house_lets_others_write_after_each_transaction(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diary, project = Diary(house, monkeypatch), project_of(house.db, "one")
-    host, pid, started = process.me()
+    host, pid, started = processes.me()
     house.worker()
     for n in range(3):
         house.worker(f"dead{n}", host=host, pid=pid, started=started + 1)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from workers import process
+from jobs.platform import processes
 from workers.dispatcher.leases import Observer, Since
 
 
@@ -87,15 +87,15 @@ def test_age_counts_from_first_sight() -> None:
 
 
 def test_this_process_is_here_and_an_ended_one_is_gone() -> None:
-    host, pid, start = process.me()
+    host, pid, start = processes.me()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    begun = process.started(child.pid)
+    begun = processes.started(child.pid)
     child.kill()
     child.communicate()
 
     assert pid == os.getpid()
-    assert not process.gone(host, pid, start)
-    assert process.gone(host, pid, start + 1), "the pid was reused"
+    assert not processes.gone(host, pid, start)
+    assert processes.gone(host, pid, start + 1), "the pid was reused"
     assert begun is not None
-    assert process.gone(host, child.pid, begun)
-    assert not process.gone("another-host", child.pid, begun), "of another host nothing is certain"
+    assert processes.gone(host, child.pid, begun)
+    assert not processes.gone("another-host", child.pid, begun), "of another host nothing is certain"

@@ -13,17 +13,17 @@ from jobs.fleet.tables import Worker
 from jobs.ledger import ledger, shards
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Outbox
+from jobs.platform import processes
 from jobs.queues import Queue
 from tests.support import ledgers
 from tests.support.house import House, project_of
-from workers import process
 from workers.dispatcher import loop as dispatcher
 from workers.dispatcher.loop import Dispatcher
 
 
 def test_worker_whose_process_is_gone_loses_its_claims_at_once(house: House) -> None:
     job = ledgers.running(house.db, [4], project_id=project_of(house.db, "one"))
-    host, pid, started = process.me()
+    host, pid, started = processes.me()
     house.worker("dead", host=host, pid=pid, started=started + 1)
     ledgers.claim_shard(house.db, job.id, worker="dead")
 
@@ -36,7 +36,7 @@ def test_worker_whose_process_is_gone_loses_its_claims_at_once(house: House) -> 
 
 
 def test_engines_that_take_their_workers_along_too_often_are_quarantined(house: House) -> None:
-    host, pid, started = process.me()
+    host, pid, started = processes.me()
     held = {"tiny": {"entry": "e", "up": True}, "large": {"entry": "f", "up": True}}
     for n in range(house.config.engine_deaths):
         job = ledgers.running(house.db, project_id=project_of(house.db, "one"))

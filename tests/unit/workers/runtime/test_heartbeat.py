@@ -19,10 +19,10 @@ from jobs.fleet import quarantine, workers
 from jobs.fleet.tables import EngineDeath, Worker
 from jobs.ledger import ledger, pauses, shards
 from jobs.ledger.pauses import Scope
+from jobs.platform import processes
 from jobs.queues import Queue, Task
 from tests.support import ledgers
 from tests.support.system import eventually
-from workers import process
 from workers.runtime import heartbeat as keeper_module
 from workers.runtime.heartbeat import Keeper
 
@@ -58,7 +58,7 @@ class Fickle(Database):
 
 
 def _worker() -> Worker:
-    host, pid, started = process.me()
+    host, pid, started = processes.me()
     facts = {"pool": "gpu", "host": host, "pid": pid, "started": started, "queues": [Queue.GENERATE], "models": []}
     return Worker(id="w", slots=1, state="ready", restarts=0, created_at=now(), seen_at=now(), **facts)
 

@@ -14,9 +14,9 @@ from jobs.db.engine import Database
 from jobs.fleet import quarantine, workers
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import EngineDeath, Quarantine, Worker
+from jobs.platform import processes
 from jobs.settings import Settings
 from tests.support.system import eventually
-from workers import process
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineDead, Request
 from workers.engines.router import Router
@@ -100,7 +100,7 @@ class Process:
         self.context: Any = SimpleNamespace(
             config=shop.config, db=shop.db, stop=self.stop, worker_id=worker_id, standing=self.standing
         )
-        host, pid, started = process.me()
+        host, pid, started = processes.me()
         facts: dict[str, Any] = {"host": host, "pid": pid, "started": started, "created_at": 1.0, "seen_at": 1.0}
         row = Worker(id=worker_id, pool="gpu", queues=[QUEUE], models=[], slots=1, state="starting", **facts)
         with shop.db.write() as session:
@@ -278,10 +278,10 @@ def test_what_a_worker_holds_is_known_before_it_is_built_and_when_it_is_there(sh
 
 def test_devices_that_a_process_was_given_are_a_place_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert module.place() == process.hostname()
+    assert module.place() == processes.hostname()
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert module.place() == f"{process.hostname()} (devices 1)"
+    assert module.place() == f"{processes.hostname()} (devices 1)"
 
 
 def test_once_the_operator_says_so_it_is_built_and_answers(shop: Shop) -> None:
