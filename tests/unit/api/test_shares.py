@@ -53,7 +53,7 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, row, begin = Gate(), conversations.row, conversations.begin
+    gate, row, begin = Gate(), conversations.get_conversation, conversations.begin
 
     def held_row(session: Session, call: CallContext, *args: Any, **options: Any) -> Any:
         gate.pass_through(call.project_id)
@@ -63,7 +63,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         gate.pass_through(call.project_id)
         return begin(call, *args)
 
-    monkeypatch.setattr(conversations, "row", held_row)
+    monkeypatch.setattr(conversations, "get_conversation", held_row)
     monkeypatch.setattr(conversations, "begin", held_begin)
     yield gate
     gate.open.set()
