@@ -11,3 +11,10 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds between looks, until something counts as gone, and at most for one piece of work."""
+
+    # workers.inference: requests of interactive clients
+    interactive_alive: float = 2.0  # between the signs of life of a request that is being answered
+    interactive_look: float = 0.25  # between looks at whether clients are still there
+    interactive_take: float = 1.0  # that Redis may wait for the next request of a queue
+    interactive_retry: float = 1.0  # until a server that was away is asked again
+    interactive_limit_look: float = 0.05  # between looks at a limit that is reached and may rise

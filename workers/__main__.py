@@ -25,7 +25,6 @@ from jobs import logs
 from jobs.fleet import workers
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.inference import responses
-from jobs.inference.admission import most_held
 from jobs.inference.interactive import redis_url
 from jobs.platform import memory
 from jobs.platform.limiters import SharedExclusiveLock
@@ -38,7 +37,7 @@ from workers.batches.admission import Admission
 from workers.engines.router import Router
 from workers.engines.router import build as build_router
 from workers.inference.client import Asking, ModelRouter
-from workers.inference.consumer import Desk
+from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.inference.token_counting import ContextLimits, Counting
 from workers.middleware.pipeline import Needs, before
 from workers.middleware.response_cache import Shelf
@@ -117,29 +116,27 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         responses.COUNT_URL: Counting(host, needs.measure, needs.search, needs.rooms).answer,
     }
     keeper = context.keeper
-    desk = Desk(
+    consumer = InteractiveConsumer(
         host,
         redis_url(config),
         queue,
-        waiting=config.interactive_waiting,
+        Limits.of(config),
+        context.timings,
         own=own,
-        unread=config.interactive_unread,
-        unread_bytes=config.interactive_unread_bytes,
-        most_held=most_held(config),
-        off=lambda: keeper.off,
+        paused=lambda: keeper.off,
         under_way=keeper.under_way,
     )
-    keeper.listen = partial(_listen, desk, name, pool.queues)
+    keeper.listen = partial(_listen, consumer, name, pool.queues)
     admission = Admission(pool.slots)
     tasks.furnish(context, host, admission)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
-    bring_up = partial(_bring_up, context, host, engine, desk, reloading.look, warden)
+    bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, warden)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
     _work(app, name, pool.queues, [f"--concurrency={admission.threads}"])
     context.keeper.leave()
     with suppress(TimeoutError):
-        host.call(desk.close()).result(2)
+        host.call(consumer.close()).result(2)
         host.call(asking.close()).result(2)
     host.close()
     shelf.close()
@@ -167,9 +164,9 @@ def _work(app: Celery, name: str, queues: tuple[str, ...], argv: list[str]) -> N
     app.worker_main(["worker", f"--queues={','.join(queues)}", *common, *argv])
 
 
-def _listen(desk: Desk, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
+def _listen(consumer: InteractiveConsumer, name: str, queues: tuple[str, ...], wanted: bool) -> bool:
     """As `_consume`, and so for clients who wait."""
-    desk.listen(wanted)
+    consumer.listen(wanted)
     return _consume(name, queues, wanted)
 
 
@@ -190,7 +187,12 @@ def _node(name: str) -> str:
 
 
 def _bring_up(
-    context: Context, host: EngineHost, engine: Router, desk: Desk, reload: Callable[[], None], warden: Warden
+    context: Context,
+    host: EngineHost,
+    engine: Router,
+    consumer: InteractiveConsumer,
+    reload: Callable[[], None],
+    warden: Warden,
 ) -> None:
     """Whatever goes wrong here ends the process: one without this thread would live on and serve nothing.
 
@@ -200,9 +202,9 @@ def _bring_up(
         warden.begin()
         host.start()
         memory.settle()
-        log.info("engine_up", extra={"queue": desk.queue})
-        host.call(desk.serve()).add_done_callback(partial(_desk_ended, warden))
-        _stay_announced(context, engine, desk.queue, partial(_look, reload, warden, host))
+        log.info("engine_up", extra={"queue": consumer.queue})
+        host.call(consumer.serve()).add_done_callback(partial(_consumer_ended, warden))
+        _stay_announced(context, engine, consumer.queue, partial(_look, reload, warden, host))
     except Exception:
         if context.stop.is_set():
             return
@@ -221,7 +223,7 @@ def _look(reload: Callable[[], None], warden: Warden, host: EngineHost) -> None:
     warden.look(host)
 
 
-def _desk_ended(warden: Warden, serving: "Future[None]") -> None:
+def _consumer_ended(warden: Warden, serving: "Future[None]") -> None:
     """A worker that says it serves and answers nobody who waits is worse than none."""
     if not serving.cancelled() and (error := serving.exception()):
         log.error("interactive_ended", exc_info=error)

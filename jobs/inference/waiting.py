@@ -36,7 +36,6 @@ from jobs.errors import (
 from jobs.inference.admission import admit
 from jobs.inference.broker_memory import MemoryProbe
 from jobs.inference.interactive import (
-    ALIVE_SECONDS,
     ANSWER_SECONDS,
     ASKING_SECONDS,
     AT_ONCE,
@@ -59,6 +58,7 @@ from jobs.inference.interactive import (
     unpack_resumable,
 )
 from jobs.settings import Settings
+from jobs.timings import Timings
 
 _BLOCK_MS = 250  # between looks whether the client is there
 _RENEW_SECONDS = 2.0
@@ -68,7 +68,7 @@ _DROP_BYTES = 64 << 10  # of what was read: so much is dropped at once
 #: Larger requests are sent to Redis so many at a time: it has all of what is being sent in its memory.
 _LARGE_BYTES: Final = 256 << 10
 _LARGE_AT_ONCE: Final = 4
-_SILENCE_SECONDS = 6 * ALIVE_SECONDS
+_SILENCE_SECONDS = 6 * Timings().interactive_alive
 _PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
 _START: Final = "0-0"  # before what is first in any stream
 _STOPPED: Final = Piece(

@@ -25,7 +25,7 @@ from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine, prompt_of, reply
 from workers.engines.port import Answer, Engine, Length, Request, refusal
 from workers.inference.client import Asking, ModelRouter
-from workers.inference.consumer import Desk
+from workers.inference.consumer import InteractiveConsumer
 from workers.middleware.context_window import Fitted, Others
 from workers.middleware.json_schema import Checked
 from workers.middleware.schema_checker import Checker
@@ -251,7 +251,7 @@ def _neighbours(shop: Shop, **engine: Any) -> Iterator[dict[str, list[str]]]:
             host = EngineHost(FakeEngine((model,), asked=prompts.append, **engine), lambda: None)
             host.start()
             stack.callback(host.close)
-            desk = Desk(host, shop.redis_url, queue, own={searches.URL: _nothing})
+            desk = InteractiveConsumer(host, shop.redis_url, queue, own={searches.URL: _nothing})
             host.call(desk.serve())
             stack.callback(lambda host=host, desk=desk: host.call(desk.close()).result(30))
             row = Worker(

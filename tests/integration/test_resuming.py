@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jobs.inference.waiting import Lines, _always
 from jobs.queues import Queue
 from jobs.security.keys import revoke_key
 from jobs.settings import Settings
+from jobs.timings import Timings
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
 from tests.support.web import running_app, serve
@@ -117,8 +119,7 @@ def _free(shop: Shop, within: float) -> float:
 def test_every_event_has_an_id_and_the_sdk_does_not_mind_not_even_beside_signs_of_life(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.inference.consumer.ALIVE_SECONDS", 0.1)
-    with shop.open():
+    with shop.open(timings=replace(Timings(), interactive_alive=0.1)):
         with _post(shop, _CHAT, **_RESUME) as events:
             seen = list(events)
         pieces = list(
@@ -519,7 +520,7 @@ def test_a_stream_that_nobody_reads_is_bounded_and_frees_the_engine(
 def test_what_was_read_and_stays_for_whoever_comes_back_is_not_taken_for_unread(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("jobs.inference.waiting", "workers.inference.unread"):
+    for module in ("jobs.inference.waiting", "workers.inference.answer_writer"):
         monkeypatch.setattr(f"{module}.AT_ONCE", 4)
         monkeypatch.setattr(f"{module}.BEHIND", 16)
     with shop.open(unread=10), _post(shop, _CHAT, **_RESUME) as events:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -23,6 +24,7 @@ from jobs.ledger.pauses import Paused, Scope
 from jobs.queues import Queue
 from jobs.security.tables import Project
 from jobs.settings import Settings
+from jobs.timings import Timings
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually, pause
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
@@ -78,8 +80,6 @@ def test_a_stream_has_the_same_words_piece_by_piece_and_the_usage_when_it_is_ask
 def test_a_stream_that_pauses_shows_signs_of_life_that_no_proxy_holds_back(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
-    for name in ("ALIVE_SECONDS", "_LOOK_SECONDS"):
-        monkeypatch.setattr(f"workers.inference.consumer.{name}", 0.1)
     stream = shop.engine.stream
 
     async def haltingly(request: Request, emit: Emit) -> Answer:
@@ -91,7 +91,7 @@ def test_a_stream_that_pauses_shows_signs_of_life_that_no_proxy_holds_back(
 
     monkeypatch.setattr(shop.engine, "stream", haltingly)
     headers = {"Authorization": f"Bearer {shop.client.api_key}"}
-    with shop.open():
+    with shop.open(timings=replace(Timings(), interactive_alive=0.1, interactive_look=0.1)):
         said = httpx2.post(f"{shop.url}/{path}", json={"model": MODEL, "stream": True, **body}, headers=headers)
 
     assert said.headers["x-accel-buffering"] == "no"
@@ -539,7 +539,7 @@ def test_who_stands_in_the_line_of_what_is_paused_is_told_so(shop: Shop, scope: 
     with ThreadPoolExecutor(1) as threads:
         asking = threads.submit(_said, shop)
         eventually(lambda: _in_line(shop), 10, "it waits")
-        with shop.open("gpu-1", off=lambda: Paused({scope: frozenset({name})})):
+        with shop.open("gpu-1", paused=lambda: Paused({scope: frozenset({name})})):
             code = asking.result(30)
 
     assert (code, shop.asked) == ("paused", [])

@@ -27,7 +27,7 @@ from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.inference.client import Asking
-from workers.inference.consumer import Desk
+from workers.inference.consumer import InteractiveConsumer
 from workers.inference.token_counting import Counting
 from workers.middleware.excerpts import Room
 from workers.middleware.file_search import Grounded
@@ -130,7 +130,7 @@ def _answering(mill: Mill, url: str) -> Iterator[None]:
     searching = Searching(mill.gpu, mill.host, Reranking(mill.gpu, mill.host, Queue.GENERATE))
     counting = Counting(mill.host, _words, _nothing, lambda _: Room(1000))
     own = {searches.URL: searching.answer, responses.COUNT_URL: counting.answer}
-    desk = Desk(mill.host, url, Queue.GENERATE, own=own)
+    desk = InteractiveConsumer(mill.host, url, Queue.GENERATE, own=own)
     mill.host.call(desk.serve())
     try:
         yield

@@ -23,7 +23,7 @@ from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
-from workers.inference.consumer import Desk
+from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.middleware.cache import Cached
 from workers.middleware.response_cache import Shelf
 from workers.runtime.engine_host import EngineHost
@@ -49,9 +49,10 @@ class Shop:
     asked: list[str] = field(default_factory=list)
 
     @contextmanager
-    def open(self, worker: str = "gpu-1", **facts: Any) -> Iterator[Desk]:
+    def open(self, worker: str = "gpu-1", **facts: Any) -> Iterator[InteractiveConsumer]:
         """A worker that serves the line, and says so."""
-        desk = Desk(self.host, self.redis_url, Queue.GENERATE, **facts)
+        given = {name: facts.pop(name) for name in Limits.__slots__ if name in facts}
+        desk = InteractiveConsumer(self.host, self.redis_url, Queue.GENERATE, Limits(**given), **facts)
         self.announce(worker)
         serving = self.host.call(desk.serve())
         try:

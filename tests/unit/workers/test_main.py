@@ -184,7 +184,7 @@ from workers import __main__ as worker
 warden = SimpleNamespace(excuse=lambda: print("nobody's fault", flush=True))
 serving = Future()
 serving.set_exception({error}) if {error} else serving.set_result(None)
-worker._desk_ended(warden, serving)
+worker._consumer_ended(warden, serving)
 """
 
     process = _python("-c", script)

@@ -5,7 +5,7 @@ import asyncio
 from jobs.inference.interactive import LINE_PRIORITY, Question, routed
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer
-from workers.inference.consumer import HELD, LINES, Desk
+from workers.inference.consumer import HELD, LINES, InteractiveConsumer
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.throttle import Courtesy
 
@@ -113,12 +113,13 @@ async def test_called_up_and_cancelled_in_the_same_moment_it_holds_no_place() ->
 async def test_lines_of_other_queues_batches_have_no_more_places_than_there_is_room_for() -> None:
     for crowd, most in (((2, 8), 8), ((2, 99), LINES), ((0, 0), 1), (None, LINES)):
         host = EngineHost(FakeEngine(), lambda: None, courtesy=Courtesy(lambda crowd=crowd: crowd, seconds=0.0))
-        desk = Desk(host, "", "here", own={"/own": _never})
-        assert desk._room(routed("here", LINE_PRIORITY)) == most
-        assert desk._room(routed("here")) == desk._room("here") == HELD
+        consumer = InteractiveConsumer(host, "", "here", own={"/own": _never})
+        limits = {queue.name: queue.limit for queue in consumer.queues}
+        assert limits[routed("here", LINE_PRIORITY)]() == most
+        assert limits[routed("here")]() == limits["here"]() == HELD
         if crowd == (2, 8):
             with host.courtesy.asked():
-                assert desk._room(routed("here", LINE_PRIORITY)) == 2
+                assert limits[routed("here", LINE_PRIORITY)]() == 2
 
 
 async def _never(question: Question, priority: int) -> Answer:

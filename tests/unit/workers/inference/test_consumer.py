@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,11 +13,12 @@ import pytest
 from jobs.clock import now
 from jobs.inference.admission import BLOCK
 from jobs.inference.interactive import Piece, Question, answer, asking, unpack_piece
+from jobs.timings import Timings
 from tests.support.system import eventually
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, Request
 from workers.inference import consumer
-from workers.inference.consumer import UNREAD_BYTES, Desk
+from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.runtime.engine_host import EngineHost
 
 BODY = msgspec.json.encode({"model": "fake-model", "messages": [{"role": "user", "content": "Hi"}]})
@@ -161,8 +163,6 @@ class Hanging(FakeEngine):
 def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     made = Streams()
     monkeypatch.setattr(consumer, "connect", lambda _url: made)
-    monkeypatch.setattr(consumer, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(consumer, "_AWAY_SECONDS", 0.01)
     return made
 
 
@@ -191,9 +191,11 @@ class Serving:
     """A desk that serves while the block lasts."""
 
     def __init__(self, host: EngineHost, **facts: Any) -> None:
-        self.host, self.desk = host, Desk(host, "redis://nowhere", "gpu.generate", **facts)
+        timings = replace(Timings(), interactive_look=0.01, interactive_retry=0.01)
+        self.host = host
+        self.desk = InteractiveConsumer(host, "redis://nowhere", "gpu.generate", Limits(**facts), timings)
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> InteractiveConsumer:
         self.serving = self.host.call(self.desk.serve())
         return self.desk
 
@@ -206,7 +208,7 @@ def question(name: str = "req_1", seconds: float = 60.0, project: str = "p", **f
 
 
 def test_without_a_server_it_serves_nobody_and_says_so(quick: EngineHost, caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk(quick, "", "gpu.generate")
+    desk = InteractiveConsumer(quick, "", "gpu.generate")
 
     assert quick.call(desk.serve()).result(30) is None
     quick.call(desk.close()).result(30)
@@ -270,7 +272,7 @@ def test_a_resumable_stream_whose_client_has_left_frees_its_place(
         eventually(lambda: streams.evaluated, 10, "the stream is counted as ended")
 
     *_, stream_id, freed = streams.evaluated[0]
-    assert (stream_id, freed) == (asked.id, -UNREAD_BYTES)
+    assert (stream_id, freed) == (asked.id, -Limits().unread_bytes)
 
 
 def test_while_the_server_is_away_nobody_is_taken_to_have_left(
@@ -389,7 +391,7 @@ def test_a_client_who_leaves_while_its_question_waits_for_a_place_frees_it(
     with Serving(host, places=1, waiting=1) as desk:
         eventually(lambda: len(streams.kinds(question("b"))) == 1 and engine.began == 1, 10, "one runs and one waits")
         streams.awaited.discard(asking("b"))
-        eventually(lambda: len(desk._tasks["gpu.generate"]) == 1, 10, "the one that waited has gone")
+        eventually(lambda: len(desk.queues[0].tasks) == 1, 10, "the one that waited has gone")
         streams.ask(question("c"))
         eventually(lambda: streams.kinds(question("c")) == ["taken"], 10, "there is room for another one")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from workers.inference.project_places import ProjectPlaces
+from workers.inference.request_queue import ProjectPlaces
 
 
 def test_a_project_has_its_places_and_its_waiting_requests_whatever_another_one_has() -> None:
