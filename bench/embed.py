@@ -41,7 +41,7 @@ from jobs.fleet.models_file import Registry
 from jobs.queues import Queue
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.settings import Settings
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Request
 from workers.engines.router import build
 from workers.retrieval.ingestion.embedding_answers import read_vectors

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bench.deployment import Deployment
 from bench.shelf import standing
-from workers.engines.packaged import MINILM
+from workers.engines.model_folders import MINILM
 
 _INPUTS, _AT_ONCE = 1000, 3
 _WORDS = 150  # of an input: about 200 tokens

@@ -29,7 +29,7 @@ from rich.table import Table
 from bench.deployment import Deployment, chats, deployed
 from jobs.fleet.models_file import Model, Registry
 from jobs.settings import Settings
-from workers.engines.vllm_serving import DEFAULTS, argv, prepare_environment, wide
+from workers.engines.vllm.vllm_serving import DEFAULTS, argv, prepare_environment, wide
 
 _MODEL = "smollm2-135m-instruct"
 _LINES = ("web", "dispatcher", "cpu", "gpu", "embed", "io", "flower")

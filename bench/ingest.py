@@ -34,7 +34,7 @@ from bench.deployment import MB, Deployment
 from bench.shelf import OVERLAP, TOKENS, Shelf, standing, surroundings
 from cli.demo.library import Paper
 from cli.procfile import CHECKOUT
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.model_folders import MINILM, materialise
 
 _PACKAGES = (
     "llama-index-core>=0.14", "llama-index-embeddings-huggingface>=0.6", "llama-index-readers-file>=0.5",

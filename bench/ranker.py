@@ -30,8 +30,7 @@ from typing import Any
 from bench.judged import first_sentence
 from cli.procfile import CHECKOUT
 from jobs.settings import Settings
-from workers.engines.folders import QUIET
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.model_folders import MINILM, QUIET, materialise
 
 GROUPS = 2400
 _WRONG = 3  # to each right one

@@ -31,7 +31,7 @@ from bench import judged, ranker, rival
 from bench.judged import Collection
 from bench.shelf import Shelf, standing
 from cli.embedding import metrics
-from workers.engines.packaged import MINILM
+from workers.engines.model_folders import MINILM
 
 AT = 10
 _CHUNKS = 50  # of a search, the most there are: several may be of one document

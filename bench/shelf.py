@@ -14,7 +14,7 @@ from openai.types.vector_stores import VectorStoreFileBatch
 
 from bench.deployment import Deployment, deployed
 from cli.demo.library import Paper
-from workers.engines.packaged import MINILM
+from workers.engines.model_folders import MINILM
 
 _LOOK_SECONDS = 0.1
 _AT_ONCE = 5  # uploads; the SDK's own helper takes as many

@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.embed import by_engine
 from jobs.retrieval.documents import Document
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.model_folders import MINILM, materialise
 from workers.retrieval.ingestion.index import CHUNKS_AT_ONCE
 from workers.retrieval.parsing.contract import Refused
 from workers.retrieval.parsing.parser import Cutting, Limits, Parser

@@ -9,9 +9,9 @@ import pytest
 
 from jobs.fleet import checkpoint
 from tests.support import tiny_bert, tiny_roberta
-from workers.engines import embed_onnx
-from workers.engines.embed_model import Computing, SentenceModel
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.encoders import embed_model
+from workers.engines.encoders.embed_model import Computing, SentenceModel
+from workers.engines.model_folders import MINILM, materialise
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
@@ -44,10 +44,10 @@ def computing(request: pytest.FixtureRequest, folder: str, tmp_path: Path) -> tu
     if runtime == "torch":
         return Computing(dtype), 0.999
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
-    embed_onnx.export(SentenceModel(folder, None, {}, Computing("float32")).transformer, whole)
+    embed_model.export_onnx(SentenceModel(folder, None, {}, Computing("float32")).transformer, whole)
     if dtype == "float32":
         return Computing(dtype, whole), 0.99999
-    embed_onnx.quantise(whole, small)
+    embed_model.quantise_onnx(whole, small)
     return Computing(dtype, small), 0.97
 
 
@@ -117,11 +117,11 @@ def test_length_that_a_tokenizer_states_counts_up_to_the_positions(
 def test_model_beyond_one_file_is_not_exported(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(embed_onnx, "MOST_BYTES", 1000)
+    monkeypatch.setattr(embed_model, "MOST_ONNX_BYTES", 1000)
     model = SentenceModel(str(folders["plain"]), None, {}, Computing("float32"))
 
-    with pytest.raises(embed_onnx.NotExportable, match="MiB of weights"):
-        embed_onnx.export(model.transformer, tmp_path / "x.onnx")
+    with pytest.raises(embed_model.NotExportable, match="MiB of weights"):
+        embed_model.export_onnx(model.transformer, tmp_path / "x.onnx")
 
 
 def test_damaged_file_is_found_at_the_start(folders: dict[str, Path], tmp_path: Path) -> None:

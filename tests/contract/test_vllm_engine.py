@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 
 from tests.support.services import need
 from tests.support.vllm_host import ROOT, Host
-from workers.engines import leftovers
-from workers.engines.packaged import SMOLLM2, materialise
-from workers.engines.vllm_serving import FOR_WAITERS
+from workers.engines.model_folders import SMOLLM2, materialise
+from workers.engines.vllm import leftovers
+from workers.engines.vllm.vllm_serving import FOR_WAITERS
 
 # an engine starts in about 70 s on two quiet cores; the model is converted once for each checkout
 pytestmark = [pytest.mark.verify, pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from tests.support import tiny_bert, tiny_roberta
 from tests.support.system import ROOT, StubEngine, System, eventually
-from workers.engines.packaged import MINILM
+from workers.engines.model_folders import MINILM
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.system import ROOT
-from workers.engines.packaged import SMOLLM2, materialise
+from workers.engines.model_folders import SMOLLM2, materialise
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

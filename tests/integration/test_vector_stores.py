@@ -31,7 +31,7 @@ from tests.support.services import need
 from tests.support.system import StubEngine, System, eventually, signal_all, watched
 from tests.support.weaviate import Weaviate
 from tests.unit.workers.retrieval.parsing import samples
-from workers.engines.packaged import MINILM
+from workers.engines.model_folders import MINILM
 from workers.retrieval.parsing import office
 from workers.vectors.base import Store, Vectors
 from workers.vectors.open_vectors import deployment_name, open_vectors

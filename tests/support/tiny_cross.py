@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.tiny_bert import TOKENIZER
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.model_folders import MINILM, materialise
 
 
 def write(folder: Path, **config: Any) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from workers.engines.port import Request
-from workers.engines.vllm import VllmEngine
+from workers.engines.vllm.vllm_engine import VllmEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 WATCHED = "NIGHTMILL_TEST_CONNECTIONS"

@@ -24,7 +24,7 @@ def said(module: str, words: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["api", "cli.installation", "jobs.settings", "workers.engines.packaged"])
+@pytest.mark.parametrize("module", ["api", "cli.installation", "jobs.settings", "workers.engines.model_folders"])
 def test_every_process_and_its_children_have_them_off(module: str) -> None:
     assert said(module, f"print(*map(os.environ.get, {VARIABLES}))") == "1 1 1 1"
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from jobs.requests.prompts import RAW, Prompts
-from workers.engines.batching import Unacceptable
-from workers.engines.embed_request import prompt_of, prompted
+from workers.engines.encoders.batching import Unacceptable
+from workers.engines.encoders.embed import prompt_of, prompted
 from workers.engines.port import Request
 
 

@@ -26,8 +26,8 @@ import msgspec
 from jobs.requests.endpoints import EMBEDDINGS, RERANK
 from jobs.requests.prompts import Prompts
 from workers.engines import embed_forward, listing, media, rerank_tei, wire
-from workers.engines.batching import Unacceptable
 from workers.engines.documented import forwarded
+from workers.engines.encoders.batching import Unacceptable
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import Answer, Emit, EngineBusy, EngineFault, Request, Unserved, refusal, unknown_model
 from workers.engines.rerank_tei import Said

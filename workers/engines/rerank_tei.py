@@ -12,9 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from jobs.requests.endpoints import RERANK
-from workers.engines.batching import Unacceptable
+from workers.engines.encoders.batching import Unacceptable
+from workers.engines.encoders.rerank import Asked, read, write
 from workers.engines.endpoints import Endpoint
-from workers.engines.rerank_request import Asked, read, write
 
 PATH: Final = "/rerank"
 TOGETHER: Final = 32  # texts of one request, unless a server was told otherwise (--max-client-batch-size)

@@ -22,13 +22,14 @@ from jobs.requests.endpoints import base_of
 from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
 from workers.engines.caps import objection
-from workers.engines.embed import EmbedEngine
-from workers.engines.embed_runtime import Place
+from workers.engines.encoders.embed import EmbedEngine
+from workers.engines.encoders.embed_runtime import Place
+from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.endpoints import Endpoint
 from workers.engines.http import HttpEngine, Permission, no_project
 from workers.engines.lengths import estimate
+from workers.engines.model_folders import identity_of, materialise
 from workers.engines.ownloop import OwnLoop
-from workers.engines.packaged import materialise
 from workers.engines.port import (
     Answer,
     Crowded,
@@ -42,9 +43,7 @@ from workers.engines.port import (
     Wards,
     unknown_model,
 )
-from workers.engines.rerank import RerankEngine
-from workers.engines.vllm import VllmEngine
-from workers.engines.weights import identity_of
+from workers.engines.vllm.vllm_engine import VllmEngine
 
 log = logging.getLogger(__name__)
 _CLOSING_SECONDS = 30.0  # for an engine that is left alone

@@ -21,7 +21,7 @@ from jobs.inference.interactive import Question
 from jobs.requests.endpoints import RESPONSES
 from jobs.settings import Settings
 from workers.engines.caps import objection
-from workers.engines.packaged import ModelUnavailable
+from workers.engines.model_folders import ModelUnavailable
 from workers.engines.port import Answer, Emit, Request, refusal
 from workers.engines.router import source_of
 from workers.middleware.cache import FIELD as CACHE

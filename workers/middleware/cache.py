@@ -42,7 +42,7 @@ from jobs.ids import new_id
 from jobs.inference.cache import Entry, New
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from jobs.settings import Settings
-from workers.engines.embed_request import DIGITS, MOST_INPUTS, inputs_of
+from workers.engines.encoders.embed import DIGITS, MOST_INPUTS, inputs_of
 from workers.engines.port import Answer, Emit, Engine, Request, Usage, refusal
 from workers.engines.wire import usage_of
 from workers.middleware.base import Layer

@@ -23,7 +23,7 @@ from jobs.fleet.models_file import PACKAGED_FILE, Registry
 from jobs.settings import Settings
 from tests.support.services import need
 from workers.engines.documented import FIELDS
-from workers.engines.vllm_serving import argv
+from workers.engines.vllm.vllm_serving import argv
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -22,8 +22,8 @@ from jobs.fleet.checkpoint import UNKNOWN_CONTEXT
 from jobs.fleet.models_file import EngineKind, Model, Registry
 from jobs.requests.prompts import RAW, Own, Prompts, prompts_of
 from jobs.settings import Settings
-from workers.engines import folders, tokenizing
-from workers.engines.packaged import MINILM, ModelUnavailable, materialise
+from workers.engines import model_folders
+from workers.engines.model_folders import MINILM, ModelUnavailable, materialise
 from workers.engines.router import models_dir
 from workers.retrieval.parsing.parser import Cutting
 
@@ -90,11 +90,11 @@ def _checked(folder: Path, models: Path) -> Path:
     """The folder itself, or one with the tokenizer that its vocabulary makes."""
     if (folder / "tokenizer.json").is_file():
         return folder
-    if not tokenizing.has_vocabulary(folder):
+    if not model_folders.has_vocabulary(folder):
         raise NoTokenizer("The embedding model's folder has no tokenizer.json, nor a vocabulary to make one from.")
     try:
-        made = tokenizing.written(folder, models, _FILES)
-    except folders.NotMade as error:
+        made = model_folders.written_tokenizer(folder, models, _FILES)
+    except model_folders.NotMade as error:
         raise TokenizerAway(f"The tokenizer of {folder} could not be made: {error}") from error
     if made is None:
         raise NoTokenizer("The embedding model's vocabulary makes no tokenizer.")
@@ -106,7 +106,7 @@ def _downloaded(repo: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = [*_FILES, *tokenizing.VOCABULARIES, *tokenizing.BESIDE]
+        wanted = [*_FILES, *model_folders.VOCABULARIES, *model_folders.BESIDE]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except OSError as error:
         raise TokenizerAway(f"The tokenizer of {repo} cannot be fetched.") from error

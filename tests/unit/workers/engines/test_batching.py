@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from jobs.inference.interactive import LINE_PRIORITY, PRIORITY
-from workers.engines import batching
-from workers.engines.batching import BatchingEngine, Unacceptable
-from workers.engines.embed_request import read
-from workers.engines.encoder_pool import Flow, Job, Piece, Pool
+from workers.engines.encoders import batching
+from workers.engines.encoders.batching import BatchingEngine, Unacceptable
+from workers.engines.encoders.embed import read
+from workers.engines.encoders.encoder_pool import Flow, Job, Piece, Pool
+from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.port import Answer, EngineFault, Request
-from workers.engines.rerank import RerankEngine
 
 PASS = 8  # tokens of a forward pass
 SMALL = "two words"

@@ -18,12 +18,11 @@ import msgspec
 import pytest
 
 from jobs.platform import memory
-from workers.engines import batching, embed_model
-from workers.engines.batching import Unacceptable, padded_to
-from workers.engines.embed import EmbedEngine
-from workers.engines.embed_request import MOST_INPUTS, Asked, check_lengths
-from workers.engines.encoder_pool import Job, Pool, flow_of
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.encoders import batching, embed_model
+from workers.engines.encoders.batching import Unacceptable, padded_to
+from workers.engines.encoders.embed import MOST_INPUTS, Asked, EmbedEngine, check_lengths
+from workers.engines.encoders.encoder_pool import Job, Pool, flow_of
+from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Answer, EngineBusy, EngineDead, EngineFault, Request
 
 pytestmark = pytest.mark.timeout(180)  # importing torch takes 15 s on a quiet machine
@@ -474,7 +473,7 @@ async def test_too_long_without_a_wish_is_an_error(engine: EmbedEngine) -> None:
 
 
 def test_importing_the_engine_does_not_load_torch() -> None:
-    code = "import sys, workers.engines.embed; sys.exit('torch' in sys.modules)"
+    code = "import sys, workers.engines.encoders.embed; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

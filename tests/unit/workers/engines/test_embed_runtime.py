@@ -11,11 +11,21 @@ import pytest
 from jobs.fleet import runtimes
 from jobs.fleet.runtimes import Candidate, Record
 from tests.support import tiny_bert
-from workers.engines import embed_onnx, embed_runtime
-from workers.engines.embed_model import SentenceModel
-from workers.engines.embed_onnx import OnnxTransformer
-from workers.engines.embed_runtime import Chooser, Order, Place, key_of, measure_here, measures
-from workers.engines.embed_runtime_measuring import LONGEST_WORDS, TEXTS, choose, texts, too_far
+from workers.engines.encoders import embed_model, embed_runtime
+from workers.engines.encoders.embed_model import OnnxTransformer, SentenceModel
+from workers.engines.encoders.embed_runtime import (
+    LONGEST_WORDS,
+    TEXTS,
+    Chooser,
+    Order,
+    Place,
+    choose,
+    key_of,
+    measure_here,
+    measures,
+    texts,
+    too_far,
+)
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(240)]
 
@@ -152,7 +162,7 @@ def test_what_is_recorded_is_not_measured_again(weights: str, tmp_path: Path, mo
 def test_model_that_can_not_be_exported_stays_on_torch_and_the_record_says_why(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_onnx, "MOST_BYTES", 1000)
+    monkeypatch.setattr(embed_model, "MOST_ONNX_BYTES", 1000)
 
     record = measure_here(order(weights, tmp_path, runtime="onnx"))
 

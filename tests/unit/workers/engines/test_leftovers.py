@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.engines import leftovers
-from workers.engines.leftovers import Process
+from workers.engines.vllm import leftovers
+from workers.engines.vllm.leftovers import Process
 
 
 @pytest.fixture

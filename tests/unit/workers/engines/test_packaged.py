@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.engines import packaged
-from workers.engines.packaged import MINILM, SMOLLM2, ModelUnavailable, materialise
+from workers.engines import model_folders
+from workers.engines.model_folders import MINILM, SMOLLM2, ModelUnavailable, materialise
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         calls.append(scratch)
         (scratch / "config.json").write_text("{}")
 
-    monkeypatch.setattr(packaged, "_convert", convert)
+    monkeypatch.setattr(model_folders, "_convert", convert)
     return calls
 
 
@@ -37,8 +37,8 @@ def test_a_model_that_is_there_is_not_made_again(tmp_path: Path) -> None:
 
 
 def test_who_comes_second_finds_the_folder(tmp_path: Path, converted: list[Path]) -> None:
-    packaged.main(SMOLLM2, tmp_path)
-    packaged.main(SMOLLM2, tmp_path)
+    model_folders.make_packaged(SMOLLM2, str(tmp_path))
+    model_folders.make_packaged(SMOLLM2, str(tmp_path))
 
     assert len(converted) == 1
     assert (tmp_path / SMOLLM2 / "config.json").read_text() == "{}"
@@ -48,7 +48,7 @@ def test_who_comes_second_finds_the_folder(tmp_path: Path, converted: list[Path]
 def test_what_a_killed_conversion_left_is_cleared(tmp_path: Path, converted: list[Path]) -> None:
     (tmp_path / f".{SMOLLM2}-old").mkdir()
 
-    packaged.main(SMOLLM2, tmp_path)
+    model_folders.make_packaged(SMOLLM2, str(tmp_path))
 
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [SMOLLM2]
 

@@ -9,10 +9,8 @@ import msgspec
 import pytest
 
 from tests.support import tiny_cross, tiny_roberta
+from workers.engines.encoders.rerank import MOST_DOCUMENTS, BadRerankArgs, CrossModel, RerankEngine
 from workers.engines.port import Answer, EngineBusy, EngineFault, Request
-from workers.engines.rerank import RerankEngine
-from workers.engines.rerank_model import BadRerankArgs, CrossModel
-from workers.engines.rerank_request import MOST_DOCUMENTS
 
 pytestmark = pytest.mark.timeout(180)  # importing torch takes 15 s on a quiet machine
 

@@ -14,14 +14,14 @@ from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.settings import Settings
 from tests.support import stub_engine, tiny_cross
 from workers.engines import router as router_module
-from workers.engines.embed import EmbedEngine
+from workers.engines.encoders.embed import EmbedEngine
+from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
 from workers.engines.http import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Answer, EngineBusy, EngineDead, Length, Request
-from workers.engines.rerank import RerankEngine
 from workers.engines.router import Router, build
 
 FILE = """

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.support.system import pause
-from workers.engines import silence
+from workers.engines.vllm import vllm_engine
 
 PATIENCE = 0.5
 
@@ -38,7 +38,7 @@ class Engine:
 
 
 def watching(engine: Engine) -> "asyncio.Task[None]":
-    return asyncio.create_task(silence.watch(engine.ping, lambda: engine.dead, PATIENCE, engine.end))
+    return asyncio.create_task(vllm_engine.watch_silence(engine.ping, lambda: engine.dead, PATIENCE, engine.end))
 
 
 async def test_one_that_is_silent_is_ended_once() -> None:

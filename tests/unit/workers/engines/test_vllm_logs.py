@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from workers.engines.vllm_logs import WITHHELD, Discreet
+from workers.engines.vllm.vllm_engine import WITHHELD, Discreet
 
 TEXT = "canary: the patient's name"
 parser = logging.getLogger("vllm.tool_parsers.pythonic_tool_parser")
@@ -69,7 +69,7 @@ def test_an_operator_is_told_that_it_happened_and_not_to_which_text(
     assert told(call) == expected
 
 
-@pytest.mark.parametrize("name", ["vllm.v1.engine.core_client", "workers.engines.vllm"])
+@pytest.mark.parametrize("name", ["vllm.v1.engine.core_client", "workers.engines.vllm.vllm_engine"])
 def test_what_others_log_is_told_whole(told: Callable[[Callable[[], None]], str], name: str) -> None:
     def fails() -> None:
         try:

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from workers.engines import vllm
 from workers.engines.port import EngineBusy, EngineFault, Request
-from workers.engines.vllm_serving import (
+from workers.engines.vllm import vllm_engine
+from workers.engines.vllm.vllm_serving import (
     CPU_DEFAULTS,
     FOR_WAITERS,
     argv,
@@ -166,10 +166,10 @@ def test_an_answer_that_is_plain_already_is_passed_on() -> None:
 def test_what_vllm_refuses_for_now_or_lacks_or_breaks_on_are_three_things() -> None:
     url = "/v1/chat/completions"
     with pytest.raises(EngineBusy, match="Full"):
-        vllm._refused(url, 503, "Full.", None)
+        vllm_engine._refused(url, 503, "Full.", None)
     with pytest.raises(EngineFault, match="Broken") as broken:
-        vllm._refused(url, 500, "Broken.", None)
-    lacking = vllm._refused(url, 501, "No tools here.", "tools")
+        vllm_engine._refused(url, 500, "Broken.", None)
+    lacking = vllm_engine._refused(url, 501, "No tools here.", "tools")
 
     assert broken.value.answer is not None
     assert (broken.value.answer.status, lacking.status) == (500, 400)
@@ -192,7 +192,7 @@ async def test_a_cancelled_request_is_cancelled_though_vllm_answers_it(tmp_path:
                 return {"error": "Client disconnected"}
             raise AssertionError(url, body)
 
-    engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids")
+    engine = vllm_engine.VllmEngine("model", ["m"], {}, tmp_path / "pids")
     engine._serving = Serving()  # type: ignore[assignment]
     asking = asyncio.create_task(engine.answer(Request("/v1/chat/completions", {"model": "m"}, "req_1")))
     await asked.wait()
@@ -213,7 +213,7 @@ async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_p
             asked.append((url, body))
             raise asyncio.CancelledError
 
-    engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids", own_fields=True)
+    engine = vllm_engine.VllmEngine("model", ["m"], {}, tmp_path / "pids", own_fields=True)
     engine._serving = Serving()  # type: ignore[assignment]
     body = {"model": "m", "prompt": "x", "top_k": 1}
 
@@ -239,7 +239,7 @@ async def test_with_fields_of_its_own_vllm_passes_over_none_without_a_word(tmp_p
 async def test_what_vllm_is_not_asked_is_refused_before_it_starts(
     tmp_path: Path, url: str, body: dict[str, object], status: int
 ) -> None:
-    engine = vllm.VllmEngine("model", ["m"], {}, tmp_path / "pids")
+    engine = vllm_engine.VllmEngine("model", ["m"], {}, tmp_path / "pids")
     request = Request(url, body, "req_1")
 
     assert (await engine.answer(request)).status == status

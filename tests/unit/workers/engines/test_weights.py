@@ -11,8 +11,8 @@ from tests.unit.workers.engines.test_router import NOWHERE, registry
 from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
 from workers.engines.http import HttpEngine
+from workers.engines.model_folders import identity_of
 from workers.engines.router import Router
-from workers.engines.weights import identity_of
 
 
 def model(engine: str = "embed", **facts: Any) -> Model:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from jobs.fleet.models_file import Registry
 from jobs.retrieval.searches import Found
 from jobs.settings import Settings
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.model_folders import MINILM, materialise
 from workers.inference.token_counting import ContextLimits
 from workers.middleware.excerpts import Room, pack, room_for_excerpts, together
 from workers.middleware.quoting import excerpt

@@ -12,7 +12,7 @@ from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from tests.support.ingesting import MODEL, Works
 from workers.engines.embed_forward import for_server
-from workers.engines.packaged import MINILM, materialise
+from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Request
 from workers.retrieval.ingestion import embedding_model
 

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from tests.support import tiny_roberta
-from workers.engines import tokenizing
-from workers.engines.packaged import MINILM, materialise
+from workers.engines import model_folders
+from workers.engines.model_folders import MINILM, materialise
 from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.embedding_model import NoTokenizer, TokenizerAway
 
@@ -59,8 +59,8 @@ def test_a_vocabulary_makes_the_models_own_tokenizer_once(
     chunking = {"type": "static", "static": {"max_chunk_size_tokens": 4096, "chunk_overlap_tokens": 0}}
 
     made = embedding_model.cutting_of(config, "plain", chunking)
-    monkeypatch.setattr("workers.engines.folders.run", None)
-    tokenizing.written.cache_clear()
+    monkeypatch.setattr("workers.engines.model_folders._run_apart", None)
+    model_folders.written_tokenizer.cache_clear()
     again = embedding_model.cutting_of(config, "plain", chunking)
 
     assert made == again

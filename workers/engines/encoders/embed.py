@@ -1,18 +1,26 @@
-"""POST /v1/embeddings on the wire: what may be asked, and how the vectors are written.
+"""Embeddings in this process, on sentence-transformers, and POST /v1/embeddings on the wire.
 
-Beside OpenAI's fields: `input_type` (`jobs.requests.prompts`), and `truncate` or, as vLLM has it,
-`truncate_prompt_tokens`. Without these an input that is too long is an error; with them its beginning is embedded,
-and the answer's `truncated` names it.
+`workers.engines.encoders.batching` computes the inputs of many requests together. Importing this module does not import
+torch; `EmbedEngine.start` does.
+
+Beside OpenAI's fields a request may have `input_type` (`jobs.requests.prompts`), and `truncate` or, as vLLM has it,
+`truncate_prompt_tokens`. Without these an input that is too long is an error; with them its beginning is embedded, and
+the answer's `truncated` names it.
 """
 
 import base64
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from jobs.requests.endpoints import EMBEDDINGS
 from jobs.requests.prompts import Prompts
-from workers.engines.batching import LONGEST_TOKEN, Unacceptable
+from workers.engines.encoders.batching import LONGEST_TOKEN, BatchingEngine, Unacceptable
+from workers.engines.encoders.embed_model import SentenceModel
+from workers.engines.encoders.embed_runtime import Chooser, Place
+from workers.engines.encoders.encoder_pool import TOKEN_CHARACTERS, Job, Piece
 from workers.engines.port import Answer, Usage
 
 MOST_INPUTS: Final = 2048  # OpenAI's limits
@@ -195,3 +203,66 @@ def _shown(asked: Asked, vector: Any) -> Any:
     if asked.base64:
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.astype("f8").round(DIGITS).tolist()
+
+
+# The engine.
+
+
+class EmbedEngine(BatchingEngine[SentenceModel]):
+    """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread.
+
+    `place` is where the runtime's choice is kept; without one, the arguments alone decide.
+    """
+
+    url = EMBEDDINGS
+
+    def __init__(
+        self,
+        source: str | Callable[[], str],
+        names: Sequence[str],
+        *,
+        revision: str | None = None,
+        args: Mapping[str, Any] | None = None,
+        place: Place | None = None,
+    ) -> None:
+        super().__init__(source, names, revision=revision, args=args)
+        self._chooser = Chooser(self._names[0], place)
+
+    def _load(self, source: str) -> SentenceModel:
+        return self._chooser.load(source, self._revision, self._args)
+
+    def _closing(self) -> None:
+        self._chooser.close()
+
+    def _read(self, model: SentenceModel, body: Mapping[str, Any]) -> tuple[Asked, Sequence[int]]:
+        asked = read(dict(body), model)
+        return asked, [len(one) if isinstance(one, str) else len(one) * TOKEN_CHARACTERS for one in asked.inputs]
+
+    def _tokenise(self, model: SentenceModel, pieces: Sequence[Piece]) -> list[list[Any]]:
+        return _tokenise(model, pieces)
+
+    def _fit(self, model: SentenceModel, job: Job, inputs: list[Any]) -> list[Any]:
+        if most := job.asked.most:
+            before = len(job.lengths)
+            cut = job.asked.cut
+            job.truncated += [n for n, one in enumerate(inputs, before) if len(one) > most or n in cut]
+            inputs = [model.cut(one, most) for one in inputs]
+        check_lengths([*job.lengths, *map(len, inputs)], model.longest)
+        return inputs
+
+    def _forward(self, model: SentenceModel, batch: list[Any]) -> Any:
+        return model.embed(batch)
+
+    def _write(self, job: Job) -> Answer:
+        return write(job.asked, self._names[0], job.found, tuple(job.lengths), job.truncated)
+
+
+def _tokenise(model: SentenceModel, pieces: Sequence[Piece]) -> list[list[Any]]:
+    """All texts of all pieces in one call: the tokenizer runs them in parallel."""
+    inputs = [(piece.job.asked, piece.job.asked.inputs[piece.first : piece.last]) for piece in pieces]
+    texts = [one for _, some in inputs for one in some if isinstance(one, str)]
+    ids = iter(model.tokens_of(texts) if texts else [])
+    return [
+        [next(ids) if isinstance(one, str) else model.framed(one, asked.prompt) for one in some]
+        for asked, some in inputs
+    ]

@@ -4,8 +4,8 @@
                           └──────────────── one worker thread, in turn ─────────────┘
 
 A micro-batch is the input whose turn it is and those of nearly its length, whichever requests they belong to: little
-padding, and nothing waits for ever. `workers.engines.encoder_pool` says whose turn it is. Between two forward passes
-only so much text is tokenised, however much waits. A cancelled request leaves the pool within one micro-batch.
+padding, and nothing waits for ever. `encoder_pool` says whose turn it is. Between two forward passes only so much text
+is tokenised, however much waits. A cancelled request leaves the pool within one micro-batch.
 
 What nobody foresaw ends the loop over them: all in flight get EngineDead, and so does who asks then, until the next
 `start`.
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from jobs.platform import memory
-from workers.engines.encoder_pool import Backlog, Entry, Job, Piece, Pool, flow_of, length_of
+from workers.engines.encoders.encoder_pool import Backlog, Entry, Job, Piece, Pool, flow_of, length_of
 from workers.engines.port import (
     Answer,
     Emit,

@@ -3,7 +3,7 @@
     args (dict) ──argv──▶ vLLM's parser ──▶ AsyncLLM (EngineCore and workers: child processes)
     url, body ──▶ vLLM's request model ──▶ its serving object ──▶ its response model ──▶ dict
 
-Only this module and `vllm` import vLLM, and inside functions: loading it takes about 20 s.
+Only this module and `vllm_engine` import vLLM, and inside functions: loading it takes about 20 s.
 """
 
 import json
@@ -11,9 +11,11 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jobs.requests.endpoints import CHAT, RESPONSES
 from workers.engines.wire import in_shape
 
 FEW_CPUS = 4  # up to here the engine gets every core; with more, vLLM's own choice leaves some to others
@@ -117,10 +119,8 @@ class Serving:
 
     async def length(self, url: str, body: dict[str, Any]) -> tuple[int, int]:
         """Tokens of the prompt as the model is shown it, however many, and of the model's context. It may raise."""
-        from workers.engines.vllm_lengths import tokens
-
         renderer = self._serving("online_renderer")
-        return await tokens(renderer, url, body), renderer.model_config.max_model_len
+        return await count_tokens(renderer, url, body), renderer.model_config.max_model_len
 
     async def _chat(self, body: dict[str, Any]) -> Any:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -301,3 +301,45 @@ def argv(args: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
         else:
             words += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
     return words
+
+
+# How long a prompt is, by vLLM's own rendering: its request models, chat template and tokenizer, without its limit.
+# Rendered for an answer, a prompt beyond the context is refused, and not counted to its end.
+
+
+class Uncounted(Exception):
+    """vLLM refuses to render the request."""
+
+
+async def count_tokens(renderer: Any, url: str, body: dict[str, Any]) -> int:
+    """Of a chat or a response. Raises Uncounted, and whatever vLLM and chat templates raise."""
+    chat, response = _unlimited()
+    if url == CHAT:
+        said = await renderer.render_chat(chat.model_validate(body), skip_mm_cache=True)
+        inputs = said[1] if isinstance(said, tuple) else None
+    elif url == RESPONSES:
+        said = await renderer.render_responses(response.model_validate(body), skip_mm_cache=True)
+        inputs = [said.engine_input] if hasattr(said, "engine_input") else None
+    else:
+        raise Uncounted(url)
+    if inputs is None:
+        raise Uncounted
+    return sum(len(one["prompt_token_ids"]) for one in inputs)
+
+
+@cache
+def _unlimited() -> tuple[Any, Any]:
+    """vLLM's request models, to be tokenized whatever their length."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.renderers import TokenizeParams
+
+    class Chat(ChatCompletionRequest):  # type: ignore[misc]
+        def build_tok_params(self, model_config: Any) -> Any:  # noqa: ARG002
+            return TokenizeParams(max_total_tokens=None, add_special_tokens=self.add_special_tokens)
+
+    class Response(ResponsesRequest):  # type: ignore[misc]
+        def build_tok_params(self, model_config: Any) -> Any:  # noqa: ARG002
+            return TokenizeParams(max_total_tokens=None)
+
+    return Chat, Response

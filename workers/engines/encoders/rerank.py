@@ -1,4 +1,14 @@
-"""A cross-encoder of sentence-transformers: the half of the re-ranking engine that knows torch. One thread uses it."""
+"""Re-ranking in this process: how well each of many texts answers a query, by a cross-encoder that reads both.
+
+    {model, query, documents, top_n?, return_documents?}
+        ─▶ {id, model, results: [{index, relevance_score, document?}], usage}
+
+That is POST /v1/rerank in the shape that vLLM, Jina and Cohere share: best first; `documents` are texts or
+`{"text": …}`; with `return_documents`, which is the default as with Jina and vLLM, each result has its own.
+
+`workers.engines.encoders.batching` computes the pairs of many requests together. Importing this module does not import
+torch; `RerankEngine.start` does.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,9 +16,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from jobs.fleet.checkpoint import behind_padding
-from workers.engines.batching import KERNELS, LONGEST_TOKEN, padded_to
-from workers.engines.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
+from jobs.ids import new_id
+from jobs.requests.endpoints import RERANK
+from workers.engines.encoders.batching import KERNELS, LONGEST_TOKEN, BatchingEngine, Unacceptable, padded_to
+from workers.engines.encoders.embed_model import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, threads_of
+from workers.engines.encoders.encoder_pool import Job, Piece
+from workers.engines.port import Answer, Usage
+
+MOST_DOCUMENTS: Final = 1000  # Cohere's limit
+DIGITS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that is well formed."""
+
+    query: str
+    texts: list[str]
+    most: int
+    returned: bool
+
+
+def read(body: Mapping[str, Any]) -> Asked:
+    """Raises Unacceptable."""
+    query = body.get("query")
+    if not isinstance(query, str) or not query.strip():
+        raise Unacceptable("query must be a text that is not empty.", param="query")
+    texts, returned = _texts(body.get("documents")), body.get("return_documents")
+    if not isinstance(returned, bool | None):
+        raise Unacceptable("return_documents must be true or false.", param="return_documents")
+    return Asked(query, texts, _most(body.get("top_n"), len(texts)), returned is not False)
+
+
+def _texts(documents: Any) -> list[str]:
+    if not isinstance(documents, list) or not 1 <= len(documents) <= MOST_DOCUMENTS:
+        raise Unacceptable(f"documents must be an array of 1 to {MOST_DOCUMENTS} texts.", param="documents")
+    return [_text(one, n) for n, one in enumerate(documents)]
+
+
+def _text(document: Any, n: int) -> str:
+    text = document.get("text") if isinstance(document, dict) else document
+    if not isinstance(text, str):
+        raise Unacceptable("a document is a text, or an object with a text.", param=f"documents[{n}]")
+    return text
+
+
+def _most(top_n: Any, count: int) -> int:
+    if top_n is None:
+        return count
+    if isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1:
+        raise Unacceptable("top_n must be an integer of at least 1.", param="top_n")
+    return min(top_n, count)
+
+
+def write(asked: Asked, model: str, scores: Sequence[float], tokens: int) -> Answer:
+    best = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))[: asked.most]
+    results = [_result(asked, index, score) for index, score in best]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    body = {"id": new_id("rerank-"), "model": model, "results": results, "usage": usage}
+    return Answer(200, msgspec.json.encode(body), Usage(tokens))
+
+
+def _result(asked: Asked, index: int, score: float) -> dict[str, Any]:
+    document = {"document": {"text": asked.texts[index]}} if asked.returned else {}
+    return {"index": index, "relevance_score": round(score, DIGITS), **document}
+
+
+# The model: the half that knows torch. One thread uses it.
 
 ARGUMENTS: Final = frozenset({"dtype", "batch_tokens", "threads", "max_length"})
 DTYPES: Final = ("float32", "bfloat16")
@@ -105,3 +182,30 @@ def _longest(model: Any, args: Mapping[str, Any]) -> int:
     known = [int(args.get("max_length") or 0), int(model.max_seq_length or 0), places]
     told = [number for number in known if 0 < number <= (places or 1 << 20)]
     return min(told, default=_UNKNOWN_LENGTH)
+
+
+# The engine.
+
+
+class RerankEngine(BatchingEngine[CrossModel]):
+    """`source` is a folder or a hub's name; a callable finds it out at the start, in the worker thread."""
+
+    url = RERANK
+
+    def _load(self, source: str) -> CrossModel:
+        return CrossModel(source, self._revision, self._args)
+
+    def _read(self, model: CrossModel, body: Mapping[str, Any]) -> tuple[Asked, Sequence[int]]:
+        asked, most = read(body), model.characters
+        return asked, [min(most, len(asked.query)) + min(most, len(text)) for text in asked.texts]
+
+    def _tokenise(self, model: CrossModel, pieces: Sequence[Piece]) -> list[list[Any]]:
+        asked = [(piece.job.asked, piece.job.asked.texts[piece.first : piece.last]) for piece in pieces]
+        pairs = iter(model.pairs_of([(one.query, text) for one, texts in asked for text in texts]))
+        return [[next(pairs) for _ in texts] for _, texts in asked]
+
+    def _forward(self, model: CrossModel, batch: list[Any]) -> list[float]:
+        return model.scores(batch)
+
+    def _write(self, job: Job) -> Answer:
+        return write(job.asked, self._names[0], job.found, job.tokens)

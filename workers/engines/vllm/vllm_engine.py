@@ -13,19 +13,20 @@ import importlib
 import logging
 import os
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import msgspec
 import pydantic
 
 from jobs.inference.responses import as_asked
 from jobs.requests.endpoints import RESPONSES
-from workers.engines import leftovers, silence
 from workers.engines.caps import objection
 from workers.engines.documented import FIELDS, documented, stray, undone
 from workers.engines.port import (
@@ -39,8 +40,8 @@ from workers.engines.port import (
     refusal,
     unknown_model,
 )
-from workers.engines.vllm_logs import keep_texts_out
-from workers.engines.vllm_serving import (
+from workers.engines.vllm import leftovers
+from workers.engines.vllm.vllm_serving import (
     BadEngineArgs,
     Serving,
     Unsupported,
@@ -208,7 +209,7 @@ class VllmEngine:
 
     async def _watching(self, serving: Serving) -> None:
         ending = partial(self._end_silent, serving)
-        await silence.watch(serving.ping, lambda: serving.dead, self._silence, ending)
+        await watch_silence(serving.ping, lambda: serving.dead, self._silence, ending)
 
     async def _end_silent(self, serving: Serving) -> None:
         """Kill its processes. Where even that does not help, this one ends, and its supervisor starts it anew."""
@@ -281,3 +282,83 @@ def _invalid(error: pydantic.ValidationError) -> Answer:
     where = [str(part) for part in first["loc"]]
     message = f"{'.'.join(where)}: {first['msg']}" if where else first["msg"]
     return refusal(HTTPStatus.BAD_REQUEST, message, param=where[0] if where else None)
+
+
+# An engine that hangs (a kernel that never returns, a lock, a stopped process) is not dead: what is in flight never
+# ends, and its worker beats. vLLM answers a ping between two steps, however long the requests are.
+
+#: The time is counted in so many parts: of one in which this process itself stood still, only that part counts.
+PARTS: Final = 10
+
+
+async def watch_silence(
+    ping: Callable[[], Coroutine[Any, Any, object]],
+    is_dead: Callable[[], bool],
+    patience: float,
+    end: Callable[[], Awaitable[None]],
+) -> None:
+    """Call `end` when no answer has come for `patience` seconds. Returns then, and when the engine dies by itself."""
+    while not is_dead():
+        asked = asyncio.create_task(ping())
+        try:
+            answered = await _answered(asked, is_dead, patience)
+        finally:
+            asked.cancel()
+        if not answered:
+            log.error("engine_silent", extra={"seconds": patience})
+            await end()
+            return
+        if asked.done() and not asked.cancelled() and (error := asked.exception()) and not is_dead():
+            log.warning("engine_not_asked", extra={"error": type(error).__name__})
+        await asyncio.sleep(patience / PARTS)
+
+
+async def _answered(asked: "asyncio.Task[object]", is_dead: Callable[[], bool], patience: float) -> bool:
+    """Or died: whoever asks it will be told."""
+    for _ in range(PARTS):
+        done, _pending = await asyncio.wait({asked}, timeout=patience / PARTS)
+        if done or is_dead():
+            return True
+    return False
+
+
+# vLLM's own logs without what a client or a model has said. Its templates and its parsers log what they choke on: as an
+# argument, as an error's words, as a traceback that quotes a line of a model's answer. Of such a record is left what
+# stands in vLLM's code: the place, the message before anything is put into it, and the class of the error. It holds in
+# this process, where all of that happens; the engine's children have token ids only.
+
+QUOTING: Final = (
+    "vllm.entrypoints.generate", "vllm.entrypoints.openai", "vllm.entrypoints.pooling", "vllm.entrypoints.serve",
+    "vllm.multimodal", "vllm.parser", "vllm.reasoning", "vllm.renderers", "vllm.tokenizers", "vllm.tool_parsers",
+    "vllm.v1.engine.detokenizer", "vllm.v1.structured_output",
+)  # fmt: skip
+WITHHELD: Final = "what is said here may quote a text"
+
+
+class Discreet:
+    """A factory of log records. It is no filter: those of a logger are not asked for the loggers below it."""
+
+    def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
+        self._make = make
+
+    def __call__(
+        self, name: str, level: int, path: str, line: int, message: Any, args: Any, error: Any, *rest: Any, **more: Any
+    ) -> logging.LogRecord:
+        if str(name).startswith(QUOTING):
+            said = message if _is_constant(message, path, line) else WITHHELD
+            message, args, error = f"{said} ({error[0].__name__})" if error and error[0] else said, (), None
+        return self._make(name, level, path, line, message, args, error, *rest, **more)
+
+
+@cache
+def keep_texts_out() -> None:
+    """For the rest of this process, which loads vLLM."""
+    logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
+
+
+def _is_constant(message: Any, path: str, line: int) -> bool:
+    """Whether it stands so in the code that logs it: an f-string is a text already."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and (frame.f_code.co_filename, frame.f_lineno) != (path, line):
+        frame = frame.f_back
+    return frame is not None and message in frame.f_code.co_consts

