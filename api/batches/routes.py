@@ -15,7 +15,7 @@ from api.deps import Call, CallContext
 from api.errors import clip
 from api.files.queries import visible
 from api.http.bodies import Body, resource
-from api.http.fields import ExpiresAfter, Metadata
+from api.http.fields import AfterJobs, ExpiresAfter, Metadata
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Page, find, page
 from api.http.space import check_not_full, count_if_due
@@ -25,6 +25,7 @@ from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.ledger import ledger
+from jobs.ledger.dependencies import predecessors
 from jobs.ledger.payloads import ENDPOINTS
 from jobs.ledger.progress import Totals, totals
 from jobs.ledger.tables import Job
@@ -51,9 +52,13 @@ class BatchFields(Body):
 
 
 class CreateBatch(BatchFields):
-    """A batch; with `not_before` it is checked at once and begins then, and its window counts from then."""
+    """A batch; with `not_before` it is checked at once and begins then, and its window counts from then.
+
+    With `after` it is checked, and begins, when these jobs have completed; its window counts from its creation.
+    """
 
     not_before: int | None = Field(default=None, ge=0, lt=1 << 40, description="Unix seconds.")
+    after: AfterJobs | None = None
 
 
 @router.post("/batches", response_model=CreatedBatch)
@@ -73,8 +78,8 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
         job = job_of(wanted, call.project_id, not_before=body.not_before, **facts)
         file = input_file(session, call, body.input_file_id)
         job.input_path = file.path if file else None
-        ledger.submit(session, job, actor=call.actor)
-        shown = show_batch(job, Totals())
+        ledger.submit(session, job, actor=call.actor, after=body.after or ())
+        shown = show_batch(job, Totals(), predecessors(session, [job])[job.id])
         return CreatedBatch(**shown.model_dump(), webhook=told(hook))
 
     count_if_due(call)
@@ -86,16 +91,15 @@ def list_batches(call: Call, after: After = None, limit: Limit20 = 20) -> Page[B
     """The project's batches, the newest first."""
     with call.db.read() as session:
         rows, more = find(session, batches_of(call), Job, after=after, limit=limit)
-        sums = totals(session, rows)
-    return page(rows, more, lambda job: show_batch(job, sums[job.id]))
+        sums, after_ids = totals(session, rows), predecessors(session, rows)
+    return page(rows, more, lambda job: show_batch(job, sums[job.id], after_ids[job.id]))
 
 
 @router.get("/batches/{batch_id}")
 def retrieve_batch(call: Call, batch_id: str) -> Batch:
     """One batch, with its counts and usage so far."""
     with call.db.read() as session:
-        job = get_batch(session, call, batch_id)
-        return show_batch(job, totals(session, [job])[job.id])
+        return _shown(session, get_batch(session, call, batch_id))
 
 
 @router.post("/batches/{batch_id}/cancel")
@@ -111,7 +115,11 @@ def cancel_batch(call: Call, batch_id: str) -> Batch:
             raise Conflict(message, code="invalid_state") from error
         if job.state != before:
             call.record(session, "batch.cancel", job.id)
-        return show_batch(job, totals(session, [job])[job.id])
+        return _shown(session, job)
+
+
+def _shown(session: Session, job: Job) -> Batch:
+    return show_batch(job, totals(session, [job])[job.id], predecessors(session, [job])[job.id])
 
 
 def batches_of(call: CallContext) -> Select[Job]:

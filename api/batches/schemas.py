@@ -1,11 +1,12 @@
 """Show a job as OpenAI's Batch, with every key, and read its completion window."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from api.http.fields import when
+from api.http.fields import Dependent, dependence, when
 from api.webhooks.queries import BatchWebhook
 from jobs.errors import InvalidRequest
 from jobs.ledger.progress import Totals
@@ -66,7 +67,7 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class Batch(BaseModel):
+class Batch(Dependent):
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
@@ -97,7 +98,7 @@ class CreatedBatch(Batch):
     webhook: BatchWebhook | None
 
 
-def show_batch(job: Job, totals: Totals) -> Batch:
+def show_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> Batch:
     return Batch(
         id=job.id,
         endpoint=job.endpoint,
@@ -120,6 +121,7 @@ def show_batch(job: Job, totals: Totals) -> Batch:
         request_counts=RequestCounts(total=job.total, completed=totals.completed, failed=totals.failed),
         usage=show_usage(totals),
         metadata=job.labels,
+        **dependence(job, after),
     )
 
 

@@ -2,14 +2,17 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from api.http.bodies import Body
+from api.http.bodies import Body, Many
 from jobs.errors import InvalidRequest
 from jobs.inference import context_options
+from jobs.ledger import dependencies
+from jobs.ledger.tables import Job
 
 T = TypeVar("T")
 MOST_LABELS = 16
@@ -60,6 +63,37 @@ def filename(name: str | None, param: str) -> str:
         return check_filename(name or "")
     except ValueError as error:
         raise InvalidRequest(str(error), param=param, code="invalid_filename") from error
+
+
+def _few_jobs(ids: list[str]) -> list[str]:
+    if len(set(ids)) > dependencies.MOST:
+        raise ValueError(f"A job waits for at most {dependencies.MOST} others.")
+    return ids
+
+
+#: The jobs that a new one waits for: it begins when all of them have completed.
+AfterJobs = Annotated[
+    Many[Annotated[str, Field(min_length=1, max_length=64)]],
+    AfterValidator(_few_jobs),
+    Field(description=f"Ids of at most {dependencies.MOST} jobs that have to complete before this one begins."),
+]
+
+
+class Dependent(BaseModel):
+    """What the objects of jobs that were created with `after` show; the others leave both out."""
+
+    after: list[str] = Field(default=[], exclude_if=lambda after: not after)
+    waiting_for: str | None = Field(default=None, exclude_if=lambda waiting_for: waiting_for is None)
+
+
+def dependence(job: Job, after: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of `Dependent`."""
+    return {"after": after, "waiting_for": waiting_for(job)} if after else {}
+
+
+def waiting_for(job: Job) -> str | None:
+    """Return what a job waits for, as clients see it."""
+    return f"waiting_for_{job.waiting_for}" if job.waiting_for else None
 
 
 def when(at: float | None) -> int | None:

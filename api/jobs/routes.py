@@ -15,13 +15,13 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, find, labelled, page
 from api.http.space import count_if_due
 from api.jobs.retry import again
-from api.jobs.schemas import JobEvent, JobObject, show_event, show_job
+from api.jobs.schemas import JobEvent, JobGraph, JobObject, show_event, show_graph, show_job
 from api.jobs.streams import event_stream, result_stream
 from api.shares import run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
 from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.ledger import events, ledger
+from jobs.ledger import dependencies, events, ledger
 from jobs.ledger.payloads import INGESTION
 from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
 from jobs.ledger.states import JobState
@@ -29,6 +29,7 @@ from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Delivery
 
 router = resource("Jobs")
+_EDGES = 500  # a graph shows so many at most
 
 _EVENTS_DOC: dict[int | str, dict[str, Any]] = {
     200: {
@@ -88,8 +89,8 @@ def list_jobs(
     with call.db.read() as session:
         # the last job of a page may have moved on since, or got other metadata
         rows, more = find(session, statement, Job, after=after, limit=limit, order=order, among=jobs_of(call))
-        sums = totals(session, rows)
-    return page(rows, more, lambda job: show_job(job, sums[job.id]))
+        sums, after_ids = totals(session, rows), dependencies.predecessors(session, rows)
+    return page(rows, more, lambda job: show_job(job, sums[job.id], after_ids[job.id]))
 
 
 @router.get("/jobs/{job_id}")
@@ -97,6 +98,17 @@ def retrieve_job(call: Call, job_id: str) -> JobObject:
     """One job, with its pace, the time it still needs and its place in the queue."""
     with call.db.read() as session:
         return _shown(session, get_job(session, call, job_id))
+
+
+@router.get("/jobs/{job_id}/graph")
+def job_graph(call: Call, job_id: str) -> JobGraph:
+    """A job with the jobs that it waits for and the jobs that wait for it, directly or through others."""
+    with call.db.read() as session:
+        get_job(session, call, job_id)
+        edges = dependencies.connected(session, job_id, _EDGES + 1)
+        ids = {job_id}.union(*edges[:_EDGES])
+        jobs = session.scalars(jobs_of(call).where(Job.id.in_(ids)).order_by(Job.created_at, Job.id)).all()
+        return show_graph(job_id, jobs, edges[:_EDGES], truncated=len(edges) > _EDGES)
 
 
 @router.get("/jobs/{job_id}/events", response_model=EventPage, responses=_EVENTS_DOC)
@@ -197,7 +209,8 @@ def get_job(session: Session, call: CallContext, job_id: str) -> Job:
 def _shown(session: Session, job: Job) -> JobObject:
     sums = totals(session, [job])[job.id]
     position, worked = queue_position(session, job), worked_seconds(session, job)
-    return show_job(job, sums, pace(session, job), position, outcomes(session, job), worked=worked, whole=True)
+    after, counts = dependencies.predecessors(session, [job])[job.id], outcomes(session, job)
+    return show_job(job, sums, after, pace(session, job), position, counts, worked=worked, whole=True)
 
 
 def _resume(last_event_id: str | None, after: int) -> int:

@@ -1,12 +1,12 @@
 """A job of any kind, with what OpenAI's views leave out: progress, pace, place in the queue."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from api.batches.schemas import STATUS, BatchErrors, Usage, show_errors, show_usage
-from api.http.fields import when
+from api.http.fields import waiting_for, when
 from jobs.ledger.payloads import INGESTION, index_of
 from jobs.ledger.progress import Pace, Totals
 from jobs.ledger.tables import Job
@@ -56,6 +56,7 @@ class JobObject(BaseModel):
     status: str
     endpoint: str | None
     model: str | None
+    after: list[str]
     waiting_for: str | None
     progress: Progress
     rate: Rate | None
@@ -92,6 +93,25 @@ class JobObject(BaseModel):
     cancelled_at: int | None
 
 
+class GraphJob(BaseModel):
+    """One job of a graph. `after` holds the predecessors that the graph shows."""
+
+    id: str
+    kind: str
+    state: str
+    waiting_for: str | None
+    after: list[str]
+
+
+class JobGraph(BaseModel):
+    """A job, what it waits for and what waits for it, link by link. `truncated`: there are more than are shown."""
+
+    object: Literal["job.graph"] = "job.graph"
+    job_id: str
+    jobs: list[GraphJob]
+    truncated: bool
+
+
 class JobEvent(BaseModel):
     """Something that happened to a job. `seq` counts from 1 without gaps."""
 
@@ -107,6 +127,7 @@ class JobEvent(BaseModel):
 def show_job(
     job: Job,
     totals: Totals,
+    after: Sequence[str],
     pace: Pace | None = None,
     position: int | None = None,
     outcomes: Mapping[str, int] | None = None,
@@ -121,7 +142,8 @@ def show_job(
         status=STATUS[job.state],
         endpoint=job.endpoint or None,
         model=job.model,
-        waiting_for=f"waiting_for_{job.waiting_for}" if job.waiting_for else None,
+        after=list(after),
+        waiting_for=waiting_for(job),
         progress=_progress(job, totals),
         rate=Rate(items_per_second=round(pace.items_per_second, 3), tokens_per_second=round(pace.tokens_per_second, 3))
         if pace
@@ -150,6 +172,17 @@ def show_job(
         request_id=job.request_id,
         **_times(job),
     )
+
+
+def show_graph(job_id: str, jobs: Sequence[Job], edges: Sequence[tuple[str, str]], *, truncated: bool) -> JobGraph:
+    after: dict[str, list[str]] = {job.id: [] for job in jobs}
+    for edge in edges:
+        after[edge[0]].append(edge[1])
+    shown = [
+        GraphJob(id=job.id, kind=job.kind, state=job.state, waiting_for=waiting_for(job), after=after[job.id])
+        for job in jobs
+    ]
+    return JobGraph(job_id=job_id, jobs=shown, truncated=truncated)
 
 
 def show_event(event: Event) -> JobEvent:

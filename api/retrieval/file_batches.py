@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from api.deps import Call, CallContext
 from api.errors import clip
 from api.http.bodies import Body, Many, resource
+from api.http.fields import AfterJobs
 from api.http.idempotency import Idempotent
 from api.http.paging import Page
 from api.http.space import count_if_due
@@ -28,6 +29,7 @@ from api.retrieval.store_files import POLL_AFTER, POLL_MS, CreateVectorStoreFile
 from api.webhooks.queries import JobWebhook, check_webhook, told
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import ledger
+from jobs.ledger.dependencies import predecessors
 from jobs.ledger.payloads import FILE_BATCH, INGESTION, index_of
 from jobs.ledger.progress import totals
 from jobs.ledger.states import TERMINAL
@@ -38,13 +40,17 @@ router: APIRouter = resource("Vector store file batches")
 
 
 class CreateFileBatch(Body):
-    """Either `file_ids`, which share attributes and chunking, or `files`, each with its own. `webhook` is ours."""
+    """Either `file_ids`, which share attributes and chunking, or `files`, each with its own.
+
+    `webhook` and `after` are ours.
+    """
 
     file_ids: Annotated[Many[Annotated[str, Field(max_length=64)]], Field(min_length=1)] | None = None
     files: Annotated[Many[CreateVectorStoreFile], Field(min_length=1)] | None = None
     attributes: Attributes | None = None
     chunking_strategy: ChunkingStrategy | None = None
     webhook: JobWebhook | None = None
+    after: AfterJobs | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -69,8 +75,8 @@ def create_file_batch(call: Call, once: Idempotent, vector_store_id: str, body: 
         files = dict.fromkeys(body.file_ids or (), shared)
         for file in body.files or ():
             files.setdefault(file.file_id, (file.attributes, kept(file.chunking_strategy)))
-        job = bring_in(session, call, store, FILE_BATCH, files, once.key, hook)
-        shown = show_file_batch(job, totals(session, [job])[job.id])
+        job = bring_in(session, call, store, FILE_BATCH, files, once.key, hook, body.after or ())
+        shown = _shown(session, job)
         return CreatedFileBatch(**shown.model_dump(), webhook=told(hook)) if hook else shown
 
     count_if_due(call)
@@ -82,7 +88,7 @@ def retrieve_file_batch(call: Call, response: Response, vector_store_id: str, fi
     """How far a batch of files is."""
     with call.db.read() as session:
         job = _get(session, call, get_store(session, call, vector_store_id), file_batch_id)
-        shown = show_file_batch(job, totals(session, [job])[job.id])
+        shown = _shown(session, job)
     if job.state not in TERMINAL:
         response.headers[POLL_AFTER] = str(POLL_MS)
     return shown
@@ -101,7 +107,7 @@ def cancel_file_batch(call: Call, vector_store_id: str, file_batch_id: str) -> F
             raise Conflict(f"Cannot cancel a file batch with status '{status}'.", code="invalid_state") from error
         if job.state != before:
             call.record(session, "vector_store.file_batch.cancel", job.id)
-        return show_file_batch(job, totals(session, [job])[job.id])
+        return _shown(session, job)
 
 
 @router.get("/vector_stores/{vector_store_id}/file_batches/{file_batch_id}/files")
@@ -113,6 +119,10 @@ def list_file_batch_files(
         store = get_store(session, call, vector_store_id)
         job = _get(session, call, store, file_batch_id)
         return listing.page(call, session, store, VectorStoreFile.job_id == job.id, index_id=index_of(job.payload))
+
+
+def _shown(session: Session, job: Job) -> FileBatchObject:
+    return show_file_batch(job, totals(session, [job])[job.id], predecessors(session, [job])[job.id])
 
 
 def _get(session: Session, call: CallContext, store: VectorStore, file_batch_id: str) -> Job:

@@ -99,15 +99,19 @@ def bring_in(
     files: Mapping[str, tuple[dict[str, Any] | None, dict[str, Any] | None]],
     key: str | None,
     hook: Hook | None = None,
+    after: Sequence[str] = (),
 ) -> Job:
-    """A job that brings files into a store, by id with their attributes and chunking. Raises NotFound, ProjectFull."""
+    """A job that brings files into a store, by id with their attributes and chunking, once `after` have completed.
+
+    Raises NotFound, ProjectFull, InvalidRequest.
+    """
     check_not_full(session, call)
     names = _files(session, call, list(files))
     wanted = [Attachment(name, names[name], chunking, attributes) for name, (attributes, chunking) in files.items()]
     facts = {"idempotency_key": key, "request_id": call.request_id}
     if hook is not None:
         facts |= {"webhook_url": hook.url, "webhook_secret": hook.secret}
-    return ingestions.submit(session, store, wanted, actor=call.actor, prefix=prefix, **facts)
+    return ingestions.submit(session, store, wanted, actor=call.actor, prefix=prefix, after=after, **facts)
 
 
 def _files(session: Session, call: CallContext, ids: list[str]) -> dict[str, str]:

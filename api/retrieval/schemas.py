@@ -1,12 +1,12 @@
 """Define vector stores, their files and chunking strategies as requests and answers have them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from api.http.bodies import Body
-from api.http.fields import when
+from api.http.fields import Dependent, dependence, when
 from api.webhooks.queries import BatchWebhook
 from jobs.ledger.progress import Totals
 from jobs.ledger.states import TERMINAL, JobState
@@ -177,7 +177,7 @@ class VectorStoreFileDeleted(BaseModel):
     deleted: bool = True
 
 
-class FileBatchObject(BaseModel):
+class FileBatchObject(Dependent):
     id: str
     object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
     created_at: int
@@ -284,7 +284,7 @@ def show_store_file(store: VectorStore, row: VectorStoreFile) -> VectorStoreFile
     )
 
 
-def show_file_batch(job: Job, totals: Totals) -> FileBatchObject:
+def show_file_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> FileBatchObject:
     """What a job has not done by its end it never will.
 
     A batch whose files have all come to an end is completed, whether or not its job says so yet: the SDKs' helpers wait
@@ -306,6 +306,7 @@ def show_file_batch(job: Job, totals: Totals) -> FileBatchObject:
         vector_store_id=job.payload["store_id"],
         status=BATCH_STATUS.get(job.state) or ("in_progress" if left or job.state in _STOPPING else "completed"),
         file_counts=counts,
+        **dependence(job, after),
     )
 
 

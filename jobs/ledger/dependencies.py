@@ -98,6 +98,33 @@ def failed_predecessor(session: Session, job_id: str) -> tuple[str, str] | None:
     return (row[0], row[1]) if row else None
 
 
+def predecessors(session: Session, jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Return the ids of the predecessors of each of these jobs, in one query."""
+    after: dict[str, list[str]] = {job.id: [] for job in jobs}
+    edges = select(JobDependency.job_id, JobDependency.after_id).where(JobDependency.job_id.in_(after))
+    for job_id, after_id in session.execute(edges.order_by(JobDependency.after_id)):
+        after[job_id].append(after_id)
+    return after
+
+
+def connected(session: Session, job_id: str, limit: int) -> list[tuple[str, str]]:
+    """Return the edges (job, predecessor) on the ways that lead to a job and from it, the nearest first.
+
+    These are `limit` edges at most.
+    """
+    edges = dict[tuple[str, str], None]()
+    directions = ((JobDependency.job_id, JobDependency.after_id), (JobDependency.after_id, JobDependency.job_id))
+    for near, far in directions:
+        seen = level = {job_id}
+        while level and len(edges) < limit:
+            step = select(JobDependency.job_id, JobDependency.after_id, far).where(near.in_(level)).order_by(near, far)
+            rows = session.execute(step.limit(limit - len(edges))).all()
+            edges.update(((row[0], row[1]), None) for row in rows)
+            level = {row[2] for row in rows} - seen
+            seen = seen | level
+    return list(edges)
+
+
 def dependents(session: Session, job_id: str) -> Sequence[str]:
     """Lock and return some jobs that wait for this one; those that another transaction has locked are left out."""
     return session.connection().execute(_DEPENDENTS, {"its_job": job_id}).scalars().all()

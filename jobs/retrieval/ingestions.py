@@ -40,20 +40,22 @@ def submit(
     actor: str,
     prefix: str = SINGLE,
     source_id: str | None = None,
+    after: Sequence[str] = (),
     **facts: Any,
 ) -> Job:
-    """The jobs and the rows of their files, in the caller's transaction. Raises NotFound, Expired.
+    """The jobs and the rows of their files, in the caller's transaction. Raises NotFound, Expired, InvalidRequest.
 
-    A source's files are found when its job, which is one alone, is planned.
+    All of them wait for the jobs named in `after`. A source's files are found when its job, which is one alone, is
+    planned.
     """
     if indexes.lock(session, store.id) is None:
         raise NotFound(f"No vector store found with id '{store.id}'.", param="vector_store_id")
     first, *others = indexes.all_of(session, store)
     if source_id is not None:
         return begin(session, first, 0, actor=actor, id=new_id(prefix), source_id=source_id, **facts)
-    job = into(session, first, files, actor=actor, prefix=prefix, **facts)
+    job = into(session, first, files, actor=actor, prefix=prefix, after=after, **facts)
     for other in others:
-        into(session, other, files, actor=actor, beside=True, request_id=job.request_id)
+        into(session, other, files, actor=actor, beside=True, after=after, request_id=job.request_id)
     return job
 
 
@@ -82,6 +84,7 @@ def begin(
     beside: bool = False,
     source_id: str | None = None,
     again: bool = False,
+    after: Sequence[str] = (),
     **facts: Any,
 ) -> Job:
     """The job itself, whose files the caller names by their rows."""
@@ -99,7 +102,7 @@ def begin(
         deadline=created_at + _WINDOW_SECONDS,
         **facts,
     )
-    return ledger.submit(session, job, actor=actor)
+    return ledger.submit(session, job, actor=actor, after=after)
 
 
 # ── results ──

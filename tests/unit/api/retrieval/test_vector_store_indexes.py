@@ -366,3 +366,15 @@ def test_the_index_in_use_is_not_compared_with_itself(client: TestClient, pair: 
     _, store, _ = pair
 
     assert error_of(compare(client, store, store, queries=["x"])) == (400, "index_id", "index_active")
+
+
+def test_a_file_batch_that_waits_waits_in_every_index(app: FastAPI, client: TestClient) -> None:
+    store = made(client)
+    create(client, store, embedding_model="another")
+    body = {"file_ids": [upload(client)]}
+    first = client.post(f"/v1/vector_stores/{store}/file_batches", json=body).json()["id"]
+
+    client.post(f"/v1/vector_stores/{store}/file_batches", json=body | {"after": [first]})
+
+    jobs = client.get("/v1/jobs", params={"limit": 2}).json()["data"]
+    assert [(job["after"], job["waiting_for"]) for job in jobs] == [([first], "waiting_for_job")] * 2
