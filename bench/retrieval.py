@@ -30,7 +30,7 @@ from rich.table import Table
 from bench import judged, ranker, rival
 from bench.judged import Collection
 from bench.shelf import Shelf, standing
-from cli.embedding import metrics
+from jobs.retrieval import metrics
 from workers.engines.model_folders import MINILM
 
 AT = 10

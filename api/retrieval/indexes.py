@@ -4,10 +4,9 @@ OpenAI has no indexes. Searches, and everything else that OpenAI has, know the i
 both indexes the same queries, and reports how alike, how good and how fast their answers are.
 """
 
-import math
 import statistics
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Request
@@ -31,7 +30,7 @@ from api.retrieval.search import LONGEST_QUERY, answer_of, wanted
 from api.retrieval.store_files import POLL_AFTER, POLL_MS, Listed
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NotFound
-from jobs.retrieval import indexes, reindexing, searches
+from jobs.retrieval import indexes, metrics, reindexing, searches
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
 Status = Literal["building", "ready", "failed", "cancelled", "active", "previous"]
@@ -377,18 +376,19 @@ async def _side(call: CallContext, request: Request, index: VectorStore, one: Ju
 def _marks(files: list[str], relevant: list[str], k: int) -> dict[str, float]:
     if not relevant:
         return {}
+    grades = dict.fromkeys(relevant, 1)
     return {
-        "recall": round(recall(files, relevant), 4),
-        "ndcg": round(ndcg(files, relevant, k), 4),
-        "mrr": round(reciprocal_rank(files, relevant), 4),
+        "recall": round(metrics.recall(files, grades, k), 4),
+        "ndcg": round(metrics.ndcg(files, grades, k), 4),
+        "mrr": round(metrics.reciprocal_rank(files, grades, k), 4),
     }
 
 
 def _compared(query: str, active: Side, candidate: Side) -> Compared:
-    correlation = rank_correlation(active.file_ids, candidate.file_ids)
+    correlation = metrics.rank_correlation(active.file_ids, candidate.file_ids)
     return Compared(
         query=query,
-        overlap=round(overlap(active.file_ids, candidate.file_ids), 4),
+        overlap=round(metrics.overlap(active.file_ids, candidate.file_ids), 4),
         rank_correlation=None if correlation is None else round(correlation, 4),
         active=active,
         candidate=candidate,
@@ -413,33 +413,3 @@ def _means(index: VectorStore, sides: Sequence[Side]) -> Mean:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return round(statistics.fmean(known), 4) if known else None
-
-
-def overlap(one: Sequence[str], other: Sequence[str]) -> float:
-    """The share of the longer list that both have; of two empty ones 1."""
-    longest = max(len(one), len(other))
-    return len(set(one) & set(other)) / longest if longest else 1.0
-
-
-def rank_correlation(one: Sequence[str], other: Sequence[str]) -> float | None:
-    """Spearman's, of what both have; None where that is fewer than two."""
-    common = [name for name in one if name in set(other)]
-    if len(common) < 2:
-        return None
-    places = {name: place for place, name in enumerate(name for name in other if name in set(common))}
-    return statistics.correlation(range(len(common)), [places[name] for name in common])
-
-
-def recall(found: Sequence[str], relevant: Collection[str]) -> float:
-    return len(set(found) & set(relevant)) / len(set(relevant))
-
-
-def ndcg(found: Sequence[str], relevant: Collection[str], k: int) -> float:
-    """Each file is relevant or not. The best that k results can do is 1."""
-    gained = sum(1 / math.log2(place + 2) for place, name in enumerate(found[:k]) if name in relevant)
-    best = sum(1 / math.log2(place + 2) for place in range(min(k, len(set(relevant)))))
-    return gained / best
-
-
-def reciprocal_rank(found: Sequence[str], relevant: Collection[str]) -> float:
-    return next((1 / place for place, name in enumerate(found, 1) if name in relevant), 0.0)

@@ -149,7 +149,7 @@ def scores(
     ranked: Mapping[str, Sequence[str]], given: "Inputs", queries: Sequence[str], depths: Sequence[int]
 ) -> "Scores":
     """Means over these queries."""
-    from cli.embedding.metrics import ndcg, recall, reciprocal_rank
+    from jobs.retrieval.metrics import ndcg, recall, reciprocal_rank
 
     judged = [(ranked[query], given.judgements[query]) for query in queries]
     found = {f"recall@{k}": statistics.fmean(recall(*pair, k) for pair in judged) for k in depths}

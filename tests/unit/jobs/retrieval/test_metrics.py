@@ -1,14 +1,12 @@
-"""The arithmetic of a comparison: by hand, by brute force, and as trec_eval counts."""
+"""Test the measures of rankings: by hand, as trec_eval counts, and two lists against each other."""
 
 import math
 import random
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pytest
 
-from cli.embedding import metrics, ranking
-from cli.embedding.ranking import Nearest
+from jobs.retrieval import metrics
 
 GRADES = {"a": 3, "b": 2, "c": 0, "d": 1, "e": -1}
 LOG3 = math.log2(3)
@@ -57,33 +55,39 @@ def test_metrics_are_trec_evals_on_rankings_at_random() -> None:
             assert (metrics.recall(ranked, grades, most), metrics.ndcg(ranked, grades, most)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 500])
-def test_nearest_of_blocks_are_those_of_the_whole(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "_QUERIES", 5)
-    chance = np.random.default_rng(3)
-    queries = chance.normal(size=(13, 16)).astype(np.float32)
-    texts = chance.normal(size=(300, 16)).astype(np.float32)
-    nearest = Nearest(queries, 20)
-
-    for at in range(0, len(texts), block):
-        nearest.add(texts[at : at + block])
-
-    lengths = [np.linalg.norm(texts, axis=1), np.linalg.norm(queries, axis=1)]
-    cosines = (queries @ texts.T).astype(np.float64) / np.outer(lengths[1], lengths[0])
-    found = nearest.places()
-    for row, places in zip(cosines, found, strict=True):
-        assert len(set(places)) == 20
-        assert row[places] == pytest.approx(sorted(row, reverse=True)[:20], abs=1e-6)
-        assert list(row[places]) == pytest.approx(sorted(row[places], reverse=True), abs=1e-6)
+@pytest.mark.parametrize(
+    ("one", "other", "share", "correlation"),
+    [
+        ("abc", "abc", 1.0, 1.0),
+        ("abc", "cba", 1.0, -1.0),
+        ("abcd", "abdc", 1.0, 0.8),
+        ("abc", "bxc", 2 / 3, 1.0),
+        ("abc", "xay", 1 / 3, None),
+        ("abcd", "ab", 0.5, 1.0),
+        ("abc", "", 0.0, None),
+        ("", "", 1.0, None),
+    ],
+)
+def test_two_lists_are_alike(one: str, other: str, share: float, correlation: float | None) -> None:
+    assert metrics.overlap(one, other) == pytest.approx(share)
+    assert metrics.rank_correlation(one, other) == (None if correlation is None else pytest.approx(correlation))
 
 
-def test_of_equals_the_earlier_comes_first_and_few_texts_are_all_there_are() -> None:
-    nearest = Nearest(np.asarray([[1, 0]], np.float32), 4)
+@pytest.mark.parametrize(
+    ("found", "relevant", "recall", "ndcg", "reciprocal"),
+    [
+        ("abc", "a", 1.0, 1.0, 1.0),
+        ("abc", "b", 1.0, 1 / math.log2(3), 0.5),
+        ("abc", "ax", 0.5, 1 / (1 + 1 / math.log2(3)), 1.0),
+        ("abc", "xy", 0.0, 0.0, 0.0),
+        ("", "a", 0.0, 0.0, 0.0),
+        ("abc", "bc", 1.0, (1 / math.log2(3) + 0.5) / (1 + 1 / math.log2(3)), 0.5),
+        ("abc", "abcdef", 0.5, 1.0, 1.0),  # three places hold no more than three
+    ],
+)
+def test_a_list_is_judged(found: str, relevant: str, recall: float, ndcg: float, reciprocal: float) -> None:
+    grades = dict.fromkeys(relevant, 1)
 
-    nearest.add(np.asarray([[0, 1], [1, 0]], np.float32))
-    nearest.add(np.asarray([[2, 0], [0, 0], [1, 0]], np.float32))
-
-    assert nearest.places() == [[1, 2, 4, 0]]
-    few = Nearest(np.asarray([[1, 0]], np.float32), 100)
-    few.add(np.asarray([[0, 1], [1, 0]], np.float32))
-    assert few.places() == [[1, 0]]
+    assert metrics.recall(found, grades, 3) == pytest.approx(recall)
+    assert metrics.ndcg(found, grades, 3) == pytest.approx(ndcg)
+    assert metrics.reciprocal_rank(found, grades, 3) == pytest.approx(reciprocal)
