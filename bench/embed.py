@@ -44,8 +44,7 @@ from jobs.settings import Settings
 from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Request
 from workers.engines.router import build
-from workers.retrieval.ingestion.embedding_answers import read_vectors
-from workers.retrieval.ingestion.index import TEXTS_AT_ONCE
+from workers.retrieval.ingestion.embedding import TEXTS_AT_ONCE, read_vectors
 
 _WARM = ["A sentence, so that the model has run once."]
 _MOST_TOKENS = 254  # what the model takes, without its special tokens: encode() would cut, we refuse

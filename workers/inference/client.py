@@ -35,7 +35,7 @@ from jobs.retrieval.tables import VectorStore
 from workers.engines.port import Answer, Emit, Engine, EngineBusy, EngineFault, Request, Usage, refusal
 from workers.engines.wire import usage_of
 from workers.middleware.context_strategies import Vectors
-from workers.retrieval.ingestion.embedding_answers import Unusable, read_vectors
+from workers.retrieval.ingestion.embedding import Unusable, read_vectors
 from workers.runtime.context import Context
 from workers.vectors.base import Vector
 

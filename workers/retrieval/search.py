@@ -40,9 +40,8 @@ from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.engines.refusals import is_too_long
 from workers.retrieval.ingestion import embedding_model
-from workers.retrieval.ingestion.embedding_answers import Unusable, read_vectors
+from workers.retrieval.ingestion.embedding import DIFFERENT, Unusable, read_vectors
 from workers.retrieval.ingestion.embedding_model import NoTokenizer, Prompt, TokenizerAway
-from workers.retrieval.ingestion.index import DIFFERENT
 from workers.retrieval.lexical import distinct
 from workers.retrieval.reranking import Reranking
 from workers.runtime.context import Context

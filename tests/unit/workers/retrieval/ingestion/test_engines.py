@@ -10,7 +10,7 @@ from jobs.retrieval.documents import Document
 from jobs.retrieval.tables import VectorStore
 from tests.support.ingesting import DIMENSIONS, Killed, Works, refuses
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal, unknown_model
-from workers.retrieval.ingestion import index
+from workers.retrieval.ingestion import embedding
 from workers.retrieval.parsing.parser import Cutting
 from workers.vectors.base import VectorsAway
 
@@ -94,7 +94,7 @@ def test_an_engine_that_refuses_everybody_is_waited_for(mill: Works, answer: Ans
 
 
 def test_a_key_that_is_revoked_in_the_middle_fails_no_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(embedding, "TEXTS_AT_ONCE", 2)
     store = mill.store()
     batch = mill.batch(store, mill.upload(PROSE), mill.upload(OTHER), mill.upload(POISON))
     mill.drive(until="index")

@@ -18,7 +18,7 @@ from jobs.retrieval import attachments
 from jobs.retrieval.tables import VectorRemoval
 from jobs.webhooks.tables import Delivery, Event
 from tests.support.ingesting import DIMENSIONS, Works
-from workers.retrieval.ingestion import index
+from workers.retrieval.ingestion import embedding
 from workers.retrieval.ingestion import purge as purging
 from workers.retrieval.ingestion.purge import purge
 
@@ -349,7 +349,7 @@ def test_a_text_that_another_store_of_the_project_has_is_not_embedded_again(both
 def test_what_any_store_of_the_project_has_in_a_file_is_not_embedded_again(
     both: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "STORES_LOOKED_AT", 1)
+    monkeypatch.setattr(embedding, "STORES_LOOKED_AT", 1)
     first = both.store()
     both.attach(first, both.upload(PROSE))
     both.drive()
