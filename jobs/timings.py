@@ -18,3 +18,7 @@ class Timings:
     interactive_take: float = 1.0  # that Redis may wait for the next request of a queue
     interactive_retry: float = 1.0  # until a server that was away is asked again
     interactive_limit_look: float = 0.05  # between looks at a limit that is reached and may rise
+
+    # workers.retrieval
+    sync_shift: float = 30.0  # of one sync in one go: others wait for this process
+    source_settled: float = 2.0  # a file that changed so lately may change again without looking different

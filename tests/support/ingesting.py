@@ -36,6 +36,7 @@ from jobs.retrieval.attachments import version_of
 from jobs.retrieval.searches import Found, Search
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
+from jobs.timings import Timings
 from jobs.webhooks.tables import Event
 from tests.support.web import make_key, running_app
 from workers.batches.finishing import finish
@@ -360,7 +361,9 @@ def refuses(word: str, answer: Answer | BaseException | None = None) -> Fault:
 
 
 @contextmanager
-def works(folder: Path, url: str, vectors: Vectors, parser: Parser, **settings: Any) -> Iterator[Works]:
+def works(
+    folder: Path, url: str, vectors: Vectors, parser: Parser, timings: Timings | None = None, **settings: Any
+) -> Iterator[Works]:
     """A deployment over a migrated database."""
     given = {"min_free_bytes": 0, **settings}
     reaper = Reaper()
@@ -371,7 +374,8 @@ def works(folder: Path, url: str, vectors: Vectors, parser: Parser, **settings: 
     host.start()
     keeper = Keeper(db, _worker, beat_seconds=60, stop=threading.Event())
     config = Settings(data_dir=folder, database_url=url, **given)
-    context = Context(config, db, storage, "w", threading.Event(), Standing(), keeper, Models(config), Given(watched))
+    parts = config, db, storage, "w", threading.Event(), Standing(), keeper, Models(config), Given(watched)
+    context = Context(*parts, timings or Timings())
     with running_app(folder, url, **given) as app:
         api, stranger = _client(app), _client(app, "another")
         searching = Searching(context, host, Reranking(context, host, Queue.EMBED))

@@ -23,17 +23,19 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # of a pipe it must not wait for a writer
 #: What a step down says that has become a link, a file, or nothing.
 _MOVED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-#: A file that changed so lately may change again without looking different.
-_SETTLED_SECONDS: Final = 2.0
 _LISTINGS: Final = 3  # at most, where folders move meanwhile
 
 
 class Folder:
-    """The files below a folder that match a pattern; hidden ones are none."""
+    """The files below a folder that match a pattern; hidden ones are none.
 
-    def __init__(self, roots: Sequence[str], own: Sequence[Path], path: str, glob: str) -> None:
+    A file that changed less than `settled` seconds ago has no fingerprint.
+    """
+
+    def __init__(self, roots: Sequence[str], own: Sequence[Path], path: str, glob: str, settled: float) -> None:
         self._roots, self._own, self._path = roots, own, Path(path)
         self._pattern = tuple(glob.split("/"))
+        self._settled = settled
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
         for _ in range(_LISTINGS):
@@ -51,7 +53,7 @@ class Folder:
             while waiting:
                 look()
                 parts = waiting.pop()
-                for name, is_folder, entry in _scan(top, parts, self._pattern, passed_over):
+                for name, is_folder, entry in self._scan(top, parts, passed_over):
                     if is_folder:
                         waiting.append((*parts, name))
                     elif entry is not None:
@@ -71,7 +73,7 @@ class Folder:
                 facts = os.fstat(file.fileno())
                 if not stat.S_ISREG(facts.st_mode):
                     raise ItemFailed("not_a_file", "It is no ordinary file.")
-                if known is not None and fingerprint(facts) == known:
+                if known is not None and self._fingerprint(facts) == known:
                     return None
                 while chunk := file.read(CHUNK):
                     take(chunk)
@@ -79,7 +81,48 @@ class Folder:
             raise ItemFailed(error.code, error.message) from error
         except OSError as error:
             raise ItemFailed("not_readable", f"It cannot be read: {error.strerror}.") from error
-        return Fetched(fingerprint(facts), entry.filename)
+        return Fetched(self._fingerprint(facts), entry.filename)
+
+    def _scan(
+        self, top: int, parts: tuple[str, ...], passed_over: list[tuple[str, ...]]
+    ) -> Iterator[tuple[str, bool, Entry | None]]:
+        """Yield the names in one folder: whether each is a folder, and the entry of a file that is wanted.
+
+        A folder that is gone, or put away, since its parent was read is passed over. Raises: SourceAway.
+        """
+        with _ours():
+            try:
+                with _step(top, parts) as descriptor, os.scandir(descriptor) as names:
+                    for one in names:
+                        if not one.name.startswith("."):
+                            yield self._judge(one, parts)
+            except OSError as error:
+                if not parts or error.errno not in _MOVED:
+                    raise
+                passed_over.append(parts)
+
+    def _judge(self, one: "os.DirEntry[str]", parts: tuple[str, ...]) -> tuple[str, bool, Entry | None]:
+        if one.is_dir(follow_symlinks=False):
+            return one.name, True, None
+        if not one.is_file(follow_symlinks=False) or not matches(self._pattern, (*parts, one.name)):
+            return one.name, False, None
+        key = "/".join((*parts, one.name))
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            told = key.encode(errors="backslashreplace").decode()  # two names stay two
+            return one.name, False, Entry(told, named(told), fault=ItemFailed("bad_name", "Its name is not UTF-8."))
+        try:
+            facts = one.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return one.name, False, None
+        return one.name, False, Entry(key, named(key), self._fingerprint(facts), facts.st_size)
+
+    def _fingerprint(self, facts: os.stat_result) -> dict[str, Any] | None:
+        """Return None while the file is so new that another change might not show."""
+        if abs(time.time() - facts.st_ctime) < self._settled:
+            return None
+        return {"size": facts.st_size, "mtime": facts.st_mtime_ns, "ctime": facts.st_ctime_ns}
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -121,50 +164,6 @@ def _step(top: int, parts: Sequence[str]) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _scan(
-    top: int, parts: tuple[str, ...], pattern: tuple[str, ...], passed_over: list[tuple[str, ...]]
-) -> Iterator[tuple[str, bool, Entry | None]]:
-    """The names in one folder: whether each is a folder, and the entry of a file that is wanted. Raises SourceAway.
-
-    One that is gone, or put away, since its parent was read is passed over.
-    """
-    with _ours():
-        try:
-            with _step(top, parts) as descriptor, os.scandir(descriptor) as names:
-                for one in names:
-                    if not one.name.startswith("."):
-                        yield _judge(one, parts, pattern)
-        except OSError as error:
-            if not parts or error.errno not in _MOVED:
-                raise
-            passed_over.append(parts)
-
-
-def _judge(one: "os.DirEntry[str]", parts: tuple[str, ...], pattern: tuple[str, ...]) -> tuple[str, bool, Entry | None]:
-    if one.is_dir(follow_symlinks=False):
-        return one.name, True, None
-    if not one.is_file(follow_symlinks=False) or not matches(pattern, (*parts, one.name)):
-        return one.name, False, None
-    key = "/".join((*parts, one.name))
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        told = key.encode(errors="backslashreplace").decode()  # two names stay two
-        return one.name, False, Entry(told, named(told), fault=ItemFailed("bad_name", "Its name is not UTF-8."))
-    try:
-        facts = one.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return one.name, False, None
-    return one.name, False, Entry(key, named(key), fingerprint(facts), facts.st_size)
-
-
-def fingerprint(facts: os.stat_result) -> dict[str, Any] | None:
-    """None while the file is so new that another change might not show."""
-    if abs(time.time() - facts.st_ctime) < _SETTLED_SECONDS:
-        return None
-    return {"size": facts.st_size, "mtime": facts.st_mtime_ns, "ctime": facts.st_ctime_ns}
 
 
 def matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:

@@ -35,7 +35,6 @@ from jobs.retrieval.attachments import Attachment, is_over
 from jobs.retrieval.documents import PARTLY
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, told
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
-from jobs.settings import Settings
 from jobs.usage import stored_bytes
 from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone, Place, SourceAway
 from workers.retrieval.sources.bucket import Bucket
@@ -249,19 +248,20 @@ def path_of(file_id: str) -> str:
 # ── where its items come from ──
 
 
-def open_place(config: Settings, source: Source) -> Place:
-    """What the operator allows is asked anew each time something is read."""
+def open_place(context: Context, source: Source) -> Place:
+    """Return the place that a source's row means; what the operator allows is asked anew at each reading."""
+    config, spec = context.config, source.spec
     if source.type == "folder":
-        return Folder(config.source_folders, config.own_folders, source.spec["path"], source.spec["glob"])
+        settled = context.timings.source_settled
+        return Folder(config.source_folders, config.own_folders, spec["path"], spec["glob"], settled)
     if source.type == "s3":
-        return Bucket(config.source_s3, source.spec["prefix"], {})
-    return Pages(tuple(source.spec["urls"]), config.source_fetch_seconds, config.source_allow_private)
+        return Bucket(config.source_s3, spec["prefix"], {})
+    return Pages(tuple(spec["urls"]), config.source_fetch_seconds, config.source_allow_private)
 
 
 # ── the sync ──
 
 log = logging.getLogger(__name__)
-_SHIFT_SECONDS: Final = 30.0  # of one sync in one go: others wait for this process
 _PASSING: Final = "server_error"  # the code of a file that failed through no fault of its own
 
 
@@ -320,7 +320,7 @@ class _Sync:
         self.hold = hold
         self.book = book
         self.source = book.source
-        self.place = open_place(context.config, book.source)
+        self.place = open_place(context, book.source)
         self.again = bool(book.claim.job.payload.get("again"))
         self.began = time.monotonic()
         self.seen = self.failed = 0
@@ -376,7 +376,7 @@ class _Sync:
         for name, entry in entries.items():
             self._look()
             self._item(entry, known.get(name))
-            if self.book.written and time.monotonic() - self.began > _SHIFT_SECONDS:
+            if self.book.written and time.monotonic() - self.began > self.context.timings.sync_shift:
                 raise Abandoned
 
     def _known(self, digests: list[str]) -> dict[str, _Known]:

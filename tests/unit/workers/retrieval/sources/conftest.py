@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from jobs.db.engine import Database
+from jobs.timings import Timings
 from tests.support.ingesting import Works, works
 from tests.support.services import S3, need
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, write
 from workers.retrieval.parsing.parser import Limits, Parser
-from workers.retrieval.sources import folder
 from workers.vectors.open_vectors import open_vectors
 
 
@@ -25,9 +25,8 @@ def parser() -> Iterator[Parser]:
 
 
 @pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the server; what is in it looks old enough to be told by its looks."""
-    monkeypatch.setattr(folder, "_SETTLED_SECONDS", -1.0)
+def library(tmp_path: Path) -> Path:
+    """A folder of the server."""
     for name, text in TEXTS.items():
         write(tmp_path / "library" / name, text)
     return tmp_path / "library"
@@ -47,12 +46,16 @@ def each(db: Database, tmp_path: Path, parser: Parser, library: Path) -> Iterato
         yield mill
 
 
+#: A file looks old enough to be told by its looks as soon as it is written.
+TIMINGS = Timings(source_settled=-1.0)
+
+
 @contextmanager
 def running(db: Database, folder: Path, parser: Parser, library: Path, **more: Any) -> Iterator[Works]:
     settings: dict[str, Any] = {"source_folders": (str(library),), "source_s3": (f"s3://{S3.bucket}/library",)}
     settings |= {"source_allow_private": True, "source_max_items": 10}
     settings |= {"ingest_shard_files": 3, "source_fetch_seconds": 2}
-    with works(folder / "data", db.url, open_vectors("memory:", folder), parser, **settings, **more) as mill:
+    with works(folder / "data", db.url, open_vectors("memory:", folder), parser, TIMINGS, **settings, **more) as mill:
         yield mill
 
 

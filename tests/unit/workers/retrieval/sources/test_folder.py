@@ -8,7 +8,6 @@ import pytest
 
 from jobs.errors import InvalidRequest
 from jobs.retrieval import source_locations
-from workers.retrieval.sources import folder
 from workers.retrieval.sources.base import Entry, ItemFailed, SourceAway, named
 from workers.retrieval.sources.folder import Folder, matches
 
@@ -22,8 +21,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "allowed"
 
 
-def place(root: Path, glob: str = "**/*") -> Folder:
-    return Folder((str(root),), (root.parent / "data",), str(root / "docs"), glob)
+def place(root: Path, glob: str = "**/*", settled: float = 2.0) -> Folder:
+    return Folder((str(root),), (root.parent / "data",), str(root / "docs"), glob, settled)
 
 
 def listed(where: Folder) -> set[str]:
@@ -104,7 +103,7 @@ def test_a_source_s_folder_that_becomes_a_link_is_away(root: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("roots", [(), ("/nowhere",)])
 def test_what_the_operator_allows_no_more_is_not_read(root: Path, roots: tuple[str, ...]) -> None:
-    where = Folder(roots, (), str(root / "docs"), "**/*")
+    where = Folder(roots, (), str(root / "docs"), "**/*", 2.0)
 
     with pytest.raises(SourceAway, match="does not allow"):
         listed(where)
@@ -128,7 +127,7 @@ def test_a_folder_is_allowed_where_it_really_lies(root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("own", ["", "docs", "docs/deep", "..", "to-deep"])
 def test_a_folder_that_contains_the_servers_own_or_lies_in_it_is_not_read(root: Path, own: str) -> None:
     (root / "to-deep").symlink_to(root / "docs/deep")
-    where = Folder((str(root),), (root / "elsewhere", root / own), str(root / "docs"), "**/*")
+    where = Folder((str(root),), (root / "elsewhere", root / own), str(root / "docs"), "**/*", 2.0)
 
     with pytest.raises(SourceAway, match="does not allow") as away:
         listed(where)
@@ -151,17 +150,17 @@ def test_names_that_are_not_utf8_fail_each_alone(root: Path) -> None:
     assert keys == {"\\udcfe.txt", "\\udcff.txt"}
 
 
-def test_a_fingerprint_tells_a_change_and_a_fresh_file_has_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fingerprint_tells_a_change_and_a_fresh_file_has_none(root: Path) -> None:
     [fresh] = [entry for entry in place(root).entries(9, bool) if entry.key == "a.md"]
     assert fresh.fingerprint is None
-    monkeypatch.setattr(folder, "_SETTLED_SECONDS", -1.0)
-    [before] = [entry for entry in place(root).entries(9, bool) if entry.key == "a.md"]
+    there = place(root, settled=-1.0)
+    [before] = [entry for entry in there.entries(9, bool) if entry.key == "a.md"]
 
-    assert place(root).fetch(before, before.fingerprint, bytes) is None
+    assert there.fetch(before, before.fingerprint, bytes) is None
     (root / "docs/a.md").write_text("b")
     os.utime(root / "docs/a.md", ns=(0, int(str((before.fingerprint or {})["mtime"]))))  # as if nothing had been
 
-    [after] = [entry for entry in place(root).entries(9, bool) if entry.key == "a.md"]
+    [after] = [entry for entry in there.entries(9, bool) if entry.key == "a.md"]
     assert after.fingerprint != before.fingerprint
 
 
@@ -196,14 +195,14 @@ def test_a_folder_that_goes_while_it_is_listed_is_passed_over_and_the_whole_one_
 
     gone: list[tuple[str, ...]] = []
 
-    assert [name for name, _, _ in folder._scan(top, ("deep",), ("**",), gone)] == ["b.txt"]
+    assert [name for name, _, _ in place(root, "**")._scan(top, ("deep",), gone)] == ["b.txt"]
     assert gone == []
     for name in ("none", "a.md"):
-        assert list(folder._scan(top, (name,), ("**",), gone)) == []
+        assert list(place(root, "**")._scan(top, (name,), gone)) == []
     assert gone == [("none",), ("a.md",)]
     os.close(top)
     with pytest.raises(SourceAway):
-        list(folder._scan(top, (), ("**",), gone))
+        list(place(root, "**")._scan(top, (), gone))
 
 
 @pytest.mark.parametrize("moves", [1, 9])

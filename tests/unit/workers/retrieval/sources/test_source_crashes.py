@@ -4,6 +4,7 @@ import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jobs.ledger.tables import Job
 from tests.support.ingesting import Killed, Works
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
-from workers.retrieval.sources import folder, syncing
+from workers.retrieval.sources import folder
 from workers.retrieval.sources.base import Entry
 
 
@@ -81,10 +82,8 @@ def test_a_commit_whose_answer_was_lost_counts_once(each: Works, library: Path) 
     assert_mirrors(source, {"a.txt": "apricot", "b/c/pear.html": TEXTS["b/c/pear.html"]})
 
 
-def test_a_long_sync_lets_others_have_the_process_and_goes_on(
-    mill: Works, library: Path, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(syncing, "_SHIFT_SECONDS", -1.0)
+def test_a_long_sync_lets_others_have_the_process_and_goes_on(mill: Works, library: Path, site: Site) -> None:
+    mill.context = replace(mill.context, timings=replace(mill.context.timings, sync_shift=-1.0))
     source = of_folder(mill, library)
     assert source.counts() == [3, 3, 0, 0, 0, 0]
     assert_mirrors(source, TEXTS)
