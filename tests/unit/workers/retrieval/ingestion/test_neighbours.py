@@ -36,7 +36,7 @@ def once(real: Callable[..., Any], error: Exception) -> Callable[..., Any]:
 def test_a_database_that_is_away_fails_no_file(mill: Works, monkeypatch: pytest.MonkeyPatch) -> None:
     store, file = mill.store(), mill.upload(PROSE)
     mill.attach(store, file)
-    monkeypatch.setattr(parse.chunk_options, "cutting_of", once(parse.chunk_options.cutting_of, DatabaseBusy()))
+    monkeypatch.setattr(parse.embedding_model, "cutting_of", once(parse.embedding_model.cutting_of, DatabaseBusy()))
 
     mill.drive()
 
