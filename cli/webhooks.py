@@ -42,7 +42,7 @@ def listen(
         receiver.run(secret, count)
         return
     from cli.server import connect
-    from jobs.ledger.payloads import EVENT_TYPES
+    from jobs.known_kinds import EVENT_TYPES
 
     wanted = {"name": "nightmill webhooks listen", "url": receiver.url, "event_types": list(EVENT_TYPES)}
     with connect(url, api_key, data_dir) as server:

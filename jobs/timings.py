@@ -22,3 +22,8 @@ class Timings:
     # workers.retrieval
     sync_shift: float = 30.0  # of one sync in one go: others wait for this process
     source_settled: float = 2.0  # a file that changed so lately may change again without looking different
+
+    # workers/lifecycle
+    storage_retry: float = 10.0  # before what could not be stored is tried again
+    database_retry: float = 5.0  # before a database that could not be read is read again
+    admission_retry: float = 1.0  # before a shard for which there is no room is published again

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
 from jobs.bootstrap import migrate
 from jobs.db.engine import Database
 from jobs.platform.storage import DiskStorage

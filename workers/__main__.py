@@ -81,8 +81,9 @@ def _cpu(config: Settings) -> None:
 def _threads(config: Settings, pool: Pool) -> None:
     context = build(config, pool)
     context.keeper.listen = partial(_consume, pool.name, pool.queues)
-    tasks.furnish(context)
-    _work(celery_app.build(config, threads=True), pool.name, pool.queues, ["--concurrency=4"])
+    app = celery_app.build(config, threads=True)
+    tasks.furnish(app, tasks.Process(context))
+    _work(app, pool.name, pool.queues, ["--concurrency=4"])
     context.keeper.leave()
 
 
@@ -128,11 +129,11 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     )
     keeper.listen = partial(_listen, consumer, name, pool.queues)
     admission = Admission(pool.slots)
-    tasks.furnish(context, host, admission)
     reloading = Reloading(context, host, engine, queue, others, partial(os.kill, os.getpid(), signal.SIGTERM))
     bring_up = partial(_bring_up, context, host, engine, consumer, reloading.look, warden)
     threading.Thread(target=bring_up, name="engine-start", daemon=True).start()
     app = celery_app.build(config, (queue,), threads=True)
+    tasks.furnish(app, tasks.Process(context, tasks.Engine(host, admission)))
     _work(app, name, pool.queues, [f"--concurrency={admission.threads}"])
     context.keeper.leave()
     with suppress(TimeoutError):

@@ -20,20 +20,19 @@ from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Page, find, page
 from api.http.space import check_not_full, count_if_due
 from api.webhooks.queries import Hook, JobWebhook, check_webhook, told
+from jobs.batches import batches
 from jobs.batches.batches import BatchRequest, job_of
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest, NotFound
 from jobs.files.tables import File
 from jobs.ledger import ledger
 from jobs.ledger.dependencies import predecessors
-from jobs.ledger.payloads import ENDPOINTS
 from jobs.ledger.progress import Totals, totals
 from jobs.ledger.tables import Job
 
 router = resource("Batches")
 
 Endpoint = Literal["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions", "/v1/rerank"]
-_KINDS = frozenset(ENDPOINTS.values())
 
 
 class BatchFields(Body):
@@ -123,7 +122,7 @@ def _shown(session: Session, job: Job) -> Batch:
 
 
 def batches_of(call: CallContext) -> Select[Job]:
-    return select(Job).where(Job.project_id == call.project_id, Job.kind.in_(_KINDS))
+    return select(Job).where(Job.project_id == call.project_id, Job.kind.in_(batches.NAMES))
 
 
 def get_batch(session: Session, call: CallContext, batch_id: str) -> Job:

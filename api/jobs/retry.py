@@ -3,7 +3,9 @@
 Which lines those are is found when the new job is planned.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import select
@@ -14,19 +16,19 @@ from api.deps import CallContext
 from api.files.queries import visible
 from api.http.space import check_not_full
 from api.retrieval.queries import get_store
-from jobs.batches import lines, retries
+from jobs.batches import batches, lines, retries
+from jobs.batches.batches import Batch
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.files.tables import File
 from jobs.ids import new_id
-from jobs.inference import responses
-from jobs.ledger import ledger
-from jobs.ledger.payloads import FILE_BATCH, INGESTION, Batch, index_of
+from jobs.ledger import kinds, ledger
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
 from jobs.retrieval import attachments, ingestions, reindexing
 from jobs.retrieval.attachments import Attachment
-from jobs.retrieval.ingestions import SINGLE
+from jobs.retrieval.indexes import index_of
+from jobs.retrieval.ingestions import FILE_BATCH, SINGLE
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
 #: Of a job, those of the jobs that it retries with them: they are read with each of its shards.
@@ -34,35 +36,40 @@ MAX_OVERRIDES_BYTES = 65_536
 _COPIED = ("kind", "endpoint", "input_file_id", "webhook_url", "webhook_secret")
 
 
-def again(
-    session: Session,
-    call: CallContext,
-    old: Job,
-    key: str | None,
-    overrides: dict[str, Any],
-    window: str | None,
-    priority: int | None,
-) -> Job:
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What the new job does otherwise than the old one. `key` is its idempotency key."""
+
+    key: str | None
+    overrides: dict[str, Any]
+    window: str | None
+    priority: int | None
+
+
+def again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
     """Submit the retry of an ended job, in the caller's transaction."""
     _check(old)
     check_not_full(session, call)
-    if old.kind == INGESTION:
-        return _files_again(session, call, old, key)
+    return AGAIN[old.kind](session, call, old, changes)
+
+
+def _lines_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
+    """Submit a batch over the same input, for the lines that failed or are missing."""
     _check_known(session, old)
-    created_at, window = now(), window or old.window
+    created_at, window = now(), changes.window or old.window
     payload = Batch.model_validate(old.payload)
-    overrides = {**payload.overrides, **overrides}
+    overrides = {**payload.overrides, **changes.overrides}
     _check_overrides(overrides, old.endpoint)
     job = Job(
-        id=new_id("batch_"),
+        id=new_id(batches.PREFIX),
         project_id=call.project_id,
         input_path=_input(session, call, old).path,
         payload=payload.model_copy(update={"overrides": overrides}).model_dump(mode="json"),
-        priority=old.priority if priority is None else priority,
+        priority=old.priority if changes.priority is None else changes.priority,
         window=window,
         created_at=created_at,
         deadline=created_at + seconds(window, call.config),
-        idempotency_key=key,
+        idempotency_key=changes.key,
         retry_of=old.id,
         request_id=call.request_id,
         **{name: getattr(old, name) for name in _COPIED},
@@ -73,8 +80,8 @@ def again(
 
 
 def _check(old: Job) -> None:
-    if old.kind == responses.KIND:
-        raise InvalidRequest("A response is not retried: ask for another.", code="nothing_to_retry")
+    if not kinds.of(old.kind).retryable:
+        raise InvalidRequest(f"A {old.kind} is not retried: ask for another.", code="nothing_to_retry")
     if old.state not in TERMINAL:
         raise Conflict(f"Job '{old.id}' has not ended: it is {old.state}.", code="invalid_state")
     if old.state == JobState.SUCCEEDED and not old.failed:
@@ -108,8 +115,8 @@ def _invalid(name: str, message: str, code: str) -> InvalidRequest:
     return InvalidRequest(message, param=f"overrides.{name}", code=code)
 
 
-def _files_again(session: Session, call: CallContext, old: Job, key: str | None) -> Job:
-    """The files of an ingestion that failed or were not come to, unless they were attached anew since."""
+def _files_again(session: Session, call: CallContext, old: Job, changes: Changes) -> Job:
+    """Submit the files of an ingestion that failed or were not come to, unless they were attached anew since."""
     store = get_store(session, call, old.payload["store_id"], alive=True, lock=True)
     beside = bool(old.payload.get("beside"))
     index = session.get(VectorStore, index_of(old.payload) if beside else store.current_id)
@@ -122,7 +129,7 @@ def _files_again(session: Session, call: CallContext, old: Job, key: str | None)
     if index is None or not files:
         raise InvalidRequest(f"No file of job '{old.id}' is left to be brought in.", code="nothing_to_retry")
     prefix = FILE_BATCH if old.id.startswith(FILE_BATCH) else SINGLE
-    facts = {"idempotency_key": key, "request_id": call.request_id, "retry_of": old.id}
+    facts = {"idempotency_key": changes.key, "request_id": call.request_id, "retry_of": old.id}
     facts |= {"webhook_url": old.webhook_url, "webhook_secret": old.webhook_secret}
     job = ingestions.into(session, index, files, actor=call.actor, prefix=prefix, beside=beside, **facts)
     if source_id := old.payload.get("source_id"):  # it may have ended before the other indexes had any of it
@@ -136,3 +143,10 @@ def _input(session: Session, call: CallContext, old: Job) -> File:
         message = f"The input file '{old.input_file_id}' of job '{old.id}' is gone."
         raise InvalidRequest(message, param="input_file_id", code="input_file_gone")
     return file
+
+
+#: How jobs of each kind that may be retried are.
+AGAIN: Final[dict[str, Callable[[Session, CallContext, Job, Changes], Job]]] = {
+    **dict.fromkeys(batches.NAMES, _lines_again),
+    ingestions.NAME: _files_again,
+}

@@ -14,15 +14,14 @@ from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, find, labelled, page
 from api.http.space import count_if_due
-from api.jobs.retry import again
+from api.jobs.retry import Changes, again
 from api.jobs.schemas import JobEvent, JobGraph, JobObject, show_event, show_graph, show_job
 from api.jobs.streams import event_stream, result_stream
 from api.shares import run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
 from jobs.errors import Conflict, InvalidRequest, NotFound
-from jobs.ledger import dependencies, events, ledger
-from jobs.ledger.payloads import INGESTION
+from jobs.ledger import dependencies, events, kinds, ledger
 from jobs.ledger.progress import outcomes, pace, queue_position, totals, worked_seconds
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -147,8 +146,8 @@ async def job_results(
     def look() -> None:
         with call.db.read() as session:
             job = get_job(session, call, job_id)
-        if job.kind == INGESTION:
-            message = "An ingestion has no lines: its results are the files of its vector store."
+        if not kinds.of(job.kind).has_lines:
+            message = f"A job of kind '{job.kind}' has no lines that could be read."
             raise InvalidRequest(message, param="job_id", code="no_results")
 
     await run_in_threadpool(look)
@@ -188,7 +187,8 @@ def retry_job(call: Call, once: Idempotent, job_id: str, body: RetryJob | None =
 
     def make(session: Session) -> JobObject:
         old = get_job(session, call, job_id)
-        job = again(session, call, old, once.key, wanted.overrides, wanted.completion_window, wanted.priority)
+        changes = Changes(once.key, wanted.overrides, wanted.completion_window, wanted.priority)
+        job = again(session, call, old, changes)
         return _shown(session, job)
 
     count_if_due(call)

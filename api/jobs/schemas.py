@@ -7,9 +7,9 @@ from pydantic import BaseModel
 
 from api.batches.schemas import STATUS, BatchErrors, Usage, show_errors, show_usage
 from api.http.fields import waiting_for, when
-from jobs.ledger.payloads import INGESTION, index_of
 from jobs.ledger.progress import Pace, Totals
 from jobs.ledger.tables import Job
+from jobs.retrieval.indexes import index_of
 from jobs.webhooks.tables import Event
 
 
@@ -155,7 +155,7 @@ def show_job(
         outcomes=None if outcomes is None else _outcomes(outcomes),
         errors=show_errors(job.errors),
         vector_store_id=job.payload.get("store_id"),
-        vector_store_index_id=index_of(job.payload) if job.kind == INGESTION else None,
+        vector_store_index_id=index_of(job.payload) if "store_id" in job.payload else None,
         input_file_id=job.input_file_id,
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,

@@ -30,10 +30,12 @@ from api.webhooks.queries import JobWebhook, check_webhook, told
 from jobs.errors import Conflict, NotFound
 from jobs.ledger import ledger
 from jobs.ledger.dependencies import predecessors
-from jobs.ledger.payloads import FILE_BATCH, INGESTION, index_of
 from jobs.ledger.progress import totals
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
+from jobs.retrieval import ingestions
+from jobs.retrieval.indexes import index_of
+from jobs.retrieval.ingestions import FILE_BATCH
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 
 router: APIRouter = resource("Vector store file batches")
@@ -126,7 +128,7 @@ def _shown(session: Session, job: Job) -> FileBatchObject:
 
 
 def _get(session: Session, call: CallContext, store: VectorStore, file_batch_id: str) -> Job:
-    mine = Job.project_id == call.project_id, Job.kind == INGESTION, Job.id == file_batch_id
+    mine = Job.project_id == call.project_id, Job.kind == ingestions.NAME, Job.id == file_batch_id
     job = session.scalar(select(Job).where(*mine)) if file_batch_id.startswith(FILE_BATCH) else None
     if job is None or job.payload["store_id"] != store.id:
         raise NotFound(f"No file batch found with id '{clip(file_batch_id)}'.", param="batch_id")

@@ -31,8 +31,9 @@ from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.errors import Conflict, DatabaseBusy, InvalidRequest, NotFound
 from jobs.ids import new_id
-from jobs.ledger.payloads import EVENT_TYPES, FILE_BATCH
+from jobs.known_kinds import EVENT_TYPES
 from jobs.platform.url_guard import check_url, on_behalf_of
+from jobs.retrieval.ingestions import FILE_BATCH
 from jobs.security.tables import Project
 from jobs.webhooks import deliveries
 from jobs.webhooks.sending import body as body_of

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from jobs.batches.lines import Bad
 from jobs.files.tables import File
+from jobs.ledger import kinds
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
 
@@ -17,7 +18,7 @@ def queued_bytes(session: Session, project_id: str, besides: str | None = None) 
         select(func.sum(File.bytes))
         .join(Job, Job.input_file_id == File.id)
         .where(Job.project_id == project_id, Job.state.in_(LIVE), Job.in_progress_at.is_not(None))
-        .where(Job.id != (besides or ""))
+        .where(Job.id != (besides or ""), Job.kind.in_(kinds.names(lambda kind: kind.counted)))
     )
     return int(total or 0)
 

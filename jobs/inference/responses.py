@@ -9,9 +9,18 @@ from typing import Any, Final
 
 from jobs.clock import now
 from jobs.inference.stored import Kept
+from jobs.ledger.kinds import Kind, Payload
 from jobs.requests.endpoints import RESPONSES
 
 KIND: Final = "response"
+#: The terminal events of a response in the background. One that was cut short ends with `INCOMPLETE` instead.
+EVENTS: Final[dict[str, str]] = {
+    "succeeded": "response.completed",
+    "failed": "response.failed",
+    "expired": "response.failed",
+    "cancelled": "response.cancelled",
+}
+INCOMPLETE: Final = "response.incomplete"
 #: Where it is asked how long an input is.
 COUNT_URL: Final = f"{RESPONSES}/input_tokens"
 #: Of `include`: what the searches in files found. It is kept with a response in any case.
@@ -28,6 +37,15 @@ FINAL: Final = frozenset({"response.completed", "response.incomplete", "response
 _ATTEMPT: Final = 1_000_000
 #: What a response repeats of its request, and engines know nothing of.
 _ECHOED: Final = ("prompt_cache_key", "safety_identifier", "user")
+
+
+class Response(Payload):
+    """Answer the one line of the input. With `stream` its events are published while it is answered."""
+
+    stream: bool = False
+
+
+RESPONSE: Final = Kind(KIND, "resp_", Response, EVENTS, (INCOMPLETE,), counted=False, retryable=False)
 
 
 def numbered(epoch: int, n: int) -> int:

@@ -1,7 +1,7 @@
 """Events: one row each, feeding polling, SSE and webhooks. Written in the transaction of what happened."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import bindparam, insert, select
 from sqlalchemy.orm import Session
@@ -9,9 +9,12 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.base import table_of
 from jobs.ids import new_id
-from jobs.ledger.payloads import EVENT_TYPES
+from jobs.ledger import kinds
 from jobs.ledger.tables import Job
 from jobs.webhooks.tables import Delivery, Event, WebhookEndpoint
+
+#: Of no job: that webhooks may subscribe to beside those of `kinds.event_types`.
+OTHER_TYPES: Final = ("webhook_endpoint.disabled",)
 
 _INSERT = insert(table_of(Event))
 _ENABLED = select(WebhookEndpoint.id, WebhookEndpoint.event_types).where(
@@ -49,7 +52,8 @@ def fan_out(session: Session, event: Event, job: Job | None = None) -> None:
 
 def fan_out_all(session: Session, events: Sequence[Event], job: Job | None = None) -> None:
     """The same of several events, of one project."""
-    told = [event for event in events if event.type in EVENT_TYPES]
+    types = {*kinds.event_types(), *OTHER_TYPES}
+    told = [event for event in events if event.type in types]
     enabled = session.execute(_ENABLED, {"its_project": told[0].project_id}).all() if told else ()
     owed = []
     for event in told:

@@ -21,12 +21,10 @@ from jobs.clock import now
 from jobs.db.base import row_of
 from jobs.errors import Conflict, Fenced
 from jobs.files.tables import File
-from jobs.ledger import audit, dependencies, events, measures, outbox, pauses, statements
-from jobs.ledger.payloads import INGESTION, terminal_event
+from jobs.ledger import audit, dependencies, events, kinds, measures, outbox, pauses, statements
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import TOKENS, Job, Outbox, Shard
-from jobs.queues import Queue, Task
-from jobs.retrieval import attachments, source_items
+from jobs.queues import Task
 
 #: The column that is stamped on entering each state.
 STAMPS: dict[JobState, str] = {
@@ -53,8 +51,10 @@ class JobClaim:
 def submit(session: Session, job: Job, *, actor: str, after: Sequence[str] = ()) -> Job:
     """Add a new job, its first event, its audit row and its plan message, in the caller's transaction.
 
-    Without a message it waits until the jobs named in `after` have completed. Raises InvalidRequest for these.
+    Without a message it waits until the jobs named in `after` have completed.
+    Raises InvalidRequest for these, UnknownKind.
     """
+    kind = kinds.of(job.kind)
     job.state = JobState.QUEUED
     job.event_seq = 1
     session.add(job)
@@ -74,7 +74,7 @@ def submit(session: Session, job: Job, *, actor: str, after: Sequence[str] = ())
         job.waiting_for = dependencies.WAITING
         session.flush()
     else:
-        outbox.owe(session, job, Task.PLAN, Queue.PLAN)
+        outbox.owe(session, job, Task.PLAN, kind.plan_queue)
     return job
 
 
@@ -84,7 +84,7 @@ def release(session: Session, job_id: str) -> bool:
     if job is None or job.waiting_for != dependencies.WAITING or dependencies.is_open(session, job_id):
         return False
     wait_for(session, job_id, None)
-    outbox.owe(session, job, Task.PLAN, Queue.PLAN)
+    outbox.owe(session, job, Task.PLAN, kinds.lenient(job.kind).plan_queue)
     return True
 
 
@@ -172,6 +172,20 @@ def hold(session: Session, claim: JobClaim) -> None:
     """Prove, inside a transaction, that the claim is still ours. Raises Fenced."""
     if not beat(session, claim.job.id, claim.epoch, claim.worker_id):
         raise Fenced
+
+
+def stop(session: Session, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
+    """Stop some of what a claimed job that comes to this `end` will not make; return whether there may be more.
+
+    Another worker that follows a dead one finds what is left. Raises Fenced.
+    """
+    stopping = kinds.lenient(claim.job.kind).stop
+    if stopping is None:
+        return False
+    hold(session, claim)
+    job = lock(session, claim.job.id)
+    assert job is not None
+    return stopping(session, job, end, errors)
 
 
 def reads_from(session: Session, claim: JobClaim, path: str) -> None:
@@ -401,8 +415,10 @@ def _stop(session: Session, job_id: str, target: JobState, actor: str) -> Job:
 
 
 def _owe_own(session: Session, job: Job, delay: float) -> None:
-    task = Task.PLAN if job.state == JobState.QUEUED else Task.FINISH
-    outbox.owe(session, job, task, Queue.PLAN, delay=delay)
+    kind = kinds.lenient(job.kind)
+    planned = job.state == JobState.QUEUED
+    task, queue = (Task.PLAN, kind.plan_queue) if planned else (Task.FINISH, kind.finish_queue)
+    outbox.owe(session, job, task, queue, delay=delay)
 
 
 def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: str | None, event: str | None) -> None:
@@ -423,10 +439,10 @@ def _moved(session: Session, job: Job, source: JobState, *, actor: str, reason: 
             release(session, dependent_id)
     if target in TERMINAL:
         measures.ended(session, job)
-    if job.kind == INGESTION and target in TERMINAL:
-        attachments.ended(session, job)
-        source_items.ended(session, job)
-    _event(session, job, event or terminal_event(job.kind, job.id, target))
+    kind = kinds.lenient(job.kind)
+    if kind.ended and target in TERMINAL:
+        kind.ended(session, job)
+    _event(session, job, event or kind.event(job.id, target))
 
 
 def _event(session: Session, job: Job, kind: str) -> None:

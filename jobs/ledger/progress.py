@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, CompoundSelect, and_, distinct, func, or_,
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.ledger.payloads import INGESTION
+from jobs.ledger import kinds
 from jobs.ledger.states import TERMINAL, JobState, ShardState
 from jobs.ledger.tables import TOKENS, Job, Outbox, Outcome, Segment, Shard
 
@@ -103,9 +103,9 @@ def pace(session: Session, job: Job) -> Pace | None:
 def worked_seconds(session: Session, job: Job) -> float | None:
     """Since the first lines that were answered, or run, were begun: with all pauses since, but not what came before.
 
-    None before that, when its shards are no longer kept, and of an ingestion, whose parsing is another matter.
+    None before that, when its shards are no longer kept, and for a kind without lines, whose parsing is another matter.
     """
-    if job.kind == INGESTION:
+    if not kinds.lenient(job.kind).has_lines:
         return None
     begun = or_(Shard.done > 0, Shard.state == ShardState.RUNNING)
     started = session.scalar(select(func.min(Shard.started_at)).where(Shard.job_id == job.id, begun))

@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.base import row_of
 from jobs.errors import Fenced
-from jobs.ledger import ledger, measures, outbox, pauses, statements
+from jobs.ledger import kinds, ledger, measures, outbox, pauses, statements
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard
-from jobs.queues import Queue, Task
+from jobs.queues import Task
 
 #: A running shard. The state is a literal: with a parameter SQLite can't use the partial index.
 HELD = Shard.state == literal_column("'running'")
@@ -117,7 +117,7 @@ def claim(session: Session, job_id: str, n: int, worker_id: str, *, queue: str |
     job = ledger.lock(session, job_id)
     if job is None or job.state != JobState.RUNNING or pauses.refuses(session, Task.RUN, job, n, worker_id, queue):
         return None
-    outbox.settle(session, Task.RUN, job_id, n, queue or job.queue or Queue.GENERATE)
+    outbox.settle(session, Task.RUN, job_id, n, queue or job.queue or kinds.lenient(job.kind).run_queue)
     its: dict[str, Any] = {"its_job": job_id, "its_n": n}
     ours = {**its, "its_worker": worker_id, "at": now()}
     if queue is None:
@@ -257,7 +257,7 @@ def pass_on(session: Session, claim: ShardClaim) -> None:
     passed = session.execute(update(Shard).where(_mine(claim)).values(onward))
     if passed.rowcount == 1 and job is not None:  # type: ignore[attr-defined]
         if job.state == JobState.RUNNING:
-            outbox.owe(session, job, Task.RUN, job.queue or Queue.GENERATE, (claim.n,))
+            outbox.owe(session, job, Task.RUN, job.queue or kinds.lenient(job.kind).run_queue, (claim.n,))
         return ledger.settle(session, claim.job.id, actor=f"worker:{claim.worker_id}")
     shard = session.get(Shard, (claim.job.id, claim.n))
     if shard is None or shard.queue is not None:
@@ -302,7 +302,7 @@ def unowed(session: Session, limit: int = 200) -> int:
     """Mend pending shards of running jobs whose doorbell is gone; returns how many there were."""
     lost = session.execute(_UNOWED.limit(limit)).all()
     for job, n, queue in lost:
-        outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,))
+        outbox.owe(session, job, Task.RUN, queue or job.queue or kinds.lenient(job.kind).run_queue, (n,))
     return len(lost)
 
 
@@ -341,7 +341,7 @@ def _free(session: Session, job_id: str, n: int, epoch: int, *, stalled: bool, d
     job = session.get_one(Job, job_id)
     if job.state == JobState.RUNNING:
         queue = session.scalar(select(Shard.queue).where(Shard.job_id == job_id, Shard.n == n))
-        outbox.owe(session, job, Task.RUN, queue or job.queue or Queue.GENERATE, (n,), delay)
+        outbox.owe(session, job, Task.RUN, queue or job.queue or kinds.lenient(job.kind).run_queue, (n,), delay)
     return True
 
 

@@ -1,7 +1,8 @@
 """What part of a worker's slot a shard takes: that of the lines a whole one may have.
 
 An engine is kept busy by lines, however many jobs they are of: a slot is a whole shard, or as many small ones as have
-that many lines, up to `TOGETHER`. Documents take a slot, and so does a shard that is run one line at a time.
+that many lines, up to `TOGETHER`. A kind may name a weight of its own (documents take a slot); a shard that is run one
+line at a time takes a whole slot.
 """
 
 from functools import lru_cache
@@ -10,7 +11,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Float, case, cast, literal, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.ledger.payloads import INGESTION
+from jobs.ledger import kinds
 from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Shard
 from jobs.settings import Settings
@@ -21,7 +22,8 @@ WHOLE: Final[ColumnElement[float]] = literal(1.0, Float)
 
 def of_shards(config: Settings) -> ColumnElement[float]:
     """Of a row of `shard` beside its `job`; 1 where there is no such shard."""
-    return _share(config.shard_lines, config.stalls_before_careful)
+    weights = tuple((row.name, row.slot_weight) for row in kinds.TABLE.values() if row.slot_weight is not None)
+    return _share(config.shard_lines, config.stalls_before_careful, weights)
 
 
 def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float | None:
@@ -32,10 +34,11 @@ def of_shard(session: Session, job_id: str, n: int, config: Settings) -> float |
 
 
 @lru_cache(maxsize=8)
-def _share(whole: int, stalls: int) -> ColumnElement[float]:
+def _share(whole: int, stalls: int, weights: tuple[tuple[str, float], ...]) -> ColumnElement[float]:
     part = cast(Shard.lines, Float) / literal(float(whole), Float)
-    alone = or_(Shard.lines.is_(None), Job.kind == INGESTION, Shard.stalls >= stalls, Shard.trying_line.is_not(None))
+    alone = or_(Shard.lines.is_(None), Shard.stalls >= stalls, Shard.trying_line.is_not(None))
     return case(
+        *((Job.kind == name, literal(weight, Float)) for name, weight in weights),
         (or_(alone, part >= 1.0), WHOLE),
         (part <= 1 / TOGETHER, literal(1 / TOGETHER, Float)),
         else_=part,

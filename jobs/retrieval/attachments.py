@@ -21,15 +21,16 @@ from jobs.db.engine import UNSEEN, Database, in_pages, insert_into
 from jobs.errors import Expired
 from jobs.ids import new_id
 from jobs.ledger import events
-from jobs.ledger.payloads import index_of
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Shard
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 
 IN_PROGRESS: Final = "in_progress"
 COMPLETED: Final = "completed"
 FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
+EVENTS: Final = ("vector_store.file.completed", "vector_store.file.failed")
 
 #: What is owed to the vector database.
 DOCUMENT, STORE, LEFTOVERS = "document", "store", "leftovers"

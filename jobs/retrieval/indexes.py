@@ -12,8 +12,8 @@ own for each; one that is removed goes out of every index, and attributes change
 is done under the lock of the store's row, so that none of them sees half of another.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -30,6 +30,11 @@ _IN_PROGRESS: Final = "in_progress"  # of a file
 
 #: A store's own row whose index was removed. It was in use first, so that it is either in use or replaced.
 EMPTIED: Final[ColumnElement[bool]] = and_(VectorStore.index_id.is_not(None), VectorStore.replaced_at.is_(None))
+
+
+def index_of(payload: Mapping[str, Any]) -> str:
+    """Return the id of the index that an ingestion with this payload fills."""
+    return str(payload.get("index_id") or payload["store_id"])
 
 
 def is_emptied(index: VectorStore) -> bool:

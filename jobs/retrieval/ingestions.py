@@ -16,20 +16,71 @@ from jobs.clock import now
 from jobs.errors import Fenced, NotFound
 from jobs.ids import new_id
 from jobs.ledger import ledger, shards
-from jobs.ledger.ledger import JobClaim
-from jobs.ledger.payloads import INGESTION, Ingestion, index_of
+from jobs.ledger.kinds import DAY, Kind, Payload
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
+from jobs.queues import Queue
 from jobs.retrieval import attachments, indexes, source_items
 from jobs.retrieval.attachments import Attachment, Made, Settled
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore
 
-# ── submitting ──
+# ── the kind ──
 
-WINDOW: Final = "24h"
-_WINDOW_SECONDS: Final = 86_400
+NAME: Final = "ingestion"
+#: How the ids of jobs begin: of those that clients see as file batches, and of others.
+FILE_BATCH: Final = "vsfb_"
 SINGLE: Final = "ing_"
+EVENTS: Final[dict[str, str]] = {
+    "succeeded": "vector_store.file_batch.completed",
+    "failed": "vector_store.file_batch.failed",
+    "expired": "vector_store.file_batch.failed",
+    "cancelled": "vector_store.file_batch.cancelled",
+}
+
+
+class Ingestion(Payload):
+    """Bring files into a vector store. The rows of `vector_store_file` name the files, by line.
+
+    `index_id` is the one of the store's indexes that they go into, unless it is the store's own row. A job `beside`
+    was asked for by no client, and its files are announced to none. With `source_id` the files are what a source has
+    and the store lacks: planning finds them; with `again` also those that the source failed to read before.
+    """
+
+    store_id: str
+    index_id: str | None = None
+    beside: bool = False
+    source_id: str | None = None
+    again: bool = False
+
+
+def _ended(session: Session, job: Job) -> None:
+    """Bring the files and the source of an ingestion that ends to their end."""
+    attachments.ended(session, job)
+    source_items.ended(session, job)
+
+
+def _stop(session: Session, job: Job, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
+    limit = attachments.STOPPED_AT_ONCE
+    return attachments.stop(session, job, end, errors, seq=job.event_seq + 1, limit=limit) == limit
+
+
+INGESTION: Final = Kind(
+    NAME,
+    FILE_BATCH,
+    Ingestion,
+    EVENTS,
+    (*attachments.EVENTS, *source_items.EVENTS),
+    run_queue=Queue.EMBED,
+    slot_weight=1.0,
+    counted=False,
+    has_lines=False,
+    stop=_stop,
+    ended=_ended,
+)
+
+# ── submitting ──
 
 
 def submit(
@@ -93,13 +144,13 @@ def begin(
     payload = Ingestion(store_id=index.root, index_id=index_id, beside=beside, source_id=source_id, again=again)
     job = Job(
         project_id=index.project_id,
-        kind=INGESTION,
+        kind=NAME,
         model=index.model,
         payload=payload.model_dump(mode="json", exclude_defaults=True),
         total=total,
-        window=WINDOW,
+        window=DAY.label,
         created_at=created_at,
-        deadline=created_at + _WINDOW_SECONDS,
+        deadline=created_at + DAY.seconds,
         **facts,
     )
     return ledger.submit(session, job, actor=actor, after=after)
@@ -152,15 +203,3 @@ def _tell(session: Session, job: Job, settled: Settled) -> None:
     for kind, made in (("completed", settled.completed), ("failed", settled.failed)):
         ids = [one.file_id for one in made]
         attachments.tell(session, job, f"vector_store.file.{kind}", ids, seq=job.event_seq + 1)
-
-
-def stop(session: Session, claim: JobClaim, end: JobState, errors: Sequence[Mapping[str, Any]]) -> bool:
-    """Before a job comes to an `end` that leaves files: some of them end as it will. Whether there may be more.
-
-    Raises Fenced. Who comes after a death finds those that are left.
-    """
-    ledger.hold(session, claim)
-    job = ledger.lock(session, claim.job.id)
-    assert job is not None
-    most = attachments.STOPPED_AT_ONCE
-    return attachments.stop(session, job, end, errors, seq=job.event_seq + 1, limit=most) == most

@@ -15,10 +15,10 @@ from jobs.db.engine import UNSEEN, insert_into
 from jobs.errors import Conflict, Expired
 from jobs.files.tables import File
 from jobs.ids import new_id
-from jobs.ledger.payloads import index_of
 from jobs.ledger.tables import Job
 from jobs.retrieval import attachments, indexes, ingestions, source_items
 from jobs.retrieval.attachments import CANCELLED, FAILED, IN_PROGRESS, is_over
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import Source, VectorStore, VectorStoreFile
 
 MOST: Final = 4  # of a store, since each file goes into all of them

@@ -15,11 +15,11 @@ from jobs.clock import now
 from jobs.db.engine import in_pages
 from jobs.files.tables import File
 from jobs.ledger import audit, events
-from jobs.ledger.payloads import SOURCE_EVENTS, index_of
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.retrieval import attachments
 from jobs.retrieval.attachments import Made
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 
 #: Of a source.
@@ -27,7 +27,9 @@ IN_PROGRESS, COMPLETED, FAILED = attachments.IN_PROGRESS, attachments.COMPLETED,
 #: Of an item in a sync.
 ADDED, CHANGED, UNCHANGED, REMOVED = "added", "changed", "unchanged", "removed"
 COUNTED: Final = ("seen", ADDED, CHANGED, REMOVED, UNCHANGED, FAILED)
-_SYNCED, _NOT_SYNCED = SOURCE_EVENTS
+#: Of a sync, recorded before the last event of its job.
+EVENTS: Final = ("vector_store.source.synced", "vector_store.source.failed")
+_SYNCED, _NOT_SYNCED = EVENTS
 
 
 def digest(key: str) -> str:

@@ -19,7 +19,6 @@ from jobs.batches.schedules import next_after
 from jobs.clock import now
 from jobs.errors import Conflict, InvalidRequest
 from jobs.ledger import ledger
-from jobs.ledger.payloads import FILE_BATCH
 from jobs.ledger.tables import Job
 from jobs.retrieval import indexes, ingestions, source_items
 from jobs.retrieval.attachments import is_over
@@ -34,7 +33,7 @@ def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **
     """Begin to sync a source, whose row is locked. None while it does so already."""
     if source.status == IN_PROGRESS:
         return None
-    job = ingestions.submit(session, store, (), actor=actor, prefix=FILE_BATCH, source_id=source.id, **facts)
+    job = ingestions.submit(session, store, (), actor=actor, prefix=ingestions.FILE_BATCH, source_id=source.id, **facts)
     source.status, source.job_id, source.began_at = IN_PROGRESS, job.id, None
     source.seen, source.removed, source.error = 0, 0, None
     return job

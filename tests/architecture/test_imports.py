@@ -22,6 +22,15 @@ def test_the_import_contracts_are_kept() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("module", ["api.app", "workers.tasks", "workers.dispatcher.loop"])
+def test_a_process_that_moves_jobs_knows_their_kinds(module: str) -> None:
+    """Without the table a move would leave out what the rooms do in its transaction: the ledger refuses then."""
+    script = f"import {module}; from jobs.ledger import kinds; print(*kinds.TABLE)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.stdout.split() == ["generation", "embedding", "reranking", "response", "ingestion"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "foreign"),
     [

@@ -13,10 +13,8 @@ from typing import Any
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.support.ingesting import MODEL, Reaper, Wordy
-from workers.batches.finishing import finish
-from workers.batches.running import run
 from workers.engines.fake import FakeEngine
-from workers.retrieval.ingestion.parse import parse_shard
+from workers.lifecycle import parse, run
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.runtime.context import Pool, build
@@ -59,8 +57,7 @@ class Librarian:
             context.db.close()
 
     def _read(self, job_id: str, n: int) -> None:
-        if parse_shard(self._reader, self._parser, job_id, n):
-            finish(self._reader, job_id)
+        parse(self._reader, self._parser, job_id, n)
 
     def _handle(self, work: Callable[[], None]) -> None:
         try:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from jobs.db.engine import Database
-from jobs.ledger.payloads import INGESTION
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
 from jobs.platform.storage import ObjectStorage, Storage, open_storage
-from jobs.retrieval import documents
+from jobs.retrieval import documents, ingestions
 from jobs.retrieval.attachments import IN_PROGRESS, version_of
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
@@ -37,7 +36,7 @@ class Inside:
         """What is still to be done: removals, and ingestions that run."""
         with self.db.read() as session:
             removals = session.scalar(select(func.count()).select_from(VectorRemoval)) or 0
-            live = select(func.count()).where(Job.kind == INGESTION, Job.state.not_in(TERMINAL))
+            live = select(func.count()).where(Job.kind == ingestions.NAME, Job.state.not_in(TERMINAL))
             return removals + (session.scalar(live) or 0)
 
     def violations(self) -> list[str]:

@@ -26,7 +26,7 @@ from openai import OpenAI
 from openai.types import Batch
 from standardwebhooks import WebhookVerificationError
 
-from jobs.ledger.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
+from jobs.retrieval import attachments, ingestions
 from jobs.webhooks.sending import new_secret
 from tests.chaos.askers import Askers
 from tests.chaos.journal import Journal
@@ -44,7 +44,7 @@ HARMLESS = ("!reset", "!html", "!500", "!flaky2", "!hang")
 _EVENTS = (
     *("batch.completed", "batch.cancelled", "batch.failed", "batch.expired"),
     *("response.completed", "response.cancelled", "response.failed", "response.incomplete"),
-    *(*dict.fromkeys(FILE_BATCH_EVENTS.values()), *FILE_EVENTS),
+    *(*dict.fromkeys(ingestions.EVENTS.values()), *attachments.EVENTS),
 )
 _POLL_SECONDS = 0.25
 _AWAY = frozenset({408, 503})  # nobody answered in time, or there is nobody

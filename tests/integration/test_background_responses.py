@@ -1,7 +1,7 @@
 """Responses in the background: the official SDK, the real API, the real dispatcher and workers over a fake engine."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import StorageAway
+from jobs.inference import responses
 from jobs.inference.tables import KeptResponse
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -24,11 +25,11 @@ from jobs.webhooks.tables import Event
 from tests.support.lost import look_twice
 from tests.support.mill import MODEL, Mill, running
 from tests.support.web import make_key, running_app, serve
-from workers.batches import finishing
 from workers.dispatcher.retention import Retention
 from workers.engines.fake import FakeEngine, reply
 from workers.engines.port import Answer, Request, refusal
 from workers.inference import background_responses
+from workers.kinds import HANDLERS
 
 
 @dataclass
@@ -197,6 +198,11 @@ def test_one_that_is_cancelled_stays_so(world: World) -> None:
     assert world.told(made.id) == ["response.cancelled"]
 
 
+def _finished_by(monkeypatch: pytest.MonkeyPatch, finish: Callable[..., Any]) -> None:
+    handler = replace(HANDLERS[responses.KIND], finish=finish)
+    monkeypatch.setitem(HANDLERS, responses.KIND, handler)
+
+
 def test_one_that_is_cancelled_while_it_is_answered_ends_so_though_the_answer_has_gone_since(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,13 +214,13 @@ def test_one_that_is_cancelled_while_it_is_answered_ends_so_though_the_answer_ha
         if path.startswith("jobs/"):
             world.client.responses.cancel(made.id)
 
-    def gone_since(context: Any, claim: Any) -> None:
+    def gone_since(context: Any, claim: Any, hold: Any) -> None:
         segments.extend(context.storage.list(f"jobs/{made.id}"))
         context.storage.delete(f"jobs/{made.id}")
-        respond(context, claim)
+        respond(context, claim, hold)
 
     monkeypatch.setattr(DiskStorage, "put", cancelled_meanwhile)
-    monkeypatch.setattr(finishing, "respond", gone_since)
+    _finished_by(monkeypatch, gone_since)
     made = world.create()
 
     done = world.ended(made)
@@ -257,14 +263,16 @@ def test_one_that_is_deleted_is_not_answered_and_leaves_nothing(world: World) ->
 def test_one_that_is_deleted_while_it_is_answered_ends_quietly_and_leaves_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    home = finishing if step == "respond" else background_responses
-    does = getattr(home, step)
+    does = getattr(background_responses, step)
 
     def deleted_before(*arguments: Any) -> Any:
         world.client.responses.delete(made.id)
         return does(*arguments)
 
-    monkeypatch.setattr(home, step, deleted_before)
+    if step == "respond":
+        _finished_by(monkeypatch, deleted_before)
+    else:
+        monkeypatch.setattr(background_responses, step, deleted_before)
     made = world.create()
 
     world.mill.drain(made.id)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ from jobs.ledger.tables import Audit, Outcome, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.requests.endpoints import RESPONSES
+from jobs.timings import Timings
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from workers.batches import finishing
-from workers.batches import running as running_module
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request, refusal
 from workers.runtime.answering import PATIENCE
@@ -138,7 +139,7 @@ def test_a_storage_that_is_away_blames_no_line_and_loses_nothing(mill: Mill, mon
         put(path, data)
 
     monkeypatch.setattr(DiskStorage, "put", lambda _self, path, data: sometimes(path, data))
-    monkeypatch.setattr(running_module, "STORAGE_SECONDS", 0.05)
+    mill.gpu = replace(mill.gpu, timings=replace(Timings(), storage_retry=0.05))
     (job,) = mill.drain(mill.submit(_batch(50)))
 
     output, errors = mill.results(job)
@@ -177,7 +178,7 @@ def test_a_database_that_cannot_be_read_while_results_are_assembled_costs_the_jo
         run(finisher)
 
     monkeypatch.setattr(finishing._Finisher, "run", sometimes)
-    monkeypatch.setattr(finishing, "AWAY_SECONDS", 0.02)
+    mill.cpu, mill.gpu = (replace(one, timings=replace(Timings(), database_retry=0.02)) for one in (mill.cpu, mill.gpu))
     (job,) = mill.drain(mill.submit(_batch(50)))
 
     output, errors = mill.results(job)

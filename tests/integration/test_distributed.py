@@ -12,11 +12,11 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from jobs.batches.batches import ENDPOINTS
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
 from jobs.ledger import ledger
-from jobs.ledger.payloads import ENDPOINTS
 from jobs.ledger.tables import Job
 from jobs.security import keys
 from jobs.settings import Settings

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from jobs.ledger.states import JobState, ShardState
 from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.queues import Task
+from jobs.timings import Timings
 from tests.support import ledgers
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
+from workers import lifecycle
 from workers.batches import running as running_module
-from workers.batches.finishing import finish
-from workers.batches.running import run
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, EngineBusy, Request
+from workers.lifecycle import finish, run
 from workers.runtime import answering
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import Hold, Keeper
@@ -143,7 +145,7 @@ def test_shard_waits_while_the_disk_is_nearly_full(
     mill: Mill, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = _planned(mill, _batch(3))
-    monkeypatch.setattr(running_module, "STORAGE_SECONDS", 0.05)
+    mill.gpu = replace(mill.gpu, timings=replace(Timings(), storage_retry=0.05))
     with monkeypatch.context() as patch:
         patch.setattr(DiskStorage, "free", lambda _self: 0)
         run(mill.gpu, mill.host, job_id, 0)
@@ -310,7 +312,7 @@ def _in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_job_that_is_answered_at_once_ends_with_its_only_segment(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
-    monkeypatch.setattr(running_module, "finish", lambda *_: pytest.fail("it was over"))
+    monkeypatch.setattr(lifecycle, "finish", lambda *_: pytest.fail("it was over"))
     job_id = _planned(mill, _batch(3))
 
     run(mill.gpu, mill.host, job_id, 0)
@@ -405,13 +407,13 @@ def test_what_goes_wrong_after_its_only_shards_end_does_not_keep_the_job_from_be
     mill: Mill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = _planned(mill, _batch(3))
-    close = running_module._Run._close
+    close = running_module.LineRun._close
 
-    def closing(shard: running_module._Run) -> None:
+    def closing(shard: running_module.LineRun) -> None:
         close(shard)
         raise ValueError("of nobody's making")
 
-    monkeypatch.setattr(running_module._Run, "_close", closing)
+    monkeypatch.setattr(running_module.LineRun, "_close", closing)
     with pytest.raises(ValueError, match="nobody's"):
         run(mill.gpu, mill.host, job_id, 0)
 
@@ -422,7 +424,7 @@ def test_who_dies_before_it_finishes_its_only_shards_job_is_followed_by_another(
     mill: Mill, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     _in_parts(monkeypatch)
-    monkeypatch.setattr(running_module, "finish", lambda *_: None)
+    monkeypatch.setattr(lifecycle, "finish", lambda *_: None)
     job_id = mill.submit(_batch(8))
     mill.until(lambda: mill.job(job_id).state == JobState.FINISHING)
     assert (mill.job(job_id).worker_id, ledgers.doorbells(mill.db, job_id)) == (mill.gpu.worker_id, [])

@@ -15,9 +15,9 @@ from jobs.queues import Task
 from tests.support.mill import MODEL, Mill, chat_line, jsonl, running
 from tests.support.system import eventually
 from workers.batches.admission import Admission
-from workers.batches.running import run_in_turn
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request
+from workers.lifecycle import run_in_turn
 from workers.runtime.engine_host import EngineHost
 
 pytestmark = pytest.mark.verify

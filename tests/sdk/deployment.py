@@ -22,16 +22,15 @@ from tests.support.mill import MODEL, Mill, running
 from tests.support.receiver import Receiver
 from tests.support.servers import Valkey
 from tests.support.web import make_key, running_app, serve
-from workers.batches.finishing import finish
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Length, Request
 from workers.inference.client import Asking
 from workers.inference.consumer import InteractiveConsumer
 from workers.inference.token_counting import Counting
+from workers.lifecycle import parse
 from workers.middleware.excerpts import Room
 from workers.middleware.file_search import Grounded
-from workers.retrieval.ingestion.parse import parse_shard
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser, limits_of
 from workers.retrieval.reranking import Reranking
@@ -173,8 +172,8 @@ class _Readers:
         try:
             if task == Task.PURGE:
                 purge(self._context)
-            elif parse_shard(self._context, self._parser, *arguments):
-                finish(self._context, arguments[0])
+            else:
+                parse(self._context, self._parser, *arguments)
         except BaseException as error:  # noqa: BLE001 (the last test asks for them)
             self._mill.errors.append(error)
 

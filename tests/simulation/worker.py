@@ -1,6 +1,6 @@
 """A small model of a worker process: it hears doorbells, beats, claims, answers, commits, and may be a zombie.
 
-It calls the real ledger in the order in which `workers.batches.planning`, `workers.batches.running` and
+It calls the real ledger in the order in which `workers.lifecycle`, `workers.batches.running` and
 `workers.batches.finishing` do. What it leaves out is what they do between those calls: bytes, engines, threads.
 """
 

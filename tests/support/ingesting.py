@@ -39,12 +39,9 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from jobs.webhooks.tables import Event
 from tests.support.web import make_key, running_app
-from workers.batches.finishing import finish
-from workers.batches.planning import plan
-from workers.batches.running import run
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, Usage, refusal
-from workers.retrieval.ingestion.parse import parse_shard
+from workers.lifecycle import finish, parse, plan, run
 from workers.retrieval.ingestion.purge import purge
 from workers.retrieval.parsing.parser import Parser
 from workers.retrieval.reranking import Reranking
@@ -268,8 +265,7 @@ class Works:
     def hear(self, bell: Outbox) -> None:
         step = step_of(bell)
         if step == "parse":
-            if parse_shard(self.context, self.parser, bell.job_id, bell.shard_n):
-                finish(self.context, bell.job_id)
+            parse(self.context, self.parser, bell.job_id, bell.shard_n)
         elif step == "index":
             run(self.context, self.host, bell.job_id, bell.shard_n)
         else:

@@ -18,9 +18,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from jobs.batches import batches
 from jobs.fleet.tables import Measure
 from jobs.ledger import dependencies, measures
-from jobs.ledger.payloads import BATCH_EVENTS
 from jobs.ledger.states import CLOSING, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Segment, Shard
 from jobs.queues import Task
@@ -122,8 +122,8 @@ def _counted_once(shard: Shard, segments: Sequence[Segment]) -> Iterator[str]:
 def _told(job: Job, events: Sequence[Any]) -> Iterator[str]:
     if sorted(event.seq for event in events) != list(range(1, job.event_seq + 1)):
         yield f"events {sorted(event.seq for event in events)}, and {job.event_seq} were counted"
-    ends = [event.type for event in events if event.type in BATCH_EVENTS.values()]
-    if ends != ([BATCH_EVENTS[job.state]] if job.state in TERMINAL else []):
+    ends = [event.type for event in events if event.type in batches.EVENTS.values()]
+    if ends != ([batches.EVENTS[job.state]] if job.state in TERMINAL else []):
         yield f"told of {ends}"
 
 

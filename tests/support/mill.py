@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.batches.batches import ENDPOINTS
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
 from jobs.ledger import ledger
-from jobs.ledger.payloads import ENDPOINTS
 from jobs.ledger.states import TERMINAL
 from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
@@ -27,12 +27,10 @@ from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.settings import Settings
 from workers.batches.admission import Admission
-from workers.batches.finishing import finish
-from workers.batches.planning_together import plan_all
-from workers.batches.running import run_in_turn
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Engine
+from workers.lifecycle import finish, plan_all, run_in_turn
 from workers.middleware.cache import Cached
 from workers.middleware.response_cache import Shelf
 from workers.runtime.context import Context, Pool, build

@@ -17,8 +17,8 @@ from typing import Any
 
 from openai.types import VectorStoreSearchResponse as Found
 
-from jobs.ledger.payloads import FILE_BATCH_EVENTS, FILE_EVENTS
 from jobs.ledger.states import TERMINAL
+from jobs.retrieval import attachments, ingestions
 from tests.support.oracle import Told
 
 #: Tokens of a chunk, at most: of a paper's first version and of its second.
@@ -199,11 +199,11 @@ def told(intake: Intake, events: Sequence[dict[str, Any]], hooks: Sequence[Told]
     faults = []
     if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
         faults.append(f"{intake.key}: events {[(event['seq'], event['type']) for event in events]}")
-    kinds = FILE_BATCH_EVENTS.values() if intake.batch else [f"job.{state}" for state in TERMINAL]
+    kinds = ingestions.EVENTS.values() if intake.batch else [f"job.{state}" for state in TERMINAL]
     ends = [event for event in events if event["type"] in kinds]
     if len(ends) != 1 or ends[-1] is not events[-1]:
         faults.append(f"{intake.key}: ends {[event['type'] for event in events]}")
-    files = [event for event in events if event["type"] in FILE_EVENTS]
+    files = [event for event in events if event["type"] in attachments.EVENTS]
     faults += _files_told(intake, files)
     for event in [*files, *(ends if intake.batch else ())]:  # a single file's job is told as its file
         ids = {hook.webhook_id for hook in hooks if hook.id == event["id"]}

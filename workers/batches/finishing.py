@@ -19,24 +19,19 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import select
 
-from jobs.batches import lines
+from jobs.batches import batches, lines
+from jobs.batches.batches import Batch
 from jobs.clock import now
 from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
 from jobs.files.tables import File
 from jobs.ids import new_id
-from jobs.inference import responses
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.payloads import BATCH_OUTPUT, INGESTION, Batch
 from jobs.ledger.shards import Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import TOKENS, Job, Segment, Shard
-from jobs.queues import Task
-from workers.inference.background_responses import respond
-from workers.retrieval.ingestion.conclude import conclude, tend
-from workers.runtime import claims, outcomes, output_lines
+from workers.runtime import outcomes, output_lines
 from workers.runtime.context import Context
-from workers.runtime.failed_attempts import AWAY_SECONDS, is_away, stumble
 from workers.runtime.heartbeat import Hold
 from workers.runtime.output_lines import Record
 
@@ -46,38 +41,13 @@ _HELD_BYTES = 32 << 20  # of a shard's results: of more, one is read at a time
 _REASONS = {JobState.EXPIRING: output_lines.EXPIRED, JobState.CANCELLING: output_lines.CANCELLED}
 
 
-def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None:
-    """Handle one `finish` doorbell. Returns quietly when there is nothing to finish or the claim was lost.
+def finish(context: Context, claim: JobClaim, hold: Hold) -> None:
+    """Assemble the results of a batch and end it. Raises Fenced, NotFound, ResultsLost, StorageFull, StorageAway."""
+    _Finisher(context, claim, hold).run()
 
-    With a `claim` there was no doorbell: whoever ran its only shard has it from the last segment's transaction.
-    """
-    claim = claim or claims.job(context, job_id, Task.FINISH)
-    if claim is None:
-        return
-    with context.keeper.holding(job_id, claim.epoch) as hold:
-        try:
-            if claim.job.kind == responses.KIND:
-                respond(context, claim)
-            elif claim.job.kind == INGESTION:
-                conclude(context, claim)
-            else:
-                _Finisher(context, claim, hold).run()
-        except Fenced:
-            log.info("finishing_fenced", extra={"job_id": job_id})
-        except (StorageFull, StorageAway) as error:
-            log.warning("finishing_waits_for_storage", extra={"job_id": job_id, "error": type(error).__name__})
-            context.db.retrying(
-                lambda session: ledger.put_back(session, job_id, claim.epoch, delay=10.0, waiting_for="disk")
-            )
-        except Exception as error:
-            if is_away(error):
-                log.warning("finishing_waits_for_database", extra={"job_id": job_id})
-                context.db.retrying(lambda session: ledger.put_back(session, job_id, claim.epoch, delay=AWAY_SECONDS))
-            else:
-                log.exception("finishing_failed", extra={"job_id": job_id})
-                code = "results_lost" if isinstance(error, NotFound | ResultsLost) else "internal_error"
-                stumble(context, claim, error, "The results cannot be assembled", code)
-    tend(context, claim.job)
+
+class ResultsLost(NotFound):
+    """A shard is done, but not every line of it has a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +95,6 @@ class _Place:
 _Found = dict[int, tuple[bool, bytes | _Place]]
 
 
-class ResultsLost(Exception):
-    """A shard is done, but not every line of it has a result."""
-
-
 class _Output:
     """A file of the job that comes into being with its first line."""
 
@@ -157,7 +123,7 @@ class _Output:
         return File(
             id=self.id,
             project_id=self._job.project_id,
-            purpose=BATCH_OUTPUT,
+            purpose=batches.OUTPUT,
             filename=f"{self._job.id}_{self._name}.jsonl",
             bytes=self.bytes,
             path=f"files/{self.id}",

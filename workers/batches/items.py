@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 
 from jobs.batches import lines
+from jobs.batches.batches import Batch
 from jobs.errors import InvalidRequest
-from jobs.inference import responses
-from jobs.ledger.payloads import Batch, Response
 from jobs.ledger.shards import ShardClaim
 from workers.engines.port import Answer, Request, refusal
 from workers.runtime import output_lines
@@ -21,11 +20,13 @@ _decode = msgspec.json.Decoder(dict).decode
 _INVALID = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"invalid_request"}}'
 
 
-def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Record]]:
-    """The items of the lines that are not covered, and records for those whose body no engine could or should take."""
+def read_items(context: Context, claim: ShardClaim, batch: Batch | None) -> tuple[list[Item], list[Record]]:
+    """Return the items of the lines that are not covered, and records for those whose body no engine should take.
+
+    Without a `batch` the lines are taken as they are: the API judged them when they came in.
+    """
     job = claim.job
-    own = job.kind == responses.KIND  # it was judged when it came in, and continues what was said before
-    payload = (Response if own else Batch).model_validate(job.payload)
+    overrides = batch.overrides if batch else {}
     with context.storage.reader(job.input_path or "", claim.offset) as handle:
         data = handle.read(claim.length)
     make = _maker(claim)
@@ -40,14 +41,14 @@ def read_items(context: Context, claim: ShardClaim) -> tuple[list[Item], list[Re
         except (msgspec.MsgspecError, RecursionError):
             broken.append(_invalid(make(line, text.custom_id, {})))
             continue
-        body.update(payload.overrides)
+        body.update(overrides)
         item = make(line, text.custom_id, body)
-        if not own and (refused := _refused(job.endpoint, body)):
+        if batch and (refused := _refused(job.endpoint, body)):
             broken.append(output_lines.answered(item, refused))
         else:
             found.append((bytes(text.body), item))
     found.sort(key=itemgetter(0))
-    return (_deduped(found) if payload.dedupe else [item for _, item in found]), broken
+    return (_deduped(found) if batch and batch.dedupe else [item for _, item in found]), broken
 
 
 def _maker(claim: ShardClaim) -> Callable[[int, str, dict[str, Any]], Item]:

@@ -8,7 +8,6 @@ Memory holds one line, the shard's numbers and 8 bytes per `custom_id`. A planne
 that removes the shards of the first and starts again; until `planned`, no shard's doorbell means anything.
 """
 
-import logging
 from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
@@ -16,23 +15,19 @@ from sqlalchemy.orm import Session
 
 from jobs.batches import lines, quota
 from jobs.db.engine import WRITE_ROWS
-from jobs.errors import Fenced, NotFound, StorageAway, StorageFull
+from jobs.errors import NotFound
 from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.outbox import SMALL_BYTES
-from jobs.ledger.payloads import INGESTION
 from jobs.ledger.tables import Shard
-from jobs.queues import Task
+from jobs.requests.endpoints import EMBEDDINGS
 from workers.batches import selection
-from workers.retrieval.ingestion.plan import plan_ingestion
-from workers.runtime import claims
+from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
-from workers.runtime.failed_attempts import AWAY_SECONDS, Abandoned, is_away, stumble
 from workers.runtime.heartbeat import Hold
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Errors a rejected batch names, at most.
@@ -40,36 +35,9 @@ MAX_ERRORS = 1000
 _SHARDS_AT_ONCE = 50
 
 
-def plan(context: Context, job_id: str) -> None:
-    """Handle one `plan` doorbell. Returns quietly when there is nothing to plan or the claim was lost."""
-    claim = claims.job(context, job_id, Task.PLAN)
-    if claim is None:
-        return
-    with context.keeper.holding(job_id, claim.epoch) as hold:
-        try:
-            if claim.job.kind == INGESTION:
-                plan_ingestion(context, claim, hold)
-            else:
-                Planner(context, claim, hold).run()
-        except Fenced:
-            log.info("planning_fenced", extra={"job_id": job_id})
-        except (StorageFull, StorageAway):
-            _put_back(context, claim, 10.0, "disk")
-        except Abandoned as reason:
-            _put_back(context, claim, reason.delay, reason.waiting_for)
-        except Exception as error:
-            if is_away(error):
-                log.warning("planning_waits_for_database", extra={"job_id": job_id})
-                _put_back(context, claim, AWAY_SECONDS, None)
-            else:
-                log.exception("planning_failed", extra={"job_id": job_id})
-                stumble(context, claim, error, "The input cannot be planned")
-
-
-def _put_back(context: Context, claim: JobClaim, delay: float, waiting_for: str | None) -> None:
-    context.db.retrying(
-        lambda session: ledger.put_back(session, claim.job.id, claim.epoch, delay=delay, waiting_for=waiting_for)
-    )
+def plan(context: Context, claim: JobClaim, hold: Hold) -> None:
+    """Cut the claimed job's input into shards and let it run, or reject it. Raises Abandoned, Fenced."""
+    Planner(context, claim, hold).run()
 
 
 class Planner:
@@ -246,7 +214,7 @@ class Planner:
         if self.total > self.config.batch_max_lines:
             limit = self.config.batch_max_lines
             self._complain("too_many_requests", f"The input file has more than {limit} requests.")
-        if self.claim.job.kind == "embedding" and self.inputs > self.config.batch_max_embedding_inputs:
+        if self.claim.job.endpoint == EMBEDDINGS and self.inputs > self.config.batch_max_embedding_inputs:
             limit = self.config.batch_max_embedding_inputs
             self._complain("too_many_inputs", f"The batch has more than {limit} embedding inputs.")
         if not self.total and not self.errors:

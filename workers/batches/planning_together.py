@@ -2,7 +2,7 @@
 
     doorbell ─▶ read, check and cut each, in memory ─▶ claim and plan all that are free: one transaction
                     └─ larger, or not the first try, or out of the ordinary ─▶ one at a time, see
-                    `workers.batches.planning`
+                    `workers.lifecycle`
 
 No claim is held meanwhile: so little is read sooner than a claim is written. Two that read the same meet at the claim,
 and of one who dies nothing is left but doorbells that will be rung again.
@@ -14,15 +14,16 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from jobs.batches import batches
 from jobs.errors import DatabaseBusy, NotFound, StorageAway, StorageFull
+from jobs.inference import responses
 from jobs.ledger import ledger
-from jobs.ledger.payloads import INGESTION
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.queues import Task
-from workers.batches.planning import Planner, plan
+from workers.batches.planning import Planner
+from workers.runtime.attempts import Abandoned
 from workers.runtime.context import Context
-from workers.runtime.failed_attempts import Abandoned
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +31,17 @@ _UNTOUCHED = select(Job).where(
     Job.id.in_(bindparam("ids", expanding=True)),
     Job.state == JobState.QUEUED,
     Job.epoch == 0,
-    Job.kind != INGESTION,
+    Job.kind.in_((*batches.NAMES, responses.KIND)),
     Job.retry_of.is_(None),
 )
 
 
-def plan_all(context: Context, job_ids: Sequence[str]) -> None:
-    """Handle one `plan` doorbell."""
+def plan_small(context: Context, job_ids: Sequence[str]) -> list[str]:
+    """Plan those of the jobs that are small, all or none; return the ids of the others."""
     drafts = {} if context.low_on_disk() else _drafts(context, job_ids)
     if drafts and not _planned(context, drafts):
-        drafts = {}
-    for job_id in job_ids:
-        if job_id not in drafts:
-            plan(context, job_id)
+        return list(job_ids)
+    return [job_id for job_id in job_ids if job_id not in drafts]
 
 
 def _drafts(context: Context, job_ids: Sequence[str]) -> dict[str, Planner]:

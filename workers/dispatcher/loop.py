@@ -22,6 +22,7 @@ from math import ceil
 from sqlalchemy import ColumnElement, Select, func, literal, select
 from sqlalchemy.orm import Session
 
+import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
 from jobs import logs
 from jobs.clock import now
 from jobs.db.engine import Database

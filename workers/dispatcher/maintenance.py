@@ -29,9 +29,8 @@ from jobs.fleet import quarantine
 from jobs.fleet import workers as fleet
 from jobs.fleet.models_file import Registry
 from jobs.fleet.tables import Worker
-from jobs.ledger import anchors, audit, dependencies, ledger, pauses, shards
+from jobs.ledger import anchors, audit, dependencies, kinds, ledger, pauses, shards
 from jobs.ledger.anchors import Anchor
-from jobs.ledger.payloads import INGESTION
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
 from jobs.platform import processes
@@ -281,16 +280,14 @@ class Housekeeper:
 
 
 def _fail_dependent(session: Session, job_id: str) -> bool:
-    """Fail a job whose predecessor did not complete; True while files of it have to be stopped first."""
+    """Fail a job whose predecessor did not complete; True while parts of it have to be stopped first."""
     job = ledger.lock(session, job_id)
     error = ledger.dependency_error(session, job) if job else None
     if job is None or error is None:
         return False
-    if job.kind == INGESTION:
-        limit = attachments.STOPPED_AT_ONCE
-        stopped = attachments.stop(session, job, JobState.FAILED, [error], seq=job.event_seq + 1, limit=limit)
-        if stopped == limit:
-            return True
+    stop = kinds.lenient(job.kind).stop
+    if stop and stop(session, job, JobState.FAILED, [error]):
+        return True
     ledger.fail_dependent(session, job, error, actor=_ACTOR)
     return False
 

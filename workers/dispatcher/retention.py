@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, delete, exists, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from jobs.batches import batches
 from jobs.clock import now
 from jobs.db.base import Base
 from jobs.db.engine import UNSEEN, Database
@@ -23,7 +24,6 @@ from jobs.files.tables import File, Upload, UploadPart
 from jobs.inference import cache
 from jobs.inference.tables import Conversation, KeptCompletion, KeptResponse
 from jobs.ledger import audit
-from jobs.ledger.payloads import BATCH_OUTPUT
 from jobs.ledger.states import LIVE, TERMINAL
 from jobs.ledger.tables import Job, Schedule, Segment, Shard
 from jobs.platform.storage import Storage
@@ -306,7 +306,7 @@ class Retention:
 def _inside(session: Session, files: Sequence[File]) -> list[str]:
     """What ended jobs still hold of deleted files: the segments of their results, a retry's copy of the input."""
     ended = Job.state.in_(TERMINAL)
-    names = {file.filename.rpartition("_")[0] for file in files if file.purpose == BATCH_OUTPUT}
+    names = {file.filename.rpartition("_")[0] for file in files if file.purpose == batches.OUTPUT}
     result = or_(File.id == Job.output_file_id, File.id == Job.error_file_id), File.deleted_at.is_(None)
     segments = select(Segment.path).join(Job, Job.id == Segment.job_id)
     segments = segments.where(Job.id.in_(names), ended, ~exists().where(*result))

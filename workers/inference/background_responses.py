@@ -18,7 +18,7 @@ and does the same.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from jobs.inference import responses
 from jobs.inference.admission import BLOCK, count_block, most_held
 from jobs.inference.broker_memory import MemoryProbe
 from jobs.inference.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack, redis_url
-from jobs.inference.responses import FINAL, numbered
+from jobs.inference.responses import FINAL, INCOMPLETE, Response, numbered
 from jobs.inference.stored import Kept, decode, encode
 from jobs.inference.tables import KeptResponse
 from jobs.ledger import ledger
@@ -40,11 +40,15 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import TOKENS, Segment
 from jobs.requests.endpoints import RESPONSES
 from jobs.settings import Settings
+from workers.batches.items import read_items
+from workers.batches.running import LineRun
 from workers.engines.port import Answer, EngineFault, Request
 from workers.engines.wire import usage_of
 from workers.runtime import outcomes, output_lines
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
+from workers.runtime.heartbeat import Hold
+from workers.runtime.output_lines import Item, Record
 
 log = logging.getLogger(__name__)
 _MOST: Final = 16_384  # events of one attempt that are told
@@ -142,7 +146,24 @@ class Telling:
             await pipe.execute()
 
 
-def respond(context: Context, claim: JobClaim) -> None:
+class ResponseRun(LineRun):
+    """One claim on the one shard of a response."""
+
+    ends_at_once = False  # `respond` ends the job
+
+    def read(self) -> tuple[list[Item], list[Record]]:
+        """Take the line as it is: the API judged it when it came in, and it continues a conversation."""
+        return read_items(self.context, self.claim, None)
+
+    def asking(self) -> Callable[[Request], Awaitable[Answer]] | None:
+        """Publish the events of a response that somebody wants to follow."""
+        job = self.claim.job
+        if not Response.model_validate(job.payload).stream:
+            return None
+        return Telling(self.host, self.context.config, job.id, self.claim.epoch).ask
+
+
+def respond(context: Context, claim: JobClaim, _hold: Hold) -> None:
     """Bring the claimed job to its end. Raises Fenced, StorageFull, StorageAway."""
     with context.db.read() as session:
         segment = session.scalars(select(Segment).where(Segment.job_id == claim.job.id)).first()
@@ -169,7 +190,7 @@ def respond(context: Context, claim: JobClaim) -> None:
     else:
         _write(context, Kept(kept.question, responses.ours(answer, kept.response, kept.question, ended)))
         incomplete = answer.get("status") == "incomplete"
-        _close(context, claim, values, counts, "response.incomplete" if incomplete else None)
+        _close(context, claim, values, counts, INCOMPLETE if incomplete else None)
     with context.db.read() as session:
         wanted = session.get(KeptResponse, claim.job.id) is not None
     if not wanted:

@@ -24,12 +24,12 @@ from jobs.db.engine import Database
 from jobs.errors import StorageAway
 from jobs.files.tables import File
 from jobs.ledger import audit
-from jobs.ledger.payloads import INGESTION, index_of
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage, open_storage
 from jobs.retrieval import attachments, documents, indexes, ingestions
 from jobs.retrieval.attachments import IN_PROGRESS, Attachment
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings, settings
 from workers.runtime.context import Late
@@ -140,7 +140,7 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
 
 def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
     """The jobs that bring files into this index now, and how many they have been given."""
-    live = Job.project_id == store.project_id, Job.kind == INGESTION, Job.state.in_(LIVE)
+    live = Job.project_id == store.project_id, Job.kind == ingestions.NAME, Job.state.in_(LIVE)
     found = session.execute(select(Job.id, Job.total, Job.payload).where(*live))
     return {job_id: total for job_id, total, payload in found if index_of(payload) == store.id}
 

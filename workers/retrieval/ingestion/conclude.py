@@ -7,23 +7,24 @@ from sqlalchemy import select
 
 from jobs.ledger import ledger
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.payloads import INGESTION, index_of
 from jobs.ledger.states import CLOSING, JobState
 from jobs.ledger.tables import Job, Segment
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore
+from workers.runtime.attempts import stop_all
 from workers.runtime.context import Context
-from workers.runtime.failed_attempts import stop_files
+from workers.runtime.heartbeat import Hold
 from workers.vectors.base import VectorsAway
 from workers.vectors.open_vectors import store_of
 
 log = logging.getLogger(__name__)
 
 
-def conclude(context: Context, claim: JobClaim) -> None:
+def conclude(context: Context, claim: JobClaim, _hold: Hold) -> None:
     """Bring the claimed job to its end. Raises Fenced."""
     job = claim.job
     if job.state != JobState.FINISHING:
-        stop_files(context, claim, CLOSING[JobState(job.state)])
+        stop_all(context, claim, CLOSING[JobState(job.state)])
     with context.db.read() as session:
         values = {**ledger.sums(session, job.id), "total": job.total}
         counts = Counter[str]()
@@ -34,9 +35,7 @@ def conclude(context: Context, claim: JobClaim) -> None:
 
 
 def tend(context: Context, job: Job) -> None:
-    """After an ingestion's claim. It is only for speed: what keeps it from being done does not matter."""
-    if job.kind != INGESTION:
-        return
+    """Put the vectors in order after a job's claim. It is only for speed: whatever keeps it from that is harmless."""
     with context.db.read() as session:
         store = session.get(VectorStore, index_of(job.payload))
     if store is None or not store.dimensions:

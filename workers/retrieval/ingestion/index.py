@@ -21,15 +21,16 @@ from jobs.errors import DatabaseBusy, Fenced, StorageFull
 from jobs.files.tables import File
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
-from jobs.ledger.payloads import index_of
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.retrieval import attachments, documents, indexes, ingestions
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.documents import Document
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.ingestion import embedding_model, semantic
 from workers.retrieval.ingestion.embedding import AWAY_SECONDS, DIFFERENT, Embedder, digest_of
 from workers.retrieval.ingestion.parse import BROKE, CAREFUL_TRIES, CRASHED, recipe_of
+from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 from workers.runtime.heartbeat import Hold
@@ -52,45 +53,34 @@ class _File:
     failed: tuple[str, str] | None = None
 
 
-class Indexing:
-    """One claim on one shard. `closed`: all of it is done."""
-
-    finishing = None  # its job is claimed when it is finished
-    ended = False
+class Indexing(ShardRun):
+    """One claim on one shard in its second stage."""
 
     def __init__(self, context: Context, host: EngineHost, claim: ShardClaim, hold: Hold) -> None:
-        self.context = context
-        self.claim = claim
+        super().__init__(context, claim, hold)
         self.embedder = Embedder(context, host, claim, hold)
         self.left = claim.lines - claim.covered.bit_count()
-        self.seq = 0
-        self.closed = False
         self.written = 0  # dimensions of vectors that are not published yet
         self.rewrote = False  # a document, which was cut
 
     def all(self) -> None:
-        """Raises Fenced, GaveUp, StorageFull, StorageAway."""
+        """Embed, write and publish every document. Raises Abandoned, Fenced, GaveUp, StorageFull, StorageAway."""
         if self.context.low_on_disk():
             raise StorageFull
         try:
             self._all()
         except VectorsAway as error:
             log.warning("vectors_away", extra={"job_id": self.claim.job.id, "error": str(error)})
-            self.give_back(AWAY_SECONDS, "vectors")
-        except (DatabaseBusy, ModelsFileError, embedding_model.NoTokenizer, embedding_model.TokenizerAway):
-            self.give_back(AWAY_SECONDS, None)
-        except CancelledError:
-            self.give_back(0.0, None)
+            raise Abandoned(AWAY_SECONDS, "vectors") from error
+        except (DatabaseBusy, ModelsFileError, embedding_model.NoTokenizer, embedding_model.TokenizerAway) as error:
+            raise Abandoned(AWAY_SECONDS) from error
+        except CancelledError as error:
+            raise Abandoned from error
         except Fenced:
             if self.written or self.rewrote:
                 job, dimensions = self.claim.job, self.written
                 self.context.db.retrying(lambda session: attachments.left_behind(session, job, dimensions))
             raise
-
-    def give_back(self, delay: float, waiting_for: str | None) -> None:
-        self.context.db.retrying(
-            lambda session: shards.give_back(session, self.claim, delay=delay, waiting_for=waiting_for)
-        )
 
     def _all(self) -> None:
         claim = self.claim
@@ -111,8 +101,7 @@ class Indexing:
 
     def _groups(self, rows: Sequence[tuple[int, VectorStoreFile]], store: VectorStore) -> Iterator[list[_File]]:
         """Documents that are embedded together; in careful mode one at a time, named before it is tried."""
-        careful = self.claim.stalls >= self.context.config.stalls_before_careful or self.claim.trying_line is not None
-        group: list[_File] = []
+        careful, group = self.careful, list[_File]()
         for line, row in rows:
             if careful and not self._may_try(line, row):
                 continue

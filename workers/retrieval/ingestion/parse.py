@@ -21,23 +21,21 @@ from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull
 from jobs.files.tables import File
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import shards
-from jobs.ledger.payloads import index_of
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.platform.storage import CHUNK, DiskStorage, Storage
-from jobs.queues import Queue
 from jobs.retrieval import attachments, documents, indexes, ingestions
 from jobs.retrieval.attachments import Made
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.ingestion import embedding_model
 from workers.retrieval.ingestion.embedding_model import Prompt
 from workers.retrieval.parsing import office
 from workers.retrieval.parsing.parser import Interrupted, Parser, Refused
-from workers.runtime import claims
+from workers.runtime.attempts import Abandoned, ShardRun
 from workers.runtime.context import Context
 from workers.runtime.heartbeat import Hold
 
 log = logging.getLogger(__name__)
-STORAGE_SECONDS = 10.0
 AGAIN_SECONDS = 5.0
 SHIFT_SECONDS = 30.0  # of one shard in one go
 #: What is no file's fault.
@@ -49,47 +47,31 @@ BROKE = ("server_error", "The file could not be processed because of an internal
 GONE = ("invalid_file", "The file's content is gone.")
 
 
-def parse_shard(context: Context, parser: Parser, job_id: str, n: int) -> bool:
-    """Handle one `run` doorbell of the parsing pool. Whether the job, of this one shard, is to be finished now."""
-    claim = claims.shard(context, job_id, n, queue=Queue.INGEST)
-    if claim is None:
-        return False
-    with context.keeper.holding(job_id, claim.epoch, n) as hold:
-        work = _Parsing(context, parser, claim, hold)
-        try:
-            with _interrupting(hold, parser):
-                work.all()
-        except Fenced:
-            log.info("shard_fenced", extra={"job_id": job_id, "shard": n, "epoch": claim.epoch})
-            context.db.retrying(lambda session: attachments.left_behind(session, claim.job))
-        except (StorageFull, StorageAway) as error:
-            log.warning("parsing_waits_for_storage", extra={"job_id": job_id, "error": type(error).__name__})
-            work.give_back(STORAGE_SECONDS, "disk")
-        except _PASSING as error:
-            log.warning("parsing_waits", extra={"job_id": job_id, "error": type(error).__name__})
-            work.give_back(AGAIN_SECONDS, None)
-    return work.closed and claim.lines == claim.job.total
-
-
-class _Parsing:
-    """One claim on one shard."""
+class Parsing(ShardRun):
+    """One claim on one shard in its first stage."""
 
     def __init__(self, context: Context, parser: Parser, claim: ShardClaim, hold: Hold) -> None:
-        self.context = context
+        super().__init__(context, claim, hold)
         self.parser = parser
-        self.claim = claim
-        self.hold = hold
-        self.careful = claim.stalls >= context.config.stalls_before_careful or claim.trying_line is not None
         self.made: list[Made] = []
         self.parsed = 0
-        self.seq = 0
         self.began = self.committed = time.monotonic()
         self.tired = False  # others wait for this process, those who plan too; what was parsed lies in storage
-        self.closed = False
 
     def all(self) -> None:
         if self.context.low_on_disk():
             raise StorageFull
+        try:
+            with _interrupting(self.hold, self.parser):
+                self._all()
+        except Fenced:
+            self.context.db.retrying(lambda session: attachments.left_behind(session, self.claim.job))
+            raise
+        except _PASSING as error:
+            log.warning("parsing_waits", extra={"job_id": self.claim.job.id, "error": type(error).__name__})
+            raise Abandoned(AGAIN_SECONDS) from error
+
+    def _all(self) -> None:
         claim = self.claim
         with self.context.db.read() as session:
             self.store = indexes.alive(session, index_of(claim.job.payload))
@@ -104,11 +86,6 @@ class _Parsing:
             if self.careful or time.monotonic() - self.committed > self.context.config.segment_seconds:
                 self._commit(last=False)
         self._close()
-
-    def give_back(self, delay: float, waiting_for: str | None) -> None:
-        self.context.db.retrying(
-            lambda session: shards.give_back(session, self.claim, delay=delay, waiting_for=waiting_for)
-        )
 
     def _close(self) -> None:
         """Every file was looked at: those that were parsed are the next stage's."""

@@ -16,16 +16,16 @@ from jobs.fleet import routing
 from jobs.fleet.models_file import ModelsFileError
 from jobs.ledger import ledger, shards
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.payloads import index_of
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Shard
 from jobs.queues import Queue
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.retrieval import reindexing
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from workers.retrieval.sources.syncing import gather
+from workers.runtime.attempts import Abandoned, stop_all
 from workers.runtime.context import Context
-from workers.runtime.failed_attempts import Abandoned, stop_files
 from workers.runtime.heartbeat import Hold
 
 _SHARDS_AT_ONCE = 50
@@ -40,7 +40,7 @@ def plan_ingestion(context: Context, claim: JobClaim, hold: Hold) -> None:
         model, queue = _place(context, claim)
     except routing.NotServed as refusal:
         error = {"code": refusal.code, "message": str(refusal), "line": None, "param": "embedding_model"}
-        stop_files(context, claim, JobState.FAILED, [error])
+        stop_all(context, claim, JobState.FAILED, [error])
         context.db.retrying(lambda session: ledger.reject(session, claim, [error]), context.stop)
         return
     except (routing.NotYet, ModelsFileError):

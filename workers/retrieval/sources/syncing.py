@@ -28,11 +28,11 @@ from jobs.files.tables import File
 from jobs.ids import new_id
 from jobs.ledger import audit, ledger
 from jobs.ledger.ledger import JobClaim
-from jobs.ledger.payloads import index_of
 from jobs.ledger.states import JobState
 from jobs.retrieval import attachments, indexes, source_items, sources
 from jobs.retrieval.attachments import Attachment, is_over
 from jobs.retrieval.documents import PARTLY
+from jobs.retrieval.indexes import index_of
 from jobs.retrieval.source_items import ADDED, CHANGED, FAILED, REMOVED, UNCHANGED, digest, told
 from jobs.retrieval.tables import Source, SourceItem, VectorStore, VectorStoreFile
 from jobs.usage import stored_bytes
@@ -40,8 +40,8 @@ from workers.retrieval.sources.base import Entry, Fetched, ItemFailed, ItemGone,
 from workers.retrieval.sources.bucket import Bucket
 from workers.retrieval.sources.folder import Folder
 from workers.retrieval.sources.web import Pages
+from workers.runtime.attempts import Abandoned, stop_all
 from workers.runtime.context import Context
-from workers.runtime.failed_attempts import Abandoned, stop_files
 from workers.runtime.heartbeat import Hold
 
 # ── what a sync writes ──
@@ -160,7 +160,7 @@ class Book:
             session.execute(update(Source).where(Source.id == self.source.id).values(error=error))
             ledger.reject(session, self.claim, told)
 
-        stop_files(self.context, self.claim, JobState.FAILED, told)
+        stop_all(self.context, self.claim, JobState.FAILED, told)
         self.write(reject)
 
     def write(self, work: Callable[[Session], T]) -> T:

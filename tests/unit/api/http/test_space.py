@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 
 from api.deps import CallContext, Caller
 from api.inference import stored_responses
+from jobs.batches import batches
 from jobs.clock import now
 from jobs.errors import ProjectFull
 from jobs.files.tables import File
 from jobs.inference.stored import Kept
 from jobs.inference.tables import Conversation, KeptResponse
-from jobs.ledger.payloads import BATCH_OUTPUT
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 from jobs.usage import stored_bytes
@@ -55,7 +55,7 @@ def objects(app: FastAPI) -> list[str]:
 
 def fill(app: FastAPI, size: int = LIMIT) -> None:
     """Store bytes as workers do: whoever runs a job is not refused."""
-    facts = {"purpose": BATCH_OUTPUT, "filename": "f", "path": "files/file-out", "created_at": 1.0}
+    facts = {"purpose": batches.OUTPUT, "filename": "f", "path": "files/file-out", "created_at": 1.0}
     with app.state.services.db.write() as session:
         (project,) = session.scalars(select(StorageUsage.project_id)).all() or ("",)
         session.add(File(id="file-out", project_id=project, bytes=size, **facts))

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 
 from api.webhooks import routes as webhook_endpoints
 from jobs.clock import now
-from jobs.ledger.payloads import EVENT_TYPES
+from jobs.known_kinds import EVENT_TYPES
 from jobs.security.tables import Project
 from jobs.webhooks import deliveries
 from jobs.webhooks.due import HELD

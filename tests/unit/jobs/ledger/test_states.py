@@ -5,10 +5,10 @@ import itertools
 import pytest
 from sqlalchemy import update
 
+from jobs.batches import batches
 from jobs.db.engine import Database
 from jobs.errors import Fenced
 from jobs.ledger import ledger, states
-from jobs.ledger.payloads import BATCH_EVENTS
 from jobs.ledger.states import CLOSING, LIVE, MOVES, TERMINAL, JobState, ShardState
 from jobs.ledger.tables import Job
 from tests.support import ledgers
@@ -59,7 +59,7 @@ def test_a_move_of_the_table_is_stamped_audited_and_told_once(
         ledger.move(session, job.id, source, target, actor="someone", reason="a test")
 
     after = ledgers.job(sqlite, job.id)
-    kind = BATCH_EVENTS[target] if target in TERMINAL else f"job.{target}"
+    kind = batches.EVENTS[target] if target in TERMINAL else f"job.{target}"
     assert (after.state, after.epoch, after.event_seq) == (target, job.epoch + 1, 2)
     assert getattr(after, ledger.STAMPS[target]) > 1
     assert ledgers.history(sqlite, job.id) == [(None, "queued"), (source, target)]

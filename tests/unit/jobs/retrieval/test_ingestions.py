@@ -7,7 +7,6 @@ from jobs.db.engine import Database
 from jobs.errors import Fenced
 from jobs.ids import new_id
 from jobs.ledger import ledger, shards
-from jobs.ledger.payloads import FILE_EVENTS
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job
@@ -39,7 +38,7 @@ def commit(db: Database, claim: ShardClaim, *found: Made, seq: int = 0, last: bo
 def listen(db: Database) -> None:
     with db.write() as session:
         endpoint = WebhookEndpoint(
-            id=new_id("we_"), project_id="proj_1", name="n", url="https://h/", event_types=list(FILE_EVENTS),
+            id=new_id("we_"), project_id="proj_1", name="n", url="https://h/", event_types=list(attachments.EVENTS),
             secret="s", created_at=1.0,
         )  # fmt: skip
         session.add(endpoint)
@@ -86,7 +85,7 @@ def test_what_a_job_leaves_is_stopped_some_at_a_time_and_told_once(
 
     def stop() -> bool:
         with db.write() as session:
-            return ingestions.stop(session, claim, JobState.FAILED, [{"message": "Nobody serves it."}])
+            return ledger.stop(session, claim, JobState.FAILED, [{"message": "Nobody serves it."}])
 
     found = []
     for more in (True, True, False, False):
@@ -107,7 +106,7 @@ def test_a_claim_that_was_lost_stops_no_file(db: Database) -> None:
         ledger.lose(session, claim.job.id, claim.epoch, 0)
 
     with pytest.raises(Fenced), db.write() as session:
-        ingestions.stop(session, claim, JobState.FAILED, [])
+        ledger.stop(session, claim, JobState.FAILED, [])
 
     assert row(db, "file-a").status == "in_progress"
     assert [kind for _, kind in ledgers.told(db, claim.job.id)] == ["job.created"]

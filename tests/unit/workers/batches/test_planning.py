@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 
 from jobs.batches import lines
+from jobs.batches.batches import Batch
 from jobs.batches.quota import BYTES_PER_TOKEN
 from jobs.clock import now
 from jobs.db.engine import Database
@@ -21,7 +22,6 @@ from jobs.files.tables import File
 from jobs.fleet import routing, workers
 from jobs.fleet.models_file import Models
 from jobs.ledger import ledger, shards
-from jobs.ledger.payloads import Batch
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform.storage import DiskStorage
@@ -32,7 +32,8 @@ from jobs.settings import Settings
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl
 from workers.batches import selection
-from workers.batches.planning import Planner, plan
+from workers.batches.planning import Planner
+from workers.lifecycle import plan
 from workers.runtime.context import Context, Standing
 from workers.runtime.heartbeat import Keeper
 

@@ -20,8 +20,9 @@ from jobs.security import keys
 from jobs.settings import Settings
 from tests.support import ledgers
 from tests.support.mill import MODEL, chat_line, jsonl
+from workers import lifecycle
 from workers.batches import planning, planning_together
-from workers.batches.planning_together import plan_all
+from workers.lifecycle import plan_all
 from workers.runtime.context import Context, Standing
 from workers.runtime.heartbeat import Keeper
 
@@ -63,13 +64,13 @@ def desk(db: Database, tmp_path: Path) -> Desk:
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The jobs that are planned one at a time, from now on."""
     found: list[str] = []
-    plan = planning.plan
+    plan = lifecycle.plan
 
     def planning_alone(context: Context, job_id: str) -> None:
         found.append(job_id)
         plan(context, job_id)
 
-    monkeypatch.setattr(planning_together, "plan", planning_alone)
+    monkeypatch.setattr(lifecycle, "plan", planning_alone)
     return found
 
 

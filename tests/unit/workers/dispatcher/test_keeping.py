@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, update
 
-from jobs.batches import retries
+from jobs.batches import batches, retries
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.ledger import anchors, audit, ledger, shards
-from jobs.ledger.payloads import BATCH_OUTPUT
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform import processes
@@ -258,8 +257,8 @@ def test_what_a_job_holds_of_deleted_results_goes_with_them_and_a_retry_still_kn
     for path in paths:
         house.storage.put(path, b"x")
     with house.db.write() as session:
-        session.add(new_file("file-out", filename=f"{done.id}_output.jsonl", purpose=BATCH_OUTPUT, deleted_at=1.0))
-        session.add(new_file("file-err", filename=f"{done.id}_error.jsonl", purpose=BATCH_OUTPUT))
+        session.add(new_file("file-out", filename=f"{done.id}_output.jsonl", purpose=batches.OUTPUT, deleted_at=1.0))
+        session.add(new_file("file-err", filename=f"{done.id}_error.jsonl", purpose=batches.OUTPUT))
         session.add(new_file("file-x", filename=f"{live.id}_output.jsonl", deleted_at=1.0))  # as a client calls it
     keeping = Retention(house.config, house.db, house.storage)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import select, update
@@ -10,10 +11,11 @@ from jobs.clock import now
 from jobs.ledger import ledger, shards
 from jobs.ledger.states import TERMINAL, JobState
 from jobs.ledger.tables import Job
-from jobs.retrieval import attachments
+from jobs.retrieval import attachments, ingestions
 from jobs.retrieval.tables import VectorStore
 from jobs.webhooks.tables import Delivery, Event
 from tests.support.ingesting import Killed, Works, step_of
+from workers.kinds import HANDLERS
 
 PROSE = "The kiwi is a bird that cannot fly. " * 40
 OTHER = "A volcano is a mountain that opens to molten rock. " * 40
@@ -203,7 +205,7 @@ def test_files_that_a_job_fails_with_at_last_are_told_too(mill: Works, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("workers.batches.planning.plan_ingestion", broken)
+    monkeypatch.setitem(HANDLERS, ingestions.NAME, replace(HANDLERS[ingestions.NAME], plan=broken))
     mill.drive()
 
     assert mill.statuses(store) == {file: ("failed", "server_error")}

@@ -1,0 +1,14 @@
+"""Every kind of job, put into the ledger's table: what a process imports that moves jobs."""
+
+from typing import Final
+
+from jobs.batches import batches
+from jobs.inference import responses
+from jobs.ledger import kinds
+from jobs.ledger.events import OTHER_TYPES
+from jobs.retrieval import ingestions
+
+kinds.register(*batches.KINDS, responses.RESPONSE, ingestions.INGESTION)
+
+#: The types of events that webhooks may subscribe to.
+EVENT_TYPES: Final = (*kinds.event_types(), *OTHER_TYPES)

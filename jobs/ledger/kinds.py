@@ -1,0 +1,113 @@
+"""The table of kinds: one row for each kind of job, with everything in which the ledger treats kinds differently.
+
+    a room's module ──row──▶ jobs.known_kinds ──register──▶ this table ◀── ledger, outbox queries, progress
+                                                                       ◀── api, workers (`workers.kinds`: the handlers)
+
+The ledger imports no room. A process that moves jobs imports `jobs.known_kinds` once, which fills the table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
+
+from jobs.errors import NightmillError
+from jobs.ledger.states import JobState
+from jobs.ledger.tables import Job
+from jobs.queues import Queue
+
+
+class Payload(BaseModel):
+    """The base of every kind's payload: validated by the API, parsed again by the worker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UnknownKind(NightmillError):
+    """This version knows no job of that kind."""
+
+    code = "unknown_kind"
+
+
+class Window(NamedTuple):
+    """A completion window, as clients write it and in seconds."""
+
+    label: str
+    seconds: float
+
+
+DAY: Final = Window("24h", 86_400.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of job.
+
+    `prefix` begins the ids of the jobs that clients asked for: their end is told as `events` says. The end of another
+    job of the kind, and every other move, is told as `job.<state>`.
+    `stop` gives up some of what a locked job that comes to an end will not make, and returns whether there may be more.
+    `ended` runs in the transaction that ends a job.
+    """
+
+    name: str
+    prefix: str
+    payload: type[Payload]
+    events: Mapping[str, str]  # by terminal state
+    other_events: tuple[str, ...] = ()  # that webhooks may subscribe to
+    plan_queue: str = Queue.PLAN
+    run_queue: str = Queue.GENERATE  # of a shard whose job names no queue
+    finish_queue: str = Queue.PLAN
+    window: Window | None = DAY  # of a job that asks for none; without one it has no deadline
+    slot_weight: float | None = None  # what a shard takes of a worker's slot; None: by its lines
+    counted: bool = True  # its input counts in the project's quota of waiting tokens
+    retryable: bool = True
+    has_lines: bool = True  # its shards are lines with a result each, which clients may read
+    stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
+    ended: Callable[[Session, Job], None] | None = None
+
+    def event(self, job_id: str, state: str) -> str:
+        """Return the type of the event that tells of a job's coming into a state."""
+        usual = f"job.{state}"
+        return self.events.get(state, usual) if job_id.startswith(self.prefix) else usual
+
+
+#: The rows by name. `register` alone writes here.
+TABLE: Final[dict[str, Kind]] = {}
+#: What the ledger does with a job of a kind that only another version knows: it can still end.
+_UNKNOWN: Final = Kind("unknown", "", Payload, {})
+
+
+def register(*rows: Kind) -> None:
+    """Add rows to the table."""
+    TABLE.update((row.name, row) for row in rows)
+
+
+def of(name: str) -> Kind:
+    """Return the row of a kind. Raises UnknownKind."""
+    if (row := TABLE.get(name)) is None:
+        raise UnknownKind(f"This version knows no jobs of kind '{name}'.")
+    return row
+
+
+def lenient(name: str) -> Kind:
+    """Return the row of a kind, or one without anything special for an unknown kind.
+
+    Raises RuntimeError in a process that did not fill the table: its moves would leave out what rooms do.
+    """
+    if not TABLE:
+        raise RuntimeError("no kinds of jobs are registered: import jobs.known_kinds")
+    return TABLE.get(name, _UNKNOWN)
+
+
+def names(which: Callable[[Kind], bool]) -> tuple[str, ...]:
+    """Return the names of the kinds for which `which` holds, to filter jobs in a query."""
+    return tuple(row.name for row in TABLE.values() if which(row))
+
+
+def event_types() -> tuple[str, ...]:
+    """Return the types of the events of all kinds that webhooks may subscribe to, each once."""
+    told = ((*row.events.values(), *row.other_events) for row in TABLE.values())
+    return tuple(dict.fromkeys(chain.from_iterable(told)))

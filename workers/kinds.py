@@ -1,0 +1,63 @@
+"""The workers' half of the table of kinds: how the jobs of each kind are planned, run and finished.
+
+    jobs.known_kinds   what the ledger, the API and the dispatcher know of a kind
+    HANDLERS           what a worker does for it; `workers.lifecycle` claims, calls the handler and records the end
+
+Every function raises Abandoned where the work has to wait, Fenced where the claim was lost, StorageFull, StorageAway.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import jobs.known_kinds  # noqa: F401 (fills the table that every move of a job looks at)
+from jobs.batches import batches
+from jobs.inference import responses
+from jobs.ledger.kinds import UnknownKind
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.shards import ShardClaim
+from jobs.ledger.tables import Job
+from jobs.retrieval import ingestions
+from workers.batches import finishing, planning
+from workers.batches.running import LineRun
+from workers.inference import background_responses
+from workers.retrieval.ingestion import conclude
+from workers.retrieval.ingestion.index import Indexing
+from workers.retrieval.ingestion.parse import Parsing
+from workers.retrieval.ingestion.plan import plan_ingestion
+from workers.retrieval.parsing.parser import Parser
+from workers.runtime.attempts import ShardRun
+from workers.runtime.context import Context
+from workers.runtime.engine_host import EngineHost
+from workers.runtime.heartbeat import Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """What a worker does for the jobs of a kind.
+
+    `run` makes the run of one shard on an engine; it resumes after the lines that its claim says are covered. `parse`
+    makes the run of a shard's first stage, in the pool of parsers. `tend` comes after each attempt to finish a job.
+    """
+
+    plan: Callable[[Context, JobClaim, Hold], None]
+    run: Callable[[Context, EngineHost, ShardClaim, Hold], ShardRun]
+    finish: Callable[[Context, JobClaim, Hold], None]
+    parse: Callable[[Context, Parser, ShardClaim, Hold], ShardRun] | None = None
+    tend: Callable[[Context, Job], None] | None = None
+
+
+_BATCH: Final = Handler(planning.plan, LineRun, finishing.finish)
+
+HANDLERS: Final[dict[str, Handler]] = {
+    **dict.fromkeys(batches.NAMES, _BATCH),
+    responses.KIND: Handler(planning.plan, background_responses.ResponseRun, background_responses.respond),
+    ingestions.NAME: Handler(plan_ingestion, Indexing, conclude.conclude, Parsing, conclude.tend),
+}
+
+
+def handler_of(job: Job) -> Handler:
+    """Return the handler of a job. Raises UnknownKind."""
+    if (handler := HANDLERS.get(job.kind)) is None:
+        raise UnknownKind(f"This version runs no jobs of kind '{job.kind}'.")
+    return handler

@@ -1,0 +1,229 @@
+"""The life of a claim: claim, call the handler of the job's kind, record how it ended.
+
+    message ─▶ claim ─▶ handler ─┬─ returns                                    the handler has written what it did
+                                 ├─ Fenced ─▶ nothing                          a newer claim exists
+                                 ├─ Abandoned, GaveUp, storage or database away ─▶ released, again after a delay
+                                 └─ another error ─▶ a job: again, later each time, and in the end it fails
+                                                     a shard: its lease ends, and after some it is run line by line
+
+What keeps a job from being planned or finished may pass (a mount that is away, a process that is being replaced);
+what never passes must not go on for as long as the job's window.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final
+
+from jobs.errors import DatabaseBusy, Fenced, NotFound, StorageAway, StorageFull, TookTooLong
+from jobs.ledger import ledger, outbox, shares
+from jobs.ledger.kinds import UnknownKind
+from jobs.ledger.ledger import JobClaim
+from jobs.ledger.outbox import LONGEST_DELAY
+from jobs.ledger.shards import ShardClaim
+from jobs.ledger.states import JobState
+from jobs.logs import Seldom
+from jobs.queues import Queue, Task
+from workers import kinds
+from workers.batches.admission import Admission, Entry
+from workers.batches.planning_together import plan_small
+from workers.retrieval.parsing.parser import Parser
+from workers.runtime import claims
+from workers.runtime.attempts import Abandoned, ShardRun, stop_all
+from workers.runtime.context import Context
+from workers.runtime.engine_host import EngineHost, GaveUp
+from workers.runtime.heartbeat import Hold
+
+log = logging.getLogger(__name__)
+_storage_failed = Seldom(log, "work_waits_for_storage")  # hundreds of shards try again every ten seconds
+
+#: What cannot be done when a job fails in each task.
+_FAILURES: Final = {Task.PLAN: "The input cannot be planned", Task.FINISH: "The results cannot be assembled"}
+
+
+# -- a job
+
+
+def plan_all(context: Context, job_ids: Sequence[str]) -> None:
+    """Handle one `plan` message: the small inputs together, each of the others alone."""
+    for job_id in plan_small(context, job_ids):
+        plan(context, job_id)
+
+
+def plan(context: Context, job_id: str) -> None:
+    """Plan one job. Return quietly when there is nothing to plan or the claim was lost."""
+    if (claim := claims.job(context, job_id, Task.PLAN)) is None:
+        return
+    with context.keeper.holding(job_id, claim.epoch) as hold, _recorded(context, _OfJob(context, claim, Task.PLAN)):
+        kinds.handler_of(claim.job).plan(context, claim, hold)
+
+
+def finish(context: Context, job_id: str, claim: JobClaim | None = None) -> None:
+    """Finish one job. Return quietly when there is nothing to finish or the claim was lost.
+
+    With a `claim` there was no message: the worker that ran the job's only shard has it from the last transaction.
+    """
+    claim = claim or claims.job(context, job_id, Task.FINISH)
+    if claim is None:
+        return
+    with context.keeper.holding(job_id, claim.epoch) as hold, _recorded(context, _OfJob(context, claim, Task.FINISH)):
+        kinds.handler_of(claim.job).finish(context, claim, hold)
+    handler = kinds.HANDLERS.get(claim.job.kind)
+    if handler and handler.tend:
+        handler.tend(context, claim.job)
+
+
+# -- a shard
+
+
+def run_in_turn(context: Context, host: EngineHost, admission: Admission, job_id: str, n: int) -> None:
+    """Handle one `run` message as soon as this worker has room for it; one that may wait long goes to another."""
+    share = _share(context, job_id, n)
+    if share is None:  # a message that means nothing any more: to find that out takes no room
+        run(context, host, job_id, n)
+        return
+    if not host.started:
+        _send_away(context, job_id, n)
+        return
+    with admission.enter((job_id, n), share) as entry:
+        if entry is Entry.IN:
+            run(context, host, job_id, n)
+        elif entry is Entry.AWAY:
+            _send_away(context, job_id, n)
+
+
+def _share(context: Context, job_id: str, n: int) -> float | None:
+    try:
+        with context.db.read() as session:
+            return shares.of_shard(session, job_id, n, context.config)
+    except DatabaseBusy:  # the claim has the patience for that
+        return 1.0
+
+
+def _send_away(context: Context, job_id: str, n: int) -> None:
+    """Publish the message again, after a moment in which workers with room take others; at once where we end."""
+    delay = 0.0 if context.stop.is_set() else context.timings.admission_retry
+    context.db.retrying(lambda session: outbox.unring(session, Task.RUN, job_id, n, delay=delay))
+
+
+def run(context: Context, host: EngineHost, job_id: str, n: int) -> None:
+    """Run one shard on the engine. Return quietly when there is nothing to run or the claim was lost.
+
+    A message that was published for a worker before this one may come while the engine loads. A shard that is claimed
+    then would be blamed for whatever happens until the first answer.
+    """
+    if not host.await_start(context.stop):
+        return
+    if (claim := claims.shard(context, job_id, n)) is not None:
+        _run(context, claim, lambda handler, hold: handler.run(context, host, claim, hold))
+
+
+def parse(context: Context, parser: Parser, job_id: str, n: int) -> None:
+    """Run the first stage of one shard in the pool of parsers. Return quietly as `run` does."""
+    if (claim := claims.shard(context, job_id, n, queue=Queue.INGEST)) is not None:
+        _run(context, claim, lambda handler, hold: _first_stage(handler)(context, parser, claim, hold))
+
+
+def _first_stage(handler: kinds.Handler) -> Callable[[Context, Parser, ShardClaim, Hold], ShardRun]:
+    if handler.parse is None:
+        raise UnknownKind("This version parses nothing for jobs of this kind.")
+    return handler.parse
+
+
+def _run(context: Context, claim: ShardClaim, make: Callable[[kinds.Handler, Hold], ShardRun]) -> None:
+    """Run a claimed shard; finish its job at once where that was the only one: to notify another worker costs more."""
+    job = claim.job
+    attempt = _OfShard(claim)
+    with ExitStack() as holding:
+        hold = holding.enter_context(context.keeper.holding(job.id, claim.epoch, claim.n))
+        try:
+            with _recorded(context, attempt):
+                attempt.run = make(kinds.handler_of(job), hold)
+                attempt.run.all()
+        finally:  # after an error too: with the last segment the job may have become ours
+            holding.close()
+            run = attempt.run
+            if run is not None and run.closed and claim.lines == job.total and not run.ended:
+                finish(context, job.id, run.finishing)
+
+
+# -- how an attempt ended
+
+
+class _OfJob:
+    """An attempt to plan or finish a job. An error counts against the job, which fails in the end."""
+
+    storage: tuple[type[Exception], ...] = (StorageFull, StorageAway)
+
+    def __init__(self, context: Context, claim: JobClaim, task: Task) -> None:
+        self._context = context
+        self._claim = claim
+        self._task = task
+        self.epoch = claim.epoch
+        self.facts = {"task": task.value, "job_id": claim.job.id}
+
+    def release(self, delay: float, waiting_for: str | None) -> None:
+        job_id = self._claim.job.id
+        self._context.db.retrying(
+            lambda session: ledger.put_back(session, job_id, self.epoch, delay=delay, waiting_for=waiting_for)
+        )
+
+    def fail(self, error: Exception) -> None:
+        """Release the claim with a delay; the last time the job fails and says what could not be done, and why."""
+        log.error("attempt_failed", exc_info=error, extra=self.facts)
+        context, claim = self._context, self._claim
+        code, why = self._why(error)
+        told = {"code": code, "message": f"{_FAILURES[self._task]}: {why}", "line": None, "param": None}
+        delay, tries = context.config.rering_seconds * (1 + claim.job.stumbles), context.config.finish_tries
+        with suppress(Fenced):
+            if claim.job.stumbles + 1 >= tries:
+                stop_all(context, claim, JobState.FAILED, [told])
+            context.db.retrying(lambda session: ledger.stumble(session, claim, tries=tries, delay=delay, error=told))
+
+    def _why(self, error: Exception) -> tuple[str, str]:
+        if isinstance(error, UnknownKind):
+            return str(error.code), str(error)
+        if isinstance(error, NotFound) and self._task is Task.FINISH:
+            return "results_lost", str(error)
+        return "internal_error", "an internal error, see the worker's log."
+
+
+class _OfShard:
+    """An attempt at a shard. An error ends the task; the shard is run again after the lease of the claim."""
+
+    storage: tuple[type[Exception], ...] = (StorageFull, StorageAway, NotFound)
+
+    def __init__(self, claim: ShardClaim) -> None:
+        self.run: ShardRun | None = None
+        self.epoch = claim.epoch
+        self.facts = {"task": Task.RUN.value, "job_id": claim.job.id, "shard": claim.n}
+
+    def release(self, delay: float, waiting_for: str | None) -> None:
+        assert self.run is not None
+        self.run.give_back(delay, waiting_for)
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+
+@contextmanager
+def _recorded(context: Context, attempt: _OfJob | _OfShard) -> Iterator[None]:
+    """Record how the work under a claim ended, if it ended with an exception."""
+    try:
+        yield
+    except Fenced:
+        log.info("claim_fenced", extra={**attempt.facts, "epoch": attempt.epoch})
+    except Abandoned as reason:
+        attempt.release(reason.delay, reason.waiting_for)
+    except GaveUp as away:
+        times = attempt.epoch // 2 if away.grows else 0  # it was released before
+        attempt.release(min(away.delay * 2 ** min(times, 5), max(away.delay, LONGEST_DELAY)), "model")
+    except attempt.storage as error:
+        _storage_failed.warn(**attempt.facts, error=str(error.__cause__ or error))
+        attempt.release(context.timings.storage_retry, "disk")
+    except Exception as error:  # noqa: BLE001 (the boundary of the work on one claim: whatever is raised ends it)
+        if isinstance(error, DatabaseBusy) and not isinstance(error, TookTooLong):
+            log.warning("work_waits_for_database", extra=attempt.facts)
+            attempt.release(context.timings.database_retry, None)
+        else:
+            attempt.fail(error)
