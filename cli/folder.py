@@ -7,7 +7,6 @@ flower.password   for Flower's one user
 logs/             one file per process
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -15,10 +14,11 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cli.trouble import Trouble
 from jobs.platform import processes
+from jobs.platform.locks import FileLock
 
 RUN_FILE = "run.json"
 OPERATOR_KEY = "operator.key"
@@ -33,6 +33,7 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.run_file = self.path / RUN_FILE
+        self._lock_file = self.path / "up.lock"
         self.logs = self.path / "logs"
 
     def make(self) -> None:
@@ -42,28 +43,30 @@ class DataFolder:
         except OSError as error:
             raise Trouble(f"cannot use {self.path} as the data folder: {error.strerror}") from error
 
-    def lock(self) -> IO[str]:
-        """Own the folder until the returned file is closed in every process that has it. Raises Trouble when taken."""
-        handle = (self.path / "up.lock").open("a+")
+    def lock(self) -> FileLock:
+        """Own the folder until the returned lock is closed in every process that has it. Raises Trouble when taken."""
+        lock = FileLock(self._lock_file)
         try:
-            self._wait_for_lock(handle)
+            self._wait_for_lock(lock)
         except Trouble:
-            handle.close()
+            lock.close()
             raise
-        handle.truncate(0)
-        handle.write(f"{os.getpid()} {processes.started(os.getpid())}\n")
-        handle.flush()
-        return handle
+        self._lock_file.write_text(f"{os.getpid()} {processes.started(os.getpid())}\n")
+        return lock
 
-    def _wait_for_lock(self, handle: IO[str]) -> None:
+    def _wait_for_lock(self, lock: FileLock) -> None:
         """A live owner keeps the folder; one that was killed is waited for while what it left is being killed."""
         deadline = time.monotonic() + _LEAVING_SECONDS
-        while not _locked(handle):
-            owner, started = _owner(handle)
+        while not lock.try_acquire():
+            owner, started = self._owner()
             if processes.alive(owner, started) or time.monotonic() > deadline:
                 running = f"nightmill is already running on {self.path} (pid {owner})"
                 raise Trouble(f"{running}; stop it, or use another --data-dir")
             threading.Event().wait(0.05)
+
+    def _owner(self) -> tuple[int, int]:
+        words = self._lock_file.read_text().split()
+        return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
 
     def kill_leftovers(self) -> int:
         """Kill what an earlier supervisor of this folder left running; returns how many processes that were.
@@ -130,20 +133,6 @@ class DataFolder:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
             handle.write(text + "\n")
         temporary.replace(path)
-
-
-def _locked(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _owner(handle: IO[str]) -> tuple[int, int]:
-    handle.seek(0)
-    words = handle.read().split()
-    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
 
 
 def _member(process: processes.Process, sessions: Mapping[int, int], table: Mapping[int, processes.Process]) -> bool:

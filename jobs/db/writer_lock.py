@@ -7,19 +7,18 @@ shared `flock` on `<db>.haste`, and the others let it go first, each of them for
 if it leaves the gate open, as a frozen one does.
 """
 
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from sqlalchemy.exc import OperationalError
 
 from jobs.errors import DatabaseBusy
+from jobs.platform.locks import FileLock
 
 _POLITE_SECONDS = 0.3  # for which who is not urgent lets others go first
 _GONE_LOOKS = 50  # that find the gate open: who hurries is not there,
@@ -34,9 +33,9 @@ _SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many thread
 class Door:
     """One process's side of the gate: its threads queue here, one of them stands at the file."""
 
+    file: FileLock
+    haste: FileLock
     threads: threading.Lock = field(default_factory=threading.Lock)
-    file: IO[str] | None = None
-    haste: IO[str] | None = None
     counting: threading.Lock = field(default_factory=threading.Lock)
     hurrying: int = 0  # threads that wait in a process that is urgent
     waiting: int = 0  # threads that wait for the one at the file, or in it
@@ -49,10 +48,8 @@ class Door:
     rude_until: float = 0.0
 
     def close(self) -> None:
-        for file in (self.file, self.haste):
-            if file is not None:
-                file.close()
-        self.file = self.haste = None
+        self.file.close()
+        self.haste.close()
 
 
 @dataclass(slots=True)
@@ -111,8 +108,7 @@ class Gate:
             if not door.left_open:
                 door.open_until = 0.0
                 door.rests_until = at + _REST_SECONDS if door.waiting else 0.0
-                if door.file is not None:
-                    fcntl.flock(door.file, fcntl.LOCK_UN)
+                door.file.release()
             if door.closing and not door.hurrying and not door.left_open:
                 door.close()
             door.threads.release()
@@ -140,7 +136,7 @@ class Gate:
         for pid in list(self._doors):
             if pid != mine and (other := self._doors.pop(pid, None)) is not None:
                 other.close()
-        return self._doors.setdefault(mine, Door())
+        return self._doors.setdefault(mine, Door(FileLock(self._path), FileLock(self._haste)))
 
     def close(self) -> None:
         door = self._doors.pop(os.getpid(), None)
@@ -157,17 +153,15 @@ class Gate:
             yield
             return
         with door.counting:
-            haste = door.haste = door.haste or self._haste.open("a")
             door.hurrying += 1
-            with suppress(BlockingIOError):
-                fcntl.flock(haste, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            door.haste.try_acquire(shared=True)
         try:
             yield
         finally:
             with door.counting:
                 door.hurrying -= 1
                 if not door.hurrying:
-                    fcntl.flock(haste, fcntl.LOCK_UN)
+                    door.haste.release()
 
     def _enter(self, door: Door, came: float) -> None:
         """A blocking flock has no timeout, so: try, with short pauses."""
@@ -176,19 +170,18 @@ class Gate:
         deadline = came + self._patience_at(door)
         if door.locked and time.monotonic() > deadline:
             raise DatabaseBusy  # it would wait at the database's own lock for as long again
-        file = door.file = door.file or self._path.open("a")
         pause, looks = threading.Event(), _Looks()
         pause.wait(max(0.0, door.rests_until - time.monotonic()))
         began = time.monotonic()
         while True:
             at = time.monotonic()
-            if not _locks(file):
+            if not door.file.try_acquire():
                 looks.found_taken()
             elif self._urgent or at > began + _POLITE_SECONDS or at < door.rude_until or not self._others_hurry(door):
                 door.open_until = at + _TURN_SECONDS
                 return
             else:
-                fcntl.flock(file, fcntl.LOCK_UN)  # theirs
+                door.file.release()  # theirs
                 if looks.found_open() >= _GONE_LOOKS:
                     door.rude_until = at + _RUDE_SECONDS
             if at > deadline:
@@ -197,16 +190,7 @@ class Gate:
             pause.wait(_LOOK_SECONDS)
 
     def _others_hurry(self, door: Door) -> bool:
-        haste = door.haste = door.haste or self._haste.open("a")
-        if not _locks(haste):
+        if not door.haste.try_acquire():
             return True
-        fcntl.flock(haste, fcntl.LOCK_UN)
+        door.haste.release()
         return False
-
-
-def _locks(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -34,18 +34,25 @@ class FileLock:
     """A `flock` on a file, which is made where it is missing, or on a folder.
 
     The kernel releases the lock when its holder dies. Two objects exclude each other in the same process too. A fork
-    shares the descriptor of its parent, and must not use it. A `flock` has no timeout: who waits for so long, tries.
+    shares the lock of its parent: it is held until both have closed it. A `flock` has no timeout: who is to wait for so
+    long, tries again and again.
+
+    The package filelock knows no shared mode and no folders.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, folder: bool = False) -> None:
         self.path = path
+        self._flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT
         self._descriptor: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._descriptor is not None
 
     def fileno(self) -> int:
         """Return the descriptor of the lock, opened at the first call."""
         if self._descriptor is None:
-            kind = os.O_RDONLY | os.O_DIRECTORY if self.path.is_dir() else os.O_RDWR | os.O_CREAT
-            self._descriptor = os.open(self.path, kind, 0o666)
+            self._descriptor = os.open(self.path, self._flags, 0o666)
         return self._descriptor
 
     def acquire(self) -> None:
@@ -62,7 +69,8 @@ class FileLock:
 
     def release(self) -> None:
         """Release the lock, and keep the file open for the next time."""
-        fcntl.flock(self.fileno(), fcntl.LOCK_UN)
+        if self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the file, and so release the lock."""

@@ -6,18 +6,19 @@ at once a second and a busy one ten times. NOTIFY would wake it at once, and mak
 other, since PostgreSQL keeps their order with a lock on everything.
 """
 
-import fcntl
 import logging
 import sqlite3
 import threading
 import time
-from typing import IO, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from jobs.db.engine import Database
+from jobs.platform.locks import FileLock
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -73,25 +74,19 @@ class Leadership:
 class _SqliteSeat:
     def __init__(self, config: Settings, db: Database) -> None:
         database = make_url(config.database).database or str(config.data_dir / "nightmill")
-        self._path = f"{database}.dispatcher"
+        self._lock = FileLock(Path(f"{database}.dispatcher"))
+        self._leads = False
         self._db = db
-        self._handle: IO[str] | None = None
         self._version: int | None = None
         self._watch: Any = None
         self._pause = threading.Event()
 
     def take(self) -> bool:
-        handle = open(self._path, "a")  # noqa: SIM115, PTH123 (held for as long as we lead)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            return False
-        self._handle = handle
-        return True
+        self._leads = self._lock.try_acquire()
+        return self._leads
 
     def holds(self) -> bool:
-        return self._handle is not None
+        return self._leads
 
     def changed(self, timeout: float) -> bool:
         """`PRAGMA data_version` moves when another connection commits, and costs microseconds."""
@@ -113,9 +108,8 @@ class _SqliteSeat:
 
     def drop(self) -> None:
         self._unwatch()
-        if self._handle is not None:
-            self._handle.close()
-        self._handle = None
+        self._lock.close()
+        self._leads = False
 
     def taken(self) -> bool:
         free = self.take()

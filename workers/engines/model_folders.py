@@ -15,7 +15,6 @@ tokens reads the one that is written here. Beside it lie the folder's other smal
 model's folder.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -25,8 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +33,7 @@ from typing import Any, Final
 import msgspec
 
 from jobs.fleet.models_file import EngineKind, Model
+from jobs.platform.locks import FileLock
 from jobs.requests import prompts
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Fill it under the lock: whoever comes second finds the folder and has nothing to do."""
     parent, name = target.parent, target.name
     parent.mkdir(parents=True, exist_ok=True)
-    with _locked(parent / f".{name}.lock"):
+    with FileLock(parent / f".{name}.lock").hold():
         if target.is_dir():
             return
         for leftover in parent.glob(f".{name}-*"):  # of one that was killed
@@ -90,13 +89,6 @@ def _share(folder: Path) -> None:
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _sync(folder: Path) -> None:

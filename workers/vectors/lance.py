@@ -17,7 +17,6 @@ with the power. `Tables.synced` makes it durable. LanceDB starts threads of its 
 never forked.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -42,6 +41,7 @@ import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfSq
 from lancedb.query import MatchQuery
 
+from jobs.platform.locks import FileLock
 from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, words
 
 INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few milliseconds
@@ -330,7 +330,7 @@ class Tables:
         if table is not None:
             return table
         self._root.mkdir(parents=True, exist_ok=True)
-        with _locked(self._root, fcntl.LOCK_EX), self.synced(store.id):
+        with FileLock(self._root, folder=True).hold(), self.synced(store.id):
             table = self._connection().create_table(store.id, schema=_schema(store.dimensions), exist_ok=True)
             if not table.list_indices():
                 table.create_index("text", config=WORDS)
@@ -347,7 +347,7 @@ class Tables:
         path = self.path(name)
         self.forget(name)
         if path.exists():
-            with _locked(self._root, fcntl.LOCK_EX), suppress(FileNotFoundError):
+            with FileLock(self._root, folder=True).hold(), suppress(FileNotFoundError):
                 path.rename(self._root / f"{_DROPPED}{uuid.uuid4().hex}")
         for gone in self._root.glob(f"{_DROPPED}*"):
             with suppress(FileNotFoundError):  # another process removes it too
@@ -382,16 +382,13 @@ class Tables:
     @contextmanager
     def alone(self, name: str) -> Iterator[bool]:
         """Whether nobody else tends this table; if so, nobody else does until the end."""
-        try:
-            with _locked(self.path(name), fcntl.LOCK_EX | fcntl.LOCK_NB):
-                yield True
-        except BlockingIOError:
-            yield False
+        with FileLock(self.path(name), folder=True).hold(wait=False) as alone:
+            yield alone
 
     @contextmanager
     def tending(self, name: str) -> Iterator[None]:
         """The same, after whoever tends it now."""
-        with _locked(self.path(name), fcntl.LOCK_EX):
+        with FileLock(self.path(name), folder=True).hold():
             yield
 
     def deleted_from(self, name: str) -> list[int]:
@@ -445,16 +442,6 @@ def _schema(dimensions: int) -> Any:
         "vector": pa.list_(pa.float32(), dimensions),
     }
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
-
-
-@contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, kind)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sync_new(folder: Path, since: float) -> None:

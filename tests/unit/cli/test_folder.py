@@ -2,6 +2,7 @@
 
 import json
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,15 @@ def folder(tmp_path: Path) -> DataFolder:
 
 
 def test_a_second_owner_is_refused_and_told_who_has_it(folder: DataFolder) -> None:
-    with folder.lock(), pytest.raises(Trouble, match=r"already running on .* \(pid \d+\)"):
+    with closing(folder.lock()), pytest.raises(Trouble, match=r"already running on .* \(pid \d+\)"):
         folder.lock()
 
 
 def test_a_folder_that_was_let_go_can_be_locked_again(folder: DataFolder) -> None:
     folder.lock().close()
 
-    with folder.lock() as again:
-        assert not again.closed
+    with closing(folder.lock()) as again:
+        assert again.is_open
 
 
 def test_the_run_file_is_private_and_replaced_as_a_whole(folder: DataFolder) -> None:

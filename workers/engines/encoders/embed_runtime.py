@@ -27,7 +27,6 @@ import ctypes
 import decimal
 import difflib
 import doctest
-import fcntl
 import hashlib
 import heapq
 import inspect
@@ -53,6 +52,7 @@ import msgspec
 from jobs.clock import now
 from jobs.fleet import runtimes
 from jobs.fleet.runtimes import Candidate, Record
+from jobs.platform.locks import FileLock
 from workers.engines.encoders import embed_model
 from workers.engines.encoders.embed_model import Computing, SentenceModel, Transformer, check, threads_of
 from workers.engines.model_folders import QUIET
@@ -241,8 +241,7 @@ def _version(name: str) -> str:
 def measure_here(order: Order) -> Record:
     """Measure in this process, under the lock, and record it; or find that somebody else just has."""
     folder = Path(order.folder)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock").hold():
         if found := runtimes.read(folder, order.key):
             return found
         for leftover in folder.glob(".scratch-*"):  # of a child that was killed

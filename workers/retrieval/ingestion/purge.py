@@ -7,7 +7,6 @@ be found before, so it may take as long as the vector database is away. A kill i
 nothing.
 """
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from sqlalchemy.orm import Session
 from jobs.clock import now
 from jobs.db.engine import WRITE_ROWS
 from jobs.ledger import audit, pauses
+from jobs.platform.locks import FileLock
 from jobs.queues import Queue
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
@@ -58,13 +58,8 @@ def _purge(context: Context, owed: list[VectorRemoval]) -> None:
 @contextmanager
 def _alone(place: Path) -> Iterator[bool]:
     place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    with FileLock(place).hold(wait=False) as alone:
+        yield alone
 
 
 def _owed(context: Context) -> list[VectorRemoval]:

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from jobs.db.engine import Database
-from jobs.db.writer_lock import Door, Gate, _locks
+from jobs.db.writer_lock import Door, Gate
 from jobs.errors import DatabaseBusy
 from jobs.fleet.tables import Meta
+from jobs.platform.locks import FileLock
 from tests.support.noting import gate_of, note, notes, opened
 from tests.support.system import eventually, pause
 
@@ -87,17 +88,19 @@ def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytes
     order: list[str] = []
     taken: list[str] = []
 
-    def locks(file: IO[str]) -> bool:
-        found = _locks(file)
-        if found and file.name.endswith(".gate"):
-            taken.append(file.name)
-        return found
+    try_acquire = FileLock.try_acquire
+
+    def noted(lock: FileLock, **options: bool) -> bool:
+        acquired = try_acquire(lock, **options)
+        if acquired and lock.path.name.endswith(".gate"):
+            taken.append(lock.path.name)
+        return acquired
 
     def go(at: Gate, who: str) -> None:
         with at.hold():
             order.append(who)
 
-    monkeypatch.setattr("jobs.db.writer_lock._locks", locks)
+    monkeypatch.setattr(FileLock, "try_acquire", noted)
     with gate(name) as one, gate(name) as two, gate(name) as other, ThreadPoolExecutor(8) as pool:
         with other.hold():
             going = [pool.submit(go, at, who) for at, who in [(one, "one"), (two, "two")] * 4]
@@ -173,7 +176,7 @@ def test_who_waits_at_a_gate_that_is_closed_meanwhile_goes_in_all_the_same(name:
             each.result()
 
     assert order == ["in"] * 3
-    assert (door.file, door.haste) == (None, None)
+    assert (door.file.is_open, door.haste.is_open) == (False, False)
 
 
 def test_who_gives_up_as_the_gate_is_left_open_for_it_goes_in_after_all(sqlite_url: str) -> None:
