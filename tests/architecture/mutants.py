@@ -30,9 +30,9 @@ _REVISIONS = "migrations.versions."
 #: Only what the configuration speaks of: to load all that is installed takes longer than the tests.
 _PLUGINS = ("pytest_timeout", "pytest_asyncio.plugin")
 _UNIT = "tests/unit/jobs"
-LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES = (
+LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, STATES, PAUSES, MEASURES, DEPENDENCIES = (
     f"{_UNIT}/ledger/test_{name}.py"
-    for name in ("ledger", "shards", "outbox", "events", "audit", "states", "pauses", "measures")
+    for name in ("ledger", "shards", "outbox", "events", "audit", "states", "pauses", "measures", "dependencies")
 )
 TIMES, KEYS, TABLES = (
     f"{_UNIT}/{name}.py" for name in ("batches/test_schedules", "security/test_keys", "test_constraints")
@@ -243,6 +243,22 @@ MUTANTS = [
         instead("at - since >= self._lease", "False", inside="stale"),
         WORLD,
     ),
+    # jobs that wait for other jobs
+    *(
+        Mutant(name, f"jobs.ledger.{module}", instead(guard, there, inside=function), DEPENDENCIES)
+        for name, module, function, guard, there in (
+            ("a dependent does not wait", "ledger", "submit", "dependencies.is_open(session, job.id)", "False"),
+            ("a waiting job is claimed", "statements", "_take", "_job.c.waiting_for.is_distinct_from", "bool"),
+            ("a waiting job is owed", "ledger", "settle", "job.waiting_for == dependencies.WAITING", "False"),
+            ("a dependent is released early", "ledger", "release", "dependencies.is_open(session, job_id)", "False"),
+            ("a dependent runs in vain", "ledger", "dependency_error", "failed is None", "True"),
+            ("a dependent fails too early", "dependencies", "_any", "after_id, state", "after_id"),
+            ("a foreign job is waited for", "dependencies", "add", "Job.project_id == job.project_id", "Job.id != ''"),
+            ("a failed job is waited for", "dependencies", "add", "states[job_id] in _HOPELESS", "False"),
+        )
+    ),
+    Mutant("a dependent is never released", "jobs.ledger.ledger", without("_moved", "release"), DEPENDENCIES),
+    Mutant("a dependency is not written", "jobs.ledger.ledger", without("submit", "dependencies.add"), DEPENDENCIES),
     # what the operator and the clock hold back
     Mutant(
         "a pause binds no shard",
@@ -282,6 +298,7 @@ MUTANTS = [
             ("0001_first_schema", "uq_project_name", KEYS),
             ("0002_outcomes", "pk_outcome", TABLES),
             ("0018_measures", "pk_measure", MEASURES),
+            ("0023_dependencies", "pk_job_dependency", TABLES),
         )
     ),
     # the audit chain
@@ -334,9 +351,8 @@ def caught(mutant: Mutant | None) -> bool:
 
 
 def _fails(mutant: Mutant | None) -> bool:
-    tests = (
-        [mutant.tests] if mutant is not None else [LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, KEYS, MEASURES, TABLES, WORLD]
-    )
+    every = [LEDGER, SHARDS, OUTBOX, EVENTS, AUDIT, KEYS, MEASURES, DEPENDENCIES, TABLES, WORLD]
+    tests = [mutant.tests] if mutant is not None else every
     plugins = [importlib.import_module(name) for name in _PLUGINS]
     options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", "not postgres", "-o", "timeout=40"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -6,7 +6,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
-from jobs.errors import Conflict, DatabaseBusy
+from jobs.errors import Conflict, DatabaseBusy, InvalidRequest
 from jobs.ledger import audit, ledger
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Job
@@ -74,6 +74,7 @@ class Game:
         self.poison: frozenset[tuple[int, int]] = frozenset()  # of every job, beside the weather's
         self.expected = 0
         self.submitted = 0
+        self.after: list[str] = []  # jobs that are there, and may be waited for
         self.over = False
 
     def play(self) -> list[str]:
@@ -122,6 +123,7 @@ class Game:
         self.site.plans[job_id] = Plan(lines, poison, valid=self.random.random() < 0.9)
         yield from self._submit(job_id)
         self.submitted += 1
+        self.after.append(job_id)
         will = self.random.random()
         yield self.random.uniform(0, 4)
         if will < 0.25:
@@ -130,12 +132,19 @@ class Game:
             yield from self.world.write(lambda session: _pass_deadline(session, job_id))
 
     def _submit(self, job_id: str) -> Steps[None]:
-        """A client whose create was not answered asks whether it exists before it asks again."""
+        """A client whose create was not answered asks whether it exists before it asks again.
+
+        Some wait for the jobs before them, as far as these can complete.
+        """
+        after = list(self.after) if self.random.random() < 0.5 else []
         while True:
             try:
                 with self.world.db.write() as session:
-                    ledger.submit(session, ledgers.new_job(id=job_id), actor="key:sim")
+                    ledger.submit(session, ledgers.new_job(id=job_id), actor="key:sim", after=after)
                 return
+            except InvalidRequest:
+                after = []
+                continue
             except DatabaseBusy:
                 yield 0.2
             with self.world.db.read() as session:
@@ -231,7 +240,8 @@ class Game:
 
     def _job(self, job: Job, plan: Plan) -> list[str]:
         if job.state in LIVE or job.state == JobState.FAILED:
-            return [] if (job.state != JobState.FAILED or not plan.valid) else ["failed though it was valid"]
+            may_fail = not plan.valid or (job.errors or [{}])[0].get("code") == "dependency_failed"
+            return [] if (job.state != JobState.FAILED or may_fail) else ["failed though it was valid"]
         results = self.site.files[job.output_file_id or ""]
         everything = {(n, line) for n, count in enumerate(plan.lines) for line in range(count)}
         wrong = []

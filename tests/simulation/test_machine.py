@@ -28,8 +28,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
-from jobs.errors import Conflict, Fenced
-from jobs.ledger import audit, ledger, shards, statements
+from jobs.errors import Conflict, Fenced, InvalidRequest
+from jobs.ledger import audit, dependencies, ledger, shards, statements
 from jobs.ledger.ledger import JobClaim
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import CLOSING, LIVE, TERMINAL, JobState, ShardState
@@ -41,6 +41,9 @@ from tests.support.invariants import History, violations
 
 EXAMPLES = int(os.environ.get("NIGHTMILL_TEST_EXAMPLES", "40"))
 STEPS = int(os.environ.get("NIGHTMILL_TEST_STEPS", "40"))
+
+#: No job that waits for one in such a state would ever run.
+HOPELESS = {JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED, JobState.CANCELLING, JobState.EXPIRING}
 
 C = TypeVar("C")
 
@@ -83,6 +86,29 @@ class LedgerMachine(RuleBasedStateMachine):
         self.sizes[job.id] = lines
 
     @precondition(lambda self: self.sizes)
+    @rule(lines=sizes, picks=st.lists(some, min_size=1, max_size=3))
+    def submit_after(self, lines: list[int], picks: list[int]) -> None:
+        """A job that waits for others; one that can never complete refuses it, and nothing is left of it."""
+        after = [self.job(pick) for pick in picks]
+        if {self.row(job_id).state for job_id in after} & HOPELESS:
+            with self.unchanged(), pytest.raises(InvalidRequest):
+                ledgers.submitted(self.db, after=after)
+            return
+        self.sizes[ledgers.submitted(self.db, after=after).id] = lines
+
+    @rule()
+    def sweep(self) -> None:
+        """Maintenance fails what waits for a job that did not complete."""
+        self.fail_dependents()
+
+    @precondition(lambda self: self.sizes)
+    @rule(pick=some)
+    def release(self, pick: int) -> None:
+        """Anyone may try to release a job at any moment: none is left that could be."""
+        with self.unchanged(), self.db.write() as session:
+            assert not ledger.release(session, self.job(pick))
+
+    @precondition(lambda self: self.sizes)
     @rule(pick=some)
     def submit_again(self, pick: int) -> None:
         """The answer to a submit was lost: the second one is refused as a whole."""
@@ -99,6 +125,7 @@ class LedgerMachine(RuleBasedStateMachine):
         with self.db.write() as session:
             claim = ledger.claim(session, job_id, task, f"worker-{len(self.job_claims)}")
         free = before.worker_id is None and before.state in statements.CLAIMABLE[task] and not self.running(job_id)
+        free = free and before.waiting_for != dependencies.WAITING
         assert (claim is not None) == free
         if claim is not None:
             self.job_claims.append(claim)
@@ -319,14 +346,15 @@ class LedgerMachine(RuleBasedStateMachine):
             assert violations(session) == []
             assert self.history.look(session) == []
             assert ledger.unsettled(session) == []
+            assert dependencies.releasable(session, 10) == []
         with self.db.write() as session:
             assert shards.unowed(session) == 0
 
     def teardown(self) -> None:
         """The faults end: whatever is held is lost, and what is owed leads every job to its end."""
-        for _ in range(40):
+        for _ in range(400):  # a chain of jobs takes a few for each
             self.lose_everything()
-            if not self.ring_everything():
+            if not (self.ring_everything() or self.fail_dependents()):
                 break
         with self.db.write() as session:
             left = session.scalars(select(Job.id).where(Job.state.in_(LIVE))).all()
@@ -335,6 +363,17 @@ class LedgerMachine(RuleBasedStateMachine):
             while audit.seal(session):
                 session.flush()
             assert audit.verify(session).faults == ()
+
+    def fail_dependents(self) -> bool:
+        with self.db.write() as session:
+            failing = dependencies.failing(session, 100)
+            for job_id in failing:
+                job = ledger.lock(session, job_id)
+                assert job is not None
+                error = ledger.dependency_error(session, job)
+                assert error is not None
+                ledger.fail_dependent(session, job, error, actor="dispatcher")
+        return bool(failing)
 
     def lose_everything(self) -> None:
         with self.db.write() as session:

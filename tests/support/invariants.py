@@ -28,6 +28,8 @@ from jobs.webhooks.tables import Event
 
 _TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
+_UNFINISHED = {JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED}
+
 _COUNTED = select(func.coalesce(func.sum(Measure.count), 0)).where(Measure.name == measures.ENDED)
 #: Columns: an object of each row would be most of the time.
 _TOLD = select(Event.subject_id, Event.seq, Event.type)
@@ -143,6 +145,9 @@ def _in_order(job: Job, shards: Sequence[Shard], predecessors: Sequence[Any], ow
     open_ones = [row.id for row in predecessors if row.state != JobState.SUCCEEDED]
     if open_ones and (begun or (queued and (owed or job.worker_id or not waits))):
         yield f"begun, and yet {open_ones} have not completed"
+    failed = (job.errors or [{}])[0].get("code") == "dependency_failed"
+    if failed and (shards or job.state != JobState.FAILED or not {row.state for row in predecessors} & _UNFINISHED):
+        yield "failed for a job that it waited for, and yet it ran, or all of those completed"
     if waits and (not queued or owed or job.worker_id):
         yield f"waits for other jobs, and yet {'a message is owed' if owed else 'it is claimed, or has moved'}"
 

@@ -12,7 +12,7 @@ from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.fleet.tables import Measure
 from jobs.ledger import audit, ledger, measures, shards
-from jobs.ledger.tables import Audit, Job, Outbox, Outcome, Segment, Shard
+from jobs.ledger.tables import Audit, Job, JobDependency, Outbox, Outcome, Segment, Shard
 from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.security.tables import Idempotency, Project
@@ -23,7 +23,7 @@ from tests.support.ledgers import claim_job, claim_shard, cuts, planning, runnin
 
 def happened(db: Database) -> None:
     """A row of each kind."""
-    running(db)
+    ledgers.submitted(db, after=[running(db).id])
     claim = claim_job(db, ledgers.finishing(db).id, Task.FINISH)
     file = File(
         id="file-1", project_id="proj_1", purpose="batch_output", filename="o", bytes=1, path="files/1", created_at=1.0
@@ -52,6 +52,7 @@ def happened(db: Database) -> None:
         pytest.param(Idempotency, {"body": "{}"}, id="pk_idempotency"),
         pytest.param(Project, {"id": "proj_other"}, id="uq_project_name"),
         pytest.param(Measure, {"count": 9}, id="pk_measure"),
+        pytest.param(JobDependency, {}, id="pk_job_dependency"),
     ],
 )
 def test_what_may_be_there_once_is_refused_a_second_time(
