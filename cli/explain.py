@@ -19,6 +19,7 @@ _Finding = Callable[[Iterable[bytes], Mapping[str, int]], dict[str, list[str]]]
 
 _WAITS = {
     "waiting for model": "no live worker serves {model}; `nightmill workers` shows what each serves",
+    "waiting for job": "these jobs have to complete first, see `nightmill graph`",
     "waiting for pause": "its queue, model or project is paused; `nightmill workers` shows what is",
     "waiting for time": "it was submitted to begin later",
     "waiting for vectors": "the vector database cannot be reached; what is embedded is written when it is back",
@@ -43,7 +44,8 @@ def explain(
         shown = server.get(f"/jobs/{job}")
         found = Snapshot.of(shown)
         left, why = _left_alone(found, data_dir), _held_up(server.url, found, data_dir)
-        told = (*_standing(found), *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
+        standing = (*_standing(found), *_waits_for(server, found))
+        told = (*standing, *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
         for line in told:
             say(line)
 
@@ -54,6 +56,14 @@ def _standing(job: "Snapshot") -> Iterator[str]:
         yield f"  it waits: {_WAITS[job.waiting_for].format(model=job.model or 'its model')}"
     if job.pace:
         yield f"  it makes {job.pace}"
+
+
+def _waits_for(server: "Server", job: "Snapshot") -> Iterator[str]:
+    """The jobs that have to complete before this one begins."""
+    if job.waiting_for == "waiting for job":
+        from cli.graph import unfinished
+
+        yield from (f"      {line}" for line in unfinished(server.get(f"/jobs/{job.id}/graph")))
 
 
 def _held_up(url: str, job: "Snapshot", data_dir: Path | None) -> Iterator[str]:

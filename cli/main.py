@@ -12,6 +12,7 @@ from cli.demo.command import demo
 from cli.doctor import doctor
 from cli.embedding.command import embed_eval
 from cli.explain import explain
+from cli.graph import graph
 from cli.results import results
 from cli.run_batch import run_batch
 from cli.submit import submit
@@ -81,6 +82,7 @@ _PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("run-batch", cls=TakesFlags, context_settings=_PASSING)(run_batch)
 app.command("embed-eval")(embed_eval)
 app.command()(explain)
+app.command()(graph)
 app.command()(jobs.cancel)
 app.command()(jobs.retry)
 app.command()(doctor)

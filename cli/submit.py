@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _SHOWN = 20
 #: What would be passed over beside an option.
 _MEANINGLESS: Final = {
-    "--sample": ("--at", "--every", "--output", "--no-wait", "--no-check"),
-    "--every": ("--at", "--output"),
+    "--sample": ("--at", "--after", "--every", "--output", "--no-wait", "--no-check"),
+    "--every": ("--at", "--after", "--output"),
     "--no-wait": ("--output",),
 }
 
@@ -41,6 +41,9 @@ def submit(
     at: Annotated[
         str, typer.Option(metavar="TIME", help="Begin no earlier, such as 2026-12-24T18:00 (local time).")
     ] = "",
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Begin when this job has completed; any number of times.")
+    ] = None,
     every: Annotated[
         str, typer.Option(metavar="CRON", help="Submit it again at these times, such as '0 3 * * *'; not now.")
     ] = "",
@@ -57,8 +60,8 @@ def submit(
     from cli.submission import guess_endpoint, output_paths, parse_metadata, parse_time
     from cli.wholefile import require_writable
 
-    given = {"--at": at, "--every": every, "--timezone": timezone, "--sample": sample, "--output": output}
-    _check_together(given | {"--no-wait": not wait, "--no-check": not check})
+    given = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
+    _check_together(given | {"--output": output, "--no-wait": not wait, "--no-check": not check})
     wanted: dict[str, Any] = {
         "endpoint": endpoint or guess_endpoint(file),
         "completion_window": window,
@@ -68,7 +71,8 @@ def submit(
     answers, errors = output_paths(file, output)
     if wait and not sample and not every:
         require_writable(answers)
-    begin = {"not_before": parse_time(at)} if at else {}
+    begin: dict[str, Any] = {"not_before": parse_time(at)} if at else {}
+    begin |= {"after": after} if after else {}
     with connect(url, api_key, data_dir) as server:
         if sample:
             _sample(server, file, sample, wanted)

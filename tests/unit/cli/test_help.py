@@ -16,7 +16,7 @@ EXPECTED = {
     "sources list", "sources add", "sources sync", "sources remove",
     "indexes list", "indexes create", "indexes compare", "indexes switch", "indexes back", "indexes sync",
     "indexes remove",
-    "results", "embed-eval", "explain", "workers", "pause", "resume", "drain",
+    "results", "embed-eval", "explain", "graph", "workers", "pause", "resume", "drain",
     "keys create", "keys list", "keys revoke", "audit verify", "vectors verify", "webhooks listen",
 }  # fmt: skip
 

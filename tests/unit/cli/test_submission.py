@@ -76,9 +76,12 @@ def test_answers_and_errors_lie_beside_the_input_unless_told_otherwise() -> None
     ("option", "other"),
     [
         *((("--sample", "5"), other) for other in (
-            ("--at", "2100-01-01"), ("--every", "0 3 * * *"), ("--output", "out.jsonl"), ("--no-wait",), ("--no-check",)
+            ("--at", "2100-01-01"), ("--after", "batch_1"), ("--every", "0 3 * * *"), ("--output", "out.jsonl"),
+            ("--no-wait",), ("--no-check",)
         )),
-        *((("--every", "0 3 * * *"), other) for other in (("--at", "2100-01-01"), ("--output", "out.jsonl"))),
+        *((("--every", "0 3 * * *"), other) for other in (
+            ("--at", "2100-01-01"), ("--after", "batch_1"), ("--output", "out.jsonl")
+        )),
         (("--no-wait",), ("--output", "out.jsonl")),
     ],
 )  # fmt: skip

@@ -53,6 +53,11 @@ def thing() -> dict[str, Any]:
         "urls": [HOSTILE, HOSTILE], "counts": None, "paused": False, "next_run_at": 1, "last_error": HOSTILE,
         "cron": HOSTILE, "timezone": HOSTILE, "last_batch_id": HOSTILE, "batch": {"input_file_id": HOSTILE},
         "max_model_len": 5, "license": HOSTILE, "training_data": [HOSTILE], "query_prompt": HOSTILE,
+        "jobs": [
+            {"id": "x-1", "kind": HOSTILE, "state": HOSTILE, "waiting_for": HOSTILE, "after": [HOSTILE]},
+            {"id": HOSTILE, "kind": HOSTILE, "state": HOSTILE, "waiting_for": None, "after": []},
+        ],
+        "truncated": True,
         "signing_secret": "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
     }  # fmt: skip
 
@@ -163,6 +168,7 @@ VERBS: dict[str, tuple[bool, list[list[str]]]] = {
     "jobs": (True, [["jobs"], ["jobs", "--json"]]),
     "watch": (True, [["watch", "x-1"]]),
     "explain": (True, [["explain", "x-1"], ["explain", "refused"]]),
+    "graph": (True, [["graph", "x-1"]]),
     "results": (True, [["results", "x-1"], ["results", "refused"]]),
     "submit": (True, [["submit", "requests.jsonl"], ["submit", "requests.jsonl", "--no-check"]]),
     "run-batch": (True, [["run-batch", "-i", "requests.jsonl", "-o", "out", "--model", "m"]]),
