@@ -1,9 +1,11 @@
-"""End a stream when its key is revoked."""
+"""Write server-sent events, and end a stream when its key is revoked."""
 
 import logging
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
+import msgspec
+from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
@@ -12,20 +14,40 @@ from jobs.security.tables import ApiKey
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+EVENT_STREAM: Final = "text/event-stream"
+#: A comment, which clients pass over, while there is no event to send. No empty line follows: where an id came before,
+#: OpenAI's SDK for Python takes that for an event without data, and breaks.
+KEEP_ALIVE: Final = b": alive\n"
+DONE: Final = b"[DONE]"
+
 
 class KeyRevoked(Exception):
-    """The key that a stream was asked for with is no more."""
+    """The key that a stream was asked for with was revoked."""
+
+
+def event(data: Any, *, kind: str = "", at: str = "") -> bytes:
+    """Return one event. `data` is JSON as bytes or a value, `kind` its name, `at` the id to resume behind."""
+    head = b"id: %b\n" % at.encode() if at else b""
+    if kind:
+        head += b"event: %b\n" % kind.encode()
+    return b"%bdata: %b\n\n" % (head, data if isinstance(data, bytes) else msgspec.json.encode(data))
+
+
+def event_stream(events: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> StreamingResponse:
+    """Return the answer that sends `events`, which no proxy may hold back."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})}
+    return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
 
 
 def check_key(session: Session, call: CallContext) -> None:
-    """Raises KeyRevoked."""
+    """Raises: KeyRevoked."""
     key = session.get(ApiKey, call.caller.key_id)
     if key is None or key.revoked_at is not None:
         raise KeyRevoked
 
 
 async def until_revoked(pieces: AsyncIterator[T]) -> AsyncIterator[T]:
-    """A stream that simply ends when its key is revoked: its status was sent long ago."""
+    """Yield `pieces`; end the stream without an error when its key is revoked, as its status was sent before."""
     try:
         async for piece in pieces:
             yield piece

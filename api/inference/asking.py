@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
-from api.errors import clip
-from api.http.sse import KeyRevoked, check_key
+from api.errors import clip, describe
+from api.http import sse
+from api.http.sse import EVENT_STREAM, KEEP_ALIVE, KeyRevoked, check_key, event_stream
 from api.shares import run_unshared
 from jobs.clock import now
 from jobs.errors import (
@@ -40,7 +41,6 @@ from jobs.inference.interactive import Piece, Question, Resumable
 from jobs.inference.waiting import place
 from jobs.ledger import pauses
 
-EVENT_STREAM = "text/event-stream"
 #: Proxies wait for a status for a minute, some for half of one. Before, a worker that was lost is a status that the SDK
 #: asks again after, not the end of a stream (see `waiting._SILENCE_SECONDS`).
 _PATIENCE_SECONDS = 15.0
@@ -59,9 +59,6 @@ Resume = Annotated[
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="The id of the last event seen: only the rest is sent.")
 ]
-#: A comment, which clients pass over: it comes with each sign of life of a worker that has nothing to say yet. No empty
-#: line follows: where an id came before, OpenAI's SDK for Python takes that for an event without data, and breaks.
-KEEP_ALIVE = b": alive\n"
 WHOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 #: Events are texts of several lines, or objects with `event`, `id` and `data`: tools see them in both ways.
 EITHER: dict[int | str, dict[str, Any]] = {200: {"content": {**WHOLE[200]["content"], EVENT_STREAM: {"schema": {}}}}}
@@ -158,17 +155,46 @@ async def resume(call: CallContext, request: Request, last: str, url: str) -> tu
     return kept, call.services.lines.rest(stream_id, after, kept, there, served)
 
 
-def named(at: str) -> bytes:
-    """The line of an event that says where to go on from."""
-    return b"id: %b\n" % at.encode()
-
-
 def streamed(events: AsyncIterator[bytes], at: str = "") -> StreamingResponse:
-    """Server-sent events, which no proxy is to hold back; `at` is one's place."""
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    if at:
-        headers[STREAM_HEADER] = at.partition("/")[0]
-    return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
+    """Return the answer that sends `events`. Its header names the stream that `at` is a place in."""
+    return event_stream(events, {STREAM_HEADER: at.partition("/")[0]} if at else None)
+
+
+class Events:
+    """Write the chunks of an answer as OpenAI does: `data: {chunk}`, the last one `[DONE]`.
+
+    Only a stream that can be resumed has ids: a client that connects anew would come back with one.
+    """
+
+    def __init__(self, *, resumable: bool) -> None:
+        self._resumable = resumable
+
+    async def of(self, pieces: AsyncGenerator[Piece], first: Piece | None = None) -> AsyncIterator[bytes]:
+        """Yield the events of `first` and `pieces`, and of the error that ends them: the status was sent before."""
+        async with aclosing(pieces):
+            try:
+                if first is not None and (event := await self.write(first)):
+                    yield event
+                async for piece in pieces:
+                    if event := await self.write(piece):
+                        yield event
+            except NightmillError as error:
+                if not (self._resumable and isinstance(error, GoingDown)):  # else the client comes back for the rest
+                    yield self.error(describe(error))
+
+    async def write(self, piece: Piece) -> bytes:
+        """Return the event of a piece; nothing where the client is shown none. Raises NightmillError."""
+        if piece.kind not in ("chunk", "end"):
+            return KEEP_ALIVE
+        return sse.event(piece.body or sse.DONE, at=self.at(piece))
+
+    def error(self, error: dict[str, Any]) -> bytes:
+        """Return the event of an error."""
+        return sse.event(error)
+
+    def at(self, piece: Piece) -> str:
+        """Return the id of a piece's event, empty where there is none."""
+        return piece.at if self._resumable else ""
 
 
 def whole(end: Piece) -> Response:

@@ -6,8 +6,6 @@
 A completion is stored before its client sees the end. A request that fails or is abandoned stores nothing.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -18,7 +16,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from api.deps import Call, CallContext
-from api.errors import describe
+from api.http import sse
 from api.http.bodies import Body, Many, resource
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Once
@@ -26,7 +24,7 @@ from api.http.paging import After, Limit20, Order, Page, slice_of
 from api.http.space import check_space
 from api.inference import completions as kept_completions
 from api.inference.answered_once import Run, answered_once
-from api.inference.asking import KEEP_ALIVE, Asked, GoingDown, ask, named, resume, streamed, whole
+from api.inference.asking import Asked, Events, ask, resume, streamed, whole
 from api.inference.chunks import Chunks
 from api.inference.schemas import CompletionDeleted, CompletionObject, StoredMessage, show_messages
 from api.shares import run_in_threadpool
@@ -127,7 +125,7 @@ async def _streamed(chat: Chat, request: Request, seconds: int | None) -> Respon
         if first.status == 200:  # it has answered, but not as a stream
             raise _unsound()
         return whole(first)
-    return streamed(_events(_Shown(chat, resumable=bool(seconds)), pieces, first), first.at)
+    return streamed(_ChatEvents(chat, resumable=bool(seconds)).of(pieces, first), first.at)
 
 
 async def resumed(call: CallContext, request: Request, last: str, shown: bytes) -> Response:
@@ -138,46 +136,32 @@ async def resumed(call: CallContext, request: Request, last: str, shown: bytes) 
     packed = msgspec.json.decode(shown, type=_Packed)
     chat = Chat(call, ChatCompletionRequest.model_validate_json(msgspec.json.encode(packed.body)), packed.id)
     _, pieces = await resume(call, request, beginning(last), CHAT)
-    return streamed(_events(_Shown(chat, resumable=True, last=last), pieces), last)
+    return streamed(_ChatEvents(chat, resumable=True, last=last).of(pieces), last)
 
 
-async def _events(shown: "_Shown", pieces: AsyncGenerator[Piece], first: Piece | None = None) -> AsyncIterator[bytes]:
-    """Server-sent events as OpenAI writes them; the last one, `[DONE]`, once the completion is kept."""
-    async with aclosing(pieces):
-        try:
-            if first is not None and (event := await shown.event(first)):
-                yield event
-            async for piece in pieces:
-                if event := await shown.event(piece):
-                    yield event
-        except NightmillError as error:  # the status was sent long ago
-            if not (shown.resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
-                yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
-
-
-class _Shown:
-    """The pieces of a stream as its client sees them: those behind `last`."""
+class _ChatEvents(Events):
+    """Write the chunks behind `last`, and `[DONE]` once the completion is stored."""
 
     def __init__(self, chat: Chat, *, resumable: bool, last: str = "") -> None:
-        self.resumable = resumable
+        super().__init__(resumable=resumable)
         self._chat, self._last = chat, last
         self._usage = isinstance(chat.options, dict) and bool(chat.options.get("include_usage"))
         self._chunks = Chunks()
 
-    async def event(self, piece: Piece) -> bytes:
+    async def write(self, piece: Piece) -> bytes:
         """Empty where there is nothing to show. Raises NightmillError for what is no chunk."""
         if piece.kind == "chunk":
             return self._event(piece, self._chunk(piece))
         if piece.kind != "end":
-            return KEEP_ALIVE
+            return sse.KEEP_ALIVE
         if not piece.body:
             await run_in_threadpool(self._keep)
-        return self._event(piece, piece.body or b"[DONE]")
+        return self._event(piece, piece.body or sse.DONE)
 
     def _event(self, piece: Piece, data: bytes) -> bytes:
         if not data or (self._last and not follows(piece.at, self._last)):
             return b""
-        return b"%bdata: %b\n\n" % (named(piece.at) if self.resumable else b"", data)
+        return sse.event(data, at=self.at(piece))
 
     def _chunk(self, piece: Piece) -> bytes:
         """Under our id. A chunk that is only there for its usage is nothing to whoever did not ask for it."""
@@ -203,7 +187,7 @@ class _Shown:
         if answer is None:
             raise _unsound()
         call, keep = self._chat.call, partial(self._chat.keep, self._chat.ours(answer))
-        if self.resumable:
+        if self._resumable:
             kept_completions.once(call, self._chat.id, keep)
         else:
             keep(call.in_one_write)

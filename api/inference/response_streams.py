@@ -10,8 +10,8 @@ an attempt that did not answer ends as `incomplete`. Every stream ends when its 
 """
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -20,13 +20,13 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from api.deps import CallContext
-from api.errors import describe
-from api.http.sse import check_key, until_revoked
+from api.http import sse
+from api.http.sse import KEEP_ALIVE, check_key, until_revoked
 from api.inference import stored_responses
-from api.inference.asking import KEEP_ALIVE, GoingDown, ask, named, resume, streamed, whole
+from api.inference.asking import Events, ask, resume, streamed, whole
 from api.inference.turns import CreateResponse, Turn, decoded, keep, unsound
 from api.shares import run_in_threadpool
-from jobs.errors import DatabaseBusy, InvalidRequest, NightmillError, NotFound, StorageAway, StreamsAway
+from jobs.errors import DatabaseBusy, InvalidRequest, NotFound, StorageAway, StreamsAway
 from jobs.inference import responses
 from jobs.inference.interactive import Piece
 from jobs.inference.waiting import second
@@ -63,7 +63,7 @@ async def answer(turn: Turn, request: Request, seconds: int | None) -> Response:
         if first.status == 200:  # it has answered, but not as a stream
             raise unsound()
         return whole(first)
-    return streamed(_events(turn, pieces, first, resumable=bool(seconds)), first.at)
+    return streamed(_ResponseEvents(turn, resumable=bool(seconds)).of(pieces, first), first.at)
 
 
 def _packed(turn: Turn) -> bytes:
@@ -77,36 +77,28 @@ async def resumed(call: CallContext, request: Request, last: str) -> Response:
     shown = msgspec.json.decode(kept.shown, type=_Shown)
     body = CreateResponse.model_validate_json(msgspec.json.encode({**shown.body, "input": shown.asked}))
     turn = Turn(call, body, shown.question, shown.asked, shown.id)
-    return streamed(_events(turn, pieces, resumable=True), last)
+    return streamed(_ResponseEvents(turn, resumable=True).of(pieces), last)
 
 
-async def _events(
-    turn: Turn, pieces: AsyncGenerator[Piece], first: Piece | None = None, *, resumable: bool
-) -> AsyncIterator[bytes]:
-    """Server-sent events with their names, as OpenAI writes them; there is no `[DONE]`."""
-    number = 0  # of the event that comes next
-    async with aclosing(pieces):
-        try:
-            async for piece in _from(first, pieces):
-                at = piece.at if resumable else ""
-                if piece.kind == "chunk":
-                    event = await _made_ours(turn, piece, resumable=resumable)
-                    number = event.get("sequence_number", number) + 1
-                    yield _event(event, at)
-                elif piece.kind != "end":
-                    yield KEEP_ALIVE
-                elif piece.body:
-                    yield _event(_error(decoded(piece.body), number), at)
-        except NightmillError as error:  # the status was sent long ago
-            if not (resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
-                yield _event(_error(describe(error), number))
+class _ResponseEvents(Events):
+    """Write events with their names; there is no `[DONE]`."""
 
+    def __init__(self, turn: Turn, *, resumable: bool) -> None:
+        super().__init__(resumable=resumable)
+        self._turn = turn
+        self._number = 0  # of the next event
 
-async def _from(first: Piece | None, others: AsyncGenerator[Piece]) -> AsyncIterator[Piece]:
-    if first is not None:
-        yield first
-    async for piece in others:
-        yield piece
+    async def write(self, piece: Piece) -> bytes:
+        if piece.kind == "chunk":
+            event = await _made_ours(self._turn, piece, resumable=self._resumable)
+            self._number = event.get("sequence_number", self._number) + 1
+            return sse.event(event, kind=str(event.get("type", "message")), at=self.at(piece))
+        if piece.kind != "end":
+            return sse.KEEP_ALIVE
+        return self.error(decoded(piece.body), self.at(piece)) if piece.body else b""
+
+    def error(self, error: Any, at: str = "") -> bytes:
+        return sse.event(_error(error, self._number), kind="error", at=at)
 
 
 async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, Any]:
@@ -137,12 +129,6 @@ def _error(told: Any, number: int) -> dict[str, Any]:
     error = error if isinstance(error, dict) else {"message": "The engine gave no answer.", "code": "engine_error"}
     said = {name: error.get(name) for name in ("code", "message", "param")}
     return {"type": "error", **said, "sequence_number": number}
-
-
-def _event(event: Mapping[str, Any], at: str = "") -> bytes:
-    head = named(at) if at else b""
-    kind = str(event.get("type", "message")).encode()
-    return b"%bevent: %b\ndata: %b\n\n" % (head, kind, msgspec.json.encode(event))
 
 
 _LOOK_SECONDS = 0.5
@@ -250,7 +236,7 @@ class _Following:
     def _event(self, event: dict[str, Any]) -> bytes:
         self._seen = int(event["sequence_number"])
         shown = event if self._results else responses.bare(event)
-        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(shown))
+        return sse.event(shown, kind=event["type"])
 
 
 class _Items:

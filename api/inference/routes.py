@@ -4,41 +4,34 @@ The body goes to the engine as it is; what is wrong with it the engine says, in 
 (`context`). Batches wait meanwhile: these requests are served first, on the same engine.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
 from api.deps import Call, CallContext
-from api.errors import describe
 from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent
+from api.http.sse import EVENT_STREAM
 from api.inference import chat_completions, response_streams
 from api.inference.asking import (
     EITHER,
-    EVENT_STREAM,
-    KEEP_ALIVE,
     WHOLE,
     Asked,
-    GoingDown,
+    Events,
     LastEventId,
     Resume,
     ask,
     kept_stream,
-    named,
     resume,
     streamed,
     whole,
 )
 from api.inference.chat_completions import ChatCompletionRequest
-from jobs.errors import InvalidRequest, NightmillError
+from jobs.errors import InvalidRequest
 from jobs.inference import cache
 from jobs.inference.context_options import terms_of
-from jobs.inference.interactive import Piece
 from jobs.inference.waiting import place
 from jobs.requests.endpoints import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 
@@ -109,7 +102,7 @@ async def resumed(call: CallContext, request: Request, last: str, url: str) -> R
     if kept.url == url and kept.shown:
         return await chat_completions.resumed(call, request, last, kept.shown)
     _, pieces = await resume(call, request, last, url)
-    return streamed(_events(pieces, resumable=True), last)
+    return streamed(Events(resumable=True).of(pieces), last)
 
 
 async def _answer(
@@ -121,31 +114,7 @@ async def _answer(
     if first.kind == "end" and first.body:
         await pieces.aclose()
         return whole(first)
-    return streamed(_events(pieces, first, resumable=bool(seconds)), first.at)
-
-
-async def _events(
-    pieces: AsyncGenerator[Piece], first: Piece | None = None, *, resumable: bool
-) -> AsyncIterator[bytes]:
-    """Server-sent events as OpenAI writes them: `data: {chunk}`, the last one `[DONE]`.
-
-    One that cannot be resumed has no ids: a client that connects anew would come back with one.
-    """
-    async with aclosing(pieces):
-        if first is not None:
-            yield _event(first, resumable=resumable)
-        try:
-            async for piece in pieces:
-                yield _event(piece, resumable=resumable)
-        except NightmillError as error:  # the status was sent long ago
-            if not (resumable and isinstance(error, GoingDown)):  # else it just breaks off: the client comes back
-                yield b"data: %b\n\n" % msgspec.json.encode(describe(error))
-
-
-def _event(piece: Piece, *, resumable: bool) -> bytes:
-    if piece.kind not in ("chunk", "end"):
-        return KEEP_ALIVE
-    return b"%bdata: %b\n\n" % (named(piece.at) if resumable else b"", piece.body or b"[DONE]")
+    return streamed(Events(resumable=bool(seconds)).of(pieces, first), first.at)
 
 
 stream_router: APIRouter = resource("Streams")

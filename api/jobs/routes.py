@@ -14,9 +14,10 @@ from api.http.bodies import Body, resource
 from api.http.idempotency import Idempotent
 from api.http.paging import After, Limit20, Order, Page, find, labelled, page
 from api.http.space import count_if_due
+from api.http.sse import EVENT_STREAM, event_stream
 from api.jobs.retry import Changes, again
 from api.jobs.schemas import JobEvent, JobGraph, JobObject, show_event, show_graph, show_job
-from api.jobs.streams import event_stream, result_stream
+from api.jobs.streams import follow_events, follow_results
 from api.shares import run_in_threadpool
 from api.webhooks.queries import delivery_page
 from api.webhooks.schemas import DeliveryObject
@@ -33,7 +34,7 @@ _EDGES = 500  # a graph shows so many at most
 _EVENTS_DOC: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A page of events, or, with `Accept: text/event-stream`, each as it happens",
-        "content": {"text/event-stream": {"schema": {}}},
+        "content": {EVENT_STREAM: {"schema": {}}},
     }
 }
 _RESULTS_DOC: dict[int | str, dict[str, Any]] = {
@@ -129,10 +130,9 @@ async def job_events(
             return EventPage(data=[show_event(event) for event in found[:limit]], has_more=len(found) > limit)
 
     first = await run_in_threadpool(look)
-    if "text/event-stream" not in request.headers.get("accept", ""):
+    if EVENT_STREAM not in request.headers.get("accept", ""):
         return Response(first.model_dump_json(), media_type="application/json")
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(event_stream(call, job_id, after), headers=headers, media_type="text/event-stream")
+    return event_stream(follow_events(call, job_id, after), {"Cache-Control": "no-store"})
 
 
 @router.get("/jobs/{job_id}/results", response_class=StreamingResponse, responses=_RESULTS_DOC)
@@ -151,7 +151,7 @@ async def job_results(
             raise InvalidRequest(message, param="job_id", code="no_results")
 
     await run_in_threadpool(look)
-    return StreamingResponse(result_stream(call, job_id, follow=follow), media_type="application/jsonl")
+    return StreamingResponse(follow_results(call, job_id, follow=follow), media_type="application/jsonl")
 
 
 @router.get("/jobs/{job_id}/deliveries")

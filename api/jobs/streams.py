@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import CallContext
+from api.http import sse
 from api.http.sse import check_key, until_revoked
 from api.jobs.schemas import JobEvent, show_event
 from api.shares import run_in_threadpool
@@ -31,17 +32,17 @@ _KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
 
 
-def event_stream(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
+def follow_events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Server-sent events from the one that follows `after`; the id of each is its `seq`."""
     return until_revoked(_events(call, job_id, after))
 
 
-def result_stream(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
+def follow_results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:
     """Each finished line once, as it is in the output or error file. Of an ended job: the files, unrun lines too."""
     return until_revoked(_results(call, job_id, follow=follow))
 
 
-async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[str]:
+async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[bytes]:
     quiet = 0.0
 
     def look(session: Session) -> tuple[list[JobEvent], bool]:
@@ -49,7 +50,7 @@ async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[s
         found = events.after(session, job_id, after, _EVENTS_AT_ONCE)
         return [show_event(event) for event in found], ended and len(found) < _EVENTS_AT_ONCE
 
-    yield ": the events of a job\n\n"
+    yield b": the events of a job\n\n"
     while not call.services.stopping.is_set():
         try:
             found, over = await _once(call, look)
@@ -57,14 +58,14 @@ async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[s
             found, over = [], False
         for event in found:
             after = event.seq
-            yield f"id: {event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n"
+            yield sse.event(event.model_dump_json().encode(), kind=event.type, at=str(event.seq))
         if over:
             return
         await asyncio.sleep(_POLL_SECONDS)
         quiet = 0.0 if found else quiet + _POLL_SECONDS
         if quiet >= _KEEP_ALIVE_SECONDS:
             quiet = 0.0
-            yield ": still here\n"  # without an empty line: see `asking.KEEP_ALIVE`
+            yield sse.KEEP_ALIVE
 
 
 async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIterator[bytes]:

@@ -83,5 +83,5 @@ def test_a_stream_of_events_outlasts_a_busy_database(
     answer = client.get(f"/v1/jobs/{job_id}/events", headers=SSE)
 
     _, _, rest = answer.text.partition("\n\n")
-    assert rest.startswith(": still here\nid: 1\n")
-    assert [event[0] for event in parsed(rest.removeprefix(": still here\n"))] == [1, 2, 3, 4]
+    assert rest.startswith(": alive\nid: 1\n")
+    assert [event[0] for event in parsed(rest.removeprefix(": alive\n"))] == [1, 2, 3, 4]
