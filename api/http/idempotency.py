@@ -2,7 +2,7 @@
 
     JSON      one transaction: look the key up ─▶ make ─▶ keep the answer        two at once: the second one replays
     bytes     lease the key ─▶ receive, beat ─▶ make and keep, if still ours     two at once: 409, the SDK comes again
-    answers   the same while a model takes its time: `api.inference.answered_once`
+    answers   the same while a model takes its time: `api.inference.stored_answers`
 
 Compared are method, path, the fields as sent and the SHA-256 of file parts: a multipart boundary is new with every
 retry. Another request under the same key is 422. A request that failed keeps nothing. A lease whose beat stands still

@@ -14,30 +14,36 @@ import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
+from sqlalchemy import or_
 
 from api.deps import Call, CallContext
 from api.http import sse
 from api.http.bodies import Body, Many, resource
 from api.http.fields import Context, Metadata
 from api.http.idempotency import Once
-from api.http.paging import After, Limit20, Order, Page, slice_of
+from api.http.paging import After, Limit20, Order, Page, deleted, find, labelled, place_of, slice_of
 from api.http.space import check_space
-from api.inference import completions as kept_completions
-from api.inference.answered_once import Run, answered_once
 from api.inference.asking import Asked, Events, ask, resume, streamed, whole
 from api.inference.chunks import Chunks
 from api.inference.schemas import CompletionDeleted, CompletionObject, StoredMessage, show_messages
+from api.inference.stored_answers import Run, StoredAnswers, answered_once
 from api.shares import run_in_threadpool
-from jobs.errors import InvalidRequest, NightmillError
+from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
 from jobs.inference import completions
 from jobs.inference.context_options import terms_of
 from jobs.inference.interactive import Piece
-from jobs.inference.stored import Kept
+from jobs.inference.stored import Kept, decode
+from jobs.inference.tables import KeptCompletion
 from jobs.inference.waiting import beginning, follows
+from jobs.platform.storage import let_go
 from jobs.requests.endpoints import CHAT
 
 _OURS = frozenset({"metadata", "store"})
+_TRIES = 3  # of a page, each of which lost an object that was deleted at that moment
+_LONGEST_NAME = 255
+
+STORED = StoredAnswers(KeptCompletion, CHAT, completions.path, "chat_completion", "Chat completion", "completion_id")
 
 
 class ChatCompletionRequest(Asked):
@@ -83,7 +89,9 @@ class Chat:
     def keep(self, answer: dict[str, Any], run: Run) -> None:
         """In one transaction, which `run` runs."""
         kept = Kept(self.question, answer)
-        run(kept_completions.prepare(self.call, kept, self.body.model, self.body.metadata or {}))
+        asked, model = self.body.model, answer.get("model")
+        columns = {"asked": _name(asked), "model": _name(model if isinstance(model, str) else asked)}
+        run(STORED.prepare(self.call, kept, labels=dict(self.body.metadata or {}) or None, **columns))
 
 
 async def answer(
@@ -99,12 +107,11 @@ async def answer(
     chat = Chat(call, body)
     if body.stream:
         return await _streamed(chat, request, seconds)
-    return await answered_once(once, body.fields(), partial(_answered, chat, request), chat.keep, partial(_kept, call))
 
+    def load(completion_id: str) -> dict[str, Any]:
+        return _load(call, completion_id).response
 
-def _kept(call: CallContext, completion_id: str) -> dict[str, Any]:
-    """Raises NotFound once it is deleted."""
-    return kept_completions.load(call, completion_id).response
+    return await answered_once(once, body.fields(), partial(_answered, chat, request), chat.keep, load)
 
 
 async def _answered(chat: Chat, request: Request) -> dict[str, Any] | Response:
@@ -188,7 +195,7 @@ class _ChatEvents(Events):
             raise _unsound()
         call, keep = self._chat.call, partial(self._chat.keep, self._chat.ours(answer))
         if self._resumable:
-            kept_completions.once(call, self._chat.id, keep)
+            STORED.once(call, self._chat.id, keep)
         else:
             keep(call.in_one_write)
 
@@ -223,9 +230,18 @@ def list_chat_completions(
     ] = None,
 ) -> Page[CompletionObject]:
     """Those that are kept, the oldest first. `metadata[key]=value` selects, up to 16 times."""
-    query = request.query_params.multi_items()
-    found, more = kept_completions.listed(call, model, query, after=after, limit=limit, order=order)
-    shown = [_show(one) for one in found]
+    mine = STORED.of(call)
+    statement = labelled(mine, KeptCompletion.labels, request.query_params.multi_items(), sqlite=call.db.sqlite)
+    if model is not None:
+        statement = statement.where(or_(KeptCompletion.asked == model, KeptCompletion.model == model))
+    for _ in range(_TRIES):
+        with call.db.read() as session:
+            gone = deleted(call, "chat_completion.delete")
+            place: dict[str, Any] = {"after": after, "limit": limit, "order": order}
+            rows, more = find(session, statement, KeptCompletion, among=mine, gone=gone, **place)
+        shown = [_show(kept) for row in rows if (kept := _read(call, row))]
+        if len(shown) == len(rows):
+            break
     first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
     return Page(data=shown, first_id=first, last_id=last, has_more=more)
 
@@ -233,19 +249,28 @@ def list_chat_completions(
 @router.get("/chat/completions/{completion_id}")
 def retrieve_chat_completion(call: Call, completion_id: str) -> CompletionObject:
     """One that is kept, as it was answered."""
-    return _show(kept_completions.load(call, completion_id).response)
+    return _show(_load(call, completion_id))
 
 
 @router.post("/chat/completions/{completion_id}")
 def update_chat_completion(call: Call, completion_id: str, body: UpdateCompletion) -> CompletionObject:
     """Its metadata alone."""
-    return _show(kept_completions.relabel(call, completion_id, body.metadata or {}))
+    with call.db.write() as session:
+        row = STORED.row(session, call, completion_id, lock=True)
+        row.labels = dict(body.metadata or {}) or None
+        call.record(session, "chat_completion.update", row.id)
+    return _show(_load(call, completion_id))
 
 
 @router.delete("/chat/completions/{completion_id}")
 def delete_chat_completion(call: Call, completion_id: str) -> CompletionDeleted:
     """Forget one, and what was asked."""
-    kept_completions.forget(call, completion_id)
+    with call.db.write() as session:
+        row = STORED.row(session, call, completion_id, lock=True)
+        path = row.path
+        session.delete(row)
+        call.record(session, "chat_completion.delete", row.id, place_of(row))
+    let_go(call.storage, [path])
     return CompletionDeleted(id=completion_id)
 
 
@@ -254,10 +279,35 @@ def list_messages(
     call: Call, completion_id: str, after: After = None, limit: Limit20 = 20, order: Order = "asc"
 ) -> Page[StoredMessage]:
     """What the model was asked."""
-    messages = kept_completions.load(call, completion_id).question["messages"]
+    messages = _load(call, completion_id).question["messages"]
     shown = show_messages(completion_id, messages)
     return slice_of(shown, StoredMessage.model_validate, after=after, limit=limit, order=order)
 
 
-def _show(completion: dict[str, Any]) -> CompletionObject:
-    return CompletionObject.model_validate(completion)
+def _load(call: CallContext, completion_id: str) -> Kept:
+    """Raises NotFound."""
+    with call.db.read() as session:
+        row = STORED.row(session, call, completion_id)
+    kept = _read(call, row)
+    if kept is None:
+        raise STORED.not_found(completion_id)
+    return kept
+
+
+def _read(call: CallContext, row: KeptCompletion) -> Kept | None:
+    """Return a stored completion with its metadata, None where it was deleted a moment ago."""
+    try:
+        with call.storage.reader(row.path) as handle:
+            kept = decode(handle.read())
+    except NotFound:
+        return None
+    return Kept(kept.question, completions.ours(kept.response, row.id, row.labels))
+
+
+def _show(kept: Kept) -> CompletionObject:
+    return CompletionObject.model_validate(kept.response)
+
+
+def _name(model: str) -> str:
+    """Return a model's name as a column takes it: an engine may call a model anything."""
+    return model.replace("\0", "")[:_LONGEST_NAME]

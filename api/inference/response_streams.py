@@ -119,7 +119,7 @@ async def _made_ours(turn: Turn, piece: Piece, *, resumable: bool) -> dict[str, 
 def _keep(turn: Turn, response: dict[str, Any], *, resumable: bool) -> None:
     """Nothing where another connection of its stream did."""
     if resumable:
-        stored_responses.once(turn.call, turn.id, partial(keep, turn, response))
+        stored_responses.STORED.once(turn.call, turn.id, partial(keep, turn, response))
     else:
         keep(turn, response, turn.call.in_one_write)
 

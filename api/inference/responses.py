@@ -21,10 +21,10 @@ from api.http.bodies import Many, resource
 from api.http.idempotency import Idempotent, Once
 from api.http.paging import After, Limit20, Order, Page, slice_of
 from api.inference import response_streams, stored_responses
-from api.inference.answered_once import answered_once, as_json, referred
 from api.inference.asking import EITHER, WHOLE, Asked, LastEventId, Resume, ask, queue_of, streamed, whole
 from api.inference.response_streams import follow
 from api.inference.schemas import InputItem, ItemObject, ResponseDeleted, show_item, show_items
+from api.inference.stored_answers import answered_once, as_json, referred
 from api.inference.turns import (
     CreateResponse,
     Named,

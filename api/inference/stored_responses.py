@@ -1,25 +1,21 @@
-"""The responses that are kept (`store`), and those that are asked for in the background.
+"""Load, cancel and delete stored responses (`store`), and queue those that are answered in the background.
 
-keep     object ─▶ row                 a crash between leaves an object that retention removes
-queue    object ─▶ row and job         likewise; the worker writes the answer into the object
-forget   row ─▶ object                 likewise
+queue    object ─▶ row and job      a crash between leaves an object that retention removes; the worker writes the
+                                    answer into the object
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api import shares
 from api.deps import CallContext
-from api.errors import clip
-from api.http.space import check_project, remove_unowned, reserve_or_remove
-from api.inference.answered_once import Reference, Run, keep_once
+from api.inference.stored_answers import Reference, StoredAnswers
 from jobs.clock import now
-from jobs.errors import Conflict, InvalidRequest, NotFound
+from jobs.errors import Conflict, InvalidRequest
 from jobs.inference import responses
-from jobs.inference.stored import Kept, decode, encode
+from jobs.inference.stored import Kept, decode
 from jobs.inference.tables import KeptResponse
 from jobs.ledger import ledger
 from jobs.ledger.states import TERMINAL, JobState
@@ -30,7 +26,8 @@ from jobs.requests.endpoints import RESPONSES
 #: In the background a response has so long until it is given up.
 _WINDOW = "24h"
 _WINDOW_SECONDS = 86_400
-_CREATED = "response.create"
+
+STORED = StoredAnswers(KeptResponse, RESPONSES, responses.path, "response", "Response", "response_id")
 
 _STATUS: Mapping[str, str] = {
     JobState.QUEUED: "queued",
@@ -45,29 +42,9 @@ _STATUS: Mapping[str, str] = {
 _EXPIRED = {"code": "server_error", "message": "The response was not answered within its time."}
 
 
-def prepare(call: CallContext, kept: Kept) -> Callable[[Session], Reference]:
-    """Write the object; returns what inserts its row."""
-    created = now()
-    response_id, data = str(kept.response["id"]), encode(RESPONSES, kept)
-    path, size = responses.path(response_id), len(data)
-    check_project(call, size)
-    call.storage.put(path, data)
-    expires = created + call.config.response_seconds
-
-    def insert(session: Session) -> Reference:
-        reserve_or_remove(session, call, size, path, KeptResponse.id == response_id)
-        facts = {"project_id": call.project_id, "created_at": created, "expires_at": expires, "bytes": size}
-        row = KeptResponse(id=response_id, **facts)
-        session.add(row)
-        call.record(session, _CREATED, row.id)
-        return Reference(id=row.id)
-
-    return insert
-
-
 def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool) -> Callable[[Session], Reference]:
-    """The same for one in the background: its job has the object for its input. `stream`: its events are told."""
-    insert = prepare(call, kept)
+    """Write the object; return what inserts its row and the job that answers it. `stream`: its events are published."""
+    insert = STORED.prepare(call, kept)
 
     def submit(session: Session) -> Reference:
         reference = insert(session)
@@ -91,21 +68,10 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
     return submit
 
 
-def remove_unknown(call: CallContext, response_id: str) -> None:
-    """Remove the object of a response that has no row."""
-    with call.db.read() as session:
-        remove_unowned(session, call, responses.path(response_id), KeptResponse.id == response_id)
-
-
-def once(call: CallContext, response_id: str, keep: Callable[[Run], None]) -> None:
-    """`keep` a response with what it is given, unless another connection of its stream did."""
-    keep_once(call, KeptResponse, _CREATED, response_id, responses.path(response_id), keep)
-
-
 def load(call: CallContext, response_id: str, *, reserve: bool = False) -> Kept:
     """As it stands now; with `reserve` the request has reserved its bytes. Raises NotFound, and ProjectBusy then."""
     with call.db.read() as session:
-        row = _row(session, call, response_id)
+        row = STORED.row(session, call, response_id)
         job = _job(session, row)
     with call.storage.reader(row.path) as handle:
         raw = handle.read()
@@ -117,14 +83,14 @@ def load(call: CallContext, response_id: str, *, reserve: bool = False) -> Kept:
 
 def status(session: Session, call: CallContext, response_id: str) -> str | None:
     """As SQL has it; None where the object alone says it. Raises NotFound."""
-    job = _job(session, _row(session, call, response_id))
+    job = _job(session, STORED.row(session, call, response_id))
     return _STATUS.get(job.state) if job is not None else None
 
 
 def cancel(call: CallContext, response_id: str) -> Kept:
     """Stop one in the background; one that has ended stays as it is. Raises NotFound, InvalidRequest."""
     with call.db.write() as session:
-        job = _job(session, _row(session, call, response_id))
+        job = _job(session, STORED.row(session, call, response_id))
         if job is None:
             raise InvalidRequest("Cannot cancel a synchronous response.", param="response_id", code="invalid_state")
         if _stop(session, call, job):
@@ -135,7 +101,7 @@ def cancel(call: CallContext, response_id: str) -> Kept:
 def forget(call: CallContext, response_id: str) -> None:
     """Raises NotFound."""
     with call.db.write() as session:
-        row = _row(session, call, response_id, lock=True)
+        row = STORED.row(session, call, response_id, lock=True)
         job = _job(session, row)
         if job is not None:
             _stop(session, call, job)
@@ -143,15 +109,6 @@ def forget(call: CallContext, response_id: str) -> None:
         call.record(session, "response.delete", row.id)
         paths = [row.path, *([f"jobs/{row.id}"] if job is not None and job.state in TERMINAL else [])]
     let_go(call.storage, paths)
-
-
-def _row(session: Session, call: CallContext, response_id: str, *, lock: bool = False) -> KeptResponse:
-    mine = KeptResponse.id == response_id, KeptResponse.project_id == call.project_id, KeptResponse.expires_at > now()
-    statement = select(KeptResponse).where(*mine)
-    row = session.scalar(statement.with_for_update() if lock else statement)
-    if row is None:
-        raise NotFound(f"Response with id '{clip(response_id)}' not found.", param="response_id")
-    return row
 
 
 def _job(session: Session, row: KeptResponse) -> Job | None:

@@ -19,9 +19,9 @@ from api.http.fields import Context, Metadata
 from api.http.idempotency import Make
 from api.http.space import check_space
 from api.inference import conversations, stored_responses
-from api.inference.answered_once import Reference, Run
 from api.inference.asking import Asked
 from api.inference.schemas import InputItem, as_input, show_item
+from api.inference.stored_answers import Reference, Run
 from jobs.clock import now
 from jobs.errors import InvalidRequest, NightmillError, NotFound, ProjectFull
 from jobs.ids import new_id
@@ -227,7 +227,7 @@ def _reasoning(asked: Any) -> dict[str, Any]:
 
 def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
     """What is to be kept of it, in one transaction, which `run` runs."""
-    make: Make = stored_responses.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
+    make: Make = stored_responses.STORED.prepare(turn.call, turn.kept(response)) if turn.store else _nothing(turn)
     if turn.conversation is None:
         run(make)
         return
@@ -244,7 +244,7 @@ def keep(turn: Turn, response: dict[str, Any], run: Run) -> None:
         conversations.add(turn.call, turn.conversation, said, commit)
     except ProjectFull:
         if turn.store:
-            stored_responses.remove_unknown(turn.call, turn.id)
+            stored_responses.STORED.remove_unowned(turn.call, turn.id)
         raise
 
 

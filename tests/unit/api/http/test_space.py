@@ -205,10 +205,10 @@ def test_a_full_project_is_counted_once_for_many_refusals(
 
 def test_a_response_notes_its_size_and_is_refused_beyond_the_limit(bounded: FastAPI) -> None:
     call = CallContext(bounded.state.services, Caller("k", "p"), "req")
-    call.in_one_write(stored_responses.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_2"})))
+    call.in_one_write(stored_responses.STORED.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_2"})))
 
     with pytest.raises(ProjectFull):
-        stored_responses.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_3"}))
+        stored_responses.STORED.prepare(call, Kept({"input": ["x" * 60_000]}, {"id": "resp_3"}))
 
     with call.db.read() as session:
         size = session.scalars(select(KeptResponse.bytes)).one()

@@ -1,0 +1,188 @@
+"""Store the answers to interactive clients: a row, and an object in storage with the request and the answer.
+
+    store    object ─▶ row      a crash between leaves an object that retention removes
+    delete   row ─▶ object      likewise
+
+Each answer is stored once, though it may be asked for twice:
+
+    key       leased while the model takes its time ─▶ stored with the answer's row
+    stream    sent by several connections, one after another or at once ─▶ the first that reaches its end stores it
+
+Each connection that reaches the end of a stream has the same to store. Two at the same moment write the same object,
+and the row of one of them stays.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi.responses import Response
+from pydantic import BaseModel
+from sqlalchemy import Select, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from api.deps import CallContext
+from api.errors import clip
+from api.http.idempotency import Lease, Make, Once
+from api.http.space import check_project, remove_unowned, reserve_or_remove
+from api.shares import run_in_threadpool
+from jobs.clock import now
+from jobs.errors import DatabaseBusy, NotFound
+from jobs.inference.stored import Kept, encode
+from jobs.inference.tables import KeptCompletion, KeptResponse
+from jobs.ledger.tables import Audit
+from jobs.platform.storage import let_go
+
+
+class Reference(BaseModel):
+    """What an Idempotency-Key remembers: the answer itself lies in one place only."""
+
+    id: str
+
+
+Answered = dict[str, Any]
+#: Runs in one transaction what makes a row.
+Run = Callable[[Make], object]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswers:
+    """The stored answers of one kind. `path` names the object of an id, `action` begins the actions in the audit."""
+
+    table: type[KeptCompletion] | type[KeptResponse]
+    url: str
+    path: Callable[[str], str]
+    action: str
+    noun: str
+    param: str
+
+    def prepare(self, call: CallContext, kept: Kept, **columns: Any) -> Callable[[Session], Reference]:
+        """Write the object; return what inserts its row. Raises ProjectFull."""
+        created = now()
+        answer_id, data = str(kept.response["id"]), encode(self.url, kept)
+        path, size = self.path(answer_id), len(data)
+        check_project(call, size)
+        call.storage.put(path, data)
+
+        def insert(session: Session) -> Reference:
+            reserve_or_remove(session, call, size, path, self.table.id == answer_id)
+            row = self.table(id=answer_id, project_id=call.project_id, bytes=size, created_at=created, **columns)
+            row.expires_at = created + call.config.response_seconds
+            session.add(row)
+            call.record(session, self._created, answer_id)
+            return Reference(id=answer_id)
+
+        return insert
+
+    def once(self, call: CallContext, answer_id: str, keep: Callable[[Run], None]) -> None:
+        """Have `keep` write the object of an answer and run what makes its row, unless another connection did.
+
+        The audit knows for ever that an answer was stored: one that was deleted meanwhile is not stored again.
+        """
+
+        def run(work: Make) -> None:
+            try:
+                with call.db.write() as session:
+                    if not self._was_stored(session, answer_id):
+                        work(session)
+                        return
+                    deleted = session.get(self.table, answer_id) is None
+                if deleted:  # its object was written anew a moment ago
+                    let_go(call.storage, [self.path(answer_id)])
+            except IntegrityError:  # at the same moment
+                with call.db.read() as session:
+                    if not self._was_stored(session, answer_id):
+                        raise
+
+        with call.db.read() as session:
+            if self._was_stored(session, answer_id):  # its object is not to be written again
+                return
+        keep(run)
+
+    def remove_unowned(self, call: CallContext, answer_id: str) -> None:
+        """Remove the object of an answer that has no row."""
+        with call.db.read() as session:
+            remove_unowned(session, call, self.path(answer_id), self.table.id == answer_id)
+
+    def of(self, call: CallContext) -> Select[Any]:
+        """Select the project's rows that have not expired."""
+        return select(self.table).where(self.table.project_id == call.project_id, self.table.expires_at > now())
+
+    def row(self, session: Session, call: CallContext, answer_id: str, *, lock: bool = False) -> Any:
+        """Return one row. Raises NotFound."""
+        statement = self.of(call).where(self.table.id == answer_id)
+        row = session.scalar(statement.with_for_update() if lock else statement)
+        if row is None:
+            raise self.not_found(answer_id)
+        return row
+
+    def not_found(self, answer_id: str) -> NotFound:
+        return NotFound(f"{self.noun} with id '{clip(answer_id)}' not found.", param=self.param)
+
+    @property
+    def _created(self) -> str:
+        return f"{self.action}.create"
+
+    def _was_stored(self, session: Session, answer_id: str) -> bool:
+        audited = Audit.target == answer_id, Audit.action == self._created
+        return session.scalar(select(Audit.id).where(*audited).limit(1)) is not None
+
+
+async def answered_once(
+    once: Once,
+    fields: Mapping[str, Any],
+    answer: Callable[[], Awaitable[Answered | Response]],
+    keep: Callable[[Answered, Run], None],
+    load: Callable[[str], Answered],
+    show: Callable[[Answered], Answered] = dict,
+) -> Response:
+    """Return what `answer` gives once `keep` has stored it, or its refusal; for a known key what `load` returns.
+
+    The client is sent what `show` makes of either.
+
+    Raises InFlight, IdempotencyMismatch, and what the arguments raise.
+    """
+    async with once.leased() as lease, _beating(lease):
+        if lease.kept is not None:
+            said = await run_in_threadpool(once.replay, fields)
+            assert said is not None, "the key was kept a moment ago"
+            return as_json(show(await run_in_threadpool(load, referred(said))), replayed=True)
+        answered = await answer()
+        if isinstance(answered, Response):
+            await run_in_threadpool(lease.drop)
+            return answered
+        await run_in_threadpool(keep, answered, partial(lease.complete, fields))
+        return as_json(show(answered))
+
+
+def referred(said: Response) -> str:
+    """Return the id in the answer that a key remembers."""
+    return str(msgspec.json.decode(bytes(said.body))["id"])
+
+
+def as_json(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
+    headers = {"Idempotency-Replayed": "true"} if replayed else None
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
+
+
+@asynccontextmanager
+async def _beating(lease: Lease) -> AsyncIterator[None]:
+    """The key stays ours for as long as the model takes."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(lease.once.config.beat_seconds)
+            with suppress(DatabaseBusy):  # the next one may come in time
+                await lease.beat()
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)  # a key that was lost is found lost by `complete`
