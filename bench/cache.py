@@ -31,9 +31,9 @@ from jobs.db.engine import Database
 from jobs.fleet.models_file import Registry
 from jobs.queues import Queue
 from jobs.settings import Settings
+from workers.engines.build_engines import build
 from workers.engines.model_folders import MINILM
 from workers.engines.port import Answer, Emit, Engine, Request, Usage
-from workers.engines.router import build
 from workers.middleware.cache import Cached
 from workers.middleware.response_cache import Shelf
 

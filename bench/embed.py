@@ -41,9 +41,9 @@ from jobs.fleet.models_file import Registry
 from jobs.queues import Queue
 from jobs.requests.endpoints import EMBEDDINGS
 from jobs.settings import Settings
+from workers.engines.build_engines import build
 from workers.engines.model_folders import MINILM, materialise
 from workers.engines.port import Request
-from workers.engines.router import build
 from workers.retrieval.ingestion.embedding import TEXTS_AT_ONCE, read_vectors
 
 _WARM = ["A sentence, so that the model has run once."]

@@ -34,8 +34,8 @@ from jobs.settings import Settings, settings
 from workers import app as celery_app
 from workers import tasks
 from workers.batches.admission import Admission
+from workers.engines.build_engines import build as build_router
 from workers.engines.router import Router
-from workers.engines.router import build as build_router
 from workers.inference.client import Asking, ModelRouter
 from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.inference.token_counting import ContextLimits, Counting
@@ -109,7 +109,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     cached = before(engine, needs, config)
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))
     shared = others if engine.shared else None
-    host = EngineHost(cached, lambda: _restarted(context), shared, engine.mourn, courtesy)
+    host = EngineHost(cached, lambda: _restarted(context), shared, engine.handle_death, courtesy)
     reranking = Reranking(context, host, queue)
     own = {
         searches.URL: Searching(context, host, reranking).answer,

@@ -14,7 +14,7 @@ from jobs.settings import Settings
 from tests.support import stub_engine
 from tests.support.mill import Mill, chat_line, jsonl, running
 from workers import __main__ as worker
-from workers.engines.router import build
+from workers.engines.build_engines import build
 from workers.runtime import answering
 from workers.runtime.reloading import Reloading
 

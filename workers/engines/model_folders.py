@@ -35,6 +35,7 @@ import msgspec
 from jobs.fleet.models_file import EngineKind, Model
 from jobs.platform.locks import FileLock
 from jobs.requests import prompts
+from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,18 @@ PACKAGED = (SMOLLM2, MINILM)
 
 class ModelUnavailable(Exception):
     """A packaged model is not installed, or could not be converted."""
+
+
+def source_of(model: Model, settings: Settings) -> str:
+    """The folder or hub name of a model; a packaged one may take a minute to make."""
+    source = model.source
+    if source.packaged:
+        return str(materialise(source.packaged, models_dir(settings)))
+    return str(source.path) if source.path else str(source.repo)
+
+
+def models_dir(settings: Settings) -> Path:
+    return settings.data_dir.absolute() / "models"
 
 
 def materialise(name: str, models_dir: Path) -> Path:

@@ -146,8 +146,8 @@ class Suspect:
     times: int = 0
 
 
-class Wards(Protocol):
-    """Who says whether an engine that died is built again. On the engines' loop."""
+class EngineHealth(Protocol):
+    """Decide whether an engine that died is built again. Called on the engines' loop."""
 
     async def builds(self, models: tuple[str, ...]) -> None:
         """It is started now, unless it runs."""

@@ -21,9 +21,8 @@ from jobs.inference.interactive import Question
 from jobs.requests.endpoints import RESPONSES
 from jobs.settings import Settings
 from workers.engines.caps import objection
-from workers.engines.model_folders import ModelUnavailable
+from workers.engines.model_folders import ModelUnavailable, source_of
 from workers.engines.port import Answer, Emit, Request, refusal
-from workers.engines.router import source_of
 from workers.middleware.cache import FIELD as CACHE
 from workers.middleware.compaction import Unpacked
 from workers.middleware.context_window import Measure

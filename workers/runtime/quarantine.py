@@ -50,22 +50,22 @@ class Warden:
         self._context, self._router, self._queue, self._words = context, router, queue, words
         self._bounds = quarantine.Bounds.of(context.config)
         known = router.registry.models
-        names = (name for engine in router.own for name in engine.models)
+        names = (name for engine in router.engines.own for name in engine.models)
         self._entries = {name: quarantine.entry_of(known[name]) for name in names if name in known}
         self._place = context.standing.place = place()
         self._trials: dict[str, float | None] = {}  # since when it is up
         self._building: Future[None] | None = None
-        router.wards = self
+        router.engines.health = self
 
     def begin(self) -> None:
         """Before anything is built."""
         if not self._entries:
             return
         held = self._context.db.retrying(self._look_back, self._context.stop)
-        for engine in self._router.own:
+        for engine in self._router.engines.own:
             if (name := engine.models[0]) in held:
                 log.error("engine_quarantined", extra={"model": name, "reason": held[name]})
-                self._router.leave_alone(engine)
+                self._router.engines.suspend(engine)
         self._hold({name: self._how(name, up=False) for name in self._entries if name not in held})
         self._write(_nothing)
 
@@ -82,18 +82,18 @@ class Warden:
     def look(self, host: EngineHost) -> None:
         """Not on the engines' loop."""
         self._settle()
-        if not self._router.shut or (self._building is not None and not self._building.done()):
+        if not self._router.engines.suspended or (self._building is not None and not self._building.done()):
             return
         try:
             with self._context.db.read() as session:
                 held = quarantine.held(session, self._place, self._entries)
         except DatabaseBusy:
             return  # a second later
-        for engine in self._router.shut:
+        for engine in self._router.engines.suspended:
             row = held.get(engine.models[0])
             if row is None or (row.until <= now() and self._may_try(engine.models[0])):
                 log.warning("engine_tried" if row else "engine_released", extra={"model": engine.models[0]})
-                self._building = host.call(self._router.reopen(engine))
+                self._building = host.call(self._router.engines.resume(engine))
                 return
 
     def excuse(self) -> None:

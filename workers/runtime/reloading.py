@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.platform.limiters import SharedExclusiveLock
-from workers.engines.router import Router, outdated, refresh
+from workers.engines.build_engines import outdated, refresh
+from workers.engines.router import Router
 from workers.runtime.context import Context
 from workers.runtime.engine_host import EngineHost
 

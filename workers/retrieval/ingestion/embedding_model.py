@@ -23,8 +23,7 @@ from jobs.fleet.models_file import EngineKind, Model, Registry
 from jobs.requests.prompts import RAW, Own, Prompts, prompts_of
 from jobs.settings import Settings
 from workers.engines import model_folders
-from workers.engines.model_folders import MINILM, ModelUnavailable, materialise
-from workers.engines.router import models_dir
+from workers.engines.model_folders import MINILM, ModelUnavailable, materialise, models_dir
 from workers.retrieval.parsing.parser import Cutting
 
 #: Counts what parsing and cutting make of the same file: with another number everything is made anew.

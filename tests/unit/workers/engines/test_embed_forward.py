@@ -12,11 +12,11 @@ from jobs.fleet.models_file import Registry
 from jobs.requests.prompts import Prompts, prompts_of
 from jobs.settings import Settings
 from tests.unit.workers.engines.test_http_engine import Server, engine_of, says, server  # noqa: F401 (a fixture)
+from workers.engines.build_engines import build
 from workers.engines.embed_forward import for_server
 from workers.engines.encoders.batching import Unacceptable
 from workers.engines.endpoints import Endpoint
 from workers.engines.port import Request
-from workers.engines.router import build
 
 URL = "/v1/embeddings"
 GIVEN = prompts_of({"query_prompt": "q: ", "passage_prompt": "p: "})

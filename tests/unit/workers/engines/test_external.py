@@ -18,10 +18,11 @@ from jobs.security import keys
 from tests.support.mill import chat_line, jsonl, running
 from tests.unit.workers.engines.test_http_engine import Server, engine_of, error_of, good, request, says, serving, until
 from tests.unit.workers.middleware.context_window.engines import LIMIT, Nobody, prompt_tokens
+from workers.engines.build_engines import build
 from workers.engines.endpoints import Endpoint
 from workers.engines.http import HttpEngine
 from workers.engines.port import Answer, Length, Request, Unserved
-from workers.engines.router import Router, build
+from workers.engines.router import Router
 from workers.middleware.context_window import Fitted
 from workers.runtime.permissions import ExternalPermissions
 
@@ -262,7 +263,7 @@ models:
 """
     )
     config = Settings(data_dir=tmp_path, engine_urls=("http://0.0.0.0:1", "http://10.0.0.8"))
-    (engine,) = build(config, Registry.read(tmp_path / "models.yaml"), "gpu.generate", only_free).engines
+    (engine,) = build(config, Registry.read(tmp_path / "models.yaml"), "gpu.generate", only_free).engines.running
 
     assert isinstance(engine, HttpEngine)
     assert [(tuple(one.serves or ()), one.external) for one in engine.endpoints] == [

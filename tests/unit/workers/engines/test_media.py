@@ -11,12 +11,13 @@ from jobs.fleet.models_file import Registry
 from jobs.settings import Settings
 from tests.support.mill import chat_line, jsonl, running
 from tests.unit.workers.engines.test_http_engine import Server, engine_of, error_of, request, serving
+from workers.engines.build_engines import build
 from workers.engines.caps import objection
 from workers.engines.documented import forwarded
 from workers.engines.endpoints import Endpoint
 from workers.engines.fake import FakeEngine
 from workers.engines.media import in_text
-from workers.engines.router import Router, build
+from workers.engines.router import Router
 
 CHAT, RESPONSES, EMBEDDINGS, RERANK = "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"
 WEB = "http://169.254.169.254/latest"
@@ -295,6 +296,6 @@ async def test_a_deployment_may_refuse_them_for_its_servers() -> None:
 def test_the_setting_reaches_the_engine(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models: {}")
     config = Settings(data_dir=tmp_path, engine_urls=("http://a:1",), refuse_text_images=True)
-    (engine,) = build(config, Registry.read(tmp_path / "models.yaml"), "gpu.generate").engines
+    (engine,) = build(config, Registry.read(tmp_path / "models.yaml"), "gpu.generate").engines.running
 
     assert engine._refuses_text_images  # type: ignore[attr-defined]

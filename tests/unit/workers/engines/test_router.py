@@ -13,7 +13,8 @@ import pytest
 from jobs.fleet.models_file import ModelsFileError, Registry
 from jobs.settings import Settings
 from tests.support import stub_engine, tiny_cross
-from workers.engines import router as router_module
+from workers.engines import build_engines, model_folders
+from workers.engines.build_engines import build
 from workers.engines.encoders.embed import EmbedEngine
 from workers.engines.encoders.rerank import RerankEngine
 from workers.engines.endpoints import Endpoint
@@ -22,7 +23,7 @@ from workers.engines.http import HttpEngine
 from workers.engines.lengths import estimate
 from workers.engines.ownloop import OwnLoop
 from workers.engines.port import Answer, EngineBusy, EngineDead, Length, Request
-from workers.engines.router import Router, build
+from workers.engines.router import Router
 
 FILE = """
 models:
@@ -190,7 +191,7 @@ async def test_engine_that_cannot_start_is_told_after_the_others_have(tmp_path: 
 
 
 def kinds(router: Router) -> list[type]:
-    return [type(engine) for engine in router.engines]
+    return [type(engine) for engine in router.engines.running]
 
 
 def settings(folder: Path, **more: Any) -> Settings:
@@ -206,7 +207,7 @@ def test_generation_worker_serves_vllm_and_the_endpoints_and_embedding_worker_th
     assert kinds(generate) == [OwnLoop, HttpEngine]
     assert kinds(embed) == [EmbedEngine]
     assert embed.models == ("mini",)
-    http = generate.engines[1]
+    http = generate.engines.running[1]
     assert isinstance(http, HttpEngine)
     assert [(e.url, e.api_key, e.serves, e.concurrency) for e in http.endpoints] == [
         ("http://a:1", "k", None, 7),
@@ -221,7 +222,7 @@ models:
 """
     router = build(settings(tmp_path, engine_urls="http://b:2"), registry(tmp_path, file), "gpu.far")
 
-    (http,) = router.engines
+    (http,) = router.engines.running
     assert isinstance(http, HttpEngine)
     assert [endpoint.url for endpoint in http.endpoints] == ["http://a:1"]
 
@@ -255,7 +256,7 @@ models:
     with caplog.at_level(logging.ERROR):
         router = build(settings(tmp_path), models, "gpu.generate")
 
-    http = router.engines[0]
+    http = router.engines.running[0]
     assert isinstance(http, HttpEngine)
     assert [(e.url, e.api_key, e.serves) for e in http.endpoints] == [
         ("http://a", "secret", {"big": "org/big", "small": "small"}),
@@ -275,7 +276,7 @@ def test_two_vllm_models_need_two_processes(tmp_path: Path) -> None:
 async def test_models_that_an_endpoint_shows_are_served_and_told(tmp_path: Path) -> None:
     with stub_engine.running(tmp_path / "log", "--models", "qwen,gpt-4o") as url:
         router = build(settings(tmp_path, engine_urls=url, vllm_enabled=False), registry(tmp_path), "gpu.generate")
-        http = router.engines[-1]
+        http = router.engines.running[-1]
         await http.start()
         answers = await asyncio.gather(*(router.answer(chat(name)) for name in ("qwen", "gpt-4o")))
         await router.close()
@@ -341,7 +342,7 @@ def test_pinned_revision_and_arguments_reach_vllm(tmp_path: Path) -> None:
         f"models:\n  big: {{source: {source}, engine: vllm, engine_args: {{tensor_parallel_size: 2}}}}\n",
     )
 
-    engine = router_module.make_vllm(models.models["big"], settings(tmp_path))
+    engine = build_engines.make_vllm(models.models["big"], settings(tmp_path))
 
     assert engine.models == ("big",)
     assert engine._model == "org/big"
@@ -351,7 +352,7 @@ def test_pinned_revision_and_arguments_reach_vllm(tmp_path: Path) -> None:
 def test_a_folder_of_weights_reaches_vllm_without_a_revision(tmp_path: Path) -> None:
     models = registry(tmp_path, f"models:\n  big: {{source: {{path: {tmp_path}}}, engine: vllm}}\n")
 
-    engine = router_module.make_vllm(models.models["big"], settings(tmp_path))
+    engine = build_engines.make_vllm(models.models["big"], settings(tmp_path))
 
     assert (engine._model, engine._args) == (str(tmp_path), {})
 
@@ -363,14 +364,14 @@ def test_a_folder_of_weights_reaches_vllm_without_a_revision(tmp_path: Path) -> 
 def test_source_of_a_model_is_a_folder_where_it_is_one(tmp_path: Path, source: str, expected: str) -> None:
     models = registry(tmp_path, f"models:\n  m: {{source: {source}, engine: embed}}\n")
 
-    assert Path(router_module.source_of(models.models["m"], settings(tmp_path))).name == expected
+    assert Path(model_folders.source_of(models.models["m"], settings(tmp_path))).name == expected
 
 
 async def test_a_re_ranking_model_is_served_beside_the_vectors(tmp_path: Path) -> None:
     weights = tiny_cross.write(tmp_path / "cross")
     file = registry(tmp_path, FILE + f"  ranker: {{source: {{path: {weights}}}, engine: rerank}}\n")
     router = build(Settings(data_dir=tmp_path), file, "gpu.embed")
-    ranker = next(engine for engine in router.engines if isinstance(engine, RerankEngine))
+    ranker = next(engine for engine in router.engines.running if isinstance(engine, RerankEngine))
     body = {"model": "ranker", "query": "a bird", "documents": ["kiwi", "lava"]}
 
     answer = await router.answer(Request("/v1/rerank", body, "r"))

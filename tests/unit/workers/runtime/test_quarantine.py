@@ -106,7 +106,7 @@ class Process:
         with shop.db.write() as session:
             workers.register(session, row)
         self.warden = Warden(self.context, self.router, QUEUE, shop.words)  # type: ignore[arg-type]
-        self.host = EngineHost(self.router, lambda: None, on_death=self.router.mourn)
+        self.host = EngineHost(self.router, lambda: None, on_death=self.router.handle_death)
 
     def begin(self) -> None:
         self.warden.begin()

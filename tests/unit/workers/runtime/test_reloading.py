@@ -139,6 +139,6 @@ def test_servers_and_names_are_what_the_file_says_now(process: Process, tmp_path
 
         process.finds(FILE)
         assert [asked(name) for name in ("small", "far")] == ["tiny", "None"]
-        http = process.router.engines[-1]
+        http = process.router.engines.running[-1]
         assert isinstance(http, HttpEngine)
         assert (http.endpoints, http._watchers) == ((), {})

@@ -1,0 +1,138 @@
+"""Build the engines that the models file names for a queue, and say what a change of the file means for them."""
+
+import logging
+import os
+import socket
+from functools import partial
+
+from jobs.fleet import runtimes
+from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
+from jobs.platform.secret_files import secret
+from jobs.queues import Queue
+from jobs.requests.endpoints import base_of
+from jobs.requests.prompts import Prompts, prompts_of
+from jobs.settings import Settings
+from workers.engines.encoders.embed import EmbedEngine
+from workers.engines.encoders.embed_runtime import Place
+from workers.engines.encoders.rerank import RerankEngine
+from workers.engines.endpoints import Endpoint
+from workers.engines.http import HttpEngine, Permission, no_project
+from workers.engines.model_folders import source_of
+from workers.engines.ownloop import OwnLoop
+from workers.engines.port import Engine
+from workers.engines.router import Router, loading_of
+from workers.engines.vllm.vllm_engine import VllmEngine
+
+log = logging.getLogger(__name__)
+
+
+def build(settings: Settings, registry: Registry, queue: str, allows_external: Permission = no_project) -> Router:
+    """What a worker process of `queue` serves. Nothing is loaded before `start`."""
+    mine = [model for model in registry.models.values() if model.queue == queue]
+    engines: list[Engine] = [_embed(model, settings) for model in mine if model.engine is EngineKind.EMBED]
+    engines += [_rerank(model, settings) for model in mine if model.engine is EngineKind.RERANK]
+    engines += _vllm([model for model in mine if model.engine is EngineKind.VLLM], settings)
+    if http := _http(settings, registry, queue, allows_external):
+        engines.append(http)
+    return Router(engines, registry, allows_external)
+
+
+def outdated(before: Registry, now: Registry, queue: str) -> bool:
+    """Whether what a process of `queue` has loaded itself is something else now. Raises ModelsFileError: never is."""
+    then, wanted = (
+        [model for model in registry.models.values() if model.queue == queue and model.engine is not EngineKind.HTTP]
+        for registry in (before, now)
+    )
+    _check_one([model for model in wanted if model.engine is EngineKind.VLLM])
+    return {model.name: loading_of(model) for model in then} != {model.name: loading_of(model) for model in wanted}
+
+
+async def refresh(router: Router, settings: Settings, registry: Registry, queue: str) -> None:
+    """Ask the servers that the models file has now; what is loaded in this process stays. On the engines' loop."""
+    if router.engines.servers:
+        router.engines.servers[0].adopt(*_servers(settings, registry, queue))
+    elif http := _http(settings, registry, queue, router.allows_external):
+        await http.start()
+        router.engines.add(http)
+    router.rename(registry)
+
+
+def _http(settings: Settings, registry: Registry, queue: str, allows_external: Permission) -> HttpEngine | None:
+    endpoints, found = _servers(settings, registry, queue)
+    if not endpoints:
+        return None
+    return HttpEngine(
+        endpoints,
+        timeout=settings.engine_timeout_seconds,
+        max_answer_bytes=settings.engine_max_answer_bytes,
+        prompts=found,
+        allows_external=allows_external,
+        refuses_text_images=settings.refuse_text_images,
+    )
+
+
+def _servers(settings: Settings, registry: Registry, queue: str) -> tuple[list[Endpoint], dict[str, Prompts]]:
+    """The servers that `queue` has, and the prompts of the models that the file says they have."""
+    mine = [m for m in registry.models.values() if m.queue == queue and m.engine is EngineKind.HTTP]
+    endpoints = _endpoints(mine, settings)
+    if queue == Queue.GENERATE:
+        endpoints += [
+            Endpoint(url, settings.engine_api_key, concurrency=settings.engine_concurrency)
+            for url in settings.engine_urls
+        ]
+    return endpoints, {model.name: prompts_of(model.engine_args) for model in mine}
+
+
+def _embed(model: Model, settings: Settings) -> EmbedEngine:
+    source = partial(source_of, model, settings)
+    place = Place(runtimes.folder_of(settings), settings.embedding_floor)
+    return EmbedEngine(source, [model.name], revision=model.source.revision, args=model.engine_args, place=place)
+
+
+def _rerank(model: Model, settings: Settings) -> RerankEngine:
+    source = partial(source_of, model, settings)
+    return RerankEngine(source, [model.name], revision=model.source.revision, args=model.engine_args)
+
+
+def _check_one(models: list[Model]) -> None:
+    if len(models) > 1:
+        names = ", ".join(model.name for model in models)
+        raise ModelsFileError(f"{names}: a process holds one vLLM model; give each of these a queue of its own")
+
+
+def _vllm(models: list[Model], settings: Settings) -> list[Engine]:
+    _check_one(models)
+    return [OwnLoop([model.name], partial(make_vllm, model, settings)) for model in models]
+
+
+def make_vllm(model: Model, settings: Settings) -> VllmEngine:
+    args = dict(model.engine_args)
+    if model.source.revision:
+        args = {"revision": model.source.revision, "tokenizer_revision": model.source.revision} | args
+    # One file per host and device: workers of one queue on several GPUs, or in several containers or machines over one
+    # data folder, must not end each other's engines. A process number means something on its own host only.
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "_")
+    pids = settings.data_dir.absolute() / "run" / f"engine-{model.queue}-{device or 'all'}-{socket.gethostname()}.pids"
+    pids.parent.mkdir(parents=True, exist_ok=True)
+    own, silence = model.own_fields, settings.engine_silence_seconds
+    return VllmEngine(source_of(model, settings), [model.name], args, pids, own_fields=own, silence=silence)
+
+
+def _endpoints(models: list[Model], settings: Settings) -> list[Endpoint]:
+    """One endpoint per server and key, with all models that the file says it has.
+
+    Models of one server that are not alike internal are two endpoints.
+    """
+    serves: dict[tuple[str, str, bool], dict[str, str]] = {}
+    for model in models:
+        key = secret(model.source.api_key_env) if model.source.api_key_env else ""
+        if model.source.api_key_env and not key:
+            log.error("models_file.key_missing", extra={"model": model.name, "variable": model.source.api_key_env})
+            continue
+        for url in model.source.urls:
+            external = not model.source.is_internal(url)
+            serves.setdefault((base_of(url), key, external), {})[model.name] = model.upstream
+    most = settings.engine_concurrency
+    return [
+        Endpoint(url, key, names, concurrency=most, external=external) for (url, key, external), names in serves.items()
+    ]
