@@ -80,7 +80,7 @@ class Batch(Dependent):
     error_file_id: str | None
     created_at: int
     in_progress_at: int | None
-    expires_at: int
+    expires_at: int | None
     finalizing_at: int | None
     completed_at: int | None
     failed_at: int | None
@@ -111,7 +111,7 @@ def show_batch(job: Job, totals: Totals, after: Sequence[str] = ()) -> Batch:
         error_file_id=job.error_file_id,
         created_at=int(job.created_at),
         in_progress_at=when(job.in_progress_at),
-        expires_at=int(job.deadline),
+        expires_at=when(job.deadline),
         finalizing_at=when(job.finalizing_at or job.expiring_at),
         completed_at=when(job.completed_at),
         failed_at=when(job.failed_at),

@@ -23,10 +23,6 @@ from jobs.ledger.tables import Job
 from jobs.platform.storage import let_go
 from jobs.requests.endpoints import RESPONSES
 
-#: In the background a response has so long until it is given up.
-_WINDOW = "24h"
-_WINDOW_SECONDS = 86_400
-
 STORED = StoredAnswers(KeptResponse, RESPONSES, responses.path, "response", "Response", "response_id")
 
 _STATUS: Mapping[str, str] = {
@@ -48,7 +44,6 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
 
     def submit(session: Session) -> Reference:
         reference = insert(session)
-        created = now()
         job = Job(
             id=reference.id,
             project_id=call.project_id,
@@ -56,9 +51,7 @@ def prepare_job(call: CallContext, kept: Kept, key: str | None, *, stream: bool)
             endpoint=RESPONSES,
             payload={"stream": True} if stream else {},
             input_path=responses.path(reference.id),
-            window=_WINDOW,
-            created_at=created,
-            deadline=created + _WINDOW_SECONDS,
+            **responses.RESPONSE.times(now()),
             idempotency_key=key,
             request_id=call.request_id,
         )

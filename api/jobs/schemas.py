@@ -72,8 +72,8 @@ class JobObject(BaseModel):
     output_file_id: str | None
     error_file_id: str | None
     priority: int
-    completion_window: str
-    deadline: int
+    completion_window: str | None
+    deadline: int | None
     not_before: int | None
     retry_of: str | None
     schedule_id: str | None
@@ -160,8 +160,8 @@ def show_job(
         output_file_id=job.output_file_id,
         error_file_id=job.error_file_id,
         priority=job.priority,
-        completion_window=job.window,
-        deadline=int(job.deadline),
+        completion_window=job.window or None,
+        deadline=when(job.deadline),
         not_before=when(job.not_before),
         retry_of=job.retry_of,
         schedule_id=job.schedule_id,

@@ -68,6 +68,12 @@ class Kind:
     stop: Callable[[Session, Job, JobState, Sequence[Mapping[str, Any]]], bool] | None = None
     ended: Callable[[Session, Job], None] | None = None
 
+    def times(self, created_at: float) -> dict[str, Any]:
+        """Return the columns of a new job that asks for no window of its own."""
+        if self.window is None:
+            return {"created_at": created_at, "window": "", "deadline": None}
+        return {"created_at": created_at, "window": self.window.label, "deadline": created_at + self.window.seconds}
+
     def event(self, job_id: str, state: str) -> str:
         """Return the type of the event that tells of a job's coming into a state."""
         usual = f"job.{state}"

@@ -319,7 +319,9 @@ def cancel(session: Session, job_id: str, *, actor: str) -> Job:
 def expire(session: Session, job_id: str, *, actor: str) -> Job | None:
     """The completion window passed: keep what is finished. None when the job is beyond that already."""
     job = lock(session, job_id)
-    if job is None or JobState.EXPIRING not in MOVES[JobState(job.state)] or job.deadline > now():
+    if job is None or JobState.EXPIRING not in MOVES[JobState(job.state)]:
+        return None
+    if job.deadline is None or job.deadline > now():
         return None
     return _stop(session, job_id, JobState.EXPIRING, actor)
 

@@ -43,6 +43,8 @@ JOB = -1  # shard_n of a doorbell for the job itself
 SMALL_BYTES = 65_536
 PLANS = 8
 
+#: The deadline in a message of a job that has none.
+NEVER: Final = 2.0**53
 #: Seconds. What is due much later than this was owed by a clock that has been set back since: it is due now.
 LONGEST_DELAY = 60.0
 _SLACK = 60.0  # seconds by which the clocks of two hosts may differ
@@ -117,6 +119,11 @@ def calming(epoch: int) -> float:
     return min(2.0 ** min((epoch - _CALM_EPOCHS) // 2, 6), LONGEST_DELAY) if epoch >= _CALM_EPOCHS else 0.0
 
 
+def urgency(job: Job) -> float:
+    """Return the deadline by which a job's messages are ordered: those of a job without one come last."""
+    return NEVER if job.deadline is None else job.deadline
+
+
 def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int] = (JOB,), delay: float = 0.0) -> None:
     """Owe the broker doorbells, in the caller's transaction. One owed already is not owed twice."""
     created = now()
@@ -128,7 +135,7 @@ def owe(session: Session, job: Job, task: Task, queue: str, shards: Iterable[int
             "shard_n": n,
             "project_id": job.project_id,
             "priority": job.priority,
-            "deadline": job.deadline,
+            "deadline": urgency(job),
             "created_at": created,
             "due_at": created + min(delay, LONGEST_DELAY),
             "rings": 0,

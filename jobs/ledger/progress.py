@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, CompoundSelect, and_, distinct, func, or_,
 from sqlalchemy.orm import Session
 
 from jobs.clock import now
-from jobs.ledger import kinds
+from jobs.ledger import kinds, outbox
 from jobs.ledger.states import TERMINAL, JobState, ShardState
 from jobs.ledger.tables import TOKENS, Job, Outbox, Outcome, Segment, Shard
 
@@ -126,8 +126,8 @@ def queue_position(session: Session, job: Job) -> int | None:
     first = session.execute(owed.order_by(func.min(Outbox.id)).limit(1)).one_or_none()
     if first is None:
         return None
-    later = and_(Outbox.priority == job.priority, Outbox.deadline == job.deadline, Outbox.id < first[0])
-    sooner = and_(Outbox.priority == job.priority, Outbox.deadline < job.deadline)
+    later = and_(Outbox.priority == job.priority, Outbox.deadline == outbox.urgency(job), Outbox.id < first[0])
+    sooner = and_(Outbox.priority == job.priority, Outbox.deadline < outbox.urgency(job))
     ahead = or_(Outbox.priority > job.priority, sooner, later)
     return session.scalar(
         select(func.count(distinct(Outbox.job_id))).where(

@@ -43,9 +43,9 @@ class Job(Usage, Base):
     input_path: Mapped[str | None]
     labels: Mapped[dict[str, Any] | None]  # OpenAI's `metadata`, a name SQLAlchemy keeps for itself
     priority: Mapped[int] = mapped_column(default=0)
-    window: Mapped[str] = mapped_column(String(16), default="24h")
+    window: Mapped[str] = mapped_column(String(16), default="24h")  # "" without a deadline
     not_before: Mapped[float | None]
-    deadline: Mapped[float] = mapped_column(nullable=True)
+    deadline: Mapped[float | None]
     waiting_for: Mapped[str | None] = mapped_column(String(64))
 
     epoch: Mapped[int] = mapped_column(default=0)

@@ -16,7 +16,7 @@ from jobs.clock import now
 from jobs.errors import Fenced, NotFound
 from jobs.ids import new_id
 from jobs.ledger import ledger, shards
-from jobs.ledger.kinds import DAY, Kind, Payload
+from jobs.ledger.kinds import Kind, Payload
 from jobs.ledger.shards import ShardClaim, Tally
 from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Segment
@@ -139,7 +139,6 @@ def begin(
     **facts: Any,
 ) -> Job:
     """The job itself, whose files the caller names by their rows."""
-    created_at = now()
     index_id = index.id if index.parent_id else None
     payload = Ingestion(store_id=index.root, index_id=index_id, beside=beside, source_id=source_id, again=again)
     job = Job(
@@ -148,9 +147,7 @@ def begin(
         model=index.model,
         payload=payload.model_dump(mode="json", exclude_defaults=True),
         total=total,
-        window=DAY.label,
-        created_at=created_at,
-        deadline=created_at + DAY.seconds,
+        **INGESTION.times(now()),
         **facts,
     )
     return ledger.submit(session, job, actor=actor, after=after)

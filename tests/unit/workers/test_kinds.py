@@ -144,6 +144,7 @@ def test_new_kind_is_planned_run_and_finished_by_its_two_rows_alone(
         "count_",
         Counting,
         {"succeeded": "counting.counted"},
+        window=None,
         ended=lambda _session, job: ended.append(f"{job.id} {job.state}"),
     )
     monkeypatch.setitem(kinds.TABLE, row.name, row)
@@ -155,14 +156,13 @@ def test_new_kind_is_planned_run_and_finished_by_its_two_rows_alone(
             project_id=owner.id,
             kind=row.name,
             payload={"to": 5},
-            created_at=now(),
-            deadline=now() + 3600,
+            **row.times(now()),
         )
         ledger.submit(session, job, actor="test")
 
     (job,) = mill.drain(job.id)
 
-    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, 5, 0)
+    assert (job.state, job.completed, job.failed, job.deadline) == (JobState.SUCCEEDED, 5, 0, None)
     assert ended == [f"{job.id} succeeded"]
     told = [kind for _, kind in ledgers.told(mill.db, job.id)]
     assert told == ["job.created", "job.running", "job.finishing", "counting.counted"]

@@ -51,6 +51,18 @@ def test_jobs_are_found_by_kind_state_and_metadata(either: FastAPI) -> None:
     assert find(limit="1", after=third) == [second]
 
 
+def test_a_job_without_a_deadline_says_so(app: FastAPI, client: TestClient) -> None:
+    job_id = create(client, "f")["id"]
+    with app.state.services.db.write() as session:
+        job = session.get_one(Job, job_id)
+        job.deadline, job.window = None, ""
+
+    shown = client.get(f"/v1/jobs/{job_id}").json()
+
+    assert (shown["deadline"], shown["completion_window"]) == (None, None)
+    assert client.get(f"/v1/batches/{job_id}").json()["expires_at"] is None
+
+
 def test_pages_by_state_go_on_after_a_job_that_left_that_state(
     app: FastAPI, client: TestClient, stranger: TestClient
 ) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select, text, update
 from jobs.db.engine import Database
 from jobs.errors import Conflict, Fenced
 from jobs.files.tables import File
-from jobs.ledger import ledger, outbox, pauses, shards, statements
+from jobs.ledger import ledger, outbox, pauses, progress, shards, statements
 from jobs.ledger.shards import ShardClaim
 from jobs.ledger.states import LIVE, JobState
 from jobs.ledger.tables import Audit, Job, Outbox
@@ -440,6 +440,19 @@ def test_a_job_expires_when_its_window_has_passed_and_not_before(db: Database) -
     assert expired is not None
     assert expired.state == JobState.EXPIRING
     assert ledgers.close(db, late.id).state == JobState.EXPIRED
+
+
+def test_a_job_without_a_deadline_never_expires_and_comes_after_those_with_one(db: Database) -> None:
+    endless, late = submitted(db, deadline=None, window=""), submitted(db)
+
+    with db.write() as session:
+        assert ledger.overdue(session, ledgers.FAR) == [late.id]
+        assert ledger.expire(session, endless.id, actor="dispatcher") is None
+        due = outbox.due(session, Queue.PLAN, "proj_1", ledgers.FAR / 2, 10)
+        places = [progress.queue_position(session, session.get_one(Job, job.id)) for job in (late, endless)]
+
+    assert [ring.job_id for ring in due] == [late.id, endless.id]
+    assert places == [0, 1]
 
 
 def test_a_job_that_ends_already_does_not_expire(db: Database) -> None:
