@@ -258,6 +258,7 @@ class Campaign:
             result = self.results[job.key] = oracle.fetch(client, job.batch_id)
             for check in (oracle.ended, oracle.complete, oracle.counted):
                 blame(*check(job, result))
+            blame(*oracle.in_order(job, result, load.status))
             blame(*oracle.monotone(job, [*load.polls[job.key], result.batch]))
             blame(*oracle.transitions(client, job))
             blame(*self._told(job, result.batch))

@@ -1,5 +1,6 @@
-"""The vector database against SQL, from inside: what lies there is what can be found, and nothing else.
+"""A deployment from inside: its vectors are what can be found, and nothing else; its jobs began in order.
 
+audit      no job was planned before those that it waits for had completed
 SQL        files of stores, each with the key of its version and how many entries that has; nothing owed for removal
 vectors    those stores, those keys, entries 0 … n - 1 each
 storage    one document for each version
@@ -9,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import aliased
 
 from jobs.db.engine import Database
-from jobs.ledger.states import TERMINAL
-from jobs.ledger.tables import Job
+from jobs.ledger.states import TERMINAL, JobState
+from jobs.ledger.tables import Audit, Job, JobDependency
 from jobs.platform.storage import ObjectStorage, Storage, open_storage
 from jobs.retrieval import documents, ingestions
 from jobs.retrieval.attachments import IN_PROGRESS, version_of
@@ -49,7 +51,19 @@ class Inside:
         faults += [f"vectors of {name}, which SQL does not know" for name in self.vectors.stores() if name not in known]
         for store in stores:
             faults += self._of_store(store, [row for row in rows if row.store_id == store.id])
-        return faults + list(self._objects(rows))
+        return faults + list(self._objects(rows)) + self._too_early()
+
+    def _too_early(self) -> list[str]:
+        """By the order of the audit log: clocks may have been moved."""
+        began, ended = aliased(Audit), aliased(Audit)
+        edges = (
+            select(JobDependency.job_id, JobDependency.after_id)
+            .join(began, and_(began.target == JobDependency.job_id, began.destination == JobState.RUNNING))
+            .outerjoin(ended, and_(ended.target == JobDependency.after_id, ended.destination == JobState.SUCCEEDED))
+            .where(or_(ended.id.is_(None), ended.id > began.id))
+        )
+        with self.db.read() as session:
+            return [f"{job} began before {after} had completed" for job, after in session.execute(edges)]
 
     def _of_store(self, store: VectorStore, rows: list[VectorStoreFile]) -> Iterator[str]:
         due = {row.document: row.entries for row in rows if row.document}

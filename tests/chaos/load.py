@@ -1,6 +1,6 @@
 """The clients of a run: they keep some batches open through the official SDK, cancel some, and watch all.
 
-    feeder    while fewer than `width` are open: upload, create, each under a key of its own
+    feeder    while fewer than `width` are open: upload, create, each under a key of its own; some wait for others
     poller    asks for each open batch, remembers every answer that differs from the one before
     askers    keep some responses in the background open (`askers`)
     librarians    bring files into vector stores, and search (`librarians`)
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,17 +116,24 @@ class Client:
         """Upload and create, however often it takes: both carry the job's key."""
         key = {"Idempotency-Key": job.key}
         file = self.sdk.files.create(file=(f"{job.key}.jsonl", job.jsonl()), purpose="batch", extra_headers=key)
-        extra = {}
+        extra: dict[str, Any] = {"after": [one.batch_id for one in job.after]} if job.after else {}
         if job.webhook_path:
             extra["webhook"] = {"url": receiver.url(job.webhook_path), "secret": job.secret}
-        batch = self.sdk.batches.create(
+        create = partial(
+            self.sdk.batches.create,
             input_file_id=file.id,
             endpoint=job.endpoint,  # type: ignore[arg-type]
             completion_window="24h",
             metadata={"key": job.key},
             extra_headers=key,
-            extra_body=extra,
         )
+        try:
+            batch = create(extra_body=extra)
+        except openai.BadRequestError as error:
+            if error.code != "dependency_failed":
+                raise
+            job.after = []  # one of them was cancelled meanwhile: it runs without them
+            batch = create(extra_body={name: extra[name] for name in extra if name != "after"})
         job.batch_id = batch.id
 
     def cancel(self, job: Job) -> bool:
@@ -164,6 +172,7 @@ class Mix:
     poisoned: float = 0.12
     cancelled: float = 0.15
     embeddings: float = 0.2
+    dependent: float = 0.4  # wait for one or two of the batches that are open
     models: tuple[str, str] = (MODEL, EMBED_MODEL)
     judged: bool = True
     responses: int = 2  # in the background, open at once
@@ -186,6 +195,10 @@ def make_job(number: int, rng: random.Random, mix: Mix, endpoint: str = "", pois
     if rng.random() < 0.5:
         job.webhook_path, job.secret = f"ok/{key}", new_secret()
     return job
+
+
+def _after(job: Job) -> str:
+    return f", after {' and '.join(one.key for one in job.after)}" if job.after else ""
 
 
 @dataclass(slots=True)
@@ -266,7 +279,7 @@ class Load:
 
     def submit(self, job: Job) -> Job:
         self.client.submit(job, self.receiver)
-        self.journal.note(f"{job.key} is {job.batch_id}: {len(job.prompts)} lines for {job.endpoint}")
+        self.journal.note(f"{job.key} is {job.batch_id}: {len(job.prompts)} lines for {job.endpoint}{_after(job)}")
         self.moved.append(time.monotonic())
         return job
 
@@ -302,7 +315,10 @@ class Load:
         self._cancel_due()
         if not self.feeding.is_set() or len(self.open) >= self.width:
             return
-        job = self.submit(self.new_job())
+        job, accepted = self.new_job(), [one for one in self.open if one.batch_id]
+        if accepted and self.rng.random() < self.mix.dependent:
+            job.after = self.rng.sample(accepted, min(len(accepted), self.rng.randint(1, 2)))
+        self.submit(job)
         if self.rng.random() < self.mix.cancelled:
             self._due.append((time.monotonic() + self.rng.uniform(0, 4), job))
 

@@ -8,10 +8,14 @@ import pytest
 from sqlalchemy import delete, update
 
 from jobs.clock import now
+from jobs.ledger import ledger
+from jobs.ledger.tables import Job
 from jobs.platform.storage import DiskStorage
+from jobs.queues import Queue, Task
 from jobs.retrieval import attachments
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.chaos.inside import Inside
+from tests.support import ledgers
 from tests.support.databases import fresh
 from workers.vectors.base import Entry, Store
 from workers.vectors.in_memory import MemoryVectors
@@ -92,3 +96,19 @@ def test_what_is_otherwise_is_found(found: Inside, harm: Callable[[Inside], obje
     harm(found)
 
     assert violation in "; ".join(found.violations())
+
+
+def test_a_job_that_began_before_one_that_it_waits_for_is_found(found: Inside) -> None:
+    first = ledgers.finishing(found.db, [1]).id
+    second = ledgers.submitted(found.db, after=[first]).id
+    assert found.violations() == []
+    with found.db.write() as session:
+        session.execute(update(Job).where(Job.id == second).values(waiting_for=None))
+    claim = ledgers.claim_job(found.db, second, Task.PLAN)
+    with found.db.write() as session:
+        ledger.planned(session, claim, total=0, model="stub", queue=Queue.GENERATE)
+
+    early = [f"{second} began before {first} had completed"]
+    assert found.violations() == early
+    ledgers.close(found.db, first)
+    assert found.violations() == early

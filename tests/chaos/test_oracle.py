@@ -145,6 +145,36 @@ def test_a_batch_that_failed_is_found_whatever_its_lines() -> None:
     assert "is failed" in _violations(job, _result(job, status="failed"))
 
 
+_IN_VAIN = {"errors": {"object": "list", "data": [{"code": "dependency_failed", "message": "no"}]}, "status": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "violation"),
+    [
+        ({"in_progress_at": 1}, "completed", ""),
+        (_IN_VAIN, "cancelled", ""),
+        ({"status": "cancelled"}, "cancelled", ""),
+        ({"in_progress_at": 1}, "cancelled", "ran, though ['first'] did not complete"),
+        ({"in_progress_at": 1, **_IN_VAIN}, "failed", "ran, though ['first'] did not complete"),
+        (_IN_VAIN, "completed", "failed for ['first'], which completed"),
+    ],
+)
+def test_a_batch_that_runs_or_fails_otherwise_than_those_it_waits_for_is_found(
+    changes: dict[str, Any], first: str, violation: str
+) -> None:
+    job = _job(after=[_job(key="first")])
+    result = Result(_batch(job, [], **changes))
+
+    assert "; ".join(oracle.in_order(job, result, lambda _: first)) == (f"job: {violation}" if violation else "")
+
+
+def test_a_batch_that_fails_for_another_has_no_lines() -> None:
+    job = _job(after=[_job(key="first")])
+
+    assert _violations(job, Result(_batch(job, [], **_IN_VAIN))) == ""
+    assert "never to run" in _violations(job, _result(job, **_IN_VAIN))
+
+
 def test_a_state_that_goes_back_is_found() -> None:
     job = _job()
     polls = [_batch(job, [], status=status) for status in ("validating", "in_progress", "validating")]

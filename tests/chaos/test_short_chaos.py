@@ -37,13 +37,15 @@ _FAULTS = (
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     folder: Path = tmp_path_factory.mktemp("chaos")
-    made = Campaign(folder, _SEED, mix=Mix(lines=(150, 350), poison=("!reset", "!flaky2")), width=4)
+    made = Campaign(folder, _SEED, mix=Mix(lines=(150, 350), poison=("!reset", "!flaky2"), dependent=0.6), width=4)
     with made.running():
         made.calm(1)
         made.poison(["!crash"])
         made.cancels(1)
         made.strike(_FAULTS, wait=(0.5, 1.5))
-        made.go_on_until(lambda: _had_their_turns(made), 120, "the folder and the caches are asked enough")
+        made.go_on_until(
+            lambda: _had_their_turns(made), 120, "the folder and the caches are asked enough, a batch waits"
+        )
         made.drain()
         made.judge()
         made.stop()
@@ -52,7 +54,9 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
 
 
 def _had_their_turns(campaign: Campaign) -> bool:
-    """Whether the folder was synced and searched, and the caches gave something again and were cleared."""
+    """Whether the folder was synced and searched, the caches gave something again and were cleared, a batch waited."""
+    if not any(job.after for job in campaign.load.jobs):
+        return False
     keeper, repeaters = campaign.load.keeper, campaign.load.repeaters
     again = [one.cached for repeater in repeaters for one in (*repeater.answers, *repeater.vectors)]
     return keeper.synced >= 2 and keeper.searches >= 3 and any(again) and all(one.clearings for one in repeaters)
@@ -60,6 +64,10 @@ def _had_their_turns(campaign: Campaign) -> bool:
 
 def test_every_batch_keeps_every_promise_whatever_was_killed(campaign: Campaign) -> None:
     assert not campaign.journal.violations, campaign.journal.story()
+
+
+def test_some_batches_waited_for_others(campaign: Campaign) -> None:
+    assert any(job.after for job in campaign.load.jobs)
 
 
 def test_the_faults_struck_a_deployment_that_was_at_work(campaign: Campaign) -> None:

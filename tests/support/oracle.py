@@ -6,6 +6,7 @@
     I4 rework      what the engine was asked twice, against what the faults allow
     I5 monotone    what was polled never goes back, and never changes once it is terminal
     I7 audit       the chain holds
+    I8 in order    a batch that waits for others runs if all of them completed, and else fails without having run
     webhooks       each end told at least once, signed, under one webhook-id
     leftovers      no process after the stop
 
@@ -14,7 +15,7 @@ Each function returns violations in words; an empty list is a pass. `I6`, no zom
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isclose
@@ -57,6 +58,7 @@ class Job:
     webhook_path: str = ""
     secret: str = ""
     judged: bool = True  # whether the answers can be known beforehand
+    after: list["Job"] = field(default_factory=list)  # the batches that it waits for
 
     def body(self, custom_id: str) -> Line:
         prompt = self.prompts[custom_id]
@@ -135,6 +137,8 @@ def _content(client: OpenAI, file_id: str | None) -> list[Line]:
 
 def complete(job: Job, result: Result) -> list[str]:
     """I2."""
+    if is_dependency_failure(result.batch):
+        return [f"{job.key}: has lines, though it was never to run"] if result.lines else []
     found = Counter(line["custom_id"] for line in result.lines)
     faults = [
         _say(job, "lines missing", [name for name in job.prompts if name not in found]),
@@ -191,6 +195,8 @@ def _poisonous(prompt: str) -> bool:
 
 def counted(job: Job, result: Result) -> list[str]:
     """I3: counts and usage."""
+    if is_dependency_failure(result.batch):
+        return []
     counts, unrun = result.batch.request_counts, [line for line in result.errors if _unrun(line)]
     assert counts is not None
     said = (counts.total, counts.completed, counts.failed)
@@ -221,8 +227,26 @@ def _first(usage: Line, names: tuple[str, ...]) -> int:
 def ended(job: Job, result: Result) -> list[str]:
     """I1: terminal, in a state that this batch may end in."""
     may = {"completed", "cancelled"} if job.cancelled else {"completed"}
+    may |= {"failed"} if is_dependency_failure(result.batch) else set()
     status = result.batch.status
     return [] if status in may else [f"{job.key}: {job.batch_id} is {status} ({result.batch.errors})"]
+
+
+def in_order(job: Job, result: Result, status_of: Callable[[Job], str]) -> list[str]:
+    """I8: whether what a batch waited for decided whether it ran."""
+    unfinished = [one.key for one in job.after if status_of(one) != "completed"]
+    ran = result.batch.in_progress_at is not None or bool(result.output)
+    if unfinished and ran:
+        return [f"{job.key}: ran, though {unfinished} did not complete"]
+    if is_dependency_failure(result.batch) and not unfinished:
+        return [f"{job.key}: failed for {[one.key for one in job.after]}, which completed"]
+    return []
+
+
+def is_dependency_failure(batch: Batch) -> bool:
+    """Return whether a batch failed because one that it waited for did not complete."""
+    errors = (batch.errors.data or []) if batch.errors else []
+    return batch.status == "failed" and [error.code for error in errors] == ["dependency_failed"]
 
 
 def once(client: OpenAI, jobs: Sequence[Job]) -> list[str]:
