@@ -168,6 +168,40 @@ def test_two_predecessors_that_end_at_once_release_their_dependent_or_leave_it_t
     assert sound(db)
 
 
+def test_ends_and_cancels_that_meet_neither_lock_each_other_out_nor_lose_a_dependent(db: Database) -> None:
+    firsts = [finishing(db, [1]).id for _ in range(4)]
+    waiting = [submitted(db, after=firsts[n % 3 : n % 3 + 2]).id for n in range(8)]
+    chained = [submitted(db, after=waiting[n : n + 3]).id for n in range(4)]
+    claims = [claim_job(db, job_id, Task.FINISH, "finisher") for job_id in firsts]
+    start = threading.Barrier(len(firsts) + 2)
+
+    def end(n: int) -> None:
+        start.wait()
+        with db.write() as session:
+            ledger.close(session, claims[n], {}, [])
+
+    def stop(*job_ids: str) -> None:
+        start.wait()
+        with db.write() as session:
+            for job_id in job_ids:
+                ledger.cancel(session, job_id, actor="key:test")
+
+    with ThreadPoolExecutor(len(firsts) + 2) as pool:
+        done = [pool.submit(end, n) for n in range(len(firsts))]
+        done += [pool.submit(stop, *waiting[:2]), pool.submit(stop, chained[0])]
+        for future in done:
+            future.result()
+    with db.read() as session:
+        left = dependencies.releasable(session, 100)
+    for job_id in left:
+        with db.write() as session:
+            assert ledger.release(session, job_id)
+
+    assert [doorbells(db, job_id) for job_id in waiting[2:]] == [[("plan", -1)]] * 6
+    assert {job(db, job_id).waiting_for for job_id in chained[1:]} == {"job"}
+    assert sound(db)
+
+
 @pytest.mark.postgres
 def test_the_end_of_a_predecessor_waits_for_no_lock_on_a_dependent(postgres: Database) -> None:
     first = finishing(postgres, [1]).id
