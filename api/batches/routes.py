@@ -78,7 +78,7 @@ def create_batch(call: Call, once: Idempotent, body: CreateBatch) -> Response:
         file = input_file(session, call, body.input_file_id)
         job.input_path = file.path if file else None
         ledger.submit(session, job, actor=call.actor, after=body.after or ())
-        shown = show_batch(job, Totals(), predecessors(session, [job])[job.id])
+        shown = show_batch(job, Totals(), sorted(set(body.after or ())))
         return CreatedBatch(**shown.model_dump(), webhook=told(hook))
 
     count_if_due(call)

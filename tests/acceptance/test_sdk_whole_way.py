@@ -76,6 +76,27 @@ def test_a_batch_goes_from_file_to_file(sdk: openai.OpenAI, mill: Mill) -> None:
     assert results == sdk.files.content(batch.output_file_id or "").text
 
 
+def test_a_batch_begins_when_those_that_it_waits_for_have_completed(
+    sdk: openai.OpenAI, mill: Mill, asked: list[str]
+) -> None:
+    first = submit(sdk, [chat_line("a", "first")])
+    second = submit(sdk, [chat_line("a", "second")], extra_body={"after": [first.id]})
+    third = submit(sdk, [chat_line("a", "third")], extra_body={"after": [first.id, second.id]})
+
+    waits = [sdk.batches.retrieve(batch.id).model_extra for batch in (second, third)]
+    assert waits == [
+        {"after": [first.id], "waiting_for": "waiting_for_job"},
+        {"after": sorted([first.id, second.id]), "waiting_for": "waiting_for_job"},
+    ]
+    for batch in (third, second, first, second, third):
+        mill.drain(batch.id)
+
+    assert [sdk.batches.retrieve(batch.id).status for batch in (first, second, third)] == ["completed"] * 3
+    assert [next(word for word in ("first", "second", "third") if word in prompt) for prompt in asked] == [
+        "first", "second", "third",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "code", "line"),
     [

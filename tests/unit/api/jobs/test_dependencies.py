@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from openai.types import Batch as OpenAIBatch
 
-from jobs.ledger import dependencies
+from jobs.ledger import dependencies, ledger
 from tests.support import runs
 from tests.unit.api.batches.test_batches import KEYS, create, get, upload
 from tests.unit.api.retrieval.test_vector_stores import made
@@ -116,6 +116,23 @@ def test_a_waiting_batch_is_cancelled_as_any_other(client: TestClient) -> None:
     waiting = create(client, "f", after=[create(client, "f")["id"]])["id"]
 
     assert client.post(f"/v1/batches/{waiting}/cancel").json()["status"] == "cancelling"
+
+
+def test_a_retry_of_a_batch_that_waited_in_vain_waits_for_nothing(app: FastAPI, client: TestClient) -> None:
+    db = app.state.services.db
+    first = create(client)["id"]
+    waiting = create(client, after=[first])["id"]
+    runs.fail(db, first, [])
+    with db.write() as session:
+        job = ledger.lock(session, waiting)
+        ledger.fail_dependent(session, job, ledger.dependency_error(session, job), actor="dispatcher")
+    failed = get(client, waiting)
+    assert [error["code"] for error in failed["errors"]["data"]] == ["dependency_failed"]
+    assert first in failed["errors"]["data"][0]["message"]
+
+    retry = client.post(f"/v1/jobs/{waiting}/retry").json()
+
+    assert (retry["state"], retry["after"], retry["waiting_for"]) == ("queued", [], None)
 
 
 def test_a_graph_shows_what_a_job_waits_for_and_what_waits_for_it(
