@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.retrieval import documents, indexes, searches
 from jobs.retrieval.attachments import version_of
+from jobs.retrieval.documents import Document
 from jobs.retrieval.searches import Found, Search
 from jobs.retrieval.tables import VectorRemoval, VectorStore, VectorStoreFile
 from jobs.settings import Settings
@@ -43,7 +45,7 @@ from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Request, Usage, refusal
 from workers.lifecycle import finish, parse, plan, run
 from workers.retrieval.ingestion.purge import purge
-from workers.retrieval.parsing.parser import Parser
+from workers.retrieval.parsing.parser import Cutting, Parser, Refused
 from workers.retrieval.reranking import Reranking
 from workers.retrieval.search import Searching
 from workers.runtime.context import Context, Late, Standing
@@ -100,6 +102,9 @@ class MortalDatabase(Database):
     def retrying(self, work: Callable[[Session], T], stop: threading.Event | None = None) -> T:
         done = self.reaper.around(lambda: super(MortalDatabase, self).retrying(work, stop))
         return super().retrying(work, stop) if self.loses_answers and done is None else done
+
+    def breathe(self, stop: threading.Event | None = None) -> None:
+        """Go on at once: nobody else wants to write here."""
 
 
 class MortalStorage(DiskStorage):
@@ -179,6 +184,32 @@ def vector_of(text: str, dimensions: int = DIMENSIONS) -> Vector:
     return (found / max(1.0, float(np.linalg.norm(found)))).astype(np.float32)
 
 
+class ReadOnce:
+    """A parser that reads each content once: a refusal ends its child, and another takes a second to start."""
+
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+        self.read: dict[tuple[bytes, str, Cutting], Document | Refused] = {}
+
+    def parse(self, source: Path, filename: str, cutting: Cutting) -> Document:
+        key = sha256(source.read_bytes()).digest(), filename, cutting
+        if key not in self.read:
+            self.read[key] = self._parse(source, filename, cutting)
+        found = self.read[key]
+        if isinstance(found, Refused):
+            raise Refused(found.code, found.message)
+        return found
+
+    def _parse(self, source: Path, filename: str, cutting: Cutting) -> Document | Refused:
+        try:
+            return self.parser.parse(source, filename, cutting)
+        except Refused as refused:
+            return refused
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.parser, name)
+
+
 @dataclass
 class Works:
     """One deployment."""
@@ -191,7 +222,7 @@ class Works:
     host: EngineHost
     engine: Wordy
     reaper: Reaper
-    parser: Parser
+    parser: Parser | ReadOnce
     storage: MortalStorage
     vectors: Watched
     searching: Searching
@@ -358,7 +389,7 @@ def refuses(word: str, answer: Answer | BaseException | None = None) -> Fault:
 
 @contextmanager
 def works(
-    folder: Path, url: str, vectors: Vectors, parser: Parser, timings: Timings | None = None, **settings: Any
+    folder: Path, url: str, vectors: Vectors, parser: Parser | ReadOnce, timings: Timings | None = None, **settings: Any
 ) -> Iterator[Works]:
     """A deployment over a migrated database."""
     given = {"min_free_bytes": 0, **settings}

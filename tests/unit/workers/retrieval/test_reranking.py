@@ -11,10 +11,9 @@ from jobs.db.engine import Database
 from jobs.inference.interactive import Piece, Question
 from jobs.retrieval import searches
 from jobs.retrieval.searches import Search
-from tests.support.ingesting import MODEL, Works, works
+from tests.support.ingesting import MODEL, ReadOnce, Works, works
 from tests.unit.workers.retrieval.test_search import TEXTS, Shelf
 from workers.engines.port import Answer, EngineBusy, Request, refusal
-from workers.retrieval.parsing.parser import Limits, Parser
 from workers.vectors.open_vectors import open_vectors
 
 MODELS = f"""
@@ -28,11 +27,11 @@ QUERY = "the sea follows the moon"
 
 
 @pytest.fixture
-def mill(sqlite: Database, tmp_path: Path) -> Iterator[Works]:
+def mill(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     (tmp_path / "models.yaml").write_text(MODELS)
     vectors = open_vectors("memory:", tmp_path / "vectors")
     file = str(tmp_path / "models.yaml")
-    with works(tmp_path, sqlite.url, vectors, Parser(Limits()), models_file=file) as mill:
+    with works(tmp_path, sqlite.url, vectors, parser, models_file=file) as mill:
         yield mill
 
 

@@ -16,11 +16,10 @@ from jobs.retrieval import attachments, searches
 from jobs.retrieval.attachments import Made
 from jobs.retrieval.searches import Found, Search
 from jobs.retrieval.tables import SourceItem, VectorStore, VectorStoreFile
-from tests.support.ingesting import DIMENSIONS, MODEL, Works, refuses, vector_of, works
+from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
 from workers.engines.port import Answer, EngineBusy, EngineFault, refusal
 from workers.engines.refusals import CODE
 from workers.retrieval import search as searching
-from workers.retrieval.parsing.parser import Limits, Parser
 from workers.retrieval.search import fuse
 from workers.vectors.base import Entry, Hit, Store, VectorsAway
 from workers.vectors.open_vectors import open_vectors
@@ -34,9 +33,9 @@ TEXTS = {
 
 
 @pytest.fixture(params=["memory:", ""], ids=["memory", "lance"])
-def mill(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path) -> Iterator[Works]:
+def mill(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     vectors = open_vectors(request.param, tmp_path / "vectors")
-    with works(tmp_path, sqlite.url, vectors, Parser(Limits())) as mill:
+    with works(tmp_path, sqlite.url, vectors, parser) as mill:
         yield mill
     vectors.close()
 

@@ -6,27 +6,19 @@ from pathlib import Path
 import pytest
 
 from jobs.db.engine import Database
-from tests.support.ingesting import Works, works
-from workers.retrieval.parsing.parser import Limits, Parser
+from tests.support.ingesting import ReadOnce, Works, works
 from workers.vectors.open_vectors import open_vectors
 
 
-@pytest.fixture(scope="session")
-def parser() -> Iterator[Parser]:
-    parser = Parser(Limits())
-    yield parser
-    parser.close()
-
-
 @pytest.fixture
-def mill(db: Database, tmp_path: Path, parser: Parser) -> Iterator[Works]:
+def mill(db: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     """Over each database, with vectors in memory; shards of three files."""
     with works(tmp_path, db.url, open_vectors("memory:", tmp_path), parser, ingest_shard_files=3) as mill:
         yield mill
 
 
 @pytest.fixture(params=["memory:", ""], ids=["memory", "lance"])
-def both(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parser: Parser) -> Iterator[Works]:
+def both(request: pytest.FixtureRequest, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
     """Over SQLite, with vectors in memory and in LanceDB; shards of three files."""
     vectors = open_vectors(request.param, tmp_path / "vectors")
     with works(tmp_path, sqlite.url, vectors, parser, ingest_shard_files=3) as mill:

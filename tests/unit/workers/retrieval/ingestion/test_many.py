@@ -1,7 +1,6 @@
 """Thousands of files in one batch, and a vector server that is away for a minute of it."""
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,34 +16,30 @@ from jobs.files.tables import File
 from jobs.ledger import events
 from jobs.ledger.states import JobState
 from jobs.retrieval import attachments
-from jobs.retrieval.documents import Document
 from jobs.webhooks.tables import Event
-from tests.support.ingesting import Works, works
-from workers.retrieval.parsing.contract import Cutting
-from workers.retrieval.parsing.parser import Parser
+from tests.support.ingesting import ReadOnce, Works, works
 from workers.vectors.base import VectorsAway
 from workers.vectors.open_vectors import open_vectors
 
 pytestmark = pytest.mark.timeout(300)  # where a machine does much else
 
-FILES = 5_000
+SHARDS = 60
 TEXTS = 10  # whatever the number of files: none is embedded twice
 OUTAGE = 60.0
 
 
+@pytest.fixture(params=[700, pytest.param(5_000, marks=pytest.mark.verify)])
+def count(request: pytest.FixtureRequest) -> int:
+    """So many files that to plan them, and to fail them, takes several transactions."""
+    number: int = request.param
+    return number
+
+
 @pytest.fixture
-def large(sqlite: Database, tmp_path: Path, parser: Parser, monkeypatch: pytest.MonkeyPatch) -> Iterator[Works]:
-    """Of larger shards. What it writes need not outlive a power cut, and what it has read it does not read again."""
-    parse, read = parser.parse, dict[Path, Document]()
-
-    def remembered(source: Path, filename: str, cutting: Cutting) -> Document:
-        if source not in read:
-            read[source] = parse(source, filename, cutting)
-        return read[source]
-
-    monkeypatch.setattr(os, "fsync", bool)
-    monkeypatch.setattr(parser, "parse", remembered)
-    with works(tmp_path, sqlite.url, open_vectors("memory:", tmp_path), parser) as mill:
+def large(count: int, sqlite: Database, tmp_path: Path, parser: ReadOnce) -> Iterator[Works]:
+    """Of more shards than one transaction cuts."""
+    vectors = open_vectors("memory:", tmp_path)
+    with works(tmp_path, sqlite.url, vectors, parser, ingest_shard_files=count // SHARDS) as mill:
         yield mill
 
 
@@ -60,26 +55,28 @@ def many(mill: Works, count: int) -> list[str]:
     return [f"file-{n}" for n in range(count)]
 
 
-def test_a_batch_of_five_thousand_files_comes_in_whole(large: Works) -> None:
-    store, files = large.store(), many(large, FILES)
+def test_a_batch_of_many_files_comes_in_whole(large: Works, count: int) -> None:
+    store, files = large.store(), many(large, count)
 
     batch = large.batch(store, *files)
     large.drive(limit=1000)
 
     job = large.job(batch)
-    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, FILES, 0)
-    assert Counter(large.statuses(store).values()) == {("completed", None): FILES}
+    assert (job.state, job.completed, job.failed) == (JobState.SUCCEEDED, count, 0)
+    assert Counter(large.statuses(store).values()) == {("completed", None): count}
     assert Counter(large.told(batch)) == Counter(
         [("vector_store.file.completed", file) for file in files]
         + [("job.running", batch), ("job.finishing", batch), ("vector_store.file_batch.completed", batch)]
     )
     assert large.engine.texts == TEXTS
-    assert len({one.file_id for one in large.search(store, "animal7", limit=FILES // TEXTS)}) == FILES // TEXTS
+    assert len({one.file_id for one in large.search(store, "animal7", limit=count // TEXTS)}) == count // TEXTS
     large.assert_tidy(store)
 
 
-def test_five_thousand_files_that_cannot_come_in_each_fail_once(large: Works, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, files = large.store(), many(large, FILES)
+def test_many_files_that_cannot_come_in_each_fail_once(
+    large: Works, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, files = large.store(), many(large, count)
     batch = large.batch(store, *files)
     (large.folder / "models.yaml").write_text("models: {}")
     written, record = [0], events.record
@@ -97,7 +94,7 @@ def test_five_thousand_files_that_cannot_come_in_each_fail_once(large: Works, mo
     event.remove(Session, "after_commit", committed)
 
     assert max(written) == attachments.STOPPED_AT_ONCE
-    assert Counter(large.statuses(store).values()) == {("failed", "server_error"): FILES}
+    assert Counter(large.statuses(store).values()) == {("failed", "server_error"): count}
     assert Counter(large.told(batch)) == Counter(
         [("vector_store.file.failed", file) for file in files] + [("vector_store.file_batch.failed", batch)]
     )

@@ -15,10 +15,9 @@ from jobs.errors import StorageAway
 from jobs.ledger.tables import Audit
 from jobs.retrieval import attachments, documents, indexes
 from jobs.retrieval.tables import VectorStore
-from tests.support.ingesting import DIMENSIONS, MODEL, Works, refuses, vector_of, works
+from tests.support.ingesting import DIMENSIONS, MODEL, ReadOnce, Works, refuses, vector_of, works
 from workers.retrieval import verification
 from workers.retrieval.ingestion import index
-from workers.retrieval.parsing.parser import Parser
 from workers.retrieval.verification import Verdict
 from workers.runtime.context import Late
 from workers.vectors.base import Entry, Store, Vectors, VectorsAway
@@ -231,7 +230,7 @@ def test_a_file_whose_text_is_gone_is_brought_in_again(both: Works, shelf: tuple
     both.assert_tidy(store)
 
 
-def test_a_backup_without_vectors_has_them_again(sqlite: Database, tmp_path: Path, parser: Parser) -> None:
+def test_a_backup_without_vectors_has_them_again(sqlite: Database, tmp_path: Path, parser: ReadOnce) -> None:
     with (
         closing(open_vectors("", tmp_path / "vectors")) as vectors,
         works(tmp_path, sqlite.url, vectors, parser) as mill,
@@ -328,7 +327,7 @@ def test_a_repair_that_comes_after_its_stores_end_does_nothing(mill: Works, monk
 
 
 def test_the_command_tells_what_is_wrong_and_has_it_mended(
-    sqlite: Database, tmp_path: Path, parser: Parser, capsys: pytest.CaptureFixture[str]
+    sqlite: Database, tmp_path: Path, parser: ReadOnce, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vectors = open_vectors("", tmp_path / "vectors")
     with works(tmp_path, sqlite.url, vectors, parser) as mill:

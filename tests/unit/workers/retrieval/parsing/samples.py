@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -110,6 +111,17 @@ def packed(parts: Mapping[str, str | bytes], method: int = zipfile.ZIP_DEFLATED)
             stored = zipfile.ZIP_STORED if name == "mimetype" else method
             archive.writestr(name, content, stored)
     return file.getvalue()
+
+
+def declared(data: bytes, size: int, crc: int) -> bytes:
+    """The archive's only entry says that it is of another size."""
+    changed = bytearray(data)
+    central = data.rindex(b"PK\x01\x02")
+    for at in (14, central + 16):
+        changed[at : at + 4] = struct.pack("<I", crc)
+    for at in (22, central + 24):
+        changed[at : at + 4] = struct.pack("<I", size)
+    return bytes(changed)
 
 
 def docx(body: str, more: Mapping[str, str | bytes] | None = None) -> bytes:

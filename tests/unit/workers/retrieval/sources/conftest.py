@@ -9,19 +9,11 @@ import pytest
 
 from jobs.db.engine import Database
 from jobs.timings import Timings
-from tests.support.ingesting import Works, works
+from tests.support.ingesting import ReadOnce, Works, works
 from tests.support.services import S3, need
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, write
-from workers.retrieval.parsing.parser import Limits, Parser
 from workers.vectors.open_vectors import open_vectors
-
-
-@pytest.fixture(scope="session")
-def parser() -> Iterator[Parser]:
-    parser = Parser(Limits())
-    yield parser
-    parser.close()
 
 
 @pytest.fixture
@@ -33,14 +25,14 @@ def library(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mill(sqlite: Database, tmp_path: Path, parser: Parser, library: Path) -> Iterator[Works]:
+def mill(sqlite: Database, tmp_path: Path, parser: ReadOnce, library: Path) -> Iterator[Works]:
     """Over SQLite."""
     with running(sqlite, tmp_path, parser, library) as mill:
         yield mill
 
 
 @pytest.fixture
-def each(db: Database, tmp_path: Path, parser: Parser, library: Path) -> Iterator[Works]:
+def each(db: Database, tmp_path: Path, parser: ReadOnce, library: Path) -> Iterator[Works]:
     """Over each database."""
     with running(db, tmp_path, parser, library) as mill:
         yield mill
@@ -51,7 +43,7 @@ TIMINGS = Timings(source_settled=-1.0)
 
 
 @contextmanager
-def running(db: Database, folder: Path, parser: Parser, library: Path, **more: Any) -> Iterator[Works]:
+def running(db: Database, folder: Path, parser: ReadOnce, library: Path, **more: Any) -> Iterator[Works]:
     settings: dict[str, Any] = {"source_folders": (str(library),), "source_s3": (f"s3://{S3.bucket}/library",)}
     settings |= {"source_allow_private": True, "source_max_items": 10}
     settings |= {"ingest_shard_files": 3, "source_fetch_seconds": 2}

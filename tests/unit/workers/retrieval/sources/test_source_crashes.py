@@ -37,13 +37,14 @@ def mortal(each: Works) -> Works:
     return each
 
 
-def test_whoever_dies_wherever_the_store_is_what_the_folder_is(mortal: Works, library: Path) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.verify)])
+def test_whoever_dies_wherever_the_store_is_what_the_folder_is(mortal: Works, library: Path, every: int) -> None:
     shutil.rmtree(library)
     texts = {"kept.txt": "cherry " * 10, "changed.txt": "apple " * 10, "0.txt": "banana"}
     for name, text in texts.items():
         write(library / name, text)
     source = of_folder(mortal, library)
-    last, every = 0, 1 if mortal.db.sqlite else 4
+    last = 0
     for at in range(1, 200, every):
         (library / f"{last}.txt").unlink()
         del texts[f"{last}.txt"]

@@ -13,14 +13,13 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.files.tables import File
 from jobs.retrieval.tables import Source
-from tests.support.ingesting import Works, works
+from tests.support.ingesting import ReadOnce, Works, works
 from tests.support.services import S3
 from tests.support.site import Site
 from tests.support.sourcing import TEXTS, Sync, alive, assert_mirrors, of_folder, write
 from tests.unit.workers.retrieval.sources.conftest import running
 from workers.retrieval.parsing import office
 from workers.retrieval.parsing.contract import unsupported
-from workers.retrieval.parsing.parser import Parser
 from workers.retrieval.sources import folder
 from workers.retrieval.sources.base import Entry
 from workers.retrieval.sources.syncing import Book
@@ -125,7 +124,7 @@ def test_what_this_installation_could_not_read_is_tried_again_when_a_client_asks
         raise unsupported("Word can be read where Nightmill is installed with the extra 'parse'.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Parser, "parse", lacks)
+        patched.setattr(mill.parser, "parse", lacks)
         source = of_folder(mill, library)
     assert source.counts() == [3, 0, 0, 0, 0, 3]
     before = {key: item.file_id for key, item in source.items().items()}
@@ -142,9 +141,9 @@ def test_what_was_read_in_part_is_read_again_when_a_client_asks(
     each: Works, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is a Tesseract by now."""
-    parse = Parser.parse
+    parse = each.parser.parse
     with monkeypatch.context() as patched:
-        patched.setattr(Parser, "parse", lambda *asked: replace(parse(*asked), unread=asked[2] == "a.txt"))
+        patched.setattr(each.parser, "parse", lambda *asked: replace(parse(*asked), unread=asked[1] == "a.txt"))
         source = of_folder(each, library)
     file = str(source.items()["a.txt"].file_id)
     before = each.row(source.store, file).document
@@ -268,7 +267,9 @@ def test_a_source_of_too_many_files_changes_nothing(mill: Works, library: Path) 
     assert source.items().keys() == TEXTS.keys()
 
 
-def test_a_file_that_is_too_large_fails_alone(sqlite: Database, tmp_path: Path, parser: Parser, library: Path) -> None:
+def test_a_file_that_is_too_large_fails_alone(
+    sqlite: Database, tmp_path: Path, parser: ReadOnce, library: Path
+) -> None:
     settings = {"source_folders": (str(library),), "file_max_bytes": 1000}
     write(library / "big.txt", "big " * 1000)
     with works(tmp_path / "data", sqlite.url, open_vectors("memory:", tmp_path), parser, **settings) as mill:
@@ -411,7 +412,7 @@ def test_what_follows_the_question_mark_is_in_no_error(mill: Works, site: Site) 
 
 
 def test_a_file_for_which_its_project_has_no_space_is_not_stored(
-    sqlite: Database, tmp_path: Path, parser: Parser, library: Path
+    sqlite: Database, tmp_path: Path, parser: ReadOnce, library: Path
 ) -> None:
     write(library / "a.txt", "apple " * 10_000)
     with running(sqlite, tmp_path, parser, library, project_max_bytes=50_000) as mill:
