@@ -3,12 +3,15 @@
 import io
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pypdfium2
 import pytest
 
 from jobs.retrieval.documents import Document
+from tests.support.ingesting import ReadOnce
 from tests.unit.workers.retrieval.parsing import samples
 from workers.retrieval.parsing import office, pdf
 from workers.retrieval.parsing.contract import Cutting, Refused
@@ -54,39 +57,39 @@ def mixed(picture: str, text: str) -> bytes:
     return written.getvalue()
 
 
-def parse(folder: Path, data: bytes, name: str) -> Document:
+def parse(parser: Parser | ReadOnce, folder: Path, data: bytes, name: str) -> Document:
     (folder / name).write_bytes(data)
-    parser = Parser(Limits())
-    try:
-        return parser.parse(folder / name, name, Cutting(samples.word_piece(), 100, 0))
-    finally:
-        parser.close()
+    return parser.parse(folder / name, name, Cutting(samples.word_piece(), 100, 0))
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Parser]:
+    """A parser whose child finds no Tesseract."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with closing(Parser(Limits())) as parser:
+        yield parser
 
 
 @needs_tesseract
-def test_picture_is_read(tmp_path: Path) -> None:
+def test_picture_is_read(parser: ReadOnce, tmp_path: Path) -> None:
     page = pypdfium2.PdfDocument(samples.pdf([[WORDS]]))[0]
     picture = pdf._png(page.render(scale=200 / 72, grayscale=True).to_numpy())
 
-    assert WORDS in parse(tmp_path, picture, "a.png").text
+    assert WORDS in parse(parser, tmp_path, picture, "a.png").text
 
 
 @needs_tesseract
-def test_scanned_pages_are_read_and_known_by_their_number(tmp_path: Path) -> None:
-    found = parse(tmp_path, scanned(WORDS, "Second page of the scan"), "scan.txt")
+def test_scanned_pages_are_read_and_known_by_their_number(parser: ReadOnce, tmp_path: Path) -> None:
+    found = parse(parser, tmp_path, scanned(WORDS, "Second page of the scan"), "scan.txt")
 
     assert WORDS in found.text
     assert "Second page of the scan" in found.text
     assert {chunk.page for chunk in found.chunks} >= {1}
 
 
-def test_without_tesseract_a_scan_is_refused_by_a_code_that_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-
+def test_without_tesseract_a_scan_is_refused_by_a_code_that_says_so(blind: Parser, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="'parse' and Tesseract") as refused:
-        parse(tmp_path, scanned(WORDS, "Second page of the scan"), "scan.pdf")
+        parse(blind, tmp_path, scanned(WORDS, "Second page of the scan"), "scan.pdf")
 
     assert refused.value.code == "unsupported_file"
 
@@ -137,15 +140,14 @@ def test_without_tesseract_a_page_of_text_is_read_beside_scanned_ones(monkeypatc
     assert [(block.text, block.unread) for block in blocks] == [("", True), (WORDS, False)]
 
 
-def test_a_document_says_that_pages_of_it_were_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = parse(tmp_path, samples.pdf([[WORDS]]), "whole.pdf")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    found = parse(tmp_path, mixed("A picture", WORDS), "mixed.pdf")
+def test_a_document_says_that_pages_of_it_were_not_read(blind: Parser, tmp_path: Path) -> None:
+    whole = parse(blind, tmp_path, samples.pdf([[WORDS]]), "whole.pdf")
+    found = parse(blind, tmp_path, mixed("A picture", WORDS), "mixed.pdf")
 
     assert (whole.unread, found.unread, found.text) == (False, True, WORDS)
 
 
 @needs_tesseract
-def test_picture_without_text_says_so(tmp_path: Path) -> None:
+def test_picture_without_text_says_so(parser: ReadOnce, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no text"):
-        parse(tmp_path, scanned(""), "scan.pdf")
+        parse(parser, tmp_path, scanned(""), "scan.pdf")
