@@ -110,7 +110,7 @@ class Reader:
                 if len(self._tokens) >= _TOKENIZERS:
                     self._tokens.clear()
                 self._tokens[key] = Tokens.read(_whole(file))
-        except Exception as error:
+        except Exception as error:  # the library raises nothing narrower
             raise Refused("server_error", "The embedding model's tokenizer could not be read.") from error
         return self._tokens[key]
 

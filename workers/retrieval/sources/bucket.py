@@ -83,7 +83,7 @@ def _our_errors() -> Iterator[None]:
         raise SourceAway("s3_refused", "S3 does not let us read this.") from error
     except FileNotFoundError as error:
         raise SourceAway("s3_not_found", "S3 says that this is not there.") from error
-    except Exception as error:
+    except Exception as error:  # its clients' kinds are told by their module, so that none is imported here
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         raise SourceAway("s3_away", "S3 cannot be reached, or does not answer as it should.") from error

@@ -481,7 +481,7 @@ class _Sync:
                     sha.update(chunk)
                     try:
                         handle.write(chunk)
-                    except Exception as error:
+                    except Exception as error:  # a place must not take it for its own
                         raise _SinkBroke(error) from error
 
                 fetched = self._fetched(entry, known, take)
