@@ -6,16 +6,16 @@ Tenants take turns, and a tenant whose schemas have taken too long is refused fo
 
 import asyncio
 import logging
-import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import msgspec
 
+from jobs.platform.limiters import FairQueue
 from workers.engines.port import EngineBusy
 from workers.middleware.schema_checker_protocol import (
     LARGEST_ANSWER,
@@ -52,7 +52,7 @@ class Checker:
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
-        self._turns = Turns[tuple[str, bytes, bytes, Future[_Answer]]]()
+        self._queue = FairQueue[tuple[str, bytes, bytes, Future[_Answer]]]()
         self._budget = Budget()
         self._child: Child | None = None
         self._good: OrderedDict[bytes, None] = OrderedDict()  # by their hashes
@@ -79,7 +79,7 @@ class Checker:
             return ["it is too large to be checked."] * len(texts)
         ask = encode(Ask(schema, [text.encode(errors="replace").decode() for text in texts]))
         future: Future[_Answer] = Future()
-        self._turns.add(tenant, (tenant, schema, ask, future))
+        self._queue.add(tenant, (tenant, schema, ask, future))
         self._thread.submit(self._next)
         answer = await asyncio.wrap_future(future)
         if isinstance(answer, Bad):
@@ -95,8 +95,10 @@ class Checker:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
 
     def _next(self) -> None:
-        """Whoever's turn it is: as often as somebody was added."""
-        tenant, schema, ask, future = self._turns.next()
+        """Answer the next question in the queue: called once for each that was added."""
+        question = self._queue.pop()
+        assert question is not None
+        tenant, schema, ask, future = question
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -150,38 +152,11 @@ class Checker:
             child.end()
 
 
-# Which tenant is next, and which has had enough.
-
-T = TypeVar("T")
-
 #: What took less is not counted: a batch may have a million answers that are checked at once.
 SLOW_SECONDS: Final = 1.0
 #: So much of each minute may be spent on what is slow of one tenant.
 BUDGET_SECONDS: Final = 20.0
 _MINUTE: Final = 60.0
-
-
-class Turns(Generic[T]):
-    """What waits, one of each tenant after the other. For any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: dict[str, deque[T]] = {}
-        self._last = ""
-
-    def add(self, tenant: str, item: T) -> None:
-        with self._lock:
-            self._waiting.setdefault(tenant, deque()).append(item)
-
-    def next(self) -> T:
-        """There has to be one."""
-        with self._lock:
-            tenant = self._last = next((one for one in self._waiting if one != self._last), self._last)
-            items = self._waiting.pop(tenant)
-            item = items.popleft()
-            if items:
-                self._waiting[tenant] = items
-            return item
 
 
 class Budget:

@@ -14,7 +14,7 @@ import pytest
 
 from workers.middleware import schema_checker
 from workers.middleware import schema_checker as checking
-from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Checker
+from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Budget, Checker
 
 CITY: dict[str, Any] = {
     "type": "object",
@@ -230,3 +230,21 @@ async def test_a_schema_that_is_itself_too_much_for_the_child_is_none() -> None:
     with pytest.raises(BadSchema, match="could not be checked"):
         await checker.check(raw(CITY))
     assert checker._child is None
+
+
+def test_what_is_slow_is_spent_and_forgiven_in_time() -> None:
+    at = 0.0
+    budget = Budget(clock=lambda: at)
+
+    for _ in range(1000):
+        budget.took("quick", 0.9)
+    for _ in range(5):
+        assert not budget.is_spent("slow")
+        budget.took("slow", 5.0)
+
+    assert (budget.is_spent("quick"), budget.is_spent("slow")) == (False, True)
+    at = 16.0
+    assert not budget.is_spent("slow")
+    at = 200.0
+    budget.took("other", 5.0)
+    assert set(budget._spent) == {"other"}
