@@ -19,6 +19,23 @@ class Timings:
     interactive_retry: float = 1.0  # until a server that was away is asked again
     interactive_limit_look: float = 0.05  # between looks at a limit that is reached and may rise
 
+    # workers.middleware: the cache, and answers checked against a schema
+    cache_gather: float = 0.5  # that writes are gathered for one transaction
+    cache_patience: float = 1.0  # for a look-up; then what was asked for is computed
+    schema_check: float = 5.0  # for the texts of one answer
+    schema_slow: float = 1.0  # what took less is not counted: a batch may have a million answers, checked at once
+    schema_budget: float = 20.0  # of each minute, for what is slow of one project
+
+    # workers.engines
+    quiet_look: float = 5.0  # between looks at whether the machine is quiet enough to measure on it
+    quiet_patience: float = 3600.0  # with a machine that is never quiet
+
+    # workers.vectors
+    vectors_retry: float = 30.0  # of beginning again after a race that was lost against another process
+    vectors_connect: float = 3.0  # to a server
+    vectors_query: float = 10.0
+    vectors_insert: float = 30.0
+
     # workers.retrieval
     sync_shift: float = 30.0  # of one sync in one go: others wait for this process
     source_settled: float = 2.0  # a file that changed so lately may change again without looking different

@@ -96,7 +96,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
     others = SharedExclusiveLock(config.data_dir / "run" / queue, config.lease_seconds)
     warden = Warden(context, engine, queue, words)
     asking = Asking(context)
-    shelf = Shelf(context.db, config.cache_max_bytes)
+    shelf = Shelf(context.db, config.cache_max_bytes, context.timings)
     needs = Needs(
         measure=engine.length,
         identity=engine.identity,
@@ -104,7 +104,7 @@ def _engine(config: Settings, name: str, queue: str) -> None:
         search=asking.search,
         rooms=ContextLimits(config, lambda: engine.registry).of,
         shelf=shelf,
-        checker=Checker(),
+        checker=Checker(context.timings),
     )
     cached = before(engine, needs, config)
     courtesy = Courtesy(lambda: engine.crowd(config.interactive_beside))

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from jobs.timings import Timings
 from tests.support.services import need
 from tests.support.system import eventually, pause
 from tests.support.weaviate import Weaviate
@@ -448,12 +449,12 @@ def test_a_store_dropped_while_it_is_written_is_whole_afterwards(shared: Place, 
 
 # ── what Weaviate alone does ──
 
+QUICK = replace(Timings(), vectors_query=2.0, vectors_insert=2.0)
+
 
 @pytest.fixture
-def server(tmp_path: Path, weaviate: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weaviate]:
+def server(tmp_path: Path, weaviate: str) -> Iterator[Weaviate]:
     """One that can be killed, and asks for a key."""
-    monkeypatch.setattr(weaviate_module, "QUERY_SECONDS", 2)
-    monkeypatch.setattr(weaviate_module, "INSERT_SECONDS", 2)
     server = Weaviate(tmp_path / "server", "a-secret-key")
     try:
         server.start()
@@ -465,7 +466,7 @@ def server(tmp_path: Path, weaviate: str, monkeypatch: pytest.MonkeyPatch) -> It
 
 def test_a_server_that_starts_is_away_and_not_empty(server: Weaviate, tmp_path: Path, store: Store) -> None:
     """It answers before it has read what it holds. A removal of nothing would be taken for one that was done."""
-    vectors = open_vectors(server.url, tmp_path, server.api_key)
+    vectors = open_vectors(server.url, tmp_path, server.api_key, timings=QUICK)
     vectors.write(store, a_document("vsd_a.1"))
     server.kill()
     starting = threading.Thread(target=server.start)
@@ -483,7 +484,7 @@ def test_a_server_that_starts_is_away_and_not_empty(server: Weaviate, tmp_path: 
 
 
 def test_what_was_written_is_found_by_its_vector_though_the_server_was_killed(server: Weaviate, tmp_path: Path) -> None:
-    vectors = open_vectors(server.url, tmp_path, server.api_key)
+    vectors = open_vectors(server.url, tmp_path, server.api_key, timings=QUICK)
     stores = [a_store(f"vs_killed{n}") for n in range(6)]
     for store in stores:
         vectors.write(store, a_document("vsd_a.1", 60))
@@ -501,7 +502,7 @@ def test_what_is_written_again_is_found_by_its_vector_though_the_server_was_kill
     server: Weaviate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server leaves an object alone that is the same as before."""
-    vectors, document = open_vectors(server.url, tmp_path, server.api_key), a_document("vsd_a.1", 60)
+    vectors, document = open_vectors(server.url, tmp_path, server.api_key, timings=QUICK), a_document("vsd_a.1", 60)
     stores = [a_store(f"vs_again{n}") for n in range(6)]
     with monkeypatch.context() as patched:
         patched.setattr(weaviate_module, "_delete", _is_killed)
@@ -546,7 +547,7 @@ def test_the_same_entry_written_again_is_one_entry(weaviate: str, tmp_path: Path
 
 
 def test_a_server_that_dies_is_away_until_it_is_back(server: Weaviate, tmp_path: Path, store: Store) -> None:
-    vectors = open_vectors(server.url, tmp_path, server.api_key)
+    vectors = open_vectors(server.url, tmp_path, server.api_key, timings=QUICK)
     vectors.write(store, a_document("vsd_a.1"))
     attempts: list[Callable[[], object]] = [
         lambda: vectors.nearest(store, towards(1), 1),
@@ -613,9 +614,10 @@ def test_nobody_is_asked_for_a_newer_client(weaviate: str, tmp_path: Path, monke
     assert {urlsplit(weaviate).hostname} == {host.decode() if isinstance(host, bytes) else host for host in asked}
 
 
-def test_a_server_that_answers_half_is_away(weaviate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weaviate_module, "CONNECT_SECONDS", 1)
-    vectors = open_vectors(f"{weaviate.partition('?')[0]}?grpc=127.0.0.1:10", tmp_path)
+def test_a_server_that_answers_half_is_away(weaviate: str, tmp_path: Path) -> None:
+    vectors = open_vectors(
+        f"{weaviate.partition('?')[0]}?grpc=127.0.0.1:10", tmp_path, timings=replace(Timings(), vectors_connect=1.0)
+    )
 
     with pytest.raises(VectorsAway, match="gRPC"):
         vectors.check()

@@ -27,12 +27,6 @@ _HELLO: Any = [{"role": "user", "content": "Hello"}]
 _CACHED: Any = {"temperature": 0, "extra_body": {"cache": True}}
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Machines that test are busy: a look-up that is not waited for would be a miss."""
-    monkeypatch.setattr("workers.middleware.response_cache.PATIENCE_SECONDS", 30.0)
-
-
 @pytest.fixture
 def shop(make_shop: Callable[..., Shop]) -> Iterator[Shop]:
     made = make_shop()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue, Task
 from jobs.security import keys
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers.batches.admission import Admission
 from workers.dispatcher.loop import Dispatcher
 from workers.engines.fake import FakeEngine
@@ -35,6 +36,9 @@ from workers.middleware.cache import Cached
 from workers.middleware.response_cache import Shelf
 from workers.runtime.context import Context, Pool, build
 from workers.runtime.engine_host import EngineHost
+
+#: Machines that test are busy: a look-up that is not waited for would be a miss.
+PATIENT = replace(Timings(), cache_patience=30.0)
 
 CHAT = "/v1/chat/completions"
 MODEL = "fake-model"
@@ -164,7 +168,7 @@ def running(db: Database, folder: Path, engine: Engine | None = None, **settings
     scaled |= {"segment_seconds": 0.05, "cancel_grace_seconds": 1.0}
     config = Settings(data_dir=folder, database_url=db.url, **{**scaled, **settings})
     engine = engine or FakeEngine(models=(MODEL,))
-    shelf = Shelf(db, config.cache_max_bytes)
+    shelf = Shelf(db, config.cache_max_bytes, PATIENT)
     host = EngineHost(Cached(engine, shelf, lambda name: (name, "the fake's"), config), lambda: None)
     host.start()
     cpu = build(config, Pool("cpu", (Queue.PLAN,), 2))

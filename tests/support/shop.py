@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.queues import Queue
 from jobs.settings import Settings
+from jobs.timings import Timings
 from tests.support.system import eventually
 from tests.support.web import make_key, running_app, serve
 from workers.engines.fake import FakeEngine
@@ -27,6 +28,9 @@ from workers.inference.consumer import InteractiveConsumer, Limits
 from workers.middleware.cache import Cached
 from workers.middleware.response_cache import Shelf
 from workers.runtime.engine_host import EngineHost
+
+#: Machines that test are busy: a look-up that is not waited for would be a miss.
+PATIENT = replace(Timings(), cache_patience=30.0)
 
 MODEL = "fake-model"
 _MODELS_FILE = f"""
@@ -120,7 +124,7 @@ def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[
             given = {"streams_url": redis_url, "models_file": str(folder / "models.yaml"), **settings}
             database = Database(database_url)
             stack.callback(database.close)
-            shelf = Shelf(database, 1 << 28)
+            shelf = Shelf(database, 1 << 28, PATIENT)
             stack.callback(shelf.close)
             host = EngineHost(
                 Cached(around(fake) if around else fake, shelf, _identity, Settings(**given)), lambda: None

@@ -24,13 +24,12 @@ from jobs.db.engine import WRITE_ROWS, Database
 from jobs.inference import cache
 from jobs.inference.cache import Entry, New
 from jobs.logs import Seldom
+from jobs.timings import Timings
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS: Final = 1.0  # for a look-up of MOST_KEYS; then what was asked for is computed
 MOST_KEYS: Final = 4000  # in one look-up, but for a single request that has more
 REST_SECONDS: Final = 10.0  # after one that failed
-GATHER_SECONDS: Final = 0.5
 COUNT_SECONDS: Final = 10.0  # between writes of counts alone
 SIZE_SECONDS: Final = 60.0
 MOST_WAITING: Final = 32 << 20  # bytes; what comes on top is dropped
@@ -73,8 +72,9 @@ class _Heap:
 class Shelf:
     """One process's. `find` belongs to one event loop; the rest may be called from any thread."""
 
-    def __init__(self, db: Database, max_bytes: int) -> None:
+    def __init__(self, db: Database, max_bytes: int, timings: Timings = Timings()) -> None:
         self._db = db
+        self._timings = timings
         self._max_bytes = max_bytes
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="cache-find")
         self._asked: list[_Look] = []
@@ -150,7 +150,7 @@ class Shelf:
         try:
             while looks := self._next():
                 reading = loop.run_in_executor(self._threads, self._read, looks)
-                _tell(looks, await asyncio.wait_for(reading, PATIENCE_SECONDS))
+                _tell(looks, await asyncio.wait_for(reading, self._timings.cache_patience))
         except Exception as error:  # noqa: BLE001  nobody is to wait for what will never come
             self._fail(error)
         finally:
@@ -181,7 +181,7 @@ class Shelf:
     def _write_until_closed(self) -> None:
         while not self._closing.is_set():
             self._work.wait()
-            self._closing.wait(GATHER_SECONDS)
+            self._closing.wait(self._timings.cache_gather)
             self.flush()
 
     def _write(self, heap: _Heap) -> None:

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from jobs.platform.limiters import FairQueue
+from jobs.timings import Timings
 from workers.engines.port import EngineBusy
 from workers.middleware.schema_checker_protocol import (
     LARGEST_ANSWER,
@@ -31,11 +32,11 @@ from workers.sandbox.confinement import Policy
 
 log = logging.getLogger(__name__)
 
-SECONDS: Final = 5.0  # for one answer
+_MINUTE: Final = 60.0
 _SLOW_SECONDS: Final = 60.0
 _GOOD: Final = 1024  # schemas that are known to be some
 _MOST_REFERENCES: Final = 1000
-TOO_LONG: Final = f"it could not be checked within {SECONDS:g} seconds and its memory."
+TOO_LONG: Final = f"it could not be checked within {Timings().schema_check:g} seconds and its memory."
 
 SPENT: Final = "it is not checked now: others of this project took too long to be. Try again in a minute."
 
@@ -49,11 +50,11 @@ class BadSchema(Exception):
 
 
 class Checker:
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self, timings: Timings = Timings()) -> None:
+        self._seconds = timings.schema_check
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="schemas")
         self._queue = FairQueue[tuple[str, bytes, bytes, Future[_Answer]]]()
-        self._budget = Budget()
+        self._budget = Budget(timings)
         self._child: Child | None = None
         self._good: OrderedDict[bytes, None] = OrderedDict()  # by their hashes
         self._slow: dict[bytes, float] = {}  # schemas that took too long, and until when nobody is kept waiting by them
@@ -152,28 +153,22 @@ class Checker:
             child.end()
 
 
-#: What took less is not counted: a batch may have a million answers that are checked at once.
-SLOW_SECONDS: Final = 1.0
-#: So much of each minute may be spent on what is slow of one tenant.
-BUDGET_SECONDS: Final = 20.0
-_MINUTE: Final = 60.0
-
-
 class Budget:
     """The seconds that were slow, by tenant; they are forgiven evenly."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, timings: Timings = Timings(), clock: Callable[[], float] = time.monotonic) -> None:
+        self._slow, self._share = timings.schema_slow, timings.schema_budget
         self._clock = clock
         self._spent: dict[str, tuple[float, float]] = {}  # as of when
 
     def is_spent(self, tenant: str) -> bool:
-        return self._left_of(tenant) > BUDGET_SECONDS
+        return self._left_of(tenant) > self._share
 
     def took(self, tenant: str, seconds: float) -> None:
-        if seconds >= SLOW_SECONDS:
+        if seconds >= self._slow:
             kept = {one: known for one, known in self._spent.items() if self._left_of(one)}
             self._spent = kept | {tenant: (self._left_of(tenant) + seconds, self._clock())}
 
     def _left_of(self, tenant: str) -> float:
         spent, at = self._spent.get(tenant, (0.0, 0.0))
-        return max(spent - (self._clock() - at) * BUDGET_SECONDS / _MINUTE, 0.0)
+        return max(spent - (self._clock() - at) * self._share / _MINUTE, 0.0)

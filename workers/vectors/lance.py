@@ -42,6 +42,7 @@ from lancedb.index import FTS, BTree, IvfSq
 from lancedb.query import MatchQuery
 
 from jobs.platform.locks import FileLock
+from jobs.timings import Timings
 from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, words
 
 INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few milliseconds
@@ -49,7 +50,6 @@ PROBES: Final = 32  # of the index's partitions, about 8,000 vectors each
 REFINE: Final = 4  # so many times the limit are compared by their full vectors
 KEEP: Final = timedelta(minutes=10)  # of a version that is not the newest any more
 _NO_TIME: Final = timedelta(milliseconds=1)  # of 0 LanceDB warns; who reads an older version begins again
-PATIENCE: Final = 30.0  # seconds of beginning again
 _IN_LIST: Final = 1000  # values in one condition of a DELETE or a look-up
 _SHOWN: Final = ["document", "n", "text", "meta"]
 _FOREIGN: Final = (RuntimeError, OSError, ValueError)  # as which LanceDB's errors come
@@ -64,8 +64,9 @@ T = TypeVar("T")
 class LanceVectors:
     """The port on a folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, timings: Timings = Timings()) -> None:
         self._root = root.absolute()
+        self._patience = timings.vectors_retry
         self._tables = Tables(self._root)
         self._closing = threading.Event()
 
@@ -190,7 +191,7 @@ class LanceVectors:
 
     def _again(self, store: Store, work: Callable[[], T]) -> T:
         """Until no other process has come in between: a lost race has changed nothing."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._patience
         delay = 0.01
         while True:
             try:

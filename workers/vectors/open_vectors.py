@@ -17,11 +17,12 @@ from jobs.db.engine import Database, insert_into
 from jobs.fleet.tables import Meta
 from jobs.ids import new_id
 from jobs.retrieval.tables import VectorStore
+from jobs.timings import Timings
 from workers.vectors.base import Store, Vectors, VectorsAway
 from workers.vectors.in_memory import MemoryVectors
 
 
-def open_vectors(url: str, folder: Path, api_key: str = "", owner: str = "") -> Vectors:
+def open_vectors(url: str, folder: Path, api_key: str = "", owner: str = "", timings: Timings = Timings()) -> Vectors:
     """Nothing is connected to yet. Raises ValueError when the URL is none of these.
 
     `owner` is the deployment's name on a server that several may share.
@@ -30,11 +31,11 @@ def open_vectors(url: str, folder: Path, api_key: str = "", owner: str = "") -> 
     if not url:
         from workers.vectors.lance import LanceVectors
 
-        return LanceVectors(folder)
+        return LanceVectors(folder, timings)
     if scheme in ("weaviate", "weaviates"):
         from workers.vectors.weaviate import WeaviateVectors
 
-        return WeaviateVectors(url, api_key, owner)
+        return WeaviateVectors(url, api_key, owner, timings)
     if url == "memory:":
         return MemoryVectors()
     raise ValueError(f"'{scheme}:' is no vector store; leave it empty, or begin with weaviate:// or weaviates://.")

@@ -38,6 +38,7 @@ from weaviate.exceptions import (
     WeaviateTimeoutError,
 )
 
+from jobs.timings import Timings
 from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, words
 
 MOST_RESULTS: Final = 10_000  # of one query: the server's QUERY_MAXIMUM_RESULTS
@@ -55,8 +56,8 @@ T = TypeVar("T")
 class WeaviateVectors:
     """The port on a server: `weaviate://host:port?grpc=host:port`, with `weaviates` over TLS."""
 
-    def __init__(self, url: str, api_key: str = "", owner: str = "") -> None:
-        self._client = Client(url, api_key)
+    def __init__(self, url: str, api_key: str = "", owner: str = "", timings: Timings = Timings()) -> None:
+        self._client = Client(url, api_key, timings)
         self._mark = f"{owner}-" if owner else ""
         self._lock = threading.Lock()
         self._doubtful: dict[tuple[str, str], None] = {}  # documents of stores, of which a write failed
@@ -305,9 +306,6 @@ def _chunks(values: Collection[str]) -> list[list[str]]:
 
 # The connection: made by the first call, and anew after it has failed.
 
-CONNECT_SECONDS: Final = 3
-QUERY_SECONDS: Final = 10
-INSERT_SECONDS: Final = 30
 HTTP_PORT: Final = 8080
 GRPC_PORT: Final = 50051
 
@@ -339,8 +337,11 @@ class Missing(VectorsAway):
 class Client:
     """One for a process: the library's own is safe to share between threads."""
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, timings: Timings = Timings()) -> None:
         self._where = _parameters(url)
+        self._timeout = Timeout(
+            init=timings.vectors_connect, query=timings.vectors_query, insert=timings.vectors_insert
+        )
         self._key = Auth.api_key(api_key) if api_key else None
         self._lock = threading.Lock()
         self._client: Any = None
@@ -378,8 +379,7 @@ class Client:
     def _connected(self) -> Any:
         with self._lock:
             if self._client is None:
-                timeout = Timeout(init=CONNECT_SECONDS, query=QUERY_SECONDS, insert=INSERT_SECONDS)
-                config = AdditionalConfig(timeout=timeout, grpc_config=GrpcConfig(channel_options=_CHANNEL))
+                config = AdditionalConfig(timeout=self._timeout, grpc_config=GrpcConfig(channel_options=_CHANNEL))
                 client: Any = weaviate.WeaviateClient(
                     self._where, auth_client_secret=self._key, additional_config=config, skip_init_checks=True
                 )

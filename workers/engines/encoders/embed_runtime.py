@@ -53,6 +53,7 @@ from jobs.clock import now
 from jobs.fleet import runtimes
 from jobs.fleet.runtimes import Candidate, Record
 from jobs.platform.locks import FileLock
+from jobs.timings import Timings
 from workers.engines.encoders import embed_model
 from workers.engines.encoders.embed_model import Computing, SentenceModel, Transformer, check, threads_of
 from workers.engines.model_folders import QUIET
@@ -61,8 +62,6 @@ log = logging.getLogger(__name__)
 
 LIBRARIES: Final = ("torch", "transformers", "sentence-transformers", "onnxruntime")
 QUIET_AFTER_SECONDS: Final = 60.0  # a worker that starts is rarely alone in it
-PATIENCE_SECONDS: Final = 3600.0
-LOOK_SECONDS: Final = 5.0
 MOST_SECONDS: Final = 5400  # then a child that measures is stuck
 _SAMPLE: Final = 1 << 20
 _PR_SET_PDEATHSIG: Final = 1
@@ -275,18 +274,21 @@ def _measure(order: Order, folder: Path, scratch: Path) -> Record:
     return record
 
 
-def wait_until_quiet(least: float) -> None:
-    """Until half of the processors have nothing to do. Raises NeverQuiet after an hour.
+def wait_until_quiet(least: float, timings: Timings = Timings()) -> None:
+    """Wait until half of the processors have nothing to do.
+
+    Raises:
+        NeverQuiet: after an hour.
 
     On a busy machine threads wait for those of their siblings that do not run: on a 2-core EPYC, ONNX Runtime then won
     by three to one over a bfloat16 that needs less of the processor than it does.
     """
-    until, pause = time.monotonic() + PATIENCE_SECONDS, threading.Event()
+    until, pause = time.monotonic() + timings.quiet_patience, threading.Event()
     pause.wait(least)
     while os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
         if time.monotonic() > until:
             raise NeverQuiet
-        pause.wait(LOOK_SECONDS)
+        pause.wait(timings.quiet_look)
 
 
 def main(parent: int) -> None:

@@ -52,12 +52,12 @@ def recorded(record: Path) -> Iterator[None]:
         watch.join()
 
 
-def kill(record: Path) -> list[Process]:
-    """End what is left of an earlier engine, and forget it. Returns what had to be killed."""
+def kill(record: Path, patience: float = GONE_SECONDS) -> list[Process]:
+    """End what is left of an earlier engine, and forget it; return the processes that had to be killed."""
     found = [process for process in read(record) if alive(process)]
     processes.kill(process.pid for process in found)
     pause = threading.Event()
-    for _ in range(int(GONE_SECONDS / LOOK_SECONDS)):
+    for _ in range(int(patience / LOOK_SECONDS)):
         if not any(alive(process) for process in found):
             break
         pause.wait(LOOK_SECONDS)

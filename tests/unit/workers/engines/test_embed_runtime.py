@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from jobs.fleet import runtimes
 from jobs.fleet.runtimes import Candidate, Record
+from jobs.timings import Timings
 from tests.support import tiny_bert
 from workers.engines.encoders import embed_model, embed_runtime
 from workers.engines.encoders.embed_model import OnnxTransformer, SentenceModel
@@ -224,22 +226,19 @@ def test_child_that_fails_says_why(weights: str, tmp_path: Path) -> None:
 def test_child_waits_for_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     processors = os.cpu_count() or 1
     loads = [processors * 2.0, processors * 0.6, processors * 0.4, 0.0]
-    monkeypatch.setattr(embed_runtime, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(os, "getloadavg", lambda: (loads.pop(0), 0, 0))
 
-    embed_runtime.wait_until_quiet(0.0)
+    embed_runtime.wait_until_quiet(0.0, replace(Timings(), quiet_look=0.0))
 
     assert loads == [0.0]
 
 
 def test_patience_with_a_machine_that_is_never_quiet_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_runtime, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(embed_runtime, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(os, "getloadavg", lambda: (1e6, 0, 0))
     start = time.monotonic()
 
     with pytest.raises(embed_runtime.NeverQuiet):
-        embed_runtime.wait_until_quiet(0.0)
+        embed_runtime.wait_until_quiet(0.0, replace(Timings(), quiet_look=0.01, quiet_patience=0.05))
 
     assert time.monotonic() - start >= 0.05
 

@@ -67,9 +67,8 @@ def test_one_that_does_not_die_holds_the_next_start_up_for_a_while_only(
 ) -> None:
     recorded = leftovers.read(record)
     with monkeypatch.context() as patch:
-        patch.setattr(leftovers, "GONE_SECONDS", 2 * leftovers.LOOK_SECONDS)
         patch.setattr(leftovers.processes, "kill", lambda _: None)  # as if it hung in the kernel
-        told = leftovers.kill(record)
+        told = leftovers.kill(record, patience=2 * leftovers.LOOK_SECONDS)
 
     assert told == recorded
     assert child.poll() is None

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from jobs.timings import Timings
 from tests.unit.workers.vectors.writer import ENTRIES, a_document, a_store, an_entry, digest_of, towards
 from workers.vectors import lance
 from workers.vectors.base import Entry, Store, Vectors, VectorsAway
@@ -295,10 +297,8 @@ def test_a_disk_that_fails_to_sync_is_away_and_nothing_is_tried_twice(
 
 
 @pytest.mark.parametrize("said", ["Commit conflict for version 7", "Not found: data/x.lance"])
-def test_a_race_that_is_lost_is_run_again_for_a_while(
-    vectors: LanceVectors, monkeypatch: pytest.MonkeyPatch, said: str
-) -> None:
-    monkeypatch.setattr(lance, "PATIENCE", 0.2)
+def test_a_race_that_is_lost_is_run_again_for_a_while(root: Path, said: str) -> None:
+    vectors = LanceVectors(root, replace(Timings(), vectors_retry=0.2))
     tries: list[int] = []
 
     def lose(times: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ import pytest
 
 from jobs.db.engine import Database
 from jobs.settings import Settings
+from jobs.timings import Timings
 from workers.engines.fake import FakeEngine, prompt_of
 from workers.engines.port import Answer, Request
-from workers.middleware import response_cache as module
 from workers.middleware.cache import Cached
 from workers.middleware.response_cache import Shelf
+
+#: Written when the test says so, and patient with a busy machine.
+PATIENT = replace(Timings(), cache_gather=3600.0, cache_patience=30.0)
 
 
 @dataclass
@@ -55,14 +58,11 @@ class Counter:
 
 
 @pytest.fixture
-def make_counter(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Counter]]:
-    monkeypatch.setattr(module, "GATHER_SECONDS", 3600.0)  # written when the test says so
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 30.0)  # of a busy machine
-
+def make_counter(db: Database, tmp_path: Path) -> Iterator[Callable[..., Counter]]:
     with ExitStack() as stack:
 
         def make(**settings: Any) -> Counter:
-            shelf = Shelf(db, 1 << 28)
+            shelf = Shelf(db, 1 << 28, PATIENT)
             stack.callback(shelf.close)
             return Counter(db, shelf, Settings(data_dir=tmp_path, database_url=db.url, **settings))
 

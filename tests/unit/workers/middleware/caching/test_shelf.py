@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,18 +18,17 @@ from jobs.errors import DatabaseBusy
 from jobs.inference import cache
 from jobs.inference.cache import New
 from jobs.inference.tables import Cached, CacheUse
+from tests.unit.workers.middleware.caching.conftest import PATIENT
 from workers.middleware import response_cache as module
 from workers.middleware.response_cache import Shelf
 
 
 @pytest.fixture
-def make_shelf(db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Shelf]]:
-    monkeypatch.setattr(module, "GATHER_SECONDS", 3600.0)  # written when the test says so
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 30.0)  # of a busy machine
+def make_shelf(db: Database) -> Iterator[Callable[..., Shelf]]:
     with ExitStack() as stack:
 
-        def make(max_bytes: int = 1 << 20) -> Shelf:
-            shelf = Shelf(db, max_bytes)
+        def make(max_bytes: int = 1 << 20, **timings: float) -> Shelf:
+            shelf = Shelf(db, max_bytes, replace(PATIENT, **timings))
             stack.callback(shelf.close)
             return shelf
 
@@ -64,11 +64,8 @@ async def test_what_is_kept_is_found_once_it_is_written(shelf: Shelf) -> None:
     assert await there(shelf, 1, 2, 3) == [1, 2]
 
 
-async def test_it_is_written_without_being_told_to(
-    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "GATHER_SECONDS", 0.01)
-    shelf = make_shelf()
+async def test_it_is_written_without_being_told_to(make_shelf: Callable[..., Shelf]) -> None:
+    shelf = make_shelf(cache_gather=0.01)
     keep(shelf, 1)
 
     until = time.monotonic() + 60
@@ -99,8 +96,9 @@ async def test_those_who_ask_at_once_share_a_look_up(
 
 
 async def test_a_crowd_is_served_in_parts_and_patience_is_for_each(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shelf = make_shelf(cache_patience=0.8)
     keep(shelf, *range(600))
     shelf.flush()
     find: Callable[..., Any] = cache.find
@@ -113,7 +111,6 @@ async def test_a_crowd_is_served_in_parts_and_patience_is_for_each(
 
     monkeypatch.setattr(cache, "find", slow)
     monkeypatch.setattr(module, "MOST_KEYS", 100)
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.8)
 
     found = await asyncio.gather(*(there(shelf, *range(n, n + 50)) for n in range(0, 600, 50)))
 
@@ -184,9 +181,9 @@ async def test_a_database_that_is_away_is_a_miss_and_is_left_alone_for_a_while(
 
 
 async def test_a_database_that_is_slow_is_not_waited_for(
-    db: Database, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    db: Database, make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    shelf = make_shelf(cache_patience=0.05)
     release = threading.Event()
     read = db.read
 
@@ -222,10 +219,9 @@ async def test_what_cannot_be_written_is_dropped(
 
 
 async def test_a_writer_outlives_what_nobody_foresaw(
-    make_shelf: Callable[..., Shelf], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_shelf: Callable[..., Shelf], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "GATHER_SECONDS", 0.01)
-    shelf = make_shelf()
+    shelf = make_shelf(cache_gather=0.01)
     shelf.keep(8, lambda: [New(key(1), "p", 0, b"v", 1 << 63, now(), 4e9)])
     until = time.monotonic() + 60
     while "cache_failed" not in caplog.messages:

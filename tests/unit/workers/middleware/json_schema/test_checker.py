@@ -7,12 +7,13 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workers.middleware import schema_checker
+from jobs.timings import Timings
 from workers.middleware import schema_checker as checking
 from workers.middleware.schema_checker import SPENT, TOO_LONG, BadSchema, Budget, Checker
 
@@ -95,7 +96,7 @@ async def test_nothing_is_fetched(checker: Checker) -> None:
     ],
 )
 async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any, text: str) -> None:
-    checker = Checker(seconds=0.7)
+    checker = Checker(replace(Timings(), schema_check=0.7))
 
     await checker.check(raw(schema))
     assert "could not be checked" in str(await checker.faults(raw(schema), [text]))
@@ -107,7 +108,7 @@ async def test_what_takes_for_ever_is_ended_and_the_next_is_answered(schema: Any
 
 
 async def test_those_behind_one_that_takes_for_ever_wait_for_it_once(caplog: pytest.LogCaptureFixture) -> None:
-    checker = Checker(seconds=0.7)
+    checker = Checker(replace(Timings(), schema_check=0.7))
     await checker.check(raw(DOUBLING))
 
     slow = [asyncio.create_task(checker.faults(raw(DOUBLING), ["1"])) for _ in range(4)]
@@ -122,10 +123,8 @@ def slow(n: int) -> bytes:
     return raw({**DOUBLING, "title": str(n)})
 
 
-async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_checker, "SLOW_SECONDS", 0.3)
-    monkeypatch.setattr(schema_checker, "BUDGET_SECONDS", 1.0)
-    checker = Checker(seconds=0.7)
+async def test_whose_schemas_take_for_ever_is_refused_and_nobody_else_is() -> None:
+    checker = Checker(replace(Timings(), schema_check=0.7, schema_slow=0.3, schema_budget=1.0))
 
     found = [await checker.faults(slow(n), ["1"], "theirs") for n in range(5)]
 
@@ -146,7 +145,7 @@ def test_its_child_is_confined(checker: Checker) -> None:
 
 
 async def test_tenants_take_turns() -> None:
-    checker = Checker(seconds=1.5)
+    checker = Checker(replace(Timings(), schema_check=1.5))
     theirs = [asyncio.create_task(checker.faults(slow(n), ["1"], "theirs")) for n in range(4)]
     await asyncio.sleep(0)
 
