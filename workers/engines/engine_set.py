@@ -75,16 +75,15 @@ class EngineSet:
 
     async def resume(self, engine: Engine) -> None:
         """Build `engine`, which is suspended; it stays so if it does not come up."""
-        try:
-            await self._build(engine)
-        except Exception as error:
-            log.exception("engine_trial_failed", extra={"models": engine.models})
+        error = await self._build(engine)
+        if error is not None:
+            log.error("engine_trial_failed", exc_info=error, extra={"models": engine.models})
             await self._is_over(engine, error, (), starting=True)
-            self._forget_suspended(engine)
-            await self._close_off(engine)
-        else:
-            self._forget_suspended(engine)
+        self.suspended = tuple(other for other in self.suspended if other is not engine)
+        if error is None:
             self.running = (engine, *self.running)
+        else:
+            await self._close_off(engine)
 
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in (*self.running, *self.suspended)))
@@ -94,20 +93,22 @@ class EngineSet:
         if isinstance(engine, HttpEngine):
             await engine.start()
             return
-        try:
-            await self._build(engine)
-        except Exception as error:
+        if (error := await self._build(engine)) is not None:
             if not await self._is_over(engine, error, (), starting=True):
-                raise
+                raise error
             await self._close_off(engine)
 
-    async def _build(self, engine: Engine) -> None:
-        if self.health is None:
+    async def _build(self, engine: Engine) -> Exception | None:
+        """Load `engine`; return what kept it from coming up."""
+        try:
+            if self.health is not None:
+                await self.health.builds(engine.models)
             await engine.start()
-            return
-        await self.health.builds(engine.models)
-        await engine.start()
-        await self.health.came_up(engine.models)
+            if self.health is not None:
+                await self.health.came_up(engine.models)
+        except Exception as error:  # noqa: BLE001  what loads a model raises anything
+            return error
+        return None
 
     async def _is_over(self, engine: Engine, error: Exception, suspects: Sequence[Suspect], *, starting: bool) -> bool:
         return self.health is not None and await self.health.died(engine.models, error, suspects, starting=starting)
@@ -117,8 +118,5 @@ class EngineSet:
         self.suspend(engine)
         try:
             await asyncio.wait_for(engine.close(), _CLOSING_SECONDS)
-        except Exception:
+        except Exception:  # an engine that failed may fail once more
             log.exception("engine_close_failed", extra={"models": engine.models})
-
-    def _forget_suspended(self, engine: Engine) -> None:
-        self.suspended = tuple(other for other in self.suspended if other is not engine)

@@ -214,7 +214,7 @@ def _make_collection(client: Any, store: Store) -> None:
                 Property(name="meta", data_type=DataType.TEXT, index_searchable=False, index_filterable=False),
             ],
         )
-    except Exception:
+    except Exception:  # whatever it says: what counts is whether the collection is there
         if not client.collections.exists(name):  # nobody else has made it meanwhile
             raise
 
@@ -363,7 +363,7 @@ class Client:
         try:
             client = self._connected()
             return work(client)
-        except Exception as error:
+        except Exception as error:  # of four libraries, which tell their own errors by no common class
             if type(error).__module__.partition(".")[0] not in _CLIENTS:
                 raise
             said = str(error)

@@ -184,6 +184,13 @@ class BatchingEngine(ABC, Generic[M]):
     def _loaded(self) -> M:
         return self._load(self._source if isinstance(self._source, str) else self._source())
 
+    async def _attempt(self, work: Callable[..., T], *args: Any) -> T | Exception:
+        """Call `work` in the worker thread; return its result, or what it raised."""
+        try:
+            return await self._in_thread(work, *args)
+        except Exception as error:  # noqa: BLE001  a tokenizer and a model raise anything
+            return error
+
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
@@ -220,11 +227,10 @@ class BatchingEngine(ABC, Generic[M]):
     async def _admit(self, model: M, pieces: Sequence[Piece], pool: Pool) -> None:
         if not pieces:
             return
-        try:
-            lists = await self._in_thread(self._tokenise, model, pieces)
-        except Exception as error:  # noqa: BLE001  a tokenizer raises anything
+        lists = await self._attempt(self._tokenise, model, pieces)
+        if isinstance(lists, Exception):
             if len(pieces) == 1:
-                pieces[0].job.fail(EngineFault(f"The tokenizer failed: {error}"))
+                pieces[0].job.fail(EngineFault(f"The tokenizer failed: {lists}"))
                 return
             for piece in pieces:  # the others are not to blame
                 await self._admit(model, [piece], pool)
@@ -251,10 +257,9 @@ class BatchingEngine(ABC, Generic[M]):
     async def _run(self, model: M, batch: list[Entry]) -> None:
         if not batch:
             return
-        try:
-            found = await self._in_thread(self._forward, model, [entry[4] for entry in batch])
-        except Exception as error:  # noqa: BLE001  a model raises anything
-            await self._run_apart(model, batch, error)
+        found = await self._attempt(self._forward, model, [entry[4] for entry in batch])
+        if isinstance(found, Exception):
+            await self._run_apart(model, batch, found)
             return
         for (_, _, job, which, _), one in zip(batch, found, strict=True):
             job.found[which] = one

@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -59,6 +59,8 @@ from workers.engines.encoders.embed_model import Computing, SentenceModel, Trans
 from workers.engines.model_folders import QUIET
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LIBRARIES: Final = ("torch", "transformers", "sentence-transformers", "onnxruntime")
 QUIET_AFTER_SECONDS: Final = 60.0  # a worker that starts is rarely alone in it
@@ -169,7 +171,7 @@ def _load(order: Order, record: Record) -> SentenceModel:
     file = runtimes.onnx_file(Path(order.folder), order.key) if choice.runtime == "onnx" else None
     try:
         return SentenceModel(order.source, order.revision, order.args, Computing(choice.dtype, file))
-    except Exception:
+    except Exception:  # ONNX Runtime raises anything about a file that it cannot use
         if file is None:
             raise
         log.exception("embed.runtime_unusable", extra={"model": order.name, "file": str(file)})
@@ -400,20 +402,24 @@ def _quantised(model: SentenceModel, whole: Path, path: Path) -> Transformer:
 def _make(trial: _Trial) -> None:
     """Models differ in what can be exported: what fails is refused, and its reason recorded."""
     start = time.perf_counter()
-    try:
-        trial.transformer = trial.make()
-    except Exception as error:  # noqa: BLE001 (an exporter raises anything)
-        trial.refused = _reason(error)
+    trial.transformer = _attempt(trial, trial.make)
     trial.making = time.perf_counter() - start
+
+
+def _attempt(trial: _Trial, work: Callable[[], T]) -> T | None:
+    """Return the result of `work`; refuse the candidate for what `work` raises."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001  an exporter raises anything, and so does an operator that is missing
+        trial.refused = _reason(error)
+        return None
 
 
 def _compare(model: SentenceModel, trial: _Trial, batches: list[Any], reference: Any, floor: float) -> None:
     if trial.refused:
         return
-    try:
-        found = _vectors(model, trial, batches)
-    except Exception as error:  # noqa: BLE001 (so does an operator that the hardware lacks)
-        trial.refused = _reason(error)
+    found = _attempt(trial, lambda: _vectors(model, trial, batches))
+    if found is None:
         return
     cosines = (found * reference).sum(axis=1)
     trial.cosines = round(float(cosines.mean()), 5), round(float(cosines.min()), 5)
