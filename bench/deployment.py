@@ -15,10 +15,10 @@ from typing import Any, Literal
 import psutil
 from openai import OpenAI
 
-from cli import readiness
 from cli.demo.batch import LIVE
 from cli.demo.system import System, running
-from cli.procfile import CHECKOUT
+from cli.up import readiness
+from cli.up.procfile import CHECKOUT
 
 _READY_SECONDS = 600.0
 _LOOK_SECONDS = 0.5

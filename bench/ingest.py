@@ -33,7 +33,7 @@ from bench import documents, rival
 from bench.deployment import MB, Deployment
 from bench.shelf import OVERLAP, TOKENS, Shelf, standing, surroundings
 from cli.demo.library import Paper
-from cli.procfile import CHECKOUT
+from cli.up.procfile import CHECKOUT
 from workers.engines.model_folders import MINILM, materialise
 
 _PACKAGES = (

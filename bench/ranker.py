@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.judged import first_sentence
-from cli.procfile import CHECKOUT
+from cli.up.procfile import CHECKOUT
 from jobs.settings import Settings
 from workers.engines.model_folders import MINILM, QUIET, materialise
 

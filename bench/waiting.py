@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import Deployment, chats, deployed
-from cli import broker
+from cli.up import broker
 from jobs.inference import interactive
 
 _LINES = ("web", "dispatcher", "cpu", "gpu")

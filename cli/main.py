@@ -7,21 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import audit, indexes, jobs, keys, models, pauses, schedules, sources, vectors, webhooks
+from cli.commands import audit, indexes, jobs, keys, models, pauses, schedules, sources, vectors, webhooks
+from cli.commands.embed_eval import embed_eval
+from cli.commands.explain import explain
+from cli.commands.graph import graph
+from cli.commands.jobs import watch
+from cli.commands.results import results
+from cli.commands.run_batch import run_batch
+from cli.commands.submit import submit
+from cli.commands.usage import usage
+from cli.commands.vllm_flags import TakesFlags
 from cli.demo.command import demo
-from cli.doctor import doctor
-from cli.embedding.command import embed_eval
-from cli.explain import explain
-from cli.graph import graph
-from cli.results import results
-from cli.run_batch import run_batch
-from cli.submit import submit
+from cli.doctor.command import doctor
+from cli.errors import Trouble
 from cli.terminal import say
-from cli.trouble import Trouble
-from cli.up import up
-from cli.usage import usage
-from cli.vllm_flags import TakesFlags
-from cli.watch import watch
+from cli.up.command import up
 from jobs.errors import NightmillError
 from jobs.fleet.models_file import ModelsFileError
 from jobs.platform.secret_files import anchor

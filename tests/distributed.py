@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from cli.demo.system import System, running
-from cli.trouble import Trouble
+from cli.errors import Trouble
 from tests.support.distributed import Servers, servers
 from tests.support.system import free_port, pause
 from tests.support.weaviate import Weaviate

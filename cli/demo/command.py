@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cli.terminal import escaped
-from cli.trouble import Trouble
+from cli.demo.batch import DemoBatch
+from cli.errors import Trouble
+from cli.terminal import escaped, visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -81,8 +84,8 @@ def _run(
     """Everything a user would do. Returns what is missing."""
     from openai import OpenAI
 
-    from cli.demo import answers, inbox, report, results
-    from cli.demo.batch import cancel_live, submit
+    from cli.demo import answers, inbox, report
+    from cli.demo.batch import cancel_live, faults, submit
     from jobs.settings import Settings
 
     client = OpenAI(base_url=f"{up.url}/v1", api_key=up.api_key)
@@ -95,9 +98,9 @@ def _run(
         console.print(f"uploaded {len(lines[0])} chat and {len(lines[1])} embedding requests, created two batches")
         _follow(console, client, up, [chats, vectors], deadline)
         _await_mail(mail, [chats, vectors], up)
-        for batch in (chats, vectors):
-            batch.download(client)
-    missing = list(results.faults([chats, vectors], mail))
+        for one in (chats, vectors):
+            one.download(client)
+    missing = list(faults([chats, vectors], mail))
     if not missing:
         models = (str(lines[0][0]["body"]["model"]), str(lines[1][0]["body"]["model"]))
         shelf = _library(console, client, up, models, deadline)
@@ -136,7 +139,6 @@ def _follow(
     console: "Console", client: "OpenAI", up: "System", batches: "Sequence[DemoBatch]", deadline: float
 ) -> None:
     """Show the batches until both have ended. Raises Trouble when that does not come."""
-    from cli.demo.board import board
 
     with board(console, batches) as shown:
         while not all(batch.ended for batch in batches):
@@ -174,3 +176,53 @@ def _interruptible(console: "Console") -> Iterator[None]:
 
 def _leave(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
+
+
+_PLAIN_SECONDS = 15.0  # between lines that say the same, without a terminal
+_WAITING = {
+    "waiting_for_model": "waiting for its model: the engine is loading",
+    "waiting_for_disk": "waiting for room on the disk",
+}
+
+
+class Board:
+    """Shows the batches; told of each look."""
+
+    def __init__(self, console: Console, progress: Progress, batches: Sequence[DemoBatch]) -> None:
+        self._console = console
+        self._progress = progress
+        self._tasks = {one.id: progress.add_task(one.title, total=len(one.requests), told="") for one in batches}
+        self._said: dict[str, tuple[float, str]] = {}
+
+    def show(self, batch: DemoBatch) -> None:
+        done = batch.job["progress"]["completed"] + batch.job["progress"]["failed"]
+        self._progress.update(self._tasks[batch.id], completed=done, told=visible(told(batch)))
+        if not self._console.is_terminal:
+            self._print(batch, done)
+
+    def _print(self, batch: DemoBatch, done: int) -> None:
+        at, before = self._said.get(batch.id, (0.0, ""))
+        if told(batch) != before or time.monotonic() - at > _PLAIN_SECONDS:
+            self._said[batch.id] = time.monotonic(), told(batch)
+            self._console.print(f"{batch.title}: {done}/{len(batch.requests)} {escaped(told(batch))}")
+
+
+def told(batch: DemoBatch) -> str:
+    """What a batch is doing, in words."""
+    if batch.job["waiting_for"]:
+        return _WAITING.get(batch.job["waiting_for"], str(batch.job["waiting_for"]))
+    return str(batch.job["status"])
+
+
+@contextmanager
+def board(console: Console, batches: Sequence[DemoBatch]) -> Iterator[Board]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<11}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[told]}", style="dim", markup=False),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Board(console, progress, batches)

@@ -9,7 +9,7 @@ from typing import Literal
 import openai
 from openai import OpenAI
 
-from cli.receiver import BodyReader
+from cli.client.receiver import BodyReader
 
 _Event = Literal["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"]
 _EVENTS: tuple[_Event, ...] = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")

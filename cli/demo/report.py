@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.demo.answers import Shelf
-from cli.demo.batch import DemoBatch
+from cli.demo.batch import DemoBatch, Vector, answer, nearest, vector
 from cli.demo.corpus import QUESTIONS, TOPICS, Docstring
-from cli.demo.results import Vector, answer, nearest, vector
 from cli.terminal import cell, escaped
 
 _ROWS = 12

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cli import readiness
-from cli.folder import DataFolder
-from cli.logfile import LogFile
-from cli.procfile import CHECKOUT
-from cli.service import Program, Service
-from cli.trouble import Trouble
+from cli.errors import Trouble
+from cli.up import readiness
+from cli.up.folder import DataFolder
+from cli.up.procfile import CHECKOUT
+from cli.up.service import LogFile, Program, Service
 from jobs.platform.secret_files import replaced
 
 _READY_SECONDS = 180.0

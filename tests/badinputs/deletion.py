@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx2
 import redis
 
-from cli.broker import socket_path
+from cli.up.broker import socket_path
 from tests.badinputs.case import Case
 from tests.badinputs.world import World
 from tests.support.receiver import Receiver

@@ -34,7 +34,7 @@ import openai
 import psutil
 import redis
 
-from cli.broker import socket_path
+from cli.up.broker import socket_path
 from jobs.queues import Queue, Task
 from jobs.settings import Settings
 from tests.chaos.journal import Journal

@@ -16,9 +16,9 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from cli import procfile
+from cli.errors import Trouble
 from cli.main import app
-from cli.trouble import Trouble
+from cli.up import procfile
 from jobs.errors import NightmillError
 from tests.support.system import MODEL, ROOT, StubEngine, System, eventually
 

@@ -21,7 +21,7 @@ import redis
 from openai import OpenAI
 from openai.types import Batch
 
-from cli.broker import socket_path
+from cli.up.broker import socket_path
 from jobs.queues import Queue
 from tests.support import oracle
 from tests.support.oracle import Job

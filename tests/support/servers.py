@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import psutil
 
-from cli import broker
+from cli.up import broker
 from tests.support.system import ROOT, eventually, free_port
 
 _UP_SECONDS = 60.0

@@ -12,7 +12,7 @@ import httpx2
 from fastapi import FastAPI
 from openai import OpenAI
 
-from cli import broker
+from cli.up import broker
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers

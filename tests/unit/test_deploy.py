@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.procfile import load
+from cli.up.procfile import load
 from jobs.settings import Settings
 from tests.support.services import need
 

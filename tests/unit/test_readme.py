@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from cli.main import app
-from cli.procfile import load
+from cli.up.procfile import load
 from jobs.fleet.models_file import Registry
 from jobs.ledger.states import JobState
 from jobs.queues import Queue

@@ -24,7 +24,7 @@ def said(module: str, words: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["api", "cli.installation", "jobs.settings", "workers.engines.model_folders"])
+@pytest.mark.parametrize("module", ["api", "cli.up.installation", "jobs.settings", "workers.engines.model_folders"])
 def test_every_process_and_its_children_have_them_off(module: str) -> None:
     assert said(module, f"print(*map(os.environ.get, {VARIABLES}))") == "1 1 1 1"
 
@@ -39,7 +39,10 @@ def test_the_hubs_library_hears_it() -> None:
     except ImportError as error:
         need("the hub's library", error)
 
-    assert said("cli.hub", "from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)") == "True"
+    assert (
+        said("cli.client.hub", "from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)")
+        == "True"
+    )
 
 
 def test_transformers_hears_it() -> None:

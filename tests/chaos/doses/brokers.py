@@ -20,7 +20,7 @@ import httpx2
 import redis
 from sqlalchemy import make_url
 
-from cli.broker import socket_path
+from cli.up.broker import socket_path
 from tests.chaos.doses.deployment import Posting, Site, line, site
 from tests.chaos.doses.dose import Given, Outcome
 from tests.chaos.doses.intake import answered, exist

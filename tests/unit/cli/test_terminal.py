@@ -15,16 +15,16 @@ import pytest
 import yaml
 
 from cli import terminal
+from cli.commands.results import write_csv
 from cli.main import app
-from cli.tables import write_csv
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
 from jobs.ledger import audit, pauses
 from jobs.security.keys import create_key
 from tests.support import ledgers
+from tests.unit.cli.commands.test_results import answered, asked, chat, unanswered
 from tests.unit.cli.test_help import COMMANDS
-from tests.unit.cli.test_results import answered, asked, chat, unanswered
 
 OSC = "\x1b]0;owned\x07"
 #: Rich's markup, an OSC and a CSI sequence, the latter in C1 too, a change of direction. A model may be called so.
@@ -268,7 +268,7 @@ def test_results_keep_their_bytes_where_nobody_reads_them_on_a_terminal(
 def test_a_cell_that_a_spreadsheet_would_run_is_quoted_and_a_number_stays_one(
     value: object, written: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cli.joining import COLUMNS
+    from cli.client.joining import COLUMNS
 
     write_csv([dict.fromkeys(COLUMNS, None) | {"custom_id": "a", "answer": value}], None)
 
@@ -279,7 +279,7 @@ def test_a_cell_that_a_spreadsheet_would_run_is_quoted_and_a_number_stays_one(
 def test_an_event_of_a_webhook_is_shown_on_one_line_without_its_escapes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cli.receiver import Receiver
+    from cli.client.receiver import Receiver
 
     receiver = Receiver("127.0.0.1", 0)
     running = threading.Thread(target=receiver.run, args=("", 1))
@@ -298,7 +298,7 @@ def test_what_checks_the_vectors_is_shown_without_its_escapes(call: Call, monkey
     from subprocess import CompletedProcess
 
     said = CompletedProcess([], 3, f"{OSC}[/boom]: there is no such store\n", f"{OSC}[/boom] is away\n")
-    monkeypatch.setattr("cli.vectors.subprocess.run", lambda *_args, **_options: said)
+    monkeypatch.setattr("cli.commands.vectors.subprocess.run", lambda *_args, **_options: said)
 
     out, err = call("vectors", "verify")
 

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from cli.effective import effective
-from cli.trouble import Trouble
+from cli.errors import Trouble
+from cli.up.effective import effective
 from jobs.platform.secret_files import anchor, replaced, secret
 from jobs.settings import Settings
 

@@ -1,0 +1,180 @@
+"""Answers beside their inputs: the input, output and error file of a batch merged line by line.
+
+All three are in the order of the input, so one line of each is held at a time. An input line without a result (a retry
+runs only what was left over) is passed by. What was answered from another line has no tokens of its own, so that the
+sum over the rows is the batch's usage.
+"""
+
+import base64
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from cli.errors import Trouble
+from jobs.batches import lines
+
+Row = dict[str, Any]
+
+#: The columns, in order. An embedding stands in the place of an answer.
+COLUMNS = (
+    "custom_id", "prompt", "answer", "finish_reason", "status_code", "error_code", "error_message",
+    "input_tokens", "output_tokens", "duplicate_of", "request", "response",
+)  # fmt: skip
+
+
+def joined(
+    inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes], overrides: Row | None = None
+) -> Iterator[Row]:
+    """One row for each result, with the request as it was asked: a retry lays `overrides` over each body.
+
+    Raises Trouble when a result is left without its input, or a line is nested too deeply.
+    """
+    for line, answer in paired(inputs, outputs, errors):
+        try:
+            request, result = _load(line), _load(answer)
+        except RecursionError as error:
+            raise Trouble(f"the line of '{lines.id_of(line)}' is nested too deeply") from error
+        yield _row({**request, "body": {**request["body"], **(overrides or {})}}, result)
+
+
+def paired(inputs: Iterable[bytes], outputs: Iterable[bytes], errors: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Each request that has a result, and that result: two lines as they are. Raises Trouble where one has no input."""
+    results = [_Head(outputs), _Head(errors)]
+    for number, line in enumerate(inputs):
+        request = (line if number else line.removeprefix(lines.BOM)).strip()
+        custom_id = lines.id_of(request)
+        for head in results if custom_id is not None else ():
+            if head.custom_id == custom_id:
+                yield request, head.line
+                head.step()
+                break
+    for head in results:
+        if head.custom_id is not None:
+            raise Trouble(f"the result of '{head.custom_id}' has no line in the input file")
+
+
+class _Head:
+    """The next line of a stream; at its end `custom_id` is None."""
+
+    def __init__(self, results: Iterable[bytes]) -> None:
+        self._results = iter(results)
+        self.line = b""
+        self.custom_id: str | None = None
+        self.step()
+
+    def step(self) -> None:
+        self.line = next(self._results, b"")
+        self.custom_id = lines.id_of(self.line) if self.line else None
+        if self.line and self.custom_id is None:
+            raise Trouble(f"a result cannot be read: {self.line[:100]!r}")
+
+
+def _whole(digits: str) -> int | str:
+    """An integer; one that Python would not read, for its length, stays text."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+_load = partial(json.loads, parse_int=_whole)
+
+
+def _row(request: Row, result: Row) -> Row:
+    response = result["response"] or {}
+    said = response.get("body")
+    body = said if isinstance(said, dict) else {}
+    original = result.get("duplicate_of")
+    usage = body["usage"] if original is None and isinstance(body.get("usage"), dict) else {}
+    code, message = error_of(result)
+    return {
+        "custom_id": request["custom_id"],
+        "prompt": _prompt(request["url"], request["body"]),
+        "answer": None if code else answer_of(request["url"], body),
+        "finish_reason": _finish_reason(body),
+        "status_code": response.get("status_code"),
+        "error_code": code,
+        "error_message": message,
+        "input_tokens": _tokens(usage.get("prompt_tokens", usage.get("input_tokens"))),
+        "output_tokens": _tokens(usage.get("completion_tokens", usage.get("output_tokens"))),
+        "duplicate_of": original,
+        "request": request["body"],
+        "response": said or None,
+    }
+
+
+def _tokens(count: Any) -> int | None:
+    return count if isinstance(count, int) else None
+
+
+def error_of(result: Row) -> tuple[str | None, str | None]:
+    """Code and message of an output line that failed; None twice for one that did not."""
+    if result.get("error"):
+        return result["error"].get("code"), result["error"].get("message")
+    response = result["response"]
+    if response["status_code"] < 400:
+        return None, None
+    body = response["body"]
+    said = body.get("error") if isinstance(body, dict) else None
+    said = said if isinstance(said, dict) else {}
+    code = said.get("code")
+    return code if isinstance(code, str) and code else f"http_{response['status_code']}", _plain(said.get("message"))
+
+
+_ASKED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt", "/v1/rerank": "query"}
+
+
+def _prompt(url: str, body: Row) -> str | None:
+    """What was asked, as text: the last message of a conversation."""
+    asked = body.get(_ASKED.get(url, "input"))
+    if isinstance(asked, list) and asked and isinstance(asked[-1], dict):
+        asked = asked[-1].get("content")
+    if isinstance(asked, list) and asked and isinstance(asked[0], dict):
+        asked = "\n".join(str(part["text"]) for part in asked if isinstance(part, dict) and "text" in part)
+    return _plain(asked)
+
+
+def _plain(value: Any) -> str | None:
+    """Text as it is; of anything else, such as the parts that some servers answer with, its JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def answer_of(url: str, body: Row) -> Any:
+    """The answer, or None where an engine has given it a shape of its own: `response` has it whole."""
+    try:
+        return _answer(url, body)
+    except (AttributeError, LookupError, TypeError, ValueError, struct.error):
+        return None
+
+
+def _answer(url: str, body: Row) -> Any:
+    """The text of an answer, or the vector where there is one; of a ranking, places and scores."""
+    if url == "/v1/embeddings":
+        return _vector(body["data"][0]["embedding"]) if len(body.get("data", ())) == 1 else None
+    if url == "/v1/rerank":
+        return json.dumps([[one["index"], one["relevance_score"]] for one in body["results"]])
+    if "choices" in body:
+        first = body["choices"][0] if body["choices"] else {}
+        return _plain(first.get("text") if "text" in first else (first.get("message") or {}).get("content"))
+    parts = [part for item in body.get("output", ()) for part in item.get("content") or ()]
+    return "".join(part["text"] for part in parts if part.get("type") == "output_text")
+
+
+def _vector(embedding: Any) -> list[float]:
+    """Floats, also of base64: 32 bits each, little-endian."""
+    if not isinstance(embedding, str):
+        return list(embedding)
+    data = base64.b64decode(embedding)
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+def _finish_reason(body: Row) -> str | None:
+    choices, details = body.get("choices"), body.get("incomplete_details")
+    if choices:
+        first = choices[0] if isinstance(choices, list) else None
+        reason = first.get("finish_reason") if isinstance(first, dict) else None
+    else:
+        reason = (details.get("reason") if isinstance(details, dict) else None) or body.get("status")
+    return reason if isinstance(reason, str) else None

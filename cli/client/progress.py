@@ -1,0 +1,205 @@
+"""A job as `GET /v1/jobs/{id}` shows it, reduced to what a person watches, and followed until it ends."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cli.client.server import Away, Server
+from cli.terminal import say, visible
+
+TERMINAL = frozenset({"succeeded", "failed", "expired", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where one job stands. Rates and the time left are None while they mean nothing."""
+
+    id: str
+    kind: str
+    state: str
+    model: str
+    total: int
+    completed: int
+    failed: int
+    input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int  # among those of the output
+    items_per_second: float | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    waiting_for: str
+    queue_position: int | None
+    created_at: int
+    vector_store_id: str | None
+    input_file_id: str | None
+    output_file_id: str | None
+    error_file_id: str | None
+    errors: tuple[Mapping[str, Any], ...]
+    outcomes: Mapping[str, Any]
+    vector_store_index_id: str | None = None
+
+    @classmethod
+    def of(cls, job: Mapping[str, Any]) -> Self:
+        progress, usage, rate = job["progress"], job["usage"], job.get("rate") or {}
+        return cls(
+            id=job["id"],
+            kind=job["kind"],
+            state=job["state"],
+            model=job.get("model") or "",
+            total=progress["total"],
+            completed=progress["completed"],
+            failed=progress["failed"],
+            input_tokens=usage["input_tokens"],
+            output_tokens=usage["output_tokens"],
+            reasoning_tokens=reasoning_of(usage),
+            items_per_second=rate.get("items_per_second"),
+            tokens_per_second=rate.get("tokens_per_second"),
+            eta_seconds=job.get("eta_seconds"),
+            waiting_for=(job.get("waiting_for") or "").replace("_", " "),
+            queue_position=job.get("queue_position"),
+            created_at=job["created_at"],
+            vector_store_id=job.get("vector_store_id"),
+            input_file_id=job.get("input_file_id"),
+            output_file_id=job.get("output_file_id"),
+            error_file_id=job.get("error_file_id"),
+            errors=tuple((job.get("errors") or {}).get("data", ())),
+            outcomes=job.get("outcomes") or {},
+            vector_store_index_id=job.get("vector_store_index_id"),
+        )
+
+    @property
+    def done(self) -> int:
+        return self.completed + self.failed
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def standing(self) -> str:
+        """The state, and what it waits for."""
+        if self.waiting_for:
+            return f"{self.state}, {self.waiting_for}"
+        if self.state == "queued" and self.queue_position:
+            return f"queued, place {self.queue_position}"
+        return self.state
+
+    @property
+    def pace(self) -> str:
+        """Items and tokens a second, and the time left, as far as they are known."""
+        parts = []
+        if self.items_per_second:
+            parts.append(f"{self.items_per_second:.1f} items/s")
+        if self.tokens_per_second:
+            parts.append(f"{self.tokens_per_second:.0f} tokens/s")
+        if self.eta_seconds is not None and not self.ended:
+            parts.append(f"{duration(self.eta_seconds)} left")
+        return ", ".join(parts)
+
+
+def reasoning_of(usage: Mapping[str, Any]) -> int:
+    """Tokens that a model thought with, and nobody reads."""
+    return int(usage.get("output_tokens_details", {}).get("reasoning_tokens", 0))
+
+
+def doubts(outcomes: Mapping[str, Any]) -> list[str]:
+    """What a person should know of answers that count as completed, and of those that failed."""
+    cut = outcomes.get("finish_reasons", {}).get("length", 0)
+    empty = outcomes.get("empty", 0)
+    told = []
+    if empty:
+        told.append(f"{empty} of the answers {'is' if empty == 1 else 'are'} empty")
+    if cut:
+        told.append(f"{cut} {'was' if cut == 1 else 'were'} cut off at the token limit")
+    told += [f"{count} failed with {code}" for code, count in outcomes.get("errors", {}).items()]
+    return told
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def fault(error: Mapping[str, Any]) -> str:
+    """One entry of a batch's errors, in words."""
+    line = f"line {error['line']}: " if error.get("line") else ""
+    where = f" ({error['param']})" if error.get("param") else ""
+    return f"{line}{error.get('message')}{where}"
+
+
+_INTERVAL = 0.5  # seconds between looks
+_QUIET = 10.0  # seconds between lines where nobody watches a bar
+_AWAY = 120.0  # a server that is restarted comes back; after this long it is told
+
+Show = Callable[[Snapshot], None]
+
+
+def follow(server: Server, job_id: str, check: Callable[[], None] = lambda: None) -> Snapshot:
+    """Show the job until it ends, and return its last state. Raises Away when the server stays away.
+
+    `check` is called with each look, and raises when waiting makes no sense any more.
+    """
+    pause = threading.Event()
+    answered = time.monotonic()
+    with _shown() as show:
+        while True:
+            check()
+            try:
+                snapshot = Snapshot.of(server.get(f"/jobs/{job_id}"))
+            except Away:
+                if time.monotonic() - answered > _AWAY:
+                    raise
+            else:
+                answered = time.monotonic()
+                show(snapshot)
+                if snapshot.ended:
+                    return snapshot
+            pause.wait(_INTERVAL)
+
+
+@contextmanager
+def _shown() -> Iterator[Show]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("queued", total=None, pace="")
+        yield lambda job: progress.update(
+            task, description=visible(job.standing), total=job.total or None, completed=job.done, pace=job.pace
+        )
+
+
+def _lines() -> Show:
+    """A line when the state changes, and every few seconds while it does not."""
+    told = ""
+    told_at = 0.0
+
+    def show(job: Snapshot) -> None:
+        nonlocal told, told_at
+        now = time.monotonic()
+        if job.standing == told and now - told_at < _QUIET:
+            return
+        told, told_at = job.standing, now
+        pace = f" ({job.pace})" if job.pace else ""
+        say(f"{job.id} {job.standing}: {job.done} of {job.total}{pace}", err=True)
+
+    return show

@@ -1,0 +1,239 @@
+"""The server as the commands see it: the official SDK, OpenAI's routes, and Nightmill's own beside them.
+
+Where it is and which key opens it: what the command line or the environment says, else `run.json` of the data folder,
+which `nightmill up` writes; without it (systemd, containers) what the settings say, and `operator.key` of that folder.
+"""
+
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+from openai import OpenAI, RequestOptions
+
+from cli.errors import Trouble
+from cli.output_files import replaced, whole
+from cli.terminal import say, visible
+from cli.up import readiness
+from cli.up.effective import effective
+from cli.up.folder import DataFolder
+from jobs.settings import Settings
+
+_JSON = dict[str, Any]
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_PORTS = {"http": 80, "https": 443}
+_PLACES = {"public_url", "host", "port"}  # whoever sets one of these means one deployment
+_TIMEOUT = 60.0  # seconds for one answer; uploads get more
+_UPLOAD_TIMEOUT = 3600.0
+_EMBED_TIMEOUT = 600.0
+_PAGE = 100  # entries of one page, at most
+_READ = 1 << 16
+_AWAY, _AGAIN = 60.0, 1.0  # seconds that a download waits for its server in all, and between two tries
+
+
+def connect(url: str | None, api_key: str | None, data_dir: Path | None) -> "Server":
+    """The server to use. Raises Trouble when nothing says where it is."""
+    config = effective(data_dir=data_dir)
+    folder = DataFolder(config.data_dir)
+    run = {} if url and api_key else folder.read_run() or ({} if url else _by_hand(config, folder))
+    base = url or run.get("url")
+    key = api_key or (run.get("api_key") if not url or _same(url, str(run.get("url"))) else "")
+    if not base:
+        raise Trouble(f"nothing runs in {folder.path}; start it with `nightmill up`, or name a server with --url")
+    if not key:
+        raise Trouble("no API key: set NIGHTMILL_API_KEY, or make one with `nightmill keys create --project NAME`")
+    if not key.isascii():
+        raise Trouble("the API key is none: it has characters that no key has")
+    return Server(base.rstrip("/").removesuffix("/v1"), key)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two URLs name one server: a key is not sent to another one than it is for."""
+    return _place(one) == _place(other)
+
+
+def _place(url: str) -> tuple[str, ...]:
+    try:
+        parts = urlsplit(url)
+        host = "127.0.0.1" if parts.hostname in _LOOPBACK else parts.hostname or ""
+        port = parts.port or _PORTS.get(parts.scheme)
+        return parts.scheme, host, str(port), parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    except ValueError:
+        return ("", url)
+
+
+def _by_hand(config: Settings, folder: DataFolder) -> _JSON:
+    """What `run.json` would say of a deployment that no `up` has started: it is there, and the settings name it.
+
+    A key is not sent to whoever happens to have the default port.
+    """
+    key = folder.operator_key() if config.model_fields_set & _PLACES else ""
+    url = readiness.found(config) if key else ""
+    return {"url": url, "api_key": key} if url else {}
+
+
+class Away(Trouble):
+    """No server answers, or it cannot answer now."""
+
+
+class Refused(Trouble):
+    """The request is one that this server, or its model, does not take."""
+
+
+def _kind(status: int) -> type[Trouble]:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Away
+    return Refused if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) else Trouble
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """The SDK's errors, in one line each."""
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        raise Away(f"no server answers at {url}; is it running? `nightmill doctor` looks") from error
+    except httpx2.TransportError as error:  # in the middle of a body, where the SDK does not look
+        raise Away(f"the server at {url} broke off its answer") from error
+    except openai.AuthenticationError as error:
+        raise Trouble(f"the server at {url} does not accept this key") from error
+    except openai.APIStatusError as error:
+        where = f" ({error.param})" if error.param else ""
+        told = error.body.get("message") if isinstance(error.body, dict) else None
+        trouble = _kind(error.status_code)
+        raise trouble(visible(f"{told or error.message}{where}")) from error
+
+
+class Server:
+    """One server and one key."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self.url = url
+        try:
+            self.sdk = OpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=_TIMEOUT)
+        except httpx2.InvalidURL as error:
+            raise Trouble(f"{url} is no URL: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.sdk.close()
+
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> _JSON:
+        with _told(self.url):
+            found = self.sdk.get(path, cast_to=object, options={"params": dict(query or {})})
+        return self._object(found)
+
+    def _object(self, found: object) -> _JSON:
+        """Raises Away for what another program may answer."""
+        if not isinstance(found, dict):
+            raise Away(f"what answers at {self.url} is no server of this kind; is the URL right?")
+        return cast("_JSON", found)
+
+    def pages(self, path: str, query: Mapping[str, Any], limit: int) -> list[_JSON]:
+        """The first `limit` entries of a list, over as many pages as that takes."""
+        found: list[_JSON] = []
+        after: dict[str, Any] = {}
+        while len(found) < limit:
+            page = self.get(path, {**query, **after, "limit": min(limit - len(found), _PAGE)})
+            found += page["data"]
+            if not page["has_more"] or not page["data"]:
+                break
+            after = {"after": page["data"][-1]["id"]}
+        return found
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT) -> _JSON:
+        """A create is safe to send again: it carries a key of its own."""
+        with _told(self.url):
+            options: RequestOptions = {"headers": {"Idempotency-Key": str(uuid.uuid4())}, "timeout": timeout}
+            found = self.sdk.post(path, cast_to=object, body=dict(body or {}), options=options)
+        return self._object(found)
+
+    def embed(self, model: str, texts: list[str], fields: Mapping[str, Any]) -> Any:
+        """The SDK's answer, vectors as lists. `fields` are those that OpenAI does not have."""
+        with _told(self.url):
+            return self.sdk.embeddings.create(model=model, input=texts, extra_body=dict(fields), timeout=_EMBED_TIMEOUT)
+
+    def delete(self, path: str) -> None:
+        with _told(self.url):
+            self.sdk.delete(path, cast_to=object)
+
+    def upload(self, path: Path) -> str:
+        """Upload a batch's input; returns the file's id."""
+        key = {"Idempotency-Key": str(uuid.uuid4())}
+        with _told(self.url), path.open("rb") as handle:
+            sent = self.sdk.files.create(file=handle, purpose="batch", extra_headers=key, timeout=_UPLOAD_TIMEOUT)
+        return sent.id
+
+    @contextmanager
+    def content(self, file_id: str) -> Iterator[Iterator[bytes]]:
+        """The lines of a file, as they come."""
+        with (
+            _told(self.url),
+            self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT) as answer,
+        ):
+            yield _lines_of(answer.iter_bytes())
+
+    @contextmanager
+    def finished(self, job_id: str) -> Iterator[Iterator[bytes]]:
+        """The lines that a job has finished so far. The SDK streams only routes that it knows."""
+        request = urllib.request.Request(f"{self.url}/v1/jobs/{job_id}/results?follow=false")  # noqa: S310 (http as given)
+        request.add_header("Authorization", f"Bearer {self.sdk.api_key}")
+        try:
+            answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
+        except OSError as error:
+            raise Away(f"the server at {self.url} gave no results: {error}") from error
+        with answer:
+            yield _lines_of(self._parts(answer))
+
+    def _parts(self, answer: HTTPResponse) -> Iterator[bytes]:
+        """Read piece by piece: to read it line by line would take an answer that is cut off for a whole one."""
+        try:
+            yield from iter(partial(answer.read1, _READ), b"")
+        except (HTTPException, OSError) as error:
+            raise Away(f"the server at {self.url} broke off its answer") from error
+
+    def download(self, file_id: str, path: Path) -> None:
+        """Write a file's content to `path`, which appears when it is whole.
+
+        A server that is restarted is waited for; Away says that it was not back in time. What is written to as it is
+        (see `whole`) would have the beginning twice.
+        """
+        began = time.monotonic()
+        while True:
+            try:
+                self._download(file_id, path)
+            except Away as error:
+                if time.monotonic() - began > _AWAY or not replaced(path):
+                    raise
+                say(f"{error}; trying again", err=True)
+            else:
+                return
+            threading.Event().wait(_AGAIN)
+
+    def _download(self, file_id: str, path: Path) -> None:
+        with whole(path) as out, _told(self.url):
+            answer = self.sdk.files.with_streaming_response.content(file_id, timeout=_UPLOAD_TIMEOUT)
+            with answer as content:
+                out.writelines(content.iter_bytes())
+
+
+def _lines_of(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Only LF ends a line of JSON lines; httpx takes U+2028 in an answer for an end as well."""
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest

@@ -1,0 +1,70 @@
+"""What a batch's input file says by itself, before anything is sent."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cli.errors import Trouble
+from cli.up.effective import effective
+
+
+def guess_endpoint(path: Path) -> str:
+    """The `url` of the first line. Raises Trouble when there is none."""
+    return first_request(path)[0]
+
+
+def first_request(path: Path) -> tuple[str, Any]:
+    """The `url` of the first line, and the model that it asks for. Raises Trouble when there is no `url`."""
+    line = _first_line(path)
+    try:
+        request: Any = json.loads(line)
+    except ValueError:
+        raise Trouble(f"{path}, line 1 is no JSON object; name the endpoint with --endpoint") from None
+    url = request.get("url") if isinstance(request, dict) else None
+    if not isinstance(url, str):
+        raise Trouble(f"{path}, line 1 has no 'url'; name the endpoint with --endpoint")
+    body = request.get("body")
+    return url, body.get("model") if isinstance(body, dict) else None
+
+
+def _first_line(path: Path) -> str:
+    """As much of it as a batch takes: a picture in it makes it long."""
+    longest = effective().batch_max_line_bytes
+    try:
+        with path.open("rb") as handle:
+            line = handle.readline(longest + 1)
+    except OSError as error:
+        raise Trouble(f"cannot read {path}: {error.strerror}") from error
+    if len(line.rstrip(b"\n")) > longest:
+        raise Trouble(f"{path}, line 1 has more than {longest} bytes; name the endpoint with --endpoint")
+    if not line.strip():
+        raise Trouble(f"{path} is empty or begins with an empty line")
+    return line.decode("utf-8-sig", errors="replace")
+
+
+def parse_metadata(pairs: list[str]) -> dict[str, str]:
+    """`k=v` words as a mapping."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise Trouble(f"'{pair}' is no metadata; write it as name=value")
+        found[name] = value
+    return found
+
+
+def parse_time(text: str) -> int:
+    """A moment in unix seconds; without an offset it is local."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except ValueError:
+        raise Trouble(f"'{text}' is no time; write it as 2026-12-24T18:00 or 2026-12-24T18:00+01:00") from None
+
+
+def output_paths(source: Path, output: Path | None) -> tuple[Path, Path]:
+    """Where answers and errors are written. Beside standard output there is another one for errors."""
+    answers = output or source.with_name(f"{source.stem}.output.jsonl")
+    if answers == Path("/dev/stdout"):
+        return answers, Path("/dev/stderr")
+    return answers, answers.with_name(f"{answers.name.removesuffix('.jsonl')}.errors.jsonl")

@@ -1,0 +1,71 @@
+"""`nightmill audit`: what was done, by whom, and proof that the record was not changed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.errors import Trouble
+from cli.options import DataDir
+from cli.terminal import say
+
+app = typer.Typer(help="Check the audit log.", no_args_is_help=True)
+_SHOWN = 20
+
+
+@app.callback()
+def group() -> None:
+    """Check the audit log."""
+
+
+@app.command()
+def verify(
+    data_dir: DataDir = None,
+    anchor: Annotated[
+        str,
+        typer.Option(metavar="SEAL:HASH", help="A head noted earlier: proves that nothing before it was rewritten."),
+    ] = "",
+    anchors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Heads that NIGHTMILL_AUDIT_ANCHOR has sent, in lines of JSON: the same."),
+    ] = None,
+) -> None:
+    """Walk the whole hash chain. Exit code 1 if a row was changed, removed, or left unsealed for over a minute."""
+    from cli.up.effective import opened
+    from jobs.ledger.audit import verify as verify_chain
+
+    known = [*_parsed(anchor), *_read(anchors)]
+    with opened(data_dir) as db, db.read() as session:
+        verdict = verify_chain(session, anchors=known)
+    for fault in verdict.faults[:_SHOWN]:
+        say(fault)
+    if verdict.faults:
+        raise Trouble(f"the audit log is not intact: {len(verdict.faults)} faults in {verdict.rows} rows")
+    say(f"the audit log is intact: {verdict.rows} rows")
+    last = max((seal for seal, _ in known), default=0)
+    if last:
+        say(f"it agrees with {len(known)} anchors; rows after {last} are covered by none")
+    else:
+        say("without anchors, a chain that was recomputed as a whole, by somebody who may write to the database,")
+        say("cannot be told from an intact one: see NIGHTMILL_AUDIT_ANCHOR and --anchors")
+    say(f"note its head outside this machine, for --anchor: {verdict.rows}:{verdict.head}")
+
+
+def _read(anchors: Path | None) -> list[tuple[int, str]]:
+    from jobs.ledger.anchors import read
+
+    if anchors is None:
+        return []
+    try:
+        return read(anchors)
+    except ValueError as error:
+        raise Trouble(f"{anchors} is no file of anchors: {error}") from error
+
+
+def _parsed(anchor: str) -> list[tuple[int, str]]:
+    if not anchor:
+        return []
+    seal, _, digest = anchor.partition(":")
+    if not seal.isdigit() or len(digest) != 64:
+        raise Trouble(f"'{anchor}' is no anchor; one looks like 1234:<64 hexadecimal digits>")
+    return [(int(seal), digest)]

@@ -1,0 +1,293 @@
+"""`nightmill embed-eval`: embedding models side by side, on texts and judgements of one's own.
+
+corpus ──▶ vectors, block by block ──┐
+queries ─▶ vectors, timed one by one ┴─▶ the best k of each query ──▶ recall, nDCG, MRR ──▶ a table
+judgements ──────────────────────────────────────────────────────────────┘
+"""
+
+import io
+import json
+import socket
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+import typer
+
+from cli.errors import Trouble
+from cli.options import ApiKey, DataDir, Url
+from cli.output_files import require_writable, whole
+from cli.terminal import cell, say, text_output
+from cli.up.effective import opened, running
+from cli.up.folder import DataFolder
+from jobs.fleet import workers
+from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
+from jobs.platform import processes
+
+if TYPE_CHECKING:
+    from cli.client.server import Server
+    from cli.commands.embed_evaluation import Embedder
+    from cli.commands.embed_inputs import Inputs, Text
+
+_AT = 10  # of nDCG and MRR
+_BLOCK = 2048  # texts whose vectors are held at once
+_WIDE = 160  # columns where no terminal says how many
+_HOUR = 3600
+
+
+def embed_eval(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Texts to search: JSON lines, id, text, language.")],
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES", help="What is searched for, in the same form.")],
+    judgements: Annotated[
+        Path, typer.Argument(metavar="QRELS", help="Which text answers which query: TREC's or BEIR's table.")
+    ],
+    model: Annotated[list[str], typer.Option("--model", "-m", help="A model to compare; any number of times.")],
+    depth: Annotated[
+        list[int] | None, typer.Option("--k", min=1, max=1000, help="Recall at so many; any number of times.")
+    ] = None,
+    hourly_cost: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of the machine costs: the price of tokens follows.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests at once, for the corpus.")] = 4,
+    format_: Annotated[Literal["table", "json"], typer.Option("--format", help="For people or programs.")] = "table",
+    output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare embedding models on texts, queries and judgements of your own; the running deployment embeds."""
+    from cli.client.server import connect
+    from cli.commands import embed_inputs
+
+    if output:
+        require_writable(output)
+    given = embed_inputs.read(corpus, queries, judgements)
+    depths = sorted(set(depth or (10, 100)))
+    with connect(url, api_key, data_dir) as server:
+        cards = {name: server.get(f"/models/{quote(name, safe='/')}") for name in dict.fromkeys(model)}
+        found = []
+        for name, card in cards.items():
+            say(f"{name}: {len(given.queries)} queries, {len(given.places)} texts", err=True)
+            embedder = _embedder(server, name, concurrency)
+            one = _judged(embedder, card, given, depths, hourly_cost)
+            found.append((one, resident_bytes(server.url, name, data_dir)))
+    _write(given, [_with_memory(one, size) for one, size in found], format_, output)
+
+
+def _embedder(server: "Server", model: str, concurrency: int) -> "Embedder":
+    from cli.commands.embed_evaluation import Embedder
+
+    return Embedder(server, model, concurrency)
+
+
+def _with_memory(one: "Judged", size: int | None) -> "Judged":
+    from dataclasses import replace
+
+    return replace(one, memory_bytes=size)
+
+
+def _judged(
+    embedder: "Embedder", card: Mapping[str, Any], given: "Inputs", depths: Sequence[int], hourly: float | None
+) -> "Judged":
+    import numpy as np
+
+    from cli.commands.embed_evaluation import TYPE
+    from cli.commands.embed_inputs import by_language
+
+    ranked, seconds = _ranked(embedder, given, max(*depths, _AT))
+    p50, p95 = np.percentile(seconds, (50, 95)) * 1000
+    cost, asked = embedder.corpus, embedder.queries
+    cut = None if cost.truncated is None or asked.truncated is None else cost.truncated + asked.truncated
+    pace = cost.tokens / cost.seconds if cost.tokens else None
+    return Judged(
+        model=embedder.model,
+        scores=scores(ranked, given, list(ranked), depths),
+        by_language={
+            language: scores(ranked, given, ids, depths) for language, ids in by_language(given.queries).items()
+        },
+        truncated_share=None if cut is None else cut / (cost.texts + asked.texts),
+        dimensions=embedder.dimensions,
+        max_tokens=card.get("max_model_len"),
+        license=card.get("license"),
+        training_data=card.get("training_data"),
+        query_prompt=card.get("query_prompt"),
+        passage_prompt=card.get("passage_prompt"),
+        prompts_used=TYPE in embedder.taken,
+        latency_p50_ms=round(float(p50), 3),
+        latency_p95_ms=round(float(p95), 3),
+        tokens_per_second=pace and round(pace, 1),
+        texts_per_second=round(cost.texts / cost.seconds, 1),
+        memory_bytes=None,
+        cost_per_million_tokens=_price(card.get("cost_per_million_tokens"), pace, hourly),
+    )
+
+
+def _price(stated: float | None, pace: float | None, hourly: float | None) -> float | None:
+    """What its server takes, else what a million tokens take of the machine's time."""
+    if stated is not None or hourly is None or not pace:
+        return stated
+    return hourly / (pace * _HOUR) * 1_000_000
+
+
+def _ranked(embedder: "Embedder", given: "Inputs", most: int) -> tuple[dict[str, list[str]], list[float]]:
+    """The ids of the nearest texts of each query, best first, and the seconds that each query took to embed."""
+    from cli.commands.embed_evaluation import Nearest
+    from cli.commands.embed_inputs import texts
+
+    vectors, seconds = embedder.timed([query.text for query in given.queries])
+    nearest = Nearest(vectors, most)
+    for block in _blocks(texts(given.corpus)):
+        nearest.add(embedder.block([text.text for text in block]))
+    names = list(given.places)
+    if embedder.corpus.texts != len(names):
+        raise Trouble(f"{given.corpus} has changed while it was read")
+    places = zip(given.queries, nearest.places(), strict=True)
+    return {query.id: [names[place] for place in row] for query, row in places}, seconds
+
+
+def _blocks(many: "Iterator[Text]") -> "Iterable[list[Text]]":
+    while block := list(islice(many, _BLOCK)):
+        yield block
+
+
+def scores(
+    ranked: Mapping[str, Sequence[str]], given: "Inputs", queries: Sequence[str], depths: Sequence[int]
+) -> "Scores":
+    """Means over these queries."""
+    from jobs.retrieval.metrics import ndcg, recall, reciprocal_rank
+
+    judged = [(ranked[query], given.judgements[query]) for query in queries]
+    found = {f"recall@{k}": statistics.fmean(recall(*pair, k) for pair in judged) for k in depths}
+    found[f"nDCG@{_AT}"] = statistics.fmean(ndcg(*pair, _AT) for pair in judged)
+    found[f"MRR@{_AT}"] = statistics.fmean(reciprocal_rank(*pair, _AT) for pair in judged)
+    return found
+
+
+def _write(given: "Inputs", found: "list[Judged]", format_: str, output: Path | None) -> None:
+
+    counts = {"texts": len(given.places), "queries": len(given.queries), "queries_without_judgement": given.unjudged}
+    if format_ == "json":
+        told = json.dumps({**counts, "models": [one.as_dict() for one in found]}, indent=2, ensure_ascii=False) + "\n"
+    else:
+        left = f", {given.unjudged} without judgement left out" if given.unjudged else ""
+        title = f"{len(given.places)} texts, {len(given.queries)} queries{left}"
+        told = table(title, found, None if sys.stdout.isatty() and not output else _WIDE)
+    if output is None:
+        text_output().write(told)
+        return
+    try:
+        with whole(output) as out:
+            out.write(told.encode())
+    except OSError as error:
+        raise Trouble(f"cannot write {output}: {error.strerror}") from error
+
+
+def resident_bytes(url: str, model: str, data_dir: Path | None) -> int | None:
+    """Of one worker, with all models that it serves; None where that cannot be seen from here."""
+    config = running(data_dir)
+    if DataFolder(config.data_dir).read_run().get("url") != url:
+        return None  # another deployment than this machine's
+    try:
+        known = Registry.load(config).resolve(model)
+        if known is None or known.engine is not EngineKind.EMBED:
+            return None  # a server's memory is not its worker's
+        with opened(data_dir) as db, db.read() as session:
+            found = [
+                (worker.pid, worker.started)
+                for worker in workers.alive(session, known.queue)
+                if known.name in worker.models and worker.host == socket.gethostname()
+            ]
+    except (Trouble, ModelsFileError):
+        return None
+    alive = [pid for pid, started in found if processes.alive(pid, started)]
+    return next((size for size in map(processes.resident_bytes, alive) if size), None)
+
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One model. None: not stated, not measured or not told."""
+
+    model: str
+    scores: Scores
+    by_language: dict[str, Scores]
+    truncated_share: float | None
+    dimensions: int
+    max_tokens: int | None
+    license: str | None
+    training_data: list[str] | None
+    query_prompt: str | None
+    passage_prompt: str | None
+    prompts_used: bool
+    latency_p50_ms: float
+    latency_p95_ms: float
+    tokens_per_second: float | None
+    texts_per_second: float
+    memory_bytes: int | None
+    cost_per_million_tokens: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_FACTS: tuple[tuple[str, Callable[[Judged], str]], ...] = (
+    ("truncated texts", lambda one: "not told" if one.truncated_share is None else f"{one.truncated_share:.1%}"),
+    ("dimensions", lambda one: str(one.dimensions)),
+    ("max tokens", lambda one: _or(one.max_tokens, "not stated")),
+    ("licence", lambda one: _or(one.license, "not stated")),
+    ("training data", lambda one: "not stated" if one.training_data is None else _short(one.training_data)),
+    ("query prompt", lambda one: _prompt(one.query_prompt, used=one.prompts_used)),
+    ("passage prompt", lambda one: _prompt(one.passage_prompt, used=one.prompts_used)),
+    ("ms a query, p50", lambda one: f"{one.latency_p50_ms:.1f}"),
+    ("ms a query, p95", lambda one: f"{one.latency_p95_ms:.1f}"),
+    ("texts/s", lambda one: f"{one.texts_per_second:.1f}"),
+    ("tokens/s", lambda one: "not told" if one.tokens_per_second is None else f"{one.tokens_per_second:.0f}"),
+    ("memory of its worker", lambda one: "not measured" if not one.memory_bytes else f"{one.memory_bytes >> 20} MiB"),
+    ("cost per 1M tokens", lambda one: _or(_rounded(one.cost_per_million_tokens), "-")),
+)  # fmt: skip
+
+
+def table(title: str, found: Sequence[Judged], width: int | None) -> str:
+    """A column for each model."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for name in ("", *(one.model for one in found)):
+        shown.add_column(cell(name), overflow="fold")
+    for name in found[0].scores:
+        shown.add_row(name, *(f"{one.scores[name]:.4f}" for one in found))
+    several = len(found[0].by_language) > 1  # one alone is all there is
+    for language in found[0].by_language if several else ():
+        for name in found[0].scores:
+            shown.add_row(cell(f"{name}, {language}"), *(f"{one.by_language[language][name]:.4f}" for one in found))
+    for name, fact in _FACTS:
+        shown.add_row(name, *(cell(fact(one)) for one in found))
+    out = io.StringIO()
+    Console(file=out, width=width).print(shown)
+    return out.getvalue()
+
+
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
+
+
+def _or(value: object | None, otherwise: str) -> str:
+    return otherwise if value is None else str(value)
+
+
+def _prompt(prompt: str | None, *, used: bool) -> str:
+    return "not taken by its server" if not used else _or(prompt and repr(prompt), "none")
+
+
+def _short(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more or "none"

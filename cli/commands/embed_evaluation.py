@@ -1,0 +1,150 @@
+"""A model of the running deployment, asked for vectors as any client asks it; their cost, and the ranking they give."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from cli.client.server import Refused, Server
+from cli.errors import Trouble
+
+Matrix = npt.NDArray[np.float32]
+
+_QUERIES: Final = 256  # compared with one block of texts at a time
+
+
+class Nearest:
+    """The best `most` texts of each query so far, by their place in the corpus. Of equals the earlier comes first."""
+
+    def __init__(self, queries: Matrix, most: int) -> None:
+        self._queries = normalised(queries)
+        self._most = most
+        self._scores = np.empty((len(queries), 0), np.float32)
+        self._places = np.empty((len(queries), 0), np.int64)
+        self._seen = 0
+
+    def add(self, texts: Matrix) -> None:
+        """The vectors of the next texts of the corpus."""
+        block, width = normalised(texts), min(self._most, self._seen + len(texts))
+        scores = np.empty((len(self._queries), width), np.float32)
+        places = np.empty(scores.shape, np.int64)
+        fresh = np.arange(self._seen, self._seen + len(block))
+        for start in range(0, len(self._queries), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            both = np.hstack((self._scores[rows], self._queries[rows] @ block.T))
+            named = np.hstack((self._places[rows], np.broadcast_to(fresh, (len(both), len(fresh)))))
+            order = np.argsort(-both, axis=1, kind="stable")[:, :width]
+            scores[rows], places[rows] = np.take_along_axis(both, order, 1), np.take_along_axis(named, order, 1)
+        self._scores, self._places, self._seen = scores, places, self._seen + len(block)
+
+    def places(self) -> list[list[int]]:
+        """By query, best first."""
+        found: Any = self._places.tolist()
+        return list(found)
+
+
+def normalised(vectors: Matrix) -> Matrix:
+    """Of length 1: some servers do not give them so."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
+
+
+_TEXTS: Final = 32  # of one request
+TYPE: Final = "input_type"
+_MEASURED: Final = {"truncate": True, "cache": False}  # an answer from the cache costs nothing, and says as little
+QUERY: Final = {TYPE: "query", **_MEASURED}
+PASSAGE: Final = {TYPE: "passage", **_MEASURED}
+_LADDER: Final = ((TYPE, "truncate", "cache"), (TYPE, "truncate"), (TYPE,), ())
+
+
+@dataclass(slots=True)
+class Cost:
+    """What was embedded. `truncated` is None where a server does not tell which inputs it has cut off."""
+
+    texts: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    truncated: int | None = 0
+
+    def add(self, answer: Any, texts: int) -> None:
+        cut = (answer.model_extra or {}).get("truncated")
+        self.texts += texts
+        self.tokens += answer.usage.prompt_tokens if answer.usage else 0
+        self.truncated = None if self.truncated is None or cut is None else self.truncated + len(cut)
+
+
+@dataclass(slots=True)
+class Embedder:
+    """`taken` are those of our fields that its server takes; it is asked without the others."""
+
+    server: Server
+    model: str
+    concurrency: int
+    taken: tuple[str, ...] = _LADDER[0]
+    dimensions: int = 0
+    corpus: Cost = field(default_factory=Cost)
+    queries: Cost = field(default_factory=Cost)
+
+    def timed(self, texts: Sequence[str]) -> tuple[Matrix, list[float]]:
+        """Queries one after the other, and the seconds of each."""
+        self._warm_up(texts[0])
+        rows, seconds = [], []
+        for text in texts:
+            began = time.perf_counter()
+            answer = self._ask([text], QUERY)
+            seconds.append(time.perf_counter() - began)
+            self.queries.add(answer, 1)
+            rows.append(self._vectors(answer, 1))
+        self.queries.seconds = sum(seconds)
+        return np.vstack(rows), seconds
+
+    def block(self, texts: Sequence[str]) -> Matrix:
+        """Passages, several requests at once."""
+        parts = [list(part) for part in _batched(texts, _TEXTS)]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="embed-eval") as threads:
+            answers = list(threads.map(lambda part: self._ask(part, PASSAGE), parts))
+        self.corpus.seconds += time.perf_counter() - began
+        rows = []
+        for part, answer in zip(parts, answers, strict=True):
+            self.corpus.add(answer, len(part))
+            rows.append(self._vectors(answer, len(part)))
+        return np.vstack(rows)
+
+    def _warm_up(self, text: str) -> None:
+        """Before anything is measured. Raises Trouble for a model that gives no vectors."""
+        for self.taken in _LADDER[:-1]:
+            try:
+                self._ask([text], QUERY)
+            except Refused:
+                continue
+            return
+        self.taken = _LADDER[-1]
+        self._ask([text], QUERY)  # or it says what else is wrong
+
+    def _ask(self, texts: Sequence[str], fields: dict[str, Any]) -> Any:
+        try:
+            return self.server.embed(self.model, list(texts), {name: fields[name] for name in self.taken})
+        except Refused as refusal:
+            raise Refused(f"{self.model}: {refusal}") from refusal
+
+    def _vectors(self, answer: Any, count: int) -> Matrix:
+        """Raises Trouble for what are no vectors of one length."""
+        rows = [one.embedding for one in sorted(answer.data or (), key=lambda one: one.index)]
+        lengths = {len(row) for row in rows}
+        if len(rows) != count or len(lengths) != 1 or 0 in lengths:
+            raise Trouble(f"{self.model} gave {len(rows)} vectors of {sorted(lengths)} dimensions for {count} texts")
+        [length] = lengths
+        self.dimensions = self.dimensions or length
+        found = np.asarray(rows, np.float32)
+        if length != self.dimensions or not np.isfinite(found).all():
+            raise Trouble(f"{self.model} gave vectors that cannot be compared with those before")
+        return found
+
+
+def _batched(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (texts[at : at + size] for at in range(0, len(texts), size))

@@ -1,0 +1,136 @@
+"""The three files of a comparison: texts to be searched, queries, and which text answers which query.
+
+Nothing is skipped in silence: what cannot be used ends the command, with file and line.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.errors import Trouble
+
+Judgements = dict[str, dict[str, int]]  # by query: grade by text
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    id: str
+    text: str
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """`queries` are those that have judgements; `unjudged` counts the others. `corpus` is read anew for each model."""
+
+    corpus: Path
+    places: dict[str, int]  # of a text in the corpus, by its id
+    queries: list[Text]
+    judgements: Judgements
+    unjudged: int
+
+
+def read(corpus: Path, queries: Path, judgements: Path) -> Inputs:
+    """Raises Trouble."""
+    places = {text.id: place for place, text in enumerate(texts(corpus))}
+    asked = list(texts(queries))
+    judged = _judgements(judgements)
+    _known(judgements, "query", judged, {query.id for query in asked}, queries)
+    _known(judgements, "text", {text for grades in judged.values() for text in grades}, places, corpus)
+    relevant = {query: grades for query, grades in judged.items() if any(grade > 0 for grade in grades.values())}
+    if not relevant:
+        raise Trouble(f"{judgements} names no text that answers a query")
+    used = [query for query in asked if query.id in relevant]
+    return Inputs(corpus, places, used, relevant, len(asked) - len(used))
+
+
+def texts(path: Path) -> Iterator[Text]:
+    """JSON lines of `id`, `text` and, if known, `language`; also BEIR's, with `_id` and `title`. Raises Trouble."""
+    seen = set[str]()
+    for where, line in _lines(path):
+        text = _text(where, line)
+        if text.id in seen:
+            raise Trouble(f"{where}: the id '{text.id}' was there before")
+        seen.add(text.id)
+        yield text
+    if not seen:
+        raise Trouble(f"{path} is empty")
+
+
+def _text(where: str, line: str) -> Text:
+    try:
+        found: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Trouble(f"{where} is no JSON object")
+    name = found.get("id", found.get("_id"))
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
+    if not isinstance(name, str) or not name:
+        raise Trouble(f"{where} has no 'id'")
+    text, title, language = found.get("text"), found.get("title"), found.get("language")
+    if not isinstance(text, str) or not isinstance(title, str | None):
+        raise Trouble(f"{where} has no 'text'" if not isinstance(text, str) else f"{where}: 'title' must be text")
+    if not isinstance(language, str | None):
+        raise Trouble(f"{where}: 'language' must be text")
+    whole = f"{title} {text}" if title else text
+    if not whole.strip():
+        raise Trouble(f"{where}: its text is empty")
+    return Text(name, whole, language or None)
+
+
+def _judgements(path: Path) -> Judgements:
+    """TREC's `query 0 text grade`, or BEIR's `query text grade` with or without its head. Raises Trouble."""
+    found: Judgements = {}
+    for number, (where, line) in enumerate(_lines(path)):
+        cells = line.split("\t") if "\t" in line else line.split()
+        if len(cells) not in (3, 4):
+            raise Trouble(f"{where} has {len(cells)} columns: expected 'query 0 text grade' or 'query text grade'")
+        query, text, grade = cells[0].strip(), cells[-2].strip(), cells[-1].strip()
+        if number == 0 and len(cells) == 3 and not _integer(grade):
+            continue  # BEIR's head
+        if not _integer(grade):
+            raise Trouble(f"{where}: the grade '{grade}' is no integer")
+        if text in found.setdefault(query, {}):
+            raise Trouble(f"{where}: the text '{text}' was judged for the query '{query}' before")
+        found[query][text] = int(grade)
+    if not found:
+        raise Trouble(f"{path} has no judgements")
+    return found
+
+
+def _integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _known(path: Path, what: str, named: Collection[str], there: Collection[str], file: Path) -> None:
+    strange = sorted(name for name in named if name not in there)
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise Trouble(f"{path} judges a {what} that {file} does not have: {', '.join(strange[:3])}{more}")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Those that are not blank, and where each is. Raises Trouble."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}, line {number}", line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise Trouble(f"{path} is not UTF-8") from error
+    except OSError as error:
+        raise Trouble(f"cannot read {path}: {error.strerror}") from error
+
+
+def by_language(queries: list[Text]) -> dict[str, list[str]]:
+    """The ids of queries by their language, where any says one; those that don't are `not stated`."""
+    if not any(query.language for query in queries):
+        return {}
+    found: dict[str, list[str]] = {}
+    for query in queries:
+        found.setdefault(query.language or "not stated", []).append(query.id)
+    return dict(sorted(found.items()))

@@ -1,0 +1,260 @@
+"""`nightmill explain JOB`: why it waits, why it failed, and what became of its lines, with examples."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.client.joining import Row, answer_of, error_of
+from cli.errors import Trouble
+from cli.options import ApiKey, DataDir, Url
+from cli.terminal import say
+
+if TYPE_CHECKING:
+    from cli.client.progress import Snapshot
+    from cli.client.server import Server
+
+_Finding = Callable[[Iterable[bytes], Mapping[str, int]], dict[str, list[str]]]
+
+_WAITS = {
+    "waiting for model": "no live worker serves {model}; `nightmill workers` shows what each serves",
+    "waiting for job": "these jobs have to complete first, see `nightmill graph`",
+    "waiting for pause": "its queue, model or project is paused; `nightmill workers` shows what is",
+    "waiting for time": "it was submitted to begin later",
+    "waiting for vectors": "the vector database cannot be reached; what is embedded is written when it is back",
+    "waiting for disk": "there is too little free space for results; it goes on when there is more",
+}
+
+
+def explain(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say why a job waits or failed, and group its lines by what became of them, with examples.
+
+    What holds it up is known where the deployment's database is: on its host, or with its settings.
+    """
+    from cli.client.progress import Snapshot
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        shown = server.get(f"/jobs/{job}")
+        found = Snapshot.of(shown)
+        left, why = _left_alone(found, data_dir), _held_up(server.url, found, data_dir)
+        standing = (*_standing(found), *_waits_for(server, found))
+        told = (*standing, *left, *why, *_rejected(found), *_answered(server, found), *_failed(server, found))
+        for line in told:
+            say(line)
+
+
+def _standing(job: "Snapshot") -> Iterator[str]:
+    yield f"{job.id} ({job.kind}, {job.model or 'no model yet'}): {job.standing}, {job.done} of {job.total or '?'} done"
+    if job.waiting_for in _WAITS:
+        yield f"  it waits: {_WAITS[job.waiting_for].format(model=job.model or 'its model')}"
+    if job.pace:
+        yield f"  it makes {job.pace}"
+
+
+def _waits_for(server: "Server", job: "Snapshot") -> Iterator[str]:
+    """The jobs that have to complete before this one begins."""
+    if job.waiting_for == "waiting for job":
+        from cli.commands.graph import unfinished
+
+        yield from (f"      {line}" for line in unfinished(server.get(f"/jobs/{job.id}/graph")))
+
+
+def _held_up(url: str, job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
+    """Why nobody has taken up what neither runs nor says what it waits for."""
+    if job.ended or job.waiting_for or job.pace:
+        return
+    from cli.doctor import standstill
+
+    yield from (f"  {one}" for one in standstill.told(url, job, data_dir))
+
+
+def _left_alone(job: "Snapshot", data_dir: Path | None) -> Iterator[str]:
+    """Whether its model's engine died too often; its log is the operator's, so only its database tells."""
+    if job.waiting_for != "waiting for model":
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from cli.up.effective import opened, running
+    from jobs.fleet import quarantine
+    from jobs.fleet.models_file import ModelsFileError, Registry
+    from jobs.ledger.tables import Job
+
+    with suppress(Trouble, ModelsFileError, SQLAlchemyError), opened(data_dir) as db, db.read() as session:
+        if session.get(Job, job.id) is None:
+            return
+        aliases = Registry.load(running(data_dir)).aliases
+        for row in quarantine.listed(session, aliases.get(job.model, job.model)):
+            yield from (f"  {line}" for line in quarantine.told(row))
+            yield f"  to mend it: correct what its log says, then `nightmill resume model {row.model}`"
+
+
+def _rejected(job: "Snapshot") -> Iterator[str]:
+    """What was wrong with the input, by code."""
+    from cli.client.progress import fault
+
+    groups: dict[str, list[Any]] = {}
+    for error in job.errors:
+        groups.setdefault(str(error.get("code")), []).append(error)
+    for code, errors in groups.items():
+        yield f"  {len(errors)} x {code}"
+        yield from (f"      {fault(error)}" for error in errors[:EXAMPLES])
+
+
+def _answered(server: "Server", job: "Snapshot") -> Iterator[str]:
+    """How the answers ended, and a few of those that did not by themselves, or say nothing."""
+
+    reasons, empty = job.outcomes.get("finish_reasons", {}), job.outcomes.get("empty", 0)
+    wanted = {reason: count for reason, count in reasons.items() if reason != "stop"}
+    wanted |= {EMPTY: empty} if empty else {}
+    found = _examples(server, job, job.output_file_id, answered, wanted)
+    if reasons:
+        yield "  answers ended by " + ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
+    yield from (f"      {name}: {one}" for name, some in found.items() if name != EMPTY for one in some)
+    if empty:
+        yield f"  {empty} of the answers are empty"
+        if ids := found.get(EMPTY):
+            yield f"      {', '.join(ids)}"
+    if reasons.get("length"):
+        yield "  those that ended by length were cut off: ask for more tokens, or `nightmill retry` with --override"
+
+
+def _failed(server: "Server", job: "Snapshot") -> Iterator[str]:
+    """The failed lines by code, as many as there are and a few of them."""
+    errors = job.outcomes.get("errors", {})
+    if not errors:
+        return
+
+    if job.vector_store_id:
+        found = _files(server, job, errors)
+    else:
+        found = _examples(server, job, job.error_file_id, failed, errors)
+    for code, count in sorted(errors.items(), key=lambda pair: -pair[1]):
+        yield f"  {count} x {code}"
+        yield from (f"      {text}" for text in found.get(code, ()))
+    if job.ended:
+        yield f"  `nightmill retry {job.id}` runs these again as a new job"
+
+
+def _examples(
+    server: "Server", job: "Snapshot", file_id: str | None, finding: _Finding, wanted: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """Of a job's lines, those of `wanted`: from its file, or of one that has none yet from what is finished."""
+    if not wanted:
+        return {}
+    try:
+        with server.content(file_id) if file_id else server.finished(job.id) as lines:
+            return finding(lines, wanted)
+    except Trouble:  # the file was removed, or is no longer kept: the counts stand without examples
+        return {}
+
+
+def _files(server: "Server", job: "Snapshot", wanted: Iterable[str]) -> dict[str, list[str]]:
+    """Of files that were to come into a vector store, what is said of those that did not."""
+
+    found: dict[str, list[str]] = {code: [] for code in wanted}
+    store = f"/vector_stores/{job.vector_store_id}"
+    files = f"{store}/indexes/{job.vector_store_index_id}/files"
+    if job.id.startswith("vsfb_"):
+        files = f"{store}/file_batches/{job.id}/files"
+    try:
+        page = server.get(f"{files}?filter=failed&limit=100")
+    except Trouble:  # the store is gone
+        return found
+    for file in page["data"]:
+        error = file["last_error"] or {}
+        if len(found.get(error.get("code", ""), range(EXAMPLES))) < EXAMPLES:
+            found[error["code"]].append(f"{file['id']}: {short(error['message'])}")
+    return found
+
+
+EXAMPLES = 3
+EMPTY = "empty"
+
+_WIDTH = 100  # characters of a message that are shown
+_RESPONSES = {"completed": "stop", "max_output_tokens": "length"}
+
+
+def answered(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:
+    """How answers begin, by finish reason and EMPTY. `wanted`: how many lines of each there are."""
+
+    def told(result: Row) -> Iterator[tuple[str, str]]:
+        for word in outcomes_of(result):
+            said = answer_of("", result["response"]["body"])
+            text = short(said) if isinstance(said, str) and word != EMPTY else ""
+            yield word, f"{short(result['custom_id'])}: {text}" if text else short(result["custom_id"])
+
+    return _found(lines, wanted, told)
+
+
+def failed(lines: Iterable[bytes], wanted: Mapping[str, int]) -> dict[str, list[str]]:
+    """What was said of lines that failed, by code."""
+
+    def told(result: Row) -> Iterator[tuple[str, str]]:
+        code, message = error_of(result)
+        if code:
+            yield code, f"{result['custom_id']}: {short(message)}"
+
+    return _found(lines, wanted, told)
+
+
+def outcomes_of(result: Row) -> set[str]:
+    """The finish reasons of one line, and EMPTY where it says nothing, as the workers count them."""
+    body = (result["response"] or {}).get("body")
+    if error_of(result)[0] or not isinstance(body, dict):
+        return set()
+    if isinstance(body.get("choices"), list):
+        words = {choice.get("finish_reason") for choice in body["choices"]}
+        empty = not any(map(_says_something, body["choices"]))
+    elif body.get("status"):
+        why = (body.get("incomplete_details") or {}).get("reason") or body["status"]
+        words = {_RESPONSES.get(why, why)}
+        empty = not any(map(_holds_something, body.get("output") or ()))
+    else:
+        return set()
+    return words - {None} | ({EMPTY} if empty else set())
+
+
+def short(message: str | None) -> str:
+    """One line of at most 100 characters, all of which show: a terminal obeys others."""
+    text = " ".join("".join(one if one.isprintable() else " " for one in message or "").split())
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+def _found(
+    lines: Iterable[bytes], wanted: Mapping[str, int], told: Callable[[Row], Iterable[tuple[str, str]]]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {name: [] for name in wanted}
+    for line in lines:
+        for name, text in told(json.loads(line)):
+            if len(found.get(name, range(EXAMPLES))) < EXAMPLES:
+                found[name].append(text)
+        if all(len(some) >= min(EXAMPLES, wanted[name]) for name, some in found.items()):
+            break
+    return found
+
+
+def _says_something(choice: Mapping[str, Any]) -> bool:
+    message = choice.get("message")
+    if message is None:
+        return _filled(choice.get("text"))
+    said = ("tool_calls", "function_call", "refusal")
+    return _filled(message.get("content")) or any(message.get(name) for name in said)
+
+
+def _holds_something(output: Mapping[str, Any]) -> bool:
+    if output.get("type") == "message":
+        return any(_filled(part.get("text")) or part.get("refusal") for part in output.get("content") or ())
+    return output.get("type") != "reasoning"
+
+
+def _filled(text: Any) -> bool:
+    return bool(text.strip()) if isinstance(text, str) else bool(text)

@@ -1,0 +1,67 @@
+"""`nightmill graph JOB`: the jobs that a job waits for and those that wait for it, each as an indented tree."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import ApiKey, DataDir, Url
+from cli.terminal import say
+
+
+def graph(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Draw what a job waits for and what waits for it, link by link, with the state of each."""
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        shown = server.get(f"/jobs/{job}/graph")
+    for line in drawn(shown):
+        say(line)
+
+
+def drawn(shown: Mapping[str, Any]) -> Iterator[str]:
+    """Return the lines of a graph as `GET /v1/jobs/{id}/graph` shows it."""
+    jobs = {job["id"]: job for job in shown["jobs"]}
+    after: dict[str, list[str]] = {job_id: job["after"] for job_id, job in jobs.items()}
+    before: dict[str, list[str]] = {job_id: [] for job_id in jobs}
+    for job_id, predecessors in after.items():
+        for predecessor in predecessors:
+            before[predecessor].append(job_id)
+    root = shown["job_id"]
+    yield _described(jobs[root])
+    for title, edges in (("waits for", after), ("is waited for by", before)):
+        yield f"  {title}" if edges[root] else f"  {title}: no job"
+        yield from _tree(root, jobs, edges)
+    if shown["truncated"]:
+        yield "  and more, which are not shown"
+
+
+def unfinished(shown: Mapping[str, Any]) -> Iterator[str]:
+    """Return a line for each predecessor that has not completed."""
+    jobs = {job["id"]: job for job in shown["jobs"]}
+    for predecessor in jobs[shown["job_id"]]["after"]:
+        if jobs[predecessor]["state"] != "succeeded":
+            yield _described(jobs[predecessor])
+
+
+def _tree(root: str, jobs: Mapping[str, Any], edges: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Each job once with what follows it; where it is met again, without."""
+    seen = set[str]()
+    waiting = [(job_id, 2) for job_id in reversed(edges[root])]
+    while waiting:
+        job_id, depth = waiting.pop()
+        again = job_id in seen and bool(edges[job_id])
+        yield f"{'  ' * depth}{_described(jobs[job_id])}{' (see above)' if again else ''}"
+        if not again:
+            waiting += [(next_id, depth + 1) for next_id in reversed(edges[job_id])]
+        seen.add(job_id)
+
+
+def _described(job: Mapping[str, Any]) -> str:
+    waits = f", {job['waiting_for'].replace('_', ' ')}" if job["waiting_for"] else ""
+    return f"{job['id']} ({job['kind']}): {job['state']}{waits}"

@@ -1,0 +1,270 @@
+"""`nightmill indexes`: a second index of a vector store, built, compared with the one in use, switched to and back."""
+
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.errors import Trouble
+from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.terminal import say, show_json, show_table
+
+if TYPE_CHECKING:
+    from cli.client.server import Server
+
+_MOST = 100
+_LOOK_SECONDS = 1.0
+_FACTS = ("index", "status", "model", "dimensions", "chunks")
+_MARKS = ("recall", "ndcg", "mrr")
+#: Up to 100 queries, each asked of both indexes, one after the other.
+_COMPARE_TIMEOUT = 1800.0
+
+app = typer.Typer(help="Build a second index of a vector store, compare it and switch to it.", no_args_is_help=True)
+Store = Annotated[str, typer.Argument(metavar="STORE", help="The vector store's id.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The index's id, as `nightmill indexes list` shows it.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow it to its end. Exit code 1 if it lacks files then.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Switch also if it lacks files.")]
+
+
+@app.command("list")
+def list_(
+    store: Store, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """Show the indexes of a vector store, the one in use among them."""
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        found = server.pages(_path(store), {}, _MOST)
+    if as_json:
+        show_json(found)
+        return
+    rows = [(*_known(one), _files(one), str(one["missing"])) for one in found]
+    show_table((*_FACTS, "files", "missing"), rows)
+
+
+@app.command()
+def create(
+    store: Store,
+    model: Annotated[str | None, typer.Option(help="The embedding model; without it the one in use.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="How long the vectors are.")] = None,
+    chunking: Annotated[
+        str | None, typer.Option(help="How files are cut: auto, or a chunking_strategy as JSON. Else as they were.")
+    ] = None,
+    wait: Wait = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Build an index that differs, of all files of a store. Searches go on to read the one in use."""
+    from cli.client.server import connect
+
+    given = {
+        "embedding_model": model,
+        "embedding_dimensions": dimensions,
+        "chunking_strategy": None if chunking is None else _chunking(chunking),
+    }
+    body = {name: value for name, value in given.items() if value is not None}
+    with connect(url, api_key, data_dir) as server:
+        made = server.post(_path(store), body)
+        say(made["id"])
+        if wait:
+            _follow(server, made)
+
+
+@app.command()
+def compare(
+    store: Store,
+    index: Id,
+    queries: Annotated[list[str] | None, typer.Argument(metavar="[QUERY...]", help="What is searched for.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help='Queries, one a line; or, with the files to be found: {"query": …, "relevant": ["file-…"]}.'),
+    ] = None,
+    results: Annotated[int, typer.Option("--results", min=1, max=50, help="How many files of each query.")] = 10,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Ask the index in use and another the same queries: how good, how alike and how fast they are."""
+    from cli.client.server import connect
+
+    asked = [*(queries or ()), *(_read(file) if file else ())]
+    if not asked:
+        raise Trouble("there is no query: name some, or a file of them with --file")
+    body = {"queries": asked, "max_num_results": results}
+    with connect(url, api_key, data_dir) as server:
+        report = server.post(f"{_path(store)}/{index}/compare", body, timeout=_COMPARE_TIMEOUT)
+        known = {one["id"]: one for one in server.pages(_path(store), {}, _MOST)}
+    if as_json:
+        show_json(report)
+        return
+    _report(report, known, store)
+
+
+@app.command()
+def switch(
+    store: Store,
+    index: Id,
+    allow_missing: AllowMissing = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Have searches read this index from now on."""
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        _switch(server, store, index, allow_missing=allow_missing)
+
+
+@app.command()
+def back(
+    store: Store,
+    allow_missing: AllowMissing = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Have searches read the index again that was in use before."""
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        before = _before(server.pages(_path(store), {}, _MOST))
+        _switch(server, store, before, allow_missing=allow_missing)
+
+
+@app.command()
+def sync(
+    store: Store, index: Id, wait: Wait = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None
+) -> None:
+    """Bring into an index what it lacks: what failed in it, or was cancelled."""
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        found = server.post(f"{_path(store)}/{index}/sync")
+        busy = found["file_counts"]["in_progress"]
+        follows = f"; nightmill watch {found['job_id']} follows it" if busy and found["job_id"] else ""
+        say(f"{found['id']} {found['status']}, {_lacks(found)}{follows}")
+        if wait:
+            _follow(server, found)
+
+
+@app.command()
+def remove(store: Store, index: Id, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+    """Remove an index that is not in use, with all that was embedded for it."""
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        server.delete(f"{_path(store)}/{index}")
+    say(f"{index} removed")
+
+
+def _path(store: str) -> str:
+    return f"/vector_stores/{store}/indexes"
+
+
+def _chunking(text: str) -> dict[str, Any]:
+    """What a create takes. The server says what is wrong with it."""
+    if not text.lstrip().startswith("{"):
+        return {"type": text}
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Trouble(f"--chunking is not valid JSON: {error}") from error
+    return found
+
+
+def _read(path: Path) -> list[Any]:
+    """A line that begins with a brace is JSON, any other a query as it stands. Raises Trouble."""
+    found = []
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise Trouble(f"{path} is not UTF-8") from error
+    for number, line in enumerate(map(str.strip, lines), 1):
+        try:
+            if line:
+                found.append(json.loads(line) if line.startswith("{") else line)
+        except (ValueError, RecursionError) as error:
+            raise Trouble(f"{path}, line {number} is not valid JSON") from error
+    return found
+
+
+def _follow(server: "Server", index: dict[str, Any]) -> None:
+    """Until nothing comes into it any more: more than one job may fill it. Raises Trouble where it lacks files then."""
+    from cli.commands.jobs import watched
+
+    followed = None
+    while index["file_counts"]["in_progress"] or index["status"] == "building":
+        if index["job_id"] not in (None, followed):
+            followed = index["job_id"]
+            watched(server, followed, None)
+        else:
+            threading.Event().wait(_LOOK_SECONDS)
+        index = server.get(f"{_path(index['vector_store_id'])}/{index['id']}")
+    if index["missing"]:
+        raise Trouble(f"{index['id']} {_lacks(index)}; `nightmill explain {index['job_id']}` says why")
+    say(f"{index['id']} {index['status']}", err=True)
+
+
+def _switch(server: "Server", store: str, index: str, *, allow_missing: bool) -> None:
+    found = server.post(f"{_path(store)}/{index}/switch", {"allow_missing": allow_missing})
+    lacks = f", {_lacks(found)}" if found["missing"] else ""
+    say(f"{found['id']} {found['status']}{lacks}; nightmill indexes back {store} undoes it")
+
+
+def _before(indexes: list[dict[str, Any]]) -> str:
+    """The index that was replaced last. Raises Trouble where that is none, or nobody can tell which."""
+    replaced = sorted((one["replaced_at"], one["id"]) for one in indexes if one["status"] == "previous")
+    if not replaced:
+        raise Trouble("there is no index to go back to: none was in use before, or it was removed")
+    last = [name for moment, name in replaced if moment == replaced[-1][0]]
+    if len(last) > 1:
+        raise Trouble(f"{' and '.join(last)} were replaced in the same second: switch to one of them")
+    return str(last[0])
+
+
+def _lacks(told: dict[str, Any]) -> str:
+    count = told["missing"]
+    return f"lacks {count or 'no'} file{'' if count == 1 else 's'}"
+
+
+def _files(index: dict[str, Any]) -> str:
+    counts = index["file_counts"]
+    told = [f"{counts[name]} {name.replace('_', ' ')}" for name in ("in_progress", "failed", "cancelled")
+            if counts[name]]  # fmt: skip
+    return ", ".join([str(counts["completed"]), *told])
+
+
+def _known(index: dict[str, Any]) -> tuple[str, ...]:
+    chunking = index["chunking_strategy"]
+    sizes = chunking.get(chunking["type"], {})
+    cut = [str(sizes[name]) for name in ("max_chunk_size_tokens", "chunk_overlap_tokens") if name in sizes]
+    words = " ".join([chunking["type"], "/".join(cut)]).strip()
+    return index["id"], index["status"], index["embedding_model"], str(index["embedding_dimensions"] or "-"), words
+
+
+def _report(report: dict[str, Any], known: dict[str, dict[str, Any]], store: str) -> None:
+    """The figures of both indexes, and how alike their answers are."""
+    summary = report["summary"]
+    k, asked = report["max_num_results"], len(report["data"])
+    judged = sum(one["active"]["recall"] is not None for one in report["data"])
+    rows = []
+    for side in (summary["active"], summary["candidate"]):
+        index = known.get(side["index_id"])
+        facts = _known(index) if index else (side["index_id"], "removed", "-", "-", "-")
+        rows.append((*facts, *(_figure(side[name]) for name in _MARKS), f"{side['latency_ms']:.1f}"))
+    marks = (f"recall@{k}", f"nDCG@{k}", f"MRR@{k}")
+    show_table((*_FACTS, *marks, "median ms"), rows)
+    alike = f"overlap {summary['overlap']:.4f}, rank correlation {_figure(summary['rank_correlation'])}"
+    say(f"{alike}; {asked} quer{'y' if asked == 1 else 'ies'}, {judged} of them judged")
+    if report["missing"]:
+        candidate = summary["candidate"]["index_id"]
+        say(f"{candidate} {_lacks(report)}; nightmill indexes sync {store} {candidate} brings them in")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,159 @@
+"""`nightmill jobs`, `cancel`, `retry`, `watch`: what the server has to do, how a job goes on, and how it ended."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.client.progress import Snapshot, doubts, duration, fault
+from cli.client.server import Server
+from cli.errors import Trouble
+from cli.options import ApiKey, AsJson, DataDir, Url
+from cli.output_files import replaced
+from cli.terminal import say, show_json, show_table
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")]
+
+
+def jobs(
+    kind: Annotated[str, typer.Option(help="Only this kind, such as generation or embedding.")] = "",
+    state: Annotated[str, typer.Option(help="Only those in this state, such as running or failed.")] = "",
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only those noted with this; any number of times.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the jobs of your project, the newest first."""
+    from cli.client.server import connect
+    from cli.client.submission import parse_metadata
+
+    query = {name: value for name, value in (("kind", kind), ("state", state)) if value}
+    query |= {f"metadata[{name}]": value for name, value in parse_metadata(metadata or []).items()}
+    with connect(url, api_key, data_dir) as server:
+        found = server.pages("/jobs", query, limit)
+    if as_json:
+        show_json(found)
+    else:
+        _table(found)
+
+
+def _table(found: list[dict[str, Any]]) -> None:
+    rows = []
+    for job in map(Snapshot.of, found):
+        done = f"{job.done} of {job.total}" if job.total else "-"
+        age = duration(time.time() - job.created_at)
+        rows.append((job.id, job.kind, job.model, job.standing, done, job.failed, age))
+    show_table(("job", "kind", "model", "state", "done", "failed", "age"), rows)
+
+
+def cancel(job: JobId, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = None) -> None:
+    """Stop a job; what is finished stays and can be downloaded."""
+    from cli.client.server import connect
+
+    with connect(url, api_key, data_dir) as server:
+        found = Snapshot.of(server.post(f"/jobs/{job}/cancel"))
+    say(f"{found.id} {found.state}")
+
+
+def retry(
+    job: JobId,
+    override: Annotated[
+        str, typer.Option(metavar="JSON", help="Laid over each request's body, such as '{\"max_tokens\": 64}'.")
+    ] = "",
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run what failed or is missing in an ended job as a new job, and print its id."""
+    from cli.client.server import connect
+
+    try:
+        overrides: Any = json.loads(override) if override else {}
+    except ValueError as error:
+        raise Trouble(f"--override is no JSON: {error}") from error
+    if not isinstance(overrides, dict):
+        raise Trouble("--override is no JSON object")
+    with connect(url, api_key, data_dir) as server:
+        say(server.post(f"/jobs/{job}/retry", {"overrides": overrides} if overrides else {})["id"])
+
+
+if TYPE_CHECKING:
+    from cli.client.server import Server
+
+_INTERRUPTED = 130
+
+
+def watch(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `nightmill jobs` shows it.")],
+    output: Annotated[Path | None, typer.Option(help="Write the answers here when it ends; errors beside it.")] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Watch a job until it ends. Ctrl-C stops watching, not the job. Exit code 1 if it did not succeed."""
+    from cli.client.server import connect
+    from cli.client.submission import output_paths
+    from cli.output_files import require_writable
+
+    if output:
+        require_writable(output)
+    with connect(url, api_key, data_dir) as server:
+        watched(server, job, output_paths(Path(job), output) if output else None)
+
+
+def watched(server: "Server", job_id: str, paths: tuple[Path, Path] | None) -> None:
+    """Follow a job, tell its end, and fetch its files if there is a place for them."""
+    from cli.client.progress import follow
+
+    try:
+        job = follow(server, job_id)
+    except KeyboardInterrupt:
+        say("", err=True)
+        say(f"{job_id} goes on: `nightmill watch {job_id}`, `nightmill cancel {job_id}`", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    tell(job)
+    if paths:
+        fetch(server, job, *paths)
+    require_success(job)
+
+
+_SHOWN = 10
+
+
+def tell(job: Snapshot) -> None:
+    """Say on standard error what came of it."""
+    thought = f", {job.reasoning_tokens} of them reasoning" if job.reasoning_tokens else ""
+    tokens = f"{job.input_tokens} tokens in, {job.output_tokens} out{thought}"
+    say(f"{job.id} {job.state}: {job.completed} completed, {job.failed} failed of {job.total}; {tokens}", err=True)
+    for doubt in doubts(job.outcomes):
+        say(f"  {doubt}", err=True)
+    for error in job.errors[:_SHOWN]:
+        say(f"  {fault(error)}", err=True)
+    if len(job.errors) > _SHOWN:
+        say(f"  and {len(job.errors) - _SHOWN} more errors", err=True)
+
+
+def fetch(server: Server, job: Snapshot, answers: Path, errors: Path) -> None:
+    """Download what the job has made. A job that was cut short has files too.
+
+    Where it has none, one that an earlier job left there goes, lest it be taken for this one's.
+    """
+    for file_id, path, what in ((job.output_file_id, answers, "answers"), (job.error_file_id, errors, "errors")):
+        if file_id:
+            server.download(file_id, path)
+            say(f"{what}: {path}", err=True)
+        elif path.is_file() and replaced(path):
+            path.resolve().unlink()
+            say(f"{what}: none; removed what was in {path}", err=True)
+
+
+def require_success(job: Snapshot) -> None:
+    """Raises Trouble for a job that did not succeed, so that the exit code says so."""
+    if job.state != "succeeded":
+        raise Trouble(f"{job.id} {job.state}")

@@ -1,0 +1,282 @@
+"""`nightmill models`: which models this deployment serves, and from where; changes to its models file."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from cli.errors import Trouble
+from cli.options import AsJson, DataDir
+from cli.terminal import say, show_json, show_table
+from jobs.fleet.models_file import NO_YAML, PACKAGED_FILE, ModelsFileError, Registry
+from jobs.requests.endpoints import EMBEDDINGS
+
+if TYPE_CHECKING:
+    from jobs.fleet.models_file import Model
+    from jobs.fleet.tables import Model as Shown
+
+app = typer.Typer(help="List, add, fetch and remove models. They stand in a models.yaml.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What clients write in `model`.")]
+
+
+@app.command("list")
+def list_(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the models, where they come from, and how many workers serve each now."""
+    from sqlalchemy import select
+
+    from cli.up.effective import opened, running
+    from jobs.fleet import workers as fleet
+    from jobs.fleet.models_file import Registry
+    from jobs.fleet.tables import Model as Shown
+
+    config = running(data_dir)
+    registry = Registry.load(config)
+    rows = [_row(model) for model in registry.models.values()]
+    workers = []
+    if (config.data_dir / "nightmill.db").exists() or config.database_url:
+        with opened(data_dir) as db, db.read() as session:
+            workers = [(worker.queues, worker.models) for worker in fleet.alive(session)]
+            shown = session.scalars(select(Shown).order_by(Shown.id)).all()
+        rows += [_of_endpoint(model) for model in shown if registry.resolve(model.id) is None]
+    for row in rows:
+        row["workers"] = sum(row["queue"] in queues and row["name"] in names for queues, names in workers)
+    if as_json:
+        show_json({"file": str(registry.file), "models": rows})
+        return
+    prompts = any(_shown(row) for row in rows)
+    names = ("model", "engine", "source", "queue", "workers", "aliases")
+    cells = []
+    for row in rows:
+        facts = (row["name"], row["engine"], row["source"], row["queue"], row["workers"], " ".join(row["aliases"]))
+        cells.append((*facts, *([_shown(row)] if prompts else [])))
+    show_table((*names, *(["prompts: query / passage"] if prompts else [])), cells)
+    say(f"file: {registry.file}")
+
+
+@app.command()
+def add(
+    name: Name,
+    path: Annotated[Path | None, typer.Option(help="A local folder with the model.")] = None,
+    repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="A repository of the Hugging Face hub.")] = "",
+    revision: Annotated[str, typer.Option(help="Its commit; else the newest, which is then pinned.")] = "",
+    url: Annotated[list[str] | None, typer.Option(help="An OpenAI-compatible server; any number of times.")] = None,
+    upstream: Annotated[str, typer.Option(help="What these servers call it, if not NAME.")] = "",
+    api_key_env: Annotated[str, typer.Option(help="The environment variable with their key.")] = "",
+    engine: Annotated[str, typer.Option(help="vllm, embed, rerank or http; by default vllm, or http for URLs.")] = "",
+    queue: Annotated[str, typer.Option(help="The queue that serves it, such as gpu.large.")] = "",
+    alias: Annotated[list[str] | None, typer.Option(help="Another name for it; any number of times.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An engine argument, as models.yaml has it.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Add a model to the models file.
+
+    What runs sees it within seconds: a server (--url) is asked at once; for a model in process the worker of its queue
+    gives back what it does and is started again by its supervisor. A queue of its own needs a process that serves it.
+    """
+    from cli.client.hub import newest
+    from cli.up.effective import running
+
+    config = running(data_dir)
+    source: dict[str, Any] = {}
+    if path is not None:
+        source["path"] = str(path.absolute())
+    if revision and not repo:
+        raise Trouble("--revision names a commit of a --repo")
+    if repo:
+        source |= {"repo": repo, "revision": revision or newest(repo)}
+    if url:
+        source["urls"] = url
+    source |= {key: value for key, value in (("model", upstream), ("api_key_env", api_key_env)) if value}
+    fields: dict[str, Any] = {"source": source, "engine": engine or ("http" if url else "vllm")}
+    fields |= {key: value for key, value in (("queue", queue), ("engine_args", _arguments(set_ or []))) if value}
+    if alias:
+        fields["aliases"] = alias
+    file = editable(config.models_file, config.data_dir)
+    append_model(file, name, fields)
+    say(f"{name} added to {file}")
+
+
+@app.command()
+def pull(name: Name, data_dir: DataDir = None) -> None:
+    """Fetch a hub model's files at its pinned revision. A gated one needs HF_TOKEN in the environment."""
+    from cli.client.hub import download
+    from cli.up.effective import running
+    from jobs.fleet.models_file import Registry
+
+    model = Registry.load(running(data_dir)).resolve(name)
+    if model is None:
+        raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
+    if not model.source.repo:
+        raise Trouble(f"{model.name} does not come from the hub but from {_source(model.source.model_dump())}")
+    say(download(model.source.repo, str(model.source.revision)))
+
+
+@app.command()
+def remove(name: Name, data_dir: DataDir = None) -> None:
+    """Take a model out of the models file. Its files stay where they are."""
+    from cli.up.effective import running
+
+    config = running(data_dir)
+    file = editable(config.models_file, config.data_dir)
+    cut_model(file, name)
+    say(f"{name} removed from {file}")
+
+
+def _row(model: "Model") -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "engine": model.engine.value,
+        "source": _source(model.source.model_dump(exclude_none=True)),
+        "queue": model.queue,
+        "external": model.external,
+        "aliases": list(model.aliases),
+        **_prompts(model),
+    }
+
+
+def _of_endpoint(model: "Shown") -> dict[str, Any]:
+    """A model that is in no file: the servers of NIGHTMILL_ENGINE_URLS have shown it, when they last answered."""
+    return {
+        "name": model.id,
+        "engine": "http",
+        "source": "NIGHTMILL_ENGINE_URLS",
+        "queue": model.queue,
+        "external": model.external,
+        "aliases": [],
+        "query_prompt": None,
+        "passage_prompt": None,
+    }
+
+
+def _prompts(model: "Model") -> dict[str, str | None]:
+    """What stands before queries and passages, of a model that embeds."""
+    from jobs.fleet.checkpoint import facts_of
+
+    if EMBEDDINGS not in model.endpoints:
+        return {"query_prompt": None, "passage_prompt": None}
+    found = facts_of(model).prompts
+    return {"query_prompt": found.query or None, "passage_prompt": found.passage or None}
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    both = (row["query_prompt"], row["passage_prompt"])
+    return " / ".join(repr(prompt or "") for prompt in both) if any(both) else ""
+
+
+def _arguments(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from jobs.fleet.models_file import NO_YAML
+
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise Trouble(f"'{pair}' is no engine argument; write it as name=value")
+        try:
+            found[name] = yaml.safe_load(value)
+        except NO_YAML:
+            raise Trouble(f"'{pair}' is no engine argument: its value is no YAML") from None
+    return found
+
+
+def _source(source: dict[str, Any]) -> str:
+    if source.get("repo"):
+        return f"{source['repo']}@{source['revision'][:12]}"
+    urls = source.get("urls") or ()
+    return str(source.get("path") or " ".join(urls) or f"packaged {source.get('packaged')}")
+
+
+def editable(config_file: str, data_dir: Path) -> Path:
+    """The file in force, copied into the data folder first when it is the packaged one."""
+    if config_file:
+        return Path(config_file).expanduser()
+    own = data_dir / PACKAGED_FILE.name
+    if not own.exists():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        _replace(own, PACKAGED_FILE.read_text(encoding="utf-8"))
+    return own
+
+
+def append_model(file: Path, name: str, fields: Mapping[str, Any]) -> None:
+    """Append a model. Raises Trouble when the name is taken or the file would not be right."""
+    text, head, models = _read(file)
+    if _place(models, name) is not None:
+        raise Trouble(f"{file} has a model '{name}' already; remove it first")
+    block = yaml.safe_dump({name: dict(fields)}, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    indented = "".join(f"  {line}\n" for line in block.splitlines())
+    if head and not models:
+        lines = text.splitlines(keepends=True)
+        lines[head.line] = _emptied(lines[head.line], head.column, "")
+        text = "".join(lines)
+    _replace(file, f"{text.rstrip()}\n\n{indented}")
+
+
+def cut_model(file: Path, name: str) -> None:
+    """Cut a model out. Raises Trouble when there is none of that name."""
+    text, head, models = _read(file)
+    place = _place(models, name)
+    if head is None or place is None:
+        raise Trouble(f"{file} has no model '{name}'")
+    lines = text.splitlines(keepends=True)
+    first, end = place
+    depth = len(lines[first]) - len(lines[first].lstrip())
+    while end > first + 1 and _between(lines[end - 1], depth):
+        end -= 1  # what stands before the next one stays
+    if len(models) == 1:
+        lines[head.line] = _emptied(lines[head.line], head.column, " {}")
+    _replace(file, "".join(lines[:first] + lines[end:]))
+
+
+def _between(line: str, depth: int) -> bool:
+    """Whether it is in no model of this depth: an empty line, or a comment that stands no deeper than their names."""
+    rest = line.lstrip()
+    return not rest or (rest.startswith("#") and len(line) - len(rest) <= depth)
+
+
+def _emptied(line: str, column: int, value: str) -> str:
+    """The line of the key `models`, which ends in this column, with another value."""
+    rest = line[column:].removeprefix(":").lstrip(" ").removeprefix("{}").rstrip()
+    return f"{line[:column]}:{value}{f'  {rest.lstrip()}' if rest.strip() else ''}\n"
+
+
+def _read(file: Path) -> tuple[str, yaml.Mark | None, list[tuple[yaml.Node, yaml.Node]]]:
+    """A file's text, where its key `models` ends, and its models: names and what they are.
+
+    Raises Trouble for what is no YAML.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except NO_YAML as error:
+        raise Trouble(f"{file}: {error}") from error
+    found = root.value if isinstance(root, yaml.MappingNode) else []
+    head, models = next(((key.end_mark, value) for key, value in found if key.value == "models"), (None, None))
+    return text, head, models.value if isinstance(models, yaml.MappingNode) else []
+
+
+def _place(models: list[tuple[yaml.Node, yaml.Node]], name: str) -> tuple[int, int] | None:
+    """The lines of a model: the first, and the one after the last."""
+    starts = [key.start_mark.line for key, _ in models]
+    for number, (key, value) in enumerate(models):
+        if key.value == name:
+            last = value.end_mark  # of a block: where the next one begins
+            return starts[number], (*starts, last.line + (last.column > 0))[number + 1]
+    return None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Check, then put in place at once."""
+    new = file.with_name(f".{file.name}.new")
+    new.write_text(text, encoding="utf-8")
+    try:
+        Registry.read(new)
+    except ModelsFileError as error:
+        new.unlink()
+        raise Trouble(str(error).replace(new.name, file.name)) from error
+    os.replace(new, file)  # noqa: PTH105 (the same)

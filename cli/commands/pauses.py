@@ -1,0 +1,224 @@
+"""`nightmill workers`, `pause`, `resume`, `drain`: what goes on, and what does not. Works on the database directly."""
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cli.errors import Trouble
+from cli.options import AsJson, DataDir
+from cli.terminal import say, show_json, show_table
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from jobs.fleet.models_file import Registry
+    from jobs.ledger.pauses import Scope
+
+_ACTOR = "operator"
+_LOOK = 0.5  # seconds
+Kind = Annotated[
+    Literal["queue", "model", "project", "worker"],
+    typer.Argument(metavar="KIND", help="One of queue, model, project, worker."),
+]
+_NAMES = "A queue such as gpu.generate, a model or its alias, a project, or a worker as `nightmill workers` has it."
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help=_NAMES, show_default=False),
+]
+
+
+def pause(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
+    """Begin nothing new there. Intake stays open, what runs goes on, nothing is lost."""
+    _set(kind, name, data_dir, on=True)
+
+
+def resume(kind: Kind, name: Name, data_dir: DataDir = None) -> None:
+    """Go on with what was paused or drained. A model whose engine died too often is built again at once, everywhere."""
+    _set(kind, name, data_dir, on=False)
+
+
+def drain(
+    kind: Kind,
+    name: Name,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for what runs.")] = 3600.0,
+    data_dir: DataDir = None,
+) -> None:
+    """Pause, and wait until nothing runs there any more: shards, clients who wait, deliveries.
+
+    Exit code 1 when something still does after the timeout.
+    """
+    from cli.up.effective import opened
+    from jobs.fleet import workers as fleet
+    from jobs.ledger.pauses import Scope
+
+    scope = Scope(kind)
+    names = _set(kind, name, data_dir, on=True)
+    hearing = fleet.Hearing(scope, set(names))
+    ends = time.monotonic() + timeout
+    with opened(data_dir) as db:
+        while True:
+            with db.read() as session:
+                unheard = hearing.unheard(session)
+                claims = sum(fleet.claims_at(session, scope, one) for one in names)
+                besides = sum(fleet.besides_at(session, scope, one) for one in names)
+            if not (unheard or claims or besides):
+                say(f"{kind} {name}: nothing runs any more")
+                return
+            if time.monotonic() > ends:
+                raise Trouble(f"{kind} {name}: {_left(claims, besides, unheard)}; it stays paused")
+            threading.Event().wait(_LOOK)
+
+
+def _left(claims: int, besides: int, unheard: list[str]) -> str:
+    told = f"{claims} claims still run, and {besides} clients, deliveries or removals"
+    return f"{told}; not heard from since: {', '.join(unheard)}" if unheard else told
+
+
+def workers(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Show the live workers, everything that is paused, and the models whose engines died too often."""
+    from cli.up.effective import opened
+    from jobs.db.base import row_of
+    from jobs.fleet import quarantine
+    from jobs.fleet import workers as fleet
+    from jobs.ledger import pauses
+
+    with opened(data_dir) as db, db.read() as session:
+        off = pauses.paused(session)
+        rows = [
+            {
+                "id": worker.id,
+                "pool": worker.pool,
+                "host": worker.host,
+                "pid": worker.pid,
+                "state": "paused" if worker.id in off.of(pauses.Scope.WORKER) else worker.state,
+                "queues": worker.queues,
+                "models": worker.models,
+                "running": fleet.claims_at(session, pauses.Scope.WORKER, worker.id),
+                "besides": fleet.besides_at(session, pauses.Scope.WORKER, worker.id),
+                "slots": worker.slots,
+                "engine_restarts": worker.restarts,
+            }
+            for worker in fleet.everyone(session)
+        ]
+        held = [
+            {"kind": row.scope, "name": _shown(session, row.scope, row.name), "reason": row.reason}
+            for row in pauses.listed(session)
+        ]
+        left = [(row_of(row), quarantine.told(row)) for row in quarantine.listed(session)]
+    if as_json:
+        show_json({"workers": rows, "paused": held, "quarantined": [row for row, _ in left]})
+        return
+    _table(rows)
+    for one in held:
+        say(f"paused: {one['kind']} {one['name']}")
+        for line in (one["reason"] or "").splitlines():
+            say(f"    {line}")
+    for _, (first, *more) in left:
+        say(first)
+        for line in more:
+            say(f"    {line}")
+
+
+def _table(rows: list[dict[str, object]]) -> None:
+    cells = []
+    for row in rows:
+        queues, models = row["queues"], row["models"]
+        assert isinstance(queues, list)
+        assert isinstance(models, list)
+        busy = f"{row['running']} of {row['slots']}"
+        facts = (row["state"], busy, row["besides"], row["host"], row["pid"])
+        cells.append((row["id"], " ".join(queues), " ".join(models), *facts))
+    show_table(("worker", "queues", "models", "state", "running", "besides", "host", "pid"), cells)
+
+
+def _set(kind: str, name: str, data_dir: Path | None, *, on: bool) -> list[str]:
+    """Pause or resume, say so, and return what the name stands for."""
+    from cli.up.effective import opened
+    from jobs.fleet import quarantine
+    from jobs.ledger import pauses
+
+    scope = pauses.Scope(kind)
+    change = pauses.pause if on else pauses.resume
+    with opened(data_dir) as db, db.write() as session:
+        names = _names(session, scope, name, data_dir)
+        changed = [change(session, scope, one, actor=_ACTOR) for one in names]
+        left = sum(quarantine.release(session, one, _ACTOR) for one in names if scope is scope.MODEL and not on)
+    what = f"model {names[0]} ({name})" if scope is scope.MODEL and names[0] != name else f"{kind} {name}"
+    if left:
+        say(f"{what} is no longer quarantined")
+    elif not any(changed):
+        say(f"{what} was {'paused already' if on else 'not paused'}")
+    else:
+        say(f"{what} {'is paused' if on else 'goes on'}")
+    return names
+
+
+def _names(session: "Session", scope: "Scope", name: str, data_dir: Path | None) -> list[str]:
+    """What a name stands for: a project's id, a model and then its aliases.
+
+    Raises Trouble for one that is unknown, and ModelsFileError where only the file could tell.
+    """
+    from cli.up.effective import running
+    from jobs.fleet import workers as fleet
+    from jobs.fleet.models_file import Registry
+    from jobs.ledger import pauses
+    from jobs.ledger.pauses import Scope
+    from jobs.queues import Queue
+    from jobs.security import keys
+
+    if scope is Scope.PROJECT:
+        project = keys.find_project(session, name)
+        if project is None:
+            raise Trouble(f"there is no project '{name}'; `nightmill keys list` shows them")
+        return [project.id]
+    if scope is Scope.MODEL:
+        return _models(session, Registry.load(running(data_dir)), name)
+    workers = fleet.everyone(session)
+    known = {worker.id for worker in workers}
+    if scope is Scope.QUEUE:
+        known = {*map(str, Queue), *(queue for worker in workers for queue in worker.queues)}
+        known |= pauses.paused(session).of(scope)
+        if name not in known:  # only now: the file may be wrong, and the rest is paused whatever it says
+            known |= {model.queue for model in Registry.load(running(data_dir)).models.values()}
+    if name not in known:
+        raise Trouble(f"there is no {scope} '{name}'; there are {', '.join(sorted(known)) or 'none'}")
+    return [name]
+
+
+def _models(session: "Session", registry: "Registry", name: str) -> list[str]:
+    """A model with its aliases, by its name or one of these. Raises Trouble for one that nobody has ever heard of."""
+    shown, told = _known(session, name)
+    model = name if name in registry.models or shown else registry.aliases.get(name, name)
+    if model == name and not (name in registry.models or shown or told):
+        raise Trouble(f"there is no model '{name}'; `nightmill models list` shows them")
+    return [model, *(alias for alias, target in registry.aliases.items() if target == model)]
+
+
+def _known(session: "Session", name: str) -> tuple[bool, bool]:
+    """Whether an endpoint has shown a model; whether work, a worker, a pause or a quarantine knows its name."""
+    from sqlalchemy import select
+
+    from jobs.fleet import quarantine
+    from jobs.fleet import workers as fleet
+    from jobs.fleet.models_file import ANY_MODEL
+    from jobs.fleet.tables import Model as Shown
+    from jobs.ledger import pauses
+    from jobs.ledger.states import LIVE
+    from jobs.ledger.tables import Job
+
+    served = {model for worker in fleet.everyone(session) for model in worker.models}
+    paused = name in pauses.paused(session).of(pauses.Scope.MODEL)
+    asked = session.scalar(select(Job.id).where(Job.state.in_(LIVE), Job.model == name).limit(1)) is not None
+    told = asked or paused or not served.isdisjoint({name, ANY_MODEL}) or bool(quarantine.listed(session, name))
+    return session.get(Shown, name) is not None, told
+
+
+def _shown(session: "Session", scope: str, name: str) -> str:
+    """A project by its name."""
+    from jobs.security.tables import Project
+
+    project = session.get(Project, name) if scope == "project" else None
+    return project.name if project else name

@@ -1,0 +1,266 @@
+"""`nightmill run-batch`: the files and flags of vLLM's own batch runner, `vllm run-batch`.
+
+    attached    a deployment runs here (or --url names one): the file is one of its batches
+    private     none does: one is started for this run in a folder that goes afterwards, with one model
+                and the other flags as its engine's arguments; lines may have vLLM's own sampling fields
+
+All results stand in one file, in the input's order, as that command writes them.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.errors import Trouble
+from cli.options import DataDir
+from cli.output_files import require_writable, whole
+from cli.terminal import say
+
+if TYPE_CHECKING:
+    from cli.client.progress import Snapshot
+    from cli.client.server import Server
+    from jobs.fleet.models_file import Model, Registry
+
+_LONGEST, _USUAL = "30d", "24h"
+#: A private run has no neighbours to be fair to.
+_NO_LIMITS = {
+    "NIGHTMILL_BATCH_MAX_LINES": "100000000",
+    "NIGHTMILL_BATCH_MAX_BYTES": str(1 << 40),
+    "NIGHTMILL_FILE_MAX_BYTES": str(1 << 40),
+    "NIGHTMILL_BATCH_MAX_EMBEDDING_INPUTS": "100000000",
+    "NIGHTMILL_PROJECT_MAX_QUEUED_TOKENS": "0",
+    "NIGHTMILL_WINDOW_MIN_SECONDS": "60",
+    "NIGHTMILL_WINDOW_MAX_SECONDS": str(30 * 86_400),
+    "NIGHTMILL_MODELS_FILE": "",
+    "NIGHTMILL_ENGINE_URLS": "",
+    "NIGHTMILL_VLLM_ENABLED": "true",  # whatever a deployment beside it is told
+}
+_ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+_LINES = ("release", "web", "dispatcher", "cpu")
+
+
+def run_batch(
+    context: typer.Context,
+    input_file: Annotated[Path, typer.Option("-i", "--input-file", help="Requests, one a line, as for a batch.")],
+    output_file: Annotated[Path, typer.Option("-o", "--output-file", help="Where all results go.")],
+    model: Annotated[str, typer.Option(help="A name of the models file, a folder, or ORG/NAME of the hub.")],
+    url: Annotated[
+        str | None,
+        typer.Option(envvar="NIGHTMILL_URL", help="A deployment to use, without /v1; vLLM's --url is another thing."),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="NIGHTMILL_API_KEY",
+            show_default=False,
+            help="Your key for a deployment. Else as in run.json; an engine of this run takes none.",
+        ),
+    ] = None,
+    output_tmp_dir: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Where results lie until all are there.")
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="Time allowed: 24h, or any of 90m, 6h, 7d. Else 24h on a deployment, 30d with an engine of this run.",
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a file as `vllm run-batch` does. Other flags are vLLM's and go to an engine started for this run."""
+    from cli.client.joining import paired
+    from cli.client.submission import first_request
+
+    for path in (input_file, output_file):
+        if path.parts[:1] in (("http:",), ("https:",)):
+            raise Trouble(f"{path.parts[0]}//…: a path is taken, not a URL; fetch or send the file by another program")
+    require_writable(output_file)
+    endpoint, asked = first_request(input_file)
+    with ExitStack() as stack:
+        server, check = stack.enter_context(_server(context, model, url, api_key, data_dir))
+        if check is None and isinstance(asked, str) and asked != model:
+            raise Trouble(
+                f"{input_file}, line 1 asks for the model '{asked}', not for '{model}'; name that one instead"
+            )
+        wanted = {"endpoint": endpoint, "completion_window": window or (_LONGEST if check else _USUAL)}
+        job = _run(server, input_file, check or (lambda: None), wanted)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=output_tmp_dir)))
+        results = [_fetched(server, file_id, folder) for file_id in (job.output_file_id, job.error_file_id)]
+        opened: list[Iterable[bytes]] = [
+            stack.enter_context(path.open("rb")) if path else [] for path in (input_file, *results)
+        ]
+        with whole(output_file) as out:
+            out.writelines(line for _, line in paired(*opened))
+    say(f"{output_file}: {job.done} results, {job.failed} of them failed", err=True)
+
+
+def _run(server: "Server", input_file: Path, check: Callable[[], None], wanted: dict[str, str]) -> "Snapshot":
+    from cli.client.progress import fault, follow
+
+    file_id = server.upload(input_file)
+    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+    say(batch["id"], err=True)
+    job = follow(server, batch["id"], check)
+    for error in job.errors[:20]:
+        say(fault(error), err=True)
+    if job.state != "succeeded":
+        raise Trouble(f"{job.id} {job.state}")
+    return job
+
+
+def _fetched(server: "Server", file_id: str | None, folder: Path) -> Path | None:
+    if file_id:
+        server.download(file_id, folder / file_id)
+    return folder / file_id if file_id else None
+
+
+@contextmanager
+def _server(
+    context: typer.Context, model: str, url: str | None, api_key: str | None, data_dir: Path | None
+) -> Iterator[tuple["Server", Callable[[], None] | None]]:
+    """The deployment to use, and of one started for this run what says that it can't go on."""
+    from cli.client.server import connect
+    from cli.up.effective import effective
+    from cli.up.folder import DataFolder
+
+    flags, folder = context.args, DataFolder(effective(data_dir=data_dir).data_dir)
+    if url or folder.read_run():
+        if flags:
+            raise Trouble(f"{' '.join(flags)}: the deployment has its engines already; stop it, or leave these out")
+        with connect(url, api_key, data_dir) as server:
+            served = {one["id"] for one in server.get("/models")["data"]}
+            if model not in served:
+                raise Trouble(f"the deployment does not serve '{model}'; it serves {', '.join(sorted(served))}")
+            yield server, None
+        return
+    source = context.get_parameter_source("api_key")
+    if source is not None and source.name == "COMMANDLINE":  # one of the environment may be meant for others
+        raise Trouble(f"--api-key: nothing runs in {folder.path} that takes a key; name a deployment with --url")
+    with _private(model, flags, data_dir) as private:
+        yield private
+
+
+@contextmanager
+def _private(model: str, flags: list[str], data_dir: Path | None) -> Iterator[tuple["Server", Callable[[], None]]]:
+    """A deployment of one model, gone afterwards."""
+    import yaml
+
+    from cli.client.server import Server
+    from cli.demo import system
+    from cli.up.effective import effective
+    from cli.up.procfile import CHECKOUT
+    from jobs.fleet.models_file import Registry
+
+    if not (CHECKOUT / "Procfile").exists():  # an image, or a wheel
+        raise Trouble("an engine is started from a checkout only; name a deployment with --url and --api-key")
+    with tempfile.TemporaryDirectory(prefix="nightmill-run-batch-") as name:
+        folder = Path(name)
+        fields = _fields(Registry.load(effective(data_dir=data_dir, vllm_enabled=True)), model, flags)
+        (folder / "models.yaml").write_text(yaml.safe_dump({"models": fields}))
+        pools = (*_LINES, *("gpu" if one["engine"] == "vllm" else "embed" for one in fields.values()))
+        wanted = [line for line in (CHECKOUT / "Procfile").read_text().splitlines() if line.startswith(pools)]
+        (folder / "Procfile").write_text("\n".join(wanted) + "\n")
+        options = ["--models", str(folder / "models.yaml"), "--procfile", str(folder / "Procfile")]
+        with system.running(folder / "data", options, _NO_LIMITS) as up:
+            up.wait_until_ready()
+            say(f"started an engine for {model}; it takes requests when it has loaded", err=True)
+            with Server(up.url, up.api_key) as server:
+                yield server, up.check
+
+
+def _fields(registry: "Registry", model: str, flags: list[str]) -> dict[str, dict[str, Any]]:
+    """The models of a models file: this one, by the names that requests call it."""
+    from cli.commands.vllm_flags import engine_args, refuse
+
+    arguments = absolute(engine_args(flags))
+    refuse(arguments)
+    names = arguments.pop("served_model_name", model)
+    name, *others = map(str, names if isinstance(names, list) else [names])
+    return {name: {**_model(registry, model, arguments), "aliases": others}}
+
+
+def _model(registry: "Registry", name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a models file: one of the file in force with its own arguments below, a folder, or the hub's.
+
+    Raises Trouble where these arguments cannot be used.
+    """
+    from cli.client.hub import newest
+
+    known = registry.resolve(name)
+    if known is not None:
+        return _known(known, arguments)
+    revision = arguments.pop("revision", None)
+    if Path(name).is_dir():
+        source: dict[str, Any] = {"path": str(Path(name).absolute())}
+    else:
+        source = {"repo": name, "revision": revision or newest(name)}
+    return {"source": source, "engine": "vllm", "own_fields": True, "endpoints": _ROUTES, "engine_args": arguments}
+
+
+def _known(model: "Model", arguments: dict[str, Any]) -> dict[str, Any]:
+    from cli.commands.vllm_flags import merged
+    from jobs.fleet.models_file import EngineKind
+
+    if model.engine is EngineKind.HTTP:
+        raise Trouble(f"'{model.name}' is served by {' '.join(model.source.urls)}; start `nightmill up`, and try again")
+    if arguments and model.engine is not EngineKind.VLLM:
+        raise Trouble(f"{', '.join(arguments)}: '{model.name}' has the engine {model.engine.value}, not vLLM")
+    source = model.source.model_dump(mode="json", exclude_unset=True)
+    if model.source.repo:
+        source["revision"] = arguments.pop("revision", model.source.revision)
+    fields = model.model_dump(mode="json", include={"engine", "endpoints", "max_model_len"}, exclude_none=True)
+    own = {"own_fields": True} if model.engine is EngineKind.VLLM else {}
+    return {**fields, **own, "source": source, "engine_args": merged(model.engine_args, arguments)}
+
+
+_BARE = frozenset({
+    "allowed_local_media_path", "chat_template", "generation_config", "hf_config_path", "model", "spec_model",
+    "tokenizer",
+})  # fmt: skip
+_RESERVED = frozenset({"auto", "vllm"})  # words that `--generation-config` has for itself
+_WRITTEN = ("_dir", "_dump_path", "_save_path")  # the engine makes them where they are not there
+_NEVER = frozenset({"allowed_media_domains", "ignore_patterns", "served_model_name"})  # theirs is no path from here
+
+
+def absolute(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with the paths that are relative to this folder made absolute, those in objects too."""
+    return {name: value if name in _NEVER else _placed(name, value) for name, value in arguments.items()}
+
+
+def _placed(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _placed(key, one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_placed(name, one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("{"):
+        return _object(value)
+    return str(Path(value).absolute()) if _is_path(name, value) else value
+
+
+def _object(word: str) -> str:
+    """A word that is a JSON object stays as it was written where it has no such path."""
+    try:
+        said = json.loads(word)
+    except (ValueError, RecursionError):
+        return word
+    placed = _placed("", said)
+    return word if placed == said else json.dumps(placed)
+
+
+def _is_path(name: str, word: str) -> bool:
+    if not word or "://" in word:
+        return False
+    if name.endswith(_WRITTEN):
+        return True
+    if "/" in word or (name in _BARE and word not in _RESERVED):
+        return os.path.exists(word)  # noqa: PTH110 - a template in one line is too long a name for Path.exists
+    return bool(Path(word).suffix) and os.path.isfile(word)  # noqa: PTH113 - likewise

@@ -1,0 +1,175 @@
+"""`nightmill submit FILE`: check, upload, create, watch, download."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.client.progress import duration, fault, reasoning_of
+from cli.commands.jobs import watched
+from cli.errors import Trouble
+from cli.options import ApiKey, DataDir, Url
+from cli.terminal import say
+
+if TYPE_CHECKING:
+    from cli.client.server import Server
+
+_SHOWN = 20
+#: What would be passed over beside an option.
+_MEANINGLESS: Final = {
+    "--sample": ("--at", "--after", "--every", "--output", "--no-wait", "--no-check"),
+    "--every": ("--at", "--after", "--output"),
+    "--no-wait": ("--output",),
+}
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Requests, one a line, as OpenAI's Batch API has them.")],
+    endpoint: Annotated[str, typer.Option(help="Such as /v1/chat/completions; else the first line's url.")] = "",
+    window: Annotated[str, typer.Option(help="Time allowed: 24h, or any of 90m, 6h, 7d.")] = "24h",
+    priority: Annotated[int, typer.Option(help="Higher goes first within the project, -100 to 100.")] = 0,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Noted with the batch; any number of times.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Watch it to its end and download the results.")] = True,
+    check: Annotated[bool, typer.Option(help="Have the server check the file before anything is created.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(help="Where answers go; errors go beside it. Else beside FILE.")
+    ] = None,
+    at: Annotated[
+        str, typer.Option(metavar="TIME", help="Begin no earlier, such as 2026-12-24T18:00 (local time).")
+    ] = "",
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Begin when this job has completed; any number of times.")
+    ] = None,
+    every: Annotated[
+        str, typer.Option(metavar="CRON", help="Submit it again at these times, such as '0 3 * * *'; not now.")
+    ] = "",
+    timezone: Annotated[str, typer.Option(help="The time zone of --every; UTC unless told.")] = "",
+    sample: Annotated[
+        int, typer.Option(min=0, help="Run only so many requests, spread over the file, and say what all would take.")
+    ] = 0,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a file of requests as one batch: check, upload, create, watch, download."""
+    from cli.client.server import connect
+    from cli.client.submission import guess_endpoint, output_paths, parse_metadata, parse_time
+    from cli.output_files import require_writable
+
+    given = {"--at": at, "--after": after, "--every": every, "--timezone": timezone, "--sample": sample}
+    _check_together(given | {"--output": output, "--no-wait": not wait, "--no-check": not check})
+    wanted: dict[str, Any] = {
+        "endpoint": endpoint or guess_endpoint(file),
+        "completion_window": window,
+        "priority": priority,
+        "metadata": parse_metadata(metadata or []) or None,
+    }
+    answers, errors = output_paths(file, output)
+    if wait and not sample and not every:
+        require_writable(answers)
+    begin: dict[str, Any] = {"not_before": parse_time(at)} if at else {}
+    begin |= {"after": after} if after else {}
+    with connect(url, api_key, data_dir) as server:
+        if sample:
+            _sample(server, file, sample, wanted)
+            return
+        file_id = server.upload(file)
+        if check:
+            _check(server, file_id, wanted["endpoint"])
+        if every:
+            schedule = {"cron": every, "timezone": timezone or "UTC", "batch": {"input_file_id": file_id, **wanted}}
+            say(server.post("/schedules", schedule)["id"])
+            return
+        batch = server.post("/batches", {"input_file_id": file_id, **wanted, **begin})
+        say(batch["id"])
+        if wait:
+            watched(server, batch["id"], (answers, errors))
+
+
+def _check_together(given: Mapping[str, object]) -> None:
+    """Raises Trouble where one option would be ignored for another, or without it."""
+    for option, others in _MEANINGLESS.items():
+        for other in others:
+            if given[option] and given[other]:
+                raise Trouble(f"{other} means nothing with {option}: leave one of them out")
+    if given["--timezone"] and not given["--every"]:
+        raise Trouble("--timezone means nothing without --every: leave it out")
+
+
+def _sample(server: "Server", file: Path, count: int, wanted: dict[str, Any]) -> None:
+    """A batch of some of the lines, watched to its end; its answers stay on the server."""
+
+    with tempfile.TemporaryDirectory() as folder:
+        some = Path(folder) / f"sample-of-{file.name}"
+        total = write_sample(file, count, some)
+        file_id = server.upload(some)
+    _check(server, file_id, wanted["endpoint"])
+    batch = server.post("/batches", {"input_file_id": file_id, **wanted})
+    say(batch["id"])
+    watched(server, batch["id"], None)
+    say(extrapolate(server.get(f"/jobs/{batch['id']}"), total))
+
+
+def _check(server: "Server", file_id: str, endpoint: str) -> None:
+    """Say what the file holds. One with a line that would fail is removed again, with its errors told."""
+    found = server.post("/batches/validate", {"input_file_id": file_id, "endpoint": endpoint})
+    if found["valid"]:
+        tokens = found["estimate"]["input_tokens"]
+        eta = f", about {duration(found['eta_seconds'])}" if found["eta_seconds"] else ""
+        say(
+            f"{found['requests']} requests for {found['model']}, about {tokens} input tokens (bytes / 4){eta}", err=True
+        )
+        return
+    server.delete(f"/files/{file_id}")
+    errors = found["errors"]["data"]
+    for error in errors[:_SHOWN]:
+        say(fault(error), err=True)
+    many = f"{len(errors)} or more" if found["errors_truncated"] else str(len(errors))
+    raise Trouble(f"nothing was created; errors in the file: {many}")
+
+
+_WORTH_TELLING = 2.0  # seconds
+_BEFORE = "; before that it waited {} for its turn and its model, which comes once and not with each request"
+
+
+def write_sample(source: Path, count: int, target: Path) -> int:
+    """Write `count` lines, spread evenly over the file; returns how many lines the file has. Raises Trouble."""
+    total = sum(1 for _ in _requests(source))
+    if not total:
+        raise Trouble(f"{source} holds no requests")
+    taken = min(count, total)
+    wanted = {number * total // taken for number in range(taken)}
+    with target.open("wb") as out:
+        out.writelines(line for number, line in enumerate(_requests(source)) if number in wanted)
+    return total
+
+
+def _requests(source: Path) -> Iterator[bytes]:
+    """Lines that are not blank, each with its end."""
+    with source.open("rb") as handle:
+        for line in handle:
+            if line.strip():
+                yield line if line.endswith(b"\n") else line + b"\n"
+
+
+def extrapolate(job: Mapping[str, Any], total: int) -> str:
+    """What all lines would take, going by the job that ran some of them: the work, without what it waited for first."""
+    usage, done = job["usage"], job["progress"]["completed"] + job["progress"]["failed"]
+    if not done:
+        raise Trouble("the sample has answered nothing, which says nothing of the rest")
+    times = total / done
+    thought = round(reasoning_of(usage) * times)
+    tokens = f"{round(usage['input_tokens'] * times):,} tokens in, {round(usage['output_tokens'] * times):,} out"
+    tokens += f" ({thought:,} of them reasoning)" if thought else ""
+    failed = f", {round(job['progress']['failed'] * times):,} of them failed" if job["progress"]["failed"] else ""
+    told = f"all {total:,} requests, going by these {done}: about {tokens}{failed}"
+    worked = job.get("worked_seconds")
+    if worked is None:
+        return told
+    told += f"; {duration(worked * times)} at the sample's pace, less where the engine takes more at once"
+    waited = (job["finalizing_at"] or 0) - job["created_at"] - worked
+    return f"{told}{_BEFORE.format(duration(waited)) if waited >= _WORTH_TELLING else ''}"

@@ -1,0 +1,1 @@
+"""`nightmill doctor`: what is installed, reachable and misconfigured, and why a job stands still."""

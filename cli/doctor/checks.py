@@ -1,0 +1,30 @@
+"""What the doctor looks at, in this order. Each check takes the patient and yields what it found."""
+
+from collections.abc import Callable, Iterable
+
+from cli.doctor import installed, reachable, stored
+from cli.doctor.findings import Finding, Patient
+
+CHECKS: tuple[Callable[[Patient], Iterable[Finding]], ...] = (
+    installed.interpreter,
+    installed.packages,
+    installed.engines,
+    installed.parsers,
+    installed.models,
+    installed.embeddings,
+    stored.data_folder,
+    stored.source_folders,
+    stored.disk,
+    stored.database,
+    stored.quarantined,
+    stored.files,
+    reachable.broker,
+    reachable.streams,
+    reachable.api,
+    reachable.ports,
+    reachable.processes,
+    reachable.engine_endpoints,
+    reachable.text_images,
+)
+
+__all__ = ["CHECKS", "Patient"]

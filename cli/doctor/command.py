@@ -1,0 +1,54 @@
+"""`nightmill doctor`: what is installed, reachable and misconfigured, and how to mend it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from cli.doctor.findings import Finding, Health
+from cli.options import AsJson, DataDir
+from cli.terminal import escaped, show_json
+
+_MARKS = {Health.FINE: "[green]ok[/]    ", Health.WARNING: "[yellow]note[/]  ", Health.BROKEN: "[red]broken[/]"}
+
+
+def doctor(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Look at this installation and say what is wrong and how to mend it. Exit code 1 if something is broken."""
+    findings = list(examine(data_dir))
+    if as_json:
+        show_json([finding.described() for finding in findings])
+    else:
+        _show(findings)
+    raise typer.Exit(any(finding.health is Health.BROKEN for finding in findings))
+
+
+def examine(data_dir: Path | None) -> Iterable[Finding]:
+    """Every finding, in the order of the checks. Settings that can't be read end it at once."""
+    from cli.doctor.checks import CHECKS, Patient
+    from cli.errors import Trouble
+    from cli.up.effective import running
+    from cli.up.folder import DataFolder
+
+    try:
+        config = running(data_dir)
+    except Trouble as trouble:
+        yield Finding("settings", Health.BROKEN, str(trouble), "correct it in the environment")
+        return
+    folder = DataFolder(config.data_dir)
+    patient = Patient(config, folder, folder.read_run())
+    for check in CHECKS:
+        yield from check(patient)
+
+
+def _show(findings: list[Finding]) -> None:
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    for finding in findings:
+        first, *more = finding.told.split("\n")  # the models file may have several faults
+        console.print(f"{_MARKS[finding.health]} {escaped(finding.what)}: {escaped(first)}")
+        for line in more:
+            console.print(f"         {escaped(line)}")
+        if finding.mend:
+            console.print(f"         to mend it: {escaped(finding.mend)}")
+    broken = sum(finding.health is Health.BROKEN for finding in findings)
+    console.print(f"\n{broken} broken, {len(findings)} looked at" if broken else "\nnothing is broken")

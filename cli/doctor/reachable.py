@@ -1,0 +1,183 @@
+"""What runs and answers: the broker, the API, its ports, the supervised processes, the attached engines."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+
+from cli.doctor.findings import Finding, Patient, broken, fine, warning
+from cli.up import broker as embedded
+from cli.up import readiness
+from cli.up.readiness import answers, is_free
+from jobs.fleet.models_file import ModelsFileError, Registry
+from jobs.inference.broker_memory import FULL, Memory, read_memory
+from jobs.inference.interactive import address, redis_url
+from jobs.platform.processes import alive
+from jobs.requests.endpoints import base_of
+from jobs.settings import MB
+
+_PATIENCE = 5.0
+_START = "nightmill up"
+_MANY_RESTARTS = 5
+_NO_LIST = frozenset({404, 405, 501})  # as the HTTP engine takes them
+_TGI = "text-generation-router"
+
+
+def broker(patient: Patient) -> Iterator[Finding]:
+    url = patient.config.broker_url
+    if not url:
+        yield _embedded(patient)
+    elif url.startswith(("redis", "valkey", "unix")):
+        yield _redis("broker", url, "NIGHTMILL_BROKER_URL")
+    else:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "localhost", parts.port or 5672
+        if answers(host, port):
+            yield fine("broker", f"{parts.scheme} at {host}:{port} takes connections")
+        else:
+            yield broken("broker", f"nothing answers at {host}:{port}", "start it, or correct NIGHTMILL_BROKER_URL")
+
+
+def streams(patient: Patient) -> Iterator[Finding]:
+    """What carries the questions of waiting clients, where it is not the broker."""
+    if url := patient.config.streams_url:
+        yield _redis("waiting clients", url, "NIGHTMILL_STREAMS_URL")
+    elif not redis_url(patient.config):
+        told = "RabbitMQ does not carry their questions; chats and embeddings outside of batches answer 503"
+        yield warning("waiting clients", told, "set NIGHTMILL_STREAMS_URL to a Redis or Valkey server")
+
+
+def _embedded(patient: Patient) -> Finding:
+    path = embedded.socket_path(patient.folder.path)
+    if embedded.answers(patient.folder.path):
+        with suppress(redis.RedisError):  # it ends just now
+            if full := _full("broker", read_memory(f"unix://{path}", _PATIENCE)):
+                return full
+        return fine("broker", f"embedded, at {path}")
+    if patient.run:
+        return broken(
+            "broker", f"the embedded one does not answer at {path}", f"look at {patient.folder.logs}/broker.log"
+        )
+    return fine("broker", "embedded; it starts with `nightmill up`")
+
+
+def _redis(name: str, url: str, variable: str) -> Finding:
+    shown = urlsplit(url)._replace(netloc=urlsplit(url).hostname or "", query="").geturl()
+    try:
+        with redis.Redis.from_url(address(url), socket_timeout=_PATIENCE, socket_connect_timeout=_PATIENCE) as client:
+            client.ping()
+            policy = dict(client.config_get("maxmemory-policy")).get("maxmemory-policy")
+        memory = read_memory(address(url), _PATIENCE)
+    except (redis.RedisError, ValueError) as error:
+        return broken(name, f"{shown}: {error}", f"start it, or correct {variable}")
+    if policy != "noeviction":
+        return warning(name, f"{shown} may evict queues (maxmemory-policy {policy})", "set it to noeviction")
+    if not memory.limit:
+        told = f"{shown} has no maxmemory: interactive requests can take all memory of its host"
+        return warning(name, told, "set maxmemory, to 512mb or more")
+    return _full(name, memory) or fine(name, f"{shown} answers")
+
+
+def _full(name: str, memory: Memory) -> Finding | None:
+    """What is wrong with a server that refuses interactive requests; None where it does not."""
+    if not memory.is_full:
+        return None
+    told = f"{FULL}: {memory.used // MB} of {memory.limit // MB} MB are in use; chats and embeddings answer 503"
+    return broken(name, told, "wait some minutes until unread answers expire; if it stays so, raise maxmemory")
+
+
+def api(patient: Patient) -> Iterator[Finding]:
+    url = patient.run.get("url") or readiness.found(patient.config) or patient.config.url
+    found = readiness.look(url)
+    if found is None and not patient.run:
+        yield fine("api", f"nothing runs in {patient.folder.path}; start it with `{_START}`")
+    elif found is None:
+        yield broken("api", f"no answer at {url}", f"look at {patient.folder.logs}/web.log")
+    elif found.get("status") == "ready":
+        workers = ", ".join(f"{queue} {slots}" for queue, slots in found.get("workers", {}).items())
+        yield fine("api", f"ready at {url}; slots: {workers or 'none yet'}")
+    elif found.get("status") == FULL:
+        told = f"{url} answers chats and embeddings with 503, {FULL}; jobs go on"
+        yield warning("api", told, "see `broker` and `waiting clients` above")
+    else:
+        waiting = found.get("depth") or "none"
+        told = f"{url} says '{found.get('status', 'something else')}'; work that waits: {waiting}"
+        yield broken("api", told, f"look at the processes below and at {patient.folder.logs}")
+
+
+def ports(patient: Patient) -> Iterator[Finding]:
+    """Only while nothing runs: a running installation has its ports, also one that no `up` has started."""
+    config = patient.config
+    if patient.run or readiness.found(config):
+        return
+    for name, host, port in (("api", config.host, config.port), ("flower", config.flower_host, config.flower)):
+        if is_free(host, port):
+            yield fine(f"port of {name}", f"{host}:{port} is free")
+        else:
+            yield broken(f"port of {name}", f"{host}:{port} is in use", f"choose another: {_START} --port N")
+
+
+def processes(patient: Patient) -> Iterator[Finding]:
+    for one in patient.run.get("processes", []):
+        name, log = f"process {one['name']}", f"look at {patient.folder.logs}/{one['name']}.log"
+        if not one["pid"] or not alive(one["pid"], one["started"]):
+            told = f"does not run ({one['state']}{_ended(one)}), restarted {one['restarts']} times"
+            yield broken(name, told, log)
+        elif one["restarts"] >= _MANY_RESTARTS:
+            yield warning(name, f"runs, but was restarted {one['restarts']} times{_ended(one)}", log)
+        else:
+            yield fine(name, f"runs as {one['pid']}")
+
+
+def _ended(process: Mapping[str, Any]) -> str:
+    """How it ended last, and how long it then waits; a supervisor of an earlier version does not say it."""
+    ending = process.get("ending")
+    return f"; last: {ending}, started again after {process['delay']:g} s" if ending else ""
+
+
+def engine_endpoints(patient: Patient) -> Iterator[Finding]:
+    """Each attached server is asked for its models, where engines ask it."""
+    for url in patient.config.engine_urls:
+        name = f"engine {url}"
+        request = urllib.request.Request(f"{base_of(url)}/v1/models")  # noqa: S310 (the operator's own setting)
+        if patient.config.engine_api_key:
+            request.add_header("Authorization", f"Bearer {patient.config.engine_api_key}")
+        try:
+            with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:  # noqa: S310
+                found = [model["id"] for model in json.load(answer)["data"]]
+        except urllib.error.HTTPError as error:
+            if error.code in _NO_LIST:
+                told = f"has no list of models ({error.code}): it is asked for names that nobody else has"
+                yield warning(name, told, "name its models in models.yaml, or correct NIGHTMILL_ENGINE_URLS")
+                continue
+            yield broken(name, f"answers {error.code} to GET /v1/models", "correct NIGHTMILL_ENGINE_API_KEY or the URL")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield broken(name, f"does not answer: {error}", "start it, or correct NIGHTMILL_ENGINE_URLS")
+        else:
+            yield fine(name, f"serves {', '.join(found)}")
+
+
+def text_images(patient: Patient) -> Iterator[Finding]:
+    """Name the servers that would fetch images from URLs in a prompt's text, unless such prompts are refused."""
+    if patient.config.refuse_text_images:
+        return
+    for url in sorted(map(base_of, _servers(patient))):
+        with suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/info", timeout=_PATIENCE) as answer:  # noqa: S310
+            info = json.load(answer)
+            if isinstance(info, dict) and info.get("router") == _TGI:
+                told = "text-generation-inference fetches Markdown images of http(s) URLs from the text of prompts"
+                yield warning(f"images in text at {url}", told, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
+
+
+def _servers(patient: Patient) -> set[str]:
+    """List the URLs of the settings and of the models file."""
+    try:
+        models = Registry.load(patient.config).models.values()
+    except ModelsFileError:
+        return set(patient.config.engine_urls)  # the models' own check says so
+    return {*patient.config.engine_urls, *(url for model in models for url in model.source.urls)}

@@ -1,0 +1,199 @@
+"""Why nobody has taken up a job that does not say so itself.
+
+Where its database can be asked (on its host, or with its settings) it is, in the order in which work would pass:
+
+    owed ──▶ not paused ──▶ a live worker ──▶ a free slot ──▶ rung ──▶ claimed
+                                                               └── needs the broker, and a dispatcher that leads
+
+From elsewhere only `/readyz` can be asked, which says nothing of pauses and names no queue of any job.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from os import environ
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.client.progress import Snapshot, duration
+from cli.errors import Trouble
+from cli.up import readiness
+from cli.up.procfile import CHECKOUT
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from jobs.fleet.tables import Worker
+    from jobs.ledger.tables import Job, Outbox
+    from jobs.settings import Settings
+
+_LATE = 10.0  # seconds: an idle dispatcher looks once a second, and rings again after ten
+_SILENT = 60.0  # a worker beats many times in this
+_PATIENCE = 20.0
+_PLAN = "cpu.plan"  # where every job is planned and finished
+
+
+def told(url: str, job: Snapshot, data_dir: Path | None) -> list[str]:
+    """In whole phrases; none where there is nothing to say."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from jobs.errors import NightmillError
+
+    why = None
+    with suppress(Trouble, NightmillError, SQLAlchemyError):  # it may run elsewhere, or be of another version
+        why = here(job.id, data_dir)
+    if why is None:
+        why = from_afar(job, readiness.look(url) or {})
+    if job.queue_position is not None and (job.queue_position or not why):
+        why.append(f"{job.queue_position or 'none'} of its project's jobs before it")
+    return why
+
+
+def here(job_id: str, data_dir: Path | None) -> list[str]:
+    """By this host's database. Raises Trouble where it has none, or another deployment's."""
+    from cli.up.effective import effective, opened
+    from jobs.ledger.tables import Job
+
+    with opened(data_dir) as db, db.read() as session:
+        job = session.get(Job, job_id)
+        if job is None:
+            raise Trouble(f"there is no job {job_id} in this host's database")
+        why, is_late = _look(session, job)
+    return [*why, *_not_rung(effective(data_dir=data_dir))] if is_late else why
+
+
+def from_afar(job: Snapshot, ready: Mapping[str, Any]) -> list[str]:
+    """By what `/readyz` says, nothing if it says nothing."""
+    queue = _PLAN if job.state != "running" else ""
+    if ready.get("database", "ok") != "ok":
+        return ["the server's database is away"]
+    if queue and "workers" in ready and not ready["workers"].get(queue):
+        return [f"no live worker of {queue}"]
+    if ready.get("status") == "stuck":
+        return ["nobody takes up anything that waits: `nightmill doctor` on the server's host says why"]
+    return []
+
+
+def _look(session: "Session", job: "Job") -> tuple[list[str], bool]:
+    """What holds it up, and whether that is to be doubted: by a beat or a doorbell that is late."""
+    owed = _owed(session, job)
+    if owed is None:
+        return _in_hand(session, job)
+    if paused := _paused(session, job, owed):
+        return [paused], False
+    why, late = _overdue(owed)
+    if crowded := _crowded(session, owed):
+        return crowded[0], crowded[1] or late  # what takes a part of a slot is counted as one that is full
+    return why, late
+
+
+def _in_hand(session: "Session", job: "Job") -> tuple[list[str], bool]:
+    """Nothing is owed for it: workers have all of it. Who died while no dispatcher leads has it all the same."""
+    from sqlalchemy import select
+
+    from jobs.fleet import workers as fleet
+    from jobs.ledger.states import ShardState
+    from jobs.ledger.tables import Shard
+
+    running = select(Shard.worker_id).where(Shard.job_id == job.id, Shard.state == ShardState.RUNNING)
+    names = {job.worker_id, *session.scalars(running)} - {None}
+    if silent := _silent([one for one in fleet.everyone(session) if one.id in names]):
+        return [f"{silent[0].id} has it, and has not beaten for {_ago(silent[0].seen_at)}"], True
+    return ["a worker is at it, and nothing new has come of it yet"] if names else [], not names
+
+
+def _crowded(session: "Session", owed: "Outbox") -> tuple[list[str], bool] | None:
+    """Who takes work of that queue, if nobody can now."""
+    from jobs.fleet import workers as fleet
+    from jobs.ledger.pauses import Scope
+
+    alive = fleet.alive(session, owed.queue)
+    if not alive:
+        return [_nobody(owed.queue, [one for one in fleet.everyone(session) if owed.queue in one.queues])], False
+    slots, busy = fleet.slots(alive)[owed.queue], fleet.claims_at(session, Scope.QUEUE, owed.queue)
+    return ([f"all slots of {owed.queue} are busy ({slots})"], bool(_silent(alive))) if busy >= slots else None
+
+
+def _overdue(owed: "Outbox") -> tuple[list[str], bool]:
+    from jobs.clock import now
+    from jobs.ledger import outbox
+
+    waits = now() - owed.due_at
+    if -outbox.LONGEST_DELAY <= waits < 0:
+        return [f"it is tried again in {duration(-waits)}"], False
+    if waits < _LATE:
+        return [], False
+    if owed.rung_at is None:
+        return [f"{owed.queue} should have been rung for it {duration(waits)} ago"], True
+    return [f"{owed.queue} was rung for it {_ago(owed.rung_at)} ago, and no worker has taken it up"], True
+
+
+def _silent(workers: Sequence["Worker"]) -> list["Worker"]:
+    """Those whose beat is late. The leading dispatcher would have removed them, if the clocks agree."""
+    from jobs.clock import now
+
+    return [one for one in workers if now() - one.seen_at > _SILENT]
+
+
+def _ago(at: float) -> str:
+    from jobs.clock import now
+
+    return duration(max(now() - at, 0.0))
+
+
+def _owed(session: "Session", job: "Job") -> "Outbox | None":
+    """The oldest doorbell that its state is ready for."""
+    from sqlalchemy import select
+
+    from jobs.clock import now
+    from jobs.ledger import outbox
+    from jobs.ledger.tables import Job, Outbox
+
+    ready = select(Outbox).join(Job, Job.id == Outbox.job_id).where(Outbox.job_id == job.id, outbox.ready(now()))
+    return session.scalar(ready.order_by(Outbox.id).limit(1))
+
+
+def _paused(session: "Session", job: "Job", owed: "Outbox") -> str:
+    from jobs.ledger import pauses
+    from jobs.queues import Task
+
+    off = pauses.paused(session)
+    if owed.queue in off.of(pauses.Scope.QUEUE):
+        return f"{owed.queue} is paused; `nightmill resume queue {owed.queue}` goes on"
+    held = owed.task == Task.RUN and off.holds(job)
+    return "its queue, model or project is paused; `nightmill workers` shows what is" if held else ""
+
+
+def _nobody(queue: str, workers: Sequence["Worker"]) -> str:
+    """What is registered and takes nothing: paused, still loading, about to end."""
+    if not workers:
+        return f"no live worker of {queue}; `nightmill workers` shows who lives"
+    states = (f"{one.id} is {'paused' if one.state == 'ready' else one.state}" for one in workers)
+    return f"no worker of {queue} takes anything: {', '.join(states)}"
+
+
+def _not_rung(config: "Settings") -> Iterator[str]:
+    """The broker, and who leads. Asked last: it takes a second."""
+    from cli.doctor.findings import Health, Patient
+    from cli.doctor.reachable import broker
+    from cli.up.folder import DataFolder
+
+    folder = DataFolder(config.data_dir)
+    for found in broker(Patient(config, folder, folder.read_run())):
+        if found.health is Health.BROKEN:
+            yield f"the broker is away: {found.told}; {found.mend}"
+    if trouble := leaderless(config.data_dir):
+        yield f"{trouble}; `nightmill doctor` looks at the processes"
+
+
+def leaderless(data_dir: Path, run: Callable[..., Any] = subprocess.run) -> str:
+    """What the dispatcher's own check of health says against it."""
+    words = [sys.executable, "-m", "workers.health", "dispatcher"]
+    env = {**environ, "NIGHTMILL_DATA_DIR": str(data_dir)}
+    try:
+        done = run(words, env=env, cwd=CHECKOUT, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    said = done.stderr.strip().splitlines()
+    return said[0] if done.returncode and len(said) == 1 else ""  # more is not about the dispatcher

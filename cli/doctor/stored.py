@@ -1,0 +1,120 @@
+"""What is kept: the data folder, free space, the database and its schema, the files."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from cli.doctor.findings import Finding, Patient, broken, fine, warning
+from cli.up.effective import without_secrets
+from cli.up.procfile import CHECKOUT
+from jobs.db.engine import Database
+from jobs.errors import NightmillError
+from jobs.fleet import quarantine
+from jobs.platform.storage import open_storage
+from jobs.retrieval.source_locations import meets
+
+_RELEASE = "python -m jobs.bootstrap"
+_GB = 1 << 30
+
+
+def data_folder(patient: Patient) -> Iterator[Finding]:
+    path = patient.folder.path
+    if not path.exists():
+        yield fine("data folder", f"{path} is made at the first start")
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield broken("data folder", f"{path} can't be written", f"chown it to this user: {path}")
+    else:
+        yield fine("data folder", str(path))
+
+
+def source_folders(patient: Patient) -> Iterator[Finding]:
+    """Find the folders of NIGHTMILL_SOURCE_FOLDERS that contain one of the deployment's own, or lie in one."""
+    for name in patient.config.source_folders:
+        if meets(Path(name).resolve(), patient.config.own_folders):
+            told = "it contains or lies in a folder with keys and stored files; sources that meet that are refused"
+            yield warning(f"source folder {name}", told, "name folders beside it in NIGHTMILL_SOURCE_FOLDERS")
+        else:
+            yield fine(f"source folder {name}", "it lies apart from this deployment's own")
+
+
+def disk(patient: Patient) -> Iterator[Finding]:
+    path = next(one for one in (patient.folder.path, *patient.folder.path.parents) if one.exists())
+    stat = os.statvfs(path)
+    free = stat.f_bavail * stat.f_frsize
+    told = f"{free / _GB:.1f} GB free at {path}"
+    if free < patient.config.min_free_bytes:
+        yield broken("disk", f"{told}; below {patient.config.min_free_bytes / _GB:.1f} GB jobs wait", "make room")
+    else:
+        yield fine("disk", told)
+
+
+def database(patient: Patient) -> Iterator[Finding]:
+    url = make_url(patient.config.database)
+    shown = without_secrets(url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        yield fine("database", f"{shown} is made at the first start")
+        return
+    db = Database(patient.config.database, patience=3)
+    try:
+        with db.engine.connect() as connection:
+            found = set(MigrationContext.configure(connection).get_current_heads())
+    except SQLAlchemyError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        yield broken("database", f"{shown}: {reason}", "start it, or correct NIGHTMILL_DATABASE_URL")
+        return
+    finally:
+        db.close()
+    yield _schema(shown, found)
+
+
+def _schema(shown: str, found: set[str]) -> Finding:
+    config = Config()
+    config.set_main_option("script_location", str(CHECKOUT / "migrations"))
+    newest = set(ScriptDirectory.from_config(config).get_heads())
+    if found == newest:
+        return fine("database", f"{shown}, schema {', '.join(sorted(found))}")
+    return broken("database", f"{shown} has schema {sorted(found)}, this version needs {sorted(newest)}", _RELEASE)
+
+
+def quarantined(patient: Patient) -> Iterator[Finding]:
+    """Models whose engines died too often to be built again."""
+    url = make_url(patient.config.database)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return
+    db = Database(patient.config.database, patience=3)
+    try:
+        with db.read() as session:
+            found = [(row.model, bool(row.trial), quarantine.told(row)) for row in quarantine.listed(session)]
+    except (SQLAlchemyError, NightmillError):
+        return  # the check of the database says why
+    finally:
+        db.close()
+    for model, on_trial, told in found:
+        mend = f"correct what its log says, then `nightmill resume model {model}`"
+        yield (warning if on_trial else broken)(f"engine of {model}", "; ".join(told), mend)
+
+
+def files(patient: Patient) -> Iterator[Finding]:
+    """A small object is written, read and removed."""
+    url = patient.config.storage
+    if not patient.config.storage_url and not patient.folder.path.exists():
+        yield fine("files", f"{url} is made at the first start")
+        return
+    name = f"doctor/{uuid.uuid4().hex}"
+    try:
+        storage = open_storage(url)
+        storage.put(name, b"?")
+        with storage.reader(name) as handle:
+            whole = handle.read(2) == b"?"
+        storage.delete(name)
+    except (NightmillError, OSError, ValueError) as error:
+        yield broken("files", f"{url}: {error}", "correct NIGHTMILL_STORAGE_URL and its credentials")
+        return
+    yield fine("files", url) if whole else warning("files", f"{url} gives back other bytes", "look at the store")

@@ -1,0 +1,65 @@
+"""Files that appear under their names when they are whole."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cli.errors import Trouble
+
+#: What lies there are doors to devices and open files, even where it looks like a file: `/dev/stdout`, redirected.
+_DOORS = (Path("/dev"), Path("/proc"))
+_OWN = re.compile(r"/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)", re.ASCII)
+_STREAMS = {"stdout": 1, "stderr": 2}
+
+
+def replaced(path: Path) -> bool:
+    """Whether `whole` puts a new file in its place. A device or a pipe is written to as it is."""
+    place = path.absolute()
+    if any(door in place.parents for door in _DOORS) and not place.is_relative_to("/dev/shm"):  # noqa: S108
+        return False
+    return path.is_file() or not path.exists()
+
+
+def require_writable(path: Path) -> None:
+    """Raises Trouble where no file of this name can be made: told before the work, not after it."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise Trouble(f"{path}: there is no such folder")
+    if path.is_dir():
+        raise Trouble(f"{path} is a folder")
+    if replaced(path) and not os.access(folder, os.W_OK | os.X_OK):
+        raise Trouble(f"{path}: nothing can be written to its folder")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """What to write to. Where the block fails, whatever was at `path` before stays, and nothing beside it.
+
+    Where `path` is a link, the file that it names is replaced.
+    """
+    if not replaced(path):
+        with _as_it_is(path) as out:
+            yield out
+        return
+    path = path.resolve()
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        with temporary.open("wb") as out:
+            yield out
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _as_it_is(path: Path) -> BinaryIO:
+    """What this process has open is written to where it stands: opened anew it would have a place of its own."""
+    own = _OWN.fullmatch(str(path.absolute()))
+    if own is None:
+        return path.open("wb")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return os.fdopen(os.dup(_STREAMS.get(own[1]) or int(own[2])), "wb")

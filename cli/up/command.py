@@ -1,0 +1,49 @@
+"""`nightmill up`: every process of the Procfile, and the embedded broker, from one command and in one data folder."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def up(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of everything embedded. Also NIGHTMILL_DATA_DIR.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address the API binds. Also NIGHTMILL_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the API; 0 takes a free one. Flower gets the next. Also NIGHTMILL_PORT.")
+    ] = None,
+    engine_url: Annotated[
+        list[str] | None,
+        typer.Option(help="Attach an OpenAI-compatible server; any number of times. Also NIGHTMILL_ENGINE_URLS."),
+    ] = None,
+    no_vllm: Annotated[
+        bool, typer.Option("--no-vllm", help="Start without vLLM in process. Also NIGHTMILL_VLLM_ENABLED=false.")
+    ] = False,
+    models: Annotated[Path | None, typer.Option(help="A models.yaml of your own. Also NIGHTMILL_MODELS_FILE.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what every process logs.")] = False,
+    lines: Annotated[Path | None, typer.Option("--procfile", help="Run the lines of another Procfile.")] = None,
+) -> None:
+    """Start every process on this machine and keep them running until Ctrl-C."""
+    from cli.up import procfile
+    from cli.up.effective import for_up
+    from cli.up.folder import DataFolder
+    from cli.up.guard import guarded
+    from cli.up.installation import Installation
+
+    config = for_up(data_dir, host, port, engine_url, no_vllm, models)
+    path = (lines or procfile.CHECKOUT / "Procfile").absolute()
+    parsed = procfile.load(path)
+    folder = DataFolder(config.data_dir)
+    os.umask(0o077)  # whatever is written here may hold prompts, answers and secrets
+    folder.make()
+    lock = folder.lock()
+    here = Installation(config, folder, path.parent, os.getpid(), verbose)
+    killed = folder.kill_leftovers()
+    here.check()
+    code = guarded(lambda guard: here.run(parsed, guard, killed))
+    folder.run_file.unlink(missing_ok=True)  # a supervisor that was killed has left it
+    lock.close()
+    raise typer.Exit(code)

@@ -1,0 +1,121 @@
+"""The settings in force: the environment's, with what the command line says instead; and the database they name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from sqlalchemy import inspect
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from cli.errors import Trouble
+from cli.up.folder import DataFolder
+from cli.up.readiness import is_free, take_free
+from jobs.db.engine import Database
+from jobs.platform import processes
+from jobs.settings import Settings
+
+
+def effective(**given: Any) -> Settings:
+    """Settings; what is given as None is as the environment says. Raises Trouble that names the wrong variables."""
+    try:
+        config = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise Trouble(
+            "; ".join(f"{_name(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())
+        ) from error
+    except SettingsError as error:  # a setting out of a file
+        raise Trouble(str(error)) from error
+    if config.database_url:
+        _check_database(config.database_url)
+    return config.model_copy(update={"data_dir": config.data_dir.absolute()})
+
+
+def running(data_dir: Path | None) -> Settings:
+    """`effective`, with the models file that `nightmill up` runs with here, where the environment names none."""
+    config = effective(data_dir=data_dir)
+    run = DataFolder(config.data_dir).read_run()
+    named = config.models_file or (run.get("models_file") if run.get("boot_id") == processes.boot_id() else "") or ""
+    return config.model_copy(update={"models_file": named})
+
+
+def _check_database(url: str) -> None:
+    """Raises Trouble for a URL that SQLAlchemy makes nothing of. It shows none of it: it may hold a password."""
+    try:
+        make_url(url).get_dialect().import_dbapi()
+    except (ArgumentError, ValueError, ImportError):
+        told = (
+            "names no database that there is a driver for; one looks like postgresql+psycopg://user:password@host/name"
+        )
+        raise Trouble(f"NIGHTMILL_DATABASE_URL {told}") from None
+
+
+def for_up(
+    data_dir: Path | None,
+    host: str | None,
+    port: int | None,
+    urls: list[str] | None,
+    no_vllm: bool,
+    models: Path | None,
+) -> Settings:
+    """What `up` runs with: ports are chosen, files are named by their whole path."""
+    config = effective(
+        data_dir=data_dir,
+        host=host,
+        port=port,
+        engine_urls=urls or None,
+        vllm_enabled=False if no_vllm else None,
+        models_file=str(models) if models else None,
+    )
+    chosen = config.port or take_free(config.host)
+    named = str(Path(config.models_file).expanduser().absolute()) if config.models_file else ""
+    flower = config.flower_port or _beside(chosen, config.flower_host)
+    return config.model_copy(update={"port": chosen, "flower_port": flower, "models_file": named})
+
+
+def _beside(port: int, host: str) -> int:
+    """The next port for Flower, or any free one."""
+    following = port + 1
+    return following if following < 1 << 16 and is_free(host, following) else take_free(host)
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return f"NIGHTMILL_{str(location[0]).upper()}" if location else "settings"
+
+
+#: What is shown of a URL's query: a password may stand there too, and SQLAlchemy hides only the one before the host.
+_SHOWN = frozenset({"host", "port"})
+
+
+def without_secrets(url: URL) -> str:
+    """To be shown, in this form only."""
+    return url.difference_update_query(url.query.keys() - _SHOWN).render_as_string(hide_password=True)
+
+
+@contextmanager
+def opened(data_dir: Path | None) -> Iterator[Database]:
+    """The database, which a release step must have made. Raises Trouble when none is there, or none that answers."""
+    config = effective(data_dir=data_dir)
+    url = make_url(config.database)
+    shown = without_secrets(url)
+    missing = f"there is no Nightmill database at {shown}"
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        raise Trouble(f"{missing}; name its folder with --data-dir, or start one with `nightmill up`")
+    db = Database(config.database, patience=10)
+    try:
+        if not _is_made(db, shown):
+            raise Trouble(f"{missing}; make it with `python -m jobs.bootstrap`")
+        yield db
+    finally:
+        db.close()
+
+
+def _is_made(db: Database, shown: str) -> bool:
+    try:
+        return inspect(db.engine).has_table("api_key")
+    except DBAPIError as error:
+        why, _, _ = str(error.orig).partition("\n")
+        raise Trouble(f"the database at {shown} cannot be asked: {why}") from error

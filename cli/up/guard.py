@@ -1,0 +1,71 @@
+"""Two processes that watch each other, so that killing either leaves nothing running.
+
+    nightmill up (the guard: waits, passes signals on)          <- the pid that the user sees and may kill -9
+      └── the supervisor, in a session of its own               <- kills everything when the guard's pipe closes
+            ├── broker, web, dispatcher, … each in a session of its own, SIGKILLed by the kernel with the supervisor
+            │     └── grandchildren, whatever session they moved to
+            └── orphaned grandchildren come here, since the supervisor is a subreaper
+
+A grandchild gets no signal when its parent's parent dies, and nobody could find it once it belongs to pid 1. Both
+the guard and the supervisor are subreapers, therefore: if the supervisor dies, all that it had moves up to the
+guard, which kills it; if the guard dies, the supervisor reads the end of the pipe and kills what it has.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+from cli.up import proc
+from jobs.platform import processes
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_KILLED = 128
+
+
+def guarded(supervise: Callable[[int], int]) -> int:
+    """Run `supervise` in a child process; return its exit code, in the guard once nothing of it is left.
+
+    `supervise` is handed a descriptor that becomes readable (end of file) when the guard dies, and starts with
+    `PASSED_ON` blocked until it has handlers. To be called while this process has one thread.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.setsid()  # Ctrl-C reaches the guard alone, and a kill of the guard's group spares the supervisor
+        proc.become_subreaper()
+        return supervise(reading)
+    os.close(reading)
+    proc.become_subreaper()
+    code = _wait(child)
+    proc.kill_strays(known=())
+    _bury()
+    os.close(writing)
+    return code
+
+
+def _wait(child: int) -> int:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        processes.kill([child], number)
+
+    for number in PASSED_ON:
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    _, status = os.waitpid(child, 0)
+    for number in PASSED_ON:
+        signal.signal(number, signal.SIG_IGN)  # what is left to do takes milliseconds
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else _KILLED - code
+
+
+def _bury() -> None:
+    """Take what was killed off the kernel's table; not every init of a container does."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass

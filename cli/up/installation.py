@@ -1,0 +1,174 @@
+"""One installation on this machine: what is started, with which environment, and what the user is told."""
+
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.errors import Trouble
+from cli.terminal import say
+from cli.up import broker, procfile, readiness
+from cli.up.folder import FLOWER_PASSWORD, SUPERVISED, DataFolder
+from cli.up.readiness import is_free, reached
+from cli.up.service import Program, Service
+from cli.up.supervisor import Hooks, Plan, Supervisor, Wakeups
+from jobs.fleet.models_file import EngineKind, ModelsFileError, Registry
+from jobs.platform.secret_files import replaced
+from jobs.settings import Settings
+
+
+class Notices:
+    """Lines for the terminal and the log; usable from several threads."""
+
+    def __init__(self, log: Path) -> None:
+        self._lock = threading.Lock()
+        self._log = os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", buffering=1)
+
+    def say(self, text: str) -> None:
+        """Show one notice, and keep it."""
+        with self._lock, suppress(OSError):  # a full disk
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """Show it and keep it nowhere. A reader that does not read misses it."""
+        with self._lock, suppress(OSError, ValueError):
+            _, writable, _ = select.select([], [sys.stdout], [], 0)
+            if writable:
+                say(text)
+
+
+FLOWER_USER = "nightmill"
+_FLOWER = "flower"
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Its settings, its folder, and where its programs are."""
+
+    config: Settings
+    folder: DataFolder
+    root: Path
+    guard_pid: int
+    verbose: bool
+
+    @property
+    def url(self) -> str:
+        return self.config.public_url.rstrip("/") or reached(self.config.host, self.config.port)
+
+    @property
+    def flower_url(self) -> str:
+        return reached(self.config.flower_host, self.config.flower_port)
+
+    def check(self) -> None:
+        """A port that is taken or a wrong models file would only show as a process that never comes up."""
+        if not is_free(self.config.host, self.config.port):
+            raise Trouble(f"port {self.config.port} of {self.config.host} is in use; choose another with --port")
+        try:
+            Registry.load(self.config)
+        except ModelsFileError as error:
+            raise Trouble(str(error)) from error
+
+    def run(self, lines: Sequence[procfile.Line], guard: int, killed: int) -> int:
+        """Supervise until told to stop; the body of the supervisor's process."""
+        notices = Notices(self.folder.logs / "up.log")
+        leaving = threading.Event()
+        with Wakeups(guard) as wakeups:
+            if killed:
+                notices.say(f"killed {killed} processes that an earlier run left behind")
+            try:
+                return Supervisor(self.plan(lines), self.hooks(lines, notices, leaving), wakeups).run()
+            finally:
+                leaving.set()
+                self.folder.run_file.unlink(missing_ok=True)
+
+    def plan(self, lines: Sequence[procfile.Line]) -> Plan:
+        """Everything that is started, in order."""
+        services = {line.name: Service(self._program(line)) for line in lines}
+        release = services.pop(procfile.RELEASE, None)
+        if self.config.broker_url:
+            return Plan(list(services.values()), release)
+        return Plan(
+            list(services.values()),
+            release,
+            Service(self._program(procfile.Line("broker", broker.command(self.folder.path)))),
+            lambda: broker.answers(self.folder.path),
+            lambda: broker.set_aside(self.folder.path),
+        )
+
+    def _program(self, line: procfile.Line) -> Program:
+        environment = replaced(os.environ, {**self.environment(), **line.environment})
+        if line.name == _FLOWER:  # nobody else needs the password, and a command line can be read by everyone
+            login = f"{FLOWER_USER}:{self.folder.flower_password()}"
+            environment = replaced(environment, {"FLOWER_BASIC_AUTH": login})
+        return Program(line.name, line.program, environment, self.root, self.folder.logs / f"{line.name}.log")
+
+    def environment(self) -> Mapping[str, str]:
+        """What the command line and this command have decided, for every process."""
+        config = self.config
+        return {
+            "NIGHTMILL_DATA_DIR": str(config.data_dir),
+            "NIGHTMILL_HOST": config.host,
+            "NIGHTMILL_PORT": str(config.port),
+            "NIGHTMILL_FLOWER_PORT": str(config.flower_port),
+            "NIGHTMILL_ENGINE_URLS": ",".join(config.engine_urls),
+            "NIGHTMILL_VLLM_ENABLED": str(config.vllm_enabled).lower(),
+            "NIGHTMILL_MODELS_FILE": config.models_file,
+            "NIGHTMILL_BROKER_URL": config.broker_url or broker.broker_url(self.folder.path),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            SUPERVISED: str(config.data_dir),
+        }
+
+    def hooks(self, lines: Sequence[procfile.Line], notices: Notices, leaving: threading.Event) -> Hooks:
+        """What the supervisor reports goes to `run.json` and to the user."""
+        shown = (lambda name, line: notices.show(f"{name:>10} | {line}")) if self.verbose else None
+        return Hooks(
+            say=notices.say,
+            publish=self._publish,
+            released=lambda: self._announce([line.name for line in lines], notices, leaving),
+            stopping=leaving.set,
+            output=shown,
+        )
+
+    def _publish(self, services: Sequence[Service]) -> None:
+        key = self.folder.operator_key()
+        if not key:  # the first release step has not run: there is nothing to connect to yet
+            return
+        self.folder.write_run(
+            {
+                "url": self.url,
+                "flower_url": self.flower_url if any(service.name == _FLOWER for service in services) else None,
+                "api_key": key,
+                "models_file": self.config.models_file,
+                "pid": self.guard_pid,
+                "processes": [service.described() for service in services],
+            }
+        )
+
+    def _announce(self, names: Sequence[str], notices: Notices, leaving: threading.Event) -> None:
+        notices.say(f"starting in {self.folder.path}; what each process logs is in {self.folder.logs}")
+
+        def ready() -> None:
+            notices.say(f"ready: {self.url}/v1")
+            if _FLOWER in names:
+                password = self.folder.path / FLOWER_PASSWORD
+                notices.say(f"flower: {self.flower_url} (user {FLOWER_USER}, password in {password})")
+            key = self.folder.operator_key()  # shown to a person, never to a pipe or a log
+            notices.show(f"API key: {key if sys.stdout.isatty() else f'in {self.folder.run_file}'}")
+            if "gpu" in names and self.config.vllm_enabled:
+                notices.say(f"gpu loads {self._vllm_models()}; vLLM takes about a minute to start")
+
+        own = reached(self.config.host, self.config.port)  # a proxy may pass no health on
+        readiness.tell_when_up(own, names, ready, notices.say, leaving)
+
+    def _vllm_models(self) -> str:
+        try:
+            models = Registry.load(self.config).models.values()
+        except ModelsFileError:  # changed since it was checked; the worker says more
+            return "no model"
+        return ", ".join(model.name for model in models if model.engine is EngineKind.VLLM) or "no model"

@@ -1,0 +1,122 @@
+"""Whether the server takes requests, as `GET /readyz` says, and which TCP ports of this machine are taken."""
+
+import http.client
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from jobs.settings import Settings
+
+_INTERVAL = 0.5  # seconds between looks, growing to
+_LONGEST = 5.0  # this, for pools that take long or never come
+_PATIENCE = 3.0
+_STATUSES: Final = frozenset({"ready", "broker_full", "stuck", "unavailable"})
+#: The queue by which each line of the Procfile shows that it works.
+POOLS: Mapping[str, str] = {
+    "cpu": "cpu.plan",
+    "gpu": "gpu.generate",
+    "embed": "gpu.embed",
+    "io": "io.webhooks",
+}
+
+
+def look(url: str) -> dict[str, Any] | None:
+    """The server's answer, whether it is ready or not; None while there is none."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=_PATIENCE) as answer:  # noqa: S310 (an http URL of ours)
+            return _parsed(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return _parsed(error.read())
+    except (OSError, http.client.HTTPException, ValueError):  # it speaks something else, or the URL is none
+        return None
+
+
+def found(config: Settings) -> str:
+    """Where the deployment that these settings name answers, at its own port or else to its clients; empty: nowhere."""
+    for url in (reached(config.host, config.port), config.public_url.rstrip("/")):
+        said = (look(url) if url else None) or {}
+        if said.get("status") in _STATUSES and "database" in said:
+            return url
+    return ""
+
+
+def takes_requests(url: str) -> bool:
+    """Whether it answers and has its database. Work may wait for a worker meanwhile."""
+    found = look(url)
+    return found is not None and found.get("database") == "ok"
+
+
+def tell_when_up(
+    url: str, pools: Sequence[str], ready: Callable[[], None], say: Callable[[str], None], stop: threading.Event
+) -> threading.Thread:
+    """From a thread of its own: call `ready` when the server takes requests, then say which pool has come up."""
+
+    def watch() -> None:
+        while not takes_requests(url):
+            if stop.wait(_INTERVAL):
+                return
+        ready()
+        waiting = {name: POOLS[name] for name in pools if name in POOLS}
+        pause = _INTERVAL
+        while waiting and not stop.wait(pause):
+            pause = min(pause * 1.05, _LONGEST)
+            live = (look(url) or {}).get("workers", {})
+            for name in [name for name, queue in waiting.items() if live.get(queue)]:
+                say(f"{name} takes work from {waiting.pop(name)}")
+
+    thread = threading.Thread(target=watch, name="readiness", daemon=True)
+    thread.start()
+    return thread
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what a client connects to instead)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def reached(host: str, port: int) -> str:
+    """The URL under which a server that binds this address is reached from this machine."""
+    host = _ANYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def take_free(host: str) -> int:
+    """A port that was free a moment ago."""
+    with socket.socket(_family(host)) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(host: str, port: int, patience: float = 3.0) -> bool:
+    """Whether something takes connections there."""
+    try:
+        socket.create_connection((host, port), timeout=patience).close()
+    except OSError:
+        return False
+    return True
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

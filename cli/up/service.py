@@ -1,0 +1,189 @@
+"""One supervised process: how it is started, how it ended, when it is started again.
+
+waiting --start--> running --exit--> waiting   (after 0.2 s, then twice as long each time, up to 15 s)
+                      |                 ^
+                      +--stop--> stopping --exit--> stopped
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from jobs.platform import processes
+
+FIRST_DELAY = 0.2  # seconds before a process that ended is started again
+LONGEST_DELAY = 15.0
+SETTLED = 30.0  # seconds of life after which an end counts as the first again
+_NOT_STARTED = 127
+_SHIM = Path(__file__).with_name("child.py")
+
+
+class State(StrEnum):
+    """Where a service is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a service runs, and with what."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    folder: Path
+    log: Path
+
+
+def next_delay(previous: float, lived: float) -> float:
+    """Seconds to wait before the next start, given the last delay (0: none yet) and how long the process lived."""
+    if previous == 0 or lived >= SETTLED:
+        return FIRST_DELAY
+    return min(previous * 2, LONGEST_DELAY)
+
+
+class Service:
+    """The life of one process type; everything is driven by the supervisor's loop."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.name = program.name
+        self.log = LogFile(program.log)
+        self.state = State.WAITING
+        self.pid = 0
+        self.started = 0  # clock ticks since boot
+        self.restarts = 0
+        self.due = 0.0  # monotonic time of the next start
+        self.code: int | None = None  # of the last end; negative: the signal
+        self.delay = 0.0
+        self.refused = ""  # why the last start failed
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Start it as the leader of a session of its own, its output in its log.
+
+        What keeps it from starting (no memory, no room for its log) counts as an end.
+        """
+        self._began = time.monotonic()
+        self.log.rotate()
+        self.refused = ""
+        try:
+            self.pid = _spawn(self.program)
+        except OSError as error:
+            self.refused = error.strerror or str(error)
+            self.ended(_NOT_STARTED)
+            return
+        process = processes.read(self.pid)
+        self.started = process.started if process else 0
+        self.restarts += self.code is not None
+        self.state = State.RUNNING
+
+    def ended(self, code: int) -> None:
+        """Note the end and, unless it was asked for, when to start again."""
+        now = time.monotonic()
+        self.pid = self.started = 0
+        self.code = code
+        self.delay = next_delay(self.delay, now - self._began)
+        self.due = now + self.delay
+        self.state = State.STOPPED if self.state is State.STOPPING else State.WAITING
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Ask it to end."""
+        if self.state is State.WAITING:
+            self.state = State.STOPPED
+        elif self.pid:
+            self.state = State.STOPPING
+            processes.kill([self.pid], number)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        if self.refused:
+            return f"could not be started: {self.refused}"
+        if self.code is not None and self.code < 0:
+            return f"killed by {signal.Signals(-self.code).name}"
+        return f"exit code {self.code}"
+
+    def described(self) -> dict[str, Any]:
+        """As `run.json` shows it."""
+        return {
+            "name": self.name,
+            "pid": self.pid or None,
+            "restarts": self.restarts,
+            "state": str(self.state),
+            "started": self.started or None,
+            "ending": None if self.code is None else self.ending,
+            "delay": self.delay,
+        }
+
+
+def _spawn(program: Program) -> int:
+    name, *rest = program.arguments
+    path = shutil.which(name, path=program.environment.get("PATH")) or name
+    shim = [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid()), str(program.folder), path, *rest]
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        sys.executable,
+        shim,
+        program.environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(program.log), flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigmask=(),
+    )
+
+
+MAX_BYTES = 32 << 20  # per process; the part before is kept once, as `<name>.log.1`
+_SHOWN_AT_ONCE = 1 << 20
+
+
+class LogFile:
+    """One process's output. Written in append mode by its process, so that it can be cut short under its feet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._shown = path.stat().st_size if path.exists() else 0
+
+    def rotate(self) -> None:
+        """Start the file anew once it is too long. A line written between copy and cut is lost."""
+        if not self.path.exists() or self.path.stat().st_size <= MAX_BYTES:
+            return
+        kept = self.path.with_name(f"{self.path.name}.1")
+        try:
+            shutil.copyfile(self.path, kept)
+        except OSError:  # a full disk: this file is part of the reason
+            kept.unlink(missing_ok=True)
+        os.truncate(self.path, 0)
+        self._shown = 0
+
+    def fresh(self) -> list[str]:
+        """The whole lines written since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as handle:
+            handle.seek(self._shown)
+            data = handle.read(_SHOWN_AT_ONCE)
+        end = data.rfind(b"\n") + 1 or (len(data) if len(data) == _SHOWN_AT_ONCE else 0)
+        self._shown += end
+        return data[:end].decode(errors="replace").splitlines()
+
+    def tail(self, lines: int) -> str:
+        """The last lines, to show with a failure."""
+        if not self.path.exists():
+            return ""
+        with self.path.open("rb") as handle:
+            handle.seek(max(0, self.path.stat().st_size - _SHOWN_AT_ONCE))
+            return "\n".join(handle.read().decode(errors="replace").splitlines()[-lines:])

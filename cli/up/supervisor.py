@@ -1,0 +1,287 @@
+"""Starts the services, starts again what ends, stops them in reverse order.
+
+    broker ──answers──▶ release ──exit 0──▶ every other line ──signal──▶ stop, last first ──▶ nothing is left
+
+One thread, one loop. Whatever a service leaves behind when it ends (its session, and descendants that left it)
+is killed before it is started again, so that no engine keeps memory, a port or a lock.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Self
+
+from cli.errors import Trouble
+from cli.up import proc
+from cli.up.guard import PASSED_ON
+from cli.up.service import Service, State
+from jobs.platform import processes
+
+_ONE_REQUEST = 0.5  # seconds; `timeout` and `make` pass on a signal that the terminal has sent too
+
+
+class Wakeups:
+    """Signals as bytes on a socket, so that waiting for them races with nothing. One per process, main thread only.
+
+    `stops` counts requests to stop; `orphaned` becomes true when the guard's end of `guard` is closed.
+    """
+
+    def __init__(self, guard: int) -> None:
+        self.stops = 0
+        self.orphaned = False
+        self._stopped = -_ONE_REQUEST
+        self._guard = guard
+        self._reading, self._writing = socket.socketpair()
+
+    def __enter__(self) -> Self:
+        self._reading.setblocking(False)
+        self._writing.setblocking(False)
+        signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        for number in (*PASSED_ON, signal.SIGCHLD):
+            signal.signal(number, _noted)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number in PASSED_ON:
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        self._reading.close()
+        self._writing.close()
+
+    def wait(self, seconds: float) -> None:
+        """Return when something happened, or after this long."""
+        watched = [self._reading.fileno()] if self.orphaned else [self._reading.fileno(), self._guard]
+        ready, _, _ = select.select(watched, [], [], max(seconds, 0))
+        if self._guard in ready and os.read(self._guard, 1) == b"":
+            self.orphaned = True
+        if self._reading.fileno() in ready and set(self._reading.recv(4096)) & set(PASSED_ON):
+            self._stop_asked()
+
+    def _stop_asked(self) -> None:
+        now = time.monotonic()
+        if now - self._stopped >= _ONE_REQUEST:
+            self.stops += 1
+            self._stopped = now
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """Python writes the signal's number to the socket; there is nothing else to do."""
+
+
+STOP_SECONDS = 20.0  # from the first SIGTERM to SIGKILL, all services together
+_PULSE = 1.0  # seconds between looks at logs and strays, while nothing happens
+_FOLLOWING = 0.2  # the same, while logs are shown
+_SWEEP = 5.0
+_BROKER_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the supervisor tells others."""
+
+    say: Callable[[str], None]
+    publish: Callable[[Sequence[Service]], None]  # the process table changed
+    released: Callable[[], None]  # the release step is done; services start now
+    stopping: Callable[[], None]
+    output: Callable[[str, str], None] | None = None  # service, line: set to follow the logs
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run, in order.
+
+    `broker_answers` looks once whether the broker is up; `mend_broker` helps one that keeps failing by itself.
+    """
+
+    services: Sequence[Service]
+    release: Service | None = None
+    broker: Service | None = None
+    broker_answers: Callable[[], bool] = lambda: True
+    mend_broker: Callable[[], None] = lambda: None
+
+
+class _Stopped(Exception):
+    """A signal came while something was being waited for."""
+
+
+class Supervisor:
+    """Runs one plan until it is told to stop."""
+
+    def __init__(self, plan: Plan, hooks: Hooks, wakeups: Wakeups) -> None:
+        self._plan = plan
+        self._hooks = hooks
+        self._wakeups = wakeups
+        self._running: list[Service] = []  # everything under supervision, in the order of its start
+        self._swept = time.monotonic()
+        self._unpublished = False
+
+    def run(self) -> int:
+        """Supervise until a signal (exit code 0) or the guard's end (1). Raises Trouble when the start fails."""
+        try:
+            self._start_broker()
+            self._release()
+            for service in self._plan.services:
+                self._start(service)
+            while True:
+                self._turn(self._until_next())
+        except _Stopped:
+            self._stop()
+        finally:
+            self._kill_all()
+        return 1 if self._wakeups.orphaned else 0
+
+    def _start_broker(self) -> None:
+        broker = self._plan.broker
+        if broker is None:
+            return
+        self._start(broker)
+        deadline = time.monotonic() + _BROKER_SECONDS
+        while not self._plan.broker_answers():
+            if time.monotonic() > deadline:
+                raise Trouble(f"the embedded broker did not answer in {_BROKER_SECONDS:.0f} s\n{broker.log.tail(15)}")
+            self._turn(0.05)
+
+    def _release(self) -> None:
+        release = self._plan.release
+        if release is not None:
+            release.start()
+            self._running.append(release)
+            while release.state is State.RUNNING:
+                self._turn(_PULSE)
+            self._running.remove(release)
+            if release.code != 0:
+                raise Trouble(f"the release step failed ({release.ending}):\n{release.log.tail(30)}")
+        self._hooks.released()
+
+    def _start(self, service: Service) -> None:
+        self._running.append(service)
+        self._launch(service)
+
+    def _until_next(self) -> float:
+        """Seconds until something is due."""
+        pulse = _FOLLOWING if self._hooks.output else _PULSE
+        due = [service.due for service in self._running if service.state is State.WAITING]
+        return min([pulse, *(when - time.monotonic() for when in due)])
+
+    def _turn(self, seconds: float) -> None:
+        """Wait, then do what has come up. Raises _Stopped on the first request to stop."""
+        self._wakeups.wait(seconds)
+        self._reap()
+        self._look_after()
+        if self._wakeups.stops or self._wakeups.orphaned:
+            raise _Stopped
+        for service in self._running:
+            if service.state is State.WAITING and service.due <= time.monotonic() and service is not self._plan.release:
+                self._restart(service)
+
+    def _restart(self, service: Service) -> None:
+        if service is self._plan.broker and (service.code or 0) > 0 and service.delay > 1:
+            with suppress(OSError):  # a full disk: the next start may be luckier
+                self._plan.mend_broker()
+        self._launch(service)
+
+    def _launch(self, service: Service) -> None:
+        service.start()
+        if service.refused:
+            self._tell_end(service)
+        self._publish()
+
+    def _tell_end(self, service: Service) -> None:
+        self._hooks.say(f"{service.name} ended ({service.ending}); starting it again in {service.delay:.1f} s")
+
+    def _reap(self) -> None:
+        """Bury every child that ended, with all that it left behind."""
+        while (found := _ended_child()) is not None:
+            service = next((one for one in self._running if one.pid == found), None)
+            if service is None:
+                os.waitpid(found, 0)  # a stray that was adopted
+                continue
+            self._end_session(found)
+            _, status = os.waitpid(found, 0)
+            service.ended(os.waitstatus_to_exitcode(status))
+            self._publish()
+            if service.state is State.WAITING and service is not self._plan.release:
+                self._tell_end(service)
+
+    def _end_session(self, pid: int) -> None:
+        """While its leader is a zombie, a session's number can't be taken by anyone else."""
+        if not proc.kill_strays(self._known() - {pid}, ended=pid):
+            self._hooks.say(f"some processes of session {pid} do not die; going on without them")
+
+    def _known(self) -> set[int]:
+        return {service.pid for service in self._running if service.pid}
+
+    def _look_after(self) -> None:
+        """What is done every now and then: logs are kept short and shown, strays are killed."""
+        output = self._hooks.output
+        for service in self._running:
+            service.log.rotate()
+            if output:
+                for line in service.log.fresh():
+                    output(service.name, line)
+        if self._unpublished:
+            self._publish()
+        if time.monotonic() - self._swept > _SWEEP:
+            processes.kill(proc.strays(self._known()))
+            self._swept = time.monotonic()
+
+    def _stop(self) -> None:
+        """Stop the services one after the other, the last started first; the broker goes last of all.
+
+        All together have STOP_SECONDS; after that, on a second request, or without a guard, they are killed.
+        """
+        if self._wakeups.orphaned:
+            return
+        self._hooks.stopping()
+        self._hooks.say("stopping; press Ctrl-C again to stop at once")
+        deadline = time.monotonic() + STOP_SECONDS
+        for service in reversed(self._running):
+            service.stop()
+            self._publish()
+            while service.pid and not self._hurried(deadline):
+                self._wakeups.wait(min(0.5, deadline - time.monotonic()))
+                self._reap()
+            if service.pid:
+                self._hooks.say(f"{service.name} is killed: it did not stop in time")
+                processes.kill([service.pid])
+
+    def _hurried(self, deadline: float) -> bool:
+        return self._wakeups.orphaned or self._wakeups.stops > 1 or time.monotonic() > deadline
+
+    def _kill_all(self) -> None:
+        """Whatever still runs is killed, and what that leaves behind too."""
+        for service in self._running:
+            service.stop(signal.SIGKILL)
+        deadline = time.monotonic() + 5.0
+        while self._known() and time.monotonic() < deadline:
+            self._wakeups.wait(0.05)
+            self._reap()
+        proc.kill_strays(known=())
+
+    def _publish(self) -> None:
+        """Tell the process table. On a full disk that is tried again, and everything goes on."""
+        try:
+            self._hooks.publish(self._running)
+        except OSError as error:
+            if not self._unpublished:
+                self._hooks.say(f"the process table can't be written: {error.strerror}")
+            self._unpublished = True
+        else:
+            self._unpublished = False
+
+
+def _ended_child() -> int | None:
+    """The pid of a child that ended and was not buried yet."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return found.si_pid if found else None

@@ -1,0 +1,106 @@
+"""What a job looks like while it is watched, and that a server that is restarted does not end the watching."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from cli.client import progress
+from cli.client.progress import Snapshot, doubts, duration, fault, follow
+from cli.client.server import Away, Server
+
+
+def _job(state: str = "running", **changes: Any) -> dict[str, Any]:
+    return {
+        "id": "batch_1",
+        "kind": "generation",
+        "state": state,
+        "created_at": 0,
+        "progress": {"total": 10, "completed": 3, "failed": 1},
+        "usage": {"input_tokens": 5, "output_tokens": 7},
+        **changes,
+    }
+
+
+class Answers:
+    """A server that gives these answers one after the other."""
+
+    def __init__(self, *answers: dict[str, Any] | Away) -> None:
+        self._answers: Iterator[dict[str, Any] | Away] = iter(answers)
+
+    def get(self, _path: str) -> dict[str, Any]:
+        answer = next(self._answers)
+        if isinstance(answer, Away):
+            raise answer
+        return answer
+
+
+def _server(*answers: dict[str, Any] | Away) -> Server:
+    return cast("Server", Answers(*answers))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_INTERVAL", 0.0)
+
+
+def test_each_state_is_told_once_until_the_job_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = _job("queued", waiting_for="waiting_for_model")
+
+    last = follow(_server(waiting, waiting, _job(), _job(), _job("succeeded")), "batch_1")
+
+    assert last.ended
+    assert capsys.readouterr().err.splitlines() == [
+        "batch_1 queued, waiting for model: 4 of 10",
+        "batch_1 running: 4 of 10",
+        "batch_1 succeeded: 4 of 10",
+    ]
+
+
+def test_a_server_that_comes_back_is_followed_on() -> None:
+    away = Away("no server answers")
+
+    assert follow(_server(_job(), away, away, _job("failed")), "batch_1").state == "failed"
+
+
+def test_a_server_that_stays_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_AWAY", 0.0)
+
+    with pytest.raises(Away):
+        follow(_server(_job(), Away("no server answers"), _job("failed")), "batch_1")
+
+
+def test_the_pace_is_told_as_far_as_it_is_known() -> None:
+    rate = {"items_per_second": 2.0, "tokens_per_second": 40.0}
+
+    moving = Snapshot.of(_job(rate=rate, eta_seconds=90.0))
+
+    assert moving.pace == "2.0 items/s, 40 tokens/s, 1 min 30 s left"
+    assert Snapshot.of(_job(rate=None)).pace == ""
+
+
+def test_a_place_in_the_queue_is_told() -> None:
+    assert Snapshot.of(_job("queued", queue_position=3)).standing == "queued, place 3"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7260, "2 h 1 min")]
+)
+def test_durations_are_said_as_people_do(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
+
+
+def test_what_is_doubtful_about_the_answers_is_told() -> None:
+    outcomes = {"finish_reasons": {"stop": 7, "length": 2}, "empty": 1, "errors": {"context_length_exceeded": 3}}
+
+    assert doubts(outcomes) == [
+        "1 of the answers is empty",
+        "2 were cut off at the token limit",
+        "3 failed with context_length_exceeded",
+    ]
+    assert doubts({"finish_reasons": {"stop": 7}, "empty": 0, "errors": {}}) == doubts({}) == []
+
+
+def test_a_fault_names_its_line_and_its_parameter() -> None:
+    assert fault({"line": 3, "message": "Wrong.", "param": "body.model"}) == "line 3: Wrong. (body.model)"
+    assert fault({"line": None, "message": "Wrong.", "param": None}) == "Wrong."

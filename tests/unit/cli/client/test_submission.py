@@ -1,0 +1,107 @@
+"""What a file and the words of the command line say before anything is sent."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.client.submission import guess_endpoint, output_paths, parse_metadata
+from cli.errors import Trouble
+from cli.main import app
+
+
+def _file(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_the_endpoint_is_the_first_lines_url(tmp_path: Path, start: bytes) -> None:
+    path = _file(tmp_path, start + b'{"url": "/v1/embeddings"}\r\n{"url": "/v1/other"}\n')
+
+    assert guess_endpoint(path) == "/v1/embeddings"
+
+
+def test_a_first_line_is_as_long_as_its_picture(tmp_path: Path) -> None:
+    line = {"body": {"image_url": "data:image/png;base64," + "A" * (2 << 20)}, "url": "/v1/chat/completions"}
+
+    assert guess_endpoint(_file(tmp_path, json.dumps(line).encode())) == "/v1/chat/completions"
+
+
+def test_a_first_line_that_is_too_long_for_a_batch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = b'{"url": "/v1/embeddings"}'
+    monkeypatch.setenv("NIGHTMILL_BATCH_MAX_LINE_BYTES", "1024")
+
+    assert guess_endpoint(_file(tmp_path, line.ljust(1024) + b"\n")) == "/v1/embeddings"
+    with pytest.raises(Trouble, match="line 1 has more than 1024 bytes"):
+        guess_endpoint(_file(tmp_path, line.ljust(1025) + b"\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty"),
+        (b"\n{}", "begins with an empty line"),
+        (b"{oops\n", "line 1 is no JSON object"),
+        (b"[1]\n", "line 1 has no 'url'"),
+        (b'{"url": 3}\n', "line 1 has no 'url'"),
+        (b"\xff\xfe\n", "line 1 is no JSON object"),
+    ],
+)
+def test_a_first_line_that_says_nothing_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        guess_endpoint(_file(tmp_path, content))
+
+
+def test_metadata_is_split_at_the_first_equals_sign() -> None:
+    assert parse_metadata(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+
+
+@pytest.mark.parametrize("word", ["a", "=b"])
+def test_metadata_without_a_name_or_a_value_is_told(word: str) -> None:
+    with pytest.raises(Trouble, match="write it as name=value"):
+        parse_metadata([word])
+
+
+def test_answers_and_errors_lie_beside_the_input_unless_told_otherwise() -> None:
+    source = Path("/data/in.jsonl")
+
+    assert output_paths(source, None) == (Path("/data/in.output.jsonl"), Path("/data/in.output.errors.jsonl"))
+    assert output_paths(source, Path("o.jsonl")) == (Path("o.jsonl"), Path("o.errors.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("option", "other"),
+    [
+        *((("--sample", "5"), other) for other in (
+            ("--at", "2100-01-01"), ("--after", "batch_1"), ("--every", "0 3 * * *"), ("--output", "out.jsonl"),
+            ("--no-wait",), ("--no-check",)
+        )),
+        *((("--every", "0 3 * * *"), other) for other in (
+            ("--at", "2100-01-01"), ("--after", "batch_1"), ("--output", "out.jsonl")
+        )),
+        (("--no-wait",), ("--output", "out.jsonl")),
+    ],
+)  # fmt: skip
+def test_of_two_options_none_is_ignored_without_a_word(
+    tmp_path: Path, option: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    source = _file(tmp_path, b'{"url": "/v1/embeddings"}\n')
+
+    done = CliRunner().invoke(app, ["submit", str(source), *other, *option, "--url", "http://127.0.0.1:9"])
+
+    assert isinstance(done.exception, Trouble)
+    assert str(done.exception) == f"{other[0]} means nothing with {option[0]}: leave one of them out"
+
+
+def test_a_time_zone_of_no_times_is_told(tmp_path: Path) -> None:
+    source = _file(tmp_path, b'{"url": "/v1/embeddings"}\n')
+
+    done = CliRunner().invoke(
+        app, ["submit", str(source), "--timezone", "Europe/Zurich", "--url", "http://127.0.0.1:9"]
+    )
+
+    assert isinstance(done.exception, Trouble)
+    assert str(done.exception) == "--timezone means nothing without --every: leave it out"

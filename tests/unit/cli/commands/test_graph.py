@@ -1,0 +1,94 @@
+"""The graph of a job as trees, and a batch that waits for others, through the real API."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from typer.testing import CliRunner
+
+from cli.commands.graph import drawn, unfinished
+from cli.main import app as command
+from tests.support import runs
+from tests.support.web import make_key, running_app, serve
+
+
+def job(name: str, *after: str, state: str = "queued", waiting_for: str | None = None) -> dict[str, object]:
+    return {"id": name, "kind": "generation", "state": state, "waiting_for": waiting_for, "after": list(after)}
+
+
+def test_each_job_is_drawn_under_the_one_that_it_leads_to() -> None:
+    jobs = [
+        job("a", state="succeeded"),
+        job("b", "a", state="running"),
+        job("c", "a", "b", waiting_for="waiting_for_job"),
+        job("d", "c", waiting_for="waiting_for_job"),
+        job("e", "c", "d", waiting_for="waiting_for_job"),
+    ]
+
+    lines = list(drawn({"job_id": "c", "jobs": jobs, "truncated": False}))
+
+    assert lines == [
+        "c (generation): queued, waiting for job",
+        "  waits for",
+        "    a (generation): succeeded",
+        "    b (generation): running",
+        "      a (generation): succeeded",
+        "  is waited for by",
+        "    d (generation): queued, waiting for job",
+        "      e (generation): queued, waiting for job",
+        "    e (generation): queued, waiting for job",
+    ]
+    assert list(unfinished({"job_id": "c", "jobs": jobs})) == ["b (generation): running"]
+
+
+def test_what_is_drawn_once_is_not_drawn_again() -> None:
+    jobs = [job("a"), job("b", "a"), job("c", "b"), job("d", "b", "c"), job("e", "c", "d")]
+
+    lines = list(drawn({"job_id": "e", "jobs": jobs, "truncated": True}))
+
+    assert lines == [
+        "e (generation): queued",
+        "  waits for",
+        "    c (generation): queued",
+        "      b (generation): queued",
+        "        a (generation): queued",
+        "    d (generation): queued",
+        "      b (generation): queued (see above)",
+        "      c (generation): queued (see above)",
+        "  is waited for by: no job",
+        "  and more, which are not shown",
+    ]
+
+
+def test_a_long_chain_is_drawn() -> None:
+    jobs = [job("0"), *(job(str(n), str(n - 1)) for n in range(1, 3000))]
+
+    assert len(list(drawn({"job_id": "2999", "jobs": jobs, "truncated": False}))) == 3002
+
+
+@pytest.fixture
+def app(tmp_path: Path, sqlite_url: str) -> Iterator[FastAPI]:
+    with running_app(tmp_path, sqlite_url) as app:
+        yield app
+
+
+def test_a_batch_is_submitted_after_another_and_explained(app: FastAPI, tmp_path: Path) -> None:
+    source = tmp_path / "lines.jsonl"
+    source.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m"}}\n')
+    with serve(app) as url:
+        server = ["--url", url, "--api-key", make_key(app)]
+
+        def say(*words: str) -> str:
+            done = CliRunner().invoke(command, [*words, *server])
+            assert done.exit_code == 0, (done.output, done.exception)
+            return done.stdout
+
+        submit = ("submit", str(source), "--no-wait", "--no-check")
+        first = say(*submit).strip()
+        second = say(*submit, "--after", first).strip()
+
+        assert f"      {first} (embedding): queued\n" in say("explain", second)
+        assert f"  is waited for by\n    {second} (embedding): queued, waiting for job\n" in say("graph", first)
+        runs.run(app.state.services.db, app.state.services.storage, first, 1)
+        assert "waiting for job" not in say("graph", second)

@@ -1,0 +1,222 @@
+"""The models file, changed by commands: what is added and cut out, and that the rest stays as it was."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from cli.errors import Trouble
+from cli.main import app
+from jobs.db.engine import Database
+from jobs.fleet import workers
+from jobs.fleet.models_file import PACKAGED_FILE, EngineKind, Registry
+from jobs.fleet.tables import Worker
+from jobs.queues import Queue
+
+Run = Callable[..., str]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("NIGHTMILL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("NIGHTMILL_MODELS_FILE", raising=False)
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["models", *words])
+        if isinstance(done.exception, Trouble):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return run
+
+
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "models.yaml"
+
+
+def test_the_packaged_file_is_copied_before_it_is_changed(run: Run, tmp_path: Path) -> None:
+    before = PACKAGED_FILE.read_text()
+
+    run("add", "big", "--path", str(tmp_path / "weights"), "--queue", "gpu.big", "--set", "tensor_parallel_size=2",
+        "--set", "dtype=bfloat16", "--alias", "gpt-5-big")  # fmt: skip
+
+    model = Registry.read(file(tmp_path)).models["big"]
+    assert (model.engine, model.queue, model.aliases) == (EngineKind.VLLM, "gpu.big", ("gpt-5-big",))
+    assert model.engine_args == {"tensor_parallel_size": 2, "dtype": "bfloat16"}
+    assert file(tmp_path).read_text().startswith(before.rstrip()), "comments and order are as they were"
+    assert PACKAGED_FILE.read_text() == before
+
+
+def test_prompts_of_models_that_embed_are_listed(run: Run, tmp_path: Path) -> None:
+    assert "prompts" not in run("list")
+
+    run("add", "e", "--path", str(tmp_path), "--engine", "embed", "--set", "query_prompt='query: '")
+
+    listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
+    assert (listed["e"]["query_prompt"], listed["e"]["passage_prompt"]) == ("query: ", None)
+    assert "'query: ' / ''" in run("list")
+
+
+def test_what_was_added_can_be_removed_and_leaves_no_trace(run: Run, tmp_path: Path) -> None:
+    run("add", "far", "--url", "https://models.example/v1", "--api-key-env", "FAR_KEY", "--upstream", "far-1")
+    with_far = Registry.read(file(tmp_path)).models["far"]
+
+    run("remove", "far")
+
+    assert (with_far.engine, with_far.external, with_far.upstream) == (EngineKind.HTTP, True, "far-1")
+    assert file(tmp_path).read_text().rstrip() == PACKAGED_FILE.read_text().rstrip()
+
+
+def test_the_first_and_the_last_model_can_go(run: Run, tmp_path: Path) -> None:
+    run("remove", "smollm2-135m-instruct")
+    assert list(Registry.read(file(tmp_path)).models) == ["all-minilm-l6-v2"]
+
+    run("remove", "all-minilm-l6-v2")
+    assert list(Registry.read(file(tmp_path)).models) == []
+
+    run("add", "again", "--path", str(tmp_path))
+    assert list(Registry.read(file(tmp_path)).models) == ["again"]
+
+
+def test_comments_stay_with_the_models_that_they_stand_before(run: Run, tmp_path: Path) -> None:
+    file(tmp_path).parent.mkdir()
+    source = "    source: {urls: ['http://a/v1']}\n    engine: http\n"
+    one = f"  a:\n{source}    # fast\n"
+    rest = f"\n  # do not touch: prod\n  b:\n{source}\n# the end\n"
+    file(tmp_path).write_text(f"# ours\nmodels:  # by name\n{one}{rest}")
+
+    run("remove", "a")
+    assert file(tmp_path).read_text() == f"# ours\nmodels:  # by name\n{rest}"
+
+    run("remove", "b")
+    assert file(tmp_path).read_text() == "# ours\nmodels: {}  # by name\n\n  # do not touch: prod\n\n# the end\n"
+
+    run("add", "c", "--url", "http://c/v1")
+    assert list(Registry.read(file(tmp_path)).models) == ["c"]
+    assert "models:  # by name\n" in file(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("add", "smollm2-135m-instruct", "--path", "."), "already"),
+        (("add", "m"), "exactly one of"),
+        (("add", "m", "--path", ".", "--url", "http://a/v1"), "exactly one of"),
+        (("add", "m", "--path", ".", "--revision", COMMIT), "--revision names a commit of a --repo"),
+        (("add", "m", "--path", ".", "--alias", "gpt-4o-mini"), "already names"),
+        (("add", "m", "--path", ".", "--set", "odd"), "no engine argument"),
+        (("add", "m", "--path", ".", "--set", "a={"), "^'a={' is no engine argument: its value is no YAML$"),
+        (("add", "m", "--path", ".", "--set", "a=2026-13-01"), "its value is no YAML"),
+        (("remove", "nothing"), "no model 'nothing'"),
+        (("pull", "nothing"), "no model 'nothing'"),
+        (("pull", "all-minilm-l6-v2"), "does not come from the hub"),
+    ],
+)
+def test_what_would_be_wrong_changes_nothing(run: Run, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(Trouble, match=told):
+        run(*words)
+
+    assert not file(tmp_path).exists() or file(tmp_path).read_text() == PACKAGED_FILE.read_text()
+
+
+@pytest.mark.parametrize("words", [("add", "m", "--path", "."), ("remove", "m")])
+@pytest.mark.parametrize("content", [b"models: {", b"- models\n", b"models", b"\xff", b"models: {a: 2026-13-01}"])
+def test_a_file_that_is_wrong_is_told_and_stays(
+    run: Run, tmp_path: Path, words: tuple[str, ...], content: bytes
+) -> None:
+    file(tmp_path).parent.mkdir()
+    file(tmp_path).write_bytes(content)
+
+    with pytest.raises(Trouble, match=re.escape(str(file(tmp_path)))):
+        run(*words)
+
+    assert file(tmp_path).read_bytes() == content
+
+
+def test_a_model_that_makes_the_file_wrong_can_be_removed(run: Run, tmp_path: Path) -> None:
+    run("remove", "all-minilm-l6-v2")
+    file(tmp_path).write_text(file(tmp_path).read_text().rstrip() + "\n  odd: {since: 2026-13-01}\n")
+
+    run("remove", "odd")
+
+    assert list(Registry.read(file(tmp_path)).models) == ["smollm2-135m-instruct"]
+
+
+def test_a_hub_model_is_pinned_and_fetched_at_its_revision(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(repo: str, **options: Any) -> str:
+        asked.append((repo, options))
+        return "/cache/there"
+
+    hub = SimpleNamespace(model_info=lambda _repo, token: SimpleNamespace(sha=COMMIT), snapshot_download=download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    run("add", "hubbed", "--repo", "org/name")
+    told = run("pull", "hubbed")
+
+    assert Registry.read(file(tmp_path)).models["hubbed"].source.revision == COMMIT
+    assert asked == [("org/name", {"token": "hf_secret", "revision": COMMIT})]
+    assert told == "/cache/there\n"
+    assert "hf_secret" not in file(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("Gated repository.\nLong explanation"), r"Gated repository\."),
+        (httpx.ConnectError("[Errno -2] Name or service not known"), r"\[Errno -2\] Name or service not known"),
+        (httpx.ReadTimeout(""), "ReadTimeout"),
+    ],
+)
+def test_a_hub_that_gives_nothing_is_told_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def refuse(_repo: str, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(model_info=refuse))
+
+    with pytest.raises(Trouble, match=rf"^cannot get org/name from the hub: {told}$"):
+        run("add", "m", "--repo", "org/name")
+
+
+def test_the_list_says_where_each_comes_from(run: Run, tmp_path: Path) -> None:
+    run("add", "hubbed", "--repo", "org/name", "--revision", COMMIT)
+
+    shown = run("list")
+    whole = json.loads(run("list", "--json"))
+
+    assert f"org/name@{COMMIT[:12]}" in shown
+    assert "packaged all-minilm-l6-v2" in shown
+    assert whole["file"] == str(file(tmp_path))
+    assert [model["workers"] for model in whole["models"]] == [0, 0, 0]
+
+
+def test_models_of_engine_urls_are_listed_beside_those_of_the_file(
+    run: Run, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_DATABASE_URL", db.url)
+    facts = {"pool": "gpu", "host": "h", "pid": 1, "started": 1, "queues": [Queue.GENERATE], "models": ["far"]}
+    with db.write() as session:
+        workers.remember_all(session, {"far": True, "gpt-4o-mini": True}, Queue.GENERATE)
+        workers.register(session, Worker(id="gpu-1", slots=2, state="ready", created_at=1.0, seen_at=1.0, **facts))
+
+    listed = {row["name"]: row for row in json.loads(run("list", "--json"))["models"]}
+
+    assert set(listed) == {"smollm2-135m-instruct", "all-minilm-l6-v2", "far"}, "an alias of the file is no other model"
+    assert (listed["far"]["source"], listed["far"]["queue"]) == ("NIGHTMILL_ENGINE_URLS", Queue.GENERATE)
+    assert (listed["far"]["external"], listed["far"]["workers"]) == (True, 1)
+    assert "NIGHTMILL_ENGINE_URLS" in run("list")

@@ -1,0 +1,352 @@
+"""The doctor says what is broken and how to mend it, and is not alarmed by what is merely not there yet."""
+
+import http.server
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from typer.testing import CliRunner
+
+from cli.doctor import installed
+from cli.doctor.command import examine
+from cli.doctor.findings import Finding, Health
+from cli.main import app
+from jobs.fleet import runtimes
+from jobs.fleet.runtimes import Candidate, Record
+from jobs.settings import MB
+from tests.support.shop import running_broker
+from workers.sandbox.confinement import PARTS
+
+Examine = Callable[..., dict[str, Finding]]
+
+
+@pytest.fixture
+def diagnosis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """What the doctor finds about an empty data folder, by what it looked at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NIGHTMILL_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("NIGHTMILL_FLOWER_PORT", "1")
+
+    def diagnosis(**settings: str) -> dict[str, Finding]:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"NIGHTMILL_{name.upper()}", value)
+        return {finding.what: finding for finding in examine(tmp_path)}
+
+    return diagnosis
+
+
+class _Models(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        known = self.path == "/v1/models"
+        self.send_response(404 if not known else 200 if self.headers["authorization"] == "Bearer right" else 401)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "some-model"}]}')
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def engine() -> Iterator[str]:
+    with _serving(_Models) as url:
+        yield url
+
+
+@contextmanager
+def _serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def _dead_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_new_installation_is_sound(diagnosis: Examine) -> None:
+    assert [one for one in diagnosis().values() if one.health is Health.BROKEN] == []
+
+
+def test_a_source_folder_that_meets_the_data_folder_is_told(diagnosis: Examine, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    paths = [str(tmp_path), str(tmp_path.parent), str(tmp_path / "docs"), str(tmp_path / "link"), f"{tmp_path}-docs"]
+
+    found = diagnosis(source_folders=",".join(paths))
+
+    health = {path: found[f"source folder {path}"].health for path in paths}
+    assert health == {**dict.fromkeys(paths[:4], Health.WARNING), paths[4]: Health.FINE}
+    assert "NIGHTMILL_SOURCE_FOLDERS" in found[f"source folder {paths[0]}"].mend
+
+
+def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: Path) -> None:
+    dead = _dead_port()
+    (tmp_path / "models.yaml").write_text("models: {x: {engine: warp}}")
+
+    found = diagnosis(
+        database_url=f"postgresql://u:secret@127.0.0.1:{dead}/none?password=secret",
+        broker_url=f"redis://:secret@127.0.0.1:{dead}/0?password=secret",
+        engine_urls=f"http://127.0.0.1:{dead}/v1",
+        models_file=str(tmp_path / "models.yaml"),
+        min_free_bytes=str(1 << 60),
+    )
+
+    sick = {name: one for name, one in found.items() if one.health is Health.BROKEN}
+    assert set(sick) == {"database", "broker", f"engine http://127.0.0.1:{dead}/v1", "models file", "disk"}
+    assert all(one.mend for one in sick.values())
+    assert "secret" not in json.dumps([one.described() for one in found.values()])
+
+
+@pytest.mark.parametrize(
+    ("printed", "returncode", "health", "named"),
+    [
+        (b"", 0, Health.FINE, ""),
+        (b"landlock\nuser_namespace\nnetwork_namespace\n", 0, Health.WARNING, "landlock, user_namespace, network_name"),
+        (b"", 1, Health.BROKEN, "does not start"),
+    ],
+)
+def test_what_the_sandbox_of_documents_lacks_is_named(
+    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: bytes, returncode: int, health: Health, named: str
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        asked.append(command[-1:])
+        return subprocess.CompletedProcess(command, returncode, stdout=printed)
+
+    monkeypatch.setattr("cli.doctor.installed.subprocess.run", run)
+
+    found = diagnosis()["parsers"]
+
+    assert (found.health, bool(found.mend), asked) == (health, health is not Health.FINE, [["workers.sandbox"]])
+    assert named in found.told
+
+
+def test_every_part_of_the_sandbox_has_a_mend() -> None:
+    assert set(PARTS) == set(installed._SANDBOX)
+
+
+def test_the_sandbox_is_asked_of_a_process_of_its_own(diagnosis: Examine) -> None:
+    assert diagnosis()["parsers"].health in (Health.FINE, Health.WARNING)
+
+
+def test_waiting_clients_need_redis_beside_rabbitmq(diagnosis: Examine) -> None:
+    rabbit = f"amqp://u:secret@127.0.0.1:{_dead_port()}//"
+
+    embedded = diagnosis()
+    without = diagnosis(broker_url=rabbit)["waiting clients"]
+    unreachable = diagnosis(broker_url=rabbit, streams_url=f"redis://:secret@127.0.0.1:{_dead_port()}/0")
+
+    assert (without.health, "NIGHTMILL_STREAMS_URL" in without.mend) == (Health.WARNING, True)
+    assert unreachable["waiting clients"].health is Health.BROKEN
+    assert "secret" not in unreachable["waiting clients"].told
+    assert "waiting clients" not in embedded
+
+
+def test_a_setting_that_can_not_be_read_is_named(diagnosis: Examine) -> None:
+    found = diagnosis(port="many")
+
+    assert found["settings"].health is Health.BROKEN
+    assert "NIGHTMILL_PORT" in found["settings"].told
+
+
+def test_prompts_of_a_model_that_embeds_are_told(diagnosis: Examine, tmp_path: Path) -> None:
+    model = {"source": {"packaged": "all-minilm-l6-v2"}, "engine": "embed", "engine_args": {"query_prompt": "query: "}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": {"e": model}}))
+
+    assert diagnosis()["model e"].told == "engine embed, queue gpu.embed, before queries 'query: '"
+
+
+def test_a_model_that_can_not_rewrite_queries_is_named(diagnosis: Examine) -> None:
+    assert "rewrite_query" not in diagnosis()
+    assert diagnosis(rewrite_model="gpt-4o-mini")["rewrite_query"].health is Health.FINE
+    for name in ("all-minilm-l6-v2", "nobody"):
+        found = diagnosis(rewrite_model=name)["rewrite_query"]
+        assert (found.health, name in found.told) == (Health.WARNING, True)
+    assert "rewrite_query" not in diagnosis(engine_urls="http://127.0.0.1:9/v1")
+
+
+@pytest.mark.parametrize("suffix", ["/v1", "/v1/", "/", ""])
+def test_an_attached_engine_is_asked_for_its_models(diagnosis: Examine, engine: str, suffix: str) -> None:
+    url = engine.removesuffix("/v1") + suffix
+
+    found = diagnosis(engine_urls=url, engine_api_key="right")[f"engine {url}"]
+
+    assert (found.health, found.told) == (Health.FINE, "serves some-model")
+
+
+def test_an_attached_engine_that_refuses_the_key_is_broken(diagnosis: Examine, engine: str) -> None:
+    found = diagnosis(engine_urls=engine, engine_api_key="wrong")[f"engine {engine}"]
+
+    assert found.health is Health.BROKEN
+    assert "401" in found.told
+
+
+class _Tgi(_Models):
+    def do_GET(self) -> None:
+        known = self.path == "/info"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b'{"router": "text-generation-router", "version": "3.3.6"}' if known else b"")
+
+
+def test_a_server_that_fetches_images_from_texts_is_named(diagnosis: Examine, tmp_path: Path) -> None:
+    with _serving(_Tgi) as url:
+        model = {"source": {"urls": [url]}, "engine": "http"}
+        (tmp_path / "models.yaml").write_text(json.dumps({"models": {"m": model}}))
+        found = diagnosis(engine_urls=url)
+        refusing = diagnosis(engine_urls=url, refuse_text_images="true")
+
+    what = f"images in text at {url.removesuffix('/v1')}"
+    assert (found[what].health, found[what].mend) == (Health.WARNING, "set NIGHTMILL_REFUSE_TEXT_IMAGES=true")
+    assert (found[f"engine {url}"].health, "404" in found[f"engine {url}"].told) == (Health.WARNING, True)
+    assert what not in refusing
+
+
+def test_a_database_of_an_older_version_is_to_be_migrated(
+    diagnosis: Examine, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = diagnosis(database_url=sqlite_url)["database"]
+    monkeypatch.setattr("alembic.script.ScriptDirectory.get_heads", lambda _: ["another"])
+
+    older = diagnosis(database_url=sqlite_url)["database"]
+
+    assert current.health is Health.FINE
+    assert (older.health, older.mend) == (Health.BROKEN, "python -m jobs.bootstrap")
+
+
+def test_a_port_that_is_taken_is_broken_while_nothing_runs(diagnosis: Examine) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        found = diagnosis(port=str(taken.getsockname()[1]))
+
+    assert found["port of api"].health is Health.BROKEN
+
+
+def test_a_process_that_is_gone_is_found_by_its_start_time(diagnosis: Examine, tmp_path: Path) -> None:
+    one = {"name": "gpu", "pid": 1, "started": 1, "restarts": 3, "state": "running"}
+    (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [one]}))
+
+    found = diagnosis()
+
+    assert found["process gpu"].health is Health.BROKEN
+    assert found["api"].health is Health.BROKEN
+    assert found["broker"].health is Health.BROKEN
+
+
+def test_a_process_that_ends_again_and_again_says_how_and_when_it_is_started_again(
+    diagnosis: Examine, tmp_path: Path
+) -> None:
+    waits = {"name": "gpu", "pid": None, "started": None, "restarts": 9, "state": "waiting"}
+    ending = {"ending": "exit code 1", "delay": 15.0}
+    (tmp_path / "run.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [waits | ending]}))
+
+    told = diagnosis()["process gpu"].told
+
+    assert told == "does not run (waiting; last: exit code 1, started again after 15 s), restarted 9 times"
+
+
+def test_the_exit_code_says_whether_something_is_broken(diagnosis: Examine, tmp_path: Path) -> None:
+    diagnosis()
+    sound = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path), "--json"])
+    diagnosis(min_free_bytes=str(1 << 60))
+    sick = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path)])
+
+    assert (sound.exit_code, sick.exit_code) == (0, 1)
+    assert {one["health"] for one in json.loads(sound.stdout)} <= {"fine", "warning"}
+    assert "to mend it: make room" in sick.stdout
+
+
+MINI = "embeddings of all-minilm-l6-v2"
+
+
+def test_measured_runtimes_are_shown_with_their_figures(diagnosis: Examine, tmp_path: Path) -> None:
+    before = diagnosis()[MINI]
+    candidates = (
+        Candidate("torch", "float32", 31.0, 1, 1),
+        Candidate("torch", "bfloat16", 80.5, 0.99995, 0.9999),
+        Candidate("onnx", "int8", 99.0, 0.9939, 0.9883, refused="mean cosine 0.9939 is below 0.999"),
+        Candidate("onnx", "float32", refused="NotExportable: too large"),
+    )
+    folder = tmp_path / "models" / "runtimes"
+    folder.mkdir(parents=True)
+    runtimes.write(folder, "k", Record("all-minilm-l6-v2", "some CPU", {}, 0.999, 1, 9.5, candidates, 1))
+
+    after = diagnosis()[MINI]
+
+    assert (before.health, before.told.startswith("torch; what is fastest is measured")) == (Health.FINE, True)
+    assert after.told == (
+        "torch bfloat16 on some CPU; torch float32 31 texts/s (cosine 1.00000, least 1.00000); "
+        "torch bfloat16 80.5 texts/s (cosine 0.99995, least 0.99990); "
+        "onnx int8 99 texts/s (cosine 0.99390, least 0.98830), refused: mean cosine 0.9939 is below 0.999; "
+        "onnx float32 not run, refused: NotExportable: too large"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "floor", "told"),
+    [
+        ("{dtype: bfloat16}", "0.999", "torch bfloat16, as its engine_args say"),
+        ("{runtime: torch}", "0.999", "torch auto, as its engine_args say"),
+        ("{}", "1", "torch, as NIGHTMILL_EMBEDDING_FLOOR=1 allows nothing else"),
+    ],
+)
+def test_runtime_that_is_not_to_be_measured_is_shown_as_such(
+    diagnosis: Examine, tmp_path: Path, args: str, floor: str, told: str
+) -> None:
+    entry = f"source: {{packaged: all-minilm-l6-v2}}, engine: embed, engine_args: {args}"
+    (tmp_path / "models.yaml").write_text(f"models: {{all-minilm-l6-v2: {{{entry}}}}}")
+
+    assert diagnosis(embedding_floor=floor)[MINI].told == told
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "health", "told"),
+    [(0, Health.WARNING, "has no maxmemory"), (512, Health.FINE, "answers"), (16, Health.BROKEN, "broker_full: 1")],
+)
+def test_memory_of_the_broker_is_bounded_and_not_used_up(
+    diagnosis: Examine, tmp_path_factory: pytest.TempPathFactory, megabytes: int, health: Health, told: str
+) -> None:
+    with running_broker(tmp_path_factory.mktemp("broker")) as url, redis.Redis.from_url(url) as server:
+        for _ in range(10):
+            server.rpush("filled", bytes(MB))
+        server.config_set("maxmemory", megabytes * MB)
+        rabbit = f"amqp://u:secret@127.0.0.1:{_dead_port()}//"
+        both = [
+            diagnosis(broker_url=url.replace("unix:", "redis+socket:"))["broker"],
+            diagnosis(broker_url=rabbit, streams_url=url.replace("unix:", "redis+socket:"))["waiting clients"],
+        ]
+
+    for found in both:
+        assert (found.health, told in found.told, bool(found.mend)) == (health, True, health is not Health.FINE)
+
+
+def test_an_embedded_broker_that_is_full_is_said(diagnosis: Examine, tmp_path: Path) -> None:
+    with running_broker(tmp_path) as url, redis.Redis.from_url(url) as server:
+        before = diagnosis()["broker"]
+        server.config_set("maxmemory", MB)
+        after = diagnosis()["broker"]
+
+    assert (before.health, after.health) == (Health.FINE, Health.BROKEN)
+    assert "broker_full" in after.told
+
+
+def test_an_api_whose_broker_is_full_still_takes_jobs(diagnosis: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.up.readiness.look", lambda _: {"status": "broker_full", "database": "ok"})
+    monkeypatch.setattr("cli.up.readiness.reached", lambda *_: "http://127.0.0.1:1")
+
+    found = diagnosis()["api"]
+
+    assert (found.health, "broker_full" in found.told, bool(found.mend)) == (Health.WARNING, True, True)

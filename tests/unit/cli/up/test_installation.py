@@ -1,0 +1,63 @@
+"""What an installation says of itself: the addresses in `run.json` are those that answer."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from cli.up import procfile
+from cli.up.folder import DataFolder
+from cli.up.installation import Installation, Notices
+from cli.up.service import Program, Service
+from jobs.settings import Settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path / "data")
+    folder.make()
+    (folder.path / "operator.key").write_text("sk-operator")
+    return folder
+
+
+def published(folder: DataFolder, names: Sequence[str], **settings: object) -> dict[str, object]:
+    config = Settings(data_dir=folder.path, port=8000, flower_port=8001, **settings)  # type: ignore[arg-type]
+    services = [Service(Program(name, ("true",), {}, folder.path, folder.logs / name)) for name in names]
+    here = Installation(config, folder, procfile.CHECKOUT, 1, verbose=False)
+    here._publish(services)
+    return folder.read_run()
+
+
+@pytest.mark.parametrize(
+    ("host", "flower"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8001"),
+        ("127.0.0.2", "http://127.0.0.2:8001"),
+        ("0.0.0.0", "http://127.0.0.1:8001"),
+        ("::", "http://[::1]:8001"),
+    ],
+)
+def test_flower_is_where_it_was_told_to_listen(folder: DataFolder, host: str, flower: str) -> None:
+    assert published(folder, ["web", "flower"], flower_host=host)["flower_url"] == flower
+
+
+def test_a_flower_that_no_line_starts_has_no_address(folder: DataFolder) -> None:
+    assert published(folder, ["web"])["flower_url"] is None
+
+
+def test_the_models_file_that_it_runs_with_is_told(folder: DataFolder) -> None:
+    assert published(folder, ["web"], models_file="/srv/models.yaml")["models_file"] == "/srv/models.yaml"
+
+
+def test_whether_it_is_up_is_asked_of_its_own_port(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("cli.up.readiness.tell_when_up", lambda url, *_: asked.append(url))
+    config = Settings(data_dir=folder.path, port=8000, public_url="https://batch.example")
+
+    here = Installation(config, folder, procfile.CHECKOUT, 1, verbose=False)
+    here._announce(["web"], cast(Notices, SimpleNamespace(say=print)), threading.Event())
+
+    assert asked == ["http://127.0.0.1:8000"]

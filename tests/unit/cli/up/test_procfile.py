@@ -1,0 +1,68 @@
+"""The Procfile's grammar, and that ours holds the processes that the documentation names."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.errors import Trouble
+from cli.up import procfile
+
+
+def _load(tmp_path: Path, text: str) -> list[procfile.Line]:
+    path = tmp_path / "Procfile"
+    path.write_text(text)
+    return procfile.load(path)
+
+
+def test_a_line_is_a_name_a_program_and_its_arguments(tmp_path: Path) -> None:
+    (line,) = _load(tmp_path, "web: serve --port 1 'two words'\n")
+
+    assert line == procfile.Line("web", ("serve", "--port", "1", "two words"), {})
+
+
+def test_comments_and_empty_lines_are_skipped(tmp_path: Path) -> None:
+    lines = _load(tmp_path, "# nothing\n\nweb: serve  # the API\n")
+
+    assert [line.program for line in lines] == [("serve",)]
+
+
+def test_leading_assignments_go_to_the_environment(tmp_path: Path) -> None:
+    (line,) = _load(tmp_path, "web: A=1 B='x y' serve C=3\n")
+
+    assert line.environment == {"A": "1", "B": "x y"}
+    assert line.program == ("serve", "C=3")
+
+
+@pytest.mark.parametrize("word", ["python", "python3"])
+def test_python_is_the_interpreter_that_runs_the_command(tmp_path: Path, word: str) -> None:
+    (line,) = _load(tmp_path, f"web: {word} -m api\n")
+
+    assert line.program == (sys.executable, "-m", "api")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("web serve", "line 1: expected 'name: command'"),
+        ("ok: fine\nweb:", "line 2: expected 'name: command'"),
+        ("web: A=1", "'web' has no program"),
+        ("web: serve 'open", "No closing quotation"),
+        ("web: serve | tee log", "no shell runs this line"),
+        ("web: serve\nweb: serve", "names 'web' more than once"),
+    ],
+)
+def test_a_line_that_is_no_process_is_refused_with_its_place(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(Trouble, match=expected):
+        _load(tmp_path, text)
+
+
+def test_a_missing_file_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Trouble, match=r"cannot read .*No such file"):
+        procfile.load(tmp_path / "Procfile")
+
+
+def test_ours_names_every_process_type_once_and_starts_with_the_release() -> None:
+    names = [line.name for line in procfile.load(procfile.CHECKOUT / "Procfile")]
+
+    assert names == ["release", "web", "dispatcher", "cpu", "gpu", "embed", "io", "flower"]

@@ -1,0 +1,54 @@
+"""When a process that ended is started again, and what is told about it."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from cli.up.service import FIRST_DELAY, LONGEST_DELAY, SETTLED, Program, Service, State, next_delay
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return Service(Program("one", ("true",), {}, tmp_path, tmp_path / "one.log"))
+
+
+def test_delays_double_from_a_fifth_of_a_second_up_to_fifteen() -> None:
+    delays = list(itertools.accumulate(range(9), lambda delay, _: next_delay(delay, lived=1.0), initial=0.0))[1:]
+
+    assert delays[:4] == [0.2, 0.4, 0.8, 1.6]
+    assert delays[-1] == LONGEST_DELAY
+
+
+def test_a_process_that_lived_half_a_minute_starts_over_with_the_shortest_delay() -> None:
+    assert next_delay(LONGEST_DELAY, lived=SETTLED) == FIRST_DELAY
+    assert next_delay(LONGEST_DELAY, lived=SETTLED - 1) == LONGEST_DELAY
+
+
+def test_an_end_that_was_not_asked_for_waits_for_the_next_start(service: Service) -> None:
+    service.ended(3)
+
+    assert service.state is State.WAITING
+    assert service.ending == "exit code 3"
+    assert (service.described()["ending"], service.described()["delay"]) == ("exit code 3", FIRST_DELAY)
+
+
+def test_a_service_that_waits_is_stopped_at_once(service: Service) -> None:
+    service.ended(-9)
+
+    service.stop()
+
+    assert service.state is State.STOPPED
+    assert service.ending == "killed by SIGKILL"
+    assert service.described()["pid"] is None
+
+
+def test_a_process_that_can_not_be_started_is_tried_again(tmp_path: Path) -> None:
+    service = Service(Program("one", ("true",), {}, tmp_path, tmp_path / "no such folder" / "one.log"))
+
+    service.start()
+    service.start()
+
+    assert service.state is State.WAITING
+    assert service.ending == "could not be started: No such file or directory"
+    assert service.delay == 2 * FIRST_DELAY
