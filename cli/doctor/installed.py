@@ -1,10 +1,8 @@
 """What is installed (interpreter, packages, engines in process, models), and what was measured and chosen for it."""
 
-import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -16,6 +14,7 @@ from jobs.fleet import runtimes
 from jobs.fleet.checkpoint import facts_of
 from jobs.fleet.models_file import EngineKind, Model, ModelsFileError, Registry
 from jobs.fleet.runtimes import Candidate, Record
+from jobs.programs import probe_sandbox
 from jobs.requests.endpoints import CHAT, EMBEDDINGS
 from jobs.requests.prompts import Prompts
 
@@ -91,10 +90,8 @@ def _version(module: str) -> str:
 
 def parsers(_patient: Patient) -> Iterator[Finding]:
     """Name the parts of the sandbox for documents that the kernel refuses, asked of a process that confines itself."""
-    command = [sys.executable, "-P", "-m", "workers.sandbox"]
-    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    tried = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=60)  # noqa: S603 (ours)
-    missing = tried.stdout.decode().split()
+    tried = probe_sandbox()
+    missing = tried.stdout.split()
     if tried.returncode != 0:
         mend = f"{_INSTALL}, and run workers as a user that can read Python and the code"
         yield broken("parsers", "documents cannot be read: their process does not start", mend)

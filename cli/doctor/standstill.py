@@ -8,18 +8,14 @@ Where its database can be asked (on its host, or with its settings) it is, in th
 From elsewhere only `/readyz` can be asked, which says nothing of pauses and names no queue of any job.
 """
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.client.progress import Snapshot, duration
 from cli.errors import Trouble
 from cli.up import readiness
-from cli.up.procfile import CHECKOUT
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 
 _LATE = 10.0  # seconds: an idle dispatcher looks once a second, and rings again after ten
 _SILENT = 60.0  # a worker beats many times in this
-_PATIENCE = 20.0
 _PLAN = "cpu.plan"  # where every job is planned and finished
 
 
@@ -178,22 +173,11 @@ def _not_rung(config: "Settings") -> Iterator[str]:
     from cli.doctor.findings import Health, Patient
     from cli.doctor.reachable import broker
     from cli.up.folder import DataFolder
+    from jobs.fleet.health import DISPATCHER, ailing
 
     folder = DataFolder(config.data_dir)
     for found in broker(Patient(config, folder, folder.read_run())):
         if found.health is Health.BROKEN:
             yield f"the broker is away: {found.told}; {found.mend}"
-    if trouble := leaderless(config.data_dir):
+    if trouble := ailing(config, DISPATCHER):
         yield f"{trouble}; `nightmill doctor` looks at the processes"
-
-
-def leaderless(data_dir: Path, run: Callable[..., Any] = subprocess.run) -> str:
-    """What the dispatcher's own check of health says against it."""
-    words = [sys.executable, "-m", "workers.health", "dispatcher"]
-    env = {**environ, "NIGHTMILL_DATA_DIR": str(data_dir)}
-    try:
-        done = run(words, env=env, cwd=CHECKOUT, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    said = done.stderr.strip().splitlines()
-    return said[0] if done.returncode and len(said) == 1 else ""  # more is not about the dispatcher

@@ -30,6 +30,7 @@ from jobs.db.hosts import claim_host
 from jobs.errors import DatabaseBusy
 from jobs.files.tables import File
 from jobs.fleet import workers as fleet
+from jobs.fleet.leadership import Leadership
 from jobs.fleet.models_file import Models, ModelsFileError, Registry
 from jobs.ledger import measures, outbox, pauses, shards, shares
 from jobs.ledger.outbox import Ring
@@ -40,7 +41,6 @@ from jobs.queues import Queue, Task
 from jobs.security.tables import Project
 from jobs.settings import Settings, settings
 from workers.dispatcher.fairness import Turns, choose
-from workers.dispatcher.leadership import Leadership
 from workers.dispatcher.maintenance import Housekeeper
 from workers.dispatcher.publisher import BrokerAway, CeleryRinger, Ringer, Rings
 

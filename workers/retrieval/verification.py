@@ -27,6 +27,7 @@ from jobs.ledger import audit
 from jobs.ledger.states import LIVE
 from jobs.ledger.tables import Job
 from jobs.platform.storage import Storage, open_storage
+from jobs.programs import DIFFERS
 from jobs.retrieval import attachments, documents, indexes, ingestions
 from jobs.retrieval.attachments import IN_PROGRESS, Attachment
 from jobs.retrieval.indexes import index_of
@@ -38,8 +39,6 @@ from workers.vectors.open_vectors import store_of
 
 ACTOR = "cli:verify"
 _AT_ONCE = 200
-#: The exit code that says so; 1 is Python's own.
-DIFFERS = 3
 
 
 @dataclass(slots=True)

@@ -298,7 +298,7 @@ def test_what_checks_the_vectors_is_shown_without_its_escapes(call: Call, monkey
     from subprocess import CompletedProcess
 
     said = CompletedProcess([], 3, f"{OSC}[/boom]: there is no such store\n", f"{OSC}[/boom] is away\n")
-    monkeypatch.setattr("cli.commands.vectors.subprocess.run", lambda *_args, **_options: said)
+    monkeypatch.setattr("jobs.programs.subprocess.run", lambda *_args, **_options: said)
 
     out, err = call("vectors", "verify")
 

@@ -111,21 +111,21 @@ def test_whatever_is_broken_comes_with_what_to_do(diagnosis: Examine, tmp_path: 
 @pytest.mark.parametrize(
     ("printed", "returncode", "health", "named"),
     [
-        (b"", 0, Health.FINE, ""),
-        (b"landlock\nuser_namespace\nnetwork_namespace\n", 0, Health.WARNING, "landlock, user_namespace, network_name"),
-        (b"", 1, Health.BROKEN, "does not start"),
+        ("", 0, Health.FINE, ""),
+        ("landlock\nuser_namespace\nnetwork_namespace\n", 0, Health.WARNING, "landlock, user_namespace, network_name"),
+        ("", 1, Health.BROKEN, "does not start"),
     ],
 )
 def test_what_the_sandbox_of_documents_lacks_is_named(
-    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: bytes, returncode: int, health: Health, named: str
+    diagnosis: Examine, monkeypatch: pytest.MonkeyPatch, printed: str, returncode: int, health: Health, named: str
 ) -> None:
     asked: list[list[str]] = []
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         asked.append(command[-1:])
         return subprocess.CompletedProcess(command, returncode, stdout=printed)
 
-    monkeypatch.setattr("cli.doctor.installed.subprocess.run", run)
+    monkeypatch.setattr("jobs.programs.subprocess.run", run)
 
     found = diagnosis()["parsers"]
 

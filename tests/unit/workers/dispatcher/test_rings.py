@@ -13,6 +13,7 @@ from jobs import ids
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
+from jobs.fleet.leadership import Leadership
 from jobs.fleet.tables import Measure, Worker
 from jobs.ledger import ledger, measures, outbox, pauses, shards
 from jobs.ledger.outbox import SMALL_BYTES
@@ -25,7 +26,6 @@ from jobs.webhooks.tables import Delivery
 from tests.support import ledgers
 from tests.support.house import House, new_file, project_of
 from workers.dispatcher import loop as dispatcher
-from workers.dispatcher.leadership import Leadership
 
 pytestmark = pytest.mark.dialects
 

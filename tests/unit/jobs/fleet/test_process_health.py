@@ -6,12 +6,11 @@ import pytest
 
 from jobs.clock import now
 from jobs.db.engine import Database
-from jobs.fleet import workers
+from jobs.fleet import health, workers
+from jobs.fleet.leadership import Leadership
 from jobs.fleet.tables import Worker
 from jobs.platform import processes
 from jobs.settings import Settings
-from workers import health
-from workers.dispatcher.leadership import Leadership
 
 
 def register(db: Database, **changes: object) -> None:

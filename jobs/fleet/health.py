@@ -1,4 +1,4 @@
-"""Whether a process of this host does its part, as SQL knows it: `python -m workers.health POOL|dispatcher`.
+"""Whether a process of this host does its part, as SQL knows it: `python -m jobs.fleet.health POOL|dispatcher`.
 
     a pool        a worker of it on this host has beaten within a lease, and its process is there
     dispatcher    somebody leads: a process that stands by shows nothing of its own
@@ -14,10 +14,10 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.errors import DatabaseBusy
 from jobs.fleet import workers
+from jobs.fleet.leadership import Leadership
 from jobs.fleet.tables import Worker
 from jobs.platform import processes
 from jobs.settings import Settings, settings
-from workers.dispatcher.leadership import Leadership
 
 DISPATCHER = "dispatcher"
 POOLS = ("cpu", "gpu", "embed", "io")

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import text
 
 from jobs.db.engine import Database
+from jobs.fleet.leadership import Leadership
 from jobs.settings import Settings
 from tests.support import ledgers
 from tests.support.system import GRACE_SECONDS
-from workers.dispatcher.leadership import Leadership
 
 _END_LEADERS = text("""
     SELECT count(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database

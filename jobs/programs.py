@@ -1,0 +1,25 @@
+"""Run the programs of `workers` that the command needs, in processes of their own: they load what it does not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+_CHECKOUT: Final = Path(__file__).resolve().parents[1]
+#: The exit status of a comparison that found differences; 1 is Python's own.
+DIFFERS: Final = 3
+
+
+def verify_vectors(data_dir: Path, *, repair: bool) -> subprocess.CompletedProcess[str]:
+    """Compare the vector database with the rows in SQL; a status of `DIFFERS` says that they are not the same."""
+    command = [sys.executable, "-m", "workers.retrieval.verification", *(["--repair"] if repair else [])]
+    environment = {**os.environ, "NIGHTMILL_DATA_DIR": str(data_dir)}
+    return subprocess.run(command, cwd=_CHECKOUT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 (ours)
+
+
+def probe_sandbox() -> subprocess.CompletedProcess[str]:
+    """Confine a process as parsers of documents are, and print the parts of the sandbox that the kernel refuses."""
+    command = [sys.executable, "-P", "-m", "workers.sandbox"]
+    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 (ours)
