@@ -20,7 +20,7 @@ from api.files import uploads
 from api.fleet import models
 from api.health import routes as health
 from api.health.metrics import Exposition
-from api.health.readiness import BrokerWatch
+from api.health.readiness import BrokerWatch, Watch
 from api.http.middleware import Authenticate, FairShare, Limit, Trace
 from api.inference import chat_completions, conversations, responses
 from api.inference import routes as inference
@@ -29,12 +29,14 @@ from api.jobs import routes as jobs
 from api.pages import routes as pages
 from api.retrieval import file_batches, indexes, search, sources, store_files
 from api.retrieval import routes as vector_stores
+from api.ttl_cache import Trusted
 from api.webhooks import routes as webhooks
 from jobs.db.engine import Database
 from jobs.fleet.models_file import Models
 from jobs.inference.waiting import Lines
 from jobs.platform.storage import open_storage
 from jobs.settings import Settings, settings
+from jobs.timings import Timings
 
 #: Requests wait for the database this long, in seconds, before they answer 503.
 _PATIENCE = 1.5
@@ -71,18 +73,20 @@ ROUTERS: tuple[APIRouter, ...] = (
 )
 
 
-def build(config: Settings | None = None) -> FastAPI:
+def build(config: Settings | None = None, timings: Timings = Timings()) -> FastAPI:
     """The app of one process."""
     config = config or settings()
     registry = Models(config)
     db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=_CONNECTIONS + 10, urgent=True)
-    broker = BrokerWatch(config)
+    broker = BrokerWatch(config, timings.readiness_kept)
     services = Services(
         config=config,
         db=db,
         storage=open_storage(config.storage),
         models=registry,
         lines=Lines(config),
+        places=Trusted(timings.trusted),
+        timings=timings,
     )
     app = FastAPI(
         title="Nightmill",
@@ -94,12 +98,13 @@ def build(config: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.services = services
-    app.state.health = health.Health(Exposition(db, registry, broker.is_full), broker)
+    exposition = Exposition(db, registry, broker.is_full, timings.metrics_kept)
+    app.state.health = health.Health(exposition, broker, Watch(timings.readiness_kept))
     for router in ROUTERS:
         app.router.routes.extend(router.routes)  # complete as they are: including would build each a second time
     errors.install(app)
-    app.add_middleware(FairShare, config=config)
-    app.add_middleware(Limit, config=config)
+    app.add_middleware(FairShare, config=config, patience=timings.thread_patience)
+    app.add_middleware(Limit, config=config, idle_seconds=timings.body_patience)
     app.add_middleware(Authenticate, services=services)
     if config.cors_origins:
         app.add_middleware(

@@ -38,11 +38,11 @@ class Services:
     storage: Storage
     models: Models
     lines: Lines
-    places: Trusted[str] = field(default_factory=Trusted[str])  # queues that live workers take questions from
+    places: Trusted[str]  # queues that live workers take requests from
+    timings: Timings
     arriving: Arriving = field(default_factory=Arriving)
     changing: Locks = field(default_factory=Locks)  # conversations
     stopping: threading.Event = field(default_factory=threading.Event)
-    timings: Timings = Timings()
 
     def registry(self) -> Registry:
         """The models as their file describes them now, or did when it was right. Raises Unavailable: it never was."""

@@ -24,13 +24,13 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.deps import Services
 from api.errors import respond
 from jobs.errors import InvalidRequest, NightmillError
 from jobs.settings import Settings
 
 #: A request's line and headers; and its trailers.
 MAX_HEAD_BYTES = 65_536
-HEAD_SECONDS = 20.0
 _GRACE_SECONDS = 5
 #: So long is read, and dropped, what a client still sends that was refused: closed at once, it might lose the answer.
 _LINGER_SECONDS = 2.0
@@ -63,7 +63,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_clock(HEAD_SECONDS)
+        self._start_clock(self._head_patience)
         self._waiting[self] = None
         if len(self.connections) > most_connections():
             longest = self._longest()
@@ -77,7 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._bytes, self._in_head, self._complete = self._piece, True, False
-        self._start_clock(HEAD_SECONDS)
+        self._start_clock(self._head_patience)
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -106,7 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._waiting[self] = None
         if self.cycle.more_body:  # whatever of it still comes puts off uvicorn's own clock
-            self._start_clock(HEAD_SECONDS)
+            self._start_clock(self._head_patience)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -137,6 +137,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(_raw(respond(error, {"connection": "close"})))
         self.transport.write_eof()
         self._start_clock(_LINGER_SECONDS)
+
+    @property
+    def _head_patience(self) -> float:
+        app: Any = self.app
+        services: Services = app.state.services
+        return services.timings.head_patience
 
     def _longest(self) -> "BoundedProtocol":
         """Who goes: of those who have sent nothing that is not read yet, unless all have."""

@@ -25,8 +25,6 @@ from jobs.settings import Settings
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Seconds that a request waits for a thread of its project before it is refused.
-_PATIENCE_SECONDS = 5.0
 #: Threads of this process that read large bodies: these compete with the event loop for the interpreter.
 _READERS = 2
 
@@ -40,16 +38,17 @@ class ProjectBusy(TooManyRequests):
 class Share:
     """What one project may use at once, on one event loop: threads, one reader of large bodies, and `bodies`, bytes."""
 
-    def __init__(self, threads: int, body_bytes: int) -> None:
+    def __init__(self, threads: int, body_bytes: int, patience: float = 0.0) -> None:
         self.threads = Limit(threads)
         self.reader = Limit(1)
         self.bodies = Limit(body_bytes)
+        self._patience = patience
 
     @asynccontextmanager
     async def thread(self) -> AsyncIterator[None]:
-        """Hold one of the project's threads. Raises ProjectBusy when none is free within the patience."""
+        """Hold one of the project's threads. Raises ProjectBusy when none is free within `patience` seconds."""
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(self._patience):
                 await self.threads.acquire()
         except TimeoutError:
             raise ProjectBusy from None
@@ -83,12 +82,13 @@ _shares: RunVar[WeakValueDictionary[str, Share]] = RunVar("shares")
 _readers: RunVar[Limit] = RunVar("readers")
 
 
-def share_of(project_id: str, config: Settings) -> Share:
+def share_of(project_id: str, config: Settings, patience: float) -> Share:
     """Return the share of a project, which exists for as long as a request refers to it."""
     shares = _once(_shares, WeakValueDictionary)
     share = shares.get(project_id)
     if share is None:  # a body of the largest size is always accepted when no other is there
-        share = Share(config.project_threads, max(config.project_body_bytes, config.body_max_bytes))
+        most_bytes = max(config.project_body_bytes, config.body_max_bytes)
+        share = Share(config.project_threads, most_bytes, patience)
         shares[project_id] = share
     return share
 

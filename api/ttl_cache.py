@@ -53,24 +53,24 @@ def _found(look: Callable[[], T]) -> T | None:
         return None
 
 
-SECONDS = 2.0
 _MOST: Final = 10_000
 
 
 class Trusted(Generic[T]):
     """Values by the digest of what they are values of. For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._known: OrderedDict[bytes, tuple[float, T]] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[None]] = {}
 
     async def get(self, key: bytes, look: Callable[[], T]) -> T:
         """`look` runs in a thread, and raises NightmillError for what is not to be kept."""
         known = self._known.get(key)
-        age = time.monotonic() - known[0] if known else SECONDS
-        if known is None or age >= SECONDS:
+        age = time.monotonic() - known[0] if known else self._seconds
+        if known is None or age >= self._seconds:
             return await self._ask(key, look)
-        if age >= SECONDS / 2 and key not in self._asking:
+        if age >= self._seconds / 2 and key not in self._asking:
             self._asking[key] = asyncio.create_task(self._ask_beside(key, look))
         return known[1]
 

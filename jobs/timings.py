@@ -44,3 +44,24 @@ class Timings:
     storage_retry: float = 10.0  # before what could not be stored is tried again
     database_retry: float = 5.0  # before a database that could not be read is read again
     admission_retry: float = 1.0  # before a shard for which there is no room is published again
+
+    # api, for requests
+    head_patience: float = 20.0  # for the head of a request, or for the rest of a body that was refused
+    body_patience: float = 60.0  # without a byte, until a body is given up
+    thread_patience: float = 5.0  # that a request waits for a thread of its project
+    trusted: float = 2.0  # that a good answer of SQL holds: who has a key, who serves a model
+
+    # api.inference
+    first_chunk_patience: float = 15.0  # until a stream without a chunk has its status: some proxies wait for 30
+    key_look: float = 2.0  # between looks at the key that a request came with
+    conversation_patience: float = 2.0  # that a change waits for others in its process
+    response_look: float = 0.5  # between looks at a response in the background
+    response_keep_alive: float = 2.0  # without an event of it
+
+    # api.jobs
+    job_look: float = 0.5
+    job_keep_alive: float = 15.0
+
+    # api.health
+    readiness_kept: float = 1.0
+    metrics_kept: float = 5.0

@@ -48,7 +48,6 @@ def observe_request(scope: Scope, status: int, seconds: float) -> None:
     _REQUESTS.labels(method, route, str(status)).observe(seconds)
 
 
-_KEEP_SECONDS = 5.0
 _KEEP_TIMES = 10  # what they took: a scrape may come from each of many, and often
 _OTHER = "other"
 #: By name in `jobs.ledger.measures`: the metric, what it says, and whose label it has.
@@ -64,11 +63,11 @@ _TOKENS = ("input", "cached", "output", "reasoning")
 class Exposition:
     """The text of a scrape, kept for a moment: counting a million jobs takes a second."""
 
-    def __init__(self, db: Database, models: Models, broker_full: Callable[[], bool]) -> None:
+    def __init__(self, db: Database, models: Models, broker_full: Callable[[], bool], keep_seconds: float) -> None:
         self._db = db
         self._models = models
         self._broker_full = broker_full
-        self._recent = Recent[bytes](_KEEP_SECONDS, _KEEP_TIMES)
+        self._recent = Recent[bytes](keep_seconds, _KEEP_TIMES)
 
     def text(self) -> bytes:
         """Raises DatabaseBusy."""

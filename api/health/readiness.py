@@ -5,7 +5,7 @@ Both are observed from this process, on a clock that never jumps.
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import exists, func, select, true
 from sqlalchemy.orm import Session
@@ -23,15 +23,14 @@ from jobs.settings import Settings
 
 #: Work waits this long without anybody claiming any: something is wrong.
 STUCK_SECONDS = 60.0
-_KEEP_SECONDS = 1.0
 
 
 class BrokerWatch:
-    """Whether the broker is full, as read at most a second ago. For any thread."""
+    """Whether the broker is full, as read at most `keep_seconds` ago. For any thread."""
 
-    def __init__(self, config: Settings) -> None:
+    def __init__(self, config: Settings, keep_seconds: float) -> None:
         self._config = config
-        self._recent = Recent[bool](_KEEP_SECONDS)
+        self._recent = Recent[bool](keep_seconds)
 
     def is_full(self) -> bool:
         return self._recent.get(lambda: any_full(self._config))
@@ -48,17 +47,17 @@ class Standing:
     stuck: bool
 
 
-@dataclass(slots=True)
 class Watch:
     """Remembers when work was last seen to move: claims are held, or the oldest doorbell has changed."""
 
-    _moved: float = field(default_factory=time.monotonic)
-    _first: int | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _recent: Recent[Standing] = field(default_factory=lambda: Recent(_KEEP_SECONDS))
+    def __init__(self, keep_seconds: float) -> None:
+        self._moved = time.monotonic()
+        self._first: int | None = None
+        self._lock = threading.Lock()
+        self._recent = Recent[Standing](keep_seconds)
 
     def standing(self, db: Database) -> Standing:
-        """As of a second ago at most, or of the look that is being taken. Raises DatabaseBusy."""
+        """Look at the deployment, or return a look of a moment ago. Raises DatabaseBusy."""
 
         def look() -> Standing:
             with db.read() as session:

@@ -1,6 +1,6 @@
 """Health, for anyone who asks, and nothing about any project. The metrics may have a key of their own."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
 
@@ -24,7 +24,7 @@ class Health:
 
     exposition: Exposition
     broker: BrokerWatch
-    watch: Watch = field(default_factory=Watch)
+    watch: Watch
 
 
 class Alive(BaseModel):

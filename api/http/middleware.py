@@ -86,7 +86,7 @@ class Authenticate:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self.app = app
         self.services = services
-        self._trusted = Trusted[Caller]()
+        self._trusted = Trusted[Caller](services.timings.trusted)
         self._wrong = _Counter(services.config.wrong_keys_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,8 +170,6 @@ def _challenge(error: NightmillError) -> dict[str, str]:
 
 #: Boundaries, headers and the text fields around a file.
 MULTIPART_SLACK = 65_536
-#: No byte for so long: the body is given up.
-IDLE_SECONDS = 60.0
 
 _PART = re.compile(r"/v1/uploads/[^/]+/parts/?")
 _NUL = (b"%00", b"\0")
@@ -180,7 +178,7 @@ _NUL = (b"%00", b"\0")
 class Limit:
     """Answers 400, 413 or 415 without reading, or lets the app read up to the route's limit."""
 
-    def __init__(self, app: ASGIApp, config: Settings, *, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, config: Settings, *, idle_seconds: float) -> None:
         self.app = app
         self.config = config
         self.idle_seconds = idle_seconds
@@ -265,16 +263,17 @@ def _check_type(given: str, multipart: bool) -> None:
 class FairShare:
     """Answers 429 when the bodies of the project's requests in progress are too large together."""
 
-    def __init__(self, app: ASGIApp, config: Settings) -> None:
+    def __init__(self, app: ASGIApp, config: Settings, patience: float) -> None:
         self.app = app
         self.config = config
+        self.patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = scope["state"].get("caller") if scope["type"] == "http" else None
         if caller is None:
             await self.app(scope, receive, send)
             return
-        usage = Usage(shares.share_of(caller.project_id, self.config))
+        usage = Usage(shares.share_of(caller.project_id, self.config, self.patience))
         headers = Headers(scope=scope)
         files = headers.get("content-type", "").startswith("multipart/")
         token = shares.current.set(usage)

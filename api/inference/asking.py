@@ -41,10 +41,6 @@ from jobs.inference.interactive import Piece, Question, Resumable
 from jobs.inference.waiting import place
 from jobs.ledger import pauses
 
-#: Proxies wait for a status for a minute, some for half of one. Before, a worker that was lost is a status that the SDK
-#: asks again after, not the end of a stream (see `waiting._SILENCE_SECONDS`).
-_PATIENCE_SECONDS = 15.0
-_KEY_SECONDS = 2.0  # between looks at the key that a question was asked with
 #: The header that names a stream, so that it can be stopped.
 STREAM_HEADER = "X-Nightmill-Stream"
 Resume = Annotated[
@@ -123,7 +119,8 @@ async def ask(
     kept = Resumable(call.project_id, url, question.deadline, resume, shown, queue, body["model"]) if resume else None
     served = _serving(call, queue, body["model"])
     there = _there(call, request, question.deadline)
-    patience = _PATIENCE_SECONDS if stream else math.inf
+    # before that a worker that is lost has a status, after which the SDK asks again; later it ends the stream
+    patience = call.services.timings.first_chunk_patience if stream else math.inf
     pieces = call.services.lines.ask(line(queue) if line else queue, question, served, there, kept, patience)
     while (first := await anext(pieces)).kind not in ("chunk", "end", "late"):
         pass
@@ -267,7 +264,7 @@ def _there(call: CallContext, request: Request, deadline: float) -> Callable[[],
             raise GoingDown
         if now() > deadline:
             raise TooLate
-        if time.monotonic() - checked >= _KEY_SECONDS:
+        if time.monotonic() - checked >= call.services.timings.key_look:
             checked = time.monotonic()
             with suppress(DatabaseBusy):
                 await run_unshared(_check_key, call)

@@ -178,7 +178,6 @@ T = TypeVar("T")
 Items = list[dict[str, Any]]
 Apply = Callable[[Session], None]
 _TRIES = 4  # of a change, each of which lost against another process
-_PATIENCE_SECONDS = 2.0  # that a change waits for others in this process
 _MOST_BYTES = 16 << 20
 
 
@@ -389,7 +388,8 @@ def _change(
     call: CallContext, conversation_id: str, edit: Callable[[Held], _Change], commit: Callable[[Apply, Items], T]
 ) -> T:
     """Again from what is there then, while other processes are faster, a few times."""
-    with call.services.changing.hold(f"{call.project_id}/{conversation_id}", _PATIENCE_SECONDS) as held:
+    patience = call.services.timings.conversation_patience
+    with call.services.changing.hold(f"{call.project_id}/{conversation_id}", patience) as held:
         for _ in range(_TRIES if held else 0):
             with suppress(_Moved):
                 return _replace(call, conversation_id, edit, commit)

@@ -131,8 +131,6 @@ def _error(told: Any, number: int) -> dict[str, Any]:
     return {"type": "error", **said, "sequence_number": number}
 
 
-_LOOK_SECONDS = 0.5
-_KEEP_ALIVE_SECONDS = 2.0
 _LIVE = frozenset({"queued", "in_progress"})
 _ENDED = frozenset({"completed", "incomplete", "failed"})
 
@@ -159,6 +157,7 @@ class _Following:
         self._place = "0-0"
         self._heard = False  # whether its worker has told anything
         self._items = _Items()
+        self._timings = call.services.timings
 
     async def events(self) -> AsyncIterator[bytes]:
         """Raises NotFound, KeyRevoked."""
@@ -171,7 +170,7 @@ class _Following:
             async for told in self._told():  # asked after the ledger was: of what has ended this is all
                 said = time.monotonic()
                 yield told
-            if live and time.monotonic() - said >= _KEEP_ALIVE_SECONDS:
+            if live and time.monotonic() - said >= self._timings.response_keep_alive:
                 said = time.monotonic()
                 yield KEEP_ALIVE
             if live:
@@ -206,7 +205,7 @@ class _Following:
         """What the worker has told until now; waits a moment where that is nothing."""
         while True:
             try:
-                found = await self._call.services.lines.told(self._id, self._place, _LOOK_SECONDS)
+                found = await self._call.services.lines.told(self._id, self._place, self._timings.response_look)
             except StreamsAway:
                 found = None
             for place, body in found or ():

@@ -27,8 +27,6 @@ from jobs.platform.storage import CHUNK, Storage
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_POLL_SECONDS = 0.5
-_KEEP_ALIVE_SECONDS = 15.0
 _EVENTS_AT_ONCE = 100
 
 
@@ -61,9 +59,9 @@ async def _events(call: CallContext, job_id: str, after: int) -> AsyncIterator[b
             yield sse.event(event.model_dump_json().encode(), kind=event.type, at=str(event.seq))
         if over:
             return
-        await asyncio.sleep(_POLL_SECONDS)
-        quiet = 0.0 if found else quiet + _POLL_SECONDS
-        if quiet >= _KEEP_ALIVE_SECONDS:
+        await asyncio.sleep(call.services.timings.job_look)
+        quiet = 0.0 if found else quiet + call.services.timings.job_look
+        if quiet >= call.services.timings.job_keep_alive:
             quiet = 0.0
             yield sse.KEEP_ALIVE
 
@@ -84,7 +82,7 @@ async def _results(call: CallContext, job_id: str, *, follow: bool) -> AsyncIter
                 yield data
         if over or not follow:
             return
-        await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(call.services.timings.job_look)
 
 
 async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | None:
@@ -93,7 +91,7 @@ async def _patiently(call: CallContext, look: Callable[[Session], T]) -> T | Non
         try:
             return await _once(call, look)
         except DatabaseBusy:
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(call.services.timings.job_look)
     return None
 
 

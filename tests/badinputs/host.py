@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -95,7 +96,8 @@ def _hurry(app: FastAPI) -> None:
     """Give up what stands still after as long as the test says."""
     idle, head = os.environ.get("BAD_INPUTS_IDLE_SECONDS"), os.environ.get("BAD_INPUTS_HEAD_SECONDS")
     if head:
-        api.server.HEAD_SECONDS = float(head)
+        services = app.state.services
+        services.timings = replace(services.timings, head_patience=float(head))
     if idle:
         [limit] = [one for one in app.user_middleware if one.cls is Limit]
         limit.kwargs["idle_seconds"] = float(idle)

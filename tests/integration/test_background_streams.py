@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 import redis
+from fastapi import FastAPI
 from openai import OpenAI
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
@@ -29,7 +30,7 @@ from jobs.settings import Settings
 from tests.support.citing import RESULTS, TEXT, TOOL, citing, found, searching
 from tests.support.mill import MODEL, Mill, running
 from tests.support.system import eventually
-from tests.support.web import make_key, running_app, serve
+from tests.support.web import hurry, make_key, running_app, serve
 from workers.engines.fake import FakeEngine
 from workers.engines.port import Answer, Emit, EngineFault, Request, refusal
 from workers.inference.background_responses import Telling
@@ -45,6 +46,7 @@ class World:
     mill: Mill
     client: OpenAI
     redis_url: str
+    app: FastAPI
 
     def create(self, **fields: Any) -> Iterator[ResponseStreamEvent]:
         return iter(self.client.responses.create(model=MODEL, input="Hello", background=True, stream=True, **fields))
@@ -69,7 +71,7 @@ def make_world(db: Database, tmp_path: Path, redis_url: str) -> Iterator[Callabl
             ticking.start()
             stack.callback(ticking.join)
             stack.callback(stop.set)
-            return World(mill, client, redis_url)
+            return World(mill, client, redis_url, app)
 
         yield make
 
@@ -369,8 +371,8 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
         return load(call, response_id)
 
     monkeypatch.setattr("api.inference.stored_responses.load", counted)
-    monkeypatch.setattr("api.inference.response_streams._LOOK_SECONDS", 0.05)
     world = make_world(Paced(pause=0.15))
+    hurry(world.app, response_look=0.05)
 
     events = list(world.create())
 
@@ -379,8 +381,8 @@ def test_what_is_kept_is_read_when_it_has_ended_and_again_where_storage_was_away
 
 
 def test_it_ends_when_its_key_is_revoked(make_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.inference.response_streams._LOOK_SECONDS", 0.05)
     world = make_world(Paced(pause=0.5))
+    hurry(world.app, response_look=0.05)
     stream = world.create()
     first = next(stream)
     with world.mill.db.write() as session:

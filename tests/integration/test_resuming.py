@@ -26,7 +26,7 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually
-from tests.support.web import running_app, serve
+from tests.support.web import hurry, running_app, serve
 from workers.engines.fake import CREATED
 from workers.engines.port import Answer, Emit, Request
 
@@ -337,7 +337,7 @@ def test_whoever_hangs_up_frees_the_engine_soon(
 
 
 def test_a_stream_ends_with_the_key_that_it_was_asked_for_with(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.inference.asking._KEY_SECONDS", 0.1)
+    hurry(shop.app, key_look=0.1)
     with shop.open(), _post(shop, _CHAT) as events:
         _some(events, 3)
         with shop.app.state.services.db.write() as session:
@@ -440,8 +440,8 @@ def test_an_event_of_another_kind_of_stream_is_refused(shop: Shop) -> None:
 def test_a_stream_that_was_late_can_be_come_back_to_before_its_first_event(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     shop = make_shop({"delay": 2.0})
+    hurry(shop.app, first_chunk_patience=0.3)
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     with shop.open():
         with httpx2.stream("POST", f"{shop.url}/chat/completions", json=_CHAT, headers=headers, timeout=30) as said:
@@ -458,8 +458,8 @@ def test_a_stream_that_was_late_can_be_come_back_to_before_its_first_event(
 def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(shop.engine, "stream", _slowly(shop, 0.15))
+    hurry(shop.app, first_chunk_patience=0.3)
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     body = {**_CHAT, "messages": [{"role": "user", "content": "Second"}]}
     with shop.open(places=1), _post(shop, _CHAT) as first:
@@ -484,9 +484,9 @@ def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
 def test_whoever_comes_back_to_a_line_that_nobody_serves_any_more_is_told(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr("jobs.inference.waiting._LOOK_SECONDS", 0.3)
     shop = make_shop()
+    hurry(shop.app, first_chunk_patience=0.3)
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     shop.announce("gpu-1")  # and takes nothing
     with httpx2.stream("POST", f"{shop.url}/chat/completions", json=_CHAT, headers=headers, timeout=30) as said:

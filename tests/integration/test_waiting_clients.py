@@ -27,6 +27,7 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 from tests.support.shop import MODEL, Shop
 from tests.support.system import eventually, pause
+from tests.support.web import hurry
 from workers.engines.port import Answer, Emit, EngineDead, EngineFault, Request, refusal
 from workers.runtime.heartbeat import UnderWay
 
@@ -111,8 +112,8 @@ _STREAMS = [
 def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_taken(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr("jobs.inference.waiting._LATE_SECONDS", 0.2)
+    hurry(shop.app, first_chunk_patience=0.3)
     shop.announce("gpu-1")
     headers = {"Authorization": f"Bearer {shop.client.api_key}"}
     asked = {"json": {"model": MODEL, "stream": True, **body}, "headers": headers, "timeout": 20}
@@ -129,8 +130,8 @@ def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_tak
 
 
 def test_the_sdk_passes_over_signs_that_a_stream_is_late(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr("jobs.inference.waiting._LATE_SECONDS", 0.0)
+    hurry(shop.app, first_chunk_patience=0.0)
     with shop.open():
         chunks = list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
         with shop.client.responses.stream(model=MODEL, input="Hello") as stream:
@@ -143,8 +144,8 @@ def test_the_sdk_passes_over_signs_that_a_stream_is_late(shop: Shop, monkeypatch
 def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, resumed: bool
 ) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     shop = make_shop({"delay": 1.0, "fault": lambda _: refusal(400, "Too long.", code="context_length_exceeded")})
+    hurry(shop.app, first_chunk_patience=0.3)
     headers = {"X-Nightmill-Resume": "30"} if resumed else {}
     given: dict[str, Any] = {"model": MODEL, "stream": True, "extra_headers": headers}
     told = []
@@ -162,8 +163,8 @@ def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
 def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 2.0)
+    hurry(shop.app, first_chunk_patience=0.3)
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, True))
     doomed.start()
@@ -178,8 +179,8 @@ def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
 def test_a_client_that_hangs_up_on_a_stream_that_is_late_frees_the_engine(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.inference.asking._PATIENCE_SECONDS", 0.3)
     shop = make_shop({"delay": 30.0})
+    hurry(shop.app, first_chunk_patience=0.3)
     with shop.open():
         stream = shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True)
         assert shop.host._in_flight == 1

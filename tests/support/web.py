@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,21 @@ from jobs.requests.endpoints import CHAT
 from jobs.security import keys
 from jobs.security.keys import create_key
 from jobs.settings import Settings
+from jobs.timings import Timings
 
 
 @contextmanager
-def running_app(folder: Path, database_url: str, **settings: Any) -> Iterator[FastAPI]:
+def running_app(folder: Path, database_url: str, timings: Timings = Timings(), **settings: Any) -> Iterator[FastAPI]:
     """The app over a migrated database."""
     given = {"data_dir": folder, "database_url": database_url, "min_free_bytes": 0, **settings}
-    app = build(Settings(**given))
+    app = build(Settings(**given), timings)
     yield app
     app.state.services.db.close()
+
+
+def hurry(app: FastAPI, **seconds: float) -> None:
+    """Have a process that runs wait for other times."""
+    app.state.services.timings = replace(app.state.services.timings, **seconds)
 
 
 def make_key(app: FastAPI, project: str = "default") -> str:

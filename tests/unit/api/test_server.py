@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -16,9 +17,10 @@ import pytest
 from fastapi import FastAPI
 
 from api.server import server
+from jobs.timings import Timings
 from tests.support import runs
 from tests.support.system import eventually
-from tests.support.web import make_key, serve
+from tests.support.web import hurry, make_key, serve
 
 SSE = {"Accept": "text/event-stream"}
 READY = """
@@ -97,10 +99,8 @@ def test_trailers_are_no_headers(app: FastAPI, url: str) -> None:
     assert talk(url, sent).startswith(b"HTTP/1.1 200 ")
 
 
-def test_who_was_answered_before_the_end_of_the_body_has_so_long_to_end_it(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("api.server.HEAD_SECONDS", 0.5)
+def test_who_was_answered_before_the_end_of_the_body_has_so_long_to_end_it(app: FastAPI, url: str) -> None:
+    hurry(app, head_patience=0.5)
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(CHUNKED + b"\r\n1\r\na\r\n")
@@ -135,8 +135,8 @@ def test_nonsense_behind_a_request_ends_both_without_a_crash(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_a_head_that_does_not_come_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.server.HEAD_SECONDS", 0.3)
+def test_a_head_that_does_not_come_is_given_up(app: FastAPI, url: str) -> None:
+    hurry(app, head_patience=0.3)
     began = time.monotonic()
 
     talk(url, b"GET /livez HTTP/1.1\r\nHost: x\r\n", seconds=20)
@@ -217,9 +217,8 @@ def test_who_is_being_answered_makes_no_room(app: FastAPI, url: str, monkeypatch
     assert kinds[-1] == "event: batch.completed"
 
 
-def test_a_body_that_does_not_come_is_408(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.http.middleware.Limit.__init__.__kwdefaults__", {"idle_seconds": 0.3})
-    app = make_app()
+def test_a_body_that_does_not_come_is_408(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(timings=replace(Timings(), body_patience=0.3))
     head = f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {make_key(app)}\r\n"
     with serve(app) as url:
         answer = talk(

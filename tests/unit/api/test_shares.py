@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from api.http.idempotency import Lease, Once
 from api.inference import asking, conversations
 from api.shares import Share, Usage
 from jobs.security.tables import Project
+from jobs.timings import Timings
 from tests.support.web import make_key
 
 BODY = {"metadata": {"a": "x"}, "items": [{"role": "user", "content": "x" * 40_000}]}
@@ -98,10 +100,7 @@ def _get(client: httpx2.AsyncClient) -> "asyncio.Task[httpx2.Response]":
     return asyncio.create_task(client.get("/v1/conversations/conv_1"))
 
 
-def test_one_project_has_so_many_threads_and_another_gets_in(
-    make_app: Callable[..., FastAPI], gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shares, "_PATIENCE_SECONDS", 0.05)
+def test_one_project_has_so_many_threads_and_another_gets_in(make_app: Callable[..., FastAPI], gate: Gate) -> None:
 
     async def work(busy: httpx2.AsyncClient, other: httpx2.AsyncClient) -> None:
         held = [_get(busy) for _ in range(2)]
@@ -121,7 +120,7 @@ def test_one_project_has_so_many_threads_and_another_gets_in(
         assert [answer.status_code for answer in answered] == [404, 404]
         assert (await busy.get("/v1/models")).status_code == 200
 
-    _run(make_app(project_threads=2), gate, work)
+    _run(make_app(project_threads=2, timings=replace(Timings(), thread_patience=0.05)), gate, work)
 
 
 def test_who_waits_for_a_thread_that_comes_free_is_served(make_app: Callable[..., FastAPI], gate: Gate) -> None:
@@ -210,9 +209,8 @@ class Request:
 @pytest.mark.usefixtures("no_thread")
 def test_long_work_of_a_project_delays_no_check_during_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
-    services = SimpleNamespace(stopping=threading.Event())
+    services = SimpleNamespace(stopping=threading.Event(), timings=replace(Timings(), key_look=0.0))
     call: Any = SimpleNamespace(services=services)
-    monkeypatch.setattr(asking, "_KEY_SECONDS", 0.0)
     monkeypatch.setattr(asking, "_check_key", lambda _: checked.append("key"))
     monkeypatch.setattr(asking, "_still_served", lambda *_: checked.append("served"))
     request: Any = Request()

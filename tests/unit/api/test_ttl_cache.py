@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from api.ttl_cache import SECONDS, Trusted
+from api.ttl_cache import Trusted
 from jobs.errors import Unauthenticated
+
+SECONDS = 2.0
 
 
 class Sql:
@@ -34,13 +36,13 @@ async def beside() -> None:
 
 
 async def test_it_is_asked_once_for_each_key_while_its_answer_is_new(sql: Sql) -> None:
-    trusted = Trusted[int]()
+    trusted = Trusted[int](SECONDS)
 
     assert [await trusted.get(key, sql.look) for key in (b"a", b"a", b"b", b"a")] == [1, 1, 2, 1]
 
 
 async def test_nobody_waits_for_it_while_somebody_asks_again_and_again(sql: Sql) -> None:
-    trusted = Trusted[int]()
+    trusted = Trusted[int](SECONDS)
     got = []
     for _ in range(4):
         got += [await trusted.get(b"a", sql.look), await trusted.get(b"a", sql.look)]
@@ -51,7 +53,7 @@ async def test_nobody_waits_for_it_while_somebody_asks_again_and_again(sql: Sql)
 
 
 async def test_what_is_too_old_is_asked_for_first(sql: Sql) -> None:
-    trusted = Trusted[int]()
+    trusted = Trusted[int](SECONDS)
     await trusted.get(b"a", sql.look)
     sql.at += SECONDS
 
@@ -60,7 +62,7 @@ async def test_what_is_too_old_is_asked_for_first(sql: Sql) -> None:
 
 @pytest.mark.parametrize("later", [SECONDS * 0.6, SECONDS], ids=["found beside", "asked for first"])
 async def test_what_is_taken_back_is_refused_and_what_is_refused_is_asked_for_each_time(sql: Sql, later: float) -> None:
-    trusted = Trusted[int]()
+    trusted = Trusted[int](SECONDS)
     await trusted.get(b"a", sql.look)
     sql.refuses, sql.at = True, sql.at + later
     if later < SECONDS:
@@ -75,6 +77,6 @@ async def test_what_is_taken_back_is_refused_and_what_is_refused_is_asked_for_ea
 
 async def test_of_many_keys_the_oldest_are_forgotten(sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.ttl_cache._MOST", 2)
-    trusted = Trusted[int]()
+    trusted = Trusted[int](SECONDS)
 
     assert [await trusted.get(key, sql.look) for key in (b"a", b"b", b"c", b"c", b"a")] == [1, 2, 3, 3, 4]

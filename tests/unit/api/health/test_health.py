@@ -4,6 +4,7 @@ import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from jobs.ledger.pauses import Scope
 from jobs.ledger.tables import Job, Outbox
 from jobs.queues import Queue
 from jobs.settings import MB
+from jobs.timings import Timings
 from tests.support import ledgers, runs
 from tests.support.beside import beside
 from tests.support.shop import running_broker
@@ -282,9 +284,8 @@ def test_sums_that_take_long_are_kept_longer(app: FastAPI, monkeypatch: pytest.M
         pause(0.3)
         yield from ()
 
-    monkeypatch.setattr("api.health.metrics._KEEP_SECONDS", 0.0)
     monkeypatch.setattr("api.health.metrics._READERS", (slow,))
-    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False)
+    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False, 0.0)
 
     for _ in range(3):
         exposition.text()
@@ -310,7 +311,7 @@ def test_a_model_that_only_a_job_names_is_no_label(app: FastAPI, client: TestCli
 
 def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False)
+    exposition = Exposition(app.state.services.db, app.state.services.models, lambda: False, 5.0)
     exposition.text()
     exposition._recent._until = 0.0
 
@@ -330,9 +331,8 @@ def test_nobody_waits_for_a_measurement_that_another_takes(app: FastAPI, monkeyp
         go_on.set()
 
 
-def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.health.readiness._KEEP_SECONDS", 60.0)
-    app, asked = make_app(), list[str]()
+def test_readiness_is_looked_up_once_a_while(make_app: Callable[..., FastAPI]) -> None:
+    app, asked = make_app(timings=replace(Timings(), readiness_kept=60.0)), list[str]()
     nobody = TestClient(app)
     event.listen(app.state.services.db.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
 

@@ -14,12 +14,13 @@ from api.jobs.streams import check_key
 from jobs.errors import DatabaseBusy
 from jobs.ledger.tables import Segment
 from tests.support import runs
+from tests.support.web import hurry
 from tests.unit.api.batches.test_batches import create
 from tests.unit.api.jobs.test_jobs import SSE, parsed, services
 
 
 @pytest.fixture
-def busy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def busy(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has the database be busy at the looks of a stream that have these numbers, from 0."""
 
     def be(*looks: int) -> None:
@@ -31,7 +32,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             check_key(session, call)
 
         monkeypatch.setattr("api.jobs.streams.check_key", check)
-        monkeypatch.setattr("api.jobs.streams._POLL_SECONDS", 0.01)
+        hurry(app, job_look=0.01)
 
     return be
 
@@ -73,12 +74,12 @@ def _forget_segments(app: FastAPI, job_id: str) -> None:
 
 
 def test_a_stream_of_events_outlasts_a_busy_database(
-    app: FastAPI, client: TestClient, busy: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: TestClient, busy: Callable[..., None]
 ) -> None:
     job_id = create(client)["id"]
     runs.run(*services(app), job_id, 1)
     busy(0, 1, 2)
-    monkeypatch.setattr("api.jobs.streams._KEEP_ALIVE_SECONDS", 0.02)
+    hurry(app, job_keep_alive=0.02)
 
     answer = client.get(f"/v1/jobs/{job_id}/events", headers=SSE)
 

@@ -18,7 +18,7 @@ from jobs.errors import NotFound
 from jobs.inference import conversations
 from jobs.inference.tables import Conversation
 from tests.support.lost import look_twice
-from tests.support.web import make_key
+from tests.support.web import hurry, make_key
 from tests.unit.api.conftest import client_of
 
 
@@ -243,9 +243,9 @@ def test_a_cursor_that_names_no_item_is_refused(client: TestClient) -> None:
 
 
 def test_who_finds_a_conversation_locked_is_told_to_come_again(
-    app: FastAPI, client: TestClient, stranger: TestClient, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: TestClient, stranger: TestClient
 ) -> None:
-    monkeypatch.setattr(kept_conversations, "_PATIENCE_SECONDS", 0.01)
+    hurry(app, conversation_patience=0.01)
     talk, other = _create(client, "a"), _create(client, "b")
     with app.state.services.db.read() as session:
         project = session.get(Conversation, talk).project_id

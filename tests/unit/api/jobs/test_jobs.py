@@ -1,6 +1,8 @@
 """Jobs: found by what they are, followed while they run, tried again when they failed."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from jobs.ledger.tables import Job, Shard
 from jobs.security.keys import revoke_key
+from jobs.timings import Timings
 from tests.support import runs
 from tests.support.web import make_key
 from tests.unit.api.batches.test_batches import create, upload
@@ -214,8 +217,8 @@ def test_results_that_retention_has_removed_are_passed_over(app: FastAPI, client
     assert client.get(f"/v1/jobs/{job_id}/results", params={"follow": "false"}).content == b""
 
 
-def test_a_stream_ends_when_its_key_is_revoked(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.ttl_cache.SECONDS", 60.0)
+def test_a_stream_ends_when_its_key_is_revoked(make_app: Callable[..., FastAPI]) -> None:
+    app = make_app(timings=replace(Timings(), trusted=60.0))
     key = make_key(app)
     client = client_of(app, key)
     job_id = create(client)["id"]
