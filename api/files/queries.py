@@ -1,5 +1,8 @@
 """The rows of files, as every route that touches a file needs them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
@@ -7,8 +10,9 @@ from api.deps import CallContext
 from api.errors import clip
 from api.files.schemas import FileObject, show_file
 from jobs.clock import now
-from jobs.errors import NotFound
+from jobs.errors import DatabaseBusy, NotFound
 from jobs.files.tables import File
+from jobs.platform.storage import let_go
 from jobs.settings import Settings
 
 
@@ -34,6 +38,22 @@ def insert(session: Session, call: CallContext, file: File) -> FileObject:
     session.add(file)
     call.record(session, "file.create", file.id, {"bytes": file.bytes, "sha256": file.sha256})
     return show_file(file)
+
+
+@contextmanager
+def removed_unless_inserted(call: CallContext, path: str | None) -> Iterator[None]:
+    """Remove the object under `path` when its row is refused.
+
+    When the database was busy the row may be committed all the same: bytes without a row are better than the reverse.
+    """
+    try:
+        yield
+    except DatabaseBusy:
+        raise
+    except BaseException:  # whatever refused the row
+        if path is not None:
+            let_go(call.storage, [path])
+        raise
 
 
 def expiry(config: Settings, purpose: str, seconds: int | None, created_at: float) -> float | None:

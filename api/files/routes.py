@@ -3,7 +3,6 @@
 A deleted file is hidden at once; its bytes go when the last live job that reads them has ended.
 """
 
-import asyncio
 from functools import partial
 from typing import Annotated, Any, get_args
 
@@ -15,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip, explain
-from api.files.queries import expiry, get_file, insert, visible
+from api.files.queries import expiry, get_file, insert, removed_unless_inserted, visible
 from api.files.schemas import FileDeleted, FileObject, Purpose, show_file
 from api.http.bodies import resource
 from api.http.download import send_file
@@ -26,10 +25,9 @@ from api.http.paging import After, Order, Page, deleted, find, page, place_of
 from api.http.space import receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
-from jobs.errors import DatabaseBusy, InvalidRequest
+from jobs.errors import InvalidRequest
 from jobs.files.tables import File
 from jobs.ids import new_id
-from jobs.platform.storage import let_go
 from jobs.retrieval import attachments
 
 router = resource("Files")
@@ -53,18 +51,17 @@ async def create_file(request: Request, call: Call, once: Idempotent) -> Respons
     file_id = new_id("file-")
     path = f"files/{file_id}"
     async with once.leased() as lease, receiving(call, request, lease, call.config.file_max_bytes):
-        sink = Sink("file", call.storage, None if lease.kept else path, call.config.file_max_bytes)
+        written = None if lease.kept else path
+        sink = Sink("file", call.storage, written, call.config.file_max_bytes)
         form = await receive(request, sink, lease.beat)
-        try:
-            file = _row(call, file_id, path, form)
-            fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
-            return await run_in_threadpool(lease.complete, fields, partial(_insert, call, file))
-        except (DatabaseBusy, asyncio.CancelledError):
-            raise  # the row may have been committed, or is about to be: better bytes without a row than the reverse
-        except BaseException:
-            if not lease.kept:
-                await run_in_threadpool(let_go, call.storage, [path])
-            raise
+
+        def complete() -> Response:
+            with removed_unless_inserted(call, written):
+                file = _row(call, file_id, path, form)
+                fields = {**form.fields, "file": {"filename": file.filename, "sha256": form.sha256}}
+                return lease.complete(fields, partial(_insert, call, file))
+
+        return await run_in_threadpool(complete)
 
 
 @router.get("/files")

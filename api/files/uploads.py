@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Call, CallContext
 from api.errors import clip
-from api.files.queries import expiry, insert
+from api.files.queries import expiry, insert, removed_unless_inserted
 from api.files.schemas import PartObject, Purpose, UploadObject, show_part, show_upload
 from api.http.bodies import Body, resource
 from api.http.fields import ExpiresAfter, Filename
@@ -28,7 +28,7 @@ from api.http.multipart import BYTES, Sink, described, receive
 from api.http.space import check_disk, check_project, receiving, reserve
 from api.shares import run_in_threadpool
 from jobs.clock import now
-from jobs.errors import Conflict, DatabaseBusy, Expired, InvalidRequest, NotFound
+from jobs.errors import Conflict, Expired, InvalidRequest, NotFound
 from jobs.files.tables import File, Upload, UploadPart
 from jobs.ids import new_id
 from jobs.platform.storage import CHUNK, let_go
@@ -95,7 +95,8 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
     async with once.leased() as lease, receiving(call, request, lease, call.config.part_max_bytes):
         if not lease.kept:
             await run_in_threadpool(_check_pending, call, upload_id)
-        sink = Sink("data", call.storage, None if lease.kept else path, call.config.part_max_bytes)
+        written = None if lease.kept else path
+        sink = Sink("data", call.storage, written, call.config.part_max_bytes)
         form = await receive(request, sink, lease.beat)
 
         def make(session: Session) -> PartObject:
@@ -107,15 +108,11 @@ async def create_part(request: Request, call: Call, once: Idempotent, upload_id:
             call.record(session, "upload.part", part_id, {"bytes": form.bytes})
             return show_part(part)
 
-        try:
-            fields = {**form.fields, "data": {"sha256": form.sha256}}
-            return await run_in_threadpool(lease.complete, fields, make)
-        except (DatabaseBusy, asyncio.CancelledError):
-            raise  # the row may have been committed all the same, or is about to be
-        except BaseException:
-            if not lease.kept:
-                await run_in_threadpool(let_go, call.storage, [path])
-            raise
+        def complete() -> Response:
+            with removed_unless_inserted(call, written):
+                return lease.complete({**form.fields, "data": {"sha256": form.sha256}}, make)
+
+        return await run_in_threadpool(complete)
 
 
 @router.post("/uploads/{upload_id}/complete")
@@ -144,14 +141,8 @@ def _assembled(call: CallContext, upload_id: str, body: CompleteUpload) -> Uploa
         file = _assemble(call, upload, parts)
     except NotFound as error:  # parts go when the upload ends
         return _ended(call, upload_id, error)
-    try:
-        with call.db.write() as session:
-            shown = _complete(session, call, upload, file)
-    except DatabaseBusy:
-        raise  # the row may have been committed all the same
-    except BaseException:
-        let_go(call.storage, [file.path])
-        raise
+    with removed_unless_inserted(call, file.path), call.db.write() as session:
+        shown = _complete(session, call, upload, file)
     if shown is None:
         let_go(call.storage, [file.path])
         return _ended(call, upload_id)

@@ -92,7 +92,7 @@ class Once:
         await run_in_threadpool(lease.take)
         try:
             yield lease
-        except BaseException:
+        except BaseException:  # the request failed or was cancelled: the key is free again
             with anyio.CancelScope(shield=True), suppress(DatabaseBusy):  # then it is free when its lease is over
                 await run_in_threadpool(lease.drop)
             raise

@@ -95,7 +95,7 @@ async def _opened(sink: Sink) -> AsyncIterator[Sink]:
     await run_in_threadpool(sink.open)
     try:
         yield sink
-    except BaseException as error:
+    except BaseException as error:  # the upload failed or was cancelled: no trace of it stays
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(sink.close, error)
         raise
