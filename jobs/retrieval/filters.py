@@ -21,7 +21,7 @@ _ORDERED: Final = ("gt", "gte", "lt", "lte")
 
 
 def check_filter(value: Any, param: str) -> None:
-    """Raises InvalidRequest that names the place."""
+    """Raise InvalidRequest, naming the place, unless `value` is a well-formed filter."""
     _check(value, param, 1, [0])
 
 
@@ -92,7 +92,7 @@ _ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
 
 
 def holds(condition: Mapping[str, Any], attributes: Attributes | None) -> bool:
-    """Whether a filter, which is well formed, lets a file with these attributes through."""
+    """Tell whether a well-formed filter lets a file with these attributes through."""
     kind = condition["type"]
     if kind in ("and", "or"):
         return (all if kind == "and" else any)(holds(one, attributes) for one in condition["filters"])

@@ -27,13 +27,13 @@ _IS_WIDE: Final = re.compile(f"[{WIDE}]")
 
 
 def words_of(text: str) -> Iterator[str]:
-    """In their order."""
+    """Yield the words of a text in their order."""
     for run in runs(text):
         yield from pairs(run) if is_wide(run) else (run,)
 
 
 def runs(text: str) -> list[str]:
-    """What is wide and what is not, each as far as it goes."""
+    """Return the runs of wide and of other word characters, each as long as it goes."""
     return _RUN.findall(text)
 
 
@@ -42,7 +42,7 @@ def is_wide(run: str) -> bool:
 
 
 def pairs(run: str) -> list[str]:
-    """A character that is alone is one."""
+    """Return each two neighbouring characters of a wide run; a single character stands alone."""
     return [run[at : at + 2] for at in range(max(1, len(run) - 1))]
 
 
@@ -54,7 +54,7 @@ Shingles = frozenset[tuple[str, ...]]
 
 
 def distinct(found: Sequence[Found], alike: float, most: int) -> tuple[list[Found], int]:
-    """The first `most` of them that are less `alike` than that to every one before, and how many were passed over."""
+    """Return the first `most` hits that resemble no better one by `alike` or more, and how many were dropped."""
     kept: list[Found] = []
     seen: list[Shingles] = []
     dropped = 0
@@ -71,14 +71,14 @@ def distinct(found: Sequence[Found], alike: float, most: int) -> tuple[list[Foun
 
 
 def shingles(text: str) -> Shingles:
-    """Of a text of one or two words, these."""
+    """Return the triples of words of a text; a text of one or two words is one shingle."""
     words = list(words_of(text.casefold()))
     last = max(1, len(words) - _SHINGLE_WORDS + 1)
     return frozenset(_runs(words, last)) if words else frozenset()
 
 
 def likeness(one: Shingles, other: Shingles) -> float:
-    """Jaccard's."""
+    """Return the Jaccard similarity of two sets of shingles."""
     both = len(one & other)
     return both / (len(one) + len(other) - both) if both else 0.0
 

@@ -56,7 +56,7 @@ Ranked = tuple[Hit, float]
 
 
 def fuse(near: Sequence[Hit], worded: Sequence[Hit], weights: tuple[float, float], how: Fusion, k: int) -> list[Ranked]:
-    """The hits of both lists, best first, each once, with its score."""
+    """Return the hits of both lists, best first, each once, with its score."""
     if not weights[1]:
         return [(hit, min(1.0, max(0.0, hit.score))) for hit in near]
     if not weights[0]:
@@ -97,8 +97,8 @@ Pairs = dict[tuple[str, int], tuple[Hit, float]]
 
 @dataclass(slots=True)
 class Seen:
-    """What can be seen, by the key of its document, and how often SQL was asked for it. `hidden` can't, though it is
-    among what was ranked, or what the filters chose."""
+    """The rows of documents that can be seen, by key. `looks` counts how often SQL was asked. `hidden` documents
+    were ranked, or chosen by the filters, and can't be seen."""
 
     rows: dict[str, VectorStoreFile] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
@@ -115,11 +115,11 @@ class Searching:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
 
     def close(self) -> None:
-        """What it still notes is waited for: it would open the database anew that is closed next."""
+        """Wait for uses that are still being noted: they would open the database again after it is closed."""
         self._threads.shutdown()
 
     async def answer(self, question: Question, priority: int) -> Answer:
-        """Raises what engines raise."""
+        """Answer one search. Raises what engines raise."""
         search = searches.decode_search(question.body)
         loop = asyncio.get_running_loop()
         try:
@@ -154,9 +154,9 @@ class Searching:
     async def _vectors(
         self, search: Search, store: VectorStore, question: Question, priority: int
     ) -> list[Vector | None] | Answer:
-        """One for each query, None where words alone are asked for; or the engine's refusal.
+        """Return a vector for each query, None where only words are asked for, or the engine's refusal.
 
-        Of a query that is longer than the model takes the beginning counts: nobody who asks knows that model.
+        The beginning counts of a query that is longer than the model takes: no client knows that model.
         """
         if not search.vector_weight or not store.dimensions:
             return [None] * len(search.queries)
@@ -199,7 +199,7 @@ class Searching:
         return [_found(seen.rows[hit.document], hit, score) for hit, score in best[: search.candidates]]
 
     def _best_of_all(self, search: Search, store: VectorStore, vectors: Sequence[Vector | None]) -> tuple[Pairs, Seen]:
-        """What any of the queries finds, with its best score."""
+        """Return what any of the queries finds, with its best score."""
         only = self._filtered(search)
         ranked: Pairs = {}
         seen = Seen(hidden=set(only or ()))
@@ -212,7 +212,7 @@ class Searching:
         return ranked, seen
 
     def _gone(self, store_id: str, seen: Seen) -> Collection[str]:
-        """Documents that could be seen at one of several looks and can't any more."""
+        """Return the documents that could be seen at one of several looks and can't be seen any more."""
         if seen.looks < 2:
             return ()
         now = Seen()
@@ -220,7 +220,7 @@ class Searching:
         return seen.rows.keys() - now.rows.keys()
 
     def _replaced(self, store_id: str, documents: set[str], since: float) -> bool:
-        """Whether one of these could be seen as late as that. What was owed and is purged already is not known."""
+        """Tell whether one of these documents could be seen after `since`; a removal purged by now is not known."""
         if not documents:
             return False
         late = VectorRemoval.store_id == store_id, VectorRemoval.created_at >= since
@@ -251,7 +251,7 @@ class Searching:
         return fuse(lists[0], lists[1], weights, search.fusion, search.k)
 
     def _visible(self, find: Callable[[int], list[Hit]], search: Search, seen: Seen) -> list[Hit]:
-        """The best hits that can be seen. Where many can't, more are looked at."""
+        """Return the best hits that can be seen; look at more hits where many can't."""
         wanted = max(_LEAST, search.limit * _DEPTH, search.candidates)
         count = wanted
         while True:
@@ -277,7 +277,7 @@ class Searching:
         seen.looks += 1
 
     def _filtered(self, search: Search) -> list[str] | None:
-        """The documents of files that the filters let through; None where there are no filters."""
+        """Return the documents of files that the filters let through; None where there are no filters."""
         if search.filters is None:
             return None
         with self._context.db.read() as session:
@@ -295,7 +295,7 @@ def _found(row: VectorStoreFile, hit: Hit, score: float) -> Found:
 
 
 def chosen(search: Search, ranked: Sequence[Found]) -> Results:
-    """Of candidates, best first, those that are good enough, and unlike a better one."""
+    """Return those of the candidates, best first, that are good enough and unlike a better one."""
     good = [one for one in ranked if one.score >= search.threshold]
     if not search.deduplicate:
         return Results(tuple(good[: search.limit]))

@@ -36,15 +36,15 @@ _FILES: Final = (
 
 
 class NoTokenizer(Exception):
-    """The tokenizer of an embedding model cannot be read here."""
+    """Say that the tokenizer of an embedding model cannot be read here."""
 
 
 class TokenizerAway(Exception):
-    """It cannot be fetched, or made, now."""
+    """Say that a tokenizer cannot be fetched, or made, now."""
 
 
 def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutting:
-    """What to cut by, for the model `name`. Raises NoTokenizer."""
+    """Return how to cut the documents of a store that uses the model `name`. Raises NoTokenizer, TokenizerAway."""
     registry = Registry.load(config)
     model = registry.resolve(name)
     folder = folder_of(config, model)
@@ -57,14 +57,14 @@ def cutting_of(config: Settings, name: str, chunking: Mapping[str, Any]) -> Cutt
 
 
 def recipe(sha256: str, model: str, dimensions: int, chunking: Mapping[str, Any], prompt: str = "") -> str:
-    """What a version is made from, and how: of two with the same recipe the vectors are the same."""
+    """Return a digest of what a version is made from, and how: equal recipes make equal vectors."""
     made = [RECIPE, sha256, model, dimensions, chunking]
     made += [prompt] if prompt else []
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 def folder_of(config: Settings, model: Model | None) -> Path:
-    """Where the model's tokenizer lies, or one to guess by. Raises NoTokenizer, TokenizerAway."""
+    """Return the folder of the model's tokenizer, or of one to guess by. Raises NoTokenizer, TokenizerAway."""
     try:
         if model is None or _is_guessed(model):
             return materialise(MINILM, models_dir(config))
@@ -80,13 +80,13 @@ def folder_of(config: Settings, model: Model | None) -> Path:
 
 
 def _is_guessed(model: Model) -> bool:
-    """Whether we have no tokenizer of its own."""
+    """Tell whether no tokenizer of the model's own is known."""
     embeds_here = model.engine is EngineKind.EMBED and model.source.packaged is not None
     return not (embeds_here or model.tokenizer or model.source.path or model.source.repo)
 
 
 def _checked(folder: Path, models: Path) -> Path:
-    """The folder itself, or one with the tokenizer that its vocabulary makes."""
+    """Return the folder itself, or one with the tokenizer that its vocabulary makes."""
     if (folder / "tokenizer.json").is_file():
         return folder
     if not model_folders.has_vocabulary(folder):
@@ -112,14 +112,14 @@ def _downloaded(repo: str, revision: str) -> Path:
 
 
 def _longest(folder: Path, model: Model | None) -> int:
-    """How many tokens of text the model takes, its special tokens and the prompt of passages not counted."""
+    """Return how many tokens of text the model takes, beside its special tokens and its prompt of passages."""
     own = checkpoint.own_prompts(folder) if model and model.engine is EngineKind.EMBED else Own()
     prompt = prompts_of(model.engine_args if model else {}, own).passage
     return max(16, _context(folder, model) - _framing(folder, prompt) - (_SEAM if prompt else 0))
 
 
 def _context(folder: Path, model: Model | None) -> int:
-    """What a model's files say; of a server first what models.yaml says, and what another model takes is nothing."""
+    """Return the model's context; for a server the models file goes before what the model's files say."""
     if model is None:
         return UNKNOWN_CONTEXT
     own = None if _is_guessed(model) else checkpoint.context_of(folder)
@@ -140,24 +140,24 @@ def _framing(folder: Path, prompt: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`told`: its engine may have prompts, and is told to add none. vLLM has none, and does not know the field."""
+    """The text before a passage or a query. `told`: the engine is told to add none; vLLM does not know that field."""
 
     text: str = ""
     told: bool = True
 
     def fields(self, texts: list[str]) -> dict[str, Any]:
-        """Of a request for the vectors of these texts."""
+        """Return the fields of a request for the vectors of these texts."""
         return {"input": [self.text + text for text in texts], **({"input_type": RAW} if self.told else {})}
 
 
 def passage_prompt(config: Settings, name: str) -> Prompt:
-    """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    """Return the prompt of passages of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
     found, told = _prompts(config, name)
     return Prompt(found.passage, told)
 
 
 def query_prompt(config: Settings, name: str) -> Prompt:
-    """For the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
+    """Return the prompt of queries of the model `name`. Raises ModelsFileError, NoTokenizer, TokenizerAway."""
     found, told = _prompts(config, name)
     return Prompt(found.query, told)
 
@@ -170,7 +170,7 @@ def _prompts(config: Settings, name: str) -> tuple[Prompts, bool]:
 
 
 def _own_prompts(config: Settings, model: Model) -> Own:
-    """Those of its files; a server's model has none that we could see."""
+    """Return the prompts in the model's files; the files of a server's model cannot be seen."""
     if model.engine is not EngineKind.EMBED:
         return Own()
     return checkpoint.own_prompts(folder_of(config, model))

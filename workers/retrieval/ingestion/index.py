@@ -100,7 +100,7 @@ class Indexing(ShardRun):
             self._commit([], Tally(), 0)
 
     def _groups(self, rows: Sequence[tuple[int, VectorStoreFile]], store: VectorStore) -> Iterator[list[_File]]:
-        """Documents that are embedded together; in careful mode one at a time, named before it is tried."""
+        """Yield documents that are embedded together; in careful mode one at a time, recorded before it is tried."""
         careful, group = self.careful, list[_File]()
         for line, row in rows:
             if careful and not self._may_try(line, row):
@@ -223,7 +223,7 @@ class Indexing(ShardRun):
 
 
 def _slices(group: Sequence[_File]) -> Iterator[list[tuple[_File, int]]]:
-    """The chunks of some documents, so many at a time. Of one that has failed meanwhile no more."""
+    """Yield the chunks of some documents, so many at a time; no more of a document that has failed."""
     part: list[tuple[_File, int]] = []
     for file in group:
         for n in range(len(file.digests)):

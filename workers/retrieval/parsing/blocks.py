@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a format gives. Blocks come one by one: nothing reads on when the text is too long already."""
+    """What a format gives. Blocks come one by one, so that no more are read when the text is too long already."""
 
     blocks: Iterator[Block]
     title: str | None = None
@@ -79,7 +79,7 @@ class Laid:
 
 
 def lay(reading: Reading, limits: Limits) -> Laid:
-    """Raises Refused when there is no text, or too much."""
+    """Lay the blocks out as one text. Raises Refused when there is no text, or too much."""
     parts: list[str] = []
     placed: list[Placed] = []
     path: list[tuple[int, str]] = []
@@ -105,7 +105,7 @@ def lay(reading: Reading, limits: Limits) -> Laid:
 
 
 def clean(text: str) -> str:
-    """No control characters, one kind of line end, nothing that UTF-8 can't write, no blank lines around."""
+    """Remove control characters, unlike line ends, what UTF-8 can't write, and blank lines around."""
     text = _UNWANTED.sub("", _LINE_ENDS.sub("\n", text))
     if not text.isascii():
         text = _SURROGATES.sub("\ufffd", text)
@@ -141,7 +141,7 @@ _SHORT: Final = re.compile(r"\d{4}(?:-(?:0[1-9]|1[0-2]))?", re.ASCII)  # EPUB: a
 
 
 def first_date(*said: str | None) -> str | None:
-    """The first of them that is a date: ISO 8601, as mail writes it, or as PDF does."""
+    """Return the first that is a date: in ISO 8601, as mail writes it, or as PDF does."""
     found = (_found(text.strip()) for text in said if text and len(text.strip()) <= _LONGEST)
     return next((one for one in found if one), None)
 

@@ -70,7 +70,7 @@ def sentence_border(text: str, low: int, high: int) -> int | None:
 
 
 def sentence_ends(text: str, start: int, end: int, *, of_lines: bool) -> Iterator[int]:
-    """After each sentence of text[start:end], or each line, and at its end."""
+    """Yield the end of each sentence of text[start:end], or of each line, and `end`."""
     marks = _LINE if of_lines else _SENTENCE
     for found in marks.finditer(text, start, min(end + _AFTER, len(text))):
         if found.end() >= end:
@@ -80,7 +80,7 @@ def sentence_ends(text: str, start: int, end: int, *, of_lines: bool) -> Iterato
 
 
 def word_border(text: str, low: int, high: int) -> int | None:
-    """Before the last white space."""
+    """Return the border before the last white space."""
     parts = text[low : high + 1].rsplit(None, 1)
     if not parts or text[high : high + 1].isspace():
         return high
@@ -89,7 +89,7 @@ def word_border(text: str, low: int, high: int) -> int | None:
 
 
 def character_border(text: str, low: int, high: int) -> int:
-    """Not inside of what is seen as one character, as far as combining marks and joiners tell."""
+    """Return a border outside of what is seen as one character, as far as marks and joiners tell."""
     for at in range(high, max(low, high - _CLUSTER), -1):
         if not _joins(text, at):
             return at
@@ -101,13 +101,13 @@ def is_word_start(text: str, at: int) -> bool:
 
 
 def next_word(text: str, low: int, high: int) -> int | None:
-    """After the first white space."""
+    """Return the border after the first white space."""
     found = _SPACE.search(text, low, high)
     return found.end() if found else None
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """Without white space around; empty (start == end) when there is nothing else."""
+    """Return the range without white space around; an empty one (start == end) when there is nothing else."""
     found = _WORD.search(text, start, end)
     if found is None:
         return end, end
@@ -122,7 +122,7 @@ def _last(mark: str, text: str, low: int, high: int) -> int | None:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether the characters on both sides belong together."""
+    """Tell whether the characters on both sides belong together."""
     if not 0 < at < len(text):
         return False
     following = text[at]
@@ -143,7 +143,7 @@ _LOCAL: Final = frozenset({None, "BertNormalizer", "Lowercase", "NFC", "NFD", "S
 
 
 class Spans:
-    """The tokens of a whole text. `_uneven` are the places where a count of them would not be the tokenizer's own."""
+    """The tokens of a whole text. `_uneven` are positions where their count is not the tokenizer's own."""
 
     def __init__(self) -> None:
         self.starts = array("I")
@@ -151,7 +151,7 @@ class Spans:
         self._uneven: list[int] = []
 
     def add(self, base: int, offsets: list[tuple[int, int]]) -> None:
-        """The tokens of the next piece, which begins at `base`."""
+        """Add the tokens of the next piece, which begins at `base`."""
         starts = [base + start for start, _ in offsets]
         ends = [base + end for _, end in offsets]
         before = self.ends[-1] if self.ends else 0
@@ -183,7 +183,7 @@ class Spans:
             self.ends.append(end)
 
     def _fill(self, start: int) -> None:
-        """A gap that no token stands for."""
+        """Fill a gap that no token stands for."""
         before = self.ends[-1] if self.ends else 0
         if start - before > WIDE:
             self._split(before, start)
@@ -196,7 +196,7 @@ class Spans:
 
 
 def _is_even(before: int, starts: list[int], ends: list[int]) -> bool:
-    """In order, and no wide token or gap. (Bytes of one character share it: their gap is less than none.)"""
+    """Tell whether tokens are in order, without a wide token or gap. (Bytes of one character share it.)"""
     if not starts:
         return True
     gaps = map(sub, starts, [before, *ends[:-1]])
@@ -224,7 +224,7 @@ class Tokens:
         return len(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
 
     def spans(self, text: str, limits: Limits) -> Spans:
-        """Raises Refused when there are too many, or none."""
+        """Return the tokens of a whole text. Raises Refused when there are too many."""
         spans = Spans()
         for start, end in pieces(text):
             if not is_word_start(text, start):
@@ -242,7 +242,7 @@ class Tokens:
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
-    """Of at most `size` characters, cut between blocks, else lines, else words, else anywhere."""
+    """Yield ranges of at most `size` characters, cut between blocks, else lines, else words, else anywhere."""
     start = 0
     while len(text) - start > size:
         end = _cut(text, start + size // 2, start + size)
@@ -253,7 +253,7 @@ def pieces(text: str, size: int = PIECE) -> Iterator[tuple[int, int]]:
 
 
 def _cut(text: str, low: int, high: int) -> int:
-    """Before white space: a token may begin with it, none ends with it."""
+    """Return a cut before white space: a token may begin with it, none ends with it."""
     for mark in ("\n\n", "\n", " "):
         found = text.rfind(mark, low, high)
         if found > 0:
@@ -283,7 +283,7 @@ class Piece:
 
 
 def chunks(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tuple[Chunk, ...]:
-    """Raises Refused when there are too many tokens, or none."""
+    """Cut a document into chunks. Raises Refused when there are too many tokens, or none."""
     spans = tokens.spans(laid.text, limits)
     if not spans.starts:
         raise no_text()
@@ -294,7 +294,7 @@ def chunks(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tupl
 
 
 def sentences(laid: Laid, tokens: Tokens, cutting: Cutting, limits: Limits) -> tuple[Chunk, ...]:
-    """Sentences and lines, each of which fits. A heading goes with what follows it. Raises as `chunks` does."""
+    """Cut a document into sentences and lines that fit; a heading goes with what follows. Raises as `chunks` does."""
     spans = tokens.spans(laid.text, limits)
     if not spans.starts:
         raise no_text()
@@ -318,7 +318,7 @@ class Cutter:
         return self._index(end) - self._index(start) < SHORTEST
 
     def cut(self, start: int, end: int) -> Iterator[Piece]:
-        """`floor` is where the chunk before ended: every chunk goes beyond it."""
+        """Yield the chunks of text[start:end]. Every chunk goes beyond `floor`, where the chunk before ended."""
         start, end = trimmed(self._text, start, end)
         floor = start
         while floor < end:
@@ -329,7 +329,7 @@ class Cutter:
             start = floor if piece is None else self._overlapping(piece, cut, floor)
 
     def _next(self, start: int, floor: int, end: int) -> tuple[Piece | None, int]:
-        """The chunk from `start`, and where it was cut (before white space). Without its overlap if that takes all."""
+        """Return the chunk from `start`, without an overlap that would take all of it, and where the text was cut."""
         limit, step = min(self._most, max(1, self._index(end) - self._index(start))), 1
         while True:
             if start < floor and (limit == 1 or self._at(self._index(start) + limit, end) <= floor):
@@ -348,7 +348,7 @@ class Cutter:
         return Piece(first, last, self._count(first, last)) if first < last else None
 
     def _by_characters(self, piece: Piece) -> tuple[Piece, int]:
-        """Where what was one token is several when it stands alone."""
+        """Shorten a piece whose one token becomes several when it stands alone."""
         while piece.tokens > self._most and piece.end - piece.start > 1:
             shorter = self._piece(piece.start, (piece.start + piece.end) // 2)
             assert shorter is not None  # it begins with no white space
@@ -371,7 +371,7 @@ class Cutter:
         return sentence_border(self._text, least, high) if paragraph is None else paragraph
 
     def _overlapping(self, piece: Piece, cut: int, floor: int) -> int:
-        """Where the chunk after `piece` begins: at a word if there is one, and never with more than half of it."""
+        """Return where the chunk after `piece` begins: at a word if there is one, never with more than half of it."""
         last = self._index(cut)
         count = min(self._cutting.overlap, (last - self._index(piece.start)) // 2)
         if count == 0:
@@ -387,16 +387,16 @@ class Cutter:
         return self._tokens.count(self._text[start:end])
 
     def _is_whole(self, start: int, end: int) -> bool:
-        """Of whole words, and without tokens that are none."""
+        """Tell whether a range is of whole words, without tokens that are none."""
         at_words = is_word_start(self._text, start) and is_word_start(self._text, end)
         return at_words and self._spans.is_even(start, end)
 
     def _index(self, at: int) -> int:
-        """Of the first token that begins there or later."""
+        """Return the index of the first token that begins at `at` or later."""
         return bisect_left(self._spans.starts, at)
 
     def _at(self, index: int, end: int) -> int:
-        """Where that token begins; if the one before shares a character with it, where the next good one does."""
+        """Return where a token begins; a token that shares a character with the one before gives way to that."""
         starts, ends = self._spans.starts, self._spans.ends
         while index < len(starts) and index and ends[index - 1] > starts[index]:
             index -= 1
@@ -404,7 +404,7 @@ class Cutter:
 
 
 def _segments(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
-    """What belongs together; headings go with what follows them."""
+    """Yield the ranges that belong together; headings go with what follows them."""
     start: int | None = None
     for at, block in enumerate(laid.blocks):
         start = block.start if start is None else start
@@ -415,7 +415,7 @@ def _segments(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
 
 
 def _sentences(laid: Laid, cutter: Cutter) -> Iterator[tuple[int, int]]:
-    """One after the other, and all of the text. What is short is kept for the next, but for none of another section."""
+    """Yield consecutive ranges of the whole text. A short one joins the next, unless that is of another section."""
     start: int | None = None
     before: Placed | None = None
     for block in laid.blocks:

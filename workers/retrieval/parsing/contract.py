@@ -37,7 +37,7 @@ class Cutting:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """For one file."""
+    """What one file may take."""
 
     seconds: float = 120  # on the clock
     cpu_seconds: int = 120
@@ -48,7 +48,7 @@ class Limits:
 
 
 class Refused(Exception):
-    """This file can't be searched; the message is for whoever uploaded it."""
+    """Say that this file can't be searched; the message is for the client who uploaded it."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class Refused(Exception):
 
 
 class Interrupted(Exception):
-    """`Parser.interrupt` ended it: nothing is known about the file."""
+    """Say that `Parser.interrupt` ended the parsing: nothing is known about the file."""
 
 
 def invalid(message: str) -> Refused:
@@ -84,7 +84,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Parsed(msgspec.Struct, frozen=True, tag=True):
-    """`grown` is the address space that the child has taken since it started and not given back."""
+    """A document; `grown` is the address space that the child has taken since its start and not given back."""
 
     document: Document
     grown: int
@@ -107,12 +107,12 @@ def ask(filename: str, cutting: Cutting, limits: Limits) -> Ask:
 
 
 def largest_answer(limits: Limits) -> int:
-    """In bytes: the text, and as much again for what is said about its chunks."""
+    """Return how many bytes an answer may have: the text, and as much again for its chunks."""
     return 2 * limits.text_bytes + (1 << 20)
 
 
 def check(document: Document, limits: Limits) -> Document:
-    """What a child says is not believed: it has read a hostile file."""
+    """Return the document when it makes sense: the child that made it has read a hostile file. Raises Refused."""
     if len(document.text) > limits.text_bytes or not all(
         _are_in(document.text, pieces, limits) for pieces in (document.chunks, document.sentences)
     ):

@@ -61,7 +61,7 @@ _FROM_PRIVATE: Final = {_PRIVATE + code: chr(code) for code in map(ord, "&<>\"'"
 
 
 def kind(data: bytes, filename: str) -> str | None:
-    """Its media type; None when it is none of these. Raises Refused for what is known not to be readable."""
+    """Return the media type, None for another format. Raises Refused for what is known not to be readable."""
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _zip_kind(data)
     if data.startswith(_OLE):
@@ -76,7 +76,7 @@ def kind(data: bytes, filename: str) -> str | None:
 
 
 def read(data: bytes, media: str, limits: Limits) -> Reading:
-    """Raises Refused."""
+    """Return the blocks of a file of the type `media`. Raises Refused."""
     if not installed():
         raise unsupported(f"{_NAMES} can be read where Nightmill is installed with the extra 'parse', which it needs.")
     if data.startswith(b"PK"):
@@ -91,12 +91,12 @@ def read(data: bytes, media: str, limits: Limits) -> Reading:
 
 
 def picture_text(data: bytes, media: str) -> str:
-    """What Tesseract sees. Raises Refused."""
+    """Return what Tesseract sees. Raises Refused."""
     return str(_extracted(data, media).content)
 
 
 def sees() -> bool:
-    """Whether there is a Tesseract, and what asks it."""
+    """Tell whether pictures can be read: kreuzberg and Tesseract are there."""
     return installed() and shutil.which("tesseract") is not None
 
 
@@ -193,7 +193,7 @@ _XML: Final = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf", ".ncx", ".vml
 
 
 class Budget:
-    """What may still be unpacked, in all archives inside one another together."""
+    """What may still be unpacked, from all archives inside one another together."""
 
     def __init__(self, limits: Limits) -> None:
         self.left = EXPANSION * limits.text_bytes
@@ -211,7 +211,7 @@ class Budget:
 
 
 def check_archive(data: bytes, limits: Limits) -> None:
-    """Raises Refused."""
+    """Raise Refused where a library must not unpack this archive."""
     try:
         _check_parts(data, Budget(limits), 0)
     except (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, NotImplementedError):
@@ -219,7 +219,7 @@ def check_archive(data: bytes, limits: Limits) -> None:
 
 
 def part_names(data: bytes) -> frozenset[str]:
-    """Of its parts; empty when it can't be read."""
+    """Return the names of an archive's parts; none when it can't be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return frozenset(archive.namelist())
@@ -243,7 +243,7 @@ def _check_parts(data: bytes, budget: Budget, depth: int) -> None:
 
 
 def _check_places(infos: list[zipfile.ZipInfo]) -> None:
-    """Entries that share bytes: one small stream counted a thousand times."""
+    """Refuse entries that share bytes: one small stream counted a thousand times."""
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
@@ -269,7 +269,7 @@ def _check_entry(data: bytes, info: zipfile.ZipInfo, budget: Budget, depth: int)
 
 
 class _Inner:
-    """What is in an entry: an archive, kept to be looked through, or XML that must not define entities."""
+    """The content of an entry: an archive, stored to be looked through, or XML that must not define entities."""
 
     def __init__(self, info: zipfile.ZipInfo) -> None:
         self.archive: bytearray | None = None
@@ -294,7 +294,7 @@ class _Inner:
 
 
 def _inflated(data: bytes, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """What the stream really holds, whatever its header says."""
+    """Yield what the stream really holds, whatever its header says."""
     mark, *_, name, extra = _LOCAL.unpack_from(data, info.header_offset)
     start = info.header_offset + _LOCAL.size + name + extra
     packed = memoryview(data)[start : start + info.compress_size]

@@ -57,7 +57,7 @@ def serve(channel: Channel, work: Work) -> None:
 
 
 def answer(work: Work, ask: contract.Ask, file: BinaryIO, tokenizer: BinaryIO) -> bytes:
-    """Encoded. The one boundary: whatever a library raises is a refusal."""
+    """Return the encoded answer; turn whatever a library raises into a refusal."""
     try:
         encoded = contract.encode(work(ask, file, tokenizer))
         if len(encoded) > contract.largest_answer(ask.limits):
@@ -82,7 +82,7 @@ _TOKENIZERS: Final = 4  # kept: loading one takes up to a second
 
 
 class Reader:
-    """Of any number of files, one after the other."""
+    """Reads any number of files, one after the other."""
 
     def __init__(self) -> None:
         if office.installed():
@@ -92,7 +92,7 @@ class Reader:
         self._rest = resources.address_space()
 
     def read(self, ask: contract.Ask, file: BinaryIO, tokenizer: BinaryIO) -> contract.Parsed:
-        """Raises Refused, and whatever a library raises."""
+        """Read one file within the limits of `ask`. Raises Refused, and whatever a library raises."""
         cutting = Cutting(Path(), ask.max_tokens, ask.overlap, ask.strategy)  # the tokenizer is open already
         tokens = self._tokenizer(tokenizer)
         resources.allow(ask.limits.memory_bytes, ask.limits.cpu_seconds)
@@ -116,7 +116,7 @@ class Reader:
 
 
 def read_document(data: bytes, filename: str, tokens: Tokens, cutting: Cutting, limits: Limits) -> Document:
-    """Raises Refused."""
+    """Return the document that a file's bytes are. Raises Refused."""
     reading = read_format(data, filename, limits)
     laid = blocks.lay(reading, limits)
     by_meaning = cutting.strategy == "semantic"
@@ -137,7 +137,7 @@ def _bytes(file: BinaryIO, limits: Limits) -> bytes:
 
 
 def _whole(file: BinaryIO) -> bytes:
-    """Read from the beginning: the descriptor's offset is shared with a child that may have died over this file."""
+    """Read from the beginning: a child that died over this file may have moved the shared offset."""
     file.seek(0)
     return file.read()
 
@@ -177,7 +177,7 @@ _BY_NAME: Final[dict[str, Callable[[str], Reading]]] = {
 
 
 def read_format(data: bytes, filename: str, limits: Limits) -> Reading:
-    """Raises Refused."""
+    """Recognise the format of a file, and return its blocks. Raises Refused."""
     if not data.strip():
         raise no_text()
     found = _read_pdf(data, limits) if _PDF in data[:_PDF_WITHIN] else None
@@ -190,7 +190,7 @@ def read_format(data: bytes, filename: str, limits: Limits) -> Reading:
 
 
 def _read_pdf(data: bytes, limits: Limits) -> Reading | None:
-    """None of a text that only mentions the mark. Raises Refused."""
+    """Return None for a text that only mentions the mark of PDF. Raises Refused."""
     try:
         return pdf.read(data, limits)
     except pdf.Damaged:
@@ -227,7 +227,7 @@ _CODE: Final = 2  # letters, of ISO 639-1; others of the names are of three
 
 @lru_cache(maxsize=1)
 def load_languages() -> Any:
-    """75 MB, in 0.7 s. The library unpacks its model into a temporary file, which this process may not write."""
+    """Load the model of 75 MB, in 0.7 s, without the temporary file that this process may not write."""
     modelio.tempfile = SimpleNamespace(TemporaryFile=lambda suffix: io.BytesIO())  # noqa: ARG005 (a file's name)
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
@@ -238,7 +238,7 @@ def language_of(text: str) -> str | None:
 
 
 def mark_languages(pieces: Sequence[Chunk], text: str, declared: str | None) -> tuple[str | None, tuple[Chunk, ...]]:
-    """The document's language, which most of its text is in, and the pieces: those in another one say so.
+    """Return the language of most of the text, and the pieces, of which those in another language name it.
 
     Letters go before what is declared: templates declare English whatever is written into them.
     """

@@ -54,7 +54,7 @@ _BLANK_LINES: Final = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 def decode(data: bytes, declared: str | None = None) -> str:
-    """Raises Refused for bytes that are no text."""
+    """Return bytes as text. Raises Refused for bytes that are no text."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
@@ -68,14 +68,14 @@ def decode(data: bytes, declared: str | None = None) -> str:
 
 
 def is_text(data: bytes) -> bool:
-    """Of characters of a byte or more, in an encoding that need not be known."""
+    """Tell whether bytes are text, of a byte or more a character, in an encoding that need not be known."""
     if b"\x00" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return False
     return _strictly(data, "utf-8") is not None or not _often(_CONTROL, data)
 
 
 def blocks(text: str, kind: Kind = "paragraph") -> Iterator[Block]:
-    """Paragraphs, with what is between blank lines kept as it is."""
+    """Yield paragraphs; what is between blank lines stays as it is."""
     at = 0
     for gap in _BLANK_LINES.finditer(text):
         yield Block(text[at : gap.start()], kind)
@@ -88,7 +88,7 @@ def read(text: str) -> Reading:
 
 
 def read_code(text: str) -> Reading:
-    """One block: its blank lines are its own."""
+    """Return one block: its blank lines are its own."""
     return Reading(iter([Block(text, "code")]))
 
 
@@ -108,7 +108,7 @@ def _strictly(data: bytes, encoding: str) -> str | None:
 
 
 def _declared(data: bytes, label: str) -> str | None:
-    """None where the bytes are of another encoding; one or two stray ones don't say so."""
+    """Return None where the bytes are of another encoding; one or two stray bytes don't say so."""
     name = _meant(label)
     text = _strictly(data, name)
     if text is None and name == "cp1252" and not _often(_NOT_IN_CP1252, data):
@@ -135,7 +135,7 @@ def _often(unlikely: re.Pattern[bytes], data: bytes) -> bool:
 
 
 def _wide(data: bytes) -> str:
-    """UTF-16 or UTF-32 without a mark. What is none of them may be UTF-8 with a stray zero."""
+    """Decode UTF-16 or UTF-32 without a mark, or UTF-8 with a stray zero."""
     for encoding in _WIDE:
         sample = _strictly(data[:4096], encoding)  # a multiple of the width, unless that is the whole
         if sample is not None and _looks_written(sample):
@@ -174,7 +174,7 @@ _ROWS: Final = 1000  # a block: what is checked against the limits at once
 
 
 def is_json(text: str) -> bool:
-    """Whether it is one object or list."""
+    """Tell whether a text is one object or list."""
     edges = text.strip(" \t\r\n")
     if not (edges[:1] in ("{", "[") and edges[-1:] in ("}", "]")):
         return False
@@ -186,7 +186,7 @@ def is_json(text: str) -> bool:
 
 
 def read_json(text: str) -> Reading:
-    """As it is, unless it is all in one line."""
+    """Return a JSON text as it is; indent it where it is all in one line."""
     edges = text.strip(" \t\r\n")
     if edges.count("\n") < len(edges) // 2000 + 1:
         edges = msgspec.json.format(edges, indent=2)
@@ -209,12 +209,12 @@ def read_table(text: str) -> Reading:
 
 
 def table_row(cells: list[str]) -> str:
-    """One line, as every table here is written."""
+    """Return one row of a table as one line."""
     return " | ".join(" ".join(cell.split()) for cell in cells)
 
 
 def _quotes(text: str, delimiter: str) -> bool:
-    """Whether its quotes hold fields: one that never closes would hold all rows after it.
+    """Tell whether quotes hold fields: one that never closes would hold all rows after it.
 
     Between tabs inches and speech have quotes of their own, so there one that holds a field is followed by a tab.
     """
@@ -244,7 +244,7 @@ def _unescaped(text: str) -> str:
 
 
 def _character(match: re.Match[str]) -> str:
-    """The character itself where JSON does not need the escape."""
+    """Return the character itself where JSON does not need the escape."""
     high, low, one = match.groups()
     if high:
         return chr(0x10000 + (int(high, 16) - 0xD800 << 10) + int(low, 16) - 0xDC00)

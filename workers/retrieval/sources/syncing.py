@@ -57,7 +57,7 @@ INDEX_REMOVED: Final[Facts] = {
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What was fetched, durable under the id of a file that has no row yet."""
+    """The bytes of an item, durable under the id of a file that has no row yet."""
 
     file_id: str
     size: int
@@ -70,11 +70,11 @@ class Stored:
 
 
 class Deleted(Exception):
-    """A client has deleted the file since it was looked up."""
+    """Say that a client has deleted the file since it was looked up."""
 
 
 class Book:
-    """The rows of one sync. `line` is the job's next; `written` counts the items that something was said about."""
+    """Writes the rows of one sync. `line` is the job's next; `written` counts the items that were recorded."""
 
     def __init__(self, context: Context, claim: JobClaim, source: Source, index: VectorStore, line: int) -> None:
         self.context = context
@@ -86,7 +86,7 @@ class Book:
         self.actor = f"source:{source.id}"
 
     def attach(self, entry: Entry, file_id: str, fingerprint: Facts | None, stored: Stored | None) -> None:
-        """A file becomes a line of the job; with `stored` it is new, and its item's newest version.
+        """Make a file a line of the job; with `stored` the file is new, and its item's newest version.
 
         Raises Deleted, Expired, SourceAway.
         """
@@ -110,11 +110,11 @@ class Book:
         self.line += 1
 
     def settle(self, entry: Entry, fingerprint: Facts | None) -> None:
-        """Nothing is to be done: said for the next sync, and for who goes on with this one."""
+        """Record an item as unchanged, for the next sync and for the next attempt at this one."""
         self._once(entry, lambda _, item: self._stamp(item, UNCHANGED, fingerprint))
 
     def fail(self, entry: Entry, failure: ItemFailed) -> None:
-        """What the store has of it stays."""
+        """Record why an item failed. What the store has of it stays."""
 
         def fail(_: Session, item: SourceItem) -> None:
             error = {"code": failure.code, "message": failure.message}
@@ -123,7 +123,7 @@ class Book:
         self._once(entry, fail)
 
     def gone(self, entry: Entry) -> None:
-        """Its versions go. That it once was there is remembered: it is no failure that it is not.
+        """Remove the versions of an item, and remember that it was there: its absence is no failure.
 
         Raises Expired, SourceAway.
         """
@@ -135,7 +135,7 @@ class Book:
         self._once(entry, gone, lock=True)
 
     def remove(self, digests: Sequence[str]) -> None:
-        """What is listed no more."""
+        """Remove the items that are listed no more."""
 
         def remove(session: Session) -> None:
             indexes.lock(session, self.source.store_id)  # before items, as whoever publishes
@@ -147,12 +147,12 @@ class Book:
         self.write(remove)
 
     def note(self, **values: Any) -> None:
-        """On the source's own row."""
+        """Set values on the source's own row."""
         mine = update(Source).where(Source.id == self.source.id)
         self.write(lambda session: session.execute(mine.values(values)))
 
     def reject(self, error: Facts) -> None:
-        """The job fails, with nothing done."""
+        """Fail the job, with nothing done."""
 
         told = [{**error, "line": None, "param": None}]
 
@@ -164,7 +164,7 @@ class Book:
         self.write(reject)
 
     def write(self, work: Callable[[Session], T]) -> T:
-        """A transaction under the claim, which ends with the source. Raises Fenced."""
+        """Run a transaction under the claim, which ends with the source. Raises Fenced."""
 
         def held(session: Session) -> T:
             ledger.hold(session, self.claim)
@@ -175,7 +175,7 @@ class Book:
         return done
 
     def _once(self, entry: Entry, work: Callable[[Session, SourceItem], None], *, lock: bool = False) -> None:
-        """On the item as it is now, or a new one; nothing where this job has been at it. `lock`: on the store too."""
+        """Call `work` on the item or a new one, unless this job has written it. `lock`: the store is locked too."""
 
         def once(session: Session) -> None:
             if lock:  # before items, as a switch does
@@ -192,7 +192,7 @@ class Book:
         self.written += 1
 
     def _lock(self, session: Session) -> None:
-        """The store, whose index is still there. Raises SourceAway, Expired."""
+        """Lock the store, and check that its index is still there. Raises SourceAway, Expired."""
         if indexes.lock(session, self.source.store_id) is None:
             raise Expired(f"The vector store '{self.source.store_id}' is gone.", param="vector_store_id")
         if indexes.alive(session, self.index.id) is None:
@@ -221,7 +221,7 @@ class Book:
         )
 
     def _outlived(self, session: Session, item: SourceItem) -> str | None:
-        """The version that can be found until the new one is whole; one that never could be goes at once."""
+        """Return the version that is found until the new one is whole; delete one that never could be found."""
         ids = [file_id for file_id in (item.file_id, item.previous_id) if file_id]
         in_use = session.get_one(VectorStore, self.source.store_id).current_id  # which may not be the sync's own
         theirs = VectorStoreFile.store_id == in_use, VectorStoreFile.id.in_(ids)
@@ -241,7 +241,7 @@ class Book:
 
 
 def path_of(file_id: str) -> str:
-    """As that of an uploaded file."""
+    """Return the path of an uploaded file with this id."""
     return f"files/{file_id}"
 
 
@@ -266,15 +266,15 @@ _PASSING: Final = "server_error"  # the code of a file that failed through no fa
 
 
 class _Overdue(Exception):
-    """The sync has had its time. What is in is whole; the next one goes on."""
+    """Say that the sync has used up its time. What is in is whole; the next sync goes on."""
 
 
 class _Unchanged(Exception):
-    """The place says that an item is as it was; nothing was written."""
+    """Say that the place has an item as it was; nothing was written."""
 
 
 class _SinkBroke(Exception):
-    """Our own storage did not take the bytes."""
+    """Say that our own storage did not take the bytes."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ class _Known:
 
 
 def gather(context: Context, claim: JobClaim, hold: Hold) -> int | None:
-    """Attach to the claimed job what its source has and the store has not: how many lines; None when it failed.
+    """Attach to the claimed job what its source has and the store lacks; return its lines, None when it failed.
 
     Raises Fenced, Abandoned, StorageFull, StorageAway.
     """
@@ -366,7 +366,7 @@ class _Sync:
             return session.scalar(select(SourceItem.digest).where(*brought).limit(1)) is not None
 
     def _failing(self) -> set[str]:
-        """What could not be had the last time."""
+        """Return the digests of the items that could not be had the last time."""
         mine = SourceItem.source_id == self.source.id, SourceItem.change == FAILED
         with self.context.db.read() as session:
             return set(session.scalars(select(SourceItem.digest).where(*mine)))
@@ -396,9 +396,9 @@ class _Sync:
             }
 
     def _is_settled(self, status: str | None, code: str | None, recipe: str | None) -> bool:
-        """Also one that was refused for what is in it, or read in part: it would be again.
+        """Tell whether nothing is to be done, also after a refusal or a partial reading, which would come again.
 
-        Unless the installation or its limits are others by now, or the machine is less busy: who asks knows that.
+        A client may ask `again`: the installation, its limits or the machine's load may have changed.
         """
         if status == attachments.FAILED:
             return code != _PASSING and not self.again
@@ -431,7 +431,7 @@ class _Sync:
         self.failed += change == FAILED
 
     def _bring(self, entry: Entry, known: _Known | None) -> None:
-        """Raises ItemGone, ItemFailed."""
+        """Fetch one item, and attach it where it is new or has changed. Raises ItemGone, ItemFailed."""
         if entry.fault is not None:
             raise entry.fault
         self._check_size(entry.size)
@@ -441,7 +441,7 @@ class _Sync:
         self._counted()
 
     def _fetch_again(self, entry: Entry, known: _Known) -> Stored | None:
-        """Of what is known already, None where its content is the same."""
+        """Fetch an item that the store has; return None where nothing new was stored."""
         before = known.item.fingerprint
         same = before is not None and before == entry.fingerprint
         if same and known.settled and known.item.change != FAILED:
@@ -467,7 +467,7 @@ class _Sync:
             raise ItemFailed("file_too_large", f"It has more than {most} bytes.")
 
     def _fetch(self, entry: Entry, known: dict[str, Any] | None) -> Stored | None:
-        """Into storage; None when it is as it was. Of what ends it halfway nothing stays."""
+        """Fetch an item into storage; return None when it is as it was. Nothing stays of what ends halfway."""
         file_id = new_id("file-")
         size, sha = 0, hashlib.sha256()
         try:
@@ -530,7 +530,7 @@ class _Sync:
             last = page[-1]
 
     def _look(self) -> None:
-        """Raises Abandoned, _Overdue."""
+        """Raise Abandoned where the claim has ended, _Overdue where the time has."""
         if self.hold.ended:
             raise Abandoned
         if now() > self.deadline:
