@@ -74,9 +74,9 @@ class Settled:
 
 
 def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attachment], first: int = 0) -> None:
-    """Rows for `files`, to be made by `job`, line by line. What can be found of them now stays so until then.
+    """Write rows for `files`, to be made by `job`, line by line. What can be found of them stays so until then.
 
-    The store's row is locked first, by whoever attaches. Raises Expired.
+    The caller has locked the store's row. Raises Expired.
     """
     at = now()
     if not touch(session, store.root, at):
@@ -109,7 +109,7 @@ def attach(session: Session, store: VectorStore, job: Job, files: Sequence[Attac
 
 
 def touch(session: Session, store_id: str, at: float) -> bool:
-    """The store was used: it expires so many days from now. False when it has expired, or is gone."""
+    """Note a use of the store, from which its expiry counts. False when it has expired, or is gone."""
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > at)
     used = {"active_at": at, "expires_at": at + 86_400 * VectorStore.expires_days}  # NULL where there are no days
     touched = session.execute(update(VectorStore).where(VectorStore.id == store_id, alive).values(used))
@@ -123,12 +123,12 @@ def touch(session: Session, store_id: str, at: float) -> bool:
 
 
 def is_over(store: VectorStore) -> bool:
-    """Whether it has expired."""
+    """Tell whether a store has expired."""
     return store.expires_at is not None and store.expires_at <= now()
 
 
 def note_use(db: Database, store: VectorStore) -> None:
-    """A search is a use; one a minute is noted."""
+    """Note a search as a use, once a minute."""
     at = now()
     if at - store.active_at > _USED_SECONDS:
         with db.write() as session:
@@ -136,7 +136,7 @@ def note_use(db: Database, store: VectorStore) -> None:
 
 
 def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int, VectorStoreFile]:
-    """The files that a job is still to make among its lines `first` … `first + count - 1`, by line from `first`."""
+    """Return the files that a job is still to make among `count` lines from `first`, by line from `first`."""
     lines = select(VectorStoreFile).where(
         VectorStoreFile.job_id == job_id,
         VectorStoreFile.line >= first,
@@ -147,7 +147,7 @@ def of_lines(session: Session, job_id: str, first: int, count: int) -> dict[int,
 
 
 def measured(session: Session, store_id: str, dimensions: int) -> int:
-    """Of what length a store's vectors are, which its first ones decide; 0 when it is gone."""
+    """Record the length of a store's vectors unless it is known; return it, 0 when the store is gone."""
     unknown = VectorStore.id == store_id, VectorStore.dimensions == 0
     session.execute(update(VectorStore).where(*unknown).values(dimensions=dimensions), execution_options=UNSEEN)
     return session.scalar(select(VectorStore.dimensions).where(VectorStore.id == store_id)) or 0
@@ -183,7 +183,7 @@ def _publish(session: Session, store: VectorStore, row: VectorStoreFile, made: M
 
 
 def tell(session: Session, job: Job, kind: str, file_ids: Sequence[str], *, seq: int) -> None:
-    """One event a file, numbered from `seq` under the lock on its job's row. A second index's files are no news."""
+    """Record an event for each file, numbered from `seq` under the lock on its job's row; none for a second index."""
     if job.payload.get("beside"):
         return
     of_job: dict[str, Any] = {"subject_id": job.id, "project_id": job.project_id, "type": kind}
@@ -206,7 +206,7 @@ def stop(
     seq: int,
     limit: int | None = None,
 ) -> int:
-    """Files that a job which comes to this `end` will not make, `limit` at most; how many. Each that fails is told."""
+    """End at most `limit` files that a job with this `end` will not make; return how many. Each failure is an event."""
     left = select(VectorStoreFile).where(VectorStoreFile.job_id == job.id, VectorStoreFile.status == IN_PROGRESS)
     rows = session.scalars(left.order_by(VectorStoreFile.id).limit(limit).with_for_update()).all()
     for row in rows:
@@ -219,9 +219,9 @@ def stop(
 
 
 def ended(session: Session, job: Job) -> None:
-    """An ingestion has come to its end: what it has not made by now it never will.
+    """End what an ingestion has not made by its own end.
 
-    Whoever ends one with many files left has stopped them before, some at a time. The job's own event is the last.
+    Many files are stopped before, some at a time. The job's own event is the last.
     """
     stopped = stop(session, job, JobState(job.state), job.errors, seq=job.event_seq)
     again = exists().where(Shard.job_id == job.id, Shard.epoch > _EPOCHS)
@@ -238,7 +238,7 @@ def _why(end: JobState, errors: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
-    """An attempt to bring in files may have left what no file points to, in a store that may be gone by now."""
+    """Owe the removal of what an attempt may have left, also in a store that is gone by now."""
     store = session.get(VectorStore, index_of(job.payload))
     if store is not None:
         return owe(session, store, LEFTOVERS)
@@ -247,7 +247,7 @@ def left_behind(session: Session, job: Job, dimensions: int = 0) -> None:
 
 
 def owe_stranger(session: Session, store_id: str) -> None:
-    """The removal of a store of which nothing is known any more."""
+    """Owe the removal of a store of which nothing is known any more."""
     owe(session, VectorStore(id=store_id, project_id="", model="", dimensions=0), STORE)
 
 
@@ -271,7 +271,7 @@ def remove_everywhere(session: Session, file_ids: Iterable[str]) -> None:
 
 
 def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
-    """The database alone moves what may be many rows; in which stores some may have left what no file points to."""
+    """Remove rows by statements alone, for they may be many; return the stores with unfinished ones among them."""
     row = VectorStoreFile
     here = and_(row.store_id == VectorStore.id, row.id.in_(file_ids))
     locked = select(row.store_id, row.status, row.document).join(VectorStore, here).order_by(row.store_id, row.id)
@@ -296,14 +296,14 @@ def _remove_page(session: Session, file_ids: Sequence[str]) -> set[str]:
 
 
 def remove_store(session: Session, store: VectorStore) -> None:
-    """Nothing of it can be found from this moment, in no index; its files' rows go with its vectors."""
+    """Hide a store and all its indexes from this moment; its files' rows go with its vectors."""
     remove_index(session, store)
     for other in session.scalars(select(VectorStore).where(VectorStore.parent_id == store.id)).all():
         remove_index(session, other)  # there are no more to come: whoever builds one locks the store's row
 
 
 def remove_index(session: Session, index: VectorStore) -> None:
-    """The row of an index goes at once, what it holds is owed."""
+    """Delete the row of an index at once, and owe the removal of what it holds."""
     owe(session, index, STORE)
     session.execute(delete(VectorStore).where(VectorStore.id == index.id))
 
@@ -334,18 +334,18 @@ def owe(session: Session, store: VectorStore, what: str, row: VectorStoreFile | 
 
 
 def owes(session: Session) -> bool:
-    """Whether anything is to be removed from the vector database, now."""
+    """Tell whether a removal from the vector database is due."""
     return session.scalar(select(VectorRemoval.id).where(due()).limit(1)) is not None
 
 
 def due() -> ColumnElement[bool]:
-    """Which removals it is time for: also those that only a clock that was set back since can have dated so far on."""
+    """Return the condition of due removals; a date too far ahead comes from a clock that was set back since."""
     at = now()
     return or_(VectorRemoval.due_at <= at, VectorRemoval.due_at > at + AGAIN_SECONDS)
 
 
 def expire(session: Session, at: float, limit: int) -> int:
-    """Of stores whose time is over what they hold goes; how many there were. Their rows stay and say `expired`."""
+    """Owe the removal of what expired stores hold; return their number. Their rows stay and say `expired`."""
     inside = exists().where(VectorStoreFile.store_id == VectorStore.id)
     owed = exists().where(VectorRemoval.store_id == VectorStore.id, VectorRemoval.what == STORE)
     over = select(VectorStore).where(VectorStore.expires_at <= at, inside, ~owed).limit(limit)
@@ -356,5 +356,5 @@ def expire(session: Session, at: float, limit: int) -> int:
 
 
 def version_of(document: str) -> str:
-    """Whose vectors lie under a key."""
+    """Return the version whose vectors lie under a key."""
     return document.rpartition(".")[0]

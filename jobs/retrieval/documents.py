@@ -51,7 +51,7 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def partly(recipe: str) -> str:
-    """That of a version of which pages are unread: where they can be read it is another."""
+    """Mark the recipe of a version with unread pages: where they can be read the recipe is another."""
     return f"{PARTLY}{recipe[: -len(PARTLY)]}"
 
 
@@ -68,7 +68,7 @@ def folder(store_id: str) -> str:
 
 
 def load(storage: Storage, store_id: str, version: str) -> Document | None:
-    """None when it is not there (any more). Raises StorageAway."""
+    """Return a version's document; None when it is not there (any more). Raises StorageAway."""
     try:
         with storage.reader(path(store_id, version)) as handle:
             return decode(handle.read())

@@ -42,13 +42,13 @@ def is_emptied(index: VectorStore) -> bool:
 
 
 def lock(session: Session, store_id: str) -> VectorStore | None:
-    """A store as it is now, held still until the transaction ends."""
+    """Return a store as it is now, locked until the transaction ends."""
     statement = select(VectorStore).where(VectorStore.id == store_id, VectorStore.parent_id.is_(None))
     return session.scalar(statement.with_for_update().execution_options(populate_existing=True))
 
 
 def keep(session: Session, index_id: str) -> VectorStore | None:
-    """An index while no other comes into use beside it, until the transaction ends; None when it is gone."""
+    """Return an index, and keep others from coming into use until the transaction ends; None when it is gone."""
     parent = session.execute(select(VectorStore.parent_id).where(VectorStore.id == index_id)).first()
     if parent is None:
         return None
@@ -59,30 +59,30 @@ def keep(session: Session, index_id: str) -> VectorStore | None:
 
 
 def alive(session: Session, index_id: str) -> VectorStore | None:
-    """An index; None when it was removed."""
+    """Return an index; None when it was removed."""
     index = session.get(VectorStore, index_id, populate_existing=True)
     return None if index is None or is_emptied(index) else index
 
 
 def of(store: VectorStore) -> Select[VectorStore]:
-    """The indexes of a store."""
+    """Select the indexes of a store."""
     mine = or_(VectorStore.id == store.id, VectorStore.parent_id == store.id)
     return select(VectorStore).where(mine, ~EMPTIED)
 
 
 def current(session: Session, store: VectorStore) -> VectorStore:
-    """The index in use."""
+    """Return the index in use."""
     return session.get_one(VectorStore, store.current_id)
 
 
 def all_of(session: Session, store: VectorStore) -> Sequence[VectorStore]:
-    """The one in use first, then the others by age."""
+    """Return the index in use first, then the others by age."""
     rows = session.scalars(of(store).order_by(VectorStore.created_at, VectorStore.id)).all()
     return sorted(rows, key=lambda row: row.id != store.current_id)
 
 
 def rows_of(session: Session, store: VectorStore, file_id: str) -> list[tuple[VectorStore, VectorStoreFile]]:
-    """A file in each of a store's indexes, locked in one order."""
+    """Return a file's row in each of a store's indexes, locked in one order."""
     both = of(store).add_columns(VectorStoreFile).join(VectorStoreFile, VectorStoreFile.store_id == VectorStore.id)
     theirs = both.where(VectorStoreFile.id == file_id).order_by(VectorStoreFile.store_id)
     found = session.execute(theirs.with_for_update(of=VectorStoreFile).execution_options(populate_existing=True))
@@ -90,7 +90,7 @@ def rows_of(session: Session, store: VectorStore, file_id: str) -> list[tuple[Ve
 
 
 def missing(store: VectorStore, index: VectorStore) -> Select[str]:
-    """The files that can be found in the index in use and not in this one, or are on their way to the first alone."""
+    """Select the files that are found in the index in use and not in this one, or come into the first only."""
     here, there = VectorStoreFile, aliased(VectorStoreFile)
     coming = and_(here.document.is_(None), there.status == _IN_PROGRESS)
     kept = exists().where(there.store_id == index.id, there.id == here.id, or_(there.document.is_not(None), coming))
@@ -103,7 +103,7 @@ def count_missing(session: Session, store: VectorStore, index: VectorStore) -> i
 
 
 def lacking(session: Session, store: VectorStore, index: VectorStore) -> dict[str | None, int]:
-    """How many files it lacks, by what they are in it; those that are not there at all under None."""
+    """Count the files that an index lacks by their status in it, under None those that have no row there."""
     lacks, there = missing(store, index).subquery(), VectorStoreFile
     join = and_(there.id == lacks.c.id, there.store_id == index.id)
     counted = select(there.status, func.count()).select_from(lacks).outerjoin(there, join).group_by(there.status)
@@ -111,7 +111,7 @@ def lacking(session: Session, store: VectorStore, index: VectorStore) -> dict[st
 
 
 def status(store: VectorStore, index: VectorStore, counts: dict[str, int], lacks: dict[str | None, int]) -> str:
-    """`counts` are of its files by status, `lacks` of those that it lacks."""
+    """Return the status of an index. `counts` are of its files by status, `lacks` of those that it lacks."""
     if index.id == store.current_id:
         return ACTIVE
     if index.replaced_at is not None:

@@ -35,7 +35,7 @@ def build(
     actor: str,
     **facts: Any,
 ) -> VectorStore:
-    """An index of all files of a store. Without `chunking` each is cut as it was. Raises Conflict, Expired."""
+    """Make an index of all files of a store, each cut as before without `chunking`. Raises Conflict, Expired."""
     if len(indexes.all_of(session, store)) >= MOST:
         raise Conflict(f"A vector store has at most {MOST} indexes: delete one first.", code="too_many_indexes")
     index = VectorStore(
@@ -59,12 +59,12 @@ def build(
 
 
 def sync(session: Session, store: VectorStore, index: VectorStore, *, actor: str, **facts: Any) -> Job | None:
-    """Bring in what is missing in an index; None where nothing is. Raises Expired."""
+    """Bring in what is missing in an index; return None where nothing is. Raises Expired."""
     return _fill(session, store, index, None, actor=actor, **facts)
 
 
 def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts: Any) -> None:
-    """What a job attaches of a source's documents to one index goes into the store's others too, cut as they do."""
+    """Attach what a job attaches to one index to the store's other indexes too, cut as they do."""
     store, taken = indexes.lock(session, job.payload["store_id"]), index_of(job.payload)
     if store is None or is_over(store):
         return
@@ -76,7 +76,7 @@ def alongside(session: Session, job: Job, source_id: str, *, actor: str, **facts
 
 
 def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_missing: bool = False) -> None:
-    """Every search from now on reads this index, and it is the one before's turn to wait. Raises Conflict."""
+    """Let every search read this index from now on; the one before stays, and can be switched to. Raises Conflict."""
     if index.id == store.current_id:
         return
     lacks = indexes.count_missing(session, store, index)
@@ -93,7 +93,7 @@ def switch(session: Session, store: VectorStore, index: VectorStore, *, allow_mi
 
 
 def remove(session: Session, store: VectorStore, index: VectorStore) -> None:
-    """All that an index holds is owed to the purge. Raises Conflict for the one in use."""
+    """Owe the removal of all that an index holds. Raises Conflict for the index in use."""
     if index.id == store.current_id:
         raise Conflict("This index is in use: switch to another first.", code="index_active")
     if index.parent_id:
@@ -114,7 +114,7 @@ def _fill(
     job: Job | None = None,
     **facts: Any,
 ) -> Job | None:
-    """The job for what the index in use has, or is about to have, and this one has not; or `job` is about to make."""
+    """Make the job for what the index in use, or `job`, has or is about to have, and this index lacks."""
     lacking = _lacking(store, index, job)
     if not _hold(session, lacking):
         return None
@@ -129,13 +129,13 @@ def _fill(
 
 
 def _hold(session: Session, rows: Select[*tuple[Any, ...]]) -> int:
-    """How many files there are; one that is deleted at this moment is not among them, and none will be."""
+    """Lock the files against deletion; return how many there are."""
     files = rows.with_only_columns(File.id, maintain_column_froms=True).with_for_update(read=True, of=File)
     return session.scalar(select(func.count()).select_from(files.subquery())) or 0
 
 
 def _lacking(store: VectorStore, index: VectorStore, job: Job | None) -> Select[str, dict[str, Any] | None]:
-    """Rows of the index in use, or of a job; each with how its file is cut in the other index, if that has it."""
+    """Select the rows that an index lacks, of the index in use or of a job, with the chunking each has there."""
     here, mine = VectorStoreFile, aliased(VectorStoreFile)
     there = here.store_id == store.current_id
     if job is not None:
@@ -156,7 +156,7 @@ def _bring_over(
     chunking: dict[str, Any] | None,
     own: dict[str, Any] | None,
 ) -> int:
-    """Rows for all of them, numbered as lines of the index's job; made by the database alone, for they may be many.
+    """Insert the rows as lines of the index's job by one statement, for they may be many; return their number.
 
     Without `chunking` each is cut as it was in this index, else as the index does where that is its `own` way.
     """
@@ -190,7 +190,7 @@ def _bring_over(
 
 
 def _take_over(session: Session, store: VectorStore, index: VectorStore) -> None:
-    """Files that failed or were cancelled before they could be found are as they are, in this index too."""
+    """Copy files that failed or were cancelled before they could be found into this index as they are."""
     other = VectorStoreFile
     names = [column.name for column in other.__table__.columns]
     columns = [literal(index.id) if name == "store_id" else getattr(other, name) for name in names]

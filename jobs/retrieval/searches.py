@@ -14,23 +14,23 @@ MOST_DEPTH: Final = 200
 
 
 def line(queue: str) -> str:
-    """Where searches wait: not behind the questions that may be waiting for them."""
+    """Return the queue of searches, apart from the requests that may be waiting for them."""
     return f"{queue}:search"
 
 
 def rerank_line(queue: str) -> str:
-    """Where texts to be re-ranked wait: not behind searches that may be waiting for it."""
+    """Return the queue of texts to be re-ranked, apart from the searches that may be waiting for it."""
     return f"{queue}:rerank"
 
 
 def model_of(ranker: str) -> str:
-    """The model that a ranker names; empty for OpenAI's."""
+    """Return the model that a ranker names; empty for OpenAI's rankers."""
     return "" if ranker in RANKERS else ranker
 
 
 class Search(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is asked. Weights are of vectors and of words; `k` is of reciprocal rank fusion. What is not `kept` leaves
-    nothing in the cache."""
+    """A request. Weights are of vectors and of words; `k` is of reciprocal rank fusion. Unless it is `kept`, nothing
+    goes into the cache."""
 
     model: str  # whose worker is asked
     store_id: str
@@ -49,7 +49,7 @@ class Search(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def candidates(self) -> int:
-        """How many of the best are looked at."""
+        """Return how many of the best are looked at."""
         if self.ranker:
             return max(self.limit, self.depth)
         return self.limit * 4 if self.deduplicate else self.limit
@@ -68,7 +68,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct, frozen=True):
-    """`duplicates` is how many were left out for resembling one that is here; None where none were looked for."""
+    """`duplicates` counts hits that were dropped for resembling a better one; None where none were looked for."""
 
     found: tuple[Found, ...]
     duplicates: int | None = None

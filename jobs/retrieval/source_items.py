@@ -33,12 +33,12 @@ _SYNCED, _NOT_SYNCED = EVENTS
 
 
 def digest(key: str) -> str:
-    """Keys are longer than an index likes."""
+    """Return the digest of a key: keys are too long for an index."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
-    """These files have come into view: where one is a new version of a source's document, the old one goes now.
+    """Remove the old versions of documents whose new versions have come into view.
 
     In an index that is not in use they stay, `outlived`; should it come into use, `catch_up` replaces.
     """
@@ -48,13 +48,13 @@ def replace(session: Session, index: VectorStore, made: Sequence[Made]) -> None:
 
 
 def catch_up(session: Session, store: VectorStore) -> None:
-    """Another index has come into use: new versions that it shows already take the place of the old ones."""
+    """Replace old versions by the new ones that an index shows which has come into use."""
     shown = VectorStoreFile.store_id == store.current_id, VectorStoreFile.document.is_not(None)
     _replace(session, store, SourceItem.file_id.in_(select(VectorStoreFile.id).where(*shown)))
 
 
 def outlived() -> ColumnElement[bool]:
-    """Of a file in an index: the next version of its document can be found there too.
+    """Return the condition that the next version of a file's document can be found in its index too.
 
     A search that has begun before another index came into use still reads this one.
     """
@@ -93,7 +93,7 @@ def drop(session: Session, file_ids: Collection[str], *, actor: str) -> None:
 
 
 def ended(session: Session, job: Job) -> None:
-    """An ingestion has come to its end; if it was a source's, say what came of the sync."""
+    """Record what came of a sync when its ingestion has ended."""
     source_id = job.payload.get("source_id")
     source = session.get(Source, source_id, with_for_update=True) if source_id else None
     if source is None or source.job_id != job.id:
@@ -111,7 +111,7 @@ def ended(session: Session, job: Job) -> None:
 
 
 def _counts(session: Session, source: Source, job: Job, index_id: str) -> dict[str, Any]:
-    """Of an index; what the sync has brought into another alone has failed."""
+    """Count what became of the items in an index; what came into another index only has failed."""
     elsewhere = index_id != index_of(job.payload)
     counts: dict[str, Any] = dict.fromkeys(COUNTED, 0)
     counts.update(seen=source.seen, removed=source.removed)
@@ -145,7 +145,7 @@ def _error(job: Job) -> dict[str, Any] | None:
 
 
 def _partly(session: Session, source: Source) -> dict[str, Any] | None:
-    """What keeps some items out, where others came in: the first of them."""
+    """Return the error of the first of the items that failed where others came in."""
     assert source.counts is not None
     if not source.counts[FAILED]:
         return None
@@ -158,12 +158,12 @@ def _partly(session: Session, source: Source) -> dict[str, Any] | None:
 
 
 def told(key: str) -> str:
-    """A key as an error shows it: what follows the `?` of a URL may be a secret."""
+    """Return a key as an error shows it: what follows the `?` of a URL may be a secret."""
     return key.partition("?")[0] if key.startswith(("http://", "https://")) else key
 
 
 def _tell(session: Session, job: Job, source: Source, kind: str) -> None:
-    """Before the job's own last event, which takes the next number."""
+    """Record the event of a sync before the job's own last event, which takes the next number."""
     data = {"id": source.id, "vector_store_id": source.store_id}
     event = events.record(
         session, subject_id=job.id, seq=job.event_seq, project_id=job.project_id, type=kind, data=data

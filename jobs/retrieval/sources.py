@@ -40,13 +40,13 @@ def sync(session: Session, source: Source, store: VectorStore, *, actor: str, **
 
 
 def due(session: Session, limit: int = 100) -> Sequence[str]:
-    """Sources that are to be synced because their time has come."""
+    """Return the sources that are to be synced because their time has come."""
     ready = Source.paused_at.is_(None), Source.deleted_at.is_(None), Source.next_at <= now()
     return session.scalars(select(Source.id).where(*ready).order_by(Source.next_at).limit(limit)).all()
 
 
 def fire(session: Session, source_id: str) -> Job | None:
-    """Sync a source that is due, and move its time on; None when it is not (any more), or syncs still."""
+    """Sync a source that is due, and move its time on; return None when it is not due, or still syncs."""
     source = session.scalar(select(Source).where(Source.id == source_id).with_for_update())
     at = now()
     if source is None or source.deleted_at is not None or source.paused_at is not None:
@@ -67,7 +67,7 @@ def fire(session: Session, source_id: str) -> Job | None:
 
 
 def condemn(session: Session, source: Source, *, actor: str) -> None:
-    """From now on nobody sees the source; its sync ends, and `clear` removes what it has brought."""
+    """Hide a source from now on and stop its sync; `clear` removes what it has brought."""
     stopped = _stop(session, source.job_id, actor)  # jobs are locked before sources, as when one ends
     locked = select(Source).where(Source.id == source.id).with_for_update()
     source_now = session.scalar(locked.execution_options(populate_existing=True))
@@ -86,7 +86,7 @@ def _stop(session: Session, job_id: str | None, actor: str) -> str | None:
 
 
 def doomed(session: Session, limit: int = 20) -> Sequence[Source]:
-    """Sources that were deleted, or whose store is gone or over."""
+    """Return the sources that were deleted, or whose store is gone or over."""
     alive = exists().where(
         VectorStore.id == Source.store_id, or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
     )
@@ -108,7 +108,7 @@ def clear(session: Session, source_id: str, *, actor: str) -> bool:
 
 
 def strip(session: Session, items: Sequence[SourceItem], *, actor: str) -> int:
-    """Every version of these items goes; how many had one."""
+    """Remove every version of these items; return how many items had one."""
     brought = [item for item in items if item.file_id]
     files = {file_id for item in brought for file_id in (item.file_id, item.previous_id) if file_id}
     if files:

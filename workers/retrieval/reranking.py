@@ -44,7 +44,7 @@ _ranked = msgspec.json.Decoder(_Ranked).decode
 
 
 class Reranking:
-    """`queue` is the one that this worker serves."""
+    """Orders hits by the scores of a model. `queue` is the queue that this worker serves."""
 
     def __init__(self, context: Context, host: EngineHost, queue: str) -> None:
         self._context, self._host, self._queue = context, host, queue
@@ -53,16 +53,16 @@ class Reranking:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
 
     async def answer(self, question: Question, priority: int) -> Answer:
-        """Another queue's worker asks. Raises what engines raise."""
+        """Answer the worker of another queue. Raises what engines raise."""
         body = msgspec.json.decode(question.body)
         return await self._host.engine.answer(Request(RERANK, body, question.id, priority, question.tenant))
 
     async def rank(
         self, search: Search, found: Sequence[Found], question: Question, priority: int
     ) -> Sequence[Found] | Answer:
-        """Best first, with the model's scores within 0 to 1; of several queries each text's best.
+        """Return the hits best first, with the model's scores within 0 to 1; of several queries each text's best.
 
-        Some servers give logits: once one has shown that, the logistic function brings all of its scores there.
+        Some servers give logits: once a model has given one, the logistic function maps all of its scores.
 
         Raises what engines raise.
         """
@@ -113,7 +113,7 @@ class Reranking:
         return Answer(end.status, end.body)
 
     def _place(self, model: str, project_id: str) -> str | Answer:
-        """Raises EngineBusy."""
+        """Return the queue of a re-ranking model, or the refusal. Raises EngineBusy."""
         config = self._context.config
         with self._context.db.read() as session:
             try:
@@ -138,7 +138,7 @@ def _clamped(score: float) -> float:
 
 
 def _logistic(score: float) -> float:
-    """Half of the hyperbolic tangent: that of a large number overflows nowhere."""
+    """Return the logistic function as half of the hyperbolic tangent, which overflows for no number."""
     return (1.0 + math.tanh(score / 2.0)) / 2.0
 
 
@@ -148,7 +148,7 @@ def _body(model: str, query: str, found: Sequence[Found]) -> dict[str, object]:
 
 
 def _refused(ranker: str, answer: Answer) -> Answer:
-    """Of a model that is not there, or cannot rank, its name is what is wrong."""
+    """Blame the name of the model where it is not there, or cannot rank."""
     if answer.status >= 500:
         return answer
     said = msgspec.json.decode(answer.body).get("error") or {}

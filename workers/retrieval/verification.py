@@ -65,7 +65,7 @@ class Found:
             yield f"{self.store_id}: {len(self.left_over)} documents belong to no file"
 
     def both(self, other: "Found") -> "Found":
-        """What was found twice."""
+        """Return the faults that were found twice."""
         missing, textless = ({row.document for row in rows} for rows in (other.missing, other.textless))
         left_over = set(other.left_over)
         return Found(
@@ -138,16 +138,16 @@ def _look(db: Database, vectors: Vectors, storage: Storage, store_id: str) -> tu
 
 
 def _at_work(session: Session, store: VectorStore) -> dict[str, int]:
-    """The jobs that bring files into this index now, and how many they have been given."""
+    """Return the jobs that bring files into this index now, with how many files each has been given."""
     live = Job.project_id == store.project_id, Job.kind == ingestions.NAME, Job.state.in_(LIVE)
     found = session.execute(select(Job.id, Job.total, Job.payload).where(*live))
     return {job_id: total for job_id, total, payload in found if index_of(payload) == store.id}
 
 
 def _nobodys(keys: list[str], rows: Sequence[VectorStoreFile], jobs: dict[str, int]) -> list[str]:
-    """Those that no file has, nor a job that has not ended: what it leaves is owed at its end.
+    """Return the keys that belong to no file, nor to a job that has not ended: what it leaves is owed at its end.
 
-    Of a file that was removed, or attached anew, nothing says any more by which keys its job writes it.
+    Nothing tells by which keys a job writes a file that was removed, or attached anew.
     """
     has = Counter(row.job_id for row in rows)
     if any(has[job_id] < total for job_id, total in jobs.items()):
@@ -190,7 +190,7 @@ def _repair(session: Session, fault: Found, file_ids: Sequence[str]) -> None:
 
 
 def _again(session: Session, store: VectorStore, file_ids: Sequence[str]) -> None:
-    """Bring files in anew, which would otherwise be taken for unchanged."""
+    """Bring files in anew, without the recipe by which they would be taken for unchanged."""
     root = indexes.lock(session, store.root)
     if root is None:
         return

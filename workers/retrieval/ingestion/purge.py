@@ -42,7 +42,7 @@ def purge(context: Context) -> None:
 
 
 def _purge(context: Context, owed: list[VectorRemoval]) -> None:
-    """What one store owes. If it fails, the others go on and this one waits."""
+    """Make the removals that one store owes. If that fails, the others go on and this store waits."""
     try:
         gone = [(removal, _remove(context, removal)) for removal in owed]
         context.vectors.erase(_store_of(context, owed[0]))
@@ -71,7 +71,7 @@ def _owed(context: Context) -> list[VectorRemoval]:
 
 
 def _remove(context: Context, removal: VectorRemoval) -> int:
-    """How many vectors went."""
+    """Make one removal; return how many vectors went."""
     store = _store_of(context, removal)
     if removal.what == attachments.DOCUMENT:
         return _drop_document(context, store, str(removal.document))
@@ -81,7 +81,7 @@ def _remove(context: Context, removal: VectorRemoval) -> int:
 
 
 def _store_of(context: Context, removal: VectorRemoval) -> Store:
-    """As it is now, while it is there: it may have been owed when nobody knew how long its vectors would be."""
+    """Return the store as it is now, while it is there: its dimensions may have been unknown when this was owed."""
     with context.db.read() as session:
         row = session.get(VectorStore, removal.store_id)
     dimensions = row.dimensions if row is not None else removal.dimensions
@@ -104,7 +104,7 @@ def _drop_store(context: Context, store: Store) -> int:
 
 
 def _is_used(context: Context, store_id: str) -> bool:
-    """Whether an index that was to go is there, and its time is not over."""
+    """Tell whether an index that was to go is there, and its time is not over."""
     alive = or_(VectorStore.expires_at.is_(None), VectorStore.expires_at > now())
     used = select(VectorStore.id).where(VectorStore.id == store_id, alive, ~indexes.EMPTIED)
     with context.db.read() as session:
@@ -112,7 +112,7 @@ def _is_used(context: Context, store_id: str) -> bool:
 
 
 def _count(context: Context, store: Store) -> int:
-    """For the receipt. One that can't be read can be removed all the same."""
+    """Count the entries for the receipt. A store that can't be read can be removed all the same."""
     try:
         return sum(context.vectors.counts(store).values())
     except VectorsAway:
@@ -128,7 +128,7 @@ def _forget_files(session: Session, store_id: str) -> int:
 
 
 def _drop_leftovers(context: Context, store: Store) -> int:
-    """What was there before the database was asked, and which no file of it points to then, nobody ever will."""
+    """Drop what was there before the database was asked, and what no file of it points to then."""
     keys = context.vectors.counts(store)
     prefix = f"{documents.folder(store.id)}/"
     objects = context.storage.list(documents.folder(store.id))

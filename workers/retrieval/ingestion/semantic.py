@@ -30,7 +30,7 @@ _JOINT: Final = 2  # tokens, at most, that two sentences have more when they are
 
 
 class Distances:
-    """Of each joint, as the windows' vectors come in. One that has none is no further from the others."""
+    """The distance at each joint, as the windows' vectors come in; 0 where a vector is missing."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
@@ -43,7 +43,7 @@ class Distances:
 
 
 def windows(document: Document, most: int) -> Iterator[str]:
-    """That many sentences each, as far as they fit; the first ones and the last ones have fewer.
+    """Yield that many sentences each, as far as they fit; the first windows and the last have fewer.
 
     So the windows before and after the joint behind sentence n are the n-th and the (n + WINDOW)-th.
     """
@@ -54,7 +54,7 @@ def windows(document: Document, most: int) -> Iterator[str]:
 def cut(
     document: Document, distances: Sequence[float], tokens: Tokens, most: int, wanted: Mapping[str, Any]
 ) -> Document:
-    """The document with its chunks, of at most `most` tokens each. Of the same distances come the same chunks."""
+    """Return the document with chunks of at most `most` tokens. Equal distances make equal chunks."""
     sizes = _Sizes(document, tokens, most)
     topics = _topics(distances, _threshold(distances, wanted))
     chunks = tuple(chunk for first, end in topics for chunk in sizes.cut(first, end, distances))
@@ -87,7 +87,7 @@ class _Sizes:
             first = after
 
     def _reach(self, first: int, end: int) -> int:
-        """As many as fit, one at least. White space between them counts too, when there is much of it."""
+        """Return the end of as many sentences as fit, one at least; much white space between them counts too."""
         size, at = self._sentences[first].tokens, first + 1
         while at < end:
             size += self._sentences[at].tokens
@@ -98,7 +98,7 @@ class _Sizes:
         return at
 
     def _furthest(self, first: int, reach: int, distances: Sequence[float]) -> int:
-        """Where, in the second half, one sentence is furthest from the next."""
+        """Return where, in the second half, one sentence is furthest from the next."""
         half = first + (reach - first + 1) // 2
         return max(range(half, reach + 1), key=lambda at: (distances[at - 1], at))
 
@@ -109,7 +109,7 @@ class _Sizes:
         return msgspec.structs.replace(begin, end=end, tokens=self._tokens.count(text), language=language)
 
     def _language(self, sentences: Sequence[Chunk]) -> str | None:
-        """That of most of its text; None where that is the document's."""
+        """Return the language of most of the text; None where that is the document's."""
         sizes = Counter[str | None]()
         for sentence in sentences:
             sizes[sentence.language] += sentence.end - sentence.start
@@ -128,7 +128,7 @@ def _window(document: Document, first: int, end: int, most: int) -> str:
 
 
 def _topics(distances: Sequence[float], threshold: float) -> Iterator[tuple[int, int]]:
-    """First sentence, and the one after the last."""
+    """Yield the first sentence of each topic, and the sentence after its last."""
     first, count = 0, len(distances)
     for at, distance in enumerate(distances):
         rises = at == 0 or distances[at - 1] < distance

@@ -78,7 +78,7 @@ class Scanner:
         self._held.append(line)
 
     def _kind_of(self, at: int, line: str) -> Kind:
-        """A line that is nothing by itself goes on with what is there."""
+        """Return the kind of a line; a line that is nothing by itself continues the block before."""
         if _LIST.match(line):
             return "list"
         following = self._lines[at + 1] if at + 1 < len(self._lines) else ""
@@ -107,14 +107,14 @@ def _heading(text: str, level: int, name: str) -> Block:
 
 
 def _without_hashes(name: str) -> str:
-    """A heading may be closed as it was opened: `## Name ##`."""
+    """Return a heading without the hashes that may close it: `## Name ##`."""
     name = name.strip()
     bare = name.rstrip("#")
     return bare.rstrip() if bare != name and (not bare or bare[-1] in " \t") else name
 
 
 def _front_matter(lines: list[str]) -> int:
-    """How many lines of metadata the text begins with."""
+    """Return how many lines of metadata the text begins with."""
     if lines[0].rstrip() != "---":
         return 0
     for at, line in enumerate(lines[1:_FRONT_LINES], 1):

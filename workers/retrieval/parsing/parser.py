@@ -40,7 +40,7 @@ _LIBRARIES_BYTES: Final = 4 << 30
 
 
 class Parser:
-    """For one thread; `interrupt` is for the others. `policy` is what the child runs and may use."""
+    """Parses files for one thread; other threads may `interrupt`. `policy` is what the child runs and may use."""
 
     def __init__(self, limits: Limits, policy: Policy | None = None) -> None:
         self._limits = limits
@@ -52,7 +52,7 @@ class Parser:
         self._interrupted = False
 
     def parse(self, source: Path, filename: str, cutting: Cutting) -> Document:
-        """Raises Refused or Interrupted."""
+        """Parse one file in the child. Raises Refused or Interrupted."""
         with self._lock:
             self._busy, self._interrupted = True, False
         try:
@@ -64,7 +64,7 @@ class Parser:
                 self._busy = False
 
     def interrupt(self) -> None:
-        """Kill what runs now. When nothing does, nothing happens."""
+        """Kill the child that parses now; do nothing when none does."""
         with self._lock:
             self._interrupted = self._busy
             child = self._child if self._busy else None
@@ -75,7 +75,7 @@ class Parser:
         self._drop()
 
     def _parse(self, ask: bytes, descriptors: tuple[int, int], *, again: bool = True) -> Document:
-        """A child that was killed once says nothing against its file: who ends a worker may begin with its children."""
+        """Ask the child, and once more after a kill: whatever ends a worker may begin with its children."""
         try:
             child = self._started()
             child.send(ask, descriptors)
@@ -129,7 +129,7 @@ class Parser:
         raise Refused("server_error", "The parser could not be started.")
 
     def _end(self) -> int:
-        """Drop the child; Interrupted if that is why it ended."""
+        """Drop the child; raise Interrupted if that is why it ended."""
         returncode = self._drop()
         if self._interrupted:
             raise Interrupted from None
@@ -151,7 +151,7 @@ class Parser:
 
 
 def limits_of(config: Settings) -> Limits:
-    """The child has one thread, so its CPU time is what ends first only where its library starts more."""
+    """Return the limits of the settings. CPU time ends first only where a library starts more threads."""
     return Limits(
         config.parse_seconds,
         cpu_seconds=math.ceil(config.parse_seconds),
@@ -173,7 +173,7 @@ def policy_of(limits: Limits) -> Policy:
 
 @contextmanager
 def _opened(path: Path, failure: str) -> Iterator[BinaryIO]:
-    """Raises Refused."""
+    """Open a file to read. Raises Refused."""
     try:
         file = path.open("rb")
     except OSError as error:

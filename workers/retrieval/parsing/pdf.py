@@ -27,14 +27,14 @@ Entry = tuple[int, str]  # level from 1, title in one line
 
 
 class Damaged(Refused):
-    """PDFium makes nothing of it: it is damaged, or no PDF at all."""
+    """Say that PDFium can't read the file: it is damaged, or no PDF at all."""
 
     def __init__(self) -> None:
         super().__init__("invalid_file", "The file is damaged: it is no PDF that can be read.")
 
 
 def read(data: bytes, limits: Limits) -> Reading:
-    """Raises Refused."""
+    """Return the blocks of a PDF. Raises Refused."""
     document = _opened(data)
     if len(document) > limits.pages:
         raise invalid(f"The file has {len(document)} pages; at most {limits.pages} can be searched.")
@@ -57,7 +57,7 @@ def _refusal(error: pypdfium2.PdfiumError) -> Refused:
 
 
 def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:
-    """Raises Refused where there is nothing but pictures, and nobody here to read them."""
+    """Yield the blocks of all pages. Raises Refused where all are pictures that cannot be read here."""
     outline = _outline(document)
     said = unread = False
     for number in range(len(document)):
@@ -74,7 +74,7 @@ def _blocks(document: pypdfium2.PdfDocument) -> Iterator[Block]:
 
 
 def _text(document: pypdfium2.PdfDocument, number: int) -> str | None:
-    """One damaged page does not cost the others. None of one with pictures that cannot be read here."""
+    """Return a page's text: empty for a damaged page, None for a picture that cannot be read here."""
     try:
         page = document[number]
         try:
@@ -87,7 +87,7 @@ def _text(document: pypdfium2.PdfDocument, number: int) -> str | None:
 
 
 def _seen(page: pypdfium2.PdfPage) -> str | None:
-    """The text of a page that has none, but pictures; None where there is nothing to read them with."""
+    """Return the text of a page of pictures; None where there is nothing to read them with."""
     if not any(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
         return ""
     if not office.sees():
@@ -102,7 +102,7 @@ def _seen(page: pypdfium2.PdfPage) -> str | None:
 
 
 def _png(grey: Any) -> bytes:
-    """Of bytes, a row of the array after the other."""
+    """Return grey pixels as PNG."""
     height, width = grey.shape[:2]
     rows = b"".join(b"\0" + row.tobytes() for row in grey.reshape(height, width))
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -131,7 +131,7 @@ def _paragraphs(lines: list[str], number: int) -> Iterator[Block]:
 
 
 def _is_title(line: str, title: str) -> bool:
-    """A line of the page may have the number before it: `2.1 Installing`."""
+    """Tell whether a line is a title, also with the number before it: `2.1 Installing`."""
     words = " ".join(line.split())
     return words == title or (words.endswith(f" {title}") and len(words) <= len(title) + 12)
 

@@ -135,7 +135,7 @@ class Walk:
 
 
 def _time(tree: LexborHTMLParser) -> str | None:
-    """What the page says of itself; of times in its text the only one."""
+    """Return the time that the page states in its metadata, or the only one in its text."""
     said = {
         (
             meta.attributes.get("property") or meta.attributes.get("name") or meta.attributes.get("itemprop") or ""
@@ -164,12 +164,12 @@ def _as_written(pre: LexborNode) -> str:
 
 
 def _is_data(table: LexborNode) -> bool:
-    """Not one that only lays out the page."""
+    """Tell whether a table holds data and does not only lay out the page."""
     return all(found.mem_id == table.mem_id for found in table.css(_BLOCKS_IN_TABLES))
 
 
 def _rows(table: LexborNode) -> str:
-    """A caption, then a line for each row."""
+    """Return the caption of a table, then a line for each row."""
     lines = [caption.text() for caption in table.css("caption")]
     lines += [table_row([cell.text(separator=" ") for cell in line.css("td, th")]) for line in table.css("tr")]
     return "\n".join(line for line in lines if line.strip(" |"))

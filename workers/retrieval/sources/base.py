@@ -11,7 +11,7 @@ _NAME_LENGTH: Final = 200
 
 
 class SourceAway(Exception):
-    """The place as a whole cannot be read, or not as it should: of none of its items is anything known."""
+    """Say that the place as a whole cannot be read: nothing is known about any of its items."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class SourceAway(Exception):
 
 
 class ItemFailed(Exception):
-    """One item cannot be had now. What the store has of it stays."""
+    """Say that one item cannot be had now. What the store has of it stays."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -27,12 +27,12 @@ class ItemFailed(Exception):
 
 
 class ItemGone(Exception):
-    """The place says of an item that it is no more."""
+    """Say that the place has an item no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An item of a place. Two entries with the same fingerprint have the same content; without one nobody knows."""
+    """An item of a place. Equal fingerprints mean equal content; without a fingerprint nothing is known."""
 
     key: str
     filename: str
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What was told about the bytes that were handed over."""
+    """What the place said about the bytes that it gave."""
 
     fingerprint: dict[str, Any] | None
     filename: str
@@ -54,13 +54,13 @@ Take = Callable[[bytes], None]
 
 
 class Place(Protocol):
-    """Somewhere that documents are."""
+    """A place that documents come from."""
 
     def entries(self, most: int, look: Callable[[], None]) -> list[Entry]:
-        """All there are; `look` is called often, and may end it. Raises SourceAway, also where there are more."""
+        """Return all items; `look` is called often, and may end it. Raises SourceAway, also for more than `most`."""
 
     def fetch(self, entry: Entry, known: dict[str, Any] | None, take: Take) -> Fetched | None:
-        """The bytes of an item; None where they are those of the fingerprint `known`. Raises ItemFailed, ItemGone."""
+        """Give the bytes of an item to `take`; None where `known` is its fingerprint. Raises ItemFailed, ItemGone."""
 
 
 def too_many(most: int) -> SourceAway:
@@ -68,7 +68,7 @@ def too_many(most: int) -> SourceAway:
 
 
 def named(path: str) -> str:
-    """The last part of a path as the name of a file: printable, and not too long, its ending kept."""
+    """Return the last part of a path as a printable file name that is not too long and has its ending."""
     base = "".join(filter(_shows, path.rstrip("/").rpartition("/")[2])).strip()
     stem, dot, ending = base.rpartition(".")
     if not stem or not re.fullmatch(r"[A-Za-z0-9]{1,16}", ending):
@@ -77,5 +77,5 @@ def named(path: str) -> str:
 
 
 def _shows(character: str) -> bool:
-    """No control character, nothing invisible, no end of line."""
+    """Tell whether a character is visible: no control character, no end of line."""
     return character == " " or unicodedata.category(character)[0] not in "CZ"

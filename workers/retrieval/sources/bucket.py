@@ -76,7 +76,7 @@ class Bucket:
 
 @contextmanager
 def _our_errors() -> Iterator[None]:
-    """What S3's client says may hold what it was given, so it is not repeated."""
+    """Turn the errors of S3's client into our own, without their text, which may hold credentials."""
     try:
         yield
     except PermissionError as error:

@@ -45,7 +45,7 @@ class Folder:
         return found
 
     def _listed(self, most: int, look: Callable[[], None]) -> tuple[list[Entry], bool]:
-        """And whether no folder went meanwhile: its files may stand where the listing had been by then."""
+        """List the files; tell whether no folder moved meanwhile, whose files may have been missed."""
         found: list[Entry] = []
         waiting: list[tuple[str, ...]] = [()]
         passed_over: list[tuple[str, ...]] = []
@@ -126,7 +126,7 @@ class Folder:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """The folder itself. Raises SourceAway."""
+        """Open the folder itself. Raises SourceAway."""
         allowed = below(self._roots, self._path, self._own)
         if allowed is None:
             raise SourceAway("folder_not_allowed", "The operator does not allow this folder (any more).")
@@ -154,7 +154,7 @@ def _ours() -> Iterator[None]:
 
 @contextmanager
 def _step(top: int, parts: Sequence[str]) -> Iterator[int]:
-    """A folder below another. Raises OSError."""
+    """Open a folder below another. Raises OSError."""
     descriptor = os.dup(top)
     try:
         for part in parts:
@@ -167,7 +167,7 @@ def _step(top: int, parts: Sequence[str]) -> Iterator[int]:
 
 
 def matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
-    """As a shell's glob, part by part: `**` is any number of folders, and at the end all that is in them."""
+    """Match as a shell's glob does, part by part: `**` is any number of folders, at the end all that is in them."""
     reached = {0}  # how much of the pattern may be used up
     for part in parts:
         reached = {after for at in _skipped(pattern, reached) for after in _after(pattern, at, part)}
@@ -175,7 +175,7 @@ def matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
 
 
 def _skipped(pattern: tuple[str, ...], reached: set[int]) -> set[int]:
-    """A `**` may also stand for nothing."""
+    """Add the positions after each `**`, which may also stand for nothing."""
     found = set(reached)
     for at in range(len(pattern)):
         if at in found and pattern[at] == "**":

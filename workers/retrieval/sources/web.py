@@ -79,7 +79,7 @@ class Pages:
     async def _answer(
         self, session: aiohttp.ClientSession, url: str, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer behind all redirects. Raises InvalidRequest where one leads to what may not be called."""
+        """Yield the answer behind all redirects. Raises InvalidRequest where one leads to what may not be called."""
         for _ in range(_REDIRECTS + 1):
             target = parse(url, allow_private=self.allow_private)
             async with session.get(target.url(), headers=headers, allow_redirects=False) as answer:
@@ -92,7 +92,7 @@ class Pages:
 
 
 def _joined(url: str, place: str) -> str:
-    """Where a redirect leads; the guard judges it."""
+    """Return where a redirect leads; the guard judges it."""
     try:
         return urldefrag(urljoin(url, place)).url
     except ValueError as error:
@@ -109,7 +109,7 @@ def _judge(answer: aiohttp.ClientResponse) -> None:
 
 
 def _told(answer: aiohttp.ClientResponse, entry: Entry) -> Fetched:
-    """A name without an ending gets that of the content's type."""
+    """Return what the answer says; a name without an ending gets that of the content's type."""
     facts = {name: value for name in _CONDITIONS if (value := answer.headers.get(name, "")) and value.isascii()}
     name = entry.filename
     if "." not in name:
