@@ -14,7 +14,6 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +48,7 @@ _SWEEP_SECONDS = 5.0
 _RETENTION_SECONDS = 60.0
 _CLEARED_AT_ONCE = 10  # transactions for one source per round
 _RELEASED_AT_ONCE = 20  # transactions of WRITE_ROWS deliveries per sweep
-_DEPENDENTS_ROUNDS = 10  # pages of WRITE_ROWS dependents per sweep, each job in its own transaction
+_DEPENDENTS_SECONDS = 0.5  # for jobs whose predecessors have ended, each second: meanwhile nothing is published
 _SEALS_AT_ONCE = 20  # transactions of WRITE_ROWS rows per round, so that a backlog is not sealed in one go
 
 
@@ -76,6 +75,7 @@ class Housekeeper:
         self._retention = Retention(config, db, storage)
         self._anchoring = Anchoring(config, db)
         self._swept = self._retained = clock()
+        self._dependents_left = False  # more than one pass had time for
 
     def keep(self) -> None:
         """Raises DatabaseBusy. Where nobody has beaten for long either, nobody could: no lease ends for that."""
@@ -97,6 +97,8 @@ class Housekeeper:
         if self._clock() - self._swept >= min(_SWEEP_SECONDS, self._config.lease_seconds):
             self._swept = self._clock()
             self._sweep()
+        elif self._dependents_left:
+            self._dependents_left = self._advance_dependents()
         if self._clock() - self._retained >= _RETENTION_SECONDS:
             self._retained = self._clock()
             self._retention.run()
@@ -197,26 +199,32 @@ class Housekeeper:
             self._write(partial(ledger.wait_for, job_id=job_id, what=what))
         if unowed and self._write(lambda session: shards.unowed(session, WRITE_ROWS)):
             log.warning("doorbells_mended")
-        self._advance_dependents()
+        self._dependents_left = self._advance_dependents()
         self._free_deliveries()
         self._clear_sources()
 
-    def _advance_dependents(self) -> None:
-        """Release, fail or cancel the jobs whose predecessors or parent have ended: a chain of them link by link."""
-        for _ in range(_DEPENDENTS_ROUNDS):
-            with self._db.read() as session:
-                ready = dependencies.releasable(session, WRITE_ROWS)
-                failing = dependencies.failing(session, WRITE_ROWS)
-                orphans = dependencies.orphaned(session, WRITE_ROWS)
-            if not (ready or failing or orphans):
-                return
-            for job_id in ready:
-                self._write(partial(ledger.release, job_id=job_id))
-            for job_id in failing:
-                while self._write(partial(_fail_dependent, job_id=job_id)):
-                    pass
-            for job_id in orphans:
-                self._write(partial(_cancel_child, job_id=job_id))
+    def _advance_dependents(self) -> bool:
+        """Release, fail or cancel the jobs whose predecessors or parent have ended: a chain of them link by link.
+
+        Each job has its own transaction. Return whether the time for it was over before all of them were advanced.
+        """
+        until, advanced = self._clock() + _DEPENDENTS_SECONDS, True
+        while advanced and (due := self._due_dependents()):
+            advanced = False
+            for advance, job_id in due:
+                advanced |= bool(self._write(partial(advance, job_id=job_id)))
+                if self._clock() >= until:
+                    return True
+        return False
+
+    def _due_dependents(self) -> list[tuple[Callable[..., bool], str]]:
+        """Return some of these jobs, each with what is to be done with it."""
+        with self._db.read() as session:
+            return [
+                *((ledger.release, job_id) for job_id in dependencies.releasable(session, WRITE_ROWS)),
+                *((_fail_dependent, job_id) for job_id in dependencies.failing(session, WRITE_ROWS)),
+                *((_cancel_child, job_id) for job_id in dependencies.orphaned(session, WRITE_ROWS)),
+            ]
 
     def _clear_sources(self) -> None:
         """What sources have brought that are deleted, or whose store is: some of it each time."""
@@ -280,22 +288,24 @@ class Housekeeper:
 
 
 def _fail_dependent(session: Session, job_id: str) -> bool:
-    """Fail a job whose predecessor did not complete; True while parts of it have to be stopped first."""
+    """Fail a job whose predecessor did not complete, or stop some parts of it before; return whether that was so."""
     job = ledger.lock(session, job_id)
     error = ledger.dependency_error(session, job) if job else None
     if job is None or error is None:
         return False
     stop = kinds.lenient(job.kind).stop
-    if stop and stop(session, job, JobState.FAILED, [error]):
-        return True
-    ledger.fail_dependent(session, job, error, actor=_ACTOR)
-    return False
+    if not (stop and stop(session, job, JobState.FAILED, [error])):
+        ledger.fail_dependent(session, job, error, actor=_ACTOR)
+    return True
 
 
-def _cancel_child(session: Session, job_id: str) -> None:
-    """Cancel the child of a cancelled job, unless it has ended meanwhile."""
-    with suppress(Conflict):
+def _cancel_child(session: Session, job_id: str) -> bool:
+    """Cancel the child of a cancelled job; return False when it has ended meanwhile."""
+    try:
         ledger.cancel(session, job_id, actor=_ACTOR)
+    except Conflict:
+        return False
+    return True
 
 
 def _is_gone(worker: Worker) -> bool:

@@ -15,6 +15,7 @@ from jobs.retrieval.attachments import Attachment
 from jobs.retrieval.tables import VectorStore, VectorStoreFile
 from tests.support import ledgers
 from tests.support.house import House, project_of
+from workers.dispatcher import maintenance
 
 pytestmark = pytest.mark.dialects
 
@@ -139,3 +140,20 @@ def test_a_job_that_waited_for_two_fails_though_one_of_them_completed(house: Hou
     house.tick(6)
 
     assert ledgers.state(house.db, waiting) == JobState.FAILED
+
+
+def test_a_long_cascade_goes_on_a_second_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_DEPENDENTS_SECONDS", 0.0)  # one job a pass
+    project = project_of(house.db, "one")
+    first = ledgers.planning(house.db, project_id=project)
+    waiting = [ledgers.submitted(house.db, project_id=project, after=[first.job.id]).id for _ in range(3)]
+    with house.db.write() as session:
+        ledger.reject(session, first, [{"code": "empty_file"}])
+
+    house.tick(5)
+    failed = [sum(state == JobState.FAILED for state in states(house.db, *waiting))]
+    for _ in range(2):
+        house.tick(1)
+        failed.append(sum(state == JobState.FAILED for state in states(house.db, *waiting)))
+
+    assert failed == [1, 2, 3]
