@@ -18,7 +18,7 @@ from jobs.platform.locks import Locks
 from jobs.platform.storage import Storage
 from jobs.settings import Settings
 from jobs.timings import Timings
-from jobs.usage.arriving import Arriving
+from jobs.usage.stored_bytes import Arriving
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.fleet import workers
 from jobs.fleet.tables import Worker
-from jobs.inference.broker_memory import any_full
+from jobs.inference.admission import any_full
 from jobs.ledger import outbox, pauses
 from jobs.ledger.states import LIVE, ShardState
 from jobs.ledger.tables import Job, Outbox, Shard

@@ -15,7 +15,7 @@ from cli.up import broker as embedded
 from cli.up import readiness
 from cli.up.readiness import answers, is_free
 from jobs.fleet.models_file import ModelsFileError, Registry
-from jobs.inference.broker_memory import FULL, Memory, read_memory
+from jobs.inference.admission import FULL, Memory, read_memory
 from jobs.inference.interactive import address, redis_url
 from jobs.platform.processes import alive
 from jobs.requests.endpoints import base_of

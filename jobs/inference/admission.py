@@ -9,24 +9,45 @@ leaves nothing behind that is counted for longer than those keys live. Both hash
 
 A stream that can be resumed needs no connection. Until it ends, the most that it may hold is counted; then what it
 holds. The unread chunks of other streams, and the events of responses in the background, are counted in blocks.
+
+Beside these bounds stands the memory of the Redis or Valkey server:
+
+    0 ──── interactive requests and answers ──── 60 % ──── Celery's messages, at any time ──── maxmemory
+
+Above this share the server is called full: new interactive requests are refused, and a stream goes on only while its
+client reads it. A server without `maxmemory` is never full.
 """
 
-from typing import Any, Final
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import redis
 
 from jobs.errors import Overloaded, TooManyRequests
 from jobs.inference.interactive import (
     BACKGROUND_SECONDS,
     LINE_SECONDS,
     Question,
+    address,
     answer,
     asking,
     kept_in_line,
     project_streams,
     project_waiting,
+    redis_url,
     resumable,
 )
 from jobs.settings import Settings
 
+SHARE: Final = 0.6
+#: The code of every refusal, and the status of `/readyz`.
+FULL: Final = "broker_full"
+#: Bytes of a stream that may be unread, or of another answer, while the server is full.
+UNREAD_WHEN_FULL: Final = 256 << 10
+_READING_SECONDS: Final = 1.0  # for which a reading is used
+_PROBE_SECONDS: Final = 0.2  # seconds that a probe of `/readyz` or `/metrics` may wait for each server
 #: A project has at most this part of a queue, so that others still get in.
 PART: Final = 3
 #: Bytes of a stream that are counted at a time.
@@ -135,3 +156,50 @@ async def count_finished(server: Any, question: Question, reserved: int, held: i
 def most_held(config: Settings) -> int:
     """Return the bytes that all streams of a project may have in Redis."""
     return _HELD * config.interactive_resumable * config.interactive_unread_bytes
+
+
+class Memory(NamedTuple):
+    """A reading, in bytes; `limit` is 0 where the server has no `maxmemory`."""
+
+    used: int
+    limit: int
+
+    @property
+    def is_full(self) -> bool:
+        return self.used > SHARE * self.limit > 0
+
+
+class MemoryProbe:
+    """Whether the server of an asynchronous client is full, as read at most a second ago."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._full = False
+        self._until = 0.0
+
+    async def is_full(self) -> bool:
+        """Raises RedisError, OSError."""
+        if time.monotonic() >= self._until:
+            self._until = time.monotonic() + _READING_SECONDS  # first: others use the last reading meanwhile
+            with suppress(redis.exceptions.NoPermissionError):  # access rules without INFO: as without `maxmemory`
+                self._full = _memory(await self._server.info("memory")).is_full
+        return self._full
+
+
+def read_memory(url: str, timeout: float = _PROBE_SECONDS) -> Memory:
+    """Read the memory of the server at `url`; wait at most `timeout` seconds. Raises RedisError."""
+    with redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout) as server:
+        return _memory(server.info("memory"))
+
+
+def any_full(config: Settings) -> bool:
+    """Return whether the broker, or the server of interactive requests, is full. One that does not answer is not."""
+    for url in {redis_url(config), address(config.broker_url)} - {""}:
+        with suppress(redis.RedisError):
+            if read_memory(url).is_full:
+                return True
+    return False
+
+
+def _memory(info: Mapping[str, Any]) -> Memory:
+    return Memory(int(info["used_memory"]), int(info.get("maxmemory", 0)))

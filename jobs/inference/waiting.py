@@ -33,8 +33,7 @@ from jobs.errors import (
     TooManyRequests,
     WorkerLost,
 )
-from jobs.inference.admission import admit
-from jobs.inference.broker_memory import MemoryProbe
+from jobs.inference.admission import MemoryProbe, admit
 from jobs.inference.interactive import (
     ANSWER_SECONDS,
     ASKING_SECONDS,

@@ -12,7 +12,9 @@ A count of a million rows takes 0.1 s of CPU, from indexes alone. Without a limi
 """
 
 import threading
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -151,3 +153,25 @@ def _full(limit: int) -> ProjectFull:
         f"The project may store {limit} bytes, and this would be more. Delete what is not needed any more: "
         "its space can be used again within about a minute."
     )
+
+
+class Arriving:
+    """Bytes of bodies that this process receives now, by project."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = Counter[str]()
+
+    @contextmanager
+    def hold(self, project_id: str, size: int, free: int) -> Iterator[None]:
+        """Count `size` bytes as arriving. Raises ProjectFull when those of others leave less than that of `free`."""
+        with self._lock:
+            if self._bytes[project_id] + size > free:
+                raise ProjectFull("What the project stores and is uploading would be more than it may store.")
+            self._bytes[project_id] += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bytes[project_id] -= size
+                self._bytes += Counter()  # forgets projects without any

@@ -12,7 +12,7 @@ import pytest
 import redis
 from openai import OpenAI
 
-from jobs.inference.broker_memory import SHARE
+from jobs.inference.admission import SHARE
 from jobs.queues import Queue
 from jobs.settings import MB, Settings
 from tests.support.servers import Valkey

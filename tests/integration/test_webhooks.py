@@ -32,7 +32,7 @@ from jobs.platform.storage import DiskStorage
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
-from jobs.webhooks.due import claim_due
+from jobs.webhooks.deliveries import claim_due
 from jobs.webhooks.sending import new_secret
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 from tests.support.beside import beside

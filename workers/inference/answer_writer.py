@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.errors import BrokerFull
-from jobs.inference.admission import BLOCK, count_block, count_finished
-from jobs.inference.broker_memory import FULL, UNREAD_WHEN_FULL, MemoryProbe
+from jobs.inference.admission import BLOCK, FULL, UNREAD_WHEN_FULL, MemoryProbe, count_block, count_finished
 from jobs.inference.interactive import (
     ANSWER_SECONDS,
     AT_ONCE,

@@ -28,8 +28,7 @@ from sqlalchemy import select, update
 
 from jobs.errors import NotFound, StorageAway, StorageFull
 from jobs.inference import responses
-from jobs.inference.admission import BLOCK, count_block, most_held
-from jobs.inference.broker_memory import MemoryProbe
+from jobs.inference.admission import BLOCK, MemoryProbe, count_block, most_held
 from jobs.inference.interactive import BACKGROUND_SECONDS, PIECE, TOLD_SECONDS, Piece, answer, connect, pack, redis_url
 from jobs.inference.responses import FINAL, INCOMPLETE, Response, numbered
 from jobs.inference.stored import Kept, decode, encode

@@ -31,7 +31,7 @@ from jobs.platform.url_guard import on_behalf_of
 from jobs.queues import Queue
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
-from jobs.webhooks.due import DeliveryClaim, claim_due
+from jobs.webhooks.deliveries import DeliveryClaim, claim_due
 from jobs.webhooks.sending import Client, Outcome, open_client, post_signed
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from jobs.ledger import events, pauses
 from jobs.ledger.pauses import Scope
 from jobs.queues import Queue
 from jobs.webhooks import deliveries
-from jobs.webhooks.due import DeliveryClaim, claim_due
+from jobs.webhooks.deliveries import DeliveryClaim, claim_due
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 
 

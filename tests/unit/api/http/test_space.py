@@ -22,7 +22,7 @@ from jobs.inference.tables import Conversation, KeptResponse
 from jobs.retrieval.tables import VectorStoreFile
 from jobs.security.tables import StorageUsage
 from jobs.usage import stored_bytes
-from jobs.usage.arriving import Arriving
+from jobs.usage.stored_bytes import Arriving
 from tests.support.web import make_key
 from tests.unit.api.conftest import client_of
 

@@ -18,7 +18,7 @@ from jobs.clock import now
 from jobs.known_kinds import EVENT_TYPES
 from jobs.security.tables import Project
 from jobs.webhooks import deliveries
-from jobs.webhooks.due import HELD
+from jobs.webhooks.deliveries import HELD
 from jobs.webhooks.sending import signing_secrets
 from jobs.webhooks.tables import Attempt, Delivery, WebhookEndpoint
 from tests.support import runs

@@ -13,7 +13,7 @@ from jobs.clock import now
 from jobs.errors import BrokerFull, NightmillError, NoWorker, Overloaded, TooManyRequests, WorkerLost
 from jobs.ids import new_id
 from jobs.inference import admission, interactive
-from jobs.inference.broker_memory import any_full, read_memory
+from jobs.inference.admission import any_full, read_memory
 from jobs.inference.interactive import Piece, Question, Resumable, pack
 from jobs.inference.waiting import Lines, last_piece
 from jobs.settings import MB, Settings

@@ -18,8 +18,7 @@ from jobs.ledger import events, measures
 from jobs.ledger.tables import Audit, Job
 from jobs.settings import Settings
 from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import Selection, next_delay
-from jobs.webhooks.due import HELD, DeliveryClaim, claim_due
+from jobs.webhooks.deliveries import HELD, DeliveryClaim, Selection, claim_due, next_delay
 from jobs.webhooks.sending import Outcome, new_secret
 from jobs.webhooks.tables import Attempt, Delivery, Event, WebhookEndpoint
 from tests.support.databases import KINDS, fresh, until_waiting

@@ -17,7 +17,7 @@ from jobs.ledger.states import JobState
 from jobs.ledger.tables import Job, Outbox, Segment, Shard
 from jobs.platform import processes
 from jobs.security.tables import Idempotency
-from jobs.webhooks.due import HELD
+from jobs.webhooks.deliveries import HELD
 from jobs.webhooks.tables import Delivery, WebhookEndpoint
 from tests.support import ledgers
 from tests.support.house import House, new_file, project_of

@@ -21,7 +21,7 @@ from jobs.ledger.tables import Job, Segment, Shard
 from jobs.platform.storage import DiskStorage
 from jobs.security.tables import Idempotency
 from jobs.settings import Settings
-from jobs.webhooks.due import HELD
+from jobs.webhooks.deliveries import HELD
 from jobs.webhooks.tables import Attempt, Delivery, Event
 from tests.support.ledgers import close, finishing, new_job
 from tests.support.lost import look_twice
