@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 25
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench check lint format lock clean
+.PHONY: help setup demo up up-distributed test verify services coverage model-tests bad-inputs chaos chaos-doses soak weaviate bench count check lint format lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ weaviate: setup  ## Build a Weaviate server with Go, for the tests and `make up-
 
 bench: setup  ## Measure throughput and latency
 	$(BIN)/python -m bench $(ARGS)
+
+count: setup  ## Count the product's files, lines and oddities (ARGS=ANOTHER_CHECKOUT: before and after)
+	$(BIN)/python -m tests.architecture.count $(ARGS)
 
 check: setup lint  ## Everything that needs no run: lint, format, types, imports, dependencies, migrations, known vulnerabilities
 	$(BIN)/mypy
