@@ -77,14 +77,15 @@ def build(config: Settings | None = None, timings: Timings = Timings()) -> FastA
     """The app of one process."""
     config = config or settings()
     registry = Models(config)
-    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=_CONNECTIONS + 10, urgent=True)
+    most = _CONNECTIONS + 10
+    db = Database(config.database, patience=_PATIENCE, pool_size=_CONNECTIONS, most=most, urgent=True, timings=timings)
     broker = BrokerWatch(config, timings.readiness_kept)
     services = Services(
         config=config,
         db=db,
         storage=open_storage(config.storage),
         models=registry,
-        lines=Lines(config),
+        lines=Lines(config, timings),
         places=Trusted(timings.trusted),
         timings=timings,
     )

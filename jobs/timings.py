@@ -12,6 +12,21 @@ from dataclasses import dataclass
 class Timings:
     """Seconds between looks, until something counts as gone, and at most for one piece of work."""
 
+    # jobs.db
+    connection_fresh: float = 1.0  # after its last use a connection to PostgreSQL is taken to be there
+    connection_lost: float = 35.0  # without a byte, though the server is there: it ends a statement after 30
+    writer_polite: float = 0.3  # for which a process that is not urgent lets others write first
+    writer_rude: float = 1.0  # for which it does not wait again for an urgent process that did not come
+    writer_turn: float = 0.02  # for which a process that may write lets others of its threads in
+    writer_rest: float = 0.0015  # of a process after its turn: longer than others take to look
+
+    # jobs.inference: the API's end of interactive requests
+    interactive_present: float = 10.0  # for which a client counts as present after its API has said so
+    interactive_renew: float = 2.0  # until its API says so again
+    interactive_taken: float = 2.0  # between looks at whether a request was taken
+    interactive_late: float = 2.0  # between signs that nothing was answered yet
+    interactive_silence: float = 12.0  # of a worker until it counts as lost: six times `interactive_alive`
+
     # workers.inference: requests of interactive clients
     interactive_alive: float = 2.0  # between the signs of life of a request that is being answered
     interactive_look: float = 0.25  # between looks at whether clients are still there

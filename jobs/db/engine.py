@@ -26,13 +26,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from jobs.db.writer_lock import Gate
 from jobs.errors import DatabaseBusy, TookTooLong
+from jobs.timings import Timings
 
 T = TypeVar("T")
 
 #: Rows a write transaction touches at most, so that the others wait milliseconds.
 WRITE_ROWS = 200
 
-_FRESH_SECONDS = 1.0  # after its last use a connection to PostgreSQL is taken to be there
 _USED = "used"
 _CANCELLED = "57014"  # PostgreSQL's code for a statement that its time has ended
 #: Its codes for a server that takes reads only (a standby, or a disk that is nearly full), and for having been idle too
@@ -51,17 +51,24 @@ class Database:
     """
 
     def __init__(
-        self, url: str, *, patience: float = 1.5, pool_size: int = 10, most: int = 20, urgent: bool = False
+        self,
+        url: str,
+        *,
+        patience: float = 1.5,
+        pool_size: int = 10,
+        most: int = 20,
+        urgent: bool = False,
+        timings: Timings = Timings(),
     ) -> None:
         self.url = url
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
-        self.engine = _engine(url, self.sqlite, patience, pool_size, most)
+        self.engine = _engine(url, self.sqlite, patience, pool_size, most, timings)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # PostgreSQL reads at one moment per statement anyway; BEGIN and ROLLBACK are two trips more for each look
         looks = self.engine.execution_options(**({} if self.sqlite else {"isolation_level": "AUTOCOMMIT"}))
         event.listen(looks, "before_execute", _refuse_to_change)
         self._looks = sessionmaker(looks, expire_on_commit=False, autoflush=False)
-        self._gate = Gate(make_url(url).database, patience, urgent) if self.sqlite else None
+        self._gate = Gate(make_url(url).database, patience, urgent, timings) if self.sqlite else None
         self._last = threading.local()
 
     @contextmanager
@@ -144,7 +151,7 @@ def inserting(dialect: str) -> Any:
     return sqlite_insert if dialect == "sqlite" else pg_insert
 
 
-def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int) -> Engine:
+def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int, timings: Timings) -> Engine:
     if not sqlite:
         from jobs.db.watchdog import OPTIONS, TCP, Pulse
 
@@ -157,8 +164,8 @@ def _engine(url: str, sqlite: bool, patience: float, pool_size: int, most: int) 
             hide_parameters=True,
         )
         event.listen(made, "handle_error", tell_no_row)
-        event.listen(made, "do_connect", Pulse(patience).connect)
-        event.listen(made, "checkout", partial(_ping, made.dialect))
+        event.listen(made, "do_connect", Pulse(patience, timings.connection_lost).connect)
+        event.listen(made, "checkout", partial(_ping, made.dialect, timings.connection_fresh))
         event.listen(made, "checkin", _note_use)
         return made
     engine = create_engine(
@@ -179,13 +186,13 @@ def _refuse_to_change(_: Connection, clause: Any, *__: Any) -> None:
         raise RuntimeError("Nothing is written, or locked, in a read.")
 
 
-def _ping(dialect: Dialect, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+def _ping(dialect: Dialect, fresh: float, connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
     """One that lay for a while may have been lost: it is asked. Of one just used whoever has it now hears it.
 
     Raises InvalidatePoolError: others are opened.
     """
     used = record.info.get(_USED)
-    if used is None or time.monotonic() - used < _FRESH_SECONDS:
+    if used is None or time.monotonic() - used < fresh:
         return
     try:
         dialect.do_ping(connection)

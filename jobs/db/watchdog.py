@@ -20,8 +20,6 @@ from psycopg.abc import PQGen
 R = TypeVar("R")
 
 STATEMENT_SECONDS = 30.0  # the server ends a statement after so long
-#: To whom nothing comes back for so long, though the server is there.
-_LOST_SECONDS = STATEMENT_SECONDS + 5.0
 _INTERVAL = 0.1
 _SSL_REQUEST = struct.pack("!ii", 8, 80_877_103)
 #: What the system does by itself, where no byte of ours is acknowledged: milliseconds, and seconds.
@@ -66,9 +64,10 @@ def _connected(host: str, port: int, seconds: float) -> socket.socket:
 
 
 class Pulse:
-    """Of one process's connections to one server."""
+    """Of one process's connections to one server, which are lost after `lost` seconds without a byte."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, lost: float) -> None:
+        self.lost = lost
         self.silence = self._seconds = patience / 3
         self._missed = -self._seconds  # when it was last found not to answer
 
@@ -119,6 +118,6 @@ class Watched(psycopg.Connection[Any]):
             return result
 
     def _ask(self, pulse: Pulse, silent: float) -> None:
-        if silent > _LOST_SECONDS or not pulse.beats(self.info.host, self.info.port):
+        if silent > pulse.lost or not pulse.beats(self.info.host, self.info.port):
             self.pgconn.finish()
             raise psycopg.OperationalError(f"the server has said nothing for {silent:.1f} s")

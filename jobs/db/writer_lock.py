@@ -19,13 +19,10 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.errors import DatabaseBusy
 from jobs.platform.locks import FileLock
+from jobs.timings import Timings
 
-_POLITE_SECONDS = 0.3  # for which who is not urgent lets others go first
-_GONE_LOOKS = 50  # that find the gate open: who hurries is not there,
-_RUDE_SECONDS = 1.0  # and is not waited for again for so long
-_TURN_SECONDS = 0.02  # for which who has come in lets others of its process in after it
-_LOOK_SECONDS = 0.001  # between looks whether the gate is free,
-_REST_SECONDS = 0.0015  # so that a process that rests for this long is seen by all
+_GONE_LOOKS = 50  # that find the gate open: the process that hurries is not there
+_LOOK_SECONDS = 0.001  # between looks whether the gate is free
 _SHUT_SECONDS = 0.4  # that a client waits while nobody comes in: as many threads as there are would wait otherwise
 
 
@@ -72,11 +69,12 @@ class _Looks:
 class Gate:
     """An exclusive `flock` between processes. A fork begins with a door of its own: `flock` is between descriptors."""
 
-    def __init__(self, database: str | None, patience: float, urgent: bool) -> None:
+    def __init__(self, database: str | None, patience: float, urgent: bool, timings: Timings = Timings()) -> None:
         self._path = Path(f"{database}.gate")
         self._haste = Path(f"{database}.haste")
         self._patience = patience
         self._urgent = urgent
+        self._timings = timings
         self._doors: dict[int, Door] = {}
 
     @contextmanager
@@ -107,7 +105,7 @@ class Gate:
             door.left_open = door.waiting > 0 and not door.shut and at < door.open_until
             if not door.left_open:
                 door.open_until = 0.0
-                door.rests_until = at + _REST_SECONDS if door.waiting else 0.0
+                door.rests_until = at + self._timings.writer_rest if door.waiting else 0.0
                 door.file.release()
             if door.closing and not door.hurrying and not door.left_open:
                 door.close()
@@ -172,18 +170,18 @@ class Gate:
             raise DatabaseBusy  # it would wait at the database's own lock for as long again
         pause, looks = threading.Event(), _Looks()
         pause.wait(max(0.0, door.rests_until - time.monotonic()))
-        began = time.monotonic()
+        polite_until = time.monotonic() + self._timings.writer_polite
         while True:
             at = time.monotonic()
             if not door.file.try_acquire():
                 looks.found_taken()
-            elif self._urgent or at > began + _POLITE_SECONDS or at < door.rude_until or not self._others_hurry(door):
-                door.open_until = at + _TURN_SECONDS
+            elif self._urgent or at > polite_until or at < door.rude_until or not self._others_hurry(door):
+                door.open_until = at + self._timings.writer_turn
                 return
             else:
                 door.file.release()  # theirs
                 if looks.found_open() >= _GONE_LOOKS:
-                    door.rude_until = at + _RUDE_SECONDS
+                    door.rude_until = at + self._timings.writer_rude
             if at > deadline:
                 door.shut = True
                 raise DatabaseBusy

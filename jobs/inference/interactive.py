@@ -27,8 +27,6 @@ from jobs.clock import now
 from jobs.settings import Settings
 
 _PREFIX: Final = "nightmill:"
-#: A client is there as long as the API has said so within this time.
-ASKING_SECONDS: Final = 10
 #: What was answered is forgotten after this, should nobody have read it.
 ANSWER_SECONDS: Final = 60
 #: The events of a response in the background can be read for so long after the last of them,

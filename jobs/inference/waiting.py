@@ -36,7 +36,6 @@ from jobs.errors import (
 from jobs.inference.admission import MemoryProbe, admit
 from jobs.inference.interactive import (
     ANSWER_SECONDS,
-    ASKING_SECONDS,
     AT_ONCE,
     BEHIND,
     BEHIND_PART,
@@ -60,14 +59,10 @@ from jobs.settings import Settings
 from jobs.timings import Timings
 
 _BLOCK_MS = 250  # between looks whether the client is there
-_RENEW_SECONDS = 2.0
-_LOOK_SECONDS = 2.0  # between looks at what became of a question that nobody has taken
-_LATE_SECONDS = 2.0  # between signs that nothing was answered yet
 _DROP_BYTES = 64 << 10  # of what was read: so much is dropped at once
 #: Larger requests are sent to Redis so many at a time: it has all of what is being sent in its memory.
 _LARGE_BYTES: Final = 256 << 10
 _LARGE_AT_ONCE: Final = 4
-_SILENCE_SECONDS = 6 * Timings().interactive_alive
 _PLACE: Final = re.compile(r"(req_[a-z0-9]{24})/(\d{1,19}-\d{1,19})", re.ASCII)  # below 2^64
 _START: Final = "0-0"  # before what is first in any stream
 _STOPPED: Final = Piece(
@@ -114,8 +109,8 @@ def follows(at: str, other: str) -> bool:
 class Lines:
     """The questions of this process, over one pool of connections, which belongs to the loop that asks first."""
 
-    def __init__(self, config: Settings) -> None:
-        self._config, self._url = config, redis_url(config)
+    def __init__(self, config: Settings, timings: Timings = Timings()) -> None:
+        self._config, self._url, self._timings = config, redis_url(config), timings
         self._redis: Any = None  # its types say less than its documentation
         self._memory: MemoryProbe
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
@@ -172,7 +167,7 @@ class Lines:
 
         Raises NotFound, NoWorker, StreamsAway, WorkerLost, and what `there` raises.
         """
-        asked = self._asked(question_id, kept.linger, kept.tenant, patience=_LATE_SECONDS)
+        asked = self._asked(question_id, kept.linger, kept.tenant, patience=self._timings.interactive_late)
         try:
             if await asked.ended(after):
                 return
@@ -194,7 +189,7 @@ class Lines:
                 pipe.delete(asking(question_id), resumable(question_id))
                 pipe.hdel(project_streams(tenant), question_id)
                 pipe.xadd(answer(question_id), {PIECE: pack(_STOPPED)}, maxlen=1, approximate=False)
-                pipe.expire(answer(question_id), ASKING_SECONDS)
+                pipe.expire(answer(question_id), int(self._timings.interactive_present))
                 await pipe.execute()
         except (RedisError, OSError) as error:
             raise StreamsAway from error
@@ -247,7 +242,7 @@ class Lines:
     ) -> "_Asked":
         """Raises StreamsAway."""
         behind = self._config.interactive_unread_bytes // BEHIND_PART
-        return _Asked(self._server(), question_id, linger, tenant, put, patience, behind, self._large)
+        return _Asked(self._server(), question_id, linger, tenant, put, patience, behind, self._large, self._timings)
 
     async def _facts(self, question_id: str) -> tuple[bytes | None, dict[str, Any], bool]:
         """What was kept; what the server knows of the answer, nothing where it is gone or not begun; and whether it may
@@ -282,16 +277,17 @@ class _Asked:
         patience: float,
         behind_bytes: int,
         large: asyncio.Semaphore,
+        timings: Timings,
     ) -> None:
         self._redis, self._id, self._linger, self._patience = server, question_id, linger, patience
-        self._behind_bytes, self._large = behind_bytes, large
+        self._behind_bytes, self._large, self._timings = behind_bytes, large, timings
         self.is_refused = False  # then Redis has nothing of it
         self._has_no_worker = False  # then there is nothing to come back to
         self._tenant = tenant
         self._line, self._raw = put or ("", b"")
         self._taken = put is None
         self._told = put is None  # whether the client knows how to come back
-        self.seconds = max(ASKING_SECONDS, linger)
+        self.seconds = max(int(timings.interactive_present), linger)
         self._read: deque[tuple[bytes, int]] = deque()
         self._read_bytes = 0
         self._gone = 0
@@ -308,7 +304,7 @@ class _Asked:
 
         async def stay() -> None:
             while not over.is_set():  # redis-py swallows a cancellation now and then
-                await asyncio.sleep(_RENEW_SECONDS)
+                await asyncio.sleep(self._timings.interactive_renew)
                 with suppress(RedisError, OSError):  # whoever reads meets it too, and tells
                     await self._renew()
 
@@ -375,7 +371,7 @@ class _Asked:
         """Once its client has been told where to come back, it can."""
         if at - self._said < self._patience:
             return False
-        self._said, self._patience, self._told = at, _LATE_SECONDS, True
+        self._said, self._patience, self._told = at, self._timings.interactive_late, True
         return True
 
     async def _check_nothing_missed(self, last: str) -> None:
@@ -400,9 +396,9 @@ class _Asked:
             self._asked = at
             await there()
         try:
-            if self._taken and at - self._heard > _SILENCE_SECONDS:
+            if self._taken and at - self._heard > self._timings.interactive_silence:
                 raise WorkerLost
-            if not self._taken and at - self._looked >= _LOOK_SECONDS:
+            if not self._taken and at - self._looked >= self._timings.interactive_taken:
                 self._looked = at
                 await self._find(served)
         except (NoWorker, WorkerLost):  # not those of `there`: after a restart of the API its clients come back

@@ -33,7 +33,6 @@ Resolve = Callable[[str, int], Sequence[Address]]
 
 PORTS = frozenset({443, 8443})
 _MAX_URL = 2048
-#: A name that has not answered by then is judged at the first attempt.
 _RESOLVE_SECONDS = 2.0
 _TURN_SECONDS = 0.05  # between two looks whether a look-up may start
 _PRINTABLE = re.compile(r"[!-~]+")
@@ -147,8 +146,11 @@ def check_url(
     project_id: str = "",
     resolve: Resolve | None = None,
     lookups: Lookups = CHECKS,
+    patience: float = _RESOLVE_SECONDS,
 ) -> Target:
-    """The parts of a URL that may be called; raises InvalidRequest for any other.
+    """Return the parts of a URL that may be called. A name that does not answer within `patience` seconds may be.
+
+    Raises InvalidRequest for any other.
 
     Public addresses, https and the ports of PORTS only; with `allow_private` also private ones, http and any port.
     Raises LookupsBusy when too many look-ups are in flight, in all or for this project.
@@ -159,7 +161,7 @@ def check_url(
     future = lookups.start(resolve or system_resolve, target.host, target.port, project_id)
     if future is None:
         raise LookupsBusy
-    found = _answers(future)
+    found = _answers(future, patience)
     return replace(target, addresses=_all_permitted(found, allow_private=allow_private))
 
 
@@ -255,9 +257,9 @@ def _under(host: str, name: str) -> bool:
     return host == name or host.endswith(f".{name}")
 
 
-def _answers(future: "Future[Sequence[Address]]") -> Sequence[Address]:
+def _answers(future: "Future[Sequence[Address]]", patience: float) -> Sequence[Address]:
     try:
-        return future.result(_RESOLVE_SECONDS)
+        return future.result(patience)
     except (OSError, TimeoutError):
         return ()
 

@@ -295,9 +295,9 @@ def test_what_was_asked_lies_twice_beside_the_stream_of_a_response_and_no_more(s
 
 
 def test_nobody_comes_back_and_the_engine_is_free_when_the_time_is_over(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.inference.waiting.ASKING_SECONDS", 1)
+    shop = make_shop(timings=replace(Timings(), interactive_present=1))
     monkeypatch.setattr(shop.engine, "stream", _slowly(shop, 1.0))
     with shop.open():
         with _post(shop, _CHAT, **{"X-Nightmill-Resume": "1"}) as events:
@@ -484,9 +484,7 @@ def test_a_stream_that_is_still_in_line_can_be_come_back_to_and_stopped(
 def test_whoever_comes_back_to_a_line_that_nobody_serves_any_more_is_told(
     make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.inference.waiting._LOOK_SECONDS", 0.3)
-    shop = make_shop()
-    hurry(shop.app, first_chunk_patience=0.3)
+    shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.3, interactive_taken=0.3))
     headers = {"Authorization": f"Bearer {shop.client.api_key}", **_RESUME}
     shop.announce("gpu-1")  # and takes nothing
     with httpx2.stream("POST", f"{shop.url}/chat/completions", json=_CHAT, headers=headers, timeout=30) as said:

@@ -110,10 +110,9 @@ _STREAMS = [
 
 @pytest.mark.parametrize(("path", "body"), _STREAMS, ids=["chat", "stored chat", "completion", "response"])
 def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_taken(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("jobs.inference.waiting._LATE_SECONDS", 0.2)
-    hurry(shop.app, first_chunk_patience=0.3)
+    shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.3, interactive_late=0.2))
     shop.announce("gpu-1")
     headers = {"Authorization": f"Bearer {shop.client.api_key}"}
     asked = {"json": {"model": MODEL, "stream": True, **body}, "headers": headers, "timeout": 20}
@@ -129,9 +128,10 @@ def test_a_stream_that_is_late_has_its_status_and_signs_of_life_before_it_is_tak
     assert shop.asked == ["Hello"]
 
 
-def test_the_sdk_passes_over_signs_that_a_stream_is_late(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.inference.waiting._LATE_SECONDS", 0.0)
-    hurry(shop.app, first_chunk_patience=0.0)
+def test_the_sdk_passes_over_signs_that_a_stream_is_late(
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.0, interactive_late=0.0))
     with shop.open():
         chunks = list(shop.client.chat.completions.create(model=MODEL, messages=_HELLO, stream=True))
         with shop.client.responses.stream(model=MODEL, input="Hello") as stream:
@@ -161,10 +161,9 @@ def test_what_is_refused_after_a_stream_has_its_status_is_told_in_it(
 
 
 def test_a_worker_that_is_lost_while_a_stream_is_late_ends_it_with_the_error(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 2.0)
-    hurry(shop.app, first_chunk_patience=0.3)
+    shop = make_shop(timings=replace(Timings(), first_chunk_patience=0.3, interactive_silence=2.0))
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, True))
     doomed.start()
@@ -294,10 +293,8 @@ def test_a_worker_that_leaves_before_it_took_the_question_costs_a_few_seconds(sh
 
 
 @pytest.mark.parametrize("began", [False, True])
-def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, began: bool
-) -> None:
-    monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 2.0)
+def test_a_worker_that_dies_with_a_question_in_hand_is_noticed(make_shop: Callable[..., Shop], began: bool) -> None:
+    shop = make_shop(timings=replace(Timings(), interactive_silence=2.0))
     shop.announce("gpu-1")
     doomed = threading.Thread(target=_take_and_die, args=(shop, began))
     doomed.start()
@@ -329,11 +326,10 @@ def test_a_client_that_hangs_up_frees_the_engine(make_shop: Callable[..., Shop],
 
 
 def test_a_client_that_reads_nothing_for_longer_than_it_is_asked_after_is_not_given_up_until_it_hangs_up(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    make_shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that lies between it and the server fills up, so that the server waits for it at one piece."""
-    monkeypatch.setattr("jobs.inference.waiting.ASKING_SECONDS", 1)
-    monkeypatch.setattr("jobs.inference.waiting._RENEW_SECONDS", 0.2)
+    shop = make_shop(timings=replace(Timings(), interactive_present=1, interactive_renew=0.2))
     told = 0
 
     async def at_length(_: Request, emit: Emit) -> Answer:
@@ -640,13 +636,12 @@ def test_more_wait_in_one_process_than_a_pool_of_connections_holds_by_default(re
 
 
 async def test_whoever_reads_slowly_is_there_all_the_same_and_has_left_once_it_leaves(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str,
 ) -> None:
     """Of ten pieces it takes longer over one than a client is there for, and than a worker may be silent."""
-    monkeypatch.setattr("jobs.inference.waiting.ASKING_SECONDS", 1)
-    monkeypatch.setattr("jobs.inference.waiting._RENEW_SECONDS", 0.2)
-    monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 1.5)
-    lines, question = Lines(Settings(streams_url=redis_url)), Question("req_slow", "/", b"{}", "t", now() + 60)
+    timings = replace(Timings(), interactive_present=1, interactive_renew=0.2, interactive_silence=1.5)
+    lines = Lines(Settings(streams_url=redis_url), timings)
+    question = Question("req_slow", "/", b"{}", "t", now() + 60)
     name = interactive.answer(question.id)
 
     async def served() -> bool:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.db.engine import Database
 from jobs.fleet.tables import Meta
+from jobs.timings import Timings
 
 
 def gate_of(url: str) -> Path:
@@ -16,8 +17,10 @@ def gate_of(url: str) -> Path:
 
 
 @contextmanager
-def opened(url: str, patience: float = 0.3, *, urgent: bool = False) -> Iterator[Database]:
-    database = Database(url, patience=patience, urgent=urgent)
+def opened(
+    url: str, patience: float = 0.3, *, urgent: bool = False, timings: Timings = Timings()
+) -> Iterator[Database]:
+    database = Database(url, patience=patience, urgent=urgent, timings=timings)
     yield database
     database.close()
 

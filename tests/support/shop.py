@@ -116,7 +116,10 @@ def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[
     with ExitStack() as stack:
 
         def make(
-            engine: dict[str, Any] | None = None, around: Callable[[FakeEngine], Engine] | None = None, **settings: Any
+            engine: dict[str, Any] | None = None,
+            around: Callable[[FakeEngine], Engine] | None = None,
+            timings: Timings = Timings(),
+            **settings: Any,
         ) -> Shop:
             (folder / "models.yaml").write_text(_MODELS_FILE)
             asked: list[str] = []
@@ -131,7 +134,7 @@ def shops(folder: Path, database_url: str, redis_url: str) -> Iterator[Callable[
             )
             host.start()
             stack.callback(host.close)
-            app = stack.enter_context(running_app(folder, database_url, **given))
+            app = stack.enter_context(running_app(folder, database_url, timings=timings, **given))
             url = f"{stack.enter_context(serve(app))}/v1"
             client = stack.enter_context(OpenAI(base_url=url, api_key=make_key(app), max_retries=0, timeout=30))
             return Shop(app, client, redis_url, fake, host, url, shelf, asked)

@@ -52,7 +52,7 @@ class Asking:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._lines = Lines(context.config)
+        self._lines = Lines(context.config, context.timings)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="asking")
 
     async def close(self) -> None:

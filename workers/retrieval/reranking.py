@@ -48,7 +48,7 @@ class Reranking:
 
     def __init__(self, context: Context, host: EngineHost, queue: str) -> None:
         self._context, self._host, self._queue = context, host, queue
-        self._lines = Lines(context.config)
+        self._lines = Lines(context.config, context.timings)
         self._logits: set[str] = set()  # models that have given some
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="rerank")
 

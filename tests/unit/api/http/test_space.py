@@ -183,14 +183,14 @@ def test_a_full_project_is_counted_once_for_many_refusals(
     file_id = upload(client, 10).json()["id"]
     store_id = client.post("/v1/vector_stores", json={"name": "s"}).json()["id"]
     counts: list[str] = []
-    count = stored_bytes._sum_all
+    count, began = stored_bytes._sum_all, now()
 
     def noted(session: Session, project_id: str) -> tuple[int, int]:
         counts.append(project_id)
         return count(session, project_id)
 
     monkeypatch.setattr(stored_bytes, "_sum_all", noted)
-    monkeypatch.setattr(stored_bytes, "_FULL_SECONDS", 600.0)
+    monkeypatch.setattr(stored_bytes, "now", lambda: began)
     fill(bounded)
     batch = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 

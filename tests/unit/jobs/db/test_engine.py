@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jobs.errors import DatabaseBusy, TookTooLong
 from jobs.fleet.tables import Meta
 from jobs.logs import JsonFormatter
 from jobs.security.tables import Project
+from jobs.timings import Timings
 from tests.support.ledgers import LosesAnswers
 from tests.support.noting import add_one, gate_of, note, notes, opened, write_many
 from tests.support.services import Postgres
@@ -73,11 +75,9 @@ def test_a_look_holds_no_transaction_open(postgres: Database) -> None:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("fresh", [0.0, 60.0])
-def test_a_connection_that_was_cut_is_met_only_by_who_has_it_at_once(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, fresh: float
-) -> None:
-    monkeypatch.setattr("jobs.db.engine._FRESH_SECONDS", fresh)
-    db, other = Database(postgres_url, pool_size=1), Database(postgres_url)
+def test_a_connection_that_was_cut_is_met_only_by_who_has_it_at_once(postgres_url: str, fresh: float) -> None:
+    timings = replace(Timings(), connection_fresh=fresh)
+    db, other = Database(postgres_url, pool_size=1, timings=timings), Database(postgres_url)
     cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"
 
     def look() -> int:

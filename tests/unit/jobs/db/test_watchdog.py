@@ -4,16 +4,17 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
-from jobs.db import watchdog
 from jobs.db.engine import Database
 from jobs.db.watchdog import answers
 from jobs.errors import DatabaseBusy
+from jobs.timings import Timings
 from tests.support.proxy import Proxy
 from tests.support.services import Postgres
 from tests.support.system import signal_all
@@ -45,8 +46,8 @@ def _frozen(server: Postgres) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Database]:
-    db = Database(url, patience=0.6)
+def _opened(url: str, timings: Timings = Timings()) -> Iterator[Database]:
+    db = Database(url, patience=0.6, timings=timings)
     yield db
     db.close()
 
@@ -86,13 +87,12 @@ def test_a_statement_that_takes_longer_than_ones_patience_is_waited_for(url: str
 
 
 def test_a_connection_that_was_lost_without_a_word_is_given_up_although_the_server_is_there(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    url: str,
 ) -> None:
-    monkeypatch.setattr(watchdog, "_LOST_SECONDS", 1.0)
     folder, port = _socket(url)
     with Proxy(f"{folder}/.s.PGSQL.{port}") as proxy:
         through = make_url(url).set(host="127.0.0.1", port=proxy.port, query={})
-        with _opened(through.render_as_string(hide_password=False)) as db:
+        with _opened(through.render_as_string(hide_password=False), replace(Timings(), connection_lost=1.0)) as db:
             with db.read() as session:
                 _one(session)
             proxy.swallow()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jobs.db.writer_lock import Door, Gate
 from jobs.errors import DatabaseBusy
 from jobs.fleet.tables import Meta
 from jobs.platform.locks import FileLock
+from jobs.timings import Timings
 from tests.support.noting import gate_of, note, notes, opened
 from tests.support.system import eventually, pause
 
@@ -29,8 +31,8 @@ def name(tmp_path: Path) -> str:
 
 
 @contextmanager
-def gate(name: str, patience: float = 30.0, *, urgent: bool = False) -> Iterator[Gate]:
-    made = Gate(name, patience, urgent)
+def gate(name: str, patience: float = 30.0, *, urgent: bool = False, **seconds: float) -> Iterator[Gate]:
+    made = Gate(name, patience, urgent, replace(Timings(), **seconds))
     yield made
     made.close()
 
@@ -63,7 +65,6 @@ def test_a_fork_passes_by_a_door_of_its_own(name: str) -> None:
 def test_who_answers_clients_goes_before_those_that_have_waited_longer(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.db.writer_lock._POLITE_SECONDS", 60.0)
     monkeypatch.setattr("jobs.db.writer_lock._GONE_LOOKS", 1_000_000)
     order: list[str] = []
 
@@ -71,7 +72,12 @@ def test_who_answers_clients_goes_before_those_that_have_waited_longer(
         with at.hold():
             order.append(who)
 
-    with gate(name) as calm, gate(name, urgent=True) as urgent, gate(name) as other, ThreadPoolExecutor(3) as pool:
+    with (
+        gate(name, writer_polite=60.0) as calm,
+        gate(name, urgent=True) as urgent,
+        gate(name) as other,
+        ThreadPoolExecutor(3) as pool,
+    ):
         with other.hold():
             going = [pool.submit(go, calm, "calm") for _ in range(2)]
             eventually(lambda: door_of(calm).waiting == 1, 30, "one is at the file, one behind it")
@@ -84,7 +90,6 @@ def test_who_answers_clients_goes_before_those_that_have_waited_longer(
 
 
 def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.db.writer_lock._TURN_SECONDS", 60.0)
     order: list[str] = []
     taken: list[str] = []
 
@@ -101,7 +106,8 @@ def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytes
             order.append(who)
 
     monkeypatch.setattr(FileLock, "try_acquire", noted)
-    with gate(name) as one, gate(name) as two, gate(name) as other, ThreadPoolExecutor(8) as pool:
+    turn = {"writer_turn": 60.0}
+    with gate(name, **turn) as one, gate(name, **turn) as two, gate(name) as other, ThreadPoolExecutor(8) as pool:
         with other.hold():
             going = [pool.submit(go, at, who) for at, who in [(one, "one"), (two, "two")] * 4]
             for at in (one, two):
@@ -115,10 +121,8 @@ def test_threads_of_a_process_follow_each_other_in(name: str, monkeypatch: pytes
 
 
 def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str,
 ) -> None:
-    monkeypatch.setattr("jobs.db.writer_lock._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("jobs.db.writer_lock._REST_SECONDS", 2.0)
     stop = threading.Event()
     times = 0
 
@@ -129,7 +133,11 @@ def test_a_process_whose_turn_is_over_rests_where_others_can_come_in(
                 times += 1
                 pause(0.01)
 
-    with gate(name) as many, gate(name) as alone, ThreadPoolExecutor(4) as pool:
+    with (
+        gate(name, writer_turn=0.0, writer_rest=2.0) as many,
+        gate(name) as alone,
+        ThreadPoolExecutor(4) as pool,
+    ):
         for _ in range(4):
             pool.submit(go_on)
         try:
@@ -211,10 +219,9 @@ class _LeftOpen:
 def test_an_urgent_process_that_is_frozen_holds_the_others_up_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.db.writer_lock._POLITE_SECONDS", 60.0)  # who waits so long, or for it twice, is too late
-    monkeypatch.setattr("jobs.db.writer_lock._RUDE_SECONDS", 60.0)
+    slow = replace(Timings(), writer_polite=60.0, writer_rude=60.0)  # one that waits so long, or twice, is too late
     haste = Path(sqlite_url.removeprefix("sqlite:///") + ".haste")
-    with opened(sqlite_url, 5) as db, haste.open("a") as frozen:
+    with opened(sqlite_url, 5, timings=slow) as db, haste.open("a") as frozen:
         fcntl.flock(frozen, fcntl.LOCK_SH)
         note(db, "a")
         monkeypatch.setattr("jobs.db.writer_lock._GONE_LOOKS", 1_000_000)

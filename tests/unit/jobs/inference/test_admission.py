@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from jobs.inference.admission import any_full, read_memory
 from jobs.inference.interactive import Piece, Question, Resumable, pack
 from jobs.inference.waiting import Lines, last_piece
 from jobs.settings import MB, Settings
+from jobs.timings import Timings
 from tests.support.shop import running_broker
 from workers.dispatcher.publisher import CeleryRinger
 
@@ -48,8 +50,8 @@ def settings(url: str, **changes: int) -> Settings:
 class Clients:
     """Clients who wait for answers that no worker gives."""
 
-    def __init__(self, config: Settings) -> None:
-        self.lines = Lines(config)
+    def __init__(self, config: Settings, **seconds: float) -> None:
+        self.lines = Lines(config, replace(Timings(), **seconds))
         self.pending: list[tuple[Question, asyncio.Task[Piece]]] = []
 
     async def ask(self, tenant: str, size: int = 10, queue: str = QUEUE, linger: int = 0) -> Question:
@@ -91,10 +93,6 @@ async def _served() -> bool:
     return True
 
 
-async def _unserved() -> bool:
-    return False
-
-
 async def _stay() -> None:
     """No client leaves."""
 
@@ -109,8 +107,8 @@ def _stream(shown: bytes = b"shown") -> tuple[Question, Resumable]:
 
 
 @asynccontextmanager
-async def clients(config: Settings) -> AsyncIterator[Clients]:
-    made = Clients(config)
+async def clients(config: Settings, **seconds: float) -> AsyncIterator[Clients]:
+    made = Clients(config, **seconds)
     yield made
     await made.answer()
     await made.lines.close()
@@ -210,35 +208,38 @@ async def test_a_stopped_stream_frees_its_place_and_its_bytes_at_once(url: str) 
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-async def test_a_stream_whose_worker_died_frees_its_place(
-    url: str, resumed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stream_whose_worker_died_frees_its_place(url: str, resumed: bool) -> None:
     question, kept = _stream()
-    async with clients(settings(url, interactive_resumable=1)) as some, interactive.connect(url) as server:
+    async with (
+        clients(settings(url, interactive_resumable=1), interactive_silence=0.0) as some,
+        interactive.connect(url) as server,
+    ):
         pieces = some.lines.ask(QUEUE, question, _served, kept=kept)
         await server.xadd(interactive.answer(question.id), {interactive.PIECE: CHUNK})
         assert (await anext(pieces)).kind == "chunk"
         if resumed:
             await pieces.aclose()
             pieces = some.lines.rest(question.id, "0-0", kept, _stay, _served)
-        monkeypatch.setattr("jobs.inference.waiting._SILENCE_SECONDS", 0.0)
         with pytest.raises(WorkerLost):
             await last_piece(pieces)
         await some.ask("one", linger=600)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-async def test_a_stream_that_no_worker_takes_frees_its_place(
-    url: str, resumed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stream_that_no_worker_takes_frees_its_place(url: str, resumed: bool) -> None:
     question, kept = _stream()
-    async with clients(settings(url, interactive_resumable=1)) as some:
-        pieces = some.lines.ask(QUEUE, question, _unserved, kept=kept, patience=0.0)
+    workers = ["gpu-1"]
+
+    async def served() -> bool:
+        return bool(workers)
+
+    async with clients(settings(url, interactive_resumable=1), interactive_taken=0.0) as some:
+        pieces = some.lines.ask(QUEUE, question, served, kept=kept, patience=0.0)
         assert (await anext(pieces)).kind == "late"
         if resumed:
             await pieces.aclose()
-            pieces = some.lines.rest(question.id, "0-0", kept, _stay, _unserved)
-        monkeypatch.setattr("jobs.inference.waiting._LOOK_SECONDS", 0.0)
+            pieces = some.lines.rest(question.id, "0-0", kept, _stay, served)
+        workers.clear()
         with pytest.raises(NoWorker):
             await last_piece(pieces)
         await some.ask("one", linger=600)
