@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,22 +82,18 @@ class Gate:
         """The door, which its holder says is open once the database has let it in."""
         began = time.monotonic()
         door = self._door()
-        with self._hurry(door):
-            if not self._is_next(door):
-                door.shut = True
-                raise DatabaseBusy
-            try:
+        with ExitStack() as inside:
+            with self._hurry(door):
+                if not self._is_next(door):
+                    door.shut = True
+                    raise DatabaseBusy
+                inside.callback(self._leave, door)
                 self._enter(door, began)
-            except BaseException:
-                self._leave(door)
+            try:
+                yield door
+            except OperationalError:
+                door.shut = door.locked = True
                 raise
-        try:
-            yield door
-        except OperationalError:
-            door.shut = door.locked = True
-            raise
-        finally:
-            self._leave(door)
 
     def _leave(self, door: Door) -> None:
         with door.counting:

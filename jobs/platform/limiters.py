@@ -151,15 +151,11 @@ class Limit:
         """Wait for `weight` units, and take them; return False when refused, or none were free within `timeout`."""
         future = concurrent.futures.Future["Limit | None"]()
         ticket = (0, next(_order), weight, future)
-        try:
-            self._join(ticket)
-            with suppress(TimeoutError):
-                future.result(timeout)
-            self._quit(ticket)  # from here on nobody admits it
-            return future.done() and future.result() is self
-        except BaseException:
-            _break_off((self,), ticket)
-            raise
+        self._join(ticket)
+        with suppress(TimeoutError):
+            future.result(timeout)
+        self._quit(ticket)  # from here on nobody admits it
+        return future.done() and future.result() is self
 
     def release(self, weight: float = 1.0) -> None:
         """Return `weight` units, and admit those whose turn it is."""
@@ -237,27 +233,18 @@ async def acquire_any(limits: Sequence[Limit], weight: float = 1.0, priority: in
     """
     future: asyncio.Future[Limit | None] = asyncio.get_running_loop().create_future()
     ticket = (priority, next(_order), weight, future)
+    for limit in limits:
+        if not future.done():
+            limit._join(ticket)
     try:
-        for limit in limits:
-            if not future.done():
-                limit._join(ticket)
-        admitted = await future
-    except BaseException:
-        _break_off(limits, ticket)
+        return await future
+    except asyncio.CancelledError:  # what came in that same moment is for the next one
+        if future.done() and not future.cancelled() and (admitted := future.result()) is not None:
+            admitted.release(weight)
         raise
-    if len(limits) > 1:
+    finally:
         for limit in limits:
             limit._quit(ticket)
-    return admitted
-
-
-def _break_off(limits: Sequence[Limit], ticket: _Ticket) -> None:
-    """End a wait early. What came in that same moment is returned, so that the next one gets it."""
-    for limit in limits:
-        limit._quit(ticket)
-    _, _, weight, future = ticket
-    if future.done() and not future.cancelled() and (admitted := future.result()) is not None:
-        admitted.release(weight)
 
 
 class SharedExclusiveLock:

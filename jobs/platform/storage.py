@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -92,9 +92,8 @@ class DiskStorage:
                     handle.flush()
                     os.fsync(handle.fileno())
                 temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            finally:
+                temporary.unlink(missing_ok=True)  # there only if something failed
             _sync(target.parent)
 
     @contextmanager
@@ -175,11 +174,10 @@ class ObjectStorage:
     def writer(self, path: str) -> Iterator[BinaryIO]:
         with _our_errors(path):
             handle = self._fs.open(self._at(path), "wb")
-            try:
+            with ExitStack() as failed:
+                failed.callback(_abandon, handle)
                 yield cast(BinaryIO, handle)
-            except BaseException:
-                _abandon(handle)
-                raise
+                failed.pop_all()
             handle.close()
 
     @contextmanager
@@ -349,7 +347,7 @@ def _our_errors(path: str) -> Iterator[None]:
             raise StorageFull from error
         _away.warn(path=path, reason=str(error))
         raise StorageAway from error
-    except Exception as error:
+    except Exception as error:  # clients of stores have no common base for what they raise
         if type(error).__module__.partition(".")[0] not in CLIENTS:
             raise
         _away.warn(path=path, reason=str(error))

@@ -111,7 +111,7 @@ class Lookups:
 
         try:
             threading.Thread(target=work, name="resolve", daemon=True).start()
-        except BaseException:  # the process may start no more threads now
+        except RuntimeError:  # the process may start no more threads now
             self._release(holder)
             raise
         return future
