@@ -30,7 +30,7 @@ from api.inference.stored_answers import Run, StoredAnswers, answered_once
 from api.shares import run_in_threadpool
 from jobs.errors import InvalidRequest, NightmillError, NotFound
 from jobs.ids import new_id
-from jobs.inference import completions
+from jobs.inference import stored
 from jobs.inference.context_options import terms_of
 from jobs.inference.interactive import Piece
 from jobs.inference.stored import Kept, decode
@@ -43,7 +43,9 @@ _OURS = frozenset({"metadata", "store"})
 _TRIES = 3  # of a page, each of which lost an object that was deleted at that moment
 _LONGEST_NAME = 255
 
-STORED = StoredAnswers(KeptCompletion, CHAT, completions.path, "chat_completion", "Chat completion", "completion_id")
+STORED = StoredAnswers(
+    KeptCompletion, CHAT, stored.completion_path, "chat_completion", "Chat completion", "completion_id"
+)
 
 
 class ChatCompletionRequest(Asked):
@@ -69,7 +71,7 @@ class Chat:
 
     call: CallContext
     body: ChatCompletionRequest
-    id: str = field(default_factory=lambda: new_id(completions.PREFIX))
+    id: str = field(default_factory=lambda: new_id(stored.COMPLETION_PREFIX))
     question: dict[str, Any] = field(init=False)  # as the engine is asked: one that could keep it is not to
 
     def __post_init__(self) -> None:
@@ -82,9 +84,9 @@ class Chat:
 
     def ours(self, answer: Any) -> dict[str, Any]:
         """Raises NightmillError for what is no completion."""
-        if not completions.sound(answer):
+        if not stored.is_completion(answer):
             raise _unsound()
-        return completions.ours(answer, self.id, self.body.metadata)
+        return stored.to_completion(answer, self.id, self.body.metadata)
 
     def keep(self, answer: dict[str, Any], run: Run) -> None:
         """In one transaction, which `run` runs."""
@@ -301,7 +303,7 @@ def _read(call: CallContext, row: KeptCompletion) -> Kept | None:
             kept = decode(handle.read())
     except NotFound:
         return None
-    return Kept(kept.question, completions.ours(kept.response, row.id, row.labels))
+    return Kept(kept.question, stored.to_completion(kept.response, row.id, row.labels))
 
 
 def _show(kept: Kept) -> CompletionObject:

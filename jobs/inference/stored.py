@@ -1,12 +1,17 @@
-"""An answer that is kept, as one line in storage: what a line of a batch has, and what came of it.
+"""Answers that are stored: each is one line, with what a line of a batch has and what came of it.
 
 {"custom_id", "method", "url", "body": the question, "response": the answer, or what is known of it so far}
+
+Responses have a module of their own; what chat completions (`store`) need stands here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+COMPLETION_PREFIX: Final = "chatcmpl-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +30,23 @@ def encode(url: str, kept: Kept) -> bytes:
 def decode(line: bytes) -> Kept:
     found = msgspec.json.decode(line)
     return Kept(found["body"], found["response"])
+
+
+def completion_path(completion_id: str) -> str:
+    """Return where a chat completion lies in storage."""
+    return f"completions/{completion_id}"
+
+
+def is_completion(answer: Any) -> bool:
+    """Return whether an engine's answer is a chat completion: what else comes with status 200 is none."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return (
+        isinstance(choices, list)
+        and bool(choices)
+        and all(isinstance(choice, dict) and isinstance(choice.get("message"), dict) for choice in choices)
+    )
+
+
+def to_completion(answer: Mapping[str, Any], completion_id: str, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return an engine's answer as the chat completion that is stored."""
+    return {**answer, "id": completion_id, "object": "chat.completion", "metadata": dict(metadata or {})}

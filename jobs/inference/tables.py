@@ -7,7 +7,7 @@ from sqlalchemy import Index, LargeBinary, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobs.db.base import Base
-from jobs.inference import completions, responses
+from jobs.inference import responses, stored
 
 
 class KeptResponse(Base):
@@ -53,7 +53,7 @@ class KeptCompletion(Base):
 
     @property
     def path(self) -> str:
-        return completions.path(self.id)
+        return stored.completion_path(self.id)
 
 
 class Conversation(Base):

@@ -15,7 +15,7 @@ from api.server import server
 from jobs.clock import now
 from jobs.db.engine import Database
 from jobs.ids import new_id
-from jobs.inference import completions
+from jobs.inference import stored
 from jobs.inference.stored import Kept, encode
 from jobs.inference.tables import KeptCompletion
 from jobs.platform.storage import Storage
@@ -53,14 +53,14 @@ def keep_completion(app: FastAPI, project: str = "default", **facts: Any) -> str
 
 def keep_completion_in(db: Database, storage: Storage, project: str, *, said: str = "Hi", **facts: Any) -> str:
     """The same, without an app."""
-    name = new_id(completions.PREFIX)
+    name = new_id(stored.COMPLETION_PREFIX)
     row = {"id": name, "asked": "m", "model": "m", "created_at": now(), "expires_at": now() + 3600, **facts}
     with db.write() as session:
         session.add(KeptCompletion(**row, project_id=keys.ensure_project(session, project).id))
     question = {"model": row["asked"], "messages": [{"role": "user", "content": said}]}
     choice = {"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}
     answer = {"id": name, "model": row["model"], "created": 1, "choices": [choice]}
-    storage.put(completions.path(name), encode(CHAT, Kept(question, answer)))
+    storage.put(stored.completion_path(name), encode(CHAT, Kept(question, answer)))
     return name
 
 

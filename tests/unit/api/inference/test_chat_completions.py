@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from jobs.clock import now
-from jobs.inference import completions
+from jobs.inference import stored
 from jobs.inference.tables import KeptCompletion
 from jobs.ledger.tables import Audit
 from tests.support.web import keep_completion, make_key
@@ -114,7 +114,7 @@ def test_what_is_deleted_is_gone_with_its_bytes_and_leaves_a_receipt(either: Fas
 
     assert gone == {"id": made, "object": "chat.completion.deleted", "deleted": True}
     assert ids(asking) == [other]
-    assert either.state.services.storage.list("completions") == [completions.path(other)]
+    assert either.state.services.storage.list("completions") == [stored.completion_path(other)]
     for call in (asking.get, asking.delete):
         answer = call(f"{URL}/{made}")
         assert (answer.status_code, answer.json()["error"]["param"]) == (404, "completion_id")
@@ -127,7 +127,7 @@ def test_what_is_deleted_while_it_is_read_is_in_no_page(either: FastAPI, asking:
     """Its row goes before its object: a page whose objects are missing is looked up anew."""
     made = [keep_completion(either, created_at=float(n)) for n in range(3)]
     services = either.state.services
-    services.storage.delete(completions.path(made[1]))  # as another process does, between the row and the object
+    services.storage.delete(stored.completion_path(made[1]))  # as another process does, between the row and the object
 
     assert ids(asking) == [made[0], made[2]]
     assert asking.get(f"{URL}/{made[1]}").status_code == 404
