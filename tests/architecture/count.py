@@ -19,7 +19,7 @@ PACKAGES: Final = ("api", "jobs", "workers", "cli")
 SHORT_MODULE: Final = 80
 LONG_FUNCTION: Final = 50
 _TIME: Final = r"SECONDS|PATIENCE|_LOOK|INTERVAL|TTL|_AGAIN|_AWAY|AFTER"
-_PATCHED_TIME: Final = re.compile(rf"setattr\([^)]*({_TIME})", re.ASCII)
+_PATCHED_TIME: Final = re.compile(rf"setattr\([^)]*\"[\w.]*({_TIME})\"", re.ASCII)
 _BROAD: Final = {"Exception", "BaseException"}
 _KIND: Final = re.compile(
     r"\b([Jj]ob|old)\.kind( [!=]=| (not )?in |\.in_)|\bkind [!=]= (INGESTION|(responses\.)?KIND)\b", re.ASCII
