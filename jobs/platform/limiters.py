@@ -231,6 +231,9 @@ async def acquire_any(limits: Sequence[Limit], weight: float = 1.0, priority: in
 
     For limits of one event loop.
     """
+    for limit in limits:
+        if limit.try_acquire(weight):
+            return limit
     future: asyncio.Future[Limit | None] = asyncio.get_running_loop().create_future()
     ticket = (priority, next(_order), weight, future)
     for limit in limits:
