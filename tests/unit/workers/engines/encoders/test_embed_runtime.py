@@ -153,7 +153,7 @@ def test_measuring_records_every_candidate_and_leaves_the_file_of_the_chosen_one
 
 def test_what_is_recorded_is_not_measured_again(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recorded(weights, tmp_path, 10, 30, 0, 0, chosen=1)
-    monkeypatch.setattr(embed_runtime.measuring, "measure", None)
+    monkeypatch.setattr(embed_runtime, "measure", None)
 
     assert measure_here(asked).choice.dtype == "bfloat16"
     model: Any = Chooser("tiny", Place(tmp_path, 0.999)).load(weights, None, {})
