@@ -94,7 +94,7 @@ class DiskStorage:
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)  # there only if something failed
-            _sync(target.parent)
+            sync_path(target.parent)
 
     @contextmanager
     def reader(self, path: str, offset: int = 0) -> Iterator[BinaryIO]:
@@ -286,11 +286,12 @@ def _make_folder(folder: Path) -> None:
         folder = folder.parent
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
-        _sync(new.parent)
+        sync_path(new.parent)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Sync a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

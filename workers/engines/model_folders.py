@@ -34,6 +34,7 @@ import msgspec
 
 from jobs.fleet.models_file import EngineKind, Model
 from jobs.platform.locks import FileLock
+from jobs.platform.storage import sync_path
 from jobs.requests import prompts
 from jobs.settings import Settings
 
@@ -80,9 +81,10 @@ def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
         fill(scratch)
         _share(scratch)
-        _sync(scratch)
+        for path in (*scratch.rglob("*"), scratch):
+            sync_path(path)
         scratch.rename(target)
-        _sync_one(parent)
+        sync_path(parent)
 
 
 def _share(folder: Path) -> None:
@@ -90,20 +92,6 @@ def _share(folder: Path) -> None:
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync_one(path)
-    _sync_one(folder)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # Models that come inside packages.
@@ -263,7 +251,7 @@ def identity_of(model: Model) -> str:
 def _source(model: Model) -> list[Any]:
     source = model.source
     if source.packaged:
-        return ["packaged", source.packaged, _package_version(source.packaged)]
+        return ["packaged", source.packaged, package_version(_DISTRIBUTIONS.get(source.packaged, source.packaged))]
     if source.path:
         return ["path", str(source.path), _files(source.path)]
     if source.repo:
@@ -271,9 +259,10 @@ def _source(model: Model) -> list[Any]:
     return ["urls", sorted(source.urls), model.upstream]
 
 
-def _package_version(packaged: str) -> str:
+def package_version(distribution: str) -> str:
+    """Return the version of an installed package; empty where it is not installed."""
     try:
-        return metadata.version(_DISTRIBUTIONS.get(packaged, packaged))
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return ""
 

@@ -8,13 +8,15 @@ written or superseded is never shown, and is dropped by its key later. So a writ
 changed, and an adapter owes nobody a transaction over several calls.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+T = TypeVar("T")
 Vector: TypeAlias = npt.NDArray[np.float32]
 
 
@@ -106,6 +108,13 @@ class Vectors(Protocol):
 
 
 LONGEST_QUERY = 10_000  # characters that are looked for; nobody's question is longer
+
+
+def chunks(values: Collection[T], size: int) -> Iterator[list[T]]:
+    """Return the values in lists of at most `size`."""
+    left = iter(values)
+    while some := list(islice(left, size)):
+        yield some
 
 
 def checked(store: Store, vector: Vector) -> Vector:

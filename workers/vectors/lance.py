@@ -31,7 +31,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -42,8 +41,9 @@ from lancedb.index import FTS, BTree, IvfSq
 from lancedb.query import MatchQuery
 
 from jobs.platform.locks import FileLock
+from jobs.platform.storage import sync_path
 from jobs.timings import Timings
-from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, words
+from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, chunks, words
 
 INDEXED_FROM: Final = 20_000  # rows; below, comparing with all takes a few milliseconds
 PROBES: Final = 32  # of the index's partitions, about 8,000 vectors each
@@ -84,7 +84,7 @@ class LanceVectors:
 
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         found: dict[str, Vector] = {}
-        for some in _chunks(digests):
+        for some in chunks(digests, _IN_LIST):
             nothing: dict[str, Vector] = {}
             found |= self._with(store, partial(_vectors, some, store.dimensions), nothing)
         return found
@@ -94,7 +94,7 @@ class LanceVectors:
             with self._tables.synced(store.id):
                 return int(table.delete(_within("document", some)).num_deleted_rows)
 
-        return sum([self._with(store, partial(delete, some), 0) for some in _chunks(documents)])
+        return sum([self._with(store, partial(delete, some), 0) for some in chunks(documents, _IN_LIST)])
 
     def erase(self, store: Store) -> None:
         """Rows that are left beside dropped ones are written anew, since a file goes only as a whole."""
@@ -270,12 +270,6 @@ def _within(column: str, values: Collection[str]) -> str:
     return f"{column} IN ({', '.join(quoted)})"
 
 
-def _chunks(values: Collection[str]) -> Iterator[list[str]]:
-    left = iter(values)
-    while some := list(islice(left, _IN_LIST)):
-        yield some
-
-
 def _foreign(error: Exception) -> bool:
     """Not of our own making: a ValueError of LanceDB says that a table is not there, ours says what is wrong."""
     return not isinstance(error, ValueError) or "was not found" in str(error)
@@ -335,7 +329,7 @@ class Tables:
             table = self._connection().create_table(store.id, schema=_schema(store.dimensions), exist_ok=True)
             if not table.list_indices():
                 table.create_index("text", config=WORDS)
-        _sync(self._root)
+        _sync_if_there(self._root)
         return self._keep(store, table)
 
     def forget(self, name: str) -> None:
@@ -377,7 +371,7 @@ class Tables:
         yield
         for part in _COMMITTED:
             _sync_new(self.path(name) / part, since)
-        _sync(self.path(name))
+        _sync_if_there(self.path(name))
         self._renew()
 
     @contextmanager
@@ -456,9 +450,9 @@ def _sync_new(folder: Path, since: float) -> None:
         if entry.is_dir(follow_symlinks=False):
             _sync_new(Path(entry), since)
         else:
-            _sync(Path(entry))
+            _sync_if_there(Path(entry))
     if new:
-        _sync(folder)
+        _sync_if_there(folder)
 
 
 def _written(entry: "os.DirEntry[str]") -> float:
@@ -468,12 +462,6 @@ def _written(entry: "os.DirEntry[str]") -> float:
         return float("-inf")
 
 
-def _sync(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # dropped or cleaned up meanwhile: there is nothing to keep
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync_if_there(path: Path) -> None:
+    with suppress(FileNotFoundError):  # dropped or cleaned up meanwhile: there is nothing to keep
+        sync_path(path)

@@ -39,7 +39,7 @@ from weaviate.exceptions import (
 )
 
 from jobs.timings import Timings
-from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, words
+from workers.vectors.base import Entry, Hit, Store, Vector, VectorsAway, checked, chunks, words
 
 MOST_RESULTS: Final = 10_000  # of one query: the server's QUERY_MAXIMUM_RESULTS
 AT_ONCE: Final = 200  # objects in one request
@@ -76,8 +76,7 @@ class WeaviateVectors:
             tenant = self._tenant(client, store)
             if again and self._tenants(client, store).exists(self._mark + store.id):
                 _remove(tenant, again)
-            for start in range(0, len(objects), AT_ONCE):
-                some = objects[start : start + AT_ONCE]
+            for some in chunks(objects, AT_ONCE):
                 _raise_for(tenant.data.insert_many(some).errors, len(some))
             # The server flushes the index of vectors before the last of them are in it: killed now, it would have the
             # objects and never find them by their vectors. A deletion, of nothing too, flushes what is there.
@@ -100,12 +99,12 @@ class WeaviateVectors:
     def known(self, store: Store, digests: Collection[str]) -> dict[str, Vector]:
         found: dict[str, Vector] = {}
         nothing: dict[str, Vector] = {}
-        for some in _chunks(digests):
+        for some in chunks(digests, _IN_LIST):
             found |= self._ask(store, partial(_vectors, digests=some), nothing)
         return found
 
     def drop(self, store: Store, documents: Collection[str]) -> int:
-        return sum([self._ask(store, partial(_delete, documents=some), 0) for some in _chunks(documents)])
+        return sum([self._ask(store, partial(_delete, documents=some), 0) for some in chunks(documents, _IN_LIST)])
 
     def erase(self, store: Store) -> None:
         """The server's own compaction overwrites what was deleted; it can't be asked to."""
@@ -271,8 +270,8 @@ def _delete(tenant: Any, documents: Collection[str]) -> int:
 
 
 def _remove(tenant: Any, ids: Sequence[Any]) -> None:
-    for start in range(0, len(ids), _IN_LIST):
-        answer = tenant.data.delete_many(Filter.by_id().contains_any(ids[start : start + _IN_LIST]))
+    for some in chunks(ids, _IN_LIST):
+        answer = tenant.data.delete_many(Filter.by_id().contains_any(some))
         if answer.failed:
             raise VectorsAway(f"The vector store kept {answer.failed} entries that were to be written anew.")
 
@@ -297,11 +296,6 @@ def _hit(one: Any, score: float) -> Hit:
 
 def _among(column: str, values: Collection[str]) -> Any:
     return Filter.by_property(column).contains_any(list(values))
-
-
-def _chunks(values: Collection[str]) -> list[list[str]]:
-    left = iter(values)
-    return list(iter(lambda: list(islice(left, _IN_LIST)), []))
 
 
 # The connection: made by the first call, and anew after it has failed.

@@ -43,7 +43,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -53,10 +52,11 @@ from jobs.clock import now
 from jobs.fleet import runtimes
 from jobs.fleet.runtimes import Candidate, Record
 from jobs.platform.locks import FileLock
+from jobs.platform.storage import sync_path
 from jobs.timings import Timings
 from workers.engines.encoders import embed_model
 from workers.engines.encoders.embed_model import Computing, SentenceModel, Transformer, check, threads_of
-from workers.engines.model_folders import QUIET
+from workers.engines.model_folders import QUIET, package_version
 
 log = logging.getLogger(__name__)
 
@@ -229,14 +229,7 @@ def _cpu() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    return {name: _version(name) for name in LIBRARIES}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
+    return {name: package_version(name) for name in LIBRARIES}
 
 
 def measure_here(order: Order) -> Record:
@@ -257,8 +250,7 @@ def _measure(order: Order, folder: Path, scratch: Path) -> Record:
     model = SentenceModel(order.source, order.revision, order.args, Computing("float32"))
     found = measure(model, order.floor, scratch, restricted)
     if found.file:
-        with found.file.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_path(found.file)
         found.file.chmod(0o644)
         found.file.rename(runtimes.onnx_file(folder, order.key))
     record = Record(
